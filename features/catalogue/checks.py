@@ -85,10 +85,10 @@ def check_features(features: Sequence[Feature], entities: set[str]) -> None:
     """
     if not features:
         raise Misconfigured("feature catalogue: it declares no feature")
-    declared = {feature.name: feature.line for feature in features}
+    declared = {feature.name: feature.line for feature in features if isinstance(feature.name, str)}
     seen: dict[str, str] = {}
     for feature in features:
-        if not _NAME.match(feature.name):
+        if not isinstance(feature.name, str) or not _NAME.match(feature.name):
             raise wrong_at(feature.line, f"{feature.name!r} is not a lower_case name")
         if feature.name in seen:
             raise wrong_at(feature.line, f"{feature.name!r} is declared twice, first in {seen[feature.name]}")

@@ -29,7 +29,7 @@ A payment never counts itself, unless a feature says `including_this`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from paywarden.features.catalogue.attributes import Attribute, Condition, amount
@@ -305,6 +305,17 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
+        for name, listed in (("entities", self.entities), ("features", self.features)):
+            if not isinstance(listed, Iterable):
+                got = f"{name} must be a list, got a {type(listed).__name__}; one alone needs a comma: {name}=(…,)"
+                raise wrong_at(line_of_caller(), got)
+        object.__setattr__(self, "entities", tuple(self.entities))
+        for place, entity in enumerate(self.entities, 1):
+            if not isinstance(entity, Entity):
+                got = f"entities must be a list of entities; number {place} is a {type(entity).__name__}"
+                raise wrong_at(line_of_caller(), got)
+        if not isinstance(self.payment, Payment):
+            raise wrong_at(line_of_caller(), f"payment must be a Payment(…), got a {type(self.payment).__name__}")
         # A generator gives its features once.
         object.__setattr__(self, "features", tuple(self.features))
         given: Sequence[object] = self.features

@@ -76,7 +76,8 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
         `limits` are in minor units of the reference currency, ascending. Missing at and above the last limit.
         """
-        are_amounts = bool(limits) and all(type(limit) is int and 0 < limit <= AMOUNT_MAX for limit in limits)
+        are_listed = isinstance(limits, Sequence) and bool(limits)
+        are_amounts = are_listed and all(type(limit) is int and 0 < limit <= AMOUNT_MAX for limit in limits)
         if not are_amounts or list(limits) != sorted(set(limits)):
             raise wrong(name, f"limits must be amounts above 0, each larger than the one before, got {limits!r}")
         value = Derived(Operation.BELOW_LIMIT, numbers=tuple(limits))
@@ -102,8 +103,9 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
         values or their order.
         """
         column = counted_column(name, attribute)
-        if isinstance(among, str) or not 0 < len(among) <= CATEGORIES_MAX:
-            got = f"the text {among!r}" if isinstance(among, str) else len(among)
+        is_list = isinstance(among, Sequence) and not isinstance(among, str)
+        if not is_list or not 0 < len(among) <= CATEGORIES_MAX:
+            got = f"the text {among!r}" if isinstance(among, str) else len(among) if is_list else repr(among)
             raise wrong(name, f"`among` must list 1 to {CATEGORIES_MAX} values, got {got}")
         codes = [(attribute == value).value for value in among]
         if len(set(codes)) < len(codes):
@@ -157,6 +159,9 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:
     """Returns one earlier feature divided by another; missing when either is missing or the second is zero."""
+    for given in (numerator, denominator):
+        if not isinstance(given, str):
+            raise wrong(name, f"wanted the names of two earlier features, got {given!r}")
     value = Derived(Operation.DIVIDE, (numerator, denominator))
     missing = f"{numerator} or {denominator} is missing, or {denominator} is 0"
     return Feature(name, value, f"{numerator} divided by {denominator}", "ratio", missing, line=line_of_caller())

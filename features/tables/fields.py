@@ -88,7 +88,8 @@ class TableConverter:
         """
         if mapping.needs_key and not key:
             hashed = ", ".join(name for name, source in mapping.fields.items() if source.hash)
-            raise Misconfigured(f"{mapping.name}: {hashed} is hashed, which needs a key (openssl rand -hex 16)")
+            how = "openssl rand -hex 16 > key, and --key key"
+            raise Misconfigured(f"{mapping.name}: {hashed} is hashed, which needs a key: {how}")
         self._mapping, self._key, self._now_ms, self._labels = mapping, key, now_ms, labels
         self._numbers = NumberReader(mapping.input)
         self._decimal = mapping.input.decimal

@@ -71,7 +71,12 @@ class FraudWords(EntityWords):
         For a prior of 0.01 and a weight of 50, a value with 2 frauds in 10 payments has (2 + 0.5) / 60 = 0.042, and a
         value that was never seen has 0.01. Few payments then say little, and the share is never missing.
         """
-        if not 0 <= prior <= 1 or type(prior_weight) is not int or not 0 < prior_weight <= _PRIOR_WEIGHT_MAX:
+        if (
+            type(prior) not in (int, float)
+            or not 0 <= prior <= 1
+            or type(prior_weight) is not int
+            or not 0 < prior_weight <= _PRIOR_WEIGHT_MAX
+        ):
             wanted = f"a `prior` from 0 to 1, and a whole `prior_weight` from 1 to {_PRIOR_WEIGHT_MAX}"
             raise wrong(name, f"wanted {wanted}, got {prior!r} and {prior_weight!r}")
         condition = condition_of(name, where)

@@ -104,7 +104,7 @@ class LatestWords(EntityWords):
         """
         if type(payments) is not int or not 1 <= payments <= LATEST_MAX:
             raise wrong(prefix, f"wanted 1 to {LATEST_MAX} payments, got {payments!r}")
-        if isinstance(of, Attribute) or len(of) > FIELDS_MAX:
+        if isinstance(of, Attribute) or not isinstance(of, Sequence) or len(of) > FIELDS_MAX:
             raise wrong(prefix, f"`of` must list at most {FIELDS_MAX} attributes")
         kept = tuple(self._kept(prefix, attribute) for attribute in of)
         features = []
@@ -161,7 +161,7 @@ class LatestWords(EntityWords):
         return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
 
     def _remembered(self, name: str, attribute: Attribute, among: int, recollection: Recollection) -> Remembered:
-        if not 1 <= among <= MEMORY_MAX:
+        if type(among) is not int or not 1 <= among <= MEMORY_MAX:
             raise wrong(name, f"`among` must be 1 to {MEMORY_MAX}, got {among!r}")
         return Remembered(self.name, counted_column(name, attribute), among, recollection)
 

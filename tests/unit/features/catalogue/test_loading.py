@@ -274,6 +274,38 @@ def test_a_file_with_the_name_of_an_installed_module_is_refused_when_it_is_impor
     assert load_catalogue(path).names
 
 
+LINES = {
+    "(customer), (request.hour('h'),)": "entities must be a list, got a Entity; one alone needs a comma: entities=(…,)",
+    "(customer,), (request.hour('h'))": "features must be a list, got a Feature; one alone needs a comma: "
+    "features=(…,)",
+    "('customer',), (request.hour('h'),)": "entities must be a list of entities; number 1 is a str",
+    "(customer,), (request.hour('h'),), [items]": "payment must be a Payment(…), got a list",
+    "(customer,), (request.hour(3),)": "3 is not a lower_case name",
+    "(customer,), (ratio('r', 1, 2),)": "'r': wanted the names of two earlier features, got 1",
+    "(customer,), (customer.is_new('n', items, among=2.5),)": "'n': `among` must be 1 to 64, got 2.5",
+    "(customer,), customer.last('l', 2, of=5)": "'l': `of` must list at most 8 attributes",
+    "(customer,), (request.below_limit('b', 100),)": "'b': limits must be amounts above 0, each larger than the one "
+    "before, got 100",
+    "(customer,), (request.category('c', customer_id, None),)": "'c': `among` must list 1 to 4095 values, got None",
+    "(customer,), (customer.fraud_share_smoothed('f', '7d', prior='x', prior_weight=3),)": "'f': wanted a `prior` from "
+    "0 to 1, and a whole `prior_weight` from 1 to 1000000, got 'x' and 3",
+}
+
+
+@pytest.mark.parametrize("arguments", LINES)
+def test_arguments_of_another_type_are_named_in_words_of_the_catalogue(arguments: str, tmp_path: Path) -> None:
+    """They were TypeErrors, such as `'Feature' object is not iterable` for a list of one without its comma."""
+    code = (
+        "from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request\n"
+        "from payment import PAYMENT, customer_id, items\n"
+        "customer = Entity('customer', key='card_id')\n"
+        f"CATALOGUE = Catalogue({arguments})\n"
+    )
+    place, _, what = refused(project(tmp_path, code)).removeprefix("feature catalogue, ").partition(": ")
+    assert place.startswith("catalogue.py:4:")
+    assert what == LINES[arguments]
+
+
 @pytest.mark.parametrize("file", ["catalogue.py", "payment.py"])
 def test_a_file_that_others_can_write_is_not_run(file: str, tmp_path: Path) -> None:
     path = project(tmp_path)
