@@ -88,6 +88,12 @@ def _compare(left_at: int, left_size: int, right_at: int, right_size: int) -> in
         if left != right:
             return -1 if swapped_word(left) ^ _SIGN < swapped_word(right) ^ _SIGN else 1
         at += 8
+    if common >= 8:
+        # The last eight bytes: those before `at` are equal, so only the rest can differ.
+        left, right = loose_word_at(left_at + common - 8), loose_word_at(right_at + common - 8)
+        if left != right:
+            return -1 if swapped_word(left) ^ _SIGN < swapped_word(right) ^ _SIGN else 1
+        return left_size - right_size
     while at < common:
         order: int = byte_at(left_at + at) - byte_at(right_at + at)
         if order != 0:
