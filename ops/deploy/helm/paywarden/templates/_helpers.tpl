@@ -67,6 +67,7 @@ Which processes read the secrets of a section of the settings. A section that is
 {{- dict
   "kafka" $kafka
   "registry" $kafka
+  "topics" $kafka
   "aerospike" (list "stream" "companion")
   "decision_index" (list "console")
   "console" (list "console")
