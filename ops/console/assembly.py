@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.stakes import Stakes
     from paywarden.ops.console.inbox.store import AlertStore, Happened
+    from paywarden.ops.console.models.registry_follower import RegistryFollower
     from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.policy.decided import IndexedDecisions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.shell import Shell
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.streams.alerts.samples import DecisionSampler
+    from paywarden.streams.registry.shared_log import SharedLog
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ def sections(parts: Parts) -> Sequence[Section]:
         Cases(
             store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
         ).section(),
-        Models(desk, index_traffic(parts.source, opened)).section(),
+        Models(desk, index_traffic(parts.source, opened), registry_follower(parts.source)).section(),
         Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(parts.audit, lambda event: reader.write([event])),
@@ -253,6 +255,22 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
     from paywarden.schemas.avro import Decoder
 
     return IndexTraffic(opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
+
+
+def registry_follower(source: Source) -> RegistryFollower | None:
+    """Returns what keeps the registry's log equal to its topic; None where hosts share none."""
+    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.ops.console.models.registry_follower import RegistryFollower
+    from paywarden.ops.wiring import registry
+
+    settings = source.section("models", ModelRegistrySettings)
+    if not (settings.people and settings.topic):
+        return None
+
+    def opened() -> AbstractContextManager[SharedLog]:
+        return registry.shared_log(source, registry.model_registry(source), _log.warning)
+
+    return RegistryFollower(opened)
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:

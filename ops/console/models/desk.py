@@ -77,7 +77,10 @@ class DecidedRow:
 
 @dataclass(frozen=True)
 class RegistryView:
-    """The registry, newest first. `is_set`: whether there is one. `trouble`: why it cannot be read, or empty."""
+    """The registry, newest first. `is_set`: whether there is one. `trouble`: why it cannot be read, or empty.
+
+    `no_log`: the log, where its file is not there: nothing was registered yet, or it is gone.
+    """
 
     champion: VersionRow | None = None
     previous: VersionRow | None = None
@@ -87,6 +90,7 @@ class RegistryView:
     head: str = ""
     trouble: str = ""
     is_set: bool = True
+    no_log: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ class Desk:
             tuple(history),
             len(state.ignored),
             state.head,
+            no_log="" if registry.log.path.exists() else str(registry.log.path),
         )
 
     def configured(self) -> ModelFacts | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from paywarden.ops.console.models.changes import ModelFacts
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
+from paywarden.ops.console.models.registry_follower import RegistryFollower
 from paywarden.ops.console.models.starting import Seen, Starting
 from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
@@ -42,9 +43,12 @@ class ModelsView:
 class Models:
     """The section `Models`."""
 
-    def __init__(self, desk: Desk, seen: Seen = lambda _: None) -> None:
-        """`seen`: what the index of decisions has of the last day, for the plan of a rollout."""
-        self._desk, self._starting = desk, Starting(desk, seen)
+    def __init__(self, desk: Desk, seen: Seen = lambda _: None, follower: RegistryFollower | None = None) -> None:
+        """`seen`: what the index of decisions has of the last day, for the plan of a rollout.
+
+        `follower`: keeps the registry's log equal to its topic, where there is one.
+        """
+        self._desk, self._starting, self._follower = desk, Starting(desk, seen), follower
         # Each open page asks every second.
         self._version = (-math.inf, "")
 
@@ -73,7 +77,10 @@ class Models:
             Page("/rollout/go-on", self.rollout, "Resume or promote it", "POST", OWNERS, (go_on, _WHY, _PASSPHRASE)),
             *self._starting.pages(),
         )
-        return Section("models", "Models", "/models", pages)
+        if self._follower is None:
+            return Section("models", "Models", "/models", pages)
+        follower = self._follower
+        return Section("models", "Models", "/models", pages, background=(follower.run,), missing=follower.missing)
 
     def show(self, visit: Visit) -> Shown:
         """Show the registry and the newest rollout."""

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import httpx2
 
+from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
+from paywarden.ops.console.background import running
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.times import now_ms
+from paywarden.ops.wiring.console import registry_follower
+from paywarden.ops.wiring.registry import shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings
@@ -19,6 +27,7 @@ from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import produce
 from tests.worlds.drift.alerts_on_topics import alert_record
+from tests.worlds.rollout.people_with_keys import people_with_keys
 from tests.worlds.stream.decision_records import decision
 from tests.worlds.stream.topics import read_topic
 
@@ -65,6 +74,36 @@ def make_anew(settings: KafkaSettings, topic: str) -> None:
         done.result()
     wait_until(lambda: name not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic is deleted")
     create_topics(settings, TOPICS, ["card"])
+
+
+def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: KafkaSettings, tmp_path: Path) -> None:
+    """It showed the log in its own folder, which nobody kept equal to the topic's: an empty registry."""
+    create_topics(settings, TOPICS, ["card"])
+    made = people_with_keys(tmp_path, ("anna", "ben"), "a passphrase")
+    kafka = {"bootstrap": settings.bootstrap, "topic_prefix": settings.topic_prefix}
+
+    def source(folder: str) -> Source:
+        models = {**made.models, "topic": True, "log": str(tmp_path / folder / "log.jsonl")}
+        return Source({"kafka": kafka, "models": models, "serve": {"runtime": str(tmp_path / "none")}}, {})
+
+    desk, follower = Desk(source("console"), ""), registry_follower(source("console"))
+    assert follower is not None
+    reader = Person("anna", frozenset({Role.MODEL_OWNER}))
+    assert desk.registry(reader, now_ms()).no_log == str(tmp_path / "console/log.jsonl")
+    assert follower.missing()
+    with running([Models(desk, follower=follower).section()]):
+        wait_until(lambda: not follower.missing(), "the console has read the topic")
+        with shared_registry(source("elsewhere"), lambda _: None) as registry:
+            bundle = BundleFacts("a" * 64, "model-2", "c" * 64, "", {"manifest.json": b"{}"})
+            policy = PolicyFacts("b" * 64, "[policy]\n")
+            registry.register(Signer("anna", made.keys["anna"]), bundle, policy, why="better", now_ms=now_ms())
+        wait_until(lambda: len(desk.registry(reader, now_ms()).proposals) == 1, "the console shows the proposal")
+        assert desk.registry(reader, now_ms()).no_log == ""
+        make_anew(settings, "model-registry")
+        # Its own copy has the log: the topic gets it again.
+        wait_until(lambda: len(read_topic(settings, "model-registry")) > 0, "the topic has the log again")
+        wait_until(lambda: not follower.missing(), "it is whole again")
+        assert len(desk.registry(reader, now_ms()).proposals) == 1
 
 
 def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
