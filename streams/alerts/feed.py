@@ -20,7 +20,7 @@ from paywarden.streams.kafka.admin import make_admin, require_broker, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume_when_there, make_consumer
 from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
-from paywarden.streams.kafka.topic_identity import topic_ids
+from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 
 FEED_TOPICS: Final = (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC, EVENTS_TOPIC)
 _BATCH = 500
@@ -79,6 +79,7 @@ class AlertFeed:
         self._ended: set[str] = set()
         self._silent_reads = 0
         self._transactions: OpenTransactions | None = None
+        self._identities: IdentityWatch | None = None
 
     def start(self, known: Mapping[str, Position]) -> set[str]:
         """Begin where `known` says. Returns the topics that begin anew: they are others, or lack what comes next.
@@ -89,6 +90,7 @@ class AlertFeed:
         admin = make_admin(self._kafka)
         ids = topic_ids(admin, self._topics)
         self._transactions = OpenTransactions(admin, lambda: [(topic, 0) for topic in self._topics])
+        self._identities = IdentityWatch(admin, self._topics)
         consumer = make_consumer(self._kafka, group_id="paywarden-console")
         self._consumer = consumer
         anew: set[str] = set()
@@ -109,6 +111,9 @@ class AlertFeed:
         """Returns what is new, after at most half a second. Raises BrokerUnavailable, TemporaryFailure."""
         assert self._consumer is not None, "start comes first"
         assert self._transactions is not None
+        assert self._identities is not None
+        # Where people act all the time there is never a silence.
+        self._require_same(self._identities.look() or {})
         consumed = consume_when_there(self._consumer, _BATCH, _MORE_S, _FIRST_S)
         records = []
         for record in consumed.records:
@@ -146,9 +151,12 @@ class AlertFeed:
             return
         self._silent_reads = 0
         require_broker(self._kafka)
-        ids = topic_ids(make_admin(self._kafka), self._topics)
-        for full_name, topic in self._topics.items():
-            if ids[full_name] != self._positions[topic].identity:
+        self._require_same(topic_ids(make_admin(self._kafka), self._topics))
+
+    def _require_same(self, ids: Mapping[str, str]) -> None:
+        """Raise BrokerUnavailable if a topic is another one than was read. An id that is not known says nothing."""
+        for full_name, topic_id in ids.items():
+            if topic_id and topic_id != self._positions[self._topics[full_name]].identity:
                 raise BrokerUnavailable(f"topic {full_name} was made anew: it is read from its beginning")
 
     def _decoded(self, topic: str, value: bytes) -> Mapping[str, Any] | None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
 
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.ops.console.background import running
+from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.console import registry_follower
 from paywarden.ops.wiring.registry import shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
+from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.feed import AlertFeed
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings
@@ -104,6 +111,27 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
         wait_until(lambda: len(read_topic(settings, "model-registry")) > 0, "the topic has the log again")
         wait_until(lambda: not follower.missing(), "it is whole again")
         assert len(desk.registry(reader, now_ms()).proposals) == 1
+
+
+def test_a_topic_that_is_made_anew_is_noticed_while_people_act(settings: KafkaSettings, tmp_path: Path) -> None:
+    """The ids of topics were asked for in a silence alone: somebody who acts all the time kept the old alerts alive."""
+    create_topics(settings, TOPICS, ["card"])
+    put(settings, ALERTS_TOPIC, 3)
+    ids = LocalSchemaIds()
+    with closing(Database(tmp_path / "console.sqlite", TABLES)) as database:
+        store = AlertStore(database)
+        reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
+        with running([Section("alerts", "", "", (), background=(reader.run,))]):
+            wait_until(lambda: store.count(Wanted(), now_ms()) == 3, "three alerts are known")
+            make_anew(settings, ALERTS_TOPIC)
+            writer = EventWriter(settings, ids)
+
+            def is_noticed() -> bool:
+                event = ConsoleEvent(alert_subject("alert-00001"), COMMENTED, "anna", now_ms(), {"note": "again"})
+                writer.write(event)
+                return [(one.topic, one.count) for one in store.gone()] == [(ALERTS_TOPIC, 3)]
+
+            wait_until(is_noticed, "it is noticed")
 
 
 def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
