@@ -112,7 +112,14 @@ class Database:
         return connection
 
     def _unavailable(self, error: sqlite3.Error) -> DatabaseUnavailable:
-        return DatabaseUnavailable(f"the console's database {self.path} does not answer: {error}")
+        why = f"the console's database {self.path} does not answer: {error}"
+        if type(error) is sqlite3.DatabaseError:
+            # The file is damaged, or is none of SQLite: its own words name no way out.
+            why += (
+                ". Move it and the files beside it (-wal, -shm) away and start the console again: it makes them anew "
+                "from the topics, and people log in again"
+            )
+        return DatabaseUnavailable(why)
 
 
 def _empty(connection: sqlite3.Connection) -> None:

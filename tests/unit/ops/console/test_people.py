@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from paywarden.ops.console.database import Database, DatabaseUnavailable
 from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
+from paywarden.ops.console.people.sessions import TABLES
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
@@ -271,6 +273,28 @@ def test_a_database_that_is_removed_or_replaced_is_told_and_heals(tmp_path: Path
     moved.replace(path)
     assert browser.get("/sessions").status_code == 200
     console.database.close()
+
+
+def test_a_damaged_database_is_told_with_the_way_out(tmp_path: Path) -> None:
+    """Nothing but SQLite's words came: an operator did not know that the file may go."""
+    path = tmp_path / "console.sqlite"
+    path.write_bytes(b"no database at all " * 500)
+    with pytest.raises(
+        DatabaseUnavailable, match=r"file is not a database\. Move it .* away and start the console again"
+    ):
+        Database(path, TABLES)
+    path.unlink()
+    Database(path, TABLES).close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(DatabaseUnavailable, match="Move it"):
+        Database(path, TABLES).read("SELECT * FROM sessions")
+    path.unlink()
+    for beside in path.parent.glob("console.sqlite-*"):
+        beside.unlink()
+    with closing(Database(path, TABLES)) as anew:
+        assert anew.read("SELECT * FROM sessions") == []
 
 
 def test_wrong_tokens_are_noted_as_often_as_somebody_may_fail(tmp_path: Path) -> None:
