@@ -177,7 +177,7 @@ def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
     inbox = analyst.text("/inbox")
     assert "No alert is known here, but that says nothing" in inbox
     assert "No alert is open" not in inbox
-    assert analyst.client.get("/readyz").status_code == 200
+    wait_until(lambda: analyst.client.get("/readyz").status_code == 200, "the console is ready")
 
     # More records than the index had read: at its next offset the new topic has a record, too.
     make_anew(settings, "decisions")
