@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.policy.policy import Policy
-    from paywarden.scoring.engine.recomputed import Outcome
+    from paywarden.scoring.engine.recomputed import DecisionResult
 
 WHO = ("rollout", "arm", "propensity", "caller", "variant", "profile_set", "catalogue_digest")
 """Fields of a decision that name the version, the arm and the caller behind it."""
@@ -32,8 +32,8 @@ class Recomputed:
     """A decision, and what its bundle and its policy say today. `why`: what is not equal, or why nobody can say."""
 
     decision: Mapping[str, Any]
-    stored: Outcome
-    again: Outcome | None
+    stored: DecisionResult
+    again: DecisionResult | None
     is_equal: bool
     why: str = ""
     folder: Path | None = None

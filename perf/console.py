@@ -35,7 +35,7 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import PAGE_SIZE, Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex
@@ -142,7 +142,7 @@ def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     records = [FeedRecord(ALERTS_TOPIC, number, alert_record(number)) for number in range(alerts)]
     began = time.perf_counter()
     for start in range(0, alerts, _BATCH):
-        position = {ALERTS_TOPIC: Position("perf", min(alerts, start + _BATCH))}
+        position = {ALERTS_TOPIC: FeedPosition("perf", min(alerts, start + _BATCH))}
         store.take(FeedBatch(tuple(records[start : start + _BATCH]), position))
     rebuild_s = time.perf_counter() - began
     topics = TopicsInMemory()
@@ -151,7 +151,7 @@ def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     stop = threading.Event()
     topics.put()
     threading.Timer(0.2, stop.set).start()
-    store_positions = {topic: Position(topics.identity, 0) for topic in topics.topics}
+    store_positions = {topic: FeedPosition(topics.identity, 0) for topic in topics.topics}
     store.take(FeedBatch((), store_positions))
     reader.run(stop)
     browser = console.browser([Inbox(store, reader, AlertPage(store, lambda: "")).section()], "demo-analyst")

@@ -46,7 +46,7 @@ from rich.console import Console
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.capacity.coefficients import FULL_SHARE
 from paywarden.ops.capacity.measured import MEASURED
-from paywarden.ops.capacity.plan import Asked, busy_cores
+from paywarden.ops.capacity.plan import Requirements, busy_cores
 from paywarden.ops.demo.demo import prepare_world
 from paywarden.ops.demo.live import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
@@ -165,7 +165,7 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
     for rate in held_out:
         found = system.at(rate, seconds, with_outcomes=True)
         costs = MEASURED.with_figures(figures, "this run")
-        planned = sum(busy_cores(costs, Asked(rate, 0, 1), kinds).values())
+        planned = sum(busy_cores(costs, Requirements(rate, 0, 1), kinds).values())
         figures[f"capacity_error_{rate}"] = planned / found["cores"] - 1
         print(f"{rate:>6}: planned {planned:.3f} cores, measured {found['cores']:.3f}", flush=True)
     figures["max_per_second"] = system.most(seconds)

@@ -100,7 +100,7 @@ class Merchants:
 
 
 @dataclass(frozen=True)
-class World:
+class SimulatedWorld:
     """Cards and merchants between two moments."""
 
     cards: Cards
@@ -137,7 +137,7 @@ class SimulatedPayments:
 
 
 def commit_fraud(
-    rng: np.random.Generator, world: World, genuine: SimulatedPayments, *, with_enumeration: bool = False
+    rng: np.random.Generator, world: SimulatedWorld, genuine: SimulatedPayments, *, with_enumeration: bool = False
 ) -> SimulatedPayments:
     """Returns the genuine and the fraudulent payments, unordered, all within the world's span.
 
@@ -160,7 +160,7 @@ def commit_fraud(
     return together.take((together.time_ms >= world.start_ms) & (together.time_ms < world.end_ms))
 
 
-def _card_testing(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
+def _card_testing(rng: np.random.Generator, world: SimulatedWorld, budget: float) -> SimulatedPayments:
     campaigns = _episodes(rng, budget, mean_size=7.5 * 4.5)
     campaign = np.repeat(np.arange(campaigns), rng.integers(4, 12, campaigns))
     card = _any_cards(rng, world, len(campaign))
@@ -184,7 +184,7 @@ def _card_testing(rng: np.random.Generator, world: World, budget: float) -> Simu
     return SimulatedPayments.joined([tests, big_ones])
 
 
-def _account_takeover(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
+def _account_takeover(rng: np.random.Generator, world: SimulatedWorld, budget: float) -> SimulatedPayments:
     takeovers = _episodes(rng, budget, mean_size=5.5)
     attacker = np.repeat(np.arange(takeovers), rng.integers(3, 9, takeovers))
     card = _any_cards(rng, world, takeovers)[attacker]
@@ -197,7 +197,7 @@ def _account_takeover(rng: np.random.Generator, world: World, budget: float) -> 
     )
 
 
-def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
+def _stolen_card(rng: np.random.Generator, world: SimulatedWorld, budget: float) -> SimulatedPayments:
     thefts = _episodes(rng, budget, mean_size=7)
     theft = np.repeat(np.arange(thefts), rng.integers(4, 11, thefts))
     stolen = _any_cards(rng, world, thefts)
@@ -218,7 +218,7 @@ def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> Simul
     )
 
 
-def _bust_out(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
+def _bust_out(rng: np.random.Generator, world: SimulatedWorld, budget: float) -> SimulatedPayments:
     payments_each, fraud_from = 20, 0.6
     # Some began before the span. Without them, its first weeks would contain no fraud of this kind.
     span_ms = world.end_ms - world.start_ms
@@ -240,7 +240,7 @@ def _bust_out(rng: np.random.Generator, world: World, budget: float) -> Simulate
     return replace(drafts, is_fraud=progress >= fraud_from)
 
 
-def _device_farm(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
+def _device_farm(rng: np.random.Generator, world: SimulatedWorld, budget: float) -> SimulatedPayments:
     farms = _episodes(rng, budget, mean_size=27 * 1.5)
     farm_of_card = np.repeat(np.arange(farms), rng.integers(15, 40, farms))
     used = np.repeat(np.arange(len(farm_of_card)), rng.integers(1, 3, len(farm_of_card)))
@@ -256,7 +256,7 @@ def _device_farm(rng: np.random.Generator, world: World, budget: float) -> Simul
     )
 
 
-ATTACKS: dict[str, Callable[[np.random.Generator, World, float], SimulatedPayments]] = {
+ATTACKS: dict[str, Callable[[np.random.Generator, SimulatedWorld, float], SimulatedPayments]] = {
     "card_testing": _card_testing,
     "account_takeover": _account_takeover,
     "stolen_card": _stolen_card,
@@ -267,7 +267,7 @@ ATTACKS: dict[str, Callable[[np.random.Generator, World, float], SimulatedPaymen
 
 
 def _compromise_merchants(
-    rng: np.random.Generator, world: World, genuine: SimulatedPayments, budget: float
+    rng: np.random.Generator, world: SimulatedWorld, genuine: SimulatedPayments, budget: float
 ) -> SimulatedPayments:
     """Turn payments at some terminals into fraud, two to four weeks each, until the budget is used up."""
     by_merchant = np.argsort(genuine.merchant, kind="stable")
@@ -292,7 +292,9 @@ def _compromise_merchants(
     return replace(genuine, is_fraud=is_fraud, pattern=pattern)
 
 
-def _enumerate(rng: np.random.Generator, world: World, genuine: SimulatedPayments, budget: float) -> SimulatedPayments:
+def _enumerate(
+    rng: np.random.Generator, world: SimulatedWorld, genuine: SimulatedPayments, budget: float
+) -> SimulatedPayments:
     """Returns payments that are each like the genuine one before them, in all but their number."""
     online = np.flatnonzero(world.merchants.kind[genuine.merchant] == ECOM)
     bursts = _episodes(rng, budget, mean_size=11.5)
@@ -308,7 +310,7 @@ def _enumerate(rng: np.random.Generator, world: World, genuine: SimulatedPayment
     )
 
 
-def _as_seen(world: World, drafts: SimulatedPayments, first_device: int, first_ip: int) -> SimulatedPayments:
+def _as_seen(world: SimulatedWorld, drafts: SimulatedPayments, first_device: int, first_ip: int) -> SimulatedPayments:
     """Replace attackers' numbers by devices and addresses. Payments at a terminal have neither."""
     attacker = drafts.device
     is_holder, is_online = attacker == NONE, world.merchants.kind[drafts.merchant] == ECOM
@@ -341,15 +343,15 @@ def _episodes(rng: np.random.Generator, budget: float, *, mean_size: float) -> i
     return int(budget / mean_size + rng.random())
 
 
-def _any_cards(rng: np.random.Generator, world: World, count: int) -> npt.NDArray[np.int64]:
+def _any_cards(rng: np.random.Generator, world: SimulatedWorld, count: int) -> npt.NDArray[np.int64]:
     return rng.integers(0, len(world.cards.country), count)
 
 
-def _any_times(rng: np.random.Generator, world: World, count: int) -> npt.NDArray[np.int64]:
+def _any_times(rng: np.random.Generator, world: SimulatedWorld, count: int) -> npt.NDArray[np.int64]:
     return rng.integers(world.start_ms, world.end_ms, count)
 
 
-def _any_shops(rng: np.random.Generator, world: World, count: int) -> npt.NDArray[np.int32]:
+def _any_shops(rng: np.random.Generator, world: SimulatedWorld, count: int) -> npt.NDArray[np.int32]:
     """Returns online merchants of any country."""
     country = rng.integers(0, world.merchants.country_count, count)
     return world.merchants.draw(rng, np.full(count, ECOM), country)

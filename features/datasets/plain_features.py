@@ -51,14 +51,14 @@ class NotPlain(Exception):
 
 
 @dataclass
-class Events:
+class PlainEvents:
     """What an entity has heard: its payments' rows, and (row, weight) of changes of labels."""
 
     payments: list[Row] = field(default_factory=list)
     labels: list[tuple[Row, int]] = field(default_factory=list)
 
 
-def plain_vector(features: Sequence[Feature], now: Row, known: Mapping[str, Events]) -> dict[str, float]:
+def plain_vector(features: Sequence[Feature], now: Row, known: Mapping[str, PlainEvents]) -> dict[str, float]:
     """Returns the features of a payment by name, NaN where missing. A feature that this module cannot do is left out.
 
     `known` has the events of each entity that the payment has, by the entity's name.
@@ -75,7 +75,7 @@ def plain_vector(features: Sequence[Feature], now: Row, known: Mapping[str, Even
 class _Moment:
     """A payment with what is known of its entities."""
 
-    def __init__(self, now: Row, known: Mapping[str, Events]) -> None:
+    def __init__(self, now: Row, known: Mapping[str, PlainEvents]) -> None:
         self._now, self._now_ms, self._known = now, now[kernel.TIME_MS], known
         self.values: dict[str, float] = {}
 
@@ -181,13 +181,13 @@ class _Moment:
 
     # Features of earlier payments.
 
-    def _recency(self, value: EntityRecency, events: Events) -> float:
+    def _recency(self, value: EntityRecency, events: PlainEvents) -> float:
         times = [row[kernel.TIME_MS] for row in events.payments]
         if not times:
             return math.nan
         return max(0, self._now_ms - (max(times) if value.recency is Recency.SINCE_LAST else min(times))) / 1000
 
-    def _remembered(self, value: Remembered, events: Events) -> float:
+    def _remembered(self, value: Remembered, events: PlainEvents) -> float:
         if value.recollection is Recollection.LAST_VALUE:
             if value.attribute != kernel.AMOUNT:
                 raise NotPlain(value.recollection)
@@ -207,7 +207,7 @@ class _Moment:
         hours = max(self._now_ms - latest[there], MINUTE_MS) / HOUR_MS
         return 0.0 if there == mine else _distance_km(there, mine) / hours
 
-    def _of_latest(self, value: Latest, events: Events) -> float:
+    def _of_latest(self, value: Latest, events: PlainEvents) -> float:
         """Answers a question about one of the latest payments. A later one than this payment's time does not count."""
         kept = [_kept(row, value.fields) for row in events.payments]
         times = [row[kernel.TIME_MS] for row in events.payments]
@@ -237,7 +237,7 @@ class _Moment:
             raise NotPlain(value.recollection)
         return distance_km / (max(self._now_ms - time_ms, MINUTE_MS) / HOUR_MS)
 
-    def _latest(self, value: Remembered, events: Events) -> dict[int, int]:
+    def _latest(self, value: Remembered, events: PlainEvents) -> dict[int, int]:
         """Returns the latest distinct identities with the time of each, the newest first."""
         last: dict[int, int] = {}
         for row in events.payments:
@@ -251,7 +251,7 @@ class _Moment:
 class _Inside:
     """The events of an entity in a window."""
 
-    def __init__(self, window: Window, events: Events, now_ms: int) -> None:
+    def __init__(self, window: Window, events: PlainEvents, now_ms: int) -> None:
         self._window, self._events, self._now_ms = window, events, now_ms
 
     def value(self, value: WindowedMeasure) -> float:

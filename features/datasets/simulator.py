@@ -37,7 +37,7 @@ from paywarden.features.datasets.fraud_patterns import (
     FloatArray,
     Merchants,
     SimulatedPayments,
-    World,
+    SimulatedWorld,
     commit_fraud,
 )
 from paywarden.features.datasets.simulated_columns import (
@@ -124,12 +124,12 @@ def simulate(
 
 def simulate_columns(
     *, cards: int, seed: int, start_ms: int, end_ms: int, with_enumeration: bool = False
-) -> tuple[World, SimulatedPayments]:
+) -> tuple[SimulatedWorld, SimulatedPayments]:
     """Returns the payments as codes, sorted by time, each with its pattern and its fraud flag; and their world."""
     rng_merchants, rng_cards, rng_genuine, rng_fraud = _random_streams(seed)[:4]
     merchants = _draw_merchants(rng_merchants, max(MERCHANTS_MIN, cards // CARDS_PER_MERCHANT))
     population = _draw_population(rng_cards, merchants, cards, start_ms, end_ms)
-    world = World(cards=population.cards, merchants=merchants, start_ms=start_ms, end_ms=end_ms)
+    world = SimulatedWorld(cards=population.cards, merchants=merchants, start_ms=start_ms, end_ms=end_ms)
     genuine = _draw_genuine(rng_genuine, world, population)
     payments = commit_fraud(rng_fraud, world, genuine, with_enumeration=with_enumeration)
     return world, payments.take(np.argsort(payments.time_ms, kind="stable"))
@@ -238,7 +238,7 @@ def _draw_favourites(
     return np.stack(by_kind, axis=1)
 
 
-def _draw_genuine(rng: np.random.Generator, world: World, population: _Population) -> SimulatedPayments:
+def _draw_genuine(rng: np.random.Generator, world: SimulatedWorld, population: _Population) -> SimulatedPayments:
     first_day, last_day = world.start_ms // DAY_MS, (world.end_ms - 1) // DAY_MS
     day_count = last_day - first_day + 1
     card = np.repeat(
@@ -287,7 +287,7 @@ def _bring_some_together(
 
 def _choose_merchants(
     rng: np.random.Generator,
-    world: World,
+    world: SimulatedWorld,
     population: _Population,
     card: npt.NDArray[np.int32],
     kind: npt.NDArray[np.int8],
@@ -325,7 +325,7 @@ def _choose_devices(
 def _payments_table(
     rng: np.random.Generator,
     rng_declines: np.random.Generator,
-    world: World,
+    world: SimulatedWorld,
     payments: SimulatedPayments,
     payment_id: pa.Array,
 ) -> pa.Table:
@@ -356,7 +356,7 @@ def _payments_table(
 
 
 def _utc_offset_minutes(
-    world: World, payments: SimulatedPayments, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
+    world: SimulatedWorld, payments: SimulatedPayments, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.int32]:
     """The payer's clock: at a terminal the merchant's, online the card holder's."""
     where = np.where(kind == ECOM, world.cards.country[payments.card], country)

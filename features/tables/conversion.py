@@ -33,7 +33,7 @@ from paywarden.features.tables.mapping import TableMapping
 from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.refusals import Reason, Refused
 from paywarden.features.tables.sorting import DEFAULT_SIZES, Sorter, SortSizes, in_order
-from paywarden.features.tables.sources import Part, TableFiles
+from paywarden.features.tables.sources import TableFiles, TablePart
 from paywarden.schemas.errors import Misconfigured
 
 REFUSED_FILE = "refused.csv"
@@ -182,7 +182,7 @@ class _Conversion:
             if self._report.rows > _ROWS_TO_ESTIMATE and done:
                 self._check_limit(expected_rows=self._report.rows * max(1.0, self._files.size / done))
 
-    def _make(self, part: Part) -> _Made:
+    def _make(self, part: TablePart) -> _Made:
         converted = self._converter.convert(part.read())
         return _Made(
             converted, id_records(converted.payments) if self._ids is not None else None, part.count, part.size

@@ -28,7 +28,7 @@ from paywarden.features.tables.columns.time_reader import TimeReader
 from paywarden.features.tables.labels import FRAUD, GENUINE, UNKNOWN, DelayTable, hashes_of, shares_of
 from paywarden.features.tables.mapping import FieldSource, LabelSource, TableMapping, TimeSource
 from paywarden.features.tables.refusals import Reason, Refused, RowReasons
-from paywarden.features.tables.sources import Rows
+from paywarden.features.tables.sources import TableRows
 from paywarden.features.tables.texts import NO_NUMBER, RIGHT, TOO_FINE, TOO_LARGE
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
@@ -113,7 +113,7 @@ class TableConverter:
         columns = [(one.name, arrow_type(one)) for one in kept]
         return pa.schema([*columns, (ROW, pa.int64()), (LABEL, pa.int8()), (KNOWN_MS, pa.int64())])
 
-    def convert(self, rows: Rows) -> Converted:
+    def convert(self, rows: TableRows) -> Converted:
         """Returns the payments of some rows."""
         values: dict[str, _Values] = {}
         for field in self._order:
@@ -142,7 +142,7 @@ class TableConverter:
         missing = (flags_of(pc.is_null(found.values)), column, field.problem_of(None))
         return _Values(found.values, [*found.wrong, missing], found.offset_minutes)
 
-    def _read(self, field: PaymentField, rows: Rows, before: Mapping[str, _Values]) -> _Values:
+    def _read(self, field: PaymentField, rows: TableRows, before: Mapping[str, _Values]) -> _Values:
         source = self._mapping.fields[field.name]
         if source.made_from == "position":
             return _Values(numbered_ids("r", rows.numbers, width=12))
@@ -163,7 +163,7 @@ class TableConverter:
             return self._decimals(field, source, column)
         return self._whole(field, source, column, self._digits(field, source, before, len(rows)))
 
-    def _column(self, source: FieldSource, rows: Rows) -> pa.Array:
+    def _column(self, source: FieldSource, rows: TableRows) -> pa.Array:
         if source.constant is not None:
             return pa.repeat(pa.scalar(_text_of(source.constant), pa.string()), len(rows))
         if source.columns:
@@ -234,7 +234,7 @@ class TableConverter:
             problems = {text + (hint if "card number" in text else ""): where for text, where in problems.items()}
         return [one for text, where in problems.items() for one in _where(where, codes, source.column, text)]
 
-    def _made_id(self, field: PaymentField, source: FieldSource, rows: Rows) -> _Values:
+    def _made_id(self, field: PaymentField, source: FieldSource, rows: TableRows) -> _Values:
         """Returns ids made of columns: rows that are alike in these have the same id."""
         texts = [self._as_texts(rows.columns[name]).fill_null("") for name in source.columns]
         joined = pc.binary_join_element_wise(*texts, "\x1f")
@@ -324,7 +324,7 @@ class TableConverter:
 
     # Times
 
-    def _times(self, field: PaymentField, name: str, source: TimeSource, column: pa.Array, rows: Rows) -> _Values:
+    def _times(self, field: PaymentField, name: str, source: TimeSource, column: pa.Array, rows: TableRows) -> _Values:
         time_ms, missing, offset, wrong = self._time_reader.moments(name, source, column, rows)
         for where, _, _ in wrong:
             missing = missing | where
@@ -333,7 +333,7 @@ class TableConverter:
 
     # Labels
 
-    def _label(self, rows: Rows, values: Mapping[str, _Values], reasons: RowReasons) -> tuple[pa.Array, pa.Array]:
+    def _label(self, rows: TableRows, values: Mapping[str, _Values], reasons: RowReasons) -> tuple[pa.Array, pa.Array]:
         source, count = self._mapping.label, len(rows)
         if source is None:
             return pa.array(np.full(count, UNKNOWN, dtype=np.int8)), pa.nulls(count, pa.int64())
@@ -371,7 +371,7 @@ class TableConverter:
         label[(label != UNKNOWN) & (known_ms > self._now_ms)] = UNKNOWN
         return pa.array(label), pa.array(known_ms, mask=label == UNKNOWN)
 
-    def _said(self, source: LabelSource, rows: Rows) -> tuple[NDArray[np.int8], Flags]:
+    def _said(self, source: LabelSource, rows: TableRows) -> tuple[NDArray[np.int8], Flags]:
         """Returns what each row says, and which rows say something that [label] does not list."""
         encoded = self._as_texts(rows.columns[source.column]).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paywarden.features.tables.columns.arrow_columns import Flags
-from paywarden.features.tables.sources import Rows
+from paywarden.features.tables.sources import TableRows
 
 
 class Reason(NamedTuple):
@@ -47,7 +47,7 @@ class RowReasons:
             self._reasons.append(reason)
             self.code[fresh] = len(self._reasons)
 
-    def refused(self, rows: Rows) -> list[Refused]:
+    def refused(self, rows: TableRows) -> list[Refused]:
         places = np.flatnonzero(self.code)
         codes, lines = self.code[places].tolist(), rows.lines[places].tolist()
         return [Refused(rows.file, line, self._reasons[code - 1]) for code, line in zip(codes, lines, strict=True)]

@@ -47,7 +47,7 @@ Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """Rows of one file.
 
     `numbers` are their positions among all rows of all files, and `lines` their lines, or rows, in their file. Columns
@@ -65,7 +65,7 @@ class Rows:
         return len(self.numbers)
 
 
-class Part(Protocol):
+class TablePart(Protocol):
     """Rows that are still to be read. `size` is how much of the table's bytes they are, about."""
 
     @property
@@ -74,7 +74,7 @@ class Part(Protocol):
     @property
     def count(self) -> int: ...
 
-    def read(self) -> Rows:
+    def read(self) -> TableRows:
         """Returns the rows. Raises Misconfigured with file and line."""
         ...
 
@@ -100,7 +100,7 @@ class TableFiles:
         """Returns how many bytes the files have."""
         return sum(path.stat().st_size for path in self.paths)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[TablePart]:
         """Yield the parts in order."""
         first = 0
         for file in range(len(self.paths)):
@@ -108,9 +108,9 @@ class TableFiles:
                 yield part
                 first += part.count
 
-    def first_rows(self, count: int) -> Rows:
+    def first_rows(self, count: int) -> TableRows:
         """Returns about `count` rows from the start of the table, of as many files as it takes, or all it has."""
-        parts: list[Rows] = []
+        parts: list[TableRows] = []
         for part in self.parts():
             rows = part.read()
             kinds = {name: column.type for name, column in rows.columns.items()}
@@ -124,7 +124,7 @@ class TableFiles:
             raise Misconfigured(f"{self.names[0]} holds no row")
         columns = {name: pa.concat_arrays([rows.columns[name] for rows in parts])[:count] for name in parts[0].columns}
         numbers, lines = (np.concatenate(one)[:count] for one in ([r.numbers for r in parts], [r.lines for r in parts]))
-        return Rows(0, numbers, lines, columns, parts[0].torn)
+        return TableRows(0, numbers, lines, columns, parts[0].torn)
 
     def unreadable_columns(self) -> dict[str, str]:
         """Returns the types of the first Parquet file's columns whose rows are no text, number or time."""
@@ -151,7 +151,7 @@ class TableFiles:
             kind = "Parquet" if self.format == "parquet" else "CSV"
             raise Misconfigured(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
-    def _csv_parts(self, file: int, first: int) -> Iterator[Part]:
+    def _csv_parts(self, file: int, first: int) -> Iterator[TablePart]:
         path, form, head = self.paths[file], self._form, self.heads[file]
         places = np.array([self._wanted.index(name) if name in self._wanted else -1 for name in head], dtype=np.int64)
         state = np.zeros(3, dtype=np.int64)
@@ -184,7 +184,7 @@ class TableFiles:
                 if not block:
                     return
 
-    def _parquet_parts(self, file: int, first: int) -> Iterator[Part]:
+    def _parquet_parts(self, file: int, first: int) -> Iterator[TablePart]:
         path = self.paths[file]
         line = 0
         try:
@@ -224,7 +224,7 @@ class _CsvPart:
     def count(self) -> int:
         return len(self.starts)
 
-    def read(self) -> Rows:
+    def read(self) -> TableRows:
         form, wanted = self.table.form, self.table.wanted
         quote = ord(form.quote) if form.quote else -1
         shape = (len(wanted), len(self.starts))
@@ -250,7 +250,7 @@ class _CsvPart:
             texts = self._texts(cell_starts[place], cell_ends[place], quote)
             self._check_utf8(name, texts, lines)
             columns[name] = _with_missing(texts, form.missing)
-        return Rows(self.file, numbers, lines, columns, torn)
+        return TableRows(self.file, numbers, lines, columns, torn)
 
     def _texts(self, starts: Int64Array, ends: Int64Array, quote: int) -> pa.Array:
         content = np.empty(int((ends - starts).sum()), dtype=np.uint8)
@@ -285,7 +285,7 @@ class _ParquetPart:
     def count(self) -> int:
         return len(self.batch)
 
-    def read(self) -> Rows:
+    def read(self) -> TableRows:
         places = np.arange(self.count)
         columns = {}
         for field, column in zip(self.batch.schema, self.batch.columns, strict=True):
@@ -298,7 +298,7 @@ class _ParquetPart:
             _require_utf8(self.path, field.name, texts)
             columns[field.name] = texts
         # Rows of Parquet are counted from 1, as lines are.
-        return Rows(self.file, self.first + places, self.line + places + 1, columns)
+        return TableRows(self.file, self.first + places, self.line + places + 1, columns)
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:

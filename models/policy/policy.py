@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.policy.lists import is_plain_name
-from paywarden.models.policy.rules import PaymentFields, RuleCondition, Vocabulary, compile_condition
+from paywarden.models.policy.rules import ConditionFields, RuleCondition, Vocabulary, compile_condition
 from paywarden.schemas.errors import Misconfigured
 
 # From the mildest to the strictest.
@@ -154,7 +154,7 @@ class Facts:
     Not frozen, so that a caller can reuse one object for many payments.
     """
 
-    payment: PaymentFields
+    payment: ConditionFields
     amount: int
     vector: NDArray[np.float32]
     score: float | None

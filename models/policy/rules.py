@@ -58,7 +58,7 @@ DEPTH_MAX = 24
 _NUMBER_MAX = 1e18
 
 
-class PaymentFields(Protocol):
+class ConditionFields(Protocol):
     """The fields of a payment that conditions read, as in a ScoreRequest. A text that was not sent is empty."""
 
     event_time_ms: int
@@ -77,7 +77,7 @@ TEXT_FIELDS = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "
 
 # Arguments: the payment's fields, the amount in minor units of the reference currency, `vector.item`, the score (NaN
 # without one), and the flags.
-Applies = Callable[[PaymentFields, int, Callable[[int], float], float, "Iterable[str]"], bool]
+Applies = Callable[[ConditionFields, int, Callable[[int], float], float, "Iterable[str]"], bool]
 _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 
 

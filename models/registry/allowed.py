@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import State
+from paywarden.models.registry.rules import RegistryState
 
 
-def refusal_of_deployment(log: RegistryLog, state: State, versions: Mapping[str, tuple[str, str]]) -> str:
+def refusal_of_deployment(log: RegistryLog, state: RegistryState, versions: Mapping[str, tuple[str, str]]) -> str:
     """Returns which of the versions nobody has allowed, in one line; empty if all are.
 
     `versions`: digests of bundle and policy by role, as in a deployment file. `state`: what the log means.
@@ -34,7 +34,7 @@ def refusal_of_deployment(log: RegistryLog, state: State, versions: Mapping[str,
     return ""
 
 
-def _tried(log: RegistryLog, state: State) -> set[tuple[str, str]]:
+def _tried(log: RegistryLog, state: RegistryState) -> set[tuple[str, str]]:
     """Returns the candidates of the rollouts that were started with their approvals."""
     ignored = {one.number for one in state.ignored}
     proposed: dict[str, tuple[str, str]] = {}

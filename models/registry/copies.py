@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from paywarden.models.registry.entries import Entry, entry_of
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.people import People
+from paywarden.models.registry.people import RegistryPeople
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedEntry:
     """A record of the topic that does not count, and why."""
 
     line: bytes
@@ -32,10 +32,10 @@ class Refused:
 class TopicReader:
     """Takes the records of the topic in order. `log` is what counts, `refused` what does not."""
 
-    def __init__(self, people: People) -> None:
+    def __init__(self, people: RegistryPeople) -> None:
         self._people = people
         self.log = RegistryLog()
-        self.refused: list[Refused] = []
+        self.refused: list[RefusedEntry] = []
         self._seen: set[str] = set()
 
     def take(self, lines: Iterable[bytes]) -> None:
@@ -43,7 +43,7 @@ class TopicReader:
         for line in lines:
             reason = self._refusal(line)
             if reason:
-                self.refused.append(Refused(line, reason))
+                self.refused.append(RefusedEntry(line, reason))
 
     def _refusal(self, line: bytes) -> str:
         try:

@@ -30,7 +30,7 @@ from paywarden.models.policy.policy import FLAGS, PolicySettings, unknown_flag
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import Rules, State, Version
+from paywarden.models.registry.rules import RegisteredVersion, RegistryState, Rules
 
 # More drifting features than this are counted, and the manifest has them.
 _FEATURES_SHOWN = 20
@@ -43,12 +43,12 @@ class Paper:
     `list_sizes`: how many entries each list of the policy has.
     """
 
-    version: Version
+    version: RegisteredVersion
     manifest: Manifest
     policy: PolicySettings
     list_sizes: Mapping[str, int]
     log: RegistryLog
-    state: State
+    state: RegistryState
     rules: Rules
     meanings: Mapping[str, str]
 
@@ -339,8 +339,8 @@ class Paper:
         yield ""
 
 
-def _proposes(entry: Entry, version: Version) -> bool:
-    return entry.kind == kinds.PROPOSED and version == Version(
+def _proposes(entry: Entry, version: RegisteredVersion) -> bool:
+    return entry.kind == kinds.PROPOSED and version == RegisteredVersion(
         entry.text("bundle"), entry.text("policy"), entry.text("catalogue")
     )
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Protocol
 
 from paywarden.models.registry.entries import FIRST, LATE_KINDS, LINE_BYTES_MAX, Entry, entry_of
-from paywarden.models.registry.people import People
+from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import LineFile
@@ -94,7 +94,7 @@ class RegistryLog:
             late |= {len(self.entries)}
         return RegistryLog((*self.entries, entry), late)
 
-    def check_signatures(self, people: People) -> None:
+    def check_signatures(self, people: RegistryPeople) -> None:
         """Raise RegistryRefused if an entry has a wrong signature. Entries of unknown keys cannot be checked."""
         for number, entry in enumerate(self.entries, 1):
             key = people.keys.get(entry.key)

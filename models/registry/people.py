@@ -52,7 +52,7 @@ _KEY_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Person:
+class RegistryPerson:
     """One person. `until_ms`: the end of their last day, epoch milliseconds; None while they are with us."""
 
     name: str
@@ -61,14 +61,14 @@ class Person:
 
 
 @dataclass(frozen=True)
-class People:
+class RegistryPeople:
     """The known people by the fingerprints of their keys."""
 
-    people: Mapping[str, Person]
+    people: Mapping[str, RegistryPerson]
     keys: Mapping[str, Ed25519PublicKey]
 
     @classmethod
-    def read(cls, path: Path) -> People:
+    def read(cls, path: Path) -> RegistryPeople:
         """Returns the people of a file. Raises Misconfigured naming the file, the person and the setting."""
         require_unwritable(path)
         try:
@@ -83,8 +83,8 @@ class People:
         return cls._of(path, entries)
 
     @classmethod
-    def _of(cls, path: Path, entries: list[Any]) -> People:
-        people: dict[str, Person] = {}
+    def _of(cls, path: Path, entries: list[Any]) -> RegistryPeople:
+        people: dict[str, RegistryPerson] = {}
         keys: dict[str, Ed25519PublicKey] = {}
         names: set[str] = set()
         for number, entry in enumerate(entries, 1):
@@ -105,7 +105,7 @@ class People:
                 keys[fingerprint(key)] = key
         return cls(people, keys)
 
-    def owner(self, key: str) -> Person | None:
+    def owner(self, key: str) -> RegistryPerson | None:
         """Returns whose key a fingerprint is; None for an unknown key."""
         return self.people.get(key)
 
@@ -151,7 +151,7 @@ def public_text(key: Ed25519PublicKey) -> str:
     return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
-def _person(where: str, entry: Any) -> Person:
+def _person(where: str, entry: Any) -> RegistryPerson:
     if not isinstance(entry, dict):
         raise Misconfigured(f"{where}: wanted a table")
     if odd := sorted(entry.keys() - _SETTINGS):
@@ -162,11 +162,11 @@ def _person(where: str, entry: Any) -> Person:
     if not isinstance(roles, list) or not set(map(str, roles)) <= set(ROLES):
         raise Misconfigured(f"{where} ({name}): roles: wanted a list of {', '.join(ROLES)}, got {roles!r}")
     if until is None:
-        return Person(name, frozenset(roles))
+        return RegistryPerson(name, frozenset(roles))
     if type(until) is not date:
         raise Misconfigured(f"{where} ({name}): until: wanted a day such as 2026-10-01, got {until!r}")
     end = datetime(until.year, until.month, until.day, tzinfo=UTC) + timedelta(days=1)
-    return Person(name, frozenset(roles), round(end.timestamp() * 1000))
+    return RegistryPerson(name, frozenset(roles), round(end.timestamp() * 1000))
 
 
 def _public_key(where: str, text: Any) -> Ed25519PublicKey:

@@ -27,8 +27,17 @@ from paywarden.models.registry.artefacts import (
 )
 from paywarden.models.registry.entries import Entry, Value, signed_entry
 from paywarden.models.registry.log import LOG_BYTES_MAX, Log, RegistryLog
-from paywarden.models.registry.people import People, read_signing_key
-from paywarden.models.registry.rules import Proposal, Registered, Rules, State, Version, find, refusal_of, state_of
+from paywarden.models.registry.people import RegistryPeople, read_signing_key
+from paywarden.models.registry.rules import (
+    Proposal,
+    Registered,
+    RegisteredVersion,
+    RegistryState,
+    Rules,
+    find,
+    refusal_of,
+    state_of,
+)
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.settings import read_source
 
@@ -49,7 +58,7 @@ class Signer:
     key: Ed25519PrivateKey
 
     @classmethod
-    def of(cls, key_file: Path, people: People) -> Signer:
+    def of(cls, key_file: Path, people: RegistryPeople) -> Signer:
         """Returns whose key a file holds. Raises Misconfigured if it is nobody's, or the file cannot be used."""
         key = read_signing_key(key_file)
         person = people.owner(fingerprint(key.public_key()))
@@ -61,10 +70,10 @@ class Signer:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedVersion:
     """What decides: a version, the folder of its bundle and the file of its policy, as they were registered."""
 
-    version: Version
+    version: RegisteredVersion
     bundle: Path
     policy: Path
 
@@ -93,15 +102,15 @@ class Registry:
     """A registry: its log, the people and rules by which this reader decides, and its files."""
 
     log: Log
-    people: People
+    people: RegistryPeople
     rules: Rules
     store: ArtefactStore
 
-    def state(self, at_ms: int | None = None) -> State:
+    def state(self, at_ms: int | None = None) -> RegistryState:
         """Returns what holds at a time, or after the last entry. Raises RegistryRefused if the log is damaged."""
         return state_of(self.log.read(), self.people, self.rules, at_ms=at_ms)
 
-    def served(self, at_ms: int) -> Served | None:
+    def served(self, at_ms: int) -> ServedVersion | None:
         """Returns what decides at a time; None if nothing was promoted. Reads and checks the files.
 
         Raises RegistryRefused if the log or a file is damaged, or the bundle has no library for this processor.
@@ -109,7 +118,9 @@ class Registry:
         state = self.state(at_ms)
         return None if state.champion is None else self.files_of(state, state.champion)
 
-    def files_of(self, state: State, version: Version, *, any_processor: bool = False) -> Served:
+    def files_of(
+        self, state: RegistryState, version: RegisteredVersion, *, any_processor: bool = False
+    ) -> ServedVersion:
         """Returns the folder and the file of a version. Raises RegistryRefused as `served`.
 
         With `any_processor` the bundle need not have a library for this machine.
@@ -122,7 +133,7 @@ class Registry:
                 f"the bundle {version.bundle[:SHOWN]} was registered with libraries for {', '.join(processors)}, "
                 f"this machine is {platform.machine()}"
             )
-        served = Served(
+        served = ServedVersion(
             version,
             self.store.folder(BUNDLES, version.bundle, bundle.files),
             self.store.folder(POLICIES, version.policy, policy.files) / POLICY_FILE,
@@ -144,9 +155,9 @@ class Registry:
             if bundle is None:
                 if state.champion is None:
                     raise RegistryRefused("there is no champion whose bundle could be taken: name a bundle")
-                version = Version(state.champion.bundle, policy.digest, state.champion.catalogue)
+                version = RegisteredVersion(state.champion.bundle, policy.digest, state.champion.catalogue)
             else:
-                version = Version(bundle.digest, policy.digest, bundle.catalogue)
+                version = RegisteredVersion(bundle.digest, policy.digest, bundle.catalogue)
                 if bundle.digest not in state.bundles:
                     drafts.append((kinds.REGISTERED_BUNDLE, _bundle_record(bundle)))
             files = {POLICY_FILE: policy.text.encode()}
@@ -172,7 +183,7 @@ class Registry:
         if digest not in known or known[digest].files == checksums_of(files):
             self.store.put(kind, digest, files)
 
-    def is_here(self, version: Version) -> bool:
+    def is_here(self, version: RegisteredVersion) -> bool:
         """Returns whether `files_of` a version asks nobody outside this host."""
         return self.store.is_here(BUNDLES, version.bundle) and self.store.is_here(POLICIES, version.policy)
 
@@ -183,14 +194,14 @@ class Registry:
     def promote(self, signer: Signer, text: str, *, why: str, now_ms: int) -> tuple[Proposal, Entry]:
         """Let a proposed version decide from now on. Its files are checked first."""
 
-        def check(state: State, proposal: Proposal) -> None:
+        def check(state: RegistryState, proposal: Proposal) -> None:
             self.files_of(state, proposal.version)
 
         return self._about(signer, kinds.PROMOTED, text, why, now_ms, check)
 
-    def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[Version, Version, Entry]:
+    def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[RegisteredVersion, RegisteredVersion, Entry]:
         """Let the version before the champion decide again; returns it, what it replaces, and the entry."""
-        found: list[Version] = []
+        found: list[RegisteredVersion] = []
 
         def make(log: RegistryLog) -> list[Entry]:
             state = state_of(log, self.people, self.rules)
@@ -220,7 +231,7 @@ class Registry:
         text: str,
         why: str,
         now_ms: int,
-        check: Callable[[State, Proposal], None] | None = None,
+        check: Callable[[RegistryState, Proposal], None] | None = None,
     ) -> tuple[Proposal, Entry]:
         found: list[Proposal] = []
 
@@ -276,7 +287,7 @@ class Registry:
         return made
 
 
-def _require_named(served: Served) -> None:
+def _require_named(served: ServedVersion) -> None:
     """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
 
     The digests of files come from whoever registered them, and could be those of anything.
@@ -299,7 +310,7 @@ def _require_named(served: Served) -> None:
             )
 
 
-def proposal_named(state: State, text: str) -> Proposal:
+def proposal_named(state: RegistryState, text: str) -> Proposal:
     """Returns the open proposal that a text names, by its model's version or the first six digits of a digest.
 
     The digest may be that of the proposal, its version, its bundle or its policy. Raises RegistryRefused.
@@ -321,7 +332,7 @@ def proposal_named(state: State, text: str) -> Proposal:
     raise RegistryRefused(f"there is no open proposal {text!r}: `paywarden models list` has them")
 
 
-def version_named(log: RegistryLog, state: State, text: str | None) -> Version:
+def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> RegisteredVersion:
     """Returns the version that a text names, among all that were ever proposed; the champion without a text.
 
     If several have that bundle or policy, it is the one that was proposed last. Raises RegistryRefused.
@@ -331,7 +342,7 @@ def version_named(log: RegistryLog, state: State, text: str | None) -> Version:
             raise RegistryRefused("nothing was promoted: name a version")
         return state.champion
     for entry in reversed(log.entries):
-        version = Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+        version = RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
         if entry.kind != kinds.PROPOSED or version.bundle not in state.bundles or version.policy not in state.policies:
             continue
         if find((entry.digest, version.digest, version.bundle, version.policy), text):
@@ -341,7 +352,7 @@ def version_named(log: RegistryLog, state: State, text: str | None) -> Version:
     raise RegistryRefused(f"there is no version {text!r}: `paywarden models list --log` has them")
 
 
-def model_version(state: State, version: Version) -> str:
+def model_version(state: RegistryState, version: RegisteredVersion) -> str:
     """Returns the name that a version's bundle gives its model; empty if its entry has none."""
     bundle: Registered | None = state.bundles.get(version.bundle)
     value = "" if bundle is None else bundle.facts.get("model_version")

@@ -52,8 +52,8 @@ from paywarden.models.registry.people import (
     PROPOSE,
     ROLL_BACK,
     ROLLOUT,
-    People,
-    Person,
+    RegistryPeople,
+    RegistryPerson,
 )
 
 MODES: Final = ("shadow", "canary", "blue_green")
@@ -97,7 +97,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Version:
+class RegisteredVersion:
     """What decides together: the digests of a bundle, a policy and a feature catalogue."""
 
     bundle: str
@@ -144,7 +144,7 @@ class Proposal:
     """
 
     digest: str
-    version: Version
+    version: RegisteredVersion
     by: str
     time_ms: int
     why: str
@@ -157,7 +157,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RegisteredRollout:
     """A rollout that is under way. `events`: its entries so far, the first is that of the start.
 
     `champion`: the digest of the version that it is compared with.
@@ -165,7 +165,7 @@ class Rollout:
 
     name: str
     mode: str
-    version: Version
+    version: RegisteredVersion
     champion: str
     is_paused: bool
     events: tuple[Entry, ...]
@@ -176,7 +176,7 @@ class Decided:
     """That a version became champion. `entry` is the promotion or rollback that did it, `time_ms` when it took
     effect."""
 
-    version: Version
+    version: RegisteredVersion
     entry: Entry
     time_ms: int
 
@@ -191,14 +191,14 @@ class Ignored:
 
 
 @dataclass(frozen=True)
-class State:
+class RegistryState:
     """What holds after a log. `way_back`: the versions of the stack, the champion last."""
 
-    way_back: tuple[Version, ...] = ()
+    way_back: tuple[RegisteredVersion, ...] = ()
     bundles: Mapping[str, Registered] = field(default_factory=dict)
     policies: Mapping[str, Registered] = field(default_factory=dict)
     proposals: Mapping[str, Proposal] = field(default_factory=dict)
-    rollout: Rollout | None = None
+    rollout: RegisteredRollout | None = None
     history: tuple[Decided, ...] = ()
     ignored: tuple[Ignored, ...] = ()
     notes: tuple[str, ...] = ()
@@ -206,12 +206,12 @@ class State:
     head: str = kinds.FIRST
 
     @property
-    def champion(self) -> Version | None:
+    def champion(self) -> RegisteredVersion | None:
         """The version that decides; None before the first promotion."""
         return self.way_back[-1] if self.way_back else None
 
     @property
-    def previous(self) -> Version | None:
+    def previous(self) -> RegisteredVersion | None:
         """The version that a rollback goes back to; None if there is no way back."""
         return self.way_back[-2] if len(self.way_back) > 1 else None
 
@@ -220,7 +220,7 @@ class State:
         return len(proposal.approvers(at_ms)) >= rules.approvals
 
 
-def state_of(log: RegistryLog, people: People, rules: Rules, *, at_ms: int | None = None) -> State:
+def state_of(log: RegistryLog, people: RegistryPeople, rules: Rules, *, at_ms: int | None = None) -> RegistryState:
     """Returns what the log means to a reader with these people and rules, at a time or after the last entry.
 
     An entry takes effect at its time, but never after the entries behind it: order decides. Entries that break a rule
@@ -230,7 +230,7 @@ def state_of(log: RegistryLog, people: People, rules: Rules, *, at_ms: int | Non
     return _state(log, people, rules, at_ms)
 
 
-def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> str:
+def refusal_of(log: RegistryLog, entry: Entry, people: RegistryPeople, rules: Rules) -> str:
     """Returns why an entry would not count behind a log whose signatures were checked; empty if it would.
 
     Raises RegistryRefused if the signature of the entry is wrong.
@@ -243,7 +243,7 @@ def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> 
     return ignored[-1].reason if ignored and ignored[-1].entry is entry else ""
 
 
-def _state(log: RegistryLog, people: People, rules: Rules, at_ms: int | None) -> State:
+def _state(log: RegistryLog, people: RegistryPeople, rules: Rules, at_ms: int | None) -> RegistryState:
     fold = _folded(log, people, rules, len(log.entries))
     times_ms = _effect_times_ms(log, fold.ignored_positions())
     # They never fall.
@@ -253,7 +253,7 @@ def _state(log: RegistryLog, people: People, rules: Rules, at_ms: int | None) ->
     return fold.state(times_ms)
 
 
-def _folded(log: RegistryLog, people: People, rules: Rules, length: int) -> _Fold:
+def _folded(log: RegistryLog, people: RegistryPeople, rules: Rules, length: int) -> _Fold:
     """Returns what holds after the first `length` entries."""
     fold = _Fold(people, rules)
     for position, entry in enumerate(log.entries[:length]):
@@ -284,16 +284,16 @@ def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
 class _Fold:
     """Takes entries in order and keeps what holds after them."""
 
-    def __init__(self, people: People, rules: Rules) -> None:
+    def __init__(self, people: RegistryPeople, rules: Rules) -> None:
         self._people, self._rules = people, rules
-        self._stack: list[Version] = []
+        self._stack: list[RegisteredVersion] = []
         self._bundles: dict[str, Registered] = {}
         self._policies: dict[str, Registered] = {}
         self._proposals: dict[str, Proposal] = {}
-        self._rollout: Rollout | None = None
+        self._rollout: RegisteredRollout | None = None
         self._revoked: set[str] = set()
         # What became champion, by which entry, and its number.
-        self._decided: list[tuple[Version, Entry, int]] = []
+        self._decided: list[tuple[RegisteredVersion, Entry, int]] = []
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
         self._newest_ms = 0
@@ -338,9 +338,9 @@ class _Fold:
         """Returns the positions of the entries that break a rule, from 0."""
         return {ignored.number - 1 for ignored in self._ignored}
 
-    def state(self, times_ms: Sequence[int]) -> State:
+    def state(self, times_ms: Sequence[int]) -> RegistryState:
         """Returns what holds now. `times_ms`: when each entry takes effect."""
-        return State(
+        return RegistryState(
             way_back=tuple(self._stack),
             bundles=dict(self._bundles),
             policies=dict(self._policies),
@@ -387,7 +387,7 @@ class _Fold:
         return _register(self._policies, "policy", entry)
 
     def _proposed(self, entry: Entry) -> str:
-        version = Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+        version = RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
         bundle, policy = self._bundles.get(version.bundle), self._policies.get(version.policy)
         if bundle is None:
             return f"the bundle {_short(version.bundle)} was not registered"
@@ -452,7 +452,7 @@ class _Fold:
             return f"the way back leads to {_short(self._stack[-2].digest)}, not to {_short(good)}"
         return self._take_off(self._stack[-1])
 
-    def _take_off(self, version: Version | None) -> str:
+    def _take_off(self, version: RegisteredVersion | None) -> str:
         """Take a version off the stack, the uppermost of its places. The last one stays: something must decide."""
         if version is None:
             self._notes.append(f"line {self._number}: a late rollback of a version that was taken back already")
@@ -485,7 +485,7 @@ class _Fold:
         champion = entry.text("champion")
         if not self._stack or champion != self._stack[-1].digest:
             return f"champion: wanted the digest of the version that decides, got {_short(champion)}"
-        self._rollout = Rollout(name, mode, proposal.version, champion, is_paused=False, events=(entry,))
+        self._rollout = RegisteredRollout(name, mode, proposal.version, champion, is_paused=False, events=(entry,))
         return ""
 
     def _rollout_went_on(self, entry: Entry) -> str:
@@ -538,7 +538,7 @@ class _Fold:
         return f"it needs the approval of {wanted}, {told}"
 
 
-def _role_problem(person: Person, entry: Entry) -> str:
+def _role_problem(person: RegistryPerson, entry: Entry) -> str:
     roles = _ROLES[entry.kind]
     if not person.roles.isdisjoint(roles):
         return ""

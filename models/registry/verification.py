@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from paywarden.models.registry.entries import FIRST, Entry
 from paywarden.models.registry.log import RegistryLog, log_of
-from paywarden.models.registry.people import People
+from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import RegistryRefused
 
 
 def problems_of(
     content: bytes,
-    people: People,
+    people: RegistryPeople,
     *,
     heads: Sequence[str] = (),
     noted: tuple[str, str] = ("", ""),

@@ -39,7 +39,7 @@ _PARTS_MAX = 64
 
 
 @dataclass(frozen=True)
-class DecidedPayments:
+class JoinedDecisions:
     """Decisions of a rollout as columns, each of shape (payments,).
 
     `payment`: `payment_numbers` of the ids. `action`: an index into ACTIONS. `amount`: minor units of the reference
@@ -69,7 +69,7 @@ def payment_numbers(payment_ids: Iterable[str]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-_Columns = TypeVar("_Columns", DecidedPayments, KnownOutcomes)
+_Columns = TypeVar("_Columns", JoinedDecisions, KnownOutcomes)
 
 
 class OutcomeJoin:
@@ -77,10 +77,10 @@ class OutcomeJoin:
 
     def __init__(self, plan: RolloutPlan) -> None:
         self._plan = plan
-        self._decided: list[DecidedPayments] = []
+        self._decided: list[JoinedDecisions] = []
         self._known: list[KnownOutcomes] = []
 
-    def add_decisions(self, decided: DecidedPayments) -> None:
+    def add_decisions(self, decided: JoinedDecisions) -> None:
         """Add decisions, in any order and any number of times."""
         self._decided.append(decided)
         if len(self._decided) > _PARTS_MAX:
@@ -138,7 +138,7 @@ def _chosen(columns: _Columns, rows: NDArray[np.intp]) -> _Columns:
     return type(columns)(**{field.name: getattr(columns, field.name)[rows] for field in fields(columns)})
 
 
-def _first_decisions(decided: DecidedPayments) -> DecidedPayments:
+def _first_decisions(decided: JoinedDecisions) -> JoinedDecisions:
     """Returns the first decision of each payment, by payment."""
     order = np.lexsort((decided.decided_ms, decided.payment))
     return _chosen(decided, order[_is_first(decided.payment[order])])

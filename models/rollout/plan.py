@@ -53,7 +53,7 @@ _PART_SHARES = {Part.PAYMENTS: 1 / 2, Part.SEGMENTS: 1 / 4, Part.OUTCOMES: 1 / 8
 
 
 @dataclass(frozen=True)
-class Measure:
+class RolloutMeasure:
     """An event that a card has or has not. `falls_are_harm`: fewer events are harm as well as more.
 
     `has_margin`: a step goes on only if the measure is within the margin.
@@ -72,27 +72,27 @@ class Measure:
 
 
 PAYMENT_MEASURES = (
-    Measure(
+    RolloutMeasure(
         "slow", "answered later than 99 % of the champion's answers before the rollout", Part.PAYMENTS, False, True
     ),
-    Measure("error", "a model failed, or none gave a score", Part.PAYMENTS, False, True),
-    Measure("flag", "flagged, other than for an unknown entity", Part.PAYMENTS, False, True),
-    Measure("review", "sent to review", Part.PAYMENTS, True, True),
-    Measure("decline", "declined", Part.PAYMENTS, True, True),
-    Measure("score_upper", "a score among the highest 10 % of before the rollout", Part.PAYMENTS, True, True),
-    Measure("score_top", "a score among the highest 1 % of before the rollout", Part.PAYMENTS, True, False),
+    RolloutMeasure("error", "a model failed, or none gave a score", Part.PAYMENTS, False, True),
+    RolloutMeasure("flag", "flagged, other than for an unknown entity", Part.PAYMENTS, False, True),
+    RolloutMeasure("review", "sent to review", Part.PAYMENTS, True, True),
+    RolloutMeasure("decline", "declined", Part.PAYMENTS, True, True),
+    RolloutMeasure("score_upper", "a score among the highest 10 % of before the rollout", Part.PAYMENTS, True, True),
+    RolloutMeasure("score_top", "a score among the highest 1 % of before the rollout", Part.PAYMENTS, True, False),
 )
 """The measures of all payments. The bounds of slow answers and high scores are fixed when the rollout starts."""
 OUTCOME_MEASURES = (
-    Measure("fraud_approved", "approved, and fraud by its outcome", Part.OUTCOMES, False, True),
-    Measure("genuine_declined", "declined, and genuine by its outcome", Part.OUTCOMES, False, True),
-    Measure("fraud_amount", "the amount of approved fraud", Part.OUTCOMES, False, False),
+    RolloutMeasure("fraud_approved", "approved, and fraud by its outcome", Part.OUTCOMES, False, True),
+    RolloutMeasure("genuine_declined", "declined, and genuine by its outcome", Part.OUTCOMES, False, True),
+    RolloutMeasure("fraud_amount", "the amount of approved fraud", Part.OUTCOMES, False, False),
 )
 """The measures of mature outcomes. `fraud_amount` weighs each card by its amount."""
 _IN_SEGMENTS = ("review", "decline", "score_upper")
 
 
-def segment_measures(segments: Sequence[str]) -> tuple[Measure, ...]:
+def segment_measures(segments: Sequence[str]) -> tuple[RolloutMeasure, ...]:
     """Returns the measures within segments such as `country=FR`.
 
     Raises Misconfigured for too many segments, for one that is there twice, and for one that is no FIELD=VALUE.
@@ -106,7 +106,7 @@ def segment_measures(segments: Sequence[str]) -> tuple[Measure, ...]:
         if segment in segments[:number]:
             raise Misconfigured(f"rollout segments: {segment} is there twice")
     return tuple(
-        Measure(f"{measure.name} {segment}", f"{measure.meaning}, {segment}", Part.SEGMENTS, True, False)
+        RolloutMeasure(f"{measure.name} {segment}", f"{measure.meaning}, {segment}", Part.SEGMENTS, True, False)
         for segment in segments
         for measure in PAYMENT_MEASURES
         if measure.name in _IN_SEGMENTS
@@ -188,7 +188,7 @@ class RolloutPlan:
             raise Misconfigured("rollout leave_out: wanted at least one measure with a margin left, got none")
 
     @cached_property
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self) -> tuple[RolloutMeasure, ...]:
         """The measures of payments that are compared while a step runs, in the order of every array of counts."""
         every = (*PAYMENT_MEASURES, *segment_measures(self.segments))
         return tuple(measure for measure in every if measure.name.partition(" ")[0] not in self.leave_out)

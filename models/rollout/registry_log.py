@@ -28,7 +28,7 @@ from paywarden.models.registry import rules as registry
 from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import Overtaken, RegistryLog
 from paywarden.models.registry.registry import Registry, Signer, model_version, proposal_named
-from paywarden.models.registry.rules import Proposal, State, state_of
+from paywarden.models.registry.rules import Proposal, RegistryState, state_of
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
 from paywarden.models.rollout.rollout import (
@@ -70,7 +70,7 @@ class Folded:
     rollout: Rollout | None = None
 
 
-def folded(log: RegistryLog, state: State) -> Folded:
+def folded(log: RegistryLog, state: RegistryState) -> Folded:
     """Returns the events of rollouts in a log that count for whoever reads it. `state`: what the log means to them."""
     ignored = {ignored.number for ignored in state.ignored}
     fold = _Fold()
@@ -87,12 +87,12 @@ class _Fold:
         self.events: list[RolloutEvent] = []
         self.rollout: Rollout | None = None
         # The versions by the entries that propose them, and what the newest rollout compares: champion and candidate.
-        self._proposed: dict[str, registry.Version] = {}
+        self._proposed: dict[str, registry.RegisteredVersion] = {}
         self._compared: tuple[str, str] = ("", "")
 
     def take(self, entry: Entry) -> None:
         if entry.kind == kinds.PROPOSED:
-            version = registry.Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+            version = registry.RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
             self._proposed[entry.digest] = version
             return
         event = self._back(entry) if entry.kind == kinds.ROLLED_BACK else self._event(entry)
@@ -270,7 +270,7 @@ def kind_of(event: RolloutEvent) -> str:
     return _KINDS[event.kind]
 
 
-def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
+def proposed_versions(state: RegistryState, text: str) -> tuple[Version, Version]:
     """Returns the champion, and the candidate that a text names among the open proposals. Raises RegistryRefused."""
     proposal = proposal_named(state, text)
     if state.champion is None:
@@ -288,7 +288,7 @@ def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
     return champion, candidate
 
 
-def _what(event: RolloutEvent, rollout: Rollout, state: State) -> dict[str, Value]:
+def _what(event: RolloutEvent, rollout: Rollout, state: RegistryState) -> dict[str, Value]:
     record = {name: value for name, value in event_record(event).items() if name not in _OWN_FIELDS}
     # Fractions are no values of an entry: other languages write them in other ways.
     what: dict[str, Value] = {
@@ -302,7 +302,7 @@ def _what(event: RolloutEvent, rollout: Rollout, state: State) -> dict[str, Valu
     return what
 
 
-def _proposal(state: State, version: Version) -> Proposal:
+def _proposal(state: RegistryState, version: Version) -> Proposal:
     for proposal in state.proposals.values():
         if _is_of(version, proposal.version):
             return proposal
@@ -314,5 +314,5 @@ def _said(event: RolloutEvent) -> str:
     return event.kind.value if event.judgement is None else event.judgement.line
 
 
-def _is_of(version: Version, registered: registry.Version) -> bool:
+def _is_of(version: Version, registered: registry.RegisteredVersion) -> bool:
     return (version.bundle_digest, version.policy_digest) == (registered.bundle, registered.policy)

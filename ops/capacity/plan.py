@@ -33,7 +33,7 @@ _PARTITIONS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
-class Asked:
+class Requirements:
     """What the deployment is for.
 
     `rate`: payments a second at the busiest time, all hosts together. `entities`: profiles of all kinds together.
@@ -74,7 +74,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptBytes:
     """How long and how safely settings keep things."""
 
     kinds: int
@@ -110,7 +110,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapacityPlan:
     """Needs by part: PARTS and `store`. `partitions` of payments and outcomes; `warnings` in sentences."""
 
     needs: dict[str, Need]
@@ -125,7 +125,7 @@ class Plan:
         return sum(self.needs[part].cores for part in PARTS)
 
 
-def busy_cores(costs: Coefficients, asked: Asked, kinds: int, sharded_kinds: int = 0) -> dict[str, float]:
+def busy_cores(costs: Coefficients, asked: Requirements, kinds: int, sharded_kinds: int = 0) -> dict[str, float]:
     """Returns by part the cores that are busy at the rate asked for. `sharded_kinds` of entities are among `kinds`."""
     busy = {part: costs.busy(part, asked.rate) for part in PARTS}
     fixed = {part: costs.busy(part, 0.0) for part in PARTS}
@@ -141,7 +141,7 @@ def busy_cores(costs: Coefficients, asked: Asked, kinds: int, sharded_kinds: int
     return busy
 
 
-def plan(costs: Coefficients, asked: Asked, kept: Kept, sizes: Sizes = SIZES) -> Plan:
+def plan(costs: Coefficients, asked: Requirements, kept: KeptBytes, sizes: Sizes = SIZES) -> CapacityPlan:
     """Returns what a deployment needs. See the module."""
     busy = busy_cores(costs, asked, kept.kinds, kept.sharded_kinds)
     stream_workers = max(1, math.ceil(busy["stream"] / UTILISATION))
@@ -182,14 +182,14 @@ def plan(costs: Coefficients, asked: Asked, kept: Kept, sizes: Sizes = SIZES) ->
         ),
         "store": _need(0, 0.0, 0, int(store_bytes * kept.store_replication), 0.0),
     }
-    return Plan(needs, partitions, host_memory, tuple(_warnings(asked, kept, busy, stream_workers)))
+    return CapacityPlan(needs, partitions, host_memory, tuple(_warnings(asked, kept, busy, stream_workers)))
 
 
 def _need(processes: int, busy: float, memory: int, disk: int, network: float) -> Need:
     return Need(processes, busy, busy / UTILISATION, memory, disk, network)
 
 
-def _warnings(asked: Asked, kept: Kept, busy: dict[str, float], stream_workers: int) -> list[str]:
+def _warnings(asked: Requirements, kept: KeptBytes, busy: dict[str, float], stream_workers: int) -> list[str]:
     found = []
     of_one = busy["companion"] / asked.hosts
     if of_one > UTILISATION:

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class ConsoleParts:
     """What sections are made of."""
 
     source: Source
@@ -86,7 +86,7 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
             settings, people, limits, audit, (settings.url or url).rstrip("/"), currencies=_currencies(source)
         )
         failures = Failures()
-        made = (*sections(Parts(source, shell, database, audit)), failures.section())
+        made = (*sections(ConsoleParts(source, shell, database, audit)), failures.section())
         login = Login(shell, OidcProvider.of(settings))
         with running(made, stop, failures):
             yield Console(shell.application(made, login.routes), shell, made)
@@ -102,7 +102,7 @@ def _currencies(source: Source) -> Currencies:
     return Currencies(rates.reference_currency, tuple(sorted(rates.minor_digits.items())))
 
 
-def sections(parts: Parts) -> Sequence[Section]:
+def sections(parts: ConsoleParts) -> Sequence[Section]:
     """Returns the parts of the console, in the order of the navigation."""
     from paywarden.ops.console.audit_page import audit_section
     from paywarden.ops.console.cases.pages import Cases
@@ -115,7 +115,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
     from paywarden.ops.console.openapi import api_section
-    from paywarden.ops.console.policy.pages import Policy
+    from paywarden.ops.console.policy.pages import PolicySection
     from paywarden.ops.console.shell import API
 
     settings = parts.shell.settings
@@ -140,7 +140,9 @@ def sections(parts: Parts) -> Sequence[Section]:
             store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
         ).section(),
         Models(desk, index_traffic(parts.source, opened), registry_follower(parts.source)).section(),
-        Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
+        PolicySection(
+            parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)
+        ).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(parts.audit, lambda event: reader.write([event])),
         OwnSessions(parts.shell).section(),
@@ -149,7 +151,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     ]
 
 
-def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertReader]:
+def _alerts(parts: ConsoleParts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertReader]:
     from paywarden.ops import wiring
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.store import AlertStore
@@ -174,7 +176,7 @@ def _sampler(source: Source) -> DecisionSampler:
     return DecisionSampler(wiring.kafka_settings(source), wiring.late_schema_ids(source))
 
 
-def _stakes(parts: Parts) -> Stakes:
+def _stakes(parts: ConsoleParts) -> Stakes:
     from paywarden.ops import wiring
     from paywarden.ops.console.inbox.stakes import Stakes
 
@@ -192,7 +194,7 @@ def _stakes(parts: Parts) -> Stakes:
     return Stakes(parts.database, lambda: _sampler(source), wiring.rate_table(source).convert, place)
 
 
-def _webhooks(parts: Parts) -> Webhooks | None:
+def _webhooks(parts: ConsoleParts) -> Webhooks | None:
     from paywarden.ops.console.webhooks import Webhooks, read_key
 
     settings = parts.shell.settings

@@ -76,7 +76,7 @@ class Audit(Protocol):
 
 
 @dataclass(frozen=True)
-class Head:
+class AuditHead:
     """Number and digest of a line."""
 
     number: int = 0
@@ -104,7 +104,7 @@ class AuditLog:
         self._file = LineFile(path)
         self._lock = threading.Lock()
         self._secret = hashlib.sha256(b"paywarden console blinding\n" + key.private_bytes_raw()).digest()
-        self._size, self._head = 0, Head()
+        self._size, self._head = 0, AuditHead()
         self._trouble: tuple[int, str] | None = None
         with self._lock, self._file.locked():
             self._catch_up()
@@ -117,7 +117,7 @@ class AuditLog:
         return fingerprint(self._key.public_key())
 
     @property
-    def head(self) -> Head:
+    def head(self) -> AuditHead:
         """The last line that this process knows."""
         return self._head
 
@@ -170,7 +170,7 @@ class AuditLog:
                 raise Misconfigured(f"the audit log: an entry has at most {LINE_BYTES_MAX} bytes, got {len(line)}")
             self._file.append(self._size, line + b"\n")
             self._size += len(line) + 1
-            self._head = Head(content["number"], hashlib.sha256(line).hexdigest())
+            self._head = AuditHead(content["number"], hashlib.sha256(line).hexdigest())
             self._write_head()
 
     def blinded(self, value: str) -> str:
@@ -213,7 +213,7 @@ class AuditLog:
                 raise Misconfigured(
                     f"the last line of the audit log {self.path} is damaged: {error}: run `paywarden audit verify`"
                 ) from error
-            self._head = Head(content["number"], hashlib.sha256(line).hexdigest())
+            self._head = AuditHead(content["number"], hashlib.sha256(line).hexdigest())
         self._size = size - len(torn)
 
     def _write_head(self) -> None:
@@ -237,12 +237,12 @@ class AuditLog:
             raise FileUnwritable(f"cannot write {head}: {error.strerror}") from error
 
 
-def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[Head] = ()) -> int:
+def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[AuditHead] = ()) -> int:
     """Returns the number of entries of a log that is whole. Raises Misconfigured naming the first line that is not.
 
     `remembered`: heads that somebody noted, or that the topic has; the log must have each.
     """
-    entries, last = 0, Head()
+    entries, last = 0, AuditHead()
     wanted = {head for head in remembered if head.number}
     for number, line in enumerate(_lines(path), 1):
         where = f"{path}, line {number}"
@@ -256,7 +256,7 @@ def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[Head] = ())
             )
         if not _is_signed(key, _PURPOSE, content):
             raise Misconfigured(f"{where} is damaged: its signature is wrong")
-        last = Head(number, hashlib.sha256(line).hexdigest())
+        last = AuditHead(number, hashlib.sha256(line).hexdigest())
         wanted.discard(last)
         entries = number
     if wanted:
@@ -345,15 +345,15 @@ def _last_lines(path: Path, count: int) -> list[bytes]:
     return lines[-count:]
 
 
-def _read_head(path: Path, key: Ed25519PublicKey) -> Head:
+def _read_head(path: Path, key: Ed25519PublicKey) -> AuditHead:
     head_path = _head_path(path)
     try:
         content = json.loads(read_regular(head_path))
         if set(content) != {"digest", "number", "signature"} or not _is_signed(key, _HEAD_PURPOSE, content):
             raise Misconfigured(f"{head_path} is damaged: its signature is wrong")
-        return Head(content["number"], content["digest"])
+        return AuditHead(content["number"], content["digest"])
     except FileNotFoundError:
-        return Head()
+        return AuditHead()
     except OSError as error:
         raise Misconfigured(f"cannot read {head_path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:

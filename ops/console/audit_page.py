@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from paywarden.ops.console.audit import AuditEntry, AuditLog, Head
+from paywarden.ops.console.audit import AuditEntry, AuditHead, AuditLog
 from paywarden.ops.console.pages import Field, Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.times import now_ms
@@ -64,7 +64,7 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
     page = Page("/audit", show, "The newest entries of the audit log", roles=_ROLES, fields=fields, view=AuditView)
 
     def run(stop: threading.Event) -> None:
-        published = Head()
+        published = AuditHead()
         while not stop.is_set():
             try:
                 published = publish_head(log, publish, published, now_ms())
@@ -81,7 +81,9 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
     return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,), missing=missing)
 
 
-def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], object], published: Head, at_ms: int) -> Head:
+def publish_head(
+    log: AuditLog, publish: Callable[[ConsoleEvent], object], published: AuditHead, at_ms: int
+) -> AuditHead:
     """Publish the head of a log if it is another than `published`; returns it. Raises BrokerUnavailable."""
     head = log.head
     if head.number and head != published:
@@ -90,10 +92,10 @@ def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], object], publi
     return head
 
 
-def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[Head]:
+def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[AuditHead]:
     """Returns the heads of the log of this name among events."""
     return [
-        Head(int(number), event.what.get("digest", ""))
+        AuditHead(int(number), event.what.get("digest", ""))
         for event in events
         if event.subject == AUDIT_SUBJECT and event.kind == HEAD and event.what.get("log") == name
         # Everyone who may write to the topic may write a wrong head.

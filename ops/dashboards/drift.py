@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section, Variable
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query, Variable
 
 _VERSION = Variable("version", "Model version", "label_values(paywarden_drift_actions_total, version)")
 _OF = 'version=~"$version"'
@@ -16,7 +16,7 @@ def _measure(name: str) -> Query:
     )
 
 
-_DRIFT = Section(
+_DRIFT = DashboardSection(
     "Drift",
     (
         Panel(
@@ -88,7 +88,7 @@ _DRIFT = Section(
     ),
 )
 
-_COUNTING = Section(
+_COUNTING = DashboardSection(
     "Counting of decisions",
     (
         Panel(
@@ -160,7 +160,7 @@ _COUNTING = Section(
     ),
 )
 
-_OUTCOMES = Section(
+_OUTCOMES = DashboardSection(
     "Outcomes",
     (
         Panel(

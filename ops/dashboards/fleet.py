@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query
 
-_CALLERS = Section(
+_CALLERS = DashboardSection(
     "What callers notice",
     (
         Panel(
@@ -88,7 +88,7 @@ _CALLERS = Section(
     ),
 )
 
-_PROFILES = Section(
+_PROFILES = DashboardSection(
     "Profiles and decisions on their way",
     (
         Panel(
@@ -118,7 +118,7 @@ _PROFILES = Section(
     ),
 )
 
-_HEALTH = Section(
+_HEALTH = DashboardSection(
     "Health of the processes",
     (
         Panel(

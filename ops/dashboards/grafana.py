@@ -60,7 +60,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Section:
+class DashboardSection:
     """A headline and the panels below it."""
 
     title: str
@@ -84,7 +84,7 @@ class Dashboard:
     name: str
     title: str
     description: str
-    sections: tuple[Section, ...]
+    sections: tuple[DashboardSection, ...]
     variables: tuple[Variable, ...] = ()
 
     @property
@@ -202,7 +202,7 @@ def _variable(variable: Variable) -> dict[str, Any]:
     }
 
 
-def _laid_out(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
+def _laid_out(sections: Sequence[DashboardSection]) -> Iterator[dict[str, Any]]:
     number, y = 0, 0
     for section in sections:
         number += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section, Variable
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query, Variable
 
 _HOST = Variable("host", "Host", "label_values(paywarden_scoring_ready, instance)", r"/(.*):\d+/")
 # `serve` and `companion` of a host have one address and two ports.
@@ -26,7 +26,7 @@ def _latencies(metric: str, of: str) -> tuple[Query, ...]:
     )
 
 
-_ANSWERS = Section(
+_ANSWERS = DashboardSection(
     "Answers",
     (
         Panel(
@@ -119,7 +119,7 @@ _ANSWERS = Section(
     ),
 )
 
-_DECISIONS = Section(
+_DECISIONS = DashboardSection(
     "Decisions, models and the mirror",
     (
         Panel(
@@ -250,7 +250,7 @@ _DECISIONS = Section(
     ),
 )
 
-_SHIPPING = Section(
+_SHIPPING = DashboardSection(
     "Outbox and companion",
     (
         Panel(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query
 
 _LATER = "Once the labels of a day are mature ([outcomes] label_delay_days). In minor units of the reference currency."
 _BY = "version, variant, days"
 
-_DECISIONS = Section(
+_DECISIONS = DashboardSection(
     "What is decided",
     (
         Panel(
@@ -46,7 +46,7 @@ _DECISIONS = Section(
     ),
 )
 
-_WORTH = Section(
+_WORTH = DashboardSection(
     "What it is worth",
     (
         Panel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section, Variable
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query, Variable
 
 _CHALLENGER = Variable("challenger", "Challenger", "label_values(paywarden_shadow_up, challenger)")
 _OF = 'challenger=~"$challenger"'
@@ -13,7 +13,7 @@ def _a_second(metric: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}{{{_OF}}}{_RATE}))"
 
 
-_ROLLOUT = Section(
+_ROLLOUT = DashboardSection(
     "Rollout",
     (
         Panel(
@@ -73,7 +73,7 @@ _ROLLOUT = Section(
     ),
 )
 
-_SHADOW = Section(
+_SHADOW = DashboardSection(
     "Challengers in the shadow",
     (
         Panel(

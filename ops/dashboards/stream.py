@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.grafana import Dashboard, Panel, Query, Section, Variable
+from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query, Variable
 
 _INSTANCE = Variable("worker", "Stream worker", "label_values(paywarden_stream_store_up, instance)")
 _OF = 'instance=~"$worker"'
@@ -21,7 +21,7 @@ def _recent(metric: str, by: str = "", minutes: int = 15) -> str:
     return f"sum{grouped} (increase({metric}{{{_OF}}}[{minutes}m]))"
 
 
-_WORK = Section(
+_WORK = DashboardSection(
     "Work",
     (
         Panel(
@@ -103,7 +103,7 @@ _WORK = Section(
     ),
 )
 
-_TROUBLE = Section(
+_TROUBLE = DashboardSection(
     "Trouble",
     (
         Panel(
@@ -175,7 +175,7 @@ _TROUBLE = Section(
     ),
 )
 
-_AEROSPIKE = Section(
+_AEROSPIKE = DashboardSection(
     "Aerospike (`[store] kind` aerospike)",
     (
         Panel(

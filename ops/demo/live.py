@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from paywarden.ops.demo.processes import Parts, Patience, running_parts
-from paywarden.ops.demo.verdict import MetricsReading, Sent, WorkDone, require_all_done, unfinished
+from paywarden.ops.demo.verdict import MetricsReading, SentPayments, WorkDone, require_all_done, unfinished
 from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
 from paywarden.ops.times import now_ms
@@ -254,12 +254,12 @@ def _settled(
     payments: int,
     seconds: float,
     say: Callable[[str], object],
-) -> tuple[Sent, list[MetricsReading]]:
+) -> tuple[SentPayments, list[MetricsReading]]:
     """Returns what was sent and what the processes report, once they have done all of it or no more of it is done."""
     patience = Patience(_SETTLE_TIMEOUT_S, say)
     while True:
         readings = parts.readings()
-        sent = Sent(
+        sent = SentPayments(
             seconds=seconds,
             payments=payments,
             answered=len(tally.answered),

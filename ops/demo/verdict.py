@@ -58,7 +58,7 @@ class MetricsReading:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentPayments:
     """What the demonstration itself has sent and seen.
 
     `published` counts payments put onto their topic, `live_outcomes` the outcomes sent for live payments, and `lost`
@@ -99,12 +99,12 @@ class WorkDone:
         )
 
 
-def trouble_of(sent: Sent, readings: Sequence[MetricsReading]) -> str:
+def trouble_of(sent: SentPayments, readings: Sequence[MetricsReading]) -> str:
     """Returns the first thing that failed, with the part to blame and its last log line; empty if nothing failed."""
     return unfinished(sent, readings) or _not_fresh(sent, readings)
 
 
-def unfinished(sent: Sent, readings: Sequence[MetricsReading]) -> str:
+def unfinished(sent: SentPayments, readings: Sequence[MetricsReading]) -> str:
     """Returns the first thing that is not done yet, as `trouble_of` does; it may still be done."""
     # A part that has ended may be why another is not ready.
     for reading in sorted(readings, key=lambda one: one.exit_status is None):
@@ -125,7 +125,7 @@ def unfinished(sent: Sent, readings: Sequence[MetricsReading]) -> str:
     return next((_blamed(part, trouble, readings) for part, is_undone, trouble in checks if is_undone), "")
 
 
-def _not_fresh(sent: Sent, readings: Sequence[MetricsReading]) -> str:
+def _not_fresh(sent: SentPayments, readings: Sequence[MetricsReading]) -> str:
     age_ms = sent.profile_age_p99_ms
     if age_ms is None:
         return _blamed("companion", "no payment was scored with profiles whose age is known", readings)
@@ -141,7 +141,7 @@ def _blamed(part: str, trouble: str, readings: Sequence[MetricsReading]) -> str:
     return f"{trouble}; the last log line of `paywarden {part}`: {reading.last_line}"
 
 
-def require_all_done(sent: Sent, readings: Sequence[MetricsReading]) -> WorkDone:
+def require_all_done(sent: SentPayments, readings: Sequence[MetricsReading]) -> WorkDone:
     """Returns what was done. Raises TemporaryFailure if something is missing."""
     if trouble := trouble_of(sent, readings):
         raise TemporaryFailure(f"demo: {trouble}")

@@ -18,7 +18,7 @@ import llvmlite.binding
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.models.bundle.bitvectors import LANES
 from paywarden.ops import wiring
-from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import require_not_planted
 from paywarden.schemas.settings import Source
@@ -44,7 +44,7 @@ _LISTENS, _OURS = "0A", "paywarden"
 _TIME_ERROR, _TIMEX_BYTES = 5, 256
 
 
-def check_files(source: Source) -> Iterator[Result]:
+def check_files(source: Source) -> Iterator[CheckResult]:
     """Yields whether a worker may open as many files as its connections need."""
     counts = connections_of(
         source.section("http", HttpSettings), source.section("grpc", GrpcSettings), source.section("tls", TlsSettings)
@@ -52,28 +52,28 @@ def check_files(source: Source) -> Iterator[Result]:
     needed = sum(counts.values()) + FILES_RESERVE
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
-        yield Result(
+        yield CheckResult(
             "host",
             ERROR,
             f"a worker needs {needed} open files, and the limit is {hard}",
             "raise it (ulimit -Hn, LimitNOFILE=), or lower [http] and [grpc] connections_max",
         )
     else:
-        yield Result("host", OK, f"a worker may open the {needed} files that its connections need")
+        yield CheckResult("host", OK, f"a worker may open the {needed} files that its connections need")
 
 
-def check_processor(_: Source) -> Iterator[Result]:
+def check_processor(_: Source) -> Iterator[CheckResult]:
     """Yields how many rows the processor lets a model score together. A virtual machine may hide what it can."""
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
-        yield Result("host", OK, f"a model scores 2 rows together on {machine}")
+        yield CheckResult("host", OK, f"a model scores 2 rows together on {machine}")
         return
     has = processor_features()
     lanes, feature = next((lanes, name) for lanes, name in LANES.items() if not name or has.get(name, False))
     if feature:
-        yield Result("host", OK, f"a model scores {lanes} rows together, as the processor has {feature}")
+        yield CheckResult("host", OK, f"a model scores {lanes} rows together, as the processor has {feature}")
     else:
-        yield Result(
+        yield CheckResult(
             "host",
             WARNING,
             f"the processor has none of {', '.join(filter(None, LANES.values()))}, so a model scores {lanes} rows "
@@ -90,7 +90,7 @@ def processor_features() -> Mapping[str, bool]:
         return {}
 
 
-def check_paths(source: Source) -> Iterator[Result]:
+def check_paths(source: Source) -> Iterator[CheckResult]:
     """Yields results about the folders of mirror, decision cache, metrics, outbox and embedded store."""
     mirror, outbox = source.section("mirror", MirrorSettings), source.section("outbox", OutboxSettings)
     serve = source.section("serve", wiring.ServeSettings)
@@ -103,7 +103,7 @@ def check_paths(source: Source) -> Iterator[Result]:
         yield from _owner(setting, Path(path))
         kind = _file_system(Path(path))
         if kind and kind not in _IN_MEMORY:
-            yield Result(
+            yield CheckResult(
                 "host",
                 WARNING,
                 f"{setting}: {path} is on {kind}, and a page that is written back can stop a look-up for milliseconds",
@@ -121,25 +121,29 @@ def check_paths(source: Source) -> Iterator[Result]:
             yield _full("[lmdb] path", _existing(store), left)
 
 
-def _owner(setting: str, path: Path) -> Iterator[Result]:
+def _owner(setting: str, path: Path) -> Iterator[CheckResult]:
     try:
         require_not_planted(path)
     except Misconfigured as error:
-        yield Result("host", ERROR, f"{setting}: {error}")
+        yield CheckResult("host", ERROR, f"{setting}: {error}")
     else:
         yield from _writable(setting, path)
 
 
-def _folder(setting: str, path: Path) -> Iterator[Result]:
+def _folder(setting: str, path: Path) -> Iterator[CheckResult]:
     """Yields an error if something that is no folder stands in its place."""
     if path.exists() and not path.is_dir():
-        yield Result("host", ERROR, f"{setting}: wanted a folder, and {path} is a file", "move it, or set another path")
+        yield CheckResult(
+            "host", ERROR, f"{setting}: wanted a folder, and {path} is a file", "move it, or set another path"
+        )
     elif path.is_symlink() and not path.exists():
         target = path.readlink()
-        yield Result("host", ERROR, f"{setting}: {path} is a link to {target}, which does not exist", f"make {target}")
+        yield CheckResult(
+            "host", ERROR, f"{setting}: {path} is a link to {target}, which does not exist", f"make {target}"
+        )
 
 
-def check_ports(source: Source) -> Iterator[Result]:
+def check_ports(source: Source) -> Iterator[CheckResult]:
     """Yields whether the ports of a scoring host differ from each other, and are free or used by a process of ours."""
     wanted = _ports(source)
     users: dict[int, list[str]] = {}
@@ -147,19 +151,19 @@ def check_ports(source: Source) -> Iterator[Result]:
         users.setdefault(port, []).append(setting)
     for port, settings in users.items():
         if len(settings) > 1:
-            yield Result("host", ERROR, f"{' and '.join(settings)} are both {port}", "give each a port of its own")
+            yield CheckResult("host", ERROR, f"{' and '.join(settings)} are both {port}", "give each a port of its own")
     in_use = {setting: where for setting, where in wanted.items() if _is_in_use(*where)}
     for setting, (host, port) in in_use.items():
         holder = _holder(port)
         if not holder.is_ours:
-            yield Result(
+            yield CheckResult(
                 "host",
                 ERROR,
                 f"{setting}: {host}:{port} is taken by {holder.name}",
                 "stop that process, or set another port",
             )
     if wanted and not in_use:
-        yield Result("host", OK, f"the ports {', '.join(map(str, sorted(users)))} are free")
+        yield CheckResult("host", OK, f"the ports {', '.join(map(str, sorted(users)))} are free")
 
 
 def _ports(source: Source) -> dict[str, tuple[str, int]]:
@@ -231,15 +235,17 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _writable(setting: str, path: Path) -> Iterator[Result]:
+def _writable(setting: str, path: Path) -> Iterator[CheckResult]:
     place = _existing(path)
     # The decision cache of a host that runs is a file.
     wanted = os.W_OK | os.X_OK if place.is_dir() else os.W_OK
     if not os.access(place, wanted):
-        yield Result("host", ERROR, f"{setting}: this user cannot write to {place}", "change its owner, or the setting")
+        yield CheckResult(
+            "host", ERROR, f"{setting}: this user cannot write to {place}", "change its owner, or the setting"
+        )
 
 
-def _room(setting: str, path: Path, needed: int) -> Iterator[Result]:
+def _room(setting: str, path: Path, needed: int) -> Iterator[CheckResult]:
     """Yields a warning if the file system has less room than the setting allows; what is used already counts."""
     folder = _existing(path)
     used = sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
@@ -248,18 +254,18 @@ def _room(setting: str, path: Path, needed: int) -> Iterator[Result]:
     if free < needed and left < _FULL_BYTES:
         yield _full(setting, folder, left)
     elif free < needed:
-        yield Result(
+        yield CheckResult(
             "host",
             WARNING,
             f"{setting} allows {needed // _MIB} MiB, and {folder} has {free // _MIB} MiB",
             "give it more room, or lower the setting",
         )
     else:
-        yield Result("host", OK, f"{setting}: {folder} has room for {needed // _MIB} MiB")
+        yield CheckResult("host", OK, f"{setting}: {folder} has room for {needed // _MIB} MiB")
 
 
-def _full(setting: str, folder: Path, left: int) -> Result:
-    return Result(
+def _full(setting: str, folder: Path, left: int) -> CheckResult:
+    return CheckResult(
         "host",
         ERROR,
         f"{setting}: the file system of {folder} is full, with {left // _MIB} MiB left",
@@ -286,14 +292,14 @@ def _file_system(path: Path) -> str:
     return max(found)[2] if found else ""
 
 
-def check_shards(source: Source, gateway: Path | None = None) -> Iterator[Result]:
+def check_shards(source: Source, gateway: Path | None = None) -> Iterator[CheckResult]:
     """Yields whether mirror, settings and the gateway's description agree on the cards of this host."""
     settings = source.section("shards", ShardSettings)
     cards = wiring.card_shards(source)
     if cards is None:
         return
     wanted = settings.wanted()
-    yield Result(
+    yield CheckResult(
         "host",
         OK,
         f"[shards]: {settings.host} holds {len(wanted)} of {settings.count} shards by the table {settings.digest}, "
@@ -304,56 +310,56 @@ def check_shards(source: Source, gateway: Path | None = None) -> Iterator[Result
     try:
         mirror = MirrorReader(source.section("mirror", MirrorSettings), item_max=1, profile_bytes_max=1)
     except MirrorAbsent as error:
-        yield Result("host", SKIPPED, f"[shards]: {error}")
+        yield CheckResult("host", SKIPPED, f"[shards]: {error}")
         return
     try:
         held = mirror.shards()
     finally:
         mirror.close()
     if held is None or held.digest != cards.digest:
-        yield Result(
+        yield CheckResult(
             "host",
             WARNING,
             "[shards]: the mirror was not made with this count, these entities and this route key",
             "restart the companion, which sees to it",
         )
     elif missing := wanted - held.complete:
-        yield Result(
+        yield CheckResult(
             "host", WARNING, f"[shards]: the mirror lacks {len(missing)} shards", "wait for the companion's copy"
         )
     else:
-        yield Result("host", OK, "[shards]: the mirror has all shards of this host")
+        yield CheckResult("host", OK, "[shards]: the mirror has all shards of this host")
 
 
-def _gateway_agrees(settings: ShardSettings, gateway: Path) -> Iterator[Result]:
+def _gateway_agrees(settings: ShardSettings, gateway: Path) -> Iterator[CheckResult]:
     from paywarden.ops.gateway.description import read_description
 
     described = read_description(gateway, looks_for_files=False)
     names, mend = sorted(host.name for host in described.hosts), "the two files must say the same"
     if described.shards.count != settings.count:
         text = f"[shards] count is {settings.count}, and {described.shards.count} in {gateway}"
-        yield Result("host", ERROR, text, mend)
+        yield CheckResult("host", ERROR, text, mend)
     elif names not in (sorted(settings.hosts), sorted(settings.next_hosts)):
         text = f"[shards] hosts are {', '.join(sorted(settings.hosts))}, and in {gateway} {', '.join(names)}"
-        yield Result("host", ERROR, text, mend)
+        yield CheckResult("host", ERROR, text, mend)
     else:
-        yield Result("host", OK, f"[shards]: {gateway} sends cards by the same table")
+        yield CheckResult("host", OK, f"[shards]: {gateway} sends cards by the same table")
 
 
-def check_clock(source: Source) -> Iterator[Result]:  # noqa: ARG001 - all checks are called alike
+def check_clock(source: Source) -> Iterator[CheckResult]:  # noqa: ARG001 - all checks are called alike
     """Yields whether the kernel says that its clock is synchronised."""
     try:
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     except (OSError, AttributeError):
         state = -1
     if state < 0:
-        yield Result("host", SKIPPED, "the kernel does not say whether the clock is synchronised")
+        yield CheckResult("host", SKIPPED, "the kernel does not say whether the clock is synchronised")
     elif state == _TIME_ERROR:
-        yield Result(
+        yield CheckResult(
             "host",
             WARNING,
             "the clock is not synchronised, and a payment's age and deadline go by it",
             "run an NTP client (chrony, systemd-timesyncd)",
         )
     else:
-        yield Result("host", OK, "the clock is synchronised")
+        yield CheckResult("host", OK, "the clock is synchronised")

@@ -25,7 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
 from paywarden.ops import wiring
-from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.avro import TOPICS, subject
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
@@ -62,7 +62,7 @@ _REGISTRY_TRIES = 3
 _CLOCK_S_OF_REGISTRY_MAX = 10.0
 
 
-def check_kafka(source: Source) -> Iterator[Result]:
+def check_kafka(source: Source) -> Iterator[CheckResult]:
     """Yields results about the cluster and each topic. Raises BrokerUnavailable, Misconfigured."""
     kafka, settings = wiring.kafka_settings(source), source.section("topics", TopicSettings)
     if unread := list(_unread_files(kafka)):
@@ -71,26 +71,28 @@ def check_kafka(source: Source) -> Iterator[Result]:
     try:
         require_broker(kafka)
     except BrokerUnavailable as error:
-        yield Result("kafka", ERROR, str(error), "; ".join(_why_away(kafka)))
+        yield CheckResult("kafka", ERROR, str(error), "; ".join(_why_away(kafka)))
         return
     admin = make_admin(kafka)
     if embedded_cluster(admin):
-        yield Result("kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics")
+        yield CheckResult(
+            "kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics"
+        )
         return
     away, brokers = unreached_brokers(admin)
-    yield Result("kafka", OK, f"{brokers} broker{'s' if brokers > 1 else ''} at {kafka.bootstrap}")
+    yield CheckResult("kafka", OK, f"{brokers} broker{'s' if brokers > 1 else ''} at {kafka.bootstrap}")
     if away:
-        yield from (Result("kafka", ERROR, seen, CORRECT_ADDRESS) for seen in away)
+        yield from (CheckResult("kafka", ERROR, seen, CORRECT_ADDRESS) for seen in away)
         if len(away) == brokers:
             return
     wanted = wanted_topics(kafka, settings, wiring.entity_names(source))
     described, refused = _described(admin, [topic.topic for topic in wanted])
     missing = [topic.topic for topic in wanted if topic.topic not in described and topic.topic not in refused]
     if missing:
-        yield Result("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
+        yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
     for reason in dict.fromkeys(refused.values()):
         names = [name for name, its_reason in refused.items() if its_reason == reason]
-        yield Result("kafka", ERROR, f"Kafka does not tell us of {_listed(names)} ({reason})", _NOT_TOLD)
+        yield CheckResult("kafka", ERROR, f"Kafka does not tell us of {_listed(names)} ({reason})", _NOT_TOLD)
     configs = _configs(admin, list(described))
     found = [
         result
@@ -100,12 +102,12 @@ def check_kafka(source: Source) -> Iterator[Result]:
     ]
     yield from found
     if not missing and not refused and not found:
-        yield Result("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
+        yield CheckResult("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
     if kafka.topic("payments") in described:
         yield from _clock(admin, kafka, len(described[kafka.topic("payments")].partitions))
 
 
-def _unread_files(kafka: KafkaSettings) -> Iterator[Result]:
+def _unread_files(kafka: KafkaSettings) -> Iterator[CheckResult]:
     """Yields an error for each file of certificates and keys that cannot be read; the client names none."""
     for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
         path = getattr(kafka, name)
@@ -115,7 +117,9 @@ def _unread_files(kafka: KafkaSettings) -> Iterator[Result]:
         try:
             open_regular(path).close()
         except OSError as error:
-            yield Result("kafka", ERROR, f"[kafka] {name}: cannot read {path}: {error.strerror}", "give the right path")
+            yield CheckResult(
+                "kafka", ERROR, f"[kafka] {name}: cannot read {path}: {error.strerror}", "give the right path"
+            )
 
 
 def _why_away(kafka: KafkaSettings) -> Iterator[str]:
@@ -169,33 +173,35 @@ def _configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, st
     return configs
 
 
-def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], brokers: int) -> Iterator[Result]:
+def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], brokers: int) -> Iterator[CheckResult]:
     name = topic.topic
     copies = min(len(partition.replicas) for partition in described.partitions)
     no_leader = [partition.id for partition in described.partitions if partition.leader is None]
     behind = [partition.id for partition in described.partitions if len(partition.isr) < len(partition.replicas)]
     if no_leader:
-        yield Result("kafka", ERROR, f"{name}: partitions {_listed(no_leader)} have no leader", "look at the brokers")
+        yield CheckResult(
+            "kafka", ERROR, f"{name}: partitions {_listed(no_leader)} have no leader", "look at the brokers"
+        )
     elif behind:
-        yield Result(
+        yield CheckResult(
             "kafka", WARNING, f"{name}: partitions {_listed(behind)} lack copies", "look at the brokers that are down"
         )
     if copies == 1 and brokers > 1:
-        yield Result(
+        yield CheckResult(
             "kafka",
             WARNING,
             f"{name} has one copy, and a broker that is lost takes acknowledged records with it",
             "give it three (kafka-reassign-partitions), and set [topics] replication = 3",
         )
     if topic.num_partitions == 1 and len(described.partitions) > 1:
-        yield Result(
+        yield CheckResult(
             "kafka",
             ERROR,
             f"{name} has {len(described.partitions)} partitions, and its readers need one order over all records",
             "make it anew with one partition",
         )
     if (has := len(described.partitions)) < topic.num_partitions:
-        yield Result(
+        yield CheckResult(
             "kafka",
             WARNING,
             f"{name} has {has} partition{'s' if has > 1 else ''} where [topics] asks for {topic.num_partitions}, so "
@@ -208,24 +214,24 @@ def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], b
     )
 
 
-def _rights(name: str, operations: Iterable[AclOperation] | None) -> Iterator[Result]:
+def _rights(name: str, operations: Iterable[AclOperation] | None) -> Iterator[CheckResult]:
     # Without an authorizer a broker tells none.
     has = {operation.name for operation in operations or ()}
     missing = [right for right in _RIGHTS if right not in has]
     if has and missing:
-        yield Result(
+        yield CheckResult(
             "kafka", ERROR, f"{name}: this user may not {' and not '.join(missing).lower()}", "give it these rights"
         )
 
 
-def _config_results(name: str, config: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[Result]:
+def _config_results(name: str, config: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[CheckResult]:
     change = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config "
     for setting, value in wanted.items():
         has = config.get(setting)
         if has is None or has == value or _is_enough(setting, has, value):
             continue
         level = ERROR if setting in ("cleanup.policy", "max.message.bytes") else WARNING
-        yield Result("kafka", level, f"{name} has {setting}={has}, {_WHY[setting]}", f"{change}{setting}={value}")
+        yield CheckResult("kafka", level, f"{name} has {setting}={has}, {_WHY[setting]}", f"{change}{setting}={value}")
 
 
 _WHY = {
@@ -254,7 +260,7 @@ def _is_enough(setting: str, has: str, wanted: str) -> bool:
     return number >= least or (setting == "retention.ms" and number < 0)
 
 
-def _clock(admin: AdminClient, kafka: KafkaSettings, partitions: int) -> Iterator[Result]:
+def _clock(admin: AdminClient, kafka: KafkaSettings, partitions: int) -> Iterator[CheckResult]:
     """Yields a warning if the newest payment is from the future: one of the two clocks is wrong."""
     topic = kafka.topic("payments")
 
@@ -265,7 +271,7 @@ def _clock(admin: AdminClient, kafka: KafkaSettings, partitions: int) -> Iterato
     newest_ms = retry_until_leader(newest, "when the newest payment arrived")
     ahead_ms = newest_ms - time.time_ns() // 1_000_000
     if ahead_ms > _CLOCK_MS_MAX:
-        yield Result(
+        yield CheckResult(
             "kafka",
             WARNING,
             f"the newest payment reached Kafka {ahead_ms / 1000:.0f} s from now",
@@ -278,23 +284,23 @@ def _listed(names: Sequence[object]) -> str:
     return shown if len(names) <= _SHOWN_MAX else f"{shown} and {len(names) - _SHOWN_MAX} more"
 
 
-def check_registry(source: Source) -> Iterator[Result]:
+def check_registry(source: Source) -> Iterator[CheckResult]:
     """Yields results about the schema registry. Registers nothing. Raises Misconfigured, TemporaryFailure."""
     settings, kafka = source.section("registry", RegistrySettings), wiring.kafka_settings(source)
     if not settings.url:
-        yield Result("registry", SKIPPED, "[registry] url is empty: ids are fingerprints of the schemas")
+        yield CheckResult("registry", SKIPPED, "[registry] url is empty: ids are fingerprints of the schemas")
         return
     known = _subjects_in_time(settings)
     yield from _registry_clock(settings)
     missing = [name for topic in TOPICS if (name := subject(kafka.topic(topic))) not in known]
     if not missing:
-        yield Result("registry", OK, f"{settings.url} has the schemas of all {len(TOPICS)} topics")
+        yield CheckResult("registry", OK, f"{settings.url} has the schemas of all {len(TOPICS)} topics")
     elif settings.auto_register:
-        yield Result(
+        yield CheckResult(
             "registry", OK, f"{settings.url} answers; {len(missing)} schemas are registered at the first start"
         )
     else:
-        yield Result(
+        yield CheckResult(
             "registry",
             ERROR,
             f"{settings.url} lacks {_listed(missing)}",
@@ -327,7 +333,7 @@ def _subjects_in_time(settings: RegistrySettings) -> frozenset[str]:
     return met[0]
 
 
-def _registry_clock(settings: RegistrySettings) -> Iterator[Result]:
+def _registry_clock(settings: RegistrySettings) -> Iterator[CheckResult]:
     """Yields a warning if the registry says another time than this host: it is the clock of another machine."""
     parts = urlsplit(settings.url.split(",")[0].strip())
     host, port = parts.hostname or "", parts.port
@@ -350,7 +356,7 @@ def _registry_clock(settings: RegistrySettings) -> Iterator[Result]:
     ahead_s = time.time() - said_s
     if abs(ahead_s) > _CLOCK_S_OF_REGISTRY_MAX:
         side = "ahead of" if ahead_s > 0 else "behind"
-        yield Result(
+        yield CheckResult(
             "registry",
             WARNING,
             f"the clock of this host is {abs(ahead_s):.0f} s {side} the registry's, and ages of payments go by it",

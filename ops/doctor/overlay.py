@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops import wiring
-from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.settings import Source
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, has_form, marks_head, shape_of, table_head
@@ -26,7 +26,7 @@ _MIB = 1024 * 1024
 _NEWEST_MAX = 2_000
 
 
-def check_overlay(source: Source) -> Iterator[Result]:
+def check_overlay(source: Source) -> Iterator[CheckResult]:
     """Yields whether the overlay's files have room, and were made with these settings. Raises Misconfigured."""
     settings = source.section("overlay", OverlaySettings)
     if not settings.enabled:
@@ -37,11 +37,11 @@ def check_overlay(source: Source) -> Iterator[Result]:
     yield from _room(forms)
     for process, (path, head, size) in forms.items():
         if not path.exists():
-            yield Result("host", SKIPPED, f"[overlay]: {process} has not made {path} yet")
+            yield CheckResult("host", SKIPPED, f"[overlay]: {process} has not made {path} yet")
         elif has_form(path, head, size):
-            yield Result("host", OK, f"[overlay]: {path} is that of these settings")
+            yield CheckResult("host", OK, f"[overlay]: {path} is that of these settings")
         else:
-            yield Result(
+            yield CheckResult(
                 "host",
                 WARNING,
                 f"[overlay]: {path} was made with other settings, or for another catalogue",
@@ -49,7 +49,7 @@ def check_overlay(source: Source) -> Iterator[Result]:
             )
 
 
-def _room(forms: dict[str, tuple[Path, NDArray[np.int64], int]]) -> Iterator[Result]:
+def _room(forms: dict[str, tuple[Path, NDArray[np.int64], int]]) -> Iterator[CheckResult]:
     """Yields an error if the files do not fit: serve and companion reserve them at their start."""
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
@@ -64,17 +64,17 @@ def _room(forms: dict[str, tuple[Path, NDArray[np.int64], int]]) -> Iterator[Res
         free = shutil.disk_usage(folder).free
         size = -(-needed[device] // _MIB)
         if free < needed[device]:
-            yield Result(
+            yield CheckResult(
                 "host",
                 ERROR,
                 f"[overlay] takes {size} MiB from the start, and {folder} has {free // _MIB} MiB",
                 "give it more room (--shm-size, sizeLimit), or lower payments_max and marks_max",
             )
         elif size:
-            yield Result("host", OK, f"[overlay]: {folder} has room for {size} MiB more")
+            yield CheckResult("host", OK, f"[overlay]: {folder} has room for {size} MiB more")
 
 
-def check_stream(source: Source) -> Iterator[Result]:
+def check_stream(source: Source) -> Iterator[CheckResult]:
     """Yields whether the newest changes of profiles name their payments, as the overlay needs it.
 
     Raises BrokerUnavailable, Misconfigured.
@@ -84,13 +84,13 @@ def check_stream(source: Source) -> Iterator[Result]:
     newest = [record for record in _newest_changes(source) if record is not None]
     named = sum(any(name == PAYMENTS_HEADER for name, _ in record.headers or ()) for record in newest)
     if not newest:
-        yield Result(
+        yield CheckResult(
             "kafka", SKIPPED, "[overlay]: no profile has changed of late, so the stream's setting does not show"
         )
     elif named:
-        yield Result("kafka", OK, "[overlay]: the stream names the payments that it adds to profiles")
+        yield CheckResult("kafka", OK, "[overlay]: the stream names the payments that it adds to profiles")
     else:
-        yield Result(
+        yield CheckResult(
             "kafka",
             WARNING,
             "[overlay]: the newest changes of profiles do not name their payments, so answers have the flag "

@@ -13,7 +13,7 @@ STATES = (OK, WARNING, ERROR, SKIPPED)
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """What a check saw, in an area such as "kafka", and what mends it. `mend` is empty where nothing is wrong."""
 
     area: str
@@ -25,11 +25,11 @@ class Result:
         return f"{self.seen}: {self.mend}" if self.mend else self.seen
 
 
-Check = Callable[[Source], Iterable[Result]]
+Check = Callable[[Source], Iterable[CheckResult]]
 """Raises PaywardenError where it cannot go on; that is an error of its area, too."""
 
 
-def results_of(area: str, checks: Iterable[Check], source: Source) -> Iterator[Result]:
+def results_of(area: str, checks: Iterable[Check], source: Source) -> Iterator[CheckResult]:
     """Yields the results of the checks of an area. A check that raises yields an error, and the next one goes on.
 
     A folder that this user may not even look into ends a check as well (OSError).
@@ -38,9 +38,9 @@ def results_of(area: str, checks: Iterable[Check], source: Source) -> Iterator[R
         try:
             yield from check(source)
         except PaywardenError as error:
-            yield Result(area, ERROR, str(error))
+            yield CheckResult(area, ERROR, str(error))
         except OSError as error:
-            yield Result(
+            yield CheckResult(
                 area,
                 ERROR,
                 f"cannot look at {error.filename or 'a file'}: {error.strerror or error}",

@@ -11,7 +11,7 @@ from paywarden.models.bundle.bundle import load_bundle, native_library
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.ops import wiring
 from paywarden.ops.configuration import problems_of, unknown_variables
-from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source
@@ -23,16 +23,16 @@ from paywarden.scoring.server.context import asks_for_tls
 _CERTIFICATE_DAYS_MIN = 21
 
 
-def check_settings(source: Source) -> Iterator[Result]:
+def check_settings(source: Source) -> Iterator[CheckResult]:
     """Yields everything that is wrong with the settings, the policy's conditions and its lists."""
     problems = problems_of(source, None)
     for problem in problems:
-        yield Result("settings", ERROR, problem)
+        yield CheckResult("settings", ERROR, problem)
     if not problems:
         nothing = f"there is no {source.name} in {Path.cwd()}: defaults and variables PAYWARDEN_… hold, which are right"
-        yield Result("settings", OK, f"{source.name}: all settings are right" if source.file else nothing)
+        yield CheckResult("settings", OK, f"{source.name}: all settings are right" if source.file else nothing)
     for variable, meant in unknown_variables(source.environment):
-        yield Result(
+        yield CheckResult(
             "settings",
             WARNING,
             f"the environment's {variable} is no setting, and nothing reads it",
@@ -40,16 +40,16 @@ def check_settings(source: Source) -> Iterator[Result]:
         )
 
 
-def check_bundles(source: Source) -> Iterator[Result]:
+def check_bundles(source: Source) -> Iterator[CheckResult]:
     """Yields results about the catalogue and the bundles that it must fit. Raises Misconfigured."""
     engine = wiring.feature_engine(source)
     plan, settings = engine.plan, source.section("serve", wiring.ServeSettings)
-    yield Result(
+    yield CheckResult(
         "bundle", OK, f"catalogue {plan.digest}: {plan.feature_count} features of {plan.entity_count} entities"
     )
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
     if not source.has("features", "identity_key_file"):
-        yield Result(
+        yield CheckResult(
             "bundle",
             WARNING,
             "[features] identity_key_file is not set, and the key of laptops is known to everybody",
@@ -65,27 +65,27 @@ def check_bundles(source: Source) -> Iterator[Result]:
                 Path(path), catalogue_digest=plan.digest, identity_digest=plan.key.digest, trusted=trusted
             )
         except PaywardenError as error:
-            yield Result("bundle", ERROR, f"[serve] {setting}: {error}")
+            yield CheckResult("bundle", ERROR, f"[serve] {setting}: {error}")
             continue
         manifest = bundle.manifest
         lacking = [part for part in manifest.parts if not native_library(Path(path), part).exists()]
         if lacking:
-            yield Result(
+            yield CheckResult(
                 "bundle",
                 WARNING,
                 f"[serve] {setting}: {path} has no library for this machine, and `serve` builds it at its start",
                 f"run `paywarden compile {path}`",
             )
         else:
-            yield Result(
+            yield CheckResult(
                 "bundle", OK, f"[serve] {setting}: {manifest.model_version} scores its golden vectors to the bit"
             )
 
 
-def _identity_key(path: str) -> Iterator[Result]:
+def _identity_key(path: str) -> Iterator[CheckResult]:
     mode = stat.S_IMODE(Path(path).stat().st_mode) if path else 0
     if mode & (stat.S_IROTH | stat.S_IWOTH):
-        yield Result(
+        yield CheckResult(
             "bundle",
             WARNING,
             f"[features] identity_key_file: {path} is open to every user of the machine (mode {mode:o}), and who has "
@@ -94,19 +94,19 @@ def _identity_key(path: str) -> Iterator[Result]:
         )
 
 
-def check_access(source: Source) -> Iterator[Result]:
+def check_access(source: Source) -> Iterator[CheckResult]:
     """Yields results about the files of tokens and certificates. Raises Misconfigured naming a file that is wrong."""
     auth, tls = source.section("auth", AuthSettings), source.section("tls", TlsSettings)
     if auth.tokens_file:
         Tokens(auth.tokens_file)
-        yield Result("access", OK, f"[auth] tokens_file: {auth.tokens_file} can be used")
+        yield CheckResult("access", OK, f"[auth] tokens_file: {auth.tokens_file} can be used")
     if asks_for_tls(tls):
         Tls(tls)
         yield from _certificate("certificate", tls.certificate)
         if tls.client_ca:
             yield from _certificate("client_ca", tls.client_ca)
     if not auth.tokens_file and not tls.client_ca:
-        yield Result(
+        yield CheckResult(
             "access",
             WARNING,
             "callers need neither a token nor a certificate, and all of them share one queue",
@@ -114,7 +114,7 @@ def check_access(source: Source) -> Iterator[Result]:
         )
 
 
-def _certificate(setting: str, path: str) -> Iterator[Result]:
+def _certificate(setting: str, path: str) -> Iterator[CheckResult]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
@@ -122,15 +122,15 @@ def _certificate(setting: str, path: str) -> Iterator[Result]:
         begins = max(one.not_valid_before_utc for one in certificates)
         ends = min(one.not_valid_after_utc for one in certificates)
     except (OSError, ValueError):
-        yield Result("access", SKIPPED, f"[tls] {setting}: {path} does not say when it expires")
+        yield CheckResult("access", SKIPPED, f"[tls] {setting}: {path} does not say when it expires")
         return
     now = datetime.datetime.now(datetime.UTC)
     if now >= ends:
-        yield Result("access", ERROR, f"[tls] {setting}: {path} has expired on {ends:%Y-%m-%d}", "renew it")
+        yield CheckResult("access", ERROR, f"[tls] {setting}: {path} has expired on {ends:%Y-%m-%d}", "renew it")
     elif now < begins:
         told = f"[tls] {setting}: {path} is not valid before {begins:%Y-%m-%d %H:%M} UTC"
-        yield Result("access", ERROR, told, "look at the clock, or wait")
+        yield CheckResult("access", ERROR, told, "look at the clock, or wait")
     elif (ends - now).days < _CERTIFICATE_DAYS_MIN:
-        yield Result("access", WARNING, f"[tls] {setting}: {path} expires on {ends:%Y-%m-%d}", "renew it")
+        yield CheckResult("access", WARNING, f"[tls] {setting}: {path} expires on {ends:%Y-%m-%d}", "renew it")
     else:
-        yield Result("access", OK, f"[tls] {setting}: {path} is valid until {ends:%Y-%m-%d}")
+        yield CheckResult("access", OK, f"[tls] {setting}: {path} is valid until {ends:%Y-%m-%d}")

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 from paywarden.features.stores.aerospike.cluster_check import ERROR as STORE_ERROR
 from paywarden.ops import wiring
-from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.settings import Source
 
 
-def check_store(source: Source) -> Iterator[Result]:
+def check_store(source: Source) -> Iterator[CheckResult]:
     """Yields what is wrong with the store's setup. Writes nothing. Raises Misconfigured."""
     kind = wiring.store_kind(source)
     if kind == "memory":
-        yield Result("store", SKIPPED, "[store] kind is memory: only its own process can look at it")
+        yield CheckResult("store", SKIPPED, "[store] kind is memory: only its own process can look at it")
         return
     findings = wiring.check_store(source, write=False)
     for finding in findings:
         level = ERROR if finding.level == STORE_ERROR else WARNING
-        yield Result("store", level, f"{finding.what}: {finding.so}", f"wanted {finding.want}")
+        yield CheckResult("store", level, f"{finding.what}: {finding.so}", f"wanted {finding.want}")
     if not findings:
-        yield Result("store", OK, f"the {kind} store answers, and is set up as it must be")
+        yield CheckResult("store", OK, f"the {kind} store answers, and is set up as it must be")

@@ -113,11 +113,11 @@ def _checked(store: ProfileStore, source: Source, registry: CollectorRegistry) -
     from paywarden.streams.drift.evaluation import EVALUATION_CHECKS
     from paywarden.streams.drift.state import DRIFT_CHECKS
     from paywarden.streams.faust.checked_state import Check, CheckedState, SetAsideState
-    from paywarden.streams.outcomes.evaluation import EVALUATED_KEY, Evaluated
+    from paywarden.streams.outcomes.evaluation import EVALUATED_KEY, EvaluationState
     from paywarden.streams.outcomes.settings import OutcomeSettings
     from paywarden.streams.outcomes.state import OUTCOME_CHECKS
 
-    evaluated = partial(Evaluated.decode, settings=source.section("outcomes", OutcomeSettings))
+    evaluated = partial(EvaluationState.decode, settings=source.section("outcomes", OutcomeSettings))
     checks: dict[bytes, Check] = {**DRIFT_CHECKS, **EVALUATION_CHECKS, **OUTCOME_CHECKS, EVALUATED_KEY: evaluated}
     return CheckedState(store, checks, SetAsideState(registry))
 

@@ -30,7 +30,7 @@ def model_registry(source: Source) -> Registry:
     """Returns the registry of the settings `[models]`. Raises Misconfigured, also without a file of people."""
     from paywarden.models.registry.artefacts import open_store
     from paywarden.models.registry.log import LogFile
-    from paywarden.models.registry.people import People
+    from paywarden.models.registry.people import RegistryPeople
     from paywarden.models.registry.registry import Registry
     from paywarden.models.registry.settings import ModelRegistrySettings
 
@@ -39,7 +39,7 @@ def model_registry(source: Source) -> Registry:
         raise Misconfigured("[models] people: wanted the file of names, roles and public keys")
     return Registry(
         LogFile(settings.log_path),
-        People.read(Path(settings.people)),
+        RegistryPeople.read(Path(settings.people)),
         settings.rules,
         open_store(settings.folder, Path(settings.cache)),
     )

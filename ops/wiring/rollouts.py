@@ -16,7 +16,7 @@ from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.models.registry.registry import Registry
-    from paywarden.models.registry.rules import State
+    from paywarden.models.registry.rules import RegistryState
     from paywarden.models.rollout.log import RolloutLog
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, RolloutEvent, Start, Version
@@ -160,7 +160,7 @@ def require_candidate(source: Source, candidate: Version) -> None:
         raise Misconfigured(trouble)
 
 
-def _require_files(found: Registry, state: State, version: Version) -> None:
+def _require_files(found: Registry, state: RegistryState, version: Version) -> None:
     from paywarden.models.registry.artefacts import BUNDLES, POLICIES
 
     found.store.folder(BUNDLES, version.bundle_digest, state.bundles[version.bundle_digest].files)

@@ -13,7 +13,7 @@ from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.features.stores.aerospike.cluster_check import Finding
+    from paywarden.features.stores.aerospike.cluster_check import ClusterFinding
     from paywarden.streams.maintenance.backup import BackedUp, Backup
     from paywarden.streams.maintenance.verify import Verdicts
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _SETTLE_S = 2.0
 
 
-def check_store(source: Source, *, write: bool = True) -> list[Finding]:
+def check_store(source: Source, *, write: bool = True) -> list[ClusterFinding]:
     """Returns everything that is wrong with the store's setup, errors first. Raises Misconfigured for wrong settings.
 
     `write` tries whether the configured user can write, read and erase a record.
     """
     from paywarden.features.profiles.engine import FeatureEngine
-    from paywarden.features.stores.aerospike.cluster_check import ERROR, Finding, examine, try_to_write
+    from paywarden.features.stores.aerospike.cluster_check import ERROR, ClusterFinding, examine, try_to_write
     from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
 
     kind = stores.store_kind(source)
@@ -35,7 +35,11 @@ def check_store(source: Source, *, write: bool = True) -> list[Finding]:
         if kind != "aerospike":
             with closing(stores.open_live_store(source, readonly=True)) as opened:
                 reason = opened.health().reason
-            return [Finding(ERROR, reason, "nothing can be read or written", "a store that answers")] if reason else []
+            return (
+                [ClusterFinding(ERROR, reason, "nothing can be read or written", "a store that answers")]
+                if reason
+                else []
+            )
         # Not through the profile sets: with cluster_check = "require" these open only what has no finding.
         with closing(AerospikeStore(source.section("aerospike", AerospikeSettings))) as store:
             plan = FeatureEngine(stores.catalogue(source)).plan
@@ -43,7 +47,7 @@ def check_store(source: Source, *, write: bool = True) -> list[Finding]:
             found = examine(store.reports(), store.settings, longest_ttl_s=longest_s)
             return [*(try_to_write(store) if write else ()), *found]
     except StoreUnavailable as error:
-        return [Finding(ERROR, str(error), "nothing can be read or written", "a store that answers")]
+        return [ClusterFinding(ERROR, str(error), "nothing can be read or written", "a store that answers")]
 
 
 def verify_store(source: Source, *, since_ms: int | None = None, repair: bool = False) -> Verdicts:

@@ -13,7 +13,7 @@ from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_ed
 
 
 @dataclass(frozen=True)
-class Split:
+class ArmSplit:
     """The candidate's share of the cards, in basis points (hundredths of a percent)."""
 
     salt: bytes

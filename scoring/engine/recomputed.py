@@ -30,22 +30,22 @@ _FIELDS = ("payment_id", "event_time_ms", "card_id", "merchant_id", "currency", 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DecisionResult:
     """What was decided. Without a model the score is 0, as in a decision."""
 
     score: float
     action: str
     reasons: list[str]
 
-    def is_equal(self, other: Outcome) -> bool:
+    def is_equal(self, other: DecisionResult) -> bool:
         """Whether both are the same, the scores in each of their 64 bits."""
         same_bits = struct.pack("<d", self.score) == struct.pack("<d", other.score)
         return same_bits and (self.action, self.reasons) == (other.action, other.reasons)
 
 
-def outcome_of(decision: Mapping[str, Any]) -> Outcome:
+def outcome_of(decision: Mapping[str, Any]) -> DecisionResult:
     """Returns what a decision, in the form of its topic, says."""
-    return Outcome(decision["score"], decision["action"], list(decision["reasons"]))
+    return DecisionResult(decision["score"], decision["action"], list(decision["reasons"]))
 
 
 def decision_fields() -> frozenset[str]:
@@ -69,7 +69,9 @@ def vector_of(decision: Mapping[str, Any]) -> NDArray[np.float32]:
     return np.frombuffer(content, dtype="<f4").astype(np.float32)
 
 
-def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable) -> Outcome:
+def decide_again(
+    decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable
+) -> DecisionResult:
     """Returns what bundle and policy say today about a decision, in the form of its topic.
 
     `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks what they need, InvalidEvent if
@@ -101,4 +103,4 @@ def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Pol
     if action == ACTIONS[DECLINE] and EXPLORED in decision["reasons"]:
         # The coin is not tossed again: its budget was that of then.
         action, reasons = ACTIONS[APPROVE], [EXPLORED, *reasons]
-    return Outcome(0.0 if score is None else score, action, reasons)
+    return DecisionResult(0.0 if score is None else score, action, reasons)

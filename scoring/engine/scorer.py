@@ -39,7 +39,7 @@ from paywarden.models.policy.exploration import Exploration, Explored
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STALE, Facts, Policy
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.arms import Split
+from paywarden.scoring.engine.arms import ArmSplit
 from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_batches
 from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
@@ -115,7 +115,7 @@ class PaymentScorer:
         self._exploration, self._overlay, self._holds_every_card = options.exploration, overlay, held_cards is None
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
-        self._split: Split | None = None
+        self._split: ArmSplit | None = None
         self._entities, self._names = plan.entity_count, plan.entity_names
         self._features = Vectors(
             engine, mirror, metrics=metrics, stages=self._stages, overlay=overlay, held_cards=held_cards
@@ -191,7 +191,7 @@ class PaymentScorer:
         self._note_profile_set()
         return before
 
-    def divide(self, candidate: Served | None, split: Split | None = None) -> None:
+    def divide(self, candidate: Served | None, split: ArmSplit | None = None) -> None:
         """Let `candidate` decide about its share of the cards from the next chunk on; None: about none.
 
         Call it between two chunks. Where the catalogue has no entity "card", it decides about none either.
@@ -345,7 +345,7 @@ class PaymentScorer:
         return written.responses
 
     def _decide_divided(
-        self, payments: CheckedPayments, slots: Sequence[int], now_ms: int, split: Split
+        self, payments: CheckedPayments, slots: Sequence[int], now_ms: int, split: ArmSplit
     ) -> list[bytes]:
         """Decide as `_decide`, each payment by the arm of its card. All decisions are appended in one write."""
         assert self._candidate is not None

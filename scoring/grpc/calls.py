@@ -27,11 +27,11 @@ from paywarden.scoring.engine.batching.batcher import (
     Refusal,
 )
 from paywarden.scoring.grpc import messages as grpc_messages
-from paywarden.scoring.grpc.http2 import OK_TRAILERS, Session
+from paywarden.scoring.grpc.http2 import OK_TRAILERS, Http2Session
 from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCATED, frame
 from paywarden.scoring.grpc.services import GrpcHealth, render_status
 from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.metrics.shared import Counter, Histogram
+from paywarden.scoring.metrics.shared import Counter, MetricHistogram
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 TOO_SLOW = Refusal(DEADLINE_EXCEEDED, "the request took too long to arrive")
@@ -59,7 +59,7 @@ class Method:
     bytes_max: int
     is_open: bool = False  # needs no token
     is_batch: bool = False
-    seconds: Histogram | None = None
+    seconds: MetricHistogram | None = None
     handle: Callable[[bytes], bytes | Refusal] | None = None
 
     def count(self, code: str) -> None:
@@ -102,11 +102,11 @@ class CallServer(Protocol):
 class CallLink(Flushable, Protocol):
     """The part of the connection that a call uses."""
 
-    session: Session
+    session: Http2Session
     read_at: float
     submitted: bool
     write_now: bool
-    watches: dict[int, Watch]
+    watches: dict[int, HealthStream]
 
     @property
     def server(self) -> CallServer:
@@ -325,7 +325,7 @@ class ServiceCall:
             return service
         if len(link.watches) >= link.server.settings.watches_max:
             return _TOO_MANY_WATCHES
-        link.watches[self._stream_id] = Watch(self, service, link.server.health)
+        link.watches[self._stream_id] = HealthStream(self, service, link.server.health)
         return None
 
     def _end_of_request(self) -> None:
@@ -350,7 +350,7 @@ class ServiceCall:
         self._method.count("ok")
 
 
-class Watch:
+class HealthStream:
     """Sends every change of a service's health to one caller."""
 
     def __init__(self, call: ServiceCall, service: str, health: GrpcHealth) -> None:

@@ -23,8 +23,17 @@ from typing import Protocol, cast
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
-from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallKind, CallServer, Method, ScoreCall, ServiceCall, Watch
-from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Receiver, Session
+from paywarden.scoring.grpc.calls import (
+    TOO_SLOW,
+    Arriving,
+    CallKind,
+    CallServer,
+    HealthStream,
+    Method,
+    ScoreCall,
+    ServiceCall,
+)
+from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session, Receiver
 from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.trace_context import packed_trace
 
@@ -75,7 +84,7 @@ class GrpcConnectionServer(CallServer, Protocol):
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
 
-    def open_session(self, receiver: Receiver) -> Session:
+    def open_session(self, receiver: Receiver) -> Http2Session:
         """Returns the HTTP/2 session of a new connection."""
 
     def count(self, method: str, code: str) -> None:
@@ -88,7 +97,7 @@ class GrpcConnection(asyncio.Protocol):
     def __init__(self, server: GrpcConnectionServer) -> None:
         self.server = server
         self.session = server.open_session(self)
-        self.watches: dict[int, Watch] = {}
+        self.watches: dict[int, HealthStream] = {}
         # About the current read: whether it submitted calls, and whether it needs a write before their answers.
         self.submitted = self.write_now = False
         self.read_at = now = server.now_s()

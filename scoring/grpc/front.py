@@ -22,7 +22,7 @@ from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.scoring.engine.batching.batcher import MicroBatcher, Refusal
 from paywarden.scoring.grpc.calls import CallKind, Method
 from paywarden.scoring.grpc.connection import GrpcConnection
-from paywarden.scoring.grpc.http2 import Receiver, Session, SessionBounds
+from paywarden.scoring.grpc.http2 import Http2Session, Receiver, SessionBounds
 from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHealth, Reflection
@@ -109,7 +109,7 @@ class GrpcServer:
             self._sweep()
         return is_admitted
 
-    def open_session(self, receiver: Receiver) -> Session:
+    def open_session(self, receiver: Receiver) -> Http2Session:
         """Returns the HTTP/2 session of a new connection."""
         return self._open_session(receiver, self._session_limits)
 
@@ -170,7 +170,7 @@ class GrpcServer:
         return {path.encode(): method for path, method in by_path.items()}
 
 
-def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Session]:
+def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Http2Session]:
     """Returns the session class. Only the library in use is imported."""
     if library == "h2":
         from paywarden.scoring.grpc.http2_hyper import HyperSession

@@ -82,7 +82,7 @@ class Receiver(Protocol):
         """The peer has answered our PING."""
 
 
-class Session(Protocol):
+class Http2Session(Protocol):
     """The server's side of one HTTP/2 connection. Calls about a stream that is gone do nothing."""
 
     def receive(self, data: bytes) -> None:

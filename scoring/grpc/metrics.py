@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paywarden.scoring.grpc.messages import CODES
-from paywarden.scoring.metrics.shared import Counter, Histogram, Registry
+from paywarden.scoring.metrics.shared import Counter, MetricHistogram, Registry
 from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS, ConnectionMetrics
 
 # "none" counts requests without a known method.
@@ -19,7 +19,7 @@ class GrpcMetrics:
     """Metric handles by method and code. `seconds` has only the methods that score."""
 
     requests: Mapping[tuple[str, str], Counter]
-    seconds: Mapping[str, Histogram]
+    seconds: Mapping[str, MetricHistogram]
     connections: ConnectionMetrics
 
     @classmethod

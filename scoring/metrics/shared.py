@@ -163,7 +163,7 @@ class Gauge:
         self._slots, self._index = slots, index
 
 
-class Histogram:
+class MetricHistogram:
     """Counts values by bucket. A value equal to a bound is in the bucket below it."""
 
     __slots__ = ("_bounds", "_index", "_per_unit", "_slots", "_sum_index")
@@ -228,7 +228,7 @@ class Histogram:
         self._slots, self._index, self._sum_index = slots, index, index + len(self._bounds) + 1
 
 
-Handle = Counter | Gauge | Histogram
+Handle = Counter | Gauge | MetricHistogram
 
 
 class Registry:
@@ -271,13 +271,13 @@ class Registry:
         *,
         bounds: Sequence[float],
         scale: float = 1e-6,
-    ) -> Histogram:
+    ) -> MetricHistogram:
         """Returns a histogram with ascending bucket `bounds`. Its sum is kept in whole multiples of `scale`."""
         assert list(bounds) == sorted(set(bounds)), "bounds must ascend"
         labels = _labels(label_names, label_values)
         series = Series("histogram", name, help_text, labels, tuple(map(float, bounds)), scale)
-        handle = self._declare(series, Histogram(series.bounds, scale))
-        assert isinstance(handle, Histogram)
+        handle = self._declare(series, MetricHistogram(series.bounds, scale))
+        assert isinstance(handle, MetricHistogram)
         return handle
 
     def open(self, directory: Path, worker: str, *, mapped: bool = True) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paywarden.scoring.metrics.shared import Counter, Gauge, Histogram, Registry
+from paywarden.scoring.metrics.shared import Counter, Gauge, MetricHistogram, Registry
 
 REQUEST_SECONDS_BOUNDS = (
     *(0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75),
@@ -36,7 +36,7 @@ class RouteMetrics:
 
     __slots__ = ("requests", "seconds")
 
-    def __init__(self, requests: Mapping[int, Counter], seconds: Histogram | None) -> None:
+    def __init__(self, requests: Mapping[int, Counter], seconds: MetricHistogram | None) -> None:
         """`requests` are by status code. Without `seconds` only requests are counted."""
         self.requests, self.seconds = requests, seconds
 
@@ -72,7 +72,7 @@ class HttpMetrics:
     """Metric handles of the HTTP front. The route "none" counts requests without a known route."""
 
     requests: Mapping[tuple[str, int], Counter]
-    seconds: Mapping[str, Histogram]
+    seconds: Mapping[str, MetricHistogram]
     connections: ConnectionMetrics
 
     @classmethod
@@ -109,7 +109,7 @@ class ScoringMetrics:
     flags: Mapping[str, Counter]
     mirror_lookups: Mapping[tuple[str, str], Counter]
     mirror_age_seconds: Gauge
-    score: Histogram
+    score: MetricHistogram
     explored: Counter
     explored_minor: Counter
 

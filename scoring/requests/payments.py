@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.policy.rules import PaymentFields
+from paywarden.models.policy.rules import ConditionFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 
@@ -51,7 +51,7 @@ class CheckedPayments:
         """Parse one payment, as the outbox keeps it. Only rare cases need it."""
         return ScoreRequest.FromString(self.bodies[index])
 
-    def facts_of(self, index: int) -> PaymentFields:
+    def facts_of(self, index: int) -> ConditionFields:
         """Parse one payment with all its fields, for the conditions of the policy."""
         return self.schema.payment_of(self.sent[index])
 

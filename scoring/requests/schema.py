@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, cast
 
-from paywarden.models.policy.rules import PaymentFields as PaymentFacts
+from paywarden.models.policy.rules import ConditionFields
 from paywarden.schemas.payment_fields import FIELDS, TABLE_ALONE, DerivedField, Form, PaymentField, PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.request_proto import protobuf_type, request_class
@@ -60,12 +60,12 @@ class RequestSchema:
                 values[name] = None
         return values
 
-    def payment_of(self, body: bytes) -> PaymentFacts:
+    def payment_of(self, body: bytes) -> ConditionFields:
         """Returns a request as conditions of the policy read it. The body must be right."""
         if not self._readers:
             return ScoreRequest.FromString(body)
         # Conditions name only fields that `DeclaredPayment` has.
-        return cast(PaymentFacts, DeclaredPayment(self.message.FromString(body), self._readers))
+        return cast(ConditionFields, DeclaredPayment(self.message.FromString(body), self._readers))
 
 
 class DeclaredPayment:

@@ -46,7 +46,7 @@ from paywarden.scoring.server.deployment.deployer import Deployer, HostProcesses
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.mapped_files import MappedFile
-from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
+from paywarden.scoring.server.take_over import HandOverDesk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.mirror import has_mirror
@@ -207,7 +207,7 @@ def _desk(
     controls: Sequence[socket.socket],
     workers: range,
     takers: list[str],
-) -> Desk | None:
+) -> HandOverDesk | None:
     """Returns what hands the ports over to another host; None if its socket cannot be made.
 
     `takers` gets the catalogue of whoever takes them over.
@@ -219,7 +219,7 @@ def _desk(
         supervisor.stop()
 
     try:
-        return Desk(
+        return HandOverDesk(
             host.runtime,
             controls=controls,
             running=lambda: [place for place in supervisor.running if place < len(workers)],
@@ -340,7 +340,7 @@ class Supervisor:
         self._look_at = 0.0
         self._deployer: Deployer | None = None
         self._deploy_at = math.inf
-        self._desk: Desk | None = None
+        self._desk: HandOverDesk | None = None
         self._all_work: Callable[[], object] | None = None
 
     @property
@@ -352,7 +352,7 @@ class Supervisor:
         """Call a function once, when every worker has begun its work."""
         self._all_work = call
 
-    def heed_signals(self, deployer: Deployer | None = None, desk: Desk | None = None) -> None:
+    def heed_signals(self, deployer: Deployer | None = None, desk: HandOverDesk | None = None) -> None:
         """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served.
 
         A SIGHUP that came while the host started is heeded now.

@@ -133,7 +133,7 @@ def close_taken(taken: Taken | None) -> None:
             listener.close()
 
 
-class Desk:
+class HandOverDesk:
     """The old parent's side. It takes part in the supervisor's loop: `files` are polled, then `turn` is called."""
 
     def __init__(

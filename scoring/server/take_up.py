@@ -34,7 +34,7 @@ from paywarden.models.bundle.prepared import no_rest
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
-from paywarden.scoring.engine.arms import Split
+from paywarden.scoring.engine.arms import ArmSplit
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served import Served
@@ -42,7 +42,7 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo, ShownRelease, SwapMetrics
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployment.deployment_file import READY
-from paywarden.scoring.server.deployment.releases import Orders, Release, load_release, orders_path, read_orders
+from paywarden.scoring.server.deployment.releases import Release, ReleaseOrders, load_release, orders_path, read_orders
 from paywarden.scoring.server.deployment.shared_lists import shared_list
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class ReleaseSwitch:
         self._hot = {host.release.key: _Hot(host.release, scorer.serving)}
         self._active = host.release.key
         self._seen: FileState | None = None
-        self._orders = Orders(0, self._active)
+        self._orders = ReleaseOrders(0, self._active)
         # The orders that were applied last, and how many of their releases were not in memory then.
         self._applied = (self._orders, 0)
         self._tries, self._is_loading = 0, False
@@ -137,7 +137,7 @@ class ReleaseSwitch:
             return True
         return set(self._orders.keys) != self._hot.keys() or self._applied != (self._orders, 0)
 
-    def _load(self, orders: Orders, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
+    def _load(self, orders: ReleaseOrders, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
         """Load releases. Only reads what the loop does not change meanwhile."""
         try:
             return [self._load_one(orders, key, rest) for key in keys]
@@ -147,7 +147,7 @@ class ReleaseSwitch:
             _log.exception("a bug ended the loading of a release")
             return Misconfigured(f"release {orders.active}: {type(error).__name__}")
 
-    def _load_one(self, orders: Orders, key: str, rest: Callable[[], object]) -> _Hot:
+    def _load_one(self, orders: ReleaseOrders, key: str, rest: Callable[[], object]) -> _Hot:
         host = self._host
         own = host.release
         release = load_release(
@@ -167,7 +167,7 @@ class ReleaseSwitch:
         rest()
         return hot
 
-    def _loaded(self, orders: Orders, result: list[_Hot] | PaywardenError) -> None:
+    def _loaded(self, orders: ReleaseOrders, result: list[_Hot] | PaywardenError) -> None:
         self._is_loading = False
         if orders is self._orders or not isinstance(result, PaywardenError):
             self._finish(result)
@@ -194,7 +194,7 @@ class ReleaseSwitch:
             self._scorer.divide(None)
         else:
             served = self._served(candidate, rollout, "candidate", orders.share)
-            self._scorer.divide(served, Split(bytes.fromhex(orders.salt), orders.share))
+            self._scorer.divide(served, ArmSplit(bytes.fromhex(orders.salt), orders.share))
             _log.info("rollout %s: the candidate decides about %g %% of the cards", rollout, orders.share / 100)
         self._applied = orders, sum(key not in self._hot for key in orders.keys)
         if orders.active != self._active:

@@ -94,7 +94,7 @@ class InThread:
             self._is_done = True
 
 
-class Watch:
+class WorkerWatch:
     """Runs the steps in rounds. A step fails if it raises, or returns False because it has logged its failure itself.
 
     A step that raises WorkerMustEnd ends the watch.

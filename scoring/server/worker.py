@@ -52,7 +52,7 @@ from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.server.mapped_files import map_pages
 from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
-from paywarden.scoring.server.watch import InThread, Watch, WorkerMustEnd, declare_failures
+from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
@@ -194,7 +194,7 @@ async def _work(
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
     unshipped = InThread(outbox.note_unshipped)
     steps = _steps(scorer, switch, outbox, unshipped, gate, parent, ready)
-    watch = asyncio.create_task(Watch(steps, watch_failures, beat).run())
+    watch = asyncio.create_task(WorkerWatch(steps, watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.

@@ -86,7 +86,7 @@ class AlertSettings:
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedSignal:
     """A signal that moved with an alert, in the segment where it moved most. `deviation`: in standard deviations."""
 
     subject: str
@@ -127,7 +127,7 @@ class Alert:
     shift: float
     window_start_ms: int
     window_end_ms: int
-    attached: tuple[Moved, ...] = ()
+    attached: tuple[MovedSignal, ...] = ()
     # The indexes of all signals that fired for it, and when the signal it is named after was last counted.
     members: tuple[int, ...] = ()
     last_counted_ms: int = 0
@@ -169,7 +169,7 @@ class Alert:
                 "state": State(fields["state"]),
                 "severity": Severity(fields["severity"]),
                 "comparison": Comparison(fields.get("comparison", Comparison.BASELINE)),
-                "attached": tuple(Moved(**moved) for moved in fields["attached"]),
+                "attached": tuple(MovedSignal(**moved) for moved in fields["attached"]),
                 "members": tuple(fields["members"]),
             }
         )

@@ -32,7 +32,7 @@ from typing import Any
 
 from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, DetectorVerdict
 from paywarden.models.drift.signals import Block, Signal
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, Moved, Severity, State, rank_of
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State, rank_of
 from paywarden.streams.alerts.causes import (
     Cause,
     SignalTable,
@@ -56,7 +56,7 @@ _NOTICEABLE = 2.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class SubjectFinding:
     """All signals of one subject that fired in one block.
 
     `index` is the signal that names the finding, `members` are the indexes of all that fired. The change began between
@@ -76,9 +76,9 @@ class Finding:
     earliest_ms: int
     latest_ms: int
 
-    def moved(self) -> Moved:
+    def moved(self) -> MovedSignal:
         signal = self.signal
-        return Moved(signal.subject, signal.statistic, signal.segment, self.effect, self.deviation)
+        return MovedSignal(signal.subject, signal.statistic, signal.segment, self.effect, self.deviation)
 
 
 @dataclass
@@ -119,7 +119,7 @@ class AlertBook:
         self.open.clear()
         return cleared
 
-    def _place(self, finding: Finding, block: Block, verdict: DetectorVerdict) -> None:
+    def _place(self, finding: SubjectFinding, block: Block, verdict: DetectorVerdict) -> None:
         alerts = sorted(self.open.values(), key=lambda alert: (_turn(alert.cause), alert.first_seen_ms, alert.alert_id))
         home = self._home(alerts, finding, block, verdict)
         if home is not None:
@@ -137,7 +137,9 @@ class AlertBook:
                 # Reported as cleared: its signals live on in the first alert.
                 del self.open[alert.alert_id]
 
-    def _home(self, alerts: Sequence[Alert], finding: Finding, block: Block, verdict: DetectorVerdict) -> Alert | None:
+    def _home(
+        self, alerts: Sequence[Alert], finding: SubjectFinding, block: Block, verdict: DetectorVerdict
+    ) -> Alert | None:
         """Return the open alert that a finding belongs to; None if it belongs to no alert."""
         for alert in alerts:
             if self._is_of(alert, finding):
@@ -147,14 +149,14 @@ class AlertBook:
                 return alert
         return None
 
-    def _is_of(self, alert: Alert, finding: Finding) -> bool:
+    def _is_of(self, alert: Alert, finding: SubjectFinding) -> bool:
         """Whether the finding's subject is attached to the alert already, or the alert is named after it."""
         if finding.cause is Cause.TRAFFIC:
             return finding.index in alert.members
         subjects = {self.table.signals[index].subject for index in alert.members}
         return finding.signal.subject in subjects
 
-    def _holds(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
+    def _holds(self, alert: Alert, finding: SubjectFinding, block: Block, verdict: DetectorVerdict) -> bool:
         """Whether an open alert explains a finding."""
         if alert.cause is Cause.PROFILES:
             # Stale profiles change features and scores little by little, so the times need not agree.
@@ -171,7 +173,7 @@ class AlertBook:
             return False
         return finding.cause is not Cause.PROFILES and self._together(alert, finding)
 
-    def _is_explained(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
+    def _is_explained(self, alert: Alert, finding: SubjectFinding, block: Block, verdict: DetectorVerdict) -> bool:
         """Whether a finding is the cause of an open alert."""
         if not self._together(alert, finding):
             return False
@@ -188,13 +190,13 @@ class AlertBook:
             return True
         return mix_explains(self.table, block, verdict, signal, traffic)
 
-    def _together(self, alert: Alert, finding: Finding) -> bool:
+    def _together(self, alert: Alert, finding: SubjectFinding) -> bool:
         """Whether an alert and a finding may have begun at the same time."""
         slack_ms = max(alert.slack_ms, self.settings.together_minutes * MINUTE_MS)
         begins, ends = alert.first_seen_ms - slack_ms, alert.first_seen_ms + slack_ms
         return finding.earliest_ms <= ends and finding.latest_ms >= begins
 
-    def _raised(self, finding: Finding, block: Block) -> Alert:
+    def _raised(self, finding: SubjectFinding, block: Block) -> Alert:
         name = "\0".join(
             (
                 self.model_version,
@@ -217,7 +219,7 @@ class AlertBook:
             **self._naming(finding, block),
         )
 
-    def _naming(self, finding: Finding, block: Block) -> dict[str, Any]:
+    def _naming(self, finding: SubjectFinding, block: Block) -> dict[str, Any]:
         """Return the fields that describe the signal an alert is named after."""
         index = finding.index
         return {
@@ -237,7 +239,7 @@ class AlertBook:
             "last_counted_ms": block.end_ms,
         }
 
-    def _attached(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> Alert:
+    def _attached(self, alert: Alert, finding: SubjectFinding, block: Block, verdict: DetectorVerdict) -> Alert:
         alert = replace(alert, members=_union(alert.members, finding.members))
         if finding.signal == alert.signal:
             return replace(alert, evidence=finding.evidence)
@@ -255,7 +257,7 @@ class AlertBook:
             return float(verdict.deviation[index]) * alert.shift > 0
         return alert.quiet_blocks == 0
 
-    def _renamed(self, alert: Alert, finding: Finding, explained: Sequence[Alert], block: Block) -> Alert:
+    def _renamed(self, alert: Alert, finding: SubjectFinding, explained: Sequence[Alert], block: Block) -> Alert:
         """Return the alert renamed after the finding that explains it, with everything the finding explains."""
         moved = [move for other in explained for move in (*other.attached, _named(other))]
         members = [index for other in explained for index in other.members]
@@ -271,7 +273,7 @@ class AlertBook:
             recovery=0.0,
         )
 
-    def _severity(self, finding: Finding) -> Severity:
+    def _severity(self, finding: SubjectFinding) -> Severity:
         return self.settings.severity(finding.signal, finding.effect)
 
     def _follow(self, alert: Alert, block: Block, verdict: DetectorVerdict) -> None:
@@ -327,7 +329,7 @@ class AlertBook:
         return changed
 
 
-def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[Finding]:
+def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[SubjectFinding]:
     """Return the findings of a block, one for each subject, in the order they are placed, strongest first."""
     groups: dict[str, list[int]] = {}
     for index in verdict.fired.tolist():
@@ -341,7 +343,7 @@ def _turn(cause: Cause) -> int:
     return (Cause.PROFILES, Cause.TRAFFIC, Cause.INPUT, Cause.SCORE, Cause.OUTCOME).index(cause)
 
 
-def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members: list[int]) -> Finding:
+def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members: list[int]) -> SubjectFinding:
     cause = cause_of(table.signals[members[0]].subject)
     if cause is Cause.TRAFFIC:
         first = index = most_moved_traffic(block, members)
@@ -351,7 +353,7 @@ def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members
         index = seat_of(table, block, verdict, first)
     blocks = verdict.blocks_since_change(first)
     length_ms, end_ms = block.length_ms, int(verdict.reached_ms[first])
-    return Finding(
+    return SubjectFinding(
         index=index,
         signal=table.signals[index],
         cause=cause,
@@ -389,14 +391,14 @@ def _union(first: Iterable[int], second: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({*first, *second}))
 
 
-def _named(alert: Alert) -> Moved:
+def _named(alert: Alert) -> MovedSignal:
     """Return the signal an alert is named after as a move that can be attached."""
-    return Moved(alert.subject, alert.statistic, alert.segment, alert.effect, alert.shift)
+    return MovedSignal(alert.subject, alert.statistic, alert.segment, alert.effect, alert.shift)
 
 
-def _strongest(moved: Sequence[Moved]) -> tuple[Moved, ...]:
+def _strongest(moved: Sequence[MovedSignal]) -> tuple[MovedSignal, ...]:
     """Return the strongest move of each subject, strongest first, at most ATTACHED_MAX."""
-    best: dict[str, Moved] = {}
+    best: dict[str, MovedSignal] = {}
     for move in moved:
         strongest = best.get(move.subject)
         if strongest is None or abs(move.deviation) > abs(strongest.deviation):

@@ -30,7 +30,7 @@ _ASK_AFTER_READS = 6
 
 
 @dataclass(frozen=True)
-class Position:
+class FeedPosition:
     """Where a topic goes on. `identity` is the topic's id: a topic that was made anew has another one."""
 
     identity: str
@@ -54,7 +54,7 @@ class FeedBatch:
     """
 
     records: tuple[FeedRecord, ...] = ()
-    positions: Mapping[str, Position] = field(default_factory=dict)
+    positions: Mapping[str, FeedPosition] = field(default_factory=dict)
     is_at_end: bool = False
     held: str = ""
     held_since_ms: int = 0
@@ -75,13 +75,13 @@ class AlertFeed:
         self._topics = {kafka.topic(topic): topic for topic in FEED_TOPICS}
         self._decoders: dict[str, Decoder] = decoders
         self._consumer: Consumer | None = None
-        self._positions: dict[str, Position] = {}
+        self._positions: dict[str, FeedPosition] = {}
         self._ended: set[str] = set()
         self._silent_reads = 0
         self._transactions: OpenTransactions | None = None
         self._identities: IdentityWatch | None = None
 
-    def start(self, known: Mapping[str, Position]) -> set[str]:
+    def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
         """Begin where `known` says. Returns the topics that begin anew: they are others, or lack what comes next.
 
         Raises BrokerUnavailable, or Misconfigured for a topic that does not exist.
@@ -100,8 +100,8 @@ class AlertFeed:
             position = known.get(topic)
             if position is None or position.identity != ids[full_name] or position.next_offset > end:
                 anew.add(topic)
-                position = Position(ids[full_name], first)
-            self._positions[topic] = Position(position.identity, max(first, position.next_offset))
+                position = FeedPosition(ids[full_name], first)
+            self._positions[topic] = FeedPosition(position.identity, max(first, position.next_offset))
             places.append(TopicPartition(full_name, 0, self._positions[topic].next_offset))
         consumer.assign(places)
         self._ended, self._silent_reads = set(), 0
@@ -119,11 +119,11 @@ class AlertFeed:
         for record in consumed.records:
             topic = self._topics[record.topic]
             records.append(FeedRecord(topic, record.offset, self._decoded(topic, record.value or b"")))
-            self._positions[topic] = Position(self._positions[topic].identity, record.offset + 1)
+            self._positions[topic] = FeedPosition(self._positions[topic].identity, record.offset + 1)
             self._ended.discard(topic)
         for (full_name, _), end in consumed.ended.items():
             topic = self._topics[full_name]
-            self._positions[topic] = Position(
+            self._positions[topic] = FeedPosition(
                 self._positions[topic].identity, max(end, self._positions[topic].next_offset)
             )
             self._ended.add(topic)

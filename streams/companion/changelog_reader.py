@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Changes:
+class ProfileChanges:
     """`profiles`: the newest state by key, None if it is erased. `positions`: the next offset by partition.
 
     `progress`: partition, key and moment of each progress record, in order. `claims`: the claims, in order.
@@ -53,14 +53,14 @@ def read_changes(
     ageless_before: Mapping[int, int],
     read_to: Mapping[int, int] = MappingProxyType({}),
     skipped: Set[bytes] = frozenset(),
-) -> Changes:
+) -> ProfileChanges:
     """Returns the changes in these records, which are in order within a partition.
 
     `ageless_before` maps partitions to an offset. The age of an earlier record says how long the copy was down, and not
     how long a change takes, so it is left out. A record without an event, or of another kind of entity, has no age.
     `read_to`: the next offset of each partition before these records. `skipped`: the keys that the copy does not hold.
     """
-    changes = Changes({entity: [] for entity in entities})
+    changes = ProfileChanges({entity: [] for entity in entities})
     profiles, positions, arrived_ms = changes.profiles, changes.positions, changes.arrived_ms
     for record in records:
         partition, key = record.partition, record.key
@@ -99,7 +99,7 @@ def read_changes(
     return changes
 
 
-def _note_payments(changes: Changes, record: Record) -> None:
+def _note_payments(changes: ProfileChanges, record: Record) -> None:
     for name, payments in record.headers or ():
         if name == PAYMENTS_HEADER and payments is not None and len(payments) % MARK_DTYPE.itemsize == 0:
             changes.named.append(payments)
@@ -107,7 +107,7 @@ def _note_payments(changes: Changes, record: Record) -> None:
     changes.unnamed += 1
 
 
-def _note_progress(changes: Changes, partition: int, key: bytes, value: Mapping[str, Any]) -> None:
+def _note_progress(changes: ProfileChanges, partition: int, key: bytes, value: Mapping[str, Any]) -> None:
     moment_ms = value["complete_to_time_ms"]
     if moment_ms is None:
         return

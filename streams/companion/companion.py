@@ -55,7 +55,7 @@ from paywarden.scoring.state.mirror_check import MirrorCheck
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
-from paywarden.streams.companion.changelog_reader import Changes, read_changes
+from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
@@ -601,7 +601,7 @@ class Companion:
         self.profiles_applied += len(changes.profiles)
         self._metrics.applied(changes, self._now_ms())
 
-    def _mark(self, marks: OverlayMarks, changes: Changes) -> None:
+    def _mark(self, marks: OverlayMarks, changes: ProfileChanges) -> None:
         """Say which payments the profiles contain, before they are in the mirror."""
         if changes.unnamed:
             marks.note_unnamed()
@@ -610,7 +610,7 @@ class Companion:
             marks.erase(erased)
         self._metrics.marks(named=sum(map(len, changes.named)) // MARK_DTYPE.itemsize, unnamed=changes.unnamed)
 
-    def _complete_to_ms(self, changes: Changes, read_to: Mapping[int, int]) -> int:
+    def _complete_to_ms(self, changes: ProfileChanges, read_to: Mapping[int, int]) -> int:
         """Returns how complete the mirror is with these changes; 0 while that is not known."""
         now_ms = self._now_ms()
         for claim in changes.claims:

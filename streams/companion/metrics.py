@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from paywarden.streams.companion.changelog_reader import Changes
+from paywarden.streams.companion.changelog_reader import ProfileChanges
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.metrics import AgeHistogram
@@ -80,7 +80,7 @@ class CompanionMetrics:
         self._shipped_before = 0
         self._set_aside_before: dict[str, int] = {}
 
-    def applied(self, changes: Changes, now_ms: int) -> None:
+    def applied(self, changes: ProfileChanges, now_ms: int) -> None:
         """Count changes that are in the mirror now."""
         erased = changes.erased_count()
         self._applied.inc(len(changes.profiles) - erased)

@@ -36,7 +36,7 @@ from paywarden.scoring.state.outbox import (
     records_in,
     workers,
 )
-from paywarden.streams.companion.set_aside import GAP, RECORD, Entry, SetAside, Unreadable
+from paywarden.streams.companion.set_aside import GAP, RECORD, SetAsideEntries, SetAsideEntry, Unreadable
 from paywarden.streams.companion.shipment import read_entry
 
 _VARINT, _EIGHT, _BYTES, _BEGIN, _END, _FOUR = range(6)
@@ -45,24 +45,26 @@ _READ_BATCH = 1000
 
 
 @dataclass
-class Retried:
+class RetriedEntries:
     """What became of entries. `sent`: how many decisions each put into the outbox `retried`; `refused`: why not."""
 
-    sent: dict[Entry, int] = field(default_factory=dict)
-    refused: dict[Entry, str] = field(default_factory=dict)
+    sent: dict[SetAsideEntry, int] = field(default_factory=dict)
+    refused: dict[SetAsideEntry, str] = field(default_factory=dict)
 
 
-def entries_of(settings: OutboxSettings) -> list[Entry]:
+def entries_of(settings: OutboxSettings) -> list[SetAsideEntry]:
     """Returns everything that the outboxes of this host have set aside, in order. Raises OSError, OutboxUnavailable."""
-    return [entry for worker in workers(settings) for entry in SetAside(settings, worker).entries()]
+    return [entry for worker in workers(settings) for entry in SetAsideEntries(settings, worker).entries()]
 
 
-def retry(settings: OutboxSettings, entries: Iterable[Entry], encode: Callable[[OutboxEntry], bytes]) -> Retried:
+def retry(
+    settings: OutboxSettings, entries: Iterable[SetAsideEntry], encode: Callable[[OutboxEntry], bytes]
+) -> RetriedEntries:
     """Hand entries over to be shipped, as far as they can be read now. `encode` refuses what fits no topic.
 
     Raises Misconfigured while another retry runs, OutboxFull, OutboxUnavailable.
     """
-    done = Retried()
+    done = RetriedEntries()
     # A decision that was reported as shipped must survive a loss of power.
     with closing(OutboxWriter(replace(settings, fsync="always"), RETRIED)) as outbox:
         known = set(_payloads(settings))
@@ -81,7 +83,7 @@ def retry(settings: OutboxSettings, entries: Iterable[Entry], encode: Callable[[
     return done
 
 
-def why_not(settings: OutboxSettings, entry: Entry, encode: Callable[[OutboxEntry], bytes]) -> str:
+def why_not(settings: OutboxSettings, entry: SetAsideEntry, encode: Callable[[OutboxEntry], bytes]) -> str:
     """Returns why an entry cannot be shipped now; empty if it can."""
     try:
         list(_decisions(settings, entry, encode))
@@ -102,7 +104,9 @@ def mended(payload: bytes) -> OutboxEntry:
     return entry
 
 
-def _decisions(settings: OutboxSettings, entry: Entry, encode: Callable[[OutboxEntry], bytes]) -> Iterator[bytes]:
+def _decisions(
+    settings: OutboxSettings, entry: SetAsideEntry, encode: Callable[[OutboxEntry], bytes]
+) -> Iterator[bytes]:
     """Yields the decisions of an entry as payloads of an outbox. Raises Unreadable."""
     if (Cursor(settings, entry.worker).load() or 0) < entry.end:
         raise Unreadable("the companion has not passed it yet: try again in a moment")

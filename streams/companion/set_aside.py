@@ -42,7 +42,7 @@ class Unreadable(InvalidEvent):
 
 
 @dataclass(frozen=True)
-class Entry:
+class SetAsideEntry:
     """Something that an outbox has set aside."""
 
     worker: str
@@ -68,7 +68,7 @@ class Entry:
         self.path.unlink(missing_ok=True)
 
 
-class SetAside:
+class SetAsideEntries:
     """What the outbox of one worker has set aside."""
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
@@ -99,7 +99,7 @@ class SetAside:
         sync_folder(self._folder.parent)
         return True
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SetAsideEntry]:
         """Returns everything that is set aside, in the order of the outbox. Raises OSError."""
         try:
             names = os.listdir(self._folder)
@@ -107,7 +107,7 @@ class SetAside:
             return []
         matches = (_NAME.fullmatch(name) for name in sorted(names))
         return [
-            Entry(self._worker, int(match[1]), int(match[2]), match[3], self._folder / match[0])
+            SetAsideEntry(self._worker, int(match[1]), int(match[2]), match[3], self._folder / match[0])
             for match in matches
             if match is not None
         ]

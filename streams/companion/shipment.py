@@ -30,7 +30,7 @@ from paywarden.schemas.errors import InvalidEvent, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, OutboxUnavailable
 from paywarden.streams.companion.cursors import ShippedTo
-from paywarden.streams.companion.set_aside import DAMAGE, GAP, RECORD, SetAside, Unreadable
+from paywarden.streams.companion.set_aside import DAMAGE, GAP, RECORD, SetAsideEntries, Unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Shipment:
         self.set_aside_count = 0
         """Entries that this object has set aside."""
         self._reader, self._cursor = OutboxReader(settings, worker), Cursor(settings, worker)
-        self._aside = SetAside(settings, worker)
+        self._aside = SetAsideEntries(settings, worker)
         self._options, self._encode = options, encode
         self.shipped_to = self.read_to = self._start(remote)
         # Whether the next transaction carries the cursor.

@@ -35,7 +35,7 @@ from paywarden.streams.archive.files import read_parts
 from paywarden.streams.decision_index.database import IndexUnavailable, Transaction
 from paywarden.streams.decision_index.erasure import Erasure, Erasures, passed_over, read_erasures
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
-from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
+from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue
 from paywarden.streams.decision_index.search import key_hash
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import reason_of
@@ -382,7 +382,7 @@ class VerdictSender:
 
     def step(self) -> int:
         """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
-        waiting: list[Verdict] = self._queue.unsent(_SEND_BATCH)
+        waiting: list[AnalystVerdict] = self._queue.unsent(_SEND_BATCH)
         self._on_topic &= {said.verdict_id for said in waiting}
         if not waiting:
             return 0

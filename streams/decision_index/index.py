@@ -37,11 +37,11 @@ from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch
 from paywarden.streams.decision_index.search import (
     ACTIONS,
     PAGE_ROWS_MAX,
+    FoundRow,
     Known,
-    Page,
     Place,
-    Row,
     Search,
+    SearchPage,
     decision_keys,
     distinct,
     is_finite_score,
@@ -89,7 +89,7 @@ class SharedEntity:
     kind: str
     value: str
     decisions: int
-    frauds: list[Row]
+    frauds: list[FoundRow]
     fraud_count: int
     is_all: bool
 
@@ -186,7 +186,7 @@ class DecisionIndex:
             self._take_out(transaction, found[start : start + _ERASED_AT_ONCE])
         return len(found)
 
-    def _take_out(self, transaction: Transaction, rows: Sequence[Row]) -> None:
+    def _take_out(self, transaction: Transaction, rows: Sequence[FoundRow]) -> None:
         payments = sorted({row.place.payment_hash for row in rows})
         hashes = {row.place.payment_hash for row in rows}
         hours: dict[int, int] = {}
@@ -276,7 +276,7 @@ class DecisionIndex:
             ((count,),) = transaction.execute("SELECT coalesce(sum(decisions), 0) FROM hours")
         return int(count)
 
-    def search(self, search: Search, *, after: Place | None = None, count: int = 25) -> Page:
+    def search(self, search: Search, *, after: Place | None = None, count: int = 25) -> SearchPage:
         """Returns the next page of a search, at most `count` decisions, the newest first.
 
         Raises InvalidEvent for a `count` beyond PAGE_ROWS_MAX, TemporaryFailure if the database does not answer.
@@ -289,7 +289,7 @@ class DecisionIndex:
                 few = places_of_few(transaction, search, after, keys)
                 if few is not None:
                     rows = [row for row in self._rows_at(transaction, few[:count]) if fits(row, search)]
-                    return Page(rows, few[count - 1] if len(few) > count else None)
+                    return SearchPage(rows, few[count - 1] if len(few) > count else None)
             for from_ms in self._windows(transaction, search, after):
                 if keys:
                     sql, values = by_keys(keys)
@@ -304,10 +304,10 @@ class DecisionIndex:
         # Another decision about the same payment in the same millisecond comes along: it must meet the search, too.
         rows = [row for row in rows if fits(row, search)]
         if len(places) > count:
-            return Page(rows, places[count - 1])
+            return SearchPage(rows, places[count - 1])
         if from_ms is not None:
-            return Page(rows, Place(from_ms, _LOWEST_HASH), from_ms)
-        return Page(rows)
+            return SearchPage(rows, Place(from_ms, _LOWEST_HASH), from_ms)
+        return SearchPage(rows)
 
     def _windows(self, transaction: Transaction, search: Search, after: Place | None) -> list[int | None]:
         """Returns from which time on to look: first at the newest decisions, then further back. None: to the beginning.
@@ -341,12 +341,12 @@ class DecisionIndex:
                 return windows
         return [*windows, None]
 
-    def at(self, place: Place) -> list[Row]:
+    def at(self, place: Place) -> list[FoundRow]:
         """Returns the decisions at a place: one, as a rule."""
         with self.database.reading() as transaction:
             return self._rows_at(transaction, [place])
 
-    def about(self, payment_id: str) -> list[Row]:
+    def about(self, payment_id: str) -> list[FoundRow]:
         """Returns all decisions about a payment, the newest first."""
         return self.search(Search(payment_id=payment_id), count=PAGE_ROWS_MAX).rows
 
@@ -388,7 +388,7 @@ class DecisionIndex:
         with self.database.reading() as transaction:
             return rule_catch(transaction, rule, since_ms)
 
-    def neighbours(self, row: Row, count: int = 5) -> tuple[list[Row], list[Row]]:
+    def neighbours(self, row: FoundRow, count: int = 5) -> tuple[list[FoundRow], list[FoundRow]]:
         """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""
         before = self.search(Search(card_id=row.card_id), after=row.place, count=count).rows
         with self.database.reading() as transaction:
@@ -400,13 +400,13 @@ class DecisionIndex:
             after = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
         return before, [other for other in after if other.card_id == row.card_id]
 
-    def shared_with_frauds(self, row: Row, shown: int = 5) -> list[SharedEntity]:
+    def shared_with_frauds(self, row: FoundRow, shown: int = 5) -> list[SharedEntity]:
         """Returns the card, merchant, device and address of a decision with other payments of theirs known as fraud."""
         entities = [(kind, getattr(row, kind)) for kind in ("card_id", "device_id", "ip", "merchant_id")]
         with self.database.reading() as transaction:
             return [self._shared(transaction, row, kind, value, shown) for kind, value in entities if value]
 
-    def _shared(self, transaction: Transaction, row: Row, kind: str, value: str, shown: int) -> SharedEntity:
+    def _shared(self, transaction: Transaction, row: FoundRow, kind: str, value: str, shown: int) -> SharedEntity:
         # Labels of all its payments, the newest of each payment first.
         labels = transaction.execute(
             "SELECT p.decided_time_ms, p.payment_hash, o.label FROM (SELECT DISTINCT decided_time_ms, payment_hash "
@@ -422,7 +422,7 @@ class DecisionIndex:
         rows = self._rows_at(transaction, frauds[:shown])
         return SharedEntity(kind, value, len(newest), rows, len(frauds), len(newest) < SHARED_DECISIONS_MAX)
 
-    def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[Row]:
+    def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[FoundRow]:
         if not places:
             return []
         sql = self.database.at_places(f"SELECT {', '.join(COLUMNS)} FROM decisions", places)

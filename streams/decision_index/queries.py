@@ -7,7 +7,7 @@ from typing import Any
 
 from paywarden.streams.decision_index.database import Transaction
 from paywarden.streams.decision_index.rows import listed
-from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Place, Search
 
 # If a card is looked for together with something else, more decisions than this are joined in the database.
 _FEW_MAX = 1_000
@@ -100,7 +100,7 @@ def conditions_of(search: Search, after: Place | None, from_ms: int | None, valu
     return sql
 
 
-def fits(row: Row, search: Search) -> bool:
+def fits(row: FoundRow, search: Search) -> bool:
     """Whether a decision meets a search: also where two texts have the same hash."""
     texts = all(
         getattr(row, name) == wanted

@@ -59,7 +59,7 @@ class ClaimLost(InvalidEvent):
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingReview:
     """A payment in the queue. `holder` is empty where nobody holds it. `stake_minor`: its amount times its score."""
 
     decision_id: str
@@ -78,16 +78,16 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Claim:
+class ReviewClaim:
     """A payment that an analyst holds until `until_ms`. `token` goes with the verdict."""
 
     token: str
-    waiting: Waiting
+    waiting: WaitingReview
     until_ms: int
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AnalystVerdict:
     """What an analyst said, as on the topic."""
 
     verdict_id: str
@@ -117,7 +117,7 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ReviewAgreement:
     """Payments with two verdicts. `kappa`: Cohen's, agreement beyond chance; None without two or if chance is all."""
 
     pairs: int
@@ -183,13 +183,13 @@ class ReviewQueue:
     def add_verdicts(self, transaction: Transaction, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds verdicts from their topic: those of other consoles, and ours of before the database was lost."""
         for record in records:
-            said = Verdict(**{name: record[name] for name in Verdict.__dataclass_fields__})
+            said = AnalystVerdict(**{name: record[name] for name in AnalystVerdict.__dataclass_fields__})
             self._insert(transaction, said, sent=True)
         self._settle(transaction, [record["decision_id"] for record in records])
 
     # An analyst's acts
 
-    def claim(self, analyst: str, now_ms: int, *, decision_id: str = "") -> Claim | None:
+    def claim(self, analyst: str, now_ms: int, *, decision_id: str = "") -> ReviewClaim | None:
         """Gives an analyst the first payment of the queue, or that of a decision; None if there is none to give.
 
         An analyst who holds one already gets it again, with its claim prolonged.
@@ -210,7 +210,7 @@ class ReviewQueue:
 
     def _first(
         self, transaction: Transaction, condition: str, values: Sequence[Any], now_ms: int, decision_id: str
-    ) -> list[Waiting]:
+    ) -> list[WaitingReview]:
         of_one, more = (" AND decision_id = ?", [decision_id]) if decision_id else ("", [])
         lock = " FOR UPDATE SKIP LOCKED" if self._database.name == "PostgreSQL" else ""
         rows = transaction.execute(
@@ -218,9 +218,9 @@ class ReviewQueue:
             f"ORDER BY stake_minor * (CAST(? AS DOUBLE PRECISION) - decided_time_ms) DESC, decision_id LIMIT 1{lock}",
             [now_ms - self._settings.age_ms_max, *values, *more, now_ms + _DAY_MS],
         )
-        return [Waiting(*row) for row in rows]
+        return [WaitingReview(*row) for row in rows]
 
-    def _hold(self, transaction: Transaction, waiting: Waiting, analyst: str, now_ms: int) -> Claim:
+    def _hold(self, transaction: Transaction, waiting: WaitingReview, analyst: str, now_ms: int) -> ReviewClaim:
         until_ms = now_ms + self._settings.claim_ms
         again = waiting.holder == analyst and waiting.held_until_ms > now_ms
         token = secrets.token_hex(16)
@@ -234,9 +234,9 @@ class ReviewQueue:
                 "UPDATE reviews SET holder = ?, claim = ?, claimed_ms = ?, held_until_ms = ? WHERE decision_id = ?",
                 (analyst, token, now_ms, until_ms, waiting.decision_id),
             )
-        return Claim(token, waiting, until_ms)
+        return ReviewClaim(token, waiting, until_ms)
 
-    def held(self, analyst: str, now_ms: int) -> Claim | None:
+    def held(self, analyst: str, now_ms: int) -> ReviewClaim | None:
         """Returns the payment that an analyst holds; None without one."""
         with self._database.reading() as transaction:
             rows = transaction.execute(
@@ -244,8 +244,8 @@ class ReviewQueue:
                 (analyst, now_ms),
             )
         for token, *rest in rows:
-            waiting = Waiting(*rest)
-            return Claim(token, waiting, waiting.held_until_ms)
+            waiting = WaitingReview(*rest)
+            return ReviewClaim(token, waiting, waiting.held_until_ms)
         return None
 
     def release(self, analyst: str, token: str) -> None:
@@ -256,7 +256,7 @@ class ReviewQueue:
                 "UPDATE reviews SET holder = '', claim = '', held_until_ms = 0 WHERE claim = ?", (token,)
             )
 
-    def decide(self, analyst: str, token: str, verdict: str, reason: str, note: str, now_ms: int) -> Verdict:
+    def decide(self, analyst: str, token: str, verdict: str, reason: str, note: str, now_ms: int) -> AnalystVerdict:
         """Keeps a verdict. When this returns, the verdict is on disk and will be sent.
 
         Raises InvalidEvent naming the field that is wrong, ClaimLost if the claim does not hold any more.
@@ -270,12 +270,14 @@ class ReviewQueue:
         with self._database.transaction() as transaction:
             earlier = transaction.execute(f"SELECT {_VERDICT} FROM verdicts WHERE verdict_id = ?", (token,))
             if earlier:
-                said = Verdict(*earlier[0])
+                said = AnalystVerdict(*earlier[0])
                 if (said.analyst, said.verdict, said.reason) != (analyst, verdict, reason):
                     raise ClaimLost("another verdict was given with this claim")
                 return said
             decision_id, payment_id, turn, claimed_ms = self._held(transaction, analyst, token, now_ms)
-            said = Verdict(token, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, now_ms)
+            said = AnalystVerdict(
+                token, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, now_ms
+            )
             self._insert(transaction, said, sent=False)
             self._settle(transaction, [decision_id])
         return said
@@ -293,7 +295,7 @@ class ReviewQueue:
         return decision_id, payment_id, turn, claimed_ms
 
     @staticmethod
-    def _insert(transaction: Transaction, said: Verdict, *, sent: bool) -> None:
+    def _insert(transaction: Transaction, said: AnalystVerdict, *, sent: bool) -> None:
         transaction.execute(
             "INSERT INTO verdicts (verdict_id, decision_id, payment_id, verdict, reason, note, analyst, turn, "
             "claimed_ms, time_ms, payment_hash, is_sent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -325,7 +327,7 @@ class ReviewQueue:
 
     # Looks
 
-    def waiting(self, now_ms: int, count: int = 50) -> tuple[list[Waiting], int]:
+    def waiting(self, now_ms: int, count: int = 50) -> tuple[list[WaitingReview], int]:
         """Returns the first payments of the queue, held ones included, and how many there are in all."""
         since_ms = now_ms - self._settings.age_ms_max
         with self._database.reading() as transaction:
@@ -337,17 +339,17 @@ class ReviewQueue:
             ((total,),) = transaction.execute(
                 "SELECT count(*) FROM reviews WHERE status = 'open' AND decided_time_ms >= ?", (since_ms,)
             )
-        return [Waiting(*row) for row in rows], int(total)
+        return [WaitingReview(*row) for row in rows], int(total)
 
-    def verdicts_of(self, decision_id: str) -> list[Verdict]:
+    def verdicts_of(self, decision_id: str) -> list[AnalystVerdict]:
         """Returns the verdicts about a decision, the oldest first."""
         with self._database.reading() as transaction:
             rows = transaction.execute(
                 f"SELECT {_VERDICT} FROM verdicts WHERE decision_id = ? ORDER BY time_ms, verdict_id", (decision_id,)
             )
-        return [Verdict(*row) for row in rows]
+        return [AnalystVerdict(*row) for row in rows]
 
-    def verdicts_for(self, decision_id: str, person: str) -> list[Verdict]:
+    def verdicts_for(self, decision_id: str, person: str) -> list[AnalystVerdict]:
         """Returns the verdicts that a person may see: none while somebody may still review without knowing them."""
         said = self.verdicts_of(decision_id)
         with self._database.reading() as transaction:
@@ -375,7 +377,7 @@ class ReviewQueue:
             )
         return sure / count if count else 1.0
 
-    def agreement(self, since_ms: int) -> Agreement:
+    def agreement(self, since_ms: int) -> ReviewAgreement:
         """Returns how often the second analyst of a payment said the same as the first; `since_ms`: of the second."""
         with self._database.reading() as transaction:
             rows = transaction.execute(
@@ -386,22 +388,22 @@ class ReviewQueue:
             )
         return agreement_of({(first, second): count for first, second, count in rows})
 
-    def unsent(self, count: int) -> list[Verdict]:
+    def unsent(self, count: int) -> list[AnalystVerdict]:
         """Returns the oldest verdicts that are not known to be on the topic."""
         with self._database.reading() as transaction:
             rows = transaction.execute(
                 f"SELECT {_VERDICT} FROM verdicts WHERE NOT is_sent ORDER BY time_ms, verdict_id LIMIT {int(count)}"
             )
-        return [Verdict(*row) for row in rows]
+        return [AnalystVerdict(*row) for row in rows]
 
-    def mark_sent(self, verdicts: Sequence[Verdict]) -> None:
+    def mark_sent(self, verdicts: Sequence[AnalystVerdict]) -> None:
         """Notes that the broker has these."""
         with self._database.transaction() as transaction:
             for said in verdicts:
                 transaction.execute("UPDATE verdicts SET is_sent = true WHERE verdict_id = ?", (said.verdict_id,))
 
 
-def agreement_of(pairs: Mapping[tuple[str, str], int]) -> Agreement:
+def agreement_of(pairs: Mapping[tuple[str, str], int]) -> ReviewAgreement:
     """Returns the agreement of counted pairs of a first and a second verdict (J. Cohen, 1960).
 
     Example: 40 times both said fraud, 40 times both genuine, 20 times they differed, as often in each direction. They
@@ -410,10 +412,10 @@ def agreement_of(pairs: Mapping[tuple[str, str], int]) -> Agreement:
     total = sum(pairs.values())
     equal = sum(count for (first, second), count in pairs.items() if first == second)
     if total < 2:
-        return Agreement(total, equal, None)
+        return ReviewAgreement(total, equal, None)
     chance = sum(
         sum(count for (first, _), count in pairs.items() if first == kind)
         * sum(count for (_, second), count in pairs.items() if second == kind)
         for kind in VERDICTS
     ) / (total * total)
-    return Agreement(total, equal, None if chance >= 1.0 else (equal / total - chance) / (1 - chance))
+    return ReviewAgreement(total, equal, None if chance >= 1.0 else (equal / total - chance) / (1 - chance))

@@ -8,7 +8,7 @@ from typing import Any
 
 from paywarden.streams.decision_index.database import Rows, Transaction
 from paywarden.streams.decision_index.erasure import FIELDS
-from paywarden.streams.decision_index.search import ACTIONS, Known, Place, Row
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, Place
 
 COLUMNS = (
     "decided_time_ms", "payment_hash", "decision_id", "payment_id", "event_time_ms", "card_id", "merchant_id",
@@ -22,7 +22,7 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
 
 
-def fields_of(row: Row) -> dict[str, Any]:
+def fields_of(row: FoundRow) -> dict[str, Any]:
     """Returns the fields of a decision that its keys come from."""
     names = (*FIELDS, "decided_time_ms", "reasons", "flags", "action", "score")
     return {name: getattr(row, name) for name in names}
@@ -41,11 +41,11 @@ def newest_outcomes(transaction: Transaction, payment_hashes: Iterable[int]) -> 
     return {row[0]: Known(row[1], row[2], row[3]) for row in newest}
 
 
-def row_of(row: tuple[Any, ...], known: Known | None) -> Row:
+def row_of(row: tuple[Any, ...], known: Known | None) -> FoundRow:
     """Returns a decision from its COLUMNS."""
     values = dict(zip(COLUMNS, row, strict=True))
     place = Place(values.pop("decided_time_ms"), values.pop("payment_hash"))
     values["action"] = ACTIONS[values["action"]]
     for name in ("reasons", "flags"):
         values[name] = tuple(json.loads(values[name]))
-    return Row(place=place, outcome=known, **values)
+    return FoundRow(place=place, outcome=known, **values)

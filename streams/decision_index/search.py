@@ -164,7 +164,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Row:
+class FoundRow:
     """A decision of the index. `worth_minor`: its amount in the reference currency; None without a rate."""
 
     place: Place
@@ -193,14 +193,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Page:
+class SearchPage:
     """Decisions, the newest first. `next`: the place behind which the search goes on; None where it is complete.
 
     A search without a key looks at a bounded number of decisions. A page may therefore be short, or even empty, and
     still have a `next`: `looked_from_ms` says how far back it has looked, None if to the beginning.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[FoundRow] = field(default_factory=list)
     next: Place | None = None
     looked_from_ms: int | None = None
 

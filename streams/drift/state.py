@@ -47,7 +47,7 @@ from paywarden.streams.drift.counts import (
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.faust.checked_state import Check
-from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack, stored_heads, unpack
+from paywarden.streams.faust.checkpoint import Checkpoint, CheckpointHead, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
 FIVE_MS = 5 * MINUTE_MS
@@ -71,7 +71,7 @@ Cells = dict[CountCell, bytes]
 
 
 @dataclass
-class DriftHead(Head[CountingProgress]):
+class DriftHead(CheckpointHead[CountingProgress]):
     """The head of one partition. `delta`: what was counted since the partition's tiles were last written."""
 
     progress: CountingProgress = field(default_factory=CountingProgress)

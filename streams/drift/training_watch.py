@@ -43,7 +43,7 @@ from paywarden.models.drift.signals import FEATURE_PREFIX, TRAFFIC
 from paywarden.models.drift.training_distance import WINDOW_DAYS, Distances, Subjects, chance_psi
 from paywarden.models.metrics.distances import psi
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.alerts.alerts import Alert, Comparison, Moved, Severity, State, rank_of
+from paywarden.streams.alerts.alerts import Alert, Comparison, MovedSignal, Severity, State, rank_of
 from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import dimension_of, is_foreign
 from paywarden.streams.alerts.records import Histograms
@@ -348,11 +348,11 @@ class TrainingWatch:
             "attached": tuple(attached[:ATTACHED_MAX]),
         }
 
-    def _attached(self, number: int, week: Week) -> Moved:
+    def _attached(self, number: int, week: Week) -> MovedSignal:
         subject = self._subjects.all[number]
-        return Moved(subject.name, DISTRIBUTION, OVERALL, float(week.distances.psi[number]), 0.0)
+        return MovedSignal(subject.name, DISTRIBUTION, OVERALL, float(week.distances.psi[number]), 0.0)
 
-    def _of_segment(self, week: Week, segment: str, value: float, expected: float) -> list[Moved]:
+    def _of_segment(self, week: Week, segment: str, value: float, expected: float) -> list[MovedSignal]:
         """Return the score within a segment that has grown, if it is not as the reference's score is."""
         place = self.reference.binning.segments.index(segment)
         now = week.newest.scores[place]
@@ -362,7 +362,7 @@ class TrainingWatch:
         if then.sum() < _SEGMENT_PAYMENTS_MIN:
             then = self.reference.counts.scores[0]
         moved = float(psi(then, now)) - chance_psi(len(now), int(then.sum()), int(now.sum()))
-        return [Moved(SCORE, DISTRIBUTION, segment, moved, 0.0)] if moved >= self._settings.psi_info else []
+        return [MovedSignal(SCORE, DISTRIBUTION, segment, moved, 0.0)] if moved >= self._settings.psi_info else []
 
     def _raised(self, group: str, members: list[int], week: Week) -> Alert:
         # A digest, so a day that is evaluated again raises the same alert.

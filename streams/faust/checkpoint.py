@@ -40,7 +40,7 @@ _SourceT = TypeVar("_SourceT")
 
 
 @dataclass
-class Head(ABC, Generic[_ProgressT]):
+class CheckpointHead(ABC, Generic[_ProgressT]):
     """The record of one partition; see the module's docstring for the fields."""
 
     owner: str
@@ -62,7 +62,7 @@ class Head(ABC, Generic[_ProgressT]):
         """Return the head of a partition of which no record is worked in. It has no owner."""
 
 
-_HeadT = TypeVar("_HeadT", bound=Head[Any])
+_HeadT = TypeVar("_HeadT", bound=CheckpointHead[Any])
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ from paywarden.streams.maintenance.backfill_progress import (
     FINISHED,
     PAYMENT_PHASE,
     PROGRESS_KEY,
+    BackfillOrigin,
     BackfillProgress,
-    Origin,
     read_progress,
 )
 from paywarden.streams.profiles.events import RecordLayout, record_key
@@ -92,7 +92,7 @@ class Backfill:
         self._first_kept = _first_kept(history, outcome_days)
         self._phases = self._plan_phases(outcome_days)
         self.counts = {phase.name: phase.count for phase in self._phases}
-        origin = Origin(
+        origin = BackfillOrigin(
             payments=len(history),
             first_time_ms=int(history.event_time_ms[0]) if len(history) else 0,
             last_time_ms=int(history.event_time_ms[-1]) if len(history) else 0,

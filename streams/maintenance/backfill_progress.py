@@ -20,7 +20,7 @@ PAYMENT_PHASE, FINISHED = entity_of(record_key("any")), "finished"
 
 
 @dataclass(frozen=True)
-class Origin:
+class BackfillOrigin:
     """Determines everything a backfill writes. `digest` covers the history, its rates and the days that are kept."""
 
     payments: int
@@ -34,7 +34,7 @@ class Origin:
 class BackfillProgress:
     """The record in the store: `position` records of `phase` are written, and all records of the phases before it."""
 
-    origin: Origin
+    origin: BackfillOrigin
     phase: str
     position: int
 
@@ -49,7 +49,7 @@ def read_progress(store: ProfileStore) -> BackfillProgress | None:
         return None
     try:
         fields = json.loads(value)
-        return BackfillProgress(Origin(**fields["origin"]), fields["phase"], fields["position"])
+        return BackfillProgress(BackfillOrigin(**fields["origin"]), fields["phase"], fields["position"])
     except (ValueError, KeyError, TypeError, RecursionError):
         # Another release wrote it: this one must assume a backfill of another history.
         return None

@@ -31,7 +31,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 from paywarden.streams.profiles.events import EntityEvents, apply
 from paywarden.streams.profiles.repartition import encode_frame, partition_of
-from paywarden.streams.profiles.set_aside import SetAside, decode, is_set_aside
+from paywarden.streams.profiles.set_aside import SetAsideEvents, decode, is_set_aside
 
 _FLUSH_TIMEOUT_S = 60.0
 _BATCH = 500
@@ -39,7 +39,7 @@ _BATCH = 500
 LastStates = Callable[[frozenset[bytes]], Mapping[bytes, bytes]]
 """Returns the changelog's last state of each of these keys that has one."""
 
-Remind = Callable[[int, bytes, SetAside], object]
+Remind = Callable[[int, bytes, SetAsideEvents], object]
 """Sends the last waiting event of a profile to its owner, by the number of its kind of entity."""
 
 
@@ -80,7 +80,7 @@ def retry(store: ProfileStore, engine: FeatureEngine, last_states: LastStates, r
         good = {
             key: state
             for key, state in states.items()
-            if _is_readable(engine, unreadable[key][0], key, SetAside(state, unreadable[key][1].rows))
+            if _is_readable(engine, unreadable[key][0], key, SetAsideEvents(state, unreadable[key][1].rows))
         }
         for entity in sorted({entity for entity, _ in unreadable.values()}):
             keys = [key for key in good if unreadable[key][0] == entity]
@@ -94,7 +94,9 @@ def retry(store: ProfileStore, engine: FeatureEngine, last_states: LastStates, r
     return found
 
 
-def _set_aside(store: ProfileStore, engine: FeatureEngine, found: FoundAside) -> Iterator[tuple[int, bytes, SetAside]]:
+def _set_aside(
+    store: ProfileStore, engine: FeatureEngine, found: FoundAside
+) -> Iterator[tuple[int, bytes, SetAsideEvents]]:
     for entity, name in enumerate(engine.plan.entity_names):
         for key, state in store.scan(name):
             if not is_set_aside(state):
@@ -113,12 +115,12 @@ def _set_aside(store: ProfileStore, engine: FeatureEngine, found: FoundAside) ->
 def _replacing(good: Mapping[bytes, bytes]) -> Callable[[bytes, bytes | None], bytes | None]:
     def replaced(key: bytes, stored: bytes | None) -> bytes | None:
         # The owner may have made a profile of it meanwhile.
-        return SetAside(good[key], decode(stored).rows).encode() if stored and is_set_aside(stored) else None
+        return SetAsideEvents(good[key], decode(stored).rows).encode() if stored and is_set_aside(stored) else None
 
     return replaced
 
 
-def _is_readable(engine: FeatureEngine, entity: int, key: bytes, record: SetAside) -> bool:
+def _is_readable(engine: FeatureEngine, entity: int, key: bytes, record: SetAsideEvents) -> bool:
     """Returns whether this release can apply the waiting events to the profile's bytes."""
     events = EntityEvents([key] * len(record.rows), record.rows)
     try:
@@ -157,7 +159,7 @@ class KafkaParts:
                         states.pop(record.key, None)
         return states
 
-    def remind(self, entity: int, key: bytes, record: SetAside) -> None:
+    def remind(self, entity: int, key: bytes, record: SetAsideEvents) -> None:
         """See Remind. Raises BrokerUnavailable."""
         topic, partition_count = self._routes[entity]
         frame = encode_frame(EntityEvents([key], record.rows[-1:]), {}, partition_count)

@@ -56,7 +56,7 @@ Send = Callable[[Sequence[MetricsRecord], Sequence[tuple[Alert, int]]], object]
 
 
 @dataclass
-class Evaluated:
+class EvaluationState:
     """How far evaluation is.
 
     `done`: the last day evaluated, by maturity in days. `latest`: the records of the newest mature day.
@@ -85,12 +85,12 @@ class Evaluated:
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @staticmethod
-    def decode(data: bytes, settings: OutcomeSettings) -> Evaluated:
+    def decode(data: bytes, settings: OutcomeSettings) -> EvaluationState:
         """Return the state that `encode` turned into these bytes."""
         fields: dict[str, Any] = json.loads(data)
         watches = [OutcomeWatch.from_dict(watch_fields, settings) for watch_fields in fields["watches"]]
         done = {int(maturity): int(day) for maturity, day in fields["done"]}
-        return Evaluated(done, {watch.arm: watch for watch in watches}, fields["latest"])
+        return EvaluationState(done, {watch.arm: watch for watch in watches}, fields["latest"])
 
 
 def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[int]) -> tuple[SourcePartition, ...]:
@@ -101,10 +101,12 @@ def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[
     )
 
 
-def read_evaluated(store: ProfileStore, settings: OutcomeSettings) -> tuple[Evaluated, int]:
+def read_evaluated(store: ProfileStore, settings: OutcomeSettings) -> tuple[EvaluationState, int]:
     """Return how far evaluation is, and the record's version. Raises StoreUnavailable."""
     record = store.read_versioned([EVALUATED_KEY])[0]
-    return (Evaluated() if record.value is None else Evaluated.decode(record.value, settings)), record.version
+    return (
+        EvaluationState() if record.value is None else EvaluationState.decode(record.value, settings)
+    ), record.version
 
 
 class OutcomeEvaluator:
@@ -147,7 +149,7 @@ class OutcomeEvaluator:
         return count
 
     def _due(
-        self, evaluated: Evaluated, heads: dict[SourcePartition, OutcomeHead], passed_ms: int
+        self, evaluated: EvaluationState, heads: dict[SourcePartition, OutcomeHead], passed_ms: int
     ) -> tuple[int, int] | None:
         """Return the maturity and the day to evaluate next; None if no day is due."""
         for maturity_days in dict.fromkeys((self._settings.label_delay_days, self._settings.window_days)):
@@ -159,7 +161,7 @@ class OutcomeEvaluator:
         return None
 
     def _evaluate(
-        self, evaluated: Evaluated, maturity_days: int, day: int
+        self, evaluated: EvaluationState, maturity_days: int, day: int
     ) -> tuple[list[MetricsRecord], list[tuple[Alert, int]]]:
         """Return the records and alerts of a day, and move the watches on."""
         tallies = self._tallies(day)
@@ -186,7 +188,7 @@ class OutcomeEvaluator:
         return measure(total(tally for tally_day, tally in tallies.items() if tally_day > day - days), self._costs)
 
     def _watch(
-        self, evaluated: Evaluated, day: int, tallies: dict[Arm, dict[int, OutcomeTally]]
+        self, evaluated: EvaluationState, day: int, tallies: dict[Arm, dict[int, OutcomeTally]]
     ) -> list[tuple[Alert, int]]:
         alerts: list[tuple[Alert, int]] = []
         for arm, of_arm in tallies.items():

@@ -128,7 +128,7 @@ class TallyChange(NamedTuple):
         return 0 if self.outcome is None else max(0, self.outcome.time_ms - self.decided.decided_ms)
 
 
-class Payment(NamedTuple):
+class JoinedPayment(NamedTuple):
     """The record of a payment. `waiting`: outcomes that came before any decision, the newest first."""
 
     decided: tuple[CountedDecision, ...] = ()
@@ -143,7 +143,7 @@ class Payment(NamedTuple):
                 return mark
         return None
 
-    def without_counted(self, source: SourcePartition, next_offset: int) -> Payment:
+    def without_counted(self, source: SourcePartition, next_offset: int) -> JoinedPayment:
         """Return the payment without the partition's marks before `next_offset`, which are counted."""
         if not self.marks:
             return self
@@ -153,7 +153,7 @@ class Payment(NamedTuple):
 
     def join(
         self, row: CountedDecision | Outcome, source: SourcePartition, offset: int, window_ms: int
-    ) -> tuple[Payment, RowEffect]:
+    ) -> tuple[JoinedPayment, RowEffect]:
         """Return the payment with a row worked in, and what the row did. NOTHING and LATE leave it unchanged."""
         if isinstance(row, CountedDecision):
             joined, kind = self._with_decision(row, window_ms)
@@ -176,7 +176,7 @@ class Payment(NamedTuple):
                 yield TallyChange(decided, mark.before, -1)
                 yield TallyChange(decided, mark.after, 1)
 
-    def _with_decision(self, row: CountedDecision, window_ms: int) -> tuple[Payment, RowEffect]:
+    def _with_decision(self, row: CountedDecision, window_ms: int) -> tuple[JoinedPayment, RowEffect]:
         if len(self.decided) >= DECIDED_MAX or any(one.arm.variant == row.arm.variant for one in self.decided):
             return self, RowEffect.NOTHING
         outcome = self.outcome
@@ -184,13 +184,13 @@ class Payment(NamedTuple):
             outcome = max((one for one in self.waiting if one.time_ms <= row.decided_ms + window_ms), default=None)
         return self._replace(decided=(*self.decided, row), outcome=outcome, waiting=()), RowEffect.DECIDED
 
-    def _with_waiting(self, row: Outcome) -> tuple[Payment, RowEffect]:
+    def _with_waiting(self, row: Outcome) -> tuple[JoinedPayment, RowEffect]:
         waiting = tuple(sorted({*self.waiting, row}, reverse=True)[:WAITING_MAX])
         return (
             (self, RowEffect.NOTHING) if waiting == self.waiting else (self._replace(waiting=waiting), RowEffect.WAITED)
         )
 
-    def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, RowEffect]:
+    def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[JoinedPayment, RowEffect]:
         if row.time_ms > self.decided[0].decided_ms + window_ms:
             return self, RowEffect.LATE
         earlier = self.outcome
@@ -220,7 +220,7 @@ class Payment(NamedTuple):
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> Payment:
+    def from_bytes(cls, stored: bytes) -> JoinedPayment:
         """Return the payment that `to_bytes` wrote. Raises InvalidEvent for any other bytes."""
         try:
             return _Reading(stored).payment()
@@ -263,12 +263,12 @@ class _Reading:
     def __init__(self, stored: bytes) -> None:
         self._stored, self._at = stored, 0
 
-    def payment(self) -> Payment:
+    def payment(self) -> JoinedPayment:
         layout, decided, waiting, marks = self._unpack(_HEAD)
         if layout != _FORMAT:
             raise ValueError(layout)
         outcome = self._outcome()
-        payment = Payment(
+        payment = JoinedPayment(
             tuple(self._decided() for _ in range(decided)),
             outcome,
             tuple(self._known_outcome() for _ in range(waiting)),
@@ -309,7 +309,7 @@ class _Reading:
         )
 
 
-def _is_consistent(payment: Payment) -> bool:
+def _is_consistent(payment: JoinedPayment) -> bool:
     """Return whether the tallies can count the payment: bytes that were damaged may say anything."""
     outcomes = [payment.outcome, *payment.waiting]
     for mark in payment.marks:

@@ -40,15 +40,23 @@ from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
 from paywarden.streams.faust.checked_state import Check
-from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, PendingRows, pack, stored_heads, unpack
+from paywarden.streams.faust.checkpoint import (
+    Checkpoint,
+    CheckpointHead,
+    HeadPlace,
+    PendingRows,
+    pack,
+    stored_heads,
+    unpack,
+)
 from paywarden.streams.faust.label_cap import has_place, take_place
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
     CountedDecision,
+    JoinedPayment,
     JoinMark,
     Outcome,
-    Payment,
     RowEffect,
     SourcePartition,
     TallyCell,
@@ -106,7 +114,7 @@ class JoinProgress:
 
 
 @dataclass
-class OutcomeHead(Head[JoinProgress]):
+class OutcomeHead(CheckpointHead[JoinProgress]):
     """The head of one partition of decisions or outcomes."""
 
     progress: JoinProgress = field(default_factory=JoinProgress)
@@ -324,7 +332,7 @@ class OutcomeWork:
                     results[key] = [JoinResult(offset, RowEffect.DECIDED, (TallyChange(row, None, 1),))]
                     return first_record(row, self.source, offset)
             try:
-                payment = Payment() if found is None else Payment.from_bytes(found)
+                payment = JoinedPayment() if found is None else JoinedPayment.from_bytes(found)
             except InvalidEvent:
                 results[key] = [JoinResult(offset, RowEffect.UNREADABLE) for offset, _ in wanted[key]]
                 return None
@@ -339,8 +347,8 @@ class OutcomeWork:
         return found
 
     def _joined(
-        self, payment: Payment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
-    ) -> tuple[Payment | None, list[JoinResult]]:
+        self, payment: JoinedPayment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
+    ) -> tuple[JoinedPayment | None, list[JoinResult]]:
         """Return the payment with its rows, or None if they change nothing more; and what each row did."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False

@@ -44,7 +44,7 @@ _WIDTH = struct.Struct("<H")
 
 
 @dataclass(frozen=True)
-class SetAside:
+class SetAsideEvents:
     """`profile`: the bytes that cannot be read. `rows`: the waiting events, in order.
 
     `rows` has shape (events, at least ROW_WIDTH): as many columns as the widest of the events.
@@ -65,7 +65,7 @@ class SetAside:
             )
         )
 
-    def with_events(self, rows: NDArray[np.int64]) -> tuple[SetAside, NDArray[np.int64]]:
+    def with_events(self, rows: NDArray[np.int64]) -> tuple[SetAsideEvents, NDArray[np.int64]]:
         """Returns this with more events behind it, and those of them for which there is no room."""
         newest: dict[int, int] = {}
         for source, offset in self.rows[:, (SOURCE, OFFSET)].tolist():
@@ -76,7 +76,7 @@ class SetAside:
                 newest[source] = offset
                 new.append(number)
         room = max(0, EVENTS_MAX - len(self.rows))
-        return SetAside(self.profile, joined_rows([self.rows, rows[new[:room]]])), rows[new[room:]]
+        return SetAsideEvents(self.profile, joined_rows([self.rows, rows[new[:room]]])), rows[new[room:]]
 
 
 def is_set_aside(state: bytes | None) -> bool:
@@ -84,12 +84,12 @@ def is_set_aside(state: bytes | None) -> bool:
     return state is not None and state[:1] == b"\xff"
 
 
-def set_aside(profile: bytes) -> SetAside:
+def set_aside(profile: bytes) -> SetAsideEvents:
     """Returns a profile's bytes, whatever they are, with no event that waits."""
-    return SetAside(profile, np.empty((0, ROW_WIDTH), dtype=np.int64))
+    return SetAsideEvents(profile, np.empty((0, ROW_WIDTH), dtype=np.int64))
 
 
-def decode(state: bytes) -> SetAside:
+def decode(state: bytes) -> SetAsideEvents:
     """Returns what `encode` turned into these bytes.
 
     Raises InvalidEvent if they are damaged, or written by a later release.
@@ -108,7 +108,7 @@ def decode(state: bytes) -> SetAside:
         raise InvalidEvent("it was set aside, and is damaged")
     rows = np.frombuffer(packed, "<i8").reshape(width, -1).T.astype(np.int64)
     # Rows of an earlier release have fewer attributes.
-    return SetAside(state[_HEADER.size : end], joined_rows([rows]))
+    return SetAsideEvents(state[_HEADER.size : end], joined_rows([rows]))
 
 
 def rows_of(keys: Sequence[bytes], rows: NDArray[np.int64]) -> dict[bytes, NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.progress.watermarks import Claim
 from paywarden.streams.profiles.repartition import decode_frame, frames_of
 from paywarden.streams.profiles.router import read_for_update
-from paywarden.streams.profiles.set_aside import SetAside, is_set_aside, rows_of, set_aside
+from paywarden.streams.profiles.set_aside import SetAsideEvents, is_set_aside, rows_of, set_aside
 from paywarden.streams.profiles.set_aside import decode as decode_set_aside
 
 _log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def _with_keys(events: EntityEvents) -> tuple[EntityEvents, EntityEvents]:
     return _only(events, good), _only(events, set(events.keys) - good)
 
 
-def _opened(state: bytes) -> SetAside:
+def _opened(state: bytes) -> SetAsideEvents:
     """Returns a profile that was set aside before. Other bytes are now."""
     if is_set_aside(state):
         try:

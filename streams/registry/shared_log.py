@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from paywarden.models.registry.copies import Refused, TopicReader, forked, merge
+from paywarden.models.registry.copies import RefusedEntry, TopicReader, forked, merge
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import LogFile, Overtaken, RegistryLog
-from paywarden.models.registry.people import People
+from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.line_file import LineFile
@@ -48,7 +48,7 @@ class Synced:
     sent: tuple[Entry, ...]
     received: tuple[Entry, ...]
     set_aside: tuple[Entry, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedEntry, ...]
     refused_now: int
 
 
@@ -64,7 +64,7 @@ class SharedLog:
         self,
         file: LogFile,
         topic: RegistryTopic,
-        people: People,
+        people: RegistryPeople,
         tell: Callable[[str], object],
         wrote: Callable[[], object] = lambda: None,
         apart: Callable[[], AbstractContextManager[RegistryTopic]] | None = None,

@@ -27,7 +27,7 @@ from confluent_kafka import Consumer
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.rollout.joined import DAY_MS, DecidedPayments, KnownOutcomes, OutcomeJoin, payment_numbers
+from paywarden.models.rollout.joined import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin, payment_numbers
 from paywarden.models.rollout.judgement import Judgement, judge_outcomes
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.outcomes import outcome_counts
@@ -138,7 +138,7 @@ class OutcomeReader:
             one for one in self._decoded(_DECISIONS, records) if one["rollout"] == self._name and one["arm"] in ARMS
         ]
         self._join.add_decisions(
-            DecidedPayments(
+            JoinedDecisions(
                 payment=payment_numbers(one["payment_id"] for one in decided),
                 decided_ms=np.array([one["decided_time_ms"] for one in decided], dtype=np.int64),
                 position=self._split.positions(entity_key("card", [one["card_id"]]) for one in decided),

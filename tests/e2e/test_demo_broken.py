@@ -24,7 +24,7 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.ops.demo import live as demo_live
 from paywarden.ops.demo import processes as demo_processes
 from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
-from paywarden.ops.demo.verdict import MetricsReading, Sent, unfinished
+from paywarden.ops.demo.verdict import MetricsReading, SentPayments, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
@@ -122,7 +122,7 @@ def test_missing_counts_are_reported_as_missing_counts(
 ) -> None:
     counted = "drift detection has counted 0 of "
 
-    def unfinished_besides(sent: Sent, readings: Sequence[MetricsReading]) -> str:
+    def unfinished_besides(sent: SentPayments, readings: Sequence[MetricsReading]) -> str:
         """Returns what `unfinished` does, and nothing once the missing counts are all that is left."""
         trouble = unfinished(sent, readings)
         return "" if trouble.startswith(counted) else trouble

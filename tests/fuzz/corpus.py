@@ -173,11 +173,11 @@ def _profile() -> Iterator[bytes]:
 
 
 def _profile_set_aside() -> Iterator[bytes]:
-    from paywarden.streams.profiles.set_aside import SetAside, set_aside
+    from paywarden.streams.profiles.set_aside import SetAsideEvents, set_aside
     from tests.unit.streams.profiles.test_updater import card_events
 
     yield set_aside(b"profile").encode()
-    yield SetAside(b"", card_events().rows).encode()
+    yield SetAsideEvents(b"", card_events().rows).encode()
     yield b"\xff\x01\x00\x00\x00\x00\x03\x00" + zlib.compress(bytes(48))
 
 
@@ -192,7 +192,7 @@ def _payment_record() -> Iterator[bytes]:
 def _state() -> Iterator[bytes]:
     from paywarden.streams.drift.evaluation import EvaluatedUpTo
     from paywarden.streams.drift.state import CountTile, DriftHead
-    from paywarden.streams.outcomes.payments import Arm, CountedDecision, Outcome, Payment, SourcePartition
+    from paywarden.streams.outcomes.payments import Arm, CountedDecision, JoinedPayment, Outcome, SourcePartition
     from paywarden.streams.outcomes.state import Day, OutcomeHead
 
     yield DriftHead("owner").encode()
@@ -200,9 +200,9 @@ def _state() -> Iterator[bytes]:
     yield OutcomeHead("owner").encode()
     yield Day(5).encode()
     yield EvaluatedUpTo(5).encode()
-    yield Payment(waiting=(Outcome(5, 1),)).to_bytes()
+    yield JoinedPayment(waiting=(Outcome(5, 1),)).to_bytes()
     decided = CountedDecision(Arm("m1", ""), 5, 1, 500_000, 1_050)
-    payment, _ = Payment().join(decided, SourcePartition("d", 0), 1, 1_000)
+    payment, _ = JoinedPayment().join(decided, SourcePartition("d", 0), 1, 1_000)
     payment, _ = payment.join(Outcome(7, 1), SourcePartition("o", 0), 1, 1_000)
     yield payment.to_bytes()
 

@@ -67,13 +67,13 @@ def host_file() -> Target:
 def _host_file() -> Iterator[bytes]:
     from paywarden.scoring.metrics.shared import Registry
     from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, content_of
-    from paywarden.scoring.server.deployment.releases import Orders
+    from paywarden.scoring.server.deployment.releases import ReleaseOrders
     from paywarden.scoring.state.shards import HeldShards
     from paywarden.streams.companion.cursors import ShippedTo
 
     paths = ReleasePaths("/b", bundle_digest="00")
     yield json.dumps(content_of(Deployment(paths, candidate=paths, rollout="r", share=5, salt="00" * 16))).encode()
-    yield json.dumps(asdict(Orders(3, "a", "b", lists={"d": 5}))).encode()
+    yield json.dumps(asdict(ReleaseOrders(3, "a", "b", lists={"d": 5}))).encode()
     yield b"17,%08x" % zlib.crc32(b"17")
     yield ShippedTo(5, 6, "boot").to_bytes()
     yield HeldShards("00", frozenset({1, 9}), is_clean=True).to_bytes()
@@ -89,7 +89,7 @@ def operator_file() -> Target:
     """Files that people write or carry: people, tokens, lists, lag traces, gateways, backups, figures of benchmarks."""
     from paywarden.features.history.staleness import Staleness
     from paywarden.models.policy.lists import read_lists
-    from paywarden.models.registry.people import People as Signers
+    from paywarden.models.registry.people import RegistryPeople as Signers
     from paywarden.ops.capacity.coefficients import Coefficients
     from paywarden.ops.capacity.measured import MEASURED
     from paywarden.ops.console.people.people import People

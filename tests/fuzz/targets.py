@@ -317,7 +317,7 @@ def drift_and_outcome_state() -> Target:
     """Records of the state of drift counts and outcomes."""
     from paywarden.models.metrics.outcome_tally import OutcomeTally
     from paywarden.schemas.errors import InvalidEvent
-    from paywarden.streams.outcomes.payments import Outcome, Payment, SourcePartition
+    from paywarden.streams.outcomes.payments import JoinedPayment, Outcome, SourcePartition
     from tests.unit.streams.faust.test_checked_state import CHECKS, World
 
     world = World()
@@ -327,8 +327,8 @@ def drift_and_outcome_state() -> Target:
             world.damage(beginning, data)
         world.store.read(list(CHECKS))
         with suppress(InvalidEvent):
-            payment = Payment.from_bytes(data)
-            assert Payment.from_bytes(payment.to_bytes()) == payment
+            payment = JoinedPayment.from_bytes(data)
+            assert JoinedPayment.from_bytes(payment.to_bytes()) == payment
             payment, _ = payment.join(Outcome(5, 1), SourcePartition("o", 0), 5, 1_000)
             tally = OutcomeTally()
             for mark in payment.marks:

@@ -24,7 +24,7 @@ from typing import Any
 
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.server.deployment.releases import Orders, orders_path
+from paywarden.scoring.server.deployment.releases import ReleaseOrders, orders_path
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
@@ -391,11 +391,11 @@ class History:
                 path.write_bytes(path.read_bytes()[:40])
             return
         wanted = {
-            "other": Orders(number, other, previous=own),
-            "back": Orders(number, own, previous=other),
-            "canary": Orders(number, own, candidate=other, rollout="r-1", share=5000, salt=SALT),
+            "other": ReleaseOrders(number, other, previous=own),
+            "back": ReleaseOrders(number, own, previous=other),
+            "canary": ReleaseOrders(number, own, candidate=other, rollout="r-1", share=5000, salt=SALT),
             # Nobody can load it: what decides goes on.
-            "gone": Orders(number, own, candidate="gone", rollout="r-2", share=5000, salt=SALT),
+            "gone": ReleaseOrders(number, own, candidate="gone", rollout="r-2", share=5000, salt=SALT),
         }
         self.deployment.order(wanted[to])
 

@@ -49,7 +49,7 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
 from paywarden.scoring.server.context import Endpoints, ServerContext
-from paywarden.scoring.server.deployment.releases import Orders, Release, orders_path, release_of
+from paywarden.scoring.server.deployment.releases import Release, ReleaseOrders, orders_path, release_of
 from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
@@ -342,7 +342,7 @@ class Deployment:
         # When a worker ended, and whether it had run long enough to be started again at once.
         self.ends: dict[str, tuple[float, bool]] = {}
         # What every worker should serve.
-        self.orders = Orders(0, parts().release.key)
+        self.orders = ReleaseOrders(0, parts().release.key)
         self.world, self.broker, self.files, self.root = world, broker, own, root
         self.kafka = KafkaSettings()
         for name, count in TOPICS.items():
@@ -436,7 +436,7 @@ class Deployment:
         self.order(self.orders)
         HostSupervisor(self).run()
 
-    def order(self, orders: Orders) -> None:
+    def order(self, orders: ReleaseOrders) -> None:
         """Order workers to serve releases, as a supervisor's deployer does."""
         self.orders = orders
         pid = 1

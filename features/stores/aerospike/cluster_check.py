@@ -45,7 +45,7 @@ _EVICTION = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClusterFinding:
     """One thing that is wrong: what was seen, what it does, and what to set instead.
 
     `is_passing` if it may be over without a change of settings: a node that is down, or clocks that differ.
@@ -61,10 +61,16 @@ class Finding:
         return f"{self.what}: {self.so}; wanted {self.want}"
 
 
-def examine(reports: Sequence[NodeReport], settings: AerospikeSettings, *, longest_ttl_s: int = 0) -> list[Finding]:
+def examine(
+    reports: Sequence[NodeReport], settings: AerospikeSettings, *, longest_ttl_s: int = 0
+) -> list[ClusterFinding]:
     """Returns every finding, errors first. `longest_ttl_s` is the longest time to live of a profile, 0 if unknown."""
     if not reports:
-        return [Finding(ERROR, "no node answers", "nothing is known about the cluster", "a cluster that answers", True)]
+        return [
+            ClusterFinding(
+                ERROR, "no node answers", "nothing is known about the cluster", "a cluster that answers", True
+            )
+        ]
     found = [finding for check in _CHECKS for finding in check(reports, settings)]
     if not all(report.is_enterprise for report in reports):
         found += _marker_findings(settings, longest_ttl_s)
@@ -77,23 +83,23 @@ def _nodes(reports: Sequence[NodeReport], is_wrong: Callable[[NodeReport], bool]
     return "every node" if len(wrong) == len(reports) else ", ".join(wrong)
 
 
-def _expiry(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _expiry(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     if where := _nodes(reports, lambda report: not takes_ttl(report.namespace)):
-        yield Finding(
+        yield ClusterFinding(
             ERROR, f"nsup-period is 0 on {where}", "no profile can be written, since profiles expire", "nsup-period 120"
         )
 
 
-def _stopped(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _stopped(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     for name in ("stop_writes", "clock_skew_stop_writes"):
         if where := _nodes(reports, lambda report, name=name: report.namespace.get(name) == "true"):  # type: ignore[misc]
             want = "room, and clocks in step (NTP)"
-            yield Finding(ERROR, f"{name} on {where}", "no record can be written now", want, is_passing=True)
+            yield ClusterFinding(ERROR, f"{name} on {where}", "no record can be written now", want, is_passing=True)
 
 
-def _build(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _build(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     if where := _nodes(reports, lambda report: _is_too_old(report.build)):
-        yield Finding(ERROR, f"an old server on {where}", "it has no batch writes", "Aerospike 6.0 or newer")
+        yield ClusterFinding(ERROR, f"an old server on {where}", "it has no batch writes", "Aerospike 6.0 or newer")
 
 
 def _is_too_old(build: str) -> bool:
@@ -101,13 +107,13 @@ def _is_too_old(build: str) -> bool:
     return all(part.isdecimal() for part in parts) and bool(build) and tuple(map(int, parts)) < _BUILD_MIN
 
 
-def _record_size(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[Finding]:
+def _record_size(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[ClusterFinding]:
     wanted = settings.record_bytes_max + _RECORD_OVERHEAD_BYTES
     # 0 is no limit of its own. Before 7.1 the size of a block was the limit.
     for name in ("max-record-size", "storage-engine.write-block-size"):
         limits = [limit for report in reports if (limit := number(report.namespace, name))]
         if limits and min(limits) < wanted:
-            yield Finding(
+            yield ClusterFinding(
                 ERROR,
                 f"{name} is {min(limits)} bytes",
                 "a larger record is refused for ever",
@@ -116,14 +122,16 @@ def _record_size(reports: Sequence[NodeReport], settings: AerospikeSettings) -> 
             return
 
 
-def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     copies = [count for report in reports if (count := number(report.namespace, "effective_replication_factor"))]
     if not copies:
-        yield Finding(ERROR, "the nodes do not have the namespace", "nothing can be read or written", "the namespace")
+        yield ClusterFinding(
+            ERROR, "the nodes do not have the namespace", "nothing can be read or written", "the namespace"
+        )
         return
     if min(copies) == 1:
         configured = [number(report.namespace, "replication-factor") or 1 for report in reports]
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             "a record has a single copy",
             "a killed node loses its last second of acknowledged writes, and a lost one all of its records",
@@ -133,7 +141,7 @@ def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fin
         )
     sizes = [size for report in reports if (size := number(report.namespace, "ns_cluster_size"))]
     if sizes and max(sizes) != len(reports):
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             f"{len(reports)} of {max(sizes)} nodes answer",
             "the others were not looked at",
@@ -141,11 +149,11 @@ def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fin
             True,
         )
     if len(set(sizes)) > 1:
-        yield Finding(WARNING, "the nodes differ about the cluster's size", "it is parted", "one cluster", True)
+        yield ClusterFinding(WARNING, "the nodes differ about the cluster's size", "it is parted", "one cluster", True)
     size = max(sizes, default=1)
     minima = [number(report.service, "min-cluster-size") or 1 for report in reports]
     if size >= _MAJORITY_NODE_COUNT and min(minima) <= size // 2:
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             f"min-cluster-size is {min(minima)}",
             "when the network parts, both sides take writes, and one side's are lost",
@@ -153,13 +161,13 @@ def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fin
         )
 
 
-def _conflicts(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _conflicts(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     def resolves_wrongly(report: NodeReport) -> bool:
         policy = report.namespace.get("conflict-resolution-policy", "last-update-time")
         return report.namespace.get("strong-consistency") != "true" and policy != "last-update-time"
 
     if where := _nodes(reports, resolves_wrongly):
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             f"conflict-resolution-policy is not last-update-time on {where}",
             "a record that was written 65,535 times goes back to an old copy when a node returns",
@@ -167,7 +175,7 @@ def _conflicts(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[
         )
 
 
-def _overrides(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _overrides(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     for name, wrong, so, want in (
         ("read-consistency-level-override", "one", "a read may miss what was acknowledged", "off"),
         ("write-commit-level-override", "master", "a write is acknowledged before it has its copies", "off"),
@@ -176,30 +184,32 @@ def _overrides(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[
     ):
         if where := _nodes(reports, lambda report, name=name, wrong=wrong: report.namespace.get(name) == wrong):  # type: ignore[misc]
             level = ERROR if name == "reject-non-xdr-writes" else WARNING
-            yield Finding(level, f"{name} is {wrong} on {where}", so, f"{name} {want}")
+            yield ClusterFinding(level, f"{name} is {wrong} on {where}", so, f"{name} {want}")
 
 
-def _eviction(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _eviction(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     for name in _EVICTION:
         if where := _nodes(reports, lambda report, name=name: bool(number(report.namespace, name))):  # type: ignore[misc]
-            yield Finding(
+            yield ClusterFinding(
                 WARNING,
                 f"{name} is set on {where}",
                 "profiles are removed before their time when it is full",
                 f"{name} 0",
             )
     if where := _nodes(reports, lambda report: bool(number(report.namespace, "evicted_objects"))):
-        yield Finding(WARNING, f"{where} has evicted records", "profiles are missing", "a rebuild, more room", True)
+        yield ClusterFinding(
+            WARNING, f"{where} has evicted records", "profiles are missing", "a rebuild, more room", True
+        )
 
 
-def _storage(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _storage(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     def is_in_memory_alone(report: NodeReport) -> bool:
         of_namespace = report.namespace
         has_device = any(name.startswith(("storage-engine.device", "storage-engine.file[")) for name in of_namespace)
         return of_namespace.get("storage-engine") == "memory" and not has_device
 
     if where := _nodes(reports, is_in_memory_alone):
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             f"the namespace is in memory alone on {where}",
             "its records are gone when all nodes that have a copy stop at once",
@@ -207,7 +217,7 @@ def _storage(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fi
         )
 
 
-def _set_limits(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+def _set_limits(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[ClusterFinding]:
     names = sorted(
         {
             name
@@ -217,29 +227,29 @@ def _set_limits(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator
         }
     )
     if names:
-        yield Finding(
+        yield ClusterFinding(
             WARNING, f"set {', '.join(names)} has a limit", "at the limit its writes stop, and the stream waits", "none"
         )
 
 
-def _login(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[Finding]:
+def _login(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[ClusterFinding]:
     if not settings.user and settings.auth_mode != "pki":
-        yield Finding(
+        yield ClusterFinding(
             WARNING, "there is no login", "anyone who reaches the port reads and writes", "security, a user, TLS"
         )
     if not settings.tls and (settings.user or settings.auth_mode == "pki"):
-        yield Finding(WARNING, "TLS is off", "records travel as they are", "[aerospike] tls = true")
+        yield ClusterFinding(WARNING, "TLS is off", "records travel as they are", "[aerospike] tls = true")
     if settings.read_mode_ap != "all" and any(
         report.namespace.get("strong-consistency") != "true" for report in reports
     ):
-        yield Finding(
+        yield ClusterFinding(
             WARNING, "[aerospike] read_mode_ap is one", "a read may miss what was acknowledged", 'read_mode_ap = "all"'
         )
 
 
-def _marker_findings(settings: AerospikeSettings, longest_ttl_s: int) -> Iterator[Finding]:
+def _marker_findings(settings: AerospikeSettings, longest_ttl_s: int) -> Iterator[ClusterFinding]:
     if settings.marker_days and settings.marker_days * _DAY_S <= longest_ttl_s:
-        yield Finding(
+        yield ClusterFinding(
             WARNING,
             f"[aerospike] marker_days is {settings.marker_days}",
             f"profiles live for {longest_ttl_s // _DAY_S} days, and an erased one may come back after its marker",
@@ -247,7 +257,7 @@ def _marker_findings(settings: AerospikeSettings, longest_ttl_s: int) -> Iterato
         )
 
 
-_CHECKS: tuple[Callable[[Sequence[NodeReport], AerospikeSettings], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Sequence[NodeReport], AerospikeSettings], Iterator[ClusterFinding]], ...] = (
     _expiry,
     _stopped,
     _build,
@@ -287,7 +297,7 @@ class ClusterLook:
             )
 
 
-def try_to_write(store: AerospikeStore) -> list[Finding]:
+def try_to_write(store: AerospikeStore) -> list[ClusterFinding]:
     """Write, read and erase one record of the largest size that expires; returns what of it fails."""
     value = bytes(store.settings.record_bytes_max)
     try:
@@ -295,9 +305,13 @@ def try_to_write(store: AerospikeStore) -> list[Finding]:
         is_there = store.read([_PROBE_KEY]) == [value]
         store.delete([_PROBE_KEY])
     except PaywardenError as error:
-        return [Finding(ERROR, str(error), "profiles cannot be written, read or erased", "a user who may, and room")]
+        return [
+            ClusterFinding(ERROR, str(error), "profiles cannot be written, read or erased", "a user who may, and room")
+        ]
     if is_there:
         return []
     return [
-        Finding(ERROR, "a record that was written is not there", "profiles are lost", "a look at the servers' logs")
+        ClusterFinding(
+            ERROR, "a record that was written is not there", "profiles are lost", "a look at the servers' logs"
+        )
     ]

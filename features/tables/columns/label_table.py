@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from paywarden.features.tables.columns.arrow_columns import Flags, as_texts, flags_of
 from paywarden.features.tables.mapping import LabelSource
-from paywarden.features.tables.sources import Rows, TableFiles
+from paywarden.features.tables.sources import TableFiles, TableRows
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -60,7 +60,7 @@ class LabelTable:
         """Returns how many of them were no payment of any rows so far."""
         return int(len(self._is_met) - self._is_met.sum())
 
-    def joined(self, rows: Rows, ids: pa.Array) -> tuple[Rows, Flags]:
+    def joined(self, rows: TableRows, ids: pa.Array) -> tuple[TableRows, Flags]:
         """Returns rows with the label's columns in place of their own, null where no label is, and which have one."""
         places = pc.index_in(ids, value_set=self._ids)
         named = flags_of(pc.is_valid(places))

@@ -19,7 +19,7 @@ from paywarden.features.tables.columns.arrow_columns import (
 )
 from paywarden.features.tables.columns.number_reader import NumberReader
 from paywarden.features.tables.mapping import InputForm, TimeSource
-from paywarden.features.tables.sources import Rows
+from paywarden.features.tables.sources import TableRows
 from paywarden.features.tables.texts import NO_NUMBER, NO_OFFSET, NO_TIME, RIGHT, TOO_LARGE, read_times, steps_of_format
 from paywarden.features.tables.zones import Zone, zone_of
 
@@ -43,7 +43,7 @@ class TimeReader:
         self._form, self._numbers = form, numbers
 
     def moments(
-        self, name: str, source: TimeSource, column: pa.Array, rows: Rows
+        self, name: str, source: TimeSource, column: pa.Array, rows: TableRows
     ) -> tuple[Int64Array, Flags, Int64Array, list[Wrong]]:
         """Returns (epoch milliseconds, which are missing, UTC offsets in minutes, what is wrong)."""
         kind = column.type
@@ -98,7 +98,7 @@ class TimeReader:
         local: Int64Array,
         named: Int64Array,
         skip: Flags,
-        rows: Rows,
+        rows: TableRows,
         wrong: list[Wrong],
     ) -> tuple[Int64Array, Flags, Int64Array, list[Wrong]]:
         """Returns local times in UTC: by the offset that a text names, by the zone of the column, or of the mapping."""
@@ -128,7 +128,7 @@ class TimeReader:
         time_ms[skip] = 0
         return time_ms, missing, offset, wrong
 
-    def _zones(self, source: TimeSource, rows: Rows, count: int) -> Iterable[tuple[str, Flags]]:
+    def _zones(self, source: TimeSource, rows: TableRows, count: int) -> Iterable[tuple[str, Flags]]:
         if not source.zone_column:
             return [(source.zone, np.ones(count, dtype=np.bool_))]
         encoded = as_texts(rows.columns[source.zone_column], self._form.missing).dictionary_encode()

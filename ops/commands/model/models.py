@@ -22,7 +22,7 @@ from paywarden.schemas.settings import Source, read_source
 if TYPE_CHECKING:
     from paywarden.models.registry.entries import Entry
     from paywarden.models.registry.registry import Registry, Signer
-    from paywarden.models.registry.rules import Proposal, State, Version
+    from paywarden.models.registry.rules import Proposal, RegisteredVersion, RegistryState
 
 _SHOWN = 12
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -341,7 +341,7 @@ def _entries_on_topic(source: Source, registry: Registry) -> Sequence[Entry]:
     return reader.log.entries
 
 
-def _file_problems(registry: Registry, state: State) -> list[str]:
+def _file_problems(registry: Registry, state: RegistryState) -> list[str]:
     from paywarden.models.registry.artefacts import BUNDLES, POLICIES
 
     found = []
@@ -436,7 +436,7 @@ def _subject(entry: Entry) -> str:
     return ""
 
 
-def _spoken(state: State, version: Version) -> str:
+def _spoken(state: RegistryState, version: RegisteredVersion) -> str:
     from paywarden.models.registry.registry import model_version
 
     return f"{version.digest[:_SHOWN]} ({model_version(state, version)}, policy {version.policy[:_SHOWN]})"
@@ -450,7 +450,7 @@ def _still_needed(registry: Registry, proposal: Proposal) -> str:
     return f": {agreed} of {wanted} approvals"
 
 
-def _print_state(registry: Registry, state: State) -> None:
+def _print_state(registry: Registry, state: RegistryState) -> None:
     if state.champion is None:
         click.echo("nothing was promoted")
     else:
@@ -479,7 +479,7 @@ def _print_state(registry: Registry, state: State) -> None:
     click.echo("\n".join([*_ignored_lines(state), f"head      {state.head}"]))
 
 
-def _ignored_lines(state: State) -> list[str]:
+def _ignored_lines(state: RegistryState) -> list[str]:
     return [
         printable(f"line {one.number} counts for nothing: {one.entry.kind} by {one.entry.by}: {one.reason}")
         for one in state.ignored
@@ -491,7 +491,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     return {"digest": entry.digest, **whole}
 
 
-def _version_json(state: State, version: Version) -> dict[str, Any]:
+def _version_json(state: RegistryState, version: RegisteredVersion) -> dict[str, Any]:
     from paywarden.models.registry.registry import model_version
 
     return {
@@ -503,7 +503,7 @@ def _version_json(state: State, version: Version) -> dict[str, Any]:
     }
 
 
-def _proposal_json(state: State, proposal: Proposal) -> dict[str, Any]:
+def _proposal_json(state: RegistryState, proposal: Proposal) -> dict[str, Any]:
     return {
         "proposal": proposal.digest,
         **_version_json(state, proposal.version),
@@ -514,7 +514,7 @@ def _proposal_json(state: State, proposal: Proposal) -> dict[str, Any]:
     }
 
 
-def _state_json(registry: Registry, state: State) -> dict[str, Any]:
+def _state_json(registry: Registry, state: RegistryState) -> dict[str, Any]:
     versions = {
         name: None if version is None else _version_json(state, version)
         for name, version in (("champion", state.champion), ("previous", state.previous))

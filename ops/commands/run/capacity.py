@@ -13,7 +13,7 @@ from paywarden.ops import wiring
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.ops.capacity.plan import Kept, Plan
+    from paywarden.ops.capacity.plan import CapacityPlan, KeptBytes
 
 _HEADINGS = ("part", "processes", "busy cores", "cores to have", "memory", "disk", "network")
 
@@ -67,11 +67,11 @@ def capacity(
     """
     from paywarden.ops.capacity.coefficients import Coefficients
     from paywarden.ops.capacity.measured import MEASURED
-    from paywarden.ops.capacity.plan import Asked, plan
+    from paywarden.ops.capacity.plan import Requirements, plan
     from paywarden.scoring.state.shards import ShardSettings
 
     copies = source.section("shards", ShardSettings).copies
-    asked = Asked(rate, entities, hosts, average_share, sharded_share, copies)
+    asked = Requirements(rate, entities, hosts, average_share, sharded_share, copies)
     found = plan(Coefficients.read(measured, MEASURED), asked, _kept(source, store_replication))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found) | {"cores": found.cores}, indent=2))
@@ -79,8 +79,8 @@ def capacity(
         _tell(found)
 
 
-def _kept(source: Source, store_replication: int) -> Kept:
-    from paywarden.ops.capacity.plan import Kept
+def _kept(source: Source, store_replication: int) -> KeptBytes:
+    from paywarden.ops.capacity.plan import KeptBytes
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.shards import CARD_FIELD
@@ -88,7 +88,7 @@ def _kept(source: Source, store_replication: int) -> Kept:
     from paywarden.streams.profiles.settings import StreamSettings
 
     topics, answered = source.section("topics", TopicSettings), source.section("answered", DecisionCacheSettings)
-    return Kept(
+    return KeptBytes(
         kinds=len(wiring.catalogue(source).entities),
         sharded_kinds=sum(entity.keys[0] == CARD_FIELD for entity in wiring.catalogue(source).entities),
         partitions=topics.partitions,
@@ -102,7 +102,7 @@ def _kept(source: Source, store_replication: int) -> Kept:
     )
 
 
-def _tell(found: Plan) -> None:
+def _tell(found: CapacityPlan) -> None:
     from paywarden.ops.reporting import print_table
 
     rows = [

@@ -15,7 +15,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.streams.companion.set_aside import Entry
+    from paywarden.streams.companion.set_aside import SetAsideEntry
 
 
 @click.group()
@@ -107,7 +107,7 @@ def _encoder() -> Callable[[OutboxEntry], bytes]:
     return lambda entry: encoder.encode(decision_of(entry))
 
 
-def _chosen(settings: OutboxSettings, entry_ids: Sequence[str], every: bool) -> list[Entry]:
+def _chosen(settings: OutboxSettings, entry_ids: Sequence[str], every: bool) -> list[SetAsideEntry]:
     """Returns the entries that the operator names. Raises UsageError, ClickException."""
     from paywarden.streams.companion.retry_set_aside import entries_of
 
@@ -120,7 +120,7 @@ def _chosen(settings: OutboxSettings, entry_ids: Sequence[str], every: bool) -> 
     return list(entries.values()) if every else [entries[entry_id] for entry_id in dict.fromkeys(entry_ids)]
 
 
-def _time_of(entry: Entry) -> str:
+def _time_of(entry: SetAsideEntry) -> str:
     try:
         moment = datetime.fromtimestamp(entry.path.stat().st_mtime, UTC)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.features.stores.aerospike.cluster_check import Finding
+    from paywarden.features.stores.aerospike.cluster_check import ClusterFinding
 
 
 @click.group()
@@ -123,5 +123,5 @@ def _places(offsets: Mapping[str, Mapping[int, int | None]]) -> str:
     return ", ".join(f"{topic} {count}" for topic, count in sums.items() if not topic.startswith("repartition"))
 
 
-def _count(findings: list[Finding], level: str) -> int:
+def _count(findings: list[ClusterFinding], level: str) -> int:
     return sum(finding.level == level for finding in findings)

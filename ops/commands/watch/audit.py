@@ -12,7 +12,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.ops.console.audit import Head
+    from paywarden.ops.console.audit import AuditHead
 
 
 @click.group()
@@ -50,7 +50,7 @@ def verify(source: Source, log_file: str | None, key: str | None, head: str | No
     click.echo(f"{path}: {entries} entries, all signed and in order")
 
 
-def _on_topic(source: Source, name: str) -> list[Head]:
+def _on_topic(source: Source, name: str) -> list[AuditHead]:
     """Returns the heads of a log that consoles have put on the topic."""
     from contextlib import closing
 
@@ -77,11 +77,11 @@ def _on_topic(source: Source, name: str) -> list[Head]:
     return published_heads(events, name)
 
 
-def _head(text: str) -> Head:
+def _head(text: str) -> AuditHead:
     from paywarden.models.registry.entries import is_digest
-    from paywarden.ops.console.audit import Head
+    from paywarden.ops.console.audit import AuditHead
 
     number, _, digest = text.partition(":")
     if not (number.isascii() and number.isdigit()) or not is_digest(digest):
         raise Misconfigured(f"--head: wanted LINE:DIGEST as the page Audit shows it, got {text[:80]!r}")
-    return Head(int(number), digest)
+    return AuditHead(int(number), digest)

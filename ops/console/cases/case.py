@@ -49,7 +49,7 @@ class Attachment:
 
 
 @dataclass(frozen=True)
-class Change:
+class CaseChange:
     """One line of a case's history. `is_refused`: it broke a rule and changed nothing."""
 
     time_ms: int
@@ -80,7 +80,7 @@ class Case:
     verdict: str = ""
     is_open: bool = True
     changed_ms: int = 0
-    history: tuple[Change, ...] = ()
+    history: tuple[CaseChange, ...] = ()
 
     def needs_two(self, large_minor: int) -> bool:
         """Returns whether the case takes two people to close."""
@@ -110,11 +110,11 @@ def after(case: Case | None, event: ConsoleEvent, large_minor: int) -> Case | No
         if event.kind != OPENED:
             return None
         made = Case(case_id, what.get("title", ""), event.by, event.time_ms, changed_ms=event.time_ms)
-        return replace(made, history=(Change(event.time_ms, event.by, OPENED, "title", "", made.title, ""),))
+        return replace(made, history=(CaseChange(event.time_ms, event.by, OPENED, "title", "", made.title, ""),))
     problem = problem_of(case, event, large_minor)
     before = _before(case, event)
     changed = case if problem else _changed(case, event)
-    line = Change(
+    line = CaseChange(
         event.time_ms,
         event.by,
         event.kind,

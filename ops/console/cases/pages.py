@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case, Change, case_subject, cases_of
+from paywarden.ops.console.cases.case import Case, CaseChange, case_subject, cases_of
 from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
@@ -308,7 +308,7 @@ class Cases:
             raise Misconfigured(f"the file cannot be kept in {self._folder}: {error.strerror}") from error
 
 
-def _line_of(case: Case, event: ConsoleEvent) -> Change | None:
+def _line_of(case: Case, event: ConsoleEvent) -> CaseChange | None:
     """Returns what an event became in the history of its case; others' events may stand behind it. None: not read yet.
 
     The last one of several: a caller who sends an act twice learns how the second one ended.

@@ -16,8 +16,8 @@ from paywarden.ops.console.pages import Shown, Visit, not_found
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
 from paywarden.scoring.engine.flips import Flip
-from paywarden.streams.decision_index.reviews import Verdict
-from paywarden.streams.decision_index.search import Place, Row
+from paywarden.streams.decision_index.reviews import AnalystVerdict
+from paywarden.streams.decision_index.search import FoundRow, Place
 
 if TYPE_CHECKING:
     from paywarden.features.profiles.feature_docs import ListedFeature
@@ -74,7 +74,7 @@ class DecisionView:
     before: tuple[RowView, ...]
     after: tuple[RowView, ...]
     shared: tuple[SharedView, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[AnalystVerdict, ...]
     others: tuple[RowView, ...]
     searches: Mapping[str, str]
 
@@ -102,7 +102,7 @@ class OnePage:
         return Shown("decisions/one.html", view, f"Payment {row.payment_id}")
 
     def _view(
-        self, index: DecisionIndex, row: Row, others: list[Row], verdicts: list[Verdict], visit: Visit
+        self, index: DecisionIndex, row: FoundRow, others: list[FoundRow], verdicts: list[AnalystVerdict], visit: Visit
     ) -> DecisionView:
         past = [other.place for other in index.neighbours(row, PAST_MAX)[0]]
         before, after = index.neighbours(row, _NEAR)
@@ -204,7 +204,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-def _at(index: DecisionIndex, text: str) -> list[Row]:
+def _at(index: DecisionIndex, text: str) -> list[FoundRow]:
     """Returns the decisions of a place, or about a payment: links from alerts and cases know the payment's id alone."""
     try:
         found = index.at(Place.from_text(text))
@@ -213,7 +213,7 @@ def _at(index: DecisionIndex, text: str) -> list[Row]:
     return found or index.about(text)
 
 
-def _searches(row: Row, visit: Visit) -> dict[str, str]:
+def _searches(row: FoundRow, visit: Visit) -> dict[str, str]:
     """Returns the addresses of searches for what is personal; they open in this session alone."""
     if not visit.person.sees_cards:
         return {}

@@ -9,7 +9,7 @@ from paywarden.models.policy.policy import MODEL_ABSENT
 
 if TYPE_CHECKING:
     from paywarden.ops.console.pages import Visit
-    from paywarden.streams.decision_index.search import Row
+    from paywarden.streams.decision_index.search import FoundRow
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RowView:
     outcome_ms: int | None
 
 
-def row_view(row: Row, visit: Visit) -> RowView:
+def row_view(row: FoundRow, visit: Visit) -> RowView:
     """Returns a decision as the person may see it."""
     known = row.outcome
     return RowView(

@@ -74,7 +74,7 @@ class InboxView:
 
 
 @dataclass(frozen=True)
-class VersionView:
+class AlertVersionView:
     """A number that changes with the inbox, and with what the console misses. `said`: how live that is."""
 
     version: int
@@ -108,7 +108,7 @@ class Inbox:
         )
         pages = (
             Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS, view=InboxView),
-            Page("/inbox/version", self.show_version, "A number that changes with the inbox", view=VersionView),
+            Page("/inbox/version", self.show_version, "A number that changes with the inbox", view=AlertVersionView),
             Page("/inbox/act", self.act, "Do something about alerts", "POST", ACT_ROLES, act_fields),
             self._alert.page(),
         )
@@ -150,7 +150,7 @@ class Inbox:
         """Say whether anything has changed, for a page that is open."""
         is_lost = any(not one.is_lasting for one in self.reader.missing())
         said = "Not live: the topics of alerts cannot be read." if is_lost else "Live"
-        return Shown("", VersionView(self._version(), said), "Version")
+        return Shown("", AlertVersionView(self._version(), said), "Version")
 
     def _version(self) -> int:
         """Returns the number of changes, or another number while something is missing: an open page must say it."""

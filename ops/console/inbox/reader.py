@@ -19,7 +19,7 @@ from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.alerts.events import ConsoleEvent
-from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ NOT_SEEN = " Kafka has it; the pages show it when the console has read it, withi
 class Feed(Protocol):
     """Where records come from: streams/alerts/feed.py, or a list in tests."""
 
-    def start(self, known: Mapping[str, Position]) -> set[str]:
+    def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
         """See AlertFeed."""
 
     def read(self) -> FeedBatch:

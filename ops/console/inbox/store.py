@@ -17,7 +17,7 @@ from paywarden.ops.alert_text import finite
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.rendering.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
-from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
 
 TABLES = (
@@ -165,10 +165,10 @@ class AlertStore:
 
     # What the topics say
 
-    def positions(self) -> dict[str, Position]:
+    def positions(self) -> dict[str, FeedPosition]:
         """Returns where each topic goes on."""
         rows = self._database.read("SELECT topic, identity, next_offset FROM positions")
-        return {row["topic"]: Position(row["identity"], row["next_offset"]) for row in rows}
+        return {row["topic"]: FeedPosition(row["identity"], row["next_offset"]) for row in rows}
 
     def begin_anew(self, topics: Iterable[str], now_ms: int) -> None:
         """Empty what came from these topics, and remember how much it was."""

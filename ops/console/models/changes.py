@@ -20,7 +20,7 @@ from paywarden.schemas.settings import read_source
 if TYPE_CHECKING:
     from paywarden.models.bundle.bundle import Manifest
     from paywarden.models.registry.registry import Registry
-    from paywarden.models.registry.rules import State, Version
+    from paywarden.models.registry.rules import RegisteredVersion, RegistryState
 
 # Lines around a change, and at most in all.
 _AROUND, _LINES_MAX = 2, 200
@@ -28,7 +28,7 @@ _LINE_CHARS_MAX = 300
 
 
 @dataclass(frozen=True)
-class Line:
+class PolicyLine:
     """A line of a policy. `kind`: it is in the champion's alone, in the proposed one alone, or in both."""
 
     kind: Literal["gone", "new", "same"]
@@ -51,7 +51,7 @@ class ModelFacts:
 class Changes:
     """What a version changes against the champion. `trouble`: why it cannot be said; empty if it can."""
 
-    policy: tuple[Line, ...] = ()
+    policy: tuple[PolicyLine, ...] = ()
     model: ModelFacts | None = None
     model_now: ModelFacts | None = None
     trouble: str = ""
@@ -65,7 +65,7 @@ class _Policy:
     lists: Mapping[str, frozenset[str]]
 
 
-def changes_of(registry: Registry, state: State, version: Version) -> Changes:
+def changes_of(registry: Registry, state: RegistryState, version: RegisteredVersion) -> Changes:
     """Returns what a version changes against the champion; of the first version, what it is."""
     champion = state.champion
     try:
@@ -80,27 +80,27 @@ def changes_of(registry: Registry, state: State, version: Version) -> Changes:
     return Changes(tuple(lines[:_LINES_MAX]), model, model_now)
 
 
-def _diff(before: tuple[str, ...], after: tuple[str, ...]) -> list[Line]:
+def _diff(before: tuple[str, ...], after: tuple[str, ...]) -> list[PolicyLine]:
     found = []
     for line in unified_diff(before, after, n=_AROUND, lineterm=""):
         if not line.startswith(("---", "+++")):
             kind: Literal["gone", "new", "same"] = "gone" if line[0] == "-" else "new" if line[0] == "+" else "same"
-            found.append(Line(kind, "…" if line.startswith("@@") else line[1:_LINE_CHARS_MAX]))
+            found.append(PolicyLine(kind, "…" if line.startswith("@@") else line[1:_LINE_CHARS_MAX]))
     return found[1:]
 
 
-def _lists(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> list[Line]:
+def _lists(before: Mapping[str, frozenset[str]], after: Mapping[str, frozenset[str]]) -> list[PolicyLine]:
     found = []
     for name in sorted(before.keys() | after.keys()):
         gone, new = before.get(name, frozenset()), after.get(name, frozenset())
         if gone - new:
-            found.append(Line("gone", f"list {name}: {len(gone - new):,} entries"))
+            found.append(PolicyLine("gone", f"list {name}: {len(gone - new):,} entries"))
         if new - gone:
-            found.append(Line("new", f"list {name}: {len(new - gone):,} entries"))
+            found.append(PolicyLine("new", f"list {name}: {len(new - gone):,} entries"))
     return found
 
 
-def _policy(registry: Registry, state: State, digest: str) -> _Policy:
+def _policy(registry: Registry, state: RegistryState, digest: str) -> _Policy:
     return _read_policy(registry.store.folder(POLICIES, digest, state.policies[digest].files) / POLICY_FILE)
 
 
@@ -115,7 +115,7 @@ def _read_policy(path: Path) -> _Policy:
     return _Policy(tuple(policy_text(settings, {}).splitlines()), read_lists(settings.lists))
 
 
-def _model(registry: Registry, state: State, digest: str) -> ModelFacts:
+def _model(registry: Registry, state: RegistryState, digest: str) -> ModelFacts:
     return _read_model(registry.store.folder(BUNDLES, digest, state.bundles[digest].files))
 
 

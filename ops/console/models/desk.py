@@ -27,7 +27,7 @@ from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
-    from paywarden.models.registry.rules import State, Version
+    from paywarden.models.registry.rules import RegisteredVersion, RegistryState
     from paywarden.models.rollout.judgement import Judgement
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Rollout, RolloutEvent
@@ -379,7 +379,7 @@ def _nobody(_: str) -> None:
     return
 
 
-def _version(state: State, version: Version) -> VersionRow:
+def _version(state: RegistryState, version: RegisteredVersion) -> VersionRow:
     from paywarden.models.registry.registry import model_version
 
     return VersionRow(model_version(state, version), version.digest, version.bundle, version.policy)

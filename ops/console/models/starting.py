@@ -25,7 +25,7 @@ from paywarden.ops.console.people.people import Role
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 
 if TYPE_CHECKING:
-    from paywarden.models.rollout.plan import Measure, RolloutPlan
+    from paywarden.models.rollout.plan import RolloutMeasure, RolloutPlan
     from paywarden.models.rollout.rollout import Version
 
 STARTERS = frozenset({Role.MODEL_OWNER})
@@ -267,7 +267,7 @@ def digest_of(compared: Sequence[Version], plan: RolloutPlan, shadow: str) -> st
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _meanings(measures: Sequence[Measure]) -> tuple[tuple[str, str], ...]:
+def _meanings(measures: Sequence[RolloutMeasure]) -> tuple[tuple[str, str], ...]:
     return tuple((one.name, one.meaning) for one in measures)
 
 

@@ -21,7 +21,7 @@ Decode = Callable[[bytes], Mapping[str, Any]]
 
 
 class IndexedDecisions:
-    """See `Decided` in policy/replays.py."""
+    """See `SampledDecisions` in policy/replays.py."""
 
     def __init__(self, source: Source, opened: OpenedIndex, decode: Decode) -> None:
         self._source, self._opened, self._decode = source, opened, decode

@@ -25,7 +25,7 @@ from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.policy.drafts import draft_source
-from paywarden.ops.console.policy.replays import DAYS, Decided, Replay, Replays
+from paywarden.ops.console.policy.replays import DAYS, Replay, Replays, SampledDecisions
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring import bundle_thresholds
 from paywarden.ops.wiring.registry import policy_facts
@@ -147,10 +147,12 @@ class PolicyView:
     has_registry: bool
 
 
-class Policy:
+class PolicySection:
     """The section `Policy`."""
 
-    def __init__(self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions], decided: Decided) -> None:
+    def __init__(
+        self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions], decided: SampledDecisions
+    ) -> None:
         """`decisions`: a sample of the newest. `decided`: those of the index."""
         self._source, self._desk, self._decisions = source, desk, decisions
         self._wake = threading.Event()

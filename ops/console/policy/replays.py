@@ -129,7 +129,7 @@ class Replay:
         return self.state in (DONE, FAILED, CANCELLED)
 
 
-class Decided(Protocol):
+class SampledDecisions(Protocol):
     """The decisions of the index, and what is needed to decide about them again."""
 
     @property
@@ -155,7 +155,7 @@ class Replays:
 
     def __init__(
         self,
-        decided: Decided,
+        decided: SampledDecisions,
         *,
         review_cost_minor: int,
         decisions_max: int = DECISIONS_MAX,
@@ -249,7 +249,7 @@ class _Changes:
 class _Tally:
     """Goes through a week, and sums up."""
 
-    def __init__(self, now: Policy, draft: Policy, decided: Decided, *, last_ms: int) -> None:
+    def __init__(self, now: Policy, draft: Policy, decided: SampledDecisions, *, last_ms: int) -> None:
         from paywarden.scoring.engine.recomputed import decision_fields
 
         self._policies, self._decided = (now, draft), decided

@@ -16,11 +16,11 @@ from paywarden.streams.decision_index.reviews import (
     NOTE_MAX,
     REASONS,
     VERDICTS,
-    Agreement,
-    Claim,
     ClaimLost,
+    ReviewAgreement,
+    ReviewClaim,
     Throughput,
-    Waiting,
+    WaitingReview,
 )
 from paywarden.streams.decision_index.search import Place
 
@@ -65,7 +65,7 @@ class QueueView:
     unsent: int
     may_act: bool
     throughput: tuple[Throughput, ...]
-    agreement: Agreement
+    agreement: ReviewAgreement
     worth: AnalystWorth | None
     days: int
     state: str
@@ -160,7 +160,7 @@ class ReviewPages:
         visit.saw(f"payment:{claim.waiting.payment_id}")
         return Shown("review/one.html", self._view(claim, visit), f"Review {claim.waiting.payment_id}")
 
-    def _view(self, claim: Claim, visit: Visit) -> ClaimView:
+    def _view(self, claim: ReviewClaim, visit: Visit) -> ClaimView:
         waiting = claim.waiting
         with self._opened.used() as (index, _):
             rows = index.at(Place(waiting.decided_time_ms, waiting.payment_hash))
@@ -199,7 +199,7 @@ class ReviewPages:
             return None
 
 
-def _waiting(one: Waiting, now_ms: int) -> WaitingView:
+def _waiting(one: WaitingReview, now_ms: int) -> WaitingView:
     return WaitingView(
         Place(one.decided_time_ms, one.payment_hash).to_text(),
         one.decision_id,

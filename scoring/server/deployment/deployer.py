@@ -63,7 +63,7 @@ from paywarden.scoring.server.deployment.deployment_file import (
     unfinished_prefix,
 )
 from paywarden.scoring.server.deployment.releases import (
-    Orders,
+    ReleaseOrders,
     ReleaseSource,
     orders_path,
     read_orders,
@@ -196,7 +196,7 @@ class Deployer:
         self._fork, self._tell = processes.fork, processes.tell
         self._limits = limits or CheckLimits()
         self._path = orders_path(runtime, os.getpid())
-        self._orders = Orders(0, initial_key)
+        self._orders = ReleaseOrders(0, initial_key)
         self._pid, self._started, self._is_late = 0, 0.0, False
         # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
         self._has_share = self._is_starved = False
@@ -472,7 +472,7 @@ class Deployer:
         if not (self._runtime / DEPLOYMENT).exists():
             # The release that served until now is the one to go back to.
             previous = now.active if active != now.active else now.previous
-        orders = Orders(
+        orders = ReleaseOrders(
             now.generation,
             active,
             previous,
@@ -501,7 +501,7 @@ class Deployer:
         _log.info("checked: release %s is to decide; the workers take it up", active)
         self._tell()
 
-    def _held_lists(self, orders: Orders) -> dict[str, int]:
+    def _held_lists(self, orders: ReleaseOrders) -> dict[str, int]:
         """Returns where workers find the long lists of the ordered releases. Raises Misconfigured if one is damaged.
 
         Nobody has watched a release that another supervisor has prepared. If it is damaged, it is prepared again.
@@ -519,7 +519,7 @@ class Deployer:
                 raise
         return lists
 
-    def _write(self, orders: Orders) -> None:
+    def _write(self, orders: ReleaseOrders) -> None:
         """Write orders. Raises OSError."""
         write_orders(self._path, orders)
         self._orders, self._written = orders, file_state(self._path)

@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paywarden.models.registry.registry import Registry, Served
-from paywarden.models.registry.rules import State, Version, state_of
+from paywarden.models.registry.registry import Registry, ServedVersion
+from paywarden.models.registry.rules import RegisteredVersion, RegistryState, state_of
 from paywarden.models.rollout.registry_log import folded
 from paywarden.models.rollout.rollout import Rollout
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
@@ -124,11 +124,16 @@ class RegisteredDeployment:
         return now
 
     def _deployment(
-        self, registry: Registry, state: State, champion: Version, rollout: Rollout | None, now: Deployment | None
+        self,
+        registry: Registry,
+        state: RegistryState,
+        champion: RegisteredVersion,
+        rollout: Rollout | None,
+        now: Deployment | None,
     ) -> Deployment:
         known = {} if now is None else {_digests(paths): paths for paths in now.releases.values()}
 
-        def found(version: Version) -> ReleasePaths:
+        def found(version: RegisteredVersion) -> ReleasePaths:
             return known.get((version.bundle, version.policy)) or self._checked(registry, state, version)
 
         active, previous, candidate, troubles = found(champion), None, None, list[str]()
@@ -150,7 +155,7 @@ class RegisteredDeployment:
         start = rollout.start
         return replace(named, candidate=candidate, rollout=start.name, share=rollout.share, salt=start.salt)
 
-    def _checked(self, registry: Registry, state: State, version: Version) -> ReleasePaths:
+    def _checked(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ReleasePaths:
         """Returns where a version is, when its files are those that were registered. Raises RegistryRefused."""
         try:
             served = self._fetches.served(registry, state, version)
@@ -176,7 +181,7 @@ class _Fetches:
         # What was wrong with the version that was fetched last.
         self._failed: tuple[str, Misconfigured] | None = None
 
-    def served(self, registry: Registry, state: State, version: Version) -> Served:
+    def served(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ServedVersion:
         """Returns a version's files, if they are on this host. Raises RegistryRefused while they are fetched.
 
         Raises what `files_of` raises, once for each time that they could not be fetched.
@@ -193,7 +198,7 @@ class _Fetches:
             self._thread.start()
         raise RegistryRefused(f"the files of bundle {version.bundle[:12]} are being fetched from the registry's store")
 
-    def _fetch(self, registry: Registry, state: State, version: Version) -> None:
+    def _fetch(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> None:
         try:
             registry.files_of(state, version)
         except Misconfigured as error:

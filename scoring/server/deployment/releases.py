@@ -62,7 +62,7 @@ class ReleaseSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Orders:
+class ReleaseOrders:
     """What workers take up: the keys of releases. A higher generation replaces a lower one.
 
     `lists`: where the long lists of their policies are, by digest (scoring/server/deployment/shared_lists.py).
@@ -145,11 +145,11 @@ def orders_path(runtime: Path, supervisor: int) -> Path:
     return runtime / f"orders-{supervisor}.json"
 
 
-def read_orders(path: Path) -> Orders:
+def read_orders(path: Path) -> ReleaseOrders:
     """Returns the orders. Raises Misconfigured if the file is gone or damaged."""
     try:
         content: dict[str, Any] = json.loads(read_regular(path))
-        orders = Orders(**content)
+        orders = ReleaseOrders(**content)
         texts = (orders.active, orders.previous, orders.candidate, orders.rollout, orders.salt)
         numbers = (orders.generation, orders.share, *orders.lists.values())
         is_right = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
@@ -160,7 +160,7 @@ def read_orders(path: Path) -> Orders:
     return orders
 
 
-def write_orders(path: Path, orders: Orders) -> None:
+def write_orders(path: Path, orders: ReleaseOrders) -> None:
     """Replace the file in one step. Raises OSError."""
     unfinished = path.with_suffix(".unfinished")
     # An earlier write may have left anything there.

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
-from paywarden.ops.console.audit import Head, audit_log
+from paywarden.ops.console.audit import AuditHead, audit_log
 from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.idempotency.keyed_acts import Body, KeyedActs, keyed
@@ -156,7 +156,7 @@ def _check_audit_on_topic(
     log.record("anna", "viewed", "payment:1", {}, 1)
     older = {path: path.read_bytes() for path in folder.glob("audit.jsonl*")}
     log.record("anna", "viewed", "payment:2", {}, 2)
-    publish_head(log, publish, Head(), NOW_MS)
+    publish_head(log, publish, AuditHead(), NOW_MS)
     command = ["audit", "verify", "--log", str(log.path), "--topic"]
     assert CliRunner().invoke(cli, command, env=environment, catch_exceptions=False).exit_code == 0
     for path, content in older.items():

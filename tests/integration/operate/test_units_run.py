@@ -142,8 +142,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             backfill(
                 small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=30
             )
-        # Three processes that compile everything for themselves would take minutes of both cores. This test begins early
-        # in a whole run: after a change of compiled code, other tests may not have filled the cache yet.
+        # Three processes that compile everything for themselves would take minutes of both cores. This test begins
+        # early in a whole run: after a change of compiled code, other tests may not have filled the cache yet.
         if (compiled := machine_code.directory()) is not None:
             subprocess.run([sys.executable, "-P", "-m", "paywarden", "warm-up"], stdout=subprocess.DEVNULL, check=True)
             shutil.copytree(compiled, state / "compiled" / compiled.name)

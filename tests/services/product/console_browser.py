@@ -37,7 +37,7 @@ from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.policy.decided import IndexedDecisions
-from paywarden.ops.console.policy.pages import Policy
+from paywarden.ops.console.policy.pages import PolicySection
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
@@ -207,7 +207,9 @@ def served_console(
         ReviewPages(opened, CostSettings()).section(),
         Cases(store, reader, folder / "files", 1_000_000).section(),
         Models(desk, IndexTraffic(opened, decoder.decode)).section(),
-        Policy(source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)).section(),
+        PolicySection(
+            source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)
+        ).section(),
         Health(
             ["stream=http://stream:9102", "host-1=http://host-1:8081"], processes, missing=console.shell.missing
         ).section(),

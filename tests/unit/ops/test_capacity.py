@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
 from paywarden.ops.capacity.measured import MEASURED
-from paywarden.ops.capacity.plan import UTILISATION, Asked, Kept, busy_cores, plan
+from paywarden.ops.capacity.plan import UTILISATION, KeptBytes, Requirements, busy_cores, plan
 from paywarden.ops.commands.run.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
@@ -35,7 +35,7 @@ COSTS = Coefficients(
     kafka_bytes_in_per_payment=1000,
     kafka_bytes_out_per_payment=1500,
 )
-KEPT = Kept(
+KEPT = KeptBytes(
     kinds=3,
     sharded_kinds=1,
     partitions=12,
@@ -51,15 +51,15 @@ rates = st.floats(0, 1e5)
 
 
 def test_one_host_keeps_busy_what_the_line_says() -> None:
-    busy = busy_cores(COSTS, Asked(1000, 1e6, 1), 3)
+    busy = busy_cores(COSTS, Requirements(1000, 1e6, 1), 3)
     assert busy == pytest.approx({"serve": 0.04, "companion": 0.12, "stream": 0.23, "kafka": 0.25})
-    assert plan(COSTS, Asked(1000, 1e6, 1), replace(KEPT, kafka_replication=1)).cores == pytest.approx(
+    assert plan(COSTS, Requirements(1000, 1e6, 1), replace(KEPT, kafka_replication=1)).cores == pytest.approx(
         sum(busy.values()) / UTILISATION
     )
 
 
 def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
-    one, four = (busy_cores(COSTS, Asked(1000, 1e6, hosts), 3) for hosts in (1, 4))
+    one, four = (busy_cores(COSTS, Requirements(1000, 1e6, hosts), 3) for hosts in (1, 4))
     # Three profiles of 10 us for each payment and host; the other 70 us only once.
     assert four["companion"] - one["companion"] == pytest.approx(3 * (0.02 + 0.03))
     assert four["serve"] - one["serve"] == pytest.approx(3 * 0.01)
@@ -67,7 +67,7 @@ def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
 
 
 def test_a_sharded_host_needs_its_cards_and_all_that_is_no_card() -> None:
-    asked = Asked(1000, 1e7, 12, sharded_share=0.8, copies=2)
+    asked = Requirements(1000, 1e7, 12, sharded_share=0.8, copies=2)
     assert asked.held_share == pytest.approx(1.2 * 2 / 12)
     assert asked.mirror_profiles == pytest.approx(1e7 * (0.2 + 0.8 * 0.2))
     whole, sharded = (plan(COSTS, each, KEPT) for each in (replace(asked, sharded_share=0.0), asked))
@@ -76,14 +76,14 @@ def test_a_sharded_host_needs_its_cards_and_all_that_is_no_card() -> None:
     saved = whole.needs["companion"].busy_cores - sharded.needs["companion"].busy_cores
     assert saved == pytest.approx(12 * 0.8 * 1000 * 7e-6)
     # Two hosts hold every card.
-    assert Asked(1000, 1e7, 2, sharded_share=0.8).mirror_profiles == 1e7
+    assert Requirements(1000, 1e7, 2, sharded_share=0.8).mirror_profiles == 1e7
     with pytest.raises(Misconfigured, match="sharded share: wanted 0 to 1"):
-        Asked(1000, 1e7, 2, sharded_share=1.5)
+        Requirements(1000, 1e7, 2, sharded_share=1.5)
 
 
 @given(rates, rates, st.floats(0, 1e9), st.integers(1, 50))
 def test_a_higher_rate_never_needs_less(one: float, other: float, entities: float, hosts: int) -> None:
-    less, more = (plan(COSTS, Asked(rate, entities, hosts), KEPT) for rate in sorted((one, other)))
+    less, more = (plan(COSTS, Requirements(rate, entities, hosts), KEPT) for rate in sorted((one, other)))
     for part in (*PARTS, "store"):
         low, high = less.needs[part], more.needs[part]
         assert low.cores <= high.cores
@@ -95,20 +95,20 @@ def test_a_higher_rate_never_needs_less(one: float, other: float, entities: floa
 
 
 def test_more_entities_need_memory_on_every_host_and_disk_in_the_store() -> None:
-    small, large = (plan(COSTS, Asked(100, entities, 2), KEPT) for entities in (0, 50e6))
+    small, large = (plan(COSTS, Requirements(100, entities, 2), KEPT) for entities in (0, 50e6))
     assert large.host_memory_bytes - small.host_memory_bytes == 50e6 * 410
     assert large.needs["store"].disk_bytes - small.needs["store"].disk_bytes == 2 * 50e6 * 460
 
 
 def test_what_more_hosts_cannot_carry_is_said() -> None:
-    assert plan(COSTS, Asked(1000, 1e6, 2), KEPT).warnings == ()
-    warnings = plan(COSTS, Asked(200_000, 1e6, 40), KEPT).warnings
+    assert plan(COSTS, Requirements(1000, 1e6, 2), KEPT).warnings == ()
+    warnings = plan(COSTS, Requirements(200_000, 1e6, 40), KEPT).warnings
     assert any("every host applies the whole changelog" in warning for warning in warnings)
     assert any("64 partitions at most" in warning for warning in warnings)
-    (partitions,) = plan(COSTS, Asked(40_000, 1e6, 40), KEPT).warnings[1:]
+    (partitions,) = plan(COSTS, Requirements(40_000, 1e6, 40), KEPT).warnings[1:]
     assert "more than the 12 partitions" in partitions
     (answered,) = plan(
-        replace(COSTS, cpu_us_per_profile=0), Asked(1000, 1e6, 1), replace(KEPT, answered_slots=1000)
+        replace(COSTS, cpu_us_per_profile=0), Requirements(1000, 1e6, 1), replace(KEPT, answered_slots=1000)
     ).warnings
     assert "payments_max" in answered
 
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path, content: str, 
 )
 def test_a_deployment_that_cannot_be_is_refused(asked: tuple[float, float, int, float]) -> None:
     with pytest.raises(Misconfigured, match="wanted"):
-        Asked(*asked)
+        Requirements(*asked)
 
 
 def test_the_command_takes_what_is_kept_from_the_settings() -> None:

@@ -33,7 +33,7 @@ from paywarden.models.policy.mapped_list import MappedList
 from paywarden.models.policy.prepared import load_policy, long_lists
 from paywarden.models.registry.artefacts import check_files
 from paywarden.models.registry.log import LogFile
-from paywarden.models.registry.people import People, read_signing_key
+from paywarden.models.registry.people import RegistryPeople, read_signing_key
 from paywarden.models.rollout.log import FileRolloutLog
 from paywarden.ops.capacity.coefficients import _figures_in
 from paywarden.ops.commands.run.load import _token
@@ -57,7 +57,7 @@ from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorW
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import locked
 from paywarden.streams.companion.cursors import HostIdentity
-from paywarden.streams.companion.set_aside import RECORD, SetAside
+from paywarden.streams.companion.set_aside import RECORD, SetAsideEntries
 from paywarden.streams.maintenance.backup import read_backup
 from tests.patience import PATIENCE_S
 from tests.worlds.small import small_world
@@ -108,7 +108,7 @@ def _set_aside(path: Path) -> object:
     folder = path.parent / "w" / "set-aside"
     folder.mkdir(mode=0o700, parents=True)
     path.rename(folder / f"{0:020d}-{9:020d}.new")
-    return SetAside(OutboxSettings(directory=str(path.parent)), "w").put(0, 9, RECORD, b"bytes")
+    return SetAsideEntries(OutboxSettings(directory=str(path.parent)), "w").put(0, 9, RECORD, b"bytes")
 
 
 def _nothing() -> object:
@@ -137,7 +137,7 @@ READERS: dict[str, Read] = {
     "a signing key": lambda path: sign_bundle(small_world.copied_bundle(path.parent), path),
     "a trusted key": lambda path: TrustedKeys.read(BundleSettings(trusted_keys=(str(path),))),
     "a person's key": read_signing_key,
-    "people": People.read,
+    "people": RegistryPeople.read,
     "people of the console": ConsolePeople.read,
     "a webhook's key": lambda path: read_key(str(path)),
     "a key of hex digits": lambda path: read_hex_key("key", str(path)) or _nothing(),

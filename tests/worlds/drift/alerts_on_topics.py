@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
+from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
-from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
@@ -36,8 +36,8 @@ def alert_record(number: int, *, state: State = State.RAISED, time_ms: int = NOW
         expected=0.5, count=1000, evidence=6.0 + number % 50, evidence_min=5.5, shift=-2.0,
         window_start_ms=NOW_MS - 300_000, window_end_ms=NOW_MS,
         attached=(
-            Moved("feature:amount_to_mean", "location", "country=BR", 0.2, -3.0),
-            Moved("score", "location", "overall", 0.1, 3.0),
+            MovedSignal("feature:amount_to_mean", "location", "country=BR", 0.2, -3.0),
+            MovedSignal("score", "location", "overall", 0.1, 3.0),
         ),
     )  # fmt: skip
     histograms = Histograms(
@@ -60,7 +60,7 @@ class TopicsInMemory:
         """Append records of drift-alerts; None for one that cannot be decoded."""
         self.topics[ALERTS_TOPIC] += records
 
-    def start(self, known: Mapping[str, Position]) -> set[str]:
+    def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
         self._require()
         anew = {topic for topic in FEED_TOPICS if topic not in known or known[topic].identity != self.identity}
         self._next = {topic: 0 if topic in anew else known[topic].next_offset for topic in FEED_TOPICS}
@@ -79,7 +79,7 @@ class TopicsInMemory:
         if not records:
             self._idle.wait(0.01)
         self._next = {topic: len(values) for topic, values in now.items()}
-        positions = {topic: Position(self.identity, offset) for topic, offset in self._next.items()}
+        positions = {topic: FeedPosition(self.identity, offset) for topic, offset in self._next.items()}
         return FeedBatch(tuple(records), positions, is_at_end=True)
 
     def close(self) -> None:

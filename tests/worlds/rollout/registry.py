@@ -16,7 +16,7 @@ from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value, signed_entry
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.people import ROLES, People, Person, public_text
+from paywarden.models.registry.people import ROLES, RegistryPeople, RegistryPerson, public_text
 
 What: TypeAlias = Mapping[str, Value]
 NAMES = ("anna", "ben", "cleo", "dora")
@@ -30,12 +30,12 @@ def key_of(name: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
 
 
-def people_of(roles: Mapping[str, frozenset[str]] | None = None) -> People:
+def people_of(roles: Mapping[str, frozenset[str]] | None = None) -> RegistryPeople:
     """Returns people with these roles; without them, the four names with every role."""
     given = roles or dict.fromkeys(NAMES, frozenset(ROLES))
     keys = {fingerprint(key_of(name).public_key()): key_of(name).public_key() for name in given}
-    people = {fingerprint(key_of(name).public_key()): Person(name, held) for name, held in given.items()}
-    return People(people, keys)
+    people = {fingerprint(key_of(name).public_key()): RegistryPerson(name, held) for name, held in given.items()}
+    return RegistryPeople(people, keys)
 
 
 def people_file(folder: Path, roles: Mapping[str, tuple[str, ...]]) -> Path:

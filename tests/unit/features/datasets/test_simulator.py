@@ -21,7 +21,7 @@ from paywarden.features.datasets.fraud_patterns import (
     PATTERNS,
     POS,
     SimulatedPayments,
-    World,
+    SimulatedWorld,
 )
 from paywarden.features.datasets.simulated_columns import COUNTRIES
 from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate, simulate_columns, split_at
@@ -50,12 +50,12 @@ def history(tables: tuple[pa.Table, pa.Table]) -> History:
 
 
 @pytest.fixture(scope="module")
-def columns() -> tuple[World, SimulatedPayments]:
+def columns() -> tuple[SimulatedWorld, SimulatedPayments]:
     end_ms = DEFAULT_START_MS + DAYS * DAY_MS
     return simulate_columns(cards=CARDS, seed=SEED, start_ms=DEFAULT_START_MS, end_ms=end_ms)
 
 
-def frauds(columns: tuple[World, SimulatedPayments], pattern: str) -> SimulatedPayments:
+def frauds(columns: tuple[SimulatedWorld, SimulatedPayments], pattern: str) -> SimulatedPayments:
     payments = columns[1]
     return payments.take((payments.pattern == PATTERNS.index(pattern)) & payments.is_fraud)
 
@@ -109,16 +109,18 @@ def test_the_share_of_fraud_holds_for_other_seeds(seed: int) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[1:])
-def test_every_pattern_is_there(columns: tuple[World, SimulatedPayments], pattern: str) -> None:
+def test_every_pattern_is_there(columns: tuple[SimulatedWorld, SimulatedPayments], pattern: str) -> None:
     assert len(frauds(columns, pattern)) > 0.02 * columns[1].is_fraud.sum()
 
 
-def test_genuine_payments_are_not_fraud(columns: tuple[World, SimulatedPayments]) -> None:
+def test_genuine_payments_are_not_fraud(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     payments = columns[1]
     assert not payments.is_fraud[payments.pattern == PATTERNS.index("genuine")].any()
 
 
-def test_card_testing_is_tiny_amounts_at_one_device_then_big_ones(columns: tuple[World, SimulatedPayments]) -> None:
+def test_card_testing_is_tiny_amounts_at_one_device_then_big_ones(
+    columns: tuple[SimulatedWorld, SimulatedPayments],
+) -> None:
     testing = frauds(columns, "card_testing")
     is_tiny = testing.eur_cents < 300
     assert 0.6 < is_tiny.mean() < 0.9
@@ -128,7 +130,7 @@ def test_card_testing_is_tiny_amounts_at_one_device_then_big_ones(columns: tuple
 
 
 def test_a_taken_over_account_is_used_from_a_device_the_card_never_had(
-    columns: tuple[World, SimulatedPayments],
+    columns: tuple[SimulatedWorld, SimulatedPayments],
 ) -> None:
     world, payments = columns
     takeover = frauds(columns, "account_takeover")
@@ -138,7 +140,9 @@ def test_a_taken_over_account_is_used_from_a_device_the_card_never_had(
     assert (world.merchants.kind[takeover.merchant] == ECOM).all()
 
 
-def test_most_payments_at_a_compromised_merchant_are_fraud_for_weeks(columns: tuple[World, SimulatedPayments]) -> None:
+def test_most_payments_at_a_compromised_merchant_are_fraud_for_weeks(
+    columns: tuple[SimulatedWorld, SimulatedPayments],
+) -> None:
     world, payments = columns
     compromised = frauds(columns, "compromised_merchant")
     assert (world.merchants.kind[compromised.merchant] == POS).all()
@@ -149,7 +153,7 @@ def test_most_payments_at_a_compromised_merchant_are_fraud_for_weeks(columns: tu
     assert 0.5 < payments.is_fraud[meanwhile].mean() < 0.9
 
 
-def test_a_stolen_card_is_used_fast_and_often_abroad(columns: tuple[World, SimulatedPayments]) -> None:
+def test_a_stolen_card_is_used_fast_and_often_abroad(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     world, _ = columns
     stolen = frauds(columns, "stolen_card")
     assert np.isin(world.merchants.kind[stolen.merchant], (POS, ATM)).all()
@@ -160,7 +164,7 @@ def test_a_stolen_card_is_used_fast_and_often_abroad(columns: tuple[World, Simul
     assert times[3] - times[0] < 5 * HOUR_MS
 
 
-def test_a_bust_out_rises_before_it_is_fraud(columns: tuple[World, SimulatedPayments]) -> None:
+def test_a_bust_out_rises_before_it_is_fraud(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     payments = columns[1]
     bust_out = payments.take(payments.pattern == PATTERNS.index("bust_out"))
     assert 0.2 < bust_out.is_fraud.mean() < 0.6
@@ -168,13 +172,13 @@ def test_a_bust_out_rises_before_it_is_fraud(columns: tuple[World, SimulatedPaym
     assert np.median(after) > 1.5 * np.median(before)
 
 
-def test_a_device_farm_is_one_device_with_many_cards(columns: tuple[World, SimulatedPayments]) -> None:
+def test_a_device_farm_is_one_device_with_many_cards(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     farm = frauds(columns, "device_farm")
     for device in np.unique(farm.device):
         assert len(np.unique(farm.card[farm.device == device])) >= 10
 
 
-def test_some_cards_are_new_within_the_span(columns: tuple[World, SimulatedPayments]) -> None:
+def test_some_cards_are_new_within_the_span(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     payments = columns[1]
     genuine = payments.take(payments.pattern == PATTERNS.index("genuine"))
     cards, first, count = np.unique(genuine.card, return_index=True, return_counts=True)
@@ -182,7 +186,7 @@ def test_some_cards_are_new_within_the_span(columns: tuple[World, SimulatedPayme
     assert 0.01 < is_new.sum() / len(cards) < 0.1
 
 
-def test_no_two_patterns_share_a_device_or_an_address(columns: tuple[World, SimulatedPayments]) -> None:
+def test_no_two_patterns_share_a_device_or_an_address(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     attackers = ("card_testing", "account_takeover", "device_farm")
     for name in ("device", "ip"):
         used = [np.unique(getattr(frauds(columns, pattern), name)) for pattern in attackers]
@@ -196,14 +200,14 @@ def test_devices_and_addresses_are_known_online_only(tables: tuple[pa.Table, pa.
         assert (pc.is_valid(payments[name]).to_numpy() == is_online).all()
 
 
-def cards_per_device(columns: tuple[World, SimulatedPayments], pattern: str) -> npt.NDArray[np.int64]:
+def cards_per_device(columns: tuple[SimulatedWorld, SimulatedPayments], pattern: str) -> npt.NDArray[np.int64]:
     payments = columns[1]
     online = payments.take((payments.pattern == PATTERNS.index(pattern)) & (payments.device >= 0))
     pairs = np.unique(np.column_stack((online.device, online.card)), axis=0)
     return np.unique(pairs[:, 0], return_counts=True)[1]
 
 
-def test_households_share_devices(columns: tuple[World, SimulatedPayments]) -> None:
+def test_households_share_devices(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     counts = cards_per_device(columns, "genuine")
     assert 0.05 < (counts > 1).mean() < 0.5
     assert counts.max() < 12
@@ -231,7 +235,7 @@ def test_cash_comes_in_whole_notes(history: History) -> None:
     assert (history.amount_minor > 0).all()
 
 
-def test_shops_sell_by_day_and_the_net_in_the_evening(columns: tuple[World, SimulatedPayments]) -> None:
+def test_shops_sell_by_day_and_the_net_in_the_evening(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
     world, payments = columns
     german = world.cards.country[payments.card] == 0
     hour = (payments.time_ms // HOUR_MS + COUNTRIES[0].utc_offset_hours) % 24

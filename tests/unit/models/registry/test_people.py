@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_public_key
 
 from paywarden.models.bundle.signature import fingerprint
-from paywarden.models.registry.people import People, make_signing_key, public_text, read_signing_key
+from paywarden.models.registry.people import RegistryPeople, make_signing_key, public_text, read_signing_key
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.rollout.registry import key_of, people_file
 
@@ -19,7 +19,7 @@ ANNA = public_text(key_of("anna").public_key())
 def test_people_are_read_with_their_roles_keys_and_last_day(tmp_path: Path) -> None:
     path = people_file(tmp_path, {"anna": ("propose",), "ben": ("approve", "roll_back")})
     path.write_text(path.read_text("utf-8") + "until = 2026-10-01\n", "utf-8")
-    people = People.read(path)
+    people = RegistryPeople.read(path)
     assert people.names() == ["anna", "ben"]
     ben = people.owner(fingerprint(key_of("ben").public_key()))
     assert ben is not None
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_people_is_one_line_with_its_place(tmp_path: Path, te
     path = tmp_path / "people.toml"
     path.write_text(text, "utf-8")
     with pytest.raises(Misconfigured, match=told) as caught:
-        People.read(path)
+        RegistryPeople.read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value).replace("is not TOML: ", "")
 
@@ -69,7 +69,7 @@ def test_a_file_of_people_that_others_can_change_decides_nothing(tmp_path: Path)
     path = people_file(tmp_path, {"anna": ("propose",)})
     path.chmod(0o666)
     with pytest.raises(Misconfigured, match="can be written by others"):
-        People.read(path)
+        RegistryPeople.read(path)
 
 
 def test_a_key_that_is_missing_open_to_others_or_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, People
-from paywarden.models.registry.rules import MODES, Rules, State, Version, refusal_of, state_of
+from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, RegistryPeople
+from paywarden.models.registry.rules import MODES, RegisteredVersion, RegistryState, Rules, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 
@@ -23,8 +23,8 @@ TWO = Rules(approvals=2)
 DAY_MS = 86_400_000
 
 
-def version(name: str) -> Version:
-    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), CATALOGUE)
+def version(name: str) -> RegisteredVersion:
+    return RegisteredVersion(digest(f"bundle {name}"), digest(f"policy {name}"), CATALOGUE)
 
 
 def champion(writer: Writer, name: str) -> Entry:
@@ -43,7 +43,7 @@ def roll_back(writer: Writer, bad: str, good: str, *, time_ms: int | None = None
     return writer.add(kinds.ROLLED_BACK, "dora", taking(bad, good), time_ms=time_ms, previous=previous)
 
 
-def reasons(writer: Writer, people: People = EVERYBODY, rules: Rules = TWO) -> list[str]:
+def reasons(writer: Writer, people: RegistryPeople = EVERYBODY, rules: Rules = TWO) -> list[str]:
     return [ignored.reason for ignored in state_of(writer.log, people, rules).ignored]
 
 
@@ -92,7 +92,7 @@ def counts(past: list[Entry], entry: Entry, rules: Rules) -> bool:
 
 
 def identity(entry: Entry) -> str:
-    return Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")).digest
+    return RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")).digest
 
 
 def registrars(past: list[Entry], proposal: Entry) -> tuple[str, str] | None:
@@ -362,9 +362,9 @@ def test_roles_names_keys_and_the_last_day_decide_who_counts() -> None:
     assert reasons(writer, people)[-2] == "it needs the approval of 2, cleo approved it"
     assert reasons(writer, people)[-1].endswith("of ben was revoked")
     key = fingerprint(key_of("cleo").public_key())
-    gone = People({**people.people, key: replace(people.people[key], until_ms=START_MS)}, people.keys)
+    gone = RegistryPeople({**people.people, key: replace(people.people[key], until_ms=START_MS)}, people.keys)
     assert "cleo had left by then" in reasons(writer, gone)
-    renamed = People({**people.people, key: replace(people.people[key], name="zoe")}, people.keys)
+    renamed = RegistryPeople({**people.people, key: replace(people.people[key], name="zoe")}, people.keys)
     assert f"the key {key} belongs to zoe, not to cleo" in reasons(writer, renamed)
 
 
@@ -436,7 +436,7 @@ def test_the_champion_at_any_time_is_that_of_the_entries_before_it() -> None:
     second = champion(writer, "two").time_ms
     back = roll_back(writer, "two", "one").time_ms
 
-    def at(time_ms: int) -> State:
+    def at(time_ms: int) -> RegistryState:
         return state_of(writer.log, EVERYBODY, TWO, at_ms=time_ms)
 
     assert at(first - 1).champion is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.policy.policy import APPROVE, DECLINE
-from paywarden.models.rollout.joined import DAY_MS, DecidedPayments, KnownOutcomes, OutcomeJoin
+from paywarden.models.rollout.joined import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin
 from paywarden.models.rollout.judgement import Finding, judge_outcomes
 from paywarden.models.rollout.outcomes import MatureOutcomes, outcome_counts
 from paywarden.models.rollout.plan import plan_of
@@ -39,8 +39,8 @@ class Told(NamedTuple):
     is_fraud: bool
 
 
-def decisions_of(rows: list[Decided], arms: list[int] | None = None) -> DecidedPayments:
-    return DecidedPayments(
+def decisions_of(rows: list[Decided], arms: list[int] | None = None) -> JoinedDecisions:
+    return JoinedDecisions(
         np.array([row.payment for row in rows], np.uint64),
         np.array([row.decided_ms for row in rows], np.int64),
         np.array([int(CIRCLE * row.place) for row in rows], np.uint64),
@@ -116,7 +116,7 @@ def test_a_decision_of_another_arm_than_its_step_says_is_left_out() -> None:
     assert (join.mature(STEPS_MS, 2 * DAY_MS).amount // 10).tolist() == [2]
 
 
-def many(count: int, *, frauds: float) -> tuple[DecidedPayments, KnownOutcomes]:
+def many(count: int, *, frauds: float) -> tuple[JoinedDecisions, KnownOutcomes]:
     """Returns decisions of step 1, and the frauds among them; the candidate misses `frauds` times as many."""
     random = np.random.default_rng(4)
     position = (random.random(count) * CIRCLE).astype(np.uint64)
@@ -125,7 +125,7 @@ def many(count: int, *, frauds: float) -> tuple[DecidedPayments, KnownOutcomes]:
     action = np.where(random.random(count) < 0.03, DECLINE, APPROVE).astype(np.int8)
     rows = np.flatnonzero(random.random(count) < 0.005 * np.where(arm, frauds, 1.0))
     known = KnownOutcomes(payment[rows], np.full(len(rows), DAY_MS // 2), np.ones(len(rows), np.bool_))
-    return DecidedPayments(payment, decided_ms, position, arm, action, np.full(count, 5_000)), known
+    return JoinedDecisions(payment, decided_ms, position, arm, action, np.full(count, 5_000)), known
 
 
 def test_labels_decide_and_the_lack_of_labels_decides_nothing() -> None:

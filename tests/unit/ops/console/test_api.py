@@ -7,14 +7,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from paywarden.ops.console.assembly import Parts, all_tables, sections
+from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
 from paywarden.ops.console.cases.case import case_subject
 from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.openapi import openapi
@@ -57,7 +57,7 @@ def whole_console(folder: Path, **changed: Any) -> Iterator[Whole]:
         },
         {},
     )
-    made = tuple(sections(Parts(source, console.shell, console.database, console.audit)))
+    made = tuple(sections(ConsoleParts(source, console.shell, console.database, console.audit)))
     yield Whole(console, made)
     for section in made:
         section.close()
@@ -148,6 +148,26 @@ def test_the_documents_name_every_address_and_every_type(whole: Whole) -> None:
     assert f"{API}/inbox/act" in browser.get("/api").text
     assert browser.get("/openapi.json").json()["openapi"] == "3.1.0"
     assert browser.get(f"{API}/openapi.json", headers=BEARER).json()["paths"]
+
+
+def view_types(hint: Any) -> Iterator[type]:
+    """Yields each dataclass that a view is made of."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+        for part in get_type_hints(hint).values():
+            yield from view_types(part)
+    for argument in get_args(hint):
+        yield from view_types(argument)
+
+
+def test_a_name_in_the_documents_means_one_type(whole: Whole) -> None:
+    """The documents hold a schema for each name. Two views called alike would both be described as the first one."""
+    views = [page.view for section in whole.sections for page in section.pages if page.view is not None]
+    types: dict[str, set[type]] = {}
+    for view in views:
+        for kind in view_types(view):
+            types.setdefault(kind.__name__, set()).add(kind)
+    assert {name: kinds for name, kinds in types.items() if len(kinds) > 1} == {}
 
 
 @dataclass

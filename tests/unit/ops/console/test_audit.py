@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.ops.console.audit import AuditLog, AuditUnavailable, Head, audit_log, public_key_of, verify
+from paywarden.ops.console.audit import AuditHead, AuditLog, AuditUnavailable, audit_log, public_key_of, verify
 from paywarden.ops.console.audit_page import audit_section, publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -90,7 +90,7 @@ def test_an_older_log_with_its_older_head_is_found_by_a_remembered_line(tmp_path
     assert verify(log.path, key) == 1
     with pytest.raises(Misconfigured, match="remembered"):
         verify(log.path, key, [noted])
-    assert verify(log.path, key, [Head()]) == 1
+    assert verify(log.path, key, [AuditHead()]) == 1
     with pytest.raises(Misconfigured, match="shorter"):
         log.record("anna", "viewed", "payment:3", {}, 3)
 
@@ -105,7 +105,7 @@ def test_a_log_without_its_key_is_refused(tmp_path: Path) -> None:
 def test_the_topic_has_the_head_when_it_has_changed(tmp_path: Path) -> None:
     log = audit_log(tmp_path)
     sent: list[ConsoleEvent] = []
-    published = publish_head(log, sent.append, Head(), 1)
+    published = publish_head(log, sent.append, AuditHead(), 1)
     log.record("anna", "viewed", "payment:1", {}, 1)
     published = publish_head(log, sent.append, published, 2)
     publish_head(log, sent.append, published, 3)

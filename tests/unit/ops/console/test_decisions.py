@@ -36,7 +36,7 @@ from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
 from paywarden.streams.decision_index.filler import FillState, VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings, Verdict
+from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of, searched
@@ -525,7 +525,7 @@ def test_what_keeps_verdicts_from_their_topic_is_told_by_its_name(error: Tempora
     stop = threading.Event()
 
     class Waiting:
-        def unsent(self, _: int) -> list[Verdict]:
+        def unsent(self, _: int) -> list[AnalystVerdict]:
             stop.set()
             raise error
 

@@ -23,7 +23,7 @@ from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted, affect
 from paywarden.ops.console.shell import API
 from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
-from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
@@ -428,7 +428,7 @@ def test_any_order_of_topics_and_any_restart_gives_the_same_alerts(
     while any(queues.values()):
         topic = data.draw(st.sampled_from([topic for topic, left in queues.items() if left]))
         count = data.draw(st.integers(1, len(queues[topic])))
-        batch = FeedBatch(tuple(queues[topic][:count]), {topic: Position("t", queues[topic][count - 1].offset + 1)})
+        batch = FeedBatch(tuple(queues[topic][:count]), {topic: FeedPosition("t", queues[topic][count - 1].offset + 1)})
         for _ in range(data.draw(st.integers(1, 2))):
             store.take(batch)
         del queues[topic][:count]

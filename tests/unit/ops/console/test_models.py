@@ -23,7 +23,7 @@ from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
 from paywarden.ops.cli import cli
-from paywarden.ops.console.assembly import Parts, all_tables, sections
+from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
@@ -184,7 +184,7 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
     }
-    made = tuple(sections(Parts(Source(values, {}), shell, database, world.console.audit)))
+    made = tuple(sections(ConsoleParts(Source(values, {}), shell, database, world.console.audit)))
     yield made
     for section in made:
         section.close()

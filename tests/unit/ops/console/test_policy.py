@@ -12,7 +12,7 @@ from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.policy.drafts import draft_source
-from paywarden.ops.console.policy.pages import Policy
+from paywarden.ops.console.policy.pages import PolicySection
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
@@ -59,7 +59,7 @@ class NoIndex:
 def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = Policy(source, Desk(source, ""), _Decisions, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex())
     policy.fired.step(console.clock())
     browser = console.browser([policy.section()], "demo-lead")
     view = browser.get(f"{API}/policy", headers=BEARER).json()["view"]
@@ -108,7 +108,7 @@ def test_entries_of_lists_are_for_those_who_see_cards(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     policy = {**POLICY, "lists": {"blocked": ["card-0000-1234"]}}
     source = Source({"policy": policy, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    section = Policy(source, Desk(source, ""), _Decisions, NoIndex()).section()
+    section = PolicySection(source, Desk(source, ""), _Decisions, NoIndex()).section()
     for person, is_seen in (("analyst", True), ("lead", True), ("model-owner", False), ("operator", False)):
         text = console.browser([section], f"demo-{person}").get("/policy").text
         assert ("card-0000-1234" in text) == is_seen, person
@@ -122,7 +122,7 @@ def test_decisions_that_cannot_be_read_are_not_zero(tmp_path: Path) -> None:
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = Policy(source, Desk(source, ""), away, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), away, NoIndex())
     policy.fired.step(console.clock())
     browser = console.browser([policy.section()], "demo-lead")
     text = browser.get("/policy").text
@@ -139,7 +139,7 @@ def test_a_slow_kafka_does_not_hold_the_page_up(tmp_path: Path) -> None:
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    browser = console.browser([Policy(source, Desk(source, ""), away, NoIndex()).section()], "demo-lead")
+    browser = console.browser([PolicySection(source, Desk(source, ""), away, NoIndex()).section()], "demo-lead")
     text = browser.get("/policy").text
     assert "How often they fire is being counted" in text
     assert "0 %" not in text
@@ -152,7 +152,7 @@ def test_a_fault_in_the_background_is_told_and_not_taken_for_counting(tmp_path: 
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = Policy(source, Desk(source, ""), faulty, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), faulty, NoIndex())
     with pytest.raises(RuntimeError):
         policy.fired.step(console.clock())
     text = console.browser([policy.section()], "demo-lead").get("/policy").text
@@ -165,7 +165,7 @@ def test_a_policy_that_decides_nothing_has_no_rule_that_is_quiet(tmp_path: Path)
     console = console_under_test(tmp_path)
     other = {**POLICY, "review_at": 0.6}
     source = Source({"policy": other, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = Policy(source, Desk(source, ""), _Decisions, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex())
     policy.fired.step(console.clock())
     text = console.browser([policy.section()], "demo-lead").get("/policy").text
     assert "This policy decided none of them" in text

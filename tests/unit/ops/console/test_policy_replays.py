@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.policy.decided import IndexedDecisions
-from paywarden.ops.console.policy.pages import Policy
+from paywarden.ops.console.policy.pages import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
 from paywarden.ops.console.shell import API
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -47,7 +47,7 @@ class PolicyWorld(World):
         ids = LocalSchemaIds()
         self.decoder, self.encoder = Decoder("decisions", ids), Encoder("decisions", ids.id_of("decisions"))
         self.decided = IndexedDecisions(self.source, self.opened, self.decoder.decode)
-        self.policy = Policy(self.source, Desk(self.source, ""), _Decisions, self.decided)
+        self.policy = PolicySection(self.source, Desk(self.source, ""), _Decisions, self.decided)
         self.sections = (*self.sections, self.policy.section())
 
     def add(self, decisions: list[dict[str, Any]]) -> None:

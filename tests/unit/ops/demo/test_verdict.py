@@ -10,7 +10,7 @@ import pytest
 from paywarden.ops.demo.verdict import (
     FRESH_MS_MAX,
     MetricsReading,
-    Sent,
+    SentPayments,
     WorkDone,
     in_words,
     require_all_done,
@@ -18,7 +18,9 @@ from paywarden.ops.demo.verdict import (
 )
 from paywarden.schemas.errors import TemporaryFailure
 
-SENT = Sent(seconds=2.0, payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0)
+SENT = SentPayments(
+    seconds=2.0, payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0
+)
 STREAM: dict[str, dict[tuple[str, ...], float]] = {
     "paywarden_stream_payments_total": {(): 398.0},
     "paywarden_drift_decisions_total": {(): 398.0},
@@ -108,7 +110,7 @@ def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, w
         ),
     ],
 )
-def test_a_demonstration_with_work_undone_is_in_trouble(sent: Sent, wanted: str) -> None:
+def test_a_demonstration_with_work_undone_is_in_trouble(sent: SentPayments, wanted: str) -> None:
     assert trouble_of(sent, GOOD).startswith(wanted)
 
 

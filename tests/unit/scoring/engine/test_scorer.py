@@ -25,7 +25,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import scorer as scorer_module
-from paywarden.scoring.engine.arms import Split
+from paywarden.scoring.engine.arms import ArmSplit
 from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
@@ -284,7 +284,7 @@ def test_a_candidate_decides_about_its_share_of_the_cards_and_about_no_other(hos
     candidate = host.scorer.served(
         ModelChain((other,), metrics=ModelMetrics.declare(Registry())), policy, (arm, replace(arm, bundle_digest=""))
     )
-    split = Split(bytes(range(16)), 5000)
+    split = ArmSplit(bytes(range(16)), 5000)
     host.scorer.divide(candidate, split)
     host.outbox.entries.clear()
     # More than one chunk, so that both arms are cut into parts.
@@ -316,7 +316,7 @@ def test_a_latency_begins_with_the_arrival_and_holds_nothing_of_the_other_arm(
     monkeypatch.setattr(scorer_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     champion, arm = host.scorer.serving, Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.5)
     candidate = host.scorer.served(champion.models, champion.policy, (arm, arm))
-    host.scorer.divide(candidate, Split(bytes(range(16)), 5000))
+    host.scorer.divide(candidate, ArmSplit(bytes(range(16)), 5000))
     for served, takes_s in ((host.scorer.serving, 2.0), (candidate, 5.0)):
         monkeypatch.setattr(served, "score_vectors", _slowed(served.score_vectors, now_s, takes_s))
     read = payments.payments_of(requests()[:20], default_intake(), NOW_MS)
@@ -345,9 +345,9 @@ def _slowed(score: Callable[[int], Scored], now_s: list[float], takes_s: float) 
 def test_a_card_is_in_from_its_position_on_and_stays_in(card: bytes, first: int) -> None:
     """The positions are those of rollouts on other hosts and in other languages."""
     salt, shares = bytes(range(16)), range(0, 10_001, 3)
-    assert [Split(salt, share).has(card) for share in shares] == [share >= first for share in shares]
-    assert (Split(salt, first - 1).has(card), Split(salt, first).has(card)) == (False, True)
-    assert not Split(salt, 10_000).has(b"")
+    assert [ArmSplit(salt, share).has(card) for share in shares] == [share >= first for share in shares]
+    assert (ArmSplit(salt, first - 1).has(card), ArmSplit(salt, first).has(card)) == (False, True)
+    assert not ArmSplit(salt, 10_000).has(b"")
 
 
 def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:

@@ -16,7 +16,7 @@ from paywarden.scoring.engine.batching import caller_pauses
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.grpc import connection
 from paywarden.scoring.grpc.front import GrpcServer
-from paywarden.scoring.grpc.http2 import Receiver, Session
+from paywarden.scoring.grpc.http2 import Http2Session, Receiver
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.requests.trace_context import packed_trace
@@ -707,7 +707,7 @@ def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> li
     pieces: list[int] = []
     open_session = GrpcServer.open_session
 
-    def opened(server: GrpcServer, receiver: Receiver) -> Session:
+    def opened(server: GrpcServer, receiver: Receiver) -> Http2Session:
         session = open_session(server, receiver)
         receive = session.receive
 

@@ -12,7 +12,7 @@ import pytest
 
 from paywarden.models.bundle.prepared import no_rest
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.server.deployment.releases import Orders
+from paywarden.scoring.server.deployment.releases import ReleaseOrders
 from paywarden.scoring.server.take_up import Chores, ReleaseSwitch
 from tests.patience import PATIENCE_S
 
@@ -49,6 +49,6 @@ def test_a_bug_in_the_loading_of_a_release_is_a_failure_and_others_are_loaded_la
     monkeypatch.setattr(ReleaseSwitch, "_load_one", fails)
     switch = ReleaseSwitch.__new__(ReleaseSwitch)
     with caplog.at_level(logging.ERROR):
-        found = switch._load(Orders(1, "a"), ["a"], no_rest)
+        found = switch._load(ReleaseOrders(1, "a"), ["a"], no_rest)
     assert isinstance(found, Misconfigured)
     assert "a bug ended the loading" in caplog.text

@@ -13,7 +13,7 @@ import pytest
 from paywarden.scoring.metrics.release import SwapMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server import take_up
-from paywarden.scoring.server.deployment.releases import Orders, orders_path, write_orders
+from paywarden.scoring.server.deployment.releases import ReleaseOrders, orders_path, write_orders
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from tests.patience import PATIENCE_S
 
@@ -51,7 +51,7 @@ def test_a_loading_that_a_bug_ends_is_tried_again(
     metrics = SwapMetrics.declare(Registry())
     info: Any = SimpleNamespace(show=lambda _: None)
     models: Any = None
-    write_orders(orders_path(tmp_path, SUPERVISOR), Orders(1, "b"))
+    write_orders(orders_path(tmp_path, SUPERVISOR), ReleaseOrders(1, "b"))
 
     async def run() -> str:
         switch = ReleaseSwitch(scorer, host, SUPERVISOR, models=models, metrics=metrics, info=info)

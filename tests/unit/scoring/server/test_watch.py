@@ -10,7 +10,7 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server.watch import InThread, Watch, WorkerMustEnd, declare_failures
+from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
 
 
 class Steps:
@@ -23,7 +23,7 @@ class Steps:
         self.failures = declare_failures(Registry())
         steps = {"mirror": lambda: self.done.append("mirror"), "tokens": self._tokens, "outbox": self._outbox}
         steps["unshipped"] = lambda: self.done.append("unshipped")
-        self.watch = Watch(steps, self.failures, lambda: self.done.append("beat"), round_s=0.001)
+        self.watch = WorkerWatch(steps, self.failures, lambda: self.done.append("beat"), round_s=0.001)
 
     def _tokens(self) -> bool:
         self.done.append("tokens")

@@ -11,7 +11,7 @@ from paywarden.models.drift.binning import FEATURE_BINS, Binning
 from paywarden.models.drift.detectors import DetectorSettings
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, fingerprint, past_schemas, topic_schema
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, Moved, Severity, State
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State
 from paywarden.streams.alerts.journal import Journal
 from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
@@ -42,7 +42,10 @@ def alert_of(**changes: Any) -> Alert:
         "statistic": "location", "segment": "channel=ecom", "length_ms": 300_000, "effect": 0.5, "effect_min": 0.02,
         "value": 0.4, "expected": 0.5, "count": 100, "evidence": 6.0, "evidence_min": 5.5, "shift": -2.0,
         "window_start_ms": 700, "window_end_ms": 1_000,
-        "attached": (Moved("score", "location", "overall", 0.1, 3.0), Moved("feature:mcc", "missing", "overall", 2, 9)),
+        "attached": (
+            MovedSignal("score", "location", "overall", 0.1, 3.0),
+            MovedSignal("feature:mcc", "missing", "overall", 2, 9),
+        ),
     }  # fmt: skip
     return Alert(**{**fields, **changes})
 

@@ -5,7 +5,7 @@ import pytest
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.streams.companion.changelog_reader import Changes, read_changes
+from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
 from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, Claim, progress_key
@@ -32,7 +32,7 @@ def progress(moment_ms: int | None, offset: int) -> Record:
     return record(progress_key("card", 2), ENCODER.encode(value), offset)
 
 
-def changes(*records: Record, ageless_before: dict[int, int] | None = None) -> Changes:
+def changes(*records: Record, ageless_before: dict[int, int] | None = None) -> ProfileChanges:
     return read_changes(records, Decoder("profiles", IDS), ENTITIES, ageless_before or {})
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from prometheus_client import CollectorRegistry
 
-from paywarden.streams.companion.changelog_reader import Changes
+from paywarden.streams.companion.changelog_reader import ProfileChanges
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 
@@ -95,7 +95,7 @@ def test_a_companion_whose_mirror_takes_no_changes_is_not_ready(world: World) ->
 
 
 def test_ages_end_at_the_mirror_and_are_compared_with_the_objective(world: World) -> None:
-    changes = Changes({"card": [world.now_ms - 40, world.now_ms - 1500, world.now_ms - 1501], "merchant": []})
+    changes = ProfileChanges({"card": [world.now_ms - 40, world.now_ms - 1500, world.now_ms - 1501], "merchant": []})
     world.metrics.applied(changes, world.now_ms)
     assert world.value("event_to_mirror_seconds_count", entity="card") == 3
     assert world.value("event_to_mirror_seconds_bucket", entity="card", le="0.05") == 1
@@ -107,7 +107,7 @@ def test_ages_end_at_the_mirror_and_are_compared_with_the_objective(world: World
 
 
 def test_states_erasures_and_unreadable_records_are_counted(world: World) -> None:
-    changes = Changes({}, profiles={b"card:1": b"s", b"card:2": None, b"card:3": b"s"}, unreadable=4)
+    changes = ProfileChanges({}, profiles={b"card:1": b"s", b"card:2": None, b"card:3": b"s"}, unreadable=4)
     world.metrics.applied(changes, world.now_ms)
     assert world.value("profiles_applied_total") == 2
     assert world.value("profiles_erased_total") == 1

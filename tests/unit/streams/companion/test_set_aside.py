@@ -23,7 +23,7 @@ from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxReader, Outbox
 from paywarden.streams.companion import decision_writer, set_aside, shipping
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, mended, retry, why_not
-from paywarden.streams.companion.set_aside import Entry, SetAside, Unreadable
+from paywarden.streams.companion.set_aside import SetAsideEntries, SetAsideEntry, Unreadable
 from paywarden.streams.companion.shipment import read_entry
 from tests.worlds.endpoint.hostile_requests import fields_of, groups, varint, written
 from tests.worlds.stream.shipped import World, entry
@@ -65,7 +65,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     built.writer.close()
 
 
-def entries(world: World) -> list[Entry]:
+def entries(world: World) -> list[SetAsideEntry]:
     return entries_of(world.settings)
 
 
@@ -300,7 +300,7 @@ def test_a_disk_without_room_for_what_is_set_aside_holds_up_one_outbox(
     with closing(OutboxWriter(world.settings, "worker-1")) as other:
         other.append(entry("q", 1))
     with monkeypatch.context() as patched:
-        patched.setattr(SetAside, "put", full)
+        patched.setattr(SetAsideEntries, "put", full)
         world.rounds()
     assert sorted(world.broker.decisions) == ["p0", "q"]
     world.rounds()
@@ -426,7 +426,7 @@ def test_a_retry_that_was_killed_before_it_deleted_the_entry_ships_nothing_twice
     world.writer.append(MANY_LEVELS)
     world.settle()
     with monkeypatch.context() as patched:
-        patched.setattr(Entry, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(SetAsideEntry, "remove", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             retry(world.settings, entries(world), encode)
     world.rounds()

@@ -20,7 +20,7 @@ from paywarden.streams.decision_index import index as index_module
 from paywarden.streams.decision_index import queries
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, Stored
-from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search, key_hash
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Place, Search, key_hash
 from tests.worlds.stream.decision_records import decision
 
 _START_MS = 1_704_067_200_000
@@ -72,7 +72,7 @@ def index(database: Database) -> DecisionIndex:
     return index
 
 
-def pages(index: DecisionIndex, search: Search, count: int) -> list[Row]:
+def pages(index: DecisionIndex, search: Search, count: int) -> list[FoundRow]:
     rows, after = [], None
     while True:
         page = index.search(search, after=after, count=count)

@@ -18,7 +18,7 @@ from paywarden.streams.maintenance.set_aside import KafkaParts, find, retry
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.events import EntityEvents
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.set_aside import SetAside, is_set_aside
+from paywarden.streams.profiles.set_aside import SetAsideEvents, is_set_aside
 from tests.patience import PATIENCE_S
 from tests.unit.streams.profiles.test_set_aside import FUTURE, one_card, parts, update
 from tests.worlds.small import small_world
@@ -30,7 +30,7 @@ class Owner:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    def remind(self, entity: int, key: bytes, record: SetAside) -> None:
+    def remind(self, entity: int, key: bytes, record: SetAsideEvents) -> None:
         assert entity == 0
         update(self._store, EntityEvents([key], record.rows[-1:]))
 
@@ -78,7 +78,7 @@ def test_bytes_that_this_release_can_read_need_no_changelog() -> None:
     assert is_set_aside(update_of)
     from paywarden.streams.profiles.set_aside import decode
 
-    store.write({key: SetAside(last, decode(update_of).rows).encode()}, ttl_s=0)
+    store.write({key: SetAsideEvents(last, decode(update_of).rows).encode()}, ttl_s=0)
     assert find(store, small_world.engine()).readable == 1
     done = retry(store, small_world.engine(), nothing, Owner(store).remind)
     assert (done.readable, done.replaced, done.reminded) == (1, 0, 1)

@@ -19,9 +19,9 @@ from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_co
 from paywarden.streams.outcomes.payments import (
     Arm,
     CountedDecision,
+    JoinedPayment,
     JoinMark,
     Outcome,
-    Payment,
     RowEffect,
     SourcePartition,
     payment_key,
@@ -51,7 +51,7 @@ marks = st.builds(
     st.none() | known,
 )
 payments = st.builds(
-    Payment,
+    JoinedPayment,
     st.lists(decided, max_size=3).map(tuple),
     st.none() | known,
     st.lists(known, max_size=3).map(tuple),
@@ -59,7 +59,7 @@ payments = st.builds(
 ).map(lambda payment: consistent(payment))
 
 
-def consistent(payment: Payment) -> Payment:
+def consistent(payment: JoinedPayment) -> JoinedPayment:
     """Return the payment with those marks that speak of decisions it has."""
     count = len(payment.decided)
     marks = [mark._replace(decided_count=min(mark.decided_count, count)) for mark in payment.marks]
@@ -112,16 +112,16 @@ def test_a_wrong_setting_is_named(name: str, values: dict[str, Any]) -> None:
 
 
 @given(payments)
-def test_a_payment_is_read_back_from_its_bytes(payment: Payment) -> None:
-    assert Payment.from_bytes(payment.to_bytes()) == payment
+def test_a_payment_is_read_back_from_its_bytes(payment: JoinedPayment) -> None:
+    assert JoinedPayment.from_bytes(payment.to_bytes()) == payment
 
 
 @given(payments, st.integers(0, 500), st.integers(0, 255))
-def test_damaged_bytes_are_refused_or_are_another_payment(payment: Payment, place: int, value: int) -> None:
+def test_damaged_bytes_are_refused_or_are_another_payment(payment: JoinedPayment, place: int, value: int) -> None:
     damaged = bytearray(payment.to_bytes())
     damaged[place % len(damaged)] = value
     try:
-        found = Payment.from_bytes(bytes(damaged[:place]))
+        found = JoinedPayment.from_bytes(bytes(damaged[:place]))
     except InvalidEvent:
         return
     # The tallies can count it, whatever it says.
@@ -133,14 +133,14 @@ def test_damaged_bytes_are_refused_or_are_another_payment(payment: Payment, plac
 @pytest.mark.parametrize(
     "damaged",
     [
-        Payment(outcome=Outcome(5, 7)),
-        Payment((CountedDecision(Arm("m", ""), 5, 3, 1, 1),)),
-        Payment(marks=(JoinMark(SourcePartition("o", 0), 5, RowEffect.LABELLED, 1, None, None),)),
+        JoinedPayment(outcome=Outcome(5, 7)),
+        JoinedPayment((CountedDecision(Arm("m", ""), 5, 3, 1, 1),)),
+        JoinedPayment(marks=(JoinMark(SourcePartition("o", 0), 5, RowEffect.LABELLED, 1, None, None),)),
     ],
 )
-def test_a_record_that_tallies_cannot_count_is_refused(damaged: Payment) -> None:
+def test_a_record_that_tallies_cannot_count_is_refused(damaged: JoinedPayment) -> None:
     with pytest.raises(InvalidEvent):
-        Payment.from_bytes(damaged.to_bytes())
+        JoinedPayment.from_bytes(damaged.to_bytes())
 
 
 @pytest.mark.parametrize("name", ["p", "p" * 503, "p" * 504, "ü" * 400])

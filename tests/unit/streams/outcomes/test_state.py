@@ -18,7 +18,7 @@ from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
     CountedDecision,
-    Payment,
+    JoinedPayment,
     RowEffect,
     SourcePartition,
     TallyCell,
@@ -331,7 +331,7 @@ def test_a_payment_id_longer_than_a_key_is_stored() -> None:
 )
 def test_the_short_way_to_a_first_decisions_record_writes_the_same_bytes(decided: CountedDecision, offset: int) -> None:
     source = SourcePartition(DECISIONS, 77)
-    joined, kind = Payment().join(decided, source, offset, DAY_MS)
+    joined, kind = JoinedPayment().join(decided, source, offset, DAY_MS)
     assert kind is RowEffect.DECIDED
     assert first_record(decided, source, offset) == joined.to_bytes()
     assert list(joined.counted(joined.marks[0])) == [TallyChange(decided, None, 1)]

@@ -16,7 +16,7 @@ from paywarden.streams.profiles import set_aside
 from paywarden.streams.profiles.events import OFFSET, ROW_WIDTH, SOURCE, EntityEvents, ProfileUpdates
 from paywarden.streams.profiles.guards.dead_letter_budget import COUNT_MIN, RefusalLimit
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.set_aside import EVENTS_MAX, SetAside, is_set_aside
+from paywarden.streams.profiles.set_aside import EVENTS_MAX, SetAsideEvents, is_set_aside
 from paywarden.streams.profiles.updater import Updater
 from tests.unit.streams.profiles.test_updater import ROUTES, card_events
 from tests.worlds.small import small_world
@@ -56,7 +56,7 @@ def stored(store: MemoryStore, key: bytes) -> bytes:
     return state
 
 
-def kept(store: MemoryStore, key: bytes) -> SetAside:
+def kept(store: MemoryStore, key: bytes) -> SetAsideEvents:
     return set_aside.decode(stored(store, key))
 
 
@@ -90,7 +90,7 @@ def test_events_wait_in_order_and_are_applied_once_the_profile_is_readable() -> 
     assert update(store, second).newly_set_aside == 0
     assert update(store, third).waiting == 2
     assert kept(store, key).rows[:, OFFSET].tolist() == [3, 4, 5, 6]
-    store.write({key: SetAside(good, kept(store, key).rows).encode()}, ttl_s=0)
+    store.write({key: SetAsideEvents(good, kept(store, key).rows).encode()}, ttl_s=0)
     applied = update(store, fourth)
     assert (applied.restored, applied.set_aside) == (1, {})
     assert applied.profiles == dict(store.scan("card")) == dict(whole.scan("card"))
@@ -165,14 +165,14 @@ def test_any_bytes_are_a_record_that_was_set_aside_or_refused(data: bytes) -> No
 def test_bytes_that_unpack_to_more_than_allowed_are_refused() -> None:
     rows = np.zeros((EVENTS_MAX + 1, ROW_WIDTH), dtype=np.int64)
     with pytest.raises(InvalidEvent):
-        set_aside.decode(SetAside(b"p", rows).encode())
+        set_aside.decode(SetAsideEvents(b"p", rows).encode())
 
 
 @given(st.binary(max_size=100), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**40)), max_size=20))
 def test_a_record_that_is_set_aside_comes_back_whole(profile: bytes, places: list[tuple[int, int]]) -> None:
     rows = np.zeros((len(places), ROW_WIDTH), dtype=np.int64)
     rows[:, [SOURCE, OFFSET]] = np.array(places, dtype=np.int64).reshape(-1, 2)
-    record = SetAside(profile, rows).encode()
+    record = SetAsideEvents(profile, rows).encode()
     assert is_set_aside(record)
     again = set_aside.decode(record)
     assert (again.profile, again.rows.tolist()) == (profile, rows.tolist())

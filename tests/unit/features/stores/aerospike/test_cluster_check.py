@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.stores.aerospike.cluster_check import (
     ERROR,
     WARNING,
+    ClusterFinding,
     ClusterLook,
-    Finding,
     examine,
     try_to_write,
 )
@@ -44,7 +44,7 @@ def secured(settings: AerospikeSettings) -> AerospikeSettings:
     return replace(settings, user="paywarden", password="secret", tls=True)
 
 
-def findings(cluster: StandInCluster, **settings: object) -> list[Finding]:
+def findings(cluster: StandInCluster, **settings: object) -> list[ClusterFinding]:
     plain = quick_settings(*cluster.hosts)
     with closing(AerospikeStore(plain)) as store:
         changed: AerospikeSettings = replace(secured(plain), **settings)  # type: ignore[arg-type]

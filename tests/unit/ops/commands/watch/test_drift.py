@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from paywarden.ops.alert_text import explained, most_moved_bin, size_of
 from paywarden.ops.commands.watch import drift
 from paywarden.ops.commands.watch.drift import WatchedModel, _as_json, not_watched_because, row_of
-from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
+from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
 from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.drift.models import SeenModel
@@ -27,7 +27,7 @@ ALERT = Alert(
     first_seen_ms=NOW_MS - 600_000, slack_ms=0, raised_ms=NOW_MS, subject="feature:amount", statistic="location",
     segment="channel=ecom", length_ms=300_000, effect=0.5, effect_min=0.02, value=0.4, expected=0.5, count=100,
     evidence=6.0, evidence_min=5.5, shift=-2.0, window_start_ms=NOW_MS - 300_000, window_end_ms=NOW_MS,
-    attached=(Moved("score", "location", "overall", 0.1, -3.0),),
+    attached=(MovedSignal("score", "location", "overall", 0.1, -3.0),),
 )  # fmt: skip
 HISTOGRAMS = Histograms(
     np.array([-np.inf, 10.0, 20.0, np.inf]), np.array([500, 400, 100]), np.array([25, 25, 0]), 0, 50
@@ -218,7 +218,7 @@ def test_an_explanation_fits_80_columns_whatever_the_names_are() -> None:
         model_version="m" * 100,
         subject=feature,
         segment="country=" + "x" * 64,
-        attached=(Moved(feature, "location", "channel=" + "y" * 64, 123456.0, -1234.5),),
+        attached=(MovedSignal(feature, "location", "channel=" + "y" * 64, 123456.0, -1234.5),),
     )
     edges = np.array([-np.inf, -1.2345e-10, 6.7891e10, np.inf])
     histograms = replace(HISTOGRAMS, edges=edges)

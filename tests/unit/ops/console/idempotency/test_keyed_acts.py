@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.assembly import Parts, all_tables, sections
+from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
 from paywarden.ops.console.cases.pages import Cases
 from paywarden.ops.console.idempotency.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, PREFIX, Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.alert import AlertPage
@@ -137,7 +137,7 @@ def acting_pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, ...]:
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(folder / "decisions.duckdb")},
     }
-    made = tuple(sections(Parts(Source(settings, {}), console.shell, console.database, console.audit)))
+    made = tuple(sections(ConsoleParts(Source(settings, {}), console.shell, console.database, console.audit)))
     assert console.shell.keyed_acts is not None
     for section in made:
         section.close()

@@ -30,7 +30,7 @@ from paywarden.scoring.server.deployment.deployment_file import (
     unfinished_prefix,
     write_deployment,
 )
-from paywarden.scoring.server.deployment.releases import Orders, Release, orders_path, read_orders
+from paywarden.scoring.server.deployment.releases import Release, ReleaseOrders, orders_path, read_orders
 from tests.services.product.processes import wait_until
 
 SALT = "00" * 16
@@ -96,7 +96,7 @@ class Host:
         )
 
     @property
-    def orders(self) -> Orders:
+    def orders(self) -> ReleaseOrders:
         return read_orders(orders_path(self.folder, os.getpid()))
 
     def begin(self) -> None:
@@ -110,7 +110,7 @@ class Host:
         pid, status = os.waitpid(self.pid, 0)
         assert self.deployer.ended(pid, os.waitstatus_to_exitcode(status))
 
-    def swap(self) -> Orders:
+    def swap(self) -> ReleaseOrders:
         self.deployer.hang_up()
         self.begin()
         self.end()
@@ -139,11 +139,11 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_a_checked_release_is_ordered_and_what_decided_is_the_way_back(host: Host) -> None:
-    assert host.orders == Orders(0, "a")
+    assert host.orders == ReleaseOrders(0, "a")
     host.source.serve("b")
-    assert host.swap() == Orders(1, "b", "a")
+    assert host.swap() == ReleaseOrders(1, "b", "a")
     host.source.serve("c")
-    assert host.swap() == Orders(2, "c", "b")
+    assert host.swap() == ReleaseOrders(2, "c", "b")
     # Nothing orders "a" any more.
     assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
     assert (host.told, host.failures.value) == (2, 0)
@@ -156,7 +156,7 @@ def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same
     path, forks = host.folder / "deployment.json", host.forks
     for number, active in enumerate(["b", "c", "b"], start=3):
         write_deployment(path, Deployment(ReleasePaths(active), ReleasePaths("b" if active == "c" else "c")))
-        assert host.swap() == Orders(number, active, "b" if active == "c" else "c")
+        assert host.swap() == ReleaseOrders(number, active, "b" if active == "c" else "c")
     # Only the first: the configuration had changed since "b" was checked.
     assert host.forks == forks + 1
     host.source.config.touch()
@@ -165,7 +165,7 @@ def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same
 
 
 def test_what_is_served_already_changes_nothing(host: Host) -> None:
-    assert host.swap() == Orders(0, "a")
+    assert host.swap() == ReleaseOrders(0, "a")
     assert (host.told, host.failures.value) == (0, 0)
 
 
@@ -208,13 +208,13 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     host.source.serve("b")
     host.source.how = how
     with caplog.at_level(logging.ERROR):
-        assert host.swap() == Orders(0, "a")
+        assert host.swap() == ReleaseOrders(0, "a")
     assert [record.getMessage() for record in caplog.records] == [
         f"the swap is not made, and what decides goes on: {line.format(folder=host.folder)}"
     ]
     assert (host.told, host.failures.value) == (0, 1)
     host.source.how = lambda _: None
-    assert host.swap() == Orders(1, "b", "a")
+    assert host.swap() == ReleaseOrders(1, "b", "a")
     assert [path.name for path in host.folder.glob("check-*")] == []
 
 
@@ -234,7 +234,7 @@ def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
     for _ in range(KILLS_MAX):
         host.begin()
         host.end()
-    assert (host.forks, host.orders) == (KILLS_MAX + 1, Orders(1, "b", "a"))
+    assert (host.forks, host.orders) == (KILLS_MAX + 1, ReleaseOrders(1, "b", "a"))
     host.source.how = lambda _: is_killed(99)
     host.source.serve("c")
     host.swap()
@@ -256,7 +256,7 @@ def test_a_storm_of_signals_costs_one_check(host: Host) -> None:
     host.begin()
     host.end()
     host.begin()
-    assert (host.forks, host.orders) == (1, Orders(1, "b", "a"))
+    assert (host.forks, host.orders) == (1, ReleaseOrders(1, "b", "a"))
 
 
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,7 +268,7 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.Log
     host.begin()
     host.end()
     assert "took more than 0 s" in caplog.text
-    assert host.orders == Orders(0, "a")
+    assert host.orders == ReleaseOrders(0, "a")
     host.deployer.close()
 
 
@@ -391,7 +391,7 @@ def test_a_library_that_takes_all_memory_ends_its_checker_alone(
     host.source.serve("b")
     host.source.how = takes_all
     with caplog.at_level(logging.ERROR):
-        assert host.swap() == Orders(0, "a")
+        assert host.swap() == DeploymentOrders(0, "a")
     assert "the process that checks it wanted more than 0.2 GiB of memory" in caplog.text
     host.source.how = lambda _: None
     assert host.swap().active == "b"
@@ -444,7 +444,7 @@ def test_a_fork_that_fails_changes_nothing(host: Host) -> None:
     host.fork = fails
     host.deployer.hang_up()
     host.begin()
-    assert (host.orders, host.failures.value) == (Orders(0, "a"), 1)
+    assert (host.orders, host.failures.value) == (ReleaseOrders(0, "a"), 1)
 
 
 def test_a_deployment_file_is_noticed_and_two_releases_stay_ready(host: Host) -> None:
@@ -455,7 +455,7 @@ def test_a_deployment_file_is_noticed_and_two_releases_stay_ready(host: Host) ->
         host.deployer._due = 0.0
         host.begin()
         host.end()
-        assert host.orders == Orders(
+        assert host.orders == ReleaseOrders(
             number, active.bundle, previous.bundle if previous else "", active.bundle, "r", 5000, SALT
         )
     path.write_text("{", encoding="utf-8")
@@ -473,7 +473,7 @@ def test_a_way_back_does_not_fail_because_another_release_is_gone(host: Host, ca
     host.source.how = refuses_x
     path = host.folder / "deployment.json"
     write_deployment(path, Deployment(ReleasePaths("b"), ReleasePaths("x"), ReleasePaths("x"), "r", 500, SALT))
-    assert host.swap() == Orders(1, "b", "", "", "r", 0, SALT)
+    assert host.swap() == ReleaseOrders(1, "b", "", "", "r", 0, SALT)
     assert (caplog.text.count("a release cannot be kept ready"), host.failures.value) == (2, 2)
 
 
@@ -483,14 +483,14 @@ def test_a_release_that_is_named_by_its_digests_needs_no_file_any_more(host: Hos
     host.source.how = refuses
     named = ReleasePaths("gone", "", "ab" * 32, "cd" * 32)
     write_deployment(host.folder / "deployment.json", Deployment(named))
-    assert host.swap() == Orders(1, key)
+    assert host.swap() == ReleaseOrders(1, key)
     assert (host.forks, host.failures.value) == (0, 0)
 
 
 def test_a_file_that_the_registry_does_not_allow_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.source.refusal = "active: wanted a version that the registry has promoted"
     write_deployment(host.folder / "deployment.json", Deployment(ReleasePaths("b", "", "bb", "pp")))
-    assert host.swap() == Orders(0, "a")
+    assert host.swap() == ReleaseOrders(0, "a")
     assert (host.forks, host.failures.value) == (0, 1)
     assert "deployment.json: active: wanted a version that the registry has promoted" in caplog.text
     host.source.refusal = ""
@@ -568,7 +568,7 @@ def test_orders_that_somebody_damages_are_written_again(
     assert host.told == told + 1
     os.truncate(path, 0)
     host.source.serve("c")
-    assert host.swap() == Orders(2, "c", "b")
+    assert host.swap() == ReleaseOrders(2, "c", "b")
 
 
 @pytest.mark.parametrize("damage", ["cut", "deleted"])
@@ -590,7 +590,7 @@ def test_a_release_that_somebody_damages_is_prepared_again_and_ordered_again(hos
         shutil.rmtree(prepared)
     looks(host)
     assert (prepared / "cards.list").read_text() == "whole"
-    assert (host.orders, host.told, host.forks) == (Orders(2, "b", "a"), told + 1, forks + 1)
+    assert (host.orders, host.told, host.forks) == (ReleaseOrders(2, "b", "a"), told + 1, forks + 1)
     looks(host)
     assert (host.told, host.forks) == (told + 1, forks + 1)
 
@@ -612,11 +612,11 @@ def test_a_list_that_was_damaged_while_nobody_watched_is_refused_in_one_line_and
     path = host.folder / "ready" / "b" / "cards.list"
     os.truncate(path, path.stat().st_size // 2)
     host.source.serve("b")
-    assert host.swap() == Orders(0, "a")
+    assert host.swap() == ReleaseOrders(0, "a")
     assert host.failures.value == 1
     assert [line for line in caplog.messages if "the swap is not made" in line and "the list is damaged" in line]
     looks(host)
-    assert (host.orders, host.failures.value) == (Orders(1, "b", "a"), 1)
+    assert (host.orders, host.failures.value) == (ReleaseOrders(1, "b", "a"), 1)
     (held,) = host.orders.lists.values()
     assert set(MappedList.sealed(f"/proc/{os.getpid()}/fd/{held}", "paywarden-list-c0ffee") or ()) == {
         f"c-{number}" for number in range(100)
@@ -639,11 +639,11 @@ def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkey
 
     host.source.serve("b")
     monkeypatch.setattr("paywarden.scoring.server.deployment.deployer.write_orders", no_room)
-    assert host.swap() == Orders(0, "a")
+    assert host.swap() == ReleaseOrders(0, "a")
     assert host.failures.value == 1
     looks(host)
-    assert host.orders == Orders(0, "a")
+    assert host.orders == ReleaseOrders(0, "a")
     monkeypatch.undo()
     # Nobody asks again.
     looks(host)
-    assert host.orders == Orders(1, "b", "a")
+    assert host.orders == ReleaseOrders(1, "b", "a")

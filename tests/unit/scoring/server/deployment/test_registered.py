@@ -18,8 +18,8 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import LogFile, RegistryLog
-from paywarden.models.registry.registry import Registry, Served, Signer
-from paywarden.models.registry.rules import Rules, State, Version
+from paywarden.models.registry.registry import Registry, ServedVersion, Signer
+from paywarden.models.registry.rules import RegisteredVersion, RegistryState, Rules
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
@@ -53,10 +53,10 @@ class Folders(Registry):
 
     gone: frozenset[str] = frozenset()
 
-    def files_of(self, _: State, version: Version, **__: bool) -> Served:  # type: ignore[override]
+    def files_of(self, _: RegistryState, version: RegisteredVersion, **__: bool) -> ServedVersion:  # type: ignore[override]
         if version.bundle in self.gone:
             raise RegistryRefused("model.txt was registered and cannot be read")
-        return Served(version, Path("/b") / version.bundle, Path("/p") / version.policy)
+        return ServedVersion(version, Path("/b") / version.bundle, Path("/p") / version.policy)
 
 
 class Host:
@@ -230,10 +230,10 @@ def test_a_store_that_hangs_keeps_no_rollback_from_the_host(host: Host) -> None:
     class Remote(Folders):
         """The files of two versions are in an object store that does not answer."""
 
-        def is_here(self, version: Version) -> bool:
+        def is_here(self, version: RegisteredVersion) -> bool:
             return version.bundle not in {digests("three")[0], digests("four")[0]} or answers.is_set()
 
-        def files_of(self, state: State, version: Version, **rest: bool) -> Served:  # type: ignore[override]
+        def files_of(self, state: RegistryState, version: RegisteredVersion, **rest: bool) -> ServedVersion:  # type: ignore[override]
             if not self.is_here(version):
                 answers.wait()
             return super().files_of(state, version, **rest)
@@ -267,10 +267,10 @@ def test_a_fetch_that_fails_says_why_and_is_tried_again(host: Host) -> None:
     tries = list[int]()
 
     class Failing(Folders):
-        def is_here(self, _: Version) -> bool:
+        def is_here(self, _: RegisteredVersion) -> bool:
             return False
 
-        def files_of(self, _: State, __: Version, **___: bool) -> Served:  # type: ignore[override]
+        def files_of(self, _: RegistryState, __: RegisteredVersion, **___: bool) -> ServedVersion:  # type: ignore[override]
             tries.append(1)
             raise Misconfigured("cannot read s3://bucket: 503")
 
@@ -349,7 +349,7 @@ def test_what_was_read_earlier_is_never_written_later(host: Host) -> None:
     other = threading.Thread(target=promote)
 
     class Slow(Folders):
-        def files_of(self, _: State, version: Version, **__: bool) -> Served:  # type: ignore[override]
+        def files_of(self, _: RegistryState, version: RegisteredVersion, **__: bool) -> ServedVersion:  # type: ignore[override]
             other.start()
             # The other one may be waiting for this one.
             other.join(0.2)

@@ -287,7 +287,7 @@ def test_an_unreadable_profile_stops_neither_the_worker_nor_other_profiles(worke
     assert key not in [name for topic, _, name, _ in worker.sender.sent[sent:] if topic == "profiles"]
     # The bytes come back, and the next payment of the card.
     kept = set_aside.decode(worker.store.read([key])[0] or b"")
-    worker.store.write({key: set_aside.SetAside(good, kept.rows).encode()}, ttl_s=0)
+    worker.store.write({key: set_aside.SetAsideEvents(good, kept.rows).encode()}, ttl_s=0)
     worker.pay([{**payments[0], "card_id": card, "payment_id": "one more"}])
     worker.step(4)
     assert not set_aside.is_set_aside(worker.store.read([key])[0])
