@@ -20,8 +20,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import DeclaredRow, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.declared_values import declared_values
-from paywarden.features.datasets.plain_features import Events as PlainEvents
-from paywarden.features.datasets.plain_features import plain_vector
+from paywarden.features.datasets.plain_features import PlainEvents, plain_vector
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
