@@ -305,17 +305,21 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
-        for name, listed in (("entities", self.entities), ("features", self.features)):
+        # A catalogue is code that no type checker reads.
+        told: dict[str, object] = {"entities": self.entities, "features": self.features}
+        for name, listed in told.items():
             if not isinstance(listed, Iterable):
                 got = f"{name} must be a list, got a {type(listed).__name__}; one alone needs a comma: {name}=(…,)"
                 raise wrong_at(line_of_caller(), got)
         object.__setattr__(self, "entities", tuple(self.entities))
-        for place, entity in enumerate(self.entities, 1):
+        entities: Sequence[object] = self.entities
+        for place, entity in enumerate(entities, 1):
             if not isinstance(entity, Entity):
                 got = f"entities must be a list of entities; number {place} is a {type(entity).__name__}"
                 raise wrong_at(line_of_caller(), got)
-        if not isinstance(self.payment, Payment):
-            raise wrong_at(line_of_caller(), f"payment must be a Payment(…), got a {type(self.payment).__name__}")
+        payment: object = self.payment
+        if not isinstance(payment, Payment):
+            raise wrong_at(line_of_caller(), f"payment must be a Payment(…), got a {type(payment).__name__}")
         # A generator gives its features once.
         object.__setattr__(self, "features", tuple(self.features))
         given: Sequence[object] = self.features
