@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
+from paywarden.models.bundle.bundle import MANIFEST
 from paywarden.ops.cli import cli
 from paywarden.ops.dashboards.boards import BOARDS
 from paywarden.ops.dashboards.grafana import Panel
 from paywarden.ops.logs import SCHEMA
+from paywarden.ops.reference.metric_uses import family_of
 from paywarden.ops.reference.metrics import families
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -129,11 +132,11 @@ class Running:
             config.write(f'{PATIENT}[[shadow.challengers]]\nname = "b-42"\nbundle = "{small_world.other_bundle()}"\n')
         self.stream = deployment.start("--log", "json", "stream").first_line()
         self.companion = deployment.start("--log", "json", "companion").first_line()
-        serve = deployment.start("--log", "json", "serve")
-        self.http = serve.first_line()
-        assert serve.process.stdout is not None
-        self._grpc = serve.process.stdout.readline().strip().removeprefix("grpc://")
-        self.admin = serve.process.stdout.readline().strip().removeprefix("admin ")
+        self.serve = deployment.start("--log", "json", "serve")
+        self.http = self.serve.first_line()
+        assert self.serve.process.stdout is not None
+        self._grpc = self.serve.process.stdout.readline().strip().removeprefix("grpc://")
+        self.admin = self.serve.process.stdout.readline().strip().removeprefix("admin ")
         self.shadow = deployment.start("--log", "json", "shadow", "run").first_line()
         wait_for_listener(self.http.removeprefix("http://"))
         wait_for_listener(self._grpc)
@@ -162,6 +165,11 @@ class Running:
         }
         self._produce("outcomes", outcome, requests[0].payment_id)
         self._producer.flush(PATIENCE_S)
+
+    def send_nonsense(self) -> None:
+        """A record on the topic that is no payment."""
+        self._producer.produce(self._settings.topic("payments"), b"nonsense", key="k")
+        assert self._producer.flush(PATIENCE_S) == 0
 
     def _produce(self, topic: str, record: dict[str, object], key: str) -> None:
         self._producer.produce(self._settings.topic(topic), self._encoders[topic].encode(record), key=key)
@@ -217,6 +225,17 @@ def conditions(prometheus: Prometheus) -> set[str]:
     """The alerts whose condition holds, whether they fire already or wait for their `for`."""
     alerts = ask(prometheus.address, "/api/v1/alerts")["data"]["alerts"]
     return {alert["labels"]["alertname"] for alert in alerts}
+
+
+def assert_the_page_of_metrics_names_all(prometheus: Prometheus) -> None:
+    """A metric that the code does not list is on no page, on no dashboard and watched by no alert."""
+    listed = {family[0] for those in families().values() for family in those}
+    series = prometheus.query('count by (__name__) ({__name__=~"paywarden_.+"})')
+    names = {one["metric"]["__name__"] for one in series}
+    # The times at which counters began, which the library of Python adds.
+    shown = {family_of(name) for name in names if not name.endswith("_created")}
+    assert len(shown) > 100
+    assert sorted(shown - listed) == []
 
 
 ROLLOUT = "paywarden_rollout_"
@@ -316,10 +335,16 @@ def test_every_query_of_every_panel_is_answered_with_data(prometheus: Prometheus
             label = variable.query.rsplit(", ", 1)[1].removesuffix(")")
             metric = variable.query.removeprefix("label_values(").split(",")[0]
             assert all(label in series["metric"] for series in prometheus.query(metric)), variable.name
+    assert_the_page_of_metrics_names_all(prometheus)
     assert_faults_are_of_series_that_there_are(prometheus)
     assert_logs_keep_to_the_schema(running.deployment)
     assert_runbook_works(running)
-    # Real faults: the only stream worker and the companion are killed.
+    # Real faults: a payment that is none, a bundle that cannot be loaded, and then the deaths of two processes.
+    running.send_nonsense()
+    (running.deployment.bundle / MANIFEST).write_text("{}", encoding="utf-8")
+    os.kill(running.serve.process.pid, signal.SIGHUP)
+    told = {"PaywardenDeadLetters", "PaywardenSwapFails"}
+    wait_until(lambda: told <= conditions(prometheus), "the alerts' first events are noticed")
     for process in running.deployment.running[:2]:
         process.kill()
     wait_until(lambda: {"PaywardenProcessDown", "PaywardenStreamDown"} <= conditions(prometheus), "both are noticed")
