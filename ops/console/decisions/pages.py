@@ -10,7 +10,7 @@ from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, Place, Search
-from paywarden.streams.decision_index.search import Page as Found
+from paywarden.streams.decision_index.search import SearchPage as Found
 
 _TEXTS = ("payment_id", "card_id", "merchant_id", "device_id", "ip", "rule", "segment", "flag")
 PAGE_ROWS = 25

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
+from paywarden.ops.console.assembly import registry_follower
 from paywarden.ops.console.background import running
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.inbox.reader import AlertReader
@@ -18,7 +19,6 @@ from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.times import now_ms
-from paywarden.ops.wiring.console import registry_follower
 from paywarden.ops.wiring.registry import shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source

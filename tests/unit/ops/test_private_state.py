@@ -22,7 +22,7 @@ from paywarden.scoring.state import overlay
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import OverlaySettings
-from paywarden.streams.companion.set_aside import RECORD, SetAside
+from paywarden.streams.companion.set_aside import RECORD, SetAsideEntries
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _outbox(folder: Path) -> None:
         for _ in range(3):
             writer.append(b"a decision of some 40 bytes, so that segments follow")
         Cursor(settings, "worker-0").store(writer.position)
-    SetAside(settings, "worker-0").put(0, 9, RECORD, b"a decision")
+    SetAsideEntries(settings, "worker-0").put(0, 9, RECORD, b"a decision")
 
 
 def _mirror(folder: Path) -> None:

@@ -391,7 +391,7 @@ def test_a_library_that_takes_all_memory_ends_its_checker_alone(
     host.source.serve("b")
     host.source.how = takes_all
     with caplog.at_level(logging.ERROR):
-        assert host.swap() == DeploymentOrders(0, "a")
+        assert host.swap() == ReleaseOrders(0, "a")
     assert "the process that checks it wanted more than 0.2 GiB of memory" in caplog.text
     host.source.how = lambda _: None
     assert host.swap().active == "b"
