@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.policy.policy import Policy
-    from paywarden.scoring.engine.recomputed import DecisionResult
+    from paywarden.scoring.engine.recomputation import DecisionResult
 
 WHO = ("rollout", "arm", "propensity", "caller", "variant", "profile_set", "catalogue_digest")
 """Fields of a decision that name the version, the arm and the caller behind it."""
@@ -71,7 +71,7 @@ class KnownDeciders:
 
     def recomputed(self, decision: Mapping[str, Any]) -> Recomputed:
         """Decides again about a decision in the form of its topic. One thread at a time; others wait."""
-        from paywarden.scoring.engine.recomputed import decide_again, outcome_of
+        from paywarden.scoring.engine.recomputation import decide_again, outcome_of
 
         stored = outcome_of(decision)
         try:
@@ -135,7 +135,7 @@ class KnownDeciders:
 
     def _find_policy(self, digest: str, bundle: Path | None) -> Policy:
         from paywarden.models.bundle.bundle import read_manifest
-        from paywarden.models.policy.prepared import load_policy
+        from paywarden.models.policy.prepared_policy import load_policy
 
         thresholds = (0.5, 0.5) if bundle is None else _thresholds(read_manifest(bundle))
         for source in self._policy_sources():

@@ -27,7 +27,7 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import refusals
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, STATUS_HEADERS, HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
+from paywarden.scoring.metrics.shared_metrics import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX, RequestLimits, fields_of

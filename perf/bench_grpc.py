@@ -31,7 +31,7 @@ from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from perf.worlds.constant_scorer import ConstantScorer, euro_intake
 
 _REQUESTS_PER_ROUND = {"ngh2": 16_000, "h2": 1_600}
@@ -62,7 +62,7 @@ _HEADERS = (
 
 
 async def _serve(parent: Connection, run_directory: str, library: str) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     metrics = GrpcMetrics.declare(registry)
     registry.open(Path(run_directory), library)
     # Deadlines so long that none is missed on a busy machine.

@@ -39,7 +39,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Call, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from perf.worlds.constant_scorer import ConstantScorer, constant_answer, euro_intake
@@ -80,7 +80,7 @@ class _ConstantTurns(MicroBatcher):
 
 
 async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     metrics = HttpMetrics.declare(registry)
     registry.open(Path(run_directory), kind)
     if kind == "front":

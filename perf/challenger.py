@@ -34,7 +34,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
@@ -74,11 +74,11 @@ class _Workers:
         self.outbox = OutboxWriter(settings, "worker-0")
         self._scorer = PaymentScorer(
             engine=small_world.engine(),
-            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=policy,
             mirror=mirror,
             outbox=self.outbox,
-            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names),
+            metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=PLAN.entity_names),
             origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest)),
         )
         self._scorer.open_mirror()

@@ -1,7 +1,8 @@
 """Put the figures of benchmarks into the package, for `paywarden capacity`.
 
 Measured: nothing. It reads the JSON of `perf.whole`, `perf.companion` and `perf.companion --skipped`, checks it as
-`paywarden capacity --measured` does, and writes `ops/capacity/measured.py`. Figures that no file has stay as they are.
+`paywarden capacity --measured` does, and writes `ops/capacity/measured_costs.py`. Figures that no file has stay as
+they are.
 
     python -m perf.whole --json whole.json
     python -m perf.companion --json companion.json
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from paywarden.ops.capacity import measured
+from paywarden.ops.capacity import measured_costs
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
 from paywarden.schemas.errors import Misconfigured
 
@@ -35,10 +36,10 @@ _DIGITS = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="JSON of benchmarks")
-    parser.add_argument("--out", type=Path, default=Path(measured.__file__), help="the module to write")
+    parser.add_argument("--out", type=Path, default=Path(measured_costs.__file__), help="the module to write")
     arguments = parser.parse_args()
     try:
-        found = Coefficients.read(arguments.files, measured.MEASURED)
+        found = Coefficients.read(arguments.files, measured_costs.MEASURED)
     except Misconfigured as error:
         raise SystemExit(f"perf.coefficients: {error}") from error
     arguments.out.write_text(module_of(found), encoding="utf-8")

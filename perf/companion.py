@@ -26,7 +26,7 @@ import psutil
 from confluent_kafka import Producer
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.demo.live import LOCAL_CONFIG
+from paywarden.ops.demo.live_run import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings

@@ -44,7 +44,7 @@ from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -221,7 +221,7 @@ def _times(world: World, count: int) -> dict[str, float]:
             shutil.copytree(world.mirror.path, copy.path)
 
         def scorer(pending: Overlay | None) -> _Scorer:
-            entities, registry = engine.plan.entity_names, Registry()
+            entities, registry = engine.plan.entity_names, MetricsRegistry()
             made = PaymentScorer(
                 engine=engine.clone_for_thread(),
                 models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),

@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import final_labels, numbered_ids, write_history
-from paywarden.features.history.mapped import open_history
+from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates

@@ -44,7 +44,7 @@ from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.demo.demo import prepare_world
-from paywarden.ops.demo.live import DemoWorld
+from paywarden.ops.demo.live_run import DemoWorld
 from paywarden.ops.gateway.description import read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file

@@ -45,7 +45,7 @@ from rich.console import Console
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.models.bundle.bundle import MANIFEST
 from paywarden.ops.demo.demo import prepare_world
-from paywarden.ops.demo.live import LOCAL_CONFIG
+from paywarden.ops.demo.live_run import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load

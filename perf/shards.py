@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.ops.capacity.coefficients import SIZES
-from paywarden.ops.capacity.measured import MEASURED
+from paywarden.ops.capacity.measured_costs import MEASURED
 from paywarden.scoring.state.shards import CardShards, mask_of, ranked_hosts
 from paywarden.streams.companion.shard_moves import unheld
 from perf.tools.measuring import arguments_of, finish

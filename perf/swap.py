@@ -54,7 +54,7 @@ from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.idempotency.decision_cache import worker_name
-from paywarden.scoring.metrics.shared import count_reader
+from paywarden.scoring.metrics.shared_metrics import count_reader
 from perf.tools.measuring import arguments_of, drive, finish
 from perf.tools.servers import pin_load, serving
 from perf.worlds.scoring_world import World, built_world

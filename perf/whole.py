@@ -45,10 +45,10 @@ from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.capacity.coefficients import FULL_SHARE
-from paywarden.ops.capacity.measured import MEASURED
+from paywarden.ops.capacity.measured_costs import MEASURED
 from paywarden.ops.capacity.plan import Requirements, busy_cores
 from paywarden.ops.demo.demo import prepare_world
-from paywarden.ops.demo.live import LOCAL_CONFIG
+from paywarden.ops.demo.live_run import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load

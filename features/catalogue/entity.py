@@ -44,7 +44,7 @@ from paywarden.features.catalogue.entity_words.arguments import (
     spoken_most,
 )
 from paywarden.features.catalogue.entity_words.frauds import FraudWords
-from paywarden.features.catalogue.entity_words.latest import LATEST_MAX, MEMORY_MAX, LatestWords
+from paywarden.features.catalogue.entity_words.last_values import LATEST_MAX, MEMORY_MAX, LatestWords
 from paywarden.features.catalogue.entity_words.numbers import NumberWords
 from paywarden.features.catalogue.entity_words.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.features.catalogue.expressions import (

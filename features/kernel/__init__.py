@@ -9,10 +9,10 @@
     declared_texts    reads the texts of declared fields
     conditions    answers a catalogue's conditions about one payment
     rollup        computes the slots: what a profile knew at the time of a payment
-    recollect     answers questions to a profile's memories of latest values
-    latest        keeps the latest payments, and answers questions about them
+    recollection  answers questions to a profile's memories of latest values
+    latest_payments   keeps the latest payments, and answers questions about them
     numbers       reads an attribute as a number; distance: how far two places are apart
-    assemble      computes the float32 vector from the slots and the payment's row
+    assembly      computes the float32 vector from the slots and the payment's row
     migrate       turns a profile of another catalogue into one of this catalogue
     batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
 
@@ -22,7 +22,7 @@
 Other packages import these names from here.
 """
 
-from paywarden.features.kernel.assemble import assemble_rows
+from paywarden.features.kernel.assembly import assemble_rows
 from paywarden.features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
 from paywarden.features.kernel.codec import pack, unpack
 from paywarden.features.kernel.layout import (

@@ -15,7 +15,7 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.assemble import assemble
+from paywarden.features.kernel.assembly import assemble
 from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
 from paywarden.features.kernel.layout import (
     ABSENT,

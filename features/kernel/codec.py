@@ -9,7 +9,7 @@ a column stands in one piece: what a window holds of it is a slice.
     tables      one for each hop of payments, and one for each hop of labels (labels are rare): the tiles' numbers (time
                 // hop, ascending), then a column for each word of each measure; only tiles with events have a row
     memories    the latest distinct values of an attribute: two columns, the value and when it was last seen, newest
-                first; then fields of the latest payments: a column for each, and the times (latest.py)
+                first; then fields of the latest payments: a column for each, and the times (latest_payments.py)
 
 In the stored form ("packed") the same columns follow each other. All numbers of a column have one width: as many whole
 bytes as the largest of them needs. Therefore reading one number never depends on the previous one:
@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.features.kernel.latest import are_in_order
+from paywarden.features.kernel.latest_payments import are_in_order
 from paywarden.features.kernel.layout import (
     CHECKSUM_BYTES,
     CRC_UNTIL_MS,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paywarden.features.kernel.codec import add_up_times, clear
-from paywarden.features.kernel.latest import insert
+from paywarden.features.kernel.latest_payments import insert
 from paywarden.features.kernel.layout import (
     CRC_UNTIL_MS,
     DAMAGED,

@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from paywarden.features.kernel.latest import recall
+from paywarden.features.kernel.latest_payments import recall
 from paywarden.features.kernel.layout import (
     COUNT,
     CRC_UNTIL_MS,
@@ -62,7 +62,7 @@ from paywarden.features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
-from paywarden.features.kernel.recollect import recollect
+from paywarden.features.kernel.recollection import recollect
 from paywarden.features.kernel.toolkit.intrinsics import bit_count, not_negative
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.conditions import answers, answers_before
-from paywarden.features.kernel.latest import keep_payment
+from paywarden.features.kernel.latest_payments import keep_payment
 from paywarden.features.kernel.layout import (
     AMOUNT,
     AMOUNT_MAX,

@@ -53,7 +53,7 @@ import numpy as np
 import treelite
 from numpy.typing import NDArray
 
-from paywarden.models.bundle.explain import ZERO
+from paywarden.models.bundle.explanations import ZERO
 
 LEAVES_MAX = 64
 _ALL = (1 << LEAVES_MAX) - 1

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.cascade import Cascade, CascadeExplainer, CascadePredictor, Explains
-from paywarden.models.bundle.explain import Explainer, read_trees
+from paywarden.models.bundle.explanations import Explainer, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.bundle.sigmoid import sigmoids
 from paywarden.models.bundle.signature import BUILD

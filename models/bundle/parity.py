@@ -29,7 +29,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, Trees, read_trees
+from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, Trees, read_trees
 from paywarden.models.bundle.predictor import Predictor
 from paywarden.schemas.errors import BundleRefused
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.bundle.explain import ZERO
+from paywarden.models.bundle.explanations import ZERO
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.file_state import read_regular
 

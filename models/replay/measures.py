@@ -50,7 +50,7 @@ from paywarden.models.metrics.curves import (
 from paywarden.models.metrics.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
 from paywarden.models.metrics.segments import DecidedPayments, GroupMeasures, by_group
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
-from paywarden.models.metrics.weighted import WeightedMeasures, weighted_measures
+from paywarden.models.metrics.weighted_measures import WeightedMeasures, weighted_measures
 from paywarden.models.policy.policy import ACTIONS, Policy
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 
@@ -246,7 +246,7 @@ class ActionChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReplayComparison:
     """Champion and challenger compared, payment by payment."""
 
     agreement: Agreement
@@ -266,7 +266,7 @@ class ReplayResults:
     facts: ReplayFacts
     champion: ContestantMeasures
     challenger: ContestantMeasures | None
-    comparison: Comparison | None
+    comparison: ReplayComparison | None
 
     @property
     def is_of_one_model(self) -> bool:
@@ -359,7 +359,7 @@ def compare(
     measured: MeasuredPayments,
     champion: Decisions,
     challenger: Decisions,
-) -> Comparison:
+) -> ReplayComparison:
     """Compare two contestants' decisions about the measured payments."""
     before, after = champion.action, challenger.action
     was_stopped, is_stopped = before >= REVIEWED, after >= REVIEWED
@@ -371,7 +371,7 @@ def compare(
         "genuine_released": ~measured.fraud & (before > APPROVED) & (after == APPROVED),
     }
     describe = _describer(measured, champion, challenger)
-    return Comparison(
+    return ReplayComparison(
         agreement=agreement(before, after, measured.fraud),
         score_shift=score_shift(champion.score, challenger.score),
         changes={name: _change(rows, measured, describe) for name, rows in kinds.items()}

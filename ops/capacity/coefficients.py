@@ -4,8 +4,8 @@
     python -m perf.companion --json companion.json what a companion takes to apply a profile
     paywarden capacity … --measured whole.json --measured companion.json
 
-`measured.py` beside this file holds the figures of the machine that docs/benchmarks.md names. Cores of another kind are
-faster or slower: measure on your own before you order hosts.
+`measured_costs.py` beside this file holds the figures of the machine that docs/benchmarks.md names. Cores of another
+kind are faster or slower: measure on your own before you order hosts.
 """
 
 from __future__ import annotations

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from paywarden.features.profiles.feature_docs import ListedFeature
     from paywarden.ops.console.audit import AuditLog
-    from paywarden.ops.console.database import Database
-    from paywarden.ops.console.decisions.opened import OpenedIndex
+    from paywarden.ops.console.database import ConsoleDatabase
+    from paywarden.ops.console.decisions.index_connection import OpenedIndex
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.stakes import Stakes
     from paywarden.ops.console.inbox.store import AlertStore, Happened
     from paywarden.ops.console.models.registry_follower import RegistryFollower
     from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.console.pages import Section
-    from paywarden.ops.console.policy.decided import IndexedDecisions
+    from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
     from paywarden.ops.console.rendering.templates import Currencies
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
@@ -45,7 +45,7 @@ class ConsoleParts:
 
     source: Source
     shell: Shell
-    database: Database
+    database: ConsoleDatabase
     audit: AuditLog
 
 
@@ -68,7 +68,7 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
     """
     from paywarden.ops.console.audit import audit_log
     from paywarden.ops.console.background import Failures, running
-    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.login.oidc import OidcProvider
     from paywarden.ops.console.login.pages import Login
     from paywarden.ops.console.people import sessions
@@ -77,7 +77,7 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
 
     people = People.demo() if settings.is_demo else People.read(Path(settings.people)) if settings.people else People()
     audit = audit_log(Path(settings.folder))
-    database = Database(settings.database_path, all_tables())
+    database = ConsoleDatabase(settings.database_path, all_tables())
     try:
         limits = sessions.Sessions.of(
             database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
@@ -240,7 +240,7 @@ def opened_index(source: Source) -> OpenedIndex:
     """Returns the index of [decision_index], which the console opens when it can, and fills from the topics."""
     import time
 
-    from paywarden.ops.console.decisions.opened import OpenedIndex
+    from paywarden.ops.console.decisions.index_connection import OpenedIndex
     from paywarden.ops.wiring import decisions
 
     return OpenedIndex(
@@ -307,7 +307,7 @@ def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, Lis
 
 def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
     """Returns the decisions of the index, for the page of the policy."""
-    from paywarden.ops.console.policy.decided import IndexedDecisions
+    from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
 
@@ -317,7 +317,7 @@ def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
 def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
     """Returns `Decisions` and `Review`, over the index. The section `Decisions` follows the topics and closes it."""
     from paywarden.models.metrics.costs import CostSettings
-    from paywarden.ops.console.decisions.one import OnePage
+    from paywarden.ops.console.decisions.decision_page import OnePage
     from paywarden.ops.console.decisions.pages import DecisionPages
     from paywarden.ops.console.review.pages import ReviewPages
     from paywarden.ops.deciders import KnownDeciders

@@ -31,7 +31,7 @@ class DatabaseUnavailable(TemporaryFailure):
     """The console's database cannot be read or written."""
 
 
-class Database:
+class ConsoleDatabase:
     """The SQLite file at a path. Thread-safe. `close` it."""
 
     def __init__(self, path: Path, tables: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlencode
 
 from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
-from paywarden.ops.console.sealed import SEALED_FIELD, Seal
+from paywarden.ops.console.sealed_searches import SEALED_FIELD, Seal
 from paywarden.schemas.errors import TemporaryFailure
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Field:
 
     `kind`: text (one line), lines, whole (number), number, time (UTC, such as 2026-10-01T08:30), or file. With
     `choices` the value is one of them. `is_many`: it may come more than once. `is_personal`: it comes in forms alone,
-    and stands in no address but sealed (sealed.py).
+    and stands in no address but sealed (sealed_searches.py).
     """
 
     name: str

@@ -6,7 +6,8 @@ For a browser, each request to a page goes through these steps; the first that f
 2. The cookie is that of a session; otherwise the browser goes to the login.
 3. The person has a role that the page wants, and has not asked too often.
 4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
-5. Each field is one that the page declared, and its value is right. Personal ones stand in no address (sealed.py).
+5. Each field is one that the page declared, and its value is right. Personal ones stand in no address
+   (sealed_searches.py).
 6. A form that was sent before gets the answer that it had.
 7. The audit log has room for what the act will note.
 8. The page's handler runs in a thread, and its answer is rendered.
@@ -58,13 +59,13 @@ from paywarden.ops.console.people.sessions import Session, Sessions
 from paywarden.ops.console.rendering.templates import (
     NO_CURRENCIES,
     Currencies,
-    Frame,
     Link,
+    PageFrame,
     as_json,
     rendered,
     templates,
 )
-from paywarden.ops.console.sealed import SEALED_FIELD, Seal, SealBroken
+from paywarden.ops.console.sealed_searches import SEALED_FIELD, Seal, SealBroken
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
@@ -186,17 +187,17 @@ class Shell:
         """Returns what the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())
 
-    def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> Frame:
+    def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> PageFrame:
         """Returns what is around a page. `is_by_script`: nobody reads its message, which waits for the next page."""
         if session is None:
-            return Frame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
+            return PageFrame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
         links = tuple(
             Link(section.title, section.path, section.name == here, section.badge(session.person))
             for section in self.sections
             if section.title and session.person.may(section.roles)
         )
         message = "" if is_by_script else self._said.pop(session.digest, "")
-        return Frame(
+        return PageFrame(
             title,
             links,
             session.person,
@@ -226,7 +227,7 @@ class Shell:
             frame = self.frame(title, session, "" if section is None else section.name)
         except PaywardenError:
             # The page that says that the database is gone must not need it.
-            frame = Frame(title, now_ms=self.clock())
+            frame = PageFrame(title, now_ms=self.clock())
         content = rendered("refused.html", frame, {"message": message, "back": back})
         headers = {"retry-after": "10"} if status in (429, 503) else None
         return Response(content, status, media_type="text/html", headers=headers)
@@ -499,7 +500,7 @@ class Shell:
             return await run_in_threadpool(self._refused_somewhere, request, 500, message)
         except Exception:  # noqa: BLE001 - the top: what every page has around it has a bug, too
             _log.exception("the page of a bug could not be made")
-            frame = Frame("It did not work", now_ms=self.clock())
+            frame = PageFrame("It did not work", now_ms=self.clock())
             content = rendered("refused.html", frame, {"message": message, "back": ("/", "the first page")})
             return Response(content, 500, media_type="text/html")
 

@@ -31,7 +31,7 @@ from typing import Any
 import httpx2
 
 from paywarden.ops.console.cases.case import cases_of
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.store import events_in
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.times import now_ms
@@ -63,7 +63,7 @@ Post = Callable[[str, bytes, Mapping[str, str]], int]
 class Webhooks:
     """The queue of messages to `urls`. `link` is the console's address. Thread-safe."""
 
-    database: Database
+    database: ConsoleDatabase
     urls: Sequence[str]
     key: bytes
     link: Callable[[], str]

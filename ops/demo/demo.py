@@ -39,8 +39,8 @@ from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.demo.keep import DRIFT_SETTINGS, keep_running, stop_at_a_signal
-from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveLoad, LiveSystem, run_live
+from paywarden.ops.demo.kept_demo import DRIFT_SETTINGS, keep_running, stop_at_a_signal
+from paywarden.ops.demo.live_run import LIVE_PREFIX, DemoWorld, LiveLoad, LiveSystem, run_live
 from paywarden.ops.demo.verdict import in_words
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.progress import progress_bar
@@ -80,7 +80,7 @@ def run_demo(
     """Run the demonstration; returns the summary. Raises PaywardenError naming the part that did not do its work.
 
     `catalogue_file` has the catalogue of a project, for the processes. Its declared fields get plausible values. `keep`
-    takes the addresses as JSON; then everything runs on until SIGTERM or SIGINT (ops/demo/keep.py).
+    takes the addresses as JSON; then everything runs on until SIGTERM or SIGINT (ops/demo/kept_demo.py).
     """
     console = Console(stderr=True)
     with ExitStack() as stack:

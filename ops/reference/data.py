@@ -32,7 +32,7 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
-from paywarden.models.metrics import bursts, comparison, costs, curves, segments, weighted
+from paywarden.models.metrics import bursts, comparison, costs, curves, segments, weighted_measures
 from paywarden.models.replay import (
     files as replay_files,
 )
@@ -188,7 +188,7 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Money", costs.Money),
     ("A reason", replay_measures.ReasonMeasures),
     ("Mean calibration", curves.MeanCalibration),
-    ("With propensity weights", weighted.WeightedMeasures),
+    ("With propensity weights", weighted_measures.WeightedMeasures),
     ("Reliability", curves.ReliabilityCurve),
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),

@@ -213,14 +213,14 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
     from paywarden.scoring.metrics.model import ModelMetrics
     from paywarden.scoring.metrics.release import ShownRelease, SwapMetrics, declare_info
-    from paywarden.scoring.metrics.shared import Registry, render
+    from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, render
     from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
     from paywarden.scoring.server.supervisor import SupervisorMetrics
     from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics
     from paywarden.scoring.state.overlay import OverlayMetrics
 
-    registry, entities = Registry(), tuple(_objectives())
+    registry, entities = MetricsRegistry(), tuple(_objectives())
     HttpMetrics.declare(registry)
     GrpcMetrics.declare(registry)
     GarbagePauses(registry)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
-    from paywarden.scoring.server.deployment.registered import RegisteredDeployment
+    from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import KafkaRegistryTopic
 
@@ -122,7 +122,7 @@ def registered_deployment(source: Source) -> RegisteredDeployment:
     """Returns what keeps this host's deployment file as the log says. Raises Misconfigured without a registry."""
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.ops.wiring.serve_settings import ServeSettings
-    from paywarden.scoring.server.deployment.registered import RegisteredDeployment
+    from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
 
     settings = source.section("models", ModelRegistrySettings)
     runtime = Path(source.section("serve", ServeSettings).runtime)

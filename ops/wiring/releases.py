@@ -11,10 +11,10 @@ from pathlib import Path
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
+from paywarden.models.bundle.prepared_bundle import load_prepared, prepare_bundle
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
+from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy, prepare_policy
 from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.policy import policy as configured_policy
@@ -48,7 +48,7 @@ class HostReleases:
         source = self._source
         if not source.section("models", ModelRegistrySettings).people:
             return ""
-        from paywarden.models.registry.allowed import refusal_of_deployment
+        from paywarden.models.registry.permissions import refusal_of_deployment
         from paywarden.models.registry.rules import state_of
         from paywarden.ops.wiring.registry import model_registry
 

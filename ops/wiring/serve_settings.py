@@ -29,7 +29,7 @@ class ServeSettings:
     # The deployment file, and bundles made ready for a change while the workers run. Libraries are loaded from there:
     # the file system must allow code, which /dev/shm often does not (`noexec`).
     runtime: str = ".paywarden/serve"
-    # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
+    # Counts of all workers; on a memory file system, see scoring/metrics/shared_metrics.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
@@ -56,7 +56,7 @@ async def _serve(name: str, takes_us: float) -> None:
         intake=euro_intake(),
         settings=AdmissionSettings() if takes_us else patient,
     )
-    metrics = HttpMetrics.declare(Registry())
+    metrics = HttpMetrics.declare(MetricsRegistry())
     server = HttpServer(batcher, HttpSettings(), metrics=metrics, metrics_text=lambda: b"")
     with reserve_port("127.0.0.1", 0) as held:
         port = held.getsockname()[1]

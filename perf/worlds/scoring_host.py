@@ -18,7 +18,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -61,11 +61,11 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     outbox = OutboxWriter(host.outbox, worker)
     scorer = PaymentScorer(
         engine=host.engine,
-        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(Registry()), settings=host.chain),
+        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(MetricsRegistry()), settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=outbox,
-        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(entities), entities=entities),
+        metrics=ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(entities), entities=entities),
         origins=host.release.origins,
     )
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, Trees
+from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, Trees
 from paywarden.models.policy.policy import Facts, Policy
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.recomputed import request_of, vector_of
+from paywarden.scoring.engine.recomputation import request_of, vector_of
 
 STEPS_MAX = 64
 _STEPS_AT_ONCE = (4, 12, 48)

@@ -29,7 +29,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror import MirrorSettings
@@ -87,11 +87,13 @@ class MirrorChallenger:
         self._decoder, self._kept = decoder, _Kept()
         self._scorer = PaymentScorer(
             engine=engine,
-            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=policy,
             mirror=mirror,
             outbox=self._kept,
-            metrics=ScoringMetrics.declare(Registry(), flags=flags_of(plan.entity_names), entities=plan.entity_names),
+            metrics=ScoringMetrics.declare(
+                MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
+            ),
             origins=(Origin(self._bundle_digest, self._policy_digest), Origin("", self._policy_digest)),
         )
         self._now_ms, self._clock, self._look_at = now_ms, clock, 0.0

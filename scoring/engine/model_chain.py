@@ -31,7 +31,7 @@ from paywarden.models.bundle.predictor import NativePredictor, bound
 from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.model import PLACES, ModelMetrics
-from paywarden.scoring.metrics.shared import Counter, Gauge
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge
 
 NO_MODEL = -1
 _NO_FLAGS: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import NativeModel
 from paywarden.scoring.engine.records import RecordWriter
 from paywarden.scoring.engine.scorer import PaymentScorer
-from paywarden.scoring.engine.served import Served
+from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX

@@ -44,10 +44,10 @@ from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_b
 from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin, RequestTexts, Written, joined, tail
-from paywarden.scoring.engine.served import Served
+from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
@@ -106,7 +106,7 @@ class PaymentScorer:
         """`origins`: what each record says about what decided; see `served`. Empty: records say nothing of it."""
         plan = engine.plan
         answered, overlay, held_cards = options.answered, options.overlay, options.held_cards
-        self._stages = options.stages or StageTimes(Registry())
+        self._stages = options.stages or StageTimes(MetricsRegistry())
         # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered

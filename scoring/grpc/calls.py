@@ -31,7 +31,7 @@ from paywarden.scoring.grpc.http2 import OK_TRAILERS, Http2Session
 from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCATED, frame
 from paywarden.scoring.grpc.services import GrpcHealth, render_status
 from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.metrics.shared import Counter, MetricHistogram
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricHistogram
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 TOO_SLOW = Refusal(DEADLINE_EXCEEDED, "the request took too long to arrive")

@@ -27,7 +27,7 @@ from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHealth, Reflection
 from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.metrics.shared import Counter
+from paywarden.scoring.metrics.shared_metrics import Counter
 from paywarden.scoring.net.connections import Connections
 from paywarden.scoring.net.listeners import Acceptor, accept
 from paywarden.scoring.net.tls import HTTP_2, Tls

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paywarden.scoring.grpc.messages import CODES
-from paywarden.scoring.metrics.shared import Counter, MetricHistogram, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricHistogram, MetricsRegistry
 from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS, ConnectionMetrics
 
 # "none" counts requests without a known method.
@@ -23,7 +23,7 @@ class GrpcMetrics:
     connections: ConnectionMetrics
 
     @classmethod
-    def declare(cls, registry: Registry) -> GrpcMetrics:
+    def declare(cls, registry: MetricsRegistry) -> GrpcMetrics:
         requests = {
             (method, code): registry.counter(
                 "paywarden_grpc_requests_total", "gRPC calls answered.", ("method", "code"), (method, code)

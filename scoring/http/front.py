@@ -34,7 +34,7 @@ from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerL
 from paywarden.scoring.http.reader import HeldBytes
 from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
+from paywarden.scoring.metrics.shared_metrics import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
 from paywarden.scoring.net.connections import Connections
 from paywarden.scoring.net.listeners import Acceptor, accept

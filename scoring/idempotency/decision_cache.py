@@ -52,7 +52,7 @@ from paywarden.schemas.private_files import make_parent, open_private, require_n
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.idempotency import claim_table as claims
-from paywarden.scoring.metrics.shared import Counter, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
 
@@ -121,7 +121,7 @@ class DecisionCacheMetrics:
     taken_over: Counter
 
     @classmethod
-    def declare(cls, registry: Registry) -> DecisionCacheMetrics:
+    def declare(cls, registry: MetricsRegistry) -> DecisionCacheMetrics:
         def counter(name: str, help_text: str) -> Counter:
             return registry.counter(f"paywarden_answered_{name}_total", help_text)
 
@@ -201,7 +201,7 @@ class DecisionCache:
         if not 0 <= worker < claims.WORKERS_MAX:
             raise Misconfigured(f"answered: at most {claims.WORKERS_MAX} workers on a host")
         self._window_s, self._worker, self._outbox_settings = settings.window_s, worker, outbox
-        self._metrics = metrics or DecisionCacheMetrics.declare(Registry())
+        self._metrics = metrics or DecisionCacheMetrics.declare(MetricsRegistry())
         try:
             with os.fdopen(open_private(Path(settings.path), os.O_RDWR), "r+b") as file:
                 if os.fstat(file.fileno()).st_size < 8 * (claims.BUCKETS_AT + claims.BUCKET_SIZE):

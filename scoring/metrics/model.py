@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 
 # The places in the chain, in order; "none" is for payments that no model scored.
 PLACES = ("primary", "fallback", "none")
@@ -25,7 +25,7 @@ class ModelMetrics:
     answered_large: Counter
 
     @classmethod
-    def declare(cls, registry: Registry) -> ModelMetrics:
+    def declare(cls, registry: MetricsRegistry) -> ModelMetrics:
         """Declare the metrics of a primary and a fallback model."""
         models = PLACES[:-1]
         answered_first, answered_large = (

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 
 CHECK, TAKE_UP = "check", "take_up"
 
 
-def swap_failures(registry: Registry, step: str) -> Counter:
+def swap_failures(registry: MetricsRegistry, step: str) -> Counter:
     """Returns the counter of swaps that failed at a step, CHECK or TAKE_UP."""
     return registry.counter(
         "paywarden_swap_failures_total",
@@ -32,7 +32,7 @@ class SwapMetrics:
     time: Gauge
 
     @classmethod
-    def declare(cls, registry: Registry) -> SwapMetrics:
+    def declare(cls, registry: MetricsRegistry) -> SwapMetrics:
         return cls(
             registry.counter("paywarden_swaps_total", "Changes of what decides that a worker has made."),
             swap_failures(registry, TAKE_UP),
@@ -60,7 +60,7 @@ class ReleaseInfo:
 
     def __init__(self, directory: Path, worker: str) -> None:
         self._directory, self._name = directory, f"{worker}-release"
-        self._registry = Registry()
+        self._registry = MetricsRegistry()
         self._lock, self._is_closed = threading.Lock(), False
 
     def show(self, releases: Iterable[ShownRelease]) -> None:
@@ -69,7 +69,7 @@ class ReleaseInfo:
             if self._is_closed:
                 return
             self._registry.close()
-            self._registry = Registry()
+            self._registry = MetricsRegistry()
             declare_info(self._registry, releases)
             self._registry.open(self._directory, self._name)
 
@@ -79,7 +79,7 @@ class ReleaseInfo:
             self._registry.close()
 
 
-def declare_info(registry: Registry, releases: Iterable[ShownRelease]) -> None:
+def declare_info(registry: MetricsRegistry, releases: Iterable[ShownRelease]) -> None:
     """Declare a series for each release."""
     for release in releases:
         registry.gauge(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paywarden.scoring.metrics.shared import Counter, Gauge, MetricHistogram, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricHistogram, MetricsRegistry
 
 REQUEST_SECONDS_BOUNDS = (
     *(0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75),
@@ -55,7 +55,7 @@ class ConnectionMetrics:
     refused: Counter
 
     @classmethod
-    def declare(cls, registry: Registry, protocol: str) -> ConnectionMetrics:
+    def declare(cls, registry: MetricsRegistry, protocol: str) -> ConnectionMetrics:
         """Declare the metrics of one front; `protocol` is "http" or "grpc"."""
 
         def counter(name: str, help_text: str) -> Counter:
@@ -76,7 +76,7 @@ class HttpMetrics:
     connections: ConnectionMetrics
 
     @classmethod
-    def declare(cls, registry: Registry) -> HttpMetrics:
+    def declare(cls, registry: MetricsRegistry) -> HttpMetrics:
         counted = {
             (route, code): registry.counter(
                 "paywarden_requests_total", "Requests answered.", ("route", "code"), (route, str(code))
@@ -116,7 +116,7 @@ class ScoringMetrics:
     @classmethod
     def declare(
         cls,
-        registry: Registry,
+        registry: MetricsRegistry,
         *,
         flags: Iterable[str],
         entities: Iterable[str],
@@ -153,7 +153,7 @@ class ScoringMetrics:
         )
 
 
-def ready_gauge(registry: Registry) -> Gauge:
+def ready_gauge(registry: MetricsRegistry) -> Gauge:
     """Declare whether a worker is ready. Shown for a host, it is 1 while any worker is."""
     return registry.gauge(READY_METRIC, "Whether any worker of the host is ready to answer payments.", scale=1)
 
@@ -165,7 +165,7 @@ class StageTimes:
     call's last byte to its chunk.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: MetricsRegistry) -> None:
         self.seconds = {
             stage: registry.histogram(
                 "paywarden_stage_seconds",
@@ -203,7 +203,7 @@ class StageTimes:
 class GarbagePauses:
     """Measures every pause for Python's garbage collector."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: MetricsRegistry) -> None:
         self.seconds = registry.histogram(
             "paywarden_gc_pause_seconds", "Pauses for collecting garbage.", bounds=GC_PAUSE_SECONDS_BOUNDS
         )

@@ -1,7 +1,7 @@
 """Serves health and metrics of a scoring host on a port of their own, from a process of their own.
 
     [serve] admin_port ─► HttpServer without payments ─► /livez, /readyz, /metrics
-    pipe from the workers ─ one byte: "metrics, please" ─► metrics.txt (scoring/metrics/rendered.py)
+    pipe from the workers ─ one byte: "metrics, please" ─► metrics.txt (scoring/metrics/exposition.py)
 
 1. To render the metrics of all workers takes milliseconds. Here no payment waits for it, and it happens at most once a
    second, however often the metrics are asked for.
@@ -27,8 +27,8 @@ import uvloop
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.rendered import MetricsRenderer
-from paywarden.scoring.metrics.shared import Registry, totals
+from paywarden.scoring.metrics.exposition import MetricsRenderer
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, totals
 from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.server.context import Endpoints, ServerContext
@@ -65,7 +65,7 @@ def admin_main(
 
 
 async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object], name: str) -> None:
-    loop, stopped, registry = asyncio.get_running_loop(), asyncio.Event(), Registry()
+    loop, stopped, registry = asyncio.get_running_loop(), asyncio.Event(), MetricsRegistry()
     metrics = HttpMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     renderer = MetricsRenderer(host.metrics_directory)

@@ -28,7 +28,7 @@ from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server.deployment.releases import Release, ReleaseSource
-from paywarden.scoring.server.take_over import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
+from paywarden.scoring.server.takeover import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings

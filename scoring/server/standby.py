@@ -9,7 +9,7 @@
 1. A bundle fits one catalogue, and so do profiles, mirror and the fields of a request. Each version therefore has a
    `serve` of its own, with its configuration, its companion and its mirror. They share `[serve] runtime`, the ports and
    the decision cache: a payment that is asked for again gets its decision from either.
-2. Whoever's catalogue the deployment file names serves. The sockets are handed over (take_over.py): no call is refused.
+2. Whoever's catalogue the deployment file names serves. The sockets are handed over (takeover.py): no call is refused.
 3. Without a mirror, or against the registry, a version does not take over. It says so, and what decides goes on.
 4. If new software of the same catalogue takes the ports over, the earlier process ends, as without a standby.
 """

@@ -13,7 +13,7 @@
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 6. SIGHUP, or another deployment file, changes what decides without a new worker (deployment/deployer.py).
 7. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
-8. Another parent may take the ports over, for new software (scoring/server/take_over.py).
+8. Another parent may take the ports over, for new software (scoring/server/takeover.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.http import send_call
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
-from paywarden.scoring.metrics.shared import Counter, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.admin import ADMIN_NAME, admin_main
@@ -46,7 +46,7 @@ from paywarden.scoring.server.deployment.deployer import Deployer, HostProcesses
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.mapped_files import MappedFile
-from paywarden.scoring.server.take_over import HandOverDesk, close_taken, control_pairs, name_after, take_over
+from paywarden.scoring.server.takeover import HandOverDesk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.mirror import has_mirror
@@ -84,7 +84,7 @@ class SupervisorMetrics:
     save: Callable[[], None]
 
     @classmethod
-    def declare(cls, registry: Registry) -> SupervisorMetrics:
+    def declare(cls, registry: MetricsRegistry) -> SupervisorMetrics:
         restarts = {
             reason: registry.counter(
                 "paywarden_worker_restarts_total",
@@ -268,7 +268,7 @@ def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[],
 
 @contextlib.contextmanager
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
-    registry = Registry()
+    registry = MetricsRegistry()
     metrics = SupervisorMetrics.declare(registry)
     # Not mapped: whoever cut the file short would end the host.
     registry.open(host.metrics_directory, name_after(_METRICS_NAME, first), mapped=False)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.metrics.shared import Counter, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class WorkerMustEnd(PaywardenError):
     """The worker cannot go on, and only another process can."""
 
 
-def declare_failures(registry: Registry) -> dict[str, Counter]:
+def declare_failures(registry: MetricsRegistry) -> dict[str, Counter]:
     """Returns a counter for each of STEPS."""
     return {
         step: registry.counter(

@@ -8,7 +8,7 @@
    appends any more. Only then does it open the decision cache, which ends the claims of that process.
 2. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
 3. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another bundle or policy
-   (take_up.py), mends the outbox, and checks that its parent lives. Its heart beats meanwhile.
+   (worker_swap.py), mends the outbox, and checks that its parent lives. Its heart beats meanwhile.
 4. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
 """
 
@@ -40,19 +40,19 @@ from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
+from paywarden.scoring.metrics.exposition import SharedRendering
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
-from paywarden.scoring.metrics.rendered import SharedRendering
-from paywarden.scoring.metrics.shared import Gauge, Registry
+from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.server.mapped_files import map_pages
-from paywarden.scoring.server.take_over import GRPC, HTTP, Control
-from paywarden.scoring.server.take_up import ReleaseSwitch
+from paywarden.scoring.server.takeover import GRPC, HTTP, Control
 from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
+from paywarden.scoring.server.worker_swap import ReleaseSwitch
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
@@ -113,7 +113,7 @@ def worker_main(
 async def _work(
     host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None], place: int = 0
 ) -> None:
-    name, registry = worker_name(worker), Registry()
+    name, registry = worker_name(worker), MetricsRegistry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
     entities = host.engine.plan.entity_names

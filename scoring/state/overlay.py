@@ -47,7 +47,7 @@ from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at, open_regular
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
-from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 from paywarden.scoring.state import overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
@@ -129,7 +129,7 @@ class OverlayMetrics:
     is_used: Gauge
 
     @classmethod
-    def declare(cls, registry: Registry) -> OverlayMetrics:
+    def declare(cls, registry: MetricsRegistry) -> OverlayMetrics:
         def counter(name: str, help_text: str) -> Counter:
             return registry.counter(f"paywarden_overlay_{name}_total", help_text)
 
@@ -259,7 +259,7 @@ class Overlay:
         """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker."""
         plan = engine.plan
         self._settings, self._engine, self._rows_max, self.clock_ms = settings, engine, rows_max, clock_ms
-        self.metrics = metrics or OverlayMetrics.declare(Registry())
+        self.metrics = metrics or OverlayMetrics.declare(MetricsRegistry())
         self._entities, self._keeps_ms = plan.entity_count, settings.lifetime_ms
         self._payment_tags = PaymentTags(plan.key)
         self._shape = shape_of(settings, plan)

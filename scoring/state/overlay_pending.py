@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from paywarden.features.kernel.assemble import assemble
+from paywarden.features.kernel.assembly import assemble
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.layout import (
     ABSENT,

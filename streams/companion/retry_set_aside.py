@@ -36,7 +36,7 @@ from paywarden.scoring.state.outbox import (
     records_in,
     workers,
 )
-from paywarden.streams.companion.set_aside import GAP, RECORD, SetAsideEntries, SetAsideEntry, Unreadable
+from paywarden.streams.companion.set_aside_entries import GAP, RECORD, SetAsideEntries, SetAsideEntry, Unreadable
 from paywarden.streams.companion.shipment import read_entry
 
 _VARINT, _EIGHT, _BYTES, _BEGIN, _END, _FOUR = range(6)

@@ -5,7 +5,7 @@
     stop    the pipeline (its batch in flight ends first) and the agents' last saves, Faust, the web server
 
 Kafka going away ends nothing by itself: Faust's client reconnects for ever, and the pipeline has a patience of
-its own. A part that fails ends the whole process, see streams/faust/supervised.py.
+its own. A part that fails ends the whole process, see streams/faust/supervised_thread.py.
 
 Every step of the stop is bounded, and a step that raises or is cancelled keeps no later step from running. The first
 error is the one that `run_until` raises. If something hangs in spite of that, streams/health/process_end.py ends the
@@ -35,7 +35,7 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.consumer import KafkaTransport
 from paywarden.streams.faust.credentials import credentials
 from paywarden.streams.faust.logs import calm_logs
-from paywarden.streams.faust.supervised import Supervised, SupervisedThread
+from paywarden.streams.faust.supervised_thread import Supervised, SupervisedThread
 from paywarden.streams.faust.web import HealthWeb
 from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.health.process_end import TIDY_UP_S, ProcessEnd

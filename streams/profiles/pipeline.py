@@ -32,7 +32,8 @@ What can go wrong:
 - The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
 - A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
   (streams/profiles/guards/sources.py).
-- A profile cannot be read. It is set aside with its events, and the others go on (streams/profiles/set_aside.py).
+- A profile cannot be read. It is set aside with its events (streams/profiles/set_aside_profile.py), and the others
+  go on.
 """
 
 from __future__ import annotations

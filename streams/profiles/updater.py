@@ -2,7 +2,7 @@
 
 frame of repartition-card ─► read profile card:c ─► apply its events ─► write it ─► changelog
 
-A profile that cannot be read is set aside with its events (streams/profiles/set_aside.py), and the others go on.
+A profile that cannot be read is set aside with its events (streams/profiles/set_aside_profile.py). The others go on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.progress.watermarks import Claim
 from paywarden.streams.profiles.repartition import decode_frame, frames_of
 from paywarden.streams.profiles.router import read_for_update
-from paywarden.streams.profiles.set_aside import SetAsideEvents, is_set_aside, rows_of, set_aside
-from paywarden.streams.profiles.set_aside import decode as decode_set_aside
+from paywarden.streams.profiles.set_aside_profile import SetAsideEvents, is_set_aside, rows_of, set_aside
+from paywarden.streams.profiles.set_aside_profile import decode as decode_set_aside
 
 _log = logging.getLogger(__name__)
 

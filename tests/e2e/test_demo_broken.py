@@ -21,9 +21,9 @@ import pytest
 from rich.console import Console
 
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
-from paywarden.ops.demo import live as demo_live
+from paywarden.ops.demo import live_run as demo_live
 from paywarden.ops.demo import processes as demo_processes
-from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
+from paywarden.ops.demo.live_run import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
 from paywarden.ops.demo.verdict import MetricsReading, SentPayments, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure

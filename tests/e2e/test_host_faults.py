@@ -17,7 +17,7 @@ import pytest
 from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest
-from paywarden.scoring.metrics.shared import totals
+from paywarden.scoring.metrics.shared_metrics import totals
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S

@@ -9,7 +9,7 @@ from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from tests.worlds.endpoint.http_world import NOW_MS, UNHURRIED, FakeScorer
 from tests.worlds.endpoint.payments import euro_intake
@@ -55,7 +55,7 @@ class MemoryWorld:
             settings=UNHURRIED,
             now_ms=lambda: NOW_MS,
         )
-        metrics = HttpMetrics.declare(Registry())
+        metrics = HttpMetrics.declare(MetricsRegistry())
         self.server = HttpServer(
             batcher, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
         )

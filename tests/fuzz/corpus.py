@@ -173,7 +173,7 @@ def _profile() -> Iterator[bytes]:
 
 
 def _profile_set_aside() -> Iterator[bytes]:
-    from paywarden.streams.profiles.set_aside import SetAsideEvents, set_aside
+    from paywarden.streams.profiles.set_aside_profile import SetAsideEvents, set_aside
     from tests.unit.streams.profiles.test_updater import card_events
 
     yield set_aside(b"profile").encode()

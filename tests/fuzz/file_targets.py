@@ -35,7 +35,7 @@ def patched(whole: bytes, data: bytes) -> bytes:
 def host_file() -> Target:
     """Small files of a scoring host: deployment, orders, a checker's answer, counts, cursors, notes of the mirror."""
     from paywarden.schemas.errors import Misconfigured
-    from paywarden.scoring.metrics import shared
+    from paywarden.scoring.metrics import shared_metrics
     from paywarden.scoring.server.deployment.deployment_file import read_deployment
     from paywarden.scoring.server.deployment.releases import read_orders
     from paywarden.scoring.state.outbox import Cursor, OutboxSettings
@@ -53,7 +53,7 @@ def host_file() -> Target:
             read_deployment(file)
         with suppress(Misconfigured):
             assert all(isinstance(key, str) for key in read_orders(file).keys)
-        shared.render(folder)
+        shared_metrics.render(folder)
         cursor._path.write_bytes(data)
         cursor.load()
         with suppress(Misconfigured):
@@ -65,7 +65,7 @@ def host_file() -> Target:
 
 
 def _host_file() -> Iterator[bytes]:
-    from paywarden.scoring.metrics.shared import Registry
+    from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, content_of
     from paywarden.scoring.server.deployment.releases import ReleaseOrders
     from paywarden.scoring.state.shards import HeldShards
@@ -77,7 +77,7 @@ def _host_file() -> Iterator[bytes]:
     yield b"17,%08x" % zlib.crc32(b"17")
     yield ShippedTo(5, 6, "boot").to_bytes()
     yield HeldShards("00", frozenset({1, 9}), is_clean=True).to_bytes()
-    registry, folder = Registry(), _folder()
+    registry, folder = MetricsRegistry(), _folder()
     registry.counter("a_total", "help").add(2)
     registry.open(folder, "worker-0")
     registry.close()
@@ -91,7 +91,7 @@ def operator_file() -> Target:
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.registry.people import RegistryPeople as Signers
     from paywarden.ops.capacity.coefficients import Coefficients
-    from paywarden.ops.capacity.measured import MEASURED
+    from paywarden.ops.capacity.measured_costs import MEASURED
     from paywarden.ops.console.people.people import People
     from paywarden.ops.gateway.description import read_description
     from paywarden.schemas.errors import Misconfigured
@@ -145,7 +145,7 @@ def _operator_file() -> Iterator[bytes]:
 def bundle_files() -> Target:
     """A bundle, and one that was prepared for serving: a byte for the file, then how it is other (`patched`)."""
     from paywarden.models.bundle.bundle import load_bundle, read_manifest
-    from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
+    from paywarden.models.bundle.prepared_bundle import load_prepared, prepare_bundle
     from paywarden.models.bundle.signature import TrustedKeys, sign_bundle
     from paywarden.schemas.errors import BundleRefused
     from tests.worlds.rollout.registry import key_of, people_file
@@ -212,7 +212,7 @@ def policy_files() -> Target:
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.models.policy import mapped_list
     from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
-    from paywarden.models.policy.prepared import load_policy, long_lists, prepare_policy
+    from paywarden.models.policy.prepared_policy import load_policy, long_lists, prepare_policy
     from paywarden.schemas.errors import Misconfigured
 
     folder = _folder()
@@ -263,7 +263,7 @@ def answered_table() -> Target:
     from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.scoring.idempotency import decision_cache
     from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
-    from paywarden.scoring.metrics.shared import Registry
+    from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
     from tests.unit.scoring.idempotency.test_decision_cache import NOW_MS, asked, entry_of, payment
 
@@ -287,7 +287,7 @@ def answered_table() -> Target:
         Path(settings.path).unlink(missing_ok=True)
         decision_cache.prepare(settings)
         requests = [payment(f"p{number}") for number in range(12)]
-        metrics = DecisionCacheMetrics.declare(Registry())
+        metrics = DecisionCacheMetrics.declare(MetricsRegistry())
         table = DecisionCache(settings, outbox_settings, 0, metrics)
         decide(table, requests[:8])
         table.close()

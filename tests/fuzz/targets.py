@@ -91,7 +91,7 @@ def _http2(library: str) -> Target:
     from paywarden.scoring.grpc.front import GrpcServer
     from paywarden.scoring.grpc.metrics import GrpcMetrics
     from paywarden.scoring.grpc.settings import GrpcSettings
-    from paywarden.scoring.metrics.shared import Registry
+    from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from tests.fakes.http_memory import FakeTransport
     from tests.worlds.endpoint.grpc_served import NOW_MS, PATIENT, FakeScorer
     from tests.worlds.endpoint.payments import euro_intake
@@ -108,7 +108,7 @@ def _http2(library: str) -> Target:
     def handle(data: bytes) -> None:
         if not servers:
             batcher = MicroBatcher(FakeScorer(), intake=euro_intake(), settings=PATIENT, now_ms=lambda: NOW_MS)
-            metrics = GrpcMetrics.declare(Registry())
+            metrics = GrpcMetrics.declare(MetricsRegistry())
             servers.append(GrpcServer(batcher, settings=GrpcSettings(library=library), metrics=metrics))
         connection, transport = GrpcConnection(servers[0]), Transport()
         connection.connection_made(transport)
@@ -288,12 +288,12 @@ def profile() -> Target:
 def profile_set_aside() -> Target:
     """A profile that was set aside."""
     from paywarden.schemas.errors import InvalidEvent
-    from paywarden.streams.profiles import set_aside
+    from paywarden.streams.profiles import set_aside_profile
 
     def target(data: bytes) -> None:
         with suppress(InvalidEvent):
-            found = set_aside.decode(data)
-            assert set_aside.decode(found.encode()).profile == found.profile
+            found = set_aside_profile.decode(data)
+            assert set_aside_profile.decode(found.encode()).profile == found.profile
 
     return target
 

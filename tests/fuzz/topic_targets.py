@@ -161,7 +161,7 @@ def console_event() -> Target:
     The bytes of each as Avro are read first, as of any topic (`dead_letter`): here any text may be in any field.
     """
     from paywarden.ops.console.cases.case import cases_of
-    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.idempotency.keyed_acts import PREFIX, KeyedActs, keyed
     from paywarden.ops.console.inbox.store import TABLES, AlertStore
     from paywarden.ops.console.pages import PageRefused
@@ -179,7 +179,7 @@ def console_event() -> Target:
     ids = LocalSchemaIds()
     encoder, decoder = Encoder(EVENTS_TOPIC, ids.id_of(EVENTS_TOPIC)), Decoder(EVENTS_TOPIC, ids)
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
-    database = Database(folder / "console.sqlite", (*TABLES, *QUEUE))
+    database = ConsoleDatabase(folder / "console.sqlite", (*TABLES, *QUEUE))
     webhooks = Webhooks(database, ["https://hook"], b"k" * 32, lambda: "https://console")
     store = AlertStore(database, webhooks.queue, webhooks.queue_event)
     filled = DuckDbDatabase(folder / "index", threads=1)
@@ -263,7 +263,7 @@ def _console_event() -> Iterator[bytes]:
 
 def drift_alert() -> Target:
     """A record of drift-alerts or drift-acknowledgements, which the first byte says, in a console's inbox."""
-    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
     from paywarden.ops.console.webhooks import TABLES as QUEUE
     from paywarden.ops.console.webhooks import Webhooks
@@ -274,7 +274,7 @@ def drift_alert() -> Target:
     ids = LocalSchemaIds()
     readers = [(name, Decoder(name, ids), Encoder(name, ids.id_of(name)).header) for name in FEED_TOPICS]
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
-    database = Database(folder / "console.sqlite", (*TABLES, *QUEUE))
+    database = ConsoleDatabase(folder / "console.sqlite", (*TABLES, *QUEUE))
     webhooks = Webhooks(database, ["https://hook"], b"k" * 32, lambda: "https://console")
     store = AlertStore(database, webhooks.queue, webhooks.queue_event)
 

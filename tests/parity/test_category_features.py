@@ -21,7 +21,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.bundle.bundle import MODEL_TEXT, Bundle, load_bundle, native_library
 from paywarden.models.bundle.compiler import compiler_name
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, read_trees
+from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, read_trees
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.models.replay.measures import Contestant
@@ -35,7 +35,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
@@ -135,11 +135,11 @@ def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list
     outbox = OutboxWriter(at, "0")
     scorer = PaymentScorer(
         engine=engine(),
-        models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+        models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
         policy=policy_of(bundle),
         mirror=mirror,
         outbox=outbox,
-        metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=("card",)),
+        metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=("card",)),
     )
     intake = RequestDecoder(engine().plan, small_world.rates(), RequestLimits())
     now_ms = (LAST_DAY + 1) * DAY_MS

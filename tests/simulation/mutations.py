@@ -197,7 +197,7 @@ def _failure_escapes(load: Any) -> Any:
 
 def _damaged_counts_end_it(_: Any) -> Any:
     def kept(path: Any) -> Any:
-        shared = importlib.import_module("paywarden.scoring.metrics.shared")
+        shared = importlib.import_module("paywarden.scoring.metrics.shared_metrics")
         errors = importlib.import_module("paywarden.schemas.errors")
         try:
             return shared._read_file(path)[1]

@@ -27,7 +27,7 @@ import paywarden.streams.profiles
 from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
-from paywarden.scoring.server import supervisor, take_up, worker
+from paywarden.scoring.server import supervisor, worker, worker_swap
 from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state.outbox import writer as outbox_writer
 from paywarden.streams.kafka import producers
@@ -304,8 +304,8 @@ def patched() -> Iterator[None]:
     put(front, "accept", _accept)
     put(worker, "open_listener", lambda *_, **__: None)
     put(supervisor, "select", SimulatedSelect())
-    put(take_up, "queue", SimulatedQueue())
-    put(take_up, "load_release", _load_release)
+    put(worker_swap, "queue", SimulatedQueue())
+    put(worker_swap, "load_release", _load_release)
     for step in _DECISION_CACHE_STEPS:
         put(DecisionCache, step, _as_seam(getattr(DecisionCache, step), step))
     levels = logging.root.manager.disable

@@ -32,7 +32,7 @@ from paywarden.features.profiles.money import RateTable, load_rates
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.policy.prepared import PreparedPolicy
+from paywarden.models.policy.prepared_policy import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
@@ -42,7 +42,7 @@ from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.tls import TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings
 from paywarden.scoring.requests import fast_requests
@@ -577,7 +577,7 @@ class HostSupervisor(Supervisor):
             self._run_worker,
             stop_s=5.0,
             hang_timeout_s=HANG_S,
-            metrics=SupervisorMetrics.declare(Registry()),
+            metrics=SupervisorMetrics.declare(MetricsRegistry()),
         )
 
     def _start(self, worker: Any) -> None:

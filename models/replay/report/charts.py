@@ -5,7 +5,7 @@ from __future__ import annotations
 from paywarden.models.metrics.comparison import DIFFERENCE_EDGES
 from paywarden.models.metrics.curves import SCORE_EDGES
 from paywarden.models.metrics.segments import GroupMeasures
-from paywarden.models.replay.measures import Comparison, ContestantMeasures, ReplayResults
+from paywarden.models.replay.measures import ContestantMeasures, ReplayComparison, ReplayResults
 from paywarden.models.replay.report.page import Figure, decimal, money, percent, short_amount, whole
 from paywarden.models.replay.report.plots import (
     Axis,
@@ -227,7 +227,7 @@ def threshold_money(results: ReplayResults, measures: ContestantMeasures) -> Fig
     )
 
 
-def score_differences(comparison: Comparison) -> Figure:
+def score_differences(comparison: ReplayComparison) -> Figure:
     return Figure(
         "Shift of scores",
         _differences(comparison.score_shift.counts, "challenger's score minus champion's", "challenger"),

@@ -7,7 +7,13 @@ import math
 from paywarden.models.metrics.comparison import Agreement
 from paywarden.models.metrics.costs import Money
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.replay.measures import LISTED_MAX, ActionChange, Comparison, ContestantMeasures, ReplayResults
+from paywarden.models.replay.measures import (
+    LISTED_MAX,
+    ActionChange,
+    ContestantMeasures,
+    ReplayComparison,
+    ReplayResults,
+)
 from paywarden.models.replay.report import charts
 from paywarden.models.replay.report.page import (
     NO_NUMBER,
@@ -182,7 +188,7 @@ def _agreement(results: ReplayResults, agreement: Agreement) -> PageTable:
     return PageTable(heads, rows)
 
 
-def _changes(comparison: Comparison, currency: str) -> list[PageBlock]:
+def _changes(comparison: ReplayComparison, currency: str) -> list[PageBlock]:
     rows = [
         [_CHANGES[kind][0], whole(change.payments), amount(change.amount_minor)]
         for kind, change in comparison.changes.items()
@@ -191,7 +197,7 @@ def _changes(comparison: Comparison, currency: str) -> list[PageBlock]:
     return [title, PageTable(["by the challenger", "payments", currency or "amount"], rows)]
 
 
-def _shift(comparison: Comparison) -> PageGroup:
+def _shift(comparison: ReplayComparison) -> PageGroup:
     shift = comparison.score_shift
     psi = shift.population_stability_index
     size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "somewhat (0.1 to 0.25)"

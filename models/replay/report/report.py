@@ -3,7 +3,7 @@
 How it works:
 
 1. Each function here returns one section as a list of blocks (models/replay/report/page.py).
-2. models/replay/report/charts.py draws the plots, live.py and comparison.py add their sections.
+2. models/replay/report/charts.py draws the plots, live_section.py and comparison.py add their sections.
 3. models/replay/report/renderer.py renders the blocks with templates.
 
 Example: 1,000 payments with 10 frauds, of which 8 were stopped, begin with the paragraph
@@ -28,7 +28,7 @@ from paywarden.models.replay.live_comparison import LiveComparison
 from paywarden.models.replay.measures import HANDBOOK, ContestantMeasures, ReplayFacts, ReplayResults
 from paywarden.models.replay.report import charts
 from paywarden.models.replay.report.comparison import changed_payments_section, comparison_section, verdict
-from paywarden.models.replay.report.live import live_section
+from paywarden.models.replay.report.live_section import live_section
 from paywarden.models.replay.report.page import (
     Beside,
     Card,

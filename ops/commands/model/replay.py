@@ -140,7 +140,7 @@ def replay(
     the same payments and are compared. A policy file gives [policy] alone, and the environment does not change it.
     """
     from paywarden.features.history.columns import MmapAllocator
-    from paywarden.features.history.mapped import open_history
+    from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
     from paywarden.models.bundle.bundle import load_bundle

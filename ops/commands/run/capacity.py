@@ -66,7 +66,7 @@ def capacity(
     planned.
     """
     from paywarden.ops.capacity.coefficients import Coefficients
-    from paywarden.ops.capacity.measured import MEASURED
+    from paywarden.ops.capacity.measured_costs import MEASURED
     from paywarden.ops.capacity.plan import Requirements, plan
     from paywarden.scoring.state.shards import ShardSettings
 

@@ -76,12 +76,12 @@ def logout(source: Source, name: str) -> None:
     from pathlib import Path
 
     from paywarden.ops.console.audit import audit_log
-    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.people.sessions import TABLES
     from paywarden.ops.console.settings import ConsoleSettings
 
     settings = source.section("console", ConsoleSettings)
-    with closing(Database(settings.database_path, TABLES)) as database, database.write() as connection:
+    with closing(ConsoleDatabase(settings.database_path, TABLES)) as database, database.write() as connection:
         ended = connection.execute("DELETE FROM sessions WHERE name = ?", (name,)).rowcount
     audit_log(Path(settings.folder)).record("operator", "ended_sessions", f"person:{name}", {}, now_ms())
     click.echo(f"ended {ended} sessions of {name}")

@@ -49,8 +49,8 @@ def forget(source: Source, entity_id: str) -> None:
     from paywarden.features.profiles.profile_view import typed_key
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.kafka.admin import require_broker
-    from paywarden.streams.maintenance.forget import KafkaChangelog
-    from paywarden.streams.maintenance.forget import forget as run
+    from paywarden.streams.maintenance.entity_erasure import KafkaChangelog
+    from paywarden.streams.maintenance.entity_erasure import forget as run
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory: only its own process can erase from it")

@@ -15,7 +15,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.streams.companion.set_aside import SetAsideEntry
+    from paywarden.streams.companion.set_aside_entries import SetAsideEntry
 
 
 @click.group()

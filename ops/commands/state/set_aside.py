@@ -12,7 +12,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.streams.maintenance.set_aside import FoundAside
+    from paywarden.streams.maintenance.set_aside_profiles import FoundAside
 
 
 @click.group("set-aside")
@@ -29,7 +29,7 @@ def list_(source: Source) -> None:
     id. The command reads the store and changes nothing.
     """
     from paywarden.features.profiles.engine import FeatureEngine
-    from paywarden.streams.maintenance.set_aside import find
+    from paywarden.streams.maintenance.set_aside_profiles import find
 
     _refuse_memory(source)
     with closing(wiring.open_live_store(source, readonly=True)) as store:
@@ -51,8 +51,8 @@ def retry(source: Source) -> None:
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.kafka.admin import partitions_of, require_broker
     from paywarden.streams.kafka.topic_names import repartition_topic
-    from paywarden.streams.maintenance.set_aside import KafkaParts
-    from paywarden.streams.maintenance.set_aside import retry as run
+    from paywarden.streams.maintenance.set_aside_profiles import KafkaParts
+    from paywarden.streams.maintenance.set_aside_profiles import retry as run
 
     _refuse_memory(source)
     kafka = wiring.kafka_settings(source)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, CaseChange, case_subject, cases_of
-from paywarden.ops.console.cases.known import KnownCases
+from paywarden.ops.console.cases.case_list import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.store import AlertStore

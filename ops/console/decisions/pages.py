@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paywarden.ops.console.decisions.one import DecisionView, OnePage
-from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.decision_page import DecisionView, OnePage
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, Place, Search

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.health.health import ProcessView
 from paywarden.ops.console.inbox.store import Happened
 from paywarden.ops.times import now_ms
@@ -47,7 +47,7 @@ _SHOWN_MAX = 100
 class HealthWatch:
     """Writes what changes. `read`: how the processes are now (`Health.read`)."""
 
-    database: Database
+    database: ConsoleDatabase
     read: Callable[[], Sequence[ProcessView]]
     clock: Callable[[], int] = now_ms
     _errors: dict[tuple[str, str], float] = field(default_factory=dict)

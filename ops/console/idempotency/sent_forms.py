@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from paywarden.ops.console.database import Database, DatabaseUnavailable
+from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
 from paywarden.ops.console.pages import Answer, Done, Upload
 
 ONCE_FIELD = "once"
@@ -53,7 +53,7 @@ def digest_of(session: str, path: str, pairs: Iterable[tuple[str, str]], uploads
 class SentForms:
     """What forms have done. Thread-safe."""
 
-    def __init__(self, database: Database, keep_ms: int) -> None:
+    def __init__(self, database: ConsoleDatabase, keep_ms: int) -> None:
         self._database, self._keep_ms = database, keep_ms
         self._lock = threading.Lock()
         self._under_way: dict[str, threading.Event] = {}

@@ -22,7 +22,7 @@ from paywarden.models.drift.binning import DIMENSIONS, NONE
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
 from paywarden.ops.console.rendering.charts import bin_labels
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.scoring.engine.recomputed import vector_of
+from paywarden.scoring.engine.recomputation import vector_of
 
 SEGMENTS_MAX = 6
 _DECISIONS_MIN = 20

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.segments import FeaturePlace, SegmentCounts, by_segment
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 
@@ -49,7 +49,7 @@ class Stakes:
     `minor` converts an amount of a currency at a time. `place` says where in a vector a feature is.
     """
 
-    database: Database
+    database: ConsoleDatabase
     sampler: Callable[[], Sampler]
     minor: Callable[[int, str, int], int]
     place: FeaturePlace

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paywarden.ops.alert_text import finite
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.rendering.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
@@ -159,7 +159,9 @@ QueueEvent = Callable[[sqlite3.Connection, ConsoleEvent], None]
 class AlertStore:
     """The tables. Thread-safe, as the database is."""
 
-    def __init__(self, database: Database, queue: Queue | None = None, queue_event: QueueEvent | None = None) -> None:
+    def __init__(
+        self, database: ConsoleDatabase, queue: Queue | None = None, queue_event: QueueEvent | None = None
+    ) -> None:
         """`queue` gets each new state of an alert within the transaction that takes it, `queue_event` each event."""
         self._database, self._queue, self._queue_event = database, queue, queue_event
 

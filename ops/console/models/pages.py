@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from paywarden.ops.console.models.changes import ModelFacts
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
 from paywarden.ops.console.models.registry_follower import RegistryFollower
-from paywarden.ops.console.models.starting import Seen, Starting
+from paywarden.ops.console.models.rollout_start import Seen, Starting
 from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paywarden.ops.console.models.starting import SeenTraffic
+from paywarden.ops.console.models.rollout_start import SeenTraffic
 from paywarden.schemas.errors import PaywardenError
 
 if TYPE_CHECKING:
-    from paywarden.ops.console.decisions.opened import OpenedIndex
+    from paywarden.ops.console.decisions.index_connection import OpenedIndex
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _SAMPLE_MAX = 1_000

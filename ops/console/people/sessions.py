@@ -12,7 +12,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.people.people import Person, Role
 
 TABLES = (
@@ -43,12 +43,12 @@ class Session:
 class Sessions:
     """The sessions in the database. `idle_ms` and `whole_ms`: how long one lasts without a page, and at most."""
 
-    database: Database
+    database: ConsoleDatabase
     idle_ms: int
     whole_ms: int
 
     @classmethod
-    def of(cls, database: Database, *, idle_minutes: int, hours: int) -> Sessions:
+    def of(cls, database: ConsoleDatabase, *, idle_minutes: int, hours: int) -> Sessions:
         """Returns the sessions with these limits."""
         return cls(database, idle_minutes * _MINUTE_MS, hours * _HOUR_MS)
 

@@ -20,7 +20,7 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.policy.text import policy_text
-from paywarden.ops.console.kept import Kept
+from paywarden.ops.console.background_values import Kept
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role

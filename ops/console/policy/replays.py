@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paywarden.ops.console.kept import FAULT
+from paywarden.ops.console.background_values import FAULT
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class _Tally:
     """Goes through a week, and sums up."""
 
     def __init__(self, now: Policy, draft: Policy, decided: SampledDecisions, *, last_ms: int) -> None:
-        from paywarden.scoring.engine.recomputed import decision_fields
+        from paywarden.scoring.engine.recomputation import decision_fields
 
         self._policies, self._decided = (now, draft), decided
         self._last_ms, self._first_ms = last_ms, last_ms - DAYS * _DAY_MS
@@ -298,7 +298,7 @@ class _Tally:
     def _facts(self, decision: Mapping[str, Any]) -> Facts | None:
         """Returns what the decision was made from; None, and why is counted, where the conditions could not be true."""
         from paywarden.models.policy.policy import MODEL_ABSENT, Facts
-        from paywarden.scoring.engine.recomputed import request_of, vector_of
+        from paywarden.scoring.engine.recomputation import request_of, vector_of
 
         flags = tuple(decision["flags"])
         try:

@@ -78,7 +78,7 @@ NO_CURRENCIES = Currencies()
 
 
 @dataclass(frozen=True)
-class Frame:
+class PageFrame:
     """The frame of each page: navigation, person, the form's token, what is missing, and a message to show once."""
 
     title: str
@@ -140,7 +140,7 @@ def visible(value: Any) -> Any:
     return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)
 
 
-def rendered(template: str, frame: Frame, view: object) -> str:
+def rendered(template: str, frame: PageFrame, view: object) -> str:
     """Returns the HTML of a page."""
     return environment(frame.currencies).get_template(template).render(frame=frame, view=view)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.background_values import Kept
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
-from paywarden.ops.console.kept import Kept
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.console.review.capacity import DAYS, AnalystWorth, worth_of_one_more

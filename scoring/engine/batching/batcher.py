@@ -40,7 +40,7 @@ from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUN
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.format import Format, TakenRequest
@@ -125,7 +125,7 @@ class ChunkScorer(Protocol):
         """
 
 
-class FastRequests(Protocol):
+class FastRequestSource(Protocol):
     """Requests of the usual form that a front holds itself, without a `Call` for each (scoring/http/fast_path.py)."""
 
     def __len__(self) -> int:
@@ -247,7 +247,7 @@ class MicroBatcher:
         `whole` is asked first about each chunk. It must be of this scorer and intake.
         """
         self._whole = whole
-        self._stages = stages or StageTimes(Registry())
+        self._stages = stages or StageTimes(MetricsRegistry())
         self.settings, self._intake = settings, intake
         self.scorer = scorer
         self._now_ms, self._now_s = now_ms, now_s
@@ -274,7 +274,7 @@ class MicroBatcher:
         self._payments_max = settings.queue_payments_max
         self._bugs = BugLog()
         self._busy_poll = busy_poll or BusyPoll(0)
-        self._fast: FastRequests | None = None
+        self._fast: FastRequestSource | None = None
         # Whether the last chunk was of fast requests. Then calls that wait have their turn.
         self._was_fast = False
 
@@ -298,7 +298,7 @@ class MicroBatcher:
         """The caller of the last call."""
         return self._last_caller
 
-    def take_turns(self, fast: FastRequests) -> None:
+    def take_turns(self, fast: FastRequestSource) -> None:
         """Give chunks of these requests their turns with chunks of calls, from now on."""
         self._fast = fast
 

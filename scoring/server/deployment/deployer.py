@@ -45,12 +45,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paywarden.models.policy.prepared import long_lists
+from paywarden.models.policy.prepared_policy import long_lists
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.private_files import make_private_folder
-from paywarden.scoring.metrics.shared import Counter
+from paywarden.scoring.metrics.shared_metrics import Counter
 from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     READY,

@@ -2,7 +2,7 @@
 
     RUNTIME/
       deployment.json    what should be served (deployment_file.py); written by an operator's command
-      ready/KEY/         a release that was checked: models/bundle/prepared.py, models/policy/prepared.py
+      ready/KEY/         a release that was checked: models/bundle/prepared_bundle.py, models/policy/prepared_policy.py
       orders-PID.json    what the workers of the supervisor PID take up; written by that supervisor
 
 A release's key is made of the digests of its bundle and its policy. Equal keys mean equal decisions, so a folder that
@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.bundle.prepared import load_prepared, no_rest
-from paywarden.models.policy.prepared import PreparedPolicy, SharedList, load_policy
+from paywarden.models.bundle.prepared_bundle import load_prepared, no_rest
+from paywarden.models.policy.prepared_policy import PreparedPolicy, SharedList, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular

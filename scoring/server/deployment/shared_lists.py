@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from paywarden.models.policy.mapped_list import MappedList, sealed_copy
-from paywarden.models.policy.prepared import LongList
+from paywarden.models.policy.prepared_policy import LongList
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
-from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 from paywarden.scoring.state.disk_room import reserve
 from paywarden.scoring.state.outbox.files import framed, parse, segment_path, segments_in
 from paywarden.scoring.state.outbox.reader import Cursor
@@ -44,7 +44,7 @@ class OutboxMetrics:
     refused: Counter
 
     @classmethod
-    def declare(cls, registry: Registry) -> OutboxMetrics:
+    def declare(cls, registry: MetricsRegistry) -> OutboxMetrics:
         return cls(
             registry.gauge(
                 "paywarden_outbox_unshipped_bytes",
@@ -66,7 +66,7 @@ class OutboxWriter:
     def __init__(self, settings: OutboxSettings, worker: str, metrics: OutboxMetrics | None = None) -> None:
         _check(settings)
         self._settings = settings
-        self._metrics = metrics or OutboxMetrics.declare(Registry())
+        self._metrics = metrics or OutboxMetrics.declare(MetricsRegistry())
         self._directory = Path(settings.directory) / worker
         self._cursor = Cursor(settings, worker)
         try:

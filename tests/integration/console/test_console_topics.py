@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from paywarden.ops.cli import cli
 from paywarden.ops.console.audit import AuditHead, audit_log
 from paywarden.ops.console.audit_page import publish_head
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.idempotency.keyed_acts import Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
@@ -55,7 +55,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
         assert sorted(one["payment_id"] for one in sampled) == ["p0", "p1"]
         assert sampler.sample(brazil, now - 7_200_000, now - 3_600_000) == []
 
-    database = Database(tmp_path / "console.sqlite", TABLES)
+    database = ConsoleDatabase(tmp_path / "console.sqlite", TABLES)
     store = AlertStore(database)
     reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
 
@@ -91,7 +91,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     status = CliRunner().invoke(cli, ["drift", "status", "--json"], env=environment, catch_exceptions=False)
     assert '"by": "anna"' in status.output
     stop, thread = reading()
-    other_store = AlertStore(Database(tmp_path / "other.sqlite", TABLES))
+    other_store = AlertStore(ConsoleDatabase(tmp_path / "other.sqlite", TABLES))
     other = AlertReader(other_store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
     other_thread = threading.Thread(target=other.run, args=(stop,))
     other_thread.start()
@@ -117,7 +117,7 @@ def test_one_of_two_consoles_acts_for_a_key_and_a_new_one_knows_the_answer(kafka
     with ExitStack() as stack:
 
         def console(name: str) -> KeyedActs:
-            store = AlertStore(stack.enter_context(closing(Database(tmp_path / name, TABLES))))
+            store = AlertStore(stack.enter_context(closing(ConsoleDatabase(tmp_path / name, TABLES))))
             reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
             stop = threading.Event()
             thread = threading.Thread(target=reader.run, args=(stop,))

@@ -11,7 +11,7 @@ import httpx2
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.ops.console.assembly import registry_follower
 from paywarden.ops.console.background import running
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
 from paywarden.ops.console.models.desk import Desk
@@ -118,7 +118,7 @@ def test_a_topic_that_is_made_anew_is_noticed_while_people_act(settings: KafkaSe
     create_topics(settings, TOPICS, ["card"])
     put(settings, ALERTS_TOPIC, 3)
     ids = LocalSchemaIds()
-    with closing(Database(tmp_path / "console.sqlite", TABLES)) as database:
+    with closing(ConsoleDatabase(tmp_path / "console.sqlite", TABLES)) as database:
         store = AlertStore(database)
         reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
         with running([Section("alerts", "", "", (), background=(reader.run,))]):

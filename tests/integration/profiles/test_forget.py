@@ -18,7 +18,7 @@ from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
-from paywarden.streams.maintenance.forget import Forgotten, KafkaChangelog, forget
+from paywarden.streams.maintenance.entity_erasure import Forgotten, KafkaChangelog, forget
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until

@@ -30,7 +30,7 @@ from paywarden.features.catalogue.attributes import Attribute, identity_column
 from paywarden.features.catalogue.checks import columns_of
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import write_history
-from paywarden.features.history.mapped import open_history
+from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.stores.memory import MemoryStore
@@ -44,7 +44,7 @@ from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.scorer import PaymentScorer
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -345,7 +345,9 @@ def at_the_endpoint(
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=mirror_of(folder),
         outbox=outbox,
-        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(plan.entity_names), entities=plan.entity_names),
+        metrics=ScoringMetrics.declare(
+            MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
+        ),
     )
     limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
     unhurried = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)

@@ -67,7 +67,7 @@ IN_A_RUN = [
     ("paywarden.streams.faust.consumer", "HoldingConsumer", "_getmany"),
 ]
 IN_A_STOP = [
-    ("paywarden.streams.faust.supervised", "SupervisedThread", "on_stop"),
+    ("paywarden.streams.faust.supervised_thread", "SupervisedThread", "on_stop"),
     ("paywarden.streams.faust.partition_agent", "PartitionAgent", "_save_last"),
     ("paywarden.streams.faust.partition_agent", "PartitionAgent", "save"),
     ("paywarden.streams.faust.app", "StreamApp", "on_stop"),

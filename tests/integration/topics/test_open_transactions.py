@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile
 from paywarden.ops.cli import cli
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
 from paywarden.ops.times import now_ms
@@ -86,7 +86,7 @@ def test_an_index_says_what_it_lacks_and_gets_it_at_the_end(topics: KafkaSetting
 
 
 def test_pages_say_that_alerts_wait_and_show_them_at_the_end(topics: KafkaSettings, tmp_path: Path) -> None:
-    with closing(Database(tmp_path / "console.sqlite", TABLES)) as database:
+    with closing(ConsoleDatabase(tmp_path / "console.sqlite", TABLES)) as database:
         store = AlertStore(database)
         reader = AlertReader(store, lambda: AlertFeed(topics, IDS), lambda: EventWriter(topics, IDS))
         stop = threading.Event()

@@ -11,7 +11,7 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.audit import AuditLog, audit_log
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.idempotency.sent_forms import TABLES as SENT_FORMS
 from paywarden.ops.console.login.pages import Login, Provider
 from paywarden.ops.console.pages import Section
@@ -41,7 +41,7 @@ class ConsoleUnderTest:
     """The shell with demo people, a token with all roles, and `sections`."""
 
     shell: Shell
-    database: Database
+    database: ConsoleDatabase
     audit: AuditLog
     clock: Clock
     login: Login
@@ -79,7 +79,7 @@ def console_under_test(folder: Path, provider: Provider | None = None, **setting
     people = People.demo()
     program = Person("program", ALL_ROLES)
     people = replace(people, tokens={token_digest(TOKEN): program})
-    database = Database(made.database_path, (*TABLES, *SENT_FORMS))
+    database = ConsoleDatabase(made.database_path, (*TABLES, *SENT_FORMS))
     audit = audit_log(folder)
     sessions = Sessions.of(database, idle_minutes=made.session_idle_minutes, hours=made.session_hours)
     clock = Clock()

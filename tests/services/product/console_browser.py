@@ -20,8 +20,8 @@ from paywarden.ops.console.assembly import all_tables, listed_catalogue
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
 from paywarden.ops.console.cases.pages import Cases
-from paywarden.ops.console.decisions.one import OnePage
-from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.decision_page import OnePage
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.pages import DecisionPages
 from paywarden.ops.console.health.health import Health
 from paywarden.ops.console.inbox.alert import AlertPage
@@ -36,7 +36,7 @@ from paywarden.ops.console.models.traffic import IndexTraffic
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.policy.decided import IndexedDecisions
+from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
 from paywarden.ops.console.policy.pages import PolicySection
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.shell import API

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
-from paywarden.ops.capacity.measured import MEASURED
+from paywarden.ops.capacity.measured_costs import MEASURED
 from paywarden.ops.capacity.plan import UTILISATION, KeptBytes, Requirements, busy_cores, plan
 from paywarden.ops.commands.run.capacity import capacity
 from paywarden.schemas.errors import Misconfigured

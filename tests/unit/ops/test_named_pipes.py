@@ -23,14 +23,14 @@ from paywarden.features.stores.lmdb_file import missing_bytes
 from paywarden.features.stores.register_file import FileRegister
 from paywarden.features.tables.mapping import read_mapping
 from paywarden.models.bundle.bundle import load_bundle, sha256_of
-from paywarden.models.bundle.explain import read_trees
+from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.bundle.predictor import NativePredictor
-from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.bundle.prepared_bundle import load_prepared
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys, sign_bundle
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.mapped_list import MappedList
-from paywarden.models.policy.prepared import load_policy, long_lists
+from paywarden.models.policy.prepared_policy import load_policy, long_lists
 from paywarden.models.registry.artefacts import check_files
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
@@ -48,7 +48,7 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.key_files import read_hex_key
 from paywarden.schemas.private_files import open_private
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.metrics import shared
+from paywarden.scoring.metrics import shared_metrics
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.server.deployment.deployment_file import read_deployment
@@ -57,7 +57,7 @@ from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorW
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import locked
 from paywarden.streams.companion.cursors import HostIdentity
-from paywarden.streams.companion.set_aside import RECORD, SetAsideEntries
+from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 from paywarden.streams.maintenance.backup import read_backup
 from tests.patience import PATIENCE_S
 from tests.worlds.small import small_world
@@ -116,7 +116,7 @@ def _nothing() -> object:
 
 
 DIGEST = "0" * 64
-REFUSALS = (PaywardenError, OSError, shared._DamagedFile, click.ClickException)
+REFUSALS = (PaywardenError, OSError, shared_metrics._DamagedFile, click.ClickException)
 READERS: dict[str, Read] = {
     "the configuration": lambda path: read_source(str(path)),
     "rates": lambda path: load_rates(str(path)),
@@ -148,7 +148,7 @@ READERS: dict[str, Read] = {
     "orders": read_orders,
     "tokens": lambda path: Tokens(str(path)),
     "a certificate": lambda path: Tls(TlsSettings(certificate=str(path), key=str(path))),
-    "counts of a worker": shared._read_file,
+    "counts of a worker": shared_metrics._read_file,
     "a register of profile sets": lambda path: FileRegister(_prepared(path, "live.json")).read(),
     "a database of LMDB": missing_bytes,
     "a mirror that is read": lambda path: MirrorReader(_mirror(path), item_max=8, profile_bytes_max=4096),

@@ -16,13 +16,13 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.policy.exploration import FileLedger
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
-from paywarden.scoring.metrics.rendered import MetricsRenderer
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.exposition import MetricsRenderer
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.state import overlay
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import OverlaySettings
-from paywarden.streams.companion.set_aside import RECORD, SetAsideEntries
+from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def _overlay(folder: Path) -> None:
 
 
 def _metrics(folder: Path) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     registry.counter("paywarden_test_total", "For this test.")
     registry.open(folder / "metrics", "worker-0")
     MetricsRenderer(folder / "metrics").publish()

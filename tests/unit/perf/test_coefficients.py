@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.capacity import measured
+from paywarden.ops.capacity import measured_costs
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
-from paywarden.ops.capacity.measured import MEASURED
+from paywarden.ops.capacity.measured_costs import MEASURED
 from perf.coefficients import main, module_of
 
 
@@ -20,7 +20,7 @@ def written(module: Path) -> Coefficients:
 
 
 def test_the_package_has_the_module_that_the_benchmark_writes() -> None:
-    assert Path(measured.__file__).read_text(encoding="utf-8") == module_of(MEASURED)
+    assert Path(measured_costs.__file__).read_text(encoding="utf-8") == module_of(MEASURED)
 
 
 def test_figures_of_files_replace_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBa
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
@@ -81,7 +81,7 @@ class GrpcServed:
     ) -> None:
         """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
         self.scorer = FakeScorer()
-        self.metrics = GrpcMetrics.declare(Registry())
+        self.metrics = GrpcMetrics.declare(MetricsRegistry())
         self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),

@@ -19,7 +19,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal, Scorer
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
@@ -94,7 +94,7 @@ class Served:
     ) -> None:
         """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()
-        self.metrics = HttpMetrics.declare(Registry())
+        self.metrics = HttpMetrics.declare(MetricsRegistry())
         self.metrics_text = metrics_text
         self.batcher = MicroBatcher(
             scorer or self.scorer,

@@ -31,7 +31,7 @@ from paywarden.features.history.history import (
     require_past,
     write_history,
 )
-from paywarden.features.history.mapped import open_history
+from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 
 START_MS = 1_704_067_200_000

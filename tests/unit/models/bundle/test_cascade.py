@@ -29,7 +29,7 @@ from paywarden.models.bundle.bundle import (
 )
 from paywarden.models.bundle.cascade import Cascade, CascadePredictor, microseconds_a_row
 from paywarden.models.bundle.compiler import compiler_name
-from paywarden.models.bundle.explain import Explainer, read_trees
+from paywarden.models.bundle.explanations import Explainer, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.training import train_bundle

@@ -15,7 +15,7 @@ from paywarden.models.bundle import parity
 from paywarden.models.bundle.bitvectors import _beside_zeros
 from paywarden.models.bundle.bundle import MODEL_TEXT
 from paywarden.models.bundle.compiler import GENERATORS, compile_library, compiler_name
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, ZERO, Trees, read_trees
+from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, ZERO, Trees, read_trees
 from paywarden.models.bundle.parity import ParityGate, edge_rows, special_rows
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from paywarden.schemas.errors import BundleRefused

@@ -14,7 +14,7 @@ from paywarden.models.metrics.propensity import (
     require_weight_max,
     weight_counts,
 )
-from paywarden.models.metrics.weighted import weighted_measures
+from paywarden.models.metrics.weighted_measures import weighted_measures
 from paywarden.models.training.calibration import brier_score, fit_calibration, log_loss, reliability
 from paywarden.schemas.errors import Misconfigured
 

@@ -15,7 +15,7 @@ import pytest
 
 from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.history import History, final_labels, history_of_tables, write_history
-from paywarden.features.history.mapped import open_history
+from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.drift.binning import DIMENSIONS

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT, load_bundle, native_library, read_manifest
 from paywarden.models.bundle.compiler import compiler_name
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, read_trees
+from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from paywarden.models.training.settings import CATEGORY_MAX
 from paywarden.models.training.table import TrainingTable

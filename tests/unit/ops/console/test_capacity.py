@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from paywarden.ops.console.kept import Kept
+from paywarden.ops.console.background_values import Kept
 from paywarden.ops.console.review.capacity import worth_of_one_more
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.decision_index.database import DuckDbDatabase

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, case_subject, cases_of
-from paywarden.ops.console.cases.known import KnownCases
+from paywarden.ops.console.cases.case_list import KnownCases
 from paywarden.ops.console.cases.pages import Cases
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox

@@ -21,13 +21,13 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.audit_page import AuditView
-from paywarden.ops.console.decisions.one import OnePage
-from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.decision_page import OnePage
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.pages import DecisionPages
-from paywarden.ops.console.decisions.usual import features_of
+from paywarden.ops.console.decisions.usual_values import features_of
 from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
-from paywarden.ops.console.sealed import Seal
+from paywarden.ops.console.sealed_searches import Seal
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
@@ -506,7 +506,7 @@ def test_trees_that_are_gone_take_only_their_part_of_the_page(world: World, monk
     def read_trees(_: Path, __: int) -> None:
         raise BundleRefused("model.txt is not a LightGBM model whose scores can be explained: no such file")
 
-    monkeypatch.setattr("paywarden.models.bundle.explain.read_trees", read_trees)
+    monkeypatch.setattr("paywarden.models.bundle.explanations.read_trees", read_trees)
     page = world.browser("demo-analyst").get(world.address("pay7"))
     assert page.status_code == 200, page.text
     assert "Equal to the bit" in page.text

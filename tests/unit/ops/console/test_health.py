@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.health.health import (
     Health,
     ProcessView,
@@ -131,7 +131,7 @@ def test_what_happens_to_processes_is_on_the_time_line(tmp_path: Path) -> None:
         why = "" if is_ready else "away"
         looks.append((ProcessView("host", "http://h", is_ready, why, 0, (reading,), counts, asked_ms=clock.now_ms),))
 
-    database = Database(tmp_path / "console.sqlite", TABLES)
+    database = ConsoleDatabase(tmp_path / "console.sqlite", TABLES)
     watch = HealthWatch(database, lambda: looks[-1], clock)
 
     def look() -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
@@ -317,13 +317,13 @@ def test_an_alert_without_samples_says_why(
 
 def test_a_count_and_a_page_each_use_the_index_made_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Any]] = []
-    read = Database.read
+    read = ConsoleDatabase.read
 
-    def noted(database: Database, statement: str, values: Any = ()) -> Any:
+    def noted(database: ConsoleDatabase, statement: str, values: Any = ()) -> Any:
         asked.append((statement, values))
         return read(database, statement, values)
 
-    monkeypatch.setattr(Database, "read", noted)
+    monkeypatch.setattr(ConsoleDatabase, "read", noted)
     world.store.count(Wanted(is_snoozed=False), NOW_MS)
     world.store.page(Wanted(is_snoozed=False), NOW_MS, limit=50)
     world.store.page(Wanted(is_snoozed=False, sort="newest"), NOW_MS, limit=50)
@@ -436,7 +436,7 @@ def test_any_order_of_topics_and_any_restart_gives_the_same_alerts(
 
 
 def _store(factory: pytest.TempPathFactory) -> AlertStore:
-    return AlertStore(Database(factory.mktemp("store") / "console.sqlite", TABLES))
+    return AlertStore(ConsoleDatabase(factory.mktemp("store") / "console.sqlite", TABLES))
 
 
 @pytest.mark.parametrize("until", ["soon", "", "9" * 40, "-1", "1e9", "\u00b2"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.console.database import Database, DatabaseUnavailable
+from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
 from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
@@ -250,7 +250,7 @@ def test_a_lost_database_is_told_wherever_somebody_goes(tmp_path: Path, monkeypa
         raise DatabaseUnavailable("the console's database console.sqlite does not answer: disk I/O error")
 
     for name in ("read", "write"):
-        monkeypatch.setattr(Database, name, is_away)
+        monkeypatch.setattr(ConsoleDatabase, name, is_away)
     answers = [browser.get(path) for path in ("/", "/sessions", "/nothing")]
     answers += [browser.post(path, data={"csrf": csrf}) for path in ("/logout", "/sessions/end")]
     for answer in (answers[0], answers[1], *answers[3:]):
@@ -282,18 +282,18 @@ def test_a_damaged_database_is_told_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
         DatabaseUnavailable, match=r"file is not a database\. Move it .* away and start the console again"
     ):
-        Database(path, TABLES)
+        ConsoleDatabase(path, TABLES)
     path.unlink()
-    Database(path, TABLES).close()
+    ConsoleDatabase(path, TABLES).close()
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
     with pytest.raises(DatabaseUnavailable, match="Move it"):
-        Database(path, TABLES).read("SELECT * FROM sessions")
+        ConsoleDatabase(path, TABLES).read("SELECT * FROM sessions")
     path.unlink()
     for beside in path.parent.glob("console.sqlite-*"):
         beside.unlink()
-    with closing(Database(path, TABLES)) as anew:
+    with closing(ConsoleDatabase(path, TABLES)) as anew:
         assert anew.read("SELECT * FROM sessions") == []
 
 

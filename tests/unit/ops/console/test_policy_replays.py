@@ -12,14 +12,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.policy.decided import IndexedDecisions
+from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
 from paywarden.ops.console.policy.pages import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
 from paywarden.ops.console.shell import API
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine.recomputed import decide_again
+from paywarden.scoring.engine.recomputation import decide_again
 from paywarden.streams.decision_index.index import Stored
 from tests.services.product.console import NOW_MS, csrf_of
 from tests.unit.ops.console.test_decisions import HOUR_MS, World

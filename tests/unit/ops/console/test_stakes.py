@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paywarden.ops.console.database import Database
+from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox import segments, stakes, store
 from paywarden.ops.console.inbox.stakes import Stakes
 from paywarden.ops.console.inbox.store import AlertStore
@@ -49,7 +49,7 @@ def _minor(amount: int, currency: str, _: int) -> int:
 
 
 def test_money_is_affected_payments_times_the_mean_amount(tmp_path: Path) -> None:
-    database = Database(tmp_path / "console.sqlite", (*store.TABLES, *stakes.TABLES))
+    database = ConsoleDatabase(tmp_path / "console.sqlite", (*store.TABLES, *stakes.TABLES))
     alerts = AlertStore(database)
     alerts.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, alert_record(1)),)))
     made = Stakes(database, _Decisions, _minor, lambda _digest, _name: None)

@@ -20,7 +20,7 @@ from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import SwapMetrics
-from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
+from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry, _DirectoryCollector
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.server.supervisor import SupervisorMetrics
 from paywarden.scoring.server.watch import declare_failures
@@ -71,7 +71,7 @@ def alerts() -> list[dict[str, str]]:
     return found
 
 
-def declare_workers(registry: Registry) -> list[Gauge]:
+def declare_workers(registry: MetricsRegistry) -> list[Gauge]:
     """All that a scoring worker counts; returns gauges that are shown once they have a value."""
     HttpMetrics.declare(registry)
     GrpcMetrics.declare(registry)
@@ -89,7 +89,7 @@ def declare_workers(registry: Registry) -> list[Gauge]:
 
 def declared(folder: Path) -> dict[str, set[str]]:
     """The name of each sample that a process of ours can show, with its labels."""
-    registry = Registry()
+    registry = MetricsRegistry()
     gauges = declare_workers(registry)
     registry.open(folder, "worker-0")
     for gauge in gauges:
@@ -161,7 +161,7 @@ def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> 
 
 def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     """A flag or a bound of a histogram that was renamed would silence its alert."""
-    registry = Registry()
+    registry = MetricsRegistry()
     declare_workers(registry)
     registry.open(tmp_path, "worker-0")
     shown = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paywarden.models.bundle.bundle import read_manifest
-from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.bundle.prepared_bundle import load_prepared
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile

@@ -25,7 +25,7 @@ from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
@@ -47,11 +47,11 @@ class World:
         engine, bundle = small_world.engine(), small_world.loaded_bundle()
         self.scorer = PaymentScorer(
             engine=engine,
-            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
             mirror=MirrorSettings(path=str(folder / "mirror")),
             outbox=self.outbox,
-            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=engine.plan.entity_names),
+            metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=engine.plan.entity_names),
             options=ScorerOptions(answered=self.cache),
         )
 

@@ -11,20 +11,20 @@ import pytest
 from paywarden.models.bundle.cascade import CascadePredictor
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.worlds.small import small_world
 from tests.worlds.small.small_cascade import CASCADE, F32, F64, Column, loaded, payments, predictor
 
 
 def test_the_chain_of_a_worker_scores_as_the_bundle_does() -> None:
-    chain = ModelChain([loaded()], metrics=ModelMetrics.declare(Registry()))
+    chain = ModelChain([loaded()], metrics=ModelMetrics.declare(MetricsRegistry()))
     rows = payments()
     assert chain.score(rows).scores == loaded().score(rows).tolist()
     assert chain._score_singly(rows[:200]).scores == loaded().score(rows[:200]).tolist()
 
 
 def test_a_worker_counts_which_of_the_two_models_answered() -> None:
-    metrics = ModelMetrics.declare(Registry())
+    metrics = ModelMetrics.declare(MetricsRegistry())
     chain = ModelChain([loaded()], metrics=metrics)
     rows = payments()
     early = predictor().cascade.is_clear(predictor().first.margins(rows))
@@ -55,7 +55,7 @@ def test_payments_that_the_large_model_fails_on_are_not_counted(failure: float |
     large = Broken(1)
     large.failure = failure
     both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
-    metrics = ModelMetrics.declare(Registry())
+    metrics = ModelMetrics.declare(MetricsRegistry())
     chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
     # Two clear rows, and one for the large model.
     rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
@@ -64,6 +64,6 @@ def test_payments_that_the_large_model_fails_on_are_not_counted(failure: float |
 
 
 def test_a_bundle_without_a_cascade_counts_no_early_scores() -> None:
-    metrics = ModelMetrics.declare(Registry())
+    metrics = ModelMetrics.declare(MetricsRegistry())
     ModelChain([small_world.loaded_bundle()], metrics=metrics).score(payments())
     assert (metrics.answered_first.value, metrics.answered_large.value) == (0, 0)

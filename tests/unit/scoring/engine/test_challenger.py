@@ -25,7 +25,7 @@ from paywarden.scoring.engine.challenger import (
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, requests, score_many
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
@@ -59,7 +59,7 @@ def challenger(bundle: Bundle, policy: Policy, **more: Any) -> VectorChallenger:
 
 def decide(host: Host, bundle: Bundle, policy: Policy) -> list[OutboxEntry]:
     """Returns the decisions of this model and policy about the same payments, a stale mirror included."""
-    models = ModelChain((bundle,), metrics=ModelMetrics.declare(Registry()))
+    models = ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry()))
     origins = tuple(Origin(digest, policy.digest) for digest in (bundle.manifest.digest, ""))
     host.scorer.take_up(host.scorer.served(models, policy, origins))
     host.outbox.entries.clear()

@@ -13,7 +13,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.unit.scoring.engine.test_scorer import Host, requests, score_many
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
@@ -41,7 +41,7 @@ def decided(
 ) -> list[OutboxEntry]:
     """Returns the decisions about all payments of a policy that declines."""
     host.scorer._exploration = explored
-    models = ModelChain((small_world.loaded_bundle(),), metrics=ModelMetrics.declare(Registry()))
+    models = ModelChain((small_world.loaded_bundle(),), metrics=ModelMetrics.declare(MetricsRegistry()))
     host.scorer.take_up(host.scorer.served(models, Policy(policy, review_at=0.5, decline_at=0.9), origins))
     host.outbox.entries.clear()
     score_many(host.scorer, requests())

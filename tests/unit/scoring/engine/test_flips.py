@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT, golden_payments
-from paywarden.models.bundle.explain import FEATURE, read_trees
+from paywarden.models.bundle.explanations import FEATURE, read_trees
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
-from paywarden.scoring.engine.recomputed import decide_again
+from paywarden.scoring.engine.recomputation import decide_again
 from tests.worlds.small import small_world
 
 RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")

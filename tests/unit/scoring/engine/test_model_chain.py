@@ -18,7 +18,7 @@ from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALL
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.model_chain import NO_MODEL, ChainSettings, ModelChain
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.worlds.small import small_world
 
 Vectors = NDArray[np.float32]
@@ -57,7 +57,7 @@ class Chain:
 
     def __init__(self, *models: Model) -> None:
         self.now_ms = 0
-        self.metrics = ModelMetrics.declare(Registry())
+        self.metrics = ModelMetrics.declare(MetricsRegistry())
         self.chain = ModelChain(
             [model.bundle for model in models], metrics=self.metrics, settings=SETTINGS, now_ms=lambda: self.now_ms
         )
@@ -112,7 +112,7 @@ def test_a_model_that_works_scores_all_vectors_in_one_call() -> None:
 
 def test_scores_are_the_bundles_own_to_the_bit() -> None:
     bundle = small_world.loaded_bundle()
-    chain = ModelChain([bundle], metrics=ModelMetrics.declare(Registry()))
+    chain = ModelChain([bundle], metrics=ModelMetrics.declare(MetricsRegistry()))
     rows = np.ascontiguousarray(small_world.table().vectors[:500])
     assert chain.score(rows).scores == bundle.score(rows).tolist()
     singly = [chain._score_singly(rows[row : row + 1]).scores[0] for row in range(50)]
@@ -121,7 +121,7 @@ def test_scores_are_the_bundles_own_to_the_bit() -> None:
 
 def test_a_chain_that_was_swapped_out_is_freed_without_a_garbage_collection() -> None:
     """Each swap once left the trees of a model behind, until a collection that a quiet worker hardly ever makes."""
-    chain = ModelChain([Model("m1").bundle], metrics=ModelMetrics.declare(Registry()))
+    chain = ModelChain([Model("m1").bundle], metrics=ModelMetrics.declare(MetricsRegistry()))
     bound = chain.bind(vectors(0, 1))
     bound(2)
     freed = weakref.ref(chain._primary)

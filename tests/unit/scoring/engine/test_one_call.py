@@ -23,7 +23,7 @@ from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, Policy, Policy
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import chunk_call, one_call, served
+from paywarden.scoring.engine import chunk_call, one_call, served_model
 from paywarden.scoring.engine import vectors as vectors_module
 from paywarden.scoring.engine.batching import batcher as batcher_module
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal
@@ -35,7 +35,7 @@ from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
@@ -69,8 +69,8 @@ class Side:
         self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
         self.table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=512)
         decision_cache.prepare(self.table)
-        self.registry = registry = Registry()
-        self.stages = StageTimes(Registry())
+        self.registry = registry = MetricsRegistry()
+        self.stages = StageTimes(MetricsRegistry())
         self.outbox = OutboxWriter(self.where, "worker-0")
         self.cache = DecisionCache(self.table, self.where, 0, DecisionCacheMetrics.declare(registry))
         bundle = small_world.loaded_bundle()
@@ -159,7 +159,7 @@ class Pair:
             self.open_marks(writer.newest_transaction())
         writer.close()
         # Decisions count up from the same prefix on both sides.
-        monkeypatch.setattr(served, "os", SimpleNamespace(urandom=bytes))
+        monkeypatch.setattr(served_model, "os", SimpleNamespace(urandom=bytes))
         self.steps = Side(folder / "steps", mirror, in_one_call=False, overlay_clock_ms=clock)
         reader = self.steps.scorer._features.mirror
         assert isinstance(reader, MirrorReader)
@@ -402,7 +402,7 @@ def test_a_model_and_a_policy_that_are_taken_up_decide_from_the_next_chunk_on(pa
     strict = Policy(PolicySettings(), review_at=1e-9, decline_at=1.0)
     other = small_world.other_loaded_bundle()
     for side in (pair.steps, pair.quick):
-        models = ModelChain((other,), metrics=ModelMetrics.declare(Registry()))
+        models = ModelChain((other,), metrics=ModelMetrics.declare(MetricsRegistry()))
         side.scorer.take_up(side.scorer.served(models, strict))
     found = pair.ask([body(place) for place in range(9, 20)])
     assert {ScoreResponse.FromString(each).action for each in found if isinstance(each, bytes)} == {"review"}

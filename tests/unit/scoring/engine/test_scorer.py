@@ -34,7 +34,7 @@ from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache as answered_payments
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
@@ -85,7 +85,7 @@ class Host:
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
         self.outbox = FakeOutbox()
         self.answered: DecisionCache | None = None
-        self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
+        self.metrics = ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=PLAN.entity_names)
         self.bundle = small_world.loaded_bundle()
         self._policy = policy
         self._scorer: PaymentScorer | None = None
@@ -103,7 +103,7 @@ class Host:
             manifest = self.bundle.manifest
             self._scorer = PaymentScorer(
                 engine=small_world.engine(),
-                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
                 policy=Policy(
                     PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
                 ),
@@ -257,7 +257,7 @@ def test_what_decides_is_changed_between_two_chunks_and_changed_back(host: Host)
     host.fill(profiles())
     first, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
     host.score(requests()[0])
-    models = ModelChain((other,), metrics=ModelMetrics.declare(Registry()))
+    models = ModelChain((other,), metrics=ModelMetrics.declare(MetricsRegistry()))
     manifest = other.manifest
     policy = Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at)
     made = host.scorer.served(models, policy)
@@ -282,7 +282,9 @@ def test_a_candidate_decides_about_its_share_of_the_cards_and_about_no_other(hos
     policy = Policy(PolicySettings(), review_at=0.5, decline_at=0.9)
     arm = Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.5)
     candidate = host.scorer.served(
-        ModelChain((other,), metrics=ModelMetrics.declare(Registry())), policy, (arm, replace(arm, bundle_digest=""))
+        ModelChain((other,), metrics=ModelMetrics.declare(MetricsRegistry())),
+        policy,
+        (arm, replace(arm, bundle_digest="")),
     )
     split = ArmSplit(bytes(range(16)), 5000)
     host.scorer.divide(candidate, split)
@@ -613,11 +615,15 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
     outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
-        models=ModelChain([cast(Bundle, CertainBundle("pair_count_1d", 0))], metrics=ModelMetrics.declare(Registry())),
+        models=ModelChain(
+            [cast(Bundle, CertainBundle("pair_count_1d", 0))], metrics=ModelMetrics.declare(MetricsRegistry())
+        ),
         policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
         mirror=mirror,
         outbox=outbox,
-        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
+        metrics=ScoringMetrics.declare(
+            MetricsRegistry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]
+        ),
     )
     intake = RequestDecoder(engine.plan, small_world.rates(), RequestLimits())
     (known,) = score_many(scorer, [request], intake=intake)

@@ -30,7 +30,7 @@ from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -61,7 +61,7 @@ class Worker:
             writer = MirrorWriter(mirror)
             writer.apply(dict(profiles()), {0: 1}, NOW_MS)
             writer.close()
-        registry = Registry()
+        registry = MetricsRegistry()
         self.outbox = OutboxWriter(self.where, "worker-0")
         self.cache = DecisionCache(table, self.where, 0, DecisionCacheMetrics.declare(registry))
         bundle = small_world.loaded_bundle()

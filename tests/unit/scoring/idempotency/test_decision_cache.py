@@ -29,7 +29,7 @@ from paywarden.scoring.idempotency.decision_cache import (
     Repeat,
     tag_of,
 )
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
 from tests.unit.scoring.state.outboxes import append_all, starts
@@ -66,7 +66,7 @@ class Worker:
 
     def __init__(self, host: Host, number: int) -> None:
         self.outbox = OutboxWriter(host.outbox, answered.worker_name(number))
-        self.metrics = DecisionCacheMetrics.declare(Registry())
+        self.metrics = DecisionCacheMetrics.declare(MetricsRegistry())
         self.answered = DecisionCache(host.answered, host.outbox, number, self.metrics)
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> list[Claim]:

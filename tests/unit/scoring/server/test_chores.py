@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from paywarden.models.bundle.prepared import no_rest
+from paywarden.models.bundle.prepared_bundle import no_rest
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.server.deployment.releases import ReleaseOrders
-from paywarden.scoring.server.take_up import Chores, ReleaseSwitch
+from paywarden.scoring.server.worker_swap import Chores, ReleaseSwitch
 from tests.patience import PATIENCE_S
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paywarden.scoring.server.take_up import Rests
+from paywarden.scoring.server.worker_swap import Rests
 
 
 @pytest.mark.parametrize(("step_s", "rest_s"), [(0.00001, 0.001), (0.0005, 0.002), (0.003, 0.012), (2.0, 0.05)])

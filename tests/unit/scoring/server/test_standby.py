@@ -16,7 +16,7 @@ from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Depl
 from paywarden.scoring.state.mirror import MirrorWriter
 from tests.services.product.processes import PaywardenProcess, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, Server
-from tests.unit.scoring.server.test_take_over import Caller
+from tests.unit.scoring.server.test_takeover import Caller
 from tests.worlds.small import small_world
 
 # A version takes the digest of its catalogue from its first argument. All else of the two is in their configurations.

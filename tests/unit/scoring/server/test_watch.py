@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
 
 
@@ -20,7 +20,7 @@ class Steps:
         self.done: list[str] = []
         self.error: Exception | None = None
         self.is_in_use = True
-        self.failures = declare_failures(Registry())
+        self.failures = declare_failures(MetricsRegistry())
         steps = {"mirror": lambda: self.done.append("mirror"), "tokens": self._tokens, "outbox": self._outbox}
         steps["unshipped"] = lambda: self.done.append("unshipped")
         self.watch = WorkerWatch(steps, self.failures, lambda: self.done.append("beat"), round_s=0.001)

@@ -12,7 +12,7 @@ from tests.services.product.processes import run_program
 # Workers tell what they do in lines on stdout. A worker never ends because time has passed.
 RUN = """
 import ctypes, errno, json, logging, os, signal, sys, time
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import Registry
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
 

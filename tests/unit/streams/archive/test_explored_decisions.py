@@ -10,10 +10,10 @@ import pyarrow as pa
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.recomputed import decide_again, outcome_of
+from paywarden.scoring.engine.recomputation import decide_again, outcome_of
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.streams.archive.propensities import COLUMNS, with_propensities
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, rows_schema
@@ -30,7 +30,7 @@ def test_a_payment_that_a_worker_approved_by_the_coin_weighs_more_in_training(tm
     policy = Policy(PolicySettings(), review_at=0.005, decline_at=0.01)
     settings = ExplorationSettings(share=SHARE, budget_minor_a_day=1 << 40, payment_minor_max=1 << 30)
     host.scorer._exploration = Exploration(settings, key=bytes(16), ledger=MemoryLedger())
-    models = ModelChain((bundle,), metrics=ModelMetrics.declare(Registry()))
+    models = ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry()))
     origins = tuple(Origin(digest, policy.digest) for digest in (bundle.manifest.digest, ""))
     host.scorer.take_up(host.scorer.served(models, policy, origins))
     score_many(host.scorer, requests())

@@ -26,7 +26,7 @@ from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
@@ -110,13 +110,15 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     names = ENGINE.plan.entity_names
     scorer = PaymentScorer(
         engine=ENGINE,
-        models=ModelChain([cast(Bundle, CertainBundle("is_heavy", 3))], metrics=ModelMetrics.declare(Registry())),
+        models=ModelChain(
+            [cast(Bundle, CertainBundle("is_heavy", 3))], metrics=ModelMetrics.declare(MetricsRegistry())
+        ),
         policy=Policy(
             PolicySettings(rules=rules, on_mirror_absent="approve"), review_at=0.5, decline_at=0.9, catalogue=CATALOGUE
         ),
         mirror=MirrorSettings(path=str(folder / "mirror"), size_mb=16),
         outbox=OutboxWriter(settings, "worker-0"),
-        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(names), entities=names),
+        metrics=ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(names), entities=names),
         options=ScorerOptions(answered=DecisionCache(cache, settings, 0)),
     )
     rates = RateTable({"EUR": [(0, RATE_SCALE)]})

@@ -23,7 +23,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
@@ -69,11 +69,11 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             writer.close()
         scorer = PaymentScorer(
             engine=warm,
-            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
             outbox=SimpleNamespace(append_frames=lambda _: 0),
-            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=warm.plan.entity_names),
+            metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
         intake = RequestDecoder(warm.plan, load_rates(), RequestLimits())
         (result,) = score_many(scorer, [request], intake, NOON_MS)

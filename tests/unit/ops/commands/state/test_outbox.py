@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from paywarden.scoring.state.outbox import OutboxWriter
-from tests.unit.streams.companion.test_set_aside import MANY_LEVELS
+from tests.unit.streams.companion.test_set_aside_entries import MANY_LEVELS
 from tests.worlds.stream.shipped import World
 
 

@@ -21,7 +21,7 @@ from paywarden.models.policy.mapped_list import MappedList, write_mapped_list
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.server.deployment.deployer import KILLS_MAX, CheckLimits, Deployer, HostProcesses
 from paywarden.scoring.server.deployment.deployment_file import (
     Deployment,
@@ -82,7 +82,7 @@ class Host:
     def __init__(self, folder: Path, **more: Any) -> None:
         self.source, self.folder = Source(folder.parent / "paywarden.toml"), folder
         self.source.serve("a")
-        self.failures = swap_failures(Registry(), CHECK)
+        self.failures = swap_failures(MetricsRegistry(), CHECK)
         self.told, self.pid, self.forks = 0, 0, 0
         self.fork: Callable[[Callable[[], int]], int] = self._fork
         self.deployer = Deployer(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.state.outbox import (
     Cursor,
     OutboxFull,
@@ -130,7 +130,7 @@ def test_two_writers_on_one_directory_are_refused(small: OutboxSettings) -> None
 
 
 def test_unshipped_bytes_and_refused_appends_are_in_the_metrics(tmp_path: Path) -> None:
-    metrics = OutboxMetrics.declare(Registry())
+    metrics = OutboxMetrics.declare(MetricsRegistry())
     where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
     writer = OutboxWriter(where, "w0", metrics)
     accepted: list[bytes] = []

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.profiles import set_aside
+from paywarden.streams.profiles import set_aside_profile
 from paywarden.streams.profiles.events import record_key
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.fakes.kafka import Place
@@ -286,11 +286,11 @@ def test_an_unreadable_profile_stops_neither_the_worker_nor_other_profiles(worke
     assert in_essence(others) == {name: state for name, state in profiles_of(60).items() if name != key}
     assert key not in [name for topic, _, name, _ in worker.sender.sent[sent:] if topic == "profiles"]
     # The bytes come back, and the next payment of the card.
-    kept = set_aside.decode(worker.store.read([key])[0] or b"")
-    worker.store.write({key: set_aside.SetAsideEvents(good, kept.rows).encode()}, ttl_s=0)
+    kept = set_aside_profile.decode(worker.store.read([key])[0] or b"")
+    worker.store.write({key: set_aside_profile.SetAsideEvents(good, kept.rows).encode()}, ttl_s=0)
     worker.pay([{**payments[0], "card_id": card, "payment_id": "one more"}])
     worker.step(4)
-    assert not set_aside.is_set_aside(worker.store.read([key])[0])
+    assert not set_aside_profile.is_set_aside(worker.store.read([key])[0])
     value = worker.pipeline.metrics._restored.labels("card")._value.get()
     assert value == 1
 

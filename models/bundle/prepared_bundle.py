@@ -44,7 +44,7 @@ from paywarden.models.bundle.bundle import (
     sha256_of,
 )
 from paywarden.models.bundle.cascade import Cascade, CascadeExplainer, CascadePredictor
-from paywarden.models.bundle.explain import Explainer, Trees, read_trees
+from paywarden.models.bundle.explanations import Explainer, Trees, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.bundle.signature import BUILD, SIGNATURE, TrustedKeys
 from paywarden.models.bundle.stored_arrays import UNREADABLE

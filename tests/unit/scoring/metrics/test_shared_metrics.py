@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.metrics import shared
-from paywarden.scoring.metrics.shared import Counter, Registry, count_reader, render
+from paywarden.scoring.metrics import shared_metrics
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, count_reader, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
 
@@ -28,8 +28,8 @@ def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     }
 
 
-def opened(directory: Path, worker: str) -> Registry:
-    registry = Registry()
+def opened(directory: Path, worker: str) -> MetricsRegistry:
+    registry = MetricsRegistry()
     registry.counter("things_total", "Things.", ("kind",), ("a",))
     registry.gauge("age_seconds", "Age.")
     registry.histogram("size", "Sizes.", bounds=(1, 2))
@@ -37,7 +37,7 @@ def opened(directory: Path, worker: str) -> Registry:
     return registry
 
 
-def things(registry: Registry) -> Counter:
+def things(registry: MetricsRegistry) -> Counter:
     return registry.counter("things_total", "Things.", ("kind",), ("a",))
 
 
@@ -58,7 +58,7 @@ def test_the_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
 
 
 def test_another_process_reads_one_count_as_it_goes_up(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     registry.histogram("size", "Sizes.", bounds=(1, 2)).observe(2)
     turns = registry.counter("turns_total", "Turns.")
     registry.counter("things_total", "Things.", ("kind",), ("a",)).add(7)
@@ -85,7 +85,7 @@ def test_buckets_are_cumulative_and_include_values_equal_to_their_bound(tmp_path
 
 @given(st.lists(st.integers(1, 1000)))
 def test_counts_from_before_open_are_kept(counts: list[int]) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     counter = registry.counter("things_total", "Things.")
     for count in counts:
         counter.add(count)
@@ -93,7 +93,7 @@ def test_counts_from_before_open_are_kept(counts: list[int]) -> None:
 
 
 def test_a_handle_works_before_and_after_open(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     counter = registry.counter("things_total", "Things.")
     size = registry.histogram("size", "Sizes.", bounds=(1,))
     counter.add(1)
@@ -107,7 +107,7 @@ def test_a_handle_works_before_and_after_open(tmp_path: Path) -> None:
 
 
 def test_the_same_series_asked_for_twice_is_the_same_handle() -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     assert things(registry) is things(registry)
     assert registry.counter("things_total", "Things.", ("kind",), ("b",)) is not things(registry)
 
@@ -123,8 +123,8 @@ def test_a_worker_that_starts_again_goes_on_from_its_counts(tmp_path: Path) -> N
 CRASHING = """
 import os, signal, sys
 from pathlib import Path
-from paywarden.scoring.metrics.shared import Registry
-registry = Registry()
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
+registry = MetricsRegistry()
 counter = registry.counter("things_total", "Things.", ("kind",), ("a",))
 gauge = registry.gauge("age_seconds", "Age.")
 registry.open(Path(sys.argv[1]), "w0")
@@ -151,14 +151,14 @@ def test_a_worker_that_was_killed_starts_again_where_there_is_no_room_for_a_seco
     registry = opened(tmp_path, "w0")
     things(registry).add(5)
     registry.close()
-    replace = shared._replace
+    replace = shared_metrics._replace
 
     def replace_where_one_file_fits(path: Path, content: bytes) -> None:
         if any(tmp_path.glob("*.metrics")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(path, content)
 
-    monkeypatch.setattr(shared, "_replace", replace_where_one_file_fits)
+    monkeypatch.setattr(shared_metrics, "_replace", replace_where_one_file_fits)
     again = opened(tmp_path, "w0")
     things(again).add(1)
     assert samples(tmp_path)[COUNT] == 6
@@ -172,7 +172,7 @@ def test_a_series_that_a_new_version_no_longer_declares_is_still_shown(tmp_path:
     old.counter("things_total", "Things.", ("kind",), ("a",)).add(3)
     old.close()
     for _ in range(2):
-        new = Registry()
+        new = MetricsRegistry()
         other = new.counter("others_total", "Others.")
         new.open(tmp_path, "w0")
         other.add(1)
@@ -186,7 +186,7 @@ def test_a_histogram_whose_bounds_changed_starts_anew_and_is_shown_once(tmp_path
     old = opened(tmp_path, "w0")
     old.histogram("size", "Sizes.", bounds=(1, 2)).observe(1)
     old.close()
-    new = Registry()
+    new = MetricsRegistry()
     size = new.histogram("size", "Sizes.", bounds=(1, 2, 3))
     new.open(tmp_path, "w0")
     size.observe(1)
@@ -257,7 +257,7 @@ def test_a_file_that_holds_no_counts_is_put_aside_and_named(tmp_path: Path, capl
 
 
 def test_counts_in_memory_are_saved_and_outlive_any_damage_of_their_file(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     counter = things(registry)
     registry.open(tmp_path, "w0", mapped=False)
     path = tmp_path / "w0.metrics"
@@ -284,7 +284,7 @@ def test_counts_in_memory_are_saved_and_outlive_any_damage_of_their_file(tmp_pat
     path.rmdir()
     registry.save()
     registry.close()
-    again = Registry()
+    again = MetricsRegistry()
     things(again).add(4)
     again.open(tmp_path, "w0", mapped=False)
     again.save()
@@ -348,7 +348,7 @@ def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:
 
 
 def test_the_metrics_of_a_worker_are_there_from_the_start_at_zero(tmp_path: Path) -> None:
-    registry = Registry()
+    registry = MetricsRegistry()
     http = HttpMetrics.declare(registry)
     scoring = ScoringMetrics.declare(registry, flags=["unknown_card"], entities=["card"])
     registry.open(tmp_path, "w0")
@@ -373,7 +373,7 @@ def test_the_metrics_of_a_worker_are_there_from_the_start_at_zero(tmp_path: Path
 
 
 def test_pauses_for_garbage_are_counted_while_they_are_watched() -> None:
-    pauses = GarbagePauses(Registry())
+    pauses = GarbagePauses(MetricsRegistry())
     gc.collect()
     assert pauses.seconds.count == 0
     pauses.watch()
@@ -388,7 +388,7 @@ def test_pauses_for_garbage_are_counted_while_they_are_watched() -> None:
 def test_another_process_sees_a_count_at_once(tmp_path: Path) -> None:
     registry = opened(tmp_path, "w0")
     registry.counter("things_total", "Things.", ("kind",), ("a",)).add(4)
-    code = "import sys; from pathlib import Path; from paywarden.scoring.metrics.shared import render; "
+    code = "import sys; from pathlib import Path; from paywarden.scoring.metrics.shared_metrics import render; "
     code += "sys.stdout.write(render(Path(sys.argv[1])).decode())"
     shown = run_program(code, str(tmp_path))
     assert shown.returncode == 0, shown.stderr

@@ -22,7 +22,7 @@ from paywarden.features.history.history import (
     read_history,
     write_history,
 )
-from paywarden.features.history.mapped import open_history
+from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.history.test_history import WRONG_OUTCOMES, WRONG_PAYMENTS, outcomes_table, payments_table
 from tests.worlds.small import small_history

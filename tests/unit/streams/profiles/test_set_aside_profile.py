@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from paywarden.features.stores.base import check_record
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.profiles import set_aside
+from paywarden.streams.profiles import set_aside_profile
 from paywarden.streams.profiles.events import OFFSET, ROW_WIDTH, SOURCE, EntityEvents, ProfileUpdates
 from paywarden.streams.profiles.guards.dead_letter_budget import COUNT_MIN, RefusalLimit
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.set_aside import EVENTS_MAX, SetAsideEvents, is_set_aside
+from paywarden.streams.profiles.set_aside_profile import EVENTS_MAX, SetAsideEvents, is_set_aside
 from paywarden.streams.profiles.updater import Updater
 from tests.unit.streams.profiles.test_updater import ROUTES, card_events
 from tests.worlds.small import small_world
@@ -57,7 +57,7 @@ def stored(store: MemoryStore, key: bytes) -> bytes:
 
 
 def kept(store: MemoryStore, key: bytes) -> SetAsideEvents:
-    return set_aside.decode(stored(store, key))
+    return set_aside_profile.decode(stored(store, key))
 
 
 @pytest.mark.parametrize("damaged", [FUTURE, b"\x04", b"\xff", b"\xff\x01\x00\x00\x00\x00junk"])
@@ -101,7 +101,7 @@ def test_a_release_that_can_read_the_bytes_heals_without_help() -> None:
     whole, store, key = MemoryStore(), MemoryStore(), first.keys[0]
     update(whole, first)
     # An earlier release has set it aside, which could not read it.
-    store.write({key: set_aside.set_aside(stored(whole, key)).encode()}, ttl_s=0)
+    store.write({key: set_aside_profile.set_aside(stored(whole, key)).encode()}, ttl_s=0)
     update(whole, second)
     assert update(store, second).restored == 1
     assert dict(store.scan("card")) == dict(whole.scan("card"))
@@ -159,13 +159,13 @@ def test_a_key_that_no_store_has_is_refused_and_the_others_go_on() -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_record_that_was_set_aside_or_refused(data: bytes) -> None:
     with suppress(InvalidEvent):
-        set_aside.decode(b"\xff\x01" + data)
+        set_aside_profile.decode(b"\xff\x01" + data)
 
 
 def test_bytes_that_unpack_to_more_than_allowed_are_refused() -> None:
     rows = np.zeros((EVENTS_MAX + 1, ROW_WIDTH), dtype=np.int64)
     with pytest.raises(InvalidEvent):
-        set_aside.decode(SetAsideEvents(b"p", rows).encode())
+        set_aside_profile.decode(SetAsideEvents(b"p", rows).encode())
 
 
 @given(st.binary(max_size=100), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**40)), max_size=20))
@@ -174,5 +174,5 @@ def test_a_record_that_is_set_aside_comes_back_whole(profile: bytes, places: lis
     rows[:, [SOURCE, OFFSET]] = np.array(places, dtype=np.int64).reshape(-1, 2)
     record = SetAsideEvents(profile, rows).encode()
     assert is_set_aside(record)
-    again = set_aside.decode(record)
+    again = set_aside_profile.decode(record)
     assert (again.profile, again.rows.tolist()) == (profile, rows.tolist())

@@ -4,9 +4,9 @@
                                                            ├─ render ─► Prometheus text
     worker 1 ─ add(1) ─► worker-1.metrics (memory-mapped) ─┘
 
-1. A process declares all its series on a `Registry` and keeps the handles. Later there is no look-up by label:
+1. A process declares all its series on a `MetricsRegistry` and keeps the handles. Later there is no look-up by label:
    `handle.add(1)` is one addition to one int64 slot.
-2. `Registry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
+2. `MetricsRegistry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
 
        magic (8) │ u32 header size │ header: JSON: pid, series, CRC-32 │ padding to 8 │ int64 slots
 
@@ -231,7 +231,7 @@ class MetricHistogram:
 Handle = Counter | Gauge | MetricHistogram
 
 
-class Registry:
+class MetricsRegistry:
     """The series of one process. Declare all, then `open` once. Handles also work before `open` and without it."""
 
     def __init__(self) -> None:

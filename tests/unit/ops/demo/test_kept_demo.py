@@ -16,7 +16,7 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore
-from paywarden.ops.demo.keep import (
+from paywarden.ops.demo.kept_demo import (
     SHIFTED_CHANNEL,
     SHIFTED_SHARE,
     SHIFTED_TIMES,

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
-from paywarden.models.bundle.explain import (
+from paywarden.models.bundle.explanations import (
     CATEGORICAL,
     DECISION,
     FEATURE,

@@ -16,7 +16,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.maintenance.backfill import Backfill
-from paywarden.streams.maintenance.forget import ROUNDS_MAX, SETTLE_S, Forgotten, forget
+from paywarden.streams.maintenance.entity_erasure import ROUNDS_MAX, SETTLE_S, Forgotten, forget
 from paywarden.streams.profiles.events import record_key
 from tests.unit.features.kernel.profiles import label, payment, profile
 from tests.worlds.small import small_world

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from paywarden.scoring.metrics.release import SwapMetrics
-from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server import take_up
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
+from paywarden.scoring.server import worker_swap
 from paywarden.scoring.server.deployment.releases import ReleaseOrders, orders_path, write_orders
-from paywarden.scoring.server.take_up import ReleaseSwitch
+from paywarden.scoring.server.worker_swap import ReleaseSwitch
 from tests.patience import PATIENCE_S
 
 SUPERVISOR = 7
@@ -44,11 +44,11 @@ def test_a_loading_that_a_bug_ends_is_tried_again(
             raise ZeroDivisionError
         return release(key)
 
-    monkeypatch.setattr(take_up, "load_release", load)
-    monkeypatch.setattr(take_up, "ModelChain", lambda *_, **__: None)
+    monkeypatch.setattr(worker_swap, "load_release", load)
+    monkeypatch.setattr(worker_swap, "ModelChain", lambda *_, **__: None)
     scorer: Any = SimpleNamespace(serving="a", served=lambda *_: "b", take_up=lambda _: None, divide=lambda *_: None)
     host: Any = SimpleNamespace(release=release("a"), runtime=tmp_path, catalogue=None, chain=None)
-    metrics = SwapMetrics.declare(Registry())
+    metrics = SwapMetrics.declare(MetricsRegistry())
     info: Any = SimpleNamespace(show=lambda _: None)
     models: Any = None
     write_orders(orders_path(tmp_path, SUPERVISOR), ReleaseOrders(1, "b"))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paywarden.models.policy.policy import MODEL_ABSENT
-from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
-from paywarden.ops.console.decisions.usual import PAST_MAX, FeatureView, features_of
+from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
 from paywarden.ops.console.pages import Shown, Visit, not_found
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
@@ -183,7 +183,7 @@ class OnePage:
         Raises BundleRefused, or Misconfigured if the folder holds another bundle by now.
         """
         from paywarden.models.bundle.bundle import read_manifest
-        from paywarden.models.bundle.explain import read_trees
+        from paywarden.models.bundle.explanations import read_trees
         from paywarden.models.drift.reference import load_reference
         from paywarden.scoring.engine.flips import cuts_of
 

@@ -14,13 +14,13 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
-from paywarden.streams.maintenance.set_aside import KafkaParts, find, retry
+from paywarden.streams.maintenance.set_aside_profiles import KafkaParts, find, retry
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.events import EntityEvents
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.set_aside import SetAsideEvents, is_set_aside
+from paywarden.streams.profiles.set_aside_profile import SetAsideEvents, is_set_aside
 from tests.patience import PATIENCE_S
-from tests.unit.streams.profiles.test_set_aside import FUTURE, one_card, parts, update
+from tests.unit.streams.profiles.test_set_aside_profile import FUTURE, one_card, parts, update
 from tests.worlds.small import small_world
 
 
@@ -76,7 +76,7 @@ def test_bytes_that_this_release_can_read_need_no_changelog() -> None:
     store, whole, key, last = damaged_world()
     update_of = next(iter(dict(store.scan("card")).values()))
     assert is_set_aside(update_of)
-    from paywarden.streams.profiles.set_aside import decode
+    from paywarden.streams.profiles.set_aside_profile import decode
 
     store.write({key: SetAsideEvents(last, decode(update_of).rows).encode()}, ttl_s=0)
     assert find(store, small_world.engine()).readable == 1

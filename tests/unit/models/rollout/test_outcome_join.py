@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.policy.policy import APPROVE, DECLINE
-from paywarden.models.rollout.joined import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin
 from paywarden.models.rollout.judgement import Finding, judge_outcomes
+from paywarden.models.rollout.outcome_join import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin
 from paywarden.models.rollout.outcomes import MatureOutcomes, outcome_counts
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CIRCLE

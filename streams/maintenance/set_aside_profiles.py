@@ -1,4 +1,4 @@
-"""See to the profiles that were set aside because they cannot be read (streams/profiles/set_aside.py).
+"""See to the profiles that were set aside because they cannot be read (streams/profiles/set_aside_profile.py).
 
 1. find      profiles that are set aside, by a scan of the store
 2. replace   bytes that this release cannot read by the changelog's last state of the profile, if it can be read
@@ -31,7 +31,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 from paywarden.streams.profiles.events import EntityEvents, apply
 from paywarden.streams.profiles.repartition import encode_frame, partition_of
-from paywarden.streams.profiles.set_aside import SetAsideEvents, decode, is_set_aside
+from paywarden.streams.profiles.set_aside_profile import SetAsideEvents, decode, is_set_aside
 
 _FLUSH_TIMEOUT_S = 60.0
 _BATCH = 500

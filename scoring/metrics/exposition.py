@@ -19,7 +19,7 @@ from pathlib import Path
 
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.file_state import read_regular
-from paywarden.scoring.metrics.shared import render
+from paywarden.scoring.metrics.shared_metrics import render
 
 # The text is made anew when it is older than this.
 RENDER_EVERY_S = 1.0

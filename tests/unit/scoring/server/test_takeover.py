@@ -15,7 +15,7 @@ import pytest
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.server.take_over import HTTP_UNIX, take_over
+from paywarden.scoring.server.takeover import HTTP_UNIX, take_over
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until

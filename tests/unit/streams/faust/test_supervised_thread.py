@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
-from paywarden.streams.faust.supervised import SupervisedThread
+from paywarden.streams.faust.supervised_thread import SupervisedThread
 from tests.patience import PATIENCE_S
 
 

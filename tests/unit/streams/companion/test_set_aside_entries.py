@@ -20,10 +20,10 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxReader, OutboxUnavailable, OutboxWriter, framed
-from paywarden.streams.companion import decision_writer, set_aside, shipping
+from paywarden.streams.companion import decision_writer, set_aside_entries, shipping
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, mended, retry, why_not
-from paywarden.streams.companion.set_aside import SetAsideEntries, SetAsideEntry, Unreadable
+from paywarden.streams.companion.set_aside_entries import SetAsideEntries, SetAsideEntry, Unreadable
 from paywarden.streams.companion.shipment import read_entry
 from tests.worlds.endpoint.hostile_requests import fields_of, groups, varint, written
 from tests.worlds.stream.shipped import World, entry
@@ -272,7 +272,7 @@ def test_an_outbox_that_has_set_aside_too_much_waits_alone(
 ) -> None:
     world = World(tmp_path, set_aside_bytes_max=25 if bound == "bytes" else 1000)
     if bound == "entries":
-        monkeypatch.setattr(set_aside, "ENTRIES_MAX", 2)
+        monkeypatch.setattr(set_aside_entries, "ENTRIES_MAX", 2)
     for number in range(3):
         world.writer.append(b"no decision")
         world.decide(f"p{number}")

@@ -30,14 +30,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from paywarden.models.bundle.prepared import no_rest
+from paywarden.models.bundle.prepared_bundle import no_rest
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.scoring.engine.arms import ArmSplit
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
-from paywarden.scoring.engine.served import Served
+from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo, ShownRelease, SwapMetrics
 from paywarden.scoring.server.context import ServerContext

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.scoring.metrics import rendered
-from paywarden.scoring.metrics.rendered import RENDER_EVERY_S, MetricsRenderer, RenderingAbsent, SharedRendering
+from paywarden.scoring.metrics import exposition
+from paywarden.scoring.metrics.exposition import RENDER_EVERY_S, MetricsRenderer, RenderingAbsent, SharedRendering
 
 
 class Pipe:
@@ -34,7 +34,7 @@ def pipe() -> Iterator[Pipe]:
 
 def test_the_metrics_are_rendered_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, texts = [100.0], [f"text {number}".encode() for number in range(3)]
-    monkeypatch.setattr(rendered, "render", lambda _: texts.pop(0))
+    monkeypatch.setattr(exposition, "render", lambda _: texts.pop(0))
     renderer = MetricsRenderer(tmp_path, lambda: now[0])
     assert [renderer.text() for _ in range(100)] == [b"text 0"] * 100
     now[0] += RENDER_EVERY_S / 2
@@ -81,7 +81,7 @@ def test_an_old_text_is_not_sent_and_its_absence_is_told(
         path.write_bytes(b"new")
         assert await again == b"new"
 
-    monkeypatch.setattr(rendered, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(exposition, "_PATIENCE_S", 0.05)
     asyncio.run(main())
 
 

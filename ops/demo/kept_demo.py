@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paywarden.models.drift.detectors import LENGTHS_MS
-from paywarden.ops.demo.live import AGAIN, LiveSystem, Publisher
+from paywarden.ops.demo.live_run import AGAIN, LiveSystem, Publisher
 from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part
 from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped

@@ -10,11 +10,11 @@ import pytest
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.models.bundle.bundle import Bundle, golden_payments
-from paywarden.models.bundle.prepared import _paged, load_prepared, prepare_bundle
+from paywarden.models.bundle.prepared_bundle import _paged, load_prepared, prepare_bundle
 from paywarden.models.policy import mapped_list
 from paywarden.models.policy.mapped_list import MappedList
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
-from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
+from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy, prepare_policy
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from tests.services.product.processes import run_program
@@ -94,7 +94,7 @@ def test_files_that_are_cut_short_harm_no_process_that_has_loaded_them(tmp_path:
 import os, sys
 from pathlib import Path
 from paywarden.models.bundle.bundle import golden_payments
-from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.bundle.prepared_bundle import load_prepared
 folder = Path(sys.argv[1])
 loaded, rows = load_prepared(folder).bundle, golden_payments(folder / "bundle")
 before = loaded.score(rows).tolist(), [loaded.explainer.reasons(row, 4) for row in rows]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.allowed import refusal_of_deployment
 from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.permissions import refusal_of_deployment
 from paywarden.models.registry.rules import Rules, state_of
 from tests.worlds.rollout.registry import Writer, digest, people_of
 

@@ -14,7 +14,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.policy.policy import Policy
-    from paywarden.ops.console.decisions.opened import OpenedIndex
+    from paywarden.ops.console.decisions.index_connection import OpenedIndex
     from paywarden.streams.decision_index.index import DecisionIndex
 
 Decode = Callable[[bytes], Mapping[str, Any]]
