@@ -76,7 +76,7 @@ def check_processor(_: Source) -> Iterator[CheckResult]:
         yield CheckResult(
             "host",
             WARNING,
-            f"the processor has none of {', '.join(filter(None, LANES.values()))}, so a model scores {lanes} rows "
+            f"the processor has none of {', '.join(filter(None, dict.fromkeys(LANES.values())))}, so a model scores {lanes} rows "
             "together and takes longer",
             "let the hypervisor show what the processor has, or plan with more cores (`paywarden capacity --measured`)",
         )

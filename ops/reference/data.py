@@ -194,7 +194,7 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("At review capacity", curves.AtCapacity),
     ("Bursts of fraud", bursts.BurstMeasures),
     ("Score histogram", curves.ScoreHistogram),
-    ("Champion against challenger", replay_measures.Comparison),
+    ("Champion against challenger", replay_measures.ReplayComparison),
     ("Agreement", comparison.Agreement),
     ("Score shift", comparison.ScoreShift),
     ("A kind of change", replay_measures.ActionChange),

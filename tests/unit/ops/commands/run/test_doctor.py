@@ -91,7 +91,7 @@ def test_open_files_are_counted_before_a_worker_needs_them() -> None:
             "x86_64",
             {"avx512f": True, "avx2": True},
             "ok",
-            "a model scores 8 rows together, as the processor has avx512f",
+            "a model scores 16 rows together, as the processor has avx512f",
         ),
         ("x86_64", {"avx512f": False, "avx2": True}, "ok", "a model scores 4 rows together, as the processor has avx"),
         ("x86_64", {}, "warning", "the processor has none of avx512f, avx2, so a model scores 2 rows together"),
