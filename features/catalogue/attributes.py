@@ -302,7 +302,7 @@ def row_of(
 
 
 class DeclaredRow:
-    """Fills the columns of declared fields, the slow way: what compiled readers do is held against it."""
+    """Fills the columns of declared fields, the slow way. Tests compare the compiled readers with it."""
 
     def __init__(self, fields: PaymentFields, convert: Callable[[int, Mapping[str, object]], int]) -> None:
         """`convert` returns an amount in the reference currency, from one in the currency of the payment given."""

@@ -1,4 +1,4 @@
-"""Which features, entities and derived fields use each declared field.
+"""Finds the features, entities and derived fields that use each declared field.
 
     buyer_email    entity buyer; derived buyer_domain
     items          features items, card_items_step

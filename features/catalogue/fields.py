@@ -338,4 +338,4 @@ def _told(value: object) -> str:
 
 
 NO_FIELDS = Payment()
-"""What a project declares that has no fields of its own."""
+"""The declaration of a project that has no fields of its own."""

@@ -1,4 +1,4 @@
-"""The key of a deployment, and what it makes of texts: identities, which profiles remember and count.
+"""The key of a deployment. It turns texts into identities, which profiles remember and count.
 
     card c-17 paid at m-1, key A      its memory of merchants holds 5410…2213
     card c-17 paid at m-1, key B                                    7306…0018

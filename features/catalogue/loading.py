@@ -283,7 +283,7 @@ def _variables_at(error: BaseException) -> list[str]:
 
 
 def _values_at(error: BaseException) -> list[Any]:
-    """Returns what these names stand for."""
+    """Returns the values of these names."""
     return [*_frame_at(error).values()]
 
 

@@ -1,4 +1,4 @@
-"""Tries a catalogue on made payments: what `paywarden features check` and the tests of a project run.
+"""Tries a catalogue on made payments. `paywarden features check` and the tests of a project run it.
 
 1. Make a few hundred payments of a few cards, merchants and devices, with the declared fields and with labels.
 2. Compute every vector as the stream and the endpoint do: event by event, from packed profiles.
@@ -35,7 +35,7 @@ _MISSING_SHARE = 0.1
 
 @dataclass(frozen=True)
 class FeatureRange:
-    """What a feature came to. `missing` is the share of payments without it; the bounds are NaN if all lack it."""
+    """A feature's range. `missing` is the share of payments without it; the bounds are NaN if all lack it."""
 
     name: str
     missing: float

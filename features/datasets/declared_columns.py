@@ -1,4 +1,4 @@
-"""Columns of declared fields for simulated payments: what a project's own payments would bring."""
+"""Columns of declared fields for simulated payments, as a project's own payments would bring them."""
 
 from __future__ import annotations
 

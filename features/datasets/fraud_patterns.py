@@ -7,11 +7,11 @@
     bust_out              the holder's own spending rises slowly for four weeks, then nothing is paid back
     device_farm           one device, dozens of cards, one or two payments each
 
-And one that is off unless it is asked for, since it shows in nothing but counts of the last seconds:
+A seventh is off by default, since only counts of the last seconds show it:
 
     enumeration           a customer's ordinary payment, and a dozen more like it within seconds
 
-The world is what the patterns need to know: columns of cards and merchants. Amounts are EUR cents here.
+The world holds the columns of cards and merchants that the patterns need. Amounts are EUR cents here.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def commit_fraud(
         parts.append(_as_seen(world, part, first_device, first_ip))
         first_device, first_ip = first_device + attackers, first_ip + attackers
     if with_enumeration:
-        # Last: everything else stays as it is without.
+        # Drawn last, so that everything else is the same without it.
         parts.append(_enumerate(rng, world, genuine, len(genuine) * ENUMERATION_SHARE))
     together = SimulatedPayments.joined(parts)
     return together.take((together.time_ms >= world.start_ms) & (together.time_ms < world.end_ms))

@@ -2,8 +2,8 @@
 
     card.count("x", "1h")      how many of the card's earlier payments lie in tiles that touch the last hour
 
-It is what `paywarden features check` holds the compiled code against, to the bit. It reads the same rows of a payment
-and the same expressions, and does all the rest again in Python's own numbers: windows, memories, sketches, formulas.
+`paywarden features check` compares the compiled code with it, to the bit. It reads the same rows of a payment and the
+same expressions, and does all the rest again in Python's own numbers: windows, memories, sketches, formulas.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NotPlain(Exception):
 
 @dataclass
 class PlainEvents:
-    """What an entity has heard: its payments' rows, and (row, weight) of changes of labels."""
+    """The events of an entity: its payments' rows, and (row, weight) of each change of a label."""
 
     payments: list[Row] = field(default_factory=list)
     labels: list[tuple[Row, int]] = field(default_factory=list)

@@ -20,7 +20,7 @@ Int64s = npt.NDArray[np.int64]
 
 PRODUCTS = ("book", "clothing", "food", "phone", "ticket", "voucher")
 BOOK, CLOTHING, FOOD, PHONE, TICKET, VOUCHER = range(len(PRODUCTS))
-"""What is sold: places in PRODUCTS. Tickets and vouchers are delivered nowhere."""
+"""Products, as places in PRODUCTS. Tickets and vouchers are delivered nowhere."""
 
 DOMAINS = ("post.example", "mail.example", "inbox.example", "home.example", "work.example")
 DISPOSABLE_DOMAINS = ("throwaway.example", "tenminutes.example", "nobody.example")
@@ -50,7 +50,7 @@ _SPREAD_DEGREES = 1.2
 
 @dataclass(frozen=True)
 class ShopCategory:
-    """What a kind of shop sells: its merchant category code, its product, the usual amount in EUR cents, its share."""
+    """A kind of shop: its merchant category code, its product, the usual amount in EUR cents, its share."""
 
     mcc: str
     product: int
@@ -127,7 +127,7 @@ class Shops:
 
 @dataclass(frozen=True)
 class ShopWorld:
-    """Who pays where between two moments."""
+    """The customers, cards and shops between two moments."""
 
     customers: Customers
     cards: ShopCards

@@ -1,7 +1,7 @@
 """Payments of the made world "shop": in which situations people and fraudsters pay, and how likely each is a fraud.
 
     usual             people buy: at home, for others as gifts, on holidays, with new telephones, as guests
-    flash_sale        many people at one shop within an hour: it looks like enumeration, and is none
+    flash_sale        many people at one shop within an hour: it looks like enumeration, and is not
     enumeration       card testing: numbers of one issuer, tiny amounts, one network, mostly declined
     take_over         another's account: a new device, an unknown recipient far away, higher amounts
     skimmed           a stolen card number: a guest with another mailbox, often the wrong country
@@ -9,9 +9,8 @@
     first_party       the customer pays, and disputes it later
     device_farm       accounts of this week, all from one device, buy vouchers and telephones
 
-The label is drawn last: all that a payment shows is drawn before, from its situation, and gives it log-odds. The
-probability is therefore what is known about a payment at best, and no model ranks better on average
-(models/backtest/known_truth.py).
+The label is drawn last. All that a payment shows is drawn before, from its situation, and gives the log-odds of fraud.
+No model can therefore rank payments better, on average, than these probabilities (models/backtest/known_truth.py).
 
 Example: a take-over of three times the shop's price, whose 3-D Secure check failed, has log-odds of
 1.6 + 0.8 x ln 3 + 1.2 = 3.7, a probability of 0.98. The same payment of a holder at home has 0.002.
@@ -200,7 +199,7 @@ class _Free:
         )
 
 
-# What people buy.
+# Payments of honest customers.
 
 
 def _usual(rng: np.random.Generator, world: ShopWorld) -> ShopPayments:
@@ -291,7 +290,7 @@ def _flash_sales(rng: np.random.Generator, world: ShopWorld, payments: float) ->
     )
 
 
-# What fraudsters do. Each returns payments whose devices, networks, people and cards are numbered on from `free`.
+# Payments of fraudsters. Each function numbers devices, networks, people and cards on from `free`.
 
 
 def _enumeration(rng: np.random.Generator, world: ShopWorld, budget: float, free: _Free) -> ShopPayments:
@@ -476,7 +475,7 @@ def _secure(rng: np.random.Generator, shares: tuple[float, ...], count: int) -> 
 
 
 def _disposable(rng: np.random.Generator, count: int, share: float) -> Int8s:
-    """Returns domains, of which that share is disposable."""
+    """Returns domains; that share of them is disposable."""
     usual, other = rng.integers(0, len(DOMAINS), count), rng.integers(len(DOMAINS), len(ALL_DOMAINS), count)
     assert len(ALL_DOMAINS) == len(DOMAINS) + len(DISPOSABLE_DOMAINS)
     return np.where(rng.random(count) < share, other, usual).astype(np.int8)

@@ -68,13 +68,13 @@ TRUTH_FILE = "truth.parquet"
 TRUTH_COLUMNS = (
     ("payment_id", "string", "", "The payment's id, in the order of payments.parquet."),
     ("fraud_probability", "double", "0 to 1", "The probability with which the payment's label was drawn."),
-    ("situation", "string", "", f"What the payment is part of: {', '.join(SITUATIONS)}."),
+    ("situation", "string", "", f"The situation that the payment is part of: {', '.join(SITUATIONS)}."),
 )
 """The columns of TRUTH_FILE: name, type, unit and meaning."""
 
 
 class ShopTables(NamedTuple):
-    """A made history, and what is true of it.
+    """A made history, and the truth about it.
 
     `truth` has a row for each payment, in the same order: `payment_id`, `fraud_probability` as the generator drew the
     label with it, and the `situation`.
@@ -118,7 +118,7 @@ def simulate_shop(*, cards: int, days: int, seed: int, end_time_ms: int | None =
 
 
 def write_truth(folder: Path, truth: pa.Table) -> None:
-    """Write what is true of each payment beside the history's files. Raises Misconfigured if it cannot be written."""
+    """Write the truth about each payment beside the history's files. Raises Misconfigured if it cannot be written."""
     partial = (folder / TRUTH_FILE).with_suffix(".partial")
     try:
         pq.write_table(truth, partial, compression="zstd")

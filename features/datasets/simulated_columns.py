@@ -1,4 +1,4 @@
-"""What every simulated world has: countries, times of day, ids and amounts as columns, and the outcomes.
+"""The columns that every simulated world has: countries, times of day, ids and amounts; and the outcomes.
 
 A column of codes becomes a column of names: `ids("card-", [3, 1], width=6)` is card-000003, card-000001.
 """

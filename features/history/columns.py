@@ -1,8 +1,8 @@
-"""Where long columns lie: in memory, or in files that the system reads and forgets as it needs.
+"""Allocates long columns: in memory, or in files that the system reads and forgets as it needs.
 
-A history has some columns with a number for every payment. In a file they cost no memory but for what is being looked
-at: the file is mapped, what is touched is read, and `release` lets go of it. The bytes stay in the file, and in the
-system's cache while there is room for them.
+A history has some columns with a number for every payment. In a file they take memory only for the
+parts in use: the file is mapped, the system reads a page when it is touched, and `release` frees the pages. The bytes
+stay in the file, and in the system's cache while there is room for them.
 """
 
 from __future__ import annotations

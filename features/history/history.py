@@ -182,7 +182,7 @@ def read_history(directory: str | Path, fields: PaymentFields = TABLE_ALONE) -> 
 
 
 def last_event_time_ms(directory: str | Path) -> int:
-    """Returns the time of the last payment of the two files. It reads no more than their end.
+    """Returns the time of the last payment in payments.parquet. It reads only the end of the file.
 
     Raises Misconfigured when the file is not there, cannot be read or holds no payment.
     """

@@ -4,7 +4,7 @@
     lag 1s, 4 hosts      … and each payment since then whose card belongs to the same host
 
 A gateway sends a card to one host by a hash of its number. A card therefore sees all of its own last payments, and a
-merchant the share that its host has answered. scoring/state/overlay.py is what serves; a test holds the two together.
+merchant the share that its host has answered. scoring/state/overlay.py does the same in serving; a test compares them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whole columns of payments, of a history or of rows of topics, and the rules of schemas/payment_fields.py for them.
 
-Arrow looks through a column for values that may be wrong, which are few or none. `PaymentField.problem_of` has the last
-word about each of these.
+Arrow looks through a column for values that may be wrong, which are few or none. `PaymentField.problem_of` then
+decides about each of these.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Staleness:
     """Lags as of times. `time_ms` and `lag_ms` have shape (lines,), times ascending; the first lag holds before it."""
 
     name: str
-    """What the lag is called in results: `150ms`, or a trace's file name."""
+    """The name of the lag in results: `150ms`, or a trace's file name."""
     time_ms: NDArray[np.int64]
     lag_ms: NDArray[np.int64]
 

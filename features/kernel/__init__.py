@@ -2,7 +2,7 @@
 
     layout        constants that compiled code and Python share
     plan_schema   the sections of the plan; the plan says what a catalogue computes
-    toolkit/      what compiled code of all packages uses: decorators, intrinsics, arguments, bytes, hashes
+    toolkit/      tools for the compiled code of all packages: decorators, intrinsics, arguments, bytes, hashes
 
     codec         `unpack` reads a profile from its stored form, `pack` writes it back
     update        adds one event to a profile

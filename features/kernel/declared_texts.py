@@ -4,7 +4,7 @@
     2001:DB8::7         eight groups of 16 bits; its network of 48 bits is 2001:db8::/48
     Ann@Example.com     the @ stands at 3; in small letters it is ann@example.com
 
-The results equal those of schemas/payment_fields.py. That way alone reads IPv6 addresses with an IPv4 address in them.
+The results equal those of schemas/payment_fields.py. Only that module reads IPv6 addresses that hold an IPv4 address.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paywarden.features.kernel.toolkit.siphash import identity_of_text
 BUFFER_BYTES = 256
 _LOCAL_BYTES_MAX, _DOMAIN_BYTES_MAX = 64, 190
 assert BUFFER_BYTES > _LOCAL_BYTES_MAX + _DOMAIN_BYTES_MAX
-# What `ipv6_address` says of a text that is none, and of one that the slow way has to read.
+# Results of `ipv6_address` for a text that is no address, and for one that the slow way has to read.
 NO_ADDRESS, UNUSUAL_ADDRESS = 0, -1
 # The last bytes of a buffer hold the eight groups of an IPv6 address, the larger byte first.
 _GROUPS, _GROUP_DIGITS_MAX = 8, 4
@@ -119,7 +119,7 @@ def ipv6_address(data: U8, at: int, end: int, buffer: U8) -> int:
                 return NO_ADDRESS
             gap, place = count, place + 1
     if gap >= 0 and count < _GROUPS:
-        # The gap stands for the groups of zeros that are missing. What is behind it moves to the end.
+        # The gap stands for the groups of zeros that are missing. The groups behind it move to the end.
         missing = _GROUPS - count
         for group in range(count - 1, gap - 1, -1):
             _set_group(buffer, group + missing, _group(buffer, group))

@@ -46,7 +46,7 @@ from paywarden.features.kernel.update import advance_source, remember
 
 
 class TableChange(NamedTuple):
-    """What becomes of an old table. Its moves follow."""
+    """The new table of an old one. Its moves follow."""
 
     width: int
     """The number of columns of the old table."""

@@ -1,4 +1,4 @@
-"""Reads an attribute as a number, and keeps what tables hold of numbers.
+"""Reads an attribute as a number, and adds numbers to the measures of tables.
 
     attribute            code in the row               number
     amount               12500                         12500

@@ -1,4 +1,4 @@
-"""The loop of a replay with an overlay (features/history/point_in_time.py): profiles lag, and a payment sees what lags.
+"""The loop of a replay with an overlay (features/history/point_in_time.py): a payment sees what profiles lack.
 
     event                       profile        pending      what payment 3 sees
     payment 1 reads             –              –

@@ -7,7 +7,7 @@ hour and keeps the count and the sum of amounts. A payment of 25.00 at 14:35 arr
     13:00   2      4000     ->      13:00   2      4000
     14:00   1      1000             14:00   2      3500
 
-The same events in any order give the same bytes, for three reasons:
+The same events in any order give the same bytes, for four reasons:
 
 - all measures commute;
 - only the newest event decides which tiles a table drops;

@@ -38,7 +38,7 @@ def _meaning_of(attribute: Attribute) -> list[object]:
 
 
 def _meaning_in_keys(attribute: Attribute) -> list[object]:
-    """Returns what tells apart two ways to make keys of a field: a profile is found again only under its key."""
+    """Returns whether keys hold the field's hash or its value: a profile is found again only under its key."""
     declared = attribute.field or attribute.derived
     assert declared is not None
     return ["hashed" if has_hashed_key(declared) else "plain"]

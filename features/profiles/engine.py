@@ -48,7 +48,7 @@ _BYTES_PER_EVENT = 100
 
 
 class Pending(NamedTuple):
-    """What `apply` needs where profiles lag and a scoring host sees what they lack (features/kernel/pending.py)."""
+    """Arguments of `apply` where profiles lag and a scoring host sees what they lack (features/kernel/pending.py)."""
 
     hosts: NDArray[np.int64]
     """Shape (rows of attributes,): the host that answers each payment."""

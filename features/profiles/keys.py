@@ -68,7 +68,7 @@ def key_maker(
     """Returns a function that makes one entity's store key from a payment's values by name.
 
     `names` are the entity's key fields. The key is empty if the payment lacks one of them; a derived field comes from
-    its source. This is the slow way: what compiled readers do is held against it. The function raises InvalidEvent as
+    its source. This is the slow way: tests compare the compiled readers with it. The function raises InvalidEvent as
     `entity_key` does.
     """
     makers = [_id_maker(name, fields, key) for name in names]

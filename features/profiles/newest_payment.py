@@ -19,7 +19,7 @@ _NUMBER_BYTES_MAX = 8
 def newest_payment_ms(state: bytes) -> int | None:
     """Returns the time of a stored profile's newest payment, 0 if it has none; None if this is no profile.
 
-    The checksum is not looked at.
+    The checksum is not verified.
     """
     if not state or state[0] not in (LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM):
         return None

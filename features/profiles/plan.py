@@ -13,7 +13,7 @@ arguments, and a scoring worker makes one call a payment. The plan has a head, w
     program     operations on slots, attributes and earlier results
     features    the number of each feature's value
 
-features/kernel/plan_schema.py describes each section. plan_parts.py says what profiles have to hold, and
+features/kernel/plan_schema.py describes each section. plan_parts.py finds the parts of profiles, and
 plan_writer.py writes an entity's part.
 The values are the slots (roll-up results, grouped by entity), followed by the results of the program.
 """

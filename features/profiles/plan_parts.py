@@ -1,4 +1,4 @@
-"""What profiles hold so that a catalogue's features can be answered: tables, memories, slots and conditions.
+"""Finds the parts of profiles that a catalogue's features need: tables, memories, slots and conditions.
 
 For example, `card_count_1h` and `card_amount_sum_1h` share a table of 61 rows, one a minute, with two columns. Each has
 a slot for its result.

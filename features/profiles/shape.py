@@ -154,7 +154,7 @@ def column_shape(column: Column) -> ColumnShape:
 def shape_of(state: bytes) -> tuple[bytes, bytes]:
     """Returns the bytes of a packed profile's digest and shape. Raises Misconfigured if it is too short for them.
 
-    Nobody has compared the checksum yet.
+    The checksum is not verified here.
     """
     start = kernel.SHAPE_BYTES_AT
     size = int.from_bytes(state[start - 2 : start], "little")

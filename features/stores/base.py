@@ -57,7 +57,7 @@ class StoreConflict(TemporaryFailure):
 
 
 class RegisterUnreadable(Misconfigured):
-    """The register of profile sets is damaged or gone. Nobody can change it meanwhile: whoever knows it may go on."""
+    """The register of profile sets is damaged or gone. Nobody can change it, so a process that knows it may go on."""
 
 
 class Versioned(NamedTuple):

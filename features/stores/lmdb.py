@@ -259,7 +259,7 @@ class LmdbStore:
             raise StoreUnavailable(f"the LMDB store at {settings.path} failed: {error}") from error
 
     def _fill_up(self) -> None:
-        """Leave a file that is as long as its pages, so that one that was cut short can be told."""
+        """Leave a file that is as long as its pages, so that a file that was cut short can be detected."""
         with suppress(OSError):
             fill_up(Path(self._settings.path) / DATA_FILE, used_bytes(self._environment))
 

@@ -11,7 +11,7 @@ where a store without further sets keeps everything. A rebuild fills a new set n
 Names, times and the pointer to the live set stand in one record, the register. A change replaces it by compare-and-set:
 if two processes change it at once, one of them reads it again and decides again. Therefore a set cannot be dropped and
 swapped in at once. Every change carries a token of its own. Without it, two rebuilds that write the same bytes would
-both be told that they had made the change, since a store takes equal bytes for a repetition.
+both believe that they had made the change, since a store takes equal bytes for a repetition.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ texts       numbers and times in columns of text: compiled
 zones       local times to UTC
 fields      a part's columns become the columns of a history
 refusals    a row that cannot become a payment is refused, with its reason
-labels      what a row says about fraud, and when that was known
+labels      when a label was known, where a table does not say so
 duplicates  payment ids that are used twice
 sorting     rows in order of time, out of core
 conversion  all of these in one pass, and a report
-guess       a first mapping from the first rows of a file
+guessing/   a first mapping from the first rows of a file
 profile     counts for a page about the data
 """

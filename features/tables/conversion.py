@@ -1,10 +1,10 @@
-"""Converts a table to a history, out of core: one pass over the table, one over what it became.
+"""Converts a table to a history, out of core: one pass over the table, one over the converted rows.
 
     files ─ parts ─► threads: cells, fields, refusals ─► runs on disk, sorted by time
                                                       └► hashes of ids on disk ─► rows with an id of an earlier row
     runs ─ intervals of time ─► payments.parquet, and the labels ─► runs ─► outcomes.parquet
 
-The files get their names at the very end: what fails or is interrupted leaves a history as it was.
+The files get their names at the very end: a conversion that fails or is interrupted leaves a history unchanged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _USED_TWICE = Reason("", "payment_id", "is that of an earlier row with other val
 
 @dataclass
 class ConversionReport:
-    """What became of a table. `reasons` counts refused rows; `examples` names some by file and line."""
+    """The result of a conversion. `reasons` counts refused rows; `examples` names some by file and line."""
 
     rows: int = 0
     payments: int = 0
@@ -109,7 +109,7 @@ def convert_table(
 
 
 class _Place(NamedTuple):
-    """Where a history goes, a folder for the way there, and what is closed at the end."""
+    """The folder of a history, the folder of unfinished files, and the resources to close at the end."""
 
     folder: Path
     work: Path
@@ -189,7 +189,7 @@ class _Conversion:
         )
 
     def _note_lines(self, converted: Converted) -> None:
-        """Remember which line of which file a row is."""
+        """Remember the file and the line of each row."""
         numbers = converted.numbers
         while len(self._first_rows) <= converted.file:
             self._first_rows.append(self._report.rows)

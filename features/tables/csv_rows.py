@@ -21,7 +21,7 @@ _LINE_FEED, _RETURN = 10, 13
 Bytes = NDArray[np.uint8]
 Places = NDArray[np.int64]
 
-# What `find_rows` leaves in its state.
+# Places in the state of `find_rows`.
 NEXT, LINE, OPEN_LINE = 0, 1, 2
 
 

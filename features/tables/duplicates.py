@@ -34,7 +34,7 @@ class Repeated(NamedTuple):
 
 
 class IdRecords(NamedTuple):
-    """What is kept of the ids of some rows."""
+    """The records of some rows' ids, and the file that each belongs to."""
 
     records: NDArray[np.void]
     file_of: NDArray[np.int64]

@@ -60,7 +60,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Values:
-    """A column of values, null where there is none, and what is wrong where. Wrong values are never used."""
+    """A column of values, null where there is none, and the wrong rows with reasons. Wrong values are never used."""
 
     values: pa.Array
     wrong: Sequence[Wrong] = ()
@@ -352,7 +352,7 @@ class TableConverter:
         if source.time_column:
             column, time_name = rows.columns[source.time_column], where + source.time_column
             told_ms, missing, _, wrong = self._time_reader.moments(time_name, source.time, column, rows)
-            # A day is over when everybody knows what was known on it.
+            # A label that was known on a day counts as known at the end of that day.
             told_ms = told_ms + np.where(self._time_reader.are_dates(source.time, column), DAY_MS - 1, 0)
             for wrong_where, name, text in wrong:
                 reasons.add(wrong_where, Reason(name, "label time", text))
@@ -372,7 +372,7 @@ class TableConverter:
         return pa.array(label), pa.array(known_ms, mask=label == UNKNOWN)
 
     def _said(self, source: LabelSource, rows: TableRows) -> tuple[NDArray[np.int8], Flags]:
-        """Returns what each row says, and which rows say something that [label] does not list."""
+        """Returns the label of each row, and which rows have a value that [label] does not list."""
         encoded = self._as_texts(rows.columns[source.column]).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         known = {**dict.fromkeys(source.fraud, FRAUD), **dict.fromkeys(source.genuine, GENUINE)}

@@ -45,7 +45,7 @@ UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "minutes", "h
 AMBIGUOUS = ("first", "second", "refuse")
 OTHERS = ("keep", "missing", "refuse")
 DIRECTIVES = "YmdHMSfybBpIzjT"
-"""What may stand behind a % of a time's format."""
+"""The letters that may follow a % in a time's format."""
 
 DELAY_MS_MAX = 3650 * 86_400_000
 _MONEY = (Form.AMOUNT, Form.MONEY)

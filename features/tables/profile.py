@@ -5,7 +5,7 @@
     quantiles of numbers                    of every k-th payment, at most 100,000
     values of a category                    those of a field with at most 200
 
-No value of an id or of a personal field is kept: of these there are counts alone.
+No value of an id or of a personal field is kept: these are only counted.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class DayCounts:
 
 
 class TableProfile:
-    """What there is to say about a table's payments. `add` takes them in order of time."""
+    """The profile of a table's payments. `add` takes them in order of time."""
 
     def __init__(self, payment: PaymentFields) -> None:
         self.payments = 0

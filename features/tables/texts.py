@@ -79,7 +79,7 @@ def read_decimals(
         is_fraction, fraction = False, np.int64(0)
         # Digits behind the last byte between thousands, -1 before the first.
         group = -1
-        # What is cut off: 0 nothing, 1 less than half, 2 half, 3 more.
+        # The part that is cut off: 0 nothing, 1 less than half, 2 half, 3 more.
         cut = 0
         state = RIGHT
         while at < end:

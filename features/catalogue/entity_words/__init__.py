@@ -1,5 +1,5 @@
-"""The words of an entity, by what they are about: numbers over a window, what it did last, its known frauds.
+"""The words of an entity, by subject: numbers over a window, its latest payments, its known frauds.
 
 arguments   checks the arguments of all words, and turns them into expressions
-words       what all words share: how they make a feature, a measure over a window, a meaning in English
+words       the base of all words: it makes features, measures over a window, and meanings in English
 """

@@ -1,4 +1,4 @@
-"""What the words of a catalogue do with their arguments: check them, and turn them into expressions.
+"""Checks the arguments of a catalogue's words, and turns them into expressions.
 
     where=declined              ->  Condition(declined is 2)         `condition_of`
     of=merchant_id              ->  the column of merchant_id        `counted_column`

@@ -1,4 +1,4 @@
-"""Words for what an entity did last: when, what it held, where it was.
+"""Words for an entity's latest payments: when they were, what they held, where they were.
 
     card.seconds_since_last("since_last")               600.0 for a payment ten minutes after the last one
     card.is_new("new_merchant", merchant_id)            1.0 if the card has not paid there lately
@@ -41,7 +41,7 @@ from paywarden.features.catalogue.windows import wrong
 
 # A card's last few dozen merchants or devices tell enough. Every further value adds six bytes to each profile.
 MEMORY_MAX = 64
-# Models take the latest payments one by one, as inputs: windows tell about more of them.
+# Models take the latest payments one by one, as inputs: windows cover more of them.
 LATEST_MAX, FIELDS_MAX = 8, 8
 
 

@@ -1,4 +1,4 @@
-"""What all words of an entity share: how they make a feature, a measure over a window, and a meaning in English."""
+"""The base of all words of an entity: it makes features, measures over a window, and meanings in English."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compiled code of all packages uses.
+"""Tools for the compiled code of all packages.
 
 jit           the decorators; machine_code keeps compiled code from one start to the next
 intrinsics    processor instructions that numba does not offer

@@ -33,9 +33,9 @@ _START = _roots(1 / 2, 8)
 
 
 def work_of(key: bytes) -> NDArray[np.uint32]:
-    """Returns what the functions of this module need of a key, and room to work in: one thread at a time may use it.
+    """Returns the work array of a key for the functions of this module. One thread at a time may use it.
 
-    Shape (88,): what is left of the key after its own two blocks, eight words inside and eight outside; room.
+    Shape (88,): the hash's state after each of the key's two blocks, eight words inside and eight outside; scratch.
     """
     padded = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
     work = np.zeros(_WORK_SIZE, dtype=np.uint32)

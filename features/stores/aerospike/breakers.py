@@ -31,7 +31,7 @@ Place = tuple[str, str, bytearray]
 
 
 class PartitionMap:
-    """Which node is the master of which partition. Safe to use from several threads."""
+    """The master node of each partition. Safe to use from several threads."""
 
     def __init__(self, client: aerospike.Client, settings: AerospikeSettings) -> None:
         self._client, self._settings = client, settings
@@ -88,7 +88,7 @@ def _bits(encoded: str) -> list[int]:
 
 
 class Admission:
-    """What `admit` returned: the tickets of the breakers that a call concerns, or why it should not be made."""
+    """The result of `admit`: the tickets of the breakers that a call concerns, or the reason not to make it."""
 
     def __init__(self, tickets: dict[str, tuple[CircuitBreaker, int]], refused: str | None = None) -> None:
         self.tickets = tickets
@@ -172,7 +172,7 @@ class NodeBreakers:
         return {self._node_of(places[position]) for position in failed} or {CLUSTER}
 
     def refusal_line(self, now_ms: int, name: str | None = None) -> str:
-        """Returns in one line why calls that concern `name` are not made; without it, of any that waits, or empty."""
+        """Returns in one line why calls that concern `name` are not made; without it, of any open breaker, or empty."""
         with self._lock:
             breakers = dict(self._breakers)
         if name is None:

@@ -119,7 +119,7 @@ AUTH_MODES = {
     "pki": aerospike.AUTH_PKI,
 }
 CLUSTER_CHECKS = ("off", "warn", "require")
-# What a text setting may be.
+# The values that a text setting may have.
 _CHOICES: dict[str, Collection[str]] = {
     "read_mode_ap": READ_MODES_AP,
     "read_mode_sc": READ_MODES_SC,
@@ -204,7 +204,7 @@ class AerospikeSettings:
 
 
 class CallFailed(Exception):
-    """A call that raised nothing but failed: the deciding code, and the positions of the records that it concerns."""
+    """A call that failed without raising: the deciding code, and the positions of the records that it concerns."""
 
     def __init__(self, code: int, what: str, positions: Collection[int] = ()) -> None:
         super().__init__(code, what, positions)
@@ -228,7 +228,7 @@ def check_batch(batch: BatchRecords, *, fine: Collection[int]) -> None:
 
 
 def _telling_code(codes: list[int]) -> int:
-    """Returns the deciding code of a batch: one that retrying cannot help, else the first error. Its own is last."""
+    """Returns the deciding code of a batch: one that retrying cannot help, or the first error. Its own code is last."""
     for code in codes:
         if code in _NEVER_BY_RETRYING:
             return code

@@ -28,7 +28,7 @@ _DAY_S = 86_400
 # In a set of its own, where `paywarden` also looks for a record when it opens the store.
 _PROBE_KEY = b"paywarden:check"
 _PROBE_TTL_S = 60
-# What a record has besides our bytes: its header, key, and the name of set and bin.
+# The parts of a record besides our bytes: its header, key, and the name of set and bin.
 _RECORD_OVERHEAD_BYTES = 1_024
 # With two nodes a majority would be both, and one node's loss would stop everything.
 _MAJORITY_NODE_COUNT = 3

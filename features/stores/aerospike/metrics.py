@@ -63,7 +63,7 @@ class AerospikeMetrics:
         )
         findings = Gauge(
             "paywarden_store_findings",
-            "What `paywarden store check` says about the cluster's settings, as of the last opening of a profile set.",
+            "Findings of `paywarden store check` about the cluster's settings, at the last opening of a profile set.",
             ["level"],
             registry=registry,
         )

@@ -1,4 +1,4 @@
-"""What the nodes of an Aerospike cluster say of themselves, and why one of them forbids a write.
+"""Reads the reports of an Aerospike cluster's nodes about themselves, and explains why a node forbids a write.
 
 Each node is asked for its statistics and configuration in one request. Result code 22 has several meanings, which only
 these tell apart:

@@ -1,4 +1,4 @@
-"""The profile sets of an Aerospike cluster, told apart by the names of their Aerospike sets.
+"""The profile sets of an Aerospike cluster, which differ in the names of their Aerospike sets.
 
     card, payment, …           the first set
     NAME$card, NAME$payment    a further set

@@ -86,7 +86,7 @@ SET_NAME_CHARS_MAX = 63
 
 
 class _Found(NamedTuple):
-    """What lies at a place: a value at a generation; None at a generation is a marker, None at 0 nothing."""
+    """The value and the generation of a record. None with a generation is a marker; generation 0 means no record."""
 
     value: bytes | None
     generation: int
@@ -436,7 +436,7 @@ class _WritePolicies:
         self.whatever_there_is = write_policy(ttl_s)
         self.absent = self.whatever_there_is | {"exists": aerospike.POLICY_EXISTS_CREATE}
         self.at_generation = self.whatever_there_is | {
-            # To the server a record that is gone has generation 0, which differs as well; this does not lean on it.
+            # To the server a record that is gone has generation 0, which differs as well; this does not rely on it.
             "exists": aerospike.POLICY_EXISTS_REPLACE,
             "gen": aerospike.POLICY_GEN_EQ,
         }

@@ -1,7 +1,7 @@
 """Labels that stand in a table of their own, such as a bank's chargebacks.
 
     chargebacks.csv: charge, reported        payments.csv: id, when, card, shop, amount
-    p2, 2026-05-09                           p1, …   no row of chargebacks: what `others` says
+    p2, 2026-05-09                           p1, …   no row of chargebacks: labelled as `others` says
                                              p2, …   the columns of its first row of chargebacks
 
 The labels are in memory; they are few beside the payments.

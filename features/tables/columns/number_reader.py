@@ -42,7 +42,7 @@ class NumberReader:
         form = self._form
         thousands = ord(form.thousands) if form.thousands else -1
         read_decimals(content, offsets, digits, ord(form.decimal), thousands, rounds, numbers, status)
-        # An empty text that is not missing is what `strip` left of one.
+        # `strip` may leave an empty text. It is no number, and not a missing one.
         status[(np.diff(offsets) == 0) & ~missing] = NO_NUMBER
         for row in np.flatnonzero(status == NO_NUMBER).tolist():
             text = texts[row].as_py().replace(form.decimal, ".") if "e" in texts[row].as_py().lower() else ""
@@ -55,7 +55,7 @@ class NumberReader:
         if strip:
             texts = pc.utf8_trim(texts, strip + " ")
         if form.thousands:
-            # As read_decimals has it: what stands elsewhere than between thousands makes no number.
+            # As in read_decimals: a separator elsewhere than between thousands makes no number.
             between = re.escape(form.thousands)
             grouped = pc.match_substring_regex(
                 texts, rf"^[+-]?{_FIRST_THOUSANDS}({between}[0-9]{{2,3}})*{between}[0-9]{{3}}([^0-9{between}]|$)"

@@ -1,4 +1,4 @@
-"""How columns are called that hold a field of a payment, in some of the languages in which tables are written.
+"""Names of columns that hold a field of a payment, in some of the languages in which tables are written.
 
     trans_date_trans_time, Buchungszeit, fecha, date_operation        event_time_ms
     is_fraud, Betrug bestätigt, fraude                                the label
@@ -20,7 +20,7 @@ GENUINE_WORDS = (
     *("nein", "falsch", "nee", "non", "faux", "falso", "nao", "não", "nie"),
 )
 CURRENCY_SIGNS = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "zł": "PLN", "₹": "INR"}
-"""What stands at amounts, and the currency that it most often means."""
+"""Signs beside amounts, and the currency that each most often means."""
 
 _NUMBER = r"_?(nr|nummer|id|no|num|numero)"
 _NUMBER_OF = r"((numero|num|no|n|id|nr)_)?(de_|da_|del_|della_|di_)?(la_|l_)?"

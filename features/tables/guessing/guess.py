@@ -1,4 +1,4 @@
-"""A first mapping, guessed from the first rows of a table, with comments for whoever reads it.
+"""A first mapping, guessed from the first rows of a table, with comments for its reader.
 
     is_fraud: 0, 1                       [label] column = "is_fraud", fraud = ["1"], genuine = ["0"]
     trans_date: 2019-01-01 00:00:18      event_time_ms, an ISO time
@@ -63,12 +63,12 @@ from paywarden.schemas.payment_fields import (
 )
 
 _ROWS = 20_000
-# Values of a column that tell how it writes numbers.
+# Values of a column that are read to find how it writes numbers.
 _NUMBERS = 2000
 _CATEGORIES_MAX = 30
 # Fields of one's own that a guess makes. A few numbers are left for what comes later.
 _DECLARED_GUESSED = 60
-# Columns that a comment names for an id that no name tells.
+# Columns that a comment proposes for an id, if no column's name matches.
 _CANDIDATES = 6
 _DELIMITERS = ",;\t|"
 # Letters that Unicode does not take apart.
@@ -143,7 +143,7 @@ class GuessedMapping:
 
 @dataclass
 class _Column:
-    """What the first rows say about a column."""
+    """A column's name, type and values in the first rows."""
 
     name: str
     texts: list[str]
@@ -255,7 +255,7 @@ class _Guess:
         self._left = {column.name: column for column in columns if column.plain}
         self._found: list[str] = []
         self._lacking: list[str] = []
-        # What stands at the amounts, which may say their currency.
+        # The characters beside the amounts, which may name their currency.
         self._money = ""
 
     def whole(self, table: str) -> GuessedMapping:
@@ -466,7 +466,7 @@ class _Guess:
         return NumberForm(self._form.decimal, self._form.thousands)
 
     def _strip(self, column: _Column) -> str | None:
-        """Returns what stands around a column's numbers; None if it holds none, or holds texts that are right."""
+        """Returns the characters around a column's numbers; None if it holds none, or holds texts that are right."""
         if column.is_number:
             return ""
         return stripped_of(list(column.distinct)[:_NUMBERS], self._form_of_numbers)

@@ -1,4 +1,4 @@
-"""How a table writes numbers, told by its texts.
+"""Finds how a table writes numbers, from its texts.
 
     "12,50"  "1.234,00"     decimal = ",", thousands = "."
     "1,234.56"              thousands = ","
@@ -6,8 +6,8 @@
 
 A text such as "1,234" may be either; it is taken for thousands, because a price of three decimals is rare.
 
-Text around a number is left out only where it is the same in nearly all rows: of "12.50 EUR" and "3.00 USD" it
-says the currency, and "(12.50)", "12.50-" and "12.50 CR" are other sums than 12.50.
+Text around a number is left out only where it is the same in nearly all rows: in "12.50 EUR" and "3.00 USD" it
+names the currency, and "(12.50)", "12.50-" and "12.50 CR" are other sums than 12.50.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_plain_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class NumberForm:
-    """What stands before the decimals, and between the thousands, if anything does."""
+    """The character before the decimals, and the one between the thousands; empty if there is none."""
 
     decimal: str = "."
     thousands: str = ""
@@ -59,9 +59,9 @@ _FORMS = (NumberForm(".", ","), NumberForm(",", "."), NumberForm(",", " "), Numb
 
 
 def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
-    """Returns the form in which most columns are numbers that are none with a plain point.
+    """Returns the form that reads the most columns that the plain form, with a point, does not.
 
-    Where no column needs a form, the one counts that reads more texts of the columns: a few amounts of thousands.
+    If no form reads more columns, the one that reads more of their texts counts: a few amounts of thousands.
     """
     gains = dict.fromkeys(_FORMS, (0, 0.0))
     for texts in columns:
@@ -98,7 +98,7 @@ def stripped_of(texts: Collection[str], form: NumberForm) -> str | None:
 
 
 def around_numbers(texts: Collection[str], form: NumberForm) -> list[tuple[str, str]]:
-    """Returns what stands before and behind the numbers, that of most rows first; empty if the texts are no numbers.
+    """Returns the texts before and behind the numbers, the most frequent pair first; empty if the texts are no numbers.
 
     Pairs are left out that the rows before them outnumber fifty to one: a conversion refuses these rows.
     """
