@@ -23,7 +23,7 @@ How it works:
 
 Example: a terminal's payments of 9 and 8 days ago are known to be fraud, that of 12 days ago to be genuine. It was
 drawn 9, 10 or 11 days ago, and is compromised for at least 17 days more: nearly 1. The day after it was drawn no label
-told anything: 0.0014, the share of terminals that were drawn within a week.
+is known yet: 0.0014, the share of terminals that were drawn within a week.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _density(amount: F64, mean: F64) -> F64:
 
 
 def _terminal_evidence(label: NDArray[np.bool_], amount: F64, usual: F64, raised: F64) -> _Evidence:
-    """A compromised terminal has nothing but fraud. Another one's fraud is that of its customers, by its amount."""
+    """All payments at a compromised terminal are fraud. Elsewhere fraud is that of the customers, by its amount."""
     by_customer = _CUSTOMER_SHARE * raised / (_CUSTOMER_SHARE * raised + (1 - _CUSTOMER_SHARE) * usual + 1e-300)
     by_customer = np.where(amount > ALWAYS_FRAUD_ABOVE / 100, 1.0, by_customer)
     by_customer = np.clip(by_customer, 1e-9, 1 - 1e-9)

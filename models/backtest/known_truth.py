@@ -41,7 +41,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Reached:
-    """What one set of scores reaches. NaN where there is no fraud, or nothing else.
+    """The measures of one set of scores. NaN where no payment is fraud, or all are.
 
     `recall_at_1_percent` is the share of all frauds among the 1 % of payments with the highest scores.
     """

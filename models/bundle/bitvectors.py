@@ -552,7 +552,7 @@ def _add_tree(tree: Any, number: int, features: Sequence[_Nodes]) -> NDArray[np.
 
 
 def _beside_zeros(threshold: float) -> float:
-    """Returns a threshold that sends all values from -ZERO to ZERO where this one sends 0, and others as before."""
+    """Returns a threshold that sends all values from -ZERO to ZERO where this one sends 0, and others where it does."""
     if not -ZERO <= threshold <= ZERO:
         return threshold
     return ZERO if threshold >= 0.0 else float(np.nextafter(-ZERO, -np.inf))

@@ -101,7 +101,7 @@ class Manifest:
     cascade: dict[str, Any] = field(default_factory=dict)
     # The digest of the key that made identities of texts. Empty: an old bundle, whose features knew no key.
     identity_digest: str = ""
-    # What the training found out about its data (models/training/evidence.py). Old bundles lack the key.
+    # The findings of the training about its data (models/training/evidence.py). Old bundles lack the key.
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -308,10 +308,10 @@ def load_bundle(
 ) -> Bundle:
     """Load and check a bundle for serving or replay. Without this machine's native library, Treelite's GTIL scores.
 
-    An empty `identity_digest`, here or in the manifest, accepts any key of identities. `trusted`: the keys of which one
-    must have signed the bundle; None takes unsigned ones. `built_here`: this process has just had the library built, so
-    that no signature can cover it. Raises BundleRefused naming the first problem: the signature, the manifest, a
-    checksum, the catalogue, the key of identities, the library, or a golden vector.
+    An empty `identity_digest`, here or in the manifest, accepts any key of identities. `trusted`: one of these
+    keys must have signed the bundle; None takes unsigned ones. `built_here`: this process has just had the library
+    built, so that no signature can cover it. Raises BundleRefused naming the first problem: the signature, the
+    manifest, a checksum, the catalogue, the key of identities, the library, or a golden vector.
     """
     signed = None if trusted is None else trusted.require(bundle)
     manifest = read_manifest(bundle)

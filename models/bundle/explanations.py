@@ -208,7 +208,7 @@ def _fill_values(vector: F32, values: F64) -> None:
 def explain(frame_at: int, slope: float, count_max: int) -> int:
     """Fill contributions, moved and, with the strongest first, places. Returns how many places are filled.
 
-    They are at most `count_max`, and as many as moved the score enough to be told. Of equals the first one comes first.
+    At most `count_max` features are named, and only those that moved the score enough. Of equals the first comes first.
     """
     words, features = size(frame_at, SLOT.records), size(frame_at, SLOT.vector)
     records = carray(address(frame_at, SLOT.records), words, np.int64)
@@ -259,7 +259,7 @@ def explain(frame_at: int, slope: float, count_max: int) -> int:
 
 @inlined
 def _choose(moved: F64, places: I64, count_max: int) -> int:
-    """Fill in the places of the largest numbers that are told, the largest first. Returns how many there are."""
+    """Fill in the places of the largest numbers, the largest first, if they are large enough. Returns their count."""
     told = 0
     while told < min(count_max, len(moved)):
         best = -1

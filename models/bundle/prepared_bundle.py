@@ -1,6 +1,6 @@
 """A checked bundle in a form that a serving process loads in a millisecond or two.
 
-    FOLDER/bundle/        a copy of the bundle, which is what was checked
+    FOLDER/bundle/        a copy of the bundle: the copy is what was checked
     FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model, with their checksums
     FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
 
@@ -12,8 +12,7 @@ bundle later.
 A worker answers payments while a thread of it loads. The loading is therefore many steps of some tenths of a
 millisecond, and the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle
 that is dropped leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms
-no process that has loaded it. Compiled code follows the arrays without a look, so a file that is other than it was is
-refused.
+no process that has loaded it. Compiled code follows the arrays without a check, so a file that has changed is refused.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def prepare_bundle(
 
 
 def no_rest() -> None:
-    """Go on at once: what loads a bundle answers nobody meanwhile."""
+    """Go on at once: for a process that answers nobody while it loads a bundle."""
 
 
 def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> PreparedBundle:

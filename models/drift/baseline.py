@@ -222,7 +222,7 @@ def _of_signal_group(layout: Layout, wander: F64) -> F64:
 def _widening(layout: Layout, baseline: Baseline, fives: Iterable[TimedCounts], levels: F64, first_ms: int) -> F64:
     """Returns the factor, at least 1, by which each signal's variance must grow, (signals,).
 
-    With that factor, the largest deviation of a signal group is the largest that the null hypothesis lets expect of as
+    With that factor, the largest deviation of a signal group is the largest that the null hypothesis predicts for as
     many blocks. A burst of one merchant or device hits each segment rarely, but some segment all the time. All signals
     of a group therefore share one factor.
     """

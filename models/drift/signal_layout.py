@@ -137,7 +137,7 @@ class Layout:
             return sums / sizes, sizes
 
     def values_and_spread(self, counts: Counts) -> tuple[F64, NDArray[np.int64], F64]:
-        """Returns what `values` does, and the variance between these payments of the number that each signal averages.
+        """Returns the results of `values`, and the variance between payments of the number that each signal averages.
 
         The variance is 0 without payments. All are (signals,).
         """
@@ -223,7 +223,7 @@ def _flagged(counts: Counts) -> NDArray[np.int64]:
 
 @compiled()
 def _weigh(histograms: NDArray[np.int64], weights: F64, sums: F64, squares: F64, sizes: NDArray[np.int64]) -> None:
-    """Add up what each payment of a histogram weighs, and its square, and the payments themselves.
+    """Add up the weights of a histogram's payments, the squares of the weights, and the payments themselves.
 
     `histograms`: (segments, subjects, bins or more); `weights`: (subjects, statistics, bins). The results, which begin
     as zeros: (subjects, statistics, segments).

@@ -54,7 +54,7 @@ CountArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a histogram is of. `name`: score, feature:NAME or traffic; `dimension`: of traffic, else empty."""
+    """The subject of a histogram. `name`: score, feature:NAME or traffic; `dimension`: of traffic, else empty."""
 
     name: str
     dimension: str = ""

@@ -49,7 +49,7 @@ class FoldMargins:
 def unseen_margins(own: F64, folds: Sequence[FoldMargins]) -> F64:
     """Returns margins of the bundle's model, as many of each as unseen payments would have, ascending: (shares,).
 
-    `own`: what it gives to the rows of its own window, (rows,). No array may be empty. Without folds they are its own.
+    `own`: its margins of the rows of its own window, (rows,). No array may be empty. Without folds they are its own.
     """
     if not folds:
         return np.sort(own)

@@ -30,7 +30,7 @@ class BurstMeasures:
     payments: int
     """The frauds in them."""
     stopped: int
-    """Bursts of which at least one payment was reviewed or declined."""
+    """Bursts in which at least one payment was reviewed or declined."""
     approved_before_stop: float
     """Mean number of payments that were approved before the first was stopped; all, if none was."""
     approved_share: float

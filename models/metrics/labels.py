@@ -5,7 +5,7 @@ new). The setting `[training] unknown_labels` says which:
 
     genuine     a payment without an outcome counts as genuine
     leave_out   it is left out of training and of all measures
-    auto        what the data itself says, the default:
+    auto        the data itself decides, the default:
                 - Where at least half of the mature payments have an outcome, the mature ones without are not known, and
                   left out. A payment is mature when 95 % of the outcomes "genuine" would have arrived.
                 - Elsewhere only frauds seem to be reported: a payment without an outcome counts as genuine, unless it

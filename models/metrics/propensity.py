@@ -28,7 +28,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WeightCounts:
-    """What weights make of some payments. `clipped`: payments whose weight is `weight_max` and would be larger."""
+    """The effect of weights on some payments. `clipped`: payments whose weight is `weight_max` and would be larger."""
 
     payments: int
     weighted: int
@@ -67,7 +67,7 @@ def effective_size(weight: F64) -> float:
 
 
 def weight_counts(propensity: F64, fraud: NDArray[np.bool_], weight_max: float) -> WeightCounts:
-    """Returns what `inverse_weights` makes of some payments. Both arrays: (rows,)."""
+    """Returns the effect of `inverse_weights` on some payments. Both arrays: (rows,)."""
     weight = inverse_weights(propensity, weight_max)
     return WeightCounts(
         payments=len(weight),

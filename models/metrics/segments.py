@@ -166,7 +166,7 @@ def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tupl
     # multiples of one half, and exact.
     terms, count = np.empty(rows), 0
     area, before, false_before = 0.0, 0.0, 0.0
-    # What models/metrics/auc_variance.py makes the variance of.
+    # The sums from which models/metrics/auc_variance.py computes the variance.
     fraud_sum, genuine_sum = 0.0, 0.0
     total = 0
     for first in range(0, rows, _ROWS):

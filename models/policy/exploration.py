@@ -1,14 +1,15 @@
-"""Approve a small random share of the payments that would be declined, within a budget, to learn what they were.
+"""Approve a small random share of the payments that would be declined, within a budget, to learn their labels.
 
-A declined payment never gets a label. A model that is trained on what the last one let through forgets what it stopped.
+A declined payment never gets a label. A model that is trained on the payments that the last one let through forgets
+the fraud that it stopped.
 Exploration is off by default. It buys labels with money that an operator sets aside:
 
     [exploration] share = 0.02, budget_minor_a_day = 500_000, payment_minor_max = 10_000
 
     declined, EUR 62, spent today EUR 120    2 % are approved    propensity 0.02 if approved, 0.98 if declined
-    declined, EUR 400                        above the ceiling   declined as before, propensity 1
-    declined by a rule                       a rule is a rule    declined as before, propensity 1
-    declined, EUR 62, spent today EUR 4,990  no budget left      declined as before, propensity 1
+    declined, EUR 400                        above the ceiling   stays declined, propensity 1
+    declined by a rule                       rules are final     stays declined, propensity 1
+    declined, EUR 62, spent today EUR 4,990  no budget left      stays declined, propensity 1
 
 The *propensity* is the probability of the action that the payment got, given all that was known before the coin. It
 goes into the decision. Training and replay weigh a payment by 1 / propensity, as if all such payments had been
@@ -18,8 +19,8 @@ The coin is a keyed hash of the payment's id. The same payment gets the same coi
 nobody without the key can choose an id that is approved. A budget is spent before the answer leaves, and a payment that
 does not fit is not explored whatever its coin: the budget of a day is never exceeded, not even after kill -9.
 
-Budgets need no talk between hosts: each has its equal part of the whole. The workers of a host share a ledger. A worker
-locks it for the moment in which it decides. A worker that finds it held declines as before, whatever the coin, and
+Hosts share a budget without talking to each other: each has an equal part of it. The workers of a host share a ledger.
+A worker locks it for the moment in which it decides. A worker that finds it held declines, whatever the coin, and
 never waits.
 """
 
@@ -92,7 +93,7 @@ class ExplorationSettings:
 
 
 class Explored(NamedTuple):
-    """What becomes of a verdict: the action, the reasons, and the probability of this action."""
+    """A verdict after exploration: the action, the reasons, and the probability of this action."""
 
     action: str
     reasons: list[str]
@@ -113,7 +114,7 @@ def read_exploration_key(path: str) -> bytes:
 
 
 class SpentLedger(Protocol):
-    """Remembers what was spent on the newest day by those who share it. Never raises."""
+    """Remembers the sum that its users spent on the newest day. Never raises."""
 
     def hold(self) -> bool:
         """Take the ledger; returns False if another has it. The holder calls `release` soon."""
@@ -122,7 +123,7 @@ class SpentLedger(Protocol):
         """Let others have the ledger."""
 
     def spent(self, day: int) -> int:
-        """Returns what is spent on `day`, in minor units. On a day before the newest it is that of the newest."""
+        """Returns the sum spent on `day`, in minor units. On a day before the newest it is that of the newest."""
 
     def spend(self, day: int, amount: int) -> bool:
         """Add an amount to the newest day, which is `day` if that is later. Returns False if it cannot be noted."""
@@ -156,9 +157,9 @@ class FileLedger:
     Its bytes outlive `kill -9` of a process at any moment, and a dead process holds no lock. After a loss of
     power the file may lack what was spent in the last half minute: that can be spent again.
 
-    The file is read and written, not mapped: one that is cut short kills no worker. Nobody knows what a damaged one
-    had, so the budget of that day counts as spent, and the next day begins with a new one. While the file cannot be
-    used, nothing is explored. The log says so.
+    The file is read and written, not mapped: one that is cut short kills no worker. The sum in a
+    damaged one is lost, so the budget of that day counts as spent, and the next day begins with a new one. While the
+    file cannot be used, nothing is explored. The log says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -298,7 +299,7 @@ class Exploration:
         self._ledger = ledger
 
     def explore(self, action: str, reasons: Sequence[str], *, payment_id: str, amount: int, now_ms: int) -> Explored:
-        """Returns what becomes of a verdict of the policy. Never raises.
+        """Returns a verdict of the policy after exploration. Never raises.
 
         `amount`: minor units of the reference currency. `now_ms`: when it is decided. Only a decline can change, and
         only to an approval.

@@ -176,5 +176,5 @@ class MappedList(Set[str]):
 
     @classmethod
     def _from_iterable(cls, entries: Iterable[str]) -> frozenset[str]:  # type: ignore[override]
-        """What set operations make of it."""
+        """Returns the result of set operations, a frozenset."""
         return frozenset(entries)

@@ -23,7 +23,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 
 _POLICY, _LISTS = "policy.json", "lists.json"
-# What reading damaged files may raise.
+# The exceptions of reading damaged files.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -107,7 +107,7 @@ def load_policy(
     rest: Callable[[], object] = lambda: None,
     shared: SharedList = lambda _: None,
 ) -> PreparedPolicy:
-    """Read what `prepare_policy` wrote. If `earlier` is the same policy, or has the same lists, they are taken from it.
+    """Read the files of `prepare_policy`. If `earlier` is the same policy, or has the same lists, these are reused.
 
     A long list that is not `shared` is copied into memory of this process. `rest` is called between two steps. Raises
     Misconfigured if the files are gone or damaged.

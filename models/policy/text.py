@@ -1,7 +1,7 @@
 """A policy as a file of its own: `[policy]` alone, with the entries of its lists in it.
 
-The configuration of a deployment holds secrets, and names files of lists that stay on one host. This text holds what
-the policy says and nothing else: another host reads the same policy from it.
+The configuration of a deployment holds secrets, and names files of lists that stay on one host. This text holds the
+policy alone: another host reads the same policy from it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The registry of models: which bundles and policies there are, and who let which of them decide."""
+"""The registry of models: the known bundles and policies, and who let which of them decide."""

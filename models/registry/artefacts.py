@@ -65,7 +65,7 @@ class FolderStore:
         try:
             check_files(target, checksums_of(files))
         except RegistryRefused:
-            # Nothing is there; or what somebody put there who was stopped before it was registered, or has changed.
+            # Nothing is there, or a caller was stopped before it registered these files, or they have changed.
             _write_folder(target, files)
 
     def is_here(self, _kind: str, _digest: str, /) -> bool:
@@ -88,7 +88,7 @@ class ObjectStore:
     cache: Path
 
     def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
-        """See ArtefactStore. An object store has no renaming; what it holds in part is written again."""
+        """See ArtefactStore. An object store has no renaming: files that it holds in part are written again."""
         place = f"{self.root}/{kind}/{digest}"
         with _one_line(f"cannot write {place}"):
             for name, content in files.items():
@@ -144,7 +144,7 @@ def bundle_files(bundle: Path) -> dict[str, bytes]:
     parts = [name for part in manifest.parts for name in (part.model_text, part.golden)]
     names = [MANIFEST, *dict.fromkeys([*parts, *sorted(manifest.files)])]
     for name in names:
-        # A manifest is what somebody gave us: it must not name files elsewhere.
+        # A manifest comes from somebody else: it must not name files elsewhere.
         if Path(name).name != name:
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} names the file {name!r}; wanted files beside it")
     for build in sorted(bundle.glob(f"{NATIVE}/**/{BUILD}")):
@@ -163,7 +163,7 @@ def checksums_of(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Raise RegistryRefused if a file below a folder is missing or is not what was registered."""
+    """Raise RegistryRefused if a file below a folder is missing or differs from the registered one."""
     for name, checksum in checksums.items():
         try:
             content = read_regular(folder / name, None)

@@ -1,11 +1,11 @@
-"""Copies of one log: what the topic has, what a host has, and how they become one.
+"""Copies of one log: that of the topic, that of a host, and how they become one.
 
 The topic decides. Its records are read in the order of their offsets, and an entry counts if it fits the entries
 before it and its signature is right. If two entries name the same previous entry, every reader counts the first one on
 the topic.
 
-A host's own entries that are not on the topic yet are sent there. A rollback fits behind any entry; whatever else no
-longer fits is *lost*: it was made while another host went on.
+A host's own entries that are not on the topic yet are sent there. A late entry, such as a rollback, fits behind any
+entry (LATE_KINDS). Any other entry that no longer fits is *lost*: it was made while another host went on.
 
     topic   a b c d          host   a b R x       R is a rollback, x another entry
     becomes a b c d R        lost: x
@@ -30,7 +30,7 @@ class RefusedEntry:
 
 
 class TopicReader:
-    """Takes the records of the topic in order. `log` is what counts, `refused` what does not."""
+    """Takes the records of the topic in order. `log` has the entries that count, `refused` the other records."""
 
     def __init__(self, people: RegistryPeople) -> None:
         self._people = people
@@ -75,7 +75,7 @@ class Merge:
 
 
 def merge(own: RegistryLog, topic: RegistryLog) -> Merge:
-    """Returns what becomes of a host's copy beside the topic's."""
+    """Returns how a host's copy becomes the topic's."""
     on_topic = {entry.digest for entry in topic.entries}
     log, to_send, lost = topic, list[Entry](), list[Entry]()
     for entry in own.entries:
@@ -91,6 +91,6 @@ def merge(own: RegistryLog, topic: RegistryLog) -> Merge:
 
 
 def forked(lost: Iterable[Entry]) -> str:
-    """Returns the line that names entries which another host's came before."""
+    """Returns the line that names lost entries: another host's came before them."""
     told = ", ".join(f"{entry.kind.replace('_', ' ')} by {entry.by} ({entry.digest[:12]})" for entry in lost)
     return f"the log has forked: another host's entries were on the topic first, and these count for nothing: {told}"

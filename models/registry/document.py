@@ -2,7 +2,7 @@
 
 Everything in it comes from the bundle's manifest, the policy's file and the log. The person who proposes a bundle
 wrote its manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same
-bytes: no clock is read, and what holds is what held after the last entry of the log.
+bytes: no clock is read, and the paper shows the state after the last entry of the log.
 
 The sections follow what model risk guidance asks a bank to have on paper (SR 26-2 of the Federal Reserve, OCC
 Bulletin 2026-13): purpose, data, method, performance, calibration, limits, changes and who approved them. The paper
@@ -38,7 +38,7 @@ _FEATURES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper is made of. `meanings`: what each feature means; empty if the catalogue is not at hand.
+    """The sources of a paper. `meanings`: the meaning of each feature; empty if the catalogue is not at hand.
 
     `list_sizes`: how many entries each list of the policy has.
     """
@@ -309,7 +309,7 @@ class Paper:
 
     def _overrides(self) -> Iterator[str]:
         yield "\n## Overrides\n"
-        yield "What decides in place of the model's score, or was done without the usual approvals.\n"
+        yield "Rules that decide in place of the score, thresholds of the policy's own, and rollbacks by one person.\n"
         found = list(self._known_overrides())
         yield from (f"- {line}" for line in found or ["None."])
 

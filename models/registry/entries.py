@@ -10,7 +10,7 @@
    A line that is changed, removed or moved therefore no longer fits the one behind it.
 4. `registry` is the registry's name, so that an entry of a test system never fits the one of production.
 
-An entry says what somebody claims. Whether it counts is decided by each reader (models/registry/rules.py).
+An entry is somebody's claim. Each reader decides whether it counts (models/registry/rules.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paywarden.schemas.errors import RegistryRefused
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-# What an entry can say. No fractions: other languages write them in other ways, and the bytes must be the same.
+# The types of values in an entry. No fractions: other languages write them otherwise, and the bytes must be the same.
 Value: TypeAlias = str | int | bool | list[str] | dict[str, str] | None
 
 REGISTERED_BUNDLE: Final = "registered_bundle"
@@ -52,13 +52,13 @@ KINDS: Final = (
     REGISTERED_BUNDLE, REGISTERED_POLICY, PROPOSED, APPROVED, PROMOTED, ROLLED_BACK, ROLLOUT_STARTED, ROLLOUT_STEP,
     ROLLOUT_VERDICT, ROLLOUT_PAUSED, ROLLOUT_RESUMED, ROLLOUT_ABORTED, KEY_REVOKED, CLOCK_SET,
 )  # fmt: skip
-"""What can happen to a model."""
+"""The kinds of entries: events in the life of a model."""
 
 LATE_KINDS: Final = (ROLLED_BACK, ROLLOUT_VERDICT, ROLLOUT_ABORTED)
 """Entries that take something back. They do not wait for other hosts, and count behind any entry."""
 
 FIRST: Final = "0" * 64
-"""What the first entry names as the one before."""
+"""The digest that the first entry names as the one before."""
 
 WHY_BYTES_MAX: Final = 1_000
 NAME_BYTES_MAX: Final = 64

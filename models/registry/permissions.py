@@ -1,4 +1,4 @@
-"""Which versions a host may serve by the log of the registry, whoever has written its deployment file.
+"""Finds the versions that the registry's log lets a host serve, no matter who has written its deployment file.
 
     active, previous    a version that was promoted at some time, with the approvals that were asked for then
     candidate           one of these, or the candidate of a rollout that was started with its approvals

@@ -1,4 +1,4 @@
-"""The registry as programs use it: what decides now, and each thing that a person can do.
+"""The registry as programs use it: the version that decides now, and each act of a person.
 
     registry.served(now_ms)            bundle folder and policy file of the champion, checked; None before a promotion
     registry.state(at_ms)              everything that holds at a time
@@ -71,7 +71,7 @@ class Signer:
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """What decides: a version, the folder of its bundle and the file of its policy, as they were registered."""
+    """The version that decides, the folder of its bundle and the file of its policy, as they were registered."""
 
     version: RegisteredVersion
     bundle: Path
@@ -80,7 +80,7 @@ class ServedVersion:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What an entry says about a bundle. `files`: its contents by path."""
+    """The facts about a bundle for its entry. `files`: its contents by path."""
 
     digest: str
     model_version: str
@@ -107,11 +107,11 @@ class Registry:
     store: ArtefactStore
 
     def state(self, at_ms: int | None = None) -> RegistryState:
-        """Returns what holds at a time, or after the last entry. Raises RegistryRefused if the log is damaged."""
+        """Returns the state at a time, or after the last entry. Raises RegistryRefused if the log is damaged."""
         return state_of(self.log.read(), self.people, self.rules, at_ms=at_ms)
 
     def served(self, at_ms: int) -> ServedVersion | None:
-        """Returns what decides at a time; None if nothing was promoted. Reads and checks the files.
+        """Returns the version that decides at a time; None if nothing was promoted. Reads and checks the files.
 
         Raises RegistryRefused if the log or a file is damaged, or the bundle has no library for this processor.
         """
@@ -290,7 +290,7 @@ class Registry:
 def _require_named(served: ServedVersion) -> None:
     """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
 
-    The digests of files come from whoever registered them, and could be those of anything.
+    The person who registered the files sent their digests, which could be those of any files.
     """
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.policy.lists import read_lists

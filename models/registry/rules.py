@@ -1,7 +1,7 @@
-"""What the log means: which entries count, and which version decides because of them.
+"""Interprets the log: finds the entries that count, and the version that decides because of them.
 
-Every reader applies these rules to the log by itself, with its own file of people. Nobody has to believe whoever
-wrote the log: an entry that breaks a rule is in the log and counts for nothing.
+Every reader applies these rules to the log by itself, with its own file of people. No reader has to trust the
+writer of the log: an entry that breaks a rule is in the log and counts for nothing.
 
     registered_bundle, registered_policy   somebody with the role `propose` has put files into the registry
     proposed                               a *version* (bundle, policy and catalogue) is to decide
@@ -98,7 +98,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """What decides together: the digests of a bundle, a policy and a feature catalogue."""
+    """The parts that decide together: the digests of a bundle, a policy and a feature catalogue."""
 
     bundle: str
     policy: str
@@ -128,7 +128,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Approval:
-    """That a person agrees. `until_ms`: it counts before this time."""
+    """A person's agreement. `until_ms`: it counts before this time."""
 
     by: str
     key: str
@@ -173,7 +173,7 @@ class RegisteredRollout:
 
 @dataclass(frozen=True)
 class Decided:
-    """That a version became champion. `entry` is the promotion or rollback that did it, `time_ms` when it took
+    """A version that became champion. `entry` is the promotion or rollback that did it, `time_ms` when it took
     effect."""
 
     version: RegisteredVersion
@@ -192,7 +192,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class RegistryState:
-    """What holds after a log. `way_back`: the versions of the stack, the champion last."""
+    """The state after a log. `way_back`: the versions of the stack, the champion last."""
 
     way_back: tuple[RegisteredVersion, ...] = ()
     bundles: Mapping[str, Registered] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class RegistryState:
 
 
 def state_of(log: RegistryLog, people: RegistryPeople, rules: Rules, *, at_ms: int | None = None) -> RegistryState:
-    """Returns what the log means to a reader with these people and rules, at a time or after the last entry.
+    """Returns the state of the log for a reader with these people and rules, at a time or after the last entry.
 
     An entry takes effect at its time, but never after the entries behind it: order decides. Entries that break a rule
     are in `ignored`. Raises RegistryRefused if a signature is wrong.
@@ -254,7 +254,7 @@ def _state(log: RegistryLog, people: RegistryPeople, rules: Rules, at_ms: int | 
 
 
 def _folded(log: RegistryLog, people: RegistryPeople, rules: Rules, length: int) -> _Fold:
-    """Returns what holds after the first `length` entries."""
+    """Returns the state after the first `length` entries."""
     fold = _Fold(people, rules)
     for position, entry in enumerate(log.entries[:length]):
         fold.take(entry, position + 1, is_late=position in log.late)
@@ -282,7 +282,7 @@ def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
 
 
 class _Fold:
-    """Takes entries in order and keeps what holds after them."""
+    """Takes entries in order and keeps the state after them."""
 
     def __init__(self, people: RegistryPeople, rules: Rules) -> None:
         self._people, self._rules = people, rules
@@ -292,7 +292,7 @@ class _Fold:
         self._proposals: dict[str, Proposal] = {}
         self._rollout: RegisteredRollout | None = None
         self._revoked: set[str] = set()
-        # What became champion, by which entry, and its number.
+        # Each version that became champion, its entry, and the entry's number.
         self._decided: list[tuple[RegisteredVersion, Entry, int]] = []
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
@@ -339,7 +339,7 @@ class _Fold:
         return {ignored.number - 1 for ignored in self._ignored}
 
     def state(self, times_ms: Sequence[int]) -> RegistryState:
-        """Returns what holds now. `times_ms`: when each entry takes effect."""
+        """Returns the present state. `times_ms`: when each entry takes effect."""
         return RegistryState(
             way_back=tuple(self._stack),
             bundles=dict(self._bundles),
@@ -354,7 +354,7 @@ class _Fold:
         )
 
     def _refusal(self, entry: Entry) -> str:
-        """Returns which rule of all kinds the entry breaks; empty if none."""
+        """Returns the rule for every kind that the entry breaks; empty if it breaks none."""
         if entry.registry != self._rules.name:
             return f"it is of the registry {entry.registry}, this one is {self._rules.name}"
         person = self._people.owner(entry.key)

@@ -1,4 +1,4 @@
-"""Compare live decisions with what a replay decides about the same payments.
+"""Compare live decisions with those of a replay about the same payments.
 
 How it works:
 

@@ -82,7 +82,7 @@ METRICS, REPORT = "metrics.json", "report.html"
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What a replay measures, writes and uses.
+    """The options of a replay: its measures, files and inputs.
 
     `window`: the UTC days to decide about and measure. `costs`: the stated costs; None stands for the defaults.
 

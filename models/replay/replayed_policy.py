@@ -87,7 +87,7 @@ class ReplayedPolicy:
     def __init__(self, policy: Policy, history: History, amounts: NDArray[np.int64]) -> None:
         """`amounts`: in minor units of the reference currency, shape (payments,).
 
-        Raises Misconfigured if a condition compares a field of which the history has only keyed hashes.
+        Raises Misconfigured if a condition compares a field for which the history has only keyed hashes.
         """
         self._policy, self._history, self._amounts = policy, history, amounts
         self._fields = sorted(policy.fields)

@@ -1,1 +1,1 @@
-"""Rollouts: which arm decides about a card, what the arms differ in, and when a candidate goes on or back."""
+"""Rollouts: the arm of each card, the evidence about the arms, and when a candidate goes on or back."""

@@ -3,7 +3,7 @@
     decisions ──► events of each payment ──► StepTally of the running step ──► judge ──► RolloutKeeper
 
 `add` takes decisions as they come, `look` judges every few seconds. A new step gets a new tally, which begins where the
-log says that the step began, and `settle_s` later: until then hosts may still act on the share of before. A process
+log says that the step began, and `settle_s` later: until then hosts may still act on the earlier share. A process
 that starts again is fed the decisions since `counts_from_ms` again; then it is where it was.
 
 The bounds of slow answers and of high scores come from the champion's time before the first cards, and never change.
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EventBounds:
-    """From when on an answer is slow, in ms, and a score is among the highest 10 % and 1 %, as before the rollout."""
+    """Bounds from before the rollout: the ms from which an answer is slow, the scores of the highest 10 % and 1 %."""
 
     slow_ms: float
     score_upper: float

@@ -45,7 +45,7 @@ _MONEY = ("champion", "candidate", "low", "high")
 
 
 class Finding(Enum):
-    """What a look at a step, or at mature outcomes, has found."""
+    """The result of a look at a step, or at mature outcomes."""
 
     MISMATCH = "mismatch"
     HARM = "harm"
@@ -86,7 +86,7 @@ class MoneyInterval:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a look has found. `measure`: the one with the strongest evidence of harm. Evidence is that of that one."""
+    """The result of a look. `measure`: the one with the strongest evidence of harm, and `evidence` is its evidence."""
 
     finding: Finding
     measure: str
@@ -121,7 +121,7 @@ def _interval_text(evidence: MeasureEvidence) -> str:
 
 
 def judge(plan: RolloutPlan, step: int, counts: StepCounts) -> Judgement:
-    """Returns what one look at a step finds."""
+    """Returns the judgement of one look at a step."""
     harms, falls = harm_evidence(plan, step, counts)
     mismatch = float(mismatch_evidence(plan, step, counts))
     measures = tuple(_measures(plan, step, counts, harms, falls))
@@ -235,8 +235,8 @@ class OutcomeCounts:
 
     `cards`: cards with a mature outcome, shape (strata, 2). `events`: shape (outcome measures, strata, 2).
     `amount_evidence`: log of the e-value of the amount of approved fraud (WeightedEvidence, over all steps).
-    `shares`: the candidate's share of the cards of each stratum, shape (strata,). `labelled`: cards of both arms for
-    which somebody told an outcome.
+    `shares`: the candidate's share of the cards of each stratum, shape (strata,). `labelled`: cards of both arms
+    with a reported outcome.
     """
 
     cards: Counts
@@ -248,10 +248,10 @@ class OutcomeCounts:
 
 
 def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
-    """Returns what mature outcomes say about a candidate, with the margin of all payments.
+    """Returns the judgement of a candidate by mature outcomes, with the margin of all payments.
 
     Payments must be at least `label_days` old: the labels of younger ones come in the order of their discovery. Where
-    nobody tells outcomes, all payments look genuine: fewer than `labels_min` cards with an outcome are no data.
+    nobody reports outcomes, all payments look genuine: fewer than `labels_min` cards with an outcome are no data.
     """
     limit, needed = 1 + plan.margin, log_threshold(plan.alpha)
     harm_needed = log_threshold(plan.alpha_of(Part.OUTCOMES))

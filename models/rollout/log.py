@@ -1,4 +1,4 @@
-"""The log of rollouts: every event that has happened, in order; the state is what they add up to.
+"""The log of rollouts: every event that has happened, in order. The state follows from them.
 
     {"kind": "started", "time_ms": 1764230400000, "by": "ann", "why": "b-42 finds …", "start": {"name": "r-7", …}}
     {"kind": "ready", "time_ms": 1764230401000, "by": "host-1", "why": "", …}
@@ -7,8 +7,8 @@
 A `RolloutLog` keeps the events. `RegistryRolloutLog` (models/rollout/registry_log.py) has them in the signed log of the
 registry, which hosts share. `FileRolloutLog` is a file of JSON lines for a host without a registry.
 
-`RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. After kill -9 at
-any moment the next process reads the log and is where it says.
+Events get in through `RolloutKeeper.take`: it refuses an event that must not happen, and writes nothing. After kill -9
+at any moment the next process reads the log and is where it says.
 
 Looks come every few seconds, and a log that grew with each of them would be full after a month. The keeper therefore
 notes a look
@@ -108,7 +108,7 @@ class _Seen:
 class FileRolloutLog:
     """A log in a file, one JSON object a line. Processes of one host may share it, and threads share this object.
 
-    A last line without its end is what a killed writer leaves: it never happened, and the next writer cuts it off. Any
+    A killed writer leaves a last line without its end. Its event never happened, and the next writer cuts it off. Any
     other line that cannot be read is damage, and nothing is written behind damage.
     """
 
@@ -136,7 +136,7 @@ class FileRolloutLog:
             yield
 
     def _read(self) -> _Seen:
-        """Returns what the file says up to the end of its last whole line. Raises Misconfigured."""
+        """Returns the events of the file up to the end of its last whole line. Raises Misconfigured."""
         try:
             with open_regular(self._file.path) as file:
                 seen = self._continued(file)

@@ -1,4 +1,4 @@
-"""Join outcomes to the decisions of a rollout: which payments are mature, and what they turned out to be.
+"""Join outcomes to the decisions of a rollout: which payments are mature, and their labels.
 
     decisions of the rollout ──┐
                                ├──► OutcomeJoin ──► MatureOutcomes ──► outcome_counts ──► judge_outcomes

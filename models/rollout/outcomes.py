@@ -1,4 +1,4 @@
-"""What mature outcomes say about both arms: cards by event, the weight of approved fraud, and money with an interval.
+"""Counts mature outcomes of both arms: cards by event, the weight of approved fraud, and money with an interval.
 
 A payment is looked at when it is at least `label_days` old: by then both arms have had the same time for labels to
 come. One without an outcome counts as genuine then, as everywhere in Paywarden. Payments stand in the order in which
@@ -11,8 +11,7 @@ they began to count, so that a later look only adds cards. A correction from fra
 The interval of money is another matter. It takes all payments, the sums of each card as one observation, and widens a
 normal interval so that it covers at all looks (I. Waudby-Smith, D. Arbour, R. Sinha, E. Kennedy, A. Ramdas,
 "Time-uniform central limit theory and asymptotic confidence sequences", 2024). It holds in the limit of many cards,
-and heavy tails make that limit far. It is shown to people; what decides is the e-value of `fraud_amount`, which needs
-no limit.
+and heavy tails make that limit far. It is shown to people. The e-value of `fraud_amount` decides: it needs no limit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rollout is meant to do, decided before it starts: the steps, the measures, the margins, the risk of an error.
+"""The plan of a rollout, decided before it starts: the steps, the measures, the margins, the risk of an error.
 
 Every *measure* is an event that a card has or has not, such as a declined payment. For each measure stand here in which
 direction a difference is harm, its share of `alpha`, and whether the candidate must be shown to be within the margin.

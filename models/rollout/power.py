@@ -1,4 +1,4 @@
-"""What a plan can find with given traffic, computed before a rollout starts.
+"""The power of a plan with given traffic, computed before a rollout starts.
 
 For each step and measure this answers two questions about the step's least time:
 
@@ -33,14 +33,14 @@ _HOURS_A_DAY = 24
 # The ratios that are tried, in rising order; the quantile of the normal distribution at 80 %.
 _RATIOS = np.exp(np.linspace(math.log(1.02), math.log(50), 200))
 _Z_POWER = 0.8416
-# Longer than this is "never" to whoever waits.
+# A longer time counts as "never".
 HOURS_MAX = 24 * 365.0
 _GROWTH = 1.05
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What comes in: different cards a day, and the share of their first payments with each event, by measure."""
+    """Incoming traffic: different cards a day, and the share of their first payments with each event, by measure."""
 
     cards_a_day: float
     shares: Mapping[str, float]

@@ -45,7 +45,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 
 CANARY: Final = "canary"
-# What an entry has in fields of its own, or in none.
+# An entry of the registry has fields of its own for these.
 _OWN_FIELDS = ("time_ms", "by", "why")
 _KINDS: Mapping[EventKind, str] = {
     EventKind.STARTED: kinds.ROLLOUT_STARTED,
@@ -71,7 +71,7 @@ class Folded:
 
 
 def folded(log: RegistryLog, state: RegistryState) -> Folded:
-    """Returns the events of rollouts in a log that count for whoever reads it. `state`: what the log means to them."""
+    """Returns the events of rollouts in a log that count for a reader with this state of the log."""
     ignored = {ignored.number for ignored in state.ignored}
     fold = _Fold()
     for number, entry in enumerate(log.entries, 1):
@@ -153,7 +153,7 @@ class RegistryRolloutLog:
     """The log of rollouts inside the log of the registry. See RolloutLog. Not thread-safe."""
 
     def __init__(self, registry: Registry, signer: Signer | None) -> None:
-        """`signer`: who does what is appended; None only reads."""
+        """`signer`: the person or program that appends; None only reads."""
         self._registry, self._signer = registry, signer
         self._seen: FileState | None = None
         self._folded = Folded()
@@ -220,7 +220,7 @@ class RegistryRolloutLog:
         return name
 
     def _unread(self, log: RegistryLog) -> str:
-        """Returns the name of the rollout that the registry has under way and nobody can read; empty if none is."""
+        """Returns the name of the rollout that the registry has under way and nobody can read; empty without one."""
         state = state_of(log, self._registry.people, self._registry.rules)
         read = folded(log, state).rollout
         if state.rollout is None:

@@ -1,8 +1,8 @@
-"""Write the report of a rollout: one HTML file for whoever has to answer for it, made from the log alone.
+"""Write the report of a rollout: one HTML file for the person who answers for it, made from the log alone.
 
-It says what was compared and by which rules, what the evidence was over time, what mature outcomes and money say, who
-approved the candidate, and who did what and why. It depends on nothing but the log, so the same log gives the same
-bytes. It names no card, no payment and no machine.
+It shows what was compared and by which rules, the evidence over time, the mature outcomes and the money, who approved
+the candidate, and who did what and why. It depends on the log alone, so the same log gives the same bytes. It names no
+card, no payment and no machine.
 """
 
 from __future__ import annotations

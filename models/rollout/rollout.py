@@ -62,7 +62,7 @@ ENDED = (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.ABORTED)
 
 
 class EventKind(Enum):
-    """What happens to a rollout."""
+    """The kinds of events of a rollout."""
 
     STARTED = "started"
     READY = "ready"
@@ -81,7 +81,7 @@ BY_A_PERSON = (EventKind.STARTED, EventKind.PAUSED, EventKind.RESUMED, EventKind
 
 @dataclass(frozen=True)
 class Version:
-    """What one arm serves: a bundle and a policy, by their digests. An empty policy is the one of the configuration."""
+    """The version of one arm: a bundle and a policy, by digest. An empty policy is the one of the configuration."""
 
     bundle_digest: str
     policy_digest: str = ""
@@ -96,7 +96,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Start:
-    """What a rollout is about, fixed at its start."""
+    """The two versions and the plan of a rollout, fixed at its start."""
 
     name: str
     salt: str
@@ -127,7 +127,7 @@ class RolloutEvent:
 
 @dataclass(frozen=True)
 class Agreed:
-    """What somebody did before a rollout so that its candidate may be tried: `what`, such as "approved", and why."""
+    """An act before a rollout that lets its candidate be tried: `what`, such as "approved", and why."""
 
     time_ms: int
     by: str
@@ -198,7 +198,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Orders:
-    """What every host does now: `champion` decides, but about the candidate's cards `candidate` does.
+    """The orders to every host: `champion` decides, except about the candidate's cards: there `candidate` does.
 
     `share`: basis points, for `arm_edges`. `salt`: hex, for CardSplit. Both versions stay loaded as long as `candidate`
     is not None, so that every change of `share` takes effect at once, in either direction.
@@ -331,7 +331,7 @@ def _looked(rollout: Rollout, event: RolloutEvent) -> Rollout:
     elapsed_ms = rollout.elapsed_ms + watched_ms
     noted = replace(rollout, judgement=event.judgement, time_ms=event.time_ms, looked_ms=event.time_ms)
     if rollout.phase is Phase.PAUSED:
-        # What was looked at before the pause counts, the pause itself does not.
+        # The time of looks before the pause counts, the pause itself does not.
         return replace(noted, elapsed_ms=elapsed_ms)
     elapsed_ms = rollout.elapsed_ms + max(watched_ms, min(gap_ms, LOOK_GAP_MAX_MS))
     noted = replace(noted, elapsed_ms=elapsed_ms)

@@ -1,14 +1,14 @@
-"""Compare a challenger in the shadow with the champion: both decided about the same payments, only one was listened to.
+"""Compare a challenger in the shadow with the champion: both decide about the same payments, only the champion acts.
 
 A *shadow record* holds both sides of one payment (schemas/avsc/shadow-decisions.avsc):
 
     payment p-1    champion 0.12 approve    challenger 0.71 decline
     payment p-2    champion 0.65 decline    challenger 0.58 review
 
-Each payment is its own comparison, so differences are *paired*: what makes one payment risky is the same on both sides
-and falls out. Payments of one card are not independent, so the sums of a card are one observation, and intervals are
-those of a normal mean over cards. They hold for one look at a finished comparison. A shadow harms nobody, so nothing
-has to be stopped early; a rollout has evidence that may be looked at all the time (models/rollout/evidence.py).
+Each payment is its own comparison, so differences are *paired*: the risk of the payment itself is the same on both
+sides and cancels. Payments of one card are not independent, so the sums of a card are one observation, and intervals
+are those of a normal mean over cards. They hold for one look at a finished comparison. A shadow harms nobody, so
+nothing has to be stopped early; a rollout has evidence that may be looked at all the time (models/rollout/evidence.py).
 
 A shadow is shed before a payment is. `paired_share` says how much of the champion's traffic the comparison saw.
 """
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ShadowSide:
-    """What one side decided, and by which bundle and policy."""
+    """The decision of one side, and the bundle and policy that made it."""
 
     score: float
     action: str
@@ -171,7 +171,7 @@ def compare_shadow(columns: ShadowColumns, *, champion_payments: int, costs: Cos
 
 
 def _both(columns: ShadowColumns, fraud: int, actions: Sequence[int]) -> Floats:
-    """Returns challenger minus champion of: the payment is of this kind and got one of the actions."""
+    """Returns 1 where only the challenger took one of the actions on such a payment, -1 where only the champion did."""
     kind = (columns.fraud == fraud).astype(float)
     ours, theirs = (np.isin(side, actions) for side in (columns.challenger_action, columns.champion_action))
     return np.asarray(kind * (ours.astype(float) - theirs), dtype=np.float64)

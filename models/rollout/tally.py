@@ -35,7 +35,7 @@ MEASURES_MAX = 64
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a look sees of a step, or many looks at once. Axis -1 is the arm: champion, candidate.
+    """The counts of a step at a look, or at many looks. Axis -1 is the arm: champion, candidate.
 
     `cards`: shape (..., 2). `first`, `step`, `day`: shape (..., measures, 2). `day_number`: shape (...), from 1.
     """

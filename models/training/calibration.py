@@ -30,7 +30,7 @@ from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.schemas.errors import Misconfigured
 
 Weight = NDArray[np.float64] | None
-"""What each row stands for (models/metrics/propensity.py); None means 1."""
+"""How many payments each row stands for (models/metrics/propensity.py); None means 1."""
 
 RELIABILITY_BINS = 10
 # Practically no regularisation, with two parameters and thousands of rows. Without any, separable rows have no maximum.

@@ -4,8 +4,8 @@ How it works:
 
 1. Both models' margins are out of fold. The first model may score a payment as harmless if the large model approves
    it, and as fraudulent if the large model declines it. At most an allowance of payments may break this rule.
-2. The allowance is split between the low and the high threshold. The split wins that lets the first model score
-   the most payments wins. A threshold never lies where the first model's own score would give another action.
+2. The allowance is split between the low and the high threshold. The split that lets the first model score the
+   most payments wins. A threshold never lies where the first model's own score would give another action.
 3. Thresholds fit the payments on which they were chosen too well. Each fold is therefore checked with thresholds chosen
    on the other folds. While their actions disagree too often, the allowance is halved, four times, then set to 0.
 4. If even that disagrees too often, both thresholds are moved outwards, by up to 2 in the first model's log-odds.

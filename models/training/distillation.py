@@ -6,8 +6,8 @@ How it works:
    mean of their margins errs less than one model does, but would take `seeds` times as long to serve.
 2. Each row gets a soft label, halfway between its true label and the teachers' probability. That probability is out of
    fold: no teacher has seen the row. Otherwise it would only repeat the label.
-3. The student has the served size and is trained on the soft labels, with cross-entropy. A fraud that no teacher can
-   tell weighs less there, and chance in the labels is smoothed.
+3. The student has the served size and is trained on the soft labels, with cross-entropy. A fraud that no teacher
+   recognises weighs less there, and chance in the labels is smoothed.
 4. On the held-out days of the search, a student and a plain model are compared. The student is taken only if its
    average precision is higher (G. Hinton and others, "Distilling the knowledge in a neural network", 2015).
 

@@ -1,4 +1,4 @@
-"""What a training found out about its own data, for the report of `train` and for the manifest.
+"""The findings of a training about its own data, for the report of `train` and for the manifest.
 
     labels     how many payments have which label; after how long frauds became known, beside the delay that the
                catalogue's fraud features wait

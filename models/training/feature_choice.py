@@ -5,15 +5,15 @@ How it works:
 1. The training days of each validation fold are cut into blocks. A model of the other blocks scores each block, so no
    row is scored by a model that has seen it.
 2. One feature after the other, the values are exchanged between payments of the same day (L. Breiman, "Random Forests",
-   2001). The log loss then rises, day by day, by what the feature is worth. Within a day nothing but the feature
-   changes: neither the share of frauds nor the age of the data.
+   2001). The rise of the log loss, day by day, is the worth of the feature. Within a day only the feature changes:
+   the share of frauds and the age of the data stay.
 3. A feature helps if the mean rise over the days is further above 0 than chance explains. Three sets are candidates:
    features whose rise is at most 0, at most one, and at most two standard errors.
 4. A model without each set, and one with all features, are grown on the training days and compared on the held-out
    days, which took no part in this. A set is dropped only if average precision is higher and log loss is not. If this
    holds for several sets, the one with the highest average precision is dropped.
 
-The served vector stays the catalogue's; no tree asks for what was dropped. A catalogue without these features is a
+The served vector stays the catalogue's; no tree asks for a dropped feature. A catalogue without these features is a
 smaller profile and a shorter roll-up.
 
 Example: without `hour` the log loss rises by 0.00002 a day, with a standard error of 0.00003. `hour` is in the second

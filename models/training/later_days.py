@@ -68,7 +68,7 @@ class LaterDays:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Slope and intercept of the log-odds. `shift`: what the newest days added to the intercept.
+    """Slope and intercept of the log-odds. `shift`: the amount that the newest days added to the intercept.
 
     `later` is None, with the reason in `left_out`, where the newest days have too few frauds. `bins` is the reliability
     table of the same days.
@@ -150,7 +150,7 @@ class _Rows:
 
 
 def _measured(plain: Calibration, rows: _Rows, newest: NDArray[np.bool_]) -> Calibration:
-    """Returns the calibration with what a scaling of the other rows has on the newest days."""
+    """Returns the calibration with the measures, on the newest days, of a scaling of the other rows."""
     frauds = [int(rows.label[part].sum()) for part in (~newest, newest)]
     if min(frauds) < FRAUDS_FEW:
         reason = f"there are {frauds[0]} frauds, and {frauds[1]} on the newest days, and {FRAUDS_FEW} each are needed"
@@ -175,7 +175,7 @@ def _moved(calibration: Calibration, rows: _Rows) -> Calibration:
 
 
 def _whole_shift(calibration: Calibration, rows: _Rows, share: float) -> float:
-    """Returns what the intercept lacks for the mean score to be `share`, by bisection: the mean grows with it."""
+    """Returns the shift of the intercept that makes the mean score `share`, by bisection: the mean grows with it."""
     low, high = -_SHIFT_MAX, _SHIFT_MAX
     while high - low > _TOLERANCE:
         middle = (low + high) / 2
@@ -186,7 +186,7 @@ def _whole_shift(calibration: Calibration, rows: _Rows, share: float) -> float:
 
 
 def _with_later_days(calibration: Calibration, tried: Calibration, rows: _Rows) -> Calibration:
-    """Returns `calibration` with what the scores of `tried`, which has not seen these days, were worth on them."""
+    """Returns `calibration` with the measures of the scores of `tried`, which has not seen these days."""
     score = calibrated(rows.margins, tried.slope, tried.intercept)
     mean = rows.mean(score)
     later = LaterDays(

@@ -76,7 +76,7 @@ class TrainingSettings:
     # With a profile_lag, how many scoring hosts there are whose overlays see the payments that profiles lack
     # (features/history/overlay.py). 0: there is no overlay.
     overlay_hosts: int = 0
-    # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
+    # A payment without an outcome counts as `genuine`, or as not known (`leave_out`); `auto`: the data decides
     # (models/metrics/labels.py).
     unknown_labels: str = AUTO
     # The largest weight that the column `propensity` of a history gives a payment, at least 1. 0 ignores the column

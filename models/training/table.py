@@ -79,11 +79,11 @@ class TrainingTable:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What counts as a payment's label."""
+    """The rules for a payment's label."""
 
     # The last outcome that is known `delay_days` after the window's last day.
     delay_days: int
-    # What a payment without an outcome is, as in the setting `unknown_labels` of [training].
+    # The meaning of a payment without an outcome, as in the setting `unknown_labels` of [training].
     unknown: str = GENUINE
     # The largest weight that a propensity gives; 0 ignores propensities.
     propensity_weight_max: float = 0.0
@@ -102,7 +102,7 @@ def training_table(
 ) -> TrainingTable:
     """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does.
 
-    `staleness`: how far profiles lag behind; None for not at all. `overlay`: what scoring hosts see of what lags.
+    `staleness`: how far profiles lag behind; None for not at all. `overlay`: how scoring hosts see payments that lag.
     """
     found = window_labels(history, window, labels.delay_days, labels.unknown)
     first, last = _rows_of(history, window)

@@ -6,7 +6,7 @@ How it works:
    parameters as well (models/training/search.py).
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
    scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
-   last block, scored by a model of earlier days alone, tells how far scores are off on later days
+   last block, scored by a model of earlier days alone, shows how far scores are off on later days
    (models/training/later_days.py). All rows are scored, whatever share of the genuine ones the trees are grown on.
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).

@@ -6,12 +6,12 @@ How it works:
 2. models/replay/report/charts.py draws the plots, live_section.py and comparison.py add their sections.
 3. models/replay/report/renderer.py renders the blocks with templates.
 
-Example: 1,000 payments with 10 frauds, of which 8 were stopped, begin with the paragraph
+Example: the report of 1,000 payments with 10 frauds, 8 of them stopped, begins with the paragraph
 
     Of 1,000 payments worth EUR 52,310, 10 were fraud (1.0%), worth EUR 4,120. The policy stopped 8 of them, …
 
 The report names no card and no merchant. It names payments only by id, and only the largest that champion and
-challenger decide differently about. It depends on nothing but the results, so the same results give the same bytes.
+challenger decide differently about. It depends on the results alone, so the same results give the same bytes.
 """
 
 from __future__ import annotations

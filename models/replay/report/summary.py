@@ -75,7 +75,7 @@ def measured_text(facts: ReplayFacts) -> str:
 
 
 def bursts_text(measures: ContestantMeasures) -> str:
-    """Returns what becomes of bursts of fraud, for the entities that have any; an empty text without one."""
+    """Returns the figures of bursts of fraud, for the entities that have any; an empty text without one."""
     return "; ".join(
         f"{count_of(found.bursts, 'burst')} of one {name} ({whole(found.payments)} payments): "
         f"{decimal(found.approved_before_stop, 1)} approved before the first is stopped, {whole(found.stopped)} stopped"
@@ -85,7 +85,7 @@ def bursts_text(measures: ContestantMeasures) -> str:
 
 
 def weighted_text(measures: ContestantMeasures) -> str:
-    """Returns what the figures are if each payment stands for 1 / propensity; an empty text where all weigh alike."""
+    """Returns the figures with each payment standing for 1 / propensity; an empty text where all weigh alike."""
     found = measures.weighted
     if found is None or found.effective_payments >= found.payments:
         return ""
@@ -99,7 +99,7 @@ def weighted_text(measures: ContestantMeasures) -> str:
 
 
 def measured_lines(results: ReplayResults) -> list[str]:
-    """Returns the lines that a replay prints about what its numbers rest on."""
+    """Returns the lines that a replay prints about the basis of its numbers."""
     facts, group = results.facts, results.champion.whole
     lines = [f"measured: {measured_text(facts)}"]
     if facts.left_out_unknown:
