@@ -1,7 +1,7 @@
 """The cost of a payment when several are scored together: batches of 1 to 64 through the scorer, in this process.
 
-Measured: what a worker does with a chunk (`OneCall`), with mirror, model, policy and outbox, without a front; and with
-`_steps` in its name, the way of a chunk that is not as usual: `RequestDecoder`, then `PaymentScorer`. The figures are
+Measured: a worker's work on a chunk (`OneCall`), with mirror, model, policy and outbox, without a front. Figures with
+`_steps` in their names are of a chunk that is not as usual: `RequestDecoder`, then `PaymentScorer`. The figures are
 CPU microseconds a payment by batch size, best and median of rounds in turns. Checked: each answer has the same bits
 as when the payment is scored alone (but for the decision's id and the mirror's age). Used for: how many payments a
 turn of the event loop should take together.

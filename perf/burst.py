@@ -17,8 +17,8 @@ One process of the load sends 60,000 single payments a second, which is less tha
 larger model makes a slower worker: with `--trees 4000` the load reaches 2.4 times. Its training takes a quarter of an
 hour, once.
 
-With `--pause-ms` callers pause for so long five times a second in the burst, and then send at once what they held back.
-The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates count payments.
+With `--pause-ms` callers pause for that time, five times a second in the burst, and then send at once what they held
+back. The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates count payments.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _burst(
 
 
 def arrivals(capacity: float, times: float, pause_s: float = 0.0) -> NDArray[np.float64]:
-    """Returns when requests are due: before, in and after the burst. What callers hold back is due after a pause."""
+    """Returns when requests are due: before, in and after the burst. Those that callers hold back are due after a pause."""
     burst_from, burst_to = _BEFORE_S, _BEFORE_S + _BURST_S
     burst_s = arrival_times(capacity * times, _BURST_S, "poisson", 2)
     since_pause_s = burst_s % _PAUSE_EVERY_S

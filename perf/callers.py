@@ -18,15 +18,15 @@ Used for: whether one token can move the latencies of others. `ratio_shared` is 
 alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota, and
 `ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere. `ratio_quota_tenths` is with a
 quota by the median of the p99 of all tenths of a second, which a stop of the machine does not move.
-`ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: what it costs the others
-that he sends more than he may.
+`ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: the cost to others of the
+payments beyond the quota.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
 The noise comes from a process of its own, which shares the load's core at the lowest priority and counts no latencies.
 Load and worker go ahead of it and of all others, if this user may do that (perf/tools/measuring.py).
 `offered` is what its sockets have taken: a worker that leaves them unread slows it down, and that is the point.
-`admitted` is what was answered with 200 of it.
+`admitted` is the part of it that was answered with 200.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def _ask_for_tokens(world: World) -> None:
 
 
 class _Load(NamedTuple):
-    """What is sent: the quiet caller's share of `capacity`, for `seconds` each time.
+    """The load: the quiet caller's share of `capacity`, for `seconds` each time.
 
-    `ids` is what the payments' ids begin with. No id is sent twice: a worker answers what it knows from its memory.
+    `ids` begins the payments' ids. No id is sent twice: a worker answers a payment that it knows from its memory.
     """
 
     world: World
@@ -240,7 +240,7 @@ class _Elsewhere:
 
 
 def _take_noise(listener: socket.socket, per_second: float) -> None:
-    """Read so many requests a second, a part every 2 ms, and write about what their answers have."""
+    """Read `per_second` requests a second, a part every 2 ms, and write about as many bytes as their answers have."""
     os.nice(19)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
@@ -272,7 +272,7 @@ def _take_noise(listener: socket.socket, per_second: float) -> None:
                 selector.unregister(raw)
                 raw.close()
             taken += count
-        # What nobody has sent is not taken later.
+        # Requests that nobody has sent are not taken later.
         taken = max(taken, due - int(per_second * _PART_S))
 
 

@@ -1,8 +1,8 @@
 """How far the ceiling of the handbook's data (models/backtest/ceiling.py) may be from the best that is possible.
 
 Measured: a history drawn anew from the book's generator, which is written here a second time, and on the test days of
-the prequential protocol the metrics of two scorers. The first is the ceiling. The second is told more than any label
-tells: every draw of terminals and customers up to seven days ago, and each customer's true mean amount. No model can be
+the prequential protocol the metrics of two scorers. The first is the ceiling. The second knows more than any label
+shows: every draw of terminals and customers up to seven days ago, and each customer's true mean amount. No model can be
 better on average than the second. Nothing is stubbed. Used for: judging a model that comes near the ceiling.
 
     python -m perf.ceiling [--seed S] [--json FILE]        (minutes of one core)
@@ -131,7 +131,7 @@ def _history_of(world: _World) -> History:
 
 
 def _upper_bound(world: _World) -> tuple[HandbookMetrics, ...]:
-    """Returns the metrics of who is told all draws of the morning seven days ago and before, for each test fold."""
+    """Returns the metrics, for each test fold, of a scorer that knows all draws up to the morning seven days ago."""
     day, label = FIRST_DAY + world.day, world.fraud.astype(np.int64)
     usual = _density(world.amount, world.mean[world.customer])
     raised = _density(world.amount / 5, world.mean[world.customer]) / 5
@@ -146,8 +146,8 @@ def _upper_bound(world: _World) -> tuple[HandbookMetrics, ...]:
 def _told(world: _World, rows: I64, usual: F64, raised: F64) -> F64:
     """Returns the probability of fraud of some payments, (rows,).
 
-    A draw of the last seven days is not told: of terminals nothing but its chance is known, of customers their amounts
-    tell as well.
+    A draw of the last seven days is not known. For a terminal only its chance counts, for a customer the amounts count,
+    too.
     """
     evidence = np.log(2 / 3 + raised / np.maximum(usual, 1e-300) / 3)
     order = np.argsort(world.customer, kind="stable")

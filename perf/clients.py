@@ -1,4 +1,4 @@
-"""What the clients of ops/clients keep and cost: the deadline, restarts, kills, processor time.
+"""The promises and the cost of the clients of ops/clients: the deadline, restarts, kills, processor time.
 
 Each client's driver puts an open load on `paywarden serve` with two workers and a small model. All share the machine.
 
@@ -10,7 +10,7 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
                                      the client's threads with real-time priority, as far as this user may (root may)
     NAME_shared_p99_9_over_…         the same at the usual priority, with the waits for a core that other processes have
     NAME_max_over_…, NAME_core_wait_ms   the latest return, and how long the client's threads waited for a core in all
-    NAME_machine_stall_ms            how late threads woke meanwhile that do nothing but sleep, with real-time priority:
+    NAME_machine_stall_ms            how late threads that only sleep, with real-time priority, woke meanwhile:
                                      a client that returns no later is kept waiting by the machine
     NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns, all
                                      clients at once
@@ -63,12 +63,12 @@ _DEADLINE_MS = 40
 _PATIENT_MS = 5_000
 _CARDS = 1000
 PARTS = ("cost", "deadline", "restarts", "kills")
-# What is counted, and how the sums are called.
+# The counts, and the names of their sums.
 _RESTART_COUNTS = ("errors_at_restarts", "restarts", "restarted_calls")
 _KILL_COUNTS = ("duplicates", "kills", "killed_calls")
 # Restarts or kills of a piece, which takes about a minute, with new hosts.
 _PIECE = 25
-# A restart takes two seconds, one of which a host says that it stops.
+# A restart takes two seconds: for one of them a host says that it stops.
 _RESTART_S = 2.08
 
 
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _commands(names: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yields the clients whose tools are there, with what starts their drivers."""
+    """Yields the clients whose tools are there, with the commands of their drivers."""
     for name in names:
         try:
             yield name, DRIVERS[name]()

@@ -7,7 +7,7 @@ as the stream sends them. `profiles_per_second`: profiles by the companion's CPU
 follow, since each host applies the whole changelog: every payment changes a profile of each kind of entity.
 
 With `--skipped` the records are of cards alone, and the host holds one in 64 of them ([shards]):
-`cpu_us_per_skipped_profile` is what a record takes that the companion leaves out.
+`cpu_us_per_skipped_profile` is the CPU time of a record that the companion leaves out.
 
     python -m perf.companion [--profiles N] [--skipped] [--json FILE]
 
@@ -36,7 +36,7 @@ from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
 from tests.services.servers.kafka import PRODUCTION_JVM, KafkaServer
 
-# The start of a process is no part of its rate: what it has applied before is not counted.
+# The start of a process is no part of its rate: records that it has applied before are not counted.
 _BEGIN_SHARE = 0.1
 _TIMEOUT_S = 300.0
 # With `--skipped` this host holds one card in 64.

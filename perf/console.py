@@ -160,7 +160,7 @@ def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     by_text = browser.post("/inbox", data=form).headers["location"]
     filters = ["/inbox?severity=critical", by_text, "/inbox?state=all&cause=traffic", "/inbox?page=150"]
     times: dict[str, list[float]] = {"alerts": [], "alert_page": [], "version": []}
-    # What a page costs whatever else runs on the machine: all threads of this process, the test client's included.
+    # The cost of a page whatever else runs on the machine: all threads of this process, the test client's included.
     cpu_times: dict[str, list[float]] = {name: [] for name in times}
     random = np.random.default_rng(7)
     for number in range(requests):

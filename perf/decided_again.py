@@ -2,8 +2,8 @@
 
 10,000 payments of a simulated past go through the real scorer, with its mirror of profiles, a compiled model of 20
 trees, a policy with rules and a segment, and reasons. The outbox's records become records of topic decisions, as the
-companion makes them, and go into an index as bytes. Then each is read back, and decided again by `KnownDeciders`, which
-is what `decisions explain` and the console's page do. Equal means: the score in its 64 bits, the action, every reason.
+companion makes them, and go into an index as bytes. Then each is read back, and decided again by `KnownDeciders`,
+as `decisions explain` and the console's page do. Equal means: the score in its 64 bits, the action, every reason.
 
 To check the check, `--break-one` changes the last bit of one stored score: the share must then be below 1.
 """

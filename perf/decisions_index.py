@@ -3,8 +3,8 @@
     python -m perf.decisions_index --rows 100000000 --folder DIR      16 GB; goes on where it was when it is run again
 
 `--rows N` synthetic decisions over 100 days, written as the index writes them, without their bodies: a million cards,
-100,000 merchants of which few have most of the payments, 3 % of the scores from 0.02 on. Then `--searches` searches of
-eighteen kinds, each for random values, through `DecisionIndex.search`: what a page does, without its HTML. `--postgres
+100,000 merchants, a few with most of the payments, 3 % of the scores from 0.02 on. Then `--searches` searches of
+eighteen kinds, each for random values, through `DecisionIndex.search`, as a page does, without its HTML. `--postgres
 ADDRESS` does the same there. The law that the tables follow stands in docs/concepts/reviews.md.
 
 Every search is checked: all rows meet what was asked for, newest first. The claims: four analysts race for each of
@@ -223,7 +223,7 @@ def measure(index: DecisionIndex, rows: int, count: int) -> dict[str, float]:
     cpu_ms = [value for values in cpu_by_kind.values() for value in values]
     told = {"search_p50_ms": float(np.median(every)), "search_p99_ms": float(np.quantile(every, 0.99))}
     told["search_max_ms"] = max(every)
-    # What a search costs whatever else runs on the machine: DuckDB's threads included, PostgreSQL's processes not.
+    # The cost of a search whatever else runs on the machine: DuckDB's threads included, PostgreSQL's processes not.
     told |= {"search_cpu_p50_ms": float(np.median(cpu_ms)), "search_cpu_p99_ms": float(np.quantile(cpu_ms, 0.99))}
     for name, values in took_ms.items():
         told |= {

@@ -2,9 +2,11 @@
 
 Measured, on a seeded stream of decisions (perf/worlds/drift_world.py): without a change the alerts a month, compared
 with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change;
-with each of four slow ones the days until it is told at all, and against the training window. With `--tools` the same
-for the defaults of Evidently and NannyML, on the same decisions in blocks of an hour, each in an environment of its own
-in .perf/. Used for: whether an analyst can trust an alert.
+with each of four slow ones the days until the first alert, and until the first against the training window. Used for:
+whether an analyst can trust an alert.
+
+With `--tools` the same is measured for the defaults of Evidently and NannyML, on the same decisions in blocks of an
+hour, each in an environment of its own in .perf/.
 
     python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
 
@@ -172,7 +174,7 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
 
 
 def _of_slow_changes(world: DriftWorld, replay: Replay) -> dict[str, float]:
-    """Measure the days until each slow change is told at all, and against the training window, by the hour."""
+    """Measure the days until each slow change has an alert, and one against the training window, by the hour."""
     figures: dict[str, float] = {}
     live = world.live
     first_day = int(live.time_ms[0]) // DAY_MS + 1

@@ -3,8 +3,7 @@
 Measured: `RequestDecoder.read` of protobuf bodies, and the same with JSON before it, in chunks of 32 payments. The
 figures are CPU nanoseconds a field: the best of rounds in turns, less that of requests without fields, divided by
 sixteen. "of every kind" has sixteen fields of all kinds, and a network and a domain that derive from them. Checked:
-every chunk is read without an error, by the compiled loop. Used for: the promise of
-at most 0.3 µs a field.
+every chunk is read without an error, by the compiled loop. Used for: the promise of at most 0.3 µs a field.
 
     python -m perf.fields [--json FILE]
 """

@@ -1,4 +1,4 @@
-"""What a gateway adds and keeps: latency, a card's host, hosts under overload, shares of clients, deaths of hosts.
+"""The cost and promises of a gateway: latency, a card's host, hosts under overload, shares of clients, deaths of hosts.
 
 Hosts with the real HTTP front and a constant answer stand behind each target, Envoy and nginx, configured by
 `paywarden gateway render`, without TLS and with API keys. All share the machine's cores.
@@ -11,14 +11,14 @@ client's process and of the machine's other processes that a woken thread waits 
     cpu_us_TARGET                        the gateway's CPU time for each of these calls
     sticky_share                         payments of a card that met the host of most of them; the worse target
     ejected_at_overload                  hosts that lost cards while five times their capacity came; both targets
-    limit_error_share_TARGET             how far what one client got is from its share, at twice the share
+    limit_error_share_TARGET             how far one client's answers are from its share, at twice the share
     limit_clients_error_share_TARGET     the same of the worst of `--clients` clients, who all send at once
     noisy_p99_ratio_TARGET               p99 beside a client at five times its share, to that beside one within it
-    elsewhere_p99_ratio_TARGET           the same while another gateway refuses that client: what its process does
+    elsewhere_p99_ratio_TARGET           the same while another gateway refuses that client: its process's effect
     noisy_refused_per_s_TARGET           calls a second of that client that are refused: four of five, if it keeps up
     refusal_cpu_us_TARGET                the gateway's CPU time for each call of that client that it refuses
     burst_p99_ratio_TARGET               p99 beside bursts over HTTP/2 that are refused, to that beside single calls
-    shared_…                             the first three, and p50 and p99, without the priorities that are told below
+    shared_…                             the first three, and p50 and p99, without the priorities named above
     dead_host_share_TARGET               calls to a host from a second after its death on (kill -9), of all calls
     dead_host_failed_share_TARGET        calls that failed in that whole run: a caller asks again
     moved_share_TARGET                   cards that have another host after one of four died; 1.5/4 may
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
-    """Returns what an option names. Raises SystemExit for what is not known."""
+    """Returns the names in an option. Raises SystemExit for an unknown one."""
     chosen = text.split(",")
     if unknown := set(chosen) - set(known):
         raise SystemExit(f"gateway: {option}: wanted some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
@@ -158,7 +158,7 @@ def _undisturbed(
     ways: Sequence[str],
     arguments: Namespace,
 ) -> dict[str, float]:
-    """Measure what needs hosts that are well and never late."""
+    """Measure the parts that need hosts that are well and never late."""
     figures: dict[str, float] = {}
     places = places_of(hosts)
     if "latency" in parts:

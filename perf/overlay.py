@@ -5,14 +5,14 @@ Measured:
   millisecond after the first was answered, on another connection. It has seen the first if it lacks the flag
   unknown_card. `other_worker_share` says how many pairs had two workers. The marks are those of a companion whose
   stream has brought nothing yet.
-- `KIND_N_added_us`: what the overlay adds to the CPU time of a payment in chunks of N, by traffic, bytes to record.
+- `KIND_N_added_us`: the CPU time that the overlay adds to a payment in chunks of N, by traffic, bytes to record.
   Two scorers of one process, one with an overlay, decide in turns, both with `OneCall`; the least of the rounds. With
   `_steps` behind N both decode and score in steps, as chunks that are not as usual. The stream lags half a second
   behind 500 payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot`
   with all of it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
-  companions, and `forget`; every second world has another host that tells of its payments over a bad network. Each
-  vector is held against an oracle's (tests/worlds/stream/overlay_world.py).
+  companions, and `forget`; every second world has another host that reports its payments over a bad network. Each
+  vector is compared with an oracle's (tests/worlds/stream/overlay_world.py).
 Used for: whether the overlay may be on.
 
     python -m perf.overlay [--pairs N] [--steps N] [--json FILE]

@@ -8,7 +8,7 @@ and noticing when a stage becomes dearer. Throughput comes from a backlog. Fresh
 the required throughput, without its first quarter. Each run checks that every event was applied once.
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
-    python -m perf.pipeline --fields [--json FILE]      what declared fields cost: perf/parts/pipeline_fields.py
+    python -m perf.pipeline --fields [--json FILE]      the cost of declared fields: perf/parts/pipeline_fields.py
 
 Needs the services that `make services` fetches. Stages are wall time of the worker's one thread, and as `…_cpu_us…` its
 CPU time, which a busy machine does not stretch; "clients" is the CPU time of the Kafka client's own threads in the same
@@ -63,7 +63,7 @@ _POPULATIONS = {"": (10_000, 10_000), "_1m_cards": (1_000_000, 10_000), "_1m_car
 _STAGES = ("read", "decode", "keep", "route", "update", "changelog", "flush", "commit")
 _DAY_MS = 86_400_000
 # The benchmark's own Aerospike sets: it empties them at its start. A new prefix for each run would use up the names of
-# sets, of which a cluster has a bounded number.
+# sets, and a cluster has a bounded number of them.
 _SET_PREFIX = "perf$"
 _TRUNCATE_TIMEOUT_S = 60.0
 

@@ -275,7 +275,7 @@ class _Stream:
 
 @dataclass
 class _Seen:
-    """What the caller has seen: payments by the id of their decision, and failed calls by status."""
+    """The answers that the caller has seen: payments by the id of their decision, and failed calls by status."""
 
     decisions: dict[str, str] = field(default_factory=dict)
     failed: Counter[int] = field(default_factory=Counter)

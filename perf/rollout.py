@@ -1,8 +1,8 @@
 """Simulated rollouts: how often the analysis stops a candidate that differs in nothing, and how soon a bad one.
 
 `--aa N`: N rollouts in which both arms are the same. Each is looked at every 10 seconds for seven days, and takes its
-steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands what is often done instead: a z-test of
-the declines of payments, looked at as often, that stops at |z| > 1.96.
+steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands a common alternative: a z-test of the
+declines of payments, looked at as often, that stops at |z| > 1.96.
 
 `--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
 by traffic and by the share of the candidate; with the power that `rollout start` computes beforehand.
@@ -12,7 +12,7 @@ A thousand rollouts take six minutes of two quiet cores. In pieces: `--aa 1000 -
 
 The payments are made by a small model here: cards with heavy-tailed activity (the busiest of 20,000 pays some hundred
 times as often as most), scores that belong to the card as much as to the payment, days and nights. The counts are
-those of `StepTally` (a test holds them against it), and the evidence is the product's own code.
+those of `StepTally` (a test compares the two), and the evidence is the product's own code.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _quantile(share: float) -> float:
 def counts_at(
     payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
 ) -> StepCounts:
-    """Returns what each look of a step sees, as StepTally counts it. The step begins one look before the first.
+    """Returns the counts at each look of a step, as StepTally makes them. The step begins one look before the first.
 
     `looks_ms`: the times of the looks; payments at or after a look's time are not in it.
     """
@@ -196,7 +196,7 @@ def counts_at(
         of_step[:, index] = _cumulated(moment[hit], arm[hit], looks_ms)
         hit = hits[_firsts(card[hits] * 64 + day[hits])]
         whole = _cumulated(moment[hit], arm[hit], looks_ms)
-        # What had been counted before the look's day began.
+        # The counts from before the look's day began.
         begun = _cumulated(moment[hit], arm[hit], start_ms + day_of_look * DAY_MS)
         of_day[:, index] = whole - begun
     return StepCounts(cards, first, of_step, of_day, day_of_look + 1)
@@ -363,7 +363,7 @@ def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan,
 
 
 def print_power(cards: int) -> None:
-    """Print what `rollout start` says beforehand for this traffic."""
+    """Print the power that `rollout start` computes for this traffic."""
     traffic = Traffic(
         cards_a_day=cards * (1 - math.exp(-_PAYMENTS_A_DAY)),
         shares={"decline": _DECLINE_SHARE, "review": _REVIEW_SHARE - _DECLINE_SHARE, "slow": _SLOW_SHARE,

@@ -5,20 +5,20 @@ capacity, in a closed loop. Then an open loop at a share of it, and a closed loo
 `paywarden shadow run`, whose one challenger is a copy of the served bundle.
 
 The capacity is that of the whole machine: the payments of the closed loop, by the time until Kafka has their decisions.
-The endpoint alone answers more, and what it answers is then shipped later.
+The endpoint alone answers more payments, and their decisions are then shipped later.
 
     python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--waiting-bytes N] [--json FILE]
 
 `paired_share`: of the decisions of the open loops, those that got a partner, counted once the challenger has no more to
 read. `p99_ratio`: the callers' p99 with the challenger to that without, medians of the rounds. `cpu_ratio`: CPU time of
 the host's processes, likewise: serve, companion and challenger to serve and companion. At overload
-`overload_ok_ratio` is the payments answered with the challenger to those without, and `overload_paired_share` what
-the challenger kept up with: it should fall before the payments do.
+`overload_ok_ratio` is the payments answered with the challenger to those without, and `overload_paired_share` the
+share that the challenger kept up with: it should fall before the payments do.
 
-`shadow_us` is the challenger's CPU time a decision, and `shadow_cores_wanted` what all decisions of the load would
-take of it. `shadow_cores_got` is what it got while the load ran, and `idle_cores` what nobody used then. A challenger
-runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores, and it caught up
-later. With a small `--waiting-bytes` ([shadow] waiting_bytes_max) it takes its share of the cores within these loads.
+`shadow_us` is the challenger's CPU time a decision, and `shadow_cores_wanted` the cores for all decisions of the
+load. `shadow_cores_got` are the cores that it got while the load ran, `idle_cores` those that nobody used then. A
+challenger runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores, and it
+caught up later. With a small `--waiting-bytes` ([shadow] waiting_bytes_max) it takes its share of the cores within these loads.
 
 Needs the services that `make services` fetches.
 """

@@ -2,8 +2,8 @@
 
 Simulated: the hosts' shards by the real table, cards spread over shards, and each second's payments with the host that
 the gateway sends them to. At second 10 a host dies, and until the gateway has noticed (two health checks) its calls
-fail. At second 30 it is taken out of `hosts`: the survivors copy what they gain. At second 40 the host dies that shares
-most cards with it. Memory and the companion's work come from the coefficients of `paywarden capacity`.
+fail. At second 30 it is taken out of `hosts`: the survivors copy the shards that they gain. At second 40 the host dies
+that shares most cards with it. Memory and the companion's work come from the coefficients of `paywarden capacity`.
 
     unheld_share_worst     the largest share of a second's payments scored without their card's profiles, one host away
     unheld_share_two       the same with a second host away, after the survivors have copied: 0 again
@@ -15,7 +15,8 @@ most cards with it. Memory and the companion's work come from the coefficients o
 
     python -m perf.shards [--hosts N] [--cards N] [--rate N] [--json FILE]
 
-Used for: what docs/operate/shards.md and capacity say. No Kafka and no process runs here; perf.shards_live has both.
+Used for: the figures of docs/operate/shards.md and of `paywarden capacity`. No Kafka and no process runs here;
+perf.shards_live has both.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def measured(hosts: int, cards: int, rate: float) -> dict[str, float]:
 
 
 def _sizes(fleet: Fleet, cards_of: NDArray[np.int64], rate: float) -> dict[str, float]:
-    """Returns what the fullest host holds and applies, beside what it would without shards."""
+    """Returns the memory and the work of the fullest host, with shards and without."""
     cards, others = int(cards_of.sum()), sum(OTHERS.values())
     held = fleet.holders(COPIES)
     in_mirror = (held * cards_of[:, None]).sum(axis=0)
@@ -160,7 +161,7 @@ def _second(
     just_died = {host for host, since in ((dead, DIES_AT), (second, SECOND_DIES_AT)) if at == since}
     asked, held = fleet.asked(away), fleet.holders(copies)
     if at >= TAKEN_OUT_AT + copy_s:
-        # Survivors have copied what the table without the dead host gives them.
+        # Survivors have copied the shards that the table without the dead host gives them.
         names = [name for number, name in enumerate(fleet.names) if number != dead]
         numbers = np.array([number for number in range(len(fleet.names)) if number != dead])
         held[:, numbers] |= Fleet.of(names).holders(copies)

@@ -3,7 +3,7 @@
 Each host is a network namespace with `paywarden serve` and `companion`. Kafka, the stream and Envoy are real
 (perf/rolling_upgrade.py). Every call has its card's routing header. After some seconds the host that owns most cards is
 killed, all its processes with SIGKILL. Later it is taken out of `[shards] hosts`, as docs/operate/shards.md says for a
-host that is lost: the other companions start anew, and copy what they gain.
+host that is lost: the other companions start anew, and copy the shards that they gain.
 
     failed_calls           calls without an answer, or with another status than 200
     failed_for_s           from the kill to the last of them

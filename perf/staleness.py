@@ -1,11 +1,14 @@
-"""What profiles cost that lag behind: a replay of the same payments at several lags.
+"""The cost of profiles that lag behind: a replay of the same payments at several lags.
 
-Measured, in a shop's made payments with enumeration bursts (`paywarden simulate --world shop`) and its own catalogue,
-in the plain simulator's payments and the packaged catalogue, in the same with bursts that show in nothing but counts of
-the last seconds (`--world enumeration`), and with `--handbook` in the handbook's table: for each lag the average
-precision, the share of frauds that are stopped, the net value by the default costs, and of bursts of fraud how many
-payments are approved before the first is stopped. In the third world each lag has a second line, with an overlay of one
-host.
+Measured, for each lag: the average precision, the share of frauds that are stopped, the net value by the default costs,
+and how many payments of a burst of fraud are approved before the first is stopped. The worlds:
+
+    shop          a shop's made payments with enumeration bursts (`paywarden simulate --world shop`), its own catalogue
+    plain         the plain simulator's payments, the packaged catalogue
+    enumeration   the same with bursts that only counts of the last seconds show; each lag has a second line, with an
+                  overlay of one host
+    handbook      the handbook's table, with `--handbook`
+
 Used for: whether fresher profiles are worth their price.
 
     python -m perf.staleness [--cards N] [--days N] [--lags 0,150ms,1s] [--worlds shop,plain] [--handbook FILE]
@@ -104,7 +107,7 @@ def _measure(name: str, folder: Path, first: date, days: int, lags: list[str]) -
 
 
 def _run(folder: Path, *arguments: Any) -> None:
-    """Run a command of Paywarden in a folder. If it fails, show what it says and end."""
+    """Run a command of Paywarden in a folder. If it fails, show its output and end."""
     command = [sys.executable, "-m", "paywarden", *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -18,7 +18,7 @@ than half of the capacity.
 `failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones. Among the failed,
 `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline. `p99_ratio` is
 the larger of the two protocols' p99 with swaps to that of the quiet loads, each the median of its loads; `asked_ratio`
-is the same of the loads with signals alone. Between them is what a swap costs, and not the asking for it.
+is the same of the loads with signals alone. The difference of the two is the cost of a swap without its signal.
 `…_lag_p99_ms` and `…_lag_p99_ms_swapping` are how late the load itself was: it shares the machine with whatever else
 runs. A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs
 only when nothing else wants its core. `…_swap_cpu_ms` is the CPU time of a swap in the worker beside its loop, and
@@ -62,7 +62,7 @@ from perf.worlds.scoring_world import World, built_world
 _OPTIONS = LoadOptions(connections=8, streams=8)
 # Short loads in many turns: what else the machine does for a moment is in few of them.
 _SECONDS = 2.5
-# What a swap takes at most; a worker that has not taken it up by then never will.
+# The longest time of a swap: a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
 _LOOK_S = 0.005
 # A signal without a swap is followed by as many looks as one with a swap.
@@ -73,7 +73,7 @@ _SWAPS = "paywarden_swaps_total"
 class Swaps:
     """A process that turns a link over from bundle to bundle, and measures how long the worker takes to follow.
 
-    It begins when it is told to, and stops when it is told again.
+    `run` makes a number of swaps. `begin` makes swaps until `stop`.
     """
 
     def __init__(

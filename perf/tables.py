@@ -24,7 +24,7 @@ done.
 
     100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --keep /var/tmp/tables
 
-need about 9 GB for the CSV file and 14 GB while sorting, and the program says so if the folder has less.
+This needs about 9 GB for the CSV file and 14 GB while sorting. The program says so if the folder has less.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def keep_results(folder: Path, rows: int, *, shuffled: bool, converters: Mapping
 def measure(name: str, table: Path, mapping: Path, folder: Path, memory: str = "2GB") -> dict[str, float]:
     """Returns seconds, CPU seconds, peak megabytes and rows of one converter, in a process of its own.
 
-    What the converter wrote is removed, and so is what one that was killed has left.
+    The files of the converter, and those of one that was killed, are removed.
     """
     out = folder / name
     _remove_outputs(folder, name)

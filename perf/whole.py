@@ -1,4 +1,4 @@
-"""The whole system on a real Kafka: what a payment costs in every process, at the rates people start with.
+"""The whole system on a real Kafka: the cost of a payment in every process, at the rates people start with.
 
 Measured: `paywarden serve` with one worker, `companion`, `stream` and Kafka together on all cores of the machine, with
 the settings that are the default. A payment system sends payments in an open loop, publishes each answered payment, and
@@ -8,17 +8,17 @@ latencies, and the age of profiles. Used for: the capacity a deployment needs, a
     rate      cores: serve companion stream kafka   all │ requests/s │ p50 ms  p99 ms │ age p99 ms
     0               0.00      0.03   0.07  0.21   0.31  │   …
 
-Below each line: the requests by kind, what of Kafka's cores the JVM's compilers take (a broker that has run for an hour
-compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts: they
-hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: what it costs
-whatever Paywarden does (`cores_kafka_alone`).
+Below each line: the requests by kind, the cores of Kafka that the JVM's compilers take (a broker that has run for an
+hour compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts: they
+hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: its cost
+without Paywarden (`cores_kafka_alone`).
 
-Kafka runs with what the Compose file sets for one machine; with `--kafka defaults` it runs with Kafka's own defaults.
+Kafka runs with the settings of the Compose file for one machine; with `--kafka defaults` it runs with its own defaults.
 
 The load and the payment system are on the same cores, and not counted. With `fixed` and `marginal` the cores at a rate
 are about `fixed + marginal * rate`. `max_per_second`: the rate at which the slower of endpoint and stream works when
 the load sends as fast as it is answered. `paywarden capacity --measured FILE` plans with these figures. `--held-out`
-measures at further rates, and tells how far off the line is there (`capacity_error_R`, a share).
+measures at further rates, and shows how far off the line is there (`capacity_error_R`, a share).
 
     python -m perf.whole [--rates 0,20,200,500,1000,3000] [--held-out 350,700] [--seconds 20] [--kafka defaults]
                          [--json FILE]
@@ -173,7 +173,7 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
 
 
 def _marginal(figures: Mapping[str, float], cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Returns what each process takes without payments and for one more, and the bytes that one brings to Kafka.
+    """Returns each process's CPU without payments and for one payment more, and the bytes that one brings to Kafka.
 
     Lines through the lower rates.
     """
@@ -201,7 +201,7 @@ class _System:
         self._runs = 0
 
     def warm(self) -> None:
-        """Let the load run until what is compiled while it runs is compiled."""
+        """Let the load run until the just-in-time compilers have compiled its code."""
         self._load(_JVM_WARM_RATE, _JVM_WARM_S, [], with_outcomes=True)
 
     def at(self, rate: int, seconds: float, *, with_outcomes: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Hosts behind a gateway that die: which calls they still get, which cards move, and what is decided twice."""
+"""Hosts behind a gateway that die: the calls that they still get, the cards that move, payments decided twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shares of clients at a gateway: how exact they are for many clients at once, and what a noisy one does to others."""
+"""Shares of clients at a gateway: how exact they are for many clients at once, and how a noisy one affects others."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def many_clients(count: int) -> list[ClientShare]:
 
 @dataclass
 class _Sent:
-    """What one client sent. Times are of the first and of the last call, in seconds."""
+    """The calls of one client. Times are of the first and of the last call, in seconds."""
 
     calls: int = 0
     taken: int = 0
@@ -159,7 +159,7 @@ def beside_a_noisy_client(
 ) -> dict[str, float]:
     """Measure a client beside another one that keeps to its share, and beside one that sends five times as much.
 
-    The other client is a process of its own with a low priority. What it takes of the cores is no fault of the gateway:
+    The other client is a process of its own with a low priority. Its use of the cores is no fault of the gateway:
     the client is measured, too, while that process sends as much to a second gateway, which refuses it. Rounds go in
     turns; the first warms up.
     """
@@ -256,7 +256,7 @@ def _beside(
 
 
 def _refusal_cpu_us(calm: Sequence[_Beside], noisy: Sequence[_Beside]) -> float:
-    """Returns the CPU time of a refused call: what the noisy rounds took more, by the calls that they refused more."""
+    """Returns the CPU time of a refused call: the extra time of the noisy rounds by their extra refusals."""
     more_s = statistics.median(one.cpu_s for one in noisy) - statistics.median(one.cpu_s for one in calm)
     more = statistics.median(one.refused for one in noisy) - statistics.median(one.refused for one in calm)
     return more_s / more * 1e6

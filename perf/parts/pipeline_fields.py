@@ -1,4 +1,4 @@
-"""What declared fields cost the stream worker: `python -m perf.pipeline --fields`.
+"""The cost of declared fields in the stream worker: `python -m perf.pipeline --fields`.
 
 Measured: the CPU time of one thread for each step of a payment, without Kafka's clients. Batches of 500 payments from a
 memory store, through decoding, payment records, frames and profiles. Three worlds:

@@ -1,1 +1,1 @@
-"""What the product is compared with."""
+"""The systems that the product is compared with."""

@@ -101,9 +101,9 @@ def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
 
 
 class Witness:
-    """Threads that do nothing but sleep, one on each core, ahead of all others as far as this user may (root may).
+    """Threads that only sleep, one on each core, ahead of all others as far as this user may (root may).
 
-    What wakes late while they do, too, was kept waiting by the machine: a virtual one loses its cores for some 15 ms
+    If they wake late, the machine kept everything waiting at that time: a virtual one loses its cores for some 15 ms
     now and then, and no process sees that in its own counts.
     """
 

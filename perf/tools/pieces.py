@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# What a piece returns, by name. All of it is added up.
+# The counts of a piece, by name. The counts of all pieces are added up.
 Counts = Mapping[str, int]
 
 
@@ -22,7 +22,7 @@ class Pieces:
     """The pieces of one or several measurements, each under its name. Without a file they last as long as the run."""
 
     def __init__(self, file: Path | None = None, minutes: float | None = None) -> None:
-        """Go on after the pieces that `file` holds. No piece begins after so many `minutes`."""
+        """Go on after the pieces that `file` holds. No piece begins after `minutes`."""
         self._file = file
         self._until = None if minutes is None else time.monotonic() + minutes * 60
         self._pieces: dict[str, list[dict[str, int]]] = {}

@@ -1,4 +1,4 @@
-"""The Kafka of ops/deploy/compose as a broker for benchmarks: what it sets there holds here, too.
+"""The Kafka of ops/deploy/compose as a broker for benchmarks, with the same settings.
 
 KAFKA_NUM_IO_THREADS: "4"          → num.io.threads=4
 KAFKA_OPTS: -XX:-UsePerfData       → an option of the JVM

@@ -49,7 +49,7 @@ class NamedScorer(ConstantScorer):
 async def _serve(name: str, takes_us: float) -> None:
     # Otherwise the first payments wait for the compiler.
     fast_requests.warm_up()
-    # Without a limit of its own a host is never late, so that nothing but the gateway is measured.
+    # Without a limit of its own a host is never late, so that only the gateway is measured.
     patient = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
     batcher = MicroBatcher(
         NamedScorer(name, takes_us / 1e6),

@@ -1,4 +1,4 @@
-"""Gateways before hosts with the real HTTP front and a constant answer: what the benchmarks of the gateway share."""
+"""Gateways before hosts with the real HTTP front and a constant answer, for all benchmarks of the gateway."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ class ScorerInProcess:
     one_call: OneCall
 
     def score(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Does what a worker does with serialised requests, all of which must be valid."""
+        """Scores serialised requests as a worker does. All of them must be valid."""
         results = self.one_call.score(bodies, now_ms)
         return self.score_in_steps(bodies, now_ms) if results is None else results
 
     def score_in_steps(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Does what a worker does with a chunk that is not as usual: it decodes it first, and then scores it."""
+        """Scores a chunk as a worker does if it is not as usual: decodes it first, and then scores it."""
         payments, wrong = self.intake.read(bodies, now_ms)
         assert not wrong
         return self.scorer.score_many(payments, now_ms)

@@ -106,7 +106,7 @@ class WorldSize:
 
 @dataclass(frozen=True)
 class World:
-    """What the benchmarks work with. `config` is a configuration file of `paywarden serve`."""
+    """The parts of a world that benchmarks use. `config` is a configuration file of `paywarden serve`."""
 
     config: Path
     bundle: Path
