@@ -111,7 +111,7 @@ def _burst(
 
 
 def arrivals(capacity: float, times: float, pause_s: float = 0.0) -> NDArray[np.float64]:
-    """Returns when requests are due: before, in and after the burst. Those that callers hold back are due after a pause."""
+    """Returns when requests are due: before, in and after the burst. Those that are held back are due after a pause."""
     burst_from, burst_to = _BEFORE_S, _BEFORE_S + _BURST_S
     burst_s = arrival_times(capacity * times, _BURST_S, "poisson", 2)
     since_pause_s = burst_s % _PAUSE_EVERY_S

@@ -18,7 +18,8 @@ share that the challenger kept up with: it should fall before the payments do.
 `shadow_us` is the challenger's CPU time a decision, and `shadow_cores_wanted` the cores for all decisions of the
 load. `shadow_cores_got` are the cores that it got while the load ran, `idle_cores` those that nobody used then. A
 challenger runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores, and it
-caught up later. With a small `--waiting-bytes` ([shadow] waiting_bytes_max) it takes its share of the cores within these loads.
+caught up later. With a small `--waiting-bytes` ([shadow] waiting_bytes_max) it takes its share of the cores within
+these loads.
 
 Needs the services that `make services` fetches.
 """

@@ -9,8 +9,8 @@ latencies, and the age of profiles. Used for: the capacity a deployment needs, a
     0               0.00      0.03   0.07  0.21   0.31  │   …
 
 Below each line: the requests by kind, the cores of Kafka that the JVM's compilers take (a broker that has run for an
-hour compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts: they
-hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: its cost
+hour compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts:
+they hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: its cost
 without Paywarden (`cores_kafka_alone`).
 
 Kafka runs with the settings of the Compose file for one machine; with `--kafka defaults` it runs with its own defaults.
