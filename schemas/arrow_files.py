@@ -1,4 +1,4 @@
-"""What Arrow raises for files that are no tables, or damaged ones."""
+"""The exceptions of Arrow for files that are no tables, or damaged ones."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ class Encoder:
     def __init__(self, topic: str, schema_id: int, *, schema: Schema | None = None) -> None:
         self._schema = topic_schema(topic) if schema is None else schema
         self.header = _HEADER.pack(_MAGIC, schema_id)
-        """What stands before each record: it says by which schema it was written."""
+        """The bytes before each record: they name the schema that it was written with."""
         fields = self._schema["fields"]
         self._whole = [
             (field["name"], *_WHOLE_RANGES[field["type"]], field.get("default", _ABSENT))

@@ -15,12 +15,12 @@ _LAST_LINE = re.compile(r"\n([0-9a-f]{8})\n?\Z")
 
 
 def with_checksum(text: str) -> str:
-    """Returns what to write for a text, which does not end with such a line itself."""
+    """Returns the text with its checksum in a last line. It must not end with such a line itself."""
     return f"{text}\n{crc32(text.encode()):08x}\n"
 
 
 def without_checksum(content: str) -> str:
-    """Returns the text of what `with_checksum` made. Raises ValueError if it is damaged.
+    """Returns the text without the line of `with_checksum`. Raises ValueError if it is damaged.
 
     A text without a checksum, as earlier releases wrote it, is returned as it is.
     """

@@ -1,4 +1,4 @@
-"""Files that survive a loss of power, and which boot of the machine this is."""
+"""Files that survive a loss of power, and the id of this boot of the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def boot_id() -> str:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a small file, for this user alone, that survives a loss of power. A crash leaves it as before, or whole.
+    """Write a small file, for this user alone, that survives a loss of power. A crash leaves the old file or the new.
 
     Raises OSError.
     """

@@ -16,11 +16,11 @@ from pathlib import Path
 CONFIGURED_BYTES_MAX = 64 << 20
 """The largest file of settings, rates or keys. A larger one is no such file, and would fill the memory."""
 
-# As `open` makes a file: the process's mask takes away what it has to.
+# The mode with which `open` makes a file: the process's umask takes permissions away.
 _NEW_MODE = 0o666
 
 FileState = tuple[int, int, int, int]
-"""Inode, size, and the times of the last change to content and to inode in ns: what changes with a file."""
+"""Inode, size, and the times of the last change to content and to inode in ns: they change with a file."""
 
 
 def file_state(path: str | Path) -> FileState | None:
@@ -33,7 +33,7 @@ def file_state(path: str | Path) -> FileState | None:
 
 
 def file_at(path: Path) -> tuple[int, int] | None:
-    """Returns which file is at a path now, whatever is written to it: another one has other numbers. None for none."""
+    """Returns the device and inode of the file at a path: another file has others. None without a file."""
     try:
         status = path.stat()
     except OSError:
@@ -55,9 +55,9 @@ def open_lock(path: str | Path) -> BufferedWriter:
 
 
 def read_regular(path: str | Path, bytes_max: int | None = CONFIGURED_BYTES_MAX) -> bytes:
-    """Returns what a file holds. Raises OSError, also for what is no regular file or has more than `bytes_max` bytes.
+    """Returns a file's content. Raises OSError, also for what is no regular file or has more than `bytes_max` bytes.
 
-    None: whatever its size.
+    `bytes_max` None: any size.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -5,7 +5,7 @@
         file.append(whole, b"line\\n")      durable when it returns: the file, and its folder if the file is new
 
 A writer that is killed leaves the beginning of a line. The reader decides what that means, and tells `append` how
-many bytes are whole: what stands behind them is cut off.
+many bytes are whole: `append` cuts off the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_parent, open_private
 
-# An append takes milliseconds: whoever holds the lock for longer is stopped.
+# An append takes milliseconds: a process that holds the lock for longer hangs.
 LOCK_TIMEOUT_S = 10.0
 _LOCK_POLL_S = 0.02
 

@@ -13,7 +13,7 @@ import os
 import resource
 from pathlib import Path
 
-# What the kernel ends first when memory runs out. Every process may give this to itself.
+# The score of a process that the kernel ends first when memory runs out. Every process may take it.
 _FIRST_TO_GO = "1000"
 _KB = 1_024
 
@@ -24,7 +24,7 @@ def half_of_memory() -> int:
 
 
 def bound_memory(more_bytes: int) -> None:
-    """Let this process and its children have at most so much memory of their own besides what they have now."""
+    """Let this process, and each child, have at most `more_bytes` of own memory more than this process has now."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
     _, most = resource.getrlimit(resource.RLIMIT_DATA)

@@ -15,7 +15,7 @@ No text may be a card number. For `card_id`, any 13 to 19 digits with a right ch
 the digits must also begin as the numbers of a card network do: one in ten numbers has a right check digit by chance,
 and order numbers and acquirers' merchant numbers are such numbers.
 
-Readers differ in what `PaymentField.differs` says, and in what they make of a field that nobody declared. A JSON
+Readers differ as `PaymentField.differs` says, and in their handling of a field that nobody declared. A JSON
 request with one is refused, or read without it (`[limits] unknown_fields`). Protobuf and Avro know fields by number or
 by schema, and ignore the others. Readers differ in nothing else.
 

@@ -6,8 +6,8 @@
     require_unwritable("bundle/native/model.so")         says so if another user can replace the file
 
 Trusted are root and the user of this process. `/dev/shm` and `/tmp` are shared: every user of the machine can make
-files there. Below such a folder every part of a path must belong to a trusted user. Otherwise whoever came first could
-read decisions, or lead us to a file of theirs.
+files there. Below such a folder every part of a path must belong to a trusted user. Otherwise the first user to come
+could read decisions, or lead us to a file of theirs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_private_folder(folder: Path) -> None:
 
 @contextmanager
 def private_new_files() -> Iterator[None]:
-    """Make what a library of others creates in the block, in any thread, this user's alone.
+    """Make the files that a library creates in the block, in any thread, this user's alone.
 
     DuckDB makes a file beside its database at any time, with the mode that the process gives.
     """
@@ -102,7 +102,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """Opens a file for `open(…, opener=private_opener)`: what is made has mode 0600, whatever the umask is.
+    """Opens a file for `open(…, opener=private_opener)`: a new file has mode 0600, whatever the umask is.
 
     A named pipe in its place is an error: it would be waited for.
     """

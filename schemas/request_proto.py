@@ -3,8 +3,8 @@
     declared         customer_id = text("customer_id", 1)      weight = decimal("weight", 3, unit="kg", …)
     scoring.proto    optional string customer_id = 101;         optional double weight = 103;
 
-A declared field has the number 100 + n, where n is its own, and is always `optional`: a client that does not send it
-is told from one that sends 0. Only `string`, `int64`, `double` and `bool` are in use. Whole numbers are `int64`, as
+A declared field has the number 100 + n, where n is its own, and is always `optional`: a missing value
+then differs from 0. Only `string`, `int64`, `double` and `bool` are in use. Whole numbers are `int64`, as
 `amount_minor` is, and never `sint64`: the type would then follow from the bounds, and other bounds would change the
 bytes. A negative number takes ten bytes.
 

@@ -64,7 +64,7 @@ def read_schema(text: str) -> Any:
 
 
 def bounded(schema: Any) -> dict[str, Any]:
-    """Returns a record schema with nothing in it but what decides the bytes of a record.
+    """Returns a record schema with only the parts that decide the bytes of a record.
 
     Documentation, defaults, aliases, orders, logical types and unknown attributes are left out. Raises InvalidEvent for
     a schema that is not that of a record, that is no valid Avro, or that is beyond a limit.

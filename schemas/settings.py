@@ -197,7 +197,7 @@ def table_of(name: str, settings_type: type[_Settings], value: object) -> _Setti
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = _NEAR) -> str:
-    """Returns the known name that is nearest to an unknown one; "" if none is as like it as `likeness`, 0 to 1."""
+    """Returns the known name that is nearest to an unknown one; "" if every likeness is below `likeness`, 0 to 1."""
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=likeness)), "")
 
 
