@@ -29,7 +29,7 @@ from paywarden.features.catalogue.expressions import (
 
 @dataclass(frozen=True)
 class FieldUses:
-    """The names of what uses a declared field, in the order of the catalogue."""
+    """The names of the features, entities and derived fields that use a declared field, in the catalogue's order."""
 
     entities: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class FieldUses:
 
 
 def field_uses(catalogue: Catalogue) -> dict[str, FieldUses]:
-    """Returns what uses each declared field, derived ones too, by the field's name."""
+    """Returns the uses of each declared field, derived ones too, by the field's name."""
     columns_of: dict[str, frozenset[int]] = {}
     for feature in catalogue.features:
         columns_of[feature.name] = frozenset(_columns(feature.value, columns_of))

@@ -115,7 +115,7 @@ class _Project:
         return found
 
     def _run(self, name: str, path: Path) -> types.ModuleType:
-        """Returns the module that a file makes. Raises what the file raises."""
+        """Returns the module that a file makes. Raises the file's own errors."""
         self._files.add(str(path))
         code = _compiled(path)
         module = types.ModuleType(self._module_name(name))

@@ -70,7 +70,7 @@ def _column(
         return _decimals(home + rng.normal(0, 0.05, len(card)), field)
     scale = 10**field.decimals
     least, most = field.minimum / scale, field.maximum / scale
-    # Mostly small numbers of what the bounds allow, and above 0 where these allow it.
+    # Mostly small numbers within the bounds, and above 0 where these allow it.
     start = max(least, min(0.0, most))
     drawn = start + rng.lognormal(0, 1, len(card)) * min(most - start, 1000) / 20
     return _decimals(drawn, field) if field.is_decimal else _whole(drawn, field)

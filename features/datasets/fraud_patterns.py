@@ -2,7 +2,7 @@
 
     card_testing          one device tries stolen numbers: a burst of tiny amounts each, hours later a big one
     account_takeover      a new device spends high, at merchants the card never used, for a day or two
-    compromised_merchant  a terminal: most of what its customers pay there is fraud, for some weeks
+    compromised_merchant  a terminal: most payments of its customers there are fraud, for some weeks
     stolen_card           the card itself: many payments in a few hours, often abroad
     bust_out              the holder's own spending rises slowly for four weeks, then nothing is paid back
     device_farm           one device, dozens of cards, one or two payments each

@@ -5,7 +5,7 @@
     enumeration       card testing: numbers of one issuer, tiny amounts, one network, mostly declined
     take_over         another's account: a new device, an unknown recipient far away, higher amounts
     skimmed           a stolen card number: a guest with another mailbox, often the wrong country
-    compromised_shop  nothing to see: two fifths of what is paid at a shop are fraud, for some weeks
+    compromised_shop  nothing to see: two fifths of the payments at a shop are fraud, for some weeks
     first_party       the customer pays, and disputes it later
     device_farm       accounts of this week, all from one device, buy vouchers and telephones
 
@@ -423,7 +423,7 @@ _ATTACKS: dict[str, Callable[[np.random.Generator, ShopWorld, float, _Free], Sho
 def _compromise_shops(
     rng: np.random.Generator, world: ShopWorld, payments: ShopPayments, budget: float
 ) -> ShopPayments:
-    """Make some of what is paid at some shops fraud, for two to four weeks each, until the budget is used up."""
+    """Make some of the payments at some shops fraud, for two to four weeks each, until the budget is used up."""
     by_shop = np.argsort(payments.shop, kind="stable")
     bounds = np.searchsorted(payments.shop[by_shop], np.arange(len(world.shops.category) + 1))
     # The busiest shops would use the budget up at once.
@@ -452,7 +452,7 @@ def _payments(**columns: npt.NDArray[Any]) -> ShopPayments:
 
 
 def _products(rng: np.random.Generator, world: ShopWorld, shop: AnyInts) -> Int8s:
-    """Returns what is bought at these shops: nine times in ten what they mostly sell."""
+    """Returns the products bought at these shops: nine times in ten the one that they mostly sell."""
     own = np.array([entry.product for entry in SHOP_CATEGORIES], dtype=np.int8)[world.shops.category[shop]]
     other = rng.integers(0, len(PRODUCTS), len(shop))
     return np.where(rng.random(len(shop)) < 0.1, other, own).astype(np.int8)

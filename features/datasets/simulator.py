@@ -293,7 +293,7 @@ def _choose_merchants(
     kind: npt.NDArray[np.int8],
     time_ms: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int32]:
-    # Half of what goes to favourites goes to the first two.
+    # Half of the payments to favourites go to the first two.
     place = np.minimum(rng.geometric(0.3, len(card)) - 1, FAVOURITES - 1)
     favourite = population.favourites[card, kind, place]
     is_away = (time_ms >= population.journey_from_ms[card]) & (time_ms < population.journey_to_ms[card])

@@ -37,7 +37,7 @@ class EntityColumn:
         return [entity_key(self.entity, ids) for ids in zip(*columns, strict=True)]
 
     def _texts(self) -> list[list[str]]:
-        """Returns what keys hold of the names of each field."""
+        """Returns for each field the texts that keys hold for its names."""
         return [
             self._hashed(names) if is_hashed else names.to_pylist()
             for (names, _), is_hashed in zip(self._fields, self._is_hashed, strict=True)

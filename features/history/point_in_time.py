@@ -125,7 +125,7 @@ class PointInTimeReplay:
         """`room` allocates columns as long as the history. The threads of `crew` share the work; results stay the same.
 
         `staleness`: how far profiles lag behind; None lets each payment see all payments before it.
-        `overlay`: what a scoring host sees of the payments that lag; without a lag there are none.
+        `overlay`: which of the payments that lag a scoring host sees; without a lag there are none.
         Raises InvalidEvent if the history contains a currency without a rate.
         """
         assert engine.plan.fields == history.fields, (

@@ -153,7 +153,7 @@ class PackedProfiles(NamedTuple):
 
 
 class EventResults(NamedTuple):
-    """Arrays that `apply_events` overwrites: the new profiles, and what became of the events."""
+    """Arrays that `apply_events` overwrites: the new profiles, and which events were added or late."""
 
     profiles: PackedProfiles
     applied: NDArray[np.uint8]

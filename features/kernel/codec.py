@@ -2,7 +2,7 @@
 
 A profile at work is a flat int64 array ("words"): the times of its first and last payment and of its newest event, the
 length of each section, and the sections, each at the place that the plan gives it. A section is a table of columns, and
-a column stands in one piece: what a window holds of it is a slice.
+a column stands in one piece: the part within a window is a slice.
 
     sources     up to which offset the profile contains each source partition: two columns, source (ascending) and
                 offset

@@ -244,7 +244,7 @@ def remember(plan: I64, where: int, words: I64, length: int, value: int, code: i
 
 @inlined
 def _sketched(plan: I64, column: int, attributes: I64, is_crc: bool) -> int:
-    """Returns what a column's sketch takes in: the identity of a text, or its public code where there is none."""
+    """Returns the value that a column's sketch takes in: the identity of a text, or its public code without one."""
     value = attributes[plan[column + COLUMN.identity]]
     if is_crc or value == 0:
         value = attributes[plan[column + COLUMN.attribute]]
@@ -306,7 +306,7 @@ def _move_payment(
 ) -> None:
     """Add a payment, or its label, to the columns whose condition holds now, and take it from those that held before.
 
-    An extreme or a sketch keeps what it took in: nothing can be taken from it.
+    An extreme or a sketch keeps every value that it took in: nothing can be taken from it.
     """
     amount, room = attributes[AMOUNT], plan[where + TABLE.capacity]
     for number in range(plan[where + TABLE.column_count]):

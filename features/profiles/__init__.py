@@ -1,1 +1,1 @@
-"""The engine that stream, training, replay and scoring call, and what it is compiled from."""
+"""The engine that stream, training, replay and scoring call, and the parts that it is compiled from."""

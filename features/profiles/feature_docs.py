@@ -1,4 +1,4 @@
-"""The catalogue as a table: what each feature means, and how large each entity's profiles are.
+"""The catalogue as a table: the meaning of each feature, and the size of each entity's profiles.
 
 feature        entity  window  hop  unit      meaning                                         missing when
 card_count_1d  card    1d      1h   payments  number of the card's payments in the last 1d    never
@@ -54,7 +54,7 @@ class ListedEntity:
 
     @property
     def cost(self) -> str:
-        """Returns what a profile costs, in a sentence."""
+        """Returns the cost of a profile, in a sentence."""
         return (
             f"{self.name} (by {self.key}): {self.features} features; a profile takes "
             f"{self.bytes_after_one_payment} bytes after one payment and at most {self.bytes_max:,}; "

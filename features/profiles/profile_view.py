@@ -68,7 +68,7 @@ _OF_PAYMENT = frozenset(
         Operation.DISTANCE,
     }
 )
-# Questions to a memory that use only what it holds.
+# Questions to a memory that use only its content.
 _OF_MEMORY = frozenset({Recollection.LAST_VALUE, Recollection.AGO, Recollection.NUMBER_OF})
 _WORDS = {
     Measure.COUNT: "count",
@@ -98,7 +98,7 @@ class TileView:
 
 @dataclass(frozen=True)
 class TableView:
-    """The tiles of one hop, of payments or of what their labels say (`is_label`).
+    """The tiles of one hop, of payments or of their labels (`is_label`).
 
     `columns` names the cells: the measure, its attribute, and the condition.
     """

@@ -92,7 +92,7 @@ def convert_table(
     profile: TableProfile | None = None,
     progress: Callable[[int], object] = int,
 ) -> ConversionReport:
-    """Write the two files of a history, and REFUSED_FILE if a row was refused, and say what they hold.
+    """Write the two files of a history, and REFUSED_FILE if a row was refused, and report their content.
 
     `progress` gets the bytes of each part read. Raises Misconfigured, in one line, for a file that is no table, and
     when more rows were refused than `limits` allow. REFUSED_FILE then stays, the history is as it was.

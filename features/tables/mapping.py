@@ -349,7 +349,7 @@ class _Reader:
                            delays[1], seed, **file)  # fmt: skip
 
     def _label_file(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what [label] says about a second table; nothing if it names none."""
+        """Returns the settings in [label] about a second table; nothing if it names none."""
         if "file" not in given:
             if key := next((key for key in ("payment_id", "others", "input") if key in given), ""):
                 raise self._wrong("label", key, "is for labels of a second table: name it with `file`")

@@ -210,7 +210,7 @@ def read_times(
 ) -> None:
     """Read times by the steps of a format; without steps they are ISO 8601.
 
-    A row gets the milliseconds of its own clock since 1970-01-01 00:00, what lies below cut off, and the offset that
+    A row gets the milliseconds of its own clock since 1970-01-01 00:00, smaller units cut off, and the offset that
     the text names, else NO_OFFSET. An empty text is 0.
     """
     for row in range(len(offsets) - 1):

@@ -27,7 +27,7 @@ Int64Array = NDArray[np.int64]
 
 
 class LocalTimes(NamedTuple):
-    """Local times in UTC, shape (rows,) each: the time, the offset, and what is the matter with it."""
+    """Local times in UTC, shape (rows,) each: the time, the offset, and whether it is in a gap or twice there."""
 
     time_ms: Int64Array
     offset_minutes: Int64Array

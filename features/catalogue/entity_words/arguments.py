@@ -106,7 +106,7 @@ def in_unit(value: Expression, of: Attribute) -> Expression:
 def at_most(name: str, value: Expression, most: str) -> Expression:
     """Returns a value in seconds, kept from -`most` to `most`, such as "30d"; the value itself for an empty `most`.
 
-    A time since something grows with the age of the data. A model would never have seen what it grows to.
+    A time since something grows with the age of the data. A model would never have seen its later values.
     """
     return Derived(Operation.CLIP, (value,), (duration_ms(name, most) // _MS_PER_SECOND,)) if most else value
 
@@ -160,7 +160,7 @@ def compared_columns(name: str, one: Attribute, other: Attribute) -> tuple[int, 
 
 
 def _comparable(attribute: Attribute) -> tuple[object, ...]:
-    """Returns what two attributes must have in common for their values to be compared."""
+    """Returns the properties that two attributes must share for their values to be compared."""
     field = attribute.field
     if attribute.kind is AttributeKind.NUMBER and field is not None:
         # A whole number and a decimal are compared by their last digits.

@@ -4,7 +4,7 @@ Without the key nobody can find two texts with the same hash other than by tryin
 checksum such as CRC-32 has no key: anyone makes a thousand texts of one checksum in half a second.
 
     v0 … v3     the two halves of the key, each mixed with two constants
-    each word   two rounds over v0 … v3; the last word has what is left of the text, and its length
+    each word   two rounds over v0 … v3; the last word has the rest of the text, and its length
     the end     four rounds; the hash is v0 ^ v1 ^ v2 ^ v3
 
 A text of 16 bytes takes ten rounds, some 20 ns.

@@ -39,7 +39,7 @@ class PartitionMap:
         self._refreshed_ms: int | None = None
 
     def refresh(self, now_ms: int) -> None:
-        """Ask every node what it owns, unless that was done within `tend_interval_ms`. Raises nothing.
+        """Ask every node for its partitions, unless that was done within `tend_interval_ms`. Raises nothing.
 
         Partitions that no node claims keep their last owner.
         """

@@ -166,8 +166,8 @@ class AerospikeSettings:
     use_services_alternate: bool = False
     # How the cluster's statistics of clients call this one.
     app_id: str = "paywarden"
-    # What to do at the start about a cluster that can lose records: "warn" logs each finding, "require" refuses to
-    # start, "off" does not look.
+    # At the start the store looks for settings with which a cluster can lose records: "warn" logs each finding,
+    # "require" refuses to start, "off" does not look.
     cluster_check: str = "warn"
     # Without durable deletes an erased record leaves a marker. It must outlive every record; 0 keeps it for ever.
     marker_days: int = 800

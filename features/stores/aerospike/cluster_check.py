@@ -3,7 +3,7 @@
     error      profiles cannot be written, or not all of them
     warning    acknowledged records can be lost, or come back after they were erased
 
-`examine` takes what the nodes say; docs/operate/aerospike.md has a configuration without findings.
+`examine` takes the nodes' reports; docs/operate/aerospike.md has a configuration without findings.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class ClusterLook:
 
 
 def try_to_write(store: AerospikeStore) -> list[ClusterFinding]:
-    """Write, read and erase one record of the largest size that expires; returns what of it fails."""
+    """Write, read and erase one record of the largest size that expires; returns a finding if one of these fails."""
     value = bytes(store.settings.record_bytes_max)
     try:
         store.write({_PROBE_KEY: value}, ttl_s=_PROBE_TTL_S)

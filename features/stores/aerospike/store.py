@@ -238,7 +238,7 @@ class AerospikeStore:
         return StoreHealth(f"{place}: takes no writes now ({stopped[0]})") if stopped else StoreHealth()
 
     def reports(self) -> list[NodeReport]:
-        """Returns what the nodes that answer say of themselves."""
+        """Returns the reports of the nodes that answer, about themselves."""
         return ask_nodes(self._client, self._settings)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from paywarden.features.tables.texts import NO_NUMBER, NO_OFFSET, NO_TIME, RIGHT
 from paywarden.features.tables.zones import Zone, zone_of
 
 _MINUTE_MS = 60_000
-# Digits after the point that are read of a time, and what the result times the first over the second is in ms.
+# By unit: how many digits after the point are read, and the fraction (times, over) that turns the result into ms.
 _TIME_SCALES = {
     "seconds": (6, 1, 1000),
     "milliseconds": (3, 1, 1000),

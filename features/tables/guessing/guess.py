@@ -66,7 +66,7 @@ _ROWS = 20_000
 # Values of a column that are read to find how it writes numbers.
 _NUMBERS = 2000
 _CATEGORIES_MAX = 30
-# Fields of one's own that a guess makes. A few numbers are left for what comes later.
+# Fields of one's own that a guess makes. A few numbers are left for later fields.
 _DECLARED_GUESSED = 60
 # Columns that a comment proposes for an id, if no column's name matches.
 _CANDIDATES = 6
