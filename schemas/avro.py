@@ -178,7 +178,7 @@ def parsed(text: str) -> Schema:
 
 
 def writer_schema(text: str) -> Schema:
-    """Returns the record schema of any writer from its JSON, without what does not decide the bytes of its records.
+    """Returns the record schema of any writer from its JSON, with only the parts that decide the bytes of its records.
 
     Raises InvalidEvent as `parsed` does. A record of such a schema is decoded in bounded time, whatever its bytes.
     """

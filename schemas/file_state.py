@@ -42,7 +42,7 @@ def file_at(path: Path) -> tuple[int, int] | None:
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Open a file for reading. Raises OSError, also for what is no regular file.
+    """Open a file for reading. Raises OSError, also for anything but a regular file.
 
     A named pipe that nobody writes to would be waited for without end, and a device read without end.
     """
@@ -50,12 +50,12 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def open_lock(path: str | Path) -> BufferedWriter:
-    """Open the file that a lock is on, made if it is missing. Raises OSError, also for what is no regular file."""
+    """Open the file that a lock is on, made if it is missing. Raises OSError, also for anything but a regular file."""
     return open(_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def read_regular(path: str | Path, bytes_max: int | None = CONFIGURED_BYTES_MAX) -> bytes:
-    """Returns a file's content. Raises OSError, also for what is no regular file or has more than `bytes_max` bytes.
+    """Returns a file's content. Raises OSError, also for anything but a regular file, or over `bytes_max` bytes.
 
     `bytes_max` None: any size.
     """

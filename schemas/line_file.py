@@ -74,7 +74,7 @@ class LineFile:
             raise self._unwritable(error) from error
         try:
             if os.fstat(descriptor).st_size != whole:
-                # Only then: it gives up what is reserved behind the end.
+                # Only then: truncating gives up the space that is reserved behind the end.
                 os.ftruncate(descriptor, whole)
             try:
                 _write_all(descriptor, lines)

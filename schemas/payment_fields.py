@@ -342,7 +342,7 @@ class NetworkPrefix:
 
 @dataclass(frozen=True)
 class EmailDomain:
-    """A derived field: what stands behind the @ of an e-mail address, in small letters."""
+    """A derived field: the part behind the @ of an e-mail address, in small letters."""
 
     name: str
     number: int
