@@ -102,7 +102,7 @@ def ceiling(history: History, splits: tuple[Split, ...]) -> tuple[HandbookMetric
 class _Evidence:
     """The log-likelihood of each payment while its entity is compromised, and while it is not. All: (payments,).
 
-    `known_…` are those with the label, `seen_…` those of what is seen at once.
+    `known_…` use the label, `seen_…` only what is seen before the label: the amount.
     """
 
     known_active: F64

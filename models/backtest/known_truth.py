@@ -5,9 +5,8 @@ the payment shows was drawn before its label, and labels of other payments say n
 probabilities, payments are therefore in the best order there is, on average: no model has a higher ROC curve, and none
 has more frauds among as many alerts (Neyman and Pearson). On few frauds, chance may lift a model above it.
 
-The probability knows the situation of each payment, such as that its shop is compromised today. A model sees only what
-this leaves behind, and for some situations that is nothing before the first labels. A model can therefore not reach
-100 %.
+The probability knows the situation of each payment, such as that its shop is compromised today. A model sees only its
+traces, and some situations leave none before the first labels. A model can therefore not reach 100 %.
 
 Example: of 1,000 payments with 12 frauds, 10 payments have the highest probabilities, and 9 of them are frauds. A
 model's 10 highest scores have 6. Its recall at 1 % is 6/12 = 0.5, the ceiling's 0.75, and its share of that 67 %.

@@ -189,7 +189,7 @@ def _is_in_set(value: float, number: int, sets: NDArray[np.uint32], set_bounds: 
 
 @inlined
 def _fill_values(vector: F32, values: F64) -> None:
-    """Fill in what nodes of each kind compare. Whatever the threshold is, -inf goes left and NaN goes right."""
+    """Fill in the values that each kind of node compares. Whatever the threshold, -inf goes left and NaN goes right."""
     for feature in range(len(vector)):
         value = float(vector[feature])
         if -ZERO <= value <= ZERO:

@@ -55,7 +55,7 @@ class NativePredictor:
     ) -> None:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load.
 
-        `rest` is called between two steps. `content`: what the file holds, for a caller that has read it.
+        `rest` is called between two steps. `content`: the file's bytes, for a caller that has read it.
         """
         try:
             self._handle = _load(library, rest, read_regular(library, None) if content is None else content)
@@ -127,7 +127,7 @@ def _address(array: NDArray[Any]) -> int:
 def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:
     """Load a library, whose file holds `content`. For a path it has loaded before, the loader returns the old one.
 
-    The loader maps what it loads. If somebody writes over that file, or cuts it short, the code of a running process
+    The loader maps the file. If somebody writes over that file, or cuts it short, the code of a running process
     changes, or touching it kills the process (SIGBUS); and so it does in each process that is forked from this one.
     This process therefore loads a copy in memory that no other process has.
     """

@@ -1,6 +1,6 @@
 """A checked bundle in a form that a serving process loads in a millisecond or two.
 
-    FOLDER/bundle/        a copy of the bundle: the copy is what was checked
+    FOLDER/bundle/        a copy of the bundle: the checks were made on the copy
     FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model, with their checksums
     FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
 
@@ -121,7 +121,7 @@ def no_rest() -> None:
 
 
 def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> PreparedBundle:
-    """Load what `prepare_bundle` wrote into a private folder, and try some golden vectors.
+    """Load the files that `prepare_bundle` wrote into a private folder, and try some golden vectors.
 
     `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
@@ -148,7 +148,7 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
 
 
 def _copy(bundle: Path, manifest: Manifest, copy: Path) -> None:
-    """Copy what serving needs. A file that is missing is left out: the check of the copy names it."""
+    """Copy the files that serving needs. A file that is missing is left out: the check of the copy names it."""
     copy.mkdir(parents=True)
     names = [MANIFEST, SIGNATURE, *(name for part in manifest.parts for name in (part.model_text, part.golden))]
     # A signature covers the records of all machines' libraries, this machine needs its own libraries alone.

@@ -1,4 +1,4 @@
-"""Signed bundles: a host takes only what somebody with a key has released.
+"""Signed bundles: a host takes only bundles that somebody with a trusted key has released.
 
     signature.json    {"format": 1, "files": {"manifest.json": "<sha256>", "native/x86_64/build.json": "<sha256>"},
                        "key": "<fingerprint of the public key>", "signature": "<base64>"}

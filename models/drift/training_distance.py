@@ -14,7 +14,7 @@ How it works:
 1. `Subjects` takes from counts one histogram a subject, over all payments, and joins them to one row of cells.
 2. Rows of days can be added: a week's row is compared with the row of the whole training window.
 3. The training window's own weeks lie at some distance from it, too, by chance and because weeks differ. `natural` is
-   the largest of these distances. Only what lies beyond it counts.
+   the largest of these distances. Only a distance beyond it counts.
 
 Example: the window has 74 % of the payments from the web and 26 % from an app. Its weeks lie at a PSI of 0.01 at most.
 Two months later 28 % are from the web.
@@ -22,7 +22,7 @@ Two months later 28 % are from the web.
     psi      (0.74 - 0.28) ln(0.74 / 0.28) + (0.26 - 0.72) ln(0.26 / 0.72) = 0.92, and 0.91 beyond the natural
     outside  (0.46 + 0.46) / 2 = 0.46: nearly half of the payments are not where they were
 
-Bins of numbers have an order, and what moves to the next bin has hardly moved: a shop with a seventh of all payments
+Bins of numbers have an order, and a payment in the next bin has hardly moved: a shop with a seventh of all payments
 has a few more of them in a week, and its count lies on the other side of an edge. `outside` of scores and features is
 therefore the share of payments that passed one value, the Kolmogorov-Smirnov distance; where all numbers shift, both
 are the same.

@@ -1,7 +1,7 @@
 """Estimate how a bundle's model scores payments that it has not seen, from models that were trained without some days.
 
-Later decisions are compared with the training window, so the reference has to say what the bundle's own model gives to
-payments like those of the window. Neither of two obvious answers will do:
+Later decisions are compared with the training window, so the reference needs the margins that the bundle's own model
+gives to payments like those of the window. Neither of two obvious answers will do:
 
     out-of-fold margins    Other models gave them, of fewer days. Two models of the same payments rank them alike, but
                            put the many harmless ones at other margins: a step of 0.3 can be half of the payments.
@@ -93,7 +93,7 @@ def _at(ordered: F64, shares: F64) -> F64:
 
 
 def _certain_part(moved: F64) -> F64:
-    """Returns the mean of the folds less what chance explains of it. `moved`: (folds, shares)."""
+    """Returns the mean of the folds less the part that chance explains. `moved`: (folds, shares)."""
     mean, count = moved.mean(axis=0), len(moved)
     if count < 2:
         return np.asarray(mean, dtype=np.float64)

@@ -200,7 +200,7 @@ def mean_calibration(
 ) -> MeanCalibration:
     """Compare mean score and share of frauds. All arrays: (row_count,), at least one row. `card`: codes from 0.
 
-    `weight`: what each payment stands for (models/metrics/propensity.py); None means 1.
+    `weight`: how many payments each one stands for (models/metrics/propensity.py); None means 1.
     """
     mean, share, size = float(score.mean()), float(fraud.mean()), float(len(score))
     # The design effect: the variance of the sum of errors, divided by its variance with independent payments.

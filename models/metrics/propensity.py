@@ -1,7 +1,7 @@
 """Propensity weights: measure as if every payment had had the same chance to be seen.
 
 Labels are often known for a chosen part of the payments: one in ten of those that would be declined is let through to
-learn what it was, and one in a hundred of the approved ones is reviewed. The column `propensity` of a history says how
+learn its label, and one in a hundred of the approved ones is reviewed. The column `propensity` of a history says how
 likely it was that the payment was kept with its label. A payment stands for 1 / propensity payments like it
 (D. Horvitz, D. Thompson, "A generalization of sampling without replacement from a finite universe", 1952).
 

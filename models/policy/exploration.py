@@ -155,11 +155,11 @@ class FileLedger:
     """A ledger in 16 bytes of a file, which all workers of a host open, each after its fork.
 
     Its bytes outlive `kill -9` of a process at any moment, and a dead process holds no lock. After a loss of
-    power the file may lack what was spent in the last half minute: that can be spent again.
+    power the file may lack the sums of the last half minute: they can be spent again.
 
-    The file is read and written, not mapped: one that is cut short kills no worker. The sum in a
-    damaged one is lost, so the budget of that day counts as spent, and the next day begins with a new one. While the
-    file cannot be used, nothing is explored. The log says so.
+    The file is read and written, not mapped: one that is cut short kills no worker. The sum in a damaged one is lost,
+    so the budget of that day counts as spent, and the next day begins with a new one. While the file cannot be used,
+    nothing is explored. The log says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class FileLedger:
         opened = open_private(self._path, os.O_RDWR | os.O_CREAT)
         try:
             if os.fstat(opened).st_size == 0:
-                # Reserve the room now: what was approved must be noted on a full disk as well.
+                # Reserve the room now: an approval must be noted on a full disk as well.
                 os.posix_fallocate(opened, 0, _LEDGER.size)
             else:
                 os.pwrite(opened, os.pread(opened, _LEDGER.size, 0), 0)

@@ -4,7 +4,7 @@
     FOLDER/policies/DIGEST/policy.toml
 
 An entry of the log has the sha256 of each file, native libraries too. `folder` checks them all before it returns:
-nobody can change what was registered. Files are put under another name first, and appear whole or not at all.
+nobody can change registered files. Files are put under another name first, and appear whole or not at all.
 
 An object store is anything with fsspec's interface (s3://, gs://, abfs://, …). Its files are copied to a folder of
 this host before use.

@@ -67,7 +67,7 @@ class TopicReader:
 
 @dataclass(frozen=True)
 class Merge:
-    """How a host's copy becomes the topic's: the log that both will be, what to send, and what is lost."""
+    """How a host's copy becomes the topic's: the log that both will be, the entries to send, and the lost ones."""
 
     log: RegistryLog
     to_send: tuple[Entry, ...]

@@ -1,4 +1,4 @@
-"""The paper of a model: one Markdown file with what is known about a version, for those who have to judge it.
+"""The paper of a model: one Markdown file with the known facts about a version, for those who have to judge it.
 
 Everything in it comes from the bundle's manifest, the policy's file and the log. The person who proposes a bundle
 wrote its manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same

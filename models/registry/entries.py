@@ -145,7 +145,7 @@ def signed_entry(
     why: str,
     what: Mapping[str, Value],
 ) -> Entry:
-    """Returns an entry with its signature. Raises RegistryRefused naming what cannot be part of an entry."""
+    """Returns an entry with its signature. Raises RegistryRefused naming the part that no entry can have."""
     content: dict[str, Any] = {
         "by": by,
         "key": fingerprint(key.public_key()),

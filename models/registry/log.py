@@ -67,7 +67,7 @@ class RegistryLog:
 
     @property
     def noted(self) -> tuple[str, str]:
-        """The head, and the sha256 of all lines: what a writer notes beside the log."""
+        """The head, and the sha256 of all lines: a writer notes them beside the log."""
         return self.head, self._lines_digest(len(self.entries))
 
     def has_noted(self, noted: tuple[str, str]) -> bool:
@@ -144,7 +144,7 @@ class Log(Protocol):
         """Returns the log as it is now. Raises RegistryRefused if it is damaged, Misconfigured if it cannot be read."""
 
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Append what `make` returns for the present log, and return it. Raises Overtaken if another was faster."""
+        """Append and return the entries that `make` makes of the log now. Raises Overtaken if another was faster."""
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
         """Like `append`, without waiting for other hosts: for LATE_KINDS."""
@@ -161,7 +161,7 @@ class LogFile:
         return log_of(self._content(), str(self.path))
 
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Append what `make` returns for the present log, and return it. One process at a time is in here.
+        """Append and return the entries that `make` makes of the log now. One process at a time is in here.
 
         Raises RegistryRefused if the log is damaged or an entry does not fit, Misconfigured if the file cannot be
         written, and what `make` raises. Nothing is appended then.
@@ -201,7 +201,7 @@ class LogFile:
             self._remember(log)
 
     def remembered(self) -> tuple[str, str]:
-        """Returns what the last writer on this host noted: the head, and the sha256 of the lines up to it.
+        """Returns the note of the last writer on this host: the head, and the sha256 of the lines up to it.
 
         Empty if it could not; the second also if an earlier release noted it. Raises Misconfigured.
         """

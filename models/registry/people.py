@@ -1,4 +1,4 @@
-"""The people of the registry, and what each may do: a file of names, roles and public keys.
+"""The people of the registry, and the rights of each: a file of names, roles and public keys.
 
     [[person]]
     name = "anna"
@@ -8,7 +8,7 @@
 A key is the line between BEGIN and END of the PEM file of an Ed25519 public key. Each reader of the log has a copy of
 this file and decides by it. Nobody but root and the user of the process may be able to change it.
 
-Take nobody out of the file: what the person signed would count no longer, and the champion might be another. Set
+Take nobody out of the file: the person's entries would count no longer, and the champion might be another. Set
 `until` to the last day instead. A person who changes keys gets a second one; the first stays.
 
 A private key is a PEM file that only its owner can read.

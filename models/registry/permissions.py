@@ -19,7 +19,7 @@ from paywarden.models.registry.rules import RegistryState
 def refusal_of_deployment(log: RegistryLog, state: RegistryState, versions: Mapping[str, tuple[str, str]]) -> str:
     """Returns which of the versions nobody has allowed, in one line; empty if all are.
 
-    `versions`: digests of bundle and policy by role, as in a deployment file. `state`: what the log means.
+    `versions`: digests of bundle and policy by role, as in a deployment file. `state`: the state of the log.
     """
     if state.champion is None:
         return ""

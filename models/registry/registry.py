@@ -200,7 +200,7 @@ class Registry:
         return self._about(signer, kinds.PROMOTED, text, why, now_ms, check)
 
     def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[RegisteredVersion, RegisteredVersion, Entry]:
-        """Let the version before the champion decide again; returns it, what it replaces, and the entry."""
+        """Let the version before the champion decide again; returns it, the version that it replaces, and the entry."""
         found: list[RegisteredVersion] = []
 
         def make(log: RegistryLog) -> list[Entry]:

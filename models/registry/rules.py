@@ -9,7 +9,7 @@ writer of the log: an entry that breaks a rule is in the log and counts for noth
     promoted                               the version decides from now on; needs `promote`, and enough approvals
     rolled_back                            the version before it decides again; needs `roll_back` and nobody else
     rollout_started                        a proposed version is tried on cards; needs `rollout`, and the approvals
-    rollout_step, rollout_verdict          what its evidence says; only the program that leads it, with the role `lead`
+    rollout_step, rollout_verdict          its finding; only by the program that leads it, with the role `lead`
     rollout_paused, _resumed, _aborted     by a person with the role `rollout`; `roll_back` may abort as well
 
 An example with two approvals wanted:
@@ -112,7 +112,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class Registered:
-    """A bundle or policy that was put into the registry, by whom and when. `facts` are what the entry says of it."""
+    """A bundle or policy that was put into the registry, by whom and when. `facts` are those in the entry."""
 
     digest: str
     by: str

@@ -82,7 +82,7 @@ VECTOR_COLUMN = OutputColumn(
     VECTOR, pa.binary(), "", "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
 )
 _CODED = pa.dictionary(pa.int32(), pa.string())
-# Written with vectors: together they are what drift detection looks at (`paywarden drift backtest`).
+# Written with vectors: drift detection reads them together (`paywarden drift backtest`).
 SEGMENT_COLUMNS = (
     OutputColumn("channel", _CODED, "", "With `--vectors`: how the card was used; null if nobody said."),
     OutputColumn("country", _CODED, "", "With `--vectors`: ISO 3166 code of the country; null if nobody said."),
@@ -255,7 +255,7 @@ def _unfinished(folder: Path, name: str) -> Path:
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Returns how Parquet keeps the columns of a file: what is fast to write, small, and read by every reader.
+    """Returns how Parquet keeps the columns of a file: fast to write, small, and readable for every reader.
 
     A dictionary is worth it for texts that many payments share. Numbers and payment ids hardly repeat: looking each up
     in a dictionary takes two or three times as long as writing it, and the file becomes larger. Whole numbers are

@@ -88,11 +88,11 @@ class ReplayOptions:
 
     `protocol`: which payments are measured. ALL_PAYMENTS measures all; HANDBOOK leaves out payments of cards with a
     known fraud, as the Fraud Detection Handbook does. `label_delay_days`: with HANDBOOK, after how many days a fraud
-    counts as known. `unknown_labels`: what a payment without an outcome is (models/metrics/labels.py).
+    counts as known. `unknown_labels`: the meaning of a payment without an outcome (models/metrics/labels.py).
     `propensity_weight_max`: the largest weight that a propensity gives, 0 for none (models/metrics/propensity.py).
 
     `staleness`: how far profiles lag behind the payments (features/history/staleness.py); None for not at all.
-    `overlay`: what scoring hosts see of the payments that lag (features/history/overlay.py); None for nothing.
+    `overlay`: which of the payments that lag scoring hosts see (features/history/overlay.py); None: no payment.
 
     `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores

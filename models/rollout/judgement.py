@@ -1,6 +1,6 @@
 """Judge a step: is the candidate harmful, within the margin, or is it not known yet?
 
-    mismatch       the share of cards is not what it should be: the comparison is worthless, and rolls back, too
+    mismatch       the share of cards is wrong: the comparison is worthless, and rolls back, too
     harm           an event is more frequent with the candidate, or as harmful less frequent, beyond the tolerance
     no data        fewer than `cards_min` new cards of an arm
     within         every measure is within the step's margin, with nothing left out
@@ -56,7 +56,7 @@ class Finding(Enum):
 
 @dataclass(frozen=True)
 class MeasureEvidence:
-    """One measure at one look. `evidence`: the logarithm of the e-value over what it must reach, so 0 is enough.
+    """One measure at one look. `evidence`: the logarithm of the e-value divided by its threshold, so 0 is enough.
 
     `events`: the cards whose first payment had the event, champion and candidate. `low`, `high`: the interval of the
     ratio of candidate to champion, valid at all looks.
@@ -140,7 +140,7 @@ def judge(plan: RolloutPlan, step: int, counts: StepCounts) -> Judgement:
 
 
 def harm_evidence(plan: RolloutPlan, step: int, counts: StepCounts) -> tuple[Floats, NDArray[np.bool_]]:
-    """Returns the evidence of harm of each measure over what it must reach, and whether it is of a fall.
+    """Returns the evidence of harm of each measure over its threshold, and whether it is of a fall.
 
     Both have shape (..., measures), for one look or many. At 0 and above the measure stops the rollout.
     """
@@ -176,7 +176,7 @@ def harm_evidence_of(
 
 
 def mismatch_evidence(plan: RolloutPlan, step: int, counts: StepCounts) -> Floats:
-    """Returns the evidence that cards are not split as they should be, over what it must reach. Shape (...)."""
+    """Returns the evidence that cards are not split as they should be, over its threshold. Shape (...)."""
     share = np.array([plan.comparing_share(step)])
     evidence = log_share_evidence(counts.cards[..., CANDIDATE, None], counts.cards[..., CHAMPION, None], share)
     return evidence - log_threshold(plan.alpha_of(Part.SPLIT))

@@ -207,7 +207,7 @@ class RolloutKeeper:
         """Raises Misconfigured for a log that cannot be read."""
         self._log = log
         self._events: list[RolloutEvent] = []
-        # The newest looks, and what was noted of outcomes, by kind.
+        # When looks and outcomes were last noted, by kind.
         self._noted_ms: dict[EventKind, int] = {}
         self._watched = _Watched(("", -1, 0), 0)
         self.started_ms = 0
@@ -225,7 +225,7 @@ class RolloutKeeper:
         return self._events
 
     def refresh(self) -> Rollout | None:
-        """Read what other processes have written, and return the newest rollout; None if there has been none."""
+        """Read the events of other processes, and return the newest rollout; None if there has been none."""
         events = self._log.events()
         known = len(self._events)
         if events[:known] != self._events:

@@ -144,7 +144,7 @@ class RolloutPlan:
     fraud_cap: int = 100_000
 
     def __post_init__(self) -> None:
-        """Raises Misconfigured naming what is out of range."""
+        """Raises Misconfigured naming the value that is out of range."""
         if len(self.steps) < 2:
             raise Misconfigured("rollout steps: wanted at least one below 100 %, since at 100 % nothing is compared")
         # A plan that somebody signed into the log was in nobody's settings.
@@ -201,7 +201,7 @@ class RolloutPlan:
     def comparing_share(self, step: int) -> float:
         """Returns the candidate's share of the cards that a step compares: those that were not in an earlier step.
 
-        Cards of earlier steps are left out, because what they did has decided that this step began. The arms of the
+        Cards of earlier steps are left out, because their events have decided that this step began. The arms of the
         others are as random as on the first day.
         """
         before = self.steps[step - 1] if step else 0

@@ -168,7 +168,7 @@ class RegistryRolloutLog:
     def append(self, event: RolloutEvent, known: int) -> bool:
         """See RolloutLog. An event that does not end a rollout needs Kafka where hosts share the log.
 
-        Raises BrokerUnavailable too, and RegistryRefused for what the rules of the registry forbid.
+        Raises BrokerUnavailable too, and RegistryRefused if the rules of the registry forbid it.
         """
         signer, signed = self._signing(), False
 
@@ -178,7 +178,7 @@ class RegistryRolloutLog:
             now = folded(log, state)
             if len(now.events) != known:
                 return []
-            # Raises for what another host has made impossible in the last moment.
+            # Raises if another host has made it impossible in the last moment.
             rollout = after(now.rollout, event)
             kind = kind_of(event)
             oldest_ms = state.newest_ms - self._registry.rules.clock_back_ms
@@ -196,7 +196,7 @@ class RegistryRolloutLog:
         try:
             (log.append_now if kind_of(event) in kinds.LATE_KINDS else log.append)(make)
         except Overtaken:
-            # The keeper reads what came first, and tries again.
+            # The keeper reads the entries that came first, and tries again.
             return False
         return signed
 

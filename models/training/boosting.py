@@ -24,7 +24,7 @@ _THREADS_LINE = "[num_threads: "
 class HeldOut:
     """Rows for early stopping, on which no tree is grown. `vectors`: (rows, features). `label`: (rows,), 0 or 1.
 
-    `weight`: (rows,), what each row stands for; None means 1.
+    `weight`: (rows,), how many payments each row stands for; None means 1.
     """
 
     vectors: NDArray[np.float32]
@@ -138,7 +138,7 @@ def _parameters(settings: TrainingSettings, feature_names: Sequence[str]) -> dic
     if settings.monotone and feature_names:
         parameters["monotone_constraints"] = [settings.monotone.get(name, 0) for name in feature_names]
     if settings.leave_out and feature_names:
-        # LightGBM asks only for features of a group. There is one, and what is left out is not in it.
+        # LightGBM asks only for features of a group. There is one, and features that are left out are not in it.
         used = [place for place, name in enumerate(feature_names) if name not in settings.leave_out]
         parameters["interaction_constraints"] = [used]
     return parameters

@@ -8,7 +8,7 @@ How it works:
    20 points.
 
 Trees treat a value beyond the largest one that they saw as that largest one. A feature that grows with the age of the
-data (a clock) is then beyond what training saw on every later day, and the scores are off as probabilities.
+data (a clock) is then beyond the values of training on every later day, and the scores are off as probabilities.
 
 Example: cards begin with the data, and the window is its first 30 days. `card_seconds_since_first` is at most 20 days
 in the first two thirds. On the last 10 days, 62 % of its values are above 20 days: it drifts.

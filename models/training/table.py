@@ -48,7 +48,7 @@ class TrainingTable:
     `segments`: needed for the bundle's reference for drift detection.
     `row`: (rows,), each row's place in the history. `label_counts`: the labels of the window's payments.
     `fraud_delay_ms`: (frauds,), ascending: after how long each fraud of the table became known.
-    `weight`: (rows,), what each row stands for, 1 on average; None means 1. `weight_counts` says what that does.
+    `weight`: (rows,), how many payments each row stands for, 1 on average; None means 1. `weight_counts`: its effect.
     """
 
     vectors: NDArray[np.float32]

@@ -69,7 +69,7 @@ from paywarden.schemas.errors import Misconfigured
 
 SCORE_BINS = 50
 GOLDEN_ROWS = 512
-# At most about this many rows, evenly spaced, say how each model scores what it has seen.
+# At most about this many rows, evenly spaced, show how each model scores rows that it has seen.
 _SEEN_ROWS_MAX = 200_000
 
 
