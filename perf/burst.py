@@ -13,7 +13,7 @@ the p99 before the burst. Used for: whether overload stays harmless.
 
     python -m perf.burst [--entities N] [--times N] [--trees N] [--pause-ms MS] [--json FILE]
 
-One process of the load sends 60,000 single payments a second, which is less than 2.4 times what a worker answers. A
+One process of the load sends 60,000 single payments a second, which is less than 2.4 times a worker's capacity. A
 larger model makes a slower worker: with `--trees 4000` the load reaches 2.4 times. Its training takes a quarter of an
 hour, once.
 

@@ -1,4 +1,4 @@
-"""Two callers on one worker: one sends ten times what it can take, the other one must not notice.
+"""Two callers on one worker: one sends ten times the worker's capacity, the other must not notice.
 
 Measured, on one worker of `paywarden serve` with tokens: the capacity, in a closed loop. Then the latencies of a quiet
 caller (an open loop with Poisson arrivals at a twentieth of the capacity), in turns:
@@ -11,7 +11,7 @@ The same once more on a worker with a quota of a quarter of the capacity for eac
 caller_payments_per_second`): `quota_alone`, `quota_shared`, and
 
     quota_elsewhere beside the same noise sent to another process, which reads and answers as much as the quota lets
-               through, on the load's core: what sending the noise costs the measurement
+               through, on the load's core: the cost of sending the noise for the measurement
     quota_kept beside the noisy caller who keeps to his quota, for which the worker has work that nobody may refuse
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99

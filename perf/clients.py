@@ -5,7 +5,7 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
     NAME_cpu_us                      processor time of the client's process by calls, at `--rate`
     NAME_bare_cpu_us                 the same by the language's own HTTP client, without any of the rules: the same
                                      requests and threads, a round of each in turns, medians
-    NAME_cpu_ratio                   the one by the other. Both hold what the driver's load costs
+    NAME_cpu_ratio                   the one by the other. Both include the cost of the driver's load
     NAME_p99_9_over_deadline_ms      return less deadline, 99.9th percentile, while the host is stopped (SIGSTOP):
                                      the client's threads with real-time priority, as far as this user may (root may)
     NAME_shared_p99_9_over_…         the same at the usual priority, with the waits for a core that other processes have
@@ -20,7 +20,7 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
     NAME_kills, NAME_killed_calls    how many kills, under how many calls
     errors_at_restarts, restarted_calls, duplicates, kills, killed_calls    of all clients together
 
-Used for: whether a payment service may rely on its deadline, and what a client costs beside a bare call.
+Used for: whether a payment service may rely on its deadline, and the cost of a client beside a bare call.
 
     python -m perf.clients [--only cost,deadline,restarts,kills] [--clients python,typescript] [--rate N] [--seconds N]
                            [--rounds N] [--restarts N] [--kills N] [--kill-seconds N] [--piece N] [--append FILE]
@@ -137,7 +137,7 @@ def _served(commands: Mapping[str, Sequence[str]]) -> Iterator[tuple[dict[str, D
 
 
 def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: Namespace) -> dict[str, float]:
-    """Measure what a call costs, and how late it returns while its host is stopped."""
+    """Measure the cost of a call, and how late it returns while its host is stopped."""
     figures: dict[str, float] = {}
 
     def load(kind: str, seconds: float = arguments.seconds) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Measured: `paywarden companion`, a process of its own with an empty mirror, reads a changelog of a real Kafka from its
 beginning. The records are the profiles of a day of made payments, and copies of them under other keys, in random order
-as the stream sends them. `profiles_per_second`: profiles by the companion's CPU time, so by what one core could do.
+as the stream sends them. `profiles_per_second`: profiles by the companion's CPU time: the rate of one full core.
 `applied_per_second` is by the clock: Kafka works on the same cores. Used for: how many payments a second a host can
 follow, since each host applies the whole changelog: every payment changes a profile of each kind of entity.
 

@@ -8,7 +8,7 @@ eighteen kinds, each for random values, through `DecisionIndex.search`, as a pag
 ADDRESS` does the same there. The law that the tables follow stands in docs/concepts/reviews.md.
 
 Every search is checked: all rows meet what was asked for, newest first. The claims: four analysts race for each of
-1,000 payments, and nobody may hold what another holds.
+1,000 payments, and nobody may hold a payment that another holds.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ _PREFIXES = {"card_id": "card-", "merchant_id": "m-", "device_id": "d-"}
 
 
 def fill(index: DecisionIndex, rows: int) -> dict[str, float]:
-    """Adds what is missing of `rows` decisions; returns how fast. A run that was ended goes on where it was.
+    """Adds the decisions that are missing to have `rows`; returns how fast. A run that was ended goes on where it was.
 
     Each chunk is one transaction, and the number of rows that the times are for stands in the database.
     """

@@ -111,7 +111,7 @@ def networks_of(kind: str) -> tuple[Payment, dict[str, Any]]:
 
 
 def cases() -> dict[str, Case]:
-    """Returns the deployments by what their fields are."""
+    """Returns the deployments by the kind of their fields."""
     made = {_WITHOUT: case_of(Payment(), {})}
     for kind, (declare, value) in _KINDS.items():
         declared = [declare(f"field_{number}", number) for number in range(1, FIELDS + 1)]

@@ -291,7 +291,7 @@ def _store(spec: dict[str, Any], engine: FeatureEngine) -> ProfileStore:
 
 
 def _aerospike_store(address: str) -> AerospikeStore:
-    """Returns an empty store: on a real server, without what an earlier run left."""
+    """Returns an empty store: on a real server, without the records of an earlier run."""
     settings = AerospikeSettings(hosts=(address,))
     store = AerospikeStore(settings, set_prefix=_SET_PREFIX)
     # Not `store.delete`: on a Community server it leaves a marker for every record, and the next write looks at it.

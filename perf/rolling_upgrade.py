@@ -3,7 +3,7 @@
 Each host is a network namespace with an address of its own, in which `paywarden serve` and `companion` run as separate
 processes. Kafka is a real one, the store is shared, one stream worker follows the payments. Envoy, configured by
 `paywarden gateway render`, stands before them. Then each host is upgraded as docs/operate/upgrade.md says: its `serve`
-is asked to end and drains, its companion ships what is left, and both start anew. The other host goes on meanwhile.
+is asked to end and drains, its companion ships the rest, and both start anew. The other host goes on meanwhile.
 
 With `--from COMMIT` hosts and stream begin with the release of that commit. The first host is upgraded, rolled
 back and upgraded again, then the second one follows, then the stream: all on the same store, mirrors, outboxes, topics.
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def missing_here() -> str:
-    """Returns what this machine lacks, empty if nothing."""
+    """Returns the things that this machine lacks; empty if it has all."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "wanted root and `ip`, for network namespaces"
     tried = subprocess.run(["ip", "netns", "add", "pw-tried"], capture_output=True, text=True, check=False)
@@ -188,7 +188,7 @@ class HubKafka(KafkaServer):
 
 @dataclass
 class Host:
-    """A scoring host in its namespace. `stack` holds what runs."""
+    """A scoring host in its namespace. `stack` holds its processes."""
 
     name: str
     address: str

@@ -1,4 +1,4 @@
-"""The scoring path end to end, compared with what most teams would build instead.
+"""The scoring path end to end, compared with the services that most teams would build instead.
 
 Measured: `paywarden serve` with one worker on one core, and the load on the other. Answers a second over HTTP (64
 connections, a request on each) and gRPC (8 connections with 8 calls each; 64 with one each), and latency in an open

@@ -142,7 +142,7 @@ class _Answer:
 
 @dataclass
 class _Load:
-    """Callers that each send the payments of their share one after the other, and to Kafka what was answered."""
+    """Callers that each send the payments of their share one after the other, and the answered ones to Kafka."""
 
     url: str
     requests: list[ScoreRequest]

@@ -94,7 +94,7 @@ class Versions:
         write_deployment(self._path, Deployment(paths, catalogue=name))
 
     def log(self, name: str) -> str:
-        """Returns what a version has logged."""
+        """Returns the log of a version."""
         return (self._logs / f"{name}.log").read_text(encoding="utf-8")
 
     @contextmanager
@@ -130,7 +130,7 @@ class Versions:
 
 
 class Switches:
-    """A process that switches to and fro, asks who answers, and says what it has seen."""
+    """A process that switches to and fro, asks who answers, and reports the answers."""
 
     def __init__(self, versions: Versions, address: str, bodies: Sequence[bytes], count: int, pause_s: float) -> None:
         self._versions, self._address, self._bodies = versions, address, bodies

@@ -6,7 +6,7 @@ have a real-time priority as far as this user may, so that other processes make 
 
     python -m perf.stops [--rate R] [--stop MS] [--every S] [--seconds S] [--entities N] [--json FILE]
 
-The rate should be at most half of what the worker can do: a stop is then made up for in as much time again. `refused`
+The rate should be at most half of the worker's capacity: a stop is then made up for in as much time again. `refused`
 counts calls that got no 200 in the load with stops, and `refused_quiet` in the other. `p99_ms` contains the stops,
 since a latency counts from when a call was due.
 """

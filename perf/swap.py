@@ -60,7 +60,7 @@ from perf.tools.servers import pin_load, serving
 from perf.worlds.scoring_world import World, built_world
 
 _OPTIONS = LoadOptions(connections=8, streams=8)
-# Short loads in many turns: what else the machine does for a moment is in few of them.
+# Short loads in many turns: a moment of other work on the machine is in few of them.
 _SECONDS = 2.5
 # The longest time of a swap: a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
@@ -214,7 +214,7 @@ def _measured(
         swaps.begin(swaps=True)
         swapping.append(load())
         swaps.stop()
-        # The load itself takes memory, and so do the first swaps beside it: what the allocator keeps for the next.
+        # The load itself takes memory, and so do the first swaps beside it: the allocator keeps it for the next.
         resident_kb = resident_kb or _resident_kb(worker)
         cpu_ms += _beside_ms(worker) - cpu_before
         faults += _faults(worker) - faults_before - quiet_faults
@@ -293,7 +293,7 @@ def _linked(world: World, count: int) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def renamed(bundle: Path, copy: Path) -> Path:
-    """Returns a copy with the same trees and another name: the cost of a swap does not depend on what the trees say."""
+    """Returns a copy with the same trees and another name: the trees' content does not change the cost of a swap."""
     shutil.copytree(bundle, copy)
     content = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
     content["model_version"] = copy.name

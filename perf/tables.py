@@ -93,7 +93,7 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([int(peak.split()[1]), used.ru_utime + used.ru_stime]))
 """
-# The CSV file, and what the most room-taking of the three has on disk at once.
+# The CSV file, and the most that one of the three has on disk at once.
 _BYTES_A_ROW = 90 + 140
 
 

@@ -72,7 +72,7 @@ _SLEPT = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.MULTILINE)
 _PARTS = ("serve", "companion", "stream", "kafka")
 _PAYMENTS_PER_OUTCOME, _OUTCOME_AFTER_S = 10, 2.0
 _PAYMENTS_PER_FRAUD = 200
-# First of all the load runs for this long, at this rate: Kafka's JVM compiles what it has often done.
+# First of all the load runs for this long, at this rate: Kafka's JVM compiles the code that runs often.
 _JVM_WARM_S, _JVM_WARM_RATE = 60.0, 500
 # Before each measurement the load runs for this long, so that caches and adaptive batches are those of the rate.
 _WARM_S = 6.0

@@ -65,7 +65,7 @@ def one_host_dies(target: str, rate: float, seconds: float) -> dict[str, float]:
 
 
 class _Late:
-    """The lines of the access log from a second after the death on, and what callers saw in the whole run."""
+    """The lines of the access log from a second after the death on, and the calls sent and failed in the whole run."""
 
     def __init__(self, lines: Sequence[dict[str, str]], sent: int, failed: int) -> None:
         self.calls, self.sent, self.failed = len(lines), sent, failed

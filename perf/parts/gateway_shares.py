@@ -82,7 +82,7 @@ class _Sent:
 
 
 def share_errors(target: str, places: Sequence[Place], count: int, seconds: float) -> dict[str, float]:
-    """Let all clients send more than their share at once, and compare what each got with its burst and its rate.
+    """Let all clients send more than their share at once, and compare the answers of each with its burst and its rate.
 
     Returns the largest and the mean error as shares. Raises RuntimeError if a call is neither taken nor refused.
     """

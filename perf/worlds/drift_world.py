@@ -175,7 +175,7 @@ def _from(decisions: Decisions, at_ms: int) -> Decisions:
 
 
 def scores_rescaled(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
-    """A wrong calibration goes live: all scores are 0.4 of what they should be."""
+    """A wrong calibration goes live: all scores are 0.4 of the right ones."""
     later = _from(decisions, at_ms)
     return _changed_from(decisions, at_ms, world.with_scores(later, later.score * 0.4))
 

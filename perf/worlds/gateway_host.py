@@ -2,7 +2,7 @@
 
     python -m perf.worlds.gateway_host NAME [--takes-us N]    prints its address and `health:PORT`, serves until SIGTERM
 
-With `--takes-us` each payment takes that long, so the host has a known capacity and refuses what is beyond it (429).
+With `--takes-us` each payment takes that long, so the host has a known capacity and refuses payments beyond it (429).
 """
 
 from __future__ import annotations

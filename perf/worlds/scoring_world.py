@@ -120,7 +120,7 @@ class World:
 
 @dataclass(frozen=True)
 class Past:
-    """A history that ends now, and a bundle that can score what follows."""
+    """A history that ends now, and a bundle that can score the payments after it."""
 
     engine: FeatureEngine
     payments: pa.Table
