@@ -39,7 +39,7 @@ PATTERNS = (
     "bust_out",
     "device_farm",
 )
-"""The position of a pattern is its number in `Payments.pattern`."""
+"""The position of a pattern is its number in `SimulatedPayments.pattern`."""
 ENUMERATION = len(PATTERNS)
 """The number of enumerations, which are in no world unless they are asked for."""
 

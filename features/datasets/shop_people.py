@@ -34,7 +34,7 @@ FAVOURITES = 5
 PAYMENTS_PER_DAY = 0.5
 """The average for a card."""
 DISPUTING_SHARE = 0.012
-"""The share of customers who dispute what they bought."""
+"""The share of customers who dispute their purchases."""
 ACCOUNTS_PER_FARM = 12
 """How many made-up accounts pay from one device."""
 _HOUSEHOLD_SHARE = 0.15

@@ -61,7 +61,7 @@ SECURE = ("none", "frictionless", "challenged", "failed")
 FRAUD_SHARE = 0.012
 """The share of payments in situations of fraud. A small world needs more than reality's 0.05 to 0.3 % to learn."""
 BUDGET = {"enumeration": 0.25, "take_over": 0.25, "skimmed": 0.2, "compromised_shop": 0.12, "device_farm": 0.12}
-"""Each situation's share of those. First-party fraud comes on top: it is what disputing customers buy."""
+"""Each situation's share of those. First-party fraud comes on top: the purchases of disputing customers."""
 
 _PAYMENTS_PER_ACCOUNT = 1.5
 _KM_PER_DEGREE = 111.2

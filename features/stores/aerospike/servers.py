@@ -7,7 +7,7 @@ these tell apart:
     clock_skew_stop_writes      the clocks of the nodes differ too much             passes
     stop-writes-count, -size    the set is at its limit                             passes when records go
     truncate_lut ahead          the set is being truncated up to a later time       passes
-    strong-consistency          a delete that is not durable                        never asked for: erasing.py
+    strong-consistency          a delete that is not durable                        never asked for: store.py
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ LABEL = (
     r"|(es_|est_|ist_|e_)?(betrug|fraude|frode|oszustwo)(s?_?(flag|kennzeichen|bestatigt|ja_nein))?"
 )
 DISPUTE = r"(is_?|was_?)?(disputed?|charged_?back|stolen)(_?(flag|ind|indicator|bool))?"
-"""A label where no column is named after fraud: what a payer takes back is fraud or is disputed."""
+"""A label where no column is named after fraud: a payment that its payer takes back is fraud or is disputed."""
 
 LABEL_TIME = (
     r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(e?d)?_?(date|time|at|ts|datetime|timestamp|reported_at)(_?(ms|utc))*"
