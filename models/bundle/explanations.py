@@ -107,7 +107,7 @@ class ExplainSlots(NamedTuple):
     vector: int
     """The vector to explain, float32."""
     values: int
-    """Shape (KIND_COUNT, features), float64: what nodes of each kind compare. Scratch space."""
+    """Shape (KIND_COUNT, features), float64: the values that nodes of each kind compare. Scratch space."""
     paths: int
     """Shape (SIDE_BY_SIDE, the most nodes of a path), int64: each node's place in `records`, plus 1 if the walk went
     right. Scratch space."""

@@ -89,7 +89,7 @@ class Paper:
             since = [decided.time_ms for decided in self.state.history if decided.version == self.version]
             return f"champion since {_time(since[-1])}"
         if self.version in self.state.way_back:
-            return "the way back: it was champion, and is what a rollback may lead to"
+            return "the way back: it was champion, and a rollback may lead to it"
         if any(proposal.version == self.version for proposal in self.state.proposals.values()):
             return "proposed"
         return "it does not decide"
@@ -144,8 +144,8 @@ class Paper:
         genuine = self.manifest.training_payments - frauds
         yield "\n## Performance\n"
         yield (
-            "Of the out-of-fold scores of the training window, with 95 % intervals. They take payments as independent; "
-            "frauds of one card come together, so the true intervals are a little wider.\n"
+            "From the out-of-fold scores of the training window, with 95 % intervals. They take payments as "
+            "independent; frauds of one card come together, so the true intervals are a little wider.\n"
         )
         rows = []
         for name, value in _sorted(self.manifest.metrics):
@@ -194,8 +194,8 @@ class Paper:
         used = [row for row in self.manifest.most_important(len(self.manifest.feature_names)) if row[2]]
         yield "\n## Features\n"
         yield (
-            f"{len(used)} of the {len(self.manifest.feature_names)} features of the catalogue are used. Gain is what "
-            "the splits by a feature take from the loss.\n"
+            f"{len(used)} of the {len(self.manifest.feature_names)} features of the catalogue are used. Gain is how "
+            "much the splits by a feature reduce the loss.\n"
         )
         rows = [
             (_code(name), _plain(gain), f"{splits}", _cell(self.meanings.get(name, ""))) for name, gain, splits in used
@@ -240,7 +240,7 @@ class Paper:
     def _known_limits(self) -> Iterator[str]:
         manifest, evidence = self.manifest, self.manifest.evidence
         yield (
-            "Payments that were declined get no label. A model that learns from them learns from what the last one let "
+            "Payments that were declined get no label. A new model learns only from the payments that the last one let "
             "through."
         )
         if manifest.training_frauds < FRAUDS_FEW:

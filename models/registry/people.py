@@ -44,7 +44,7 @@ ROLLOUT: Final = "rollout"
 LEAD: Final = "lead"
 ADMIN: Final = "admin"
 ROLES: Final = (PROPOSE, APPROVE, PROMOTE, ROLL_BACK, ROLLOUT, LEAD, ADMIN)
-"""What a person may be allowed to do. The program that leads rollouts has a key of its own, with the role `lead`."""
+"""The rights that a person may have. The program that leads rollouts has a key of its own, with the role `lead`."""
 
 _SETTINGS = {"name", "roles", "keys", "until"}
 # A key in PEM has some hundred.

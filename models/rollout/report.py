@@ -100,7 +100,7 @@ def _head(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
         Card("Share now", percent_text(rollout.share), f"The most it reached is {percent_text(_most(history))}."),
         Card("Time", _hours_text(hours), f"{_moment(first.time_ms)} to {_moment(rollout.time_ms)}."),
         Card("Margin", percent(plan.margin), "A step may change an event's frequency among all cards by at most this."),
-        Card("Risk", percent(plan.alpha), "That a candidate which differs in nothing is stopped, over all looks."),
+        Card("Risk", percent(plan.alpha), "The chance that an equal candidate is stopped, over all looks."),
     ]
     return [
         Paragraph(f"{_title(rollout)}: {rollout.cause or 'the newest look decides about the next step'}.", "lead"),
@@ -136,7 +136,7 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
     evidence = Plot(
         "Evidence of harm over time",
         hours,
-        linear_axis("log evidence over what is needed", _EVIDENCE_MIN, highest, lambda value: f"{value:g}"),
+        linear_axis("log evidence over its threshold", _EVIDENCE_MIN, highest, lambda value: f"{value:g}"),
         [PlotLine(points, "challenger", hints=hints), PlotLine([(0, 0), (hours.high, 0)], "ideal")],
         [("challenger", "strongest measure"), ("ideal", "rolls back")],
     )
@@ -153,8 +153,8 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
                 Figure(
                     "Evidence of harm",
                     drawing_of(evidence),
-                    "The measure with the strongest evidence at each look: the logarithm of its e-value over what it "
-                    "must reach. At 0 the rollout is rolled back. It may be looked at any number of times.",
+                    "The measure with the strongest evidence at each look: the logarithm of its e-value over its "
+                    "threshold. At 0 the rollout is rolled back. It may be looked at any number of times.",
                 ),
                 Figure("Share", drawing_of(share), "A step goes on when its least time is over and it is within."),
             ]
@@ -180,7 +180,7 @@ def _steps(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
         if event.kind is EventKind.LOOKED and event.judgement is not None:
             newest[event.step] = event.judgement
     plan = history[-1][1].start.plan
-    blocks: list[PageBlock] = [Heading("What each step compared")]
+    blocks: list[PageBlock] = [Heading("The comparison of each step")]
     for step, judgement in sorted(newest.items()):
         low, high = plan.ratio_limits(step)
         champion, candidate = judgement.cards
@@ -273,7 +273,7 @@ def _method(plan: RolloutPlan) -> list[PageBlock]:
         Paragraph(
             "A card belongs to one arm by a keyed hash of its id, and counts once for each event. If nothing differs, "
             "the arm of the next card with an event is a coin whose odds the split alone decides. The evidence is the "
-            "gain of bets on other odds. It reaches what is needed with a probability of at most the risk, however "
+            "gain of bets on other odds. It reaches its threshold with a probability of at most the risk, however "
             "often one looks, and whatever the payments of one card have in common."
         ),
         Paragraph(

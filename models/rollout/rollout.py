@@ -152,7 +152,7 @@ class Rollout:
     time_ms: int
     """The time of the newest event."""
     cause: str = ""
-    """Why the phase is what it is, in one line."""
+    """The reason for the phase, in one line."""
     judgement: Judgement | None = None
     """The newest finding of the step."""
     outcomes: Judgement | None = None

@@ -48,7 +48,7 @@ class LabelDelay:
         if max(feature_delays_ms) / DAY_MS < self.days_p50:
             text += ": too short, most frauds are not known by then"
         elif min(feature_delays_ms) / DAY_MS > 2 * max(self.days_p95, 0.5):
-            text += ": longer than needed, a shorter label delay would tell them sooner"
+            text += ": longer than needed, a shorter label delay would show them sooner"
         return text
 
 

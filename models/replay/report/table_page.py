@@ -103,7 +103,7 @@ def _warnings(profile: TableProfile, report: ConversionReport) -> list[PageBlock
     if report.frauds == 0:
         said.append("No payment is a known fraud: nothing can be trained on this table.")
     elif report.frauds < 100:
-        said.append(f"Only {count_of(report.frauds, 'fraud')}: what is measured on so few says little.")
+        said.append(f"Only {count_of(report.frauds, 'fraud')}: measures of so few say little.")
     cards = profile.entities["card_id"]
     if cards.distinct and profile.payments / cards.distinct < 1.5:
         said.append("Most cards have a single payment: features of a card's past will know nothing. Is the id right?")
@@ -112,7 +112,7 @@ def _warnings(profile: TableProfile, report: ConversionReport) -> list[PageBlock
     if (start := _first_unlabelled(profile)) and report.genuine:
         said.append(
             f"From {start} on, fewer than half of the payments have a label. Measure on the days before: frauds that "
-            "nobody has reported yet look like none."
+            "nobody has reported yet look genuine."
         )
     return [notice(text) for text in said]
 
