@@ -475,7 +475,7 @@ def _secure(rng: np.random.Generator, shares: tuple[float, ...], count: int) -> 
 
 
 def _disposable(rng: np.random.Generator, count: int, share: float) -> Int8s:
-    """Returns domains; that share of them is disposable."""
+    """Returns domains, a given share of them disposable."""
     usual, other = rng.integers(0, len(DOMAINS), count), rng.integers(len(DOMAINS), len(ALL_DOMAINS), count)
     assert len(ALL_DOMAINS) == len(DOMAINS) + len(DISPOSABLE_DOMAINS)
     return np.where(rng.random(count) < share, other, usual).astype(np.int8)

@@ -183,7 +183,7 @@ def ipv6_network_identity(bits: int, key_low: int, key_high: int, buffer: U8) ->
 
 @compiled()
 def sign_of_email(data: U8, at: int, end: int) -> int:
-    """Returns where the @ of an e-mail address stands; -1 for a text that is none."""
+    """Returns where the @ of an e-mail address stands; -1 for a text that is no address."""
     sign = -1
     for place in range(at, end):
         byte = int(data[place])

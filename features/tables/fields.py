@@ -49,7 +49,7 @@ _MINOR_DIGITS = {
 
 @dataclass(frozen=True)
 class Converted:
-    """Payments, with ROW, LABEL and KNOWN_MS, and the rows that are none. `lines` has shape (rows read,)."""
+    """Payments, with ROW, LABEL and KNOWN_MS, and the rows that are no payments. `lines` has shape (rows read,)."""
 
     payments: pa.Table
     refused: Sequence[Refused]

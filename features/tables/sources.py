@@ -450,7 +450,7 @@ def _format_of(paths: Sequence[Path]) -> str:
 
 
 def _csv_head(path: Path, form: InputForm) -> list[str]:
-    """Returns the names of a CSV file's columns. Raises Misconfigured for a file that is none."""
+    """Returns the names of a CSV file's columns. Raises Misconfigured for a file that is not CSV."""
     with path.open("rb") as file:
         raw = file.read(8)
     kind = next((kind for magic, kind in _MAGIC.items() if raw.startswith(magic)), "")

@@ -81,7 +81,7 @@ def zone_of(name: str) -> Zone | None:
         return Zone(np.zeros(0, np.int64), np.array([minutes * _MINUTE_MS])) if abs(minutes) < 1440 else None
     try:
         info = ZoneInfo(name)
-    # zoneinfo opens a file by this name, and says in many ways that there is none.
+    # zoneinfo opens a file by this name, and has many errors for a missing one.
     except (KeyError, ValueError, OSError):
         return None
     return _transitions(info)

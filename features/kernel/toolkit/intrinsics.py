@@ -222,7 +222,7 @@ def _call_c(
 ) -> Any:
     """Call the C function at an address. Its arguments are at most four whole numbers or addresses; fill up with 0.
 
-    Returns its result as an int64. Of the result of a function that returns an `int`, only the low 32 bits count.
+    Returns its result as an int64. If the function returns an `int`, only the low 32 bits count.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001

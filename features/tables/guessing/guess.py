@@ -183,7 +183,7 @@ class _Column:
         if pa.types.is_timestamp(self.kind) or pa.types.is_date(self.kind):
             return "iso"
         if self.is_number:
-            # A card number may be a time in microseconds, and is none.
+            # A card number may look like a time in microseconds.
             if self.holds_cards:
                 return ""
             numbers = [float(text) for text in self.distinct if is_plain_number(text)]

@@ -76,7 +76,7 @@ def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
 
 
 def other_form_of(texts: Collection[str], form: NumberForm) -> NumberForm | None:
-    """Returns the form in which texts are numbers if they are none in `form`; None for others."""
+    """Returns the form in which texts are numbers if they are not in `form`; None without such a form."""
     bare = _bare(texts)
     if _share(form, bare) > MOST:
         return None
