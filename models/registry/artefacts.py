@@ -190,7 +190,7 @@ def _one_line(what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise RegistryRefused(f"{what}: a file is missing that was registered") from error
     except Exception as error:
-        # Each of them has errors of its own, and some are no OSError.
+        # Each file system has errors of its own, and some are no OSError.
         raise Misconfigured(f"{what}: {_reason(error)}") from error
 
 

@@ -125,7 +125,7 @@ class _Fold:
         return RolloutEvent(EventKind.ABORTED, entry.time_ms, entry.by, f"rolled back: {entry.why}")
 
     def _event(self, entry: Entry) -> RolloutEvent | None:
-        """Returns the event of an entry; None if it is none of the newest rollout, or nobody can read it."""
+        """Returns the event of an entry; None unless it is of the newest rollout and can be read."""
         if entry.kind not in _KINDS.values() or not entry.text("event"):
             return None
         try:
