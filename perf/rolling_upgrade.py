@@ -68,7 +68,7 @@ KEY = "the-key-of-the-load"
 _HTTP, _GRPC, SERVE, COMPANION = 8080, 8081, 8082, 8083
 _START_TIMEOUT_S = 300.0
 _SETTLE_TIMEOUT_S = 120.0
-# Payments before the first host goes, between the two and at the end.
+# Seconds of payments before the first host goes, between the two and at the end.
 _QUIET_S = 5.0
 _CONFIG = """\
 [kafka]

@@ -9,7 +9,7 @@ The endpoint alone answers more payments, and their decisions are then shipped l
 
     python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--waiting-bytes N] [--json FILE]
 
-`paired_share`: of the decisions of the open loops, those that got a partner, counted once the challenger has no more to
+`paired_share`: the share of the open loops' decisions that got a partner, counted once the challenger has no more to
 read. `p99_ratio`: the callers' p99 with the challenger to that without, medians of the rounds. `cpu_ratio`: CPU time of
 the host's processes, likewise: serve, companion and challenger to serve and companion. At overload
 `overload_ok_ratio` is the payments answered with the challenger to those without, and `overload_paired_share` the

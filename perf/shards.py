@@ -2,8 +2,8 @@
 
 Simulated: the hosts' shards by the real table, cards spread over shards, and each second's payments with the host that
 the gateway sends them to. At second 10 a host dies, and until the gateway has noticed (two health checks) its calls
-fail. At second 30 it is taken out of `hosts`: the survivors copy the shards that they gain. At second 40 the host dies
-that shares most cards with it. Memory and the companion's work come from the coefficients of `paywarden capacity`.
+fail. At second 30 it is taken out of `hosts`: the survivors copy the shards that they gain. At second 40 the host that
+shares most cards with it dies. Memory and the companion's work come from the coefficients of `paywarden capacity`.
 
     unheld_share_worst     the largest share of a second's payments scored without their card's profiles, one host away
     unheld_share_two       the same with a second host away, after the survivors have copied: 0 again

@@ -77,7 +77,7 @@ class Scenario:
 def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
     """Give the threads of these processes real-time priority meanwhile, as far as this user may (root may).
 
-    Of this process only the calling thread gets it: others do a companion's work here, and would stop the load for it.
+    In this process only the calling thread gets it: others do a companion's work here, and would stop the load for it.
     A thread with a higher `priority` goes first, too, among those that are ahead.
 
     At 17,000 payments a second, a daemon of the machine that takes a core for 4 ms makes 70 payments late. With
