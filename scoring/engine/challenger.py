@@ -53,7 +53,7 @@ _OF_MODELS = (MODEL_ERROR, MODEL_FALLBACK, MODEL_ABSENT)
 
 @dataclass
 class Evaluated:
-    """What a challenger decided about entries, in order, and how many of them were left out, by reason."""
+    """A challenger's decisions about entries, in order, and the number of entries left out, by reason."""
 
     records: list[ShadowRecord] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)

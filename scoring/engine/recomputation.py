@@ -31,7 +31,7 @@ _FIELDS = ("payment_id", "event_time_ms", "card_id", "merchant_id", "currency", 
 
 @dataclass(frozen=True)
 class DecisionResult:
-    """What was decided. Without a model the score is 0, as in a decision."""
+    """The score, action and reasons of a decision. Without a model the score is 0, as in a decision."""
 
     score: float
     action: str

@@ -38,7 +38,7 @@ _TRACE_HEAD = bytes((0x82, 0x01, TRACE_BYTES))
 
 @dataclass(frozen=True)
 class Origin:
-    """What decided. Digests are the 64 hex digits of a sha256; a text is empty where there is no such thing."""
+    """The model, policy and arm behind a decision. Digests are 64 hex digits of a sha256; an absent text is empty."""
 
     # The digest of the manifest of the bundle that scored. Empty: no model did.
     bundle_digest: str = ""
@@ -85,7 +85,7 @@ def joined(parts: Iterable[Written]) -> Written:
 
 
 class RequestTexts(NamedTuple):
-    """What a record keeps of the requests of a chunk. Texts are in UTF-8."""
+    """The parts of a chunk's requests that go into records. Texts are in UTF-8."""
 
     bodies: Sequence[bytes]
     ids: Sequence[bytes]

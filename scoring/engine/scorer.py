@@ -72,7 +72,7 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """What a scorer can do without."""
+    """The optional parts of a scorer."""
 
     # The decision cache. Without it a repeated payment is decided anew.
     answered: DecisionCache | None = None
@@ -126,7 +126,7 @@ class PaymentScorer:
 
     @property
     def serving(self) -> Served:
-        """What decides now."""
+        """The model and policy that decide now."""
         return self._serving
 
     def served(
@@ -155,7 +155,7 @@ class PaymentScorer:
 
     @property
     def parts(self) -> ScorerParts:
-        """What another way through the same steps works with (scoring/engine/one_call.py)."""
+        """The parts that a faster path through the same steps uses (scoring/engine/one_call.py)."""
         return ScorerParts(
             self._engine,
             self._outbox,
@@ -494,7 +494,7 @@ class PaymentScorer:
 
 
 class ScorerParts(NamedTuple):
-    """What a scorer is made of, as far as it stays the same."""
+    """The parts of a scorer that stay the same when the model is swapped."""
 
     engine: FeatureEngine
     outbox: Outbox

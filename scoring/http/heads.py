@@ -52,7 +52,7 @@ TRACE_MARK = b"\ntraceparent:"
 
 @dataclass(frozen=True)
 class Route:
-    """What a request target stands for. `answer` is set for routes that answer at once; the others are scored."""
+    """The meaning of a request target. `answer` is set for routes that answer at once; the others are scored."""
 
     name: str
     methods: tuple[bytes, ...]
@@ -88,7 +88,7 @@ class HeadFields:
 
 @dataclass(slots=True, eq=False)
 class RequestHead:
-    """What a head means. `form` is JSON for a request without a body. `caller` is the name of its token's caller."""
+    """A parsed head. `form` is JSON for a request without a body. `caller` is the name of its token's caller."""
 
     route: Route | None
     form: Format = JSON

@@ -65,7 +65,7 @@ class MetricsRenderer:
 
 
 class SharedRendering:
-    """What the admin process has rendered. For a worker; used in its event loop only."""
+    """The metrics text that the admin process rendered. For a worker; used in its event loop only."""
 
     def __init__(self, directory: Path, demand_fd: int) -> None:
         """`demand_fd`: the writing end of the pipe to the admin process; it must not block."""

@@ -1,4 +1,4 @@
-"""What every format of requests and responses offers: `PROTOBUF` (protobuf_form.py) and `JSON` (json_form.py).
+"""The interface of every request and response format: `PROTOBUF` (protobuf_form.py) and `JSON` (json_form.py).
 
     body ─ Format.take ─► request ─ RequestDecoder ─► row, keys, payment id
     ScoreResponse ─ Format.render ─► body

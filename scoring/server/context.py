@@ -1,4 +1,4 @@
-"""What the parent prepares once for all workers: settings, models, ports, sockets, tokens and certificates."""
+"""Parts that the parent prepares once for all workers: settings, models, ports, sockets, tokens and certificates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ADMIN = "admin"
 
 @dataclass(frozen=True)
 class ExplorationContext:
-    """What each worker makes its exploration of. The workers of a host share the ledger, a file."""
+    """The parts from which each worker makes its exploration. The workers of a host share the ledger, a file."""
 
     settings: ExplorationSettings
     key: bytes = field(repr=False)

@@ -51,7 +51,7 @@ HTTP, GRPC, HTTP_UNIX, GRPC_UNIX = "http", "grpc", "http_unix", "grpc_unix"
 
 @dataclass(frozen=True)
 class Taken:
-    """What the earlier host has handed over. `sockets`: its listening sockets by kind."""
+    """The sockets and numbers that the earlier host handed over. `sockets`: its listening sockets by kind."""
 
     sockets: Mapping[str, list[socket.socket]]
     admin_port: int

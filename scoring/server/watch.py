@@ -1,4 +1,4 @@
-"""What a worker looks after twice a second: mirror, release, tokens, certificate, outbox, and its parent.
+"""Watches the parts of a worker twice a second: mirror, release, tokens, certificate, outbox, and its parent.
 
 1. Each step is guarded: if one fails, the others run all the same, and it is tried again in the next round.
 2. A failure is logged when it is new and when it is over, and counted in every round that it lasts.

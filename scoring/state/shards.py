@@ -118,7 +118,7 @@ def held_by(host: str, count: int, hosts: Iterable[str], copies: int) -> frozens
 
 @dataclass(frozen=True)
 class HeldShards:
-    """What a mirror says about itself.
+    """The note in a mirror that says which shards it holds.
 
     `digest`: of what makes shards of cards (`CardShards.digest`). `complete`: the shards that are in the mirror as they
     would be in one that holds everything. `is_clean`: whether it has nothing of other shards.

@@ -1,4 +1,4 @@
-"""What becomes of claims on payment ids: batches are decided whole or not at all, known payments answered again."""
+"""Applies claims on payment ids to batches: a batch is decided whole or not at all, a known payment answered again."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a host serves: the deployment file, the releases that it names, and the supervisor's half of a swap."""
+"""The releases that a host serves: the deployment file, its releases, and the supervisor's half of a swap."""

@@ -109,7 +109,7 @@ class _Known(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """What a checker has found out. `configured`: what the configuration asks for, with the state of its file."""
+    """The findings of a checker. `configured`: the deployment in the configuration, with the state of its file."""
 
     deployment: Deployment
     keys: Mapping[str, str]
@@ -120,7 +120,7 @@ class _Checked(NamedTuple):
 
     @property
     def content(self) -> dict[str, Any]:
-        """It as JSON. The checker has run a bundle's code: the supervisor takes nothing but data from it."""
+        """The findings as JSON. The checker has run a bundle's code, so the supervisor takes only data from it."""
         return {
             "deployment": content_of(self.deployment),
             "keys": self.keys,
@@ -166,7 +166,7 @@ class HostProcesses(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """What a checker may take: seconds in all, seconds in spare time alone, and bytes that it allocates."""
+    """Limits of a checker: seconds in all, seconds in spare time alone, and bytes that it allocates."""
 
     timeout_s: float = _CHECK_TIMEOUT_S
     spare_s: float = SPARE_S

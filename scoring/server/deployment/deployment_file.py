@@ -59,7 +59,7 @@ class ReleasePaths:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, in basis points.
+    """The releases that a host serves. `share`: the candidate's share of the cards in `rollout`, in basis points.
 
     `catalogue`: the digest of the feature catalogue of all releases; empty if nobody has said so.
     """

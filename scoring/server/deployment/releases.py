@@ -63,7 +63,7 @@ class ReleaseSource(Protocol):
 
 @dataclass(frozen=True)
 class ReleaseOrders:
-    """What workers take up: the keys of releases. A higher generation replaces a lower one.
+    """The keys of the releases that workers load. A higher generation replaces a lower one.
 
     `lists`: where the long lists of their policies are, by digest (scoring/server/deployment/shared_lists.py).
     """
