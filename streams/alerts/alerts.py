@@ -34,7 +34,7 @@ class Severity(StrEnum):
 
 
 class Comparison(StrEnum):
-    """What an alert compares with: a baseline that follows slow changes, or the training window as it was."""
+    """The reference of an alert: a baseline that follows slow changes, or the training window, which never changes."""
 
     BASELINE = "baseline"
     TRAINING = "training"

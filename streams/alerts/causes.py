@@ -48,7 +48,7 @@ _SHARE_FLOOR = 1e-6
 
 
 class Cause(IntEnum):
-    """What may be behind a move. A smaller value explains a larger one."""
+    """A possible cause of a move. A smaller value explains a larger one."""
 
     PROFILES = 0
     INPUT = 1

@@ -1,4 +1,4 @@
-"""What people did about alerts, cases and drafts, as events on the topic console-events.
+"""Events of people's acts on alerts, cases and drafts, on the topic console-events.
 
 The terminal and the console write the same events, and both read all of them. Acknowledgements and snoozes have a topic
 of their own, drift-acknowledgements, because the stream acts on them.

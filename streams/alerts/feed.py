@@ -48,7 +48,7 @@ class FeedRecord:
 
 @dataclass(frozen=True)
 class FeedBatch:
-    """What one read brought. `positions`: where each topic goes on. `is_at_end`: whether all has been read.
+    """The result of one read. `positions`: where each topic goes on. `is_at_end`: whether all has been read.
 
     `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
     """

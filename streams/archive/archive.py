@@ -35,7 +35,7 @@ _DAY_MS = 86_400_000
 
 @dataclass
 class Archived:
-    """What a run has added. `is_whole`: the archive now has everything that was wanted."""
+    """The rows and files that a run added. `is_whole`: the archive now has everything that was wanted."""
 
     rows: int = 0
     files: int = 0

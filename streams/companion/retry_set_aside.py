@@ -46,7 +46,7 @@ _READ_BATCH = 1000
 
 @dataclass
 class RetriedEntries:
-    """What became of entries. `sent`: how many decisions each put into the outbox `retried`; `refused`: why not."""
+    """The result for each entry. `sent`: how many decisions it put into the outbox `retried`; `refused`: why not."""
 
     sent: dict[SetAsideEntry, int] = field(default_factory=dict)
     refused: dict[SetAsideEntry, str] = field(default_factory=dict)

@@ -69,7 +69,7 @@ class SetAsideEntry:
 
 
 class SetAsideEntries:
-    """What the outbox of one worker has set aside."""
+    """The entries that the outbox of one worker has set aside."""
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._folder = Path(settings.directory) / worker / _FOLDER

@@ -49,7 +49,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class ShippingOptions:
-    """What the shipper keeps, what it adds to each decision, and how it is paced."""
+    """Options of the shipper: how long decisions are kept, fields added to each, and the pace."""
 
     # How long the outbox keeps a decision after it is shipped.
     keep_s: float = 0.0

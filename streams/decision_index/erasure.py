@@ -71,7 +71,7 @@ class Erasure:
 
     @property
     def key(self) -> str:
-        """What names the erasure in the database: fields and hashes."""
+        """The erasure's key in the database: fields and hashes."""
         return " ".join(f"{name}={hash_}" for name, hash_ in sorted(self.hashes.items()))
 
 

@@ -88,7 +88,7 @@ class ReviewClaim:
 
 @dataclass(frozen=True)
 class AnalystVerdict:
-    """What an analyst said, as on the topic."""
+    """An analyst's verdict, with the fields of the topic."""
 
     verdict_id: str
     decision_id: str

@@ -1,4 +1,4 @@
-"""What a rule has caught, by what became known of the payments."""
+"""Counts the payments that a rule fired on, by their outcome: fraud, genuine or unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABELS = ("fraud", "genuine", "")
 
 @dataclass(frozen=True)
 class RuleCatch:
-    """What a rule has caught: payments that became known as fraud, as genuine, and those that nobody knows yet.
+    """The payments that a rule fired on: known as fraud, known as genuine, and without an outcome so far.
 
     Money in minor units of the reference currency, without payments that have no rate. `is_all` is False where the rule
     fired more often than RULE_DECISIONS_MAX; its newest decisions, since `since_ms`, then count.

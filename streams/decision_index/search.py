@@ -1,4 +1,4 @@
-"""What a search of decisions asks for, and what it gives: plain values.
+"""The conditions of a search of decisions, and its results: plain values.
 
     Search(card_id="card-17", action="decline", score_min=0.8)     at most 50 decisions, the newest first
         keys       hash("card", "card-17")                         looked up
@@ -97,7 +97,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for. An empty text, None and the whole range of scores ask for nothing.
+    """The conditions of a search. An empty text, None and the whole range of scores set no condition.
 
     `first_ms`, `last_ms`: times of decisions, both included. `rule`, `segment` and `flag` are names. A segment is found
     where it set the threshold that the score reached. Raises InvalidEvent naming the field that is wrong.
@@ -156,7 +156,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Known:
-    """What became of a payment: the newest outcome of it."""
+    """The newest outcome of a payment."""
 
     label: str
     time_ms: int

@@ -67,7 +67,7 @@ async def _close_connections(consumer: aiokafka.AIOKafkaConsumer) -> None:
 
 
 def _fetched_of(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> tuple[int, int, int] | None:
-    """What is next of a partition, where it ended by the broker's last answer, and when that came, in epoch ms.
+    """Returns a partition's next offset, its end by the broker's last answer, and the time of that answer in epoch ms.
 
     The end includes records of open transactions. None before the first answer. The end and the time are public, but
     the position only as a coroutine of the consumer's own event loop. The caller must see all three at one moment.

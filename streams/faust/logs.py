@@ -1,4 +1,4 @@
-"""What Faust and its Kafka client write to the log: warnings only, and none of them a hundred times.
+"""Filters the log of Faust and its Kafka client: warnings only, and none of them a hundred times.
 
 Faust logs every service that it starts. aiokafka, while a broker is away, writes some ten lines for every tenth of
 a second of it. And when Faust does not stop in time, asyncio cancels what is left, which Faust logs as a crash of each

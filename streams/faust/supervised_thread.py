@@ -20,7 +20,7 @@ from paywarden.schemas.errors import TemporaryFailure
 
 
 class Supervised(Protocol):
-    """What a `SupervisedThread` runs."""
+    """The work that a `SupervisedThread` runs."""
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then finish or abandon what is in flight. Raises if it cannot go on."""

@@ -1,1 +1,1 @@
-"""What a process says about itself over HTTP."""
+"""Health and metrics of a process over HTTP."""

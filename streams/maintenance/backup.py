@@ -42,7 +42,7 @@ Offsets = dict[str, dict[int, int | None]]
 
 @dataclass(frozen=True)
 class Backup:
-    """What `backup.json` says. Offsets are by topic, without its prefix, and partition; None: none was committed."""
+    """The content of `backup.json`. Offsets are by topic, without its prefix, and partition; None: none committed."""
 
     profile_set: str
     group: str
@@ -123,7 +123,7 @@ def read_backup(folder: Path) -> Backup:
 
 
 def _committed(what: BackedUp) -> Offsets:
-    """What the group has committed, in every partition that it reads."""
+    """Returns the group's committed offset of every partition that it reads."""
     admin, consumer = make_admin(what.kafka), make_consumer(what.kafka, group_id=what.group)
     try:
         found: Offsets = {}

@@ -45,7 +45,7 @@ Remind = Callable[[int, bytes, SetAsideEvents], object]
 
 @dataclass
 class FoundAside:
-    """What was found: profiles and waiting events by kind of entity.
+    """Counts of the profiles that were set aside and their waiting events, by kind of entity.
 
     `readable`: profiles that this release can read. `replaced`: profiles whose bytes the changelog's state replaced.
     `reminded`: profiles whose owners will read them. `left`: profiles for which nothing readable was found.

@@ -43,7 +43,7 @@ _FORMAT = 1
 
 
 class RowEffect(IntEnum):
-    """What a row did to its payment."""
+    """The effect of a row on its payment."""
 
     NOTHING = 0
     DECIDED = 1
@@ -101,7 +101,7 @@ class CountedDecision(NamedTuple):
 
 
 class JoinMark(NamedTuple):
-    """What a row changed: the outcome of the first `decided_count` decisions, or it added the last of them."""
+    """The change that a row made: a new outcome of the first `decided_count` decisions, or the last of them."""
 
     source: SourcePartition
     offset: int

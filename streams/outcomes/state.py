@@ -87,7 +87,7 @@ JoinRow: TypeAlias = tuple[Any, ...]
 
 
 class JoinResult(NamedTuple):
-    """What a row did to its payment, and what that changes in the tallies."""
+    """The effect of a row on its payment, and the changes of the tallies that follow."""
 
     offset: int
     kind: RowEffect
@@ -145,7 +145,7 @@ class OutcomeHead(CheckpointHead[JoinProgress]):
 
 @dataclass
 class Day:
-    """What the rows of one partition before `next_offset` changed in the tallies of one day."""
+    """The changes that a partition's rows before `next_offset` made to the tallies of one day."""
 
     next_offset: int = 0
     tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)

@@ -92,7 +92,7 @@ class PipelineTiming:
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """What a worker works for. The default is a worker of the first profile set, which is live."""
+    """Options of a worker's pipeline. The default is a worker of the first profile set, which is live."""
 
     # The profile set that `store` is. Each has repartition topics and a consumer group of its own.
     profile_set: str = ""

@@ -40,7 +40,7 @@ SEND_WAIT_S: Final = 0.6
 
 @dataclass(frozen=True)
 class Synced:
-    """What a `sync` did: entries sent to the topic, received from it, and set aside.
+    """The result of a `sync`: entries sent to the topic, received from it, and set aside.
 
     `refused`: all records of the topic that do not count. The last `refused_now` of them were read this time.
     """

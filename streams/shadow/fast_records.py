@@ -54,7 +54,7 @@ def _compile(frame: Frame) -> None:
 
 @dataclass(frozen=True)
 class FastRecords:
-    """What was written of some frames.
+    """The records written from some frames.
 
     `values` and `keys`: the usual records. `rest`: the payloads of entries that are not usual. `left_out`: see
     Evaluated. `newest_ms`: when the last usual decision was made; 0 without one.

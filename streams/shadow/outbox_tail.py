@@ -36,7 +36,7 @@ def cursor_name(challenger: str) -> str:
 
 @dataclass
 class Passed:
-    """What was not given to the challenger since the start: `shed` records, and `gone_bytes`."""
+    """The data that the challenger missed since the start: `shed` records, and `gone_bytes`."""
 
     shed: int = 0
     gone_bytes: int = 0

@@ -1,1 +1,1 @@
-"""What stops or pauses a worker: a store that is down, topics that are not the store's, too many dead letters."""
+"""Guards that stop or pause a worker: a store that is down, topics of another store, too many dead letters."""
