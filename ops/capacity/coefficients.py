@@ -1,7 +1,7 @@
-"""What one payment and one profile cost, as it was measured.
+"""The measured cost of one payment and of one profile.
 
     python -m perf.whole --json whole.json         cores of each process at several rates, Kafka's bytes
-    python -m perf.companion --json companion.json what a companion takes to apply a profile
+    python -m perf.companion --json companion.json CPU that a companion takes to apply a profile
     paywarden capacity … --measured whole.json --measured companion.json
 
 `measured_costs.py` beside this file holds the figures of the machine that docs/benchmarks.md names. Cores of another

@@ -34,7 +34,7 @@ _PARTITIONS_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class Requirements:
-    """What the deployment is for.
+    """The load that a deployment must carry, and its hosts.
 
     `rate`: payments a second at the busiest time, all hosts together. `entities`: profiles of all kinds together.
     `average_share`: the average rate as a share of `rate`. `sharded_share`: the share of the profiles that hosts hold
@@ -96,13 +96,13 @@ class KeptBytes:
 
 @dataclass(frozen=True)
 class Need:
-    """What one kind of process needs, all of its kind together."""
+    """The resources that all processes of one kind need together."""
 
     processes: int
     busy_cores: float
-    """What it would keep busy at the rate asked for."""
+    """The cores that the processes keep busy at the required rate."""
     cores: float
-    """What to have."""
+    """The cores to provide."""
     memory_bytes: int
     disk_bytes: int
     network_bytes_per_second: float

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConsoleParts:
-    """What sections are made of."""
+    """The parts from which sections are made."""
 
     source: Source
     shell: Shell

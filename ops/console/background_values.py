@@ -1,7 +1,7 @@
-"""What takes longer to find out than a page may take: found out in the background while somebody looks.
+"""Values that take longer to compute than a page may take: computed in the background while somebody looks.
 
-    page ──► known(now)   what was found last, and when; if that is old, the thread is woken
-    thread ► run          finds out anew, while the page is long gone
+    page ──► known(now)   the last value, and its time; if it is old, the thread is woken
+    thread ► run          computes the value anew, after the page was sent
 
 The first page waits a moment, so that a small index answers at once.
 """

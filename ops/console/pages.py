@@ -1,4 +1,4 @@
-"""What a page is. A room of the console declares its pages, and the shell does the rest:
+"""Pages of the console. A section declares its pages, and the shell does the rest:
 
     Section("inbox", "Inbox", "/inbox", (
         Page("/inbox", self.list, fields=(Field("severity", "Show these only", choices=("info", "critical")),)),
@@ -130,9 +130,9 @@ class Visit:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page shows: a dataclass, and the template that makes HTML of it (`view` in the template).
+    """The content of a page: a dataclass, and the template that renders it as HTML (`view` in the template).
 
-    Without a template the browser gets JSON, too: it is for a script of ours.
+    Without a template the browser gets JSON, too: the page is for a script of ours.
     """
 
     template: str
@@ -201,7 +201,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Missing:
-    """What the console cannot reach, since when, why, and what that means. Every page says so at its top.
+    """A service that the console cannot reach: since when, why, and with which effect. Every page shows it at its top.
 
     `is_lasting`: it does not come back by itself, and the console is ready nevertheless.
     """

@@ -137,7 +137,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass
 class Shell:
-    """What all pages share. `people` are those of the console's own file; empty with OpenID Connect alone."""
+    """The frame that all pages share. `people`: those of the console's own file; empty with OpenID Connect alone."""
 
     settings: ConsoleSettings
     people: People
@@ -148,7 +148,7 @@ class Shell:
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()
     currencies: Currencies = NO_CURRENCIES
-    # What programs have done with an Idempotency-Key; None for a console without topics.
+    # The acts that programs did with an Idempotency-Key; None for a console without topics.
     keyed_acts: KeyedActs | None = None
     _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
 

@@ -1,4 +1,4 @@
-"""What decisions are worth, in the reference currency, and what they are."""
+"""Panels of the money that decisions are worth, in the reference currency, and of the decisions by action."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class DemoWorld:
 
 @dataclass(frozen=True)
 class LiveSystem:
-    """What runs while a demonstration is live. `config` is the configuration file of all processes."""
+    """The processes of a live demonstration. `config` is the configuration file of all of them."""
 
     world: DemoWorld
     kafka: KafkaSettings

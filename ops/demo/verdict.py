@@ -59,10 +59,10 @@ class MetricsReading:
 
 @dataclass(frozen=True)
 class SentPayments:
-    """What the demonstration itself has sent and seen.
+    """Counts of the payments, answers and outcomes that the demonstration itself sent and received.
 
     `published` counts payments put onto their topic, `live_outcomes` the outcomes sent for live payments, and `lost`
-    the decisions that were answered and are not on the topic. `seconds` is how long payments came.
+    the decisions that were answered and are not on the topic. `seconds` is how long payments were sent.
     """
 
     seconds: float
@@ -76,7 +76,7 @@ class SentPayments:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """What the processes have done, by their own metrics."""
+    """Counts of the processes' work, from their own metrics."""
 
     stream_payments: int
     profiles_applied: int

@@ -14,7 +14,7 @@ STATES = (OK, WARNING, ERROR, SKIPPED)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check saw, in an area such as "kafka", and what mends it. `mend` is empty where nothing is wrong."""
+    """The result of a check in an area such as "kafka". `mend`: how to put it right; empty where nothing is wrong."""
 
     area: str
     state: str

@@ -1,4 +1,4 @@
-"""What a gateway is to do: the file `gateway.toml`, checked before anything is rendered.
+"""The description of a gateway: the file `gateway.toml`, checked before anything is rendered.
 
     [listen]                              where callers connect
     [tls]                                 the gateway's certificate, and whose client certificates it takes
@@ -7,8 +7,8 @@
     [[hosts]]                             scoring hosts with their ports
     [[clients]]                           who may call, how they prove it, and how often
     [[issuers]]                           who signs JWTs
-    [nginx]                               what only nginx needs
-    [shards]                              whether hosts hold a part of the cards each
+    [nginx]                               settings that only nginx needs
+    [shards]                              whether each host holds a part of the cards
 
 docs/operate/gateway.md explains each setting. An error names the file, the section, the setting, what was wanted and
 what was got. It repeats no key, no hash and no secret.
@@ -150,7 +150,7 @@ class ToHosts:
 
 @dataclass(frozen=True)
 class Limits:
-    """What callers may send."""
+    """Limits of callers: sizes, times and connections."""
 
     body_bytes_max: int = 512 * 1024
     head_bytes_max: int = 16 * 1024
@@ -165,7 +165,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class NginxSettings:
-    """What only nginx needs."""
+    """Settings that only nginx needs."""
 
     # Where its modules are; empty for an nginx with Lua built in, such as OpenResty.
     modules: str = "/usr/lib/nginx/modules"

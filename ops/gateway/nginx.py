@@ -43,7 +43,7 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """What nginx refuses before it has read a path, by its own statuses."""
+    """A request that nginx refuses before it has read a path, with a status of its own."""
 
     name: str
     statuses: str

@@ -180,7 +180,7 @@ class _Opener:
 
 
 class _Load:
-    """What both kinds of load share: connections, requests that wait for one, and counts."""
+    """The base of both kinds of load: connections, requests that wait for one, and counts."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the reference pages have in common: paragraphs, tables, and the error for a fact without a description."""
+"""Shared parts of the reference pages: paragraphs, tables, and the error for a fact without a description."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _REPARTITION = repartition_topic("ENTITY")
 
 
 class TopicUse(NamedTuple):
-    """What no schema and no setting says about a topic."""
+    """Facts about a topic that no schema and no setting holds."""
 
     key: str
     meaning: str

@@ -10,7 +10,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What `paywarden serve` serves."""
+    """Settings of `paywarden serve`: the bundles that it serves, and limits of its workers."""
 
     bundle: str = "bundle"
     # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.

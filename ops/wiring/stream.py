@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StreamParts:
-    """What the stream workers of a process share, made once."""
+    """The parts that the stream workers of a process share, made once."""
 
     def __init__(self, source: Source, registry: CollectorRegistry | None = None) -> None:
         """Raises Misconfigured, BrokerUnavailable."""

@@ -92,7 +92,7 @@ def payment_of_load(load: Mapping[str, Any], number: int) -> Payment:
 
 
 class LoadCounts:
-    """What the calls of a load gave."""
+    """Counts and latencies of the calls of a load."""
 
     def __init__(self, deadline_ms: float) -> None:
         self._deadline_ms = deadline_ms

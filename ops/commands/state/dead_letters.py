@@ -189,7 +189,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """What `show` prints about a letter: nothing that its record holds."""
+    """The fields of a letter that `show` prints. None of them comes from inside its record."""
 
     letter_id: LetterId
     failed_time_ms: int

@@ -64,7 +64,7 @@ class CaseChange:
 
 @dataclass(frozen=True)
 class Case:
-    """What a case is after its events."""
+    """The state of a case after its events."""
 
     case_id: str
     title: str

@@ -1,4 +1,4 @@
-"""What pages show of a decision: plain values, with cards, devices and addresses masked as the person's roles say."""
+"""The values of a decision that pages show. Cards, devices and addresses are masked as the person's roles say."""
 
 from __future__ import annotations
 

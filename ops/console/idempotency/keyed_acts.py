@@ -52,7 +52,7 @@ _OUTCOME_UNKNOWN = "Idempotency-Key: nobody can say whether that request was don
 
 
 class KeyEvents(Protocol):
-    """What has been read of the topic: AlertStore."""
+    """The events read from the topic: AlertStore."""
 
     def events(self, subject: str) -> Iterable[ConsoleEvent]:
         """See AlertStore."""
@@ -79,7 +79,7 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Body:
-    """What an act answers: a status and JSON. `is_replayed`: it is that of an earlier request."""
+    """The answer of an act: a status and JSON. `is_replayed`: it is the answer of an earlier request."""
 
     status: int
     content: dict[str, Any]
@@ -116,7 +116,7 @@ def keyed(person: str, key: str, request: str) -> Keyed:
 
 
 class KeyedActs:
-    """What keys have done. Thread-safe."""
+    """The acts that were done with an idempotency key. Thread-safe."""
 
     def __init__(self, events: KeyEvents, writer: KeyWriter) -> None:
         self._events, self._writer = events, writer

@@ -51,7 +51,7 @@ def digest_of(session: str, path: str, pairs: Iterable[tuple[str, str]], uploads
 
 
 class SentForms:
-    """What forms have done. Thread-safe."""
+    """The answers to forms that were sent. Thread-safe."""
 
     def __init__(self, database: ConsoleDatabase, keep_ms: int) -> None:
         self._database, self._keep_ms = database, keep_ms

@@ -1,4 +1,4 @@
-"""What is at stake in an alert, payments from before and after, and where it is: from some decisions of its time.
+"""Estimates the money at stake in an alert, and finds payments from before and after, from a sample of decisions.
 
 The money is an estimate: the affected payments of the newest window, times the mean amount of a sample of decisions in
 the segment, in the reference currency. A sample is some hundred decisions of each partition.

@@ -124,7 +124,7 @@ class Happened:
 
 @dataclass(frozen=True)
 class Gone:
-    """What a topic had when it was made anew, as it was noticed at `time_ms`.
+    """The alerts or events that were lost when a topic was made anew, noticed at `time_ms`.
 
     `count`: alerts, or what people did about alerts and cases. `open`: how many of the alerts were open.
     """

@@ -1,4 +1,4 @@
-"""What a rollout may try: the open proposals of the registry. Without one, the bundles beside that of [serve].
+"""Candidates for a rollout: the open proposals of the registry. Without a registry, the bundles beside that of [serve].
 
 Nobody names a folder in a form: the answers would tell which folders the console's machine has.
 """
@@ -24,7 +24,7 @@ _BUNDLES_MAX = 100
 
 @dataclass(frozen=True)
 class Candidate:
-    """What could be rolled out. `digest`: of the proposal, or of the bundle. `is_approved`: it has its approvals."""
+    """A candidate for a rollout. `digest`: of the proposal, or of the bundle. `is_approved`: it has its approvals."""
 
     digest: str
     name: str

@@ -1,4 +1,4 @@
-"""What a proposed version would change: the lines of its policy against the champion's, and what its model was made of.
+"""The changes of a proposed version: the lines of its policy against the champion's, and its model's training data.
 
 A person who approves a version by its digests alone approves what nobody has read. The page tells only how many entries
 of a list come and go: entries may be ids of cards.
@@ -37,7 +37,7 @@ class PolicyLine:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model was made of, and how good it was out of fold."""
+    """A model's training data, and its quality out of fold."""
 
     name: str
     train_from: str
@@ -49,7 +49,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a version changes against the champion. `trouble`: why it cannot be said; empty if it can."""
+    """The changes of a version against the champion. `trouble`: why they are not known; empty if they are."""
 
     policy: tuple[PolicyLine, ...] = ()
     model: ModelFacts | None = None

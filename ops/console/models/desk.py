@@ -1,4 +1,4 @@
-"""What the registry and the log of rollouts say, and how a person acts on them.
+"""Shows the registry and the log of rollouts, and lets a person act on them.
 
 The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: whoever proposed a
 version cannot approve it, whatever page or token they come by. Where there is a registry, an act is signed with the key
@@ -112,7 +112,7 @@ class MeasureRow:
 
 @dataclass(frozen=True)
 class JudgementView:
-    """What a look has found. Money: losses by approved fraud, minor units for 1,000 payments.
+    """The findings of a look. Money: losses by approved fraud, minor units for 1,000 payments.
 
     `champion_cards`, `candidate_cards`: the cards that were compared. `chart`: the intervals of the measures.
     """

@@ -55,7 +55,7 @@ _TRAFFIC_FIELDS = (
 
 @dataclass(frozen=True)
 class SeenTraffic:
-    """What the index has of the last 24 hours: payments, and of the newest `sample` the shares with each action."""
+    """The traffic of the last 24 hours in the index: payments, and the shares of each action in the newest `sample`."""
 
     payments: int
     sample: int

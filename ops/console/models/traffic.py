@@ -1,4 +1,4 @@
-"""What the index of decisions has of the last day: whoever plans a rollout says how much traffic there is."""
+"""Reads the last day's traffic from the index of decisions, for the plan of a rollout."""
 
 from __future__ import annotations
 

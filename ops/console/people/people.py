@@ -36,7 +36,7 @@ from paywarden.schemas.private_files import require_unwritable
 
 
 class Role(StrEnum):
-    """What a person may do; one may have several."""
+    """A set of acts that a person may do. A person may have several roles."""
 
     ANALYST = "analyst"
     LEAD = "lead"

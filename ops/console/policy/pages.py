@@ -76,7 +76,7 @@ class RuleRow:
 
 @dataclass(frozen=True)
 class Caught:
-    """What rules have caught. `counted_ms`: when it was counted, 0 for never. `trouble`: why it is not newer."""
+    """The catches of rules. `counted_ms`: when they were counted, 0 for never. `trouble`: why they are not newer."""
 
     catches: tuple[RuleCatch, ...]
     counted_ms: int

@@ -90,10 +90,11 @@ class ChangedDecision:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay found. All counts but `sample` and those that were left out are of the week.
+    """The result of a replay. All counts are of the week, except `sample` and `left_out`.
 
-    `changed`: of the sample, those with the most money. `left_out`: decisions of the sample without what the conditions
-    read, by why. `review_cost_minor`: of the reviews that the draft adds a day, less those that it saves.
+    `changed`: the changed decisions of the sample with the most money. `left_out`: decisions of the sample that lack a
+    value which the conditions read, by reason. `review_cost_minor`: the cost of the reviews that the draft adds a day,
+    less those that it saves.
     """
 
     first_ms: int

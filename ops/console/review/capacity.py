@@ -1,4 +1,4 @@
-"""What one more analyst is worth a day: the payments that would be reviewed besides, by what reviews of them save.
+"""Estimates the worth of one more analyst a day: the money that reviews of the next payments would save.
 
     a day's payments that were not declined, by amount x probability:   400 300 220 | 150 90 | 40 …
     reviewed today, 3 a day                                             400 300 220
@@ -25,10 +25,11 @@ _REPEATED_MAX = 2
 
 @dataclass(frozen=True)
 class AnalystWorth:
-    """What one more analyst is worth, in minor units of the reference currency a day.
+    """The worth of one more analyst, in minor units of the reference currency a day.
 
     `reviews_a_day`: of one analyst. `analysts`: how many gave verdicts. `at_stake_minor`: the least amount x
-    probability that the team would look at, and with one more. None with fewer payments than reviews.
+    probability that the team would look at; `at_stake_with_one_more_minor`: the same with one more analyst. None with
+    fewer payments than reviews.
     """
 
     days: int

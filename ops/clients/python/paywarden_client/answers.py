@@ -24,7 +24,7 @@ _WHOLE_MAX = 2**53 - 1
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a payment.
+    """The decision about a payment.
 
     `stand_in` is True if this process decided, because the service did not: then `score` is None, `decision_id` and
     `model_version` are empty, and `reasons` begins with `stand_in:CAUSE`.

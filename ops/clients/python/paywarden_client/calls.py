@@ -1,4 +1,4 @@
-"""What both clients, of threads and of asyncio, do in the same way around their sockets.
+"""The part that the threaded and the asyncio client share: everything but their sockets.
 
 call = core.begin(payment, …)     checks, body, plan of attempts
 core.request(call)                bytes of an attempt

@@ -21,7 +21,7 @@ _UNKNOWN = -1
 
 
 class AnswerError(Exception):
-    """What came is no answer in HTTP/1.1, or too large. Its text holds nothing of it."""
+    """The answer is not HTTP/1.1, or too large. The error's text repeats nothing of the answer."""
 
 
 def request_bytes(path: str, authority: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:

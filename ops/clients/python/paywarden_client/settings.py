@@ -1,4 +1,4 @@
-"""What a client is made with."""
+"""The settings of a client."""
 
 from __future__ import annotations
 

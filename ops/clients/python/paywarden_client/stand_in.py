@@ -56,7 +56,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class StandInPolicy:
-    """What decides in the service's place. The default sends every payment to review."""
+    """The policy that decides in the service's place. The default sends every payment to review."""
 
     name: str = "review-all"
     otherwise: str = REVIEW
