@@ -6,9 +6,9 @@
               UNUSUAL … NO_SCORES: Python goes on from here           and calls `write_chunk`
 
 1. Each step is the compiled function that Python calls elsewhere, with the frame that it has there. This file only
-   hands on what one step has found to the next.
-2. If something is not as usual, the call ends and says which step it was. What was done until then holds, and Python
-   goes on with it. Nothing is written and nothing counted before the scores are known.
+   hands the results of one step to the next.
+2. If something is not as usual, the call ends and returns the step. The results of earlier steps hold, and Python goes
+   on with them. Nothing is written and nothing counted before the scores are known.
 3. `write_chunk` ends with the claims' positions. Python appends the records, and calls `settle_chunk`.
 """
 
@@ -39,17 +39,18 @@ from paywarden.scoring.state.mirror_look_up import look_up_bound
 from paywarden.scoring.state.overlay_pending import fill_hashed, hash_texts
 from paywarden.scoring.state.overlay_table import add_bound
 
-# What `decide_chunk` returns: DONE, or the step that Python goes on with.
+# Results of `decide_chunk`: DONE, or the step that Python goes on with.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
 # Places in `frames`.
 READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY = range(6)
 FRAME_COUNT = 6
-# Places in `numbers`. First what stays, then what Python sets for each chunk, then what it reads.
+# Places in `numbers`. First the constants, then the inputs that Python sets for each chunk, then the results that it
+# reads.
 ENTITIES, HASH, CLOCK, HAS_CLAIMS, OWNER, WINDOW_S, MARGINS, STALE_AFTER_MS, VECTOR_BYTES = range(9)
 NOW_MS, DECISION, OUTBOX_POSITION, IS_TIMED, HAS_ARRIVALS, NOT_APPROVED = range(9, 15)
 SIZE, AGE_MS = 15, 16
-# For the overlay: xxHash's seeded function and its seed; whether the call reads the host's own clock; and the time of
-# the chunk by that clock in milliseconds, which is given if it does not.
+# For the overlay: xxHash's seeded function and its seed; whether the call reads the host's own clock; and if it does
+# not, the chunk's time by that clock in milliseconds.
 SEEDED_HASH, SEED, HAS_HOST_CLOCK, OVERLAY_NOW_MS = range(17, 21)
 NUMBER_COUNT = 21
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
@@ -61,7 +62,7 @@ NO_TAIL = -1
 # Places in `laps`: nanoseconds at which each step ended, by the clock of arrivals.
 PARSED, CLAIMED, LOOKED_UP, FILLED, SCORED, DECIDED = range(6)
 LAP_COUNT = 6
-# Places in `counters` behind those of entities, of which each has three: hits, misses, and the flag of unknown ones.
+# Places in `counters`. Three for each entity come first: hits, misses, and the flag of unknown ones.
 STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM = range(6)
 # Those of the overlay; addresses of 0 without one.
 ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 15)
@@ -236,7 +237,7 @@ def _choose_tails(frame_at: int, look_up_at: int, record_at: int, overlay_at: in
     scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
     tails = carray(address(record_at, records.SLOT.tail_numbers), count, np.int64)
     first = len(kept) // 4 if numbers[AGE_MS] > numbers[STALE_AFTER_MS] else 0
-    # Whoever has a pending payment is known.
+    # An entity with a pending payment counts as known.
     known = presence
     if overlay_at != 0:
         known = carray(address(overlay_at, overlays.SLOT.folded), (count, entities), np.uint8)

@@ -158,7 +158,7 @@ class _Asked:
 
 
 def _candidates(now: np.float32, feature: int, cuts: Cuts, steps: range) -> list[tuple[int, np.float32]]:
-    """Returns the nearest value of each interval that is so many cuts away, with the number of cuts."""
+    """Returns the nearest value of each interval that lies `steps` cuts away, with the number of cuts."""
     if feature in cuts.categories:
         if steps.start > 1:
             return []

@@ -50,7 +50,7 @@ _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
     *(("vector", loop.FILLED), ("model", loop.SCORED), ("decide", loop.DECIDED)),
 )
-# What `OneCall.decide` returns when it has left the responses where they were written. No other list is this one.
+# `OneCall.decide` returns this list when it has left the responses where they were written. Compare with `is`.
 IN_RECORDS: Sequence[bytes | Refusal] = []
 # The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
 _CALLER_BYTES_MAX = 1024
@@ -100,7 +100,8 @@ class OneCall:
             numbers[loop.SEEDED_HASH], numbers[loop.SEED] = seeded_hash() or 0, self._overlay.hash_seed
             self._can_hash &= seeded_hash() is not None
             numbers[loop.HAS_HOST_CLOCK] = self._has_host_clock = self._overlay.has_host_clock
-        # What the frames are made for. Only a token of the model is kept: the model must go when it is swapped out.
+        # The objects that the frames point at. Only a token of the model is kept: the model must go when it is swapped
+        # out.
         self._mirror: MirrorReader | None = None
         self._mirror_frames: tuple[Frame, Frame] | None = None
         self._overlay_frame: Frame | None = None
@@ -262,7 +263,7 @@ class OneCall:
             if stage != "claim" or self._answered is not None:
                 self._stages.lap(stage, count, self._laps[place] * 1e-9)
 
-    # What the frames are made for
+    # # Frames, by the objects that they point at
 
     def _take_mirror(self, mirror: MirrorReader) -> None:
         """Make the frames of look-up and vectors for a mirror."""

@@ -6,8 +6,8 @@
 Many responses share the same *tail*. Protobuf serialises a tail once; the writer then knows it by its number. A tail
 added by `keep_tail` stays for good, one added by `add_tail` only until the next chunk.
 
-A record also says what decided: its *origin*, with the digests of bundle and policy. A writer has one for each model,
-serialised once. Each tail names the origin of its records, so an origin costs a payment nothing but the copied bytes.
+A record also names its *origin*: the digests of the bundle and the policy that decided. A writer has one for each
+model, serialised once. Each tail names the origin of its records, so an origin costs a payment only the copied bytes.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class RecordWriter:
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """The arrays of that frame, some of which are replaced by larger ones when they must grow."""
+        """The arrays of that frame. An array that must grow is replaced by a larger one."""
         return self._arrays
 
     def keep_tail(self, tail: bytes, origin: int = 0) -> int | None:

@@ -169,9 +169,9 @@ class PaymentScorer:
 
     @property
     def usual_mirror(self) -> MirrorReader | None:
-        """The mirror, if it has every card and nothing but the serving model decides; else None.
+        """The mirror, if it has every card and the serving model alone decides; else None.
 
-        Nothing else: no candidate, no exploration. An overlay must have its table; without marks it says so itself.
+        "Alone" means no candidate and no exploration. An overlay must have its table; without marks it says so itself.
         """
         # It is asked for each chunk, so it makes nothing.
         if self._split is not None or self._exploration is not None or not self._holds_every_card:

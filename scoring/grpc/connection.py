@@ -42,9 +42,10 @@ _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not val
 _UNREAD = Refusal(RESOURCE_EXHAUSTED, "answers are not read")
 _METHOD_NOT_ALLOWED = grpc_messages.http_error(405)
 _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
-# What is read at a time while there are other callers: some 20 calls. A read may bring 256 KiB, a thousand calls.
+# Bytes of one read while there are other callers: some 20 calls. Without a limit a read may bring 256 KiB, a thousand
+# calls.
 _READ_BYTES = 4096
-# What is read for each payment of a slice of a caller in line (scoring/engine/batching/caller_pauses.py): about a call.
+# Bytes read for each payment of a slice of a caller in line (scoring/engine/batching/caller_pauses.py): about a call.
 _SLICE_BYTES = 256
 
 

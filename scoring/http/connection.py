@@ -66,7 +66,7 @@ class HttpCall(Call):
         self.body, self.status = body, 200
 
     def refuse(self, refusal: Refusal) -> None:
-        # One code for all bodies that are too large, whoever refuses them.
+        # One code for all bodies that are too large: the reader and the batcher both refuse them.
         code = INVALID_ARGUMENT if refusal.code == TOO_LARGE else refusal.code
         self.give(status_of(refusal.code), JSON.content_type, render_error(code, refusal.message, refusal.field))
 
@@ -148,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         self._going_on = False
         # None: every request goes the ordinary way.
         self._fast_path: FastPath | None = None
-        # The one request that is in the fast path, with its head; else empty. And what its head means.
+        # The one request that is in the fast path, with its head; else empty. And its parsed head.
         self._in_fast_path = b""
         self._fast_head: RequestHead
         self._file = NO_FILE
@@ -406,7 +406,7 @@ class HttpConnection(asyncio.Protocol):
             self.flush()
 
     def _send(self) -> None:
-        """Send the answers that are due, of which there is one."""
+        """Send the answers that are due. There is at least one."""
         calls, server = self._calls, self._server
         now = time.perf_counter()
         out = []

@@ -118,7 +118,7 @@ class FastPath:
         self._numbers[loop.SEND] = ctypes.cast(ctypes.CDLL(None).send, ctypes.c_void_p).value or 0
         # Where there is no MSG_NOSIGNAL, Python ignores the signal.
         self._numbers[loop.FLAGS] = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-        # What the frame is made for.
+        # The objects that the frame points at.
         self._head: bytes | None = None
         self._written_bytes = 0
         self._counted_slots: memoryview | None = None

@@ -22,7 +22,7 @@ from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 
 _HEAD_END = b"\r\n\r\n"
-# What the parser gets at once of a body in chunks, whose end it alone knows.
+# Bytes of a chunked body that the parser gets at once. Only the parser knows where such a body ends.
 _PIECE_BYTES = 2048
 _UNKNOWN = RequestHead(None)
 

@@ -1,6 +1,6 @@
 """The refusals of the HTTP front, and the HTTP status of every refusal.
 
-An error is always JSON, in whatever format the request was; `field` is empty when no field is wrong:
+An error is always JSON, also for a request in protobuf; `field` is empty when no field is wrong:
 
     {"error": {"code": "invalid_argument", "field": "amount_minor", "message": "is missing; wanted …"}}
 """

@@ -45,7 +45,7 @@ from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 WORKERS_MAX = 256
 # The head's first words describe the file: its magic number, and how many buckets it has. Compiled code counts these by
-# the size of the array: what other processes write into the file is no bound.
+# the size of the array: bytes that other processes write into the file are no bound.
 MAGIC_AT, BUCKET_COUNT_AT, WORKERS_AT = 0, 1, 8
 INCARNATION, PID, STARTED = range(3)
 WORKER_SIZE = 4

@@ -24,7 +24,7 @@ from paywarden.scoring.metrics.shared_metrics import render
 # The text is made anew when it is older than this.
 RENDER_EVERY_S = 1.0
 # A worker asks for a new text when the last one is older than this. It is more than RENDER_EVERY_S, because two clocks
-# never agree: the admin process must not take for fresh what the worker takes for old.
+# never agree: the admin process must not take a text for fresh that the worker takes for old.
 FRESH_S = 1.5
 # How long a worker waits for the admin process, and how often it looks. Old metrics are never sent: a scraper must see
 # that there are none.

@@ -329,7 +329,7 @@ class _SlotFile:
         self._path, self._lock = path, lock
         self._mapping = mapping
         self._bytes = memoryview(mapping)
-        # What the file holds, and its state then.
+        # The content of the file when it was last saved, and the file's state then.
         self._saved, self._state = bytes(mapping), file_state(path)
         self.slots = self._bytes[first_slot:].cast("q")
         self.first_slot = dict(zip((one.key for one in series), _slot_indexes(series), strict=True))
@@ -430,7 +430,7 @@ def _write_at_start(path: Path, series: Sequence[Series], kept: Mapping[tuple[ob
     except OSError as error:
         if error.errno not in _NO_ROOM or not path.exists():
             raise
-        # What it says is in `kept`. A process that is killed right now begins at 0.
+        # The old file's counts are in `kept`. A process that is killed right now begins at 0.
         path.unlink()
         _write_file(path, series, kept)
 
@@ -445,7 +445,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# How `read_regular` refuses what is no file of counts, or none by its size.
+# Errors with which `read_regular` refuses a file that holds no counts, or has the wrong size.
 _NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 
 
@@ -527,7 +527,7 @@ def totals(directory: Path) -> dict[Series, list[int]]:
         try:
             pid, counted = _read_file(path)
         except (_DamagedFile, OSError) as error:
-            # Its worker puts it aside, or says what is wrong, when it is started again. It may be gone by now.
+            # Its worker puts the file aside, or logs its error, when it is started again. It may be gone by now.
             _tell_unread(path, error.strerror if isinstance(error, OSError) else "it holds no counts")
             continue
         alive = _lives(pid)

@@ -143,7 +143,7 @@ class Acceptor:
         if (trouble := error.strerror or str(error)) != self._trouble:
             _log.error("cannot accept connections, and tries again: %s", trouble)
         self._trouble = trouble
-        # Otherwise the loop would be told of the waiting connection again at once, for ever.
+        # Otherwise the loop would report the waiting connection again at once, for ever.
         self._loop.remove_reader(self._listener)
         self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
 

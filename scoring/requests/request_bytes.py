@@ -5,16 +5,16 @@ then a varint, or a length and that many bytes:
 
     0a 03 70 2d 31   field 1, bytes, length 3: "p-1"          10 80 b0 …   field 2, varint
 
-The *program* says of which kind each field is. If anything is not exactly as expected, the body is unusual, and nothing
+The *program* names the kind of each field. If anything is not exactly as expected, the body is unusual, and nothing
 that was read of it counts. The bytes of a usual body go into the outbox as they are. Therefore it holds known fields
-only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, whatever number it is.
+only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, even of a small number.
 
 The fields that a project declares stand behind the others, in the order of their numbers, since these are above 100. A
 tag has two bytes there, and a decimal is eight bytes of a double. `read_declared` reads them by a program of its own:
 
     aa 06 03 63 2d 39   field 101, bytes, length 3: "c-9"     b9 06 cd cc …   field 103, eight bytes: 1.1
 
-What derives from a field (an address's network, the domain of an e-mail address) is computed last.
+Derived fields (an address's network, the domain of an e-mail address) are computed last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules that every request is checked against, whatever format it came in.
+"""The rules that every request is checked against, in protobuf and in JSON.
 
     RequestLimits   what the operator allows, within the table of schemas/payment_fields.py
     RequestRules    the table with these limits: checks one request and names the first wrong field
@@ -59,7 +59,7 @@ class RequestLimits:
     future_ms_max: int = 60_000
     # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
     batch_size_max: int = 256
-    # What becomes of a JSON request with a field that nobody declared: "refuse", or "ignore" the field. protobuf knows
+    # A JSON request with a field that nobody declared: "refuse" the request, or "ignore" the field. protobuf knows
     # fields by number alone, and ignores unknown ones.
     unknown_fields: str = "refuse"
 

@@ -7,8 +7,8 @@
    second, however often the metrics are asked for.
 2. The scoring ports answer the same three paths. But a flood of connections or payments there cannot keep a probe or a
    scraper out here.
-3. The parent starts this process like a worker, and starts it again when it ends. Without it payments are scored as
-   before; only /metrics says 503 on the scoring ports.
+3. The parent starts this process like a worker, and starts it again when it ends. Without it payments are scored all
+   the same; only /metrics answers 503 on the scoring ports.
 4. `/readyz` is that of the host: ready while any worker is.
 """
 

@@ -60,7 +60,7 @@ class ServerContext:
 
     engine: FeatureEngine
     rates: RateTable
-    # What decides at first.
+    # The release that decides at first.
     release: Release
     chain: ChainSettings
     http: HttpSettings
@@ -79,7 +79,7 @@ class ServerContext:
     # Where bundles and policies come from later, and the folder in which they are made ready.
     releases: ReleaseSource
     runtime: Path
-    # Approves a small share of what would be declined. None: off.
+    # Approves a small share of the payments that would be declined. None: off.
     exploration: ExplorationContext | None = None
     # Off unless its settings say otherwise.
     overlay: OverlaySettings = field(default_factory=OverlaySettings)
@@ -157,7 +157,7 @@ class Endpoints:
     grpc_unix: socket.socket | None
     tokens: Tokens | None
     tls: Tls | None
-    # What an earlier host has handed over, and the workers' ends of the sockets to the parent.
+    # The sockets that an earlier host handed over, and the workers' ends of the sockets to the parent.
     taken: Taken | None = None
     controls: Sequence[socket.socket] = ()
     # Set when another host takes this one's ports over.

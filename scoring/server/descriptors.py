@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from paywarden.schemas.errors import Misconfigured
 
-# Segments, locks, mirror, metrics, listeners, the event loop's own, standard streams: some 40, and what is opened for a
+# Segments, locks, mirror, metrics, listeners, the event loop's own, standard streams: some 40, and files opened for a
 # moment. Connections that are refused count for a moment, too.
 FILES_RESERVE = 96
 

@@ -9,8 +9,10 @@
 1. A bundle fits one catalogue, and so do profiles, mirror and the fields of a request. Each version therefore has a
    `serve` of its own, with its configuration, its companion and its mirror. They share `[serve] runtime`, the ports and
    the decision cache: a payment that is asked for again gets its decision from either.
-2. Whoever's catalogue the deployment file names serves. The sockets are handed over (takeover.py): no call is refused.
-3. Without a mirror, or against the registry, a version does not take over. It says so, and what decides goes on.
+2. The version whose catalogue the deployment file names serves. The sockets are handed over (takeover.py), so no call
+   is refused.
+3. Without a mirror, or against the registry, a version does not take over. It logs why, and the other version serves
+   on.
 4. If new software of the same catalogue takes the ports over, the earlier process ends, as without a standby.
 """
 
@@ -71,7 +73,7 @@ class Turns:
         self._read()
         deployment, host = self._deployment, self._host
         if deployment is None or not deployment.catalogue:
-            # Nobody has said whose turn it is: whoever comes first serves.
+            # No file says whose turn it is: the first version to start serves.
             return None if is_served(host.runtime) else host
         if deployment.catalogue != host.catalogue_digest:
             return None

@@ -67,7 +67,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _METRICS_NAME = "supervisor"
 REASONS = ("hung", "killed", "failed", "bug", "ended")
 
-# Runs a worker, and returns its exit code. Gets the worker's number and what it calls to show that it works.
+# Runs a worker, and returns its exit code. Gets the worker's number and a function that it calls to show that it works.
 Work = Callable[[int, Callable[[], None]], int]
 
 
@@ -176,7 +176,7 @@ def serve(
                 if part is not None:
                     part.close()
         if takers:
-            # From here on a stop waits for whoever goes on with the signals: none is lost between two turns.
+            # From here on a stop signal waits until the caller handles signals again: none is lost between two turns.
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         return takers[0] if takers and not supervisor.was_signalled else None
 
@@ -208,9 +208,9 @@ def _desk(
     workers: range,
     takers: list[str],
 ) -> HandOverDesk | None:
-    """Returns what hands the ports over to another host; None if its socket cannot be made.
+    """Returns the desk that hands the ports over to another host; None if its socket cannot be made.
 
-    `takers` gets the catalogue of whoever takes them over.
+    `takers` gets the catalogue of the host that takes them over.
     """
 
     def hand_over(catalogue: str) -> None:
@@ -270,7 +270,7 @@ def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[],
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = MetricsRegistry()
     metrics = SupervisorMetrics.declare(registry)
-    # Not mapped: whoever cut the file short would end the host.
+    # Not mapped: somebody who cut the file short would end the host.
     registry.open(host.metrics_directory, name_after(_METRICS_NAME, first), mapped=False)
     try:
         yield metrics
@@ -292,7 +292,7 @@ class _Worker:
     started: float = 0.0
     pause_s: float = _RESTART_FIRST_S
     is_hung: bool = False
-    # What the last failed fork was logged with.
+    # The logged reason of the last failed fork.
     fork_trouble: str = field(default="")
 
 
@@ -333,7 +333,7 @@ class Supervisor:
         self._stopping = False
         # Whether a signal asked for the stop.
         self.was_signalled = False
-        # What was wrong with a stop, and with the file of metrics.
+        # The error of a stop, and of the file of metrics.
         self._failure = self._save_trouble = ""
         # A signal wakes the parent by a byte in this pipe.
         self._awake, self._wake = os.pipe()

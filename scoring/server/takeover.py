@@ -58,7 +58,7 @@ class Taken:
     # The numbers of the earlier host's workers: the first number, and how many workers there are.
     earlier: range
     connection: socket.socket
-    # Whether the earlier host asks for the catalogue of whoever takes over.
+    # Whether the earlier host asks for the catalogue of the new host.
     asks_for_catalogue: bool = False
 
     def port_of(self, kind: str) -> int | None:
@@ -243,7 +243,7 @@ class HandOverDesk:
         waiting = {}
         for place in self._running():
             control = self._controls[place]
-            # What a worker answered too late, or before it died.
+            # The answer of a worker that was too late, or has died since.
             while received := _received(control):
                 for fd in received[1]:
                     os.close(fd)

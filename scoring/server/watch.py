@@ -109,7 +109,7 @@ class WorkerWatch:
         round_s: float = _ROUND_S,
     ) -> None:
         self._steps, self._failures, self._beat, self._round_s = steps, failures, beat, round_s
-        # What each failing step was last logged with.
+        # The last logged error of each failing step.
         self._told: dict[str, object] = {}
 
     async def run(self) -> None:

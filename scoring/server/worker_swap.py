@@ -47,7 +47,7 @@ from paywarden.scoring.server.deployment.shared_lists import shared_list
 
 _log = logging.getLogger(__name__)
 
-# How often a worker tries to load what one order asks for.
+# How often a worker tries to load the releases of one order.
 _TRIES_MAX = 5
 # While the thread works, it gives the interpreter back this often, so that no payment waits for it.
 _SWITCH_INTERVAL_S = 0.0002
@@ -183,11 +183,11 @@ class ReleaseSwitch:
             self._apply()
 
     def _apply(self) -> None:
-        """Change what decides, in this turn, and unload what is ordered no more."""
+        """Switch to the ordered releases in this turn, and unload releases that are not ordered any more."""
         orders = self._orders
         hot = self._hot[orders.active]
         candidate = self._hot.get(orders.candidate)
-        # Records name a rollout from when its candidate is loaded: whoever leads it sees that this host is ready.
+        # Records name a rollout once its candidate is loaded. That shows the rollout's leader that this host is ready.
         rollout = orders.rollout if candidate is not None else ""
         self._scorer.take_up(self._served(hot, rollout, "champion", BASIS_POINTS - orders.share))
         if candidate is None or not orders.share:
@@ -223,11 +223,11 @@ class ReleaseSwitch:
         return [hot.release.shown(self._orders.role_of(key)) for key, hot in self._hot.items()]
 
     def _tidy(self, shown: list[ShownRelease], unused: list[_Hot], rest: Callable[[], object]) -> None:
-        """In the thread: show what is in memory now, then unload what is not wanted any more."""
+        """In the thread: show the releases that are in memory now, then unload the unused ones."""
         self._show(shown)
         while unused:
             rest()
-            # With the last references to what it holds.
+            # Closing also drops the last references to the bundle's objects.
             unused.pop().release.bundles[0].close()
 
     def _show(self, shown: list[ShownRelease]) -> None:
@@ -281,7 +281,7 @@ class Chores:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             work(Rests().rest)
-        except Exception:  # noqa: BLE001 - the top of the thread: what comes next is done all the same
+        except Exception:  # noqa: BLE001 - the top of the thread: later work must go on
             _log.exception("a bug ended what was done about a release")
         finally:
             sys.setswitchinterval(interval)

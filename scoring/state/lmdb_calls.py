@@ -129,7 +129,7 @@ class ReadEnvironment:
         self.address = 0
 
     def _check_readers(self) -> None:
-        """Free the places of readers that died, one of which the next transaction takes."""
+        """Free the slots of readers that died. The next transaction takes one of them."""
         self._call("reader_check", self.address, ctypes.byref(ctypes.c_int()))
 
     def _open_database(self) -> int:

@@ -12,8 +12,8 @@ their turns.
 1. `root_of` finds the pages by a value that LMDB has given: a page says its own number, so the first page is known. The
    root is in the meta page of the reader's own transaction. While that transaction is open, LMDB reuses none of its
    pages.
-2. Of all pages only those of LMDB 0.9 with plain keys are read: `page_bytes_of` looks at the file when it is opened. If
-   anything is another way later on, `root_of` returns a depth of 0, and the caller asks LMDB itself.
+2. Only pages of LMDB 0.9 with plain keys are read: `page_bytes_of` looks at the file when it is opened. If anything is
+   another way later on, `root_of` returns a depth of 0, and the caller asks LMDB itself.
 3. `find_all` goes down level by level. On a page it halves the range of each key in turns.
 
 The layout is that of lmdb.c, version 0.9: MDB_page, MDB_node, MDB_meta, MDB_db; it is a file format and does not change

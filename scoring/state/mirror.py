@@ -103,7 +103,7 @@ class MirrorDamaged(TemporaryFailure):
     """The mirror's file cannot be used any more. It is a copy: `discard` it, and fill a new one."""
 
 
-# What LMDB says of a file that is none, or whose pages are wrong, and after a write that it could not finish.
+# Errors of LMDB for a file of another format, for damaged pages, and after a write that it could not finish.
 _DAMAGE = (
     *(lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageFullError),
     *(lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError),

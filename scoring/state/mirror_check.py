@@ -1,4 +1,4 @@
-"""Reads a whole mirror in a process of its own: damaged pages end whoever reads them (SIGBUS, SIGSEGV).
+"""Reads a whole mirror in a process of its own: damaged pages end the process that reads them (SIGBUS, SIGSEGV).
 
     worker ──dies in a look-up──► its place in the mirror is left over
     companion ──frees the place──► `begin` ──► python -m paywarden.scoring.state.mirror_check ──► `damage`

@@ -27,7 +27,7 @@ from paywarden.scoring.state.lmdb_pages import find_all, root_of
 # Places in `functions`.
 BEGIN, RENEW, RESET, ABORT, GET, ID = range(6)
 FUNCTION_COUNT = 6
-# Places in `numbers`: what LMDB has given, the largest profile, and what the look-up has found.
+# Places in `numbers`: LMDB's result, the size of the largest profile, and the results of the look-up.
 ENVIRONMENT, DATABASE, TRANSACTION, PROFILE_BYTES_MAX, COMPLETE_TO_MS, SNAPSHOT, PAGE_BYTES = range(7)
 NUMBER_COUNT = 7
 # An MDB_val is a size and an address. The first one is a key, the second one its value.

@@ -70,7 +70,7 @@ _NO_MARKS = np.full(tables.MARK_HEAD_SIZE, -1, dtype=np.int64)
 class OverlaySettings:
     """Answered payments that count before the stream has them. The same for serve, companion and stream."""
 
-    # False: a payment sees what is in the mirror, and nothing later.
+    # False: a payment sees the profiles in the mirror, and nothing later.
     enabled: bool = False
     path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
     # How long an answered payment is pending. The stream has most of them in their profiles within a second.
@@ -429,7 +429,7 @@ class Overlay:
         self._fill(None, slice(row, row + 1), presence)
 
     def folded(self, found: bytes) -> bytes:
-        """Returns the presence of the last `fill` from that of the mirror: whoever has a pending payment is known."""
+        """Returns the mirror's presence of the last `fill`, with each entity known that has a pending payment."""
         if self._number_view[tables.FOLDED] == 0:
             return found
         folded = self._folded_view[: len(found)].tobytes()

@@ -7,9 +7,9 @@
 
 A worker that sees transaction 5091 sees the mark, too. A worker that sees 5090 adds the payment to the profile still.
 
-On a new host nothing is pending, and a profile whose newest payment was made long ago contains none that ever will be
-(`begin_anew`, `note_filled`). So the first payments already see each other, if the store is as quiet as that of a new
-project.
+On a new host nothing is pending. A profile whose newest payment is old contains no payment that will ever be pending
+(`begin_anew`, `note_filled`). If the store is as quiet as that of a new project, the first payments therefore already
+see each other.
 
 What can go wrong: the payments of a change are not named, so that profiles contain payments without a mark. The marks
 then say `unsure` for two lifetimes, and no worker trusts them until the payments of that time are over: one may be

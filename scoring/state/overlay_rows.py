@@ -1,4 +1,4 @@
-"""Rows of the overlay between hosts: what this host has answered, as datagrams, and what others have, in the table.
+"""Exchanges rows of the overlay between hosts: own payments leave as datagrams, others' payments enter the table.
 
     host A   worker answers payment 7 of merchant M ─► table A ─ `take_new` ─► datagram ─┐
     host B   worker answers payment 8 of merchant M                                      │
@@ -6,12 +6,12 @@
 
 1. A datagram has at most DATAGRAM_BYTES: a head, some rows, and a code that only a holder of the deployment's identity
    key can make. A row is a payment's tag, the hashes of its entities, and its attributes. It has no card number.
-2. A datagram counts from which process it is, and its place among those. A row that comes again, or comes late, is
+2. A datagram names its process and its number among that process's datagrams. A datagram that comes again, or late, is
    dropped.
 3. There are no clocks in it. A payment of another host is pending for a lifetime from the moment it comes. Its own time
    must be near this host's time of day, as for the host's own payments.
-4. A payment counts once, whichever host has told of it: readers compare tags. The marks tell of the payments of all
-   hosts, so that rows of others retire as own rows do.
+4. A payment counts once, even if several hosts send it: readers compare tags. The marks cover the payments of all
+   hosts, so rows of other hosts retire as own rows do.
 """
 
 from __future__ import annotations

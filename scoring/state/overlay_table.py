@@ -23,8 +23,8 @@ it:
 5. A reader (scoring/state/overlay_pending.py) takes a payment's rows, the newest first, and adds those to the profile
    that it does not contain.
 6. `mark_all` notes where on Kafka a payment stands. A profile says up to which offset of each partition it contains
-   payments. So a payment with a mark is in the profile, or not; a payment without a mark is in no profile that the
-   mirror holds, since the companion writes marks before profiles.
+   payments. For a payment with a mark, the two offsets tell whether the profile contains it. A payment without a mark
+   is in no profile of the mirror, because the companion writes marks before profiles.
 7. A reader that finds an entity's oldest rows contained notes the mirror's transaction in the newest of these rows, its
    *cut* for this entity. Profiles lose no payment, so a reader of this transaction or a later one ends there. The cut
    of a row that is not cut holds the row's negative number: a reader that slept while the row was used again changes
@@ -57,7 +57,7 @@ _NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _PRINT_MASK = (1 << 26) - 1
 # A row. Hashes, links, cuts and attributes follow.
 STATE, MOMENT, TAG, CHECK, ORIGIN, ROW_HEAD = range(6)
-# Who has answered a payment.
+# The host that answered a payment.
 OWN, OTHERS = 0, 1
 # The head of the marks: the mirror's newest transaction whose payments are all marked, and until when nobody knows what
 # profiles contain.
@@ -74,9 +74,9 @@ _LINKS_TRIED = 64
 # added to one profile, and the mirror's transaction that profiles were read in. The others are results.
 NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT = range(4)
 IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(4, 11)
-# What a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the lifetime;
-# the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all rows up to a
-# number were made. A worker begins with zeros.
+# State that a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the
+# lifetime; the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all
+# rows up to a number were made. A worker begins with zeros.
 OVER, SEEN, SAMPLES_AT, SAMPLES = 11, 12, 13, 32
 NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
@@ -185,7 +185,7 @@ def _take_row(table: I64, shape: I64, now_ms: int, life_ms: int) -> int:
 def _is_free(table: I64, shape: I64, word: int, next_number: int, now_ms: int, life_ms: int) -> bool:
     """Whether a slot of the directory can be used for another entity."""
     number = number_of(word, next_number)
-    # A whole round has passed: whatever the row is now, nobody need look at it.
+    # A whole round has passed: nobody need look at the row, even if it is in use again.
     if word == 0 or next_number - number >= shape[SHAPE_ROWS]:
         return True
     at = row_at(shape, number)
@@ -332,7 +332,7 @@ def mark_all(marks: I64, shape: I64, tags: I64, sources: I64, offsets: I64, now_
         if marks[best] != tag:
             if marks[best] != 0 and now_ms - oldest_ms <= keep_ms:
                 lost += 1
-            # A reader that sees the tag sees what belongs to it.
+            # A reader that sees the tag sees its source, time and offset.
             store_atomic(marks, best, 0)
         store_atomic(marks, best + 2 * BUCKET_SLOTS, offsets[payment])
         store_atomic(marks, best + BUCKET_SLOTS, sources[payment] << SOURCE_SHIFT | now_ms)
@@ -363,11 +363,11 @@ def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms
     return int(rows - numbers[ADDED])
 
 
-# What a reader of new rows keeps from call to call: the number it goes on with, a row that was being written when it
-# looked, the moment when it first saw it so, and how many rows it has missed.
+# State that a reader of new rows keeps from call to call: the number it goes on with, a row that was being written when
+# it looked, the moment when it first saw it so, and how many rows it has missed.
 GOES_ON_AT, WRITTEN_AT, WRITTEN_SINCE_AT, MISSED_AT = range(4)
 READING_COUNT = 4
-# A row that is being written for so long belongs to a worker that was killed.
+# A row that is being written for this long belongs to a worker that was killed.
 _WRITING_MS = 1000
 
 

@@ -193,7 +193,7 @@ class AdmissionSettings:
     queue_payments_max: int = 4096
     # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
-    # Payments that a worker takes from one caller in a second; what comes at once: caller_queues.py. 0: no limit.
+    # Payments that a worker takes from one caller in a second; for bursts see caller_queues.py. 0: no limit.
     caller_payments_per_second: int = 0
 
     def __post_init__(self) -> None:
@@ -596,7 +596,7 @@ def _only(names: Sequence[bytes]) -> bytes:
 
 
 def _weight_of_batch(call: Call) -> int:
-    """Returns how many payments a batch counts as before it is read."""
+    """Returns the estimated number of payments in a batch that has not been read yet."""
     return max(1, len(call.payload) // _REQUEST_BYTES)
 
 

@@ -6,14 +6,14 @@ sockets, and TCP slows him down.
 
 After the pause his connections stand in line, and a slice of some payments is read in each turn of the loop. The others
 wait for the slice and its scoring. A slice is therefore small, although small chunks are dear. The next refusal begins
-the next pause. If none comes he may send more than small slices hold: they grow, and after 30 ms the line ends, as it
-does when nobody stands in it any more. Then all is as before.
+the next pause. Without another refusal the slices grow, because the caller may send more than small slices hold. After
+30 ms, or when nobody stands in it, the line ends and the fronts read as usual.
 
     noisy   8 refused ─► held 2 ms ─► in line: 2 read ─► turn ─► 2 read ─► turn ─► … 1 refused ─► held 2 ms ─► …
     quiet   not held
 
-That bounds what the noisiest caller takes from the others, whatever the number of his connections. It happens only
-while another caller is there, too. A caller alone is refused at once, however fast he sends.
+That limits how much the noisiest caller takes from the others, with any number of connections. It happens only while
+another caller is there, too. A caller alone is refused at once, however fast he sends.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
    at which the others are, so nobody saves up while he is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
    large batch moves the due far: its caller then sits out what he has had too much.
 2. A chunk ends before a caller who has more payments waiting than the chunk holds: he would more than double the time
-   that the others wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so
-   `take` can also be told to fill chunks: that is for a worker that has more to do than it can.
+   that the others wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so an
+   overloaded worker asks `take` to fill chunks.
 3. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
    share is refused; the others do not notice.
 4. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and
@@ -31,8 +31,8 @@ QUANTUM = 8
 # The most payments in a chunk of several callers if the worker cannot answer all that is asked. Half a chunk halves
 # that wait, and costs a full worker a few per cent.
 SHARED_CHUNK = 2 * QUANTUM
-# What a caller may send at once who has a limit of payments a second: those of a second divided by this, but at least
-# as many as a batch may have.
+# The burst of a caller with a rate limit: the payments of a second divided by the first number, but at least the second
+# number, which is a large batch, and at most the payments of a second.
 _BUCKETS_PER_SECOND, _BUCKET_MIN = 20, 256
 # The most callers whose queues and rates are kept while they are empty or unused.
 _KEPT_MAX = 4096
@@ -156,7 +156,7 @@ class CallerRates:
         """0 is no limit."""
         self._per_second = per_second
         self._size = float(min(per_second, max(_BUCKET_MIN, per_second // _BUCKETS_PER_SECOND)))
-        # What each caller may still send, and as of when.
+        # The payments that each caller may still send, and the time of that count.
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
     def spend(self, caller: bytes, payments: int, now: float) -> bool:

@@ -18,11 +18,11 @@ _BURST_FACTOR, _BURST_DEADLINE_SHARE = 3.0, 0.75
 # A queue stands when it has become no shorter in this many of these times of work in a row. In the first one
 # it has become longer in any case: that is how it came to be.
 _LOOK_S, _LOOKS = 0.01, 2
-# It also stands when the worker has worked for this long without having emptied it. At half load what gathers in a stop
-# of 100 ms is answered in about as much work.
+# It also stands when the worker has worked for this long without having emptied it. At half load, the payments that
+# gather in a stop of 100 ms are answered in about as much work.
 _STANDING_S = 0.05
-# A queue counts as standing for so long after it stood last. Callers who send too much pause, too: a queue of 10 ms is
-# empty after a pause of 10 ms, and what comes then is no burst.
+# A queue still counts as standing for this long after it stood last. Callers who send too much pause, too: a queue of
+# 10 ms is empty after a pause of 10 ms, and the payments that follow are no burst.
 _CALM_S = 0.1
 
 
@@ -55,8 +55,8 @@ class QueueLimit:
         self._stand_s = wait_s_max
         burst_s = min(_BURST_FACTOR * wait_s_max, _BURST_DEADLINE_SHARE * deadline_s)
         self._burst_s = max(self._stand_s, burst_s)
-        # Work since the queue was empty, and up to the last look; what waited then, and in how many looks in a row it
-        # had become no shorter; and whether a call was refused since.
+        # Seconds of work since the queue was empty, and up to the last look; the queue's length at that look, and the
+        # number of looks in a row that found it no shorter; and whether a call was refused since.
         self._working_s = self._looked_at_s = 0.0
         self._waited = self._longer = 0
         self._has_refused = False

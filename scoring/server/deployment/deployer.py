@@ -1,4 +1,4 @@
-"""The supervisor's half of a swap: has another process check what should be served, then orders the workers.
+"""The supervisor's half of a swap: has another process check the new releases, then orders the workers to serve them.
 
     SIGHUP, or deployment.json changed
         │
@@ -13,13 +13,13 @@
    costs one look more.
 3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
    size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
-4. If the workers' orders are the same as before, nothing is written.
+4. If the workers' orders have not changed, nothing is written.
 5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
    would stay where the file no longer is. A bundle that crashes its checker is not tried again.
 6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
-7. Where there is a registry, a file that names what nobody has approved changes nothing, whoever wrote it.
-8. Orders and releases that somebody changes or deletes are made again. A worker that starts would decide by what
-   `serve` was started with, and hear of nothing newer.
+7. Where there is a registry, a file that names a release without its approvals changes nothing.
+8. Orders and releases that somebody changes or deletes are made again. Without them a worker that starts would decide
+   by the release that `serve` was started with, and hear of nothing newer.
 9. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
    that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
 10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
@@ -77,14 +77,14 @@ _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
-# How often it looks whether what it has written is still as it was.
+# How often it looks whether its orders and releases are still as it wrote them.
 MEND_S = 1.0
 # How long it waits before it tries again to write orders that could not be written.
 _AGAIN_S = 5.0
 # How long it waits at most before it looks again at a deployment file that was refused.
 _AGAIN_S_MAX = 600.0
 _FAILED = 1
-# A checker that cannot write what it has found ends with this and the number of the error.
+# A checker that cannot write its findings ends with this and the number of the error.
 _UNWRITTEN = 100
 KILLS_MAX = 3
 # How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
@@ -97,7 +97,7 @@ _State = FileState | None
 _FolderState = tuple[tuple[str, _State], ...]
 # Stands in for the state of a configuration file that does not exist.
 _NO_FILE: FileState = (0, 0, 0, 0)
-# What a file of an operator may lead to, or one of a checker, which has run a bundle's code.
+# Errors that an operator's file may cause, or the file of a checker, which has run a bundle's code.
 _WRONG = (PaywardenError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -115,7 +115,7 @@ class _Checked(NamedTuple):
     keys: Mapping[str, str]
     known: Mapping[str, _Known]
     configured: tuple[_State, Deployment] | None
-    # What is wrong with releases that are not the active one.
+    # Errors of releases other than the active one.
     troubles: list[str]
 
     @property
@@ -200,14 +200,15 @@ class Deployer:
         self._pid, self._started, self._is_late = 0, 0.0, False
         # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
         self._has_share = self._is_starved = False
-        # What it checks, as the deployment file asks for; and whether the file asks for something else by now.
+        # The deployment that the checker checks, if it comes from the file; and whether the file asks for another one
+        # by now.
         self._checking: Deployment | None = None
         self._is_outdated = False
-        # When it looks again at what was refused, and how long it waits after that.
+        # When it looks again at a refused release, and how long it waits after that.
         self._again_at, self._again_s = math.inf, _AGAIN_S
         # How many checkers in a row were killed.
         self._kills = 0
-        # What checkers have found out: the key of each release, and what the configuration asks for.
+        # The findings of checkers: the key of each release, and the deployment in the configuration.
         self._known: dict[str, _Known] = {}
         self._configured: tuple[_State, Deployment] | None = None
         self._seen = file_state(self._runtime / DEPLOYMENT)
@@ -268,7 +269,7 @@ class Deployer:
             # It was killed.
             shutil.rmtree(path, ignore_errors=True)
         if self._is_outdated:
-            # What it was to check is not wanted any more.
+            # The release that it was checking is not wanted any more.
             self._is_outdated = self._is_starved = False
             result.unlink(missing_ok=True)
             return True
@@ -358,7 +359,7 @@ class Deployer:
         seen = file_state(path)
         if seen == self._seen:
             return
-        # Whatever it is, the look after the checker's end begins with it.
+        # The look after the checker's end begins with this file, readable or not.
         self._seen, self._is_asked = seen, True
         try:
             deployment = read_deployment(path)
@@ -567,7 +568,7 @@ class Deployer:
                 try:
                     keys |= {*read_orders(path).keys}
                 except Misconfigured:
-                    # Somebody has damaged them. Until they are mended nobody knows what is in use.
+                    # Somebody has damaged them. Until they are mended nobody knows which releases are in use.
                     return
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):

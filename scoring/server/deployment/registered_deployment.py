@@ -1,4 +1,4 @@
-"""The deployment file of a host, written as the log of the model registry says.
+"""Writes the deployment file of a host from the log of the model registry.
 
     log ──rules, signatures──► champion, version before it, rollout under way ──files checked──► deployment.json
 
@@ -6,8 +6,8 @@
    and the commands that promote, roll back or abort. It depends on the log alone, so it does not matter who comes
    first.
 2. One process at a time reads the log and writes the file. A later state of the log is therefore written later.
-3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
-   are gone: a way back must not fail because somebody tidied up.
+3. A release that the file names already is not checked again. If its files are gone, the copy below RUNTIME/ready is
+   used: a way back must not fail because somebody tidied up.
 4. If the candidate cannot be found, the champion decides about its cards. It is looked for again, at first after
    seconds: its files may come later than the log.
 5. A thread fetches files that are in an object store alone. A slow store keeps no rollback from this host: meanwhile
@@ -178,7 +178,7 @@ class _Fetches:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        # What was wrong with the version that was fetched last.
+        # The error of the version that was fetched last.
         self._failed: tuple[str, Misconfigured] | None = None
 
     def served(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ServedVersion:

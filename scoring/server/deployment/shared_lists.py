@@ -4,7 +4,7 @@
                                                               ▲ orders-PID.json: "lists": {DIGEST: 17}
     workers      map /proc/PID/fd/17 ─────────────────────────┘
 
-1. Nobody can write or cut short sealed memory, whatever happens to the file on disk meanwhile.
+1. Nobody can write or cut short sealed memory, even if the file on disk changes meanwhile.
 2. A worker opens the supervisor's descriptor by its path. The memory's name has the digest of the list, so a descriptor
    that means something else by now is not taken for it.
 3. Where a worker cannot have it, it reads the file into memory of its own.
