@@ -1,4 +1,4 @@
-"""An alert as a value: what it is named after, how bad it is, and where it is in its life.
+"""An alert as a value: its subject, its severity, and its state.
 
     raised  ──►  escalated (worse, or renamed after its cause)  ──►  cleared
 
@@ -140,7 +140,7 @@ class Alert:
     # The values between which the signal counts as unchanged; both 0 where nobody says.
     unchanged_low: float = 0.0
     unchanged_high: float = 0.0
-    # What the current window is compared with.
+    # The reference that the current window is compared with.
     comparison: Comparison = Comparison.BASELINE
     # For alerts that compare with the training window: the share of payments that would have to move, and how often the
     # open alert was repeated.

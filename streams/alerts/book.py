@@ -245,7 +245,7 @@ class AlertBook:
             return replace(alert, evidence=finding.evidence)
         worse = rank_of(self._severity(finding)) > rank_of(alert.severity)
         if worse and not self._moves_still(alert, block, verdict):
-            # It would be told as worse because of the finding, under the name of a signal that is back by now.
+            # Otherwise the finding would raise the severity of an alert that names a signal which is back by now.
             return self._renamed(alert, finding, [alert], block)
         alert = replace(alert, attached=_strongest([*alert.attached, finding.moved()]))
         return _with_severity(alert, self._severity(finding))

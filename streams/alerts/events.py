@@ -25,7 +25,7 @@ from paywarden.streams.kafka.producers import Sender
 EVENTS_TOPIC: Final = "console-events"
 ASSIGNED: Final = "assigned"
 COMMENTED: Final = "commented"
-# A person waits for it: an outage is told soon.
+# A person waits for the result, so an outage must show soon.
 _FLUSH_TIMEOUT_S = 8.0
 
 

@@ -1,7 +1,7 @@
-"""Follow the topics of alerts: what is new on drift-alerts, drift-acknowledgements and console-events.
+"""Follow the topics of alerts: new records on drift-alerts, drift-acknowledgements and console-events.
 
-Each has one partition. The reader says where it goes on, and remembers nothing itself: a reader with a database keeps
-the offsets in the transaction that keeps the records.
+Each has one partition. The feed reports its positions and stores none: a reader with a database keeps the offsets in
+the transaction that keeps the records.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class DecisionSampler:
             return range(self._searched(partition, first_ms, max(low, stop - _RECORDS_MAX), stop), stop)
         start, stop = (self._offset_at(partition, time_ms) for time_ms in (first_ms, last_ms))
         start, stop = (end if offset < 0 else offset for offset in (start, stop))
-        # The newest ones: of a long time the end says most about what is.
+        # The newest ones: the end of a long time says most about the present.
         return range(max(low, start, stop - _RECORDS_MAX), stop)
 
     def _searched_from_the_end(self, partition: int, time_ms: int, low: int, end: int) -> int:

@@ -32,7 +32,7 @@ _START = _HEADER.size + _DIGEST_BYTES
 _HEAD_BYTES_MAX = 64 * 1024 * 1024
 # Fast enough to pack the state once a block; higher levels save hardly one percent.
 _ZLIB_LEVEL = 1
-# What reading damaged bytes may raise.
+# Errors that reading damaged bytes may raise.
 _UNREADABLE = (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 

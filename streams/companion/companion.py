@@ -104,11 +104,11 @@ class CompanionSettings:
     decisions_every_ms: int = 500
     # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
     fill_from_store: bool = True
-    # How long a stop may take, shipping what is left included.
+    # How long a stop may take. It includes shipping the decisions that are left.
     stop_timeout_s: int = 10
     # The companion replaces a client that delivers nothing for this long although the broker has more records.
     stall_timeout_s: int = 60
-    # The name of what this host serves, such as an arm of an A/B test. It goes into every shipped decision.
+    # The name of this host's variant, such as an arm of an A/B test. It goes into every shipped decision.
     variant: str = ""
     # The longest time from an event's arrival on Kafka to the mirror: the stream's objective for its store, and half a
     # second for the changelog. Exceptions have the form "merchant=5000".
@@ -326,7 +326,7 @@ class Companion:
         if self._held.records or self._held.ended or has_moves:
             try:
                 self._apply(self._held)
-                # Applied once: a failure of what follows must not apply it again.
+                # Applied once: a failure of a later step must not apply it again.
                 self._held = Consumed([], {}, self._held.is_all)
                 if moves is not None:
                     moves.advance()

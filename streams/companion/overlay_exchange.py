@@ -186,7 +186,7 @@ def _addresses_of(peers: tuple[str, ...], family: int) -> list[tuple[str, int]]:
         try:
             known = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
         except (OSError, UnicodeError):
-            # No such name, or none that can be one: the other peers are told all the same.
+            # The name does not exist, or is not valid. The other peers still get the rows.
             continue
         for _, _, _, _, where in known:
             found[str(where[0]), int(where[1])] = None

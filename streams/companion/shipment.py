@@ -1,4 +1,4 @@
-"""One worker's outbox on its way to the topic: what is read, what is shipped, and what is set aside.
+"""One worker's outbox on its way to the topic: records are read, and shipped or set aside.
 
     outbox worker-0   …│ d41 d42 ▒▒▒ d43 │
                        ▲             ▲                d41 d42 d43 → decisions          ▒▒▒ → set-aside
@@ -53,7 +53,7 @@ class ShippingOptions:
 
     # How long the outbox keeps a decision after it is shipped.
     keep_s: float = 0.0
-    # The name of what this host serves; it goes into every decision.
+    # The name of this host's variant; it goes into every decision.
     variant: str = ""
     # At most this many decisions go into one transaction: about 5 MB, and a fraction of a second's work.
     transaction_max: int = 5_000
@@ -144,7 +144,7 @@ class Shipment:
         self.shipped_to, self.is_moved = self.read_to, False
 
     def rewind(self) -> None:
-        """Go back to the last commit: what was read since then is not on the topic."""
+        """Go back to the last commit: records read since then are not on the topic."""
         self.read_to = self.shipped_to
 
     def keep(self, *, at_once: bool = False) -> None:

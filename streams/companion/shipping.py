@@ -61,9 +61,9 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-# How long one round waits for the broker. A call that gives up is made again, which librdkafka 2.16 does not stand if
-# its own thread got no CPU for so long: it takes the end of a commit that nobody waits for as that of an abort, and
-# ends the process (rd_kafka_txn_endtxn_complete asks which call is under way). Calls of 50 ms met that under load.
+# How long one round waits for the broker. A call that gives up is made again. librdkafka 2.16 fails at that if its own
+# thread got no CPU for the whole wait: it takes the end of a commit that nobody waits for as the end of an abort, and
+# ends the process (rd_kafka_txn_endtxn_complete checks which call is in progress). Calls of 50 ms met that under load.
 _WAIT_S = 2.0
 # More lost producers than this in a row, without a commit in between, are no accident.
 _PRODUCERS_LOST_MAX = 10

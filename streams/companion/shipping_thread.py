@@ -72,7 +72,7 @@ class ShippingThread:
         try:
             self._shipper.find_workers()
             self._shipper.drain(self._drain_until - time.monotonic())
-        except Exception as error:  # noqa: BLE001 - whoever stops the process raises or logs it
+        except Exception as error:  # noqa: BLE001 - the caller of `stop` raises or logs it
             self.error = error
 
     def _work(self) -> None:

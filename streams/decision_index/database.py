@@ -1,16 +1,16 @@
 """The databases that an index can live in: DuckDB in a file for one machine, PostgreSQL for a team.
 
-Both understand the same SQL, with `?` for a value. A `Transaction` is one on the database: what it did is there as a
-whole when its `with` block ends, or not at all.
+Both understand the same SQL, with `?` for a value. A `Transaction` is atomic: when its `with` block ends, the database
+has all of its changes or none.
 
     with database.transaction() as transaction:
         transaction.append("keys", {"hash": [...], "decided_time_ms": [...], ...})
         rows = transaction.execute("SELECT label FROM outcomes WHERE payment_hash = ?", (1,))
 
-DuckDB has no index that stays small: a table of keys in order of their hashes does the same, since the smallest and the
-largest value of each 122,880 rows are known. New keys gather in a table of their own (`keys_tail`) until they are worth
-sorting. `tidy` sorts them into a run of their own, and `merge` makes one of many runs. PostgreSQL has B-trees, and both
-do nothing.
+DuckDB has no index that stays small. A table of keys in order of their hashes takes its place, because DuckDB knows the
+smallest and the largest value of each 122,880 rows. New keys gather in a table of their own (`keys_tail`) until they
+are worth sorting. `tidy` sorts them into a run of their own, and `merge` makes one of many runs. PostgreSQL has
+B-trees, and both do nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _KEYS = """
 _BODIES = """
     decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, body {blob} NOT NULL"""
 _OUTCOMES = "payment_hash BIGINT NOT NULL, outcome_time_ms BIGINT NOT NULL, label TEXT NOT NULL, source TEXT NOT NULL"
-# What both have, and no topic can give back alone.
+# Tables that both databases have. Some hold data that no topic can give back alone.
 _COMMON = (
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS hours (hour BIGINT PRIMARY KEY, decisions BIGINT NOT NULL)",
@@ -134,7 +134,7 @@ class Database(Protocol):
         """
 
     def tidy(self, *, at_least: int) -> None:
-        """Puts in order what came since the last call, if it is `at_least` so many keys."""
+        """Sorts the keys that came since the last call, if there are `at_least` this many."""
 
     def fill_alone(self, transaction: Transaction) -> None:
         """Waits until no other transaction fills the index, and keeps others waiting until this one ends."""
@@ -466,7 +466,7 @@ class PostgresDatabase:
                 connection: psycopg.Connection[Any] = self._free.pop()
                 if not connection.closed:
                     return connection
-        # A verdict is on disk when it is confirmed, whatever the server does for others.
+        # A confirmed verdict is on disk, also where the server's default does not wait for it.
         options = f"-c search_path={self._schema} -c statement_timeout={self._timeout_ms} -c synchronous_commit=on"
         try:
             return psycopg.connect(self._address, autocommit=True, connect_timeout=5, options=options)

@@ -47,14 +47,14 @@ from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP
 
 TOPICS = (EVENTS_TOPIC, "decisions", "outcomes", "verdicts")
-"""What an index is filled from."""
+"""The topics that fill an index."""
 BATCH_RECORDS = 5_000
 # Keys that wait unsorted. A search reads all of them; 2 million take DuckDB some 10 ms.
 TIDY_KEYS = 2_000_000
 # While an index is filled from the beginning nobody searches much, and longer runs make later searches faster.
 FILL_TIDY_KEYS = 20_000_000
 FRESH_MS = 5_000
-"""An index whose newest records are younger than this is not told to be behind."""
+"""An index whose newest records are younger than this does not count as behind."""
 ASK_EVERY_MS = 5_000
 """Kafka is asked for an end when it has given nothing for this long."""
 VERDICTS_TOPIC = "verdicts"
@@ -319,7 +319,7 @@ def add_all(
     transaction: Transaction,
     decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
 ) -> None:
-    """Adds decoded records, by topic, each with its bytes. Erased records stay out, in whatever order they come."""
+    """Adds decoded records, by topic, each with its bytes. Erased records stay out, also if the erasure comes first."""
     for record, _ in decoded[EVENTS_TOPIC]:
         if (erasure := Erasure.of_event(record)) is not None:
             index.erase(transaction, erasure)
@@ -375,7 +375,7 @@ class VerdictSender:
         # Verdicts that Kafka has, and that the database still shows as unsent.
         self._on_topic: set[str] = set()
         self.trouble = ""
-        """What keeps verdicts from the topic since `trouble_since_ms`; "" if nothing does."""
+        """Why verdicts have not reached the topic since `trouble_since_ms`; "" if they do."""
         self.trouble_since_ms = 0
         self.is_index_away = False
         """Whether that is the database that they wait in, and not the topic."""

@@ -1,4 +1,4 @@
-"""The index of decisions: what is in it, and how it is searched.
+"""The index of decisions: its tables, and the search in them.
 
     decisions   a row for each decision, in the order of arrival          read for the rows of one page alone
     keys        (hash, time, payment's hash, score, action)               the way to them: see search.py
@@ -157,7 +157,7 @@ class DecisionIndex:
         return round((worth or 0) * float(decision["score"]))
 
     def add_outcomes(self, transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
-        """Adds outcomes in the form of their topic. The newest of a payment counts, whatever their order."""
+        """Adds outcomes in the form of their topic, in any order. The newest outcome of a payment counts."""
         told = list(outcomes)
         transaction.append(
             "outcomes",
@@ -253,7 +253,7 @@ class DecisionIndex:
         )
 
     def expire(self, before_ms: int) -> None:
-        """Takes out decisions, reviews and sent verdicts that are older than a time, and outcomes told before it."""
+        """Deletes decisions, reviews and sent verdicts that are older than a time, and outcomes reported before it."""
         tables = self.database.tables_by_time()
         with self.database.transaction() as transaction:
             for table, column in tables.items():

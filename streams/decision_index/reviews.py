@@ -73,7 +73,8 @@ class WaitingReview:
     held_until_ms: int = 0
 
     def priority(self, now_ms: int) -> float:
-        """Returns by how much it is before others: what is at stake, once more for each day that it has waited."""
+        """Returns a number, larger is earlier: 24 times the stake, and as much again for each day that it has
+        waited."""
         return self.stake_minor * (_DAY_MS + max(0, now_ms - self.decided_time_ms)) / _HOUR_MS
 
 

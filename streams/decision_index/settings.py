@@ -21,7 +21,7 @@ class DecisionIndexSettings:
     address: str = field(default="", repr=False)
     # The schema of the tables in PostgreSQL.
     schema: str = "paywarden"
-    # What DuckDB may use.
+    # Limits of DuckDB.
     memory_mb: int = 1024
     threads: int = 2
     # PostgreSQL ends a statement that takes longer; a server that says nothing is given up 2 s later.

@@ -195,7 +195,7 @@ class Backtest:
 
 @dataclass(frozen=True)
 class Detected:
-    """When an injected change was first told: by any alert that names it. Hours are NaN if it never was."""
+    """The detection of an injected change: the first alert that names it. Hours are NaN without one."""
 
     injection: Injection
     hours: float
@@ -205,7 +205,7 @@ class Detected:
 
 
 def detected(injection: Injection, alerts: Sequence[Alert]) -> Detected:
-    """Return when an injected change was told first, by which comparison, and how bad it became."""
+    """Return when the first alert named an injected change, by which comparison, and the worst severity."""
     named = [
         alert
         for alert in alerts

@@ -331,5 +331,5 @@ def _past_key(hour_ms: int) -> bytes:
     return f"{ENTITY}:past:{hour_ms // HOUR_MS % _PAST_SLOTS}".encode()
 
 
-# What decodes the records of this module that are no tiles. The state itself has a digest.
+# Decoders of this module's records that are no tiles. The state itself has a digest.
 EVALUATION_CHECKS: dict[bytes, Check] = {DONE_KEY: _DONE.unpack}

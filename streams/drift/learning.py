@@ -8,7 +8,7 @@ without a reference are learnt the same way.
     Monday 00:00 UTC   learn from at most PAST_WEEKS of hours before   valid for Monday
     Tuesday 00:00 UTC  learn anew                                      valid for Tuesday
 
-Learning uses nothing but the hours, so a restarted worker learns the same.
+Learning uses the hours alone, so a restarted worker learns the same.
 
 A bundle's own reference ages as well: people pay differently over the months. `FollowedLevels` moves what is expected
 of features and traffic a little with every day.

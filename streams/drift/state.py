@@ -63,7 +63,7 @@ RECORD_BYTES_MAX = 950_000
 # A delta with this many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
-# How far a partition may be ahead of what is evaluated: its tiles must be there until they are.
+# How far a partition may be ahead of the evaluation. Its tiles must be there until they are evaluated.
 _AHEAD_MS_MAX = KEPT_MS // 2
 
 # The content of a delta or of a tile: packed Counts by cell. In a tile, all cells have the tile's time.
@@ -72,7 +72,7 @@ Cells = dict[CountCell, bytes]
 
 @dataclass
 class DriftHead(CheckpointHead[CountingProgress]):
-    """The head of one partition. `delta`: what was counted since the partition's tiles were last written."""
+    """The head of one partition. `delta`: the counts since the partition's tiles were last written."""
 
     progress: CountingProgress = field(default_factory=CountingProgress)
     delta: Cells = field(default_factory=dict)
@@ -400,7 +400,7 @@ def _cells_of(keyed: Iterable[tuple[list[Any], bytes]]) -> Cells:
     return {CountCell(minute_ms, Model(version, binning)): data for (minute_ms, version, binning), data in keyed}
 
 
-# What decodes each kind of record of this module, by the beginning of its key. Hours and the past are tiles, too.
+# Decoders of each kind of record of this module, by the beginning of its key. Hours and the past are tiles, too.
 DRIFT_CHECKS: dict[bytes, Check] = {
     f"{ENTITY}:head:".encode(): DriftHead.decode,
     **{f"{ENTITY}:{name}:".encode(): CountTile.decode for name in (*_NAMES.values(), "hour", "past")},

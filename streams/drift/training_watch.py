@@ -58,8 +58,8 @@ _QUIET_SHARE = 0.5
 # For a number, this many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
 _ORDERED_TIMES = 2
 # A number must lie this many times as far away as any week of training did. Profiles of a large merchant give all its
-# payments nearly one value, which wanders: two months of training hold few independent values of it, and the weeks that
-# follow go further than each of them by chance.
+# payments nearly one value, which wanders. Two months of training hold few independent values of it, so later weeks lie
+# further away by chance.
 _NATURAL_TIMES = 2
 # Weeks of the training window that lie this far from it say that a feature is a clock: it leaves the window by itself.
 _CLOCK_PSI = 1.0
@@ -99,7 +99,7 @@ class TrainingWatch:
         # The rows of the last days, by the start of the day.
         self._days: dict[int, CountArray] = {}
         self._since_ms = 0
-        # How far the newest week lies from the training window beyond what is natural: the furthest of each group.
+        # How far the newest week lies from the training window beyond its natural distance: the furthest of each group.
         self.distances: dict[str, float] = {}
         # Open alerts by group, and when each was sent last.
         self.open: dict[str, Alert] = {}

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 # Leaving the consumer group is a courtesy; without it the group waits for the session's end.
 _FAUST_STOP_TIMEOUT_S: Final = 5.0
-# What each step of a stop has when the others have used up the time.
+# The time of each step of a stop when earlier steps have used up the time.
 _LAST_STEP_S: Final = 0.25
 # Faust commits the agents' progress this often; after a crash at most this much is read again.
 _COMMIT_EVERY_S: Final = 1.0
@@ -143,7 +143,7 @@ class StreamApp(faust.App):
             self.fail(error)
         self._stopping = True
         deadline = self.loop.time() + _own_stop_s(self._settings)
-        # The pipeline bounds itself, and says what it abandons.
+        # The pipeline limits its own stop, and logs the work that it abandons.
         await self._step(self.pipeline.stop(), self._settings.stop_timeout_s)
         await self._step(_all(self.before_stop), deadline - self.loop.time())
         if not await self._step(self.stop(), min(_FAUST_STOP_TIMEOUT_S, deadline - self.loop.time())):
@@ -217,7 +217,7 @@ class StreamApp(faust.App):
             self.fail(error)
 
     async def _step(self, work: Coroutine[Any, Any, object], timeout_s: float) -> bool:
-        """Await a step of the stop, at most so long; whatever it raises fails the app. False when it took too long.
+        """Await a step of the stop, at most `timeout_s`; an error of it fails the app. False when it took too long.
 
         Not wait_for: Faust swallows a cancellation here and there, and that would wait for it all the same.
         """
@@ -283,7 +283,7 @@ async def _run(app: StreamApp, end: ProcessEnd) -> None:
         if not end.stop.is_set():
             await app.run_until(stop)
     finally:
-        # asyncio now cancels what is left, and waits for threads that may be waiting for a store.
+        # asyncio now cancels the tasks that are left, and waits for threads that may be waiting for a store.
         end.begin()
         end.work_is_done()
 

@@ -22,7 +22,7 @@ from paywarden.schemas.errors import InvalidEvent
 _log = logging.getLogger(__name__)
 
 _KEPT_S = 30 * 86_400
-# What decoding raises on bytes that are no record: those of JSON, of struct, and of fields that are not there.
+# Errors of decoding bytes that are no record: from JSON, from struct, and from missing fields.
 _ERRORS = (ArithmeticError, AttributeError, IndexError, InvalidEvent, KeyError, RecursionError, TypeError, ValueError)
 
 Check = Callable[[bytes], object]

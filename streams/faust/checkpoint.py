@@ -59,7 +59,7 @@ class CheckpointHead(ABC, Generic[_ProgressT]):
     @classmethod
     @abstractmethod
     def empty(cls) -> Self:
-        """Return the head of a partition of which no record is worked in. It has no owner."""
+        """Return the head of a partition without any processed record. It has no owner."""
 
 
 _HeadT = TypeVar("_HeadT", bound=CheckpointHead[Any])

@@ -25,7 +25,7 @@ from paywarden.streams.faust.record_batches import ignore_headers
 _log = logging.getLogger("faust.transport")
 # How long a fetch waits while all partitions are held.
 _IDLE_S = 0.2
-# Faust lets the broker wait 1.5 s for new records. The age of what a fetch has seen is a little more.
+# Faust lets the broker wait 1.5 s for new records. The data of a fetch is a little older than that.
 _GATHER_MS_MAX = 1_500
 _FETCH_AGE_MS = 2_000
 # An answer of this size is worth its price: some hundred decisions.
@@ -80,13 +80,13 @@ def _fetched_of(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> tuple[int
 
 
 class EndMarks:
-    """Where partitions ended, and when: whoever has read to a mark has read all that was there at that time.
+    """Ends of partitions with their times: a reader that has read to a mark has read all that was there at that time.
 
         10:00:00   the broker says: the partition ends at 980. Read to 500      a mark: 980 at 10:00:00
         10:00:07   read to 990                                                  all of 10:00:00 is read
 
     The end counts the records of open transactions. Readers see none of those, nor what others wrote behind them. If
-    the end were where readers stop, they would be at it, and what waits there would count as read.
+    the end were where readers stop, they would be at it, and the waiting records would count as read.
     """
 
     def __init__(self) -> None:
@@ -239,7 +239,7 @@ class HoldingConsumer(Consumer):
         readers = cast(KafkaTransport, self.transport).batch_readers
         for place in [place for place in records if place.topic in readers]:
             batch = RecordBatch(place.partition, records.pop(place), readers[place.topic].assignment)
-            # In a rebalance Faust drops what was fetched, and goes back to what is committed.
+            # In a rebalance Faust drops the fetched records, and goes back to the committed offsets.
             if self.flow_active:
                 await readers[place.topic].give(batch)
         return records

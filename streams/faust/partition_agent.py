@@ -206,7 +206,7 @@ class PartitionAgent:
         self._now_ms = now_ms
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
-        # Partitions of which records came before they were taken over.
+        # Partitions whose records came before the partition was taken over.
         self._missed: set[int] = set()
         # Changes when partitions are revoked. Work that began under another number is dropped.
         self.assignment = 0
@@ -331,7 +331,7 @@ class PartitionAgent:
         self._begin(self._take_over(partitions, self.assignment))
 
     async def _on_revoked(self, _: Any, *__: Any, **___: Any) -> None:
-        # Faust gives all back, and is then told what it has again.
+        # Faust gives all partitions back, and then gets its new assignment.
         await self._app.lasting(self._save_last())
         self.assignment += 1
         self._drop_all()

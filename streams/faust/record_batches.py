@@ -50,7 +50,7 @@ class TolerantRecords:
         """Return the next batch. Raises CorruptRecordException."""
         start, length = self._at, int.from_bytes(self._data[self._at + 8 : self._at + 12], "big")
         batch = self._records.next_batch()
-        # Its offset has 8 bytes, its length 4; the length counts what follows.
+        # Its offset has 8 bytes, its length 4; the length counts the bytes after it.
         self._at = start + 12 + length
         if batch is None or not isinstance(batch, DefaultRecordBatch):
             return batch

@@ -41,7 +41,7 @@ class SourceWatch:
         self._register = SourceRegister(store, BESIDE_SOURCES_KEY, self._names)
         entries = self._register.check(topic_ids(clients.admin, self._names))
         self.bases = {self._names[topic]: base_of(entry.generation) for topic, entry in entries.items()}
-        """What is added to the offsets of each topic before they are stored, by name without prefix."""
+        """The number added to the offsets of each topic before they are stored, by name without prefix."""
         self._positions: dict[str, Callable[[], Mapping[int, int]]] = {}
 
     def follow(self, name: str, positions: Callable[[], Mapping[int, int]]) -> None:
@@ -60,7 +60,7 @@ class SourceWatch:
 
     async def compare(self) -> None:
         """Compare once. Raises SourceChanged, Misconfigured."""
-        # Before the ends: what is read meanwhile must not count as lost.
+        # Before the ends: records read meanwhile must not count as lost.
         positions = {topic: dict(ask()) for topic, ask in self._positions.items()}
         try:
             await asyncio.to_thread(self._compare, positions)

@@ -38,7 +38,7 @@ _LEADER_AGAIN_S = 0.1
 _LEADER_TIMEOUT_S = 20.0
 
 
-# Of a plain connection to a broker, and how many are tried at once.
+# The timeout of a plain connection to a broker, and how many are tried at once.
 CONNECT_TIMEOUT_S = 5.0
 _CONNECTIONS_AT_ONCE = 16
 
@@ -61,7 +61,7 @@ def require_broker(settings: KafkaSettings) -> None:
         raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
 
 
-# What to do about a broker that says a wrong address.
+# The advice for a broker that announces a wrong address.
 CORRECT_ADDRESS = "correct advertised.listeners of that broker, or DNS and the way to it"
 
 

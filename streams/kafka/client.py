@@ -24,7 +24,7 @@ REACH_TIMEOUT_S = 5.0
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
-# What payment systems write.
+# The topics that payment systems write.
 _SOURCE_TOPICS = ("payments", "outcomes")
 # The names of internal topics begin with one of these.
 _INTERNAL_TOPICS = ("profiles", "repartition-")

@@ -214,7 +214,7 @@ class BatchConsumer:
     def lag(self, ends: Mapping[PartitionId, int]) -> dict[PartitionId, int]:
         """Returns by partition how many records the client has not delivered yet, without a question to the broker.
 
-        `ends` are ends that the broker has told: a client that has stalled does not know of newer records.
+        `ends` are ends from the broker: a client that has stalled does not know of newer records.
         """
         lag = {}
         for place in self.places:
@@ -385,5 +385,5 @@ def cut_of(partition: int, read_to: int, end: int) -> str:
 def offsets_after(records: Iterable[Record], ends: Mapping[PartitionId, int] = _NO_ENDS) -> dict[PartitionId, int]:
     """Returns by partition the offset after its last record, or its end in `ends` if that is further."""
     offsets = {(record.topic, record.partition): record.offset + 1 for record in records}
-    # A record that was taken ahead lies behind an end that the client has told.
+    # A record that was taken ahead lies behind the end that the client reported.
     return offsets | {place: max(end, offsets.get(place, 0)) for place, end in ends.items()}

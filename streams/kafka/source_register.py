@@ -29,7 +29,7 @@ from paywarden.schemas.errors import Misconfigured
 
 # The entity `progress` is beside profiles in every store (features/catalogue/checks.py).
 SOURCES_KEY = b"progress:sources"
-# The same for what belongs to no profile set: counts of decisions and the join of outcomes.
+# The same for data that belongs to no profile set: counts of decisions and the join of outcomes.
 BESIDE_SOURCES_KEY = b"drift:sources"
 _FORMAT = 1
 # A partition with 100,000 records a second has this many offsets after 89 years.
@@ -112,7 +112,7 @@ class SourceRegister:
         self._change(next_generation)
 
     def _entered(self, entries: Mapping[str, SourceEntry], ids: Mapping[str, str]) -> dict[str, SourceEntry]:
-        """Another worker may have entered a topic meanwhile: what it entered stays."""
+        """Another worker may have entered a topic meanwhile: its entry stays."""
         entered = {}
         for topic, found in ids.items():
             entry = entries.get(self._names[topic], SourceEntry(""))

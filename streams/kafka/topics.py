@@ -43,8 +43,8 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # For drift alerts, what people did about them, outcome metrics, rollouts and verdicts, which are few. An alert is
-    # open as long as its cause.
+    # For drift alerts, people's acts on them, outcome metrics, rollouts and verdicts, which are few. An alert is open
+    # as long as its cause.
     drift_days: int = 400
     # Workers read events within a second. All of them may be down for this long without a loss.
     repartition_days: int = 7

@@ -68,7 +68,7 @@ def states(clients: KafkaClients, readers: Iterable[SourceReader]) -> list[Sourc
 
 
 def require_read(readers: Iterable[SourceReader], names: Iterable[str]) -> None:
-    """Raise Misconfigured for a topic, without prefix, of which no reader stores offsets."""
+    """Raise Misconfigured for a topic, without prefix, whose offsets no reader stores."""
     read = {name for reader in readers for name in reader.names}
     for name in names:
         if name not in read:

@@ -259,7 +259,7 @@ def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
     return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
 
 
-# What no written record depends on, and what is added by name.
+# Fields of a History on which no written record depends, or that are added by name.
 _NOT_WRITTEN = ("fields", "declared", "propensity")
 
 

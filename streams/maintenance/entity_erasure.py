@@ -41,7 +41,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill_progress import FINISHED, PAYMENT_PHASE, read_progress
 
-# A batch of the stream takes milliseconds, a large one a second. After this pause it has written what it read.
+# A batch of the stream takes milliseconds, a large one a second. After this pause it has written all that it read.
 SETTLE_S = 2.0
 # An entity with frequent payments may come back for ever. After this many rounds the check for new profiles decides.
 ROUNDS_MAX = 3

@@ -11,7 +11,7 @@ contains each source partition, and that decides:
     a state whose time is over        nothing                                  whole     it expired
     a tombstone                       a profile, twice in a row                returned  forget it again
 
-What no comparison can tell: a profile that lost an event and was written again afterwards has newer offsets, on the
+No comparison finds a profile that lost an event and was written again afterwards: it has newer offsets, on the
 changelog, too. With `since_ms`, the time of the loss, such profiles are counted (`rewritten`): those with a record in
 the minute before it and another one after it. Records of payments, which later outcomes need, have no second copy.
 """

@@ -1,6 +1,6 @@
-"""The record of a payment: how it was decided, what it turned out to be, and which changes may not be counted yet.
+"""The record of a payment: its decisions, its outcome, and the changes that may not be counted yet.
 
-Decisions and outcomes come from two topics, in any order and any number of times. Different workers work them in at the
+Decisions and outcomes come from two topics, in any order and any number of times. Different workers process them at the
 same time. Each payment therefore has a record of its own, which is replaced by compare-and-set:
 
     row d0/5   decided by m1              mark d0/5: decided                 m1's tally: +1 unlabelled
@@ -241,7 +241,7 @@ _NO_OUTCOME = (-1, 0)
 
 
 def first_record(decided: CountedDecision, source: SourcePartition, offset: int) -> bytes:
-    """Returns the record of a payment of which only this decision is known: what `join` and `to_bytes` make of it."""
+    """Returns the record of a payment with this decision alone: the same bytes as from `join` and `to_bytes`."""
     arm, decided_ms, action, score_units, amount_minor = decided
     version, variant = arm[0].encode(), arm[1].encode()
     head = _FIRST.pack(

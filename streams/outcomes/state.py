@@ -426,7 +426,7 @@ def _kept_s(settings: OutcomeSettings) -> int:
     return (settings.window_days + MEASURED_DAYS_MAX + _MARGIN_DAYS) * DAY_MS // 1000
 
 
-# What decodes each kind of record of this module, by the beginning of its key.
+# Decoders of each kind of record of this module, by the beginning of its key.
 OUTCOME_CHECKS: dict[bytes, Check] = {
     f"{ENTITY}:head:".encode(): OutcomeHead.decode,
     f"{ENTITY}:day:".encode(): Day.decode,

@@ -12,7 +12,8 @@ What can go wrong: a crash after a part of a batch is written. A payment's recor
 and a profile holds the offsets it contains. The same batch again therefore gives the same bytes.
 
 Workers with different declarations of a payment's fields may share the topics while one replaces the other. A declared
-field has its place by its number, in records and in rows: what is missing at their end is 0, what is more is left out.
+field has its place by its number, in records and in rows. A missing field at the end is 0, and a surplus field is left
+out.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class RecordLayout:
         return number
 
     def besides(self, rows: NDArray[np.int64]) -> NDArray[np.uint64] | None:
-        """Returns `beside` of each row, shape (rows,); None where no field is told apart by it."""
+        """Returns `beside` of each row, shape (rows,); None where no field needs it to be told apart."""
         if not self.beside_fields:
             return None
         numbers, multiplier = np.zeros(len(rows), dtype=np.uint64), np.uint64(_MULTIPLIER)

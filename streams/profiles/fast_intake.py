@@ -92,7 +92,7 @@ _AVRO_TYPES = {
     _MONEY: "long",
     _DECIMAL: "double",
 }
-# Columns of the program: the field's kind, what a null means, the columns of its code and its identity in the row
+# Columns of the program: the field's kind, the meaning of a null, the columns of its code and its identity in the row
 # (-1: none), the smallest number, the largest number or the most bytes of a text, and the digits after the point.
 _KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST, _DECIMALS = range(7)
 _WIDTH = 7

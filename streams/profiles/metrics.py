@@ -16,7 +16,7 @@ from paywarden.streams.profiles.events import LATER
 
 # In seconds: from a fetch that does not wait to a pipeline that was down for a quarter of an hour.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
-# Each answer of the broker costs both sides work, whatever is in it: at most three a second for each client at rest.
+# Each answer of the broker costs both sides work, even an empty one: at most three a second for each client at rest.
 GATHER_MS_MAX = 350
 _STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 

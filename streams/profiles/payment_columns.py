@@ -23,7 +23,7 @@ from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.toolkit.varint import varint_size, write_varint
 
 RECORD_PREFIX = b"payment:"
-"""What the store keys of payments' records begin with, before the payment's id."""
+"""The beginning of the store keys of payments' records, before the payment's id."""
 # PaymentRecord's fields as protobuf tags them: number << 3 | wire type.
 _SOURCE_TAG, _OFFSET_TAG, _KEYS_TAG, _ATTRIBUTES_TAG = 1 << 3, 2 << 3, 5 << 3 | 2, 7 << 3 | 2
 _BESIDE_TAG, _BESIDE_FIELDS_TAG = 9 << 3 | 1, 10 << 3 | 5

@@ -74,7 +74,7 @@ class Router:
         # Whether payments' records are read before they are written: after a batch with a payment that was known.
         self._reads_first = False
         self.payments_base = self.outcomes_base = 0
-        """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
+        """The numbers added to the stored offsets of payments and outcomes (streams/kafka/source_register.py)."""
         self.sent: list[Record] = []
         """The frames that the broker has, as their owners read them, in order. The caller removes them."""
         self._layout = RecordLayout(plan.fields)

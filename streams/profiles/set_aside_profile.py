@@ -85,7 +85,7 @@ def is_set_aside(state: bytes | None) -> bool:
 
 
 def set_aside(profile: bytes) -> SetAsideEvents:
-    """Returns a profile's bytes, whatever they are, with no event that waits."""
+    """Returns a profile's bytes, readable or not, with no event that waits."""
     return SetAsideEvents(profile, np.empty((0, ROW_WIDTH), dtype=np.int64))
 
 

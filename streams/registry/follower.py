@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 # A stop of the companion waits this long for a round; Kafka may not answer.
 _JOIN_TIMEOUT_S = 2.0
-# What can be wrong, and its end.
+# The message for each trouble, and for its end.
 _COPY = "this host's log is not equal to the topic's", "this host's log is equal to the topic's again"
 _FILE = "this host's deployment file is not what its log says", "this host's deployment file is what its log says again"
 
@@ -70,7 +70,7 @@ class LogFollower:
         self._opened: ExitStack | None = None
         self._log: SharedLog | None = None
         self._stamped: object = None
-        # What is wrong with the copy, and with the deployment file.
+        # The last logged trouble of the copy, and of the deployment file.
         self._told = {_COPY: "", _FILE: ""}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)

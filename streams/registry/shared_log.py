@@ -9,8 +9,8 @@ An entry in four steps:
    says so.
 
 An entry that takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into
-the copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and
-whoever took it back waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
+the copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and the
+caller waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SharedLog:
         self._file, self._topic, self._tell, self._wrote = file, topic, tell, wrote
         self._people, self._apart = people, apart
         self._reader = TopicReader(people)
-        # The copy as it was read last, and what its file looked like: a follower looks every second.
+        # The copy as it was read last, and the state of its file: a follower looks every second.
         self._copy = RegistryLog()
         self._looked: FileState | None = None
 
@@ -93,7 +93,7 @@ class SharedLog:
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
         """Append what `make` returns on topic and host, and return it. Raises BrokerUnavailable without Kafka.
 
-        Raises Overtaken if another host was faster, and whatever `make` raises: nothing is appended then.
+        Raises Overtaken if another host was faster, and any error of `make`: nothing is appended then.
         """
         self.sync()
         made = list(make(self._file.read()))
@@ -169,7 +169,7 @@ class SharedLog:
     def _own(self) -> RegistryLog:
         """Returns this host's copy, which is read only if its file has changed: it is replaced, or it grows."""
         looked = file_state(self.path)
-        # `read` says what is wrong with a file that cannot be looked at.
+        # `read` raises the right error for a file that cannot be looked at.
         if looked is None or looked != self._looked:
             self._copy, self._looked = self._file.read(), looked
         return self._copy

@@ -1,4 +1,4 @@
-"""Leads a rollout on live decisions: what hosts serve, what the decisions show, and the way back.
+"""Leads a rollout on live decisions: orders releases, judges the decisions, and rolls back.
 
     log of rollouts ──► orders ──► deployment file of this host            `deploy`, at every change
     topic decisions ──► columns ──► RolloutAnalysis ──► a look every 10 s ──► log of rollouts
@@ -13,8 +13,8 @@
 5. Mature outcomes are judged in every step and while the rollout is provisional (streams/rollouts/outcomes.py).
 6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
 7. While a producer leaves a transaction open on `decisions` or `outcomes`, no step goes on and outcomes are not judged:
-   what stands behind it cannot be read. Harm that is seen meanwhile rolls back, and other looks find no data: the log
-   of rollouts shows that somebody leads. This process's log says what is held up.
+   the records behind it cannot be read. Harm that is seen meanwhile rolls back. Other looks find no data, and enter
+   that in the log of rollouts, which shows that somebody leads. This process's log says what is held up.
 8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
 """
 

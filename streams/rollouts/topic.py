@@ -1,8 +1,8 @@
-"""Put the log of rollouts on the topic `rollouts`, for whoever wants to know and has no file of ours.
+"""Put the log of rollouts on the topic `rollouts`, for readers that have no file of ours.
 
 The log decides; the topic only tells. A rollback works while Kafka is away, and the events follow when it is back. Each
 event has its number in the log, so that publishing twice, or on two hosts at once, repeats records and adds none.
-The salt stays in the log: whoever has it can choose cards for an arm.
+The salt stays in the log: a person who has it can choose cards for an arm.
 """
 
 from __future__ import annotations

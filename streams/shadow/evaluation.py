@@ -1,4 +1,4 @@
-"""One challenger's process: follows the outboxes of the host, decides, and puts what it decided on a topic.
+"""One challenger's process: follows the outboxes of the host, decides, and puts its decisions on a topic.
 
     outbox of each worker ──read──► VectorChallenger ──► topic shadow-decisions
 
@@ -10,19 +10,19 @@
    `waiting_bytes_max` waits for the challenger, it takes a small share of the cores until it has caught up. If that is
    not enough, it skips forward in the end. Then the host has more payments than it can take: no share for a minute.
 3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
-4. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
+4. Once a second send the counts to the parent, look for outboxes of new workers, and load the challenger anew if its
    files have changed. If they cannot be loaded, the challenger that is there goes on. They are tried again ever more
    rarely, at least every ten minutes: a descriptor or a disk may have been missing, and the files stay as they are.
 
 What can go wrong:
 
-- Kafka is away: the batch waits, and so does everything behind it. What is too much is skipped later.
+- Kafka is away: the batch waits, and so do all later records. Records beyond the limit are skipped later.
 - The process is killed: the records since the last stored cursor, some seconds, are evaluated and sent again.
 - A record is refused by Kafka, or is no decision: it is counted, and the next one goes on.
 - The parent is gone: the process ends, because it cannot tell anybody.
 - A batch does not end, because the challenger's library runs for ever. In spare time another thread evaluates it, and
-  this one could go on saying that all is well. So it says nothing more once the batch has used `hang_timeout_s` of CPU
-  time, and the parent starts the process again. A batch that only waits for a core uses none.
+  this one could go on reporting that all is well. Therefore it reports nothing more once the batch has used
+  `hang_timeout_s` of CPU time, and the parent starts the process again. A batch that only waits for a core uses none.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ShadowEvaluator:
         self._outbox, self._settings = outbox, settings
         self._sender, self._topic, self._writer = sender, topic, ShadowRecordWriter(encoder)
         self._spare_time: SpareTime | None = None
-        # What sends records in spare time, and what sends them with a share.
+        # The sender in spare time, and the sender with a share of a core.
         self._senders = sender, sender
         self._tails: dict[str, OutboxTail] = {}
         self._has_looked = False

@@ -135,7 +135,7 @@ class ShadowHost:
         self._health.note_turn()
 
     def _change(self) -> None:
-        """Take in whoever is to run besides the configured, and let those go who are not."""
+        """Start the challengers that should run beside the configured ones, and stop those that should not."""
         wanted = {name: command for name, command in self._follow().items() if name not in self._configured}
         now = time.monotonic()
         for child in [child for child in self._children if child.name not in {*self._configured, *wanted}]:

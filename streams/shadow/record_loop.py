@@ -29,7 +29,7 @@ from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES
 # Places in `numbers`. An age above ASKED_ABOVE_MS is a question for the policy.
 VECTOR_BYTES, ASKED_ABOVE_MS, ORIGIN_COUNT, NUMBER_COUNT = range(4)
 ACTION_COUNT = 3
-# What becomes of an entry. A larger number says why an entry of its origin is left out.
+# The result for an entry. A larger number says why an entry of its origin is left out.
 UNUSUAL, USUAL, LEFT_OUT = range(3)
 DIGEST_BYTES = 32
 # The most bytes of a shadow record beside header, names and ids: sizes of three ids, time, scores, actions, reasons.
@@ -43,7 +43,7 @@ BEGIN, END, KEY_BEGIN, KEY_END = range(4)
 BOUND_COUNT = 4
 # The pieces of `constants`.
 HEADER, CATALOGUE, CHALLENGER = range(3)
-# 1.0, the largest score, and what is more than any score, as the bits of a double.
+# The bits of the double 1.0, the largest score.
 _ONE = 0x3FF0000000000000
 # Wire types.
 _VARINT, _EIGHT, _BYTES = range(3)

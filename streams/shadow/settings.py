@@ -40,8 +40,8 @@ class ShadowSettings:
     waiting_bytes_max: int = 256 * 1024 * 1024
     # The most of one core that a challenger may use.
     cpu_share_max: float = 0.5
-    # "idle": what all others leave, by the kernel's class SCHED_IDLE, and a small share of a core while more than a
-    # sixteenth of `waiting_bytes_max` waits; "low": nice 10; "normal".
+    # "idle": the time that all others leave, by the kernel's class SCHED_IDLE, and a small share of a core while more
+    # than a sixteenth of `waiting_bytes_max` waits; "low": nice 10; "normal".
     priority: str = "idle"
     # Decisions are evaluated together, this far apart: fewer, larger batches cost less.
     batch_wait_ms: int = 100

@@ -29,7 +29,7 @@ from paywarden.streams.traces.spans import request_of, spans_of
 _log = logging.getLogger(__name__)
 
 _PAUSE_S_FIRST, _PAUSE_S_MAX = 0.5, 30.0
-# OTLP: what a collector may answer while it is overloaded or away. Any other refusal would come again.
+# OTLP: statuses of a collector that is overloaded or away. Any other refusal would come again.
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
 
 

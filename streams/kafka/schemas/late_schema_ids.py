@@ -55,7 +55,7 @@ class LateSchemaIds:
     def _made(self) -> SchemaIds:
         if self._ids is not None:
             return self._ids
-        # A registry that says nothing costs seconds: one thread asks, and the others hear what it heard last.
+        # A registry that does not answer costs seconds. One thread asks, and the others use its last result.
         if not self._lock.acquire(blocking=self._failed is None):
             raise self._refusal()
         try:

@@ -352,7 +352,7 @@ def _make_room(by_id: dict[int, Any]) -> None:
 
 
 def _one_layout(topic: str, fields: PaymentFields) -> str:
-    """Returns our schema on one line, whatever the file's layout: some registries compare text, not schemas."""
+    """Returns our schema on one line, with any layout of the file: some registries compare text, not schemas."""
     return json.dumps(json.loads(schema_text(topic, fields)))
 
 

@@ -1,13 +1,13 @@
 """Tell which partitions stand behind a transaction that a producer leaves open, and since when.
 
-A reader of committed records comes to the first record of an open transaction and no further, whoever wrote what stands
-behind it. Its client says that it is at the end, so nothing else notices.
+A reader of committed records comes to the first record of an open transaction and no further. It sees no later record,
+from any producer. Its client says that it is at the end, so nothing else notices.
 
     written to   980  ┐ 480 records wait
     readable to  500  ┘ the first record of the open transaction
 
-1. Ask the broker for both ends of each partition, written ones first: what is committed between the two answers is then
-   no open transaction.
+1. Ask the broker for both ends of each partition, written ones first: a transaction committed between the two answers
+   then does not look open.
 2. Where the readable end is before the written one, and the same at every look for `TOLD_AFTER_MS`, a transaction is
    left open. Where transactions follow each other, as those of companions do, the readable end moves on.
 3. Say so in the log once, at its beginning and at its end, and in the gauge all the time.
@@ -92,7 +92,7 @@ class OpenTransactions:
         self._note(written, readable, now_ms)
 
     def line(self) -> str:
-        """Returns a sentence about what is held up, for people; "" for nothing."""
+        """Returns a sentence about the partitions that are held up, for people; "" without any."""
         return told(self.held)
 
     def since_ms(self) -> int:

@@ -13,8 +13,8 @@ then delivers neither records nor ends, and its own idea of the end stands still
     position  480   480   480   480            stalled at look 4
 
 A transaction that another producer leaves open looks like a stall: readers of committed records come to its first
-record and no further, whoever wrote what stands behind it. No new client helps. `without_held` tells the two apart. It
-ends when that producer goes on, or when the broker gives it up (`transaction.timeout.ms`, 60 s by default).
+record and no further. No new client helps. `without_held` tells the two apart. It ends when that producer goes on, or
+when the broker gives it up (`transaction.timeout.ms`, 60 s by default).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def without_held(
     ends: Mapping[PartitionId, int],
     positions: Mapping[PartitionId, int],
 ) -> list[PartitionId]:
-    """Returns the stalled partitions but those that an open transaction holds up, which are told and forgotten.
+    """Returns the stalled partitions without those that an open transaction holds up. These are logged and forgotten.
 
     Waits for the broker's answer.
     """

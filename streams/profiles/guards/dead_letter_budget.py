@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from paywarden.schemas.errors import Misconfigured
 
-# Fewer refusals than this count as single bad records, whatever their share in a quiet hour.
+# Fewer refusals than this count as single bad records, even at a large share in a quiet hour.
 COUNT_MIN = 50
 
 

@@ -1,4 +1,4 @@
-"""When payments reached Kafka, whatever the clocks of their producers say.
+"""The times at which payments reached Kafka, also when the clocks of their producers are wrong.
 
 A topic with `message.timestamp.type=LogAppendTime` has the broker's time in every record. In any other topic the time
 is the producer's: a clock an hour ahead would make old profiles look fresh, one behind would make fresh ones look old.
@@ -10,7 +10,8 @@ The worker therefore notes every two seconds where each partition ends, by its o
 A producer's time outside of these bounds is moved to the nearer one. A claim that everything up to a time was read
 never goes by the time of a producer: a worker at offset 100 has read all that was there at 12:00:02.
 
-Without marks, as for records from before the worker's start, only the upper bound is known: what is there has arrived.
+Without marks, as for records from before the worker's start, only the upper bound is known: a record that is there has
+arrived.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ If nothing was behind when the first question was asked, the first answer is the
 rounds begin half as often. A whole deployment at rest therefore costs one request and one record each second, however
 many partitions it has.
 
-A claim says what the broker has told, not what this worker believes of itself. It stays true when the worker has lost
+A claim rests on the broker's answer, not on this worker's belief about itself. It stays true when the worker has lost
 its partitions since, was frozen, or comes back late; when a client has silently lost a partition, there is none.
 
 What can go wrong:
 
 - The broker does not answer: the worker asks again, and claims nothing new meanwhile.
-- Committed offsets go back: what was seen stays true, because it was committed once.
+- Committed offsets go back: the claim stays true, because the offsets were committed once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Round:
     moment_ms: int
     # The stage whose ends the group must have committed next.
     stage: int = 0
-    # An answer that is on its way, and what was known to be committed when it was asked for.
+    # An answer that is on its way, and the committed offsets that were known when it was asked for.
     asked: Mapping[PartitionId, Future[Any]] = field(default_factory=dict)
     committed_then: Mapping[PartitionId, int] = field(default_factory=dict)
     # Where payments ended at the first question.

@@ -11,7 +11,7 @@ goes on: every ten seconds the watermark travels behind the records that it spea
     changelog    `CopyProgress`: the minimum of all of these is the moment up to which a mirror is complete
 
 Example: payments/0 is sent up to 12:00:05 and payments/1 up to 12:00:03. The owner of repartition-card/5 tells
-12:00:03. The mirror is complete up to 12:00:03 once all owners have told at least that.
+12:00:03. The mirror is complete up to 12:00:03 once all owners have reported at least that.
 
 What can go wrong:
 
@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 PREFIX = b"progress:"
-"""What the changelog's keys of progress begin with. They are no profiles."""
+"""The beginning of the changelog's keys of progress. They are no profiles."""
 CLAIM_KEY = PREFIX + b"all"
 """The changelog key of claims. An earlier release passes over it."""
 
