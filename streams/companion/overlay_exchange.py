@@ -50,9 +50,9 @@ class ExchangeMetrics:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"paywarden_companion_overlay_{name}", documentation, labels, registry=registry)
 
-        self.sent = counter("rows_sent", "Payments answered by this host that other hosts were told of, once each.")
+        self.sent = counter("rows_sent", "Payments answered by this host and sent to other hosts, once each.")
         self.received = counter("rows_received", "Payments answered by other hosts that are pending here.")
-        self.missed = counter("rows_missed", "Payments answered by this host that no other host was told of.")
+        self.missed = counter("rows_missed", "Payments answered by this host and sent to no other host.")
         self.refused = counter("rows_refused", "Payments of other hosts not added: no room, or another time.")
         self.dropped = counter("datagrams_dropped", "Datagrams of other hosts that were dropped, by reason.", "reason")
         self.failures = counter("exchange_failures", "Times the exchange with other hosts failed and began anew.")
