@@ -68,12 +68,12 @@ _SECTIONS = {
 }
 
 EXIT_STATUSES = {
-    0: "The command did its work, or whoever read its output closed the pipe.",
+    0: "The command did its work, or the reader of its output closed the pipe.",
     1: "It failed: a setting, a file or a store was wrong or did not answer, and one line on stderr says which.",
     2: "The command line was wrong: an unknown option, for example, or two options that exclude each other.",
     130: "Ctrl-C interrupted it.",
 }
-"""What the exit status of every command means."""
+"""The meaning of the exit status, for every command."""
 
 
 def main() -> None:
@@ -325,7 +325,7 @@ def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | 
     from paywarden.ops.demo.demo import run_demo
     from paywarden.ops.demo.verdict import WHERE_NEXT, in_words
 
-    # As Ctrl-C: what it has started is stopped, and its folders go.
+    # As Ctrl-C: the processes that it started are stopped, and its folders are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def tell(addresses: str) -> None:

@@ -29,7 +29,7 @@ _TOLD = ("decision_id", "decided_time_ms", "model_version", "bundle_digest", "po
 
 @dataclass(frozen=True)
 class Recomputed:
-    """A decision, and what its bundle and its policy say today. `why`: what is not equal, or why nobody can say."""
+    """A decision, and the same decision made again. `why`: the part that is not equal, or why it could not be made."""
 
     decision: Mapping[str, Any]
     stored: DecisionResult

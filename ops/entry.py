@@ -2,13 +2,13 @@
 
 To import the command line takes up to a second. A KeyboardInterrupt in the middle of it would print a traceback, or be
 taken for a failure of the module that was about to be imported. This module therefore imports nothing of Paywarden at
-its top, and what it starts has done nothing yet that would have to be undone.
+its top. A command that is still being imported has nothing to undo.
 
 A process that crashes leaves no core dump: it would hold cards, secrets and keys in clear, in a file of the system.
 
-Its last act is to leave without Python's own end where Kafka's client was loaded: the client's thread may still hand
-over an answer that nobody waits for any more, and to an interpreter that is being torn down. That was a segmentation
-fault of a companion which had ended in order.
+If Kafka's client was loaded, the process ends without Python's own clean-up. The client's thread may still hand an
+answer to an interpreter that is being torn down. A companion that had ended in order once had a segmentation fault from
+that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # The first to be registered is the last to be called: threads are joined and files are written by then.
     atexit.register(_leave)
-    # A shell starts what runs in the background with Ctrl-C ignored: that stays.
+    # A shell starts background jobs with Ctrl-C ignored: that stays.
     heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeds_ctrl_c:
         signal.signal(signal.SIGINT, _end_at_once)

@@ -75,7 +75,7 @@ def needs(*extras: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_A
             require(click.get_current_context().command_path.partition(" ")[2], extras)
             return command(*args, **kwargs)
 
-        # click's decorators copy a function's attributes to what they wrap it in.
+        # click's decorators copy a function's attributes to their wrapper.
         setattr(checked, _EXTRAS, extras)
         return checked
 

@@ -122,7 +122,7 @@ _MEANINGS: Mapping[int, str] = {
     504: "The deadline has passed. Ask again with the same `payment_id`: a decision that was made comes back.",
     505: "The request is not HTTP/1.1. The connection closes.",
 }
-# What any request can get, whatever its path: the server refuses it before it looks for a route.
+# Statuses of any request, on any path: the server refuses it before it looks for a route.
 _OF_ANY_REQUEST = (400, 408, 413, 417, 431, 500, 503, 505)
 _OF_SCORING = (401, 409, 415, 429, 504)
 _INTRODUCTION = "\n\n".join(

@@ -37,9 +37,9 @@ class Coefficients:
     curves: Mapping[str, tuple[tuple[float, float], ...]]
     """By part: (payments a second, busy cores), rates ascending, the first one 0. One payment in ten has an outcome."""
     cpu_us_per_profile: float
-    """What of the companion's is the work on one profile of the changelog. A payment changes one of each kind."""
+    """The companion's CPU for one profile of the changelog. A payment changes one of each kind."""
     cpu_us_per_skipped_profile: float
-    """What of the companion's is the work on a profile of the changelog that other hosts hold."""
+    """The companion's CPU for a profile of the changelog that other hosts hold."""
     kafka_bytes_in_per_payment: float
     """Kafka's traffic of a payment, by all topics together, compressed, one replica and one host."""
     kafka_bytes_out_per_payment: float
@@ -114,7 +114,7 @@ class Sizes:
     outbox_decision: int = 700
     # A slot of the table of answered payments.
     answered_slot: int = 24
-    # Private memory of a process that works, beside what is counted by itself.
+    # Private memory of a working process, without the parts that are counted apart.
     process: Mapping[str, int] = field(
         default_factory=lambda: {"serve": 130 << 20, "companion": 150 << 20, "stream": 400 << 20}
     )

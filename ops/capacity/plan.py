@@ -129,7 +129,7 @@ def busy_cores(costs: Coefficients, asked: Requirements, kinds: int, sharded_kin
     """Returns by part the cores that are busy at the rate asked for. `sharded_kinds` of entities are among `kinds`."""
     busy = {part: costs.busy(part, asked.rate) for part in PARTS}
     fixed = {part: costs.busy(part, 0.0) for part in PARTS}
-    # Each host has its share of the payments, and what a process takes without any.
+    # Each host has its share of the payments, and the fixed cost of its processes.
     busy["serve"] = asked.hosts * costs.busy("serve", asked.rate / asked.hosts)
     work = max(0.0, busy["companion"] - fixed["companion"])
     apply = min(costs.cpu_us_per_profile / 1e6 * kinds * asked.rate, work)
@@ -153,7 +153,7 @@ def plan(costs: Coefficients, asked: Requirements, kept: KeptBytes, sizes: Sizes
     decisions = int(asked.rate / asked.hosts * kept.answered_window_s * sizes.outbox_decision)
     host_memory = mirror + answered + sizes.process["companion"] + serve_workers // asked.hosts * sizes.process["serve"]
     kafka_in, kafka_out = costs.kafka_bytes_in_per_payment, costs.kafka_bytes_out_per_payment
-    # The changelog goes to each host; what the measured single host reads is counted in already.
+    # The changelog goes to each host. The measured figures already contain the reading of one host.
     changelog = kept.kinds * sizes.mirror_profile * (asked.hosts - 1)
     kafka_network = asked.rate * (kafka_in * kept.kafka_replication + kafka_out + changelog)
     store_bytes = asked.entities * sizes.store_profile + average * _DAY_S * kept.store_days * sizes.store_payment

@@ -1,4 +1,4 @@
-"""The analysts' pages: what a page is, who may see it, how it looks, and what was done.
+"""The analysts' pages: their declaration, access, rendering, and audit log.
 
 settings       the section [console]
 people/        who somebody is: names, roles, passwords, tokens, OpenID Connect, sessions

@@ -285,7 +285,7 @@ def feature_meanings(source: Source) -> Callable[[str], str]:
         try:
             return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
         except Misconfigured as error:
-            # An alert is shown without it. The other parts of the console say what is wrong with the catalogue.
+            # An alert is shown without it. Other parts of the console show the error of the catalogue.
             _log.warning("alerts do not say what features mean: %s", error)
             return {}
 

@@ -9,9 +9,8 @@
 3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. An
    older log that was restored together with its older head is found by a head that somebody remembered: `paywarden
    audit verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
-4. A line is synced before a page is shown, and before anybody is told that an act is done. An act is not begun unless
-   there is room for its line. A process that is killed meanwhile leaves the beginning of a line, which the next one
-   cuts off.
+4. A line is synced before a page is shown, and before an act is reported as done. An act is not begun unless there is
+   room for its line. A process that is killed meanwhile leaves the beginning of a line, which the next one cuts off.
 
 The log has no card, device or address: an act names payments, alerts and cases, and searches by their *blinded* value,
 which only the console's key can make.
@@ -195,7 +194,7 @@ class AuditLog:
                     return
                 if size < self._size:
                     raise Misconfigured(f"the audit log {self.path} has become shorter: run `paywarden audit verify`")
-                # One line at most is the last: what stands before it was checked by whoever wrote it.
+                # At most the last line is unchecked: the process that wrote it had checked the lines before it.
                 file.seek(max(0, size - 2 * LINE_BYTES_MAX))
                 tail = file.read()
         except FileNotFoundError:
@@ -230,7 +229,7 @@ class AuditLog:
                 new.unlink(missing_ok=True)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                # A full disk has room for what is there already.
+                # A full disk still has room to overwrite a line of the same size.
                 with head.open("r+b") as file:
                     file.write(line)
         except OSError as error:

@@ -29,7 +29,7 @@ _EFFECT = "Nothing can be done, and no sensitive field be shown, until it can be
 class AuditView:
     """Entries of the log, the newest first, and its head, which somebody may note.
 
-    `looked_at`: how many of the newest entries; `found`: those of them that meet `asked`, of which some are shown.
+    `looked_at`: how many of the newest entries; `found`: those of them that meet `asked`. The page shows some of these.
     """
 
     entries: tuple[AuditEntry, ...]

@@ -18,7 +18,7 @@ from paywarden.schemas.errors import PaywardenError
 Value = TypeVar("Value")
 
 FAULT = "the console has made a fault: its log says more"
-"""What is said on a page about a bug in background work."""
+"""The text on a page about a bug in background work."""
 # Well below the 300 ms that a page may take.
 _FIRST_WAIT_S = 0.15
 _LOOK_S = 2.0

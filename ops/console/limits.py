@@ -12,7 +12,7 @@ _KEYS_MAX = 10_000
 
 
 def network_of(address: str) -> str:
-    """Returns what a limit of strangers counts by: whoever has one address of IPv6 has its whole /64."""
+    """Returns the network by which a limit of strangers counts. A person with one address of IPv6 has its whole /64."""
     try:
         found = ip_address(address)
     except ValueError:

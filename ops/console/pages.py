@@ -86,11 +86,11 @@ class Visit:
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     uploads: Mapping[str, Upload] = field(default_factory=dict)
     is_api: bool = False
-    # The same for a form that is sent twice (sent_forms.py); "" for a program, and for what makes nothing.
+    # The same for a form that is sent twice (sent_forms.py); "" for a program, and for a form that changes nothing.
     sending: str = ""
     # The digest of the session; "" for a program.
     session: str = ""
-    # What keeps personal fields out of the addresses of this browser or program.
+    # Keeps personal fields out of the addresses of this browser or program.
     seal: Seal = field(default_factory=lambda: Seal(secrets.token_urlsafe(32), 0, 0))
 
     def text(self, name: str, default: str = "") -> str:
@@ -176,7 +176,7 @@ class Page:
     roles: frozenset[Role] = EVERYBODY
     fields: tuple[Field, ...] = ()
     body_bytes_max: int = 64 * 1024
-    # The dataclass of what it shows, for the documents of the API.
+    # The dataclass of its content, for the documents of the API.
     view: type | None = None
     # It has its fields by POST, and only shows something.
     is_search: bool = False
@@ -213,8 +213,8 @@ class Missing:
     is_lasting: bool = False
 
 
-HELD_EFFECT = "What stands behind it is shown when it ends."
-"""What it means that an open transaction holds a topic up."""
+HELD_EFFECT = "Later records are shown when it ends."
+"""The effect of an open transaction that holds a topic up."""
 
 
 def nothing_missing() -> list[Missing]:

@@ -64,7 +64,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        # Not what the environment says: whoever may name a client has as many tries to log in as addresses.
+        # Not from the environment: a proxy that may name the client has as many tries to log in as addresses.
         proxy_headers=True,
         forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
         date_header=True,

@@ -14,7 +14,7 @@ from paywarden.schemas.errors import Misconfigured
 class ConsoleSettings:
     """The analysts' pages. Without `people` and `oidc_issuer` they have demo people, on a loopback address only."""
 
-    # The address that it listens on. In front of it stands what ends TLS.
+    # The address that it listens on. A proxy in front of it ends TLS.
     host: str = "127.0.0.1"
     # The port; 0: any free one.
     port: int = 8090

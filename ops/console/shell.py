@@ -452,7 +452,7 @@ class Shell:
             return self.refused(401, "Your session has ended, and nothing was done. Log in and do it again.")
         query = request.url.query
         if declared.personal:
-            # What must not stand in this address must not stand in the next one either.
+            # A field that must not stand in this address must not stand in the next one either.
             pairs = pairs_of(request.scope["query_string"])
             query = urlencode([pair for pair in pairs if pair[0] not in declared.personal])
         return RedirectResponse(f"/login?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}", 303)
@@ -498,7 +498,7 @@ class Shell:
             return JSONResponse({"error": message}, 500)
         try:
             return await run_in_threadpool(self._refused_somewhere, request, 500, message)
-        except Exception:  # noqa: BLE001 - the top: what every page has around it has a bug, too
+        except Exception:  # noqa: BLE001 - the top: the frame of every page has a bug, too
             _log.exception("the page of a bug could not be made")
             frame = PageFrame("It did not work", now_ms=self.clock())
             content = rendered("refused.html", frame, {"message": message, "back": ("/", "the first page")})
@@ -657,7 +657,7 @@ def _download(sent: Sent) -> Response:
     name = quote(sent.file_name, safe="")
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{name}",
-        # What somebody uploaded never runs as a page of ours.
+        # An uploaded file never runs as a page of ours.
         "content-security-policy": "default-src 'none'; sandbox",
     }
     return Response(sent.content, media_type=sent.media_type, headers=headers)

@@ -8,10 +8,10 @@
     {"kind":"case","case_id":"5f0c","change":"closed","by":"anna","verdict":"fraud",…,"link":"https://console…/cases/5f0c"}
 
 1. A message is queued in the transaction that takes the alert's record or the case's event, so that none is lost and a
-   restart repeats none that was answered. An event that breaks a rule of cases changes nothing, and is not told. Notes
+   restart repeats none that was answered. An event that breaks a rule of cases changes nothing, and is not sent. Notes
    and files stay in the console.
-2. Any answer of 200 to 299 ends it. After any other, and after none, it is sent again: after a second, two, four, at
-   most an hour. After a day it is given up. From the third try on, every page says what the receiver last answered.
+2. Any answer of 200 to 299 ends it. After another answer, or without one, it is sent again: after a second, two, four,
+   at most an hour. After a day it is given up. From the third try on, every page shows the receiver's last answer.
 3. A receiver that does not answer at all is asked once in a turn, so that the others wait for it at most once.
 4. The receiver checks the signature and that the time is near, and drops a delivery number that it has seen.
 """
@@ -71,7 +71,7 @@ class Webhooks:
     post: Post | None = None
     # From this money on a case takes two people to close: see cases/case.py.
     large_case_minor: int = 1_000_000
-    # What went wrong last at each address that has not answered well since.
+    # The last error of each address that has not answered well since.
     _why: dict[str, str] = field(default_factory=dict)
 
     def queue(self, connection: sqlite3.Connection, record: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ class Webhooks:
                 f"The webhook {row['url']}",
                 row["since_ms"],
                 f"it {self._why.get(row['url'], 'did not take them')}; {_waiting(row['n'])}",
-                "Its receiver is told later.",
+                "Its receiver gets them later.",
             )
             for row in rows
         ]

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 39
 """Grafana 10.1 wrote this version first. Later releases bring an older file up to theirs by themselves."""
 TAG = "paywarden"
 RUNBOOK = "docs/operate/runbook"
-"""What the variable `runbook` is until somebody writes the address of the pages into it."""
+"""The value of the variable `runbook` until somebody writes the address of the pages into it."""
 KINDS = ("timeseries", "stat", "table", "bargauge")
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _HEIGHT = {"timeseries": 8, "stat": 4, "table": 8, "bargauge": 8}

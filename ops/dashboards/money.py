@@ -8,7 +8,7 @@ _LATER = "Once the labels of a day are mature ([outcomes] label_delay_days). In 
 _BY = "version, variant, days"
 
 _DECISIONS = DashboardSection(
-    "What is decided",
+    "Decisions",
     (
         Panel(
             "Decisions by action",

@@ -5,7 +5,7 @@
 3. when all of them are ready, send live payments to the endpoint at a fixed rate; each answered payment goes onto the
    topic `payments`, as an authorisation service would do; outcomes go onto `outcomes`: those of past payments, and
    after a simulated delay those of some live payments
-4. read `decisions` and compare them with the answers; ask every process what it has done (ops/demo/verdict.py)
+4. read `decisions` and compare them with the answers; read every process's counts of its work (ops/demo/verdict.py)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TRAINING = TrainingSettings(
     learning_rate=0.1,
     early_stopping_rounds=0,
     threads=1,
-    # Serving sees what its host has answered.
+    # A payment sees the payments that its host has answered.
     profile_lag="1s",
     overlay_hosts=1,
 )

@@ -51,7 +51,7 @@ path = {index}
 SHIFTED_SHARE = 0.4
 """The share of the payments that change."""
 SHIFTED_TIMES = 6
-"""What the amounts of shifted payments are multiplied by."""
+"""The factor of the amounts of shifted payments."""
 SHIFTED_CHANNEL = "moto"
 """Their channel: telephone, which the simulator does not know."""
 _DRIFT = (

@@ -36,11 +36,11 @@ from paywarden.streams.companion.companion import CompanionSettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
-# With less than that on its file system a process stops sooner or later, whatever it may use.
+# With less than that on its file system a process stops sooner or later, even below its own limit.
 _FULL_BYTES = 16 * _MIB
-# The state of a listening socket in /proc/net/tcp, and what the command lines of our processes hold.
+# The state of a listening socket in /proc/net/tcp, and a word in the command lines of our processes.
 _LISTENS, _OURS = "0A", "paywarden"
-# What adjtimex returns while the clock is not synchronised, and the size of the kernel's struct timex.
+# The result of adjtimex while the clock is not synchronised, and the size of the kernel's struct timex.
 _TIME_ERROR, _TIMEX_BYTES = 5, 256
 
 
@@ -180,7 +180,7 @@ def _ports(source: Source) -> dict[str, tuple[str, int]]:
 
 
 def _is_in_use(host: str, port: int) -> bool:
-    """Returns whether a port cannot be bound because somebody has it; another error is not told here."""
+    """Returns whether a port cannot be bound because another process has it; other errors are left to later checks."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         # Ports of closed connections are in nobody's way.
@@ -194,14 +194,14 @@ def _is_in_use(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who listens at a port, as the system tells it to this user."""
+    """The process that listens at a port, as far as the system shows it to this user."""
 
     name: str
     is_ours: bool = False
 
 
 def _holder(port: int) -> _Holder:
-    """Returns the process that listens at a port. Another user's processes are not told to everybody."""
+    """Returns the process that listens at a port. The system hides another user's processes."""
     inodes = {
         f"socket:[{words[9]}]"
         for table in ("tcp", "tcp6")
@@ -246,7 +246,7 @@ def _writable(setting: str, path: Path) -> Iterator[CheckResult]:
 
 
 def _room(setting: str, path: Path, needed: int) -> Iterator[CheckResult]:
-    """Yields a warning if the file system has less room than the setting allows; what is used already counts."""
+    """Yields a warning if the file system has less room than the setting allows. Used room counts as room."""
     folder = _existing(path)
     used = sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
     left = shutil.disk_usage(folder).free

@@ -145,7 +145,7 @@ def _why_away(kafka: KafkaSettings) -> Iterator[str]:
 
 
 def _described(admin: AdminClient, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns descriptions of the topics that exist, and why others are not told, both by name."""
+    """Returns descriptions of the topics that exist, and the errors of the others, both by name."""
     described, refused = {}, {}
     answers = admin.describe_topics(
         TopicCollection(list(names)), include_authorized_operations=True, request_timeout=REACH_TIMEOUT_S

@@ -22,7 +22,7 @@ from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 
 _MIB = 1024 * 1024
-# While nothing is paid, the changelog gets nothing but reports of progress, a few a second in each partition.
+# While there are no payments, the changelog gets only reports of progress, a few a second in each partition.
 _NEWEST_MAX = 2_000
 
 

@@ -158,8 +158,8 @@ class Limits:
     request_timeout_ms: int = 2_000
     idle_timeout_ms: int = 60_000
     connections_max: int = 4_096
-    # The requests of one HTTP/2 connection. A thread of the gateway works through what came at once before it looks at
-    # other connections: a burst of 128 refused calls held them up for four milliseconds.
+    # The requests of one HTTP/2 connection. A thread of the gateway works through all requests that came at once before
+    # it looks at other connections: a burst of 128 refused calls held them up for four milliseconds.
     streams_max: int = 32
 
 
@@ -169,8 +169,8 @@ class NginxSettings:
 
     # Where its modules are; empty for an nginx with Lua built in, such as OpenResty.
     modules: str = "/usr/lib/nginx/modules"
-    # In place of [to_hosts] out_ms. nginx adds up failures that come less than this apart, whatever is answered between
-    # them: with a longer time those of a worker that crashes now and then take its host out.
+    # In place of [to_hosts] out_ms. nginx adds up failures that come less than this apart, even with good answers
+    # between them. With a longer time, the failures of a worker that crashes now and then take its host out.
     out_ms: int = 2_000
     # For its process id and its temporary files.
     folder: str = "/run/paywarden-gateway"
@@ -199,7 +199,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Client:
-    """Who may call. The name is the caller's name in decisions."""
+    """A client that may call. Its name is the caller's name in decisions."""
 
     name: str
     # SHA-256 of API keys, as `paywarden gateway key` prints it.
@@ -222,7 +222,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Issuer:
-    """Who signs JWTs."""
+    """An issuer that signs JWTs."""
 
     issuer: str
     audiences: tuple[str, ...]
@@ -475,7 +475,7 @@ def _check_client(client: Client, description: GatewayDescription) -> None:
     _require(is_name, f"{place} name", f"1 to {NAME_BYTES_MAX} letters, digits, . _ -", client.name)
     _require(len(client.keys) <= KEYS_MAX, f"{place} keys", f"at most {KEYS_MAX}", len(client.keys))
     if any(_HASH.fullmatch(key) is None for key in client.keys):
-        # What stands there may be the key itself.
+        # The text there may be the key itself.
         raise Misconfigured(
             f"{place} keys: wanted SHA-256 as 64 hexadecimal digits (`paywarden gateway key`), got other text"
         )

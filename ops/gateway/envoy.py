@@ -332,7 +332,7 @@ def _rate_limit_filter(description: GatewayDescription) -> _Json:
                 "entries": [{"key": "client", "value": client.name}],
                 "token_bucket": {
                     # One more than the burst, as nginx counts. A bucket of one token is full between two calls, and
-                    # loses what it has no room for: a client with a burst of 1 got a quarter less than its share.
+                    # loses the tokens that come then: a client with a burst of 1 got a quarter less than its share.
                     "max_tokens": client.burst_calls + 1,
                     "tokens_per_fill": client.calls_per_second,
                     "fill_interval": "1s",

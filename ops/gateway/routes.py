@@ -6,7 +6,7 @@ HTTP = "http"
 GRPC = "grpc"
 
 ALIVE = "# alive\n"
-"""What /livez says: a comment to Prometheus, whose scrape of it then succeeds (`up` is 1)."""
+"""The answer of /livez: a comment to Prometheus, whose scrape of it then succeeds (`up` is 1)."""
 
 
 def paths_of(version: str, kind: str) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,7 @@ from paywarden.scoring.http.refusals import HttpRefusal
 _Refusal = TypeVar("_Refusal", Refusal, HttpRefusal)
 
 _GRPC_MODULES = (batcher, messages, connection, calls, services)
-# What each branch of the tree means for an operator, and in the answer to a request.
+# The meaning of each branch of the tree for an operator, and in the answer to a request.
 _HANDLING = {
     errors.PaywardenError: ("", "", ""),
     errors.InvalidEvent: (
@@ -46,7 +46,7 @@ _HANDLING = {
     errors.BundleRefused: ("as above", "as above", "(no worker starts)"),
     errors.RegistryRefused: ("as above", "as above: what decided before goes on", "(no worker starts)"),
 }
-# What a caller does about a refusal, by its code.
+# The caller's next step after a refusal, by its code.
 _CALLER = {
     "invalid_argument": "Correct the request: `field` names what is wrong. The same request fails again.",
     "unauthenticated": "Send a bearer token that the host's `[auth] tokens_file` holds.",

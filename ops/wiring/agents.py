@@ -1,7 +1,7 @@
 """Add everything that runs as Faust agents, timers and tasks. Payments run elsewhere: streams/profiles/pipeline.py.
 
 `add_agents` is the one place for them. An agent is an `async def` that takes a stream and yields nothing: Faust would
-send a yielded value to whatever topic a record's headers name. A topic's values come through an `AvroCodec`. Agents of
+send a yielded value to any topic that a record's headers name. A topic's values come through an `AvroCodec`. Agents of
 all workers share one consumer group, so each record reaches one of them, at least once.
 """
 

@@ -80,7 +80,7 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
             registry.people,
             tell,
             wrote=lambda: deploy_here(source, tell),
-            # Elsewhere no companion would send what is left, and no host would have changed.
+            # On another machine no companion would send the entries that are left, and no host would have changed.
             apart=opened if _is_scoring_host(source) else None,
         )
 
@@ -97,7 +97,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
         return nullcontext()
     from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
 
-    # Says at the start what would fail in each round.
+    # Raises at the start an error that would come back in each round.
     model_registry(source)
 
     @contextmanager
@@ -106,7 +106,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
             yield log
 
     def stamp() -> object:
-        # To open the log says what is wrong with a file that is gone.
+        # Opening the log raises the right error for a file that is gone.
         return file_state(settings.people)
 
     return LogFollower(

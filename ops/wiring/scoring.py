@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 EXPLORATION_LEDGER = "exploration.spent"
-"""What this host has spent today, below `[serve] runtime`."""
+"""The file of the exploration money that this host has spent today, below `[serve] runtime`."""
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paywarden.streams.maintenance.backup import BackedUp, Backup
     from paywarden.streams.maintenance.verify import Verdicts
 
-# As long as a stream worker takes to write what it has read, and more.
+# Longer than a stream worker takes to write the records that it has read.
 _SETTLE_S = 2.0
 
 
@@ -40,7 +40,7 @@ def check_store(source: Source, *, write: bool = True) -> list[ClusterFinding]:
                 if reason
                 else []
             )
-        # Not through the profile sets: with cluster_check = "require" these open only what has no finding.
+        # Not through the profile sets: with cluster_check = "require" these open only a cluster without a finding.
         with closing(AerospikeStore(source.section("aerospike", AerospikeSettings))) as store:
             plan = FeatureEngine(stores.catalogue(source)).plan
             longest_s = max(plan.ttl_s(entity) for entity in range(plan.entity_count))

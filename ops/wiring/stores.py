@@ -50,7 +50,7 @@ class FeatureSettings:
     """`rates` is a CSV file of exchange rates; empty takes the example that comes with Paywarden."""
 
     rates: str = ""
-    # A file of 32 hex digits: the secret that makes of ids what profiles remember. Empty: a public key, for laptops.
+    # A file of 32 hex digits: the secret with which profiles hash ids. Empty: a public key, for laptops.
     identity_key_file: str = ""
     # A file that sets CATALOGUE: a project's own features, and its payment's own fields. The path starts at the folder
     # of the configuration file. Empty: the catalogue that comes with Paywarden.

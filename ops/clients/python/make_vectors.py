@@ -31,7 +31,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 Case = tuple[str, Any]
 
 
-# What is wanted
+# Expected results
 
 
 def want_card_number(given: Any) -> Any:
@@ -118,7 +118,7 @@ def want_reconciliation(given: Any) -> Any:
     return None if due_ms is None else int(due_ms)
 
 
-# What goes in
+# Inputs
 
 
 def card_numbers() -> Iterator[Case]:

@@ -298,7 +298,7 @@ def _rows_with_bar(
         )
 
 
-# What is written
+# The written file
 
 
 def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Published | None) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def _write(result: dict[str, Any], json_file: str) -> None:
         raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error
 
 
-# What is printed
+# The printed text
 
 
 def _print(result: dict[str, Any]) -> None:

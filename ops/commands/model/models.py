@@ -1,4 +1,4 @@
-"""`paywarden models`: the registry of models. Who put what in, who approved it, what decides, and the proof."""
+"""`paywarden models`: the registry of models, with proposers, approvals, the champion, and signatures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def models() -> None:
 def _signing(command: _Command) -> _Command:
     """Add the options of a command that writes an entry."""
     options = (
-        click.option("--why", metavar="TEXT", required=True, help="The reason, for whoever reads the log later."),
+        click.option("--why", metavar="TEXT", required=True, help="The reason, for later readers of the log."),
         click.option(
             "--key",
             type=click.Path(dir_okay=False),
@@ -64,8 +64,8 @@ def _json(command: _Command) -> _Command:
 def key(name: str, out: str, as_json: bool) -> None:
     """Make a key for the person NAME.
 
-    The private key goes to a new file that only you can read. The lines printed are for the file of people: whoever
-    keeps it adds the roles.
+    The private key goes to a new file that only you can read. The lines printed are for the file of people. Its keeper
+    adds the roles.
     """
     from paywarden.models.bundle.signature import fingerprint
     from paywarden.models.registry.entries import is_name
@@ -407,7 +407,7 @@ def document(source: Source, version: str | None, out: str | None, as_json: bool
         click.echo(f"{out}: {len(text.encode())} bytes")
 
 
-# What is printed
+# The printed text
 
 
 @contextmanager

@@ -100,8 +100,8 @@ def start(
     It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
     step can find, and when it will go on.
 
-    With --shadow each host's `shadow run` lets the candidate decide about all payments, unheard. `shadow report` says
-    what it would have decided, and `rollout resume` gives it the first cards.
+    With --shadow each host's `shadow run` lets the candidate decide about all payments, without effect. `shadow
+    report` shows its decisions, and `rollout resume` gives it the first cards.
     """
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.power import Traffic, power, power_text

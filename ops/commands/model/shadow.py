@@ -30,7 +30,7 @@ _DAY_MS = 86_400_000
 
 @click.group()
 def shadow() -> None:
-    """Try challengers on live payments, unheard.
+    """Try challengers on live payments, without effect.
 
     [[shadow.challengers]] names them. A challenger is a bundle, a policy, or both.
     """

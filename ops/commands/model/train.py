@@ -195,7 +195,7 @@ def _require_mature(history: History, window: Days, label_delay_days: int) -> No
     click.echo(f"days after {date_of_day(last_mature)} are not mature: {told}", err=True)
 
 
-# What is printed
+# The printed text
 
 
 def _print(bundle: Path, manifest: Manifest) -> None:

@@ -103,7 +103,7 @@ def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], e
         partitions_of(kafka, EVENTS_TOPIC)
     except Misconfigured:
         return (
-            f"there is no topic {EVENTS_TOPIC}, so no index of decisions was told; `paywarden topics create` makes it"
+            f"there is no topic {EVENTS_TOPIC}, so no index of decisions was asked; `paywarden topics create` makes it"
         )
     EventWriter(kafka, wiring.schema_ids(source)).write(erasure.event("forget"))
-    return "every index of decisions was told to take them out, and not to take them in again"
+    return "every index of decisions gets the erasure: it takes them out, and not in again"

@@ -73,7 +73,7 @@ def drop_set(source: Source, name: str, records_per_second: int) -> None:
     with closing(ProfileSets(stores.open_register())) as sets, scan_bar("records") as progress:
         try:
             # First the note that the set is being dropped: from then on nobody needs the topics. The set leaves the
-            # register last, so that the same command finds what a killed one has not erased.
+            # register last, so that the same command finds the data that a killed one has not erased.
             sets.begin_drop(dropped)
             left = _delete_topics(source, dropped)
             drop(sets, stores, dropped, records_per_second=records_per_second, progress=progress)

@@ -44,8 +44,8 @@ def list_(source: Source) -> None:
 def retry(source: Source) -> None:
     """Try the profiles again that were set aside.
 
-    Where this release cannot read a profile's bytes, the changelog's last state of it takes their place. Then the
-    owner of the profile, a stream worker, is told to apply the waiting events. A profile for which nothing readable is
+    Where this release cannot read a profile's bytes, the changelog's last state of it takes their place. Then a message
+    asks the owner of the profile, a stream worker, to apply the waiting events. A profile for which nothing readable is
     found stays set aside: `paywarden rebuild` makes it anew from the topics.
     """
     from paywarden.features.profiles.engine import FeatureEngine

@@ -152,7 +152,7 @@ def _tell(found: DecisionIndex, *, as_json: bool) -> None:
 @click.option("--flag", default="", help="With this flag.")
 @click.option("--score-min", type=float, default=0.0, help="With this score or a higher one.")
 @click.option("--score-max", type=float, default=1.0, help="With this score or a lower one.")
-@click.option("--count", type=int, default=25, show_default=True, help="At most so many, the newest first.")
+@click.option("--count", type=int, default=25, show_default=True, help="At most N decisions, the newest first.")
 @click.option("--after", metavar="PLACE", help="Go on behind the place that the last page gave.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj

@@ -1,4 +1,5 @@
-"""`paywarden drift backtest`: runs drift detection over past decisions, and says what it would have told."""
+"""`paywarden drift backtest`: runs drift detection over past decisions, and prints the alerts that it would have
+raised."""
 
 from __future__ import annotations
 
@@ -241,10 +242,10 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if (rate := summary["quiet_alerts_a_week"]) is not None:
         lines.append(f"{rate:.2f} alerts a week in {summary['quiet_weeks']:.1f} weeks without an injected change")
     for one in summary["injected"]:
-        told = "not told"
+        told = "no alert"
         if one["told_after_hours"] is not None:
             told = (
-                f"told after {one['told_after_hours']:.1f} hours by the {one['comparison']} comparison, "
+                f"alert after {one['told_after_hours']:.1f} hours by the {one['comparison']} comparison, "
                 f"{one['severity']}, at worst {one['worst_severity']}"
             )
         lines.append(f"{one['change']}: {told}")

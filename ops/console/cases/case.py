@@ -1,4 +1,4 @@
-"""A case as its events say: each event is checked against what the case is, and one that breaks a rule changes nothing.
+"""A case, built from its events. Each event is checked against the case so far; one that breaks a rule changes nothing.
 
     opened      title
     linked      item: payment:ID or alert:ID          unlinked   item
@@ -9,7 +9,7 @@
 
 A case with much money takes two people to close: one proposes, another one closes. The largest amount that the case
 ever had counts: nobody closes a large case by making it small first. Every reader folds the events in the order of the
-topic, so two consoles agree, whoever was first.
+topic, so two consoles agree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REOPENED: Final = "reopened"
 VERDICTS: Final = ("fraud", "genuine", "data_fault", "model_fault", "nothing")
 FIELDS: Final = ("title", "assigned_to", "money_minor")
 ITEMS_MAX: Final = 500
-# What an event must name. Everyone who may write to the topic can write an event without it.
+# Fields that an event must have. Everyone who may write to the topic can write an event without them.
 _WANTED: Final = {LINKED: ("item",), UNLINKED: ("item",), ATTACHED: ("file", "name", "size")}
 
 

@@ -1,4 +1,4 @@
-"""The page of one decision: what was known, who decided, whether it would again, and what is around it."""
+"""The page of one decision: its features, its model and policy, the decision made again, and payments around it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NEAR = 5
 
 @dataclass(frozen=True)
 class AgainView:
-    """The decision made again. `why`: what is not equal, or why nobody can say."""
+    """The decision made again. `why`: the part that is not equal, or why it could not be made again."""
 
     is_known: bool
     is_equal: bool

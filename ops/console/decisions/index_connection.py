@@ -1,9 +1,9 @@
-"""The index as the console has it: opened when its database answers, followed by threads, and what is missing told.
+"""The console's connection to the index: opened when the database answers, kept current by threads.
 
 A console starts although its index cannot be opened. Its pages then say what is missing and since when.
 
-A database that refuses is asked again by each page. One that says nothing costs each page the time-out, and soon all
-threads wait: after the first such failure pages are refused at once, and one thread asks until it is back.
+A database that refuses is asked again by each page. One that does not answer costs each page the time-out, and soon all
+threads wait. After the first such failure, pages are refused at once, and one thread asks until the database is back.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _KEPT_S, _TIMEOUT_S = 1.0, 2.0
 _WAIT_S = 0.6
 # The first look has nothing to show: it waits for every process, ready and metrics.
 _FIRST_WAIT_S = 2 * _TIMEOUT_S + 1.0
-# Numbers are told to be old from here on.
+# Numbers older than this are shown as old.
 _OLD_MS = 3_000
 _BODY_BYTES_MAX = 4 * 1024 * 1024
 
@@ -63,7 +63,7 @@ class ProcessView:
     readings: tuple[Reading, ...]
     # How many errors of each kind it has counted since its start.
     errors: Mapping[str, float] = field(default_factory=dict)
-    # What it is for, in a sentence; empty if its metrics do not tell.
+    # Its purpose, in a sentence; empty if its metrics do not give one.
     purpose: str = ""
     asked_ms: int = 0
     read_ms: int = 0
@@ -97,7 +97,7 @@ Fetch = Callable[[str], tuple[int, str]]
 
 @dataclass
 class _Asked:
-    """A process of the settings. `view`: what it said last; None before."""
+    """A process of the settings. `view`: its last answer; None before the first."""
 
     name: str
     address: str
@@ -237,7 +237,7 @@ _PURPOSES = (
     ("paywarden_stream_consumer_lag", "It works payments and outcomes into the profiles, and watches for drift."),
     ("paywarden_companion_changelog_lag", "It copies profiles to a scoring host, and sends its decisions to Kafka."),
     ("paywarden_request_seconds_bucket", "It decides about payments while customers wait."),
-    ("paywarden_shadow_lag_seconds", "It lets challengers decide about the same payments, unheard."),
+    ("paywarden_shadow_lag_seconds", "It lets challengers decide about the same payments, without effect."),
 )
 
 
@@ -287,7 +287,7 @@ def readings_of(samples: Samples) -> tuple[Reading, ...]:
     for name, words, most in (
         ("paywarden_stream_consumer_lag", "payments and outcomes that wait", 100_000),
         ("paywarden_companion_changelog_lag", "records that the mirror lacks", 100_000),
-        # What a thousand decisions a second come to in ten seconds.
+        # The bytes of ten seconds at a thousand decisions a second.
         ("paywarden_outbox_unshipped_bytes", "bytes of decisions that wait for Kafka", 10_000_000),
     ):
         if name in samples:

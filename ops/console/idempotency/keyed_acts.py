@@ -43,7 +43,7 @@ BEGAN, ANSWERED, FREED, UNKNOWN = "key_began", "key_answered", "key_freed", "key
 _KEY = re.compile(r"[!#-\[\]-~]{16,200}")
 # No act takes as long: a key that is held longer is one of a console that was killed.
 _ACT_MS_MAX = 60_000
-# Far below what Kafka takes as one record.
+# Far below the largest record that Kafka takes.
 _ANSWER_BYTES_MAX = 256 * 1024
 _NONCE_BYTES = 12
 _OTHER_REQUEST = "Idempotency-Key: this key came with another request before. Make a new key for each act."

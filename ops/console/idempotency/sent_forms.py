@@ -27,7 +27,7 @@ TABLES = (
     "time_ms INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS sent_forms_by_time ON sent_forms (time_ms)",
 )
-# A secret is not part of what is kept, not even as a digest.
+# A secret is not kept, not even as a digest.
 _SECRET_FIELDS = ("passphrase",)
 
 

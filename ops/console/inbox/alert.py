@@ -19,9 +19,9 @@ from paywarden.streams.alerts.events import alert_subject
 # The time line shows what happened this long before and after the change began.
 _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
-# Decimal logarithms of evidence beyond what is enough.
+# Decimal logarithms of evidence beyond the required evidence.
 _VERY_SURE = 2.0
-# What the numbers of a score or a feature are: models/drift/signal_layout.py.
+# The meaning of the numbers of a score or a feature: models/drift/signal_layout.py.
 _VALUES = {
     "location": "the mean place of these payments among usual ones, from 0, the lowest, to 1",
     "spread": "their mean distance from the middle of usual ones, from 0 to 1",
@@ -242,7 +242,7 @@ def _segment_charts(counted: Sequence[SegmentCounts]) -> Iterator[SegmentChart]:
 
 
 def _compared_with(record: Mapping[str, Any], *, is_training: bool) -> str:
-    """Returns what the newest window is compared with: how many payments, and of which time."""
+    """Returns the reference of the newest window: how many payments, and of which time."""
     of_what = "of the model's training" if is_training else "that say what is usual"
     first, last = record["reference_start_time_ms"], record["reference_end_time_ms"]
     when = f", {time_text(first)} to {time_text(last)} UTC" if first and last else ""

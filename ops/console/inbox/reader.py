@@ -1,9 +1,9 @@
-"""Keep the alerts in the database as the topics have them, and write what people do to the topics.
+"""Keep the alerts in the database as the topics have them, and write people's acts to the topics.
 
-While Kafka is away the pages show what was known, and say since when. A topic that was made anew takes the place of the
-old one, and the pages say for a week what is gone with that: fewer alerts than there were must not look like peace. An
-act is written to its topic before the person sees that it is done; the database learns of it from the topic, as it
-learns of what the terminal writes.
+While Kafka is away the pages show the last known state, and since when it is old. A topic that was made anew takes the
+place of the old one. The pages then show for a week how many alerts were lost: fewer alerts must not look like peace.
+An act is written to its topic before the person sees that it is done. The database reads it from the topic, like the
+acts of the terminal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GONE_TOLD_MS = 7 * 86_400_000
 _SEE_OWN_S = 2.0
 _SEE_OWN_EVERY_S = 0.02
 NOT_SEEN = " Kafka has it; the pages show it when the console has read it, within seconds as a rule."
-"""What is said about an act that the database does not know yet."""
+"""The text about an act that the database does not know yet."""
 
 
 class Feed(Protocol):
@@ -167,8 +167,8 @@ def _told_gone(one: Gone) -> Missing:
     why = f"the topic {one.topic} is another one than before: made anew, of another cluster, or without its end"
     if one.topic == ALERTS_TOPIC:
         alerts = "One earlier alert" if one.count == 1 else f"{one.count:,} earlier alerts"
-        effect = "An alert that goes on is not in the inbox before it changes. This is told for a week."
+        effect = "An alert that goes on is not in the inbox before it changes. This line stays for a week."
         return Missing(f"{alerts} ({one.open:,} open)", one.time_ms, why, effect, is_lasting=True)
     acts = "One earlier act" if one.count == 1 else f"{one.count:,} earlier acts"
-    effect = "What people did about alerts and cases before that is not shown. This is told for a week."
+    effect = "Earlier acts on alerts and cases are not shown. This line stays for a week."
     return Missing(f"{acts} of people", one.time_ms, why, effect, is_lasting=True)

@@ -37,7 +37,7 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS alerts_worst ON alerts (is_open, rank DESC, raised_ms, alert_id)",
     "CREATE INDEX IF NOT EXISTS alerts_newest ON alerts (is_open, raised_ms DESC)",
     "CREATE INDEX IF NOT EXISTS alerts_raised ON alerts (raised_ms)",
-    # Every page counts what is open and not snoozed.
+    # Every page counts the alerts that are open and not snoozed.
     "CREATE INDEX IF NOT EXISTS alerts_counted ON alerts (is_open, snoozed_until_ms)",
     """
     CREATE TABLE IF NOT EXISTS alert_states (
@@ -59,7 +59,7 @@ TABLES = (
     )
     """,
     "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
-    # What topics had before they were made anew.
+    # Counts of topics before they were made anew.
     """
     CREATE TABLE IF NOT EXISTS gone (
         topic TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, count INTEGER NOT NULL, open INTEGER NOT NULL
@@ -165,7 +165,7 @@ class AlertStore:
         """`queue` gets each new state of an alert within the transaction that takes it, `queue_event` each event."""
         self._database, self._queue, self._queue_event = database, queue, queue_event
 
-    # What the topics say
+    # Records of the topics
 
     def positions(self) -> dict[str, FeedPosition]:
         """Returns where each topic goes on."""
@@ -215,7 +215,7 @@ class AlertStore:
             if batch.records:
                 _count(connection, _VERSION, 1)
 
-    # What pages ask
+    # Queries of the pages
 
     @property
     def version(self) -> int:
@@ -236,7 +236,7 @@ class AlertStore:
             )
 
     def gone(self) -> list[Gone]:
-        """Returns what topics had before they were made anew."""
+        """Returns the counts of topics before they were made anew."""
         rows = self._database.read("SELECT topic, time_ms, count, open FROM gone ORDER BY topic")
         return [Gone(row["topic"], row["time_ms"], row["count"], row["open"]) for row in rows]
 
@@ -306,7 +306,7 @@ class AlertStore:
     def mark_of_kind(self, prefix: str, number: int) -> tuple[int, str]:
         """Returns how many events of a kind have at most this number, and the id of the event with this number.
 
-        Both are as before unless the topic was read anew.
+        Both stay the same unless the topic was read anew.
         """
         rows = self._database.read(
             "SELECT (SELECT count(*) FROM events WHERE subject >= ? AND subject < ? AND rowid <= ?) AS n, "

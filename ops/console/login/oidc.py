@@ -33,7 +33,7 @@ from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import read_regular
 
-# Asymmetric ones alone: with HS256 whoever knows the client's secret could sign.
+# Asymmetric ones alone: with HS256 everybody who knows the client's secret could sign.
 _ALGORITHMS: Final = ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
 _SCOPE: Final = "openid profile email"
 _PENDING_MAX: Final = 10_000
@@ -152,7 +152,7 @@ class OidcProvider:
             role for role in map(role_of, listed if isinstance(listed, list) else [listed]) if role is not None
         )
         if not roles:
-            raise PageRefused(403, "You have no role in this console. Ask whoever gives out roles.")
+            raise PageRefused(403, "You have no role in this console. Ask the operator of this console for one.")
         return Person(name, roles)
 
     async def _about(self) -> Mapping[str, str]:
@@ -190,7 +190,7 @@ class OidcProvider:
 
 def _is_address(text: str) -> bool:
     try:
-        # What a browser is sent to, and what this process asks.
+        # A browser parses the address, and so does this process: both must find a host.
         return bool(urlsplit(text).netloc) and bool(httpx2.URL(text).host)
     except (ValueError, httpx2.InvalidURL):
         return False

@@ -71,7 +71,7 @@ class Login:
 
     @property
     def routes(self) -> list[Route]:
-        """The routes, none of which needs a session."""
+        """The routes. They need no session."""
         routes = [
             Route("/login", self._form, methods=["GET"]),
             Route("/login", self._try, methods=["POST"]),

@@ -1,7 +1,7 @@
 """The changes of a proposed version: the lines of its policy against the champion's, and its model's training data.
 
-A person who approves a version by its digests alone approves what nobody has read. The page tells only how many entries
-of a list come and go: entries may be ids of cards.
+A person who approves a version by its digests alone approves rules that nobody has read. The page shows only how many
+entries of a list come and go: entries may be ids of cards.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Policy:
 
 
 def changes_of(registry: Registry, state: RegistryState, version: RegisteredVersion) -> Changes:
-    """Returns what a version changes against the champion; of the first version, what it is."""
+    """Returns the changes of a version against the champion; for the first version, its whole content."""
     champion = state.champion
     try:
         policy = _policy(registry, state, version.policy)

@@ -1,9 +1,9 @@
 """Shows the registry and the log of rollouts, and lets a person act on them.
 
-The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: whoever proposed a
-version cannot approve it, whatever page or token they come by. Where there is a registry, an act is signed with the key
-of the person who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the
-passphrase for each act: without it the console can sign nothing.
+The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: the proposer of a
+version cannot approve it, by any page or token. Where there is a registry, an act is signed with the key of the person
+who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
+each act: without it the console can sign nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class RegistryView:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """A measure of the candidate, as a ratio to the champion. `meaning`: what it counts. `is_harm`: it rolls back."""
+    """A measure of the candidate, as a ratio to the champion. `meaning`: in words. `is_harm`: it rolls back."""
 
     name: str
     is_within: bool

@@ -15,7 +15,7 @@ from paywarden.ops.console.people.people import Role
 
 OWNERS = frozenset({Role.MODEL_OWNER})
 STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
-"""Who may take something back: what stops harm needs no model owner."""
+"""The roles that may take something back. An act that stops harm needs no model owner."""
 
 _WHY = Field("why", "Why, for the log", is_required=True)
 _PASSPHRASE = Field("passphrase", "The passphrase of your key, where there is a registry")

@@ -44,7 +44,7 @@ _PLAN_FIELDS = (
     ),
     Field("tolerance", "A difference up to this is no harm", kind="number", low=0, high=1),
     Field("alpha", "The probability that a candidate that differs in nothing is stopped", kind="number", low=0, high=1),
-    Field("shadow", "Begin in the shadow: the candidate decides unheard, and gets no card", choices=("yes",)),
+    Field("shadow", "Begin in the shadow: the candidate decides without effect, and gets no card", choices=("yes",)),
 )
 _TRAFFIC_FIELDS = (
     Field("cards_a_day", "How many different cards pay in a day, for the power", kind="number", low=1, high=1e10),
@@ -55,7 +55,8 @@ _TRAFFIC_FIELDS = (
 
 @dataclass(frozen=True)
 class SeenTraffic:
-    """The traffic of the last 24 hours in the index: payments, and the shares of each action in the newest `sample`."""
+    """The index's traffic of 24 hours: payments, and the action shares of the first `sample` decisions of the newest
+    hour."""
 
     payments: int
     sample: int
@@ -200,7 +201,7 @@ class Starting:
             steps=tuple(steps),
             measures=_meanings(plan.measures),
             hours=None if None in hours else sum(one or 0.0 for one in hours),
-            # Nobody starts what they have not seen the power of.
+            # Nobody starts a rollout whose power they have not seen.
             digest=digest_of(compared, plan, visit.text("shadow")) if steps else "",
         )
 
@@ -234,7 +235,7 @@ class Starting:
         ).plan()
 
     def _asked(self, visit: Visit) -> dict[str, str]:
-        """Returns the fields of the form: what was given, else what the settings say."""
+        """Returns the fields of the form: the sent values, else those of the settings."""
         from paywarden.models.rollout.settings import RolloutSettings
 
         found = self._desk.source.section("rollout", RolloutSettings)

@@ -1,1 +1,1 @@
-"""Who somebody is: names, roles, passwords, tokens and sessions."""
+"""People: names, roles, passwords, tokens and sessions."""

@@ -60,7 +60,7 @@ _COST_MAX = 1 << 17
 
 @dataclass(frozen=True)
 class Person:
-    """Who looks at a page or calls the API."""
+    """The person who looks at a page or calls the API."""
 
     name: str
     roles: frozenset[Role]
@@ -244,5 +244,5 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-# What the password of an unknown name is compared with, so that it takes as long.
+# A hash for passwords of unknown names: the comparison then takes as long as that of a known name.
 _NOBODY = f"scrypt:{_COST}:{_BLOCK}:{_PARALLEL}:{_base64(bytes(_SALT_BYTES))}:{_base64(bytes(_HASH_BYTES))}"

@@ -1,4 +1,4 @@
-"""The page of the policy: what it is, what each rule catches, and a draft that is checked, replayed and proposed.
+"""The page of the policy: its text, the catches of each rule, and a draft that is checked, replayed and proposed.
 
 How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons.
 Its catches come from the index of decisions and outcomes, as of at most a minute ago. A draft is text of `[policy]`

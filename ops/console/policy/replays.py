@@ -275,7 +275,7 @@ class _Tally:
             began = time.perf_counter()
             first, last = _part_of_hour(hour, each / count)
             first, last = max(first, self._first_ms), min(last, self._last_ms)
-            # As many as an even hour has in this part, and some more: what comes in bursts is cut off.
+            # Twice as many as an even hour has in this part: a larger burst is cut off.
             found = index.bodies_between(first, last, 2 * each)
             for start in range(0, len(found), _AT_ONCE):
                 self._add(index, found[start : start + _AT_ONCE], count / len(found))

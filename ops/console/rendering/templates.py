@@ -79,7 +79,7 @@ NO_CURRENCIES = Currencies()
 
 @dataclass(frozen=True)
 class PageFrame:
-    """The frame of each page: navigation, person, the form's token, what is missing, and a message to show once."""
+    """The frame of each page: navigation, person, the form's token, missing services, and a message to show once."""
 
     title: str
     links: tuple[Link, ...] = ()

@@ -1,4 +1,4 @@
-"""Say what moved, and where, in an analyst's words: the names of the code mean nothing to somebody who was never told.
+"""Names signals and segments in an analyst's words: the names of the code mean nothing to an analyst.
 
 feature:amount_to_mean location     amount to mean · level
 outcome:recall                      frauds that were caught (recall)

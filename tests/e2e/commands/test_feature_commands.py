@@ -231,7 +231,7 @@ def test_forget_erases_a_card_of_a_backfilled_store(
         assert said.splitlines() == [
             "profiles         1 erased from the store, and from the mirrors by the changelog",
             f"payment records  {payments} erased",
-            "decisions        every index of decisions was told to take them out, and not to take them in again",
+            "decisions        every index of decisions gets the erasure: it takes them out, and not in again",
         ]
         assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
         assert run("forget", f"card:{card_id}")[1].startswith("profiles         0 erased")

@@ -1,4 +1,4 @@
-"""Which host a call asks, and whether it asks once more. Pure: the caller brings times and what happened.
+"""Chooses the host that a call asks, and whether it asks once more. Pure: the caller brings times and results.
 
     plan = CallPlan(order=[1, 0], avoided={}, pinned=None)
     attempt 1   at plan.host            refused                  ─► retry at the next host, at once
@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 
 from .answers import UNREACHABLE
 
-# A host is asked again after this pause, when it said that it cannot or could not be reached.
+# A host that could not be reached, or answered that it cannot, is asked again after this pause.
 RETRY_PAUSE_MS = 5.0
 # A retry begins only if this much of the deadline is left after the pause.
 RETRY_LEFT_MS_MIN = 5.0
@@ -24,12 +24,12 @@ ATTEMPTS_MAX = 2
 AVOID_MS = 1000.0
 DEADLINE_MS_MAX = 600_000
 
-# What an attempt met, besides an HTTP status.
+# Results of an attempt, besides an HTTP status.
 REFUSED, BROKEN = "refused", "broken"
 
 
 def deadline_header(left_ms: float) -> int:
-    """Returns the value of `x-deadline-ms`: what is left, in whole milliseconds."""
+    """Returns the value of `x-deadline-ms`: the time left, in whole milliseconds."""
     return min(max(int(left_ms + 0.5), 1), DEADLINE_MS_MAX)
 
 

@@ -30,7 +30,7 @@ VERSION = "0.1.0"
 SCORE, SHADOW, RECONCILE = "score", "shadow", "reconcile"
 _USER_AGENT = ("user-agent", f"paywarden-client-python/{VERSION}")
 
-# What an attempt met: an answer (status, body), or one of REFUSED, BROKEN, LATE, BUSY, FAILED, CLOSED.
+# The result of an attempt: an answer (status, body), or one of REFUSED, BROKEN, LATE, BUSY, FAILED, CLOSED.
 Met = str | tuple[int, bytes]
 
 

@@ -28,7 +28,7 @@ _NETWORKS = (
     (6000, 6999, 13, 19),
     (8171, 8171, 16, 19),
 )
-# What a digit that is doubled adds to the sum.
+# The number that a doubled digit adds to the sum.
 _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
 

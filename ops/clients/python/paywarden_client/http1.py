@@ -40,7 +40,7 @@ class AnswerReader:
     )
 
     def __init__(self) -> None:
-        # What is before `_at` was read. Interim answers had `_passed` bytes.
+        # The bytes before `_at` were read. Interim answers had `_passed` bytes.
         self._data, self._at, self._passed, self._chunk_count = b"", 0, 0, 0
         self._is_head_read = self._chunked = False
         self._length = _UNKNOWN

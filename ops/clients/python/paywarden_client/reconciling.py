@@ -17,9 +17,9 @@ from .payments import Payment
 
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 1000.0, 30_000.0
 GIVE_UP_MS = 540_000.0
-# Of a payment that is asked about again.
+# The deadline of a payment that is asked about again.
 DEADLINE_MS = 1000.0
-# Between two of them: at most 50 a second.
+# The pause between two such calls: at most 50 a second.
 APART_S = 0.02
 
 ANSWERED, REFUSED, EXPIRED, FULL, CLOSED = "answered", "refused", "expired", "full", "closed"
@@ -52,7 +52,7 @@ class ReconcileQueue:
     def __init__(self, waiting_max: int) -> None:
         self._waiting_max = waiting_max
         self._waiting: dict[str, Waiting] = {}
-        # When what is due. An entry whose time is not the payment's any more is skipped.
+        # Due times with payment ids. An entry whose time is not the payment's any more is skipped.
         self._due: list[tuple[float, str]] = []
 
     def __len__(self) -> int:

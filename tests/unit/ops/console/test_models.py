@@ -450,5 +450,5 @@ def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: P
     text = browser.get("/models").text
     assert "Aborted by anna: enough." in text
     assert "has 50 % of the cards" not in text
-    assert "It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of then" in text
+    assert "It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of that time" in text
     console.database.close()

@@ -174,7 +174,7 @@ def test_an_injected_change_is_looked_for(replay: Path) -> None:
     day = date_of_day(MADE_DAY + TRAINING_DAYS + 1)
     result = run(replay, "--inject", f"score=0.2@{day}", "--to", date_of_day(MADE_DAY + TRAINING_DAYS + 2), "--from",
                  date_of_day(MADE_DAY + TRAINING_DAYS))  # fmt: skip
-    assert f"score=0.2@{day}: told after " in result.output, result.output
+    assert f"score=0.2@{day}: alert after " in result.output, result.output
     assert "0.00 alerts a week in 0.1 weeks" in result.output
 
 
