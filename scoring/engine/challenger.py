@@ -3,7 +3,8 @@
     outbox entry: request, flags, vector ─► challenger's model ─► challenger's policy ─► shadow record
                                                                                         champion beside it
 
-1. A vector is what the champion saw, to the bit. The challenger's score is what it would have been in the worker.
+1. The challenger scores the champion's vector, to the bit. The challenger's score is the same as it would have been in
+   the worker.
 2. Flags about profiles are the champion's. Flags about the champion's model are dropped: the challenger's model has
    scored. Whether the mirror was stale is asked again, because each policy has its own limit.
 3. A challenger that is a policy alone takes the champion's score, and keeps all flags.
@@ -95,7 +96,7 @@ class VectorChallenger:
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
-        """Returns what the challenger decides. Never raises, whatever its model does."""
+        """Returns the challenger's decisions. Never raises, even if its model does."""
         found = Evaluated()
         usable = []
         for entry in entries:
@@ -116,7 +117,7 @@ class VectorChallenger:
 
     @property
     def has_conditions(self) -> bool:
-        """Whether its policy has rules or segments: then `approves` says what it makes of a payment."""
+        """Whether its policy has rules or segments: then only `approves` knows whether it approves a payment."""
         return self._policy.has_conditions
 
     def approves(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> bool:
@@ -169,7 +170,7 @@ class VectorChallenger:
         manifest = self._bundle.manifest
         try:
             margins = self._bundle.predictor.margins(vectors)
-        except Exception:  # noqa: BLE001 - whatever a challenger's model raises, other payments go on
+        except Exception:  # noqa: BLE001 - a challenger's model may raise anything, and other payments go on
             margins = np.array([self._margin(vectors[row : row + 1]) for row in range(len(vectors))])
         scores = calibrated(margins, manifest.calibration_slope, manifest.calibration_intercept)
         # Not before: the calibration gives 0 for NaN.
@@ -212,7 +213,7 @@ class VectorChallenger:
     def _verdict(
         self, entry: OutboxEntry, vector: NDArray[np.float32], score: float, flags: tuple[str, ...]
     ) -> Verdict | None:
-        """Returns what the policy says. None if the currency has no rate any more."""
+        """Returns the policy's verdict. None if the currency has no rate any more."""
         request, facts = entry.request, self._facts
         if self._policy.has_conditions:
             try:

@@ -164,7 +164,7 @@ def _look_up(look_up_at: int, read_at: int, count: int, entities: int) -> int:
 
 @compiled(makes_arrays=True)
 def _hash_for_overlay(frame_at: int, overlay_at: int, read_at: int, count: int) -> None:
-    """Hash what was read, and note the time that the chunk has for the overlay."""
+    """Hash the keys and ids that were read, and note the chunk's time for the overlay."""
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     ends = carray(address(read_at, requests.SLOT.ends), (count, numbers[ENTITIES] + 1), np.int64)
     texts_at = address_number(read_at, requests.SLOT.texts)
@@ -175,7 +175,8 @@ def _hash_for_overlay(frame_at: int, overlay_at: int, read_at: int, count: int) 
 
 @compiled(makes_arrays=True)
 def _count_filled(overlay_at: int, counters: I64, first: int, count: int) -> bool:
-    """Count what the overlay has added to profiles. Returns whether it was used. `first`: the counters' first place."""
+    """Count the payments that the overlay added to profiles. Returns whether it was used. `first`: the counters' first
+    place."""
     seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
     is_used = seen[overlays.IS_SURE] == 1
     put_word_at(counters[first + IS_USED], 1 if is_used else 0)
@@ -227,7 +228,7 @@ def _score(frame_at: int, record_at: int, count: int) -> bool:
 
 @compiled(makes_arrays=True)
 def _choose_tails(frame_at: int, look_up_at: int, record_at: int, overlay_at: int, count: int) -> int:
-    """Choose the kept tails, and count what was looked up. Returns how many payments have none."""
+    """Choose the kept tails, and count hits and misses. Returns how many payments have no tail."""
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
     kept = carray(address(frame_at, SLOT.kept_tails), size(frame_at, SLOT.kept_tails), np.int64)

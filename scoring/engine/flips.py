@@ -3,7 +3,7 @@
     card_count_1h  7 ──► 5      approve instead of review      2 of the model's split points away
     amount         41,250 ──► 30,000.5      approve            9 split points away
 
-It is what the model and the policy say about a vector that differs in one number. It is no advice, and no payment may
+It is the answer of the model and the policy to a vector that differs in one number. It is no advice, and no payment may
 exist that has this vector: features hang together.
 
 How it works:
@@ -104,10 +104,10 @@ def _names_and_numbers(when: str) -> tuple[set[str], list[float]]:
 def flips(
     decision: Mapping[str, Any], bundle: Bundle, policy: Policy, rates: RateTable, cuts: Cuts, *, count: int = 5
 ) -> list[Flip]:
-    """Returns what would have changed the action of a decision, the fewest cuts first; empty if nothing is found.
+    """Returns changes of one feature that give another action, the fewest cuts first; empty if there are none.
 
-    `decision`: in the form of its topic, with the vector that `bundle` scores. The exploration's coin does not count:
-    what would have been done without it is what changes. Not thread-safe, as the bundle is not.
+    `decision`: in the form of its topic, with the vector that `bundle` scores. The exploration's coin does not count: a
+    flip changes the action that the policy chose without it. Not thread-safe, as the bundle is not.
     """
     vector = vector_of(decision)
     names = bundle.manifest.feature_names

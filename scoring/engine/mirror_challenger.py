@@ -3,8 +3,8 @@
     outbox entry: request ─► own keys ─► own mirror ─► own vector ─► model ─► policy ─► shadow record
                                                                                        champion beside it
 
-The scorer of the workers decides (scoring/engine/scorer.py), with an outbox that keeps what it is given. Its decisions
-are marked: `is_shadow_host`.
+The scorer of the workers decides (scoring/engine/scorer.py), with an outbox that keeps its records in memory. Its
+decisions are marked: `is_shadow_host`.
 
 The champion decided before the payment was in any profile. A payment is therefore compared only while that holds here,
 too:
@@ -99,7 +99,7 @@ class MirrorChallenger:
         self._now_ms, self._clock, self._look_at = now_ms, clock, 0.0
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
-        """Returns what the challenger decides about each payment now. Never raises."""
+        """Returns the challenger's present decision about each payment. Never raises."""
         found, now_ms = Evaluated(), self._now_ms()
         if self._clock() >= self._look_at:
             self._scorer.open_mirror()

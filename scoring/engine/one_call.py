@@ -144,7 +144,7 @@ class OneCall:
         callers: Sequence[bytes] = (),
         traces: Sequence[bytes] = (),
     ) -> Sequence[bytes | Refusal] | None:
-        """Do what `score` does, but return IN_RECORDS if all responses are in the records of `writer`.
+        """Do the same as `score`, but return IN_RECORDS if all responses are in the records of `writer`.
 
         They are there until the next chunk.
         """
@@ -210,7 +210,8 @@ class OneCall:
         return IN_RECORDS
 
     def _readied(self) -> MirrorReader | None:
-        """Make the frames for what serves now. Returns the mirror, or None if no chunk can go through the one call."""
+        """Make the frames for the serving model and mirror. Returns the mirror, or None if no chunk can go through the
+        one call."""
         mirror, serving = self._scorer.usual_mirror, self._scorer.serving
         if mirror is None or not self._can_hash:
             return None
@@ -263,7 +264,7 @@ class OneCall:
             if stage != "claim" or self._answered is not None:
                 self._stages.lap(stage, count, self._laps[place] * 1e-9)
 
-    # # Frames, by the objects that they point at
+    # Frames, by the objects that they point at
 
     def _take_mirror(self, mirror: MirrorReader) -> None:
         """Make the frames of look-up and vectors for a mirror."""
@@ -296,7 +297,7 @@ class OneCall:
         self._frames[loop.OVERLAY] = self._overlay_frame.address
 
     def _take_serving(self, serving: Served) -> None:
-        """Take the model, the thresholds and the kept tails of what decides now."""
+        """Take the model, the thresholds and the kept tails of the serving release."""
         self._token, self._is_usual = serving.token, False
         model = serving.models.native
         if model is None or serving.policy.has_conditions:

@@ -3,7 +3,7 @@
     decision: vector, flags, request ─► bundle of its digest ─► score      compared bit by bit
                                      ─► policy of its digest ─► action, reasons
 
-The vector holds what the features were then, so neither profiles nor the clock of today matter.
+The vector holds the features of that time, so neither profiles nor the clock of today matter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DecisionResult:
 
 
 def outcome_of(decision: Mapping[str, Any]) -> DecisionResult:
-    """Returns what a decision, in the form of its topic, says."""
+    """Returns score, action and reasons of a decision in the form of its topic."""
     return DecisionResult(decision["score"], decision["action"], list(decision["reasons"]))
 
 
@@ -72,10 +72,10 @@ def vector_of(decision: Mapping[str, Any]) -> NDArray[np.float32]:
 def decide_again(
     decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable
 ) -> DecisionResult:
-    """Returns what bundle and policy say today about a decision, in the form of its topic.
+    """Returns today's result of bundle and policy for a decision in the form of its topic.
 
-    `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks what they need, InvalidEvent if
-    what it holds cannot be read.
+    `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks a field that they need,
+    InvalidEvent if its vector or fields cannot be read.
     """
     flags = tuple(decision["flags"])
     vector = vector_of(decision)

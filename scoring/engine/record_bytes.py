@@ -8,8 +8,8 @@
 1. A protobuf message is a sequence of fields. A field is a tag (eight times its number, plus its wire type), and then a
    varint, eight bytes, or a length and that many bytes.
 2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), digest and
-   origin (what decided) come serialised, and the loop writes only the other fields. A tail says which origin its record
-   has.
+   origin (bundle, policy, arm) come serialised, and the loop writes only the other fields. A tail says which origin its
+   record has.
 3. It writes the fields in the order of their numbers, so the bytes are those that protobuf itself would write.
 """
 

@@ -232,7 +232,7 @@ class RecordWriter:
     def put_callers(
         self, count: int, arrivals: Sequence[float], callers: Sequence[bytes], traces: Sequence[bytes]
     ) -> None:
-        """Put what is known of the callers of a chunk's `count` payments where the loop reads it; see `write`."""
+        """Put the callers, arrivals and traces of a chunk's `count` payments where the loop reads them; see `write`."""
         # As long as no caller has a name and no request a trace, all sizes are 0.
         if self._has_callers or (callers and any(callers)):
             self._has_callers = True
@@ -262,7 +262,7 @@ class RecordWriter:
         return Written(self.responses(count), frames, self._bounds[: 3 * count].tolist()[::3])
 
     def frames(self, count: int, size: int) -> bytes:
-        """Returns the outbox frames alone of what `written` returns; call one of the two for each chunk."""
+        """Returns the outbox frames of `written` without the responses; call one of the two for each chunk."""
         self.decision += count
         return self._views["out"][:size].tobytes()
 

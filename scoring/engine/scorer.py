@@ -9,7 +9,7 @@ For a chunk of payments:
    decision again and takes no further part (scoring/idempotency/decision_cache.py).
 2. `MirrorReader.look_up` fetches the profiles of all payments in one transaction.
 3. The compiled kernel fills one row of features for each payment, in one call. With an overlay it first adds to each
-   profile what this host has answered and the profile does not contain yet (scoring/state/overlay.py).
+   profile the payments that this host has answered and the profile lacks (scoring/state/overlay.py).
 4. The model chain scores all rows in one call (scoring/engine/model_chain.py).
 5. The policy turns each score, and the flags, into an action.
 6. `RecordWriter` writes responses and outbox records, and the outbox appends them in one write.
@@ -79,7 +79,7 @@ class ScorerOptions:
     stages: StageTimes | None = None
     # Approves a small random share of the payments that would be declined; None: no payment.
     exploration: Exploration | None = None
-    # Without it, payments see what the mirror has. It must have room for ROWS_MAX payments.
+    # Without it, payments see the mirror's profiles alone. It must have room for ROWS_MAX payments.
     overlay: Overlay | None = None
     # Without it, the mirror is taken to hold every card.
     held_cards: HeldCards | None = None
@@ -103,7 +103,7 @@ class PaymentScorer:
         origins: Sequence[Origin] = (),
         options: ScorerOptions = NO_OPTIONS,
     ) -> None:
-        """`origins`: what each record says about what decided; see `served`. Empty: records say nothing of it."""
+        """`origins`: the origin (bundle, policy, arm) in each record; see `served`. Empty: records have no origin."""
         plan = engine.plan
         answered, overlay, held_cards = options.answered, options.overlay, options.held_cards
         self._stages = options.stages or StageTimes(MetricsRegistry())
@@ -113,7 +113,7 @@ class PaymentScorer:
         self._engine, self._outbox, self._metrics = engine, outbox, metrics
         self._profile_set = ""
         self._exploration, self._overlay, self._holds_every_card = options.exploration, overlay, held_cards is None
-        # In a rollout: what decides about the candidate's share of the cards.
+        # In a rollout: the candidate, with its share of the cards.
         self._candidate: Served | None = None
         self._split: ArmSplit | None = None
         self._entities, self._names = plan.entity_count, plan.entity_names
@@ -138,8 +138,8 @@ class PaymentScorer:
     ) -> Served:
         """Returns a model and a policy made ready for `take_up`. Another thread may call it.
 
-        `origins`: one for each model of the chain, and the last for decisions without a model. Empty: records do not
-        say what decided. `rest` is called between two steps.
+        `origins`: one for each model of the chain, and the last for decisions without a model. Empty: records have no
+        origin. `rest` is called between two steps.
         """
         known = [replace(origin, profile_set=self._profile_set) for origin in origins]
         return Served(
@@ -186,7 +186,7 @@ class PaymentScorer:
         return self._tail(serving, _NO_PAYMENTS, row, score, 0, flags, others, 0)
 
     def take_up(self, served: Served) -> Served:
-        """Decide with this from the next chunk on; returns what decided so far. Call it between two chunks."""
+        """Decide with this from the next chunk on; returns the one before. Call it between two chunks."""
         before, self._serving = self._serving, served
         self._note_profile_set()
         return before
@@ -376,7 +376,7 @@ class PaymentScorer:
     ) -> _Made:
         """Decide at most ROWS_MAX payments. Nothing is appended yet.
 
-        `begun_s`: when the decisions of all arms of a rollout began. The latency in a record leaves out what came
+        `begun_s`: when the decisions of all arms of a rollout began. The latency in a record leaves out the time
         between that and now, which was the other arm's work.
         """
         count, serving = len(payments), serving or self._serving
@@ -455,7 +455,7 @@ class PaymentScorer:
     def _explore(
         self, exploration: Exploration, payments: CheckedPayments, row: int, reasons: list[str], now_ms: int
     ) -> Explored:
-        """Returns what becomes of a payment that the policy declines. The money is spent when this returns."""
+        """Returns the action for a payment that the policy declines. The money is spent when this returns."""
         amount = int(self._rows[row, AMOUNT])
         explored = exploration.explore(
             ACTIONS[DECLINE], reasons, payment_id=payments.ids[row].decode(), amount=amount, now_ms=now_ms

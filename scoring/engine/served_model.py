@@ -4,8 +4,8 @@
     policy ─┼─► Served: bound scoring call, kept responses of approvals, record writer with the origins
     origins ┘
 
-`PaymentScorer` decides each chunk with one `Served`. To change what decides is to replace this one object: everything
-that takes time happens when it is made, which another thread may do.
+`PaymentScorer` decides each chunk with one `Served`. A swap of the model replaces this one object: everything that
+takes time happens when it is made, which another thread may do.
 """
 
 from __future__ import annotations

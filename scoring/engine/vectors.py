@@ -37,7 +37,7 @@ class Vectors:
         overlay: Overlay | None = None,
         held_cards: HeldCards | None = None,
     ) -> None:
-        """Without `overlay`, payments see what the mirror has. It must have room for ROWS_MAX payments.
+        """Without `overlay`, payments see the mirror's profiles alone. It must have room for ROWS_MAX payments.
 
         Without `held_cards` the mirror is taken to hold every card. The mirror is not opened yet.
         """
@@ -103,7 +103,7 @@ class Vectors:
             except MirrorAbsent:
                 return False
             mirror = self.mirror
-            # Its profiles would remember nothing of what this process asks them.
+            # Its profiles hash ids with another key: in them this process would recognise no id.
             self.mirror_is_foreign = mirror.identity_digest() not in ("", self._engine.plan.key.digest)
             if self.mirror_is_foreign:
                 self.close()
@@ -124,7 +124,7 @@ class Vectors:
             self.mirror = None
 
     def missing(self) -> str:
-        """Returns what the mirror lacks before payments should come here; empty if nothing."""
+        """Returns why payments should not come here yet, by the mirror; empty if they may."""
         path = self._settings.path
         if self.mirror is None:
             if self.mirror_is_foreign:

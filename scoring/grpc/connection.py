@@ -172,7 +172,7 @@ class GrpcConnection(asyncio.Protocol):
             self.flush()
 
     def read_on(self) -> None:
-        """Go on after the caller was held, or others had their turn, with what was received meanwhile."""
+        """Go on after the caller was held, or others had their turn, with the bytes received meanwhile."""
         self._is_waiting = False
         data, self._held_data = self._held_data, b""
         if self._over_since is not None or self._transport.is_closing():
@@ -369,7 +369,7 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.abort()
 
     def look(self, now: float) -> None:
-        """Send changes to watchers, and end what has lasted too long."""
+        """Send changes to watchers, and end calls and connections that have lasted too long."""
         for watch in list(self.watches.values()):
             watch.look()
         reason = self._overdue(now)

@@ -7,8 +7,8 @@
    `scoring/grpc/http2_hyper.py` (hyper-h2: pure Python, about twenty times slower, much older). The front and its tests
    import neither.
 2. A session does no I/O and reads no clock.
-3. A session refuses what breaks HTTP/2. It only reports frames that ask for nothing (`on_idle_frame`, `on_gone`), and
-   the front decides how many of them are too many.
+3. A session refuses bytes that break HTTP/2. It only reports frames that ask for nothing (`on_idle_frame`, `on_gone`),
+   and the front decides how many of them are too many.
 """
 
 from __future__ import annotations

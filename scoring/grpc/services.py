@@ -1,4 +1,4 @@
-"""Answers gRPC's standard services: health, and reflection, which tells tools what they can call.
+"""Answers gRPC's standard services: health, and reflection, which lists the services and methods for tools.
 
     message in ─► GrpcHealth.check, Reflection.answer, … ─► message out, or a Refusal
 

@@ -8,8 +8,8 @@
    sends all that are due in one write. Example: of requests 1, 2, 3, number 2 is answered first; nothing is sent. When
    number 1 is answered, answers 1 and 2 leave together.
 2. At most `pipelined_max` calls are unanswered. A read may bring many more requests, a thousand say. The connection
-   looks at no byte of those, and reads nothing more, until all other connections have had their turn. That bounds
-   what one connection takes from the others at once.
+   looks at no byte of those, and reads nothing more, until all other connections have had their turn. That limits how
+   much one connection takes from the others at once.
 3. After a request with "Connection: close", and at a stop of the server, the connection closes once all its answers
    are sent (`_end`). Timeouts close it in any state (`check_timeouts`).
 """
@@ -223,13 +223,13 @@ class HttpConnection(asyncio.Protocol):
         self._unread_at = at
 
     def _drop_unread(self) -> bytes:
-        """Forget what is unread, and return it."""
+        """Forget the unread bytes, and return them."""
         data, self._unread = self._unread, b""
         self._server.arriving.give_back(len(data))
         return data[self._unread_at :]
 
     def read_on(self) -> None:
-        """Go on after the caller was held: with requests that wait, and with what was received meanwhile."""
+        """Go on after the caller was held: with requests that wait, and with the bytes received meanwhile."""
         self._is_waiting = False
         if self._last or self._transport.is_closing():
             return
@@ -483,5 +483,5 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Close at once, and drop what is in flight."""
+        """Close at once, and drop the requests in flight."""
         self._transport.abort()

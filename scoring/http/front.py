@@ -10,8 +10,8 @@
 3. Everything has a limit: connections, head, headers, body, batch, unread answers.
 4. If a request breaks the protocol, the front answers it and closes the connection, since nobody knows where the next
    request begins. If it is merely wrong (route, token, content type, values), the connection stays open.
-5. To close, the front shuts down its sending half and discards what arrives for `linger_ms`. Closing at once would make
-   the kernel send a reset, which can destroy the answer before the caller has read it.
+5. To close, the front shuts down its sending half and discards the bytes that arrive for `linger_ms`. Closing at once
+   would make the kernel send a reset, which can destroy the answer before the caller has read it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _FAREWELL_LOOK_S = 0.02
 class HttpServer:
     """Serves one process's listeners. `metrics_text` returns the body of /metrics; without `tokens` anyone may call.
 
-    Without `batcher` it serves health and metrics only (scoring/server/admin.py); `readiness` says what is missing.
+    Without `batcher` it serves health and metrics only (scoring/server/admin.py); `readiness` names the missing parts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Decides what a request's head means (route, format, deadline or refusal), and caches heads by their bytes.
+"""Parses a request's head into route, format, deadline or refusal, and caches heads by their bytes.
 
     head's bytes ─ cached? ──────────────────────────────────► RequestHead
          └─ no ─► parser ─► HeadFields ─ `Heads.decide` ──────► RequestHead ─ `Heads.learn`
@@ -178,7 +178,8 @@ class Heads:
         return head, deadline_s, trace
 
     def learn(self, head_bytes: bytes, head: RequestHead) -> None:
-        """Cache what these bytes mean, if the request would be scored. The head must hold the body's length."""
+        """Cache the parsed head of these bytes, if the request would be scored. The head must hold the body's
+        length."""
         if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
             return
         key, _, trace = self._key_of(head_bytes)
@@ -207,7 +208,7 @@ class Heads:
         taken for one with a valid deadline. A trace may be joined: an empty one means the same as none.
         """
         trace = b""
-        # One `find` for each, and patterns only at what it finds: they would try every line.
+        # One `find` for each, and patterns only at a hit: they would try every line.
         if (at := head_bytes.find(TRACE_MARK) - 1) >= 0 and (found := _TRACE_LINE.match(head_bytes, at)) is not None:
             trace = found[1]
             head_bytes = head_bytes[: found.start(1)] + head_bytes[found.end(1) :]
@@ -218,7 +219,7 @@ class Heads:
         return (head_bytes[: match.start(1)], head_bytes[match.end(1) :]), value, trace
 
     def decide(self, fields: HeadFields) -> RequestHead:
-        """Returns what a parsed head means."""
+        """Returns the route, format, deadline or refusal of a head's fields."""
         route = self._routes.get(fields.target) or self._find_route(fields.target)
         headers = fields.headers
         content_length = int(headers.get(b"content-length", b"0"))

@@ -233,7 +233,7 @@ class DecisionCache:
         return self.claimed(payments, now_ms)
 
     def claimed(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
-        """Returns what `claim` does, for payments whose tags the frame's loop has just claimed."""
+        """Returns the same as `claim`, for payments whose tags the frame's loop has just claimed."""
         now_s, slots = now_ms // 1000, self.slots_of(len(payments))
         results: list[Claim] = []
         try:
@@ -246,7 +246,7 @@ class DecisionCache:
         return results
 
     def slots_of(self, count: int) -> list[int]:
-        """Returns what the frame's loop has found for its first `count` tags: slots, or other results."""
+        """Returns the loop's results for the frame's first `count` tags: slots, or other results."""
         slots: list[int] = self._slots[: 8 * count].cast("q").tolist()
         return slots
 

@@ -5,7 +5,7 @@
                                └───────────── metrics.txt ◄─────────────────────┘
 
 To render takes some milliseconds, which payments would wait for. A worker therefore does not render: it asks the admin
-process, and sends what that has written. A text that is younger than FRESH_S is sent as it is.
+process, and sends the text that this has written. A text that is younger than FRESH_S is sent as it is.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Series:
 
     @classmethod
     def from_json(cls, values: Sequence[object]) -> Series:
-        """Raises ValueError or TypeError for anything but what `as_json` has made."""
+        """Raises ValueError or TypeError for values that `as_json` has not made."""
         kind, name, help_text, labels, bounds, scale = values
         if not isinstance(labels, list) or not isinstance(bounds, list):
             raise TypeError("labels and bounds: wanted lists")
@@ -295,7 +295,7 @@ class MetricsRegistry:
             handle._bind(self._file.slots, self._file.first_slot[key])
 
     def save(self) -> None:
-        """Write the file of a registry that is not mapped, if it is not what was counted. Raises OSError."""
+        """Write the file of a registry that is not mapped, if its counts have changed. Raises OSError."""
         if self._file is not None:
             self._file.save()
 
@@ -454,7 +454,7 @@ class _DamagedFile(Exception):
 
 
 def _kept(path: Path) -> list[tuple[Series, list[int]]]:
-    """Returns what an earlier process has counted. A damaged file is put out of the way. Raises OSError."""
+    """Returns the counts of an earlier process. A damaged file is put out of the way. Raises OSError."""
     try:
         return _read_file(path)[1]
     except FileNotFoundError:

@@ -49,7 +49,7 @@ class RouteMetrics:
 
 @dataclass(frozen=True)
 class ConnectionMetrics:
-    """Counts what happens at the limit of connections."""
+    """Counts connections at and beyond their limit."""
 
     evicted: Counter
     refused: Counter

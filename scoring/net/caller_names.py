@@ -1,4 +1,4 @@
-"""Names of callers: what a decision says about who asked for it.
+"""Names of callers: a decision records which caller asked for it.
 
     a token's line      checkout:Zk3nD0e8Qw7xT5bR              → checkout
     a certificate       CN=checkout, or SAN DNS:checkout.bank  → checkout, or checkout.bank

@@ -24,7 +24,7 @@ class Abortable(Protocol):
     """A connection that can be aborted."""
 
     def abort(self) -> None:
-        """Close at once, and drop what is in flight."""
+        """Close at once, and drop the requests in flight."""
 
 
 _Connection = TypeVar("_Connection", bound=Abortable)

@@ -7,8 +7,8 @@
 2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. Such a request is checked and
    coded here, in Python: a protobuf request is parsed first, a JSON request with such a name has its values already.
 3. Both ways give the same rows, keys and errors; only the time they take differs.
-4. The body that goes on to the outbox holds what was understood and nothing else. The compiled loop takes only bodies
-   that hold nothing else. A body that it leaves out is written anew from its parsed message, without unknown fields.
+4. The body that goes on to the outbox holds only fields that were understood. The compiled loop takes only bodies that
+   hold nothing else. A body that it leaves out is written anew from its parsed message, without unknown fields.
    Otherwise a caller could put bytes into the outbox that its reader cannot parse.
 
 With fields of a project the body for the outbox ends where these begin: no declared field is kept (schema.py).

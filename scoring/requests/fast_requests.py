@@ -2,8 +2,8 @@
 
     bodies ─ joined ─► read_bodies (scoring/requests/request_bytes.py) ─► rows, keys, ids, and which bodies are usual
 
-1. The loop reads and checks the protobuf bytes. It keeps only what scoring needs: the row of attributes, the payment's
-   id and the keys of its entities.
+1. The loop reads and checks the protobuf bytes. It keeps only the data that scoring needs: the row of attributes, the
+   payment's id and the keys of its entities.
 2. A body is *usual* when every field appears at most once and has its type, all texts are ASCII, and it keeps the rules
    of schemas/payment_fields.py.
 3. Anything unusual falls back to the protobuf parser and `RequestRules` (decoder.py), which decide and word the error.
@@ -169,7 +169,7 @@ class FastRequests:
         return True
 
     def pieces(self, count: int) -> Pieces:
-        """Returns what the loop has found in the first `count` bodies."""
+        """Returns the loop's results for the first `count` bodies."""
         entities = self._entities
         ends = self._ends[: count * (entities + 1)].tolist()
         texts = self._texts[: ends[-1] if ends else 0].tobytes()

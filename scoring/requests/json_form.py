@@ -5,9 +5,9 @@
 The outbox keeps requests as protobuf, so a JSON request is serialised, once. The compiled reader reads the bytes of a
 request in ASCII; a request with other characters keeps its values, which are checked as they are (see format.py).
 
-A table of field types is held against what the JSON reader gives. Protobuf's own json_format takes ten times as
-long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it
-is a typing mistake far more often than a newer client. `[limits] unknown_fields = "ignore"` takes such requests.
+A table of field types checks the values of the JSON reader. Protobuf's own json_format takes ten times as long, and
+would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it is a typing
+mistake far more often than a newer client. `[limits] unknown_fields = "ignore"` takes such requests.
 
 orjson reads the usual request, in a quarter of the time of `json`. It gives the same values for every body that it
 reads. If it refuses a body, or reads another type, `json` reads the body again: every error is therefore an error of

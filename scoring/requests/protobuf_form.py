@@ -26,7 +26,7 @@ def parse(body: bytes, schema: RequestSchema = PACKAGED) -> ScoreRequest:
 
 
 def canonical(request: ScoreRequest) -> bytes:
-    """Returns a request as bytes, without what this release does not understand: that is taken out of `request`, too.
+    """Returns a request as bytes, without fields that this release does not know: they are taken out of `request`, too.
 
     protobuf refuses a message of more than 100 levels. An unknown field may have 99 of them, and would be one level
     deeper in the outbox's record than in the request.

@@ -103,7 +103,7 @@ def _publish(endpoints: Endpoints, renderer: MetricsRenderer) -> None:
 
 
 def _missing(host: ServerContext) -> list[str]:
-    """Returns one line for what is missing before payments should come to this host."""
+    """Returns a line if no worker is ready for payments, else nothing."""
     found = totals(host.metrics_directory).items()
     is_ready = any(slots[0] > 0 for series, slots in found if series.name == READY_METRIC)
     return [] if is_ready else ["no worker is ready: ask /readyz of the scoring port why"]

@@ -139,7 +139,7 @@ class Demand:
     write_fd: int
 
     def drain(self) -> None:
-        """Read what the workers have written."""
+        """Read the bytes that the workers have written."""
         with suppress(BlockingIOError):
             os.read(self.read_fd, 65536)
 
@@ -189,7 +189,7 @@ class Endpoints:
 def open_endpoints(host: ServerContext, taken: Taken | None = None) -> Iterator[Endpoints]:
     """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
 
-    `taken`: what the host that has them now hands over. Raises Misconfigured naming the port, socket or file.
+    `taken`: the sockets that the present host hands over. Raises Misconfigured naming the port, socket or file.
     """
     tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
     tls = Tls(host.tls) if host.has_tls else None

@@ -31,7 +31,7 @@ class MappedFile:
     """One such file. `prepare` makes it unless it is as it has to be."""
 
     def __init__(self, path: str, prepare: Callable[[], object], what: str) -> None:
-        """Prepares the file. Raises what `prepare` raises. `what`: the data that is lost with it, for the log."""
+        """Prepares the file. Raises the errors of `prepare`. `what`: the data that is lost with it, for the log."""
         self._path, self._prepare, self._what = Path(path), prepare, what
         self._trouble = ""
         prepare()

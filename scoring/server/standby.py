@@ -69,7 +69,8 @@ class Turns:
         self._told = self._refusal = ""
 
     def look(self) -> ServerContext | None:
-        """Returns what is to serve now; None if it is not this version's turn. It reads a file that has changed."""
+        """Returns the context to serve with now; None if it is not this version's turn. It reads a file that has
+        changed."""
         self._read()
         deployment, host = self._deployment, self._host
         if deployment is None or not deployment.catalogue:
@@ -127,7 +128,7 @@ class Turns:
 
 
 def _next_turn(turns: Turns) -> ServerContext | None:
-    """Wait for this version's turn; returns what is to serve, or None after a stop signal."""
+    """Wait for this version's turn; returns the context to serve with, or None after a stop signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
     try:
         while (mine := turns.look()) is None:

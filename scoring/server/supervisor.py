@@ -11,7 +11,7 @@
    Each worker has a pause of its own. A fork that fails is tried again in the same way.
 4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
-6. SIGHUP, or another deployment file, changes what decides without a new worker (deployment/deployer.py).
+6. SIGHUP, or another deployment file, changes model and policy without a new worker (deployment/deployer.py).
 7. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
 8. Another parent may take the ports over, for new software (scoring/server/takeover.py).
 """
@@ -75,7 +75,7 @@ Work = Callable[[int, Callable[[], None]], int]
 class SupervisorMetrics:
     """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS.
 
-    `save` writes what was counted. Raises OSError.
+    `save` writes the counts. Raises OSError.
     """
 
     restarts: Mapping[str, Counter]
@@ -182,7 +182,7 @@ def serve(
 
 
 def warm_up(host: ServerContext) -> None:
-    """Load or compile what a host needs before it can serve, and let its workers share the memory of all that.
+    """Load or compile the code that a host needs before it can serve. The workers share its memory.
 
     The garbage collector notes something in every object that it looks at. In a forked worker each such page is copied,
     which takes longer than all else that a worker does before it listens. Frozen objects are not looked at.
@@ -234,7 +234,7 @@ def _desk(
 
 
 def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMetrics) -> Deployer | None:
-    """Returns what changes bundle and policy; None if its folder cannot be used."""
+    """Returns the deployer, which changes bundle and policy; None if its folder cannot be used."""
     try:
         return Deployer(
             host.releases,
@@ -250,7 +250,7 @@ def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMe
 
 
 def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[], bool]]:
-    """Prepare the files that workers map; returns what mends the claims of payments, and the pending payments."""
+    """Prepare the files that workers map; returns two functions that mend the claims and the pending payments."""
     claims = MappedFile(
         host.answered.path,
         lambda: answered.prepare(host.answered),
@@ -302,7 +302,7 @@ class Mending(NamedTuple):
     own: Callable[[], bool]
     """Workers notice by themselves what this has made anew."""
     shared: Callable[[], bool]
-    """After this all workers are started again: one that still had the old file would not see what others write."""
+    """After this all workers are started again: one that still had the old file would not see the others' writes."""
 
 
 NOTHING_TO_MEND = Mending(lambda: False, lambda: False)
@@ -323,7 +323,8 @@ class Supervisor:
         name_of: Callable[[int], str] = "worker {}".format,
         mending: Mending = NOTHING_TO_MEND,
     ) -> None:
-        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
+        """`stop_s` is the time that all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for
+        hung."""
         self._mending = mending
         self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
         self._name_of = name_of
@@ -353,7 +354,7 @@ class Supervisor:
         self._all_work = call
 
     def heed_signals(self, deployer: Deployer | None = None, desk: HandOverDesk | None = None) -> None:
-        """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served.
+        """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at the wanted deployment.
 
         A SIGHUP that came while the host started is heeded now.
         """
@@ -512,7 +513,7 @@ class Supervisor:
         _log.error("%s ended with %d; starting it again in %.1f s", self._name_of(worker.number), code, pause_s)
 
     def _save(self) -> None:
-        """Write what was counted. If that fails, the next call writes it."""
+        """Write the counts. If that fails, the next call writes them."""
         trouble = ""
         try:
             self._metrics.save()

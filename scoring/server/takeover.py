@@ -6,8 +6,8 @@
     new ── "ready" ──────► old parent: its workers accept no more, answer what is in flight, and end
 
 1. A listening socket has a queue of connections that nobody has accepted yet. With SO_REUSEPORT each worker has a queue
-   of its own, and a worker that closes its socket drops what waits there. Therefore the sockets themselves are handed
-   over: one queue, whose connections the new workers accept.
+   of its own, and a worker that closes its socket drops the connections that wait there. Therefore the sockets
+   themselves are handed over: one queue, whose connections the new workers accept.
 2. Until "ready" nothing has changed for the old host. If the new one dies before, the old one goes on.
 3. Both hosts share the decision cache, so a payment that is asked for again gets its decision from either. Each has
    outboxes of its own: the new workers take other numbers than the old ones.
@@ -175,7 +175,7 @@ class HandOverDesk:
         return [self._listener, *([self._caller] if self._caller is not None else [])]
 
     def turn(self) -> None:
-        """Do what the files are ready for. It waits two seconds at most, for workers."""
+        """Handle each socket that is ready. It waits two seconds at most, for workers."""
         with contextlib.suppress(BlockingIOError):
             caller, _ = self._listener.accept()
             if self._caller is not None:

@@ -44,7 +44,7 @@ def declare_failures(registry: MetricsRegistry) -> dict[str, Counter]:
 
 
 class InThread:
-    """A step that runs in a thread of its own. A call begins it, and the next one raises what it has raised.
+    """A step that runs in a thread of its own. A call begins it, and the next call raises its error.
 
     While it runs, calls do nothing; from the twenty-first on they raise TimeoutError.
     """
@@ -59,7 +59,7 @@ class InThread:
         self._error: Exception | None = None
 
     def __call__(self) -> None:
-        """Begin the step, unless it runs. Raises what it has raised."""
+        """Begin the step, unless it runs. Raises the error of its last run."""
         if not self._is_done:
             self._rounds += 1
             if self._rounds > _THREAD_ROUNDS_MAX:

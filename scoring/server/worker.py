@@ -270,7 +270,7 @@ def _steps(
     parent: int,
     ready: Gauge,
 ) -> Mapping[str, Callable[[], object]]:
-    """Returns what the watch does in each round. That there is no mirror yet is no failure."""
+    """Returns the steps of a round of the watch. A mirror that is not there yet is no failure."""
     rounds = itertools.count()
     return {
         "mirror": lambda: scorer.open_mirror() or True,

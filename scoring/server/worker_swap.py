@@ -1,4 +1,4 @@
-"""A worker's half of a swap: loads what is ordered in a thread, and takes it up between two turns of its loop.
+"""A worker's half of a swap: loads the ordered releases in a thread, and switches between two turns of its loop.
 
     orders ─► thread: map the library │ map arrays │ compile a condition │ … │ try golden vectors
                  │                    └────────────┴─ rests: the loop has the interpreter and the core
@@ -11,7 +11,7 @@
 
 1. Releases that are ordered as previous or candidate stay loaded. A change to one of them happens in the turn that
    reads the orders.
-2. If a release cannot be loaded, what decides goes on. The worker tries again a few times, with every look.
+2. If a release cannot be loaded, the present one goes on. The worker tries again a few times, with every look.
 3. A worker that starts takes up the orders before it listens.
 4. The thread and the loop share one interpreter, and often one core. To load takes a few milliseconds. Done in one go
    beside a busy loop, it took 30 to 130, and each call in that time waited. The thread therefore works for some tenths
@@ -64,7 +64,7 @@ class _Hot(NamedTuple):
 
 
 class ReleaseSwitch:
-    """Changes what decides in one worker. Use it in the event loop."""
+    """Switches one worker to other releases. Use it in the event loop."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ReleaseSwitch:
         return self._hot[self._active].release
 
     def look(self) -> None:
-        """Take up new orders, or begin to load what they name. Never raises."""
+        """Take up new orders, or begin to load their releases. Never raises."""
         if self._is_loading or not self._has_news():
             return
         missing = [key for key in self._orders.keys if key not in self._hot]
@@ -112,7 +112,7 @@ class ReleaseSwitch:
         self._chores.do(lambda rest: loop.call_soon_threadsafe(self._loaded, orders, self._load(orders, missing, rest)))
 
     def take_up_at_start(self) -> None:
-        """Take up what is ordered now, before the worker listens. Never raises."""
+        """Take up the present orders, before the worker listens. Never raises."""
         if self._has_news():
             missing = [key for key in self._orders.keys if key not in self._hot]
             self._finish(self._load(self._orders, missing, no_rest))
@@ -138,7 +138,7 @@ class ReleaseSwitch:
         return set(self._orders.keys) != self._hot.keys() or self._applied != (self._orders, 0)
 
     def _load(self, orders: ReleaseOrders, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
-        """Load releases. Only reads what the loop does not change meanwhile."""
+        """Load releases. Only reads fields that the loop does not change meanwhile."""
         try:
             return [self._load_one(orders, key, rest) for key in keys]
         except PaywardenError as error:
@@ -213,7 +213,7 @@ class ReleaseSwitch:
         self._chores.do(lambda rest: self._tidy(shown, unused, rest))
 
     def _served(self, hot: _Hot, rollout: str, arm: str, share: int) -> Served:
-        """Returns what decides with a release. An arm of a rollout is made anew, in a millisecond."""
+        """Returns the served model of a release. An arm of a rollout is made anew, in a millisecond."""
         if not rollout:
             return hot.served
         origins = hot.release.origins_in(rollout, arm, share)
@@ -266,7 +266,7 @@ class Chores:
         self._is_started = False
 
     def do(self, work: Callable[[Callable[[], object]], object]) -> None:
-        """Have this done after what was asked for before. It gets what it has to call between two steps."""
+        """Queue this work behind earlier work. It gets a function to call between two steps."""
         if not self._is_started:
             threading.Thread(target=self._run, name="release", daemon=True).start()
             self._is_started = True

@@ -22,8 +22,8 @@ def reserve(descriptor: int, start: int, size: int) -> bool:
     """Reserve room for `size` bytes of a file from byte `start` on. Returns False if nothing can be reserved here.
 
     NFS before 4.2, ZFS and systems other than Linux cannot, and some sandboxes do not allow it. Truncating the file
-    gives up what is reserved behind its end. Raises OSError if there is no such room: ENOSPC or EDQUOT. The next write
-    meets any other failure.
+    gives up the room that is reserved behind its end. Raises OSError if there is no such room: ENOSPC or EDQUOT. The
+    next write meets any other failure.
     """
     if _fallocate is None:
         return False

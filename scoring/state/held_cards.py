@@ -30,7 +30,7 @@ class HeldCards:
         self._held: NDArray[np.bool_] | None = None
 
     def look(self, mirror: MirrorReader) -> None:
-        """Take up what the mirror says about itself. A mirror without such a note holds everything."""
+        """Read the mirror's note about its shards. A mirror without such a note holds everything."""
         held = mirror.shards()
         if held is None or len(held.complete) == self._shards.count:
             self._held = None

@@ -50,7 +50,7 @@ class _Value(ctypes.Structure):
 
 
 class LmdbError(Exception):
-    """A function of LMDB failed. `code` is what it returned."""
+    """A function of LMDB failed. `code` is its result."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"LMDB's error {code}")

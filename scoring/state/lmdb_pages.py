@@ -6,8 +6,8 @@
     key C ─ page ─► key C ─ page ─► key C ─ page
 
 A mirror of a million profiles fits into no cache. `mdb_get` waits for memory four or five times a key, one wait after
-the other. Here each comparison prefetches what the same key's next one will look at, and meanwhile the other keys take
-their turns.
+the other. Here each comparison prefetches the bytes of the same key's next one, and meanwhile the other keys take their
+turns.
 
 1. `root_of` finds the pages by a value that LMDB has given: a page says its own number, so the first page is known. The
    root is in the meta page of the reader's own transaction. While that transaction is open, LMDB reuses none of its

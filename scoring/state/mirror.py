@@ -197,8 +197,8 @@ class MirrorWriter:
     def _require_files(self) -> None:
         """Raises MirrorDamaged if the file is shorter than this writer has left it, gone, or another one.
 
-        Readers open what is there. With another file of data they would never see a change; with another one of locks
-        the writer would not know of them, and write over what they read.
+        Readers open the files that are there. With another file of data they would never see a change; with another
+        file of locks the writer would not know of them, and write over pages that they read.
         """
         try:
             size = self._data.stat().st_size

@@ -5,7 +5,7 @@
 
 1. Writing finds damage only in the pages that it touches. A worker that meets it elsewhere dies, and so does each one
    that is started in its place. A place that a dead reader has left over is the sign.
-2. The process reads every record in order, and compares their number with what the mirror says.
+2. The process reads every record in order, and compares their number with the mirror's own count.
 3. A mirror that it cannot read to the end, or that ends it, is damaged. The companion fills a new one. If anything else
    ends the process, such as a kill, nothing is known.
 """
@@ -55,7 +55,7 @@ class MirrorCheck:
             _log.warning("the mirror cannot be checked: %s", error.strerror)
 
     def damage(self) -> str:
-        """Returns what is wrong; "" if nothing is, or it is not known yet. It does not wait."""
+        """Returns a line about the damage; "" without any, or before it is known. It does not wait."""
         if self._process is None:
             return ""
         status = self._process.poll()

@@ -1,4 +1,4 @@
-"""The overlay: what this host has answered in the last seconds, and the mirror's profiles do not contain yet.
+"""The overlay: payments that this host answered in the last seconds, and that the mirror's profiles lack so far.
 
     10:00:00.000  payment 1 of card C1 is answered ─► worker 0 adds it to the table
     10:00:00.004  payment 2 of card C1 comes       ─► worker 1 reads the profile of C1 (0 payments) and the table (1)
@@ -81,7 +81,7 @@ class OverlaySettings:
     events_max: int = 16
     # Payments of all hosts within three lifetimes, 48 bytes each.
     marks_max: int = 1_000_000
-    # True: the companion tells the hosts in `peers` of what this host has answered, over UDP, and hears of theirs.
+    # True: the companion sends this host's answered payments to the hosts in `peers` over UDP, and receives theirs.
     exchange: bool = False
     # Where the companion hears of other hosts' payments: host:port. One port of every host.
     exchange_address: str = "127.0.0.1:7946"
@@ -117,7 +117,7 @@ class OverlaySettings:
 
 @dataclass(frozen=True)
 class OverlayMetrics:
-    """Counts what the overlay has added, and what it could not."""
+    """Counts payments that the overlay added, and those that it could not add."""
 
     folded: Counter
     added: Counter
@@ -404,7 +404,7 @@ class Overlay:
 
         `keys`: the store keys of all entities, payment by payment; `ids`: the payments' ids.
 
-        Returns whether they have seen what is pending; if not, they are filled from the mirror alone. `folded` says
+        Returns whether they contain the pending payments; if not, they are filled from the mirror alone. `folded` says
         whose profiles got payments. Raises UnreadableProfile.
         """
         frame, count = self._frame, len(ids)
@@ -421,7 +421,7 @@ class Overlay:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the last `fill` or `fill_one` has seen what is pending."""
+        """Whether the vectors of the last `fill` or `fill_one` contain the pending payments."""
         return bool(self._number_view[tables.IS_SURE])
 
     def fill_one(self, row: int, presence: NDArray[np.uint8]) -> None:

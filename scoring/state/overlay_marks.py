@@ -134,7 +134,7 @@ class OverlayMarks:
         """Note profiles that fill the mirror after `begin_anew`, whose payments nobody has named.
 
         Call it before their transaction. `now_ms`: the time of day. A payment becomes pending within a lifetime of its
-        own time, so one that was made longer ago will never be: `begin_anew` has seen to what was pending by then. The
+        own time, so an older one will never be. `begin_anew` has handled the payments that were pending by then. The
         second lifetime is for clocks that differ, and for records that tell a payment's time a little differently.
         """
         for state in states:

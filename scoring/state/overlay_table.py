@@ -45,8 +45,8 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix
 
-# The head of the table: what file it is, the catalogue's digest, its sizes; and the number of the newest row, which all
-# workers change and which has a cache line to itself.
+# The head of the table: the kind of file, the catalogue's digest, its sizes; and the number of the newest row, which
+# all workers change and which has a cache line to itself.
 MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 8
 HEAD_SIZE = 16
 # Eight words are a line of the cache.
@@ -59,8 +59,8 @@ _PRINT_MASK = (1 << 26) - 1
 STATE, MOMENT, TAG, CHECK, ORIGIN, ROW_HEAD = range(6)
 # The host that answered a payment.
 OWN, OTHERS = 0, 1
-# The head of the marks: the mirror's newest transaction whose payments are all marked, and until when nobody knows what
-# profiles contain.
+# The head of the marks: the mirror's newest transaction whose payments are all marked, and the time until which nobody
+# knows which payments profiles contain.
 MARK_MAGIC_AT, MARK_BUCKETS_AT, MARK_SNAPSHOT_AT, MARK_UNSURE_UNTIL_AT = 0, 1, 8, 9
 MARK_HEAD_SIZE = 16
 MARK_BUCKET_SIZE = 3 * BUCKET_SLOTS
@@ -85,7 +85,8 @@ SHAPE_COUNT = 5
 
 
 class OverlaySlots(NamedTuple):
-    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: what `fill_with_pending` takes, and the digests."""
+    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: the arguments of `fill_with_pending`, and the
+    digests."""
 
     plan: int
     attributes: int

@@ -81,7 +81,7 @@ class ShardSettings:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that are equal where two hosts agree on who holds what."""
+        """16 hex digits that are equal where two hosts agree on which host holds which shard."""
         said = (self.count, self.copies, sorted(self.hosts), sorted(self.next_hosts), sorted(self.entities))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
@@ -120,8 +120,8 @@ def held_by(host: str, count: int, hosts: Iterable[str], copies: int) -> frozens
 class HeldShards:
     """The note in a mirror that says which shards it holds.
 
-    `digest`: of what makes shards of cards (`CardShards.digest`). `complete`: the shards that are in the mirror as they
-    would be in one that holds everything. `is_clean`: whether it has nothing of other shards.
+    `digest`: of the settings that make shards of cards (`CardShards.digest`). `complete`: the shards that are in the
+    mirror as they would be in one that holds everything. `is_clean`: whether it has nothing of other shards.
     """
 
     digest: str
@@ -136,7 +136,7 @@ class HeldShards:
 
     @classmethod
     def from_bytes(cls, value: bytes) -> HeldShards:
-        """Returns what `to_bytes` wrote. Raises ValueError for anything else."""
+        """Returns the note from the bytes of `to_bytes`. Raises ValueError for other bytes."""
         try:
             digest, is_clean, bits = json.loads(value)
             held = np.flatnonzero(np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)))
@@ -214,7 +214,7 @@ def mask_of(shards: Iterable[int], count: int) -> NDArray[np.bool_]:
 
 
 def card_shards(settings: ShardSettings, keys_of: Mapping[str, Sequence[str]]) -> CardShards | None:
-    """Returns what finds shards, or None where there are none. `keys_of`: the fields that identify each entity.
+    """Returns the shards of cards, or None where there are none. `keys_of`: the fields that identify each entity.
 
     Reads the route key. Raises Misconfigured.
     """

@@ -28,7 +28,7 @@ def whole_batches(
     for batch in batches:
         refusals = [(place, refusal) for place in batch if (refusal := refusal_at(place)) is not None]
         if refusals:
-            # An id of another payment stays one: this caller need not wait for what is in progress.
+            # An id of another payment stays one: this caller need not wait for the payment in progress.
             named, why = next((each for each in refusals if each[1] is not IN_PROGRESS), refusals[0])
             given_back += [claim for claim in (kept[place] for place in batch) if isinstance(claim, int)]
             kept[batch.start : batch.stop] = [why if place == named else NOT_DECIDED for place in batch]

@@ -118,7 +118,7 @@ class ChunkScorer(Protocol):
         callers: Sequence[bytes],
         traces: Sequence[bytes],
     ) -> Sequence[bytes | Refusal] | None:
-        """Returns what `Scorer.score_many` does. None: nothing was done, so decoder and scorer must do it.
+        """Returns the same as `Scorer.score_many`. None: nothing was done, so decoder and scorer must do it.
 
         `callers` is empty if no caller has a name, and `traces` if no request has one. Any exception is a bug; nothing
         is claimed or recorded then.
@@ -223,7 +223,7 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
 _RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
-# A single request counts as one more payment for each of these many bytes: what waits is limited in bytes, too.
+# A single request counts as one more payment for each of these many bytes: the queue is limited in bytes, too.
 _PAYMENT_BYTES = 4096
 
 
@@ -319,7 +319,7 @@ class MicroBatcher:
         return max(0, room // 2 if waiting else room)
 
     def wake(self) -> None:
-        """Answer what waits after this turn of the loop."""
+        """Answer the waiting requests after this turn of the loop."""
         if not self._scheduled:
             self._schedule()
 
@@ -418,7 +418,7 @@ class MicroBatcher:
         refused: dict[Flushable, None] = {}
         turn, count_max, fills = self._turn, self.settings.chunk_payments, True
         if self._has_names and (len(turn) > 1 or self.pauses.has_company(now)):
-            # With time to spare, chunks are what makes others wait least.
+            # With time to spare, chunks make others wait least.
             fills = self._limit.stands
             count_max = min(count_max, SHARED_CHUNK if fills else QUANTUM)
         while turn and len(requests) < count_max and (fills or not requests):

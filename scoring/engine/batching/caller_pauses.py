@@ -83,7 +83,7 @@ class CallerPauses:
         return now - self._changed_at <= _COMPANY_S
 
     def note_refused(self, caller: bytes, now: float) -> None:
-        """Note that a request was refused for what its caller has sent already; hold him when that is too often."""
+        """Note that a request was refused because its caller has sent too much; hold him when that is too often."""
         if not self.has_company(now) or caller in self._paused:
             return
         if caller not in self.held:

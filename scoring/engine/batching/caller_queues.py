@@ -7,7 +7,7 @@
 1. Each queue has a *due*: the payments of its caller that were taken, as a time. The queue with the earliest due is
    next; it gives at most QUANTUM payments, and its due moves on by as many. A queue that was empty begins at the time
    at which the others are, so nobody saves up while he is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
-   large batch moves the due far: its caller then sits out what he has had too much.
+   large batch moves the due far: its caller then waits until the others have had as much.
 2. A chunk ends before a caller who has more payments waiting than the chunk holds: he would more than double the time
    that the others wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so an
    overloaded worker asks `take` to fill chunks.

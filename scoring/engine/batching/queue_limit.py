@@ -1,4 +1,4 @@
-"""Learns what a payment costs a worker, and says how long its queue may be."""
+"""Learns the cost of a payment in a worker, and limits the worker's queue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CALM_S = 0.1
 
 
 class QueueLimit:
-    """Learns what a payment costs, and says how many may wait.
+    """Learns the cost of a payment, and the number of payments that may wait.
 
         half load   1 2 1 1 · stop of 40 ms · 800 gather       ─► all are answered within 30 ms: none is refused
         overload    32 32 32 32 32 32 … no shorter after 20 ms ─► a queue that stands: 10 ms at most
@@ -37,10 +37,11 @@ class QueueLimit:
        answered in large chunks, so their cost tells how long it takes. Before the first large chunk the cost of small
        ones counts.
     2. *A queue that stands* has become no shorter, or calls were refused, in `_LOOKS` times of `_LOOK_S` of work; or it
-       has not been empty in `_STANDING_S` of work. Then more is asked than can be answered, waiting helps nobody, and
-       the limit is `wait_ms_max`. That is not over because the queue is empty once, but when one begins `_CALM_S`
-       later. Any other queue is what gathered in a stop, or a burst: it will be empty soon, and the limit is what can
-       be answered in time. The time in which the worker had no core is not work: a stop does not make a queue stand.
+       has not been empty in `_STANDING_S` of work. Then more payments come than can be answered, waiting helps nobody,
+       and the limit is `wait_ms_max`. This ends when a queue begins `_CALM_S` after the last standing one; an empty
+       queue alone does not end it. Any other queue gathered in a stop, or is a burst: it will be empty soon, and the
+       limit is the number of payments that can be answered in time. The time in which the worker had no core is not
+       work: a stop does not make a queue stand.
     """
 
     __slots__ = (

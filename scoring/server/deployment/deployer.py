@@ -25,8 +25,8 @@
 10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
     If the new ones are ready, they are ordered at once.
 11. A release of the deployment file that was refused is looked at again after 5 s, then ever more rarely, at least
-    every ten minutes: a disk may have been full, or a file unreadable. What the configuration asks for waits for
-    SIGHUP, because somebody may be writing it.
+    every ten minutes: a disk may have been full, or a file unreadable. A change of the configuration waits for SIGHUP,
+    because somebody may be writing the file.
 12. A checker has half of the machine's memory at most, and is the first process to go if memory runs out.
 """
 
@@ -134,7 +134,7 @@ class _Checked(NamedTuple):
 
     @classmethod
     def of(cls, content: Any, path: Path) -> _Checked:
-        """Returns what the file at `path` says. Raises Misconfigured, KeyError, TypeError, ValueError."""
+        """Returns the findings in the file at `path`. Raises Misconfigured, KeyError, TypeError, ValueError."""
         deployment = deployment_of(content["deployment"], path)
         known = {
             str(name): _Known(str(key), {Path(file): _state_of(state) for file, state in files})
@@ -174,7 +174,7 @@ class CheckLimits:
 
 
 class Deployer:
-    """Turns what should be served into orders for the workers. Use it in the supervisor's loop."""
+    """Turns the wanted deployment into orders for the workers. Use it in the supervisor's loop."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Deployer:
         self._known: dict[str, _Known] = {}
         self._configured: tuple[_State, Deployment] | None = None
         self._seen = file_state(self._runtime / DEPLOYMENT)
-        # A file that was there at the start may name more than what was loaded then.
+        # A file that was there at the start may name more releases than were loaded then.
         self._is_asked = self._seen is not None
         self._due = self._mend_due = 0.0
         # The ordered releases as they were prepared, by key, and those that somebody has changed since.
@@ -228,12 +228,12 @@ class Deployer:
             raise Misconfigured(f"[serve] runtime: cannot use {runtime}: {error.strerror}") from error
 
     def hang_up(self) -> None:
-        """Look at what should be served, as SIGHUP asks for."""
+        """Read configuration and deployment file again, as SIGHUP asks for."""
         self._is_asked = True
         self._due, self._kills, self._again_s = 0.0, 0, _AGAIN_S
 
     def look(self, now: float) -> float:
-        """Do what is due; returns when to look again. It never blocks for longer than a fork takes."""
+        """Do the work that is due; returns when to look again. It never blocks for longer than a fork takes."""
         if self._pid:
             took_s = now - self._started
             if took_s > self._limits.timeout_s and not self._is_late:
@@ -313,13 +313,13 @@ class Deployer:
         return True
 
     def _look_again(self, deployment: Deployment | None) -> None:
-        """Look at what was refused again after a while, if the deployment file asks for it."""
+        """Look at a refused release again after a while, if the deployment file asks for it."""
         if deployment is not None:
             self._again_at = time.monotonic() + self._again_s
             self._again_s = min(2 * self._again_s, _AGAIN_S_MAX)
 
     def leave_to_parent(self) -> None:
-        """In a process that was forked: give up what the supervisor alone keeps."""
+        """In a process that was forked: give up the shared lists that the supervisor alone keeps."""
         self._lists.keep(())
 
     def close(self) -> None:
@@ -385,9 +385,9 @@ class Deployer:
             self._fail(error)
 
     def _all_known(self, deployment: Deployment | None) -> tuple[Deployment, dict[str, str]] | None:
-        """Returns what should be served with the keys of its releases; None if one of them must be checked.
+        """Returns the wanted deployment with the keys of its releases; None if one of them must be checked.
 
-        `deployment`: what the file says; None without one.
+        `deployment`: the content of the file; None without one.
         """
         if deployment is None:
             if self._configured is None or self._configured[0] != (file_state(self._source.config) or _NO_FILE):
@@ -418,7 +418,7 @@ class Deployer:
         return key if is_ordered or (self._ready / key).is_dir() else ""
 
     def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
-        """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
+        """In the child: prepare every release, and write the findings or the error. Returns the exit code."""
         _yield_cores(has_share=has_share)
         bound_memory(self._limits.memory_bytes)
         code, content = self._found(deployment)
@@ -429,7 +429,7 @@ class Deployer:
         return code
 
     def _found(self, deployment: Deployment | None) -> tuple[int, dict[str, Any]]:
-        """Returns the exit code of a checker, and what it writes."""
+        """Returns the exit code of a checker, and the result that it writes."""
         try:
             return 0, self._checked(deployment).content
         except (PaywardenError, OSError) as error:
@@ -526,7 +526,7 @@ class Deployer:
         self._orders, self._written = orders, file_state(self._path)
 
     def _mend(self) -> None:
-        """Make again what somebody has changed or deleted of the orders and the releases."""
+        """Make orders and releases again that somebody has changed or deleted."""
         for key, state in [*self._prepared.items()]:
             if _state_below(self._ready / key) != state:
                 _log.error("release %s below %s was changed or deleted: it is prepared again", key, self._ready)
@@ -552,7 +552,7 @@ class Deployer:
         return self._runtime / f"check-{pid}.json"
 
     def _remove_left_over(self) -> None:
-        """Remove what supervisors and checkers that are gone have left behind."""
+        """Remove files of supervisors and checkers that are gone."""
         for path in (*self._runtime.glob("orders-*.json"), *self._runtime.glob("check-*.json")):
             if not _lives(path):
                 path.unlink(missing_ok=True)
@@ -576,7 +576,7 @@ class Deployer:
 
 
 def _state_below(folder: Path) -> _FolderState | None:
-    """Returns what changes if somebody changes a file below a folder; None if the folder is gone."""
+    """Returns the state of all files below a folder, to compare with a later one; None if the folder is gone."""
     if not folder.is_dir():
         return None
     return tuple(sorted((str(path), file_state(path)) for path in folder.rglob("*") if not path.is_dir()))
@@ -598,7 +598,7 @@ def _yield_cores(*, has_share: bool) -> None:
 
 
 def _name_of(paths: ReleasePaths) -> str:
-    """Returns what tells a release from others: a link that leads elsewhere is another one."""
+    """Returns a name that tells a release from others: a link that leads elsewhere is another release."""
     return json.dumps([os.path.realpath(paths.bundle), *asdict(paths).values()])
 
 

@@ -1,4 +1,4 @@
-"""The deployment file: what a host serves, and what it keeps ready for a switch.
+"""The deployment file: the releases that a host serves, and those that it keeps ready for a switch.
 
     {"version": 1,
      "active":    {"bundle": "/models/b-41", "policy": ""},

@@ -11,7 +11,7 @@
 4. If the candidate cannot be found, the champion decides about its cards. It is looked for again, at first after
    seconds: its files may come later than the log.
 5. A thread fetches files that are in an object store alone. A slow store keeps no rollback from this host: meanwhile
-   the host goes on with what it has, and follows the log.
+   the host goes on with its present releases, and follows the log.
 
 A log without a promotion says nothing, and the file stays as it is.
 """
@@ -70,7 +70,7 @@ class RegisteredDeployment:
         self._fetches = _Fetches()
 
     def update(self) -> bool:
-        """Write what the log says, unless the file says so already; returns whether it was written.
+        """Write the deployment of the log, unless the file has it already; returns whether it was written.
 
         Nothing is read if no file has changed and nothing lacks. Raises Misconfigured, RegistryRefused: the file stays
         as it is then.
@@ -111,7 +111,7 @@ class RegisteredDeployment:
         return True
 
     def _now(self) -> Deployment | None:
-        """Returns what the file says; None if it is missing or damaged: it is written anew then."""
+        """Returns the content of the file; None if it is missing or damaged: it is written anew then."""
         try:
             now = read_deployment(self._file)
         except Misconfigured as error:
@@ -184,7 +184,7 @@ class _Fetches:
     def served(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ServedVersion:
         """Returns a version's files, if they are on this host. Raises RegistryRefused while they are fetched.
 
-        Raises what `files_of` raises, once for each time that they could not be fetched.
+        Raises the errors of `files_of`, once for each time that the files could not be fetched.
         """
         if registry.is_here(version):
             return registry.files_of(state, version)

@@ -33,13 +33,13 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class ReleaseSource(Protocol):
-    """Finds and checks what should be served. Every method reads the configuration anew."""
+    """Finds and checks the releases to serve. Every method reads the configuration anew."""
 
     config: Path
     """The configuration file, whether it exists or not."""
 
     def wanted(self) -> Deployment:
-        """Returns what the configuration asks for, without a deployment file. Raises Misconfigured."""
+        """Returns the deployment of the configuration, without a deployment file. Raises Misconfigured."""
 
     def refusal_of(self, deployment: Deployment) -> str:
         """Returns why the registry does not allow a deployment file; empty if it does, or there is none.

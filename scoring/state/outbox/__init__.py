@@ -26,7 +26,7 @@ refuses a write before any of it is there. To reserve takes microseconds, or as 
 journal: tens of milliseconds, in which the worker answers nobody. A writer therefore reserves seldom. It begins with a
 megabyte and doubles that each time, up to sixteen.
 
-What a writer does after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
+A writer's steps after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
 
     a write fails or is cut short     The writer cuts the file back to the last whole record. If the write had whole
                                       records, a reader may have passed them already: zeros take their place, and the

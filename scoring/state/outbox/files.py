@@ -1,4 +1,4 @@
-"""The form of an outbox on disk: records, and the segments that hold them. The package says what they mean."""
+"""The form of an outbox on disk: records, and the segments that hold them. The package's docstring explains them."""
 
 from __future__ import annotations
 

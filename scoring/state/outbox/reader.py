@@ -116,7 +116,7 @@ class OutboxReader:
         return Frames(b"".join(part.data for part in parts), ends, parts[-1].position)
 
     def _parts(self, position: int, max_records: int) -> Iterator[Frames]:
-        """Yields what `read` returns, by reads of the disk."""
+        """Yields the frames of `read`, one for each read of the disk."""
         has_any = False
         while max_records > 0:
             try:

@@ -1,4 +1,4 @@
-"""The one writer of a worker's outbox. The package says what it does after a failure."""
+"""The one writer of a worker's outbox. The package's docstring has its steps after a failure."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class OutboxWriter:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
         # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
-        # Why the last append failed; empty after one that worked. The fields below say what has to be mended.
+        # Why the last append failed; empty after one that worked. The fields below list the damage to mend.
         self._failure = ""
         self._begins_segment = self._is_unsynced = False
         # The position from which on something stands in the active segment that must be cut off.
@@ -144,7 +144,7 @@ class OutboxWriter:
         return ""
 
     def look(self, *, tries_disk: bool = True) -> None:
-        """Mend what has failed. Without an append since the last look, try whether the disk would take one.
+        """Mend earlier failures. Without an append since the last look, try whether the disk would take one.
 
         Writes a few kilobytes, so not for every payment. Without `tries_disk` it writes nothing unless the last append
         has failed. Raises OutboxUnavailable.
@@ -266,7 +266,7 @@ class OutboxWriter:
         raise OutboxUnavailable(self._failure)
 
     def _cut(self, position: int) -> None:
-        """Cut off what follows `position`. Zeros, which need no room, stand from there to the end of the outbox."""
+        """Cut off the bytes after `position`. Zeros, which need no room, stand from there to the end of the outbox."""
         self._torn_at = position
         self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
         try:
@@ -280,7 +280,7 @@ class OutboxWriter:
         self._torn_at = None
 
     def _mend(self) -> None:
-        """Undo what earlier failures left. Raises OutboxUnavailable when that fails."""
+        """Undo the leftovers of earlier failures. Raises OutboxUnavailable when that fails."""
         if self._torn_at is not None:
             self._cut(self._torn_at)
         if self._is_unsynced:
