@@ -8,7 +8,7 @@
 
 1. Signals that fired in a block are gathered into findings, one for each subject. Each finding is named after the
    segment where the move sits (streams/alerts/causes.py).
-2. Findings are placed in turn, causes before what they explain. Each finding
+2. Findings are placed in turn, causes before their effects. Each finding
    a. is attached to an open alert that has this subject already, or that explains it;
    b. or takes the place of an open alert that it explains: that alert is renamed and escalates, and takes in the other
       alerts the finding explains;
@@ -16,8 +16,8 @@
    One explains another only if both may have begun at the same time.
 3. Open alerts are followed in blocks of the length that found them. An alert clears if enough blocks in a row were
    quiet (the change is too small, or cannot be told from chance) *and* there is evidence that the change is over. The
-   evidence is a cumulative sum of "nothing" against "most of what was found". A value that hovers about a limit gives
-   neither.
+   evidence is a cumulative sum of "no change" against "most of the change that was found". A value that hovers about a
+   limit gives neither.
 
 Alerts are values: each step returns the alerts whose state changed, as they are then.
 """

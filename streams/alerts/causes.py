@@ -1,4 +1,4 @@
-"""Say why signals moved: the order of causes, the segment a move sits in, and what a change of mix explains.
+"""Say why signals moved: the order of causes, the segment a move sits in, and the part that a change of mix explains.
 
 The order of causes; each explains those behind it:
 

@@ -82,7 +82,7 @@ class AlertFeed:
         self._identities: IdentityWatch | None = None
 
     def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
-        """Begin where `known` says. Returns the topics that begin anew: they are others, or lack what comes next.
+        """Begin where `known` says. Returns the topics that begin anew: they were made anew, or lack the next record.
 
         Raises BrokerUnavailable, or Misconfigured for a topic that does not exist.
         """
@@ -108,7 +108,7 @@ class AlertFeed:
         return anew
 
     def read(self) -> FeedBatch:
-        """Returns what is new, after at most half a second. Raises BrokerUnavailable, TemporaryFailure."""
+        """Returns the new records, after at most half a second. Raises BrokerUnavailable, TemporaryFailure."""
         assert self._consumer is not None, "start comes first"
         assert self._transactions is not None
         assert self._identities is not None

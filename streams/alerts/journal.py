@@ -1,4 +1,4 @@
-"""Read what the topics say about drift alerts: the newest state of each alert, its earlier states, and who has seen it.
+"""Reads drift alerts from their topics: the newest state of each alert, its earlier states, and who has seen it.
 
 Both topics are small and have one partition. They are read whole each time. The result is therefore correct after any
 restart, and needs no stream worker to be up.

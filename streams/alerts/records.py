@@ -103,8 +103,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the record of an alert as it is now.
 
-    `reference_count` is used if there are no histograms to take it from. `reference_times_ms`: the days behind what is
-    expected, 0 where they are not known. `flags`: the share of payments that had each.
+    `reference_count` is used if there are no histograms to take it from. `reference_times_ms`: the first and last time
+    of the reference, 0 where they are not known. `flags`: the share of payments that had each.
     """
     of_training = alert.comparison is Comparison.TRAINING
     has_range = alert.unchanged_high > alert.unchanged_low

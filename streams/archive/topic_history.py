@@ -198,7 +198,7 @@ def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBo
 
 
 def _without_repeated(table: pa.Table, left_out: LeftOut, columns: Collection[str]) -> pa.Table:
-    """Returns the table without repeated payments. The first copy stays, with what all copies say about `declined`."""
+    """Returns the table without repeated payments. The first copy stays, with `declined` from all copies."""
     ids = table["payment_id"].combine_chunks()
     first = np.asarray(pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False), dtype=np.int64)
     repeated = np.flatnonzero(first != np.arange(len(first)))

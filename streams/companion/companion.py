@@ -225,7 +225,7 @@ class Companion:
         self.profiles_applied = 0
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set; then ship what is left. Raises what keeps it from that."""
+        """Work until `stop` is set; then ship the decisions that are left. Raises the error that ends the work."""
         self._shipping.start()
         try:
             self._keep_following(stop)
@@ -269,7 +269,7 @@ class Companion:
                 next_log = now + _LOG_EVERY_S
 
     def _close(self) -> list[Exception]:
-        """Ship what is left and close everything. A failed step keeps no later one from running."""
+        """Ship the decisions that are left, and close everything. A failed step keeps no later one from running."""
         self.health.obstacle = "the companion is stopping"
         self.health.note_round()
         drain_s = max(0.0, self._settings.stop_timeout_s - TIDY_UP_S)
@@ -287,7 +287,7 @@ class Companion:
         return errors if self._shipping.error is None else [self._shipping.error, *errors]
 
     def look_around(self) -> None:
-        """Do what need not happen in every round: check the client and the mirror's readers, set the metrics."""
+        """Do the work that not every round needs: check the client and the mirror's readers, set the metrics."""
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
             positions = self._positions()
@@ -375,7 +375,7 @@ class Companion:
             self._marks.begin(transaction)
 
     def _note_trouble(self, error: MirrorUnavailable) -> None:
-        """Say why the mirror takes no changes, once, and free what dead readers hold before the next try."""
+        """Log once why the mirror takes no changes, and free the slots of dead readers before the next try."""
         if self.health.mirror_trouble != str(error):
             _log.error("companion: %s; its profiles grow old, and it is tried again every second", error)
         self.health.mirror_trouble = str(error)

@@ -53,7 +53,7 @@ class DecisionWriter:
         self._time_ms, self._time = 0, whole_bytes(0)
 
     def write(self, entry: OutboxEntry) -> bytes:
-        """Returns the value to send. Raises InvalidEvent for what does not fit the schema."""
+        """Returns the value to send. Raises InvalidEvent for an entry that does not fit the schema."""
         request, response, kept = entry.request, entry.response, self._kept
         action = self._actions.get(response.action)
         if action is None:

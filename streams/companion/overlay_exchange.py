@@ -44,7 +44,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class ExchangeMetrics:
-    """Counts rows that came and went, and what was dropped."""
+    """Counts rows that came and went, and dropped rows and datagrams."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
@@ -108,7 +108,7 @@ class OverlayExchange:
                 self._stop.wait(_RETRY_S)
 
     def turn(self, wait_s: float) -> bool:
-        """Wait at most `wait_s` for a datagram, take what has come, and send what is new. Returns whether any was."""
+        """Wait at most `wait_s` for a datagram, take datagrams, and send new rows. Returns whether there were any."""
         if not self._rows.look():
             self._stop.wait(_RETRY_S if wait_s else 0)
             return False

@@ -1,11 +1,11 @@
-"""Ships what was set aside, once its cause is mended: `paywarden outbox retry`.
+"""Ships entries that were set aside, once their cause is mended: `paywarden outbox retry`.
 
     worker-0/set-aside/…4312-…4981.record ─ mended ─► outbox `retried` ─► topic decisions
                                                           └─ the companion ships it like a worker's outbox
 
 1. Read the entry as records: a record is one, and bytes that were damaged must be whole records by now.
 2. Parse each as the companion does. Where that fails, read its request once more without protobuf's limits, and take
-   what this release understands: an earlier release let callers put unknown fields and overlong numbers in.
+   the fields that this release knows: an earlier release let callers put unknown fields and overlong numbers in.
 3. Append all decisions of the entry to the outbox `retried` in one write, on disk, and delete the entry's file.
 
 If the command is killed between the write and the deletion, the next run finds the decisions in the outbox `retried`,
@@ -60,7 +60,7 @@ def entries_of(settings: OutboxSettings) -> list[SetAsideEntry]:
 def retry(
     settings: OutboxSettings, entries: Iterable[SetAsideEntry], encode: Callable[[OutboxEntry], bytes]
 ) -> RetriedEntries:
-    """Hand entries over to be shipped, as far as they can be read now. `encode` refuses what fits no topic.
+    """Hand entries over to be shipped, as far as they can be read now. `encode` refuses an entry that fits no topic.
 
     Raises Misconfigured while another retry runs, OutboxFull, OutboxUnavailable.
     """
@@ -128,7 +128,7 @@ def _decisions(
 
 
 def _payloads(settings: OutboxSettings) -> Iterator[bytes]:
-    """Yields what the outbox `retried` still holds."""
+    """Yields the payloads that the outbox `retried` still holds."""
     reader = OutboxReader(settings, RETRIED)
     position = reader.oldest()
     while records := reader.read(position, _READ_BATCH):

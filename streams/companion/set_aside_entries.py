@@ -1,4 +1,4 @@
-"""Keeps what an outbox holds and nobody can ship, so that shipping goes on behind it.
+"""Keeps bytes of an outbox that nobody can ship, so that shipping goes on behind them.
 
     <outbox>/worker-0/set-aside/00000000000000004312-00000000000000004981.record    its payload is no decision
                                 00000000000000067200-00000000000000071008.damage    no record begins in these bytes
@@ -7,7 +7,7 @@
 The names are the positions in the outbox where the bytes begin and end. A file is on disk before the companion's cursor
 passes the bytes; if the companion dies in between, it finds the file there and counts nothing twice.
 
-`set_aside_bytes_max` and ENTRIES_MAX bound what an outbox sets aside. Beyond them the companion stops at the next bytes
+`set_aside_bytes_max` and ENTRIES_MAX limit the entries of an outbox. Beyond them the companion stops at the next bytes
 that it cannot ship, with this outbox alone: that many are no accident, and giving them up would lose decisions.
 """
 
@@ -76,7 +76,7 @@ class SetAsideEntries:
         self._worker, self._bytes_max = worker, settings.set_aside_bytes_max
 
     def put(self, begin: int, end: int, kind: str, data: bytes) -> bool:
-        """Set aside what the outbox holds from `begin` to `end`. Returns False if it was set aside before.
+        """Set aside the outbox's bytes from `begin` to `end`. Returns False if they were set aside before.
 
         It is on disk afterwards. Raises SetAsideFull, or OSError when the disk fails.
         """

@@ -43,7 +43,7 @@ def copies_from_store(
 def copies_from_changelog(
     consumer: Consumer, topic: str, until: Mapping[int, int], decoder: Decoder
 ) -> Iterator[States]:
-    """Yields what the changelog holds before the offsets `until`, by partition. Closes the consumer.
+    """Yields the changelog's states before the offsets `until`, by partition. Closes the consumer.
 
     A part is empty where Kafka has nothing to hand out yet. Raises BrokerUnavailable.
     """

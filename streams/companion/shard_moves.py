@@ -8,10 +8,10 @@
     5. note "2 3 4 are complete"                                 all but 2 3 4           2 3 4
 
 1. Each step works in slices, between two batches of the changelog (`advance`). Cards that stay never wait for it.
-2. A copy is never put over what the changelog has said since step 3 began, a tombstone either: `_touched` remembers
-   these keys. A profile of shard 4 then has the bits that it has in a mirror which holds everything.
-3. A companion that dies in between begins with step 1 again. The mirror's note says what is complete, and that it is
-   not clean.
+2. A copy is never put over a record or a tombstone that the changelog has brought since step 3 began: `_touched`
+   remembers these keys. A profile of shard 4 then has the bits that it has in a mirror which holds everything.
+3. A companion that dies in between begins with step 1 again. The mirror's note names the complete shards, and says that
+   it is not clean.
 4. If the store is lost, or another profile set is swapped in, the copy begins anew with step 2.
 """
 
@@ -49,7 +49,7 @@ class CopyInterrupted(Exception):
 
 @dataclass(frozen=True)
 class HostShards:
-    """Which shards of cards a host's mirror is to hold, and what finds the shard of a profile."""
+    """The shards of cards that a host's mirror should hold, and the function that finds a profile's shard."""
 
     settings: ShardSettings
     cards: CardShards
@@ -74,7 +74,7 @@ def unheld(keys: Collection[bytes | None], cards: CardShards, held: NDArray[np.b
 
 
 class ShardMoves:
-    """Decides what of the changelog goes into a mirror, and moves shards. See the module for the steps."""
+    """Decides which records of the changelog go into a mirror, and moves shards. See the module for the steps."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class ShardMoves:
         ends: Callable[[], Mapping[int, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take up what the mirror says about itself.
+        """Read the mirror's note about its shards.
 
         `copies` yields all profiles, in parts; it may raise StoreUnavailable and CopyInterrupted. `put` writes into the
         mirror. `read_to` is how far the changelog is applied, by partition, and `ends` where it ends now. Raises
@@ -109,7 +109,7 @@ class ShardMoves:
         self._steps = self._move()
         self._resume_at = 0.0
         self.is_settled = False
-        """Whether the mirror holds what it is to hold, and nothing else."""
+        """Whether the mirror holds the wanted shards, and no other."""
 
     @property
     def complete(self) -> int:
@@ -126,12 +126,12 @@ class ShardMoves:
         return frozenset(unheld(keys, self._cards, self._held))
 
     def applied(self, profiles: States) -> None:
-        """Note what the changelog has changed in the mirror."""
+        """Note the profiles that the changelog has changed in the mirror."""
         if self._touched is not None:
             self._touched.update(profiles)
 
     def advance(self) -> None:
-        """Do a slice of what is to be done. Raises MirrorUnavailable; the next call then goes on."""
+        """Do a slice of the work. Raises MirrorUnavailable; the next call then goes on."""
         until = self._clock() + _SLICE_S
         while not self.is_settled and self._clock() >= self._resume_at and self._clock() < until:
             try:

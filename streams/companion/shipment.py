@@ -61,7 +61,7 @@ class ShippingOptions:
     # partition that it touches, however many decisions it has.
     transaction_every_s: float = 0.5
     # After a transaction of fewer decisions the next one waits twice as long: at low rates transactions would be a
-    # quarter of what the whole system asks of the broker.
+    # quarter of the whole system's load on the broker.
     few: int = 50
     # The pause after a failed start or a lost producer.
     again_after_s: float = 1.0
@@ -101,7 +101,7 @@ class Shipment:
         self._trouble = ""
 
     def read(self, count_max: int) -> list[Decision]:
-        """Returns at most `count_max` new decisions; sets aside what is none.
+        """Returns at most `count_max` new decisions; sets other records aside.
 
         If it raises, nothing was read. Raises OutboxUnavailable, SetAsideFull, OSError.
         """
@@ -173,7 +173,7 @@ class Shipment:
         return self._aside.size()
 
     def say(self, trouble: str) -> None:
-        """Log what keeps this outbox from being shipped, once; an empty text says that nothing does."""
+        """Log once why this outbox is not shipped; an empty text means that it is."""
         if trouble != self._trouble:
             if trouble:
                 _log.error("companion: the outbox of %s waits, the others do not: %s", self.worker, trouble)
@@ -253,7 +253,7 @@ class Shipment:
         return position
 
     def _scan(self, position: int) -> Iterator[tuple[int, OutboxEntry | None]]:
-        """Yields the decisions from `position` on with the position after each; None for what is no decision."""
+        """Yields the decisions from `position` on with the position after each; None for another record."""
         while True:
             try:
                 records = self._reader.read(position, _LOOK_BATCH)

@@ -13,15 +13,15 @@ records that an earlier companion of this host still has on the way (fencing).
 2. Send one transaction: the new decisions of every outbox, at most `transaction_max`, then the cursor of each outbox
    that has moved. At most one every `transaction_every_s`, because each costs the broker a marker in every
    partition, and after one with few decisions the next waits twice as long.
-3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there what is not
-   shipped yet, and shipped decisions that are old enough are deleted.
+3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there how much is
+   not shipped yet, and shipped decisions that are old enough are deleted.
 4. If a transaction fails, abort it and send its decisions again. A producer ends when another one has fenced it, or the
    broker has given up its transaction: then make a new one and go back to step 1.
 
 What can go wrong:
 
-- One outbox cannot be read, or holds what is no decision: it waits, or goes on behind that, and the others are shipped
-  meanwhile (streams/companion/shipment.py).
+- One outbox cannot be read, or holds a record that is no decision: it waits, or goes on behind it, and the others are
+  shipped meanwhile (streams/companion/shipment.py).
 - The broker is down: every round tries for a moment only, and the outboxes keep the decisions.
 - The companion is killed after a commit: the cursors on Kafka are right, and nothing is sent twice.
 - A power loss cuts the outbox short of its cursor: `Shipment._start` finds the first decision after the cursor.
@@ -143,7 +143,7 @@ class Shipper:
         return max(0.0, self._due - time.monotonic()) if is_waiting else 0.0
 
     def start_over(self) -> None:
-        """Give up the producer and what it has on the way, and begin with step 1. Nothing is shipped twice by it."""
+        """Give up the producer and its records on the way, and begin with step 1. Nothing is shipped twice by it."""
         self._producer, self._state, self.under_way, self._lost_count = None, _State.NEW, 0, 0
 
     def find_workers(self) -> None:
@@ -184,7 +184,7 @@ class Shipper:
             self._keep(shipment, at_once=True)
 
     def _of_each(self, ask: Callable[[Shipment], _Answer]) -> dict[str, _Answer]:
-        """Returns what each shipment answers, but for those whose folders cannot be read."""
+        """Returns the answer of each shipment, without those whose folders cannot be read."""
         answers = {}
         for worker, shipment in self._shipments.items():
             with suppress(PaywardenError, OSError):
@@ -277,7 +277,8 @@ class Shipper:
         return decisions
 
     def _keep(self, shipment: Shipment, *, at_once: bool = False) -> None:
-        """Store a position and delete what is old. If that fails, Kafka has the position, and the next call does it."""
+        """Store a position and delete old decisions. If that fails, Kafka has the position, and the next call does
+        it."""
         try:
             shipment.keep(at_once=at_once)
         except (PaywardenError, OSError) as error:

@@ -8,7 +8,7 @@
 2. Once a second look for new outboxes and set the metrics.
 3. If anything raises, log it, count it, and begin anew after a pause. The pause doubles up to PAUSE_S_MAX, and is short
    again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts tell of it.
-4. When the process stops, ship what is left, and end.
+4. When the process stops, ship the decisions that are left, and end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ShippingThread:
         self._thread.start()
 
     def stop(self, drain_s: float) -> None:
-        """Ship what is left, for at most `drain_s`, and end the thread."""
+        """Ship the decisions that are left, for at most `drain_s`, and end the thread."""
         # The round under way may wait for the broker, and its time counts.
         self._drain_until = time.monotonic() + drain_s
         self._stop.set()

@@ -1,1 +1,1 @@
-"""The index of decisions: search, the review queue, and what analysts said, in a database of the console's own."""
+"""The index of decisions: search, the review queue, and analysts' verdicts, in a database of the console's own."""

@@ -255,7 +255,7 @@ class DuckDbDatabase:
                 self._open_count -= 1
 
     def _open_anew(self) -> None:
-        """Open the file again that DuckDB has given up: it reads what was committed from its log."""
+        """Open the file again that DuckDB has given up: it reads the committed data from its log."""
         if self._open_count:
             # DuckDB lets the file go with the last of them. They fail within moments.
             raise IndexUnavailable(f"the index {self._path} is being opened again")

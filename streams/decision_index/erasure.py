@@ -43,14 +43,14 @@ class Erasure:
 
     @classmethod
     def of(cls, ids: Mapping[str, str], until_ms: int) -> Erasure | None:
-        """Returns the erasure of what has these ids, by field; None if decisions have not all of these fields."""
+        """Returns the erasure of decisions with these ids, by field; None if decisions have not all of these fields."""
         if not ids or not set(ids) <= set(FIELDS):
             return None
         return cls({name: key_hash(name, value) for name, value in ids.items()}, until_ms)
 
     @classmethod
     def of_event(cls, record: Mapping[str, Any]) -> Erasure | None:
-        """Returns what a record of console-events erases; None if it is about anything else."""
+        """Returns the erasure in a record of console-events; None for any other record."""
         if record["kind"] != ERASED:
             return None
         texts = record["what"]

@@ -1,6 +1,6 @@
 """Fills an index from the topics `decisions`, `outcomes` and `verdicts`, or from an archive.
 
-From the topic `console-events` it takes what was erased (erasure.py).
+From the topic `console-events` it takes the erasures (erasure.py).
 
 1. look      the database says at which offset each partition goes on
 2. read      a batch of records, of any of the topics
@@ -12,7 +12,7 @@ From the topic `console-events` it takes what was erased (erasure.py).
 
 Records that do not decode are counted and passed over: they are on their topic.
 
-`FillState` says how things are at any moment: a page that shows what the index holds must also show what it lacks.
+`FillState` has the state at any moment: a page that shows decisions of the index must also show what is missing.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class FillState:
 
     `is_caught_up`: it had read all topics to their ends. `is_fresh`: to their ends, or to records of the last seconds.
     `read_ms`: when it last heard from Kafka, 0 if never.
-    `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `is_index_away`: that is the
-    database, and not Kafka. `undecoded`: records since the start that do not decode.
-    `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
+    `trouble`: why it has not read since `trouble_since_ms`; "" if it reads. `is_index_away`: the database is away, and
+    not Kafka. `undecoded`: records since the start that do not decode. `held`: the open transaction behind which
+    records wait since `held_since_ms`; "" for none.
     """
 
     is_caught_up: bool = False
@@ -84,7 +84,7 @@ class FillState:
     held_since_ms: int = 0
 
     def line(self) -> str:
-        """Returns a sentence about what may be missing; "" if nothing is."""
+        """Returns a sentence about records that may be missing; "" if none is."""
         if self.trouble:
             return f"the index does not follow the topics: {self.trouble}"
         if self.held:
@@ -93,7 +93,8 @@ class FillState:
 
 
 class IndexFiller:
-    """Follows the topics. Several consoles on one PostgreSQL take turns: each adds what the others have not."""
+    """Follows the topics. Several consoles on one PostgreSQL take turns: each adds records that the others have not
+    added."""
 
     def __init__(
         self,
@@ -246,7 +247,7 @@ class IndexFiller:
                 _require_same(full_name, place, ids[full_name])
 
     def _find_begins(self, consumed: Consumed) -> None:
-        """Goes on at the begin of partitions whose next offset has expired, and counts what is missing."""
+        """Goes on at the begin of partitions whose next offset has expired, and counts the missing records."""
         assert self._consumer is not None
         for place in consumed.displaced:
             begin, end = watermarks(self._consumer, *place)
@@ -342,7 +343,7 @@ def _leave_out(
     erasures: Erasures,
     decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
 ) -> None:
-    """Leaves out what was erased, and what is about payments of it."""
+    """Leaves out erased decisions, and outcomes and verdicts about their payments."""
     gone = [record["payment_id"] for record, _ in decoded["decisions"] if erasures.hold(record)]
     hashes = sorted({key_hash("payment_id", payment_id) for payment_id in gone})
     if hashes:
@@ -381,7 +382,7 @@ class VerdictSender:
         """Whether that is the database that they wait in, and not the topic."""
 
     def step(self) -> int:
-        """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
+        """Sends the waiting verdicts; returns how many. Raises TemporaryFailure; the next call sends them again."""
         waiting: list[AnalystVerdict] = self._queue.unsent(_SEND_BATCH)
         self._on_topic &= {said.verdict_id for said in waiting}
         if not waiting:
@@ -425,7 +426,7 @@ def fill_from_archive(
     topic_ids_now: dict[str, str] | None = None,
     progress: Callable[[int], object] = lambda _count: None,
 ) -> int:
-    """Adds what an archive has of `decisions` and `outcomes` and the index has not; returns how many records.
+    """Adds an archive's `decisions` and `outcomes` that the index lacks; returns how many records.
 
     Each file and its offsets are one transaction. The files of all partitions go in by their days, so that the rows are
     nearly in the order of time. `topic_ids_now`: the ids of the topics, where Kafka is there to be followed afterwards.

@@ -152,7 +152,8 @@ class DecisionIndex:
         return is_finite_score(decision["score"])
 
     def stake(self, decision: Mapping[str, Any]) -> int:
-        """Returns what a payment may cost: its amount in the reference currency, 0 without a rate, times its score."""
+        """Returns the money at stake in a payment: its amount in the reference currency, 0 without a rate, times its
+        score."""
         worth = self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"])
         return round((worth or 0) * float(decision["score"]))
 
@@ -243,7 +244,7 @@ class DecisionIndex:
 
     @staticmethod
     def set_source(transaction: Transaction, place: SourcePlace) -> None:
-        """Notes how far a partition is in, together with what the transaction adds."""
+        """Notes how far a partition was read, in the transaction that adds its records."""
         transaction.execute(
             "INSERT INTO sources (topic, kafka_partition, next_offset, topic_id, missing, newest_ms) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (topic, kafka_partition) DO UPDATE SET "
@@ -263,7 +264,7 @@ class DecisionIndex:
             self.forget_sent_verdicts(transaction)
 
     def empty(self) -> None:
-        """Takes everything out that the topics have. Claims, verdicts and what was erased stay."""
+        """Takes everything out that the topics have. Claims, verdicts and erasures stay."""
         with self.database.transaction() as transaction:
             self.database.drop_decisions(transaction)
             transaction.execute("DELETE FROM sources")
@@ -312,8 +313,8 @@ class DecisionIndex:
     def _windows(self, transaction: Transaction, search: Search, after: Place | None) -> list[int | None]:
         """Returns from which time on to look: first at the newest decisions, then further back. None: to the beginning.
 
-        The newest decisions answer most searches, and what is older is not read then: the smallest and largest time of
-        a group of rows are known. A card has few decisions wherever they are, so its keys are all looked up at once.
+        The newest decisions answer most searches, and older ones are not read then: the smallest and largest time of a
+        group of rows are known. A card has few decisions wherever they are, so its keys are all looked up at once.
         Without a key the last window ends after `scan_rows_max` decisions.
         """
         has_keys = bool(search.keys())
@@ -384,7 +385,7 @@ class DecisionIndex:
             return newest_outcomes(transaction, payment_hashes)
 
     def rule_catch(self, rule: str, since_ms: int) -> RuleCatch:
-        """Returns what a rule has caught since a time: of its newest RULE_DECISIONS_MAX decisions."""
+        """Returns the catches of a rule since a time, from its newest RULE_DECISIONS_MAX decisions."""
         with self.database.reading() as transaction:
             return rule_catch(transaction, rule, since_ms)
 

@@ -1,4 +1,4 @@
-"""The SQL of a search: the places of the newest decisions that have all keys, and what else they must meet."""
+"""The SQL of a search: the places of the newest decisions that have all keys, and the other conditions."""
 
 from __future__ import annotations
 

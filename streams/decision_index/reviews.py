@@ -8,8 +8,8 @@
 2. *Verdict*: fraud, genuine or unsure, with a reason. It counts only with a claim that still holds. The same verdict
    with the same claim, as from a form that was sent twice, counts once.
 3. *Outbox*: when the analyst has the answer, the verdict is in the database and marked as unsent. `VerdictSender` sends
-   it to the topic `verdicts` and marks it after the broker has it. After a kill it sends again what has no mark. A
-   verdict therefore comes at least once, with the same verdict_id.
+   it to the topic `verdicts` and marks it after the broker has it. After a kill it sends the verdicts without a mark
+   again. A verdict therefore comes at least once, with the same verdict_id.
 4. *Second review*: a share of the payments, chosen by the hash of their ids, goes to a second analyst, who does not see
    the first verdict. The agreement comes from these pairs.
 
@@ -359,7 +359,7 @@ class ReviewQueue:
         return said if not is_open or person in {each.analyst for each in said} else []
 
     def throughput(self, since_ms: int) -> list[Throughput]:
-        """Returns by analyst what was done since a time, most verdicts first."""
+        """Returns the work of each analyst since a time, most verdicts first."""
         with self._database.reading() as transaction:
             rows = transaction.execute(
                 "SELECT analyst, count(*), count(CASE WHEN verdict = 'fraud' THEN 1 END), "

@@ -43,7 +43,7 @@ class RuleCatch:
 
 
 def rule_catch(transaction: Transaction, rule: str, since_ms: int) -> RuleCatch:
-    """Returns what a rule has caught since a time: of its newest RULE_DECISIONS_MAX decisions."""
+    """Returns the catches of a rule since a time, from its newest RULE_DECISIONS_MAX decisions."""
     rows = transaction.execute(
         "SELECT p.decided_time_ms, p.payment_hash, d.worth_minor, o.label FROM (SELECT DISTINCT "
         "decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms >= ? ORDER BY "

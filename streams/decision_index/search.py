@@ -85,7 +85,7 @@ class Place:
 
     @classmethod
     def from_text(cls, text: str) -> Place:
-        """Reads what `to_text` wrote. Raises InvalidEvent for any other text."""
+        """Reads the text of `to_text`. Raises InvalidEvent for any other text."""
         try:
             raw = base64.b64decode(text + "==", altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):

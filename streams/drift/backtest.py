@@ -124,7 +124,7 @@ class VirtualDetection:
             self._of_day = {}
 
     def _keep(self, hour_ms: int) -> None:
-        """Keep the part of the hour that the stream keeps for weeks, and drop what is older."""
+        """Keep the part of the hour that the stream keeps for weeks, and drop older hours."""
         self.past[hour_ms] = {
             self.binnings.of(version)[0]: of_overall(counts).to_bytes() for version, counts in self._of_hour.items()
         }

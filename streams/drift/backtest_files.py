@@ -4,7 +4,7 @@
                                                        ├─► PastPart, in order of time ─► Injections ─► backtest.py
     decisions of `paywarden archive`, a day at a time ─┘
 
-A replay has no flags and no ages of profiles. An archive has what was decided live, with variants.
+A replay has no flags and no ages of profiles. An archive has the live decisions, with variants.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Injection:
     """A change made on purpose: payments get `value` from `at_ms` on.
 
     `what`: score (its value is then multiplied), feature:NAME, or one of DIMENSIONS. Over `days` the share of changed
-    payments grows from none to all; with 0 days all change at once. Nothing is computed anew from what changed: a
+    payments grows from none to all; with 0 days all change at once. Nothing is computed anew after the change: a
     feature moves without the score, a score without the action.
     """
 
@@ -186,7 +186,7 @@ class Injection:
         return cls(text, what, match[2], day_of_date(match[3]) * DAY_MS, int(match[4] or 0))
 
     def is_about(self, subject: str, segment: str) -> bool:
-        """Whether an alert of this subject and segment names what was changed."""
+        """Whether an alert of this subject and segment names the change."""
         if self.what in DIMENSIONS:
             return subject == TRAFFIC and segment.startswith(f"{self.what}=")
         return subject == self.what

@@ -198,7 +198,7 @@ class _UsualCell(NamedTuple):
 class _UsualRows:
     """Takes the decisions of a batch that need no thought: they go where the last one of their version went.
 
-    It does to `progress` and the cells what `PartitionCounts` does with every other decision.
+    It changes `progress` and the cells in the same way as `PartitionCounts` does for every other decision.
     """
 
     def __init__(self, progress: CountingProgress, binnings: Binnings, settings: DriftSettings, now_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""Learn from live decisions what no bundle says, and follow what slowly changes.
+"""Learn from live decisions the values that no bundle has, and follow slow changes.
 
 A bundle's reference says how scores, features and segments were in its training window. Other things depend on the
 policy and the servers: which actions are taken, how old profiles are, how often something is unknown. Those are learnt
@@ -10,8 +10,8 @@ without a reference are learnt the same way.
 
 Learning uses the hours alone, so a restarted worker learns the same.
 
-A bundle's own reference ages as well: people pay differently over the months. `FollowedLevels` moves what is expected
-of features and traffic a little with every day.
+A bundle's own reference ages as well: people pay differently over the months. `FollowedLevels` moves the expected
+values of features and traffic a little with every day.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class DriftMetrics:
             self._actions.labels(version, action).inc(count)
 
     def saved(self, more: Mapping[str, int]) -> None:
-        """Add what the saved totals of a partition have grown by."""
+        """Add the growth of the saved totals of a partition."""
         for name, count in more.items():
             self._parts[name].inc(count)
 

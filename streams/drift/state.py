@@ -17,7 +17,7 @@ commit that offset on Kafka. When the delta has grown large, it goes into the ti
     tile   12:05  {next_offset: 900, 200 decisions}    the delta is in it: a reader takes 200
 
 All writes are compare-and-set. Taking over writes the head, so a worker that still counts a partition it has lost meets
-a conflict at its next save, and drops what it has. Tiles need only step 2: every worker adds the same to them.
+a conflict at its next save, and drops its counts. Tiles need only step 2: every worker adds the same to them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def tile_key(length_ms: int, partition: int, start_ms: int) -> bytes:
 
 
 class DriftCounting:
-    """Counts decisions for drift detection: what all partitions of a worker have in common."""
+    """Counts decisions for drift detection: the part that all partitions of a worker share."""
 
     def __init__(self, store: ProfileStore, binnings: Binnings, settings: DriftSettings, metrics: DriftMetrics) -> None:
         self.store, self.binnings, self.settings, self.metrics = store, binnings, settings, metrics
@@ -150,7 +150,7 @@ class PartitionState:
     """A PartitionWork: the decisions of one partition, as the worker that has it counts and saves them."""
 
     def __init__(self, counting: DriftCounting, partition: int, checkpoint: Checkpoint[DriftHead]) -> None:
-        """`checkpoint`: what `take_over` returned for this partition."""
+        """`checkpoint`: the result of `take_over` for this partition."""
         self.partition, self.checkpoint = partition, checkpoint
         self.counts = PartitionCounts(checkpoint.saved.progress, counting.binnings, counting.settings)
         self._counting = counting
@@ -277,7 +277,7 @@ def merged(
     *,
     tile_ms: int = FIVE_MS,
 ) -> dict[Model, Counts]:
-    """Return what all partitions counted from `start_ms` to `end_ms`, by model. Both times begin a tile.
+    """Return the counts of all partitions from `start_ms` to `end_ms`, by model. Both times begin a tile.
 
     `heads` were just read. `tile_ms` is MINUTE_MS for the last two hours, or FIVE_MS for as long as tiles are kept.
     Raises StoreUnavailable.
@@ -292,7 +292,7 @@ def merged(
 
 
 def read_tile(store: ProfileStore, partition: int, head: DriftHead, start_ms: int) -> Sequence[Cells]:
-    """Return what a partition counted in five minutes. `head` was just read. Raises StoreUnavailable."""
+    """Return a partition's counts of five minutes. `head` was just read. Raises StoreUnavailable."""
     (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
     return _seen(head, start_ms, FIVE_MS, data)
 

@@ -1,4 +1,5 @@
-"""Compare each week of a model's decisions with its training window, and keep the alerts of what has moved away.
+"""Compare each week of a model's decisions with its training window, and keep the alerts of subjects that have moved
+away.
 
 The detectors find a change against expectations that follow features and traffic. A change that is slow enough is
 followed to its end. This comparison follows nothing:
@@ -14,8 +15,8 @@ followed to its end. This comparison follows nothing:
    payments are not where they were; of a number, twice as many. A feature that moved in training itself as far as
    nothing else does, such as the time since a card was first seen, is left to the baseline.
 3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert, named
-   after what moved most in it. A feature or score that moved by the mix of a dimension alone is attached to the alert
-   of that traffic; a score that moved with features, to theirs.
+   after the subject that moved most in it. A feature or score that moved by the mix of a dimension alone is attached to
+   the alert of that traffic; a score that moved with features, to theirs.
 4. As long as an alert of the baseline says the same at no lesser severity, none is raised.
 5. An open alert escalates, is repeated a few times, and clears when all of its group is back under half of `psi_info`.
    A new reference, and a model that no longer decides, clear it, too.
@@ -428,7 +429,7 @@ class TrainingWatch:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `to_dict` returned. Raises ValueError, KeyError or TypeError for damaged states."""
+        """Restore the state from `to_dict`. Raises ValueError, KeyError or TypeError for damaged states."""
         days = {int(day): np.frombuffer(base64.b64decode(row), "<i8") for day, row in state["days"].items()}
         if any(len(row) != self._subjects.cells for row in days.values()):
             raise ValueError("the rows are of other subjects")

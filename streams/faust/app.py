@@ -262,7 +262,7 @@ class StreamApp(faust.App):
 
 
 def run(app: StreamApp, end: ProcessEnd) -> None:
-    """Run the app in this thread until `end.stop` is set. Raises what ended the app otherwise."""
+    """Run the app in this thread until `end.stop` is set. Raises the error that ended the app otherwise."""
     calm_logs()
     settle_collection()
     app.on_failure = end.begin

@@ -50,7 +50,7 @@ class CheckedState:
     """A ProfileStore whose damaged records of certain keys are missing. Thread-safe if `store` is."""
 
     def __init__(self, store: ProfileStore, checks: Mapping[bytes, Check], set_aside: SetAsideState) -> None:
-        """`checks`: by the beginning of a key, what decodes such a record."""
+        """`checks`: the decoder of a record, by the beginning of its key."""
         self._store, self._checks, self._set_aside = store, checks, set_aside
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -1,4 +1,4 @@
-"""Keeps what the records of one partition have come to in the store, so that any worker can continue from there.
+"""Keeps the state of one partition in the store, so that any worker can continue from there.
 
 Each partition has one record in the store, its head:
 
@@ -94,7 +94,7 @@ class Checkpoint(Generic[_HeadT]):
     ) -> Checkpoint[_HeadT]:
         """Put a new token into the head, which makes the caller its owner.
 
-        `settle` ends what the owner before may have left unfinished, and returns the head to continue with. It is
+        `settle` ends work that the owner before may have left unfinished, and returns the head to continue with. It is
         called again if another worker writes the head meanwhile. Raises StoreUnavailable; StoreConflict if others keep
         writing the head.
         """

@@ -48,7 +48,7 @@ DecodedValue: TypeAlias = dict[str, Any] | Undecodable | Unread | None
 
 
 class AvroCodec(Codec):
-    """Reads the values of one topic; agents pass what they get through `record`. Never writes."""
+    """Reads the values of one topic; agents pass their values through `record`. Never writes."""
 
     def __init__(self, topic: str, ids: SchemaIds) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class AvroCodec(Codec):
         self._decoder = Decoder(topic, self._known)
 
     def read(self, value: bytes | None) -> DecodedValue:
-        """Return what a record's value holds."""
+        """Return the decoded value of a record."""
         return None if value is None else self._loads(value)
 
     def _loads(self, s: bytes) -> DecodedValue:

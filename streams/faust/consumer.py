@@ -85,8 +85,8 @@ class EndMarks:
         10:00:00   the broker says: the partition ends at 980. Read to 500      a mark: 980 at 10:00:00
         10:00:07   read to 990                                                  all of 10:00:00 is read
 
-    The end counts the records of open transactions. Readers see none of those, nor what others wrote behind them. If
-    the end were where readers stop, they would be at it, and the waiting records would count as read.
+    The end counts the records of open transactions. Readers see none of those, nor the records that others wrote behind
+    them. If the end were where readers stop, they would be at it, and the waiting records would count as read.
     """
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ class HoldingConsumer(Consumer):
         self._held.difference_update(partitions)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit offsets of topics without acks, whose agents themselves know what they have worked in."""
+        """Commit offsets of topics without acks, whose agents keep track of their processed records."""
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:

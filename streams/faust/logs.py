@@ -1,8 +1,8 @@
 """Filters the log of Faust and its Kafka client: warnings only, and none of them a hundred times.
 
 Faust logs every service that it starts. aiokafka, while a broker is away, writes some ten lines for every tenth of
-a second of it. And when Faust does not stop in time, asyncio cancels what is left, which Faust logs as a crash of each
-agent, with a traceback.
+a second of it. And when Faust does not stop in time, asyncio cancels the tasks that are left, which Faust logs as a
+crash of each agent, with a traceback.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_no_cancellation(record: logging.LogRecord) -> bool:
 
 
 class Brief(logging.Filter):
-    """Removes the stack from a logged error of Kafka's client: the error itself says what is wrong.
+    """Removes the stack from a logged error of Kafka's client: the error itself is enough.
 
     Faust logs the same stack for each of its services that the error passes through.
     """

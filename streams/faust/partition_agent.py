@@ -52,7 +52,7 @@ _POLL_S = 0.05
 
 
 class PartitionWork(Protocol):
-    """Works in the records of one partition. One thread may `add` while another saves what was handed over."""
+    """Works in the records of one partition. One thread may `add` while another saves records that were handed over."""
 
     @property
     def next_offset(self) -> int:
@@ -79,7 +79,7 @@ class PartitionWork(Protocol):
         """Let everything added so far be saved. It includes all that was on the topic at `quiet_ms` (0: unknown)."""
 
     def save(self, now_ms: int) -> None:
-        """Save some of what was handed over. Blocks; one thread at a time.
+        """Save some of the records that were handed over. Blocks; one thread at a time.
 
         Raises StoreUnavailable: call again later; StoreConflict: another worker has the partition, drop this work.
         """
@@ -136,10 +136,10 @@ class AgentMetrics(Protocol):
 
 
 class _CaughtUpMark(NamedTuple):
-    """At `at_ms` the broker had nothing behind what was fetched.
+    """At `at_ms` the broker had nothing behind the fetched records.
 
     The agent has all of it once the consumer has begun `fetches` fetches and the agent has worked in `given` batches.
-    `given` is None while some of what was fetched may not have been given to it yet.
+    `given` is None while some fetched records may not have been given to it yet.
     """
 
     at_ms: int
@@ -373,7 +373,7 @@ class PartitionAgent:
         return None
 
     async def _take_back(self, number: int, assignment: int) -> None:
-        """After a conflict, continue from what the store has, unless the partition was revoked meanwhile."""
+        """After a conflict, continue from the state in the store, unless the partition was revoked meanwhile."""
         place = self._places([number])
         self._consumer.hold(place)
         await asyncio.sleep(self._pace.takes_over_after_s)
@@ -403,7 +403,7 @@ class PartitionAgent:
                 await asyncio.sleep(_RETRY_S)
 
     async def save(self) -> bool:
-        """Work in and save what has been read. Returns False if the store did not take all of it."""
+        """Process and save the records that were read. Returns False if the store did not take all of it."""
         async with self._saving:
             assignment = self.assignment
             for number, partition in list(self._partitions.items()):

@@ -23,7 +23,7 @@ class Supervised(Protocol):
     """The work that a `SupervisedThread` runs."""
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then finish or abandon what is in flight. Raises if it cannot go on."""
+        """Work until `stop` is set, then finish or abandon the work in flight. Raises if it cannot go on."""
 
     def problems(self) -> Sequence[str]:
         """Return why it is not ready, one line each; empty if it is. Called in another thread; must not block."""

@@ -66,7 +66,7 @@ CORRECT_ADDRESS = "correct advertised.listeners of that broker, or DNS and the w
 
 
 def unreached_brokers(admin: AdminClient) -> tuple[list[str], int]:
-    """Returns what is wrong with each broker that nobody reaches where it says that it is, and the number of brokers.
+    """Returns a line about each broker that cannot be reached at its announced address, and the number of brokers.
 
     Clients find a cluster at `bootstrap`, and then go where its brokers say that they are (`advertised.listeners`).
     Raises BrokerUnavailable.

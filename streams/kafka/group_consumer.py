@@ -14,7 +14,8 @@ What can go wrong:
 - A fetch was on its way when the partitions were paused: its records wait for the next `take`.
 - The client stalls and delivers nothing: streams/kafka/stalls/stall_detector.py notices it through `positions`.
 - The broker no longer has the next offset. If records expired unread, they are counted and reading goes on behind them.
-  If the partition ends before what was read of it, `take` raises PartitionCut: its next records would get old offsets.
+  If the partition ends before the last record that was read, `take` raises PartitionCut: its next records would get old
+  offsets.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _NEVER_READ = "no previously committed offset"
 _NO_ENDS: Mapping[PartitionId, int] = MappingProxyType({})
 
 
-class PartitionCut(Exception):  # the caller turns it into an error that says what to do
+class PartitionCut(Exception):  # the caller turns it into an error that names the next step
     """A partition has lost records that were read already."""
 
     def __init__(self, place: PartitionId, read_to: int, end: int) -> None:
@@ -95,7 +96,8 @@ class BatchConsumer:
         """Returns the next batch: at most `count_max` records.
 
         It waits at most `first_s` for the first record (None: `timeout_s`), and then at most `timeout_s` for more.
-        Raises BrokerUnavailable for a permanent error, PartitionCut for a partition that has lost what was read of it.
+        Raises BrokerUnavailable for a permanent error, PartitionCut for a partition that has lost records that were
+        read.
         """
         if self._early:
             consumed = self._early.pop(0)
@@ -280,7 +282,7 @@ class BatchConsumer:
     def _of_mine(self, records: Iterable[Record]) -> list[Record]:
         """Returns the records of partitions that are still ours: a call's rebalance may have revoked some.
 
-        It leaves out what was taken ahead.
+        It leaves out records that were taken ahead.
         """
         mine = [record for record in records if (record.topic, record.partition) in self.places]
         return self._not_ahead(mine) if self._ahead else mine
@@ -376,7 +378,7 @@ class BatchConsumer:
 
 
 def cut_of(partition: int, read_to: int, end: int) -> str:
-    """Returns what has happened to a partition that ends before what was read of it."""
+    """Returns a line about a partition that ends before the last record that was read."""
     if read_to <= end:
         return f"partition {partition} was read to offset {read_to}, ended before it, and has other records there now"
     return f"partition {partition} was read to offset {read_to} and ends at {end}"

@@ -96,9 +96,9 @@ class Consumed:
     """The result of one call to `consume`: records in order, and the partitions that were read to their end.
 
     `ended` maps such a partition to the offset of its next record. `is_all` is True if the client had nothing more to
-    hand out when the call ended. `displaced`: partitions whose next offset the broker does not have, and what the
-    client says about it; it reads no more of them. `left_out`: keys whose records have no value, headers and time here,
-    because the caller wanted none.
+    hand out when the call ended. `displaced`: partitions whose next offset the broker does not have, and the client's
+    error; it reads no more of them. `left_out`: keys whose records have no value, headers and time here, because the
+    caller wanted none.
     """
 
     records: list[Record]
@@ -108,7 +108,7 @@ class Consumed:
     left_out: Set[bytes] = frozenset()
 
     def without(self, places: Container[PartitionId]) -> Consumed:
-        """Returns the result without what belongs to these partitions."""
+        """Returns the result without the records of these partitions."""
         records = [record for record in self.records if (record.topic, record.partition) not in places]
         ended = {place: end for place, end in self.ended.items() if place not in places}
         displaced = {place: why for place, why in self.displaced.items() if place not in places}
@@ -188,7 +188,7 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float, leave_out: Lea
 def _note_event(
     message: Message, topic: str | None, partition: int | None, offset: int | None, consumed: Consumed
 ) -> None:
-    """Note in `consumed` what the client says with a message that is no record."""
+    """Note in `consumed` an event of the client: a message that is no record."""
     error = message.error()
     assert error is not None
     if topic is None or partition is None:

@@ -7,8 +7,8 @@ dropped as replays, without a word. The register therefore keeps the id of each 
     progress:sources    {"payments": {"id": "nKpDTVrsRo-MnxKRDDJ8pA", "generation": 0}, …}
 
 1. At the first start the worker enters the ids that it finds.
-2. Before it reads, and now and then while it reads, it compares. Another id, or a partition that ends before what was
-   read of it, stops the worker.
+2. Before it reads, and now and then while it reads, it compares. Another id, or a partition that ends before the last
+   record that was read, stops the worker.
 3. An operator accepts the topic as it is now (`paywarden source accept`). The register gets the new id and the next
    *generation*, and the group reads the topic from its beginning.
 
@@ -51,7 +51,7 @@ class SourceEntry:
 
 
 def base_of(generation: int) -> int:
-    """Returns what is added to a topic's offsets before they are stored."""
+    """Returns the number added to a topic's offsets before they are stored."""
     return generation << _GENERATION_BITS
 
 
@@ -130,7 +130,7 @@ class SourceRegister:
 
 
 def problem_of(entry: SourceEntry, found: str) -> str:
-    """Returns what is wrong with the topic that has the id `found`, "" if it is the one of the entry, and whole."""
+    """Returns the problem of the topic that has the id `found`, "" if it is the one of the entry, and whole."""
     if found and entry.id and found != entry.id:
         return (
             f"it was deleted and made anew, or is on another cluster: its id is {found}, and the store has offsets of "
@@ -151,7 +151,7 @@ def require_same(entries: Mapping[str, SourceEntry], ids: Mapping[str, str], nam
 
 
 def changed_error(problems: Mapping[str, str], names: Mapping[str, str]) -> SourceChanged:
-    """Returns the error for topics with a problem: what happened, and what to do. `names`: see `require_same`."""
+    """Returns the error for topics with a problem, with the remedy. `names`: see `require_same`."""
     (topic, problem), *others = problems.items()
     more = f" So it is with {', '.join(name for name, _ in others)}." if others else ""
     return SourceChanged(

@@ -17,7 +17,7 @@ def repartition_topic(entity: str, profile_set: str = "") -> str:
 
 
 def missing_topic(full_name: str) -> str:
-    """Returns what to say of a topic that should be there: the command that makes it differs for those of a set."""
+    """Returns the message for a missing topic. The command that makes it differs for the topics of a profile set."""
     _, found, of_set = full_name.rpartition(_PREFIX)
     option = " --live-set" if found and "." in of_set else ""
     return f"topic {full_name} does not exist: run `paywarden topics create{option}`"

@@ -35,7 +35,8 @@ _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class SourceReader:
-    """A consumer group that stores offsets. `names`: its topics, without prefix. `whose` says what it keeps."""
+    """A consumer group that stores offsets. `names`: its topics, without prefix. `whose` names the data that it
+    keeps."""
 
     whose: str
     group: str

@@ -108,7 +108,7 @@ def restore(what: BackedUp, folder: Path) -> Backup:
 
 
 def read_backup(folder: Path) -> Backup:
-    """Returns what a backup is of. Raises Misconfigured where it is not complete."""
+    """Returns the content of backup.json. Raises Misconfigured where the backup is not complete."""
     try:
         fields = json.loads(read_regular(folder / MANIFEST))
         if fields["format"] != _FORMAT:

@@ -60,7 +60,7 @@ class FoundAside:
 
 
 def find(store: ProfileStore, engine: FeatureEngine) -> FoundAside:
-    """Returns what is set aside. Changes nothing. Raises StoreUnavailable."""
+    """Returns the profiles that are set aside. Changes nothing. Raises StoreUnavailable."""
     found = FoundAside()
     for entity, key, record in _set_aside(store, engine, found):
         found.readable += _is_readable(engine, entity, key, record)

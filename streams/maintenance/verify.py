@@ -1,4 +1,4 @@
-"""Compare the profile store with the changelog, its independent copy, after a store may have lost what it acknowledged.
+"""Compare the profile store with the changelog, its independent copy, after a possible loss of acknowledged writes.
 
 A worker writes a profile to the store first, then to the changelog. The changelog is read first here, then the store.
 Therefore a store that lost nothing never has an older profile than was read. A profile says up to which offset it
@@ -191,7 +191,7 @@ def _count(counts: dict[str, int], key: bytes) -> None:
 
 
 def spoken(verdicts: Verdicts) -> Iterator[str]:
-    """Yields what an operator should read: a line for each verdict, then what to do. No line holds an id."""
+    """Yields lines for an operator: one for each verdict, then the remedy. No line holds an id."""
     for name, text in (
         ("whole", "as the changelog has them"),
         ("lost", "older than on the changelog, or missing: acknowledged writes were lost"),

@@ -1,1 +1,1 @@
-"""Outcomes joined to decisions, and what they say about them."""
+"""Outcomes joined to decisions, and the quality of the decisions by them."""

@@ -29,7 +29,7 @@ _EVALUATE_EVERY_S = 5.0
 
 
 class OutcomeJoining:
-    """Joins outcomes to decisions: what all partitions of a worker have in common."""
+    """Joins outcomes to decisions: the part that all partitions of a worker share."""
 
     def __init__(
         self, store: ProfileStore, rates: RateTable, settings: OutcomeSettings, metrics: OutcomeMetrics

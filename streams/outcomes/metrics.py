@@ -68,7 +68,7 @@ class OutcomeMetrics:
         self.show([], [])
 
     def saved(self, source: SourcePartition, more: Counts[str], results: Sequence[JoinResult]) -> None:
-        """Add what a save added to the totals of a partition, and the lags of the labels it counted."""
+        """Add a save's additions to the totals of a partition, and the lags of the labels it counted."""
         for kind in RowEffect:
             name = kind.name.lower()
             self._rows.labels(_TOPICS[source.topic], name).inc(more[name])

@@ -13,8 +13,8 @@ same time. Each payment therefore has a record of its own, which is replaced by 
    repetition or a late row changes nothing, so rows may come any number of times.
 2. A row that changes something leaves a *mark*: the row's partition and offset, and the outcome before and after. A
    worker that works the row in again, because nobody knows whether it was counted, finds the mark.
-3. `Payment.counted` says what a marked row adds to the tallies and takes away. Each change starts from what the change
-   before ended with. The changes of all marks together therefore always equal what the record says.
+3. `Payment.counted` yields the changes of the tallies by a marked row. Each change starts from the result of the change
+   before. The changes of all marks together therefore always equal the record.
 
 A mark is dropped when the next row of its partition comes to the payment and the marked row is counted and saved. A
 record has as many marks as its payment has rows in one batch, mostly one of each topic.
@@ -137,7 +137,7 @@ class JoinedPayment(NamedTuple):
     marks: tuple[JoinMark, ...] = ()
 
     def mark_of(self, source: SourcePartition, offset: int) -> JoinMark | None:
-        """Return what this row changed; None if it has no mark."""
+        """Return the change of this row; None if it has no mark."""
         for mark in self.marks:
             if mark.offset == offset and mark.source == source:
                 return mark
@@ -154,7 +154,7 @@ class JoinedPayment(NamedTuple):
     def join(
         self, row: CountedDecision | Outcome, source: SourcePartition, offset: int, window_ms: int
     ) -> tuple[JoinedPayment, RowEffect]:
-        """Return the payment with a row worked in, and what the row did. NOTHING and LATE leave it unchanged."""
+        """Return the payment with a row applied, and the row's effect. NOTHING and LATE leave it unchanged."""
         if isinstance(row, CountedDecision):
             joined, kind = self._with_decision(row, window_ms)
         elif not self.decided:
@@ -168,7 +168,7 @@ class JoinedPayment(NamedTuple):
         return joined._replace(marks=(*joined.marks, mark)), kind
 
     def counted(self, mark: JoinMark) -> Iterator[TallyChange]:
-        """Yield what a marked row changes in the tallies."""
+        """Yield the changes of the tallies by a marked row."""
         if mark.kind is RowEffect.DECIDED:
             yield TallyChange(self.decided[mark.decided_count - 1], mark.after, 1)
         elif mark.kind is not RowEffect.WAITED:

@@ -9,15 +9,15 @@
 A worker works in a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
 
 1. The payments' records, with a mark for each row that changes something. A row whose mark is there already changes
-   nothing more; its mark says what it changed.
+   nothing more; its mark has its change.
 2. The days. A day that says n has all rows before n. The worker adds the others, and the day says the batch's end.
 3. The head. From then on the batch's marks are dropped.
 
     o0, rows 10 to 19     payments: marks o0/12, o0/17     day 19730: n = 20     head: next_offset = 20
 
-If a worker dies in between, its successor begins at the head, perhaps with a batch of another length. It finds in the
-marks what was changed, and in the days' offsets what of it is counted. A worker that still works for a partition it has
-lost does the same as its successor. It does no harm, and meets a conflict at the head.
+If a worker dies in between, its successor begins at the head, perhaps with a batch of another length. It finds the
+changes in the marks, and in the days' offsets which of them are counted. A worker that still works for a partition it
+has lost does the same as its successor. It does no harm, and meets a conflict at the head.
 
 The tally of a day is the sum over all partitions of both topics.
 """
@@ -99,8 +99,7 @@ class JoinProgress:
     """The state before the record at offset `next_offset`.
 
     `first_ms`: the time of the earliest decision, 0 before there is one. `newest_of`: the versions and variants that
-    are counted apart, each with the time of its newest decision. `totals`: the number of records ever, by what they
-    did.
+    are counted apart, each with the time of its newest decision. `totals`: the number of records ever, by their effect.
     """
 
     next_offset: int = 0
@@ -195,7 +194,7 @@ def day_key(source: SourcePartition, day: int) -> bytes:
 
 
 class StateReading:
-    """Turns decisions or outcomes into rows, and rows into what is joined to a payment."""
+    """Turns decisions or outcomes into rows, and rows into the form that is joined to a payment."""
 
     def __init__(self, topic: str, settings: OutcomeSettings, rates: RateTable) -> None:
         """`topic`: DECISIONS or OUTCOMES."""
@@ -253,9 +252,9 @@ def _outcome_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
 
 
 class OutcomeWork:
-    """A PartitionWork: joins and counts the rows of one partition. `checkpoint` is what `take_over` returned.
+    """A PartitionWork: joins and counts the rows of one partition. `checkpoint` is the result of `take_over`.
 
-    `on_saved` is called after each save with what was added to the totals, and with what each row did.
+    `on_saved` is called after each save with the additions to the totals, and with the effect of each row.
     """
 
     def __init__(
@@ -349,7 +348,7 @@ class OutcomeWork:
     def _joined(
         self, payment: JoinedPayment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
     ) -> tuple[JoinedPayment | None, list[JoinResult]]:
-        """Return the payment with its rows, or None if they change nothing more; and what each row did."""
+        """Return the payment with its rows, or None if they change nothing more; and the effect of each row."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False
         effects: list[tuple[int, RowEffect, JoinMark | None]] = []

@@ -78,7 +78,7 @@ class Changelog:
                 self._sender.send(self._topic, value, key=key, partition=partition)
 
     def send_claim(self, claim: Claim, now_ms: int) -> None:
-        """Queue what mirrors can say about themselves once they have read to the claim's ends.
+        """Queue a claim of completeness. It holds for mirrors that have read to the claim's ends.
 
         Raises BrokerUnavailable.
         """
@@ -125,7 +125,7 @@ class ChangelogEncoder:
 
 
 class ChangelogDecoder(Decoder):
-    """Reads the changelog's values: what the Avro decoder returns, in a third of its time.
+    """Reads the changelog's values with the result of the Avro decoder, in a third of its time.
 
     A stream worker writes hundreds of states with the same moments. The bytes before and after a state are therefore
     mostly known from an earlier record, and the decoder only has to find the state between them. It asks Avro's own

@@ -51,7 +51,7 @@ class EventDecoder:
     ) -> tuple[PaymentColumns, dict[int, InvalidEvent]]:
         """Returns the payments in these records of topic payments, and by a record's number the error of any other.
 
-        Most are decoded together; each is what `payment` returns. `base` is added to their offsets.
+        Most are decoded together; each result equals that of `payment`. `base` is added to their offsets.
         """
         return self._fast.columns(records, now_ms, lambda record: self._slowly(record, now_ms, base), base)
 

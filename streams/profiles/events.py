@@ -282,7 +282,7 @@ def join(
     layout: RecordLayout = _TABLE_ALONE,
     tag_of: Callable[[bytes], int] | None = None,
 ) -> Joined:
-    """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
+    """Returns the events and changes of a batch. `known`: the stored records of these payments, by `record_key`."""
     joined = Joined(entity_count, layout, tag_of)
     try:
         records = {key: _stored_record(value) for key, value in known.items()}
@@ -322,7 +322,7 @@ def _without_unreadable(
 
 
 def _stored_record(value: bytes) -> PaymentRecord:
-    """Returns a stored record. Raises DecodeError for what is none, or what we cannot have written.
+    """Returns a stored record. Raises DecodeError for other bytes, and for a record that we cannot have written.
 
     We write codes of `declined` that there are, and labels that say fraud or not after all changes.
     """
@@ -400,7 +400,7 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
 
 
 def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined: Joined) -> None:
-    """Work in what a later record says about `declined`; count it.
+    """Apply `declined` of a later record; count it.
 
     The largest code of all records counts: declined, then not declined, then not known. Therefore their order does not
     matter. Everything else stays as the first record said.

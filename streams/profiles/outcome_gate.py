@@ -54,7 +54,7 @@ class WaitingOutcomes:
         return any(ends is None for ends, _ in self._waiting)
 
     def wait_for(self, payments_ends: Mapping[int, int]) -> None:
-        """Set what the newest outcomes wait for: for each partition of payments, the offset after its last record."""
+        """Set the offsets that the newest outcomes wait for: in each partition of payments, the end of its records."""
         self._waiting = [(payments_ends if ends is None else ends, records) for ends, records in self._waiting]
 
     def take_due(self, committed: Mapping[int, int]) -> list[Record]:

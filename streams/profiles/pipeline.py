@@ -30,8 +30,8 @@ What can go wrong:
 - Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
   store, and it reads the profile again.
 - The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
-- A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
-  (streams/profiles/guards/sources.py).
+- A topic was deleted and made anew, or ends before the last record that was read. The worker stops with an error that
+  names the remedy (streams/profiles/guards/sources.py).
 - A profile cannot be read. It is set aside with its events (streams/profiles/set_aside_profile.py), and the others
   go on.
 """
@@ -464,9 +464,9 @@ class Pipeline:
         return [] if committed is None else waiting.take_due(committed)
 
     def _committed_payments(self) -> dict[int, int] | None:
-        """Returns what the group has committed of payments, by partition; None if the broker does not answer now.
+        """Returns the group's committed offsets of payments, by partition; None if the broker does not answer now.
 
-        The broker is asked about partitions of other workers alone: this worker knows what it has committed itself.
+        The broker is asked about partitions of other workers alone: this worker knows its own commits.
         """
         acknowledged = self._consumer.acknowledged()
         own = {

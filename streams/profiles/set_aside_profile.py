@@ -90,7 +90,7 @@ def set_aside(profile: bytes) -> SetAsideEvents:
 
 
 def decode(state: bytes) -> SetAsideEvents:
-    """Returns what `encode` turned into these bytes.
+    """Returns the profile and the events that `encode` turned into these bytes.
 
     Raises InvalidEvent if they are damaged, or written by a later release.
     """

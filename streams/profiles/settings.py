@@ -1,4 +1,4 @@
-"""The settings of the stream worker, and what tests and profile sets that are not live change about it."""
+"""The settings of the stream worker, and options for tests and for profile sets that are not live."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 Every `[models] sync_s` seconds, in a thread of the companion:
 
-1. `sync`: entries of other hosts come into the copy, and what was taken back while Kafka was away goes out.
-2. `deploy`: the deployment file of this host says what the copy says. That needs no Kafka.
+1. `sync`: entries of other hosts come into the copy, and rollbacks from a time without Kafka go out.
+2. `deploy`: the deployment file of this host is made equal to the copy. That needs no Kafka.
 3. If one of them raises, the follower says so once, counts it, and does the other all the same. It closes the topic and
    opens it anew in the next round. A file of people that has changed is read again in the same way.
 4. A fork is such a failure: nothing is changed until somebody has looked.
 
-After a failure the workers go on with what they have. It does not end the companion and does not make it unready.
+After a failure the workers go on with their present releases. It does not end the companion and does not make it
+unready.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LogFollower:
     """Follows the topic from `__enter__` to `__exit__`.
 
     `open_log` opens the shared log; None where the log is on this host alone. `stamp` returns something that changes
-    when the log must be opened anew. `deploy` makes this host serve what its copy says.
+    when the log must be opened anew. `deploy` makes this host serve the releases of its copy.
     """
 
     def __init__(

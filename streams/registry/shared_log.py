@@ -2,7 +2,7 @@
 
 An entry in four steps:
 
-1. Read what the topic has, and bring the copy up to it.
+1. Read the topic, and bring the copy up to it.
 2. Make the entry for the log as it is now.
 3. Send it, and read the topic to its end.
 4. If the entry counts there, it is in the copy as well. If another host's came first, it is nowhere, and the command
@@ -57,7 +57,8 @@ class SharedLog:
 
     `tell` gets a line when a rollback could not be sent. `wrote` is called when a rollback is in the copy, before it is
     sent: this host need not wait for Kafka. `apart` opens the topic a second time, for a thread that sends a rollback:
-    give it where somebody else sends what is left. Without it the caller waits for Kafka as long as any command does.
+    give it where another process sends entries that are left. Without it the caller waits for Kafka as long as any
+    command does.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class SharedLog:
         return self._file.read()
 
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Append what `make` returns on topic and host, and return it. Raises BrokerUnavailable without Kafka.
+        """Append the entries of `make` on topic and host, and return them. Raises BrokerUnavailable without Kafka.
 
         Raises Overtaken if another host was faster, and any error of `make`: nothing is appended then.
         """
@@ -105,7 +106,7 @@ class SharedLog:
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Append what `make` returns on this host at once, and on the topic if Kafka answers."""
+        """Append the entries of `make` on this host at once, and on the topic if Kafka answers."""
         made = self._file.append(make)
         self._wrote()
         try:

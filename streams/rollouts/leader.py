@@ -14,7 +14,8 @@
 6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
 7. While a producer leaves a transaction open on `decisions` or `outcomes`, no step goes on and outcomes are not judged:
    the records behind it cannot be read. Harm that is seen meanwhile rolls back. Other looks find no data, and enter
-   that in the log of rollouts, which shows that somebody leads. This process's log says what is held up.
+   that in the log of rollouts, which shows that somebody leads. This process's log names the partitions that are held
+   up.
 8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
 """
 
@@ -115,7 +116,7 @@ class RolloutLeader:
             rollout = self._follow() or rollout
 
     def _follow(self) -> Rollout | None:
-        """Read the log, make this host serve what it says, and return the rollout."""
+        """Read the log, make this host serve its releases, and return the rollout."""
         rollout = self._keeper.refresh()
         if rollout is not None:
             orders = orders_of(rollout)
@@ -180,7 +181,7 @@ class RolloutLeader:
         return [(self._kafka.topic(name), number) for name, numbers in topics.items() for number in numbers]
 
     def _look(self, analysis: RolloutAnalysis | None, rollout: Rollout, *, is_whole: bool = True) -> None:
-        """Look whether the candidate is still there, and at what its decisions show."""
+        """Check that the candidate is still there, and judge its decisions."""
         if why := self._gone(rollout.start.candidate):
             self._take(RolloutEvent(EventKind.GONE, self._now_ms(), _BY, why))
         elif analysis is not None:

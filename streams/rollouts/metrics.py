@@ -24,7 +24,7 @@ _NOTHING = 0.0
 
 
 class RolloutCollector(Collector):
-    """Shows the newest rollout of a log. A scrape reads what has come to the log since the last one."""
+    """Shows the newest rollout of a log. A scrape reads the entries that came to the log since the last one."""
 
     def __init__(self, log: RolloutLog) -> None:
         self._log = log

@@ -1,4 +1,4 @@
-"""Reads what mature payments of a rollout turned out to be, and judges both arms by it.
+"""Reads the outcomes of a rollout's mature payments, and judges both arms by them.
 
     decisions, label_days behind ──┐
                                    ├──► OutcomeJoin ──► judge_outcomes ──► log of rollouts
@@ -104,7 +104,7 @@ class OutcomeReader:
         return judge_outcomes(plan, outcome_counts(plan, mature))
 
     def _read(self, rollout: Rollout, now_ms: int) -> Iterator[None]:
-        """Read what has become mature and known since the last time, and yield after each batch."""
+        """Read the outcomes that have become mature since the last time, and yield after each batch."""
         if self._consumer is None:
             self._consumer = make_consumer(self._kafka, group_id=_GROUP)
         until_ms = now_ms - self._label_ms
@@ -159,7 +159,7 @@ class OutcomeReader:
         )
 
     def _decoded(self, topic: str, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
-        """Yields what records hold. A record that cannot be read is left out: it is none of ours."""
+        """Yields the values of records. A record that cannot be read is left out: it is none of ours."""
         for record in records:
             with suppress(InvalidEvent):
                 yield self._decoders[topic].decode(record.value or b"")

@@ -78,7 +78,7 @@ class Challenger(Protocol):
     """Decides about payments that were decided before."""
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
-        """Returns what it decides about each entry, or why it leaves it out. Never raises."""
+        """Returns the decision about each entry, or why the entry is left out. Never raises."""
 
 
 class ChallengerSource(Protocol):
@@ -310,7 +310,7 @@ class ShadowEvaluator:
             tail.keep(at_once=at_once)
 
     def status(self) -> dict[str, Any]:
-        """Returns what was counted since the start, and how far behind the challenger is."""
+        """Returns the counts since the start, and how far behind the challenger is."""
         left_out = dict(self._left_out)
         waiting, gone = 0, 0
         for tail in self._tails.values():

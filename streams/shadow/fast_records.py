@@ -8,8 +8,8 @@ payment by its score alone. To make objects of it, ask the policy, and write the
 takes a tenth of that. A policy with conditions is asked about each payment, and only its record is written here. The
 records are the same, to the bit. Everything else is left to the caller.
 
-Which flags ask for nothing, and what becomes of the decisions of a champion (an *origin*, its digests of bundle and
-policy), is learnt from the entries that the caller had to read: `learn`.
+The entries that the caller had to read teach two things: which flags ask for nothing, and how decisions of a champion
+(an *origin*, its digests of bundle and policy) are handled: `learn`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ assert len(_ACTIONS) == loop.ACTION_COUNT
 
 
 def warm_up() -> None:
-    """Compile what a FastRecordWriter calls."""
+    """Compile the functions that a FastRecordWriter calls."""
     _compile(Frame(loop.SLOT, {name: np.zeros(loop.NUMBER_COUNT, dtype=np.int64) for name in loop.LoopSlots._fields}))
 
 
@@ -129,7 +129,7 @@ class FastRecordWriter:
         return self._written(frames, size)
 
     def learn(self, entries: Sequence[OutboxEntry]) -> None:
-        """Note what the entries hold that was not known before."""
+        """Note flags and origins of the entries that were not known before."""
         for entry in entries:
             self._learn_flags(entry.response.flags)
             if (entry.bundle_digest, entry.policy_digest) not in self._origins:

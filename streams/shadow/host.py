@@ -107,7 +107,7 @@ class ShadowHost:
         hang_timeout_s: float,
         follow: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
-        """`commands`: what to run, by the challenger's name. `follow` returns what is to run besides, at each turn."""
+        """`commands`: the command lines, by the challenger's name. `follow` returns further ones, at each turn."""
         self._metrics, self._health = metrics, health
         self._selector = selectors.DefaultSelector()
         self._hang_timeout_s, self._follow = hang_timeout_s, follow
@@ -125,7 +125,7 @@ class ShadowHost:
             self.end()
 
     def turn(self, wait_s: float) -> None:
-        """Start what is due, and read what the processes say for at most `wait_s`."""
+        """Start processes that are due, and read the processes' messages for at most `wait_s`."""
         self._change()
         for child in self._children:
             child.look(time.monotonic())
@@ -231,7 +231,7 @@ class _Child:
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
 
     def read(self) -> None:
-        """Take what the process has said."""
+        """Take the process's messages."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -263,7 +263,7 @@ class _Child:
         self._heard_at, self.trouble = time.monotonic(), str(status["trouble"])
 
     def _count(self, what: str, metric: Counter, count: float) -> None:
-        """Add what the process has counted since its last status. A record that Kafka refused is taken back later."""
+        """Add the process's counts since its last status. A record that Kafka refused is taken back later."""
         more = count - self._before.setdefault(what, 0.0)
         if more > 0:
             metric.inc(more)

@@ -5,7 +5,7 @@
 
 1. A challenger without a cursor begins where the outbox ends now: it sees live payments, and no past ones.
 2. `read` gives the next records. If more than `waiting_bytes_max` wait, it first skips whole records until half of that
-   is left, and counts them. The outbox itself waits for nobody here: the companion deletes what it has shipped.
+   is left, and counts them. The outbox itself waits for nobody here: the companion deletes shipped records.
 3. `keep` stores the cursor beside the outbox, some seconds apart. After a crash the records since then come again, and
    `decision_id` with the challenger's name tells who reads the topic that he has them already.
 
@@ -110,7 +110,8 @@ class OutboxTail:
             self.passed.shed += count
 
     def _frames(self, count_max: int) -> Frames:
-        """Returns records from `read_to` on. Passes what is gone or damaged; then there may be none this time."""
+        """Returns records from `read_to` on. Passes records that are gone or damaged; then there may be none this
+        time."""
         try:
             frames = self._reader.frames(self.read_to, count_max)
         except OutboxDamaged:

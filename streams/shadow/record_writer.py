@@ -3,9 +3,9 @@
     header │ decision_id │ payment_id │ card_id │ time │ names │ score, action │ names │ score, action │ reasons
                                                           of the champion        of the challenger
 
-A challenger runs on what the host's other processes leave of the cores. To make a dict of each record and give it to a
-general encoder took a third of its CPU time. The names (challenger, catalogue, digests) are the same in nearly all
-records, so their bytes are kept.
+A challenger runs in the time that the host's other processes leave of the cores. To make a dict of each record and give
+it to a general encoder took a third of its CPU time. The names (challenger, catalogue, digests) are the same in nearly
+all records, so their bytes are kept.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class LateSchemaIds:
         fields: PaymentFields = TABLE_ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`make` may talk to the registry. `reading` needs none, and says what an id means until `make` has worked."""
+        """`make` may talk to the registry. `reading` needs no registry, and resolves ids until `make` has worked."""
         self._make, self._reading, self._fields, self._clock = make, reading, fields, clock
         self._ids: SchemaIds | None = None
         self._failed: tuple[float, PaywardenError] | None = None

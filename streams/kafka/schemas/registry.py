@@ -12,7 +12,7 @@ the schema behind an id in this order, once for each id:
     3. the registry, if there is one             a new schema of another program; it is remembered from then on
 
 A schema of payments with declared fields is in no release. Its fingerprint is remembered on topic `schemas` as well, so
-that a later declaration reads what was written under this one.
+that a later declaration reads records that were written under this one.
 
 An id therefore means one schema for ever. If the registry gives one of our schemas an id that already means another,
 the process does not start.
@@ -114,7 +114,7 @@ class FingerprintSchemaIds:
     """Writes with fingerprints, and also reads records with the ids of a registry. Thread-safe."""
 
     def __init__(self, remembered: RememberedSchemas, fields: PaymentFields = TABLE_ALONE) -> None:
-        """With declared `fields` it remembers the schema of payments. Then it raises what `remembered` does."""
+        """With declared `fields` it remembers the schema of payments. Then it raises the errors of `remembered`."""
         self._local, self._remembered = LocalSchemaIds(fields=fields), remembered
         self._schemas: dict[int, Schema] = {}
         self._refused: dict[int, tuple[str, str]] = {}
@@ -357,7 +357,7 @@ def _one_layout(topic: str, fields: PaymentFields) -> str:
 
 
 def registered_subjects(settings: RegistrySettings) -> frozenset[str]:
-    """Returns the names of all schemas of the registry. Raises Misconfigured with what is wrong and how to mend it."""
+    """Returns the names of all schemas of the registry. Raises Misconfigured with the fault and its remedy."""
     client = _client(settings)
     url, base = settings.url, "give [registry] url the address of its API, such as http://registry:8081"
     try:

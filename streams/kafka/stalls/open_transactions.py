@@ -73,7 +73,7 @@ class OpenTransactions:
         """The partitions behind a transaction that is left open."""
 
     def look(self) -> None:
-        """Ask the broker, if that is due, and log what begins and ends. Waits for the answer.
+        """Ask the broker, if that is due, and log each stall that begins or ends. Waits for the answer.
 
         While the broker does not answer, everything stays as it was: others notice that.
         """

@@ -19,7 +19,7 @@ class RefusalLimit:
     """Counts records and refusals over a sliding window of at least `window` records."""
 
     def __init__(self, window: int, share_max: float, what: str = "records") -> None:
-        """`what` names what is counted, in the plural."""
+        """`what` names the counted records, in the plural."""
         self._window, self._share_max, self._what = window, share_max, what
         self._batches: deque[tuple[int, int]] = deque()
         self._records = self._refused = 0

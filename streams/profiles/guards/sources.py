@@ -40,7 +40,7 @@ class SourceCheck:
         """Whether the topics must be compared before records of them are processed."""
 
     def check(self) -> dict[str, int]:
-        """Compare now. Returns what is added to the offsets of each topic before they are stored, by full name.
+        """Compare now. Returns the number added to the offsets of each topic before they are stored, by full name.
 
         Raises SourceChanged, Misconfigured, StoreUnavailable, BrokerUnavailable.
         """
@@ -61,7 +61,7 @@ class SourceCheck:
         require_same(known, ids, self._names)
 
     def changed(self, topic: str, cut: str) -> SourceChanged:
-        """Returns the error to raise for a topic that ends before what was read of it.
+        """Returns the error to raise for a topic that ends before the last record that was read.
 
         If it is the same topic, every later start must know: by then the lost offsets may belong to other records.
         """

@@ -27,7 +27,7 @@ class Abandoned(Exception):  # no error: it ends a batch that this worker does n
 
 
 class StoreRetry:
-    """Tries what the store refuses again, and knows why the store takes nothing. Its `trouble` any thread may read."""
+    """Tries refused batches again, and knows why the store refuses them. Its `trouble` any thread may read."""
 
     def __init__(
         self, store: ProfileStore, metrics: StreamMetrics, *, first_pause_s: float, on_try: Callable[[], None]

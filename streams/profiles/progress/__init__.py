@@ -1,1 +1,1 @@
-"""How far the profiles are: when payments arrived, the watermark of what is in them, and how complete they are."""
+"""How far the profiles are: when payments arrived, the watermark of the payments in them, and how complete they are."""

@@ -176,7 +176,7 @@ class CompletenessRounds:
         while each.stage < self._last:
             to_reach = {place: ends[place] for place in self._stages[each.stage]}
             if self._behind(to_reach, each.committed_then):
-                # The further ends in this answer may lie before what comes of these records.
+                # The further ends in this answer may lie before the results of these records.
                 each.to_reach = to_reach
                 return False
             each.stage += 1
