@@ -175,8 +175,7 @@ def _hash_for_overlay(frame_at: int, overlay_at: int, read_at: int, count: int) 
 
 @compiled(makes_arrays=True)
 def _count_filled(overlay_at: int, counters: I64, first: int, count: int) -> bool:
-    """Count the payments that the overlay added to profiles. Returns whether it was used. `first`: the counters' first
-    place."""
+    """Count payments that the overlay added. Returns whether it was used. `first`: the counters' first place."""
     seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
     is_used = seen[overlays.IS_SURE] == 1
     put_word_at(counters[first + IS_USED], 1 if is_used else 0)

@@ -178,8 +178,7 @@ class Heads:
         return head, deadline_s, trace
 
     def learn(self, head_bytes: bytes, head: RequestHead) -> None:
-        """Cache the parsed head of these bytes, if the request would be scored. The head must hold the body's
-        length."""
+        """Cache the parsed head of these bytes, if it leads to scoring. The head must hold the body's length."""
         if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
             return
         key, _, trace = self._key_of(head_bytes)

@@ -69,8 +69,7 @@ class Turns:
         self._told = self._refusal = ""
 
     def look(self) -> ServerContext | None:
-        """Returns the context to serve with now; None if it is not this version's turn. It reads a file that has
-        changed."""
+        """Returns the context to serve with; None if it is not this version's turn. It reads a changed file."""
         self._read()
         deployment, host = self._deployment, self._host
         if deployment is None or not deployment.catalogue:

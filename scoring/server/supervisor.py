@@ -323,8 +323,7 @@ class Supervisor:
         name_of: Callable[[int], str] = "worker {}".format,
         mending: Mending = NOTHING_TO_MEND,
     ) -> None:
-        """`stop_s` is the time that all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for
-        hung."""
+        """`stop_s` is the time of all workers together for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
         self._mending = mending
         self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
         self._name_of = name_of

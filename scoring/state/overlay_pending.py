@@ -331,8 +331,7 @@ def _hash_of_text(hash_at: int, seed: int, text_at: int, length: int, least: int
 
 @compiled(makes_arrays=True)
 def hash_texts(frame_at: int, rows: int, texts_at: int, ends: I64, hash_at: int, seed: int) -> None:
-    """Hash the keys and ids of a frame's first `rows` payments, and let the processor fetch the memory that is read
-    next.
+    """Hash the keys and ids of a frame's first `rows` payments, and prefetch the memory that is read next.
 
     `texts_at`: the address of the texts, one after the other: for each payment the keys of its entities, and its id.
     `ends` has shape (payments, entities + 1). `hash_at`: the address of xxHash's own XXH3_64bits_withSeed.

@@ -85,8 +85,7 @@ SHAPE_COUNT = 5
 
 
 class OverlaySlots(NamedTuple):
-    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: the arguments of `fill_with_pending`, and the
-    digests."""
+    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: arguments of `fill_with_pending`, and digests."""
 
     plan: int
     attributes: int

@@ -277,8 +277,7 @@ class Shipper:
         return decisions
 
     def _keep(self, shipment: Shipment, *, at_once: bool = False) -> None:
-        """Store a position and delete old decisions. If that fails, Kafka has the position, and the next call does
-        it."""
+        """Store a position, delete old decisions. If that fails, Kafka has the position, and the next call does it."""
         try:
             shipment.keep(at_once=at_once)
         except (PaywardenError, OSError) as error:

@@ -93,8 +93,7 @@ class FillState:
 
 
 class IndexFiller:
-    """Follows the topics. Several consoles on one PostgreSQL take turns: each adds records that the others have not
-    added."""
+    """Follows the topics. Several consoles on one PostgreSQL take turns: each adds records that are not in yet."""
 
     def __init__(
         self,

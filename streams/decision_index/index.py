@@ -152,8 +152,7 @@ class DecisionIndex:
         return is_finite_score(decision["score"])
 
     def stake(self, decision: Mapping[str, Any]) -> int:
-        """Returns the money at stake in a payment: its amount in the reference currency, 0 without a rate, times its
-        score."""
+        """Returns the money at stake: the amount in the reference currency, 0 without a rate, times the score."""
         worth = self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"])
         return round((worth or 0) * float(decision["score"]))
 

@@ -73,8 +73,7 @@ class WaitingReview:
     held_until_ms: int = 0
 
     def priority(self, now_ms: int) -> float:
-        """Returns a number, larger is earlier: 24 times the stake, and as much again for each day that it has
-        waited."""
+        """Returns a number, larger is earlier: 24 times the stake, and as much again for each day of waiting."""
         return self.stake_minor * (_DAY_MS + max(0, now_ms - self.decided_time_ms)) / _HOUR_MS
 
 

@@ -1,5 +1,4 @@
-"""Compare each week of a model's decisions with its training window, and keep the alerts of subjects that have moved
-away.
+"""Compare each week of a model's decisions with its training window, and keep alerts of subjects that moved away.
 
 The detectors find a change against expectations that follow features and traffic. A change that is slow enough is
 followed to its end. This comparison follows nothing:

@@ -35,8 +35,7 @@ _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class SourceReader:
-    """A consumer group that stores offsets. `names`: its topics, without prefix. `whose` names the data that it
-    keeps."""
+    """A consumer group that stores offsets. `names`: its topics, without prefix. `whose` names the data it keeps."""
 
     whose: str
     group: str

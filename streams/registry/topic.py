@@ -24,8 +24,7 @@ class RegistryTopic(Protocol):
     """Where hosts share entries."""
 
     def read(self) -> list[bytes]:
-        """Returns the lines that came since the last call, all at the first. Raises BrokerUnavailable,
-        Misconfigured."""
+        """Returns the lines since the last call, all lines at first. Raises BrokerUnavailable, Misconfigured."""
 
     def send(self, entries: Iterable[Entry]) -> None:
         """Returns once the entries are on the topic, in order. Raises BrokerUnavailable, Misconfigured."""

@@ -110,8 +110,7 @@ class OutboxTail:
             self.passed.shed += count
 
     def _frames(self, count_max: int) -> Frames:
-        """Returns records from `read_to` on. Passes records that are gone or damaged; then there may be none this
-        time."""
+        """Returns records from `read_to` on. Passes records that are gone or damaged; then there may be none."""
         try:
             frames = self._reader.frames(self.read_to, count_max)
         except OutboxDamaged:
