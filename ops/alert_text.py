@@ -194,7 +194,7 @@ def _moved(record: dict[str, Any]) -> list[str]:
 
 
 def since_training(record: Mapping[str, Any]) -> str:
-    """Returns what to add to the name of a move that is one from the training window; empty for others."""
+    """Returns the suffix of the name of a move away from the training window; empty for other moves."""
     return ", since training" if record["comparison"] == "training" else ""
 
 

@@ -1,6 +1,6 @@
 """The command line.
 
-Each command imports what it needs when it runs, because `serve` must never load a Kafka client.
+Each command imports its modules when it runs, because `serve` must never load a Kafka client.
 """
 
 from __future__ import annotations

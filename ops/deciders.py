@@ -87,9 +87,9 @@ class KnownDeciders:
         return Recomputed(decision, stored, again, is_equal=False, why=why, folder=folder)
 
     def of(self, decision: Mapping[str, Any]) -> tuple[Bundle | None, Policy, Path | None]:
-        """Returns what decided: the bundle, None if no model gave a score, the policy, and the bundle's folder.
+        """Returns the bundle that decided, None if no model gave a score, the policy, and the bundle's folder.
 
-        Raises Misconfigured for what this host does not find, BundleRefused.
+        Raises Misconfigured for a bundle or policy that this host does not find, BundleRefused.
         """
         if not decision["policy_digest"]:
             raise Misconfigured("the decision names no policy: it was made by an earlier release")

@@ -7,8 +7,8 @@ its top. A command that is still being imported has nothing to undo.
 A process that crashes leaves no core dump: it would hold cards, secrets and keys in clear, in a file of the system.
 
 If Kafka's client was loaded, the process ends without Python's own clean-up. The client's thread may still hand an
-answer to an interpreter that is being torn down. A companion that had ended in order once had a segmentation fault from
-that.
+answer to an interpreter that is being torn down. A companion that had stopped cleanly once had a segmentation fault
+from that.
 """
 
 from __future__ import annotations

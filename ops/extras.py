@@ -1,4 +1,4 @@
-"""The extras that commands need besides the base installation, and the message when they are missing.
+"""The extras that commands need beyond the base installation, and the message when they are missing.
 
 If only `paywarden[serve]` is installed, `paywarden train` ends with this line on stderr:
 

@@ -211,7 +211,7 @@ def payment_schema(field: PaymentField) -> Schema:
 
 
 class _Answers:
-    """The answers with an error: what each status means, its messages and its headers."""
+    """The answers with an error: the meaning of each status, its messages and its headers."""
 
     def __init__(self, http: HttpSettings) -> None:
         made = [(name, code, field, message) for name, code, field, message in _MADE]

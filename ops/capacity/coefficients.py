@@ -45,7 +45,7 @@ class Coefficients:
     kafka_bytes_out_per_payment: float
 
     def busy(self, part: str, rate: float) -> float:
-        """Returns the cores that a process keeps busy, on the lines between what was measured and beyond the last."""
+        """Returns the cores that a process keeps busy: on lines between the measured points, and beyond the last."""
         rates, cores = np.array(self.curves[part]).T
         if rate <= rates[-1]:
             return float(np.interp(rate, rates, cores))
@@ -102,7 +102,7 @@ def _figures_in(file: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that things take, apart from what Kafka and settings say. Measured with the packaged catalogue."""
+    """Sizes in bytes that neither Kafka nor settings give. Measured with the packaged catalogue."""
 
     # A profile with its key in the mirror, with LMDB's pages (python -m perf.entities).
     mirror_profile: int = 410

@@ -59,7 +59,7 @@ class Requirements:
         return self.entities * (1 - self.sharded_share * (1 - self.held_share))
 
     def __post_init__(self) -> None:
-        """Raises Misconfigured naming what cannot be."""
+        """Raises Misconfigured naming the number that cannot be."""
         for name, value in (("rate", self.rate), ("entities", self.entities)):
             if not 0 <= value < 1e12:
                 raise Misconfigured(f"{name}: wanted a number from 0 to 1e12, got {value:g}")
@@ -142,7 +142,7 @@ def busy_cores(costs: Coefficients, asked: Requirements, kinds: int, sharded_kin
 
 
 def plan(costs: Coefficients, asked: Requirements, kept: KeptBytes, sizes: Sizes = SIZES) -> CapacityPlan:
-    """Returns what a deployment needs. See the module."""
+    """Returns the resources that a deployment needs. See the module."""
     busy = busy_cores(costs, asked, kept.kinds, kept.sharded_kinds)
     stream_workers = max(1, math.ceil(busy["stream"] / UTILISATION))
     partitions = min(PARTITIONS_MAX, max(kept.partitions, _PARTITIONS_PER_WORKER * stream_workers))

@@ -1,1 +1,1 @@
-"""The commands of `paywarden`, a module each, by what they are for: `paywarden --help` lists them so."""
+"""The commands of `paywarden`, a module each, by purpose: `paywarden --help` lists them so."""

@@ -251,7 +251,7 @@ def opened_index(source: Source) -> OpenedIndex:
 
 
 def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
-    """Returns what says how much traffic the index has, for the plan of a rollout."""
+    """Returns the counter of the index's traffic, for the plan of a rollout."""
     from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
@@ -260,7 +260,7 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
 
 
 def registry_follower(source: Source) -> RegistryFollower | None:
-    """Returns what keeps the registry's log equal to its topic; None where hosts share none."""
+    """Returns the follower that keeps the registry's log equal to its topic; None where hosts share no log."""
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.ops.console.models.registry_follower import RegistryFollower
     from paywarden.ops.wiring import registry
@@ -276,7 +276,7 @@ def registry_follower(source: Source) -> RegistryFollower | None:
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:
-    """Returns what gives the meaning of a feature of the settings' catalogue; empty for a feature that it has not."""
+    """Returns a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one."""
     from paywarden.features.profiles.feature_docs import listed_features
     from paywarden.ops.wiring import stores
 
@@ -293,7 +293,7 @@ def feature_meanings(source: Source) -> Callable[[str], str]:
 
 
 def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, ListedFeature]]]:
-    """Returns what gives the digest of the settings' catalogue, and what each of its features means."""
+    """Returns a function that gives the digest of the settings' catalogue, and the meaning of each feature."""
     from paywarden.features.profiles.feature_docs import listed_features
     from paywarden.ops.wiring import stores
 

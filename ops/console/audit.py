@@ -1,4 +1,4 @@
-"""The audit log: who has seen sensitive fields and who has done what, in signed lines that each name the one before.
+"""The audit log: views of sensitive fields and acts of people, in signed lines that each name the one before.
 
     {"act":"viewed","at_ms":1760000000000,"by":"anna","number":12,"previous":"7c1e…","signature":"mG0…","subject":
      "payment:p-8812","what":{}}
@@ -71,7 +71,7 @@ class Audit(Protocol):
         """Note one act, durably. Raises AuditUnavailable, Misconfigured for a log that is damaged."""
 
     def blinded(self, value: str) -> str:
-        """Returns what stands in the log for a sensitive value: 16 hex digits, the same for the same value."""
+        """Returns the log's stand-in for a sensitive value: 16 hex digits, the same for the same value."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class AuditLog:
         return found[::-1][:count]
 
     def _catch_up(self) -> None:
-        """Take in what another process has written; cut off what a killed one left."""
+        """Read the lines of another process; cut off the beginning of a line that a killed process left."""
         try:
             with open_regular(self.path) as file:
                 file.seek(0, 2)
@@ -375,7 +375,7 @@ def _is_signed(key: Ed25519PublicKey, purpose: bytes, content: Mapping[str, Any]
 
 
 def _content(line: bytes) -> dict[str, Any]:
-    """Returns the fields of a line. Raises ValueError saying what is wrong; the signature is not checked."""
+    """Returns the fields of a line. Raises ValueError naming the fault; the signature is not checked."""
     if len(line) > LINE_BYTES_MAX:
         raise ValueError(f"it has more than {LINE_BYTES_MAX} bytes")
     try:

@@ -1,4 +1,4 @@
-"""The page of the audit log: who has seen and done what."""
+"""The page of the audit log: people's views and acts."""
 
 from __future__ import annotations
 

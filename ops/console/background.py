@@ -1,4 +1,4 @@
-"""Run what the sections do in the background, each in a thread of its own.
+"""Run the background work of the sections, each in a thread of its own.
 
 If Kafka or a database does not answer, the work itself says so on the pages. Any other error is a bug: the log has it,
 the work begins again, and the pages say so meanwhile.
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _END_S, _CLOSE_S = 5.0, 3.0
-# Work that fails again and again does so at least this often. Once it has not for so long, it is well.
+# Work that fails again and again does so at least this often. Without a failure for this long it is well.
 _WELL_AFTER_MS = 60_000
 
 
@@ -39,7 +39,7 @@ class Failures:
         self._times[name] = (since_ms if now - last_ms < _WELL_AFTER_MS else now), now
 
     def missing(self) -> list[Missing]:
-        """Returns what the pages say about it."""
+        """Returns the entries about its failures for the top of each page."""
         now = self._clock()
         return [
             Missing(

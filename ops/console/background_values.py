@@ -36,7 +36,7 @@ class Kept(Generic[Value]):
         self._wake, self._found = threading.Event(), threading.Event()
 
     def known(self, now: int) -> Value:
-        """Returns what is known, and has it found out anew if it is old."""
+        """Returns the last value, and has it computed anew if it is old."""
         if now - self.found_ms >= self._old_ms:
             self._wake.set()
             if not self.found_ms:
@@ -44,7 +44,7 @@ class Kept(Generic[Value]):
         return self.value
 
     def run(self, stop: threading.Event) -> None:
-        """Find out what is asked for, until `stop` is set."""
+        """Compute values that are asked for, until `stop` is set."""
         while not stop.is_set():
             if self._wake.wait(_LOOK_S):
                 self._wake.clear()

@@ -35,7 +35,7 @@ class ConsoleDatabase:
     """The SQLite file at a path. Thread-safe. `close` it."""
 
     def __init__(self, path: Path, tables: Sequence[str]) -> None:
-        """`tables`: the statements that make what is missing. Raises DatabaseUnavailable, Misconfigured."""
+        """`tables`: the statements that make missing tables. Raises DatabaseUnavailable, Misconfigured."""
         self.path = path
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []

@@ -1,4 +1,4 @@
-"""Check what a browser or a caller sent against the fields that a page declares."""
+"""Check the values of a browser or a caller against the fields that a page declares."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def checked_path(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _problem(field: Field, value: str) -> str:
-    """Returns what was wanted; empty if the value is right."""
+    """Returns the wanted form; empty if the value is right."""
     if len(value) > field.chars_max:
         return f"at most {field.chars_max} characters, got {len(value)}"
     printable = value.replace("\n", "").replace("\t", "") if field.kind == "lines" else value

@@ -50,7 +50,7 @@ class RateLimit:
             return 0.0
 
     def give_back(self, keys: Sequence[str]) -> None:
-        """Give back what `take_all` took."""
+        """Give back the tries that `take_all` took."""
         with self._lock:
             for key in keys:
                 if key in self._buckets:

@@ -5,7 +5,7 @@
         Page("/inbox/{alert_id}/acknowledge", self.acknowledge, method="POST", roles=frozenset({Role.ANALYST})),
     ))
 
-A page returns what it shows as a dataclass (`Shown`), or what it has done (`Done`). The shell renders a template for
+A page returns its content as a dataclass (`Shown`), or the act that is done (`Done`). The shell renders a template for
 a browser, and the same dataclass as JSON below /api/v1 for a token. A page therefore never sees a person without a role
 it wants, a form without its CSRF token, or a field that it did not declare.
 """
@@ -30,7 +30,7 @@ TEXT_CHARS_MAX = 200
 
 
 class PageRefused(Exception):
-    """The page cannot do what was wanted. `message` is for the person; `status` is the HTTP status."""
+    """The page refuses a request. `message` is for the person; `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -77,7 +77,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Visit:
-    """One request, checked: who, what, when. `values` has the fields that were given, as text."""
+    """One checked request: person, fields, time. `values` has the fields that were given, as text."""
 
     person: Person
     now_ms: int
@@ -124,7 +124,7 @@ class Visit:
         self.audit.record(self.person.name, "viewed", subject, what, self.now_ms)
 
     def did(self, act: str, subject: str, **what: str) -> None:
-        """Note in the audit log what the person has done."""
+        """Note an act of the person in the audit log."""
         self.audit.record(self.person.name, act, subject, what, self.now_ms)
 
 
@@ -218,7 +218,7 @@ HELD_EFFECT = "Later records are shown when it ends."
 
 
 def nothing_missing() -> list[Missing]:
-    """Returns what a section without outside parts misses."""
+    """Returns the empty list, for a section without outside services."""
     return []
 
 

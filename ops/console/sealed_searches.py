@@ -1,4 +1,4 @@
-"""Keep what a person searches for out of addresses: card ids, devices, IP addresses, and any free text.
+"""Keep a person's search terms out of addresses: card ids, devices, IP addresses, and any free text.
 
     form ──POST card_id=…──► 303 ──► GET /decisions?action=review&sealed=4kQ…
                                      paging, Back and reload use this address
@@ -34,7 +34,7 @@ class SealBroken(Exception):
 
 @dataclass(frozen=True)
 class Seal:
-    """Seals values for addresses. `secret`: what this browser or program alone has."""
+    """Seals values for addresses. `secret`: a secret that this browser or program alone has."""
 
     secret: str = field(repr=False)
     now_ms: int
@@ -54,7 +54,7 @@ class Seal:
         return given
 
     def opened(self, path: str, text: str) -> dict[str, str]:
-        """Returns what `address` sealed for this path. Raises SealBroken."""
+        """Returns the values that `address` sealed for this path. Raises SealBroken."""
         from cryptography.exceptions import InvalidTag
 
         try:

@@ -9,7 +9,7 @@ For a browser, each request to a page goes through these steps; the first that f
 5. Each field is one that the page declared, and its value is right. Personal ones stand in no address
    (sealed_searches.py).
 6. A form that was sent before gets the answer that it had.
-7. The audit log has room for what the act will note.
+7. The audit log has room for the line of the act.
 8. The page's handler runs in a thread, and its answer is rendered.
 
 For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML, and
@@ -184,11 +184,11 @@ class Shell:
         return session
 
     def missing(self) -> tuple[Missing, ...]:
-        """Returns what the console cannot reach now."""
+        """Returns the services that the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())
 
     def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> PageFrame:
-        """Returns what is around a page. `is_by_script`: nobody reads its message, which waits for the next page."""
+        """Returns the frame of a page. `is_by_script`: nobody reads its message, which waits for the next page."""
         if session is None:
             return PageFrame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
         links = tuple(
@@ -646,7 +646,7 @@ def _json(answer: Answer, missing: Callable[[], tuple[Missing, ...]]) -> Respons
 
 
 def _body(answer: Answer) -> Body:
-    """Returns status and JSON of an answer, without what is missing now."""
+    """Returns status and JSON of an answer, without the list of missing services."""
     assert not isinstance(answer, Sent), "a page that acts sends no file"
     if isinstance(answer, Done):
         return Body(200, {"message": answer.message, "view": as_json(answer.view)})

@@ -87,7 +87,7 @@ class Webhooks:
         self._queue(connection, body)
 
     def queue_event(self, connection: sqlite3.Connection, event: ConsoleEvent) -> None:
-        """Queue messages about what an event did to a case, in the transaction of `connection`."""
+        """Queue messages about an event's effect on a case, in the transaction of `connection`."""
         if not event.subject.startswith(CASE_PREFIX):
             return
         case = cases_of(events_in(connection, event.subject), self.large_case_minor).get(
@@ -126,7 +126,7 @@ class Webhooks:
             )
 
     def run(self, stop: threading.Event) -> None:
-        """Send what is queued until `stop` is set."""
+        """Send queued messages until `stop` is set."""
         while not stop.is_set():
             try:
                 has_sent = self.send_due()
@@ -137,7 +137,7 @@ class Webhooks:
                 stop.wait(_EVERY_S)
 
     def send_due(self) -> bool:
-        """Send what is due; returns whether there was anything. Raises DatabaseUnavailable."""
+        """Send messages that are due; returns whether there were any. Raises DatabaseUnavailable."""
         now = self.clock()
         urls = self.database.read("SELECT DISTINCT url FROM webhooks WHERE next_ms <= ?", (now,))
         for row in urls:
@@ -145,7 +145,7 @@ class Webhooks:
         return bool(urls)
 
     def _send_due_to(self, url: str, now: int) -> None:
-        """Send what is due at one address, until it does not answer at all."""
+        """Send the due messages of one address, until it does not answer at all."""
         rows = self.database.read(
             "SELECT * FROM webhooks WHERE url = ? AND next_ms <= ? ORDER BY next_ms, delivery LIMIT ?",
             (url, now, _BATCH),
@@ -170,7 +170,7 @@ class Webhooks:
                 break
 
     def _note(self, url: str, why: str) -> None:
-        """Remember and log what is wrong with an address, when that has changed."""
+        """Remember and log the trouble of an address, when it has changed."""
         before = self._why.get(url, "")
         if why == before:
             return
@@ -197,7 +197,7 @@ class Webhooks:
         ]
 
     def _send(self, url: str, delivery: int, body: bytes, now: int) -> tuple[int | None, str]:
-        """Returns the status, None without an answer, and what is wrong with it; empty for nothing."""
+        """Returns the status, None without an answer, and the trouble; empty for success."""
         headers = {
             "content-type": "application/json",
             "paywarden-delivery": str(delivery),

@@ -1,4 +1,4 @@
-"""All hosts on one page: what callers notice, where to look next."""
+"""All hosts on one page: the effects on callers, and where to look next."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class Panel:
     """One picture. `unit` is Grafana's name of it (`s`, `bytes`, `percentunit`, `reqps`, `short`, …).
 
     `alerts` are the alerts whose cause the panel shows: it links to their pages in the runbook. `steps` colour the
-    panel: from which value on it has which colour. `scale` divides what the queries return, which is then in `unit`.
+    panel: from which value on it has which colour. `scale` divides the results of the queries, which are then in
+    `unit`.
     """
 
     title: str

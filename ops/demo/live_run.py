@@ -255,7 +255,7 @@ def _settled(
     seconds: float,
     say: Callable[[str], object],
 ) -> tuple[SentPayments, list[MetricsReading]]:
-    """Returns what was sent and what the processes report, once they have done all of it or no more of it is done."""
+    """Returns the sent counts and the processes' reports, once all work is done or no more of it gets done."""
     patience = Patience(_SETTLE_TIMEOUT_S, say)
     while True:
         readings = parts.readings()
@@ -275,7 +275,7 @@ def _settled(
 
 
 class Publisher:
-    """Does what a payment system does: publishes the payment after its answer, and outcomes as they become known."""
+    """Plays the payment system: publishes the payment after its answer, and outcomes as they become known."""
 
     def __init__(self, producer: Producer, ids: LocalSchemaIds, world: DemoWorld) -> None:
         self._producer = producer

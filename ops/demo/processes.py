@@ -150,7 +150,7 @@ class Parts:
         return [part.reading() for part in self._parts]
 
     def wait_until_ready(self, say: Callable[[str], object], timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until all are ready, and `say` now and then what is not.
+        """Wait until all are ready, and `say` now and then which are not.
 
         Raises TemporaryFailure naming a part that has ended or is not ready in time.
         """
@@ -170,7 +170,7 @@ class Parts:
 
 
 class Patience:
-    """How long to wait for what may still come, with a line now and then about what that is."""
+    """How long to wait for work that may still come, with a line about it now and then."""
 
     def __init__(
         self, timeout_s: float, say: Callable[[str], object], now_s: Callable[[], float] = time.monotonic

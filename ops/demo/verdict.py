@@ -1,4 +1,4 @@
-"""Checks a demonstration: compares what each process reports with what was sent.
+"""Checks a demonstration: compares each process's report with the sent payments.
 
 paywarden: demo: the stream has ended with exit status 1; its last log line: …
 paywarden: demo: drift detection has counted 0 of 3921 decisions; the last log line of the stream: …
@@ -47,7 +47,7 @@ class MetricsReading:
         return int(sum(value for of, value in values.items() if set(labels) <= set(of)))
 
     def trouble(self) -> str:
-        """Returns what is wrong with the process itself; empty when it runs and is ready."""
+        """Returns the trouble of the process itself; empty when it runs and is ready."""
         if self.exit_status is not None:
             how = f"exit status {self.exit_status}" if self.exit_status >= 0 else f"signal {-self.exit_status}"
             return f"`paywarden {self.name}` has ended with {how}; its last log line: {self.last_line}"
@@ -142,7 +142,7 @@ def _blamed(part: str, trouble: str, readings: Sequence[MetricsReading]) -> str:
 
 
 def require_all_done(sent: SentPayments, readings: Sequence[MetricsReading]) -> WorkDone:
-    """Returns what was done. Raises TemporaryFailure if something is missing."""
+    """Returns the processes' work. Raises TemporaryFailure if some of it is missing."""
     if trouble := trouble_of(sent, readings):
         raise TemporaryFailure(f"demo: {trouble}")
     return WorkDone.of(readings)

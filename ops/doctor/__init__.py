@@ -1,1 +1,1 @@
-"""`paywarden doctor`: connects to everything that is configured, and says what is wrong and how to mend it."""
+"""`paywarden doctor`: connects to everything that is configured, and lists faults with their remedies."""

@@ -63,7 +63,7 @@ def check_files(source: Source) -> Iterator[CheckResult]:
 
 
 def check_processor(_: Source) -> Iterator[CheckResult]:
-    """Yields how many rows the processor lets a model score together. A virtual machine may hide what it can."""
+    """Yields how many rows the processor lets a model score together. A virtual machine may hide its features."""
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         yield CheckResult("host", OK, f"a model scores 2 rows together on {machine}")
@@ -83,7 +83,7 @@ def check_processor(_: Source) -> Iterator[CheckResult]:
 
 
 def processor_features() -> Mapping[str, bool]:
-    """Returns what the processor can do, by LLVM's names; nothing where LLVM cannot tell."""
+    """Returns the processor's features, by LLVM's names; none where LLVM does not know them."""
     try:
         return dict(llvmlite.binding.get_host_cpu_features())
     except RuntimeError:
@@ -221,7 +221,7 @@ def _holder(port: int) -> _Holder:
 
 
 def _target(link: Path) -> str:
-    """Returns what an open file of a process is; "" if it was closed in this moment, as the list of them itself is."""
+    """Returns the target of a process's open file; "" if it was just closed, as the list of open files itself is."""
     try:
         return os.readlink(link)
     except FileNotFoundError:

@@ -123,7 +123,7 @@ def _unread_files(kafka: KafkaSettings) -> Iterator[CheckResult]:
 
 
 def _why_away(kafka: KafkaSettings) -> Iterator[str]:
-    """Yields what is wrong with each address of `bootstrap`, as far as a plain connection tells."""
+    """Yields the fault of each address of `bootstrap`, as far as a plain connection shows it."""
     for address in kafka.bootstrap.split(","):
         place = host_and_port(address.strip().rpartition("://")[2])
         if place is None:

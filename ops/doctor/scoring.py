@@ -1,4 +1,4 @@
-"""Checks of what a scoring host serves: catalogue, bundles, policy, tokens, certificates."""
+"""Checks of a scoring host's files: catalogue, bundles, policy, tokens, certificates."""
 
 from __future__ import annotations
 

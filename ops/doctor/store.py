@@ -11,7 +11,7 @@ from paywarden.schemas.settings import Source
 
 
 def check_store(source: Source) -> Iterator[CheckResult]:
-    """Yields what is wrong with the store's setup. Writes nothing. Raises Misconfigured."""
+    """Yields the faults of the store's setup. Writes nothing. Raises Misconfigured."""
     kind = wiring.store_kind(source)
     if kind == "memory":
         yield CheckResult("store", SKIPPED, "[store] kind is memory: only its own process can look at it")

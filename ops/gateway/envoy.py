@@ -266,7 +266,7 @@ def _kept(name: str, factory: str, header: str) -> _Json:
 
 
 def _order_of_shards(description: GatewayDescription) -> _Json:
-    """Returns what the Lua filter knows of shards: the first hosts of each, as numbers of hosts from 1."""
+    """Returns the shards for the Lua filter: the first hosts of each, as numbers of hosts from 1."""
     names = tuple(sorted(host.name for host in description.hosts))
     numbers = {name: number for number, name in enumerate(names, start=1)}
     count = description.shards.count
@@ -487,7 +487,7 @@ def _breakers(description: GatewayDescription, host_count: int) -> _Json:
 
 
 def _outlier_detection(description: GatewayDescription) -> _Json:
-    """Returns what takes a host out: broken connections and time-outs in a row, and never what a host has answered."""
+    """Returns the rules that take a host out: broken connections and time-outs in a row, but no answer of a host."""
     to_hosts = description.to_hosts
     return {
         "split_external_local_origin_errors": True,

@@ -1,4 +1,4 @@
-"""The fields of an access log's line, the same on both targets. None holds what a caller could fill with a card.
+"""The fields of an access log's line, the same on both targets. A caller can fill no field with a card.
 
     {"time":"2026-11-27T12:00:00.123Z","client":"checkout","route":"v1/score","status":200,"ms":1,"host":"10.0.0.1:8080",
      "request_id":"…","traceparent":"00-…-01","request_bytes":211,"answer_bytes":240,"why":"-"}

@@ -37,7 +37,7 @@ class _Share:
 
     @property
     def zone_mb(self) -> int:
-        """The memory of the zone. If it were full, nginx would forget what a client has called."""
+        """The memory of the zone. If it were full, nginx would forget a client's calls."""
         return 1 + len(self.clients) // _CLIENTS_OF_ZONE_MB
 
 
@@ -61,7 +61,7 @@ _UNREADABLES = (
 def nginx_configuration(description: GatewayDescription) -> str:
     """Returns the configuration, which holds the hosts' tokens in clear.
 
-    Raises Misconfigured for the secret, and for what nginx cannot do.
+    Raises Misconfigured for the secret, and for settings that nginx does not support.
     """
     _refuse_what_it_cannot(description)
     kinds = [kind for kind in (HTTP, GRPC) if description.listener(kind)]

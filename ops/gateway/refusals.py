@@ -10,7 +10,7 @@ from paywarden.ops.gateway.description import ROUTE_DIGITS, ROUTE_HEADER
 
 @dataclass(frozen=True)
 class GatewayRefusal:
-    """`grpc_status` is what a gRPC caller gets."""
+    """`grpc_status` is the status that a gRPC caller gets."""
 
     status: int
     code: str

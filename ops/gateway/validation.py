@@ -36,7 +36,7 @@ def require_addresses(hosts: Iterable[Host]) -> None:
 def validate(target: str, configuration: str) -> None:
     """Run Envoy or nginx of this machine over a configuration.
 
-    Raises Misconfigured with what it says, or if it is not installed.
+    Raises Misconfigured with its message, or if it is not installed.
     """
     if shutil.which(target) is None:
         raise Misconfigured(f"--validate: {target} is not on PATH; wanted it, to check the configuration")

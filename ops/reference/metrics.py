@@ -88,7 +88,7 @@ def metrics_page() -> str:
 
 
 def families() -> dict[str, list[_Family]]:
-    """Returns what each process declares, by its command: name, type, labels and help text of a metric."""
+    """Returns the metrics that each process declares, by its command: name, type, labels and help text."""
     return {
         "serve": list(_serve()),
         "stream": list(_stream()),
@@ -118,7 +118,7 @@ def unit_of(name: str) -> str:
 
 
 class _Recorder(CollectorRegistry):
-    """A registry that remembers what was registered, so that metrics without a series yet are seen as well."""
+    """A registry that remembers registered metrics, so that metrics without a series are listed as well."""
 
     def __init__(self) -> None:
         super().__init__()

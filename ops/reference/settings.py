@@ -1,8 +1,8 @@
 """The settings: docs/reference/settings.md.
 
 Names, types and defaults come from the dataclasses. A meaning is the comment above the setting in ops/paywarden.toml.
-The bounds are asked of the code: it is given a value that is far too small, far too large or no known word, and its
-error says what was wanted.
+The bounds come from the code: it is given a value that is far too small, far too large or no known word, and its error
+names the wanted values.
 
     [admission] deadline_ms = -1    "[admission] deadline_ms: wanted at least 1, got -1"    bounds: at least 1
 """
@@ -99,7 +99,7 @@ def _type(hint: Any) -> str:
 
 
 def bounds_of(section: str, settings_type: type[Any], name: str, hint: Any) -> str:
-    """Returns what the code says it wants instead of an impossible value; empty where any value will do."""
+    """Returns the values that the code wants instead of an impossible one; empty where any value will do."""
     if hint is bool or is_file_only(hint):
         return ""
     values = {int: (_TOO_SMALL, _TOO_LARGE), float: (float(_TOO_SMALL), float(_TOO_LARGE)), str: (_NO_WORD,)}
@@ -108,7 +108,7 @@ def bounds_of(section: str, settings_type: type[Any], name: str, hint: Any) -> s
         source = Source({section: {name: value}}, {})
         for problem in section_problems(source, section, settings_type):
             match = _WANTED.search(problem)
-            # The code may refuse the value for what it means to another setting, and name that one.
+            # The code may refuse the value because of another setting, and name that one.
             if match is not None and re.search(rf"\b{name}\b", problem.removesuffix(match[0])):
                 wanted.append(match[1])
     return "; ".join(dict.fromkeys(wanted))

@@ -10,8 +10,8 @@
     drift       what `paywarden stream` watches decisions with
     agents      what runs on Faust inside `paywarden stream`; imported only by `stream_app`
 
-Each function imports what its process needs when it is called. Importing this package therefore loads no client of
-Kafka or Aerospike, no Faust and no model.
+Each function imports its process's modules when it is called. Importing this package therefore loads no client of Kafka
+or Aerospike, no Faust and no model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds the index of decisions and what fills it."""
+"""Builds the index of decisions and its filler."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
 
 
 def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tuple[IndexFiller, VerdictSender]:
-    """Returns what fills an index from the topics, and what sends its verdicts. Nobody has to answer for that yet."""
+    """Returns the filler of an index, and the sender of its verdicts. No server has to answer for that yet."""
     from paywarden.streams.decision_index.filler import IndexFiller, VerdictSender
     from paywarden.streams.decision_index.settings import DecisionIndexSettings
     from paywarden.streams.kafka.clients import KafkaClients

@@ -1,4 +1,4 @@
-"""Builds what watches decisions: drift detection with its references, and the evaluation of outcomes."""
+"""Builds the watches of decisions: drift detection with its references, and the evaluation of outcomes."""
 
 from __future__ import annotations
 

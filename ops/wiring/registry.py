@@ -1,4 +1,4 @@
-"""Builds the registry of models, and what is put into it."""
+"""Builds the registry of models, and the versions that are put into it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model_registry(source: Source) -> Registry:
 def shared_registry(source: Source, tell: Callable[[str], object]) -> Iterator[Registry]:
     """Yields the registry for commands that write: where `[models] topic` is set, its log is on Kafka as well.
 
-    If this machine is a scoring host, it serves what the log says when the block has ended; after a rollback before
+    If this machine is a scoring host, it serves the log's releases when the block has ended; after a rollback before
     Kafka is asked. `tell` gets a line when a rollback is on this host only.
     """
     from paywarden.models.registry.settings import ModelRegistrySettings
@@ -86,7 +86,7 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
 
 
 def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractContextManager[object]:
-    """Returns what keeps a host's log equal to the topic's, and its deployment file as the log says.
+    """Returns the follower that keeps a host's log equal to the topic's, and its deployment file equal to the log.
 
     It works while the block runs. Without `[models] people` there is nothing to follow. Raises Misconfigured.
     """
@@ -119,7 +119,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
 
 
 def registered_deployment(source: Source) -> RegisteredDeployment:
-    """Returns what keeps this host's deployment file as the log says. Raises Misconfigured without a registry."""
+    """Returns the writer of this host's deployment file. Raises Misconfigured without a registry."""
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.ops.wiring.serve_settings import ServeSettings
     from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
@@ -130,7 +130,7 @@ def registered_deployment(source: Source) -> RegisteredDeployment:
 
 
 def deploy_here(source: Source, tell: Callable[[str], object]) -> None:
-    """Make the scoring host on this machine serve what the log says, without waiting for its companion.
+    """Make the scoring host on this machine serve the log's releases, without waiting for its companion.
 
     A machine without the folder `[serve] runtime` is no scoring host. `tell` gets a line if it cannot be done.
     """

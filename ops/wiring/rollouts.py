@@ -1,4 +1,4 @@
-"""Builds the log of rollouts, what leads one, and what makes this host serve what the log says."""
+"""Builds the log of rollouts, the leader of one, and the writer of this host's deployment file."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def written_rollouts(
 ) -> Iterator[tuple[RolloutLog, str]]:
     """Yields the log of rollouts, and who writes to it: the owner of the key, or "" for the file of this host.
 
-    When the block has ended, this host serves what the registry's log says, if it is a scoring host. `tell` gets a line
-    if this host alone knows what was written. Raises Misconfigured.
+    When the block has ended, this host serves the releases of the registry's log, if it is a scoring host. `tell` gets
+    a line if this host alone has the new entries. Raises Misconfigured.
     """
     if not has_registry(source):
         if key:
@@ -144,7 +144,7 @@ def bundle_versions(bundles: Sequence[str], policies: Sequence[str] = ("", "")) 
 
 
 def start_of(name: str, versions: tuple[Version, Version], plan: RolloutPlan, *, shadow: bool, time_ms: int) -> Start:
-    """Returns what a rollout is about, with a salt of its own. Without a name it gets one by the time."""
+    """Returns the first event of a rollout, with a salt of its own. Without a name it gets one by the time."""
     from paywarden.models.rollout.rollout import Start
     from paywarden.models.rollout.shares import SALT_BYTES
 
@@ -152,7 +152,7 @@ def start_of(name: str, versions: tuple[Version, Version], plan: RolloutPlan, *,
 
 
 def require_candidate(source: Source, candidate: Version) -> None:
-    """Raise Misconfigured if the files of a rollout's candidate are gone, or are not what they were."""
+    """Raise Misconfigured if the files of a rollout's candidate are gone or have changed."""
     if has_registry(source):
         found = registry.model_registry(source)
         _require_files(found, found.state(), candidate)
@@ -195,7 +195,7 @@ def rollout_leader(source: Source, *, look_every_s: float, key: str | None = Non
 
 
 def _registered_trouble(source: Source, version: Version) -> str:
-    """Returns what is wrong with the files of a version that was registered; empty if nothing is."""
+    """Returns the fault of a registered version's files; empty if there is none."""
     found = registry.model_registry(source)
     state = found.state()
     rollout = state.rollout

@@ -1,4 +1,4 @@
-"""Builds what the scoring workers work with. Nothing here may load a client of Kafka or Aerospike."""
+"""Builds the parts that the scoring workers use. Nothing here may load a client of Kafka or Aerospike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPLORATION_LEDGER = "exploration.spent"
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
-    """Returns what the scoring workers share. Imports no client of Kafka or Aerospike.
+    """Returns the parts that the scoring workers share. Imports no client of Kafka or Aerospike.
 
     Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
     """
@@ -78,9 +78,9 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
 
 def _require_allowed(source: Source, releases: HostReleases, catalogue: str) -> None:
-    """Raises Misconfigured if the registry does not allow what the deployment file of this catalogue names.
+    """Raises Misconfigured if the registry does not allow the releases in the deployment file of this catalogue.
 
-    A log that cannot be read decides nothing: a host that starts again goes on with what its file says.
+    A log that cannot be read decides nothing: a host that starts again goes on with the releases of its file.
     """
     from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, read_deployment
 
@@ -98,7 +98,7 @@ def _require_allowed(source: Source, releases: HostReleases, catalogue: str) -> 
 
 
 def _exploration(source: Source, runtime: Path) -> ExplorationContext | None:
-    """Returns what workers explore with; None where the share is 0. Raises Misconfigured."""
+    """Returns the parts of the workers' exploration; None where the share is 0. Raises Misconfigured."""
     from paywarden.models.policy.exploration import ExplorationSettings, read_exploration_key
     from paywarden.scoring.server.context import ExplorationContext
 
@@ -109,7 +109,7 @@ def _exploration(source: Source, runtime: Path) -> ExplorationContext | None:
 
 
 def served_release(source: Source, catalogue: str, bundle_path: str | None = None) -> ReleasePaths:
-    """Returns the active release of the deployment file, if it is for this catalogue, or what the configuration names.
+    """Returns the active release of the deployment file, if it is for this catalogue, else that of the configuration.
 
     `catalogue` is the digest. Raises Misconfigured.
     """

@@ -1,4 +1,4 @@
-"""Builds what evaluates challengers in the shadow."""
+"""Builds the evaluation of challengers in the shadow."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> 
 
 
 def _followed(source: Source, log: str) -> Callable[[], dict[str, list[str]]]:
-    """Returns what gives the command of the candidate in the shadow, by its rollout's name."""
+    """Returns a function that gives the command of the candidate in the shadow, by its rollout's name."""
     candidate = _candidate(source)
     return lambda: {name: _command(source, name, log) for name in candidate.look()}
 

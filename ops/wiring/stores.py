@@ -1,4 +1,4 @@
-"""Builds the profile store, and what several processes share: the Kafka settings, exchange rates and schema ids."""
+"""Builds the profile store, and parts that several processes share: Kafka settings, exchange rates and schema ids."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def entity_names(source: Source) -> tuple[str, ...]:
 
 
 def card_shards(source: Source) -> CardShards | None:
-    """Returns what finds the shards of cards; None where each mirror holds every profile. Raises Misconfigured."""
+    """Returns the shards of cards; None where each mirror holds every profile. Raises Misconfigured."""
     from paywarden.scoring.state.shards import ShardSettings
     from paywarden.scoring.state.shards import card_shards as of_settings
 
@@ -203,7 +203,7 @@ def _aerospike_metrics(registry: CollectorRegistry | None) -> AerospikeMetrics:
 
 @cache
 def _cluster_look(settings: AerospikeSettings, metrics: AerospikeMetrics) -> ClusterLook:
-    """Returns what looks at the cluster whenever a store opens. It logs what it has not logged before."""
+    """Returns the check of the cluster at each opening of a store. It logs each finding once."""
     from paywarden.features.stores.aerospike.cluster_check import ClusterLook
 
     return ClusterLook(settings, metrics)

@@ -1,4 +1,4 @@
-"""Builds what `paywarden stream` runs: the workers of profile sets, and the Faust app with its agents."""
+"""Builds the parts of `paywarden stream`: the workers of profile sets, and the Faust app with its agents."""
 
 from __future__ import annotations
 

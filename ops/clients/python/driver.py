@@ -1,6 +1,6 @@
 """The driver of the Python client: `python ops/clients/python/driver.py threads|asyncio`.
 
-ops/clients/SPECIFICATION.md says what it reads and prints.
+ops/clients/SPECIFICATION.md describes its input and output.
 """
 
 from __future__ import annotations

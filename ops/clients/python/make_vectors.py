@@ -2,8 +2,8 @@
 
     python ops/clients/python/make_vectors.py [--check]
 
-Each case has what goes in, chosen here, and what is wanted, which the pure modules of the Python client compute.
-`--check` writes nothing: it names the files that are not what would be written, and exits with 1.
+Each case has its input, chosen here, and its expected result, which the pure modules of the Python client compute.
+`--check` writes nothing: it names the files that differ from the ones it would write, and exits with 1.
 """
 
 from __future__ import annotations

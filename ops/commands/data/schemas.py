@@ -1,4 +1,4 @@
-"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints what describes the endpoint."""
+"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints the endpoint's descriptions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def proto(source: Source) -> None:
     """Print the .proto file of the endpoint.
 
     protoc and gRPC clients take it. It has the fields that every payment has, and those that the project declares, each
-    with what it holds.
+    with its meaning.
     """
     from paywarden.schemas.request_proto import proto_text
 

@@ -1,1 +1,1 @@
-"""Train, compare, register and roll out what decides."""
+"""Train, compare, register and roll out models and policies."""

@@ -179,7 +179,7 @@ def handbook(
 
 @dataclass(frozen=True)
 class _Labels:
-    """After how many days labels are known, and what a payment without an outcome is."""
+    """The number of days after which labels are known, and the label of a payment without an outcome."""
 
     delay_days: int
     unknown: str
@@ -241,7 +241,7 @@ def _measured(
     labels: _Labels,
     published: Mapping[str, Published],
 ) -> dict[str, Any]:
-    """Returns what every backtest prints and writes.
+    """Returns the results that every backtest prints and writes.
 
     `published` has the published results by model, where there are some.
     """
@@ -453,7 +453,7 @@ def _frauds_cell(frauds: int) -> str:
 
 
 def _doubts(result: dict[str, Any]) -> list[str]:
-    """Returns a line on what was measured, and one for each fold whose figures rest on few frauds."""
+    """Returns a line on the measured payments, and one for each fold whose figures rest on few frauds."""
     from paywarden.models.metrics.intervals import FRAUDS_FEW
 
     measured = {"all": "all payments of the test days", "handbook": "payments of cards not yet known to be compromised"}

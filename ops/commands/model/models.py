@@ -30,7 +30,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @click.group()
 def models() -> None:
-    """Register, approve, promote and roll back what decides.
+    """Register, approve, promote and roll back models and policies.
 
     Each step is an entry in a log: signed by a person's key, and chained to the entry before it. Every reader of the
     log checks signatures and rules by itself.
@@ -229,7 +229,7 @@ def set_clock(source: Source, why: str, key: str | None, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def list_models(source: Source, whole: bool, as_json: bool) -> None:
-    """List what decides and what is proposed.
+    """List the champion and the proposals.
 
     It shows the way back and the approvals of each proposal. It also names entries that break a rule and therefore
     count for nothing, and those of a clock that was ahead: they count from their time on.
@@ -260,7 +260,7 @@ def list_models(source: Source, whole: bool, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def at(source: Source, time: str, as_json: bool) -> None:
-    """Say what decided at TIME.
+    """Show the version that decided at TIME.
 
     TIME is a date or a time such as 2026-10-01T12:00:00Z, or now. The command also says by whose promotion.
     """
@@ -362,9 +362,9 @@ def _file_problems(registry: Registry, state: RegistryState) -> list[str]:
 def sync(source: Source, set_aside: bool, as_json: bool) -> None:
     """Make this host's log and the topic equal.
 
-    It sends what only this host knows, such as a rollback from a time without Kafka, and takes over what other hosts
-    wrote. If the log has forked, the entries that were on the topic first count. The others are named, and nothing is
-    changed; with --set-aside they go to a file beside the log.
+    It sends entries that only this host has, such as a rollback from a time without Kafka, and takes over those of
+    other hosts. If the log has forked, the entries that were on the topic first count. The others are named, and
+    nothing is changed; with --set-aside they go to a file beside the log.
     """
     registry = wiring.model_registry(source)
     with wiring.shared_log(source, registry, _warn) as log:
@@ -429,7 +429,7 @@ def _tell(as_json: bool, entries: Sequence[Entry], lines: Iterable[str], **more:
 
 
 def _subject(entry: Entry) -> str:
-    """Returns what an entry is about, in one word or two."""
+    """Returns the subject of an entry, in one word or two."""
     for name in ("model_version", "bundle", "policy", "proposal", "rollout", "revoked", "from"):
         if text := entry.text(name):
             return text if name in ("model_version", "rollout", "revoked") else text[:_SHOWN]

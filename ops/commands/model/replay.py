@@ -1,4 +1,4 @@
-"""`paywarden replay`: shows what a model or a policy would have decided, before it goes live."""
+"""`paywarden replay`: shows the decisions that a model or a policy would have made, before it goes live."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def replay(
 
 
 def _tell(results: ReplayResults) -> None:
-    """Print on stderr what was measured, the contestants side by side, and a warning for scores that are far off."""
+    """Print on stderr the measured days, the contestants side by side, and a warning for scores that are far off."""
     from paywarden.models.replay.report.summary import calibration_warning, measured_lines, side_by_side
 
     for line in measured_lines(results):

@@ -43,7 +43,7 @@ def rollout() -> None:
 
     The log of rollouts is the log of the registry, where [models] people is set, and each person signs. Otherwise it is
     the file [rollout] log. The evidence decides about every step and about a rollback; people
-    start, pause, resume and abort, and they promote what mature outcomes allow.
+    start, pause, resume and abort, and they promote a candidate when mature outcomes allow it.
     """
 
 
@@ -97,8 +97,8 @@ def start(
     A candidate is a bundle, a policy, or both: the same bundle with another policy is one, too. With a registry it is a
     proposal with its approvals, and the champion is the registry's.
 
-    It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
-    step can find, and when it will go on.
+    It stays pending until a host has loaded the candidate. With --cards-a-day the command first prints the rises that
+    each step can find, and when it will go on.
 
     With --shadow each host's `shadow run` lets the candidate decide about all payments, without effect. `shadow
     report` shows its decisions, and `rollout resume` gives it the first cards.
@@ -243,8 +243,8 @@ def promote(source: Source, by: str, key: str | None, why: str, as_json: bool) -
 def report(source: Source, name: str, out: str) -> None:
     """Write the report of a rollout.
 
-    It says what was compared, what the evidence and the money were, who approved the candidate, and who did what and
-    why.
+    It names the compared versions, the evidence, the money, the approvals of the candidate, and everybody's acts with
+    reasons.
 
     It is made from the log alone, so the same log gives the same bytes.
     """
@@ -292,7 +292,7 @@ def _keeper(source: Source) -> RolloutKeeper:
 
 
 def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_json: bool) -> None:
-    """Take an event of a person, let this host act on it, and show what it made of the rollout."""
+    """Take an event of a person, let this host act on it, and show the rollout after it."""
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent
     from paywarden.ops.wiring import rollouts

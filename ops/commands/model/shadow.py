@@ -41,9 +41,9 @@ def shadow() -> None:
 def run(source: Source) -> None:
     """Run all challengers of a scoring host.
 
-    They read the outboxes of this host, where the vector of every decision is, and put what they would have decided on
-    the topic shadow-decisions. Each has a process of its own, which is started again if it ends. The address of health
-    and metrics is the first line on stdout.
+    They read the outboxes of this host, where the vector of every decision is, and put their decisions on the topic
+    shadow-decisions. Each has a process of its own, which is started again if it ends. The address of health and
+    metrics is the first line on stdout.
     """
     log = click.get_current_context().find_root().params["log"]
     with _ending("shadow") as end, wiring.shadow_host(source, click.echo, log) as host:

@@ -248,7 +248,7 @@ def _print_native(bundle: Path) -> None:
 
 
 def _print_evidence(manifest: Manifest) -> None:
-    """Print what the training found out about its own data: labels, features that drift, later days."""
+    """Print the training's findings about its own data: labels, features that drift, later days."""
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts

@@ -19,7 +19,7 @@ from paywarden.schemas.settings import Source
 def console(context: click.Context, host: str | None, port: int | None) -> None:
     """Run the analysts' pages.
 
-    They show alerts, models, rollouts, cases, and who did what. The address is the first line on stdout. Without
+    They show alerts, models, rollouts, cases, and the audit log. The address is the first line on stdout. Without
     [console] people and oidc_issuer there are demo people without passwords, on a loopback address only.
     """
     if context.invoked_subcommand is not None:

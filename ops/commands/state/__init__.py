@@ -1,1 +1,1 @@
-"""Keep, repair, rebuild or erase what is stored."""
+"""Keep, repair, rebuild or erase stored data."""

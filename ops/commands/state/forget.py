@@ -26,10 +26,10 @@ def forget(source: Source, entity_id: str) -> None:
 
     ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
 
-    The command erases the entity's profile, the profiles of combinations with it, and what is kept about its payments
-    for later outcomes: in every profile set of the store and on the changelog. Companions then erase it from their
-    mirrors, and consoles take its decisions out of their index. The changelog keeps the erasure for a day: a companion
-    that was away for longer must start with a new mirror. A later payment begins a new profile.
+    The command erases the entity's profile, the profiles of combinations with it, and the records of its payments that
+    are kept for later outcomes: in every profile set of the store and on the changelog. Companions then erase it from
+    their mirrors, and consoles take its decisions out of their index. The changelog keeps the erasure for a day: a
+    companion that was away for longer must start with a new mirror. A later payment begins a new profile.
 
     These stay:
 
@@ -89,7 +89,7 @@ def forget(source: Source, entity_id: str) -> None:
 
 
 def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], entity_id: str, time_ms: int) -> str:
-    """Tell all indexes of decisions what to take out; returns a sentence. Raises BrokerUnavailable."""
+    """Send the erasure to all indexes of decisions; returns a sentence. Raises BrokerUnavailable."""
     from paywarden.features.profiles.profile_view import ids_in
     from paywarden.streams.alerts.events import EVENTS_TOPIC, EventWriter
     from paywarden.streams.decision_index.erasure import Erasure

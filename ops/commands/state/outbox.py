@@ -1,4 +1,4 @@
-"""`paywarden outbox`: what the outboxes of this host have set aside, because nobody can read it."""
+"""`paywarden outbox`: entries that the outboxes of this host have set aside, because they cannot be read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @click.group()
 def outbox() -> None:
-    """Show what this host's outboxes have set aside, or ship it.
+    """Show or ship the entries that this host's outboxes set aside.
 
-    The companion sets aside what it cannot read in an outbox, and ships what comes behind it.
+    The companion sets aside bytes that it cannot read in an outbox, and ships the decisions behind them.
     """
 
 
@@ -30,7 +30,7 @@ def outbox() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def list_entries(source: Source, as_json: bool) -> None:
-    """List what is set aside, and why.
+    """List the entries that were set aside, and why.
 
     ID is the worker and the position in its outbox. The bytes are not printed: they may hold card ids.
     """
@@ -64,7 +64,7 @@ def list_entries(source: Source, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Everything that is set aside.")
 @click.pass_obj
 def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
-    """Ship what was set aside, once its cause is mended.
+    """Ship entries that were set aside, once their cause is mended.
 
     The decisions go into an outbox of their own, which the companion ships. Entries that still cannot be read stay
     where they are, and the command says why. It can run while the companion runs.
@@ -85,7 +85,7 @@ def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 @click.pass_obj
 def discard(source: Source, entry_ids: Sequence[str]) -> None:
-    """Delete what was set aside: its decisions are given up."""
+    """Delete entries that were set aside: their decisions are lost."""
     settings = _settings(source)
     for entry in _chosen(settings, entry_ids, every=False):
         entry.remove()

@@ -33,7 +33,7 @@ def profile_sets() -> None:
 def list_sets(source: Source, as_json: bool) -> None:
     """List the sets: state, age and number of records.
 
-    The counts are exact for lmdb. For aerospike they are what the servers report, with markers of erased records.
+    The counts are exact for lmdb. For aerospike they are the servers' own counts, with markers of erased records.
     """
     from paywarden.features.stores.profile_sets import ProfileSets
 

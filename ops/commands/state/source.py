@@ -25,7 +25,7 @@ def source_group() -> None:
     """Show or accept the topics that offsets belong to.
 
     Profiles and counts remember how far they have read a topic. Stream workers stop when a topic of the same name is
-    another one, or ends before what was read of it.
+    another one, or ends before the last record that was read.
     """
 
 
@@ -33,7 +33,7 @@ def source_group() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def show(source: Source, as_json: bool) -> None:
-    """List the topics, their ids and what is wrong with them.
+    """List the topics, their ids and their problems.
 
     A generation is how often the topic was accepted.
     """

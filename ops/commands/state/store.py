@@ -64,7 +64,7 @@ def verify(source: Source, since: str | None, repair: bool, as_json: bool) -> No
     them, so this command finds profiles that are older than there, and --repair writes them back.
 
     Run it at once, before more payments come: a profile that was written again after the loss is newer on both sides,
-    and nothing shows what it lacks. With --since the command counts profiles that this may have happened to. Records
+    and nothing shows the lost events. With --since the command counts profiles that this may have happened to. Records
     of payments, which later outcomes need, are on no changelog: only a rebuild restores them.
 
     The exit status is 1 if something was lost and is not repaired, or needs a rebuild.
@@ -106,10 +106,10 @@ def backup(source: Source, folder: Path) -> None:
 def restore(source: Source, folder: Path) -> None:
     """Put the backup in FOLDER in place of a lost store.
 
-    For the embedded store. Stop the stream first, and move what is left of the store away. The next `paywarden stream`
+    For the embedded store. Stop the stream first, and move the rest of the store away. The next `paywarden stream`
     reads from the backup's offsets, and its profiles are then the same bytes as if nothing had happened. Refused if
-    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. Erase again what
-    `paywarden forget` has erased since the backup.
+    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. Erase again all
+    that `paywarden forget` has erased since the backup.
     """
     from paywarden.ops.times import spoken
 

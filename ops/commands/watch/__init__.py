@@ -1,1 +1,1 @@
-"""See what was decided, and what has changed."""
+"""Look at decisions, alerts and changes."""

@@ -63,14 +63,14 @@ def archive(
     A file is OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet, by the UTC day of arrival on Kafka.
     `paywarden replay --data OUT` and `train --data OUT` read the payments and outcomes of an archive.
 
-    The command adds what the archive lacks, and does not read again what it has. After an interruption the same
-    command continues. An archive has no gaps: records between its end and --from are added, too.
+    The command adds the records that the archive lacks, and does not read the others again. After an interruption the
+    same command continues. An archive has no gaps: records between its end and --from are added, too.
 
     An archive holds no e-mail addresses: the column of a declared e-mail field has their keyed hashes, and that of its
     domain the hashes of the domains.
 
-    With --follow the command says what keeps it from going on, such as a full disk or Kafka that is away, and tries
-    again. It says as well when a producer's open transaction holds the topic up.
+    With --follow the command prints why it cannot go on, such as a full disk or Kafka that is away, and tries again. It
+    also prints when a producer's open transaction holds the topic up.
 
     The command joins no consumer group and commits nothing. Records that do not decode are named on stderr, are noted
     in the footers of the files, and stay on the topic.

@@ -1,4 +1,4 @@
-"""`paywarden decisions`: what decided about a payment, and whether it would decide the same again."""
+"""`paywarden decisions`: shows the decisions about a payment, and makes them again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def explain(
     policies: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what decided about a payment, and decide again.
+    """Show the decisions about a payment, and decide again.
 
     It looks in this host's outboxes, or where an option says. Score, action and reasons are computed again from the
     stored vector, with the bundle and the policy whose digests the decision names. Both are looked for in [serve], in
@@ -258,7 +258,7 @@ def _on_topic(source: Source, payment_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _held_up(source: Source) -> str:
-    """Returns what keeps decisions on the topic from being read now; "" for nothing."""
+    """Returns why decisions on the topic cannot be read now; "" if they can."""
     from paywarden.streams.kafka.clients import KafkaClients
     from paywarden.streams.kafka.stalls.open_transactions import waiting_now
 

@@ -72,10 +72,10 @@ def status(source: Source, every: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def explain(source: Source, alert_id: str, as_json: bool) -> None:
-    """Explain an alert: what changed, and where to look.
+    """Explain an alert: the change, and where to look.
 
-    It says what moved, in which segment, by how much and how certain that is. ID is the alert's id, or the first
-    letters of it if no other alert begins with them.
+    It names the feature or measure that moved, the segment, the size and the certainty. ID is the alert's id, or the
+    first letters of it if no other alert begins with them.
     """
     with _reading(source) as reader:
         alert = reader.read().find(alert_id)
@@ -269,7 +269,7 @@ def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
 
 
 def watch_lines(models: Sequence[WatchedModel], not_known: str) -> list[str]:
-    """Returns what `status` prints about the models that decide."""
+    """Returns the lines of `status` about the models that decide."""
     if not_known:
         return wrapped("", f"Which models are watched is not known: {not_known}")
     if not models:

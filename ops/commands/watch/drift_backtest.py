@@ -1,5 +1,4 @@
-"""`paywarden drift backtest`: runs drift detection over past decisions, and prints the alerts that it would have
-raised."""
+"""`paywarden drift backtest`: runs drift detection over past decisions, and prints the alerts that it raises."""
 
 from __future__ import annotations
 
@@ -222,7 +221,7 @@ def _counted(names: Any) -> dict[str, int]:
 
 
 def line_of(record: Mapping[str, Any]) -> str:
-    """Returns an alert's state in a line: when, how bad, what moved, where, by how much, from what to what."""
+    """Returns an alert's state in a line: time, severity, subject, segment, size, value before and after."""
     reminder = " again" if record["reminders"] and record["state"] == "escalated" else ""
     state = f"{record['state'] + reminder:<15} {record['severity']:<8} {record['comparison']:<8}"
     return printable(

@@ -104,7 +104,7 @@ def cases_of(events: Iterable[ConsoleEvent], large_minor: int) -> dict[str, Case
 
 
 def after(case: Case | None, event: ConsoleEvent, large_minor: int) -> Case | None:
-    """Returns the case after an event; what breaks a rule is noted in the history. None: there is no such case."""
+    """Returns the case after an event; a breach of a rule is noted in the history. None: there is no such case."""
     case_id, what = event.subject.partition(":")[2], event.what
     if case is None:
         if event.kind != OPENED:

@@ -21,7 +21,7 @@ class KnownCases:
         self._number, self._mark = 0, (0, "")
 
     def all(self) -> Mapping[str, Case]:
-        """Returns the cases by id, with what came since the last call. Raises DatabaseUnavailable."""
+        """Returns the cases by id, with the events since the last call. Raises DatabaseUnavailable."""
         with self._lock:
             if self._number and self._store.mark_of_kind(PREFIX, self._number) != self._mark:
                 self._cases, self._number = {}, 0

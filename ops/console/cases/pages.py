@@ -74,7 +74,7 @@ class CaseRow:
 class CasesView:
     """A page of cases, open ones first, the newest change first. `total`: of those that meet the filters.
 
-    `parameters`: the filters as addresses have them. `item`: what the form for a new case has in it.
+    `parameters`: the filters as addresses have them. `item`: the item in the form for a new case.
     """
 
     cases: tuple[CaseRow, ...]
@@ -98,7 +98,7 @@ class CasesView:
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case. `needs_two`: it takes two people to close it. `item`: what the form of one more item has in it."""
+    """One case. `needs_two`: it takes two people to close it. `item`: the text in the form for one more item."""
 
     case: Case
     needs_two: bool
@@ -234,7 +234,7 @@ class Cases:
         return self._write(visit, dict(zip(_ACTS, kinds, strict=True))[act], what)
 
     def change(self, visit: Visit) -> Done:
-        """Change a field, if it is still what the person saw."""
+        """Change a field, if it still has the value that the person saw."""
         field = visit.text("field")
         before = visit.text("before", "0" if field == "money_minor" else "")
         after = visit.text("after")
@@ -309,7 +309,7 @@ class Cases:
 
 
 def _line_of(case: Case, event: ConsoleEvent) -> CaseChange | None:
-    """Returns what an event became in the history of its case; others' events may stand behind it. None: not read yet.
+    """Returns an event's line in the history of its case; others' events may stand behind it. None: not read yet.
 
     The last one of several: a caller who sends an act twice learns how the second one ended.
     """

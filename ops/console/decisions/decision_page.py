@@ -85,7 +85,7 @@ class OnePage:
     def __init__(
         self, opened: OpenedIndex, known: KnownDeciders, decode: Decode, listed: Listed = lambda: ("", {})
     ) -> None:
-        """`listed`: the digest of the settings' catalogue, and what each of its features means."""
+        """`listed`: the digest of the settings' catalogue, and the meaning of each feature."""
         self._opened, self._known, self._decode, self._listed = opened, known, decode, listed
         self._made: dict[Path, tuple[Reference | None, Cuts | None]] = {}
         self._lock = threading.Lock()
@@ -166,7 +166,7 @@ class OnePage:
             return features, tuple(flips(decision, bundle, policy, self._known.rates, cuts)), ""
 
     def _in_words(self, decision: Mapping[str, Any], features: list[FeatureView]) -> tuple[FeatureView, ...]:
-        """Returns features with whose profile each is from, and what it means. Raises Misconfigured."""
+        """Returns features, each with its profile and its meaning. Raises Misconfigured."""
         digest, listed = self._listed()
         if decision["catalogue_digest"] != digest:
             return tuple(features)
@@ -214,7 +214,7 @@ def _at(index: DecisionIndex, text: str) -> list[FoundRow]:
 
 
 def _searches(row: FoundRow, visit: Visit) -> dict[str, str]:
-    """Returns the addresses of searches for what is personal; they open in this session alone."""
+    """Returns the addresses of searches for personal values; they open in this session alone."""
     if not visit.person.sees_cards:
         return {}
     values = {"card_id": row.card_id, "device_id": row.device_id, "ip": row.ip}

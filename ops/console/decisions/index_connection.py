@@ -1,6 +1,6 @@
 """The console's connection to the index: opened when the database answers, kept current by threads.
 
-A console starts although its index cannot be opened. Its pages then say what is missing and since when.
+A console starts although its index cannot be opened. Its pages then show that the index is missing, and since when.
 
 A database that refuses is asked again by each page. One that does not answer costs each page the time-out, and soon all
 threads wait. After the first such failure, pages are refused at once, and one thread asks until the database is back.
@@ -36,7 +36,7 @@ class OpenedIndex:
     """The index and its queue, for pages and threads."""
 
     def __init__(self, opens: Open, fill: Fill | None, *, now_ms: Callable[[], int]) -> None:
-        """`fill`: makes what follows the topics; None if another process does."""
+        """`fill`: makes the fillers that follow the topics; None if another process does that."""
         self._opens, self._fill, self._now_ms = opens, fill, now_ms
         self._stack, self._lock = ExitStack(), threading.Lock()
         self._opened: tuple[DecisionIndex, ReviewQueue] | None = None
@@ -115,7 +115,7 @@ class OpenedIndex:
         return self._filler.state
 
     def missing(self) -> list[Missing]:
-        """Returns what keeps the index from being whole."""
+        """Returns why the index is not whole, for the top of each page."""
         trouble = self._trouble
         stuck = self._sender if self._sender is not None and self._sender.trouble else None
         if trouble is None and stuck is not None and stuck.is_index_away:

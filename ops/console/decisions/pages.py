@@ -39,8 +39,8 @@ PERSONAL = tuple(one.name for one in SEARCH_FIELDS if one.is_personal)
 class SearchView:
     """A page of found decisions. `asked`: the fields of the form. `next_path`: of the next page; "" without one.
 
-    `looked_from_ms`: how far back a search without a key has looked; None if to the beginning. `state`: what the index
-    may lack now, in a sentence.
+    `looked_from_ms`: how far back a search without a key has looked; None if to the beginning. `state`: a sentence
+    about decisions that the index may lack now.
     """
 
     rows: tuple[RowView, ...]

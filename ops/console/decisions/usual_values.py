@@ -29,7 +29,7 @@ _RARE_SHARE = 0.01
 
 @dataclass(frozen=True)
 class FeatureView:
-    """A feature of a payment. NaN is a missing value, None what is not known.
+    """A feature of a payment. NaN is a missing value, None an unknown one.
 
     `low`, `middle`, `high`: of the card's last payments, nine of ten lie between low and high. `is_unusual`: outside.
     `share_below`: of the payments of training. `is_rare`: fewer than one in a hundred are as high or as low.

@@ -40,7 +40,7 @@ _BODY_BYTES_MAX = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """One number, in words: `mirror age 0.4 s`. `is_bad`: it is beyond what is usual, which `usual` says."""
+    """One number, in words: `mirror age 0.4 s`. `is_bad`: it is beyond its usual range, `usual`."""
 
     name: str
     text: str
@@ -73,7 +73,7 @@ class ProcessView:
 class HealthView:
     """All processes. Without any nothing is set, and nothing is known.
 
-    `old`: the names of those whose readings are older than they should be. `version` changes with what is shown.
+    `old`: the names of those whose readings are older than they should be. `version` changes with the shown values.
     `as_of_ms`: when the processes were asked; of several times the oldest.
     """
 
@@ -85,7 +85,7 @@ class HealthView:
 
 @dataclass(frozen=True)
 class VersionView:
-    """A text that changes with the page, and what an open page says about itself."""
+    """A text that changes with the page, and the status line of an open page."""
 
     version: str
     said: str
@@ -121,7 +121,7 @@ class Health:
     ) -> None:
         """`kept_s`: how long an answer counts; `wait_s`: how long a page waits for one that is newer.
 
-        `missing`: what the console itself cannot reach. Raises Misconfigured for an address that is none.
+        `missing`: the services that the console itself cannot reach. Raises Misconfigured for an address that is none.
         """
         self._processes = [_Asked(*_named(text)) for text in processes]
         self._fetch, self._clock, self._missing = fetch or _fetched, clock, missing
@@ -175,7 +175,7 @@ class Health:
             )
 
     def _ask(self, asked: _Asked) -> None:
-        """Asks a process, and keeps what it says. A bug is the thread's, and holds up no page."""
+        """Asks a process, and keeps its answer. A bug is the thread's, and holds up no page."""
         view: ProcessView | None = None
         try:
             view = self._look(asked.name, asked.address)
@@ -229,7 +229,7 @@ def samples_of(metrics: str) -> Samples | None:
 
 
 def purpose_of(samples: Samples) -> str:
-    """Returns what a process is for, by the metrics that it alone has."""
+    """Returns the purpose of a process, by the metrics that it alone has."""
     return next((words for name, words in _PURPOSES if name in samples), "")
 
 
@@ -271,7 +271,7 @@ _ERRORS: tuple[tuple[str, str, Callable[[Mapping[str, str]], bool]], ...] = (
 
 
 def readings_of(samples: Samples) -> tuple[Reading, ...]:
-    """Returns what people look at first, of the metrics that a process has."""
+    """Returns the readings that people look at first, from a process's metrics."""
     readings: list[Reading] = []
     for name, words, objective in (
         ("paywarden_mirror_age_seconds", "mirror is behind the payments by", 1.0),

@@ -1,4 +1,4 @@
-"""Remember when processes were not well, so that an alert's page can say what else was wrong then.
+"""Remember when processes were not well, for the time line on an alert's page.
 
 Each quarter of a minute the processes of `[console] processes` are asked, as the page Health asks them. Each change
 since the last time becomes a line in the database:
@@ -45,7 +45,7 @@ _SHOWN_MAX = 100
 
 @dataclass
 class HealthWatch:
-    """Writes what changes. `read`: how the processes are now (`Health.read`)."""
+    """Writes changes of health. `read`: the present state of the processes (`Health.read`)."""
 
     database: ConsoleDatabase
     read: Callable[[], Sequence[ProcessView]]
@@ -99,7 +99,7 @@ class HealthWatch:
         return found
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
-        """Returns what happened to processes between two times, for the time line of an alert."""
+        """Returns the changes of processes' health between two times, for the time line of an alert."""
         rows = self.database.read(
             "SELECT * FROM health_events WHERE time_ms BETWEEN ? AND ? ORDER BY time_ms, rowid LIMIT ?",
             (first_ms, last_ms, _SHOWN_MAX),

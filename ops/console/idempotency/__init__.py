@@ -1,2 +1,1 @@
-"""A request that is sent twice acts once: a form by its token (`sent_forms`), a program's request by its key
-(`keyed_acts`)."""
+"""Makes a request that is sent twice act once: forms by a token (`sent_forms`), programs by a key (`keyed_acts`)."""

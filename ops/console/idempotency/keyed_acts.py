@@ -124,7 +124,7 @@ class KeyedActs:
     def answer(self, sent: Keyed, by: str, act: Callable[[], Body], now_ms: int) -> Body:
         """Returns the answer of `act`, or that of the same request before.
 
-        Raises PageRefused for a key that is taken, NothingDone, and what `act` raises.
+        Raises PageRefused for a key that is taken, NothingDone, and the errors of `act`.
         """
         if (known := self._known(sent, now_ms)) is not None:
             return known

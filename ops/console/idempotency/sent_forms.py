@@ -59,7 +59,7 @@ class SentForms:
         self._under_way: dict[str, threading.Event] = {}
 
     def answer(self, digest: str, act: Callable[[], Answer], now_ms: int) -> Answer:
-        """Returns the answer of `act`, or what the same sending has led to before. Raises what `act` raises."""
+        """Returns the answer of `act`, or the earlier answer to the same sending. Raises the errors of `act`."""
         ended = threading.Event()
         while (first := self._first(digest, ended)) is not ended:
             first.wait()

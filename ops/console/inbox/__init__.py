@@ -1,1 +1,1 @@
-"""The inbox of alerts: what the topics say, in tables that can be sorted and filtered, and what people do about it."""
+"""The inbox of alerts: the topics' records in tables that can be sorted and filtered, and people's acts on them."""

@@ -1,4 +1,4 @@
-"""The page of one alert: what changed, how sure that is, why it may be, what else happened, and a text to hand over."""
+"""The page of one alert: the change, its certainty, its probable cause, other events, and a text to hand over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paywarden.ops.console.rendering.templates import time_text
 from paywarden.ops.console.rendering.words import what_moved, where
 from paywarden.streams.alerts.events import alert_subject
 
-# The time line shows what happened this long before and after the change began.
+# The time line shows events this long before and after the change began.
 _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
 # Decimal logarithms of evidence beyond the required evidence.
@@ -34,18 +34,17 @@ DURATIONS = ("30m", "1h", "4h", "1d", "3d", "7d")
 """How long an alert may be snoozed from a page."""
 
 Happenings = Callable[[int, int], Sequence[Happened]]
-"""Returns what happened between two times: rollouts, promotions."""
+"""Returns the events between two times: rollouts, promotions."""
 
 Samples = Callable[[str], tuple[Sequence[str], Sequence[str]] | None]
-"""Returns ids of payments of an alert's segment from before and after the change, by the alert's id; None until they
-have been looked for."""
+"""Returns ids of payments of an alert's segment from before and after the change; None until they were looked for."""
 
 
 Segments = Callable[[str], Sequence[SegmentCounts]]
 """Returns where the payments of an alert moved most, by the alert's id."""
 
 Meanings = Callable[[str], str]
-"""Returns what a feature means, in the catalogue's words; empty for one that it does not have."""
+"""Returns the meaning of a feature, in the catalogue's words; empty for a feature that it does not have."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class AlertView:
-    """Everything known about an alert. `meaning`: of the feature that moved. `value_means`: what its numbers are."""
+    """Everything known about an alert. `meaning`: of the feature that moved. `value_means`: of its numbers."""
 
     alert: AlertRow
     meaning: str
@@ -198,7 +197,7 @@ class AlertPage:
         )
 
     def _hand_over(self, row: AlertRow, sentences: Sequence[str], numbers: str, timeline: Sequence[Happened]) -> str:
-        """Returns a text that says it all to somebody who takes over."""
+        """Returns a summary for a person who takes over."""
         lines = [
             f"Alert {row.alert_id}: {row.severity}, {row.state}. {self._url()}/inbox/{row.alert_id}",
             f"What moved: {_moved(row.subject, row.signal, row.segment)}. {' '.join(sentences)}".rstrip(),

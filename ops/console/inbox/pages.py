@@ -1,4 +1,4 @@
-"""The inbox: which alerts there are, and what people do about them."""
+"""The inbox: the list of alerts, and people's acts on them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class InboxView:
 
 @dataclass(frozen=True)
 class AlertVersionView:
-    """A number that changes with the inbox, and with what the console misses. `said`: how live that is."""
+    """A number that changes with the inbox, and with services that are away. `said`: how live the page is."""
 
     version: int
     said: str = ""
@@ -92,7 +92,7 @@ class Inbox:
         *more: Callable[[threading.Event], None],
         missing: Callable[[], Sequence[Missing]] | None = None,
     ) -> None:
-        """`more`: further work of the background, such as `Stakes.run`. `missing`: what the whole console misses."""
+        """`more`: further background work, such as `Stakes.run`. `missing`: services that the console cannot reach."""
         self.store, self.reader, self._alert, self._more = store, reader, alert, more
         self._missing = missing or reader.missing
 
@@ -158,7 +158,7 @@ class Inbox:
         return self.store.version + (zlib.crc32(repr(missing).encode()) if missing else 0)
 
     def act(self, visit: Visit) -> Done:
-        """Write what a person does about alerts to the topics."""
+        """Write a person's acts on alerts to the topics."""
         alert_ids = list(dict.fromkeys(visit.all("alert")))
         if len(alert_ids) > _ALERTS_MAX:
             raise PageRefused(400, f"alert: wanted at most {_ALERTS_MAX} at once, got {len(alert_ids)}.")

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _HEARD_EVERY_MS = 5_000
 GONE_TOLD_MS = 7 * 86_400_000
-"""How long pages tell of what topics had before they were made anew."""
+"""How long pages show the counts of topics that were made anew."""
 # How long a page waits for its own act to come back from the topic.
 _SEE_OWN_S = 2.0
 _SEE_OWN_EVERY_S = 0.02
@@ -109,7 +109,7 @@ class AlertReader:
                 self._heard()
 
     def missing(self) -> list[Missing]:
-        """Returns that the topics cannot be read, or not to their ends, while they cannot; and what is gone."""
+        """Returns entries for topics that cannot be read to their ends, and for alerts and acts that were lost."""
         why, (held, held_since_ms) = self._why, self._held
         told_since_ms = self._clock() - GONE_TOLD_MS
         found = [_told_gone(one) for one in self._gone if one.time_ms > told_since_ms]

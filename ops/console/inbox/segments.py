@@ -52,7 +52,7 @@ class SegmentCounts:
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> SegmentCounts:
-        """Reads what `to_json` returned."""
+        """Reads the content of `to_json`."""
         return cls(
             content["segment"],
             tuple(content["labels"]),

@@ -1,8 +1,8 @@
-"""Alerts and what people did about them, in the console's database, filled from the topics.
+"""Alerts and people's acts on them, in the console's database, filled from the topics.
 
 Each batch of records and the offsets behind it are one transaction: a killed console goes on where it was, and no
-record counts twice. A topic that was made anew empties what came from it. Without its file the console reads all
-topics again.
+record counts twice. A topic that was made anew empties the tables that it filled. Without its file the console reads
+all topics again.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class AlertRow:
 
 @dataclass(frozen=True)
 class Happened:
-    """Something on an alert's time line: a state of the alert, or what a person did."""
+    """An entry of an alert's time line: a state of the alert, or a person's act."""
 
     time_ms: int
     kind: str
@@ -126,7 +126,7 @@ class Happened:
 class Gone:
     """The alerts or events that were lost when a topic was made anew, noticed at `time_ms`.
 
-    `count`: alerts, or what people did about alerts and cases. `open`: how many of the alerts were open.
+    `count`: alerts, or people's acts on alerts and cases. `open`: how many of the alerts were open.
     """
 
     topic: str
@@ -173,7 +173,7 @@ class AlertStore:
         return {row["topic"]: FeedPosition(row["identity"], row["next_offset"]) for row in rows}
 
     def begin_anew(self, topics: Iterable[str], now_ms: int) -> None:
-        """Empty what came from these topics, and remember how much it was."""
+        """Delete the records that came from these topics, and remember how many there were."""
         with self._database.write() as connection:
             for topic in topics:
                 _note_gone(connection, topic, now_ms)
@@ -288,7 +288,7 @@ class AlertStore:
         return [(row["time_ms"], row["value"]) for row in rows]
 
     def events(self, subject: str) -> Sequence[ConsoleEvent]:
-        """Returns what people did about a subject, in the order of the topic."""
+        """Returns people's acts on a subject, in the order of the topic."""
         rows = self._database.read("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,))
         return [_event(row) for row in rows]
 
@@ -459,7 +459,7 @@ def events_in(connection: sqlite3.Connection, subject: str) -> list[ConsoleEvent
 
 
 def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:
-    """Make the columns of an alert say what its acts say."""
+    """Set the columns of an alert from its acts."""
     rows = connection.execute(
         "SELECT * FROM events WHERE subject = ? ORDER BY time_ms, event_id", (alert_subject(alert_id),)
     ).fetchall()

@@ -5,7 +5,7 @@
 2. The provider sends the browser back with the state and a code. `end` takes the state once, from the browser that has
    the cookie alone.
 3. The console exchanges code and verifier for an ID token, and checks its signature, issuer, audience, nonce and time.
-4. The token says who it is, and the roles claim what the person may do. Roles that the console does not know are
+4. The token names the person, and its roles claim lists the person's roles. Roles that the console does not know are
    ignored; a person without any is refused.
 """
 

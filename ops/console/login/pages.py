@@ -50,7 +50,7 @@ class Provider(Protocol):
 
 @dataclass(frozen=True)
 class LoginView:
-    """The login: which ways there are, and what went wrong."""
+    """The login: the possible ways, and the error of the last try."""
 
     csrf: str
     next: str

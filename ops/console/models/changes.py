@@ -127,7 +127,7 @@ def _read_model(folder: Path) -> ModelFacts:
 
 
 def facts_of(manifest: Manifest) -> ModelFacts:
-    """Returns what people ask first about a model."""
+    """Returns the facts that people ask for first about a model."""
     return ModelFacts(
         manifest.model_version,
         manifest.train_from,

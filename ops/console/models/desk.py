@@ -149,9 +149,9 @@ class EndedRow:
 
 @dataclass(frozen=True)
 class RolloutView:
-    """The newest rollout. `trouble`: why it cannot be read. `cause`: why the phase is what it is.
+    """The newest rollout. `trouble`: why it cannot be read. `cause`: the reason for the phase.
 
-    `is_by_itself`: the evidence has ended it, and no person. `events`: what changed it. `earlier`: those before it.
+    `is_by_itself`: the evidence has ended it, and no person. `events`: its changes. `earlier`: the rollouts before it.
     """
 
     name: str = ""
@@ -194,7 +194,7 @@ class Desk:
         return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
 
     def registry(self, person: Person, now_ms: int) -> RegistryView:
-        """Returns what the registry says now."""
+        """Returns the present state of the registry."""
         if not self.has_registry:
             return RegistryView(trouble="there is no registry: [models] people is not set", is_set=False)
         try:
@@ -233,7 +233,7 @@ class Desk:
         )
 
     def configured(self) -> ModelFacts | None:
-        """Returns what the bundle of the console's configuration is; None if there is none that can be read."""
+        """Returns the facts of the bundle in the console's configuration; None without a readable one."""
         from paywarden.models.bundle.bundle import read_manifest
         from paywarden.ops.wiring import ServeSettings
 
@@ -267,7 +267,7 @@ class Desk:
             return RolloutKeeper(log).take(event).line
 
     def rollout(self) -> RolloutView:
-        """Returns what the log of rollouts says now."""
+        """Returns the newest rollout in the log."""
         from paywarden.models.rollout.log import RolloutKeeper
 
         try:
@@ -280,7 +280,7 @@ class Desk:
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
-        """Returns what happened to models and rollouts between two times, for the time line of an alert."""
+        """Returns the changes of models and rollouts between two times, for the time line of an alert."""
         from paywarden.models.rollout.log import RolloutKeeper
 
         found: list[Happened] = []
@@ -398,7 +398,7 @@ def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout
 
 
 def _happened(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Happened]:
-    """Returns what has changed a rollout. A look that changes nothing comes every few minutes, and tells nobody."""
+    """Returns the changes of a rollout, without the looks every few minutes that change nothing."""
     from paywarden.models.rollout.rollout import EventKind
 
     found: list[Happened] = []

@@ -44,7 +44,7 @@ class Models:
     """The section `Models`."""
 
     def __init__(self, desk: Desk, seen: Seen = lambda _: None, follower: RegistryFollower | None = None) -> None:
-        """`seen`: what the index of decisions has of the last day, for the plan of a rollout.
+        """`seen`: the last day's traffic in the index of decisions, for the plan of a rollout.
 
         `follower`: keeps the registry's log equal to its topic, where there is one.
         """

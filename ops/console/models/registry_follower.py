@@ -1,7 +1,7 @@
 """Keep the console's copy of the registry's log equal to the topic's, where hosts share it (`[models] topic`).
 
-A scoring host has a companion that does so. A console on a machine of its own has none: without this it would show what
-was in its folder, and no proposal that somebody has made elsewhere.
+A scoring host has a companion that does so. A console on a machine of its own has none: without this it would show its
+folder alone, and no proposal from another machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Plan a rollout and start it: the candidate, the steps, the margins, and what each step could find.
+"""Plan a rollout and start it: the candidate, the steps, the margins, and the power of each step.
 
     /rollout/plan    GET   candidate, steps, margins, traffic ──► the plan with its power, and the digest of the plan
     /rollout/start   POST  the same, and that digest          ──► the same event as by `paywarden rollout start`
 
-The digest is of champion, candidate and plan. A person who starts a rollout has therefore seen what starts: if the
+The digest is of champion, candidate and plan. A person who starts a rollout has therefore seen its plan: if the
 champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: where
 there is a registry, the candidate is a proposal with its approvals.
 """
@@ -55,8 +55,7 @@ _TRAFFIC_FIELDS = (
 
 @dataclass(frozen=True)
 class SeenTraffic:
-    """The index's traffic of 24 hours: payments, and the action shares of the first `sample` decisions of the newest
-    hour."""
+    """The index's traffic of 24 hours: payments, and shares of actions in the first `sample` of the newest hour."""
 
     payments: int
     sample: int
@@ -90,9 +89,9 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class PlanView:
-    """A plan. `trouble`: why there is none, or why it cannot start. `digest`: what starting it has to name; "" without.
+    """A plan. `trouble`: why there is none, or why it cannot start. `digest`: a start must name it; "" without one.
 
-    `asked`: the fields of the form. `measures`: what is compared, with its meaning.
+    `asked`: the fields of the form. `measures`: the compared measures, with their meaning.
     """
 
     asked: Mapping[str, str]
@@ -111,7 +110,7 @@ class PlanView:
 
 
 Seen = Callable[[int], SeenTraffic | None]
-"""Returns what the index has of the day before a time; None if it cannot be said."""
+"""Returns the traffic of the day before a time; None if it is not known."""
 
 
 class Starting:
@@ -170,7 +169,7 @@ class Starting:
         return Shown("models/plan.html", view, "Plan a rollout")
 
     def _planned(self, view: PlanView, chosen: Candidate, visit: Visit) -> PlanView:
-        """Returns the view with steps and power, or with what is wrong with the plan."""
+        """Returns the view with steps and power, or with the fault of the plan."""
         from paywarden.models.rollout.power import Traffic, power
 
         try:
@@ -221,7 +220,7 @@ class Starting:
         return Done("/models", f"Rollout {line}.")
 
     def _plan(self, visit: Visit) -> RolloutPlan:
-        """Returns the plan of the settings with what the form has changed. Raises Misconfigured."""
+        """Returns the plan of the settings with the changes of the form. Raises Misconfigured."""
         from paywarden.models.rollout.settings import RolloutSettings
 
         asked = self._asked(visit)
@@ -248,7 +247,7 @@ class Starting:
         return asked | {name: visit.text(name) for name in names if visit.text(name)}
 
     def _candidates(self, visit: Visit) -> tuple[tuple[Candidate, ...], str]:
-        """Returns what could be rolled out, and why that cannot be said."""
+        """Returns the candidates, and why they are not known; "" if they are."""
         if not self._desk.has_registry:
             return bundles(self._desk.source), ""
         view = self._desk.registry(visit.person, visit.now_ms)
@@ -263,7 +262,7 @@ class Starting:
 
 
 def digest_of(compared: Sequence[Version], plan: RolloutPlan, shadow: str) -> str:
-    """Returns the digest of what would start."""
+    """Returns the digest of the rollout that would start."""
     content = json.dumps([[asdict(one) for one in compared], asdict(plan), bool(shadow)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 

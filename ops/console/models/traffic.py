@@ -24,8 +24,7 @@ class IndexTraffic:
         self._known: tuple[int, SeenTraffic | None] = (0, None)
 
     def __call__(self, now_ms: int) -> SeenTraffic | None:
-        """Returns the traffic of the day before `now_ms`; None if the index cannot be read, or has no decision of
-        it."""
+        """Returns the traffic of the day before `now_ms`; None if the index cannot be read, or has no decisions."""
         if not 0 <= now_ms - self._known[0] < _KEPT_MS:
             try:
                 self._known = now_ms, self._counted(now_ms)

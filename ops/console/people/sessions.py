@@ -26,7 +26,7 @@ _MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
 
 @dataclass(frozen=True)
 class Session:
-    """One login. `csrf` is what a form of this session must bring; `source` is where the person was known."""
+    """One login. `csrf` is the token that a form of this session must bring; `source` is where the person was known."""
 
     digest: str
     person: Person
@@ -70,7 +70,7 @@ class Sessions:
     def of_cookie(self, secret: str, now_ms: int, *, is_person: bool = True) -> Session | None:
         """Returns the session of a cookie; None if there is none or it has ended.
 
-        `is_person`: False for what an open page asks by itself, which does not keep a session alive.
+        `is_person`: False for a request that an open page makes by itself. It does not keep a session alive.
         """
         if not secret:
             return None

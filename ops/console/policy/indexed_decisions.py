@@ -1,4 +1,4 @@
-"""The decisions of the console's index, with what the settings say about them: policies, rates, catalogue."""
+"""The decisions of the console's index, with the policies, rates and catalogue of the settings."""
 
 from __future__ import annotations
 

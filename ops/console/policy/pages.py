@@ -116,11 +116,11 @@ class Overlap:
 
 @dataclass(frozen=True)
 class PolicyView:
-    """The policy of this console's configuration, a sample of decisions, and a draft with what is wrong with it.
+    """The policy of this console's configuration, a sample of decisions, and a draft with its faults.
 
     `sample`: decisions of the hour before `sampled_ms`, 0 for never; `sample_trouble`: why there is no newer sample.
-    `refused`: why what was wanted of the draft was not done. `by_this_policy`: how many of them this policy decided.
-    A threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
+    `refused`: why the wanted act on the draft was not done. `by_this_policy`: how many of them this policy decided. A
+    threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
     """
 
     review_at: float
@@ -235,7 +235,7 @@ class PolicySection:
         return Done(f"/policy/replays/{made.replay_id}", "You have asked for a replay of your draft.", view)
 
     def show_replay(self, visit: Visit) -> Shown:
-        """Show a replay: how far it is, or what it has found."""
+        """Show a replay: its progress, or its result."""
         found = self._replay(visit)
         if found.by != visit.person.name and not visit.person.sees_cards:
             found = replace(found, draft="")
@@ -262,7 +262,7 @@ class PolicySection:
         return Done("/policy", "The replay is cancelled.")
 
     def _kept(self, visit: Visit, act: Callable[[Visit], Done]) -> Done | Shown:
-        """Returns what an act gives. If it is refused, the draft stays on the page: going back would lose it."""
+        """Returns the result of an act. If it is refused, the draft stays on the page: going back would lose it."""
         try:
             return act(visit)
         except (PageRefused, PaywardenError) as error:
@@ -331,7 +331,7 @@ class PolicySection:
             return 0.0, 0.0
 
     def _sampled(self, now_ms: int) -> list[Fired]:
-        """Returns what fired for each decision of a sample of the last hour. Raises PaywardenError."""
+        """Returns the rules that fired for each decision of a sample of the last hour. Raises PaywardenError."""
         with closing(self._decisions()) as decisions:
             return [Fired(rules_of(one), one["policy_digest"]) for one in decisions.between(now_ms - _HOUR_MS, now_ms)]
 

@@ -1,4 +1,4 @@
-"""Drafts of the policy, replayed on the decisions of the last week: what would have been decided instead?
+"""Replays drafts of the policy on the decisions of the last week, and counts the actions that would change.
 
     week of 4,200,000 decisions ──► 300 of each hour, 50,000 in all ──► each decided twice, from its kept vector
                                                                          the policy now:  review
@@ -131,7 +131,7 @@ class Replay:
 
 
 class SampledDecisions(Protocol):
-    """The decisions of the index, and what is needed to decide about them again."""
+    """The decisions of the index, and the policies and rates to decide about them again."""
 
     @property
     def rates(self) -> RateTable:
@@ -297,7 +297,7 @@ class _Tally:
             self._take(place, decision, facts, "" if outcome is None else outcome.label, weight)
 
     def _facts(self, decision: Mapping[str, Any]) -> Facts | None:
-        """Returns what the decision was made from; None, and why is counted, where the conditions could not be true."""
+        """Returns the values behind the decision. None where the conditions lack a value; the reason is counted."""
         from paywarden.models.policy.policy import MODEL_ABSENT, Facts
         from paywarden.scoring.engine.recomputation import request_of, vector_of
 
@@ -360,7 +360,7 @@ class _Tally:
         self._left_out[why] = self._left_out.get(why, 0) + 1
 
     def result(self, review_cost_minor: int) -> ReplayResult:
-        """Returns what was found."""
+        """Returns the result of the replay."""
         from paywarden.models.policy.policy import ACTIONS
 
         def of(whose: str, action: str) -> _Sums:

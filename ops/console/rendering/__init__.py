@@ -1,1 +1,1 @@
-"""How a page looks: the HTML of what it shows (`templates`), its charts, and an analyst's words for signals."""
+"""Renders pages: HTML of their content (`templates`), charts, and an analyst's words for signals."""

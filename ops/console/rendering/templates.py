@@ -1,4 +1,4 @@
-"""Make HTML of what a page shows. Templates escape everything; a name that a template misspells is an error."""
+"""Render the content of a page as HTML. Templates escape everything; a name that a template misspells is an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from paywarden.ops.console.rendering.words import what_moved, where
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
-# of one letter or sign are none of them.
+# of one letter or sign do not count.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -129,7 +129,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
 
 
 def visible(value: Any) -> Any:
-    """Returns what a template is about to write, with characters that nobody can see written out: `[U+202E]`.
+    """Returns a value that a template is about to write, with invisible characters written out: `[U+202E]`.
 
     Ids, names and notes come from topics that others write. A character that turns the direction of a text, or that has
     no width, would make one merchant look like another.

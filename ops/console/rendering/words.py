@@ -23,7 +23,7 @@ _OVERALL = "overall"
 
 
 def what_moved(subject: str, signal: str = "") -> str:
-    """Returns what moved. `signal`: what of it, such as its level; "" or `share` for all of it."""
+    """Returns a subject that moved, in words. `signal`: the part that moved, such as its level; "" or `share`: all."""
     kind, _, name = subject.rpartition(":")
     words = _SUBJECTS.get(name, name.replace("_", " ")) if kind != "feature" else name.replace("_", " ")
     if kind == "flag":

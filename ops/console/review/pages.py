@@ -1,4 +1,4 @@
-"""The pages of the review queue: what waits, one payment to decide about, and how much is done."""
+"""The pages of the review queue: waiting payments, one payment to decide about, and counts of the work."""
 
 from __future__ import annotations
 

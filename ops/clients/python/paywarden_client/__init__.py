@@ -1,4 +1,4 @@
-"""Client of Paywarden, the fraud scoring service. ops/clients/SPECIFICATION.md says what it does, rule by rule.
+"""Client of Paywarden, the fraud scoring service. ops/clients/SPECIFICATION.md describes it, rule by rule.
 
 from paywarden_client import Client, ClientSettings, Payment
 

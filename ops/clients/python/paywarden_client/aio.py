@@ -27,7 +27,7 @@ _EARLY_S = 0.001
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. `answer` is the future of the call that has it; its result is an answer, or what was met."""
+    """One connection. `answer` is the future of the call that has it: an answer, or a failure of calls.py."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport
@@ -192,7 +192,7 @@ class AsyncClient:
         return len(self._core.queue)
 
     async def close(self) -> None:
-        """Close the connections; `on_reconciled` gets what waits. Calls from now on are stand-ins."""
+        """Close the connections; `on_reconciled` gets the stand-ins that wait. Calls from now on are stand-ins."""
         self._core.close()
         tasks = list(self._tasks)
         for task in tasks:
@@ -250,7 +250,7 @@ class AsyncClient:
             host.give_place()
 
     async def _exchange(self, connection: _Connection, call: Call) -> AnswerReader | str:
-        """Returns the whole answer, or what was met."""
+        """Returns the whole answer, or a failure of calls.py."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[AnswerReader | str] = loop.create_future()
         try:

@@ -1,4 +1,4 @@
-"""A decision, and what a status and a body of the service mean."""
+"""A decision, and the meaning of the service's statuses and bodies."""
 
 from __future__ import annotations
 

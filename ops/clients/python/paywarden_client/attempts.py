@@ -55,7 +55,7 @@ class CallPlan:
     def retry_pause_ms(self, met: str | int, left_ms: float) -> float | None:
         """Returns the pause before a second attempt at `host`, or None if there is none.
 
-        `met` is REFUSED, BROKEN, or the status of an answer; `left_ms` is what is left of the deadline.
+        `met` is REFUSED, BROKEN, or the status of an answer; `left_ms` is the time left of the deadline.
         """
         if self.attempts >= ATTEMPTS_MAX or met not in (REFUSED, BROKEN, 503):
             return None
@@ -71,5 +71,5 @@ class CallPlan:
 
 
 def cause_of(met: str) -> str:
-    """Returns the cause of a stand-in by what the last attempt met, other than a status."""
+    """Returns the cause of a stand-in by the result of the last attempt, other than a status."""
     return UNREACHABLE if met == REFUSED else met

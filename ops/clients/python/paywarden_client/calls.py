@@ -118,7 +118,7 @@ class Core:
         self._count(call, QUEUE_REFUSED)
 
     def finish(self, call: Call, end: Decision | str) -> Decision:
-        """Returns what the caller gets: the decision, or a stand-in, which waits in the queue from now on."""
+        """Returns the caller's result: the decision, or a stand-in, which waits in the queue from now on."""
         if isinstance(end, Decision):
             if len(self.queue):
                 self._end_waiting(call.payment.payment_id, end, ANSWERED)
@@ -150,7 +150,7 @@ class Core:
         return self.begin(waiting.payment, deadline_ms, None, RECONCILE)
 
     def reconciled(self, waiting: Waiting, call: Call, end: Decision | str | WrongRequest) -> None:
-        """Note what a call for a stand-in gave."""
+        """Note the result of a call for a stand-in."""
         payment_id = waiting.payment.payment_id
         if isinstance(end, Decision):
             self._end_waiting(payment_id, end, ANSWERED)
@@ -166,7 +166,7 @@ class Core:
             self._count(call, end)
 
     def close(self) -> None:
-        """Give what waits to the hook. Calls from now on are stand-ins."""
+        """Give the stand-ins that wait to the hook. Calls from now on are stand-ins."""
         self.is_closed = True
         with self._lock:
             left = list(self.queue.drain())

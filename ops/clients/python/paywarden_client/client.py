@@ -86,7 +86,7 @@ class Client:
         return len(self._core.queue)
 
     def close(self) -> None:
-        """Close the connections; `on_reconciled` gets what waits. Calls from now on are stand-ins."""
+        """Close the connections; `on_reconciled` gets the stand-ins that wait. Calls from now on are stand-ins."""
         self._core.close()
         self._wakes_resolver.set()
         self._wakes_reconciler.set()

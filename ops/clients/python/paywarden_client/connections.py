@@ -48,7 +48,7 @@ class Addresses:
         return bool(self._all)
 
     def set(self, addresses: Sequence[Address]) -> None:
-        """Take what the name means now. Without any, the earlier ones stay."""
+        """Take the present addresses of the name. Without any, the earlier ones stay."""
         if addresses:
             self._all = addresses
 
@@ -79,7 +79,7 @@ class Connection:
         self._poll = Waiter(connected)
 
     def is_stale(self) -> bool:
-        """Returns whether the host has closed the connection, or sent what nobody asked for."""
+        """Returns whether the host has closed the connection, or sent bytes that nobody asked for."""
         if not self._poll.can_read(0.0):
             return False
         try:
@@ -228,7 +228,7 @@ class HostConnections:
         self._give_place()
 
     def close(self) -> None:
-        """Close what is kept, and later what is in use."""
+        """Close the kept connections now, and later those in use."""
         with self._changed:
             self._is_closed = True
             kept, self._kept = self._kept, []

@@ -49,7 +49,7 @@ class AnswerReader:
         self.keeps, self.says_close = False, False
 
     def feed(self, data: bytes) -> bool:
-        """Take what was received. Returns whether the answer is whole. Raises AnswerError."""
+        """Take received bytes. Returns whether the answer is whole. Raises AnswerError."""
         self._data, self._at = (self._data[self._at :] + data if self._at < len(self._data) else data), 0
         while not self._is_head_read:
             end = self._data.find(b"\r\n\r\n", self._at)

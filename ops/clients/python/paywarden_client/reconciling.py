@@ -109,7 +109,7 @@ class ReconcileQueue:
         return False
 
     def drain(self) -> Iterator[Waiting]:
-        """Yields what waits, and empties the queue."""
+        """Yields the stand-ins that wait, and empties the queue."""
         waiting, self._waiting = list(self._waiting.values()), {}
         self._due.clear()
         yield from waiting
