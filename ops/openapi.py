@@ -74,13 +74,13 @@ _RESPONSE: Mapping[str, Schema] = {
         "maximum": 1,
         "description": "Calibrated probability of fraud. Also 0 if no model gave a score (flag `model_absent`).",
     },
-    "action": {"type": "string", "enum": ["approve", "review", "decline"], "description": "What to do."},
+    "action": {"type": "string", "enum": ["approve", "review", "decline"], "description": "The action to take."},
     "reasons": {
         **_TEXTS,
         "description": "Why the action is not `approve`, the strongest first. Skip a form that you do not know.",
     },
     "model_version": {"type": "string", "description": "The bundle that scored the payment; empty if none did."},
-    "flags": {**_TEXTS, "description": "What was odd, such as `unknown_card`. Skip a flag that you do not know."},
+    "flags": {**_TEXTS, "description": "Oddities, such as `unknown_card`. Skip a flag that you do not know."},
     "profile_age_ms": {
         "type": "integer",
         "minimum": 0,
@@ -129,11 +129,11 @@ _INTRODUCTION = "\n\n".join(
     (
         "Decides about payments: approve, review or decline, within milliseconds.",
         "A body is JSON or protobuf (`schemas/proto/scoring.proto`, which `paywarden schemas proto` prints), with the "
-        "same names. An error is JSON whatever the request was. A path that is not listed here is answered by 404 "
+        "same names. An error is always JSON. A path that is not listed here is answered by 404 "
         "(`not_found`), another method by 405 (`unimplemented`, with `Allow`), both with the body of an error.",
         "Ask again after a time-out, a broken connection, a 503 or a 504, with the same `payment_id`: the decision "
         "that was made comes back. Keep connections open. Skip fields, reasons and flags that you do not know. The "
-        "endpoint checks more than a JSON schema can say; the descriptions say what.",
+        "endpoint checks more than a JSON schema can say; see the descriptions.",
         "Through a gateway, send `x-paywarden-route` with each call, also with a retry: the first 32 hexadecimal "
         "digits of HMAC-SHA-256 of the card under the clients' key. A gateway refuses any other form. A host does not "
         "look at it.",
@@ -373,7 +373,7 @@ def _flag(name: str) -> Schema:
 
 def _readiness() -> Schema:
     ready = _flag("ready")
-    ready["properties"]["missing"] = {**_TEXTS, "description": "What is missing; empty if nothing is."}
+    ready["properties"]["missing"] = {**_TEXTS, "description": "The missing parts; empty if there are none."}
     return {**ready, "required": ["ready", "missing"]}
 
 
@@ -381,7 +381,7 @@ def _error_schema(codes: Sequence[str]) -> Schema:
     properties: Schema = {
         "code": {"type": "string", "enum": list(codes), "description": "The code, as gRPC names it."},
         "field": {"type": "string", "description": "The wrong field or header; empty if none is to blame."},
-        "message": {"type": "string", "description": "What was got and wanted. Never an id, a secret or a payload."},
+        "message": {"type": "string", "description": "Wanted and given value. Never an id, a secret or a payload."},
     }
     error = {"type": "object", "properties": properties, "required": list(properties)}
     return {"type": "object", "properties": {"error": error}, "required": ["error"]}

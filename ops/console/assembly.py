@@ -286,7 +286,7 @@ def feature_meanings(source: Source) -> Callable[[str], str]:
             return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
         except Misconfigured as error:
             # An alert is shown without it. Other parts of the console show the error of the catalogue.
-            _log.warning("alerts do not say what features mean: %s", error)
+            _log.warning("alerts do not show the meaning of features: %s", error)
             return {}
 
     return lambda name: meanings().get(name, "")

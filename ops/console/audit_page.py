@@ -56,7 +56,7 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
         return Shown("audit.html", view, "Audit log")
 
     fields = (
-        Field("by", "Only what this person did"),
+        Field("by", "Only acts of this person"),
         Field("act", "Only this act, such as viewed or logged_in"),
         Field("subject", "Only about this, such as payment:p1, case:5f0c or console"),
         Field("count", "How many of the newest entries to look at", kind="whole", low=1, high=_COUNT_MAX),

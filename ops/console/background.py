@@ -43,10 +43,10 @@ class Failures:
         now = self._clock()
         return [
             Missing(
-                f"What keeps the section {name} up to date",
+                f"The background work of the section {name}",
                 since_ms,
                 "it ends with an error and begins again; the operators find it in the console's log",
-                "What you see there may be old, or not all.",
+                "Its pages may be old, or not complete.",
             )
             for name, (since_ms, last_ms) in sorted(self._times.items())
             if now - last_ms < _WELL_AFTER_MS

@@ -209,7 +209,7 @@ class Missing:
     what: str
     since_ms: int
     why: str
-    effect: str = "What you see is as it was then."
+    effect: str = "The pages show the state of that time."
     is_lasting: bool = False
 
 

@@ -43,7 +43,7 @@ _DRIFT = DashboardSection(
         ),
         Panel(
             "Distance from training",
-            "PSI of the newest week against the training window, beyond what is natural between weeks.",
+            "PSI of the newest week against the training window, beyond the natural distance between weeks.",
             "short",
             (Query(f"max by (version, group) (paywarden_drift_training_distance{{{_OF}}})", "{{version}} {{group}}"),),
         ),
@@ -219,7 +219,7 @@ _OUTCOMES = DashboardSection(
         ),
         Panel(
             "Rows joined",
-            "Decisions and outcomes worked in a second, by what they did.",
+            "Decisions and outcomes processed a second, by effect.",
             "short",
             (
                 Query(f"sum by (topic, result) (rate(paywarden_outcomes_rows_total{_RATE}))", "{{topic}} {{result}}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from paywarden.ops.dashboards.grafana import Dashboard, DashboardSection, Panel, Query
 
 _CALLERS = DashboardSection(
-    "What callers notice",
+    "Effects on callers",
     (
         Panel(
             "Payments decided",
@@ -194,6 +194,6 @@ _HEALTH = DashboardSection(
 FLEET = Dashboard(
     "fleet",
     "Paywarden: fleet",
-    "All hosts on one page: what callers notice, profiles and decisions on their way, health of the processes.",
+    "All hosts on one page: effects on callers, profiles and decisions on their way, health of the processes.",
     (_CALLERS, _PROFILES, _HEALTH),
 )

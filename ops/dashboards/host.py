@@ -47,7 +47,7 @@ _ANSWERS = DashboardSection(
         ),
         Panel(
             "Time of each stage",
-            "What each stage takes of a payment's time on average. `wait` is the time until its batch begins.",
+            "Average time of each stage for a payment. `wait` is the time until its batch begins.",
             "s",
             (Query(f"avg by (stage) (instance_stage:paywarden_stage_seconds:mean5m{{{_ON}}})", "{{stage}}"),),
             stacked=True,
@@ -243,7 +243,7 @@ _DECISIONS = DashboardSection(
         ),
         Panel(
             "Time since the last change",
-            "Seconds since a worker last changed what decides.",
+            "Seconds since a worker's last swap of the release.",
             "s",
             (Query(f"time() - (max by (instance) (paywarden_swap_timestamp_seconds{{{_ON}}}) > 0)", "{{instance}}"),),
         ),
@@ -274,7 +274,7 @@ _SHIPPING = DashboardSection(
         ),
         Panel(
             "Outbox in trouble",
-            "Appends refused a second, and what was set aside because nobody can read it. 0 on a quiet day.",
+            "Appends refused a second, and entries set aside because they cannot be read. 0 on a quiet day.",
             "short",
             (
                 Query(_rate("instance", "paywarden_outbox_refused_total"), "refused"),

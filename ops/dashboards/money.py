@@ -47,11 +47,11 @@ _DECISIONS = DashboardSection(
 )
 
 _WORTH = DashboardSection(
-    "What it is worth",
+    "Worth",
     (
         Panel(
             "Worth of the decisions",
-            f"What the decisions were worth against approving everything. {_LATER}",
+            f"Worth of the decisions against approving everything. {_LATER}",
             "short",
             (Query(f"max by ({_BY}) (paywarden_outcomes_net_minor)", "{{version}} {{variant}} {{days}} days"),),
             alerts=("PaywardenOutcomesWorse",),
@@ -93,6 +93,6 @@ _WORTH = DashboardSection(
 MONEY = Dashboard(
     "money",
     "Paywarden: money",
-    "What decisions are worth, in the reference currency, and what they are.",
+    "The worth of decisions in the reference currency, and decisions by action.",
     (_DECISIONS, _WORTH),
 )

@@ -32,8 +32,8 @@ _ROLLOUT = DashboardSection(
             maximum=1.0,
         ),
         Panel(
-            "What the newest look found",
-            "1 for what the newest look at the step found.",
+            "Finding of the newest look",
+            "1 for the finding of the newest look at the step.",
             "short",
             (Query("max by (finding) (paywarden_rollout_finding)", "{{finding}}"),),
             alerts=("PaywardenRolloutSplitWrong", "PaywardenRolloutNoData"),

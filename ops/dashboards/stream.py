@@ -227,7 +227,7 @@ _AEROSPIKE = DashboardSection(
         ),
         Panel(
             "Findings about the cluster",
-            "What `paywarden store check` says about the cluster's settings, by level.",
+            "Findings of `paywarden store check` about the cluster's settings, by level.",
             "short",
             (Query("max by (level) (paywarden_store_findings)", "{{level}}"),),
             alerts=("PaywardenStoreUnsafe",),

@@ -56,7 +56,7 @@ SHIFTED_CHANNEL = "moto"
 """Their channel: telephone, which the simulator does not know."""
 _DRIFT = (
     f"from {{since}} on {SHIFTED_SHARE:.0%} of the payments have {SHIFTED_TIMES} times their amount and "
-    f"the channel {SHIFTED_CHANNEL}; `drift status` and the console tell of it about ten minutes after that. "
+    f"the channel {SHIFTED_CHANNEL}; `drift status` and the console show it about ten minutes later. "
     "Another alert is about how often cards pay: the same payments come round after round"
 )
 # Before the shift comes this much of usual payments, or more: the page of an alert compares with them.

@@ -78,7 +78,7 @@ def check_processor(_: Source) -> Iterator[CheckResult]:
             WARNING,
             f"the processor has none of {', '.join(filter(None, dict.fromkeys(LANES.values())))}, so a model scores {lanes} rows "
             "together and takes longer",
-            "let the hypervisor show what the processor has, or plan with more cores (`paywarden capacity --measured`)",
+            "let the hypervisor show all features, or plan with more cores (`paywarden capacity --measured`)",
         )
 
 

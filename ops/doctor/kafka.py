@@ -92,7 +92,7 @@ def check_kafka(source: Source) -> Iterator[CheckResult]:
         yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
     for reason in dict.fromkeys(refused.values()):
         names = [name for name, its_reason in refused.items() if its_reason == reason]
-        yield CheckResult("kafka", ERROR, f"Kafka does not tell us of {_listed(names)} ({reason})", _NOT_TOLD)
+        yield CheckResult("kafka", ERROR, f"Kafka does not describe {_listed(names)} ({reason})", _NOT_TOLD)
     configs = _configs(admin, list(described))
     found = [
         result
@@ -326,7 +326,7 @@ def _subjects_in_time(settings: RegistrySettings) -> frozenset[str]:
     if not met:
         raise Misconfigured(
             f"schema registry {settings.url} has not answered in full within {limit_s:.0f} s: look at the registry, "
-            "and at what stands before it"
+            "and at the proxies before it"
         )
     if isinstance(met[0], PaywardenError):
         raise met[0]

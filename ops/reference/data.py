@@ -145,7 +145,7 @@ def _history() -> Iterator[str]:
 
 
 def _truth() -> Iterator[str]:
-    yield f"## What is true of made data: {TRUTH_FILE}\n"
+    yield f"## The truth about made data: {TRUTH_FILE}\n"
     yield from prose(
         "`simulate --world shop` writes it beside the history, and `ceiling` reads it. No other command does: a real "
         "history has no such file."

@@ -44,7 +44,7 @@ _HANDLING = {
         "(no worker starts)",
     ),
     errors.BundleRefused: ("as above", "as above", "(no worker starts)"),
-    errors.RegistryRefused: ("as above", "as above: what decided before goes on", "(no worker starts)"),
+    errors.RegistryRefused: ("as above", "as above: the present release goes on", "(no worker starts)"),
 }
 # The caller's next step after a refusal, by its code.
 _CALLER = {

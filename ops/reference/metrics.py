@@ -38,7 +38,7 @@ _SERVICES = (
     (
         "shadow",
         "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts are those of `paywarden shadow run` since its "
-        "start, whatever processes its challengers have had.",
+        "start, over all processes of its challengers.",
     ),
 )
 _PROCESS = (

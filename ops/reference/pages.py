@@ -64,7 +64,7 @@ def pages() -> dict[str, str]:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail if a page differs from what the code gives.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a page differs from the code.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -81,5 +81,5 @@ def main(check: bool, out: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            click.echo(f"{path} is not what the code gives: run `python -m paywarden.ops.reference`", err=True)
+            click.echo(f"{path} differs from the code: run `python -m paywarden.ops.reference`", err=True)
             sys.exit(1)

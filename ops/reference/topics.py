@@ -48,7 +48,7 @@ _USES = {
     ),
     "decisions": TopicUse(
         "`payment_id`",
-        "What Paywarden decided about each payment, and the features it decided from. Each decision comes at least "
+        "The decision about each payment, and the features behind it. Each decision comes at least "
         "once: drop a repeated `decision_id`.",
         "`companion`, from the outboxes of the scoring workers",
         "your systems; `stream` (drift and outcomes), `archive`",
@@ -64,7 +64,7 @@ _USES = {
     ),
     "console-events": TopicUse(
         "`subject`",
-        "What people did about alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and "
+        "People's acts on alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and "
         "what became of each Idempotency-Key.",
         "`console`, `drift assign`, `drift comment`",
         "`console`, `drift`",
@@ -86,7 +86,7 @@ _USES = {
     ),
     "model-registry": TopicUse(
         "`digest` of the entry",
-        "What happened to models: registered, proposed, approved, promoted, rolled back.",
+        "Changes of models: registered, proposed, approved, promoted, rolled back.",
         "`models`",
         "`models`",
     ),
@@ -95,7 +95,7 @@ _USES = {
     ),
     "shadow-decisions": TopicUse(
         "`payment_id`",
-        "What challengers in the shadow would have decided, beside what was decided.",
+        "The decisions of challengers in the shadow, beside the live decisions.",
         "`shadow`",
         "`shadow report`, your systems",
     ),
@@ -107,7 +107,7 @@ _USES = {
     ),
     "verdicts": TopicUse(
         "`payment_id`",
-        "What analysts said about payments in review: provisional, and never an outcome. Each comes at least once: "
+        "Analysts' verdicts about payments in review: provisional, and never an outcome. Each comes at least once: "
         "drop a repeated `verdict_id`.",
         "`decisions index`, `console`, from the outbox in their database",
         "`decisions index`, `console`, your systems",

@@ -210,7 +210,7 @@ class OneCall:
         return IN_RECORDS
 
     def _readied(self) -> MirrorReader | None:
-        """Make the frames for serving model and mirror. Returns the mirror, or None if no chunk can take the one
+        """Make the frames for model and mirror. Returns the mirror, or None if no chunk can take the one
         call."""
         mirror, serving = self._scorer.usual_mirror, self._scorer.serving
         if mirror is None or not self._can_hash:

@@ -17,7 +17,7 @@ def swap_failures(registry: MetricsRegistry, step: str) -> Counter:
     """Returns the counter of swaps that failed at a step, CHECK or TAKE_UP."""
     return registry.counter(
         "paywarden_swap_failures_total",
-        "Swaps of bundle or policy that were not made, by step: what decided before goes on.",
+        "Swaps of bundle or policy that were not made, by step: the present release goes on.",
         ("step",),
         (step,),
     )
@@ -34,11 +34,11 @@ class SwapMetrics:
     @classmethod
     def declare(cls, registry: MetricsRegistry) -> SwapMetrics:
         return cls(
-            registry.counter("paywarden_swaps_total", "Changes of what decides that a worker has made."),
+            registry.counter("paywarden_swaps_total", "Swaps of the release that a worker has made."),
             swap_failures(registry, TAKE_UP),
             registry.gauge(
                 "paywarden_swap_timestamp_seconds",
-                "When a worker last changed what decides, in seconds since the epoch.",
+                "Time of a worker's last swap of the release, in seconds since the epoch.",
             ),
         )
 

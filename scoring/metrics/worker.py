@@ -169,7 +169,7 @@ class StageTimes:
         self.seconds = {
             stage: registry.histogram(
                 "paywarden_stage_seconds",
-                "What each stage takes of a payment's time, in one chunk of sixteen.",
+                "Time of each stage for a payment, in one chunk of sixteen.",
                 ("stage",),
                 (stage,),
                 bounds=STAGE_SECONDS_BOUNDS,

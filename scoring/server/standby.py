@@ -122,7 +122,7 @@ class Turns:
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
             name = self._host.catalogue_digest
-            _log.error("catalogue %s does not take over, and what decides goes on: %s", name, trouble)
+            _log.error("catalogue %s does not take over, and the other version serves on: %s", name, trouble)
         self._told = trouble
 
 

@@ -282,6 +282,6 @@ class Chores:
         try:
             work(Rests().rest)
         except Exception:  # noqa: BLE001 - the top of the thread: later work must go on
-            _log.exception("a bug ended what was done about a release")
+            _log.exception("a bug ended the work on a release")
         finally:
             sys.setswitchinterval(interval)

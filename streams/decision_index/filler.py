@@ -88,7 +88,7 @@ class FillState:
         if self.trouble:
             return f"the index does not follow the topics: {self.trouble}"
         if self.held:
-            return f"the index lacks what its topics hold back: {self.held}"
+            return f"the index lacks records that its topics hold back: {self.held}"
         return "" if self.is_fresh else "the index is being filled: the newest decisions are not in it yet"
 
 

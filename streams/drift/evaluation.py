@@ -179,7 +179,7 @@ class Evaluator:
             try:
                 self._has = self._save(start_ms + FIVE_MS, version)
             except StoreConflict:
-                _log.warning("another worker evaluates decisions, too: going on from what it has done")
+                _log.warning("another worker evaluates decisions, too: going on from its results")
                 break
             count += 1
         return count

@@ -77,7 +77,7 @@ class DriftMetrics:
             "decisions": counter("decisions", "Decisions read and saved, counted in a cell or not."),
             "late": counter("late", "Decisions counted after their block may have been evaluated."),
             "future": counter("future", "Decisions not counted: dated ahead of the clock by more than future_ms_max."),
-            "old": counter("old", "Decisions not counted: older than what is kept."),
+            "old": counter("old", "Decisions not counted: older than the kept counts."),
             "unknown": counter("unknown_version", "Decisions of a model version without a known bundle."),
             "other": counter("other_version", "Decisions counted together, of versions beyond versions_max."),
         }
@@ -140,8 +140,8 @@ class DetectionMetrics:
         self._share = gauge("action_share", "Share of the newest block's payments.", "version", "length", "action")
         self._training = gauge(
             "training_distance",
-            "PSI of the newest week against the training window, beyond what is natural between weeks: of the score, "
-            "of the feature that moved most, and of the traffic of each dimension.",
+            "PSI of the newest week against the training window, beyond the natural distance between weeks: of the "
+            "score, of the feature that moved most, and of the traffic of each dimension.",
             "version",
             "group",
         )

@@ -87,7 +87,7 @@ class SupervisedThread(mode.Service):
             error = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._ended)), self._stop_timeout_s)
         except TimeoutError:
             raise TemporaryFailure(
-                f"the {self._name} did not stop within {self._stop_timeout_s:g} s; what it had in flight is abandoned"
+                f"the {self._name} did not stop within {self._stop_timeout_s:g} s; its work in flight is abandoned"
             ) from None
         if error is not None:
             raise error

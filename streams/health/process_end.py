@@ -119,7 +119,7 @@ class ProcessEnd:
         if self._failure is None and not self._is_done:
             _write_line(
                 f"paywarden: the {self._name} did not stop within {self.timeout_s:g} s and is ended; "
-                "what it had in flight is abandoned"
+                "its work in flight is abandoned"
             )
         elif self._failure is not None:
             self._tell_failure()

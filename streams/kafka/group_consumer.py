@@ -202,7 +202,7 @@ class BatchConsumer:
         try:
             answers = self._consumer.committed(places, timeout=_COMMITTED_TIMEOUT_S)
         except KafkaException as error:
-            _log.warning("Kafka does not say what is committed: %s", reason_of(error))
+            _log.warning("Kafka does not give the committed offsets: %s", reason_of(error))
             return None
         return {answer.partition: max(0, answer.offset) for answer in answers}
 

@@ -58,7 +58,7 @@ def add_partitions(
             if unread:
                 raise Misconfigured(f"{unread} records of {topic} are not processed: run `paywarden stream --drain`")
     except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say what is committed: {reason_of(error)}") from error
+        raise BrokerUnavailable(f"Kafka does not give the committed offsets: {reason_of(error)}") from error
     finally:
         consumer.close()
     additions = {name: count for name, there in partitions.items() if len(there) < count}

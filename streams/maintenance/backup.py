@@ -133,7 +133,7 @@ def _committed(what: BackedUp) -> Offsets:
             answers = consumer.committed(asked, timeout=REACH_TIMEOUT_S)
             found[name] = {one.partition: one.offset if one.offset >= 0 else None for one in answers}
     except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say what is committed: {reason_of(error)}") from error
+        raise BrokerUnavailable(f"Kafka does not give the committed offsets: {reason_of(error)}") from error
     finally:
         consumer.close()
     return found

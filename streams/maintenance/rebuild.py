@@ -163,7 +163,7 @@ class Rebuild:
                 first = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
                 consumer.commit(offsets=first, asynchronous=False)
         except KafkaException as error:
-            raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
+            raise BrokerUnavailable(f"Kafka does not give offsets by time: {reason_of(error)}") from error
         finally:
             consumer.close()
 

@@ -198,7 +198,7 @@ def spoken(verdicts: Verdicts) -> Iterator[str]:
         ("repaired", "of these written back"),
         ("mixed", "older and newer at once"),
         ("returned", "there again after they were erased"),
-        ("rewritten", "written shortly before the loss and again after it: nothing tells whether they are whole"),
+        ("rewritten", "written shortly before the loss and again after it: nobody can know whether they are whole"),
     ):
         counts: dict[str, int] = getattr(verdicts, name)
         if counts or name in ("whole", "lost"):

@@ -143,7 +143,7 @@ class OutcomeEvaluator:
             try:
                 self._store.write({EVALUATED_KEY: data}, ttl_s=_TTL_S, versions={EVALUATED_KEY: version})
             except StoreConflict:
-                _log.warning("another worker evaluates outcomes, too: going on from what it has done")
+                _log.warning("another worker evaluates outcomes, too: going on from its results")
                 break
             count += 1
         return count

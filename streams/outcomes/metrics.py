@@ -24,7 +24,7 @@ _MEASURES = {
     "brier_score": "Mean squared distance of score and label.",
     "calibration_error": "Expected calibration error.",
     "fraud_missed_minor": "Money lost to frauds that were approved, minor units of the reference currency.",
-    "net_minor": "What the decisions were worth against approving everything, minor units of the reference currency.",
+    "net_minor": "Worth of the decisions against approving everything, minor units of the reference currency.",
 }
 
 
@@ -38,7 +38,7 @@ class OutcomeMetrics:
         def gauge(name: str, documentation: str, *labels: str) -> Gauge:
             return Gauge(f"paywarden_outcomes_{name}", documentation, labels, registry=registry)
 
-        self._rows = counter("rows", "Decisions and outcomes worked in and saved, by what they did.", "topic", "result")
+        self._rows = counter("rows", "Decisions and outcomes processed and saved, by effect.", "topic", "result")
         self._without_amount = counter("without_amount", "Decisions whose amount has no rate, counted as 0.")
         self._other_arm = counter("other_arm", "Decisions counted together, of versions and variants beyond arms_max.")
         self.undecodable = counter("undecodable", "Records on the topic outcomes that cannot be decoded.")

@@ -269,7 +269,7 @@ class Pipeline:
         try:
             self._compare_sources()
         except (StoreUnavailable, BrokerUnavailable) as error:
-            _log.warning("the topics are compared with what the store remembers of them later: %s", error)
+            _log.warning("the topics are compared with the store's register later: %s", error)
         sources = [] if self._drain else [self._payments, self._outcomes]
         self._consumer.subscribe([*sources, *self._repartition])
 

@@ -48,7 +48,7 @@ class RolloutCollector(Collector):
         )
         yield _states(
             "paywarden_rollout_finding",
-            "1 for what the newest look at the step found, 0 for the others.",
+            "1 for the finding of the newest look at the step, 0 for the others.",
             "finding",
             [finding.value for finding in Finding],
             None if rollout is None or rollout.judgement is None else rollout.judgement.finding.value,

@@ -40,7 +40,7 @@ class ShadowCandidate:
             try:
                 self._found = self._in_shadow(read_deployment(self._file))
             except Misconfigured as error:
-                _log.error("the candidate in the shadow stays what it was: %s", error)
+                _log.error("the candidate in the shadow stays the same: %s", error)
         return self._found
 
     def _in_shadow(self, deployment: Deployment | None) -> dict[str, ReleasePaths]:

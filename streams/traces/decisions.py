@@ -45,7 +45,7 @@ class DecisionRecords:
         try:
             self._consumer.commit(offsets=places, asynchronous=False)
         except KafkaException as error:
-            _log.warning("what was read of decisions is not committed, and may come again: %s", reason_of(error))
+            _log.warning("offsets of decisions are not committed, and records may come again: %s", reason_of(error))
 
     def close(self) -> None:
         """Leave the group."""

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--unknown-labels",
     type=click.Choice(["auto", "leave_out", "genuine"]),
-    help="What a payment without an outcome is (default: [training] unknown_labels).",
+    help="The label of a payment without an outcome (default: [training] unknown_labels).",
 )
 @click.option(
     "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="Values that replace settings of [costs]."

@@ -80,9 +80,9 @@ def evaluate(source: Source, name: str) -> None:
 @click.option(
     "--since",
     metavar="TIME",
-    help="Only what reached Kafka at TIME or later (default: a day before now; archives: all).",
+    help="Only records that reached Kafka at TIME or later (default: a day before now; archives: all).",
 )
-@click.option("--until", metavar="TIME", help="Only what reached Kafka before TIME; outcomes may be later.")
+@click.option("--until", metavar="TIME", help="Only records that reached Kafka before TIME; outcomes may be later.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 @needs("history")

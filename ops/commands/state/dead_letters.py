@@ -119,7 +119,7 @@ def show(
     show_default=True,
     help="Refuse letters that failed after this many retries.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
+@click.option("--dry-run", is_flag=True, help="Only list the records that would be sent.")
 @click.pass_obj
 def retry(
     source: Source,

@@ -84,7 +84,7 @@ def verify(source: Source, since: str | None, repair: bool, as_json: bool) -> No
     else:
         click.echo("\n".join(spoken(verdicts)))
     if verdicts.needs_repair or verdicts.needs_rebuild or verdicts.returned:
-        raise click.ClickException("the store does not have what the changelog has")
+        raise click.ClickException("the store lacks records of the changelog")
 
 
 @store.command()

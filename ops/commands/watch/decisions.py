@@ -80,10 +80,10 @@ def explain(
 
 
 @decisions.command()
-@click.option("--archive", type=click.Path(path_type=Path), help="Take what an archive has first, then the topics.")
+@click.option("--archive", type=click.Path(path_type=Path), help="Read an archive first, then the topics.")
 @click.option("--rebuild", is_flag=True, help="Empty the index first. Claims and verdicts stay.")
 @click.option("--follow", is_flag=True, help="Never end: go on with new records, and send verdicts to their topic.")
-@click.option("--json", "as_json", is_flag=True, help="What the index holds, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The size of the index, as JSON.")
 @click.pass_obj
 @needs("index")
 def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_json: bool) -> None:

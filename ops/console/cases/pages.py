@@ -52,7 +52,7 @@ LIST_FIELDS = (
     Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000),
 )
 PERSONAL = tuple(one.name for one in LIST_FIELDS if one.is_personal)
-_ITEM_FIELD = Field("item", "What the form of a case begins with: payment:ID or alert:ID")
+_ITEM_FIELD = Field("item", "The first item of a new case: payment:ID or alert:ID")
 _ACTS = ("note", "link", "unlink", "propose", "close", "reopen")
 
 
@@ -225,7 +225,7 @@ class Cases:
         act, note = visit.text("act"), visit.text("note")
         what: dict[str, str] = {"note": note} if note else {}
         if act == "note" and not note:
-            raise PageRefused(400, "note: wanted what you have to say.")
+            raise PageRefused(400, "note: wanted a text, got none.")
         if act in ("link", "unlink"):
             what = {"item": _item(visit)}
         if act in ("propose", "close"):

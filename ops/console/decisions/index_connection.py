@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from paywarden.streams.decision_index.reviews import ReviewQueue
 
 _log = logging.getLogger(__name__)
-_EFFECT = "Decisions, reviews and what rules caught cannot be shown until then."
+_EFFECT = "Decisions, reviews and catches of rules cannot be shown until then."
 _RETRY_S = 2.0
 _COUNT_EVERY_MS = 5_000
 Open = Callable[[], AbstractContextManager[tuple["DecisionIndex", "ReviewQueue"]]]

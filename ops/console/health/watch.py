@@ -60,7 +60,7 @@ class HealthWatch:
             try:
                 self.step()
             except TemporaryFailure as error:
-                _log.warning("what happens to processes is not written: %s", error)
+                _log.warning("changes of processes' health are not written: %s", error)
 
     def step(self) -> None:
         """Look once. Raises DatabaseUnavailable."""

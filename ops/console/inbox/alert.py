@@ -265,7 +265,7 @@ def _why(record: Mapping[str, Any], moved: Sequence[Moved]) -> str:
         "input": "A field of the payments or a feature itself has moved.",
         "traffic": "Other payments come than before: the mix has moved, and the model is as it was.",
         "score": "The scores or actions have moved, and no feature or traffic that we count explains it.",
-        "outcome": "What became of the payments has moved: the model is right more or less often than before.",
+        "outcome": "The outcomes of the payments have moved: the model is right more or less often than before.",
     }.get(record["cause"], "No cause is known.")
     if not explained:
         return known

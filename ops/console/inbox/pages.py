@@ -39,8 +39,8 @@ LIST_FIELDS = (
     Field("state", "open (and not snoozed), snoozed, cleared or all; open without it", choices=_STATES),
     Field("severity", "Only this severity", choices=SEVERITIES),
     Field("cause", "Only this cause", choices=CAUSES),
-    Field("assigned", "Only what is assigned to this person; nobody, or me"),
-    Field("seen", "Only what somebody has acknowledged (yes), or nobody (no)", choices=("yes", "no")),
+    Field("assigned", "Only alerts assigned to this person; nobody, or me"),
+    Field("seen", "Only alerts that somebody has acknowledged (yes), or nobody (no)", choices=("yes", "no")),
     # A text may be anything: somebody looks for a card, or for a colleague.
     Field("q", "Only alerts whose subject, segment, id, model or person has this text", is_personal=True),
     Field("sort", "The order", choices=tuple(SORTS)),
@@ -225,7 +225,7 @@ def _event(visit: Visit, alert_id: str) -> ConsoleEvent | Acknowledgement:
     what = {"note": note} if note else {}
     if act == "comment":
         if not note:
-            raise PageRefused(400, "note: wanted what you have to say.")
+            raise PageRefused(400, "note: wanted a text, got none.")
         return ConsoleEvent(alert_subject(alert_id), COMMENTED, by, now, what)
     to = by if act == "take" else visit.text("to")
     if not to:

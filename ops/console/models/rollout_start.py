@@ -129,7 +129,7 @@ class Starting:
             Page(
                 PLAN_PATH,
                 self.plan,
-                "The plan of a rollout, and what each step could find",
+                "The plan of a rollout, and the power of each step",
                 roles=STARTERS,
                 fields=(_CANDIDATE, *_PLAN_FIELDS, *_TRAFFIC_FIELDS),
                 view=PlanView,

@@ -175,10 +175,10 @@ class PolicySection:
         draft, proposal = (text,), (text, why, passphrase)
         one = "/policy/replays/{replay_id}"
         pages = (
-            Page("/policy", self.show, "The policy, and what each rule catches", view=PolicyView),
+            Page("/policy", self.show, "The policy, and the catches of each rule", view=PolicyView),
             Page("/policy/check", self.check, "Check a draft", "POST", DRAFTERS, draft, _BYTES_MAX, PolicyView),
             Page("/policy/replay", self.replay, "Replay it on the last week", "POST", DRAFTERS, draft, _BYTES_MAX),
-            Page(one, self.show_replay, "A replay of a draft, and what it found", roles=DRAFTERS, view=ReplayView),
+            Page(one, self.show_replay, "A replay of a draft, and its result", roles=DRAFTERS, view=ReplayView),
             Page(f"{one}/version", self.show_replay_version, "A number that changes with it", roles=DRAFTERS),
             Page(f"{one}/cancel", self.cancel_replay, "End a replay", "POST", DRAFTERS),
             Page("/policy/propose", self.propose, "Propose it", "POST", PROPOSERS, proposal, _BYTES_MAX),

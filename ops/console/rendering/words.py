@@ -13,7 +13,7 @@ _SUBJECTS = {
     "traffic": "traffic (who pays where)",
     "profile_age": "age of the profiles",
     "recall": "frauds that were caught (recall)",
-    "precision": "frauds among what was stopped (precision)",
+    "precision": "frauds among the stopped payments (precision)",
     "average_precision": "frauds among the highest scores (average precision)",
     "brier_score": "error of the scores (Brier score)",
     "calibration_error": "scores against real frauds (calibration)",

@@ -99,7 +99,7 @@ class ReviewPages:
             Page("/review", self.show, "The review queue, the most urgent first", roles=SEE_ROLES, view=QueueView),
             Page("/review/claim", self.claim, "Take a payment from the queue", "POST", ROLES, one, view=ClaimView),
             Page("/review/mine", self.mine, "The payment that you hold", roles=ROLES, view=ClaimView),
-            Page("/review/decide", self.decide, "Give a verdict about what you hold", "POST", ROLES, DECIDE_FIELDS),
+            Page("/review/decide", self.decide, "Give a verdict about your payment", "POST", ROLES, DECIDE_FIELDS),
             Page("/review/release", self.release, "Give a payment back to the queue", "POST", ROLES, (_CLAIM,)),
         )
         return Section("review", "Review", "/review", pages, SEE_ROLES, (self.worth.run,), badge=self._badge)

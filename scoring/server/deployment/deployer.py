@@ -490,7 +490,7 @@ class Deployer:
         self._changed -= again
         orders = replace(orders, lists=self._held_lists(orders))
         if orders == now and not again:
-            _log.info("what is served is what should be: nothing changes")
+            _log.info("the wanted releases are served already: nothing changes")
             return
         try:
             self._write(replace(orders, generation=now.generation + 1))

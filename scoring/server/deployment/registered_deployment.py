@@ -107,7 +107,7 @@ class RegisteredDeployment:
         if deployment == now:
             return False
         write_deployment(self._file, deployment)
-        _log.info("this host serves what the registry says: %s", _spoken(deployment))
+        _log.info("this host serves the registry's releases: %s", _spoken(deployment))
         return True
 
     def _now(self) -> Deployment | None:

@@ -308,7 +308,7 @@ def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: Worl
         assert "No decision" not in page.text
         # The page shows nothing of then.
         assert "cannot be shown until then" in page.text
-        assert "What you see is as it was then" not in page.text
+        assert "The pages show the state of that time" not in page.text
     assert [each.since_ms for each in world.opened.missing()] == [NOW_MS]
     world.is_lost = False
     assert browser.get("/decisions").status_code == 200

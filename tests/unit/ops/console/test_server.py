@@ -214,7 +214,7 @@ def test_background_work_that_ends_with_a_bug_begins_again_and_pages_say_so(
     with background.running([Section("inbox", "Inbox", "/inbox", (), background=(reads,))], failures=failures):
         assert well.wait(_PATIENCE_S)
         (told,) = failures.section().missing()
-        assert (told.what, told.since_ms) == ("What keeps the section inbox up to date", 1_020_000)
+        assert (told.what, told.since_ms) == ("The background work of the section inbox", 1_020_000)
         assert "the operators find it in the console's log" in told.why
         assert "a record that nobody expected" in caplog.text
         now[0] += 60_000

@@ -37,7 +37,7 @@ def test_chores_are_done_in_order_in_one_thread_which_a_bug_does_not_end(caplog:
     # While it works, it gives the interpreter back after a fifth of a millisecond.
     assert [interval for _, _, interval in found] == pytest.approx([0.0002] * 4)
     assert ours > 0.0002
-    assert [record.getMessage() for record in caplog.records] == ["a bug ended what was done about a release"]
+    assert [record.getMessage() for record in caplog.records] == ["a bug ended the work on a release"]
 
 
 def test_a_bug_in_the_loading_of_a_release_is_a_failure_and_others_are_loaded_later(

@@ -116,7 +116,9 @@ def test_a_version_without_a_mirror_does_not_take_over(versions: Versions) -> No
     versions.start("green")
     with Caller(address) as caller:
         versions.order("green")
-        wait_until(lambda: "green does not take over, and what decides goes on" in versions.log("green"), "it says so")
+        wait_until(
+            lambda: "green does not take over, and the other version serves on" in versions.log("green"), "it says so"
+        )
         caller.goes_on(5)
         assert caller.model == versions.model_of("blue")
         os.rename(mirror.with_suffix(".away"), mirror)

@@ -60,7 +60,7 @@ def test_a_signal_asks_the_process_to_stop(number: signal.Signals) -> None:
 def test_a_process_that_does_not_stop_is_ended_with_one_line() -> None:
     process = started(SLEEP_ON)
     process.send_signal(signal.SIGTERM)
-    wanted = "paywarden: the stream did not stop within 0.5 s and is ended; what it had in flight is abandoned"
+    wanted = "paywarden: the stream did not stop within 0.5 s and is ended; its work in flight is abandoned"
     assert ended(process) == (1, [wanted])
 
 

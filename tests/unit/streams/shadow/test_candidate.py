@@ -35,4 +35,4 @@ def test_a_damaged_file_changes_nothing_and_is_one_line(tmp_path: Path, caplog: 
     before = candidate.look()
     path.write_text("{", encoding="utf-8")
     assert [candidate.look() for _ in range(3)] == [before] * 3
-    assert caplog.text.count("the candidate in the shadow stays what it was") == 1
+    assert caplog.text.count("the candidate in the shadow stays the same") == 1
