@@ -210,8 +210,7 @@ class OneCall:
         return IN_RECORDS
 
     def _readied(self) -> MirrorReader | None:
-        """Make the frames for model and mirror. Returns the mirror, or None if no chunk can take the one
-        call."""
+        """Make the frames for model and mirror. Returns the mirror, or None if no chunk can take one call."""
         mirror, serving = self._scorer.usual_mirror, self._scorer.serving
         if mirror is None or not self._can_hash:
             return None

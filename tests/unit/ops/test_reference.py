@@ -55,7 +55,7 @@ def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Pat
     (tmp_path / "data.md").write_text("older\n", encoding="utf-8")
     refused = CliRunner().invoke(main, [*arguments, "--check"])
     assert refused.exit_code == 1
-    assert f"{tmp_path}/data.md is not what the code gives" in refused.stderr
+    assert f"{tmp_path}/data.md differs from the code" in refused.stderr
     assert (tmp_path / "data.md").read_text(encoding="utf-8") == "older\n"
 
 
