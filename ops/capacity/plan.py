@@ -8,7 +8,7 @@
    says when one core is not enough for that. Where hosts hold a part of the cards each ([shards]), a companion applies
    the cards that it holds, and only skips the others.
 2. Stream workers share partitions. More of them than partitions would idle.
-3. Disks are for the average rate and for as long as settings keep things, everything else for the rate asked for.
+3. Disks are planned for the average rate and the retention in the settings, everything else for the required rate.
 
 Example: at 500 payments a second a scoring worker kept 0.12 cores busy and at 1,000 it kept 0.19. For 750 on one host
 0.155 busy cores are expected, 0.31 are planned, and one worker is more than enough.

@@ -1,4 +1,4 @@
-"""How often somebody may do something: a bucket of tokens for each name or address."""
+"""Rate limits: a token bucket for each name or address."""
 
 from __future__ import annotations
 

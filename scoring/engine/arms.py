@@ -1,6 +1,6 @@
-"""Which payments the candidate of a rollout decides about: those of its share of the cards.
+"""Chooses the payments that the candidate of a rollout decides about: those of its share of the cards.
 
-How a card gets its arm is models/rollout/shares.py: a card in at 1 % is in at 5 %, on every host.
+models/rollout/shares.py gives a card its arm: a card that is in at 1 % is in at 5 %, too, on every host.
 """
 
 from __future__ import annotations

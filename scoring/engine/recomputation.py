@@ -1,4 +1,4 @@
-"""Decides about a payment again, from the vector that its decision holds: would bundle and policy say the same?
+"""Decides about a payment again, from the vector in its decision, to compare the result with the decision.
 
     decision: vector, flags, request ─► bundle of its digest ─► score      compared bit by bit
                                      ─► policy of its digest ─► action, reasons

@@ -1,4 +1,4 @@
-"""Sees to it at start that a worker has file descriptors for all its connections and files.
+"""Ensures at start that a worker has file descriptors for all its connections and files.
 
 A worker that runs out of descriptors cannot begin a segment of its outbox or read a new certificate, and nobody can
 connect. Every connection is therefore within a limit, and the limits and the files together are within the process's.

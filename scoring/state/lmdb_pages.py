@@ -12,8 +12,8 @@ turns.
 1. `root_of` finds the pages by a value that LMDB has given: a page says its own number, so the first page is known. The
    root is in the meta page of the reader's own transaction. While that transaction is open, LMDB reuses none of its
    pages.
-2. Only pages of LMDB 0.9 with plain keys are read: `page_bytes_of` looks at the file when it is opened. If anything is
-   another way later on, `root_of` returns a depth of 0, and the caller asks LMDB itself.
+2. Only pages of LMDB 0.9 with plain keys are read: `page_bytes_of` looks at the file when it is opened. If a page
+   differs from that later on, `root_of` returns a depth of 0, and the caller asks LMDB itself.
 3. `find_all` goes down level by level. On a page it halves the range of each key in turns.
 
 The layout is that of lmdb.c, version 0.9: MDB_page, MDB_node, MDB_meta, MDB_db; it is a file format and does not change
@@ -143,7 +143,7 @@ def find_all(
     """Find `count` keys below a root: `pages` has the address of each value and `lows` its size, or 0 and -1.
 
     An empty key is not looked for. `highs` is scratch space. Returns False if LMDB must be asked. The number of a page
-    behind the last one is damage, of which LMDB has an error to tell.
+    behind the last one is damage: LMDB itself then raises an error.
     """
     if not 0 < root <= last:
         return False

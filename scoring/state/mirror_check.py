@@ -4,7 +4,7 @@
     companion ──frees the place──► `begin` ──► python -m paywarden.scoring.state.mirror_check ──► `damage`
 
 1. Writing finds damage only in the pages that it touches. A worker that meets it elsewhere dies, and so does each one
-   that is started in its place. A place that a dead reader has left over is the sign.
+   that is started in its place. A leftover place of a dead reader is the sign.
 2. The process reads every record in order, and compares their number with the mirror's own count.
 3. A mirror that it cannot read to the end, or that ends it, is damaged. The companion fills a new one. If anything else
    ends the process, such as a kill, nothing is known.

@@ -1,4 +1,4 @@
-"""How likely it was that each payment of a history was let through: from its decisions, for training and measures.
+"""The probability that each payment of a history was let through: from its decisions, for training and measures.
 
     decision about p7    approve, reasons "exploration, score_at_or_above_decline_threshold", propensity 0.02
     history              p7 has propensity 0.02 and stands for 50 payments like it; every other payment has 1

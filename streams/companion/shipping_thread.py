@@ -1,4 +1,4 @@
-"""Ships decisions in a thread of its own, so that the mirror never waits for it, nor it for the mirror.
+"""Ships decisions in a thread of its own, so that shipping and the mirror never wait for each other.
 
     main thread        changelog ─► mirror            (streams/companion/companion.py)
     shipping thread    outboxes ─► topic decisions    (streams/companion/shipping.py)
@@ -7,7 +7,7 @@
    until then.
 2. Once a second look for new outboxes and set the metrics.
 3. If anything raises, log it, count it, and begin anew after a pause. The pause doubles up to PAUSE_S_MAX, and is short
-   again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts tell of it.
+   again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts fire.
 4. When the process stops, ship the decisions that are left, and end.
 """
 

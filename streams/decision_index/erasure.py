@@ -5,8 +5,8 @@
     --rebuild                ──►  decisions of c7 come from their topic again, and are passed over
 
 The event and the index hold hashes of ids, never an id. Erasures and decisions may be read in any order. An erasure
-removes the rows that are in the index, and each later row is compared with all erasures. A decision of after the
-erasure is in the index, as a payment of after it begins a new profile.
+removes the rows that are in the index, and each later row is compared with all erasures. A decision made after the
+erasure is in the index, as a payment made after it begins a new profile.
 
 Outcomes and verdicts name a payment alone. The index therefore remembers the hashes of the payments that it passed
 over.

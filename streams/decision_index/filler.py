@@ -158,7 +158,7 @@ class IndexFiller:
         return len(consumed.records)
 
     def _hear(self, consumed: Consumed) -> None:
-        """Asks Kafka for an end when nothing has come for a while: a client that reads nothing tells of no outage.
+        """Asks Kafka for an end when nothing has come for a while: a client that reads nothing reports no outage.
 
         Raises BrokerUnavailable.
         """

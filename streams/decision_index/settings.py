@@ -26,7 +26,7 @@ class DecisionIndexSettings:
     threads: int = 2
     # PostgreSQL ends a statement that takes longer; a server that says nothing is given up 2 s later.
     timeout_ms: int = 5_000
-    # An analyst holds a payment for so long.
+    # An analyst holds a payment for this long.
     claim_minutes: int = 15
     # The share of reviewed payments that a second analyst reviews, too.
     second_review_share: float = 0.05

@@ -196,7 +196,7 @@ class _UsualCell(NamedTuple):
 
 
 class _UsualRows:
-    """Takes the decisions of a batch that need no thought: they go where the last one of their version went.
+    """Takes the usual decisions of a batch: they go into the cell of the last one of their version.
 
     It changes `progress` and the cells in the same way as `PartitionCounts` does for every other decision.
     """

@@ -1,4 +1,4 @@
-"""Say which models decided of late, and how far the stream watches each.
+"""List the models that decided lately, and how far the stream watches each.
 
 It reads the counts of the stream. A head says which versions were seen, and when each was seen last. The tile of that
 time says in which binning the version was counted: the one of its reference, or the grid for versions without a

@@ -4,8 +4,8 @@
     live    until a signal, or until the pipeline or Faust fails
     stop    the pipeline (its batch in flight ends first) and the agents' last saves, Faust, the web server
 
-Kafka going away ends nothing by itself: Faust's client reconnects for ever, and the pipeline has a patience of
-its own. A part that fails ends the whole process, see streams/faust/supervised_thread.py.
+An outage of Kafka ends nothing by itself: Faust's client reconnects for ever, and the pipeline has its own retries. A
+part that fails ends the whole process, see streams/faust/supervised_thread.py.
 
 Every step of the stop is bounded, and a step that raises or is cancelled keeps no later step from running. The first
 error is the one that `run_until` raises. If something hangs in spite of that, streams/health/process_end.py ends the
@@ -51,15 +51,16 @@ _LAST_STEP_S: Final = 0.25
 # Faust commits the agents' progress this often; after a crash at most this much is read again.
 _COMMIT_EVERY_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 40.0
-# The event loop notes that it turns this often. One that has not turned for so long hangs.
+# The event loop notes that it turns this often. A loop that has not turned for this long hangs.
 _TURN_EVERY_S: Final = 1.0
 _TURN_S_MAX: Final = 60.0
 
 
 def _attach_nothing(*_: object, **__: object) -> None:
-    """Note nowhere where an agent or a task was defined: only Faust's search for agents asks, which we do not use.
+    """Skip Faust's note of where an agent or a task was defined.
 
-    To find that out, Python looks up the files of all loaded modules, thousands of system calls at each start.
+    Only Faust's search for agents reads it, which we do not use. To make the note, Python looks up the files of all
+    loaded modules, thousands of system calls at each start.
     """
 
 

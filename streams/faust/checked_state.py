@@ -3,8 +3,8 @@
     drift:five:3:17             damaged     ─►   drift:unreadable:five:3:17   its bytes, for 30 days
     drift:five:3:17             counts as missing, at the version that it has: the next save replaces it
 
-Without this, one damaged record would end each worker that gets the partition, again and again. A missing record is
-nothing new to the code behind: it begins anew. The record's content is lost to counts and measures; profiles and
+Without this, one damaged record would end each worker that gets the partition, again and again. The calling code
+handles a missing record already: it begins anew. The record's content is lost to counts and measures; profiles and
 payments are elsewhere.
 """
 

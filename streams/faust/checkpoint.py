@@ -3,13 +3,13 @@
 Each partition has one record in the store, its head:
 
     owner       a token of the worker that took the partition over
-    progress    what is worked in: all records before `next_offset`, and whatever the records after it depend on
-    quiet_ms    all that was on the topic at this time is worked in
+    progress    the processed records: all before `next_offset`, and state that later records depend on
+    quiet_ms    all records that were on the topic at this time are processed
 
     worker A   take_over   {owner: a, next_offset: 0}
     worker A   save        {owner: a, next_offset: 500}   A may now commit offset 500 on Kafka
     worker B   take_over   {owner: b, next_offset: 500}   Kafka has given the partition to B
-    worker A   save        StoreConflict                  A finds b's token and drops what it has
+    worker A   save        StoreConflict                  A finds b's token and drops its state
 
 Every write is a compare-and-set, and a save expects its own token. This is fencing: a worker that still works for a
 partition it has lost cannot overwrite its successor's head. If the answer to a write is lost, the worker saves again.

@@ -1,8 +1,8 @@
-"""An agent that works in the records of one topic, partition by partition, and keeps the result in the store.
+"""An agent that processes the records of one topic, partition by partition, and keeps the result in the store.
 
-Faust's own acknowledgements play no part (the topic has none). The store says up to which offset a partition is worked
-in, and that offset is committed on Kafka. After a crash some records come again; they are older than the offset in the
-store and change nothing.
+Faust's own acknowledgements play no part (the topic has none). The store has the offset up to which a partition is
+processed, and that offset is committed on Kafka. After a crash some records come again; they are older than the offset
+in the store and change nothing.
 
     assigned   hold the partition; take it over in the store; release it: no record comes before its state is there
     records    those of a fetch come together (streams/faust/consumer.py); each becomes a row in a list. A thread counts
@@ -56,7 +56,7 @@ class PartitionWork(Protocol):
 
     @property
     def next_offset(self) -> int:
-        """The offset before which all records are worked in and saved."""
+        """The offset before which all records are processed and saved."""
 
     @property
     def is_ahead(self) -> bool:
@@ -138,7 +138,7 @@ class AgentMetrics(Protocol):
 class _CaughtUpMark(NamedTuple):
     """At `at_ms` the broker had nothing behind the fetched records.
 
-    The agent has all of it once the consumer has begun `fetches` fetches and the agent has worked in `given` batches.
+    The agent has all of it once the consumer has begun `fetches` fetches and the agent has processed `given` batches.
     `given` is None while some fetched records may not have been given to it yet.
     """
 
@@ -210,7 +210,7 @@ class PartitionAgent:
         self._missed: set[int] = set()
         # Changes when partitions are revoked. Work that began under another number is dropped.
         self.assignment = 0
-        # Batches that were given to the agent, and that it has worked in.
+        # Batches that were given to the agent, and batches that it has processed.
         self._given = self._worked_in = 0
         self.unsaved = 0
         self._batches: asyncio.Queue[RecordBatch] = asyncio.Queue()

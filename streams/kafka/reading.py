@@ -44,7 +44,7 @@ def make_consumer(
 
     Where the broker does not have the next offset, it goes to the first one that the broker has. With
     `tells_lost_offsets` it stops there and reports the partition (`Consumed.displaced`). With `gather_ms` the broker
-    holds an answer back for so long, unless it has `GATHER_BYTES`: records come later, and in fewer answers. Raises
+    holds an answer back for this long, unless it has `GATHER_BYTES`: records come later, and in fewer answers. Raises
     Misconfigured for options that the client refuses.
     """
     options = {

@@ -5,7 +5,7 @@ One worker evaluates: the one that has partition 0 of the topic decisions.
     day 1 ends ── 7 days (label_delay_days) ──► mature: records, perhaps an alert
                ── 90 days (window_days) ──────► final:  the records again, with all corrections
 
-1. A day is mature when all partitions of both topics are worked in up to `label_delay_days` after its end. It is final
+1. A day is mature when all partitions of both topics are processed up to `label_delay_days` after its end. It is final
    `window_days` after its end, when no outcome can count any more. A partition that is behind holds all days up.
 2. A mature day gives one record for each version and variant, over 7 and 28 days, and perhaps an alert
    (streams/outcomes/watch.py). A final day gives the records again.
@@ -204,7 +204,7 @@ class OutcomeEvaluator:
 
 
 def passed(heads: dict[SourcePartition, OutcomeHead], sources: Sequence[SourcePartition]) -> int:
-    """Return up to when all that was on the topics is worked in, epoch ms; 0 if one partition never was."""
+    """Return the time up to which all records of the topics are processed, epoch ms; 0 if a partition never was."""
     return min((heads[source].quiet_ms if source in heads else 0 for source in sources), default=0)
 
 

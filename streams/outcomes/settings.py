@@ -18,7 +18,7 @@ class OutcomeSettings:
     window_days: int = 90
     # After this many days labels are mature: a payment without an outcome counts as genuine. [training] has it, too.
     label_delay_days: int = 7
-    # Records are worked in and saved this often, or as soon as `save_records` records have been read.
+    # Records are processed and saved this often, or as soon as `save_records` records have been read.
     save_every_ms: int = 5000
     save_records: int = 10_000
     # With this many records read and not saved, no more are fetched.

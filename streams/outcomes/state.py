@@ -6,7 +6,7 @@
     outcomes:head:SOURCE      the head of one partition of decisions (d0, d1, …) or outcomes (o0, o1, …): how far it is
                               worked in (streams/faust/checkpoint.py)
 
-A worker works in a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
+A worker processes a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
 
 1. The payments' records, with a mark for each row that changes something. A row whose mark is there already changes
    nothing more; its mark has its change.
@@ -70,7 +70,7 @@ ENTITY = "outcomes"
 DECISIONS, OUTCOMES = "d", "o"
 OTHER_ARM = Arm("other", "other")
 """Stands for the versions and variants beyond `arms_max`, and for names that are too long."""
-# The most rows worked in at once: each takes a read and a write of a record.
+# The most rows processed at once: each takes a read and a write of a record.
 ROWS_MAX = 2_000
 MEASURED_DAYS_MAX = 28
 """The longest window that is measured."""
@@ -82,7 +82,7 @@ _MARGIN_DAYS = 30
 _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
-# A record that waits to be worked in, as its offset and some fields: a fifth of its size.
+# A record that waits to be processed, as its offset and some fields: a fifth of its size.
 JoinRow: TypeAlias = tuple[Any, ...]
 
 
@@ -392,7 +392,7 @@ class OutcomeWork:
 
 
 def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> Checkpoint[OutcomeHead]:
-    """Become the worker that works in a partition. Raises StoreUnavailable."""
+    """Become the worker that processes a partition. Raises StoreUnavailable."""
     name = f"the join of partition {source.topic}{source.partition}"
     return Checkpoint.take_over(HeadPlace(store, head_key(source), OutcomeHead, _kept_s(settings), name))
 

@@ -55,8 +55,8 @@ LABEL_CHANGES_MAX = 1_000
 TOO_MANY_CHANGES = f"payment_id: the label of this payment has changed {LABEL_CHANGES_MAX} times"
 UNREADABLE = "payment_id: the stored record of this payment cannot be read"
 # The kinds of later records of a payment: "resent" is the same payment again, "changed" differs from the first record
-# in more than `declined`, "declined" says more about whether the payment was declined. All are dropped but the
-# last kind, which is worked in. A record that differs in both counts as both.
+# in more than `declined`, "declined" says more about whether the payment was declined. All are dropped except the last
+# kind, which is applied. A record that differs in both counts as both.
 LATER = RESENT, CHANGED, DECLINED_LATER = "resent", "changed", "declined"
 # The amount in the reference currency is no field of a payment: the table of rates may have changed.
 _NOT_COMPARED = (kernel.AMOUNT, kernel.DECLINED)

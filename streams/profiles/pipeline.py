@@ -102,8 +102,8 @@ _IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
 # A round that finds out how complete the profiles are begins this long before the broker's next answer: its question
 # must reach the broker before that.
 _BEFORE_ANSWER_S = 0.03
-# A request holds records of one partition. The client collects changes for so long, because a batch writes those of one
-# kind of entity after the other. It ends with a flush, which waits for nothing.
+# A request holds records of one partition. The client collects changes for this long, because a batch writes those of
+# one kind of entity after the other. It ends with a flush, which waits for nothing.
 _LINGER_MS = 20
 _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0

@@ -81,8 +81,8 @@ class PipelineTiming:
     retry_first_s: float = 0.1
     # How often the worker asks the broker whether the payments that outcomes wait for are in their profiles.
     ask_committed_every_s: float = 0.2
-    # For so long outcomes wait for a batch of payments to go with. A batch of their own costs as much, and they come
-    # days after their payments.
+    # Outcomes wait this long for a batch of payments to go with. A batch of their own costs as much, and they come days
+    # after their payments.
     outcomes_alone_after_s: float = 0.5
     # How often the worker asks the broker where its partitions end.
     ask_ends_every_s: float = ASK_EVERY_S

@@ -32,8 +32,8 @@ def features() -> None:
 def list_features(source: Source, as_format: str) -> None:
     """List the features with meaning, unit and window.
 
-    It also says what a missing value means and how large profiles are. With fields of a project it begins with these:
-    number, bounds, whether they are personal, their type in requests, and which features and entities use them.
+    It also prints the meaning of a missing value and the size of profiles. With fields of a project it begins with
+    these: number, bounds, whether they are personal, their type in requests, and which features and entities use them.
     """
     from paywarden.features.catalogue.field_listing import field_lines, field_table, listed_fields
     from paywarden.features.profiles.engine import FeatureEngine

@@ -1,4 +1,4 @@
-"""`paywarden rollout`: starts a rollout, says where it is, stops it, and confirms it at its end."""
+"""`paywarden rollout`: starts a rollout, shows its state, stops it, and promotes its candidate."""
 
 from __future__ import annotations
 

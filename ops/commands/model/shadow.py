@@ -1,4 +1,4 @@
-"""`paywarden shadow`: challengers decide about live payments without anybody listening, and how they compare."""
+"""`paywarden shadow`: runs challengers on live payments without effect, and compares them with the champion."""
 
 from __future__ import annotations
 

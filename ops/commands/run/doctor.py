@@ -1,4 +1,4 @@
-"""`paywarden doctor`: everything that is configured, tried before traffic comes."""
+"""`paywarden doctor`: tries everything that is configured, before traffic comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paywarden profile-sets`: the collections of profiles there are, and which is live."""
+"""`paywarden profile-sets`: lists the profile sets, and drops one."""
 
 from __future__ import annotations
 

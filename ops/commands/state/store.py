@@ -1,4 +1,4 @@
-"""`paywarden store`: is the profile store's cluster safe, and has it everything that it acknowledged?"""
+"""`paywarden store`: checks the profile store's setup and completeness, backs it up and restores it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All cases, as their events say: each event is folded in once, and not again for each page."""
+"""All cases, built from their events: each event is applied once, and not again for each page."""
 
 from __future__ import annotations
 

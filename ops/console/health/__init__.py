@@ -1,1 +1,1 @@
-"""How the processes are: ready or not, lag, freshness, latency, mirror."""
+"""The health of the processes: readiness, lag, freshness, latency, mirror."""

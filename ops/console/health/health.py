@@ -1,12 +1,11 @@
-"""The page Health: asks each process of `[console] processes` for /readyz and /metrics, all at once, when it is looked
-at.
+"""The page Health: when somebody looks, asks each process of `[console] processes` for /readyz and /metrics.
 
-    page, or an open page each second ──► asked less than a second ago?  ──yes──► what is known
+    page, or an open page each second ──► asked less than a second ago?  ──yes──► the last answer
                                           └─no─► each process is asked in a thread of its own; the page waits a moment
 
-1. An answer counts for a second, so that many who look do not become a load.
-2. A process that is slow to answer holds up neither the page nor the others: it is shown as it was, with when that was.
-3. A process that does not answer is shown as such, and since when, beside its last numbers and how old these are.
+1. An answer counts for a second, so that many viewers cause no load.
+2. A process that is slow to answer holds up neither the page nor the others: its last state is shown, with its time.
+3. A process that does not answer is shown as silent since a time, beside its last numbers and their age.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class ProcessView:
-    """A process. `since_ms`: since when it is as it is, as far as this console has seen.
+    """A process. `since_ms`: since when it has this state, as far as this console has seen.
 
     `asked_ms`: when it was asked for this. `read_ms`: when it gave its readings; 0 for never.
     """

@@ -1,7 +1,7 @@
 """Remember when processes were not well, for the time line on an alert's page.
 
-Each quarter of a minute the processes of `[console] processes` are asked, as the page Health asks them. Each change
-since the last time becomes a line in the database:
+Every 15 seconds the console asks the processes of `[console] processes`, as the page Health does. Each change since the
+last time becomes a line in the database:
 
     stream   ready          08:31:15  bad   it does not answer
     host-1   mirror age     08:31:30  bad   mirror is behind the payments by 14.0 s

@@ -6,7 +6,7 @@
 2. The digest of session, address, token and fields says which sending it is. A form that was filled in anew, on a page
    that a browser had kept, is another sending.
 3. The first sending acts. The same one that comes meanwhile waits for it.
-4. Where the first one led to, and its message, are kept as long as a session may last. The second one gets them.
+4. The target and message of the first answer are kept as long as a session may last. The second sending gets them.
 5. A refusal is not kept: the same form may be sent again.
 """
 

@@ -1,4 +1,4 @@
-"""Where a change is: then and now by segment, from the samples of decisions that an alert has.
+"""Locates a change: counts before and now by segment, from an alert's samples of decisions.
 
     score, in channel=ecom     210 decisions from the hour before     ▂▅▇▃▁
                                190 of the newest window               ▁▂▅▇▅       most payments moved here

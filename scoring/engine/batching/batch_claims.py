@@ -12,7 +12,7 @@ from paywarden.scoring.idempotency.decision_cache import Claim, ClaimConflict, P
 def whole_batches(
     claims: Sequence[Claim | Refusal], batches: Sequence[range]
 ) -> tuple[list[Claim | Refusal], list[int]]:
-    """Put refusals in place of the claims of every batch that holds a conflict. Returns these claims besides.
+    """Put refusals in place of the claims of every batch that holds a conflict. Also returns the replaced claims.
 
     A payment that repeats one of such a batch is in progress: that batch may come again in a moment.
     """

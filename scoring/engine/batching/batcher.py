@@ -566,7 +566,7 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, the number of requests in each, all requests, the places of each batch, and who sent each request when.
+    """Calls, the number of requests in each, all requests with caller and arrival, and the places of each batch.
 
     `callers` is empty as long as no caller has had a name, and `traces` if no request of the chunk has a trace.
     """

@@ -117,7 +117,7 @@ class CallerQueues(Generic[_Call]):
     def take(self, payments: int, *, fills: bool = True) -> list[_Call]:
         """Returns the next calls, of about this many payments, and removes them. There must be one.
 
-        Without `fills` there may be fewer of several callers, if that makes those wait less who have little.
+        Without `fills` it may return fewer payments if several callers wait: callers with few payments then wait less.
         """
         turn, taken, count = self.turn, list[_Call](), 0
         while turn and count < payments:
@@ -146,9 +146,9 @@ class CallerQueues(Generic[_Call]):
 
 
 class CallerRates:
-    """A limit of payments a second for each caller: a token bucket that holds those of a twentieth of a second.
+    """A limit of payments a second for each caller: a token bucket that holds a twentieth of a second's payments.
 
-    It holds a full batch at least, and never more than a second's. A bucket that held a second's payments let a caller
+    It holds a full batch at least, and a second's payments at most. A bucket that held a second's payments let a caller
     of a quarter of the capacity fill the worker for a third of a second whenever he came back.
     """
 

@@ -15,7 +15,7 @@
    size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
 4. If the workers' orders have not changed, nothing is written.
 5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
-   would stay where the file no longer is. A bundle that crashes its checker is not tried again.
+   would keep releases that the file no longer names. A bundle that crashes its checker is not tried again.
 6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
 7. Where there is a registry, a file that names a release without its approvals changes nothing.
 8. Orders and releases that somebody changes or deletes are made again. Without them a worker that starts would decide

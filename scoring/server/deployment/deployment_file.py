@@ -10,7 +10,7 @@
    moment: write the file again with the two exchanged.
 2. `bundle` is a folder, `policy` a file with a section `[policy]`; an empty policy is that of the configuration. A
    symbolic link is followed when the file is read. Where a digest is given, anything else is refused.
-3. `candidate` decides about `share` of the cards, in basis points (500 are 5 %): which cards, `salt` says
+3. `candidate` decides about `share` of the cards, in basis points (500 are 5 %). `salt` chooses the cards
    (scoring/engine/arms.py). With the share 0 it only stays in memory.
 4. `catalogue` is the digest of the feature catalogue that all of them are for. A host of another one leaves the file
    alone: on a host with two complete versions it says which of them serves (scoring/server/standby.py).

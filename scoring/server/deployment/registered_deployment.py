@@ -72,8 +72,8 @@ class RegisteredDeployment:
     def update(self) -> bool:
         """Write the deployment of the log, unless the file has it already; returns whether it was written.
 
-        Nothing is read if no file has changed and nothing lacks. Raises Misconfigured, RegistryRefused: the file stays
-        as it is then.
+        Nothing is read if no file has changed and none is missing. Raises Misconfigured, RegistryRefused: the file
+        stays as it is then.
         """
         if self._states() != self._seen:
             self._again_s = AGAIN_S

@@ -7,7 +7,7 @@
 1. Nobody can write or cut short sealed memory, even if the file on disk changes meanwhile.
 2. A worker opens the supervisor's descriptor by its path. The memory's name has the digest of the list, so a descriptor
    that means something else by now is not taken for it.
-3. Where a worker cannot have it, it reads the file into memory of its own.
+3. A worker that cannot open it reads the file into memory of its own.
 4. A list that no ordered release has is given up. Workers that use it still have it.
 """
 

@@ -1,4 +1,4 @@
-"""Tell which partitions stand behind a transaction that a producer leaves open, and since when.
+"""Find partitions that a producer's open transaction holds up, and since when.
 
 A reader of committed records comes to the first record of an open transaction and no further. It sees no later record,
 from any producer. Its client says that it is at the end, so nothing else notices.
@@ -75,7 +75,7 @@ class OpenTransactions:
     def look(self) -> None:
         """Ask the broker, if that is due, and log each stall that begins or ends. Waits for the answer.
 
-        While the broker does not answer, everything stays as it was: others notice that.
+        While the broker does not answer, the state stays the same: other checks notice the outage.
         """
         now_ms = self._now_ms()
         # A clock that was set back must not put the next look off.
