@@ -16,7 +16,7 @@
 An answer of a host, 429, 503 and 504 too, is an answer: only broken connections and time-outs take a host out.
 
 The cost of a call is mostly code that is cold in the caches between two calls. Parts that a description does not need
-are therefore left out, and Lua does only what no native filter can.
+are therefore left out, and Lua does only the work that no native filter can.
 """
 
 from __future__ import annotations

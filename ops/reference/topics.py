@@ -1,7 +1,7 @@
 """The topics: docs/reference/topics.md.
 
-Partitions, cleanup and retention are what `paywarden topics create` would ask Kafka for with the default settings. Only
-the key, the writers and the readers stand here.
+Partitions, cleanup and retention are those of `paywarden topics create` with the default settings. Only the key, the
+writers and the readers stand here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Care of the profile store: how its cluster is set up, whether it has what the changelog has, backup and restore."""
+"""Care of the profile store: setup of its cluster, comparison with the changelog, backup and restore."""
 
 from __future__ import annotations
 

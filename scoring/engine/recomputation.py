@@ -101,6 +101,6 @@ def decide_again(
     if action != ACTIONS[APPROVE] and bundle is not None:
         reasons += bundle.explainer.reasons(vector, policy.reason_features_max)
     if action == ACTIONS[DECLINE] and EXPLORED in decision["reasons"]:
-        # The coin is not tossed again: its budget was that of then.
+        # The coin is not tossed again: its budget was another one at that time.
         action, reasons = ACTIONS[APPROVE], [EXPLORED, *reasons]
     return DecisionResult(0.0 if score is None else score, action, reasons)

@@ -2,7 +2,7 @@
 
 1. `refresh` makes new SSL contexts when the files have changed. A context that files are loaded into again would go on
    trusting authorities that are gone from `client_ca`, and taking up sessions of callers that they have vouched for.
-2. Each new connection takes the context of then. Open connections keep theirs: their callers are trusted until the end.
+2. Each new connection takes the newest context. Open connections keep theirs: their callers are trusted until the end.
 """
 
 from __future__ import annotations

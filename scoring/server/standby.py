@@ -3,8 +3,8 @@
     serve --standby, catalogue A ──serves──► ports          deployment.json: catalogue A
     serve --standby, catalogue B ──waits, loaded──►
 
-    deployment.json: catalogue B B takes the ports over; A answers its calls in flight, and waits, still loaded
-    deployment.json: catalogue A A takes them back
+    deployment.json: catalogue B      B takes the ports over; A answers its calls in flight, and waits, still loaded
+    deployment.json: catalogue A      A takes them back
 
 1. A bundle fits one catalogue, and so do profiles, mirror and the fields of a request. Each version therefore has a
    `serve` of its own, with its configuration, its companion and its mirror. They share `[serve] runtime`, the ports and

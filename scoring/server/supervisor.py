@@ -300,7 +300,7 @@ class Mending(NamedTuple):
     """Mends files of the workers. Both are called before each start and twice a second; True: a file was made anew."""
 
     own: Callable[[], bool]
-    """Workers notice by themselves what this has made anew."""
+    """Workers notice by themselves that a file was made anew."""
     shared: Callable[[], bool]
     """After this all workers are started again: one that still had the old file would not see the others' writes."""
 

@@ -20,7 +20,7 @@
 5. Our answer is not the issuer's: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
 
-scoring/state/overlay_table.py has the layout, and what happens when a worker is killed at any instruction;
+scoring/state/overlay_table.py has the layout, and the effect of a kill at any instruction;
 scoring/state/overlay_pending.py reads it.
 """
 

@@ -5,7 +5,7 @@
 3. The rows of the others are read, the newest first, up to a cut, an expired row, or the first row of the entity.
 4. Rows that the profile does not contain are added to it, between unpack and roll-up.
 
-scoring/state/overlay_table.py has the layout of rows, slots and marks, and what writes them.
+scoring/state/overlay_table.py has the layout of rows, slots and marks, and their writers.
 """
 
 from __future__ import annotations

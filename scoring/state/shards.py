@@ -8,7 +8,7 @@
    shard, and the highest comes first. If a host goes, only its own shards move, and each to its next host.
 2. The gateway sends a card to the first host of its order that is well. The second holds the card as well, so it takes
    over with a warm mirror.
-3. While hosts change, `next_hosts` names the hosts to come. A mirror then holds what it is to hold now and later.
+3. While hosts change, `next_hosts` names the hosts to come. A mirror then holds its present and its future shards.
 4. The mirror notes which shards are complete in it (`HeldShards`). Workers flag the cards of all others.
 
 Nothing of this is used while `[shards] count` is 0: then each mirror holds every profile.

@@ -121,7 +121,7 @@ class Shipper:
         self._trouble = ""
         # Decisions in the open transaction, and decisions committed since the start.
         self.under_way = self.shipped = 0
-        # Entries set aside by shipments of before the last lost producer, by worker; and folders that were named.
+        # Entries set aside by shipments before the last lost producer, by worker; and folders that were named.
         self._set_aside: dict[str, int] = {}
         self._ignored: set[str] = set()
         self._keep_troubles: set[str] = set()

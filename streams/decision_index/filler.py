@@ -12,7 +12,7 @@ From the topic `console-events` it takes the erasures (erasure.py).
 
 Records that do not decode are counted and passed over: they are on their topic.
 
-`FillState` has the state at any moment: a page that shows decisions of the index must also show what is missing.
+`FillState` has the state at any moment: a page that shows decisions of the index must also show that some are missing.
 """
 
 from __future__ import annotations

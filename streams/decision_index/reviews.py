@@ -181,7 +181,7 @@ class ReviewQueue:
             )
 
     def add_verdicts(self, transaction: Transaction, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds verdicts from their topic: those of other consoles, and ours of before the database was lost."""
+        """Adds verdicts from their topic: those of other consoles, and ours from before the database was lost."""
         for record in records:
             said = AnalystVerdict(**{name: record[name] for name in AnalystVerdict.__dataclass_fields__})
             self._insert(transaction, said, sent=True)

@@ -41,7 +41,7 @@ class DriftSettings:
 class TrainingComparisonSettings:
     """When the decisions of a week lie too far from the training window: the section [drift_training].
 
-    Distances are PSI beyond what is natural between weeks (models/drift/training_distance.py).
+    Distances are PSI beyond the natural distance between weeks (models/drift/training_distance.py).
     """
 
     # Limits of an alert's severities: from `psi_info` on an alert is raised.

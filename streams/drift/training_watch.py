@@ -10,9 +10,9 @@ followed to its end. This comparison follows nothing:
 
 1. At midnight the day's row of cells (models/drift/training_distance.py) joins those of the last six days. Their sum is
    compared with the training window. The first comparison is after a whole week.
-2. A subject has moved if its PSI, beyond what is natural between weeks, reaches `psi_info`, and if `outside_min` of the
-   payments are not where they were; of a number, twice as many. A feature that moved very far in training itself, such
-   as the time since a card was first seen, is left to the baseline.
+2. A subject has moved if its PSI, beyond the natural distance between weeks, reaches `psi_info`, and if `outside_min`
+   of the payments are not where they were; of a number, twice as many. A feature that moved very far in training
+   itself, such as the time since a card was first seen, is left to the baseline.
 3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert, named
    after the subject that moved most in it. A feature or score that moved by the mix of a dimension alone is attached to
    the alert of that traffic; a score that moved with features, to theirs.
@@ -78,7 +78,7 @@ _STATE_BYTES_MAX = 64 * 1024 * 1024
 class Week:
     """The decisions of the days up to `end_ms`, compared with the training window. Arrays have shape (subjects,).
 
-    `beyond`: the PSI beyond what is natural. `newest`: the counts of the last day, with all segments.
+    `beyond`: the PSI beyond the natural distance. `newest`: the counts of the last day, with all segments.
     """
 
     start_ms: int

@@ -15,7 +15,7 @@ Every write is a compare-and-set, and a save expects its own token. This is fenc
 partition it has lost cannot overwrite its successor's head. If the answer to a write is lost, the worker saves again.
 
 Drift counts (streams/drift/state.py) and the join of outcomes (streams/outcomes/state.py) each have a head of this
-kind. They add what they need, and decide how it is encoded. This module imports no Faust.
+kind. They add fields of their own, and encode them. This module imports no Faust.
 """
 
 from __future__ import annotations

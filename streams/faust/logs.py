@@ -61,7 +61,7 @@ def calm_logs() -> None:
     for name in ("faust", "mode", "aiokafka"):
         logging.getLogger(name).setLevel(logging.WARNING)
     seldom, brief = Seldom(), Brief()
-    # A logger does not filter what its children log, so each gets the filters.
+    # A logger does not filter its children's lines, so each gets the filters.
     for name in list(logging.root.manager.loggerDict):
         package = name.split(".")[0]
         if package == "aiokafka":

@@ -499,5 +499,5 @@ class PartitionAgent:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            # `lasting` has told the app. Fetch the exception, so asyncio does not log it a second time.
+            # `lasting` has reported it to the app. Fetch the exception, so asyncio does not log it a second time.
             task.exception()

@@ -252,7 +252,7 @@ class BatchConsumer:
             if records:
                 # These count as taken although nobody has processed them: `abandon` must read them again.
                 self._note_taken(records)
-                # Without the ends: they are out of date by then, and the client tells them again.
+                # Without the ends: they are out of date by then, and the client reports them again.
                 self._early.append(Consumed(records, {}, is_all=False))
         return not self._has_lost
 

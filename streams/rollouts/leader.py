@@ -257,7 +257,7 @@ class RolloutLeader:
 
 
 def is_by_champion(decision: Mapping[str, Any], rollout: Rollout) -> bool:
-    """Returns whether a decision of before a rollout's first cards is its champion's, by the bundle that scored it.
+    """Returns whether a decision from before a rollout's first cards is its champion's, by the bundle that scored it.
 
     The champion may have been an arm of an earlier rollout then, or have been promoted a moment ago. Decisions of
     before release 0.1.0 name no bundle: those of no other rollout count.

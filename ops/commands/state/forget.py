@@ -59,7 +59,7 @@ def forget(source: Source, entity_id: str) -> None:
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     stores = wiring.set_stores(source)
-    # Payments of after the erasure may stay.
+    # Payments made after the erasure may stay.
     erased_ms = now_ms()
     with ExitStack() as opened:
         changelog = opened.enter_context(closing(KafkaChangelog(kafka)))

@@ -17,7 +17,7 @@
    about none of a batch's payments alone.
 
 Example: 40 requests have arrived in one turn, with `chunk_payments = 32`. The first 32 are scored and their answers
-written; the loop reads its sockets; then the other 8 are scored, with what arrived meanwhile.
+written; the loop reads its sockets; then the other 8 are scored, with requests that arrived meanwhile.
 
 Not thread-safe: everything happens in the event loop.
 """

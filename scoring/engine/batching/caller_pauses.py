@@ -135,7 +135,7 @@ class CallerPauses:
         """End a pause: the connections stand in line."""
         self._paused.discard(caller)
         self._in_line_since[caller] = self._now_s()
-        # After what the loop has to do already: connections that go on by themselves stand in line, too.
+        # After the loop's present work: connections that go on by themselves stand in line, too.
         self._go_soon(caller)
 
     def _go_soon(self, caller: bytes) -> None:

@@ -10,7 +10,7 @@ _COST_WEIGHT = 0.1
 # taken for the cost of a payment, one such moment had the calls refused that had gathered meanwhile. If payments have
 # become ten times as dear, five chunks tell.
 _COST_JUMP_MAX = 8.0
-# A payment of a small chunk costs at most this many times what it costs in a large one, whose fixed part more payments
+# A payment costs at most this many times more in a small chunk than in a large one, whose fixed part more payments
 # share. (perf.batches: 52 µs alone, 16 µs in a chunk of 32.)
 _SMALL_CHUNK_FACTOR_MAX = 4.0
 # Calls that gather in a moment may wait this many times `wait_ms_max`, but at most this share of the deadline.
@@ -89,7 +89,7 @@ class QueueLimit:
             full_s += _COST_WEIGHT * (worked_each - full_s)
         else:
             worked_each = min(seconds_each, _COST_JUMP_MAX * average_s)
-            # All payments have become cheaper or dearer, and no large chunk has told.
+            # All payments have become cheaper or dearer, and no large chunk has shown it yet.
             full_s = min(full_s, self._payment_s)
         self._full_s = max(full_s, self._payment_s / _SMALL_CHUNK_FACTOR_MAX)
         self._working_s += worked_each * payments

@@ -41,7 +41,7 @@ A writer's steps after a failure. Each append tries again, and so does `look`, w
                                       is started again.
     the files were deleted            The worker ends, and the next one begins a new outbox.
 
-The setting `fsync` decides what survives a loss of power, see OutboxSettings.
+The setting `fsync` decides which records survive a loss of power, see OutboxSettings.
 
 The folder of the outboxes may hold other folders. Only those with the name of a worker, and RETRIED, are outboxes: a
 copy such as `worker-0.bak` must not be shipped.

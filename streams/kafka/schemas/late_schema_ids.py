@@ -1,7 +1,7 @@
 """Schema ids for a process that must start without a registry and without Kafka, such as the console.
 
 registry and Kafka answer        ids are those of registry.py
-the registry is away             what is read is found on topic `schemas`; writing fails, and is tried again later
+the registry is away             reads use topic `schemas`; writing fails, and is tried again later
 Kafka is away as well            nothing can be read in any case
 """
 

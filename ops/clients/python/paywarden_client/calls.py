@@ -3,7 +3,7 @@
 call = core.begin(payment, …)     checks, body, plan of attempts
 core.request(call)                bytes of an attempt
 core.after(call, met)             a pause before the next attempt, or the end: Decision, cause or WrongRequest
-core.finish(call, end) the caller's result: the decision, or a stand-in
+core.finish(call, end)            the caller's result: the decision, or a stand-in
 """
 
 from __future__ import annotations

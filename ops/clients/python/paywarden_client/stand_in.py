@@ -68,7 +68,7 @@ class StandInPolicy:
 
     @classmethod
     def parse(cls, text: str | bytes) -> StandInPolicy:
-        """Returns the policy of a JSON text. Raises WrongSettings with the path of what is wrong."""
+        """Returns the policy of a JSON text. Raises WrongSettings with the path of the wrong part."""
         try:
             found = json.loads(text)
         except ValueError:
@@ -77,7 +77,7 @@ class StandInPolicy:
 
     @classmethod
     def of(cls, found: Any) -> StandInPolicy:
-        """Returns the policy of an object as JSON has it. Raises WrongSettings with the path of what is wrong."""
+        """Returns the policy of an object as JSON has it. Raises WrongSettings with the path of the wrong part."""
         if not isinstance(found, dict):
             raise WrongSettings("", "wanted an object")
         _require_known(found, _POLICY_KEYS, "")
