@@ -39,7 +39,7 @@ _NO_FLAGS: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class ChainSettings:
-    """When the chain leaves out a failing model, and for how long."""
+    """Settings of the circuit breaker: when the chain leaves out a failing model, and for how long."""
 
     failure_count_max: int = 5
     cooldown_ms: int = 5_000

@@ -41,7 +41,7 @@ _TOO_MANY_WATCHES = Refusal(RESOURCE_EXHAUSTED, "too many watches on this connec
 
 
 class CallKind(Enum):
-    """How many messages go in each direction."""
+    """The number of messages in each direction: one or many."""
 
     SCORE = auto()
     ONE = auto()  # one message, one answer
@@ -72,7 +72,7 @@ class Arriving(Protocol):
 
     @property
     def opened(self) -> float:
-        """When its headers arrived; where many messages may come, when the last one arrived."""
+        """The time at which its headers arrived; for many messages, that of the last one."""
 
     @property
     def is_arriving(self) -> bool:

@@ -11,7 +11,7 @@ LIBRARIES = ("ngh2", "h2")
 
 @dataclass(frozen=True)
 class GrpcSettings:
-    """Where the gRPC front listens, its HTTP/2 library, and its limits: per connection unless they say per worker."""
+    """The gRPC front's addresses, its HTTP/2 library, and its limits: per connection unless they say per worker."""
 
     enabled: bool = True
     host: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Which format a Content-Type header names."""
+"""The format that a Content-Type header names."""
 
 from __future__ import annotations
 

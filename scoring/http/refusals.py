@@ -29,7 +29,7 @@ DEADLINE_MS_MAX = 600_000
 
 
 class HttpRefusal(NamedTuple):
-    """Why the front refuses a request itself. `closes`: the connection cannot be used any further."""
+    """A refusal by the front itself. `closes`: the connection cannot be used any further."""
 
     status: int
     code: str

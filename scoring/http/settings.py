@@ -11,7 +11,7 @@ _MAY_BE_ZERO = ("port", "drain_delay_ms")
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """Where the HTTP front listens, and every limit it has."""
+    """The HTTP front's addresses and limits."""
 
     host: str = "127.0.0.1"
     # 0 takes a free port.

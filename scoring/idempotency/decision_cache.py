@@ -76,7 +76,7 @@ class PaymentIdReused(InvalidEvent):
 
 @dataclass(frozen=True)
 class DecisionCacheSettings:
-    """How many answered payments are remembered, and for how long. Memory: 24 bytes for each of `payments_max`."""
+    """The number of answered payments to remember, and for how long. Memory: 24 bytes for each of `payments_max`."""
 
     path: str = "/dev/shm/paywarden/answered" if Path("/dev/shm").is_dir() else ".paywarden/answered"
     # How long a repeated payment gets its earlier decision. The outbox keeps decisions as long.
@@ -92,7 +92,7 @@ class DecisionCacheSettings:
 
 
 class ClaimConflict(Enum):
-    """Why a payment cannot be decided now."""
+    """The reason why a payment cannot be decided now."""
 
     OTHER_PAYMENT = "other_payment"
     IN_FLIGHT = "in_flight"

@@ -25,7 +25,7 @@ def swap_failures(registry: MetricsRegistry, step: str) -> Counter:
 
 @dataclass(frozen=True)
 class SwapMetrics:
-    """How a worker's swaps went."""
+    """Counts of a worker's swaps and failures, and the time of the last swap."""
 
     swaps: Counter
     failures: Counter

@@ -204,7 +204,7 @@ class MetricHistogram:
 
     @property
     def slots(self) -> memoryview:
-        """Where it counts. Another object when the registry is opened: then all addresses are others."""
+        """The memory of its counts. Another object after the registry is opened: then all addresses change."""
         return self._slots
 
     @property
@@ -214,7 +214,7 @@ class MetricHistogram:
 
     @property
     def per_unit(self) -> float:
-        """How many units of the sum a value of 1 has."""
+        """The units of the sum for a value of 1."""
         return self._per_unit
 
     @property

@@ -46,7 +46,7 @@ class TakeBatch(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """How requests and responses look in one content type.
+    """Reads requests and renders responses in one content type.
 
     `take` and `take_batch` raise InvalidEvent; they check only what the format itself can get wrong. `render` and
     `render_batch` are given serialised ScoreResponses.

@@ -73,7 +73,7 @@ _NOTHING = b""
 
 @dataclass(frozen=True)
 class MirrorSettings:
-    """Where the mirror is. On Linux the default is in memory. One companion writes it."""
+    """The mirror's path and size. On Linux the default is in memory. One companion writes it."""
 
     path: str = "/dev/shm/paywarden/mirror" if Path("/dev/shm").is_dir() else ".paywarden/mirror"
     # An upper bound; memory is taken as it is used. With 500 bytes per profile it holds 8 million entities.

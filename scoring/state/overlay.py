@@ -102,12 +102,12 @@ class OverlaySettings:
 
     @property
     def marks_keep_ms(self) -> int:
-        """How long a mark stays. A payment may be on Kafka before it is answered, and clocks differ."""
+        """The lifetime of a mark. A payment may be on Kafka before it is answered, and clocks differ."""
         return 3 * self.lifetime_ms
 
     @property
     def doubt_ms(self) -> int:
-        """How long nobody trusts the marks after a change whose payments nobody has named.
+        """The time in which nobody trusts the marks after a change whose payments are not named.
 
         A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
         that was made this long ago is therefore not pending any more.

@@ -46,7 +46,7 @@ _SENDERS_MAX = 4096
 
 
 class Drop(Enum):
-    """Why a datagram is dropped."""
+    """Reasons for dropping a datagram."""
 
     FOREIGN = "foreign"  # not made with this deployment's key, or no datagram of ours
     CATALOGUE = "catalogue"  # of hosts with another catalogue

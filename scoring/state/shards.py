@@ -1,4 +1,4 @@
-"""Which host holds which cards: shards of cards, and a ranking of the hosts for each shard.
+"""Assigns cards to hosts: shards of cards, and a ranking of the hosts for each shard.
 
     card c-17 ── HMAC under the route key ──► route 5d3a91c2…   the client sends it, the gateway routes by it
     route     ── first 32 bits % count    ──► shard 1475

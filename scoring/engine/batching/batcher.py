@@ -68,7 +68,7 @@ class DeadlineExceeded(TemporaryFailure):
 
 
 class Refusal(NamedTuple):
-    """Why a request gets no answer. `field` names the wrong field, or is empty. It quotes no part of the payload."""
+    """The reason why a request gets no answer. `field` names the wrong field, or is empty. It quotes no payload."""
 
     code: str
     message: str

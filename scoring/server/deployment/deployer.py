@@ -156,7 +156,7 @@ def _state_of(value: Any) -> _State:
 
 
 class HostProcesses(NamedTuple):
-    """How the deployer reaches other processes of its host."""
+    """The deployer's access to other processes of its host."""
 
     fork: Callable[[Callable[[], int]], int]
     """Runs a function in a child, with its result as the exit code. Returns the child's id."""

@@ -48,7 +48,7 @@ _TEXTS = ("bundle", "policy", "bundle_digest", "policy_digest")
 
 @dataclass(frozen=True)
 class ReleasePaths:
-    """Where a bundle and a policy are, and the digests that they must have; empty digests accept any."""
+    """Paths of a bundle and a policy, and the digests that they must have; empty digests accept any."""
 
     bundle: str
     # Empty: the policy of the configuration.

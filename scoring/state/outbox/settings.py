@@ -1,4 +1,4 @@
-"""How much an outbox holds, and how it refuses or fails."""
+"""The size of an outbox, and its errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OutboxDamaged(Misconfigured):
 
 @dataclass(frozen=True)
 class OutboxSettings:
-    """How much an outbox holds, and which failures a record survives. The values of `fsync`:
+    """The size of an outbox, and the failures that a record survives. The values of `fsync`:
 
     - "never": a record survives the death of the process, but not of the machine. The kernel writes it to disk within
       about 30 s.
