@@ -18,7 +18,7 @@ from paywarden.streams.alerts.causes import Cause, cause_of
 
 
 class State(StrEnum):
-    """Where an alert is in its life."""
+    """The state of an alert."""
 
     RAISED = "raised"
     ESCALATED = "escalated"
@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 class Severity(StrEnum):
-    """How bad an alert is; compare with `rank_of`."""
+    """The severity of an alert; compare with `rank_of`."""
 
     INFO = "info"
     WARNING = "warning"
@@ -47,7 +47,7 @@ def rank_of(severity: Severity) -> int:
 
 @dataclass(frozen=True)
 class AlertSettings:
-    """How large a change is bad, and when a change is over."""
+    """Limits of an alert's severities, and of the end of a change."""
 
     # Limits for the PSI of histograms, and for the relative change of shares.
     psi_warning: float = 0.1

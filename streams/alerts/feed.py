@@ -31,7 +31,7 @@ _ASK_AFTER_READS = 6
 
 @dataclass(frozen=True)
 class FeedPosition:
-    """Where a topic goes on. `identity` is the topic's id: a topic that was made anew has another one."""
+    """The next offset of a topic. `identity` is the topic's id: a topic that was made anew has another one."""
 
     identity: str
     next_offset: int

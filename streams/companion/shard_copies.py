@@ -1,4 +1,4 @@
-"""Where profiles of shards are copied from, part by part: the store, or the beginning of the changelog."""
+"""Sources of copies of shards' profiles, part by part: the store, or the beginning of the changelog."""
 
 from __future__ import annotations
 

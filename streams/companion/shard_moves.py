@@ -113,12 +113,12 @@ class ShardMoves:
 
     @property
     def complete(self) -> int:
-        """How many shards are complete in the mirror."""
+        """The number of complete shards in the mirror."""
         return len(self._complete)
 
     @property
     def missing(self) -> int:
-        """How many shards the mirror is to hold and does not hold completely."""
+        """The number of wanted shards that the mirror does not hold completely."""
         return len(self._wanted - self._complete)
 
     def skipped(self, keys: Collection[bytes | None]) -> frozenset[bytes]:

@@ -88,7 +88,7 @@ class Letter:
 
     @property
     def retry_count(self) -> int:
-        """How often the record was retried before it became this letter."""
+        """The number of retries of the record before it became this letter."""
         counts = [value or b"" for name, value in self.record.headers or () if name == RETRY_COUNT_HEADER]
         return int(counts[-1]) if counts and _COUNT.fullmatch(counts[-1]) else 0
 

@@ -113,7 +113,7 @@ class Transaction(Protocol):
 
 
 class Database(Protocol):
-    """Where an index lives. Thread-safe. Raises IndexUnavailable when it does not answer."""
+    """The database of an index. Thread-safe. Raises IndexUnavailable when it does not answer."""
 
     name: str
     scan_rows_max: int

@@ -64,7 +64,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FillState:
-    """How an index is filled at a moment.
+    """The state of an index's filling at a moment.
 
     `is_caught_up`: it had read all topics to their ends. `is_fresh`: to their ends, or to records of the last seconds.
     `read_ms`: when it last heard from Kafka, 0 if never.

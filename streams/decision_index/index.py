@@ -61,7 +61,7 @@ Worth = Callable[[int, str, int], int | None]
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """How far a partition is in the index. `missing`: records that had expired before they were read."""
+    """The progress of a partition in the index. `missing`: records that had expired before they were read."""
 
     topic: str
     partition: int

@@ -47,7 +47,7 @@ _SHARES = 10_000
 
 @dataclass(frozen=True)
 class ReviewSettings:
-    """How the queue works. `second_share`: of the payments, from 0 to 1."""
+    """Settings of the queue. `second_share`: of the payments, from 0 to 1."""
 
     claim_ms: int = 900_000
     second_share: float = 0.05
@@ -108,7 +108,7 @@ class AnalystVerdict:
 
 @dataclass(frozen=True)
 class Throughput:
-    """How much an analyst did in a span of time. `median_s`: from claim to verdict."""
+    """An analyst's work in a span of time. `median_s`: from claim to verdict."""
 
     analyst: str
     verdicts: int

@@ -73,7 +73,7 @@ def _band(score: float) -> int:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a decision stands in the order of all: its time, then the hash of its payment's id."""
+    """A decision's place in the order of all: its time, then the hash of its payment's id."""
 
     time_ms: int
     payment_hash: int

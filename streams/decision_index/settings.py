@@ -13,7 +13,7 @@ _LEAST = {"memory_mb": 64, "threads": 1, "timeout_ms": 100, "claim_minutes": 1, 
 
 @dataclass(frozen=True)
 class DecisionIndexSettings:
-    """Where the index is, and how the review queue works."""
+    """Settings of the index's database and of the review queue."""
 
     # Without an address: the file of DuckDB. One process has it open.
     path: str = "index/decisions.duckdb"

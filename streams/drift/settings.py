@@ -1,4 +1,4 @@
-"""How decisions are watched for drift: the sections [drift] and [drift_training]."""
+"""Settings of drift detection: the sections [drift] and [drift_training]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """How decisions are counted and saved, and the references their counts are compared with."""
+    """Settings for counting and saving decisions, and the references of their counts."""
 
     # Folders of the bundles whose models are watched. If empty, the bundles of [serve] are watched.
     bundles: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class DriftSettings:
 
 @dataclass(frozen=True)
 class TrainingComparisonSettings:
-    """When the decisions of a week lie too far from the training window: the section [drift_training].
+    """Limits of a week's distance from the training window: the section [drift_training].
 
     Distances are PSI beyond the natural distance between weeks (models/drift/training_distance.py).
     """

@@ -177,7 +177,7 @@ class TrainingWatch:
 
     @cached_property
     def _is_clock(self) -> NDArray[np.bool_]:
-        """Which subjects are features that left the training window's own range while it lasted, (subjects,)."""
+        """A mask of the features that left the training window's own range while it lasted, (subjects,)."""
         subjects = self._subjects.all
         natural = self.reference.natural.psi if self.reference.natural is not None else np.zeros(len(subjects))
         is_feature = np.array([subject.name.startswith(FEATURE_PREFIX) for subject in subjects])

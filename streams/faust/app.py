@@ -302,7 +302,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def _own_stop_s(settings: StreamSettings) -> float:
-    """How long the app's steps may take: the interpreter needs the rest."""
+    """Returns the time for the app's steps: the interpreter needs the rest."""
     return max(0.0, settings.stop_timeout_s - TIDY_UP_S)
 
 

@@ -67,7 +67,7 @@ _HeadT = TypeVar("_HeadT", bound=CheckpointHead[Any])
 
 @dataclass(frozen=True)
 class HeadPlace(Generic[_HeadT]):
-    """Where the head of one partition is kept. `name` stands for the partition in error messages."""
+    """The store and key of one partition's head. `name` stands for the partition in error messages."""
 
     store: ProfileStore
     key: bytes

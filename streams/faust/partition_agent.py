@@ -93,7 +93,7 @@ _Work = TypeVar("_Work")
 
 @dataclass(frozen=True)
 class Pace:
-    """When records are saved, and how long the agent waits.
+    """The agent's pace of saving, and its waits.
 
     The agent saves every `save_every_ms` milliseconds, or as soon as `save_records` records have been read. With
     `unsaved_max` records not saved it reads no more. After a conflict it waits `takes_over_after_s` seconds before it

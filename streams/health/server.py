@@ -43,7 +43,7 @@ _ACCEPT_PAUSE_S = 0.5
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How long a connection may last, and how long a new one waits for a free thread, in seconds."""
+    """The time limit of a connection, and of a new one's wait for a free thread, in seconds."""
 
     connection_s: float = CONNECTION_S_MAX
     room_timeout_s: float = 1.0

@@ -1,1 +1,1 @@
-"""How Paywarden talks to Kafka: clients, topics, offsets, the schema registry."""
+"""Everything that talks to Kafka: clients, topics, offsets, the schema registry."""

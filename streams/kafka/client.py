@@ -34,7 +34,7 @@ _GZIP_LEVEL = 1
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """Where Kafka is and how to log in. An empty value means that the option is not used."""
+    """Kafka's address and login. An empty value means that the option is not used."""
 
     bootstrap: str = "127.0.0.1:9092"
     security_protocol: str = "plaintext"

@@ -31,7 +31,7 @@ _ONE_PARTITION = (
 
 @dataclass(frozen=True)
 class TopicSettings:
-    """How many partitions new topics get, and how long they keep their records."""
+    """Partitions of new topics, and the retention of their records."""
 
     # For payments, outcomes, profiles and decisions. A profile stores an offset for each partition of the first two.
     # Clients send a request for each partition that they have a record for: at low rates requests are the largest cost.

@@ -140,7 +140,7 @@ def _committed(what: BackedUp) -> Offsets:
 
 
 def _places_to_commit(what: BackedUp, backup: Backup) -> list[TopicPartition]:
-    """Where the group is to go on. Raises Misconfigured where Kafka no longer has a record that is needed."""
+    """Returns the offsets at which the group goes on. Raises Misconfigured where Kafka has lost a needed record."""
     consumer = make_consumer(what.kafka, group_id=what.group)
     try:
         places = []

@@ -57,7 +57,7 @@ RebuildProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class RebuildOptions:
-    """How the set's topics are made, and how long the rebuild waits for the live workers to leave."""
+    """Options of the set's topics, and the time that the rebuild waits for the live workers to leave."""
 
     # Brokers that hold each record of the set's repartition topics.
     replication: int
@@ -68,7 +68,7 @@ class RebuildOptions:
 
 @dataclass(frozen=True)
 class RebuildParts:
-    """How to make the parts that fill and publish a set.
+    """Factories of the parts that fill and publish a set.
 
     `open_pipeline` makes a worker of a profile set that publishes nothing.
     """

@@ -57,7 +57,7 @@ Send = Callable[[Sequence[MetricsRecord], Sequence[tuple[Alert, int]]], object]
 
 @dataclass
 class EvaluationState:
-    """How far evaluation is.
+    """The progress of evaluation.
 
     `done`: the last day evaluated, by maturity in days. `latest`: the records of the newest mature day.
     """

@@ -1,4 +1,4 @@
-"""How outcomes are joined to decisions and measured: the section [outcomes]."""
+"""Settings of the join of outcomes and of the measures: the section [outcomes]."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class OutcomeEvent(NamedTuple):
 
 
 class RecordLayout:
-    """Which columns of a payment's row its record in the store holds.
+    """The columns of a payment's row that its record in the store holds.
 
     It holds public codes alone. For e-mail addresses and derived fields, 1 says that they are there. One number more,
     `beside`, tells whether a later record has the same addresses and the same declared amounts.

@@ -33,7 +33,7 @@ _HEAD_BYTES_MAX = 5 + 3 * _VARINT_BYTES_MAX + 8 + 4
 
 
 class Position(NamedTuple):
-    """Where an event came from: `source` is one number for topic and partition."""
+    """The origin of an event: `source` is one number for topic and partition."""
 
     source: int
     offset: int

@@ -21,7 +21,7 @@ _FLUSH_TIMEOUT_S = 15.0
 
 
 class RegistryTopic(Protocol):
-    """Where hosts share entries."""
+    """The topic on which hosts share entries."""
 
     def read(self) -> list[bytes]:
         """Returns the lines since the last call, all lines at first. Raises BrokerUnavailable, Misconfigured."""

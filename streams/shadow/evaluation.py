@@ -82,7 +82,7 @@ class Challenger(Protocol):
 
 
 class ChallengerSource(Protocol):
-    """Where a challenger comes from."""
+    """The source of a challenger."""
 
     def load(self) -> Challenger:
         """Load and check it. Raises Misconfigured, BundleRefused."""

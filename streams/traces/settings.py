@@ -9,7 +9,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class TracingSettings:
-    """Where spans go. Without a collector there is nothing to run."""
+    """The collector of spans. Without one there is nothing to run."""
 
     # The address of the collector, such as http://127.0.0.1:4318.
     collector: str = ""

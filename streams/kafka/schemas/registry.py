@@ -77,7 +77,7 @@ _NO_REGISTRY_ERRORS: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class RegistrySettings:
-    """Where the schema registry is, and the credentials for it."""
+    """The schema registry's address, and the credentials for it."""
 
     # The base URL of its API. Several, separated by commas, are tried in turn. Empty: no registry.
     url: str = ""

@@ -1,1 +1,1 @@
-"""How far the profiles are: when payments arrived, the watermark of the payments in them, and how complete they are."""
+"""Progress of the profiles: arrival times of payments, watermarks of the payments in them, and completeness."""

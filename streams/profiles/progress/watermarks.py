@@ -72,7 +72,7 @@ def progress_key(entity: str, partition: int) -> bytes:
 
 
 class SourceProgress:
-    """How far this worker has processed each of its partitions of payments."""
+    """The progress of this worker in each of its partitions of payments."""
 
     def __init__(self) -> None:
         self._complete_to_ms: dict[int, int] = {}
