@@ -1,1 +1,1 @@
-"""How many cores, bytes and partitions a deployment needs."""
+"""Computes the cores, bytes and partitions that a deployment needs."""

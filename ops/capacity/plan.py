@@ -75,12 +75,12 @@ class Requirements:
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """How long and how safely settings keep things."""
+    """Retention and copies in the settings."""
 
     kinds: int
     """Kinds of entities of the catalogue."""
     sharded_kinds: int
-    """Those of them that hosts hold a part of each, if anything is sharded."""
+    """The kinds whose profiles are divided over the hosts, if any are."""
     partitions: int
     """Partitions of the topics payments and outcomes."""
     kafka_replication: int

@@ -59,7 +59,7 @@ class AuditUnavailable(TemporaryFailure):
 
 
 class Audit(Protocol):
-    """Where views and acts are noted."""
+    """The log of views and acts."""
 
     def require_room(self) -> None:
         """Make sure that lines about an act can be written when it is done.

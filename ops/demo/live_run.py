@@ -129,7 +129,7 @@ class LiveSystem:
 
 @dataclass(frozen=True)
 class LiveLoad:
-    """How many payments a second are sent, and for how many seconds."""
+    """The payments a second to send, and the number of seconds."""
 
     rate: float
     seconds: int

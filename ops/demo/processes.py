@@ -170,7 +170,7 @@ class Parts:
 
 
 class Patience:
-    """How long to wait for work that may still come, with a line about it now and then."""
+    """Limits the wait for work that may still come, with a line about it now and then."""
 
     def __init__(
         self, timeout_s: float, say: Callable[[str], object], now_s: Callable[[], float] = time.monotonic

@@ -93,7 +93,7 @@ def parsed_address(setting: str, text: str) -> Address:
 
 @dataclass(frozen=True)
 class Listen:
-    """Where callers connect. An empty text turns a listener off."""
+    """The addresses for callers. An empty text turns a listener off."""
 
     # HTTP/1.1 and HTTP/2.
     http: str = "0.0.0.0:8443"
@@ -117,7 +117,7 @@ class GatewayTls:
 
 @dataclass(frozen=True)
 class ToHosts:
-    """How the gateway calls scoring hosts."""
+    """Settings of the gateway's calls to scoring hosts."""
 
     # A file with the secret from which each client's token for the hosts is made; a second line holds the one before.
     secret_file: str

@@ -17,7 +17,7 @@ _SCHEMES = ("http", "https", "grpc", "grpcs", "http+unix", "grpc+unix")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a load sends. The defaults imitate many independent callers who each wait for an answer."""
+    """Options of a load. The defaults imitate many independent callers who each wait for an answer."""
 
     # Format of HTTP bodies. gRPC always takes protobuf.
     content_type: str = "application/x-protobuf"

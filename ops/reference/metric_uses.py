@@ -1,4 +1,4 @@
-"""Where a metric is used: the dashboards that show it and the alerts that watch it."""
+"""Finds the uses of a metric: the dashboards that show it and the alerts that watch it."""
 
 from __future__ import annotations
 

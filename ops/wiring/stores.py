@@ -40,7 +40,7 @@ _FORMER_LMDB_PATH = "data/profiles"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Which profile store: lmdb (embedded, one machine), aerospike, or memory (keeps nothing)."""
+    """The kind of profile store: lmdb (embedded, one machine), aerospike, or memory (keeps nothing)."""
 
     kind: str = "lmdb"
 

@@ -187,7 +187,7 @@ class _Labels:
 
 @dataclass(frozen=True)
 class _ModelChoice:
-    """Which models to compare, how many LightGBM parameters to try, and the seed of the search and the models."""
+    """The models to compare, the number of LightGBM parameters to try, and the seed of the search and the models."""
 
     names: Sequence[str]
     budget: int

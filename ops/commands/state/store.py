@@ -118,7 +118,7 @@ def restore(source: Source, folder: Path) -> None:
 
 
 def _places(offsets: Mapping[str, Mapping[int, int | None]]) -> str:
-    """Where the sources go on, such as `payments 1204, outcomes 31`: the records before."""
+    """Returns the records before the sources' offsets, over all partitions: `payments 1204, outcomes 31`."""
     sums = {topic: sum(offset or 0 for offset in partitions.values()) for topic, partitions in offsets.items()}
     return ", ".join(f"{topic} {count}" for topic, count in sums.items() if not topic.startswith("repartition"))
 

@@ -108,7 +108,7 @@ class OpenedIndex:
 
     @property
     def state(self) -> FillState | None:
-        """How the index is filled; None if it is not filled by this console."""
+        """The state of the index's filling; None if this console does not fill it."""
         if self._filler is None:
             # Before the first record is asked for, an index is not yet whole either.
             return None if self._fill is None else FillState()

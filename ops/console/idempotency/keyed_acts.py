@@ -62,7 +62,7 @@ class KeyEvents(Protocol):
 
 
 class KeyWriter(Protocol):
-    """Where events go: AlertReader."""
+    """The writer of events: AlertReader."""
 
     def write(self, events: list[ConsoleEvent]) -> bool:
         """See AlertReader."""

@@ -36,7 +36,7 @@ NOT_SEEN = " Kafka has it; the pages show it when the console has read it, withi
 
 
 class Feed(Protocol):
-    """Where records come from: streams/alerts/feed.py, or a list in tests."""
+    """The source of records: streams/alerts/feed.py, or a list in tests."""
 
     def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
         """See AlertFeed."""
@@ -49,7 +49,7 @@ class Feed(Protocol):
 
 
 class Writer(Protocol):
-    """Where acts go: streams/alerts/events.py, or a list in tests."""
+    """The writer of acts: streams/alerts/events.py, or a list in tests."""
 
     def write(self, event: ConsoleEvent | Acknowledgement) -> None:
         """See EventWriter."""

@@ -38,7 +38,7 @@ FeaturePlace = Callable[[str, str], int | None]
 
 @dataclass(frozen=True)
 class SegmentCounts:
-    """How many decisions of a sample lie in each bin, before and now. `moved`: the payments that are elsewhere now."""
+    """Decisions of a sample by bin, before and now. `moved`: the payments that are in another bin now."""
 
     segment: str
     labels: tuple[str, ...]

@@ -33,7 +33,7 @@ _BATCH, _EVERY_S, _RETRY_S = 5, 1.0, 5.0
 
 
 class Sampler(Protocol):
-    """Where decisions come from: streams/alerts/samples.py, or a list in tests."""
+    """The source of decisions: streams/alerts/samples.py, or a list in tests."""
 
     def sample(self, record: Mapping[str, Any], first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         """See DecisionSampler."""

@@ -137,7 +137,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which alerts, in which order. Empty texts and None do not restrict. `is_snoozed` of False leaves those out."""
+    """Conditions and order of alerts. Empty texts and None do not restrict. `is_snoozed`: False leaves those out."""
 
     is_open: bool | None = True
     severity: str = ""
@@ -224,7 +224,7 @@ class AlertStore:
 
     @property
     def heard_ms(self) -> int:
-        """When the topics were last read to their ends; 0 for never."""
+        """The time at which the topics were last read to their ends; 0 for never."""
         return self._counter(_HEARD)
 
     def put_heard(self, now_ms: int) -> None:
@@ -242,7 +242,7 @@ class AlertStore:
 
     @property
     def unreadable(self) -> int:
-        """How many records could not be read."""
+        """The number of records that could not be read."""
         return self._counter(_UNREADABLE)
 
     def count(self, wanted: Wanted, now_ms: int) -> int:

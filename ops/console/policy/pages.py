@@ -45,7 +45,7 @@ _LOOK_S = 2.0
 
 
 class RecentDecisions(Protocol):
-    """Where decisions come from: streams/alerts/samples.py, or a list in tests."""
+    """The source of decisions: streams/alerts/samples.py, or a list in tests."""
 
     def between(self, first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         """See DecisionSampler."""

@@ -42,7 +42,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Currencies:
-    """How money is written. `reference`: the currency of amounts without one; "" if it is not known.
+    """The form of money. `reference`: the currency of amounts without one; "" if it is not known.
 
     `digits`: each currency whose units have other than 100 minor units, with the digits of these.
     """
