@@ -229,7 +229,7 @@ class AuditLog:
                 new.unlink(missing_ok=True)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                # A full disk still has room to overwrite a line of the same size.
+                # A full disk still has room to overwrite the bytes that are there.
                 with head.open("r+b") as file:
                     file.write(line)
         except OSError as error:

@@ -24,7 +24,7 @@ _LOW_NICENESS = 10
 
 
 class SpareTime:
-    """Runs calls in a thread that gets only spare time. Threads that a call starts, such as a client's, do too."""
+    """Runs calls in a thread that gets only spare time. Threads that a call starts get no more."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "spare-time", initializer=_be_idle)
