@@ -40,7 +40,7 @@ def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
 
 
 def _logged_in(chromium: Any, running_console: Running, person: str) -> tuple[Any, list[str]]:
-    """Returns a page of somebody who has logged in by the keyboard alone, and the errors that its script makes."""
+    """Returns a page of a person who has logged in by the keyboard alone, and the errors of its script."""
     context = chromium.new_context(viewport=_WIDE, base_url=running_console.url)
     context.set_default_timeout(_PATIENCE_MS)
     made = context.new_page()
@@ -69,7 +69,7 @@ def page(chromium: Any, running_console: Running) -> Iterator[Any]:
 
 
 def _tab_to(page: Any, selector: str) -> None:
-    """Press Tab until an element has the focus, as somebody without a mouse would."""
+    """Press Tab until an element has the focus, as a person without a mouse does."""
     for _ in range(120):
         page.keyboard.press("Tab")
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):

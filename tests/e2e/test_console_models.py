@@ -219,7 +219,7 @@ class Canary:
     keeper: RolloutKeeper
 
     def look(self, cards: int, **more: float) -> None:
-        """Look at the step: so many cards, and how much more often the candidate's have an event."""
+        """Look at the step with this number of cards. `more`: by event, the candidate's ratio to the champion."""
         found = self.keeper.refresh()
         assert found is not None
         plan = found.start.plan

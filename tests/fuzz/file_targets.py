@@ -314,7 +314,7 @@ def _answered_table() -> Iterator[bytes]:
 
 
 def overlay_datagram() -> Target:
-    """What another host says about pending payments, with the code that only a holder of the key can make."""
+    """A datagram of another host about pending payments, with the code that only a holder of the key can make."""
     import struct
 
     from paywarden.scoring.state.overlay import OverlaySettings, prepare

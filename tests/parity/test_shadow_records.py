@@ -61,7 +61,7 @@ DIGESTS = (b"", b"\1" * 32, b"\2" * 32)
 
 @cache
 def vectors() -> np.ndarray[Any, Any]:
-    """Returns vectors of which the model approves most, and declines some."""
+    """Returns vectors: the model approves most of them, and declines some."""
     return np.ascontiguousarray(small_world.table().vectors[:400], dtype=np.float32)
 
 

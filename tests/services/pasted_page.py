@@ -1,7 +1,7 @@
 """Pastes a page into a shell: `python -m tests.services.pasted_page PAGE "HEADING"`.
 
-Runs the blocks marked `bash` below a heading of the second level, one after the other in one shell, as somebody who
-follows the page does. The first command that fails ends it. Whatever was started is ended.
+Runs the blocks marked `bash` below a heading of the second level, one after the other in one shell, as a reader who
+follows the page does. The first command that fails ends it. Every process that was started is ended.
 """
 
 from __future__ import annotations

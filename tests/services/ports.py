@@ -1,4 +1,4 @@
-"""Ports for services that are told their port before they listen."""
+"""Ports for services that get their port as a setting before they listen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers of the endpoint: they send requests, wait, repeat, and remember what they were told."""
+"""Callers of the endpoint: they send requests, wait, repeat, and remember the answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIELDS = tuple(field.name for field in ScoreRequest.DESCRIPTOR.fields)
 
 
 class Told(NamedTuple):
-    """What a caller was told about a payment."""
+    """The answer that a caller got about a payment."""
 
     decision_id: str
     score: float

@@ -325,7 +325,7 @@ class History:
             self.world.after(arguments["seconds"] / 2, lambda: self._kill("companion"))
 
     def _poisoned_cursor(self, arguments: dict[str, Any], _: random.Random) -> None:
-        """Somebody writes a record that is no cursor of a worker's outbox, and the companion starts again."""
+        """A stranger writes a record that is no cursor of a worker's outbox, and the companion starts again."""
         host = Path(self.deployment.outbox.directory) / "host"
         if host.exists():
             key = f"{host.read_text(encoding='ascii').strip()}/{arguments['process']}".encode()

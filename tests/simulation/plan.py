@@ -1,4 +1,4 @@
-"""What happens in a history: operations of callers and payment systems, and faults. All of it follows from the seed.
+"""The events of a history: operations of callers and payment systems, and faults. All of it follows from the seed.
 
 A plan is two lists. Shrinking leaves out items of either list; what is left keeps its moments and numbers.
 """

@@ -119,7 +119,7 @@ class _NoReasons:
 
 @dataclass(frozen=True)
 class Parts:
-    """What all histories of a process share, since it is slow to make and never changes."""
+    """Parts that all histories of a process share, because they are slow to make and never change."""
 
     engine: FeatureEngine
     rates: RateTable
@@ -196,7 +196,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 
 class Transport(asyncio.Transport):
-    """The worker's end of a connection. What it writes arrives at the caller a moment later."""
+    """The worker's end of a connection. Its bytes arrive at the caller a moment later."""
 
     def __init__(self, listening: Listening, received: Callable[[bytes], object], closed: Callable[[], object]) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ class Process:
 
 
 class More(NamedTuple):
-    """What only some histories have: the host's own supervisor, an index of decisions."""
+    """Parts that only some histories have: the host's own supervisor, an index of decisions."""
 
     is_supervised: bool = False
     has_index: bool = False

@@ -20,7 +20,7 @@ KINDS = ("refused", "lost", "partial", "late", "slow")
 
 @dataclass
 class StoreState:
-    """What the faults of the store are now. Until `flaky_until` a call fails with `flaky_share` in one of `kinds`."""
+    """The present faults of the store. Until `flaky_until` a call fails with `flaky_share` in one of `kinds`."""
 
     away_until: float = 0.0
     flaky_until: float = 0.0
@@ -66,7 +66,7 @@ class SimulatedStore:
             raise StoreUnavailable("the store's answer is lost")
 
     def _late(self, values: Mapping[bytes, bytes], ttl_s: int, versions: Mapping[bytes, int] | None) -> None:
-        """Write each record, unless somebody else has written it meanwhile."""
+        """Write each record, unless another process has written it meanwhile."""
         for key, value in values.items():
             try:
                 self._shared.write({key: value}, ttl_s=ttl_s, versions=versions)

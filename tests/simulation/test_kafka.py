@@ -46,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def member(cluster: Cluster, actor: Actor) -> tuple[GroupConsumer, list[tuple[str, int]]]:
-    """Returns a member of a group, and what it was told about its partitions."""
+    """Returns a member of a group, and its list of assignments and revocations."""
     consumer = GroupConsumer(cluster.broker, actor, "group", 6000)
     told: list[tuple[str, int]] = []
 

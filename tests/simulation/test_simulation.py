@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a process of the simulator has printed and written, and the digests of three histories that it ran then."""
+    """The output and files of a process of the simulator, and the digests of three histories that it ran then."""
 
     status: int
     text: str

@@ -56,7 +56,7 @@ class Failed(Exception):
 
 @dataclass
 class Life:
-    """What the threads of one process share."""
+    """The state that the threads of one process share."""
 
     name: str
     machine: str
@@ -218,7 +218,7 @@ class World:
             raise Died
 
     def pause(self, seconds: float) -> None:
-        """Suspend the running actor for this long, whoever wakes it. Raises Died."""
+        """Suspend the running actor for this long, even if another actor wakes it. Raises Died."""
         until = self.now + seconds
         while self.now < until:
             self.sleep(until - self.now)

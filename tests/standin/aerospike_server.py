@@ -59,7 +59,7 @@ _EPOCH_S = 1_262_304_000
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one message from the client. Made by the class methods."""
+    """The fault that one message from the client meets. Made by the class methods."""
 
     delay_s: float = 0.0
     drop_before: bool = False

@@ -1,4 +1,4 @@
-"""What a run makes once is made by one process, whole or not at all."""
+"""A fixture that a run makes once is made by one process, whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Completes the list of an image's parts: `python3 sbom.py PYTHON.json OUT.json`.
 
-PYTHON.json is what cyclonedx-py says of the Python packages (CycloneDX, JSON). OUT.json also has Debian's packages, by
+PYTHON.json is cyclonedx-py's list of the Python packages (CycloneDX, JSON). OUT.json also has Debian's packages, by
 name, version and package URL. It holds no time and no random number: the same image gives the same bytes.
 
 It runs in the last stage of the image, since the stage that builds has other packages (a compiler), and lacks some. It
@@ -23,7 +23,7 @@ _FORMAT = "${Package}\t${Version}\t${Architecture}\n"
 def debian_components(listing: str, release: str) -> list[dict[str, Any]]:
     """Returns a component for each line of `dpkg-query`: name, version and architecture, with tabs between.
 
-    `release` is Debian's, such as "debian-12": scanners look for the weaknesses of that one.
+    `release` is Debian's, such as "debian-12": scanners look for the vulnerabilities of that release.
     """
     components = []
     for line in sorted(listing.splitlines()):

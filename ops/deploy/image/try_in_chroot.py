@@ -84,7 +84,7 @@ class Stage:
 def build(text: str, folder: Path, given: dict[str, str], *, is_built: bool = False) -> Stage:
     """Take all steps below `folder`; returns the last stage. Raises CalledProcessError if one fails.
 
-    With `is_built` the files are there already, and only what the stage knows of itself is read.
+    With `is_built` the files exist already, and only the stage's arguments, environment and user are read.
     """
     stages: dict[str, Stage] = {}
     stage: Stage | None = None

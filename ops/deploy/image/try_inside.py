@@ -1,4 +1,4 @@
-"""What is tried inside an image, as its user and on its read-only file system: see try_in_chroot.py.
+"""Tests inside an image, as its user and on its read-only file system: see try_in_chroot.py.
 
 1. Nothing can be written outside of /var/lib/paywarden, /dev/shm and /tmp.
 2. `paywarden --version` and the list of parts are there, and the kernel is not compiled at a start.

@@ -28,7 +28,7 @@ _CONFIRMED_MIN = 9
 
 
 class _Person:
-    """Somebody at a browser, who does one act after the other until the console is gone."""
+    """A person at a browser, who does one act after the other until the console is gone."""
 
     def __init__(self, address: str, name: str) -> None:
         self._client = httpx2.Client(base_url=address, timeout=60.0)

@@ -42,7 +42,7 @@ TOPICS = TopicSettings(partitions=1, repartition_partitions=1)
 
 
 class _Analyst:
-    """Somebody at a browser."""
+    """A person at a browser."""
 
     def __init__(self, address: str) -> None:
         self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S)
@@ -114,7 +114,7 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
 
 
 def test_a_topic_that_is_made_anew_is_noticed_while_people_act(settings: KafkaSettings, tmp_path: Path) -> None:
-    """The ids of topics were asked for in a silence alone: somebody who acts all the time kept the old alerts alive."""
+    """The console asked for the ids of topics only in a silence: constant acts kept the old alerts alive."""
     create_topics(settings, TOPICS, ["card"])
     put(settings, ALERTS_TOPIC, 3)
     ids = LocalSchemaIds()

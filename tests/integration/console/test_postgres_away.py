@@ -29,7 +29,7 @@ _MISSING = "The index of decisions cannot be reached"
 
 
 class _Analyst:
-    """Somebody at a browser."""
+    """A person at a browser."""
 
     def __init__(self, address: str) -> None:
         # A page that comes later than this never comes.

@@ -1,4 +1,4 @@
-"""A property tester asks a running `serve` whatever the OpenAPI description allows, and much that it forbids."""
+"""A property tester sends a running `serve` requests that the OpenAPI description allows, and many that it forbids."""
 
 from __future__ import annotations
 

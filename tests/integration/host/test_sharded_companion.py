@@ -113,7 +113,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a mirror held at a moment: profiles, how far it was applied, and what it said of its shards."""
+    """The content of a mirror at a moment: its profiles, how far it was applied, and the states of its shards."""
 
     when: str
     profiles: dict[bytes, bytes | None]
@@ -345,7 +345,7 @@ def test_odd_records_of_other_shards_are_passed_over_and_own_ones_counted(
         stream.flush()
 
     def counts() -> tuple[float, float]:
-        """What is unreadable and unnamed, once everything is applied."""
+        """The counts of unreadable and unnamed changes, once everything is applied."""
         a.wait_until_applied(ends_of(read_topic(settings, "profiles")))
         metrics = a.metrics()
         unreadable, unnamed = (

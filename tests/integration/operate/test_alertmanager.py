@@ -77,7 +77,7 @@ class Site:
         self._changed = {**self._changed, **values}
 
     def wait_for_scrapes(self, count: int) -> None:
-        """Wait until so many scrapes have begun after now."""
+        """Wait until this number of scrapes have begun after now."""
         until = self._scrapes + count
         wait_until(lambda: self._scrapes >= until, f"{count} scrapes")
 

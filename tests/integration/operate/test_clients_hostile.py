@@ -40,7 +40,7 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
 
 
 def connections(driver: Driver, port: int) -> int:
-    """Returns how many connections to a port the driver's process holds, in whatever state."""
+    """Returns how many connections to a port the driver's process holds, in any state."""
     found = psutil.Process(driver.pid).net_connections("tcp")
     return sum(bool(one.raddr) and one.raddr.port == port for one in found)
 
@@ -136,7 +136,7 @@ def test_a_handshake_that_drips_is_left_at_the_deadline(driver: Driver, tls: Tls
 
 
 def test_two_records_that_come_together_are_not_two_answers(driver: Driver, tls: Tls) -> None:
-    """What the language's TLS has read ahead is no answer to the next request."""
+    """Bytes that the language's TLS has read ahead are no answer to the next request."""
     with ExitStack() as stack:
         host = stack.enter_context(ScriptedHost("twice", "answer", tls=tls.server))
         relay = stack.enter_context(SlowRelay(host.port, gathers=lambda: len(host.requests) > host.played))

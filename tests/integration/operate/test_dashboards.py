@@ -243,7 +243,7 @@ ROLLOUT = "paywarden_rollout_"
 
 
 def assert_faults_are_of_series_that_there_are(prometheus: Prometheus) -> None:
-    """What a fault of the page of alerts changes is there on a quiet day, under the same name and labels.
+    """Each series that a fault of the page of alerts changes exists on a quiet day, with the same name and labels.
 
     An `increase` does not see the first event of a counter that appears with it, and its alert would be silent.
     """

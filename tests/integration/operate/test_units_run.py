@@ -82,7 +82,7 @@ def _may_sandbox() -> bool:
 
 @dataclass
 class Machine:
-    """What the units' machine has, as folders here, and what runs on it."""
+    """The units' machine: its files as folders here, and the processes that run on it."""
 
     folder: Path
     memory: Path

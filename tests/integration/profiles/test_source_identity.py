@@ -202,7 +202,7 @@ def test_a_topic_that_has_lost_its_end_stops_the_worker(tmp_path: Path) -> None:
 
 
 def test_a_changelog_made_anew_fills_the_mirror_anew(tmp_path: Path, settings: KafkaSettings) -> None:
-    """What the old changelog had and the companion had not read is only in the store."""
+    """Records of the old changelog that the companion had not read are only in the store."""
     world, topics = World(settings), Topics(settings)
     before, after = halves()
     fill = FillSource(look=lambda: LiveSet("", 0, None), open_store=lambda _: world.store)

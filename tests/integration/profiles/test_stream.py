@@ -89,7 +89,7 @@ def test_an_outcome_read_together_with_its_payment_waits_for_it(
 
 
 def claims(settings: KafkaSettings) -> list[int]:
-    """Returns the moments up to which the stream has told profiles to be complete."""
+    """Returns the moments up to which the stream has claimed that profiles are complete."""
     decoder = Decoder("profiles", LocalSchemaIds())
     told = [record.value for record in read_topic(settings, "profiles") if record.key == CLAIM_KEY and record.value]
     return [decoder.decode(value)["complete_to_time_ms"] for value in told]
@@ -98,7 +98,7 @@ def claims(settings: KafkaSettings) -> list[int]:
 def test_what_stands_behind_a_strangers_open_transaction_is_waited_for(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """Its outcomes became dead letters, and mirrors were told to be complete without its payments."""
+    """Its outcomes became dead letters, and mirrors counted as complete without its payments."""
     world = small_world()
     deployment.configure("stream", "stall_timeout_s = 4\n")
     topics = Topics(settings)

@@ -74,5 +74,5 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
 
 
 def cut_off(path: Path) -> None:
-    """Remove the last line, as somebody would who has something to hide."""
+    """Remove the last line, as a person with something to hide would."""
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))

@@ -1,4 +1,4 @@
-"""What a payment holds, as a condition or a feature names it: attributes, conditions, places."""
+"""The values of a payment by the names of conditions and features: attributes, conditions, places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of frauds within a window, by the age of tiles."""
+"""The known frauds within a window, by the age of tiles."""
 
 from __future__ import annotations
 

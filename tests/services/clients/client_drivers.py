@@ -187,7 +187,7 @@ class Driver:
         self._process.stdin.flush()
 
     def answer(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        """Returns the answer to the next line that was told."""
+        """Returns the answer to the next line that the driver was sent."""
         return self._next(self._answers, timeout_s)
 
     def event(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class _Well(BaseHTTPRequestHandler):
-    """Always well, whatever becomes of the workers."""
+    """Reports healthy at all times, even if workers have died."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""What a broken or hostile host answers, word by word, and what a client must make of it.
+"""Answers of a broken or hostile host, word by word, and the results that a client must return for them.
 
     HOSTILE["nan_score"].cause     the cause of the stand-in: "failed"
     HOSTILE["nan_score"].parts     the bytes of the answer, in the parts that are sent; endless for some words

@@ -72,7 +72,7 @@ class Running:
 
 @dataclass
 class Processes:
-    """What a stream and a scoring host say about themselves. `away`: those that do not answer."""
+    """The states that a stream and a scoring host report. `away`: processes that do not answer."""
 
     lag: int = 12
     away: set[str] = field(default_factory=set)

@@ -47,7 +47,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
 
 
 def wait_for_listener(address: str) -> None:
-    """Wait until somebody accepts connections at `host:port`. A server tells its address before its workers listen."""
+    """Wait until a process accepts connections at `host:port`. A server prints its address before workers listen."""
     host, _, port = address.rpartition(":")
 
     def accepts() -> bool:
@@ -163,7 +163,7 @@ def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns our environment. A command imports from this checkout in whatever folder it runs."""
+    """Returns our environment. A command imports from this checkout, in any folder."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
 
 

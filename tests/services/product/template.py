@@ -483,7 +483,7 @@ def _serve(listener: socket.socket, lifeline: socket.socket, own: set[int]) -> s
 
 @dataclass(frozen=True)
 class _Child:
-    """`caller` asked for it and is told of its end by `notice`."""
+    """`caller` asked for it and learns of its end by `notice`."""
 
     caller: socket.socket
     notice: socket.socket

@@ -177,7 +177,7 @@ class JavaService(ABC):
 
 
 def guard(pid: int) -> subprocess.Popen[bytes]:
-    """Start a shell that kills a process as soon as this process has ended, in whatever way."""
+    """Start a shell that kills a process as soon as this process has ended, in any way."""
     shell = shutil.which("sh") or "/bin/sh"
     script = f"read -r _; kill -{signal.SIGKILL.value} {pid}"
     return subprocess.Popen(

@@ -13,7 +13,7 @@ _REBALANCE_S = 0.2
 
 
 class Member(Protocol):
-    """What the broker asks of a consumer (consumer.py)."""
+    """A consumer, as the broker uses it (consumer.py)."""
 
     actor: Actor
     topics: list[str]
@@ -27,7 +27,7 @@ class Member(Protocol):
 
 
 class Fenced(Protocol):
-    """What the broker asks of a producer with transactions (producers.py)."""
+    """A producer with transactions, as the broker uses it (producers.py)."""
 
     transactional_id: str
     transaction: Transaction | None

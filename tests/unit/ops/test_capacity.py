@@ -114,7 +114,7 @@ def test_what_more_hosts_cannot_carry_is_said() -> None:
 
 
 def figures() -> dict[str, float]:
-    """What perf.whole writes about rates of 0, 100 and 900, of which the last fills the machine."""
+    """The figures of perf.whole for rates of 0, 100 and 900; the last one fills the machine."""
     cores = {0: 0.1, 100: 0.2, 900: 0.4}
     return {f"cores_{rate}_{part}": each for rate, each in cores.items() for part in PARTS} | {
         "machine_cores": 2,

@@ -22,7 +22,7 @@ def test_the_command_line_imports_no_heavy_package_by_itself() -> None:
 
 
 def test_a_command_tells_its_options_where_the_configuration_is_wrong(tmp_path: Path) -> None:
-    """Whoever made a mistake in paywarden.toml could not read any command's help to mend it."""
+    """After a mistake in paywarden.toml, a person could not read any command's help to correct it."""
     config = tmp_path / "paywarden.toml"
     config.write_text("[serve]\n[serve]\n", encoding="utf-8")
     for asked in (["rollout", "start", "--help"], ["load", "-h"], ["models", "--help"]):

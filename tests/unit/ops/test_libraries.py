@@ -74,7 +74,7 @@ def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
 @needs_compiler
 @pytest.mark.usefixtures("forked")
 def test_a_library_that_no_signature_covers_is_built_again(foreign: Path, tmp_path: Path) -> None:
-    """Whoever can put files into the bundle could have put it there."""
+    """A person who can put files into the bundle could have put it there."""
     key = Ed25519PrivateKey.generate()
     secret = tmp_path / "release.pem"
     secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -1,4 +1,4 @@
-"""A log line in JSON is an object of its schema, whatever it is about."""
+"""Every log line in JSON is an object of its schema."""
 
 from __future__ import annotations
 

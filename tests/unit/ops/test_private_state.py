@@ -1,4 +1,4 @@
-"""What processes keep on a host is for one user alone, whatever the process's umask is."""
+"""State that processes keep on a host is readable by one user only, with any umask."""
 
 from __future__ import annotations
 

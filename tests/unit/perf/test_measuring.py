@@ -1,4 +1,4 @@
-"""What the benchmarks say about the core of a worker."""
+"""The benchmarks' report about the core of a worker."""
 
 from __future__ import annotations
 

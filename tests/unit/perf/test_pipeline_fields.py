@@ -1,4 +1,4 @@
-"""What a declared field costs the stream: the measurement runs through the same steps as a worker."""
+"""The cost of a declared field in the stream: the measurement takes the same steps as a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records to test with, made from an Avro schema: whatever the schema allows may come."""
+"""Records for tests, made from an Avro schema: any value that the schema allows may come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemas of other writers: whatever a registry accepts is decoded within bounds, or refused."""
+"""Schemas of other writers: every schema that a registry accepts is decoded within bounds, or refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def doubling(count: int, leaf: Any = "null") -> Any:
 
 
 def chain_of_names(length: int) -> Any:
-    """Return a record of records next to each other, of which each holds the one before by its name."""
+    """Return a record of records next to each other; each record holds the one before by its name."""
     held: Any = "long"
     fields = []
     for number in range(length):

@@ -70,7 +70,7 @@ Series = Gauge | Count | Stamp | Climb
 
 @dataclass(frozen=True)
 class Fault:
-    """What is injected. `seconds` is its length, `step` the seconds between two scrapes, `before` those before it."""
+    """An injected fault. `seconds` is its length, `step` the seconds between two scrapes, `before` those before it."""
 
     text: str
     changes: tuple[Series, ...]

@@ -204,7 +204,7 @@ def _single(alert: str) -> str:
 
 
 def _got(output: str) -> dict[str, list[float]]:
-    """What promtool got for the queries about each alert, in order."""
+    """Returns promtool's results of the queries about each alert, in order."""
     got = defaultdict[str, list[float]](list)
     for block in output.split("expr: ")[1:]:
         alert = re.search(r'alertname=\\?"(\w+)', block)
@@ -215,7 +215,7 @@ def _got(output: str) -> dict[str, list[float]]:
 
 
 def _output(tests: Mapping[str, dict[str, Any]], step: int, rules_of: Callable[[str], str]) -> str:
-    """What promtool prints about tests, by their names; each has rules of its own. JSON is YAML, which it reads."""
+    """Returns promtool's output about tests, by name; each has its own rules. JSON is YAML, which it reads."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for name, test in tests.items():

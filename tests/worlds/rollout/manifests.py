@@ -1,4 +1,4 @@
-"""Bundles of which there is no more than the manifest: all that a rollout reads of one."""
+"""Bundles that consist of a manifest only: a rollout reads nothing else of a bundle."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ RULES = Rules()
 
 
 class MemoryTopic:
-    """The topic in memory, for several hosts. Who is away from it is in `away`."""
+    """The topic in memory, for several hosts. `away` has the hosts that cannot reach it."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []

@@ -517,7 +517,7 @@ def _kept(field: PaymentField) -> st.SearchStrategy[Any]:
 
 
 def wrong_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
-    """Draws values of the field's type, most of which it refuses."""
+    """Draws values of the field's type; the field refuses most of them."""
     if field.is_text:
         return st.sampled_from(_WRONG_TEXTS)
     if field.is_decimal:

@@ -29,7 +29,7 @@ from tests.worlds.small import small_history
 
 
 def put(folder: Path, payments: pa.Table, outcomes: pa.Table) -> None:
-    """Both files as they are, whatever is wrong with them."""
+    """Write both files unchecked, with any faults in them."""
     pq.write_table(payments, folder / PAYMENTS_FILE)
     pq.write_table(outcomes, folder / OUTCOMES_FILE)
 

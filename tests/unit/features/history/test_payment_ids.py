@@ -15,7 +15,7 @@ TEXTS = st.lists(st.text("abß", max_size=3), max_size=30)
 
 
 def ids(texts: Sequence[str], collisions: int = 0) -> Ids:
-    """With `collisions` there are only so many different hashes."""
+    """With `collisions` there are only that many different hashes."""
     encoded = [text.encode() for text in texts]
     offsets = np.concatenate(([0], np.cumsum([len(text) for text in encoded]))).astype(np.int64)
     content = np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)

@@ -277,7 +277,7 @@ def test_events_are_ordered_by_entity_and_time(highest: int) -> None:
 
 
 def test_chunks_may_be_kept_while_the_next_ones_are_made() -> None:
-    """Rows and slots use the memory of the chunk before, vectors do not. What one chunk lacks is missing in it."""
+    """Rows and slots use the memory of the chunk before, vectors do not. A chunk's own missing values are missing."""
     hours = [SUNDAY_MS + hour * HOUR_MS for hour in range(6)]
     of = history(hours, merchant_id=pa.array(["m", "m", "n", "o", "m", "p"]), device_id=pa.array([*"dd", None, *"dxy"]))
     (whole,) = chunks(of)

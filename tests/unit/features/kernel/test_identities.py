@@ -1,4 +1,4 @@
-"""What profiles remember of texts: identities that nobody can forge, and public codes of profiles written before."""
+"""Texts in profiles: identities that nobody can forge, and the public codes of older profiles."""
 
 from __future__ import annotations
 

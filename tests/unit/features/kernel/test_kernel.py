@@ -1,4 +1,4 @@
-"""The kernel: what a profile knows as of a moment, whatever order its events came in."""
+"""The kernel: the content of a profile as of a moment, for any order of its events."""
 
 from __future__ import annotations
 

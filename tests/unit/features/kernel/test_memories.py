@@ -1,4 +1,4 @@
-"""Memories: the latest distinct values of an attribute, and how fast somebody came from one country to another."""
+"""Memories: the latest distinct values of an attribute, and the speed from one country to another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOON_MS = 1_530_446_400_000
 
 
 def remembered(state: bytes) -> list[tuple[int, int]]:
-    """(value, when last seen) in a profile that holds nothing but one memory."""
+    """(value, when last seen) in a profile that holds only one memory."""
     (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _, _ = read_packed(state).columns
     seen_ms, found = first + last + newest, []
     for value, before in zip(values, ages_ms, strict=True):

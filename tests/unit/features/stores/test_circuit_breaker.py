@@ -152,7 +152,7 @@ _STEPS = st.lists(
 
 @given(steps=_STEPS)
 def test_a_breaker_is_never_stuck_and_never_floods_the_store(steps: list[tuple[str, int, int]]) -> None:
-    """Whatever ends in whatever order: while it cools nothing passes, and once all have ended something does."""
+    """Calls may end in any order: while the breaker cools no call passes, and once all have ended one does."""
     breaker = CircuitBreaker(failure_count_max=2, cooldown_ms=COOLDOWN_MS)
     now_ms = 0
     under_way: list[int] = []

@@ -120,7 +120,7 @@ def test_without_a_record_the_first_set_is_live() -> None:
 
 
 def test_a_register_that_is_gone_beside_sets_is_refused_and_no_other_set_goes_live(tmp_path: Path) -> None:
-    """The first set was live again, whatever a rebuild had made of it, and all workers changed to it."""
+    """The first set was live again, even after a rebuild had replaced it, and all workers changed to it."""
     settings = LmdbSettings(path=str(tmp_path / "store"), map_size_bytes=16 << 20, fsync=False)
     stores = LmdbSets(settings)
     with closing(ProfileSets(stores.open_register())) as sets:

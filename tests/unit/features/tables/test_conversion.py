@@ -1,4 +1,4 @@
-"""What becomes of rows: values, refusals, duplicates, labels, and faults of whole files."""
+"""The conversion of rows: values, refusals, duplicates, labels, and faults of whole files."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_what_separates_thousands_stands_nowhere_else(tmp_path: Path, texts: lis
     ],
 )
 def test_a_refused_amount_is_told_in_the_unit_of_the_table(tmp_path: Path, form: str, unit: str, wanted: str) -> None:
-    """A table with 12,43 was told to have whole numbers of minor units."""
+    """The error for a table with 12,43 asked for whole numbers of minor units."""
     mapping = form + mapping_with(amount_minor=f'{{ column = "amount", unit = "{unit}" }}')
     _, report = convert(tmp_path, csv_of("p1,2026-05-01,c,m,many,0", "p2,2026-05-01,c,m,5,0"), mapping)
     assert report.reasons == {f"column amount, amount_minor: is no number; wanted {wanted}": 1}

@@ -186,7 +186,7 @@ CARDS = ["a", "b"]
     ],
 )
 def test_each_mistake_in_a_notebook_has_its_line(asked: dict[str, Any], line: str) -> None:
-    """Seconds in place of milliseconds made another card precision of the same scores, and no one was told."""
+    """Seconds in place of milliseconds gave the same scores another card precision, without an error."""
     usual: dict[str, Any] = {"label": [1, 0], "score": [0.5, 0.5], "event_time_ms": [NOON_MS] * 2, "card_id": CARDS}
     with pytest.raises(Misconfigured, match=f"^evaluate: {line}"):
         evaluate(**(usual | asked))

@@ -177,7 +177,7 @@ def model_with_splits_beside_zero() -> tuple[Path, F32]:
 
 
 def test_a_model_that_splits_beside_zero_passes_in_every_engine(tmp_path: Path) -> None:
-    """LightGBM takes 1e-35 for 0 when it predicts, whatever side of the split the value is on."""
+    """LightGBM takes 1e-35 for 0 when it predicts, on either side of the split."""
     model, rows = model_with_splits_beside_zero()
     trees = read_trees(model, rows.shape[1])
     assert {-ZERO, ZERO} <= set(trees.thresholds.tolist())

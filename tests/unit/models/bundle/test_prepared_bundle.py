@@ -1,4 +1,4 @@
-"""A prepared bundle and policy decide as what they were made of, to the bit, whatever happens to the originals."""
+"""A prepared bundle and policy decide like their originals, to the bit, even if the originals change or vanish."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ folds = st.integers(0, 2**32).map(np.random.default_rng)
 
 
 def drawn(seed: int, *, middle: float = 0.0, added_on_top: float = 0.0) -> NDArray[np.float64]:
-    """Margins of a normal distribution, the highest 2 % of which are moved up."""
+    """Margins of a normal distribution; the highest 2 % are moved up."""
     margins = np.random.default_rng(seed).normal(middle, 1.0, ROWS)
     return np.where(margins > np.quantile(margins, 0.98), margins + added_on_top, margins)
 

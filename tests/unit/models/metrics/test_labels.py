@@ -48,7 +48,7 @@ def test_where_most_payments_have_an_outcome_the_others_are_not_known() -> None:
 
 
 def test_a_payment_that_is_too_new_counts_as_genuine() -> None:
-    """Of the newest day only the fraud is reported yet. Alone it would make a day of nothing but fraud."""
+    """On the newest day only the fraud is reported yet. Without the others, the day would have only frauds."""
     mask, counts = kept([(0, False, True), (1, False, False), (-1, False, False), (-1, True, False)], "auto")
     assert all(mask)
     assert counts.taken_for_genuine == 2

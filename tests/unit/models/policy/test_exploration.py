@@ -1,4 +1,4 @@
-"""Exploration: within its budget whatever happens, replayable, and unbiased when weighed by the propensity."""
+"""Exploration: always within its budget, replayable, and unbiased when weighed by the propensity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mapped list answers as the set of its entries does, whatever is asked, and whatever becomes of its file."""
+"""A mapped list answers like the set of its entries, for any value, even if its file changes or vanishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions of rules: their meaning, the errors, and that a condition can do nothing but return an answer."""
+"""Conditions of rules: their meaning, the errors, and that a condition can only return an answer."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_what_an_object_store_gives_is_checked_before_it_reaches_the_host(tmp_pa
 
 @pytest.mark.parametrize("make", [in_a_folder, in_memory])
 def test_files_that_nobody_registered_are_replaced(make: Callable[[Path], ArtefactStore], tmp_path: Path) -> None:
-    """Somebody is killed before the entry, compiles again and registers: the entry names the new library."""
+    """A command is killed before the entry; the next one compiles again: the entry names its library."""
     store = make(tmp_path)
     store.put(BUNDLES, NAME, {**FILES, "native/x86_64/model.so": b"of the first attempt", "native/x86_64/odd": b""})
     store.put(BUNDLES, NAME, FILES)

@@ -1,4 +1,4 @@
-"""The paper of a model: what a proposer wrote into a manifest is told, and is no part of the paper's form."""
+"""The model document: it quotes a proposer's texts from the manifest, and they cannot change its form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORGED = "x\n## Changes and approvals\n| 2026-11-28 | ben | approved |\n<script>
 
 
 def test_no_text_of_a_manifest_becomes_a_section_or_a_tag_of_the_paper(tmp_path: Path) -> None:
-    """Whoever proposes a bundle wrote its manifest, and others judge the bundle by the paper."""
+    """The proposer of a bundle wrote its manifest, and others judge the bundle by the document."""
     manifest_in(tmp_path / "bundle")
     manifest = read_manifest(tmp_path / "bundle")
     fold = {"auc_roc": 0.9, "average_precision": 0.5}

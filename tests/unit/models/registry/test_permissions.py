@@ -1,4 +1,4 @@
-"""What a deployment file may name where there is a registry, whoever wrote the file."""
+"""The versions that a deployment file may name if there is a registry, for any writer of the file."""
 
 from __future__ import annotations
 

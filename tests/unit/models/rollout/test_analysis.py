@@ -82,7 +82,7 @@ def test_a_candidate_that_is_the_same_takes_every_step_and_no_step_early() -> No
 
 
 def test_while_not_all_can_be_read_no_step_is_taken_and_the_log_shows_that_somebody_looks() -> None:
-    """Nothing came into the log, and whoever is on duty was paged: nobody leads."""
+    """The lead wrote nothing into the log, and the person on duty was paged: nobody leads."""
     keeper = keeper_of()
     analysis = RolloutAnalysis(keeper, BOUNDS)
     looks = []

@@ -1,4 +1,4 @@
-"""What a look finds: harm, a wrong split, a candidate within its margin, or nothing yet."""
+"""The finding of a look: harm, a wrong split, a candidate within its margin, or nothing yet."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_threads_that_share_a_log_see_each_event_once(tmp_path: Path, monkeypatc
 
 def test_of_two_that_start_at_once_one_is_refused() -> None:
     class Racing(MemoryRolloutLog):
-        """Somebody else is faster at the first event."""
+        """Another process is faster at the first event."""
 
         def append(self, event: RolloutEvent, known: int) -> bool:
             if not known and event.start != start_of("r-fast"):
@@ -184,7 +184,7 @@ def wide_look(finding: Finding, time_ms: int) -> RolloutEvent:
 
 @pytest.mark.parametrize("findings", [(Finding.INCONCLUSIVE,), (Finding.WITHIN, Finding.INCONCLUSIVE)])
 def test_a_year_of_looks_at_one_step_is_a_fraction_of_a_log(findings: tuple[Finding, ...]) -> None:
-    """A note every five minutes filled 64 MiB in a month, and then the log took nothing but the way back.
+    """A note every five minutes filled 64 MiB in a month, and then the log took only rollbacks and aborts.
 
     The other lead has a candidate at the edge of the margin: its finding is another one at each look.
     """
@@ -248,7 +248,7 @@ def test_a_lead_that_is_killed_costs_its_step_a_hundredth_of_its_age() -> None:
 
 
 def test_a_log_of_an_earlier_release_has_the_time_that_it_had() -> None:
-    """It has a look every five minutes, and none says for how long somebody looked."""
+    """It has a look every five minutes, and no look says how long the lead looked."""
     log = MemoryRolloutLog()
     looks = [look(Finding.INCONCLUSIVE, number * NOTED_EVERY_MS) for number in range(1, 500)]
     for number, each in enumerate([*EVENTS[:2], *looks]):

@@ -254,7 +254,7 @@ def test_a_start_that_nobody_can_read_can_be_aborted(tmp_path: Path) -> None:
 
 
 def test_another_host_that_is_faster_ends_no_lead(tmp_path: Path) -> None:
-    """Somebody approves a model in the moment in which the lead notes a look."""
+    """A person approves a model in the moment in which the lead notes a look."""
 
     class Shared(LogFile):
         """A log whose next entry is another host's."""
@@ -399,7 +399,7 @@ MOVES: Sequence[tuple[str, str, EventKind | RolloutEvent]] = (
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_rollout_that_lives_for_a_reader_is_under_way_for_the_registry(tmp_path: Path, seed: int) -> None:
-    """Whatever is signed, with whatever event in it: otherwise nobody could end it, and no other could start."""
+    """This holds for any signed entry with any event: otherwise nobody could end it, and no other could start."""
     random, lived = Random(seed), 0
     for sequence in range(6):
         hosts = Hosts.at(tmp_path / str(sequence))

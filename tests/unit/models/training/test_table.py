@@ -156,7 +156,7 @@ def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
 
 
 def test_a_table_never_knows_more_than_its_labels() -> None:
-    """Outcomes too late for the labels stay unknown, whatever time is given."""
+    """Outcomes too late for the labels stay unknown, for any time that is given."""
     known_by_ms = day_ms(10 + 1 + 7)
     history = history_with_outcomes([(0, day_ms(12), "fraud"), (0, known_by_ms + 1, "genuine")])
     assert table_of(history, days(10, 10)).label_known_by(day_ms(999)).tolist() == [1, 0]
@@ -177,7 +177,7 @@ def test_a_window_without_frauds_or_without_anything_else_is_refused(frauds: int
 
 
 def test_payments_without_a_known_label_are_left_out_with_their_vectors() -> None:
-    """Of three payments the second has no outcome: by `auto` most have one, so it is not known."""
+    """The second of three payments has no outcome. Most have one, so with `auto` its label is not known."""
     history = history_with_outcomes([(0, day_ms(12), "fraud"), (2, day_ms(12), "genuine")])
     whole, cut = (table_of(history, days(10, 11), unknown_labels=kind) for kind in ("genuine", "auto"))
     assert cut.row is not None

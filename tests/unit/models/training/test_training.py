@@ -100,7 +100,7 @@ def test_the_same_data_and_settings_give_the_same_bundle(
 
 
 def harmless_table(seed: int, rows: int = 6000) -> TrainingTable:
-    """Rows of which a hundredth is fraud and easily told: a model gives most of the others one of few margins."""
+    """Rows with 1 % of easily found frauds: a model gives most of the others one of few margins."""
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(rows, len(small_world.engine().plan.names))).astype(np.float32)
     is_fraud = ((vectors[:, 0] > 2.2) & (vectors[:, 1] > -1)) ^ (random.random(rows) < 0.001)

@@ -18,7 +18,7 @@ _LATE_S = 0.0009
 
 
 class _Clock(selectors.DefaultSelector):
-    """A selector that does not sleep. The time that it was told to wait has passed when it returns."""
+    """A selector that does not sleep. When it returns, the requested time has passed."""
 
     def __init__(self) -> None:
         super().__init__()

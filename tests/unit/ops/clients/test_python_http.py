@@ -1,4 +1,4 @@
-"""What the Python client reads and keeps, without a service."""
+"""The Python client's reading of answers and its kept connections, without a service."""
 
 from __future__ import annotations
 

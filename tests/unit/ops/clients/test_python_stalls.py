@@ -1,4 +1,4 @@
-"""What the asyncio client makes of a loop that has stood still."""
+"""The asyncio client after its event loop has stood still."""
 
 from __future__ import annotations
 

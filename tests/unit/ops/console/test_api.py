@@ -172,7 +172,7 @@ def test_a_name_in_the_documents_means_one_type(whole: Whole) -> None:
 
 @dataclass
 class Receiver:
-    """A system that is told of alerts."""
+    """A system that receives alerts."""
 
     status: int = 200
     got: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)

@@ -171,7 +171,7 @@ def test_what_is_reserved_is_there_for_the_lines_of_an_act(tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line was in the log and the head was not: `audit verify` then told of lines that somebody removed."""
+    """The line was in the log and the head was not: `audit verify` then reported removed lines."""
     log = audit_log(tmp_path)
     log.record("anna", "viewed", "payment:1", {}, 1)
     monkeypatch.setattr(Path, "write_bytes", no_room)

@@ -1,4 +1,4 @@
-"""What one more analyst is worth, by the worked example of the module."""
+"""The value of one more analyst, by the worked example of the module."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
 
 
 def test_whoever_was_faster_is_told_that_it_is_done(world: tuple[World, Section]) -> None:
-    """One person closes a case while another edits it: the edit that came too late was told to both."""
+    """One person closes a case while another edits it: both saw the message about the late edit."""
     made, section = world
     analyst, lead = (made.console.browser([section], f"demo-{name}") for name in ("analyst", "lead"))
     opened = analyst.post("/cases/open", data={"csrf": csrf_of(analyst.get("/cases").text), "title": "A ring"})
@@ -138,7 +138,7 @@ def test_whoever_was_faster_is_told_that_it_is_done(world: tuple[World, Section]
 def test_a_case_that_is_not_read_yet_leads_to_the_list(
     world: tuple[World, Section], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Kafka was slow, whoever had opened a case was told that there was no such case."""
+    """If Kafka was slow, the person who had opened a case saw "there is no such case"."""
     console, section = world[0].console, world[1]
     monkeypatch.setattr("paywarden.ops.console.inbox.reader._SEE_OWN_S", 0.0)
     world[0].reader._make_writer = lambda: world[0].topics

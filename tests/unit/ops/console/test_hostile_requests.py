@@ -1,4 +1,4 @@
-"""Whatever a browser or a program sends to any address is refused with words, and never a bug of ours."""
+"""The console refuses any hostile request of a browser or program, at any address, with words and without a bug."""
 
 from __future__ import annotations
 

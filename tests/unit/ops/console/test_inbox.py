@@ -120,7 +120,7 @@ def test_filters_orders_and_pages(world: World) -> None:
 
 
 def test_a_text_that_is_searched_for_is_in_no_address(world: World) -> None:
-    """Somebody looks for a card or a colleague: browsers' histories and proxies' logs keep addresses."""
+    """A person searches for a card or a colleague: browsers' histories and proxies' logs keep addresses."""
     world.topics.put(*(alert_record(number) for number in range(120)))
     world.read()
     browser = world.browser()
@@ -232,7 +232,7 @@ def test_an_open_page_is_told_that_something_is_missing_and_that_it_is_back(worl
 
 
 def test_an_act_that_kafka_does_not_confirm_may_be_done_or_not(world: World) -> None:
-    """The page said that Kafka had not taken it, but it may have: whoever does it again does it twice."""
+    """The page said that Kafka had not taken it, but it may have: a person who repeats the act does it twice."""
     world.topics.put(alert_record(1))
     world.read()
     world.topics.is_away = True

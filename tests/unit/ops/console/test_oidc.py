@@ -46,7 +46,7 @@ class OidcServer:
         )
 
     def authorize(self, address: str) -> dict[str, str]:
-        """What the provider sends back with the browser, once the person has agreed."""
+        """Returns the parameters of the provider's redirect, once the person has agreed."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert asked["code_challenge_method"] == "S256"
         self.codes["the-code"] = asked

@@ -276,7 +276,7 @@ def test_a_database_that_is_removed_or_replaced_is_told_and_heals(tmp_path: Path
 
 
 def test_a_damaged_database_is_told_with_the_way_out(tmp_path: Path) -> None:
-    """Nothing but SQLite's words came: an operator did not know that the file may go."""
+    """The error had only SQLite's words: an operator did not know that the file may be deleted."""
     path = tmp_path / "console.sqlite"
     path.write_bytes(b"no database at all " * 500)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What rules caught, and drafts replayed on the last week: equal to deciding about each decision, one by one."""
+"""Catches of rules, and drafts replayed on the last week: equal to deciding about each decision, one by one."""
 
 from __future__ import annotations
 

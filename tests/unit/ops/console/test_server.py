@@ -1,4 +1,4 @@
-"""The console ends within its time limit, whatever its requests and its background work are doing."""
+"""The console ends within its time limit, during any request or background work."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_proxy_names_the_client_and_nobody_else_does(
 
 
 def test_the_server_leaves_the_wake_up_pipe_of_signals_alone() -> None:
-    """uvloop took it, so SIGTERM did not end a console: whoever had started it killed it half a minute later."""
+    """uvloop took it, so SIGTERM did not end a console: its supervisor killed it half a minute later."""
     heard, stop, seen = socket.socketpair(), threading.Event(), list[int]()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:

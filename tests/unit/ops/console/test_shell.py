@@ -1,4 +1,4 @@
-"""What the shell keeps away from pages: strangers, wrong roles, other sites' forms, fields that nobody declared."""
+"""The shell keeps these away from pages: strangers, wrong roles, other sites' forms, undeclared fields."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_refusal_that_cannot_be_noted_is_one_nevertheless(
 
 
 def test_an_act_that_could_not_be_noted_is_not_done(console: ConsoleUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was done, its line was not written, and its person was told that it was not possible."""
+    """The act was done without its line, and its person saw that it was not possible."""
     done: list[str] = []
 
     def act(visit: Visit) -> Done:

@@ -1,4 +1,4 @@
-"""What is at stake in an alert, by a sample of decisions."""
+"""The money at stake in an alert, by a sample of decisions."""
 
 from __future__ import annotations
 

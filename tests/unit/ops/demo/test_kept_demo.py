@@ -1,4 +1,4 @@
-"""What a demonstration that is kept running sends."""
+"""The payments of a demonstration that is kept running."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_shift_begins_with_a_block_and_after_usual_payments(since_block_ms: 
 
 
 def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Path) -> None:
-    """What `demo --keep` sends, on the clock of drift detection: a demonstration takes a quarter of an hour for it."""
+    """The payments of `demo --keep`, on the clock of drift detection: a demonstration needs 15 minutes for it."""
     shift_ms = shift_time_ms(NOON_MS + 60_000)
     world = World()
     while not world.told.alerts and world.now_ms < shift_ms + 3 * LENGTHS_MS[0]:

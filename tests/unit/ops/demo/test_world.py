@@ -1,4 +1,4 @@
-"""What the demonstration sends."""
+"""The payments that the demonstration sends."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_nothing_of_what_is_pasted_is_a_comment_of_the_shell() -> None:
 
 
 def test_the_description_of_the_gateway_is_right(tmp_path: Path) -> None:
-    """What the page writes, with a key's digest in the place of the command that prints it."""
+    """The page's description, with a key's digest in the place of the command that prints it."""
     (written,) = [block for block in blocks(PAGE, ON_MACHINES) if "gateway.toml" in block]
     text = written.partition("<<END\n")[2].partition("\nEND\n")[0]
     text = re.sub(r"\$\(.*?\)\"", hashlib.sha256(b"key").hexdigest() + '"', text)

@@ -18,7 +18,7 @@ WHOLE = TEXT + ISSUER
 
 
 def refusal(folder: Path, text: str) -> str:
-    """What is said to be wrong, without the file's name."""
+    """Returns the error text, without the file's name."""
     path = write_description(folder, text)
     with pytest.raises(Misconfigured) as caught:
         read_description(path)

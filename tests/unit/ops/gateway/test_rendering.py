@@ -1,4 +1,4 @@
-"""What is rendered: the decisions that the real Envoy and nginx of the integration tests do not show."""
+"""Rendering: the decisions that the real Envoy and nginx of the integration tests do not show."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ def test_refusals_at_once_do_not_hide_among_slow_answers() -> None:
 
 
 def test_a_stall_shows_in_the_p99_of_an_open_loop_only() -> None:
-    """What coordinated omission hides: of 300 requests due, those of the second of a stall all waited."""
+    """Coordinated omission hides this: 300 requests were due, and all requests of a one-second stall waited."""
 
     def stalling() -> Handler:
         async def handler(fake: FakeServer, _: bytes) -> bytes:

@@ -135,7 +135,7 @@ def test_amtool_takes_the_configuration() -> None:
 
 
 def test_inhibition_speaks_of_alerts_that_there_are() -> None:
-    """And holds back only what is told by an alert of the same severity or a graver one."""
+    """An alert is held back only by an alert of the same or a higher severity."""
     severities = {name: rule.severity for name, rule in alert_table.rules().items()}
     text = (OPS / "alertmanager.yml").read_text(encoding="utf-8")
     matchers = re.findall(r"(source|target)_matchers: \['alertname=~?\"([\w|]+)\"", text)

@@ -1,4 +1,4 @@
-"""What the companion refuses before it asks Kafka anything."""
+"""Settings that the companion refuses before it asks Kafka anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scoring host is built from."""
+"""The parts that a scoring host is built from."""
 
 from __future__ import annotations
 

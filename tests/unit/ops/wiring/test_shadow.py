@@ -1,4 +1,4 @@
-"""What a challenger in the shadow is built from, and when it is loaded anew."""
+"""The parts of a challenger in the shadow, and the events that load it anew."""
 
 from __future__ import annotations
 

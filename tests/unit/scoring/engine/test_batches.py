@@ -1,4 +1,4 @@
-"""A batch is decided whole or not at all, whatever refuses one of its payments."""
+"""A batch is decided whole or not at all, for any refusal of one of its payments."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_full_outbox_refuses_a_whole_batch_over_http(tmp_path: Path) -> None:
 
 
 class FullDisk:
-    """Stands for `os.write`: the file behind a descriptor may have so many bytes, and what goes beyond is cut off."""
+    """Stands for `os.write`: the file behind a descriptor takes this number of bytes, and the rest is cut off."""
 
     def __init__(self, fd: int, size_max: int) -> None:
         self._fd, self._size_max, self._write = fd, size_max, os.write

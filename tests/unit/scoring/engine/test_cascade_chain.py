@@ -1,4 +1,4 @@
-"""A worker's model chain with a cascade: the same scores as the bundle, and counts of which model answered."""
+"""A worker's model chain with a cascade: the same scores as the bundle, and counts by the model that answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would have changed an action is the nearest value of a feature that does, and no nearer one does."""
+"""For each feature, the nearest value that would change the action is found; no nearer value changes it."""
 
 from __future__ import annotations
 

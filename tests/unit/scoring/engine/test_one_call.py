@@ -254,7 +254,7 @@ def body(place: int, **changes: Any) -> bytes:
 
 @cache
 def known_cards() -> dict[bytes, bytes]:
-    """Returns profiles of cards, each of which contains the source partition 0 up to offset 9."""
+    """Returns profiles of cards. Each contains the source partition 0 up to offset 9."""
     rows, keys = [], []
     intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
     for place in range(60):

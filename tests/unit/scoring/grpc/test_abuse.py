@@ -57,7 +57,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[GrpcServed]:
 
 @pytest.fixture
 def bystander(served: GrpcServed) -> Iterator[RawClient]:
-    """A connection with a call in flight that must be answered, whatever other connections do."""
+    """A connection with a call in flight that must be answered, regardless of other connections."""
     with RawClient(served) as client:
         stream_id = client.open()
         client.push()

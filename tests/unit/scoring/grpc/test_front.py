@@ -724,7 +724,7 @@ def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> li
 
 
 def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a turn of the loop reads and scores of him is what all others wait for. It was some 20 calls."""
+    """All others wait while a turn of the loop reads and scores his calls. It read some 20 calls at once."""
     monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
     monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
     monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)

@@ -1,7 +1,7 @@
 """Workers that only claim and append, for a test that kills them: python -m tests.unit.scoring.idempotency.claimant
 FOLDER COUNT.
 
-A parent that forks them and forks again whichever dies, until SIGTERM. In the folder are the table, the outboxes, and
+A parent forks them, and forks a dead one again, until SIGTERM. In the folder are the table, the outboxes, and
 `notes`: a line "payment decision ." for each answer, written when a caller would have it. What a killed worker had
 half written is a line without the dot: each write begins a line.
 """

@@ -281,7 +281,7 @@ def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
 
 
 def test_what_a_refused_caller_has_sent_is_read_in_slices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a turn of the loop reads and scores of him is what all others wait for. It was up to 32 of a connection."""
+    """All others wait while a turn of the loop reads and scores his calls. It read up to 32 of a connection at once."""
     monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
     monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
     monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)

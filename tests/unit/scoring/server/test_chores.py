@@ -1,4 +1,4 @@
-"""What a worker does about releases beside its loop happens in one thread, in order."""
+"""A worker's tasks for releases, beside its loop, run in one thread, in order."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Caller:
             thread.join()
 
     def goes_on(self, count: int) -> None:
-        """Wait until so many more calls were answered, or one was not."""
+        """Wait until this number of further calls were answered, or one was not."""
         before = len(self.answers)
         wait_until(lambda: bool(self.trouble) or len(self.answers) > before + count, "calls are answered")
         assert self.trouble == []

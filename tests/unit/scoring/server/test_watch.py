@@ -1,4 +1,4 @@
-"""What a worker looks after: one step that fails keeps no other from running, and is tried again."""
+"""A worker's periodic checks: a step that fails stops no other step, and is tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a worker's end is told: its supervisor counts bugs apart from failures."""
+"""The report of a worker's end: its supervisor counts bugs apart from failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests do with an outbox: fill it, read it, damage its files."""
+"""Helpers for tests of an outbox: fill it, read it, damage its files."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_marks_of_another_version_are_not_used_and_new_ones_are_doubted(world: O
 def test_a_companion_doubts_marks_of_another_transaction_than_the_mirrors(
     world: OverlayWorld, tmp_path: Path, difference: int
 ) -> None:
-    """Somebody wrote the mirror without marks meanwhile, an older companion for instance; or it is another mirror."""
+    """Another process wrote the mirror without marks, an older companion for instance; or it is another mirror."""
     assert not world._companion(tmp_path).is_unsure
     world.transaction += difference
     assert world._companion(tmp_path).is_unsure

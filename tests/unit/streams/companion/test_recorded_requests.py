@@ -1,4 +1,4 @@
-"""What a worker records about any request that it answers, the companion reads and ships."""
+"""The companion reads and ships the record of any request that a worker answers."""
 
 from __future__ import annotations
 

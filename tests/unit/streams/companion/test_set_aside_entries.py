@@ -1,4 +1,4 @@
-"""What nobody can read in an outbox is set aside, and everything else is shipped once."""
+"""Unreadable bytes of an outbox are set aside, and every other record is shipped once."""
 
 from __future__ import annotations
 

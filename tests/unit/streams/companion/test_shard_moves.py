@@ -121,7 +121,7 @@ class World:
             self.check()
 
     def check(self) -> None:
-        """What the mirror's note calls complete has the bits of a mirror that holds everything."""
+        """Profiles that the mirror's note calls complete equal, to the bit, those of a mirror that holds everything."""
         note = self.mirror.shards()
         complete = frozenset(range(COUNT)) if note is None else note.complete
         held = [key for key in KEYS if SHARD_OF[key] in complete] + EVERYWHERE

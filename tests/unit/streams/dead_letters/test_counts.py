@@ -1,4 +1,4 @@
-"""Metrics of dead letters: the labels come from our schemas, whatever the letters contain."""
+"""Metrics of dead letters: the labels come from our schemas, never from the letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was forgotten is gone from the index, stays gone over a rebuild, and takes nothing else with it."""
+"""Erased records are gone from the index, stay gone over a rebuild, and take nothing else with them."""
 
 from __future__ import annotations
 

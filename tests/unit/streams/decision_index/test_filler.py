@@ -1,4 +1,4 @@
-"""An index is filled from topics and archives: nothing twice, nothing lost, and what is missing is told."""
+"""An index is filled from topics and archives: nothing twice, nothing lost, and missing records are reported."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_trouble_that_lasts_is_logged_once_and_so_is_its_end(
 def test_a_database_that_takes_nothing_is_told_although_no_record_comes(
     database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DuckDB's file was removed under a console on a quiet topic: no page said so until somebody wrote."""
+    """DuckDB's file was removed under a console on a quiet topic: no page said so until the next write."""
     filler, told, stop = filler_of(database, broker, consumers=9), [], Event()
     while filler.step():
         pass

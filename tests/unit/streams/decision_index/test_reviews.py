@@ -194,7 +194,7 @@ def test_only_the_index_and_the_console_read_the_topic_of_verdicts() -> None:
 
 
 class FakeSender:
-    """Takes records, and loses what is not flushed when told to fail."""
+    """Takes records, and, set to fail, loses records that are not flushed."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Each decision is counted in its cell, whatever other decisions are read with it."""
+"""Each decision is counted in its cell, regardless of the other decisions of its batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts in the store have each decision once, whatever fails and whichever worker owns the partition."""
+"""Counts in the store have each decision once, after any fault and for any owner of the partition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moved away from the training window is told, however slowly it went and whatever the baseline follows."""
+"""A move away from the training window raises an alert, however slow it is and even if the baseline follows."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_value_that_training_never_saw_is_watched_as_other() -> None:
 
 
 def test_a_feature_that_is_a_clock_is_left_to_the_baseline() -> None:
-    """Where cards grow older and nothing else moves, the time since each was first seen was told every week."""
+    """Where cards grow older and nothing else moves, the time since each was first seen raised an alert every week."""
     world = changed(velocity_added=lambda day: ramp(day, 0, 4, 30))
     watched = Watched(world)
     natural = watched.reference.natural

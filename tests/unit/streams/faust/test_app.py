@@ -1,4 +1,4 @@
-"""The life of the app around its pipeline, without Kafka: health, failures, stops, and what Faust is told."""
+"""The life of the app around its pipeline, without Kafka: health, failures, stops, and the settings that Faust gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever fails while the app starts, runs or stops, it ends: an error is put into every await of the way, one by one.
+"""The app ends after any error while it starts, runs or stops: a test raises one in every await, one by one.
 
 An event loop runs a task from one await to the next. `Faults` counts these steps in all tasks of the app, and throws an
 error into one of them. A run for each step, and each kind of error, leaves no await out.

@@ -1,4 +1,4 @@
-"""A process ends within its limit, whatever its main thread does: real processes and their exit status."""
+"""A process ends within its limit, in any state of its main thread: real processes and their exit status."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def cluster(*places: tuple[str, int]) -> AdminClient:
 
 
 def test_a_broker_that_says_a_wrong_address_is_named_when_topics_are_created(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients go there. After a quarter of a minute it was told that no broker answers at `bootstrap`."""
+    """Clients go there. After a quarter of a minute the error said that no broker answers at `bootstrap`."""
     with socket.create_server(("127.0.0.1", 0)) as broker:
         well, away = ("127.0.0.1", broker.getsockname()[1]), ("no..such.broker", 9092)
         for places in ((away,), (well, away)):

@@ -1,4 +1,4 @@
-"""Erasing removes everything of the entity and nothing else, whatever a stream worker does meanwhile."""
+"""Erasing removes everything of the entity and nothing else, while a stream worker writes."""
 
 from __future__ import annotations
 

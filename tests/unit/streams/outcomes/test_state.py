@@ -1,4 +1,4 @@
-"""Outcomes joined in the store: whatever fails and whichever workers run, the tallies equal a recount."""
+"""Outcomes joined in the store: after any fault, with any workers, the tallies equal a recount."""
 
 from __future__ import annotations
 

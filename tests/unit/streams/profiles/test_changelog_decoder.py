@@ -1,4 +1,4 @@
-"""The changelog's own decoder gives what Avro's decoder gives, whatever bytes it gets and has seen before."""
+"""The changelog's own decoder equals Avro's decoder for any bytes, regardless of earlier ones."""
 
 from __future__ import annotations
 

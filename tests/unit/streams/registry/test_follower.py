@@ -1,4 +1,4 @@
-"""A host's copy follows the topic, whatever fails in between."""
+"""A host's copy follows the topic, after any fault in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts that share a log: they end with one log whatever Kafka does, and no rollback waits or is lost."""
+"""Hosts that share a log: they end with one log after any fault of Kafka, and no rollback waits or is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A challenger's process: every live decision gets a partner, whatever fails on the way."""
+"""A challenger's process: every live decision gets a partner, after any fault on the way."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class World:
         return evaluator, sender, spare_time
 
     def wait_for(self, evaluator: ShadowEvaluator, waiting_bytes: float) -> int:
-        """Decide until so many bytes wait for the challenger. Returns how many decisions that were."""
+        """Decide until this number of bytes waits for the challenger. Returns the number of decisions."""
         count = 0
         while evaluator.status()["waiting_bytes"] < waiting_bytes:
             self.decide(*(f"w{count + number}" for number in range(500)))
@@ -280,7 +280,7 @@ def test_it_tells_how_it_is_while_it_waits_for_spare_time(world: World) -> None:
 def test_files_that_could_not_be_loaded_for_a_moment_are_loaded_later(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """They do not change any more: the old ones would go on until somebody touched them."""
+    """They do not change any more: the old ones would go on until a person touched them."""
     monkeypatch.setattr(evaluation, "_LOAD_AGAIN_S", 0.0)
     evaluator = world.evaluator()
 

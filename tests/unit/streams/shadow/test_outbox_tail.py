@@ -130,7 +130,7 @@ def test_an_outbox_that_is_made_anew_is_followed_from_its_beginning(world: World
 
 
 def test_a_challenger_that_sleeps_holds_nothing_back(world: World) -> None:
-    """The companion ships and deletes whatever a challenger has not read, and takes its cursor for nothing."""
+    """The companion also ships and deletes records that a challenger has not read, and ignores its cursor."""
     world.append(*range(200))
     tail = world.tail(is_new=True)
     tail.keep(at_once=True)

@@ -1,4 +1,4 @@
-"""Spans of sampled decisions reach a collector that speaks OTLP, once each, whatever it answers meanwhile."""
+"""Spans of sampled decisions reach a collector that speaks OTLP, once each, after any of its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Aerospike store's circuit breaker, counters and health, against the stand-in and a clock that is told."""
+"""The Aerospike store's circuit breaker, counters and health, against the stand-in and a clock that the test sets."""
 
 from __future__ import annotations
 

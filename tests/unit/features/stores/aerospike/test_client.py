@@ -1,4 +1,4 @@
-"""What of the settings reaches the official client, and which settings are refused before it does."""
+"""The settings that reach the official client, and those that are refused before."""
 
 from __future__ import annotations
 

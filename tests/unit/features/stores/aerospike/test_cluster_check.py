@@ -1,4 +1,4 @@
-"""What is found wrong with a cluster's settings, what starts all the same, and what a small write shows."""
+"""Findings about a cluster's settings, findings that still allow a start, and the result of a small write."""
 
 from __future__ import annotations
 

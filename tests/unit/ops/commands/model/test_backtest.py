@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def single(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What a run prints, and what it writes."""
+    """The output of a run, and its file."""
     file = tmp_path_factory.mktemp("results") / "single.json"
     done = run(
         *("--data", data, "--protocol", "single", "--models", "lightgbm,dt", "--budget", "2", "--seed", "5"),
@@ -208,7 +208,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def windows(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What a run on windows prints, and what it writes."""
+    """The output of a run on windows, and its file."""
     file = tmp_path_factory.mktemp("results") / "windows.json"
     done = run_on_windows("--data", small, *LENGTHS, "--json", str(file))
     assert done.exit_code == 0, done.output

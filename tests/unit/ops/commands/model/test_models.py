@@ -277,7 +277,7 @@ def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
 
 @pytest.mark.parametrize("part", ["bundle", "policy"])
 def test_files_under_the_digest_of_another_bundle_or_policy_do_not_decide(desk: Desk, part: str) -> None:
-    """Whoever registers could name the digest that people know, and other files."""
+    """A person who registers could name the digest that people know, but other files."""
     source = read_source(str(desk.config), {})
     good, other = small_world.trained_bundle(), small_world.other_bundle()
     facts = wiring.bundle_facts(source, good)

@@ -22,14 +22,14 @@ def run(folder: Path, text: str, *arguments: str) -> Result:
 
 
 def check(folder: Path, text: str, *arguments: str) -> str:
-    """What is printed of a configuration without a fault."""
+    """Returns the output for a configuration without a fault."""
     result = run(folder, text, *arguments)
     assert (result.exit_code, result.stderr) == (0, "")
     return result.stdout
 
 
 def problems(folder: Path, text: str, *arguments: str) -> list[str]:
-    """What is said to be wrong; nothing else is printed."""
+    """Returns the faults that are printed; there is no other output."""
     result = run(folder, text, *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     lines = result.stderr.splitlines()

@@ -46,14 +46,14 @@ def data() -> Path:
 
 
 def run(out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What metrics.json holds; a refusal is raised."""
+    """Returns the content of metrics.json; a refusal is raised."""
     return told(out, *options, config=config, environment=environment)[0]
 
 
 def told(
     out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """What metrics.json holds, and what is said on stderr."""
+    """Returns the content of metrics.json, and the lines of stderr."""
     arguments = ["replay", "--data", str(data()), "--bundle", str(small_world.trained_bundle()), "--out", str(out)]
     # With earlier decisions the days are theirs.
     if "--from" not in options and "--decisions" not in options:
@@ -79,7 +79,7 @@ def policy_file(folder: Path, text: str = RULE) -> str:
 
 
 def test_weighted_figures_are_told_beside_the_plain_ones(tmp_path: Path) -> None:
-    """They stood in metrics.json alone: whoever read the page or the output took the plain ones for the whole."""
+    """They stood only in metrics.json: readers of the page or of the output took the plain ones for the whole."""
     payments, outcomes = small_world.tables()
     propensity = pa.array([0.1 if row % 30 == 0 else None for row in range(len(payments))])
     write_history(tmp_path / "data", payments.append_column("propensity", propensity), outcomes)

@@ -363,7 +363,7 @@ def test_a_broker_that_does_not_answer_is_told_with_the_reason(monkeypatch: pyte
     ],
 )
 def test_copies_that_are_missing_are_told(replicas: int, in_sync: int, leader: bool, state: str, told: str) -> None:
-    """What a broker of three says of a topic with one partition."""
+    """The answer of one of three brokers about a topic with one partition."""
     partition = SimpleNamespace(
         id=0, replicas=[*range(replicas)], isr=[*range(in_sync)], leader=object() if leader else None
     )

@@ -1,4 +1,4 @@
-"""What `paywarden doctor` says of a registry and of brokers that are not what they should be."""
+"""The findings of `paywarden doctor` about a registry and about brokers that are wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backtest tells what the stream's detection would have told, from files, on the clock of the decisions."""
+"""A backtest gives the alerts of the stream's detection, from files, on the clock of the decisions."""
 
 from __future__ import annotations
 

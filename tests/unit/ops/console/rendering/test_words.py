@@ -1,4 +1,4 @@
-"""What moved is told in an analyst's words."""
+"""Changes are described in an analyst's words."""
 
 from __future__ import annotations
 

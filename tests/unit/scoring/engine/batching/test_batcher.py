@@ -424,7 +424,7 @@ LEARNED = [100.0 + 0.04 * (number // 64) for number in range(20 * 64)]
 
 @pytest.mark.parametrize("stop_ms", [10, 20, 40])
 def test_calls_that_gather_while_the_worker_stops_are_not_refused(stop_ms: int) -> None:
-    """At half load a chunk has one or two payments, each of which costs three times as much as in a full one."""
+    """At half load a chunk has one or two payments, and each costs three times as much as in a full chunk."""
     stream = Stream(LEARNED + evenly(101.0, 101.25, 20_000), stop_at=101.1, stop_s=stop_ms / 1000)
     stream.run()
     assert stream.refused == []
@@ -451,7 +451,7 @@ def test_a_queue_that_stands_is_held_to_the_usual_wait() -> None:
 
 
 def test_an_overload_is_not_over_because_callers_paused_for_a_moment() -> None:
-    """What they held back comes at once. It is no burst that may wait three times as long: more comes behind it."""
+    """The payments that they held back come at once. Such a burst may not wait three times as long: more follow."""
     held_back = [101.225] * 1_000
     stream = Stream(LEARNED + evenly(101.0, 101.2, 200_000) + held_back + evenly(101.225, 101.4, 200_000))
     stream.run()
@@ -459,7 +459,7 @@ def test_an_overload_is_not_over_because_callers_paused_for_a_moment() -> None:
 
 
 def test_a_queue_that_gets_shorter_does_not_stand() -> None:
-    """What gathered in a long stop takes long to answer, also while others come. None of them is refused meanwhile."""
+    """Payments from a long stop take long to answer, also while others come. None of them is refused meanwhile."""
     stream = Stream(LEARNED + evenly(101.0, 101.4, 25_000), stop_at=101.1, stop_s=0.06)
     stream.run()
     assert stream.refused == []

@@ -1,4 +1,4 @@
-"""The supervisor's half of a swap: whatever the checker does, the orders are those of a release that was checked."""
+"""The supervisor's half of a swap: it orders only a release that was checked, whatever the checker does."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Source:
 
 
 def is_written(path: Path, lines: int) -> bool:
-    """Whether a file has so many lines."""
+    """Returns whether a file has this number of lines."""
     return path.exists() and path.read_text(encoding="utf-8").count("\n") == lines
 
 
@@ -219,7 +219,7 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
 
 
 def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
-    """Otherwise the host would serve something else than its file says, until somebody looks."""
+    """Otherwise the host would serve another release than its file names, until a person looks."""
     marks = host.folder.parent / "marks"
     marks.mkdir()
 
@@ -334,7 +334,7 @@ def test_a_file_that_is_refused_ends_no_checker(host: Host) -> None:
 
 
 def test_a_deployment_file_that_was_refused_is_looked_at_again_until_it_can_be_served(host: Host) -> None:
-    """A disk that was full for a moment kept a host at its old release until somebody sent SIGHUP."""
+    """After a disk was full for a moment, a host stayed at its old release until a SIGHUP."""
     path = host.folder / "deployment.json"
     host.source.how = has_no_room
     write_deployment(path, Deployment(ReleasePaths("b")))
@@ -632,7 +632,7 @@ def test_a_list_that_was_damaged_while_nobody_watched_is_refused_in_one_line_and
 
 
 def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor believed that it had ordered the release, and told nobody when it was asked again."""
+    """The supervisor believed that it had ordered the release, and did not report it when it was asked again."""
 
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""The deployment file of a host is what the log of the registry says, whoever is killed in between."""
+"""The deployment file of a host follows the log of the registry, even if a process is killed in between."""
 
 from __future__ import annotations
 

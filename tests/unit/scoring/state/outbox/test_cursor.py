@@ -1,4 +1,4 @@
-"""How far the companion has shipped, whatever happens meanwhile."""
+"""The cursor: how far the companion has shipped, after any fault."""
 
 from __future__ import annotations
 

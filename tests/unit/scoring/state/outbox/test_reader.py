@@ -1,4 +1,4 @@
-"""What a reader finds in an outbox, and when it waits."""
+"""The records that a reader finds in an outbox, and the cases in which it waits."""
 
 from __future__ import annotations
 

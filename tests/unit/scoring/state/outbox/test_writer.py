@@ -1,4 +1,4 @@
-"""What a writer of an outbox takes, keeps and releases."""
+"""The records that an outbox's writer takes, keeps and releases."""
 
 from __future__ import annotations
 

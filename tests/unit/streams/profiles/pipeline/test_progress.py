@@ -1,4 +1,4 @@
-"""What a worker says about the progress of profiles, and when it claims that they are complete."""
+"""A worker's messages about the progress of profiles, and its claims that they are complete."""
 
 from __future__ import annotations
 
