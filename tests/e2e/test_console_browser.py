@@ -94,7 +94,7 @@ def test_an_alert_is_found_and_acknowledged_by_keys_and_the_list_is_live(page: A
     page.keyboard.press("a")
     page.get_by_text("Acknowledged: alert alert-00002.").wait_for()
     assert kinds(topics.topics[ACKNOWLEDGEMENTS_TOPIC]) == ["acknowledged"]
-    # Somebody else's alert appears without a reload: the test waits for it as long as a slow machine may take.
+    # Another person's alert appears without a reload: the test waits for it as long as a slow machine may take.
     topics.put(alert_record(77, severity=Severity.CRITICAL, time_ms=now_ms(), subject="feature:brand_new"))
     page.get_by_role("link", name="brand new").wait_for()
     page.keyboard.press("j")
@@ -151,7 +151,7 @@ def test_health_is_live_and_says_what_is_old(chromium: Any, running_console: Run
     began = time.monotonic()
     page.get_by_text("345,678 (usual: at most 100,000)").wait_for()
     _log.info("the page had it after %.0f ms", (time.monotonic() - began) * 1000)
-    # A process that is gone is told with the age of its numbers, and one that is back without it.
+    # The page shows the age of a lost process's numbers; once the process is back, it shows no age.
     processes.away.add("stream")
     page.get_by_text("stream is not ready.").wait_for()
     page.get_by_text("The numbers are those of").wait_for()
@@ -221,7 +221,7 @@ def test_two_people_close_a_large_case_without_a_mouse(page: Any, chromium: Any,
     _tab_to(page, "button[value=propose]")
     page.keyboard.press("Enter")
     page.get_by_text("demo-analyst proposes to close it as fraud").wait_for()
-    # Whoever proposed it cannot close it.
+    # The person who proposed it cannot close it.
     case = page.url
     _tab_to(page, "button[value=close]")
     page.keyboard.press("Enter")
@@ -278,7 +278,7 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
         paint_ms = browser.evaluate(
             "performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)[0]"
         )
-        # What nobody sees is not painted.
+        # A page that nobody sees is not painted.
         assert paint_ms is None or paint_ms < _PATIENCE_MS, address
         browser.set_viewport_size(_PHONE)
         wide = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -359,7 +359,7 @@ def test_a_form_that_is_clicked_twice_is_sent_once(page: Any) -> None:
         })"""
     )
     assert refused == [False, True]
-    # Whoever comes back to the page can send it again.
+    # A person who comes back to the page can send it again.
     page.evaluate("dispatchEvent(new Event('pageshow'))")
     page.get_by_label("What it is about").fill("Clicked once more")
     page.get_by_role("button", name="Open a case").click()

@@ -293,7 +293,7 @@ def test_a_page_that_is_live_no_more_says_so(canary: Canary, chromium: Any) -> N
     page.keyboard.press("Tab")
     canary.look(6_000)
     page.wait_for_timeout(2_500)
-    # What somebody types stays.
+    # Typed text stays.
     assert page.locator("form[action='/rollout/stop'] input[name=why]").input_value() == "half a sentence"
     page.route("**/models/version", lambda route: route.abort())
     page.get_by_text("Not live: the console does not answer").wait_for()

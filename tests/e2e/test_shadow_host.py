@@ -142,7 +142,7 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
 
     wait_until(lambda: compared() >= len(pairs), "the report has all pairs, whose decisions are shipped", every_s=0.5)
 
-    # A rollout that begins in the shadow is one more challenger, until somebody ends it.
+    # A rollout that begins in the shadow is one more challenger, until a person ends it.
     begin = ("--champion", str(deployment.bundle), "--candidate", str(small_world.other_bundle()), "--name", "r-1")
     assert deployment.run("rollout", "start", "--shadow", *begin, "--why", "a test").returncode == 0
     leader = deployment.start("rollout", "lead", "--look-every", "0.5")

@@ -187,7 +187,7 @@ def oidc_answer() -> Target:
             if address.startswith(ISSUER):
                 back = server.authorize(address)
                 with suppress(JoseError, TypeError, ValueError):
-                    # What the provider itself cannot sign.
+                    # Tokens that the provider itself cannot sign.
                     jwt.encode({"alg": "ES256", "kid": "k1"}, server.claims, server.key)
                 person, _ = await provider.end(back, cookie, "https://console/oidc/callback", NOW_MS)
                 assert person.roles

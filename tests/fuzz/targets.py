@@ -19,7 +19,7 @@ Target = Callable[[bytes], object]
 # Each record of ours on a topic begins with a zero and the id of a schema.
 _AVRO_HEADER = b"\0\0\0\0\7"
 _CHUNKS = 4
-# Of a segment.
+# The largest number of records of a segment.
 _RECORDS_MAX = 64
 
 

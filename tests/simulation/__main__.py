@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# A set of texts has another order in each process, unless Python is told otherwise.
+# A set of strings has another order in each process, unless PYTHONHASHSEED is set.
 _HASH_SEED = "PYTHONHASHSEED"
 # Histories leave circles of objects behind; this many are collected together.
 _COLLECT_EVERY = 4

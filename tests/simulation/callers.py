@@ -14,7 +14,7 @@ from tests.simulation.world import Failed
 PATIENCE_S = 3.0
 _AGAIN_S = 0.4
 _ATTEMPTS_MAX = 5
-# A worker that is ready has room for so many decisions, an eighth of its outbox. A larger batch may not fit.
+# A ready worker has room for this number of decisions, an eighth of its outbox. A larger batch may not fit.
 _READY_FOR = 12
 _FIELDS = tuple(field.name for field in ScoreRequest.DESCRIPTOR.fields)
 

@@ -56,7 +56,7 @@ class Files:
         # Whether room can be reserved on this disk; up to which byte it is, by descriptor.
         self.can_reserve = random.Random(f"disk {world.seed}").random() < 0.5
         self.reserved: dict[int, int] = {}
-        # What writes left that a full disk cut short, until their writer took it back.
+        # Parts of writes that a full disk cut short, until their writer removes them.
         self.cut_short: list[bytes] = []
         # Workers that die in the middle of their next look-up.
         self.dies_reading: set[str] = set()

@@ -85,7 +85,7 @@ class History:
         self.first_records: dict[str, tuple[tuple[str, int], int]] = {}
         self.on_topic: dict[str, dict[str, Any]] = {}
         self.poisoned: list[tuple[str, bytes | None]] = []
-        # What a heavy fault has destroyed: payments whose decision is damaged, keys of damaged profiles.
+        # Records that a heavy fault has destroyed: payments whose decision is damaged, keys of damaged profiles.
         self.damaged_decisions = self.callers.spoilt
         self.damaged_profiles: set[bytes] = set()
         self.left_alone: set[str] = set()
@@ -127,7 +127,7 @@ class History:
         self._send_probes()
         world.run_until(lambda: not self.unsettled(), SETTLE_S)
         if self.files.stale:
-            # What a dead reader holds back shows only after many writes.
+            # Pages that a dead reader holds show only after many writes.
             world.run_until(lambda: False, ENDURANCE_S)
         if reasons := self.unsettled():
             raise Failed("stuck", f"{SETTLE_S:g} s after everything was healed: " + "; ".join(reasons))

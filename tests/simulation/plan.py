@@ -69,7 +69,7 @@ DEFAULT = (
 SUPERVISED = ("supervisor_death", "failed_fork", "hung_worker", "crash_loop")
 # Topics on which a stranger leaves a transaction open.
 _HELD_UP = ("payments", "outcomes", "profiles", "repartition-card", "outbox-cursors", "decisions")
-# A fault that came later is drawn apart, in one history of so many: the histories of all other seeds stay as they were.
+# A kind of fault that was added later is drawn apart, in one of N histories: histories of other seeds stay the same.
 _DRAWN_APART = {
     "open_transaction": 8,
     "poisoned_cursor": 12,

@@ -341,7 +341,7 @@ class Deployment:
         self.crashes_until: dict[str, float] = {}
         # When a worker ended, and whether it had run long enough to be started again at once.
         self.ends: dict[str, tuple[float, bool]] = {}
-        # What every worker should serve.
+        # The release that every worker should serve.
         self.orders = ReleaseOrders(0, parts().release.key)
         self.world, self.broker, self.files, self.root = world, broker, own, root
         self.kafka = KafkaSettings()
@@ -432,7 +432,7 @@ class Deployment:
             if name.startswith("worker-") and life is not None and life.frozen_until > self.world.now + HANG_S:
                 self.world.kill(life)
         del actor
-        # What its deployer would do first.
+        # The first act of its deployer.
         self.order(self.orders)
         HostSupervisor(self).run()
 

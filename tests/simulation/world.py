@@ -72,7 +72,7 @@ class Life:
     # The process that has forked it, if that is simulated; and its children that have ended, as `waitpid` tells them.
     parent: Life | None = None
     ended_children: list[tuple[int, int]] = field(default_factory=list)
-    # What its threads do on a signal, by number.
+    # The signal handlers of its threads, by number.
     signals: dict[int, Callable[[], object]] = field(default_factory=dict)
     # Called once when the process has ended, however it ended.
     at_end: list[Callable[[], object]] = field(default_factory=list)
@@ -164,7 +164,7 @@ class World:
         self._count += 1
         heapq.heappush(self._events, (moment, self.random.random(), self._count, actor, token, action))
 
-    # What actors do
+    # Calls of actors
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -293,7 +293,7 @@ class World:
 
     def _die(self, life: Life) -> None:
         life.is_dead = True
-        # What the kernel does at once; the rest of the process is unwound later and changes nothing.
+        # The kernel does this at once; the rest of the process is unwound later and changes nothing.
         self._tidy(life)
         for actor in life.threads:
             if actor is not self.current:

@@ -36,7 +36,7 @@ class StandInCluster:
         self.nodes = [first, *others]
         self.records = first.records
         self._living = list(self.nodes)
-        # What a lost node had, by its number.
+        # The records of a lost node, by its number.
         self._had: dict[int, dict[bytes, Record]] = {}
         self._generation = 0
 

@@ -96,7 +96,7 @@ class Record:
         return 0 if self.expires_s is None else int(self.expires_s) - _EPOCH_S
 
 
-# What a node that was away has of some records, by digest; None for nothing.
+# The versions of some records on a node that was away, by digest; None if it has none.
 Copies = dict[bytes, Record | None]
 
 
@@ -125,7 +125,7 @@ class Records:
 
     def __post_init__(self) -> None:
         self._updates = count(1)
-        # What the devices still hold of records that were deleted without a tombstone.
+        # Records that were deleted without a tombstone, and that the devices still hold.
         self._undead: dict[bytes, Record] = {}
         self._flushed: dict[bytes, Record] = {}
 

@@ -169,7 +169,7 @@ class StandIn:
     # Settings of the namespace and of the node that differ from those of a well configured one.
     namespace_config: dict[str, str] = field(default_factory=dict)
     service_config: dict[str, str] = field(default_factory=dict)
-    # What this node has of records that were written while it was away.
+    # This node's versions of records that were written while it was away.
     copies: Copies = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class Drawn:
 def test_a_run_gives_no_port_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     first, other = free_ports(2)
     assert first != other
-    # Both are free: only the claims of the run tell that somebody will listen there.
+    # Both are free: only the claims of the run say that a service will listen there.
     third = free_port()
     drawn = Drawn(first, other, third, first)
     monkeypatch.setattr(ports, "_chance", drawn)

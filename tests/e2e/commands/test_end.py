@@ -11,7 +11,7 @@ import pytest
 
 from tests.patience import PATIENCE_S
 
-# What Python tears down at its end says so. Threads are joined, and what was registered is called, before.
+# Objects that Python tears down at its end print this. Threads are joined and atexit functions run before.
 _PROGRAM = """\
 import atexit, sys, threading, time
 

@@ -119,12 +119,12 @@ def test_kill_9_of_the_console_loses_nothing_that_it_confirmed(kafka: KafkaServe
         works = [pool.submit(work) for work in (alerts, cases, reviews)]
         assert enough.wait(PATIENCE_S), [work.exception(1) for work in works if work.done()]
         running.kill()
-        # What was under way ends with an error of the connection.
+        # Requests that were under way end with an error of the connection.
         assert any(work.exception(PATIENCE_S) is not None for work in works)
     counted = list(confirmed)
     assert {kind for kind, _ in counted} >= {"acknowledged", "case"}
 
-    # One console goes on with its files, and one begins with nothing but the topics.
+    # One console goes on with its files, and one begins with only the topics.
     _require(console("one"), counted)
     _require(console("two"), counted)
 

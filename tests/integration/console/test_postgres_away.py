@@ -104,7 +104,7 @@ def test_pages_say_what_is_missing_and_nothing_is_lost_while_postgresql_is_away(
                 back()
             # Nobody opens a page for that.
             wait_until(lambda: _MISSING.split(" cannot")[0] not in analyst.missing(), "it is whole again", every_s=0.2)
-            # What was claimed is still held, and what came meanwhile is in.
+            # Claims still hold, and records that came meanwhile are in.
             assert analyst.claim() == held
             assert analyst.post("/review/decide", claim=held, verdict="genuine", reason="other").is_redirect
             done += 1
@@ -135,7 +135,7 @@ def _require_away(analyst: _Analyst, held: str) -> None:
     assert search.status_code == 503
     refused = analyst.post("/review/decide", claim=held, verdict="fraud", reason="other")
     assert refused.status_code == 503
-    # What needs no index is there, and says the same.
+    # Pages that need no index are there, and show the same.
     for path in ("/inbox", "/cases", "/api"):
         page = analyst.get(path)
         assert page.status_code == 200

@@ -361,7 +361,7 @@ def test_odd_records_of_other_shards_are_passed_over_and_own_ones_counted(
     unreadable, unnamed = counts()
     assert unreadable == 0
 
-    # Of cards that another host holds, nothing is looked at but the key.
+    # For cards that another host holds, only the key is read.
     odd: list[tuple[bytes | None, list[tuple[str, bytes | None]]]] = [
         (b"no profile", []),
         (b"", []),

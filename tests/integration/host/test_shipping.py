@@ -226,7 +226,7 @@ def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World
     count = 4 * ShippingOptions().transaction_max
     world.decide(count)
     began = time.monotonic()
-    # How fast that is depends on the machine. What makes it fast is that there are only so many transactions.
+    # How fast that is depends on the machine. It is fast because there are only a few transactions.
     assert world.ship() == 4
     rate = count / (time.monotonic() - began)
     took_ms = []

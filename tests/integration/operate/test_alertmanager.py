@@ -139,7 +139,7 @@ def test_a_store_that_is_down_is_one_page_whatever_follows_from_it(site: Site) -
     wait_until(lambda: len(site.told("resolved")) == 1, "the end is sent")
     one = ("page", {("PaywardenStoreDown", "10.0.0.2")})
     assert site.told("firing") == [one]
-    # One that has cleared may still be in the group, and its end be told with the cause's.
+    # A cleared alert may still be in the group; its end is then sent with the end of the cause.
     ((receiver, ended),) = site.told("resolved")
     assert receiver == one[0]
     assert one[1] <= ended

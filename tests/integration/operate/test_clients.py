@@ -23,7 +23,7 @@ from tests.services.fetch import ServiceMissing
 from tests.services.hosts.scripted_host import ScriptedHost
 from tests.services.product.processes import wait_until
 
-# An answer is due whatever the machine; what nobody answers is given up soon.
+# An answer must come on any machine; a call without an answer is given up soon.
 PATIENT_MS, SHORT_MS = 30_000, 60
 KEY = "00112233445566778899aabbccddeeff"
 CARD_NUMBER = "4111111111111111"

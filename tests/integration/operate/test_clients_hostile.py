@@ -24,7 +24,7 @@ from tests.services.hosts.scripted_host import ScriptedHost
 from tests.services.hosts.slow_relay import SlowRelay
 from tests.services.product.processes import wait_until
 
-# What sockets on both sides hold, and far below what a host would send that nobody stops.
+# More than the sockets of both sides hold, and far less than an unstopped host would send.
 SENT_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -59,7 +59,7 @@ def test_a_hostile_answer_becomes_a_stand_in(driver: Driver, word: str) -> None:
         assert host.sent_bytes < SENT_BYTES_MAX
         if hostile.is_endless or hostile.then != "serve":
             wait_until(lambda: connections(driver, host.port) == 0, "no connection is left")
-        # Whatever it was, the next call is none the worse.
+        # The next call must work after every such answer.
         host.script("answer")
         assert score(driver, "p-2", deadline_ms=PATIENT_MS)["outcome"] == "answered"
         wait_until(lambda: connections(driver, host.port) == 1, "one connection is kept")

@@ -253,7 +253,7 @@ def assert_faults_are_of_series_that_there_are(prometheus: Prometheus) -> None:
         for change in fault.changes
         if isinstance(change, Stamp) or change.quiet is not None
     ]
-    # Of settings that this deployment does not have: a made series would be there whatever its process does.
+    # Series of settings that this deployment does not have: a made series would exist even if its process fails.
     waiting = {
         _of_any_process(change.series)
         for change in changes
@@ -302,7 +302,7 @@ def assert_runbook_works(running: Running) -> None:
     addresses = {name.upper(): str(getattr(running, name)) for name in ("companion", "stream", "shadow", "admin")}
     environment = {**os.environ, **addresses, "SERVE": running.http}
     asking = [command for command in runbook.commands() if command.program == "curl"]
-    # What no process shows yet cannot be found.
+    # A series that no process shows yet cannot be found.
     asking = [command for command in asking if not any(name.removesuffix("_total") in command.text for name in MADE)]
     script = "\n".join(f"{{ {command.text}; }} >/dev/null || echo {shlex.quote(command.text)}" for command in asking)
     done = subprocess.run(

@@ -198,7 +198,7 @@ def stop(host: Served) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    # What a path may hold, and a target could take for an end of its words.
+    # Characters that a path may hold, and that a gateway's syntax could take for an end.
     folder = tmp_path_factory.mktemp("a gateway; {1} #")
     (folder / "secret").write_text("s" * 32 + "\n", encoding="ascii")
     (folder / "secret").chmod(0o600)
@@ -539,7 +539,7 @@ def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway
     assert ask_one(gateway, head(), path="/v3/score").status in (401, 404)
     whole = post_json(payment("slow"), headers=head())
     with gateway.connected() as half_body, gateway.connected() as half_head:
-        # What does not come. nginx closes without a word.
+        # Requests without an answer: nginx closes the connection.
         half_body.sendall(whole[:-10])
         half_head.sendall(whole[:30])
         answers = [Client(raw).rest() for raw in (half_body, half_head)]

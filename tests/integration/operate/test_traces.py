@@ -58,7 +58,7 @@ def test_a_sampled_request_has_its_spans_at_the_collector_and_no_other_has(
     deployment.start("companion")
     traces = deployment.start("traces")
     target = serve.first_line()
-    # The address is told before the worker listens there.
+    # The address is printed before the worker listens there.
     wait_for_listener(target.removeprefix("http://"))
     assert traces.first_line() == f"spans go to {collector.address}"
     flags = {0: SAMPLED, 1: UNSAMPLED, 2: None, 3: SAMPLED}

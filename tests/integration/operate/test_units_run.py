@@ -158,7 +158,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 process.wait()
 
 
-# What a unit may not do, each by its own part of the sandbox: each line prints its error.
+# Acts that a unit's sandbox forbids, each by its own part: each line prints its error.
 _FORBIDDEN = """
 import os, socket
 def tried(what):

@@ -306,7 +306,7 @@ def test_another_cluster_gets_the_topics_of_a_rebuilt_profile_set(tmp_path: Path
         made = run("topics", "create", "--live-set")
         assert made.output.split() == sorted(settings.topic(repartition_topic(name, "b2")) for name in ENTITIES)
         assert first in run("source", "show").output
-        # What is wrong is told before anything is accepted.
+        # The fault is reported before anything is accepted.
         refused = str(run("source", "accept", "payments", "repartition-cart").exception)
         assert refused.startswith(
             "no offsets of a topic repartition-cart are stored; wanted one of decisions, outcomes"

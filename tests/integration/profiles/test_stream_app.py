@@ -205,7 +205,7 @@ def test_kafka_away_longer_than_a_flush_may_take_with_payments_in_flight_loses_n
             last = stream.log.read_text(encoding="utf-8").splitlines()[-1]
             assert re.fullmatch(r"paywarden: Kafka did not take \d+ records in 2 s", last), last
             kafka.restart()
-            # As whoever has started it starts it again.
+            # Its supervisor starts it again.
             again = deployment.start("stream")
             wait_until_worked_in(settings, group, "payments")
             topics.send_outcomes(world[1].to_pylist())

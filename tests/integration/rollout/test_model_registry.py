@@ -49,7 +49,7 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
         log = SharedLog(other, topic, people_of(), print)
         assert [entry.digest for entry in log.sync().received] == [first]
         entry = log.append(lambda past: [Writer(past).entry(kinds.CLOCK_SET, "ben")])[0]
-        # Somebody who may write to the topic, and is nobody.
+        # A person who may write to the topic, but is not in the file of people.
         sender = Sender(settings, linger_ms=0)
         sender.send(settings.topic(REGISTRY_TOPIC), b"no record", key=b"00", partition=0)
         sender.flush(PATIENCE_S)

@@ -215,7 +215,7 @@ def test_decisions_shipped_in_transactions_are_archived_without_a_gap(
             assert f"p{number}" not in {row["payment_id"] for row in archived(tmp_path, "decisions")}
         # No reader has seen the records that are taken back.
         if number % 7 == 3:
-            # The broker cannot abort a transaction of which it has seen no record.
+            # The broker cannot abort a transaction if it has seen no record of it.
             assert producer.flush(PATIENCE_S) == 0
             producer.abort_transaction(PATIENCE_S)
         else:

@@ -192,7 +192,7 @@ def test_an_entry_of_the_registry_behind_it_is_neither_lost_nor_sent_twice(
         with left_open(topics, REGISTRY_TOPIC):
             with pytest.raises(BrokerUnavailable, match="an open transaction of a producer holds up topic"):
                 log.append(lambda past: [Writer(past).entry(kinds.CLOCK_SET, "ben")])
-            # What takes something back counts on this host at once.
+            # A rollback or an abort counts on this host at once.
             (entry,) = log.append_now(lambda past: [Writer(past).entry(kinds.CLOCK_SET, "ben")])
             assert file.read().entries[-1] == entry
             assert "only this host knows it" in told[-1]

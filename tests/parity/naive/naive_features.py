@@ -44,7 +44,7 @@ def _lately(rows: pd.DataFrame, of: Sequence[Attribute], payments: int, now: Pay
     """Returns the latest payments, newest first; those after now take their places, and are left out."""
     times = rows["time_ms"].to_numpy()
     if len(times) > payments:
-        # What is older than so many others has no place, whatever decides between two of one moment.
+        # A value with enough newer ones has no place, however ties of one moment are broken.
         rows = rows[times >= np.partition(times, -payments)[-payments]]
     # pandas makes a record of forty columns slowly.
     columns = dict.fromkeys(["time_ms", *(name for each in of for name in (each.name, each.told_as))])

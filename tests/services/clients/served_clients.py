@@ -155,7 +155,7 @@ def load_with_kills(
         host.kill_worker(rng)
     reports = _reports(drivers, load)
     ids = {name: [f"{load['id']}-{name}-{n}" for n in range(report["calls"])] for name, report in reports.items()}
-    # What was decided in the host's place is asked about again from a second later on.
+    # The client asks again about its stand-ins from a second later on.
     every = {payment_id for each in ids.values() for payment_id in each}
     wait_until(lambda: every <= host.decisions().keys(), "every payment has a decision", every_s=0.2)
     decided = host.decisions()

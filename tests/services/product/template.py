@@ -226,7 +226,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-# Of the process that leads the run
+# In the process that leads the run
 
 
 class TemplateServer:
@@ -262,7 +262,7 @@ class TemplateServer:
         self._process.wait()
 
 
-# Of the process that runs the tests
+# In the process that runs the tests
 
 
 class _Template:
@@ -332,7 +332,7 @@ def _environment_of_template() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 
 
-# Of the template
+# In the template
 
 
 class _Ended(Exception):

@@ -110,7 +110,7 @@ def running_gateway(target: str, description: GatewayDescription, folder: Path, 
 
 def _command(target: str, description: GatewayDescription, folder: Path) -> list[str]:
     if target == "nginx":
-        # What only Envoy can do is left out.
+        # Settings that only Envoy has are left out.
         known = tuple(client for client in description.clients if not client.jwt_issuer)
         text = nginx_configuration(replace(description, issuers=(), clients=known))
         (folder / "nginx.conf").write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ from tests.services.made_once import made_once
 from tests.services.ports import free_port
 from tests.services.servers.java import JavaProcess, JavaService, StartFailed
 
-# What differs between formatted folders.
+# Files that differ between formatted folders.
 _IDS = ("cluster.id=", "directory.id=")
 
 # For benchmarks: what Kafka's own scripts set, with a heap for one small broker.

@@ -98,7 +98,7 @@ def _mount_all(root: Path, binds: dict[str, str], settings: dict[str, list[str]]
         raise OSError(ctypes.get_errno(), "unshare")
     _mount("--make-rprivate", "/")
     _mount("--rbind", "/", str(root))
-    # Of /etc a copy, so that there may be a folder more. The interpreter may lie in somebody's home.
+    # /etc is a copy, so that a folder can be added. The interpreter may lie in a person's home.
     interpreter = Path(sys.base_prefix)
     for place in ("etc", "opt", "srv", "home", "root", "tmp", "var/tmp", "var/lib", "run", "dev", "proc"):
         if not (root / place).is_dir():
@@ -131,7 +131,7 @@ def _mount_all(root: Path, binds: dict[str, str], settings: dict[str, list[str]]
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         point = line.split()[4].replace("\\040", " ")
         if (point == str(root) or point.startswith(f"{root}/")) and point not in kept:
-            # What is mounted over cannot be reached, and need not be.
+            # Files under a mount cannot be reached, and need not be.
             subprocess.run(["mount", "-o", "remount,bind,ro", point], check=False, stderr=subprocess.DEVNULL)
     os.chroot(root)
 

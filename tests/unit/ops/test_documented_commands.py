@@ -18,7 +18,7 @@ _PAGES = [
 ]
 # At the beginning of a line, or behind what a shell takes before a command. A colon behind it is an error that it says.
 _COMMAND = re.compile(r"(?:^|[$(|;&] ?|as_unit |exec )(?:sudo -u \w+ )?paywarden ((?!:).*)")
-# What ends it: a comment or words to the reader, and what a shell takes behind a command.
+# The end of a command: a comment or words to the reader, or a shell operator.
 _END = re.compile(r"\s#|\s{2,}|\s?[|>&;)]|\s2>")
 
 

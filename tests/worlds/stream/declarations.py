@@ -90,7 +90,7 @@ _WRONG_TEXTS = (
 _KEYS_OF_EVERY_PAYMENT = ("card_id", "merchant_id", "device_id", "ip", "mcc", "channel", "currency")
 # Few lists that a category may have, up to the longest.
 _AMONG: tuple[list[str], ...] = (["a"], ["b", "a"], ["Zürich", "C-3", "a"], [f"v{place}" for place in range(4095)])
-# Bounds of whole numbers: small, the largest of which there are sums, and the largest of all.
+# Bounds of whole numbers: small ones, the largest that sums allow, and the largest of all.
 _BOUNDS = (
     *((-1000, 9000), (0, 1), (7, 100_007), (-kernel.NUMBER_MAX_IN_SUMS, kernel.NUMBER_MAX_IN_SUMS)),
     (-WHOLE_MAX, WHOLE_MAX),

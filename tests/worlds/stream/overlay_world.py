@@ -53,7 +53,7 @@ class Made:
     keys: list[bytes]
     source: int = -1
     offset: int = -1
-    # What the stream reads, where it knows more than the request did.
+    # The record that the stream reads, if it has more than the request.
     row_on_kafka: list[int] | None = None
 
 
@@ -174,7 +174,7 @@ class OverlayWorld:
         assert worker.is_open
         return worker
 
-    # What a test, or `run`, does.
+    # Acts of a test, or of `run`.
 
     def run(self, steps: int) -> None:
         """Take random steps."""
@@ -327,7 +327,7 @@ class OverlayWorld:
         self.marks.erase([key])
         for rows in self.answered.values():
             rows[:] = [replace(row, payment=-1) if row.row in gone else row for row in rows]
-        # What is read of the topic is in no profile again: a forgotten entity begins anew.
+        # Records read from the topic are in no profile again: a forgotten entity starts empty.
         self.store.pop(key, None)
         self.changelog = [change for change in self.changelog if change.key != key]
         if self.is_foreign:
@@ -533,7 +533,7 @@ class TwoHosts(OverlayWorld):
     def exchange(self) -> None:
         """Let hosts look for new rows, and some datagrams arrive."""
         told = {int(row[0]) for row in self.rows.take_new()}
-        # What this host was told by the other one goes to nobody again.
+        # This host does not send on the rows that it got from the other one.
         assert told <= {self.tags.of(self.payments[number].name) for number in self.own}
         self.under_way += self.others_datagrams.of_rows(self.others_rows.take_new())
         self.random.shuffle(self.under_way)

@@ -215,7 +215,7 @@ def test_a_condition_has_a_text_of_its_comparison() -> None:
 
 
 def test_a_condition_written_in_two_ways_is_one_column() -> None:
-    # They used to be two columns of the same shape, of which only the last went over into another catalogue.
+    # They used to be two columns of the same shape, and only the last one was migrated to another catalogue.
     flag = card.count("a", "1d", where=attributes.declined)
     spoken = card.count("b", "1d", where=attributes.declined == True)  # noqa: E712
     plan = compile_plan(Catalogue((card,), (flag, spoken)))

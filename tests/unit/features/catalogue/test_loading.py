@@ -79,7 +79,7 @@ def refused(path: Path) -> str:
     return message
 
 
-# What is replaced in which file, and the line that follows.
+# The text that is replaced, its file, and the resulting error line.
 MISTAKES = {
     "a word that there is not": (
         ("payment.py", "import Payment, integer, text", "import Payment, integer, txt"),

@@ -71,7 +71,7 @@ def test_the_truth_has_each_payment_with_the_share_of_frauds_that_is_drawn() -> 
     probability = truth["fraud_probability"].to_numpy()
     assert ((probability > 0) & (probability < 1)).all()
     is_fraud = frauds()
-    # By tenths of probability, frauds are as many as told, within four standard deviations.
+    # By tenths of probability, the number of frauds is as stated, within four standard deviations.
     for part in np.array_split(np.argsort(probability), 10):
         deviation = np.sqrt((probability[part] * (1 - probability[part])).sum())
         assert abs(is_fraud[part].sum() - probability[part].sum()) <= 4 * deviation + 1

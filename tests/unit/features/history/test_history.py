@@ -159,7 +159,7 @@ def test_a_missing_column_is_refused(tmp_path: Path, name: str) -> None:
         read_history(tmp_path)
 
 
-# Files that were written before these columns were known, or by somebody who knows nothing of them.
+# Files from before these columns existed, or from a writer that does not know them.
 
 
 def test_a_missing_optional_column_is_unknown(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_the_mean_amount_of_a_streak_is_that_of_its_frauds_alone() -> None:
     others = [*days_ago(5, [500], genuine=1), *days_ago(6, [700]), *days_ago(0, [800]), *days_ago(1, [900])]
     assert one(mean, now, [*streak, *others]) == 30
     assert one(mean, now, days_ago(2, [0])) == 0
-    # A label that is taken back takes its amount along, and brings it when it is told again.
+    # A label that is taken back takes its amount along, and brings it back when the label comes again.
     corrected = [label(NOON_MS - 3 * DAY_MS, weight, amount=60) for weight in (-1, 1)]
     assert one(mean, now, [*streak, *corrected]) == 30
     # A genuine payment in the newest tile that is looked at: there is no streak.

@@ -122,7 +122,7 @@ def stored(
 
 
 def test_the_stored_form_is_these_bytes() -> None:
-    # Whoever changes the layout must see that this changes: stores, changelog and mirrors are full of it.
+    # If you change the layout, this test must fail: stores, changelog and mirrors hold profiles of this form.
     of = FeatureEngine(Catalogue((card,), (card.count("a", "1d"), card.is_new("b", attributes.country, among=2))))
     changes = [
         payment(NOON_MS, country="FR", source=3, offset=300),

@@ -33,7 +33,7 @@ def test_the_reference_currency_is_the_one_that_is_not_converted(tmp_path: Path)
     assert (
         table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1", "EUR,2,2021-01-01,1.1").reference_currency == "USD"
     )
-    # Two that are not converted: which one it is cannot be told.
+    # With two unconverted currencies, the reference currency is unknown.
     assert table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1").reference_currency == ""
 
 

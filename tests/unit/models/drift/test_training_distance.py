@@ -70,7 +70,7 @@ def test_numbers_that_move_to_the_next_bin_have_hardly_moved() -> None:
     found = distances(then, now)
     assert found.psi[1] > 0.2
     assert found.outside[1] == pytest.approx(0.05, abs=0.001)
-    # What moves from one end to the other has: the same payments, in one direction.
+    # A move from one end to the other crosses values in between: the same payments, in one direction.
     far = counts_of(1, 100_000)
     far.features[0, 0, 2:5] -= 5_000
     far.features[0, 0, 9:12] += 5_000

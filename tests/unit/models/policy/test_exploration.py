@@ -216,7 +216,7 @@ def test_a_ledger_that_something_else_replaces_stops_exploration_alone_until_it_
             assert approved(worker, 2) == 0
             assert len(caplog.messages) <= 1
         path.rmdir() if kind == "a folder" else path.unlink()
-    # What this process knows of the day is spent.
+    # The amount that this process knows is spent.
     assert approved(known, 1) == 0
     assert approved(exploration(HALF, ledger=FileLedger(path)), 1) == 0
     assert approved(known, 2) == 100

@@ -59,7 +59,7 @@ def test_a_store_gives_back_what_was_put_and_refuses_anything_else(
     folder = store.folder(BUNDLES, NAME, CHECKSUMS)
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == FILES
-    # Nobody else may change a library, whatever the umask of whoever registered it.
+    # Nobody else may change a library, for any umask of the person who registered it.
     assert all(path.stat().st_mode & 0o022 == 0 for path in (folder, *folder.rglob("*")))
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".new-")]
     with pytest.raises(RegistryRefused, match=r"model.so was changed after it was registered"):
@@ -110,7 +110,7 @@ def test_a_bundle_that_was_compiled_again_leaves_the_registered_library_where_it
     register(b"compiled again", "p-2")
     registered = registry.state().bundles[NAME].files
     assert (store.folder(BUNDLES, NAME, registered) / "native/x86_64/model.so").read_bytes() == b"first"
-    # Whoever registers the same bytes mends what was damaged.
+    # Registering the same bytes again repairs a damaged file.
     if isinstance(store, ObjectStore):
         store.files.pipe_file(f"{store.root}/{BUNDLES}/{NAME}/manifest.json", b"")
         shutil.rmtree(store.cache)

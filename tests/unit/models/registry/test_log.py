@@ -222,7 +222,7 @@ def test_a_cut_is_remembered_beside_the_log_whatever_is_written_next(tmp_path: P
     assert f"lacks the remembered head {head}" in told
     file.append(partial(noted, number=1))
     assert file.remembered()[0] == head, "the next entry does not hide it"
-    # Whoever takes entries out on purpose says so.
+    # A command that removes entries on purpose says so.
     file.replace(lambda log: log.entries[:1])
     assert file.remembered()[0] == file.read().head
     file.append(partial(noted, number=2))

@@ -322,7 +322,7 @@ def test_an_approval_dated_ahead_counts_no_longer_once_the_clock_is_set() -> Non
     writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)
     writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
     assert state_of(writer.log, EVERYBODY, TWO).champion == version("one")
-    # What was promoted while the clock was ahead has been decided: it stays.
+    # A promotion made while the clock was ahead stays.
     later = Writer()
     other = later.proposal("one")
     for by, kind in (("ben", kinds.APPROVED), ("cleo", kinds.APPROVED), ("dora", kinds.PROMOTED)):
@@ -355,7 +355,7 @@ def test_roles_names_keys_and_the_last_day_decide_who_counts() -> None:
     proposal = writer.proposal("one")
     writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)
     writer.add(kinds.APPROVED, "cleo", proposal=proposal.digest)
-    # Everybody may revoke a key of their own. What it agreed to counts no longer.
+    # All people may revoke a key of their own. Its approvals no longer count.
     writer.add(kinds.KEY_REVOKED, "ben", revoked=fingerprint(key_of("ben").public_key()))
     writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
     writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)

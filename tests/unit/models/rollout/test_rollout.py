@@ -223,7 +223,7 @@ def test_the_champion_stays_loaded_and_all_cards_are_somebodys_in_every_phase(ph
     else:
         assert (orders.champion, orders.candidate) == (CHAMPION, CANDIDATE)
         assert orders.share == {Phase.PENDING: 0, Phase.PROVISIONAL: 10_000}.get(phase, PLAN.steps[step])
-    # What a host needs of them is in a form that it accepts.
+    # The fields that a host needs are in a form that it accepts.
     assert arm_of(b"card:C1", bytes.fromhex(orders.salt), [orders.share]) in (0, 1)
 
 

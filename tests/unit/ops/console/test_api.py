@@ -288,7 +288,7 @@ def test_webhooks_are_told_of_what_changed_a_case_and_of_nothing_twice(tmp_path:
         ("opened", "anna", {"title": "A ring"}),
         ("noted", "anna", {"note": "card 17 is Ben's"}),
         ("changed", "anna", money),
-        # It takes two people, and the change that somebody else was faster with: both break a rule.
+        # An act that needs two people, and a change that another person made first: both break a rule.
         ("closed", "anna", {"verdict": "fraud"}),
         ("changed", "ben", money),
         ("proposed", "anna", {"verdict": "fraud"}),

@@ -199,7 +199,7 @@ def test_an_address_with_a_card_is_refused_and_not_passed_on(world: World) -> No
     to_login = stranger.get(f"/decisions?card_id={CARD}&action=review").headers["location"]
     assert CARD not in to_login
     assert unquote(to_login) == "/login?next=/decisions?action=review"
-    # What holds nothing personal is as before.
+    # Fields without personal data are unchanged.
     assert "pay3" in browser.get("/decisions?action=review&score_min=0.1").text
 
 
@@ -262,7 +262,7 @@ def test_the_page_of_one_decides_again_and_says_what_is_around_it(world: World) 
     assert page.status_code == 200, page.text
     assert "Equal to the bit" in page.text
     assert "What would have changed it" in page.text
-    # What the profiles said then, in the catalogue's words.
+    # The features of that time, in the catalogue's words.
     text = unescape(page.text)
     assert re.search(r"number of the card's payments in the last .*?</td><td>card</td>", text, re.I)
     assert re.search(r"</td><td>merchant</td>", text)
@@ -455,7 +455,7 @@ def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, na
     assert page.status_code == 200, page.text
     for markup in ("<b>", "<script>"):
         assert markup not in page.text
-    # What cannot be said is said to be so.
+    # The page says what it cannot show.
     said = ("Equal to the bit", "Not equal:", "cannot be decided again here")
     assert any(words in page.text for words in said)
     # Among the others of its card, and as JSON.
@@ -480,7 +480,7 @@ def test_what_a_decision_has_leads_to_others_that_have_it(odd_world: World) -> N
         page = browser.get(unescape(address))
         assert page.status_code == 200, shown
         assert wanted in page.text, shown
-    # Whoever may not search for a device gets no link to it.
+    # A person who may not search for a device gets no link to it.
     assert "sealed=" not in odd_world.browser("demo-auditor").get("/decisions/linked").text
 
 

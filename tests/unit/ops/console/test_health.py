@@ -92,7 +92,7 @@ def test_why_a_process_is_not_ready_is_told_in_its_own_words(tmp_path: Path) -> 
     assert "The mirror is 32 s old, 30 s are allowed; no topic, since" in text
     for form in ("False", "[", "missing"):
         assert form not in text.partition("<main")[2], form
-    # What it has counted stands beside.
+    # Its counts stand beside.
     assert '<strong class="warning">4</strong> records set aside as dead letters' in text
     console.database.close()
 

@@ -135,7 +135,7 @@ def test_no_value_of_any_field_is_a_bug(hostile: Whole) -> None:
                 path = _path_of(page, part)
                 _require_told(_asked(people[role], page, path, {"csrf": tokens[role], **usual}), (page, part))
     assert tried > 60
-    # What was taken is shown as text.
+    # An accepted value is shown as text.
     for role, path in (
         (Role.LEAD, "/inbox/a1"),
         (Role.LEAD, "/cases"),

@@ -140,7 +140,7 @@ def test_a_text_that_is_searched_for_is_in_no_address(world: World) -> None:
     assert "Page 2 of 2" in browser.get(html.unescape(following)).text
     acted = world.act(browser, alert="alert-00007", act="take", back=html.unescape(back))
     assert "Assigned to you: alert alert-00007." in browser.get(acted.headers["location"]).text
-    # What was sealed for another page, or in another session, says nothing.
+    # A token that was sealed for another page, or in another session, is not accepted.
     assert browser.get(address.replace("/inbox?", "/decisions?")).status_code == 404
     assert "This search has ended" in world.browser("demo-lead").get(address).text
 

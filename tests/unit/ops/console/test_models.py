@@ -132,7 +132,7 @@ def test_an_approver_sees_what_a_version_changes(world: Registered, tmp_path: Pa
     assert (changes.model_now.name, changes.model.name) == ("model-3", "model-4")
     text = world.console.browser([Models(world.desk).section()], "ben").get("/models").text
     assert "card-1" not in text
-    # Whoever registered this one named a manifest that is none: the page says so, and shows the rest.
+    # This version was registered with an invalid manifest: the page says so, and shows the rest.
     assert "wanted a manifest" in damaged.trouble
     assert "What it changes cannot be shown" in text
 
@@ -171,7 +171,7 @@ def _kafka_is_away(*_: object) -> bool:
 @pytest.fixture
 def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Section, ...]]:
     """Every section of the console, as it is put together for people: one that is added later is tried, too."""
-    # What is about Kafka's topics alone approves nothing, and would wait for a broker.
+    # Commands about Kafka's topics alone approve nothing, and would wait for a broker.
     monkeypatch.setattr(AlertReader, "write", _kafka_is_away)
     shell, database = world.console.shell, world.console.database
     shell.settings = replace(shell.settings, keys=world.desk.keys, requests_per_minute=1_000_000)
@@ -350,7 +350,7 @@ def test_a_plan_that_cannot_be_says_why(world: Registered, proposed: str, change
     assert page.status_code == 200
     assert words in unescape(page.text)
     assert "What each step could find" not in page.text
-    # What was typed is still there.
+    # The typed text is still there.
     for name, value in changed.items():
         assert re.search(rf'name="{name}"[^>]* value="{re.escape(value)}"', page.text)
 

@@ -75,7 +75,7 @@ def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     assert "scre" in wrong
     assert "The draft is right" not in wrong
     form = {"csrf": csrf, "text": view["draft"], "why": "w", "passphrase": "p"}
-    # What is refused leaves the draft where it was.
+    # A refused change leaves the draft unchanged.
     draft = view["draft"].replace("0.9", "0.95")
     for act, text, why in (("propose", draft, "no registry"), ("replay", draft.replace("score", "scre"), "scre")):
         refused = browser.post(

@@ -206,7 +206,7 @@ def test_a_draft_is_replayed_from_the_page_and_cancelled(world: PolicyWorld) -> 
     assert _post(browser, f"{other}/cancel", csrf).status_code == 303
     assert "cancelled" in browser.get(other).text
     assert browser.get("/policy/replays/nothing").status_code == 404
-    # A draft may list cards: who sees none reads no draft of somebody else.
+    # A draft may list cards: a person who may not see cards cannot read others' drafts.
     assert "card_count_1h" not in world.browser("demo-model-owner").get(address).text
     assert world.browser("demo-auditor").get(address).status_code == 403
 

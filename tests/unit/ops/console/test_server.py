@@ -53,7 +53,7 @@ def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
         serving.join(_PATIENCE_S)
         assert not serving.is_alive()
         asking.join(_PATIENCE_S)
-        # The person is told nothing rather than something that may be wrong.
+        # The person gets no answer rather than one that may be wrong.
         assert errors
     finally:
         released.set()

@@ -63,7 +63,7 @@ SWITCHES = (
     "networkPolicy.enabled",
     "serviceMonitor.enabled",
 )
-# What is not a switch, by its two values.
+# Settings that are not switches, with two values each.
 OTHERS: Mapping[str, tuple[Any, Any]] = {
     "image.digest": ("", "sha256:" + "0" * 64),
     "image.pullSecrets": ([], ["registry"]),

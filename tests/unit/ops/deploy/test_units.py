@@ -137,7 +137,7 @@ def test_sysusers_makes_the_user_of_the_units_with_the_folder_of_their_state(tmp
     users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text(encoding="utf-8").splitlines()]
     groups = [line.split(":")[0] for line in (tmp_path / "etc/group").read_text(encoding="utf-8").splitlines()]
     (paywarden,) = [user for user in users if user[0] == "paywarden"]
-    # Of the system (below 1000), and nobody can log in as it.
+    # A system user (below 1000), and nobody can log in as it.
     assert (int(paywarden[2]) < 1000, paywarden[5]) == (True, "/var/lib/paywarden")
     assert paywarden[6].endswith("nologin")
     for name in NAMES:
@@ -169,7 +169,7 @@ def test_systemd_finds_no_fault_and_few_rights(tmp_path: Path) -> None:
     if program is None:
         pytest.skip(SYSTEMD.reason)
     for path in FOLDER.glob("*.service"):
-        # What the units start is not installed here.
+        # The programs that the units start are not installed here.
         text = path.read_text(encoding="utf-8").replace("/opt/paywarden/bin/paywarden", "/bin/true")
         (tmp_path / path.name).write_text(text, encoding="utf-8")
     units = sorted(map(str, tmp_path.glob("*.service")))

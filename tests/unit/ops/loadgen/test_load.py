@@ -323,7 +323,7 @@ def test_a_stall_shows_in_the_p99_of_an_open_loop_only() -> None:
     def stalling() -> Handler:
         async def handler(fake: FakeServer, _: bytes) -> bytes:
             if len(fake.bodies) == 50:
-                # Whatever the connection: the whole server stands still.
+                # On every connection: the whole server stands still.
                 time.sleep(1.0)
             return OK
 

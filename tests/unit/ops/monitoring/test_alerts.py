@@ -43,7 +43,7 @@ from tests.services.missing_tools import PROMTOOL
 
 ALERTS = CHECKOUT / "ops" / "alerts.yml"
 OBJECTIVES = {"card": 1000, "merchant": 1000}
-# What Prometheus adds itself.
+# Labels that Prometheus adds itself.
 ADDED_LABELS = {"instance", "job"}
 _FIELDS = re.compile(r" {8}(for|labels|annotations|expr): ?(.*)| {10}(severity|area|summary): (.*)| {10}([^ ].*)")
 

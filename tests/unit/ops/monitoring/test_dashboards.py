@@ -16,7 +16,7 @@ from paywarden.ops.reference.metrics import families
 from tests.checkout import CHECKOUT
 
 each = pytest.mark.parametrize("board", BOARDS, ids=[board.name for board in BOARDS])
-# What Prometheus and its client for Python show of themselves.
+# Metrics of Prometheus and of its Python client.
 OTHERS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "ALERTS", "up"}
 
 
@@ -60,7 +60,7 @@ def test_panels_do_not_overlap_and_have_all_that_grafana_needs(board: Dashboard)
     assert len(set(titles)) == len(titles)
     asked = set(re.findall(r"\$(\w+)", " ".join(query.expr for panel in board.panels() for query in panel.queries)))
     assert asked - {"__rate_interval"} == {variable.name for variable in board.variables}
-    # An import asks for nothing else. What a provisioned file would leave unanswered is chosen by Grafana.
+    # An import asks for nothing else. For a provisioned file, Grafana chooses the open values.
     assert [given["name"] for given in document["__inputs"]] == ["DS_PROMETHEUS"]
     assert set(re.findall(r"\$\{([A-Z_]+)\}", files()[f"{board.name}.json"])) == {"DS_PROMETHEUS"}
 

@@ -16,7 +16,7 @@ from paywarden.ops.reference.metrics import families
 from tests.worlds.operate.runbook import Command, commands
 
 COMMANDS = list(commands())
-# Of the machine, not of ours.
+# Programs of the machine, not ours.
 OF_THE_SYSTEM = {"cat", "df", "dmesg", "free", "ls", "ps", "ss"}
 _ENDINGS = {"histogram": ("_bucket", "_sum", "_count")}
 

@@ -244,7 +244,7 @@ def test_each_record_says_what_decided_and_from_which_profile_set(host: Host) ->
     assert (entry.bundle_digest.hex(), entry.policy_digest.hex()) == ("ab" * 32, "cd" * 32)
     assert (entry.profile_set, entry.rollout, entry.arm, entry.HasField("propensity")) == ("b1", "", "", False)
     arm = Origin("ef" * 32, "01" * 32, "r-7", "challenger", 0.05)
-    # A policy that sends every payment to review: nothing but its tails, which are not kept, name the origin.
+    # A policy that sends every payment to review: only its tails, which are not kept, name the origin.
     strict = Policy(PolicySettings(), review_at=1e-9, decline_at=1.0)
     host.scorer.take_up(host.scorer.served(host.scorer.serving.models, strict, (arm, arm)))
     assert host.score(requests()[1]).action == "review"

@@ -688,7 +688,7 @@ def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
 
         make_noise()
         wait_until(lambda: refused() >= caller_pauses.REFUSALS_MAX, "the noisy caller is held")
-        # What had arrived with the last refused call is refused with it; what comes after is not read.
+        # Calls that arrived with the last refused one are refused with it; later calls are not read.
         assert quiet.ask(PAYMENT, as_quiet).status in (0, 8)
         before, statuses = refused(), []
         for _ in range(2):

@@ -41,7 +41,7 @@ RATES = RateTable(
         "odd": [(0, RATE_SCALE)],
     }
 )
-# What a condition on them may say; on the others, any text.
+# Values for conditions on these fields; the others take any text.
 CODES = {"country": "AB", "currency": "EUR", "mcc": "5411"}
 
 

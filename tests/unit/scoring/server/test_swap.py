@@ -233,7 +233,7 @@ def test_a_long_list_that_is_cut_in_place_ends_no_worker_and_is_in_memory_once(h
         assert told("was changed or deleted") == damaged + 1
     assert host.server.listening(2) == host.workers
     assert told(" ended with ") == ended
-    # One that starts has it from the supervisor, whatever is on the disk.
+    # A starting worker gets it from the supervisor, regardless of the disk.
     host.workers[0].kill()
     wait_until(lambda: not host.workers[0].is_running(), "the worker is gone")
     host.workers = host.server.listening(2)

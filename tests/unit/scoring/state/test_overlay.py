@@ -112,7 +112,7 @@ def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: P
         assert not world.marks.is_unsure
         world.marks.note_filled([state, other], now_ms)
         assert world.marks.is_unsure
-    # A mirror that had profiles, or a table that had rows: what they told may be lost.
+    # A mirror that had profiles, or a table that had rows: their rows or marks may be lost.
     for is_empty, answers in ((False, False), (True, True)):
         world.now_ms += world.settings.doubt_ms + 1
         if answers:
@@ -362,7 +362,7 @@ def test_rows_that_a_profile_contains_are_cut_off_for_later_readers(world: Overl
     kept = marks.copy()
     marks[:] = 0
     assert score_one_like(world, first, worker=1) == 0
-    # A reader that looked the profiles up before must count all of them, whatever others have found since.
+    # A reader that looked the profiles up before must count all of them, regardless of later look-ups.
     marks[:] = kept
     world.mirror, world.transaction = old_mirror, old_transaction
     assert score_one_like(world, first, worker=1) > 0

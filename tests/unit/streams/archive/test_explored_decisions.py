@@ -53,7 +53,7 @@ def test_a_payment_that_a_worker_approved_by_the_coin_weighs_more_in_training(tm
     declined = sum(row["action"] == "decline" for row in rows)
     assert 5 < len(explored) < declined
     found = {history.payment_id[row].as_py() for row in np.flatnonzero(history.propensity < 1)}
-    # Nothing was learnt from a payment that somebody else declined after us.
+    # Nothing was learnt from a payment that the issuer declined after us.
     others = {row["payment_id"] for row in small_world.tables()[0].to_pylist() if row["declined"]}
     assert found == explored - others
     assert set(history.propensity.tolist()) == {1.0, SHARE}

@@ -77,7 +77,7 @@ def test_a_companion_is_live_while_its_rounds_and_its_steps_to_the_first_end(wor
     world.now_s += 60
     world.health.obstacle = "the companion is stopping"
     assert world.health.live()
-    # Shipping has a longer time, whatever the mirror does.
+    # Shipping has a longer limit, independent of the mirror.
     world.health.note_shipping_round()
     world.now_s += 299
     world.health.note_round()

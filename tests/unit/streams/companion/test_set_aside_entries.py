@@ -340,7 +340,7 @@ def test_an_outbox_that_cannot_be_read_holds_up_no_other(world: World, caplog: p
     world.decide("p0")
     broken = Path(world.settings.directory) / "worker-1"
     broken.mkdir()
-    # A segment that is a folder: whatever reads it gets EISDIR.
+    # A segment that is a folder: every read gets EISDIR.
     (broken / f"{0:020d}.log").mkdir()
     world.rounds()
     assert world.broker.decisions == ["p0"]

@@ -29,14 +29,14 @@ class World:
     def __init__(self, mirror: MirrorWriter, random_: random.Random) -> None:
         self.mirror, self.random = mirror, random_
         self.store: dict[bytes, bytes] = {}
-        # What the stream has written to its store and not yet to the changelog; the changelog; how far it is applied.
+        # Records in the stream's store but not yet on the changelog; the changelog; how far it is applied.
         self.unsent: list[tuple[bytes, bytes | None]] = []
         self.log: list[tuple[bytes, bytes | None]] = []
         self.read_to = 0
         self.everything: dict[bytes, bytes] = {}
         self.versions = itertools.count()
         self.now = 0.0
-        # Raised by the copy after so many parts.
+        # Raised by the copy after this number of parts.
         self.failure: tuple[int, Exception] | None = None
         self.is_full = False
         mirror.clear()

@@ -58,7 +58,7 @@ def on_topic(value: bytes | None, **more: Any) -> Record:
 def test_a_letter_keeps_every_part_of_its_record_bit_for_bit(record: Record, reason: str, now_ms: int) -> None:
     topic, value, key = sent_letter(record, reason, now_ms)
     assert (topic, key) == ("p-dead-letters", record.key)
-    # Whose clock the time is of matters only where the record is worked in.
+    # The clock of a record's time matters only when the record is applied.
     kept = record._replace(is_broker_time=False)
     assert DECODER.letter(on_topic(value)) == Letter(LetterId(0, 17), 99, kept, reason, now_ms)
 

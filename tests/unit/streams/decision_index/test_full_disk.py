@@ -57,7 +57,7 @@ def test_a_checkpoint_that_finds_no_room_does_not_end_the_index(tmp_path: Path) 
                     add(index, BATCH)
                 told.append(str(caught.value))
         assert any("FATAL" in line for line in told), told
-        # What the refused batches were to add may be there or not, as after a kill: their offsets are with them.
+        # Records of the refused batches may be there or not, as after a kill: their offsets are with them.
         assert count(database) in range(BATCH, 5 * BATCH, BATCH)
         before = count(database)
         add(index, 2 * BATCH)

@@ -63,7 +63,7 @@ def add(index: DecisionIndex, decisions: Iterable[dict[str, Any]]) -> None:
 @pytest.fixture
 def index(database: Database) -> DecisionIndex:
     """300 decisions: 50 of them came twice, and some keys are still unsorted."""
-    # So small that searches need several.
+    # Small, so that searches need several.
     database.window_rows = (20, 90)
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
     add(index, DECISIONS[:200])
@@ -170,7 +170,7 @@ def test_a_search_looks_no_further_back_than_it_must(index: DecisionIndex, monke
         assert len(looked) == 1
         assert looked[0] is not None
         assert looked[0] > newest - 4 * HOUR_MS
-    # A card has few: all at once. What is rare is looked for further and further back.
+    # A card has few decisions: all at once. A rare value is searched further and further back.
     looked.clear()
     index.search(Search(card_id="c1"), count=3)
     assert looked == [None]
@@ -311,7 +311,7 @@ def test_one_process_has_a_duckdb_file_and_another_format_is_refused(tmp_path: A
     (tmp_path / "text.duckdb").write_text("no database")
     with pytest.raises(Misconfigured, match=r"cannot be opened: .* move the file and its \.wal away"):
         DuckDbDatabase(tmp_path / "text.duckdb")
-    # DuckDB waited for ever for somebody to write to it.
+    # DuckDB waited for ever for a writer.
     os.mkfifo(tmp_path / "pipe.duckdb")
     with pytest.raises(Misconfigured, match="wanted a regular file, or none"):
         DuckDbDatabase(tmp_path / "pipe.duckdb")

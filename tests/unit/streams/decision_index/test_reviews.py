@@ -151,7 +151,7 @@ def test_an_outcome_and_a_verdict_from_elsewhere_take_a_payment_out(database: Da
         late = made(7, payment_id="late", decision_id="d-late", action="review", decided_time_ms=NOW_MS)
         queue.add_decisions(transaction, [late], [5])
     assert queue.waiting(NOW_MS) == ([], 0)
-    # What this database sends, others' verdicts aside.
+    # The verdicts that this database sends, without those of others.
     assert [each.verdict_id for each in queue.unsent(10)] == [said.verdict_id]
 
 

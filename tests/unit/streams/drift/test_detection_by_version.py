@@ -42,7 +42,7 @@ def with_an_open_alert() -> tuple[DriftWatches, dict[str, World]]:
 def test_a_new_version_in_the_middle_of_an_hour_has_its_own_alerts() -> None:
     watches, worlds = watches_of(), {"model-1": World(1)}
     run(watches, worlds, 7)
-    # The new model scores another way than its own training says; the old one goes on as before.
+    # The new model scores another way than its own training says; the old one goes on unchanged.
     worlds["model-2"] = replace(World(2, now_ms=7 * FIVE_MS), score_added=0.05)
     raised = [alert for alert in run(watches, worlds, 5) if alert.state is State.RAISED]
     assert [(alert.model_version, alert.subject) for alert in raised] == [("model-2", "score")]

@@ -56,7 +56,7 @@ def test_a_sudden_change_is_told_within_a_day_after_its_name(
     assert (first.subject, first.segment) == (subject, segment)
     assert 2.5 < day_of(first.time_ms) <= 3.5
     assert {alert.subject for alert in found} <= {subject, "score", "action"}
-    # What is named has moved, and the alert says from where to where.
+    # The named signal has moved, and the alert says from where to where.
     assert all(not alert.unchanged_low <= alert.value <= alert.unchanged_high for alert in found)
 
 

@@ -124,7 +124,7 @@ def test_damaged_bytes_are_refused_or_are_another_payment(payment: JoinedPayment
         found = JoinedPayment.from_bytes(bytes(damaged[:place]))
     except InvalidEvent:
         return
-    # The tallies can count it, whatever it says.
+    # The tallies can count it, with any value.
     for mark in found.marks:
         for change in found.counted(mark):
             assert change.label in (0, 1, 2)

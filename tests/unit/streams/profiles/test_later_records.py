@@ -130,7 +130,7 @@ def test_a_decline_that_comes_later_counts_as_if_it_had_come_first() -> None:
     joined = store.take(record(1, True))
     assert (kinds(joined), joined.duplicates) == ({"declined": 1}, 0)
     assert store.plain() == known_from_the_start(True, [])
-    # Told again, by the same record and by others, it counts once.
+    # When it comes again, in the same record and in others, it counts once.
     for again in (record(1, True), record(2, True), record(3, False), record(0, False)):
         store.take(again)
         assert store.plain() == known_from_the_start(True, [])

@@ -144,7 +144,7 @@ def test_a_fork_is_named_and_set_aside_only_when_asked(tmp_path: Path, topic: Me
     for name in ("a", "b"):
         one.promote(name)
     two.log.sync()
-    # Somebody wrote to the file of one host while it did not use the topic.
+    # A command wrote to the file of one host while it did not use the topic.
     alone = Host(tmp_path, MemoryTopic(), "one")
     alone.topic.lines = list(topic.lines)
     alone.promote("alone")

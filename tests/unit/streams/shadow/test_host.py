@@ -63,7 +63,7 @@ def test_a_challenger_that_crashes_is_started_again_and_the_other_goes_on() -> N
         host.turn_until(lambda: host.value("restarts_total", "bad") >= 2 and host.value("up", "good") == 1)
         assert host.value("restarts_total", "good") == 0
         assert host.value("evaluated_total", "good") == 5
-        # What both of its processes have counted.
+        # The counts of both of its processes.
         assert host.value("evaluated_total", "bad") >= 10
         assert host.value("left_out_total", "bad", reason="shed") >= 4
         assert host.health.live()

@@ -78,14 +78,14 @@ def test_amounts_outcomes_and_the_share_with_a_partner_are_joined() -> None:
     found = report(
         [shadow_row(0, "approve", "decline"), shadow_row(3, "decline", "review"), shadow_row(2, "approve", "approve")],
         [*map(decision_row, range(4)), decision_row(9), decision_row(1, decision_id="d-x", bundle_digest="other")],
-        # The later outcome corrects the earlier one, in whatever order they are read.
+        # The later outcome corrects the earlier one, in any order of reading.
         [outcome_row(0, "fraud", 5), outcome_row(0, "genuine", 2), outcome_row(3, "genuine")],
     )
     (pair,) = found.pairs
     comparison = pair.comparison
     assert (pair.first_time_ms, pair.last_time_ms, found.without_decision) == (MS, MS + 3, 0)
     assert (comparison.payments, comparison.cards, comparison.labelled) == (3, 2, 2)
-    # Of the champion's four decisions in that time.
+    # The share of the champion's four decisions in that time.
     assert comparison.paired_share == 0.75
     assert comparison.agreement.payments == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert comparison.agreement.frauds == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]

@@ -159,7 +159,7 @@ def test_without_any_place_code_is_compiled_and_a_warning_says_so(product: Path,
     assert "set NUMBA_CACHE_DIR" in done.stderr
 
 
-# Runs as on a read-only file system, whatever user runs it.
+# Runs as on a read-only file system, for any user.
 RUN_READ_ONLY = """\
 import os
 def refuse(*arguments):
@@ -185,7 +185,7 @@ def test_a_new_directory_begins_with_the_code_of_the_image(product: Path, tmp_pa
         "22.0 0",
         "22.0 1",
     ]
-    # What the image has is not changed.
+    # The image's files are not changed.
     assert run(product, 10.5) == "22.0 0"
 
 
@@ -260,7 +260,7 @@ def test_only_the_last_used_directories_stay(product: Path) -> None:
     assert {f"compiled-{age}" for age in range(machine_code.DIRECTORIES_KEPT)} < kept
 
 
-# What the digest must cover.
+# Changes that the digest must cover.
 
 LIBRARIES = ("math", "numba", "numpy", "typing", "collections.abc", "llvmlite", "zlib")
 

@@ -147,7 +147,7 @@ def test_if_records_cannot_be_read_again_the_outcome_is_unknown(server: StandIn,
 
 
 def test_records_that_failed_come_before_records_that_changed(server: StandIn, store: AerospikeStore) -> None:
-    # Whoever hears of a conflict reads again; that is no use as long as records do not answer.
+    # A caller reads again after a conflict, which is useless while records do not answer.
     store.write(CARDS, ttl_s=0)
     versions = versions_of(store, CARDS)
     store.write({b"card:0": b"by another"}, ttl_s=0)

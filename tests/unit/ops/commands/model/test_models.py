@@ -124,7 +124,7 @@ def test_a_bundle_goes_from_a_proposal_to_the_champion_and_back(desk: Desk) -> N
     assert desk.told("at", "2026-01-01")["champion"] is None
     assert desk.told("list")["since_ms"] >= before
 
-    # What a worker asks for: the folder and the file that were registered, checked.
+    # A worker asks for the folder and the file that were registered, checked.
     source = read_source(str(desk.config), {})
     served = wiring.model_registry(source).served(now_ms())
     assert served is not None
@@ -229,7 +229,7 @@ def test_verify_finds_changed_files_a_damaged_log_and_a_lost_head(desk: Desk) ->
     *lines, _ = desk.log.read_bytes().splitlines(keepends=True)
     desk.log.write_bytes(b"".join(lines))
     assert f"lacks the remembered head {head}" in desk.run("verify").stderr
-    # Whoever can cut the log can cut this as well.
+    # A person who can cut the log can cut this file as well.
     desk.log.with_name(f"{desk.log.name}.head").unlink()
     assert desk.told("verify")["problems"] == []
     assert f"lacks the remembered head {head}" in desk.run("verify", "--head", head).stderr
@@ -359,7 +359,7 @@ def test_the_paper_of_a_model_says_who_agreed_and_what_overrides_it(desk: Desk) 
     low, high = manifest.evidence["auc_roc_interval"]
     assert low < manifest.metrics["auc_roc"] < high
     assert re.search(rf"\| auc roc \| 0\.[0-9]+ \| {low:.4f} to {high:.4f} \|", paper)
-    # What is written is what is printed, and the same each time; the champion is what nobody names.
+    # The file equals the output, each time; without a name the command takes the champion.
     told = desk.told("document", second["policy"], "--out", str(desk.folder / "paper.md"))
     assert (desk.folder / "paper.md").read_text("utf-8") == paper
     assert told["sha256"] == hashlib.sha256(paper.encode()).hexdigest()
@@ -394,7 +394,7 @@ def test_a_registry_that_was_destroyed_goes_on_from_its_copy(desk: Desk, tmp_pat
     assert second["bundle"] != first["bundle"]
     newer = desk.told("verify")["head"]
 
-    # An old copy is told by the head that was noted.
+    # The noted head reveals an old copy.
     shutil.rmtree(desk.log.parent)
     run_copies("registry", tmp_path, copy, back=True)
     assert f"lacks the remembered head {newer}" in desk.run("verify", "--head", newer).stderr

@@ -95,7 +95,7 @@ def test_a_bundle_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     assert "there is no manifest.json" in line
 
 
-# Of every kind of fault one, in many sections; beside each line what is said of it.
+# One fault of every kind, in many sections; beside each line its error.
 WRONG = """
 colour = 3                                          # there is no section [colour]; there are admission,
 [sevre]                                             # there is no section [sevre]; 'serve' may have been meant

@@ -71,7 +71,7 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert "step 5 %, 6 hours: decline x 2.02; goes on after 6 hours" in began.output
     assert "r-1: pending, started by ann: a test" in began.output
     assert "r-1 runs already" in refused(start(tmp_path, bundles))
-    # What a host writes when it has loaded the candidate.
+    # The status that a host writes when it has loaded the candidate.
     keeper = RolloutKeeper(FileRolloutLog(tmp_path / "rollouts.jsonl"))
     keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host"))
     shown = json.loads(run(tmp_path, "status", "--json").output)["rollout"]

@@ -319,7 +319,7 @@ def test_the_time_per_payment_is_learned() -> None:
     world.scorer.payment_s = 0.004
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     before = len(world.scorer.asked)
-    # That queue stood. What comes a while later may be a burst.
+    # That queue stood. Payments that come a while later may be a burst.
     world.clock.now += 0.2
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     assert before == 30

@@ -147,7 +147,7 @@ def test_after_a_pause_a_slice_is_read_in_each_turn_from_the_connections_in_turn
         first, second = (Pipelining(pauses, 3, turns) for _ in range(2))
         assert pauses.holds(b"noisy", first)
         assert pauses.holds(b"noisy", second)
-        # When nobody waits any more, all is as before.
+        # When nobody waits any more, the batcher behaves normally again.
         assert await turns.until(lambda: not pauses.held) == [[first] * 2, [second] * 2, [first, second]]
         assert not pauses.holds(b"noisy", first)
 

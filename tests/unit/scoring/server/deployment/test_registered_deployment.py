@@ -158,12 +158,12 @@ def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplo
     host.promote("one")
     host.promote("two")
     host.deployment.update()
-    # What the file names already is not looked at again.
+    # Releases that the file names already are not checked again.
     host.gone = {digests("one")[0], digests("two")[0]}
     host.roll_back()
     host.deployment.update()
     assert host.says == served(paths("one"))
-    # What is ready on this host is taken from there; anything else is refused, and nothing changes.
+    # Releases that are ready on this host are taken; others are refused, and nothing changes.
     host.gone = {digests("three")[0]}
     host.promote("three")
     with pytest.raises(RegistryRefused, match=r"model\.txt was registered"):
@@ -218,7 +218,7 @@ def test_files_that_stay_away_are_looked_for_ever_less_often(host: Host) -> None
         deployment.update()
         now_s += 1
     assert looks == [0, 5, 15, 35, 75, 155, 315, 615, 915]
-    # Whatever changes the log is looked at at once.
+    # Every change of the log is read at once.
     host.take(EventKind.ABORTED)
     deployment.update()
     assert looks[-1] == 1_000

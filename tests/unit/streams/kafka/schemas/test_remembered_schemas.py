@@ -35,7 +35,7 @@ def test_a_flood_of_records_of_a_refused_schema_reads_it_once(monkeypatch: pytes
         with pytest.raises(InvalidEvent, match="types inside each other"):
             ids.schema_of(7)
     assert len(read) == 1
-    # Somebody mends the topic.
+    # A person repairs the topic.
     remembered.add({7: GOOD})
     assert ids.schema_of(7)["name"].endswith("Payment")
 

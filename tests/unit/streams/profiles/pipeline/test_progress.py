@@ -74,7 +74,7 @@ def test_after_a_rebalance_an_end_counts_only_when_reported_again(worker: Worker
     worker.client.will_revoke(P1)
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.step()
-    # What was claimed before the rebalance stays true.
+    # Claims from before the rebalance stay true.
     assert worker.sender.claims()[claimed:] == [{0: NOW_MS - FETCH_AGE_MS}]
 
 
