@@ -73,11 +73,11 @@ def check_processor(_: Source) -> Iterator[CheckResult]:
     if feature:
         yield CheckResult("host", OK, f"a model scores {lanes} rows together, as the processor has {feature}")
     else:
+        helpful = ", ".join(filter(None, dict.fromkeys(LANES.values())))
         yield CheckResult(
             "host",
             WARNING,
-            f"the processor has none of {', '.join(filter(None, dict.fromkeys(LANES.values())))}, so a model scores {lanes} rows "
-            "together and takes longer",
+            f"the processor has none of {helpful}, so a model scores {lanes} rows together and takes longer",
             "let the hypervisor show all features, or plan with more cores (`paywarden capacity --measured`)",
         )
 
