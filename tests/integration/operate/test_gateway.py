@@ -527,7 +527,7 @@ def test_a_client_may_have_any_name_and_keeps_its_own_share(gateway: RunningGate
         assert {reply.status for reply in replies} == {200}
 
 
-def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway: RunningGateway) -> None:
+def test_invalid_requests_are_refused_at_the_gateway_in_clear_words(world: World, gateway: RunningGateway) -> None:
     before = world.seen()
     for headers, path, body, status, code in (
         (head(x_paywarden_route=CARD), "/v1/score", None, 400, "invalid_argument"),
@@ -559,7 +559,9 @@ def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway
     ],
     ids=["garbage", "two lengths", "two ways of length", "odd encoding", "long path"],
 )
-def test_what_is_no_http_is_refused_in_one_line_and_no_page(world: World, gateway: RunningGateway, sent: bytes) -> None:
+def test_bytes_that_are_not_http_are_refused_in_one_line_and_no_page(
+    world: World, gateway: RunningGateway, sent: bytes
+) -> None:
     before = world.seen()
     with gateway.connected() as raw:
         raw.sendall(sent)

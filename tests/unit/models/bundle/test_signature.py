@@ -56,7 +56,7 @@ def edit_signature(bundle: Path, edit: Callable[[dict[str, object]], object]) ->
     (bundle / SIGNATURE).write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_a_signed_bundle_is_loaded_by_whoever_trusts_the_key(bundle: Path, tmp_path: Path) -> None:
+def test_a_signed_bundle_is_loaded_where_its_key_is_trusted(bundle: Path, tmp_path: Path) -> None:
     secret, trusted = key_pair(tmp_path)
     covered = sign_bundle(bundle, secret)
     assert covered[0] == "manifest.json"

@@ -103,7 +103,7 @@ def test_the_example_of_the_documentation() -> None:
         ("  score\n  ==\t0.5 ", True),
     ],
 )
-def test_what_a_condition_says(text: str, answer: bool) -> None:
+def test_conditions_have_their_documented_meaning(text: str, answer: bool) -> None:
     assert holds(text, flags=("unknown_card",)) is answer
 
 

@@ -152,7 +152,7 @@ def test_one_person_aborts_alone_and_needs_no_role_for_rollouts(tmp_path: Path) 
     assert hosts.of("cleo").take(replace(event(EventKind.ABORTED, -DAY_MS), by="cleo")).phase is Phase.ABORTED
 
 
-def test_what_nobody_approved_cannot_be_tried_on_cards(tmp_path: Path) -> None:
+def test_an_unapproved_version_cannot_be_tried_on_cards(tmp_path: Path) -> None:
     hosts = Hosts.at(tmp_path, approved=False)
     with pytest.raises(RegistryRefused, match="it needs the approval of 1, nobody approved it"):
         hosts.start()

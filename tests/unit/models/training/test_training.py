@@ -345,7 +345,7 @@ def test_a_window_without_fraud_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_window_of_nothing_but_fraud_is_refused(tmp_path: Path) -> None:
+def test_a_window_that_has_only_frauds_is_refused(tmp_path: Path) -> None:
     table = small_world.table()
     only = TrainingTable(table.vectors[:50], np.ones(50, dtype=np.int64), table.day[:50])
     with pytest.raises(Misconfigured, match="has 50 frauds in 50 payments"):

@@ -109,7 +109,7 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     assert "<i>came</i>" not in analyst.get(place).text
 
 
-def test_whoever_was_faster_is_told_that_it_is_done(world: tuple[World, Section]) -> None:
+def test_a_person_who_was_faster_sees_that_it_is_done(world: tuple[World, Section]) -> None:
     """One person closes a case while another edits it: both saw the message about the late edit."""
     made, section = world
     analyst, lead = (made.console.browser([section], f"demo-{name}") for name in ("analyst", "lead"))

@@ -165,7 +165,7 @@ def more(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", PERSONAL)
-def test_what_is_personal_stands_in_no_address(world: World, name: str) -> None:
+def test_personal_values_stand_in_no_address(world: World, name: str) -> None:
     world.put(more(60))
     browser = world.browser("demo-analyst")
     sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), name: PERSONAL[name]})

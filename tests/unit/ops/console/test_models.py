@@ -70,7 +70,7 @@ def world(tmp_path: Path) -> Iterator[Registered]:
     console.database.close()
 
 
-def test_whoever_proposed_cannot_approve_and_another_can(world: Registered) -> None:
+def test_a_proposer_cannot_approve_and_another_person_can(world: Registered) -> None:
     sections = [Models(world.desk).section()]
     anna, ben = (world.console.browser(sections, name) for name in NAMES)
     form = {"proposal": world.proposal, "why": "I like it", "passphrase": PASSPHRASE}
@@ -404,7 +404,7 @@ def test_a_version_is_told_by_model_and_policy(world: Registered) -> None:
     assert "No version was promoted yet" in text
 
 
-def test_whoever_has_no_key_here_is_told_before_they_type(world: Registered) -> None:
+def test_a_person_without_a_key_here_sees_it_before_they_type(world: Registered) -> None:
     (Path(world.desk.keys) / "ben.pem").unlink()
     text = world.console.browser([Models(world.desk).section()], "ben").get("/models").text
     assert "The console has no key of ben" in text

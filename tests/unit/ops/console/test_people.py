@@ -183,7 +183,7 @@ def test_a_right_password_counts_as_no_failure(people_file: tuple[Path, str], tm
         ("testclient", "other", False),
     ],
 )
-def test_whoever_has_a_network_of_ipv6_has_one_limit(one: str, other: str, is_same: bool) -> None:
+def test_a_person_with_a_network_of_ipv6_has_one_limit(one: str, other: str, is_same: bool) -> None:
     assert (network_of(one) == network_of(other)) == is_same
 
 
@@ -240,7 +240,7 @@ def test_a_person_sees_their_sessions_and_ends_them_with_the_password(
     console.database.close()
 
 
-def test_a_lost_database_is_told_wherever_somebody_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_page_names_a_lost_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first page, the login and the logout answered 500, as for a bug."""
     console = console_under_test(tmp_path)
     browser = console.browser([OwnSessions(console.shell).section()], "demo-lead")

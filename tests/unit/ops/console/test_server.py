@@ -82,7 +82,7 @@ def _served(proxies: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
         listener.close()
 
 
-def test_whoever_opens_connections_and_says_nothing_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_keep_nobody_out_of_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hundred silent connections were as many as the console takes: everybody got 503, for ever."""
     from paywarden.ops.console import server
 

@@ -253,7 +253,7 @@ def test_no_mount_lies_in_a_mount_that_nothing_can_be_made_in(program: Path) -> 
             assert not [place for place in places if set(place.parents) & set(fixed)], (name, container["name"])
 
 
-def test_what_lies_in_memory_is_counted_in_limits(program: Path) -> None:
+def test_memory_files_are_counted_in_limits(program: Path) -> None:
     choice = {"scoring.mirror.sizeMb": 8192, "scoring.answered.payments": 50_000_000}
     spec = of_kind(rendered(program, choice), "StatefulSet", "-scoring")["spec"]["template"]["spec"]
     answered_mb = 50_000_000 * 24 / 2**20

@@ -152,7 +152,7 @@ def test_a_health_check_asks_the_admin_port_if_there_is_one(tmp_path: Path) -> N
         ('[to_hosts]\nca = "server.pem"', r"\[to_hosts\] name: nginx needs"),
     ],
 )
-def test_what_nginx_cannot_do_is_refused(tmp_path: Path, change: str, message: str) -> None:
+def test_settings_that_nginx_lacks_are_refused(tmp_path: Path, change: str, message: str) -> None:
     section = change.partition("\n")[0]
     text = TEXT.replace(section, change, 1) if section and section in TEXT else TEXT + change
     with pytest.raises(Misconfigured, match=message):

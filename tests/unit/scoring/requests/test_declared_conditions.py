@@ -76,7 +76,7 @@ def test_a_condition_reads_a_declared_field(text: str) -> None:
 @pytest.mark.parametrize(
     "name", ["buyer_email", "buyer_domain", "product", "weight", "items", "fee_minor", "is_gift", "ip_network"]
 )
-def test_what_was_not_sent_is_missing(name: str) -> None:
+def test_a_field_that_was_not_sent_is_missing(name: str) -> None:
     assert holds(f"missing({name})")
     assert not holds(f"missing({name})", **VALUES)
 

@@ -149,7 +149,7 @@ def test_a_worker_that_is_started_again_takes_up_what_the_others_serve(host: Swa
     assert host.versions() == {version(OTHER())}
 
 
-def test_what_cannot_be_served_changes_nothing_and_is_one_line(host: Swapping, tmp_path: Path) -> None:
+def test_a_release_that_cannot_be_served_changes_nothing_and_is_one_line(host: Swapping, tmp_path: Path) -> None:
     (serving,) = host.versions()
     # One that no host has checked before: a release that is ready is taken as it was checked.
     damaged = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())

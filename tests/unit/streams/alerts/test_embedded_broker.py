@@ -29,7 +29,7 @@ def kafka() -> Iterator[KafkaSettings]:
     broker.close()
 
 
-def test_what_people_do_is_read_whatever_it_is_about(kafka: KafkaSettings) -> None:
+def test_every_act_of_people_is_read(kafka: KafkaSettings) -> None:
     """Acts whose keys led to another partition than the first were never seen, while the page said that they were."""
     writer = EventWriter(kafka, IDS)
     for number in range(5):

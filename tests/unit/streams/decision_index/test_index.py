@@ -228,7 +228,7 @@ def test_many_runs_of_sorted_keys_are_merged_into_one(tmp_path: Path, monkeypatc
     database.close()
 
 
-def test_what_is_too_old_leaves_the_index(index: DecisionIndex) -> None:
+def test_old_decisions_leave_the_index(index: DecisionIndex) -> None:
     times = sorted(each["decided_time_ms"] for each in DECISIONS)
     index.expire(times[150])
     rows = pages(index, Search(), 100)

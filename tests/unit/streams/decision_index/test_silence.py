@@ -25,7 +25,7 @@ def watched(limit_s: float) -> Iterator[SilenceWatch]:
         watch.close()
 
 
-def test_whoever_waits_too_long_is_told_and_others_are_left_alone() -> None:
+def test_a_wait_that_lasts_too_long_fails_and_others_go_on() -> None:
     (mine, theirs), (quick, other) = socket.socketpair(), socket.socketpair()
     told = list[BaseException]()
     with watched(0.1) as watch, mine, theirs, quick, other:

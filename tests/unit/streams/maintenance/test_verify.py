@@ -173,7 +173,7 @@ def test_records_that_cannot_be_read_are_counted_and_the_rest_is_compared(store:
     assert found.needs_rebuild
 
 
-def test_what_is_told_names_no_card(store: ProfileStore) -> None:
+def test_findings_name_no_card(store: ProfileStore) -> None:
     told = "\n".join(spoken(verdicts_of(store, record(KEY, NEWER), record(b"card:c2", NEWER))))
     assert "lost       2 card" in told
     assert "--repair" in told

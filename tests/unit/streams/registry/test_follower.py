@@ -59,7 +59,7 @@ def following(tmp_path: Path) -> Following:
     return Following(tmp_path)
 
 
-def test_what_other_hosts_write_comes_into_the_copy(following: Following) -> None:
+def test_entries_of_other_hosts_come_into_the_copy(following: Following) -> None:
     following.one.promote("a")
     following.follower.step()
     following.one.promote("b")

@@ -166,7 +166,7 @@ def test_a_key_that_was_revoked_signs_nothing_and_approves_nothing(desk: Desk) -
     assert "of cleo was revoked" in desk.refusal("approve", proposal, by="cleo")
 
 
-def test_what_cannot_be_served_is_not_registered(desk: Desk, tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_served_is_not_registered(desk: Desk, tmp_path: Path) -> None:
     bundle = small_world.copied_bundle(tmp_path)
     (bundle / "golden.npz").write_bytes(b"changed")
     assert "golden.npz has a wrong checksum" in desk.refusal("register", str(bundle), by="anna")
@@ -259,7 +259,7 @@ def test_a_library_that_is_added_later_is_not_served(desk: Desk) -> None:
     assert "was added after the bundle was registered" in desk.run("verify").stderr
 
 
-def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
+def test_lists_for_people_name_versions_and_people(desk: Desk) -> None:
     desk.promoted(small_world.trained_bundle())
     desk.told("register", str(small_world.other_bundle()), by="anna")
     listed = desk.run("list").stdout

@@ -301,7 +301,7 @@ def test_a_file_or_a_broken_link_in_place_of_a_folder_is_an_error(folder: Path) 
     ]
 
 
-def test_what_this_user_may_not_look_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_this_user_may_not_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/secret/mirror")
 

@@ -69,7 +69,7 @@ def test_the_token_of_one_person_does_not_answer_another(console: ConsoleUnderTe
     assert acts.words == ["a", "a"]
 
 
-def test_what_was_refused_may_be_sent_again(console: ConsoleUnderTest) -> None:
+def test_a_refused_form_may_be_sent_again(console: ConsoleUnderTest) -> None:
     acts = Acts()
     browser = console.browser([acts.section()], "demo-analyst")
     acts.refused.add("a")
