@@ -344,7 +344,7 @@ MUTATIONS = {
         ("damaged_counts",),
         20,
         frozenset({"stuck", "bug"}),
-        (Patch("scoring.metrics.shared", "_kept", _damaged_counts_end_it),),
+        (Patch("scoring.metrics.shared_metrics", "_kept", _damaged_counts_end_it),),
     ),
     "cursors_of_held_topic": Mutation(
         "cursors behind an open transaction of another are taken for those that are not there",
@@ -380,7 +380,7 @@ MUTATIONS = {
         ("swap",),
         100,
         frozenset({"release", "arm", "bug"}),
-        (Patch("scoring.server.take_up", "ReleaseSwitch._load", _failure_escapes),),
+        (Patch("scoring.server.worker_swap", "ReleaseSwitch._load", _failure_escapes),),
         known=30,
     ),
     "arms_of_all_cards": Mutation(
@@ -388,7 +388,7 @@ MUTATIONS = {
         ("swap",),
         40,
         frozenset({"release", "arm"}),
-        (Patch("scoring.engine.arms", "Split.has", _constant(True)),),
+        (Patch("scoring.engine.arms", "ArmSplit.has", _constant(True)),),
     ),
     "index_offsets": Mutation(
         "a killed index goes on from an earlier place than it has stored",
