@@ -1,11 +1,11 @@
-"""The paper of a model: one Markdown file with the known facts about a version, for those who have to judge it.
+"""The document of a model: one Markdown file with the known facts about a version, for those who have to judge it.
 
 Everything in it comes from the bundle's manifest, the policy's file and the log. The person who proposes a bundle
-wrote its manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same
-bytes: no clock is read, and the paper shows the state after the last entry of the log.
+wrote its manifest: no text of it becomes a line, a heading or a tag of the document. The same three give the same
+bytes: no clock is read, and the document shows the state after the last entry of the log.
 
 The sections follow what model risk guidance asks a bank to have on paper (SR 26-2 of the Federal Reserve, OCC
-Bulletin 2026-13): purpose, data, method, performance, calibration, limits, changes and who approved them. The paper
+Bulletin 2026-13): purpose, data, method, performance, calibration, limits, changes and who approved them. The document
 is material for that judgement. It says nothing about a bank's own thresholds and reviews.
 """
 
@@ -38,7 +38,7 @@ _FEATURES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Paper:
-    """The sources of a paper. `meanings`: the meaning of each feature; empty if the catalogue is not at hand.
+    """The sources of a document. `meanings`: the meaning of each feature; empty if the catalogue is not at hand.
 
     `list_sizes`: how many entries each list of the policy has.
     """
@@ -53,7 +53,7 @@ class Paper:
     meanings: Mapping[str, str]
 
     def text(self) -> str:
-        """Returns the paper in Markdown."""
+        """Returns the document in Markdown."""
         parts = (
             self._identity(),
             self._purpose(),

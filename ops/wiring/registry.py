@@ -225,7 +225,7 @@ def policy_facts(source: Source, policy: Source, thresholds: tuple[float, float]
 
 
 def model_paper(source: Source, text: str | None) -> str:
-    """Returns the paper of the version that a text names, of the champion without one. Raises RegistryRefused."""
+    """Returns the document of the version that a text names, of the champion without one. Raises RegistryRefused."""
     from paywarden.features.profiles.feature_docs import listed_features
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.policy.lists import read_lists

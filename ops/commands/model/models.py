@@ -386,7 +386,7 @@ def sync(source: Source, set_aside: bool, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def document(source: Source, version: str | None, out: str | None, as_json: bool) -> None:
-    """Write the paper of VERSION (default: the champion).
+    """Write the document of VERSION (default: the champion).
 
     It holds data, method, metrics with intervals, calibration, features, policy, limits, approvals and overrides, in
     Markdown. The same registry gives the same bytes. VERSION is a model version, or the first six digits or more of the
