@@ -35,7 +35,7 @@ _LANGUAGE = (
     "entity",
     "entity_words/arguments",
     "entity_words/frauds",
-    "entity_words/latest",
+    "entity_words/last_values",
     "entity_words/numbers",
     "entity_words/words",
     "fields",

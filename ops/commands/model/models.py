@@ -30,7 +30,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @click.group()
 def models() -> None:
-    """Register, approve, promote and roll back models and policies.
+    """Register, approve, promote and roll back models.
 
     Each step is an entry in a log: signed by a person's key, and chained to the entry before it. Every reader of the
     log checks signatures and rules by itself.

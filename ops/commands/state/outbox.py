@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def outbox() -> None:
-    """Show or ship the entries that this host's outboxes set aside.
+    """Show or ship the entries that outboxes set aside.
 
     The companion sets aside bytes that it cannot read in an outbox, and ships the decisions behind them.
     """
@@ -64,7 +64,7 @@ def list_entries(source: Source, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Everything that is set aside.")
 @click.pass_obj
 def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
-    """Ship entries that were set aside, once their cause is mended.
+    """Ship set-aside entries, once their cause is mended.
 
     The decisions go into an outbox of their own, which the companion ships. Entries that still cannot be read stay
     where they are, and the command says why. It can run while the companion runs.
@@ -85,7 +85,7 @@ def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 @click.pass_obj
 def discard(source: Source, entry_ids: Sequence[str]) -> None:
-    """Delete entries that were set aside: their decisions are lost."""
+    """Delete set-aside entries: their decisions are lost."""
     settings = _settings(source)
     for entry in _chosen(settings, entry_ids, every=False):
         entry.remove()

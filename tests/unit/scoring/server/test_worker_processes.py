@@ -12,13 +12,13 @@ from tests.services.product.processes import run_program
 # Workers tell what they do in lines on stdout. A worker never ends because time has passed.
 RUN = """
 import ctypes, errno, json, logging, os, signal, sys, time
-from paywarden.scoring.metrics.shared_metrics import Registry
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
 
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 mode = sys.argv[1]
-metrics = SupervisorMetrics.declare(Registry())
+metrics = SupervisorMetrics.declare(MetricsRegistry())
 failed_forks = [errno.EAGAIN, errno.EAGAIN, errno.ENOMEM] if mode == "fork" else []
 pids = open(sys.argv[2], "a")
 
