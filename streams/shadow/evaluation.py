@@ -43,6 +43,7 @@ from google.protobuf.message import DecodeError
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError, TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.retry_times import RetryTimes
 from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated, VectorChallenger
 from paywarden.scoring.state.outbox import Frames, OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
@@ -123,7 +124,7 @@ class ShadowEvaluator:
         # The most decisions in the next batch of an outbox.
         self._batch = settings.batch_max
         self._shed, self._no_share_until = 0, -math.inf
-        self._load_at, self._load_again_s, self._load_trouble = math.inf, _LOAD_AGAIN_S, ""
+        self._load_again, self._load_trouble = RetryTimes(_LOAD_AGAIN_S, _LOAD_AGAIN_S_MAX), ""
         self._look_for_outboxes()
         self._fast: FastRecordWriter | None = None
         self._challenger = self._loaded()
@@ -164,8 +165,9 @@ class ShadowEvaluator:
         self._look_for_outboxes()
         has_changed = self._source.has_changed()
         if has_changed:
-            self._load_again_s, self._load_trouble = _LOAD_AGAIN_S, ""
-        if has_changed or time.monotonic() >= self._load_at:
+            self._load_again.shorten()
+            self._load_trouble = ""
+        if has_changed or time.monotonic() >= self._load_again.at:
             self._load_anew()
 
     def _load_anew(self) -> None:
@@ -173,13 +175,13 @@ class ShadowEvaluator:
         try:
             self._challenger = self._loaded()
         except (PaywardenError, OSError) as error:
-            self._load_at = time.monotonic() + self._load_again_s
-            self._load_again_s = min(2 * self._load_again_s, _LOAD_AGAIN_S_MAX)
+            self._load_again.note_failure(time.monotonic())
             if str(error) != self._load_trouble:
                 _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
             self._load_trouble = str(error)
             return
-        self._load_at, self._load_trouble = math.inf, ""
+        self._load_again.clear()
+        self._load_trouble = ""
         _log.info("shadow %s: loaded anew, its files have changed", self._name)
 
     def _look_for_outboxes(self) -> None:

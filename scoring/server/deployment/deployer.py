@@ -35,7 +35,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -50,6 +49,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.private_files import make_private_folder
+from paywarden.schemas.retry_times import RetryTimes
 from paywarden.scoring.metrics.shared_metrics import Counter
 from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
@@ -205,7 +205,7 @@ class Deployer:
         self._checking: Deployment | None = None
         self._is_outdated = False
         # When it looks again at a refused release, and how long it waits after that.
-        self._again_at, self._again_s = math.inf, _AGAIN_S
+        self._again = RetryTimes(_AGAIN_S, _AGAIN_S_MAX)
         # How many checkers in a row were killed.
         self._kills = 0
         # The findings of checkers: the key of each release, and the deployment in the configuration.
@@ -230,7 +230,8 @@ class Deployer:
     def hang_up(self) -> None:
         """Read configuration and deployment file again, as SIGHUP asks for."""
         self._is_asked = True
-        self._due, self._kills, self._again_s = 0.0, 0, _AGAIN_S
+        self._due, self._kills = 0.0, 0
+        self._again.shorten()
 
     def look(self, now: float) -> float:
         """Do the work that is due; returns when to look again. It never blocks for longer than a fork takes."""
@@ -253,9 +254,10 @@ class Deployer:
             self._mend()
         seen = file_state(self._runtime / DEPLOYMENT)
         if seen != self._seen:
-            self._again_s = _AGAIN_S
-        if self._is_asked or seen != self._seen or now >= self._again_at:
-            self._seen, self._is_asked, self._again_at = seen, False, math.inf
+            self._again.shorten()
+        if self._is_asked or seen != self._seen or now >= self._again.at:
+            self._seen, self._is_asked = seen, False
+            self._again.clear()
             self._begin(now)
         return self._due
 
@@ -299,7 +301,7 @@ class Deployer:
             if found.troubles:
                 self._look_again(self._checking)
             else:
-                self._again_s = _AGAIN_S
+                self._again.shorten()
             self._known |= found.known
             self._configured = found.configured or self._configured
             for trouble in found.troubles:
@@ -315,8 +317,7 @@ class Deployer:
     def _look_again(self, deployment: Deployment | None) -> None:
         """Look at a refused release again after a while, if the deployment file asks for it."""
         if deployment is not None:
-            self._again_at = time.monotonic() + self._again_s
-            self._again_s = min(2 * self._again_s, _AGAIN_S_MAX)
+            self._again.note_failure(time.monotonic())
 
     def leave_to_parent(self) -> None:
         """In a process that was forked: give up the shared lists that the supervisor alone keeps."""

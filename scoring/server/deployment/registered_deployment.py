@@ -33,6 +33,7 @@ from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_private_folder
+from paywarden.schemas.retry_times import RetryTimes
 from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     READY,
@@ -66,7 +67,7 @@ class RegisteredDeployment:
         self._file = runtime / DEPLOYMENT
         self._seen: list[FileState | None] = []
         self._told = self._told_damage = ""
-        self._now_s, self._again_at, self._again_s = now_s, 0.0, AGAIN_S
+        self._now_s, self._again = now_s, RetryTimes(AGAIN_S, AGAIN_S_MAX)
         self._fetches = _Fetches()
 
     def update(self) -> bool:
@@ -76,8 +77,8 @@ class RegisteredDeployment:
         stays as it is then.
         """
         if self._states() != self._seen:
-            self._again_s = AGAIN_S
-        elif not self._told or self._now_s() < self._again_at:
+            self._again.shorten()
+        elif not self._told or self._now_s() < self._again.at:
             return False
         try:
             make_private_folder(self._runtime)
@@ -88,8 +89,7 @@ class RegisteredDeployment:
             is_new = self._write()
         # Entries that came into the log meanwhile are read the next time.
         self._seen = [*before[:-1], file_state(self._file)]
-        self._again_at = self._now_s() + self._again_s
-        self._again_s = min(2 * self._again_s, AGAIN_S_MAX)
+        self._again.note_failure(self._now_s())
         return is_new
 
     def _states(self) -> list[FileState | None]:

@@ -342,16 +342,16 @@ def test_a_deployment_file_that_was_refused_is_looked_at_again_until_it_can_be_s
     host.end()
     pauses = []
     for _ in range(9):
-        pauses.append(host.deployer._again_at - time.monotonic())
+        pauses.append(host.deployer._again.at - time.monotonic())
         forks = host.forks
-        host.deployer.look(host.deployer._again_at)
+        host.deployer.look(host.deployer._again.at)
         host.end()
         assert host.forks == forks + 1
     assert all(pause <= min(5.0 * 2**number, 600) for number, pause in enumerate(pauses))
     assert pauses[-1] > 300
     assert host.orders.active == "a"
     host.source.how = lambda _: None
-    host.deployer.look(host.deployer._again_at)
+    host.deployer.look(host.deployer._again.at)
     host.end()
     assert host.orders.active == "b"
     forks = host.forks
