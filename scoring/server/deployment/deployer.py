@@ -204,7 +204,7 @@ class Deployer:
         # by now.
         self._checking: Deployment | None = None
         self._is_outdated = False
-        # When it looks again at a refused release, and how long it waits after that.
+        # When it looks again at a refused release.
         self._again = RetryTimes(_AGAIN_S, _AGAIN_S_MAX)
         # How many checkers in a row were killed.
         self._kills = 0
