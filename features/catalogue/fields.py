@@ -24,6 +24,7 @@ import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from paywarden.features import kernel
@@ -36,7 +37,6 @@ from paywarden.schemas.payment_fields import (
     FIELD,
     ID_BYTES_MAX,
     TIME_MS_END,
-    TIME_MS_MIN,
     WHOLE_MAX,
     DerivedField,
     EmailDomain,
@@ -159,10 +159,27 @@ def money(name: str, number: int, *, required: bool = False, personal: bool = Fa
     return _number(name, number, Form.MONEY, wanted, _Range("minor units", 0, AMOUNT_MINOR_MAX), required, personal)
 
 
-def time(name: str, number: int, *, required: bool = False, personal: bool = False) -> Attribute:
-    """Returns a field for a moment, such as when an account was opened, in epoch milliseconds UTC."""
-    wanted = "milliseconds since 1970 UTC"
-    return _number(name, number, Form.INSTANT, wanted, _Range("ms", TIME_MS_MIN, TIME_MS_END - 1), required, personal)
+def time(
+    name: str, number: int, *, earliest: str = "2000-01-01", required: bool = False, personal: bool = False
+) -> Attribute:
+    """Returns a field for a moment, such as when an account was opened, in epoch milliseconds UTC.
+
+    Moments before the day `earliest` are refused. It is at least 1900-01-01, for a date of birth. From 2000 on no count
+    of milliseconds is also one of seconds: a wrong unit is noticed. With an earlier day it may not be.
+    """
+    least = _first_ms(name, earliest)
+    wanted = f"milliseconds since 1970 UTC, {earliest} or later"
+    return _number(name, number, Form.INSTANT, wanted, _Range("ms", least, TIME_MS_END - 1), required, personal)
+
+
+def _first_ms(name: str, day: str) -> int:
+    try:
+        first = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
+    except (TypeError, ValueError):
+        first = None
+    if first is None or not 1900 <= first.year < 2100:
+        raise wrong(name, f"earliest must be a day from 1900-01-01 to 2099-12-31, got {_told(day)}")
+    return int(first.timestamp()) * 1000
 
 
 def flag(name: str, number: int, *, required: bool = False, personal: bool = False) -> Attribute:

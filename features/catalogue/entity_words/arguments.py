@@ -21,7 +21,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Attribute, AttributeKind, Condition, amount, identity_column
 from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
 from paywarden.features.catalogue.windows import duration_ms, line_of_caller, wrong
-from paywarden.schemas.payment_fields import Form
+from paywarden.schemas.payment_fields import TIME_MS_END, Form
 
 _MS_PER_SECOND = 1000
 _Arguments = ParamSpec("_Arguments")
@@ -86,6 +86,10 @@ def summed_column(name: str, of: Attribute) -> int:
         if field.minimum < -most or field.maximum > most:
             digits = most // 10**field.decimals
             raise wrong(name, f"sums need a field from -{digits} to {digits}: give {of.name} a `least` and a `most`")
+    if field is not None and field.form is Form.INSTANT:
+        assert field.minimum is not None
+        if TIME_MS_END - field.minimum > most:
+            raise wrong(name, f"sums need ages below 139 years: give {of.name} an `earliest` of 1961 or later")
     return column
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paywarden.features.kernel import NUMBER_MAX_IN_SUMS
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.tables.columns.arrow_columns import as_texts
 from paywarden.features.tables.guessing.column_names import (
@@ -56,6 +57,7 @@ from paywarden.schemas.payment_fields import (
     DECLARED_MAX,
     ID_BYTES_MAX,
     PATTERNS,
+    WHOLE_MAX,
     Form,
     PaymentFields,
     is_address,
@@ -113,6 +115,13 @@ _TIME_FORMATS = (
 )
 # Epoch numbers of the years from 2000 to 2100.
 _EPOCHS = (("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
+
+
+# The names of columns of times, of columns of a date of birth, and what a suggested field's name may begin with.
+_TIME_NAME = re.compile(r"time|date|(^|_)(ts|at|on|unix|epoch|since|opened|created)($|_)")
+_BIRTH_NAME = re.compile(r"birth|born|(^|_)dob($|_)")
+_EARLY_YEAR = re.compile(r"(?<![0-9])19[0-9]{2}(?![0-9])")
+_OWN = "own_"
 
 
 def _is_currency(text: str) -> bool:
@@ -530,14 +539,20 @@ class _Guess:
     def _own_line(self, one: object) -> str:
         name = getattr(one, "name", "")
         column = self._take(re.escape(name), lambda _: True)
+        if column is None and name.startswith(_OWN):
+            # The suggested payment.py calls a column so if its name is a word already.
+            column = self._take(re.escape(name.removeprefix(_OWN)), lambda _: True)
         side = next((side for side in (LATITUDE, LONGITUDE) if name.endswith(f"_{side.name}")), None)
         if column is None and side is not None:
             place = name.removesuffix(f"_{side.name}")
             column = self._take(side.pattern, lambda one: place_of(one.plain, side) == place)
         if column is None:
             return ""
-        is_email = getattr(getattr(one, "form", None), "value", "") == "e-mail"
-        return self._with(name, column, f"{name} = {_source(column, hash=is_email)}")
+        form = getattr(one, "form", None)
+        source = _source(column, hash=form is Form.EMAIL)
+        if form is Form.INSTANT and column.time_format not in ("", "iso"):
+            source = f'{{ column = {_quoted(column.name)}, format = "{column.time_format}" }}'
+        return self._with(name, column, f"{name} = {source}")
 
     def _label(self) -> _Column | None:
         column = self._take(LABEL, lambda one: 1 <= len(one.distinct) <= 6)
@@ -587,7 +602,7 @@ class _Guess:
             word, rest, columns = *self._declared(column, name), f"column {column.name!r}"
             if column.name in places:
                 (name, columns), word, rest = places[column.name], "coordinates", ""
-            name = name[:50] if name not in taken else f"own_{name}"[:50]
+            name = name[:50] if name not in taken else f"{_OWN}{name}"[:50]
             if not word or name in chosen:
                 continue
             more = 2 if word == "coordinates" else 1
@@ -600,7 +615,7 @@ class _Guess:
         number = 1
         for place, (name, (word, rest, columns)) in enumerate(chosen.items(), 1):
             # A field is a variable of payment.py. The words of its other lines must stay words.
-            name = f"own_{name}"[:63] if name in words[place:] else name
+            name = f"{_OWN}{name}"[:63] if name in words[place:] else name
             names.append(name)
             lines.append(f"{name} = {word}({_quoted(name)}, {number}{rest})    # {columns}")
             # Coordinates are two fields.
@@ -653,8 +668,10 @@ class _Guess:
             return "email", ""
         if not column.is_number and column.share(is_address) > MOST:
             return "address", ""
-        if column.time_format and not column.is_number:
-            return "time", ""
+        if column.time_format and (not column.is_number or _TIME_NAME.search(name)):
+            is_early = not column.is_number and any(map(_EARLY_YEAR.search, column.distinct))
+            earliest = ', earliest="1900-01-01"' if is_early else ""
+            return "time", earliest + (", personal=True" if _BIRTH_NAME.search(name) else "")
         if re.search("country", name) and column.share(lambda text: re.fullmatch("[A-Z]{2}", text) is not None) > MOST:
             return "country", ""
         if column.is_number:
@@ -670,16 +687,26 @@ class _Guess:
         if re.search(r"(^|_)(id|num|no|number|zip|code|acct|account)$", name):
             return "text", ", personal=True"
         numbers = [float(text) for text in column.distinct if is_plain_number(text)]
-        least, most = min(0, *(_beyond(one) for one in numbers)), max(1, *(_beyond(one) for one in numbers))
+        finest = 0 if column.is_whole else max(len(text.partition(".")[2]) for text in column.distinct)
+        decimals = min(6, finest)
+        # A field holds 2**53 units of its last digit.
+        while decimals and 10 * max(map(abs, numbers)) * 10**decimals > WHOLE_MAX:
+            decimals -= 1
+        bounds = [_beyond(one, 10**decimals) for one in numbers]
+        least, most = min(0, *bounds), max(1, *bounds)
         if column.is_whole:
             return "integer", f', unit="count", least={least}, most={most}'
-        finest = max(len(text.partition(".")[2]) for text in column.distinct)
-        return "decimal", f', unit="units", least={least}, most={most}, decimals={min(6, finest)}'
+        return "decimal", f', unit="units", least={least}, most={most}, decimals={decimals}'
 
 
-def _beyond(number: float) -> int:
-    """Returns a round bound ten times further out than a number that was seen."""
-    size = min(10**9, int(f"1{'0' * (len(str(int(abs(number)))) + 1)}"))
+def _beyond(number: float, scale: int) -> int:
+    """Returns a round bound of a field with 1 / scale as its last digit: a number that was seen is within it.
+
+    It is ten times further out, or as far as sums allow (kernel.NUMBER_MAX_IN_SUMS).
+    """
+    next_round = 10 ** len(str(int(abs(number))))
+    size = next((one for one in (10 * next_round, next_round) if one * scale <= NUMBER_MAX_IN_SUMS), next_round)
+    size = min(size, WHOLE_MAX // scale)
     return -size if number < 0 else size
 
 

@@ -67,6 +67,7 @@ FORMS: dict[str, Any] = {
     "weight": lambda n: words.decimal("weight", n, unit="kg", least=-90, most=500, decimals=3),
     "tip": lambda n: words.money("tip", n),
     "opened": lambda n: words.time("opened", n),
+    "born": lambda n: words.time("born", n, earliest="1900-01-01"),
     "gift": lambda n: words.flag("gift", n),
     "needed": lambda n: words.text("needed", n, required=True),
 }
@@ -236,6 +237,7 @@ def test_every_declared_form_takes_the_fast_way() -> None:
         "event_time_ms": NOW_MS, "ip": "198.51.100.7",
         **{one.field.name: TEXTS[one.field.form][0] for one in declared.values() if one.field.is_text},
         "days": 7, "weight": 12.3445, "tip": 900, "opened": NOW_MS, "gift": True,
+        "born": -500_000_000_000,
     }  # fmt: skip
     few = {name: payment[name] for name in payment if name not in FORMS or name == "needed"}
     others = [{**payment, "weight": weight} for weight in DECIMALS]
@@ -416,7 +418,12 @@ def test_a_missing_required_field_is_refused_by_name() -> None:
         ("weight", float("nan"), "weight is out of bounds; wanted a number from -90 to 500"),
         ("days", 10_001, "days is above 10000; wanted a whole number from -10 to 10000"),
         ("delivery", "192.0.2.07", "delivery is no IPv4 or IPv6 address"),
-        ("opened", 1_720_000_000, "opened is below"),
+        (
+            "opened",
+            1_720_000_000,
+            "opened is below 946684800000; wanted milliseconds .*, 2000-01-01 or later",
+        ),
+        ("born", -2_208_988_800_001, "born is below -2208988800000; wanted milliseconds .*, 1900-01-01 or later"),
     ],
 )
 def test_a_wrong_value_in_a_file_is_named_by_row_and_field(name: str, value: Any, problem: str, tmp_path: Path) -> None:

@@ -111,6 +111,19 @@ def conditions_met(catalogue: Catalogue, weight: float | None) -> list[float]:
     return list(map(float, vectors[0]))
 
 
+def test_a_moment_may_be_a_date_of_birth() -> None:
+    born = fields.time("born", 1, earliest="1900-01-01")
+    assert born.field is not None
+    assert born.field.minimum == -2_208_988_800_000
+    catalogue = Catalogue((Entity("card", "card_id"),), (request.seconds_since("age", born),), Payment(born))
+    row = row_of(
+        {"born": -86_400_000}, event_time_ms=1000, amount=0, amount_minor=0,
+        declared=DeclaredRow(catalogue.payment.fields, lambda amount, _: amount),
+    )  # fmt: skip
+    engine = FeatureEngine(catalogue)
+    assert engine.vectors_of_slots(np.array([row], dtype=np.int64), engine.new_slots(1)).tolist() == [[86_401.0]]
+
+
 @pytest.mark.parametrize(("weight", "wanted"), [(2.5, [1, 0]), (2.499, [0, 1]), (-5.0, [0, 1]), (500.0, [1, 0])])
 def test_numbers_are_compared_in_their_order(weight: float, wanted: list[float]) -> None:
     features = request.holds("heavy", WEIGHT >= 2.5), request.holds("light", WEIGHT < 2.5)
@@ -132,6 +145,15 @@ def test_the_digest_follows_the_meaning_of_fields_in_use_and_nothing_else() -> N
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a name with capitals": (lambda: fields.text("Customer", 1), "a field's name is lower_case"),
     "a name that payments have": (lambda: fields.text("card_id", 1), "every payment has a field of this name"),
+    "a first day too early": (
+        lambda: fields.time("a", 1, earliest="1899-12-31"),
+        "earliest must be a day from 1900-01-01 to 2099-12-31, got '1899-12-31'",
+    ),
+    "a first day that is none": (lambda: fields.time("a", 1, earliest="1900"), "earliest must be a day from"),
+    "a first day that is a number": (
+        lambda: fields.time("a", 1, earliest=1900),  # type: ignore[arg-type]
+        "earliest must be a day from 1900-01-01 to 2099-12-31, got 1900",
+    ),
     "number 0": (lambda: fields.text("a", 0), "a field's number is 1 to 64, got 0"),
     "a number over the limit": (lambda: fields.text("a", 65), "a field's number is 1 to 64, got 65"),
     "coordinates at the end": (lambda: fields.coordinates("a", 64), "a field's number is 1 to 64, got 65"),

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.catalogue.fields import Coordinates
+from paywarden.features.catalogue.fields import Coordinates, Payment, text
 from paywarden.features.tables.guessing.guess import guess_mapping
 from paywarden.features.tables.guessing.number_forms import NumberForm, number_form_of
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
+from tests.unit.features.tables.tables import convert
 
 CARDS = ("4111111111111111", "5500005555555559", "378282246310005")
 HEAD = (
@@ -147,8 +148,45 @@ def test_columns_that_no_field_covers_become_declared_fields(tmp_path: Path) -> 
     names: dict[str, Any] = {}
     exec(compile(guessed.payment, str(tmp_path / "payment.py"), "exec"), names)  # noqa: S102 - what we wrote ourselves
     fields = {field.name: field.form.value for field in names["PAYMENT"].fields.declared}
-    assert fields == {"category": "id", "buyer_email": "e-mail", "unix_time": "integer"}
+    assert fields == {"category": "id", "buyer_email": "e-mail", "unix_time": "instant"}
     assert names["PAYMENT"].fields.by_name["category"].among == ("a_net", "b_net")
+
+
+def test_a_suggested_field_takes_the_values_that_it_was_made_from(tmp_path: Path) -> None:
+    """A public table's birthdays before 2000 and its epoch seconds were outside of their suggested fields."""
+    rows = [
+        f"p{n},2025-03-{1 + n % 28:02} 12:00:00,c{n % 3},m{n % 5},{n}.50,{int(n == 3)},"
+        f"{1953 + n}-0{1 + n % 9}-17,{1_371_816_865 + n},{2 * 10**9 + n},{3 * 10**12 + n}.25"
+        for n in range(30)
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "\n".join(["id,when,card,shop,amount,is_fraud,dob,unix_time,balance,worth", *rows]), encoding="utf-8"
+    )
+    names: dict[str, Any] = {}
+    exec(compile(guess_mapping(path, TABLE_ALONE).payment, "payment.py", "exec"), names)  # noqa: S102 - our own text
+    fields = names["PAYMENT"].fields
+    assert {field.name: field.form.value for field in fields.declared} == {
+        "dob": "instant", "unix_time": "instant", "balance": "integer", "worth": "decimal",
+    }  # fmt: skip
+    assert fields.by_name["dob"].is_personal
+    mapping = parse_mapping(guess_mapping(path, fields).mapping, "guess", fields)
+    assert mapping.fields["unix_time"].time.format == "seconds"
+    payments, report = convert(tmp_path, path, guess_mapping(path, fields).mapping, payment=fields)
+    assert (len(payments), report.refused) == (30, 0)
+    assert payments[0]["dob"] == -535_075_200_000  # 1953-01-17
+
+
+def test_a_column_whose_name_is_a_word_is_found_again(tmp_path: Path) -> None:
+    """A column named `category` was suggested as `own_category`, and a second guess did not fill this field."""
+    path = tmp_path / "table.csv"
+    rows = [
+        f"p{n},2025-03-{1 + n % 28:02} 12:00:00,c{n % 3},m{n % 5},{n}.50,{int(n == 3)},{'ab'[n % 2]}" for n in range(30)
+    ]
+    path.write_text("\n".join(["id,when,card,shop,amount,is_fraud,country_id", *rows]), encoding="utf-8")
+    own = Payment(text("own_country_id", 1))
+    mapping = parse_mapping(guess_mapping(path, own.fields).mapping, "guess", own.fields)
+    assert mapping.fields["own_country_id"].column == "country_id"
 
 
 def test_a_table_without_what_a_payment_needs_says_so(tmp_path: Path) -> None:

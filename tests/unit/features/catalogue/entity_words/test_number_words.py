@@ -227,6 +227,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: card.sum("x", "1d", of=ITEMS),
         "'x': sums need a field from -4398046511104 to 4398046511104: give items a `least` and a `most`",
     ),
+    "a sum of ages of more than 139 years": (
+        lambda: card.sum("x", "1d", of=fields.time("born", 20, earliest="1960-01-01")),
+        "'x': sums need ages below 139 years: give born an `earliest` of 1961 or later",
+    ),
     "a number that is the amount": (lambda: request.number("x", amount), "'x': wanted a number of payment.py"),
     "a number that is a moment": (lambda: request.number("x", OPENED), "'x': wanted a number of payment.py"),
     "an age of a number": (lambda: request.seconds_since("x", KG), "'x': wanted a moment of payment.py"),
