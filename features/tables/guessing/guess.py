@@ -704,7 +704,7 @@ def _beyond(number: float, scale: int) -> int:
 
     It is ten times further out, or as far as sums allow (kernel.NUMBER_MAX_IN_SUMS).
     """
-    next_round = 10 ** len(str(int(abs(number))))
+    next_round = int(f"1{'0' * len(str(int(abs(number))))}")
     size = next((one for one in (10 * next_round, next_round) if one * scale <= NUMBER_MAX_IN_SUMS), next_round)
     size = min(size, WHOLE_MAX // scale)
     return -size if number < 0 else size
