@@ -177,6 +177,20 @@ def test_a_suggested_field_takes_the_values_that_it_was_made_from(tmp_path: Path
     assert payments[0]["dob"] == -535_075_200_000  # 1953-01-17
 
 
+def test_hours_of_the_day_are_no_times_of_payments(tmp_path: Path) -> None:
+    """In a public table of transfers the column `hour` became hours since 2024: all payments were of one day."""
+    path = tmp_path / "table.csv"
+    rows = [f"{n},user_{n % 7},user_{n % 5},{n}.50,{n % 24},{int(n == 3)}" for n in range(60)]
+    path.write_text("\n".join(["transaction_id,sender_id,receiver_id,amount,hour,fraud_flag", *rows]), encoding="utf-8")
+    guessed = guess_mapping(path, TABLE_ALONE)
+    assert "event_time_ms    hour has hours of the day, and no column says which day" in guessed.lacking
+    with pytest.raises(Misconfigured, match="must say where event_time_ms comes from"):
+        parse_mapping(guessed.mapping, "guess")
+    later = path.read_text(encoding="utf-8").replace("hour", "step")
+    path.write_text(later, encoding="utf-8")
+    assert parse_mapping(guess_mapping(path, TABLE_ALONE).mapping, "guess").fields["event_time_ms"].column == "step"
+
+
 def test_a_column_whose_name_is_a_word_is_found_again(tmp_path: Path) -> None:
     """A column named `category` was suggested as `own_category`, and a second guess did not fill this field."""
     path = tmp_path / "table.csv"
