@@ -22,7 +22,7 @@ class ModelRegistrySettings:
     log: str = ""
     # Whether hosts share the log on the topic model-registry. Each host then has a copy in its file.
     topic: bool = False
-    # How often the companion makes its host's copy equal to the topic's.
+    # How often a companion or a console makes its copy equal to the topic's.
     sync_s: float = 1.0
     # Where this host keeps copies of what it fetched from a URL.
     cache: str = "registry-cache"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.stakes import Stakes
     from paywarden.ops.console.inbox.store import AlertStore, Happened
-    from paywarden.ops.console.models.registry_follower import RegistryFollower
     from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from paywarden.ops.console.shell import Shell
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.streams.alerts.samples import DecisionSampler
-    from paywarden.streams.registry.shared_log import SharedLog
 
 _log = logging.getLogger(__name__)
 
@@ -71,11 +69,13 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
     from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.login.oidc import OidcProvider
     from paywarden.ops.console.login.pages import Login
+    from paywarden.ops.console.login.people_file import PeopleFile
     from paywarden.ops.console.people import sessions
     from paywarden.ops.console.people.people import People
     from paywarden.ops.console.shell import Shell
 
-    people = People.demo() if settings.is_demo else People.read(Path(settings.people)) if settings.people else People()
+    file = PeopleFile(Path(settings.people)) if settings.people else None
+    people = file.people if file is not None else People.demo() if settings.is_demo else People()
     audit = audit_log(Path(settings.folder))
     database = ConsoleDatabase(settings.database_path, all_tables())
     try:
@@ -86,7 +86,8 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
             settings, people, limits, audit, (settings.url or url).rstrip("/"), currencies=_currencies(source)
         )
         failures = Failures()
-        made = (*sections(ConsoleParts(source, shell, database, audit)), failures.section())
+        followed = () if file is None else (file.section(shell.take_people),)
+        made = (*sections(ConsoleParts(source, shell, database, audit)), *followed, failures.section())
         login = Login(shell, OidcProvider.of(settings))
         with running(made, stop, failures):
             yield Console(shell.application(made, login.routes), shell, made)
@@ -117,6 +118,7 @@ def sections(parts: ConsoleParts) -> Sequence[Section]:
     from paywarden.ops.console.openapi import api_section
     from paywarden.ops.console.policy.pages import PolicySection
     from paywarden.ops.console.shell import API
+    from paywarden.ops.wiring import registry
 
     settings = parts.shell.settings
     desk = Desk(parts.source, settings.keys)
@@ -139,7 +141,7 @@ def sections(parts: ConsoleParts) -> Sequence[Section]:
         Cases(
             store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
         ).section(),
-        Models(desk, index_traffic(parts.source, opened), registry_follower(parts.source)).section(),
+        Models(desk, index_traffic(parts.source, opened), registry.reading_registry(parts.source)).section(),
         PolicySection(
             parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)
         ).section(),
@@ -257,22 +259,6 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
     from paywarden.schemas.avro import Decoder
 
     return IndexTraffic(opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
-
-
-def registry_follower(source: Source) -> RegistryFollower | None:
-    """Returns the follower that keeps the registry's log equal to its topic; None where hosts share no log."""
-    from paywarden.models.registry.settings import ModelRegistrySettings
-    from paywarden.ops.console.models.registry_follower import RegistryFollower
-    from paywarden.ops.wiring import registry
-
-    settings = source.section("models", ModelRegistrySettings)
-    if not (settings.people and settings.topic):
-        return None
-
-    def opened() -> AbstractContextManager[SharedLog]:
-        return registry.shared_log(source, registry.model_registry(source), _log.warning)
-
-    return RegistryFollower(opened)
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:

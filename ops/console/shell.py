@@ -183,6 +183,10 @@ class Shell:
             return None
         return session
 
+    def take_people(self, people: People) -> None:
+        """Go on with the people of a file that has changed."""
+        self.people = people
+
     def missing(self) -> tuple[Missing, ...]:
         """Returns the services that the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())

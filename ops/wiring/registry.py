@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
+    from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
+    from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import KafkaRegistryTopic
 
@@ -95,10 +97,36 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
     settings = source.section("models", ModelRegistrySettings)
     if not (settings.people or settings.topic):
         return nullcontext()
-    from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
+    from paywarden.streams.registry.follower import FollowerMetrics
 
     # Raises at the start an error that would come back in each round.
     model_registry(source)
+    return _log_follower(
+        source, settings, deploy=registered_deployment(source).update, metrics=FollowerMetrics(metrics)
+    )
+
+
+def reading_registry(source: Source) -> LogFollower | None:
+    """Returns the follower of a machine that serves nothing and reads the log, such as a console's.
+
+    None where hosts share no log. Raises Misconfigured.
+    """
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    settings = source.section("models", ModelRegistrySettings)
+    if not (settings.people and settings.topic):
+        return None
+    return _log_follower(source, settings, deploy=None, metrics=None)
+
+
+def _log_follower(
+    source: Source,
+    settings: ModelRegistrySettings,
+    *,
+    deploy: Callable[[], object] | None,
+    metrics: FollowerMetrics | None,
+) -> LogFollower:
+    from paywarden.streams.registry.follower import LogFollower
 
     @contextmanager
     def opened() -> Iterator[SharedLog]:
@@ -110,11 +138,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
         return file_state(settings.people)
 
     return LogFollower(
-        opened if settings.topic else None,
-        deploy=registered_deployment(source).update,
-        stamp=stamp,
-        every_s=settings.sync_s,
-        metrics=FollowerMetrics(metrics),
+        opened if settings.topic else None, deploy=deploy, stamp=stamp, every_s=settings.sync_s, metrics=metrics
     )
 
 

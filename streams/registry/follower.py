@@ -1,6 +1,6 @@
-"""Keeps a scoring host's copy of the log equal to the topic's, and its deployment file as the log says.
+"""Keeps a machine's copy of the log equal to the topic's, and a scoring host's deployment file as the log says.
 
-Every `[models] sync_s` seconds, in a thread of the companion:
+Every `[models] sync_s` seconds, in a thread of the companion, or of a console, which has no deployment file:
 
 1. `sync`: entries of other hosts come into the copy, and rollbacks from a time without Kafka go out.
 2. `deploy`: the deployment file of this host is made equal to the copy. That needs no Kafka.
@@ -9,7 +9,7 @@ Every `[models] sync_s` seconds, in a thread of the companion:
 4. A fork is such a failure: nothing is changed until somebody has looked.
 
 After a failure the workers go on with their present releases. It does not end the companion and does not make it
-unready.
+unready. The pages of a console say that their copy may lack entries.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ class FollowerMetrics:
 
 
 class LogFollower:
-    """Follows the topic from `__enter__` to `__exit__`.
+    """Follows the topic from `__enter__` to `__exit__`, in a thread of its own, or while `run` runs.
 
     `open_log` opens the shared log; None where the log is on this host alone. `stamp` returns something that changes
-    when the log must be opened anew. `deploy` makes this host serve the releases of its copy.
+    when the log must be opened anew. `deploy` makes this host serve the releases of its copy; None where nothing is
+    served. `metrics` may be None for a process that has no page of metrics.
     """
 
     def __init__(
         self,
         open_log: Callable[[], AbstractContextManager[SharedLog]] | None,
         *,
-        deploy: Callable[[], object],
+        deploy: Callable[[], object] | None,
         stamp: Callable[[], object],
         every_s: float,
-        metrics: FollowerMetrics,
+        metrics: FollowerMetrics | None,
     ) -> None:
         self._open_log, self._stamp, self._deploy = open_log, stamp, deploy
         self._every_s, self._metrics = every_s, metrics
@@ -73,8 +74,10 @@ class LogFollower:
         self._stamped: object = None
         # The last logged trouble of the copy, and of the deployment file.
         self._told = {_COPY: "", _FILE: ""}
+        # When the copy was last equal to the topic's. Before that: the start.
+        self._synced_s, self._has_synced = time.time(), open_log is None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)
+        self._thread = threading.Thread(target=self.run, args=(self._stop,), name="model-registry", daemon=True)
 
     def __enter__(self) -> LogFollower:
         self._thread.start()
@@ -92,7 +95,22 @@ class LogFollower:
             self._sync(self._open_log)
             self._update()
 
+    def behind(self) -> tuple[float, str] | None:
+        """Returns since when (epoch seconds) the copy may lack entries of the topic, and why; None if it lacks none."""
+        if self._told[_COPY]:
+            return self._synced_s, self._told[_COPY]
+        return None if self._has_synced else (self._synced_s, "it is being read")
+
+    def run(self, stop: threading.Event) -> None:
+        """Run a round every `every_s` seconds until `stop` is set, and close the topic. Raises nothing."""
+        while not stop.is_set():
+            self.step()
+            stop.wait(self._every_s)
+        self.close()
+
     def _update(self) -> None:
+        if self._deploy is None:
+            return
         try:
             self._deploy()
         except Exception as error:  # noqa: BLE001 - a failure here must not end the companion
@@ -117,7 +135,9 @@ class LogFollower:
         for refused in done.refused[len(done.refused) - done.refused_now :]:
             _log.warning("model registry: a record of the topic counts for nothing: %s", refused.reason)
         self._mended(_COPY)
-        self._metrics.synced.set(time.time())
+        self._synced_s, self._has_synced = time.time(), True
+        if self._metrics is not None:
+            self._metrics.synced.set(self._synced_s)
 
     def close(self) -> None:
         """Close the topic; the next round opens it anew."""
@@ -125,14 +145,9 @@ class LogFollower:
         if opened is not None:
             opened.close()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.step()
-            self._stop.wait(self._every_s)
-        self.close()
-
     def _note(self, part: tuple[str, str], error: Exception) -> None:
-        self._metrics.failures.inc()
+        if self._metrics is not None:
+            self._metrics.failures.inc()
         told = str(error) or type(error).__name__
         if told != self._told[part]:
             # Anything else than a PaywardenError is a bug.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from paywarden.ops.console.models.changes import ModelFacts
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
-from paywarden.ops.console.models.registry_follower import RegistryFollower
 from paywarden.ops.console.models.rollout_start import Seen, Starting
-from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
+from paywarden.ops.console.pages import Done, Field, Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
+
+if TYPE_CHECKING:
+    from paywarden.streams.registry.follower import LogFollower
 
 OWNERS = frozenset({Role.MODEL_OWNER})
 STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
@@ -43,7 +46,7 @@ class ModelsView:
 class Models:
     """The section `Models`."""
 
-    def __init__(self, desk: Desk, seen: Seen = lambda _: None, follower: RegistryFollower | None = None) -> None:
+    def __init__(self, desk: Desk, seen: Seen = lambda _: None, follower: LogFollower | None = None) -> None:
         """`seen`: the last day's traffic in the index of decisions, for the plan of a rollout.
 
         `follower`: keeps the registry's log equal to its topic, where there is one.
@@ -80,7 +83,15 @@ class Models:
         if self._follower is None:
             return Section("models", "Models", "/models", pages)
         follower = self._follower
-        return Section("models", "Models", "/models", pages, background=(follower.run,), missing=follower.missing)
+        return Section("models", "Models", "/models", pages, background=(follower.run,), missing=self.missing)
+
+    def missing(self) -> list[Missing]:
+        """Returns that the registry's log may lack entries of its topic, while it may."""
+        behind = None if self._follower is None else self._follower.behind()
+        if behind is None:
+            return []
+        since_s, why = behind
+        return [Missing("The topic of the model registry", round(since_s * 1000), why)]
 
     def show(self, visit: Visit) -> Shown:
         """Show the registry and the newest rollout."""

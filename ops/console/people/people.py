@@ -131,6 +131,8 @@ class People:
             if digest in tokens or owner.name in people or owner.name in {one.name for one in tokens.values()}:
                 raise Misconfigured(f"{where}: there are two with the name {owner.name!r}, or two with this token")
             tokens[digest] = owner
+        if not (people or tokens):
+            raise Misconfigured(f"{path}: wanted at least one [[person]] or [[token]], got none")
         return cls(people, hashes, tokens)
 
     def with_password(self, name: str, password: str) -> Person | None:

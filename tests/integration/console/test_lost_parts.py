@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx2
 
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
-from paywarden.ops.console.assembly import registry_follower
 from paywarden.ops.console.background import running
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.reader import AlertReader
@@ -19,7 +18,7 @@ from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.times import now_ms
-from paywarden.ops.wiring.registry import shared_registry
+from paywarden.ops.wiring.registry import reading_registry, shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
@@ -93,13 +92,14 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
         models = {**made.models, "topic": True, "log": str(tmp_path / folder / "log.jsonl")}
         return Source({"kafka": kafka, "models": models, "serve": {"runtime": str(tmp_path / "none")}}, {})
 
-    desk, follower = Desk(source("console"), ""), registry_follower(source("console"))
+    desk, follower = Desk(source("console"), ""), reading_registry(source("console"))
     assert follower is not None
     reader = Person("anna", frozenset({Role.MODEL_OWNER}))
     assert desk.registry(reader, now_ms()).no_log == str(tmp_path / "console/log.jsonl")
-    assert follower.missing()
-    with running([Models(desk, follower=follower).section()]):
-        wait_until(lambda: not follower.missing(), "the console has read the topic")
+    models = Models(desk, follower=follower)
+    assert models.missing()
+    with running([models.section()]):
+        wait_until(lambda: not models.missing(), "the console has read the topic")
         with shared_registry(source("elsewhere"), lambda _: None) as registry:
             bundle = BundleFacts("a" * 64, "model-2", "c" * 64, "", {"manifest.json": b"{}"})
             policy = PolicyFacts("b" * 64, "[policy]\n")
@@ -109,7 +109,7 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
         make_anew(settings, "model-registry")
         # Its own copy has the log: the topic gets it again.
         wait_until(lambda: len(read_topic(settings, "model-registry")) > 0, "the topic has the log again")
-        wait_until(lambda: not follower.missing(), "it is whole again")
+        wait_until(lambda: not models.missing(), "it is whole again")
         assert len(desk.registry(reader, now_ms()).proposals) == 1
 
 

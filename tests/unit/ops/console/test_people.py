@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -9,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from paywarden.ops.console.background import running
 from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
 from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.login.own_sessions import OwnSessions
+from paywarden.ops.console.login.people_file import PeopleFile
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
 from paywarden.ops.console.people.sessions import TABLES
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test, csrf_of
+from tests.services.product.processes import wait_until
 
 PASSWORD = "correct horse battery"
 
@@ -53,6 +58,7 @@ def test_a_person_is_known_by_password_and_a_program_by_token(people_file: tuple
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ("", "wanted at least one"),
         ("nonsense", "is not TOML"),
         ("[other]", "wanted tables"),
         ('[[person]]\nname = "a"', "person 1"),
@@ -309,3 +315,94 @@ def test_wrong_tokens_are_noted_as_often_as_somebody_may_fail(tmp_path: Path) ->
     assert acts == ["token_refused"] * 3
     assert "pwc_guess" not in console.audit.path.read_text()
     console.database.close()
+
+
+def _person(name: str, role: str) -> str:
+    return f'[[person]]\nname = "{name}"\nroles = ["{role}"]\npassword = "{hashed_password(PASSWORD)}"\n'
+
+
+def _looked(file: PeopleFile) -> list[bool]:
+    """A changed file counts once it has stood still for a round."""
+    return [file.look() for _ in range(2)]
+
+
+def test_a_person_who_was_removed_from_the_file_is_out_without_a_restart(tmp_path: Path) -> None:
+    """The console read its people at its start: somebody who had left stayed in until it was restarted."""
+    path = tmp_path / "people.toml"
+    path.write_text(_person("anna", "lead") + _person("ben", "analyst"))
+    path.chmod(0o600)
+    file = PeopleFile(path)
+    console = console_under_test(tmp_path)
+    console.shell.take_people(file.people)
+    browser = console.browser([OwnSessions(console.shell).section(), file.section(console.shell.take_people)])
+    data = {"csrf": csrf_of(browser.get("/login").text), "name": "ben", "password": PASSWORD}
+    assert browser.post("/login", data=data).status_code == 303
+    assert browser.get("/sessions").status_code == 200
+    path.write_text(_person("anna", "lead"))
+    with running([file.section(console.shell.take_people)]):
+        wait_until(lambda: browser.get("/sessions").status_code == 303, "the session has ended")
+    assert browser.get("/sessions").headers["location"].startswith("/login")
+    console.database.close()
+
+
+def test_a_file_of_people_that_cannot_be_used_changes_nobody_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "people.toml"
+    right = _person("anna", "lead")
+    path.write_text(right)
+    path.chmod(0o600)
+    clock = itertools.count(1).__next__
+    file = PeopleFile(path, clock)
+    before = file.people
+
+    def folder() -> None:
+        path.unlink()
+        path.mkdir()
+
+    def pipe() -> None:
+        path.rmdir()
+        os.mkfifo(path, 0o600)
+
+    def half() -> None:
+        path.unlink()
+        path.write_text(right[: len(right) // 2])
+
+    def sparse() -> None:
+        os.truncate(path, 10 << 30)
+
+    def loop() -> None:
+        path.unlink()
+        path.symlink_to(path)
+
+    def empty() -> None:
+        path.unlink()
+        path.touch(0o600)
+
+    for break_it in (path.unlink, path.mkdir, pipe, half, sparse, loop, empty, lambda: path.chmod(0o666)):
+        caplog.clear()
+        break_it()
+        assert _looked(file) + _looked(file) == [False] * 4, break_it
+        assert file.people is before
+        (missing,) = file.missing()
+        assert missing.is_lasting
+        assert str(path) in missing.why
+        assert [record.levelname for record in caplog.records] == ["ERROR"], break_it
+    path.write_text(right + _person("ben", "analyst"))
+    path.chmod(0o600)
+    assert _looked(file) == [False, True]
+    assert (sorted(file.people.people), file.missing()) == (["anna", "ben"], [])
+
+
+def test_half_a_file_of_people_ends_no_session(tmp_path: Path) -> None:
+    """An editor writes the file in two steps. Half of it is right TOML, without the people of its other half."""
+    path = tmp_path / "people.toml"
+    both = _person("anna", "lead") + _person("ben", "analyst")
+    path.write_text(both)
+    path.chmod(0o600)
+    file = PeopleFile(path)
+    path.write_text(both[: both.index("[[person]]", 1)])
+    assert not file.look()
+    path.write_text(both)
+    assert _looked(file) == [False, True]
+    assert sorted(file.people.people) == ["anna", "ben"]

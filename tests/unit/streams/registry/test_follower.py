@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -147,4 +149,31 @@ def test_the_thread_ends_with_the_block_and_closes_the_topic(following: Followin
     following.one.promote("a")
     with following.follower:
         pass
+    assert following.opened == following.closed
+
+
+def test_a_console_copy_without_a_host_says_since_when_it_lacks_entries(following: Following) -> None:
+    """The console had a follower of its own, which never read a changed file of people."""
+    opened = following.opened
+    follower = LogFollower(following._open, deploy=None, stamp=lambda: following.stamp, every_s=3600.0, metrics=None)
+    assert follower.behind() == (ANY, "it is being read")
+    following.one.promote("a")
+    follower.step()
+    assert (follower.behind(), following.equal(), following.deployed) == (None, True, 0)
+    following.topic.away = {"two"}
+    follower.step()
+    behind = follower.behind()
+    assert behind is not None
+    assert behind[1] == "no Kafka broker answers"
+    follower.step()
+    assert follower.behind() == behind
+    following.topic.away, following.stamp = set(), 2
+    follower.step()
+    assert follower.behind() is None
+    before, following.stamp = following.opened, 3
+    follower.step()
+    assert following.opened == before + 1 > opened
+    stop = threading.Event()
+    stop.set()
+    follower.run(stop)
     assert following.opened == following.closed
