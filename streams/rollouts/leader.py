@@ -17,6 +17,8 @@
    that in the log of rollouts, which shows that somebody leads. This process's log names the partitions that are held
    up.
 8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
+9. If the log or the deployment file cannot be used once the leader leads (a full disk, a file that was replaced), it
+   warns, keeps its counts and tries again. It does not end before the deployment file is as the log says.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
@@ -35,6 +37,7 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
+from paywarden.models.rollout.judgement import Judgement
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import (
     ClockBehind,
@@ -72,6 +75,8 @@ _BY = "rollout lead"
 # An unknown card is a normal case, and no fault of a version.
 _USUAL_FLAGS = "unknown_"
 
+_Result = TypeVar("_Result")
+
 
 class RolloutLeader:
     """Leads the newest rollout of a log. One process of a deployment runs it; it is not thread-safe."""
@@ -97,16 +102,19 @@ class RolloutLeader:
         self._deploy, self._look_every_s, self._now_ms = deploy, look_every_s, now_ms
         self._orders: Orders | None = None
         self._shown = ""
-        self._warn_at = 0.0
+        # When the next warning of each kind is due.
+        self._warn_at: dict[str, float] = {}
 
     def run(self, stop: Event) -> None:
         """Lead until the rollout has ended, or `stop` is set. Raises Misconfigured without a rollout to lead."""
         rollout = self._follow()
         if rollout is None:
             raise Misconfigured("rollout lead: there has been no rollout: begin one with `paywarden rollout start`")
-        while not stop.is_set() and not rollout.has_ended:
+        while not stop.is_set() and not (rollout.has_ended and self._orders == orders_of(rollout)):
             try:
-                if rollout.in_shadow:
+                if rollout.has_ended:
+                    stop.wait(min(_RETRY_S, self._look_every_s))
+                elif rollout.in_shadow:
                     self._keep_in_shadow(rollout, stop)
                 else:
                     self._lead(rollout, stop)
@@ -116,17 +124,31 @@ class RolloutLeader:
             rollout = self._follow() or rollout
 
     def _follow(self) -> Rollout | None:
-        """Read the log, make this host serve its releases, and return the rollout."""
+        """Read the log, make this host serve its releases, and return the rollout.
+
+        The first time it raises Misconfigured if one of them fails. Later it warns, and the next call tries again.
+        """
+        return self._followed() if self._orders is None else self._try("files", self._followed)
+
+    def _followed(self) -> Rollout | None:
         rollout = self._keeper.refresh()
-        if rollout is not None:
-            orders = orders_of(rollout)
-            if orders != self._orders:
-                self._deploy(orders)
-                self._orders = orders
-            if rollout.line != self._shown:
-                self._shown = rollout.line
-                _log.info("%s", rollout.line)
+        if rollout is None:
+            if self._orders is not None:
+                raise Misconfigured("rollout lead: the log of rollouts is gone, or empty: put it back")
+            return None
+        if rollout.line != self._shown:
+            self._shown = rollout.line
+            _log.info("%s", rollout.line)
+        orders = orders_of(rollout)
+        if self._orders is None:
+            self._serve(orders)
+        elif orders != self._orders:
+            self._try("deployment", lambda: self._serve(orders))
         return rollout
+
+    def _serve(self, orders: Orders) -> None:
+        self._deploy(orders)
+        self._orders = orders
 
     def _keep_in_shadow(self, rollout: Rollout, stop: Event) -> None:
         """Wait until somebody resumes the rollout or ends it; `shadow report` compares meanwhile."""
@@ -155,6 +177,7 @@ class RolloutLeader:
                 begin = offsets_at(consumer, topic, ends, analysis.counts_from_ms or rollout.since_ms)
                 consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in begin.items()])
             split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
+            judged: Judgement | None = None
             while not (stop.is_set() or rollout.has_ended):
                 if rollout.phase is Phase.PROVISIONAL:
                     # All cards are the candidate's: there is nothing left to compare but outcomes.
@@ -168,8 +191,11 @@ class RolloutLeader:
                 if not watch.trouble():
                     transactions.look()
                     is_whole = not transactions.held
-                    if is_whole and (judgement := outcomes.turn(rollout, self._now_ms())):
-                        self._take(RolloutEvent(EventKind.OUTCOMES, self._now_ms(), _BY, judgement=judgement))
+                    judged = (outcomes.turn(rollout, self._now_ms()) if is_whole else None) or judged
+                    if is_whole and judged is not None:
+                        event = RolloutEvent(EventKind.OUTCOMES, self._now_ms(), _BY, judgement=judged)
+                        # One that cannot be written waits: no other comes until there are new outcomes.
+                        judged = None if self._take(event) else judged
                     if time.monotonic() >= look_at:
                         self._look(analysis, rollout, is_whole=is_whole)
                         look_at = time.monotonic() + self._look_every_s
@@ -185,36 +211,44 @@ class RolloutLeader:
         if why := self._gone(rollout.start.candidate):
             self._take(RolloutEvent(EventKind.GONE, self._now_ms(), _BY, why))
         elif analysis is not None:
-            with self._waiting_for_the_clock():
-                analysis.look(self._now_ms(), is_whole=is_whole)
+            self._try("files", lambda: analysis.look(self._now_ms(), is_whole=is_whole))
 
-    def _take(self, event: RolloutEvent) -> None:
-        """Put an event into the log, unless the rollout has ended meanwhile."""
-        with self._waiting_for_the_clock():
+    def _take(self, event: RolloutEvent) -> bool:
+        """Put an event into the log, unless the rollout has ended meanwhile. Returns False to try again later."""
+
+        def put() -> bool:
             found = self._keeper.refresh()
             if found is not None and not found.has_ended:
                 self._keeper.take(event)
+            return True
 
-    @contextmanager
-    def _waiting_for_the_clock(self) -> Iterator[None]:
+        return self._try("files", put) or False
+
+    def _try(self, kind: str, work: Callable[[], _Result]) -> _Result | None:
+        """Returns the result of work with the log or a file. If it fails, warns once a minute, and returns None."""
         try:
-            yield
-        except ClockBehind as error:
-            if time.monotonic() >= self._warn_at:
-                _log.warning("%s", error)
-                self._warn_at = time.monotonic() + _WARN_EVERY_S
+            return work()
+        except Misconfigured as error:
+            self._warn("clock" if isinstance(error, ClockBehind) else kind, "%s", error)
+            return None
+
+    def _warn(self, kind: str, text: str, *values: object) -> None:
+        now = time.monotonic()
+        if now >= self._warn_at.get(kind, 0.0):
+            self._warn_at[kind] = now + _WARN_EVERY_S
+            _log.warning(text, *values)
 
     def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
         """Returns the decisions of this rollout. Those without a latency are left out if the plan measures it."""
         name, needs_latency = rollout.start.name, _is_timed(rollout)
         decided = [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in ARMS]
         kept = [one for one in decided if one["latency_us"] is not None] if needs_latency else decided
-        if len(kept) < len(decided) and time.monotonic() >= self._warn_at:
-            _log.warning(
+        if len(kept) < len(decided):
+            self._warn(
+                "latency",
                 '%d decisions have no latency and do not count: upgrade serve, or set [rollout] leave_out = ["slow"]',
                 len(decided) - len(kept),
             )
-            self._warn_at = time.monotonic() + _WARN_EVERY_S
         return kept
 
     def _decisions(self, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.policy.policy import DECLINE
-from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
+from paywarden.models.rollout.log import FileRolloutLog, MemoryRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, Start, Version
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
@@ -67,6 +70,82 @@ def test_in_the_shadow_a_leader_needs_no_kafka_and_takes_back_a_candidate_that_i
     assert keeper.rollout is not None
     assert (keeper.rollout.phase, keeper.rollout.cause) == (Phase.ROLLED_BACK, "the candidate is gone: no manifest")
     assert (shares, looks) == ([0, 0], ["b"] * 3)
+
+
+def test_a_log_and_a_deployment_file_that_cannot_be_used_end_no_leader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk ended it at the next step: a rollback that was in the log then reached no worker of this host."""
+    path, aside = tmp_path / "rollouts.jsonl", tmp_path / "aside"
+    start = Start("r-1", SALT, Version("a"), Version("b"), plan_of([50, 100]), shadow=True)
+    RolloutKeeper(FileRolloutLog(path)).take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
+    half = path.read_bytes()[:100] + b"\n"
+    deployed, troubles, looks = list[Orders](), list[str](), 0
+
+    def folder() -> None:
+        path.rename(aside)
+        path.mkdir()
+
+    def pipe() -> None:
+        path.rmdir()
+        os.mkfifo(path)
+
+    def damaged() -> None:
+        path.unlink()
+        path.write_bytes(half)
+
+    def healed() -> None:
+        aside.replace(path)
+        (tmp_path / "rollouts.jsonl.lock").unlink()
+        (tmp_path / "rollouts.jsonl.lock").mkdir()
+
+    breaks = iter([folder, pipe, damaged, path.unlink, healed])
+
+    def gone(_: Version) -> str:
+        """Break one thing a look. In the end the candidate is gone, and its way back cannot be written for a while."""
+        nonlocal looks
+        looks += 1
+        leader._warn_at.clear()
+        if (breaking := next(breaks, None)) is not None:
+            breaking()
+            return ""
+        if looks == 9:
+            (tmp_path / "rollouts.jsonl.lock").rmdir()
+            troubles.extend(["the disk is full"] * 3)
+        return "no manifest"
+
+    def deploy(orders: Orders) -> None:
+        if troubles:
+            raise Misconfigured(troubles.pop())
+        deployed.append(orders)
+
+    keeper = RolloutKeeper(FileRolloutLog(path))
+    kafka = KafkaSettings(bootstrap="127.0.0.1:1")
+    leader = RolloutLeader(kafka, LocalSchemaIds(), keeper, deploy, rates=load_rates(), gone=gone, look_every_s=0.001)
+    leader.run(Event())
+    assert keeper.rollout is not None
+    assert keeper.rollout.phase is Phase.ROLLED_BACK
+    assert [orders.candidate is None for orders in deployed] == [False, True]
+    for words in (
+        "rollouts.jsonl: Is a directory",
+        "rollouts.jsonl: it is no regular file",
+        "the file is damaged",
+        "the log of rollouts is gone, or empty",
+        "cannot write",
+        "the disk is full",
+    ):
+        assert words in caplog.text, caplog.text
+
+
+def test_a_leader_that_cannot_write_at_its_start_says_so_and_ends() -> None:
+    leader, _ = led(plan_of([50, 100]))
+
+    def deploy(_: object) -> None:
+        raise Misconfigured("the disk is full")
+
+    leader._deploy = deploy
+    with pytest.raises(Misconfigured, match="the disk is full"):
+        leader.run(Event())
 
 
 def test_the_columns_of_decisions_are_what_their_records_say() -> None:
