@@ -136,19 +136,25 @@ def require_unwritable(path: Path) -> None:
 def _parts(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Yields each part of a path that exists, from the top down, and the status of links themselves.
 
-    After a link come the parts of where the whole path leads.
+    After a link come the parts of where the whole path leads. Raises Misconfigured if a part cannot be looked at.
     """
     whole = Path(os.path.abspath(path))
     has_link = False
     for part in (*reversed(whole.parents), whole):
         try:
             status = part.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError as error:
+            raise Misconfigured(f"cannot look at {part}: {error.strerror}") from error
         has_link |= stat.S_ISLNK(status.st_mode)
         yield part, status
     if has_link:
-        yield from _parts(whole.resolve())
+        # Path.resolve raises RuntimeError for a link that leads back to itself; realpath returns the link.
+        target = Path(os.path.realpath(whole))
+        if target == whole:
+            raise Misconfigured(f"{whole} is a link that leads back to itself: make it a file or a folder")
+        yield from _parts(target)
 
 
 def _take_from_others(entry: os.DirEntry[str]) -> None:

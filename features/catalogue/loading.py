@@ -22,6 +22,7 @@ import importlib.machinery
 import inspect
 import itertools
 import logging
+import os
 import re
 import sys
 import threading
@@ -60,7 +61,8 @@ class _Project:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folder = path.parent.resolve()
+        # For a link that leads back to itself, Path.resolve raises RuntimeError.
+        self._folder = Path(os.path.realpath(path.parent))
         self._modules: dict[str, types.ModuleType] = {}
         self._files: set[str] = set()
         # Names of modules that two threads cannot share.

@@ -87,14 +87,14 @@ class HostReleases:
         policy = self._policy_source(self._read(), paths)
         lists = policy.section("policy", PolicySettings).lists.values()
         files = [Path(entry[1:]) for entries in lists for entry in entries if entry.startswith("@")]
-        return [Path(paths.bundle).resolve() / MANIFEST, self.config, *map(Path, filter(None, [paths.policy])), *files]
+        return [_followed(paths.bundle) / MANIFEST, self.config, *map(Path, filter(None, [paths.policy])), *files]
 
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         """See ReleaseSource."""
         source = self._read()
         trusted = self._trusted(source)
         # A link that is turned over meanwhile must not give half of each bundle.
-        bundle = Path(paths.bundle).resolve()
+        bundle = _followed(paths.bundle)
         manifest = read_manifest(bundle)
         policy = self._policy(source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
         _require_digests(paths, manifest.digest, policy.digest)
@@ -141,6 +141,11 @@ class HostReleases:
         return configured_policy(
             own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source)
         )
+
+
+def _followed(bundle: str) -> Path:
+    """Returns the folder that a path leads to. A link that leads back to itself stays, and cannot be opened."""
+    return Path(os.path.realpath(bundle))
 
 
 def _is_whole(folder: Path, catalogue: Catalogue) -> bool:

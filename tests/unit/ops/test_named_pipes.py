@@ -203,6 +203,19 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("name", READERS)
+def test_a_link_that_leads_back_to_itself_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    """`Path.resolve` raises RuntimeError for it: the log said that a process ended with 70, and not why."""
+    loop, path = tmp_path / "loop", tmp_path / "own" / "file"
+    loop.symlink_to(loop)
+    path.parent.mkdir(mode=0o700)
+    path.symlink_to(loop)
+    with pytest.raises(REFUSALS) as refused:
+        READERS[name](path)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.usefixtures("alarm")
 def test_a_named_pipe_where_a_file_is_prepared_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "f.new", 0o600)

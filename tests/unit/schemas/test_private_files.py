@@ -195,3 +195,17 @@ def test_another_user_cannot_read_what_was_made(tmp_path: Path) -> None:
     script = f"import os; os.setuid({NOBODY}); open({str(tmp_path / 'outbox' / 'log')!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "PermissionError" in done.stderr
+
+
+def test_a_link_that_leads_back_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    """`Path.resolve` raises RuntimeError for it, which nobody expects: a checker of releases ended with a traceback."""
+    loop, file = tmp_path / "loop", tmp_path / "file"
+    loop.symlink_to(loop)
+    file.touch()
+    for check in (require_unwritable, require_not_planted):
+        with pytest.raises(Misconfigured, match="loop is a link that leads back to itself"):
+            check(loop)
+        with pytest.raises(Misconfigured, match=r"cannot look at .*Too many levels of symbolic links"):
+            check(loop / "file")
+        # Whoever opens it says what is wrong.
+        check(file / "below")
