@@ -18,6 +18,7 @@ from paywarden.features.catalogue.expressions import (
     Expression,
     Feature,
     Latest,
+    Neighbours,
     Operation,
     Remembered,
     WindowedMeasure,
@@ -113,7 +114,7 @@ def columns_of(value: Expression) -> set[int]:
     """Returns the columns of attributes that a value reads."""
     if isinstance(value, (str, EntityRecency)):
         return set()
-    if isinstance(value, Remembered):
+    if isinstance(value, (Remembered, Neighbours)):
         return {value.attribute}
     if isinstance(value, Latest):
         return {column for column, _ in value.fields}

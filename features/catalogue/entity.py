@@ -45,6 +45,7 @@ from paywarden.features.catalogue.entity_words.arguments import (
 )
 from paywarden.features.catalogue.entity_words.frauds import FraudWords
 from paywarden.features.catalogue.entity_words.last_values import LATEST_MAX, MEMORY_MAX, LatestWords
+from paywarden.features.catalogue.entity_words.neighbours import NeighbourWords
 from paywarden.features.catalogue.entity_words.numbers import NumberWords
 from paywarden.features.catalogue.entity_words.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.features.catalogue.expressions import (
@@ -53,6 +54,7 @@ from paywarden.features.catalogue.expressions import (
     Expression,
     Feature,
     Measure,
+    Neighbours,
     Operation,
     Reduction,
     WindowedMeasure,
@@ -60,6 +62,7 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
+from paywarden.features.catalogue.neighbours import with_neighbours
 from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
 from paywarden.features.catalogue.windows import HOUR_MS, line_of_caller, window_of, wrong, wrong_at
 from paywarden.schemas.errors import Misconfigured
@@ -79,7 +82,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Entity(NumberWords, FraudWords, LatestWords):
+class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords):
     """Something that payments have in common, such as a card. Its methods are the words for its features.
 
     `key` is the payment field that identifies the entity, or a tuple of fields that identify it together. A payment
@@ -333,6 +336,8 @@ class Catalogue:
         object.__setattr__(self, "names", tuple(feature.name for feature in self.features))
         check_entities(self.entities, self.payment.attributes)
         check_features(self.features, {entity.name for entity in self.entities})
+        keys = {entity.name: entity.keys for entity in self.entities}
+        object.__setattr__(self, "features", with_neighbours(self.features, keys, self.payment.attributes))
         check_declared(self.features, self.payment.attributes)
 
     def _with_delay(self, feature: Feature) -> Feature:
@@ -358,9 +363,14 @@ class Catalogue:
 def grows_with_age(feature: Feature) -> bool:
     """Returns whether the range of a feature grows with the age of the data: times since something, without a bound.
 
-    Times of known frauds are those of a window, and bounded by it. A ratio is bounded where its features are.
+    Times of known frauds are those of a window, and bounded by it. A ratio is bounded where its features are, and so is
+    a feature of neighbours.
     """
-    if feature.unit != "seconds" or (isinstance(feature.value, Derived) and feature.value.operation is Operation.CLIP):
+    if (
+        isinstance(feature.value, Neighbours)
+        or feature.unit != "seconds"
+        or (isinstance(feature.value, Derived) and feature.value.operation is Operation.CLIP)
+    ):
         return False
     return not any(knows_fraud(stored) for stored in stored_values(feature.value))
 

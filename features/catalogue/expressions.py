@@ -1,4 +1,4 @@
-"""The expressions that features consist of: measures over windows, memories, recencies, and operations on these.
+"""The expressions that features consist of: measures over windows, memories, recencies, neighbours, and operations.
 
 entity.py and request.py turn the words of a catalogue into expressions. plan.py lays them out for the kernel. The order
 of each enum's members is the order of the kernel's numbers. For example, card.amount_mean("mean", "7d") is
@@ -121,6 +121,13 @@ class Operation(enum.Enum):
     CLIP = "clip"
 
 
+class NeighbourReduction(enum.Enum):
+    """How the values of several neighbours become one."""
+
+    LARGEST = "largest"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table: a measure of the events for which `condition` holds.
@@ -191,7 +198,25 @@ class Latest:
     field: int = 0
 
 
-Stored = WindowedMeasure | EntityRecency | Remembered | Latest
+@dataclass(frozen=True)
+class Neighbours:
+    """A feature of the neighbours of an entity, two hops away: of the last `capacity` different merchants of a card.
+
+    `entity` remembers the neighbours by the identities in the column `attribute`: the one key field of `target`. The
+    value of a neighbour is that of the earlier feature `feature`, from its own profile as of the payment. `attribute`
+    is 0 until a catalogue says which column the field `key` is.
+    """
+
+    entity: str
+    target: str
+    key: str
+    feature: str
+    capacity: int
+    reduction: NeighbourReduction
+    attribute: int = 0
+
+
+Stored = WindowedMeasure | EntityRecency | Remembered | Latest | Neighbours
 
 
 @dataclass(frozen=True)
@@ -204,6 +229,32 @@ class Derived:
 
 
 Expression = Stored | Derived | str
+
+
+# The questions to a memory and the operations that say nothing without a payment of one's own.
+ASK_PAYMENT = frozenset(
+    {
+        Recollection.IS_NEW,
+        Recollection.SINCE_SAME,
+        Recollection.TRAVEL_KMH,
+        Recollection.IS_SAME,
+        Recollection.DISTANCE_KM,
+        Recollection.SPEED_KMH,
+        Operation.ATTRIBUTE_VALUE,
+        Operation.HOUR,
+        Operation.NIGHT,
+        Operation.WEEKEND,
+        Operation.WEEKDAY,
+        Operation.TRAILING_ZEROS,
+        Operation.BELOW_LIMIT,
+        Operation.HOLDS,
+        Operation.CATEGORY,
+        Operation.DECLARED_NUMBER,
+        Operation.AGE_MS,
+        Operation.SAME_VALUE,
+        Operation.DISTANCE,
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from paywarden.features.catalogue.expressions import (
     Derived,
     Expression,
     Latest,
+    Neighbours,
     Remembered,
     WindowedMeasure,
 )
@@ -84,7 +85,7 @@ def _columns(value: Expression, known: dict[str, frozenset[int]]) -> Iterator[in
     elif isinstance(value, WindowedMeasure):
         for column in value.columns:
             yield from _of_column(column)
-    elif isinstance(value, Remembered):
+    elif isinstance(value, (Remembered, Neighbours)):
         yield value.attribute
     elif isinstance(value, Latest):
         yield from (column for column, _ in value.fields)

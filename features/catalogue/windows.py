@@ -36,6 +36,7 @@ _LANGUAGE = (
     "entity_words/arguments",
     "entity_words/frauds",
     "entity_words/last_values",
+    "entity_words/neighbours",
     "entity_words/numbers",
     "entity_words/words",
     "fields",

@@ -15,6 +15,7 @@
     assembly      computes the float32 vector from the slots and the payment's row
     migrate       turns a profile of another catalogue into one of this catalogue
     batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
+    neighbours    features two hops away: lists the neighbours of an entity, and reads their profiles
 
     packed profile ─ unpack ─► words ─┬─ update ─► words ─ pack ─► packed profile
                                       └─ roll_up ─► slots ─ assemble ─► vector
@@ -50,6 +51,7 @@ from paywarden.features.kernel.layout import (
     FIXED_COLUMNS,
     FRAUD_AMOUNT,
     FRAUD_COUNT,
+    HOPS_MAX,
     IDENTITY_BIT,
     IDENTITY_COUNT,
     KNOWN,
@@ -58,6 +60,7 @@ from paywarden.features.kernel.layout import (
     LAYOUT_VERSION,
     LAYOUT_WITHOUT_CHECKSUM,
     LENGTHS_AT,
+    NEIGHBOURS_MAX,
     NO_ROOM,
     NUMBER_MAX_IN_SUMS,
     NUMBER_ZERO,
@@ -85,6 +88,13 @@ from paywarden.features.kernel.layout import (
     WRONG_VERSION,
 )
 from paywarden.features.kernel.migrate import decode, migrate
+from paywarden.features.kernel.neighbours import (
+    combine_rows,
+    fill_hops,
+    list_in_order,
+    list_neighbours,
+    read_in_order,
+)
 from paywarden.features.kernel.toolkit.checksum import checksum
 from paywarden.features.kernel.toolkit.siphash import identities_of_texts, identity_of_text
 from paywarden.features.kernel.update import advance_source, mix
@@ -114,6 +124,7 @@ __all__ = [
     "FIXED_COLUMNS",
     "FRAUD_AMOUNT",
     "FRAUD_COUNT",
+    "HOPS_MAX",
     "IDENTITY_BIT",
     "IDENTITY_COUNT",
     "KNOWN",
@@ -122,6 +133,7 @@ __all__ = [
     "LAYOUT_VERSION",
     "LAYOUT_WITHOUT_CHECKSUM",
     "LENGTHS_AT",
+    "NEIGHBOURS_MAX",
     "NO_ROOM",
     "NUMBER_MAX_IN_SUMS",
     "NUMBER_ZERO",
@@ -151,13 +163,18 @@ __all__ = [
     "apply_events",
     "assemble_rows",
     "checksum",
+    "combine_rows",
     "decode",
     "fill_bound_vectors",
+    "fill_hops",
     "fill_vectors",
     "identities_of_texts",
     "identity_of_text",
+    "list_in_order",
+    "list_neighbours",
     "migrate",
     "mix",
     "pack",
+    "read_in_order",
     "unpack",
 ]

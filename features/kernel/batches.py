@@ -32,7 +32,7 @@ from paywarden.features.kernel.layout import (
 from paywarden.features.kernel.plan_schema import HEAD, positions
 from paywarden.features.kernel.rollup import clear_slots, roll_up
 from paywarden.features.kernel.toolkit.frame import address, size
-from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import advance_source, update
 
 
@@ -46,11 +46,13 @@ def fill_vectors(
     words: I64,
     values: F64,
     out: F32,
+    hops: F64,
 ) -> int:
     """Fill the vectors of payments from packed profiles.
 
     `attributes` has shape (payments, row width), `out` (payments, features). `presence` has one entry for each
     payment and entity, payments outermost; the packed profile of entry i is states[bounds[i] : bounds[i + 1]].
+    `hops`, shape (payments, hop slots), has what `fill_hops` found out about neighbours.
     Returns OK; otherwise the status times STATUS_UNIT plus the number of the entry it is about.
     """
     entities = plan[HEAD.entity_count]
@@ -67,8 +69,16 @@ def fill_vectors(
                 if status != OK:
                     return int(status * STATUS_UNIT + item)
             roll_up(plan, entity, words, attributes[row], values)
+        take_hops(plan, hops, row, values)
         assemble(plan, attributes[row], values, out[row])
     return OK
+
+
+@inlined
+def take_hops(plan: I64, hops: F64, row: int, values: F64) -> None:
+    """Copy a payment's results of neighbours into its slots, before `assemble` uses them."""
+    for number in range(plan[HEAD.hop_slot_count]):
+        values[plan[HEAD.hop_slots_at] + number] = hops[row, number]
 
 
 class EngineSlots(NamedTuple):
@@ -82,6 +92,7 @@ class EngineSlots(NamedTuple):
     words: int
     values: int
     out: int
+    hops: int
 
 
 SLOT = positions(EngineSlots)
@@ -100,6 +111,7 @@ def fill_bound_vectors(frame_at: int, rows: int) -> int:
         carray(address(frame_at, SLOT.words), size(frame_at, SLOT.words), np.int64),
         carray(address(frame_at, SLOT.values), size(frame_at, SLOT.values), np.float64),
         carray(address(frame_at, SLOT.out), (rows, plan[HEAD.feature_count]), np.float32),
+        carray(address(frame_at, SLOT.hops), (rows, plan[HEAD.hop_slot_count]), np.float64),
     )
 
 

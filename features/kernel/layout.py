@@ -75,6 +75,11 @@ DISTINCT_VALUES, LATEST_PAYMENTS, WHOLE_PAYMENTS = range(3)
 # The questions to the latest payments that a profile keeps whole.
 AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH = range(4, 9)
 
+# How the values of neighbours become one, in the order of paywarden.features.catalogue.expressions.NeighbourReduction;
+# and the most groups of neighbours of a catalogue, and neighbours of a group: each one more is a profile more to read.
+LARGEST_OF, MEAN_OF = range(2)
+HOPS_MAX, NEIGHBOURS_MAX = 8, 8
+
 # The operations of the program that computes values from slots and attributes, in the order of
 # paywarden.features.catalogue.expressions.Operation.
 (

@@ -36,6 +36,14 @@ class Head(NamedTuple):
     """The middles of countries, two numbers each; 0 if no feature needs a journey's speed."""
     row_width: int
     """How many numbers a payment's row has: ATTRIBUTE_COUNT, and two for each number of a declared field."""
+    hop_count: int
+    """How many groups of neighbours there are; those of one source follow each other."""
+    hops_at: int
+    hop_slots_at: int
+    """The first slot of a result of neighbours. These slots stand behind those of all entities."""
+    hop_slot_count: int
+    listed_count: int
+    """How many neighbours the groups have together."""
 
 
 class PlanEntity(NamedTuple):
@@ -170,6 +178,30 @@ class PlanRecollection(NamedTuple):
     """The number of the field that the question is about."""
 
 
+class PlanHop(NamedTuple):
+    """A group of features two hops away: those of the last neighbours of one kind that an entity has."""
+
+    source: int
+    target: int
+    memory: int
+    """Which memory of the source holds the identities of the neighbours."""
+    last: int
+    listed_at: int
+    """The place of its first neighbour among those of all groups."""
+    result_count: int
+    results_at: int
+
+
+class PlanHopResult(NamedTuple):
+    """One result of a group of neighbours."""
+
+    feature: int
+    """The number of the feature whose value counts."""
+    reduction: int
+    slot: int
+    """Its place among the hop slots."""
+
+
 class PlanCondition(NamedTuple):
     """A question about a payment's row."""
 
@@ -216,12 +248,15 @@ WINDOW = positions(PlanWindow)
 MEMORY = positions(PlanMemory)
 REMEMBERED = positions(PlanRemembered)
 RECOLLECTION = positions(PlanRecollection)
+HOP = positions(PlanHop)
+HOP_RESULT = positions(PlanHopResult)
 CONDITION = positions(PlanCondition)
 OPERATION = positions(PlanOperation)
 # Compiled code steps from one section to the next by their sizes.
 ENTITIES_AT = len(HEAD)
 TABLE_SIZE, COLUMN_SIZE, GROUP_SIZE, RESULT_SIZE, WINDOW_SIZE = map(len, (TABLE, COLUMN, GROUP, RESULT, WINDOW))
 MEMORY_SIZE, REMEMBERED_SIZE, RECOLLECTION_SIZE = len(MEMORY), len(REMEMBERED), len(RECOLLECTION)
+HOP_SIZE, HOP_RESULT_SIZE = len(HOP), len(HOP_RESULT)
 CONDITION_SIZE, OPERATION_SIZE = len(CONDITION), len(OPERATION)
 
 
@@ -243,6 +278,13 @@ def table_at(plan: I64, entity_section: int, table: int) -> int:
 def memory_at(plan: I64, entity_section: int, memory: int) -> int:
     """Returns where the section of an entity's memory begins."""
     at: int = not_negative(plan[entity_section + ENTITY.memories_at] + memory * MEMORY_SIZE)
+    return at
+
+
+@inlined
+def hop_at(plan: I64, number: int) -> int:
+    """Returns where the section of a group of neighbours begins."""
+    at: int = not_negative(plan[HEAD.hops_at] + number * HOP_SIZE)
     return at
 
 

@@ -41,7 +41,7 @@ _WRONG = {
 # The layout versions of stored profiles that an engine reads.
 LAYOUT_VERSIONS = (kernel.LAYOUT_VERSION, kernel.LAYOUT_WITHOUT_CHECKSUM)
 # The types of the arrays that `bind` takes, in their order.
-_BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32)
+_BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32, np.float64)
 # The bytes that an event adds to a profile on average, with a new tile in every table. If the room is too small, the
 # engine doubles it and tries again.
 _BYTES_PER_EVENT = 100
@@ -97,6 +97,11 @@ class FeatureEngine:
         plan = self.plan
         self._words = np.zeros(max(map(plan.word_count, range(plan.entity_count))), dtype=np.int64)
         self._values = np.zeros(plan.value_count)
+        # A neighbour's values must not overwrite those of the payment.
+        self._neighbour_values = np.zeros(plan.value_count if plan.hops else 0)
+        self._neighbour_vector = np.zeros(plan.feature_count if plan.hops else 0, dtype=np.float32)
+        results_max = max((len(hop.results) for hop in plan.hops), default=0)
+        self._neighbour_found = np.zeros((kernel.NEIGHBOURS_MAX, results_max), dtype=np.float32)
         self._translations: dict[tuple[int, bytes], tuple[Shape, NDArray[np.int64]]] = {}
 
     def clone_for_thread(self) -> FeatureEngine:
@@ -150,16 +155,12 @@ class FeatureEngine:
         room: int,
         pending: Pending | None,
     ) -> tuple[int, AppliedEvents | None]:
-        bounds = np.zeros(len(states) + 1, dtype=np.int64)
-        np.cumsum([0 if state is None else len(state) for state in states], out=bounds[1:])
-        # An array over `bytes` would be read-only, which numba compiles separately. Hence the bytearray.
-        packed = np.frombuffer(bytearray().join(state for state in states if state is not None), dtype=np.uint8)
         out = np.empty(room, dtype=np.uint8)
         out_bounds = np.zeros(len(states) + 1, dtype=np.int64)
         applied = np.zeros(len(events.kind), dtype=np.uint8)
         late = np.zeros(1, dtype=np.int64)
         results = EventResults(PackedProfiles(out, out_bounds), applied, late)
-        profiles = PackedProfiles(packed, bounds)
+        profiles = _packed(states)
         if pending is None:
             status = kernel.apply_events(
                 self.plan.words, entity, profiles, events, attributes, self._words, slots, results
@@ -196,19 +197,108 @@ class FeatureEngine:
         states: NDArray[np.uint8],
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
+        hops: NDArray[np.float64] | None = None,
     ) -> None:
         """Fill `out` with vectors from packed profiles. kernel.fill_vectors has the shapes. Raises UnreadableProfile.
 
         All arrays must be C-contiguous and writable, as in `warm_up`. Other arrays would trigger a compilation.
+        `hops` are the results of `fill_hops`; without them, features two hops away are missing.
         """
+        if hops is None:
+            hops = self.new_hops(len(attributes))
         status = kernel.fill_vectors(
-            self.plan.words, attributes, presence, states, bounds, self._words, self._values, out
+            self.plan.words, attributes, presence, states, bounds, self._words, self._values, out, hops
         )
         if status == kernel.OK:
             return
         if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
             raise self.unreadable(status)
-        self.fill_vectors(attributes, presence, *self.all_migrated(presence, states, bounds), out)
+        self.fill_vectors(attributes, presence, *self.all_migrated(presence, states, bounds), out, hops)
+
+    def new_hops(self, row_count: int) -> NDArray[np.float64]:
+        """Returns results of neighbours, shape (row_count, plan.hop_slot_count), all NaN."""
+        return np.full((row_count, self.plan.hop_slot_count), np.nan)
+
+    def list_neighbours(
+        self,
+        attributes: NDArray[np.int64],
+        presence: NDArray[np.uint8],
+        states: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+        identities: NDArray[np.int64],
+    ) -> None:
+        """Fill `identities` with the neighbours of payments, 0 where there is none, from packed profiles.
+
+        `plan.listed` has the entity of each column. kernel.list_neighbours has the shapes. Raises UnreadableProfile.
+        """
+        status = kernel.list_neighbours(self.plan.words, attributes, presence, states, bounds, self._words, identities)
+        if status == kernel.OK:
+            return
+        if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
+            raise self.unreadable(status)
+        self.list_neighbours(attributes, presence, *self.all_migrated(presence, states, bounds), identities)
+
+    def fill_hops(
+        self,
+        attributes: NDArray[np.int64],
+        presence: NDArray[np.uint8],
+        states: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+        hops: NDArray[np.float64],
+    ) -> None:
+        """Fill `hops` from the packed profiles of neighbours. kernel.fill_hops has the shapes.
+
+        Raises UnreadableProfile.
+        """
+        status = kernel.fill_hops(
+            self.plan.words, attributes, presence, states, bounds, self._words, *self.neighbour_scratch, hops
+        )
+        if status == kernel.OK:
+            return
+        if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
+            raise self.unreadable_neighbour(status)
+        migrated = self._all_migrated(self.plan.listed, presence, states, bounds)
+        self.fill_hops(attributes, presence, *migrated, hops)
+
+    def list_in_order(
+        self,
+        entity: int,
+        events: Events,
+        attributes: NDArray[np.int64],
+        states: Sequence[bytes | None],
+        lists: NDArray[np.int64],
+    ) -> None:
+        """Fill rows of `lists`, shape (rows, listed), with neighbours, as `events.row` says.
+
+        The arguments are those of `apply`; the profiles stay as they are. Raises UnreadableProfile.
+        """
+        profiles = _packed(states)
+        status = kernel.list_in_order(self.plan.words, entity, profiles, events, attributes, self._words, lists)
+        if status != kernel.OK:
+            raise self._unreadable(status // kernel.STATUS_UNIT, entity)
+
+    def read_in_order(
+        self,
+        hop: int,
+        events: Events,
+        attributes: NDArray[np.int64],
+        states: Sequence[bytes | None],
+        found: NDArray[np.float32],
+    ) -> None:
+        """Fill rows of `found` with values of neighbours of group `hop`. kernel.read_in_order has the shapes.
+
+        The profiles stay as they are. Raises UnreadableProfile.
+        """
+        profiles, (values, vector, _) = _packed(states), self.neighbour_scratch
+        status = kernel.read_in_order(
+            self.plan.words, hop, profiles, events, attributes, self._words, values, vector, found
+        )
+        if status != kernel.OK:
+            raise self._unreadable(status // kernel.STATUS_UNIT, self.plan.hops[hop].target)
+
+    def combine(self, hop: int, found: NDArray[np.float32], slots: NDArray[np.float64]) -> None:
+        """Fill the hop slots of group `hop` from its neighbours' values. kernel.combine_rows has the shapes."""
+        kernel.combine_rows(self.plan.words, hop, found, slots)
 
     def bind(
         self,
@@ -217,6 +307,7 @@ class FeatureEngine:
         states: NDArray[np.uint8],
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
+        hops: NDArray[np.float64] | None = None,
     ) -> Callable[[int], None]:
         """Returns a function that runs `fill_vectors` for the first `rows` payments of these arrays.
 
@@ -224,11 +315,14 @@ class FeatureEngine:
         function uses their content at the time of the call, keeps them alive, and raises UnreadableProfile.
         """
         entities, rows_max = self.plan.entity_count, len(attributes)
+        if hops is None:
+            hops = self.new_hops(rows_max)
         assert attributes.shape == (rows_max, self.plan.row_width)
+        assert hops.shape == (rows_max, self.plan.hop_slot_count)
         assert out.shape == (rows_max, self.plan.feature_count)
         assert len(presence) >= rows_max * entities
         assert len(bounds) > rows_max * entities
-        bound: tuple[NDArray[Any], ...] = (attributes, presence, states, bounds, out)
+        bound: tuple[NDArray[Any], ...] = (attributes, presence, states, bounds, out, hops)
         for array, kind in zip(bound, _BOUND_TYPES, strict=True):
             assert array.dtype == kind
         arrays: dict[str, NDArray[Any]] = {
@@ -240,6 +334,7 @@ class FeatureEngine:
             "words": self._words,
             "values": self._values,
             "out": out,
+            "hops": hops,
         }
         frame = Frame(SLOT, arrays)
         frame_at = frame.address
@@ -250,7 +345,8 @@ class FeatureEngine:
                 # Rare. The unbound call migrates profiles, or says what is wrong. The assertion keeps the frame alive.
                 assert frame.address == frame_at
                 items = rows * entities
-                self.fill_vectors(attributes[:rows], presence[:items], states, bounds[: items + 1], out[:rows])
+                mine = attributes[:rows], presence[:items], states, bounds[: items + 1], out[:rows], hops[:rows]
+                self.fill_vectors(*mine)
 
         return fill
 
@@ -291,10 +387,20 @@ class FeatureEngine:
         self, presence: NDArray[np.uint8], states: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Returns the states and bounds with every profile in this catalogue's shape."""
+        return self._all_migrated(range(self.plan.entity_count), presence, states, bounds)
+
+    def _all_migrated(
+        self,
+        entities: Sequence[int],
+        presence: NDArray[np.uint8],
+        states: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Returns the states and bounds with every profile migrated. `entities` has that of each entry of a payment."""
         parts = []
         for item, (start, end) in enumerate(itertools.pairwise(bounds[: len(presence) + 1].tolist())):
             is_known = presence[item] == kernel.KNOWN
-            entity = item % self.plan.entity_count
+            entity = entities[item % len(entities)]
             parts.append(self.migrated(entity, states[start:end].tobytes()) if is_known else b"")
         ends = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=ends[1:])
@@ -305,9 +411,19 @@ class FeatureEngine:
         """The room for one profile's words and for a payment's values, for compiled code that fills vectors itself."""
         return self._words, self._values
 
+    @property
+    def neighbour_scratch(self) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """The arguments `values`, `vector` and `found` of `kernel.fill_hops`. They are empty without hops."""
+        return self._neighbour_values, self._neighbour_vector, self._neighbour_found
+
     def unreadable(self, status: int) -> UnreadableProfile:
         """Returns the error of a status of `kernel.fill_vectors` that is not OK."""
         return self._unreadable(status // kernel.STATUS_UNIT, status % kernel.STATUS_UNIT % self.plan.entity_count)
+
+    def unreadable_neighbour(self, status: int) -> UnreadableProfile:
+        """Returns the error of a status of `kernel.fill_hops` that is not OK."""
+        listed = self.plan.listed
+        return self._unreadable(status // kernel.STATUS_UNIT, listed[status % kernel.STATUS_UNIT % len(listed)])
 
     def warm_up(self) -> None:
         """Load or compile all compiled code, so that no later call pauses for it."""
@@ -327,11 +443,34 @@ class FeatureEngine:
         states = np.frombuffer(bytearray(state), dtype=np.uint8)
         self.fill_vectors(attributes, presence, states, bounds, out)
         self.bind(attributes, presence, states, bounds, out)(1)
+        if self.plan.hops:
+            self._warm_up_hops(attributes, presence, states, bounds)
         # A profile of this shape under another digest looks like one of another shape.
         other = bytearray(state[:1] + bytes(byte ^ 255 for byte in state[1:5]) + state[5:])
         end = len(other) - kernel.CHECKSUM_BYTES
         sealed = kernel.checksum(np.frombuffer(other, dtype=np.uint8), 0, end)
         self.migrated(0, bytes(other[:end]) + sealed.to_bytes(kernel.CHECKSUM_BYTES, "little", signed=True))
 
+    def _warm_up_hops(
+        self,
+        attributes: NDArray[np.int64],
+        presence: NDArray[np.uint8],
+        states: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+    ) -> None:
+        listed = self.plan.listed
+        self.list_neighbours(attributes, presence, states, bounds, np.zeros((1, len(listed)), dtype=np.int64))
+        nobody = np.full(len(listed), kernel.UNKNOWN, dtype=np.uint8)
+        self.fill_hops(attributes, nobody, states, np.zeros(len(listed) + 1, dtype=np.int64), self.new_hops(1))
+
     def _unreadable(self, reason: int, entity: int) -> UnreadableProfile:
         return UnreadableProfile(f"a stored {self.plan.entity_names[entity]} profile cannot be read: {_WRONG[reason]}")
+
+
+def _packed(states: Sequence[bytes | None]) -> PackedProfiles:
+    """Returns profiles as the kernel takes them; None for an unknown entity is empty there."""
+    bounds = np.zeros(len(states) + 1, dtype=np.int64)
+    np.cumsum([0 if state is None else len(state) for state in states], out=bounds[1:])
+    # An array over `bytes` would be read-only, which numba compiles separately. Hence the bytearray.
+    packed = np.frombuffer(bytearray().join(state for state in states if state is not None), dtype=np.uint8)
+    return PackedProfiles(packed, bounds)

@@ -9,13 +9,15 @@ arguments, and a scoring worker makes one call a payment. The plan has a head, w
     group       windows that start at the same age, the ages at which they end, and the results they share
     result      one reduction of a column, and its slot for each of those ages
     memory      the attribute and the number of values; the questions, and the slots for the answers
+    hop         source and target, the memory of the neighbours, their number; the features asked, and the slots
     conditions  attribute, operator, value
     program     operations on slots, attributes and earlier results
     features    the number of each feature's value
 
 features/kernel/plan_schema.py describes each section. plan_parts.py finds the parts of profiles, and
 plan_writer.py writes an entity's part.
-The values are the slots (roll-up results, grouped by entity), followed by the results of the program.
+The values are the slots (roll-up results, grouped by entity; results of neighbours), followed by the results of the
+program.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
     NUMBER_MEASURES,
     Derived,
-    EntityRecency,
     Expression,
     Latest,
+    Neighbours,
     Operation,
     Recollection,
     Remembered,
@@ -51,8 +53,10 @@ from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.catalogue_digest import digest_of
 from paywarden.features.profiles.plan_parts import (
     Slots,
+    StoredHop,
     StoredTable,
     conditions_of,
+    hops_of,
     identities_of,
     is_second_column,
     latest_of,
@@ -61,7 +65,7 @@ from paywarden.features.profiles.plan_parts import (
     reading_of,
     tables_of,
 )
-from paywarden.features.profiles.plan_writer import EntityWriter, PlanWords
+from paywarden.features.profiles.plan_writer import EntityWriter, PlanWords, write_hops
 from paywarden.features.profiles.shape import Shape
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
@@ -95,6 +99,8 @@ class Plan:
     """The fields of a payment."""
     label_delays_ms: tuple[int, ...] = ()
     """How long the features of known fraud wait for labels: each delay once, ascending."""
+    hops: tuple[StoredHop, ...] = ()
+    """The groups of features two hops away, in the order in which `listed` has their neighbours."""
 
     @property
     def feature_count(self) -> int:
@@ -108,6 +114,16 @@ class Plan:
     @property
     def entity_count(self) -> int:
         return len(self.entity_names)
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """Returns the entity of each neighbour that a payment may have: group by group, as many as each lists."""
+        return tuple(hop.target for hop in self.hops for _ in range(hop.capacity))
+
+    @property
+    def hop_slot_count(self) -> int:
+        """Returns the number of results of neighbours."""
+        return sum(len(hop.results) for hop in self.hops)
 
     def ttl_s(self, entity: int) -> int:
         """Returns how many seconds after its last write a store keeps a profile. No feature sees anything older."""
@@ -138,7 +154,8 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
     stored = list(dict.fromkeys(s for feature in catalogue.features for s in stored_values(feature.value)))
     names = [entity.name for entity in catalogue.entities]
     tables = [tables_of([s for s in stored if isinstance(s, WindowedMeasure) and s.entity == name]) for name in names]
-    memories = [memories_of([s for s in stored if isinstance(s, Remembered) and s.entity == name]) for name in names]
+    kept_values = [s for s in stored if isinstance(s, Remembered | Neighbours)]
+    memories = [memories_of([s for s in kept_values if s.entity == name]) for name in names]
     latest = [latest_of([s for s in stored if isinstance(s, Latest) and s.entity == name]) for name in names]
     shapes = tuple(
         Shape(
@@ -148,7 +165,8 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         )
         for mine, kept, whole in zip(tables, memories, latest, strict=True)
     )
-    slots = numbered_slots(names, tables, [[*kept, *whole] for kept, whole in zip(memories, latest, strict=True)])
+    hops = hops_of(stored, names)
+    slots = numbered_slots(names, tables, [[*kept, *whole] for kept, whole in zip(memories, latest, strict=True)], hops)
     conditions = conditions_of(tables)
     words = PlanWords()
     head_at = words.reserve(plan_schema.Head)
@@ -161,6 +179,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
     operations, values = _program(words, catalogue, slots)
     program_at = words.extend([number for operation in operations for number in operation])
     features_at = words.extend(values)
+    hops_at = write_hops(words, hops, slots, memories, catalogue.names)
     travels = any(m.recollection is Recollection.TRAVEL_KMH for kept in memories for k in kept for m in k.asked)
     head = plan_schema.Head(
         entity_count=len(names),
@@ -173,6 +192,11 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         conditions_at=conditions_at,
         places_at=words.extend(load_places().ravel().tolist()) if travels else 0,
         row_width=row_width(catalogue.payment.fields),
+        hop_count=len(hops),
+        hops_at=hops_at,
+        hop_slots_at=slots.hops_at,
+        hop_slot_count=slots.count - slots.hops_at,
+        listed_count=sum(hop.capacity for hop in hops),
     )
     words.put(head_at, head)
     return Plan(
@@ -191,6 +215,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         key=key,
         fields=catalogue.payment.fields,
         label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if knows_fraud(s)})),
+        hops=tuple(hops),
     )
 
 
@@ -233,14 +258,14 @@ def _by_code(codes: Sequence[int]) -> list[int]:
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[StoredTable]) -> int:
     """Returns for how many ms after its newest event a profile can still affect a feature."""
     windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
-    sees_further = any(isinstance(s, EntityRecency | Remembered | Latest) and s.entity == entity for s in stored)
+    sees_further = any(s.entity == entity and not isinstance(s, WindowedMeasure) for s in stored)
     return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
 
 
 def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int]:
     asked = set()
     for item in stored:
-        if isinstance(item, Remembered):
+        if isinstance(item, Remembered | Neighbours):
             asked.add(item.attribute)
         elif isinstance(item, Latest):
             asked |= {reading_of(attribute)[0] if is_number else attribute for attribute, is_number in item.fields}

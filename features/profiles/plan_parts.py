@@ -16,6 +16,7 @@ from paywarden.features.catalogue.expressions import (
     EntityRecency,
     Latest,
     Measure,
+    Neighbours,
     Recency,
     Remembered,
     Stored,
@@ -54,11 +55,26 @@ class StoredLatest:
 
 
 @dataclass(frozen=True)
+class StoredHop:
+    """A group of results two hops away: of the last `capacity` neighbours of kind `target` of a `source`."""
+
+    source: int
+    target: int
+    attribute: int
+    capacity: int
+    results: tuple[Neighbours, ...]
+
+
+@dataclass(frozen=True)
 class Slots:
-    """The slot of each roll-up result, and the first and last slot of each entity."""
+    """The slot of each roll-up result, and the first and last slot of each entity.
+
+    The results of neighbours stand behind those of all entities, from `hops_at` on.
+    """
 
     of: dict[Stored, int]
     bounds: list[tuple[int, int]]
+    hops_at: int
     count: int
 
 
@@ -92,10 +108,13 @@ def column_order(column: Column) -> tuple[int, ...]:
     return (MEASURES.index(column.measure), column.attribute, column.parts, *condition)
 
 
-def memories_of(wanted: Sequence[Remembered]) -> list[StoredMemory]:
+def memories_of(wanted: Sequence[Remembered | Neighbours]) -> list[StoredMemory]:
+    """Returns the memories of distinct values. One of neighbours alone has no question."""
     by_kind: dict[tuple[int, int], list[Remembered]] = {}
     for item in wanted:
-        by_kind.setdefault((item.attribute, item.capacity), []).append(item)
+        asked = by_kind.setdefault((item.attribute, item.capacity), [])
+        if isinstance(item, Remembered):
+            asked.append(item)
     return [StoredMemory(*kind, tuple(items)) for kind, items in sorted(by_kind.items())]
 
 
@@ -105,6 +124,16 @@ def latest_of(wanted: Sequence[Latest]) -> list[StoredLatest]:
     for item in wanted:
         by_kind.setdefault((item.fields, item.capacity, item.is_whole), []).append(item)
     return [StoredLatest(LatestShape(*kind), tuple(items)) for kind, items in sorted(by_kind.items())]
+
+
+def hops_of(stored: Sequence[Stored], entities: Sequence[str]) -> list[StoredHop]:
+    """Returns the groups of neighbours, those of one source one after the other."""
+    groups: dict[tuple[int, int, int, int], list[Neighbours]] = {}
+    for item in stored:
+        if isinstance(item, Neighbours):
+            group = entities.index(item.entity), entities.index(item.target), item.attribute, item.capacity
+            groups.setdefault(group, []).append(item)
+    return [StoredHop(*group, tuple(results)) for group, results in sorted(groups.items(), key=lambda one: one[0])]
 
 
 def reading_of(attribute: int) -> tuple[int, int]:
@@ -138,9 +167,15 @@ def identities_of(
 
 
 def numbered_slots(
-    names: Sequence[str], tables: Sequence[list[StoredTable]], memories: Sequence[Sequence[StoredMemory | StoredLatest]]
+    names: Sequence[str],
+    tables: Sequence[list[StoredTable]],
+    memories: Sequence[Sequence[StoredMemory | StoredLatest]],
+    hops: Sequence[StoredHop],
 ) -> Slots:
-    """Number the slots, entity by entity: windows, memories, recencies. Every entity has the recencies."""
+    """Number the slots, entity by entity: windows, memories, recencies. Every entity has the recencies.
+
+    Then come the results of neighbours.
+    """
     of: dict[Stored, int] = {}
     bounds, count = [], 0
     for name, mine, kept in zip(names, tables, memories, strict=True):
@@ -157,7 +192,9 @@ def numbered_slots(
             of[EntityRecency(name, recency)] = count
             count += 1
         bounds.append((first, count))
-    return Slots(of, bounds, count)
+    results = [result for hop in hops for result in hop.results]
+    of |= {result: place for place, result in enumerate(results, count)}
+    return Slots(of, bounds, count, count + len(results))
 
 
 def _slot_parts(item: WindowedMeasure) -> int:

@@ -8,11 +8,19 @@ from typing import NamedTuple
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Condition, identity_column
-from paywarden.features.catalogue.expressions import NUMBER_MEASURES, Column, Recollection, Reduction, WindowedMeasure
+from paywarden.features.catalogue.expressions import (
+    NUMBER_MEASURES,
+    Column,
+    NeighbourReduction,
+    Recollection,
+    Reduction,
+    WindowedMeasure,
+)
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.plan_parts import (
     RECENCIES,
     Slots,
+    StoredHop,
     StoredLatest,
     StoredMemory,
     StoredTable,
@@ -24,6 +32,7 @@ from paywarden.features.profiles.shape import MEASURES, Shape
 
 REDUCTIONS = tuple(Reduction)
 RECOLLECTIONS = tuple(Recollection)
+NEIGHBOUR_REDUCTIONS = tuple(NeighbourReduction)
 
 
 @dataclass(frozen=True)
@@ -262,6 +271,40 @@ class EntityWriter:
             fields_at=self._words.extend([number for field in fields for number in field]),
         )
         self._words.put(at, section)
+
+
+def write_hops(
+    words: PlanWords,
+    hops: Sequence[StoredHop],
+    slots: Slots,
+    memories: Sequence[Sequence[StoredMemory]],
+    features: Sequence[str],
+) -> int:
+    """Write the groups of neighbours; returns where they start. `features` are the names in the order of the vector."""
+    hops_at = words.reserve(plan_schema.PlanHop, len(hops))
+    listed_at = 0
+    for number, hop in enumerate(hops):
+        kinds = [(memory.attribute, memory.capacity) for memory in memories[hop.source]]
+        results = [
+            plan_schema.PlanHopResult(
+                feature=features.index(result.feature),
+                reduction=NEIGHBOUR_REDUCTIONS.index(result.reduction),
+                slot=slots.of[result] - slots.hops_at,
+            )
+            for result in hop.results
+        ]
+        section = plan_schema.PlanHop(
+            source=hop.source,
+            target=hop.target,
+            memory=kinds.index((hop.attribute, hop.capacity)),
+            last=hop.capacity,
+            listed_at=listed_at,
+            result_count=len(results),
+            results_at=words.extend([number for result in results for number in result]),
+        )
+        words.put(hops_at + number * plan_schema.HOP_SIZE, section)
+        listed_at += hop.capacity
+    return hops_at
 
 
 def _result_of(item: WindowedMeasure) -> _Result:

@@ -19,13 +19,13 @@ from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.entity_words.arguments import is_moment
 from paywarden.features.catalogue.expressions import (
+    ASK_PAYMENT,
     NUMBER_MEASURES,
     Derived,
     Expression,
     Latest,
     Measure,
-    Operation,
-    Recollection,
+    Neighbours,
     Remembered,
     WindowedMeasure,
     stored_values,
@@ -50,26 +50,6 @@ from paywarden.schemas.errors import Misconfigured
 # A cell of a tile: a count, an amount, or a count for each bucket; None for a largest amount without payments.
 CellValue = int | Decimal | tuple[int, ...] | None
 
-# Operations that use the payment itself. The others use only stored values.
-_OF_PAYMENT = frozenset(
-    {
-        Operation.ATTRIBUTE_VALUE,
-        Operation.HOUR,
-        Operation.NIGHT,
-        Operation.WEEKEND,
-        Operation.WEEKDAY,
-        Operation.TRAILING_ZEROS,
-        Operation.BELOW_LIMIT,
-        Operation.HOLDS,
-        Operation.CATEGORY,
-        Operation.DECLARED_NUMBER,
-        Operation.AGE_MS,
-        Operation.SAME_VALUE,
-        Operation.DISTANCE,
-    }
-)
-# Questions to a memory that use only its content.
-_OF_MEMORY = frozenset({Recollection.LAST_VALUE, Recollection.AGO, Recollection.NUMBER_OF})
 _WORDS = {
     Measure.COUNT: "count",
     Measure.AMOUNT_SUM: "sum",
@@ -392,6 +372,8 @@ def _features(
             continue
         if _asks_payment(feature.value, values):
             found.append(FeatureValue(feature.name, None, feature.unit, "it depends on the payment"))
+        elif _asks_neighbours(feature.value, values):
+            found.append(FeatureValue(feature.name, None, feature.unit, "it depends on other profiles"))
         elif math.isnan(value):
             found.append(FeatureValue(feature.name, None, feature.unit, feature.missing))
         else:
@@ -414,11 +396,21 @@ def _entities_in(value: Expression, values: Mapping[str, Expression]) -> set[str
 
 
 def _asks_payment(value: Expression, values: Mapping[str, Expression]) -> bool:
+    """Returns whether a value, or an earlier feature in it, needs a payment's own attributes."""
     if isinstance(value, str):
         return _asks_payment(values[value], values)
     if isinstance(value, Derived):
-        return value.operation in _OF_PAYMENT or any(_asks_payment(operand, values) for operand in value.operands)
-    return isinstance(value, (Remembered, Latest)) and value.recollection not in _OF_MEMORY
+        return value.operation in ASK_PAYMENT or any(_asks_payment(operand, values) for operand in value.operands)
+    return isinstance(value, (Remembered, Latest)) and value.recollection in ASK_PAYMENT
+
+
+def _asks_neighbours(value: Expression, values: Mapping[str, Expression]) -> bool:
+    """Returns whether a value, or an earlier feature in it, needs profiles of neighbours."""
+    if isinstance(value, str):
+        return _asks_neighbours(values[value], values)
+    if isinstance(value, Derived):
+        return any(_asks_neighbours(operand, values) for operand in value.operands)
+    return isinstance(value, Neighbours)
 
 
 def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:

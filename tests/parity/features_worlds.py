@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -427,6 +427,13 @@ def worlds(draw: st.DrawFn, payments_max: int = 12, fields: st.SearchStrategy[di
 
 
 @dataclass(frozen=True)
+class OfEntity:
+    """An entity among the arguments of a word."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Said:
     """One feature of a catalogue. Attributes and conditions among its arguments are naive ones."""
 
@@ -436,9 +443,16 @@ class Said:
     arguments: tuple[object, ...]
     options: tuple[tuple[str, object], ...]
 
+    @property
+    def options_by_name(self) -> dict[str, object]:
+        return dict(self.options)
+
     def read(self, words: Any, entities: dict[str, Any]) -> Any:
         options = {name: _read(words, option) for name, option in self.options}
-        arguments = [_read(words, argument) for argument in self.arguments]
+        arguments = [
+            entities[argument.name] if isinstance(argument, OfEntity) else _read(words, argument)
+            for argument in self.arguments
+        ]
         return getattr(entities[self.entity], self.word)(self.name, *arguments, **options)
 
 
@@ -575,6 +589,42 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     elif word in ("count", "amount_mean"):
         options["including_this"] = draw(st.booleans())
     return Said(name, entity, word, tuple(arguments), tuple(options.items()))
+
+
+# Words whose features are of an entity's own earlier payments, whatever the payment that is scored.
+_ASKABLE = frozenset(_WORDS) - {"amount_zscore", "zscore", "difference_to_last", *_MEMORY_WORDS}
+
+
+@st.composite
+def two_hops(
+    draw: st.DrawFn, entities: Mapping[str, tuple[str, ...]], said: Sequence[Said], hops_max: int = 4
+) -> list[Said]:
+    """Draws features two hops away, and the features of neighbours that they ask for. `said` are other features.
+
+    `entities` are the key fields by name. Without a neighbour that has one field with identities, there are none.
+    """
+    alone = [name for name, keys in entities.items() if len(keys) == 1 and keys[0] not in ("mcc", "currency")]
+    pairs = [(source, target) for source in entities for target in alone if entities[target][0] not in entities[source]]
+    if not pairs:
+        return []
+    asked: list[Said] = []
+    hops: list[Said] = []
+    for number in range(draw(st.integers(1, hops_max))):
+        source, target = draw(st.sampled_from(pairs))
+        known = [one for one in (*said, *asked) if one.entity == target and _can_be_asked(one)]
+        if not known or draw(st.booleans()):
+            usual = Said(f"asked{number}", target, "count", (draw(st.sampled_from(["1h", "2d", "30d"])),), ())
+            fitting = [one for one in (draw(_said(f"asked{number}", False)),) if _can_be_asked(one)]
+            known = [replace(one, entity=target) for one in (*fitting, usual)][:1]
+            asked += known
+        word = draw(st.sampled_from(["largest_of_last", "mean_of_last"]))
+        arguments = (OfEntity(target), draw(st.sampled_from(known)).name, draw(st.integers(1, 3)))
+        hops.append(Said(f"hop{number}", source, word, arguments, ()))
+    return [*asked, *hops]
+
+
+def _can_be_asked(said: Said) -> bool:
+    return said.word in _ASKABLE and not said.options_by_name.get("including_this")
 
 
 @st.composite

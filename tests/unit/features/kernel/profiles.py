@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,25 +179,57 @@ def seen_by(engine: FeatureEngine, rows: Sequence[Sequence[int]], known: Sequenc
     )
 
 
+ProfileOf = Callable[[str, int], bytes | None]
+"""Finds a neighbour's profile by its kind and identity; None when nothing is known of it."""
+
+
+def hops_of(engine: FeatureEngine, seen: Seen, profile_of: ProfileOf | None) -> NDArray[np.float64]:
+    """The results of neighbours of payments, shape (payments, hop slots), as scoring gets them."""
+    plan, hops = engine.plan, engine.new_hops(len(seen.attributes))
+    if profile_of is None or not plan.hops:
+        return hops
+    identities = np.full((len(hops), len(plan.listed)), -1, dtype=np.int64)
+    engine.list_neighbours(seen.attributes, seen.presence, seen.states, seen.bounds, identities)
+    names = [plan.entity_names[entity] for entity in plan.listed]
+    found = [
+        profile_of(name, identity) if identity else None
+        for listed in identities.tolist()
+        for name, identity in zip(names, listed, strict=True)
+    ]
+    presence = np.array([kernel.UNKNOWN if one is None else kernel.KNOWN for one in found], dtype=np.uint8)
+    bounds = np.concatenate(([0], np.cumsum([len(one or b"") for one in found]))).astype(np.int64)
+    states = np.frombuffer(bytearray(b"".join(one or b"" for one in found)), dtype=np.uint8)
+    engine.fill_hops(seen.attributes, presence, states, bounds, hops)
+    return hops
+
+
 def vectors(
-    engine: FeatureEngine, rows: Sequence[Sequence[int]], known: Sequence[Mapping[str, bytes | None]]
+    engine: FeatureEngine,
+    rows: Sequence[Sequence[int]],
+    known: Sequence[Mapping[str, bytes | None]],
+    profile_of: ProfileOf | None = None,
 ) -> NDArray[np.float32]:
     """Vectors of payments as scoring gets them, shape (payments, features).
 
     `known` holds for each payment the profiles by the entity's name: None when nothing is known of it; one that is
-    not there takes no part.
+    not there takes no part. `profile_of` finds neighbours; without it, features two hops away are missing.
     """
     seen = seen_by(engine, rows, known)
-    engine.fill_vectors(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
+    hops = hops_of(engine, seen, profile_of)
+    engine.fill_vectors(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out, hops)
     return seen.out
 
 
 def bound_vector(
-    engine: FeatureEngine, asked: Sequence[int], states: Mapping[str, bytes | None]
+    engine: FeatureEngine,
+    asked: Sequence[int],
+    states: Mapping[str, bytes | None],
+    profile_of: ProfileOf | None = None,
 ) -> NDArray[np.float32]:
     """One payment's vector by a call that is bound to its arrays, shape (features,)."""
     seen = seen_by(engine, [asked], [states])
-    engine.bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)(1)
+    hops = hops_of(engine, seen, profile_of)
+    engine.bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out, hops)(1)
     found: NDArray[np.float32] = seen.out[0]
     return found
 

@@ -107,8 +107,9 @@ def between_guards(
     presence[entity] = kernel.KNOWN
     bounds = np.where(np.arange(count + 1) > entity, len(state), 0).astype(np.int64)
     seen = kernel.fill_vectors(
-        plan.words, NOW, presence, data.array, bounds, words.array, values.array, vectors.array.reshape(1, -1)
-    )
+        plan.words, NOW, presence, data.array, bounds, words.array, values.array, vectors.array.reshape(1, -1),
+        of.new_hops(1),
+    )  # fmt: skip
     events = events_of([update], with_rows=True)
     results = EventResults(
         PackedProfiles(room.array, ends.array), np.zeros(len(update), np.uint8), np.zeros(1, np.int64)
