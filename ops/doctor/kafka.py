@@ -28,7 +28,7 @@ from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.avro import TOPICS, subject
-from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError, StoreUnavailable
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.settings import Source
 from paywarden.streams.kafka.admin import (
@@ -46,6 +46,7 @@ from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topics import TopicSettings, in_sync_replicas, wanted_topics
 
 _CREATE = "run `paywarden topics create`"
+_CREATE_LIVE = "run `paywarden topics create --live-set`"
 _NOT_TOLD = "look at the brokers, and give this user the right to describe its topics"
 _ADD_PARTITIONS = (
     "before the first record, delete it and run `paywarden topics create`; later, see *More partitions* in "
@@ -85,11 +86,17 @@ def check_kafka(source: Source) -> Iterator[CheckResult]:
         yield from (CheckResult("kafka", ERROR, seen, CORRECT_ADDRESS) for seen in away)
         if len(away) == brokers:
             return
-    wanted = wanted_topics(kafka, settings, wiring.entity_names(source))
+    live, unknown = _live_set(source)
+    yield from unknown
+    entities = wiring.entity_names(source)
+    wanted = wanted_topics(kafka, settings, entities, live)
     described, refused = _described(admin, [topic.topic for topic in wanted])
     missing = [topic.topic for topic in wanted if topic.topic not in described and topic.topic not in refused]
     if missing:
-        yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
+        # Those of a set that a rebuild has made are created for that set alone.
+        of_first = {topic.topic for topic in wanted_topics(kafka, settings, entities)}
+        mend = _CREATE if of_first.issuperset(missing) else _CREATE_LIVE
+        yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", mend)
     for reason in dict.fromkeys(refused.values()):
         names = [name for name, its_reason in refused.items() if its_reason == reason]
         yield CheckResult("kafka", ERROR, f"Kafka does not describe {_listed(names)} ({reason})", _NOT_TOLD)
@@ -105,6 +112,18 @@ def check_kafka(source: Source) -> Iterator[CheckResult]:
         yield CheckResult("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
     if kafka.topic("payments") in described:
         yield from _clock(admin, kafka, len(described[kafka.topic("payments")].partitions))
+
+
+def _live_set(source: Source) -> tuple[str, list[CheckResult]]:
+    """Returns the name of the live profile set, whose repartition topics the stream needs, and what hides it."""
+    try:
+        # A store in memory has the first set alone.
+        return "" if wiring.store_kind(source) == "memory" else wiring.live_set(source).name, []
+    except StoreUnavailable as error:
+        seen = (
+            f"the store does not say which profile set is live, so its repartition topics are not looked for: {error}"
+        )
+        return "", [CheckResult("kafka", SKIPPED, seen)]
 
 
 def _unread_files(kafka: KafkaSettings) -> Iterator[CheckResult]:

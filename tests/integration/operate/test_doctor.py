@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from paywarden.features.stores.profile_sets import ProfileSets
+from paywarden.ops import wiring
 from paywarden.ops.doctor.kafka import check_kafka
 from paywarden.ops.doctor.overlay import check_stream
 from paywarden.schemas.avro import TOPICS, LocalSchemaIds
@@ -26,6 +29,7 @@ from paywarden.schemas.settings import Source, read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.patience import PATIENCE_S
@@ -154,3 +158,24 @@ def test_topics_that_are_missing_are_named(tmp_path: Path, settings: KafkaSettin
         _, missing = seen(read_source(str(deployment.config)))
     assert missing.startswith(f"error topics do not exist: {settings.topic('payments')}, ")
     assert missing.endswith(f"and {len(TOPICS)} more: run `paywarden topics create`")
+
+
+def test_the_topics_of_a_rebuilt_set_are_looked_for(
+    source: Source, deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """The stream of that set ends without them, as on a new cluster where `topics create` made the others."""
+    with closing(ProfileSets(wiring.set_stores(source).open_register())) as sets:
+        sets.create("b2", now_ms=0)
+        sets.finish_swap(sets.begin_swap(sets.read(), "b2"))
+    _, missing = seen(source)
+    names = [settings.topic(repartition_topic(entity, "b2")) for entity in ("card", "merchant", "device")]
+    assert missing == f"error topics do not exist: {', '.join(names)}: run `paywarden topics create --live-set`"
+    assert deployment.run("topics", "create", "--live-set").returncode == 0
+    assert [line.split()[0] for line in seen(source)] == ["ok", "ok"]
+
+
+def test_a_store_that_is_away_hides_only_its_own_topics(source: Source) -> None:
+    away = {"PAYWARDEN_STORE_KIND": "aerospike", "PAYWARDEN_AEROSPIKE_HOSTS": "127.0.0.1:1"}
+    _, hidden, others = seen(read_source(source.name, away))
+    assert hidden.startswith("skipped the store does not say which profile set is live")
+    assert others.startswith(f"ok {len(TOPICS) + 5} topics have the settings")
