@@ -29,7 +29,7 @@ from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, totals
-from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics
+from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics, ready_gauge
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.server.context import Endpoints, ServerContext
 
@@ -67,7 +67,10 @@ def admin_main(
 async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object], name: str) -> None:
     loop, stopped, registry = asyncio.get_running_loop(), asyncio.Event(), MetricsRegistry()
     metrics = HttpMetrics.declare(registry)
+    # While no worker runs, nobody else would say that none is ready.
+    ready = ready_gauge(registry)
     registry.open(host.metrics_directory, name)
+    ready.set(0)
     renderer = MetricsRenderer(host.metrics_directory)
     server = HttpServer(
         None,

@@ -21,7 +21,7 @@ from paywarden.scoring.metrics.shared_metrics import totals
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
-from tests.services.product.processes import is_ready, wait_until
+from tests.services.product.processes import is_ready, samples, wait_until
 from tests.services.product.scoring_server import Server
 
 PROTOBUF = "application/x-protobuf"
@@ -44,7 +44,7 @@ class Host(Server):
         text = text.replace("[outbox]\n", "[outbox]\nsegment_bytes = 8192\n")
         self.config.write_text(text.replace("[serve]\n", "[serve]\nhang_timeout_s = 4\n"), encoding="utf-8")
         self._sent = 0
-        self.grpc_target = ""
+        self.grpc_target = self.admin = ""
 
     def allow(self, token: str) -> None:
         self.token = token
@@ -117,6 +117,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         with limit(resource.RLIMIT_NOFILE, USUAL_LIMIT):
             made.start()
         made.grpc_target = made.parent.first_line().removeprefix("grpc://")
+        made.admin = made.parent.first_line().removeprefix("admin ")
         made.listening()
         wait_until(lambda: is_ready(made.target), "the worker is ready")
         yield made
@@ -207,6 +208,28 @@ def is_answered_on_a_new_connection(host: Host) -> bool:
     with contextlib.closing(client), contextlib.suppress(TimeoutError):
         return host.pay(client) == 200
     return False
+
+
+def test_a_host_without_a_worker_says_that_it_is_not_ready(host: Host) -> None:
+    """The metric was absent, and PaywardenHostNotReady silent, while the only worker could not start again."""
+
+    def ready() -> float | None:
+        return samples(host.admin, zeros=True).get(("paywarden_scoring_ready",))
+
+    wait_until(lambda: ready() == 1, "the host is ready")
+    outbox = Path(host.outbox.directory)
+    outbox.rename(f"{outbox}-away")
+    outbox.touch()
+    try:
+        # The next worker cannot begin its outbox, and ends.
+        (worker,) = host.listening()
+        worker.kill()
+        wait_until(lambda: ready() == 0, "the host says that it is not ready")
+    finally:
+        outbox.unlink()
+        Path(f"{outbox}-away").rename(outbox)
+    wait_until(lambda: ready() == 1, "the next worker is ready")
+    host.listening()
 
 
 def test_a_worker_that_stands_still_is_replaced(host: Host) -> None:

@@ -178,8 +178,11 @@ def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
             return error.code, dict(error.headers), error.read()
 
 
-def samples(address: str) -> dict[tuple[str, ...], float]:
-    """Returns the samples of /metrics by name and label values (label names in reverse order), without zeros."""
+def samples(address: str, *, zeros: bool = False) -> dict[tuple[str, ...], float]:
+    """Returns the samples of /metrics by name and label values (label names in reverse order).
+
+    Without `zeros`, those that are 0 are left out.
+    """
     status, headers, body = get(f"{address}/metrics")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain")
@@ -187,7 +190,7 @@ def samples(address: str) -> dict[tuple[str, ...], float]:
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
         for family in text_string_to_metric_families(body.decode())
         for sample in family.samples
-        if sample.value
+        if sample.value or zeros
     }
 
 
