@@ -41,6 +41,17 @@ FIELD_COUNTS = {
     Operation.DISTANCE: 4,
 }
 ENTITIES_MAX = 16
+# A row of features is copied for each payment, in every process, and stands in each decision. No model here has a tenth.
+FEATURES_MAX = 4000
+# What a field is that can be no key. A key is a text, so that a profile has the same key in each path.
+_NO_KEYS = {
+    AttributeKind.COUNTRY: "a country",
+    AttributeKind.FLAG: "true or false",
+    AttributeKind.NUMBER: "a number",
+    AttributeKind.AMOUNT: "an amount",
+    AttributeKind.TIME: "a time",
+    AttributeKind.OFFSET: "a time zone",
+}
 
 
 class DeclaredEntity(Protocol):
@@ -60,7 +71,8 @@ def check_entities(entities: Sequence[DeclaredEntity], declared: Sequence[Attrib
         raise Misconfigured("feature catalogue: it declares no entity")
     if len(entities) > ENTITIES_MAX:
         raise wrong_at(entities[ENTITIES_MAX].line, f"there are {len(entities)} entities, at most {ENTITIES_MAX}")
-    fields = {one.name for one in (*ATTRIBUTES, *declared) if one.kind is AttributeKind.TEXT}
+    kinds = {one.name: one.kind for one in (*ATTRIBUTES, *declared)}
+    fields = {name for name, kind in kinds.items() if kind is AttributeKind.TEXT}
     lines: dict[str, str] = {}
     for entity in entities:
         name = entity.name
@@ -71,6 +83,9 @@ def check_entities(entities: Sequence[DeclaredEntity], declared: Sequence[Attrib
         if name in lines:
             raise wrong_at(entity.line, f"an entity is declared twice: {name!r}, first in {lines[name]}")
         for key in entity.keys:
+            if key in kinds and key not in fields:
+                told = f"entity {name!r}: {key!r} is {_NO_KEYS[kinds[key]]}, and a key field is a text"
+                raise wrong_at(entity.line, f"{told}: declare another field in payment.py, as text(…) or category(…)")
             if key not in fields:
                 wanted = ", ".join(sorted(fields))
                 raise wrong_at(entity.line, f"entity {name!r}: payments have no key field {key!r}; there are {wanted}")
@@ -86,6 +101,8 @@ def check_features(features: Sequence[Feature], entities: set[str]) -> None:
     """
     if not features:
         raise Misconfigured("feature catalogue: it declares no feature")
+    if len(features) > FEATURES_MAX:
+        raise wrong_at(features[FEATURES_MAX].line, f"there are {len(features)} features, at most {FEATURES_MAX}")
     declared = {feature.name: feature.line for feature in features if isinstance(feature.name, str)}
     seen: dict[str, str] = {}
     for feature in features:

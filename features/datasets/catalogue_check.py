@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import DeclaredRow, row_of
+from paywarden.features.catalogue.attributes import DeclaredRow, identity_column, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.declared_values import declared_values
 from paywarden.features.datasets.plain_features import PlainEvents, plain_vector
+from paywarden.features.kernel.pending import READS
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.features.profiles.plan import Plan
 
 _START_MS = 1_764_000_000_000
 _DAYS = 25
@@ -58,10 +60,14 @@ class CatalogueCheck:
 
 @dataclass(frozen=True)
 class _Event:
-    """A payment, or with `weight` +1 or -1 a change of its label. `payment` numbers the payment."""
+    """A payment, or with `weight` +1 or -1 a change of its label. `payment` numbers the payment.
+
+    `reads`: the payment only reads a neighbour's profile; the number says where the values go.
+    """
 
     payment: int
     weight: int | None = None
+    reads: int | None = None
 
 
 def check_catalogue(catalogue: Catalogue, *, payments: int = 400, seed: int = 0) -> CatalogueCheck:
@@ -78,7 +84,7 @@ def check_catalogue(catalogue: Catalogue, *, payments: int = 400, seed: int = 0)
     keys = [[make(one) for make in makers] for one in made]
     heard = _heard(made, seed)
     one_by_one, at_once = _one_by_one(engine, rows, keys, heard), _at_once(engine, rows, keys, heard)
-    plain, not_plain = _plain(catalogue, at_once, rows, keys, heard)
+    plain, not_plain = _plain(catalogue, plan, at_once, rows, keys, heard)
     differences = _differences(plan.names, one_by_one, at_once, ("event by event", "at once"))
     differences += _differences(plan.names, at_once, plain, ("at once", "the plain way"))
     return CatalogueCheck(len(made), _ranges(plan.names, at_once), differences, not_plain)
@@ -157,6 +163,7 @@ def _one_by_one(
     count = engine.plan.entity_count
     out = np.empty((len(rows), engine.plan.feature_count), dtype=np.float32)
     profiles: dict[bytes, bytes] = {}
+    key_of = _keys_by_identity(engine.plan, rows, keys)
     for event in heard:
         row = rows[event.payment : event.payment + 1]
         own = keys[event.payment]
@@ -166,13 +173,17 @@ def _one_by_one(
                 kernel.KNOWN if state else kernel.UNKNOWN if key else kernel.ABSENT
                 for key, state in zip(own, states, strict=True)
             ]
-            engine.fill_vectors(
-                row,
-                np.array(presence, dtype=np.uint8),
-                np.frombuffer(bytearray(b"".join(states)), dtype=np.uint8),
-                np.concatenate(([0], np.cumsum([len(state) for state in states]))).astype(np.int64),
-                out[event.payment : event.payment + 1],
-            )
+            asked = (row, np.array(presence, dtype=np.uint8), *_packed(states))
+            identities = np.zeros((1, len(engine.plan.listed)), dtype=np.int64)
+            engine.list_neighbours(*asked, identities)
+            others = [
+                profiles.get(key_of.get((entity, identity), b""), b"")
+                for entity, identity in zip(engine.plan.listed, identities[0].tolist(), strict=True)
+            ]
+            known = np.array([kernel.KNOWN if state else kernel.UNKNOWN for state in others], dtype=np.uint8)
+            hops = engine.new_hops(1)
+            engine.fill_hops(row, known, *_packed(others), hops)
+            engine.fill_vectors(*asked, out[event.payment : event.payment + 1], hops)
         for entity in range(count):
             if own[entity]:
                 applied = engine.apply(
@@ -186,24 +197,68 @@ def _one_by_one(
     return out
 
 
+def _packed(states: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Returns profiles one after the other, and where each begins and ends."""
+    bounds = np.concatenate(([0], np.cumsum([len(state) for state in states]))).astype(np.int64)
+    return np.frombuffer(bytearray(b"".join(states)), dtype=np.uint8), bounds
+
+
+def _keys_by_identity(
+    plan: Plan, rows: NDArray[np.int64], keys: Sequence[Sequence[bytes]]
+) -> dict[tuple[int, int], bytes]:
+    """Returns the key of each neighbour by its entity and identity."""
+    columns = {hop.target: identity_column(hop.attribute) for hop in plan.hops}
+    return {
+        (entity, row[column]): own[entity]
+        for row, own in zip(rows.tolist(), keys, strict=True)
+        for entity, column in columns.items()
+    }
+
+
 def _at_once(
     engine: FeatureEngine, rows: NDArray[np.int64], keys: Sequence[Sequence[bytes]], heard: Sequence[_Event]
 ) -> NDArray[np.float32]:
     """Returns the vectors of payments with all events of an entity in one call, as training and replay make them."""
+    plan = engine.plan
     slots = engine.new_slots(len(rows))
-    for entity in range(engine.plan.entity_count):
+    lists = np.zeros((len(rows), len(plan.listed)), dtype=np.int64)
+    for entity in range(plan.entity_count):
         groups: dict[bytes, list[_Event]] = {}
         for event in heard:
             if key := keys[event.payment][entity]:
                 groups.setdefault(key, []).append(event)
         in_order = list(groups.values())
         filled = [event.payment if event.weight is None else -1 for group in in_order for event in group]
-        engine.apply(entity, _events(in_order, filled), rows, [None] * len(in_order), slots)
+        events = _events(in_order, filled)
+        engine.apply(entity, events, rows, [None] * len(in_order), slots)
+        if any(hop.source == entity for hop in plan.hops):
+            engine.list_in_order(entity, events, rows, [None] * len(in_order), lists)
+    key_of = _keys_by_identity(plan, rows, keys)
+    listed_at = 0
+    for number, hop in enumerate(plan.hops):
+        places = range(listed_at, listed_at + hop.capacity)
+        groups = {}
+        for event in heard:
+            # Before the payment itself is added to any profile, it reads those of its neighbours.
+            for place in places if event.weight is None else ():
+                if identity := int(lists[event.payment, place]):
+                    item = event.payment * hop.capacity + place - listed_at
+                    reads = _Event(event.payment, reads=item)
+                    groups.setdefault(key_of[hop.target, identity], []).append(reads)
+            if key := keys[event.payment][hop.target]:
+                groups.setdefault(key, []).append(event)
+        in_order = list(groups.values())
+        filled = [-1 if event.reads is None else event.reads for group in in_order for event in group]
+        found = np.full((len(rows) * hop.capacity, len(hop.results)), np.nan, dtype=np.float32)
+        engine.read_in_order(number, _events(in_order, filled), rows, [None] * len(in_order), found)
+        engine.combine(number, found, slots)
+        listed_at += hop.capacity
     return engine.vectors_of_slots(rows, slots)
 
 
 def _plain(
     catalogue: Catalogue,
+    plan: Plan,
     at_once: NDArray[np.float32],
     rows: NDArray[np.int64],
     keys: Sequence[Sequence[bytes]],
@@ -214,15 +269,18 @@ def _plain(
     events: dict[bytes, PlainEvents] = {}
     names = [entity.name for entity in catalogue.entities]
     done: set[str] = set()
+    columns = {plan.entity_names[hop.target]: identity_column(hop.attribute) for hop in plan.hops}
+    others: dict[tuple[str, int], PlainEvents] = {}
     for event in heard:
         own, row = keys[event.payment], of_row[event.payment]
         known = {name: events.setdefault(key, PlainEvents()) for name, key in zip(names, own, strict=True) if key}
         if event.weight is None:
-            values = plain_vector(catalogue.features, row, known)
+            values = plain_vector(catalogue.features, row, known, others)
             done |= values.keys()
             for column, name in enumerate(catalogue.names):
                 if name in values:
                     out[event.payment, column] = values[name]
+        others |= {(name, row[column]): known[name] for name, column in columns.items() if name in known}
         for one in known.values():
             if event.weight is None:
                 one.payments.append(row)
@@ -237,13 +295,19 @@ def _events(groups: Sequence[Sequence[_Event]], filled: Sequence[int]) -> Events
     unchecked = np.full(len(events), -1, dtype=np.int64)
     return Events(
         groups=np.concatenate(([0], np.cumsum([len(group) for group in groups]))).astype(np.int64),
-        kind=np.array([kernel.PAYMENT if e.weight is None else kernel.LABEL for e in events], dtype=np.uint8),
+        kind=np.array([_kind_of(event) for event in events], dtype=np.uint8),
         payment=np.array([event.payment for event in events], dtype=np.int64),
         weight=np.array([1 if event.weight is None else event.weight for event in events], dtype=np.int64),
         source=unchecked,
         offset=unchecked,
         row=np.array(filled, dtype=np.int64),
     )
+
+
+def _kind_of(event: _Event) -> int:
+    if event.reads is not None:
+        return READS
+    return kernel.PAYMENT if event.weight is None else kernel.LABEL
 
 
 def _ranges(names: Sequence[str], vectors: NDArray[np.float32]) -> tuple[FeatureRange, ...]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from paywarden.features.catalogue.expressions import (
     Feature,
     Latest,
     Measure,
+    NeighbourReduction,
+    Neighbours,
     Operation,
     Recency,
     Recollection,
@@ -58,32 +61,43 @@ class PlainEvents:
     labels: list[tuple[Row, int]] = field(default_factory=list)
 
 
-def plain_vector(features: Sequence[Feature], now: Row, known: Mapping[str, PlainEvents]) -> dict[str, float]:
+Others = Mapping[tuple[str, int], PlainEvents]
+"""The events of entities by name and identity."""
+
+
+def plain_vector(
+    features: Sequence[Feature], now: Row, known: Mapping[str, PlainEvents], others: Others = MappingProxyType({})
+) -> dict[str, float]:
     """Returns the features of a payment by name, NaN where missing. A feature that this module cannot do is left out.
 
-    `known` has the events of each entity that the payment has, by the entity's name.
+    `known` has the events of each entity that the payment has, by the entity's name; `others` those of all entities
+    that may be neighbours.
     """
-    moment = _Moment(now, known)
+    moment = _Moment(now, known, {feature.name: feature.value for feature in features}, others)
+    found = {}
     for feature in features:
         try:
-            moment.values[feature.name] = float(moment.value(feature.value))
+            found[feature.name] = float(moment.value(feature.name))
         except NotPlain:
             continue
-    return moment.values
+    return found
 
 
 class _Moment:
     """A payment with what is known of its entities."""
 
-    def __init__(self, now: Row, known: Mapping[str, PlainEvents]) -> None:
+    def __init__(
+        self, now: Row, known: Mapping[str, PlainEvents], named: Mapping[str, Expression], others: Others
+    ) -> None:
         self._now, self._now_ms, self._known = now, now[kernel.TIME_MS], known
-        self.values: dict[str, float] = {}
+        self._named, self._others = named, others
+        self._values: dict[str, float] = {}
 
     def value(self, value: Expression) -> float:
         if isinstance(value, str):
-            if value not in self.values:
-                raise NotPlain(value)
-            return self.values[value]
+            if value not in self._values:
+                self._values[value] = float(self.value(self._named[value]))
+            return self._values[value]
         if isinstance(value, Derived):
             return self._derived(value)
         if value.entity not in self._known:
@@ -93,6 +107,8 @@ class _Moment:
             return _Inside(value.window, events, self._now_ms).value(value)
         if isinstance(value, EntityRecency):
             return self._recency(value, events)
+        if isinstance(value, Neighbours):
+            return self._neighbours(value, events)
         return self._of_latest(value, events) if isinstance(value, Latest) else self._remembered(value, events)
 
     # Features of the payment itself, and of other values.
@@ -237,7 +253,26 @@ class _Moment:
             raise NotPlain(value.recollection)
         return distance_km / (max(self._now_ms - time_ms, MINUTE_MS) / HOUR_MS)
 
-    def _latest(self, value: Remembered, events: PlainEvents) -> dict[int, int]:
+    def _neighbours(self, value: Neighbours, events: PlainEvents) -> float:
+        """Returns a feature of the latest neighbours, each seen through its own events alone."""
+        found = []
+        for identity in self._latest(value, events):
+            other = self._others.get((value.target, identity))
+            if other is not None:
+                there = _Moment(self._now, {value.target: other}, self._named, {})
+                found.append(float(np.float32(there.value(value.feature))))
+        found = [number for number in found if not math.isnan(number)]
+        if not found:
+            return math.nan
+        if value.reduction is NeighbourReduction.LARGEST:
+            return max(found)
+        total = 0.0
+        # One by one, the newest first: `sum` would round once, at the end.
+        for number in found:
+            total += number
+        return total / len(found)
+
+    def _latest(self, value: Remembered | Neighbours, events: PlainEvents) -> dict[int, int]:
         """Returns the latest distinct identities with the time of each, the newest first."""
         last: dict[int, int] = {}
         for row in events.payments:

@@ -36,6 +36,14 @@ class EntityColumn:
         ]
         return [entity_key(self.entity, ids) for ids in zip(*columns, strict=True)]
 
+    def identities(self) -> NDArray[np.int64]:
+        """Returns the identity of each entity of one field, by number: the one in rows of payments."""
+        ((names, _),) = self._fields
+        if holds_hashes(names.type):
+            found: NDArray[np.int64] = names.to_numpy()
+            return found
+        return np.array(self._key.of_all(names.to_pylist()), dtype=np.int64)
+
     def _texts(self) -> list[list[str]]:
         """Returns for each field the texts that keys hold for its names."""
         return [

@@ -22,6 +22,8 @@ reads the profile at its own time, and is added where the first payment stands t
 
 With an overlay besides (features/history/overlay.py), payment 2 also sees payment 1, which is not added yet.
 
+Features two hops away need two more passes (features/history/neighbours.py).
+
 Several threads share a chunk, in two steps. First each thread takes a run of entities and fills their slots. Then each
 thread assembles the vectors of a run of payments. The threads wait for each other only between the steps, and no slot
 belongs to two threads. Therefore the results are the same to the bit for any number of threads.
@@ -29,10 +31,9 @@ belongs to two threads. Therefore the results are the same to the bit for any nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from queue import SimpleQueue
 
 import numpy as np
@@ -42,7 +43,9 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import number_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
+from paywarden.features.history.event_order import even_shares, order_by_code, place_of
 from paywarden.features.history.history import History, parts_of
+from paywarden.features.history.neighbours import Known, Neighbours
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.history.staleness import Staleness
@@ -157,6 +160,7 @@ class PointInTimeReplay:
             for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
         ]
         self.profiles: list[list[bytes | None]] = [[None] * entities.count for entities in self.entities]
+        self._neighbours = Neighbours(plan, self.entities) if plan.hops else None
         self._labels_done = 0
         # Rows and slots of the chunk at hand. Each chunk uses the memory of the one before: new memory for a hundred
         # megabytes a chunk takes as long to get as their content takes to compute.
@@ -224,16 +228,88 @@ class PointInTimeReplay:
             lambda entity: self._events(entity, range(first, last), wanted, labels, added, waiting),
             range(len(self.entities)),
         )
-        shares = [
-            (entity, touched[part], events.of_groups(part))
-            for entity, (touched, events) in enumerate(ordered)
-            for part in _even_shares(events.groups, self._crew.threads)
-        ]
+        shares = [(entity, *share) for entity, own in enumerate(ordered) for share in self._even_shares(*own)]
+        if self._neighbours is not None and len(slots):
+            known = self._known(payments, range(first, last), labels, added)
+            self._fill_hops(self._neighbours, ordered, range(wanted, last), first, known, attributes, slots)
         late = sum(self._crew.each(lambda share: self._apply(*share, attributes, slots, pending), shares))
         vectors = np.empty((len(slots), self._engine.plan.feature_count), dtype=np.float32)
         of_wanted = attributes[wanted - first : last - first]
         self._crew.each(lambda part: self._assemble(of_wanted[part], slots[part], vectors[part]), self._shares(slots))
         return Chunk(wanted, last, vectors, late)
+
+    def _known(self, payments: NDArray[np.int64], chunk: range, labels: slice, added: slice) -> Known:
+        """Returns what changes profiles in a chunk: payments and labels, in places as those of `_events`."""
+        count, label_count = len(chunk), labels.stop - labels.start
+        if self._seen_by is None:
+            rows, places = np.arange(count), place_of(np.arange(chunk.start, chunk.stop))
+        else:
+            rows = np.arange(added.stop - added.start) + count + label_count
+            places = 2 * self._seen_by[added]
+        rows = np.concatenate((rows, np.arange(count, count + label_count)))
+        kinds = np.full(len(rows), kernel.PAYMENT, dtype=np.uint8)
+        kinds[len(places) :] = kernel.LABEL
+        weights = np.ones(len(rows), dtype=np.int64)
+        weights[len(places) :] = self._labels.weight[labels]
+        return Known(payments[rows], rows, np.append(places, 2 * self._labels.before[labels]), kinds, weights)
+
+    def _fill_hops(
+        self,
+        neighbours: Neighbours,
+        ordered: Sequence[tuple[NDArray[np.integer], Events]],
+        wanted: range,
+        first: int,
+        known: Known,
+        attributes: NDArray[np.int64],
+        slots: NDArray[np.float64],
+    ) -> None:
+        """Fill the hop slots of the wanted payments. The attributes begin with the payment `first`."""
+        lists = neighbours.new_lists(len(wanted))
+        shares = [(entity, share) for entity in neighbours.sources for share in self._even_shares(*ordered[entity])]
+        self._crew.each(lambda share: self._list(*share, attributes, lists), shares)
+        for number in range(len(self._engine.plan.hops)):
+            found = neighbours.new_values(number, len(wanted))
+            self._read(number, neighbours.reads(number, lists, wanted, first, known), attributes, found)
+            self._engine.combine(number, found, slots)
+
+    def _list(
+        self,
+        entity: int,
+        share: tuple[NDArray[np.integer], Events],
+        attributes: NDArray[np.int64],
+        lists: NDArray[np.int64],
+    ) -> None:
+        """Fill the lists of payments of some sources."""
+        touched, events = share
+        with self._engine_of_its_own() as engine:
+            engine.list_in_order(entity, events, attributes, self._states(entity, touched), lists)
+
+    def _read(
+        self,
+        number: int,
+        reads: tuple[NDArray[np.integer], Events],
+        attributes: NDArray[np.int64],
+        found: NDArray[np.float32],
+    ) -> None:
+        """Fill the values of the neighbours of a group."""
+        target = self._engine.plan.hops[number].target
+
+        def read(share: tuple[NDArray[np.integer], Events]) -> None:
+            touched, events = share
+            with self._engine_of_its_own() as engine:
+                engine.read_in_order(number, events, attributes, self._states(target, touched), found)
+
+        self._crew.each(read, self._even_shares(*reads))
+
+    def _even_shares(self, touched: NDArray[np.integer], events: Events) -> list[tuple[NDArray[np.integer], Events]]:
+        """Returns the entities and their events in one share for each thread."""
+        parts = even_shares(events.groups, self._crew.threads)
+        return [(touched[part], events.of_groups(part)) for part in parts]
+
+    def _states(self, entity: int, touched: NDArray[np.integer]) -> list[bytes | None]:
+        """Returns the profiles of some entities."""
+        profiles = self.profiles[entity]
+        return [profiles[code] for code in touched.tolist()]
 
     def _no_buffers(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         return np.empty((0, self.rows.width), dtype=np.int64), self._engine.new_slots(0)
@@ -261,8 +337,7 @@ class PointInTimeReplay:
         codes = self.entities[entity].codes
         first, count = chunk.start, len(chunk)
         label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
-        # Everything known before payment r has an even place; the payment itself has the odd one after it.
-        places = [2 * np.arange(first, first + count) + 1, 2 * label_before]
+        places = [place_of(np.arange(first, first + count)), 2 * label_before]
         all_codes = [codes[first : first + count], codes[label_payment]]
         if self._seen_by is not None:
             places.append(2 * self._seen_by[added])
@@ -309,11 +384,10 @@ class PointInTimeReplay:
         pending: Pending | None,
     ) -> int:
         """Replace the profiles of some entities; returns the number of events that came too late."""
-        profiles, codes = self.profiles[entity], touched.tolist()
-        states = [profiles[code] for code in codes]
+        profiles = self.profiles[entity]
         with self._engine_of_its_own() as engine:
-            result = engine.apply(entity, events, attributes, states, slots, pending)
-        for code, state in zip(codes, result.states, strict=True):
+            result = engine.apply(entity, events, attributes, self._states(entity, touched), slots, pending)
+        for code, state in zip(touched.tolist(), result.states, strict=True):
             profiles[code] = state
         return result.late
 
@@ -364,25 +438,3 @@ def _converted(
         converted[part] = np.where(codes[part] >= zero, found + zero, 0)
     room.release()
     return converted
-
-
-def order_by_code(code: NDArray[np.integer], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the order by code, and by place within a code. Codes are at least -1; both have shape (rows,).
-
-    np.lexsort gives the same order and takes five times as long: NumPy sorts numbers of 16 bits without comparing them,
-    and places are almost in order already.
-    """
-    order = np.argsort(place, kind="stable")
-    rest = code[order].astype(np.int64) + 1
-    while True:
-        by_digit = np.argsort(rest.astype(np.uint16), kind="stable")
-        order, rest = order[by_digit], rest[by_digit] >> 16
-        if rest.max(initial=0) == 0:
-            return order
-
-
-def _even_shares(groups: NDArray[np.int64], count: int) -> list[slice]:
-    """Returns runs of groups, at most `count`, with about equally many events each. No run is empty."""
-    cuts = np.searchsorted(groups, np.linspace(0, groups[-1], count + 1)[1:-1])
-    bounds = [0, *cuts.tolist(), len(groups) - 1]
-    return [slice(start, end) for start, end in pairwise(bounds) if end > start]

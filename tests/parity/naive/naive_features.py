@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import operator
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 from unittest import mock
 
@@ -458,6 +460,29 @@ class Entity:
 
         return self._of_all(name, value)
 
+    def largest_of_last(self, name: str, neighbour: Entity, feature: str, last: int) -> Feature:
+        return self._of_last(name, neighbour, feature, last, lambda values: max(values))
+
+    def mean_of_last(self, name: str, neighbour: Entity, feature: str, last: int) -> Feature:
+        return self._of_last(name, neighbour, feature, last, lambda values: reduce(operator.add, values) / len(values))
+
+    def _of_last(
+        self, name: str, neighbour: Entity, feature: str, last: int, combined: Callable[[list[float]], float]
+    ) -> Feature:
+        """Combines the values of the last different neighbours, the newest first: each as a vector would have it."""
+        (key,) = neighbour.keys
+
+        def of(moment: Moment) -> float:
+            own = moment.own(self.name)
+            if own is None or not len(own[0]):
+                return math.nan
+            latest = latest_values(own[0], key, last, moment.now.time_ms)
+            there = [moment.neighbour(neighbour.name, key, value).values[feature] for value in latest]
+            values = [float(np.float32(value)) for value in there if not math.isnan(value)]
+            return combined(values) if values else math.nan
+
+        return Feature(name, of)
+
     def _window(self, length: str, delay: str = "", hop: str = "") -> Window:
         length_ms, delay_ms = duration_ms(length), duration_ms(delay) if delay else 0
         hop_ms = duration_ms(hop) if hop else usual_hop_ms(length_ms, delay_ms)
@@ -566,7 +591,9 @@ class Catalogue:
         if before is not None:
             payments, labels = payments[payments["arrival"] < before], labels[labels["arrival"] < before]
         keys = {entity.name: entity.keys for entity in self.entities}
-        moment = Moment(now, payments, labels, keys, reach_ms)
+        moment = Moment(
+            now, payments, labels, keys, reach_ms, named={feature.name: feature.value for feature in self.features}
+        )
         for feature in self.features:
             moment.values[feature.name] = float(feature.value(moment))
         return np.array([moment.values[name] for name in self.names], dtype=np.float64).astype(np.float32)

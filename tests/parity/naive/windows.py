@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -48,6 +48,8 @@ class Moment:
     keys: Mapping[str, tuple[str, ...]]
     reach_ms: Mapping[tuple[str, int, bool], int]
     values: dict[str, float] = field(default_factory=dict)
+    named: Mapping[str, Callable[[Moment], float]] = field(default_factory=dict)
+    """How each feature of the catalogue is computed, by name."""
     _own: dict[str, tuple[pd.DataFrame, pd.DataFrame] | None] = field(default_factory=dict)
     _inside: dict[tuple[Window, bool], pd.DataFrame] = field(default_factory=dict)
 
@@ -60,6 +62,13 @@ class Moment:
                 found = (_with(self.payments, ids), _with(self.labels, ids))
             self._own[entity] = found
         return self._own[entity]
+
+    def neighbour(self, entity: str, key: str, value: object) -> Moment:
+        """Returns the same payment as if this were its only entity; its features are computed when they are asked."""
+        there = Moment(self.now, self.payments, self.labels, self.keys, self.reach_ms, named=self.named)
+        there.values = _Asked(there)
+        there._own[entity] = (_with(self.payments, {key: value}), _with(self.labels, {key: value}))
+        return there
 
     def inside(self, window: Window, where: Condition | None = None, *, labels: bool = False) -> pd.DataFrame | None:
         """Returns the entity's payments (or labels) in a window that meet a condition, or None without an entity."""
@@ -85,6 +94,18 @@ class Moment:
             is_inside = (end <= last_end) & (start >= last_end - window.length_ms)
         is_inside &= start >= newest_ms // hop_ms * hop_ms - self.reach_ms[window.entity, hop_ms, labels]
         return rows[is_inside]
+
+
+class _Asked(dict[str, float]):
+    """The values of features that a neighbour's feature uses."""
+
+    def __init__(self, moment: Moment) -> None:
+        super().__init__()
+        self._moment = moment
+
+    def __missing__(self, name: str) -> float:
+        self[name] = float(self._moment.named[name](self._moment))
+        return self[name]
 
 
 def _with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:

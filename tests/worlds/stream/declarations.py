@@ -60,6 +60,7 @@ from tests.parity.features_worlds import (
     Said,
     catalogues,
     moments,
+    two_hops,
 )
 from tests.parity.naive import attributes as naive_attributes
 from tests.parity.naive import naive_features as naive
@@ -298,10 +299,12 @@ def declarations(
     entities_max: int = ENTITIES_MAX,
     features_max: int = 6,
     kinds: Sequence[str] = (),
+    hops_max: int = 0,
 ) -> Declaration:
     """Draws declarations. Entities have one or more key fields each, declared and derived ones among them.
 
-    `kinds` are kinds of field that are certainly declared. There is then a feature of each field.
+    `kinds` are kinds of field that are certainly declared. There is then a feature of each field. `hops_max`: the most
+    features two hops away; a caller must find the profiles of neighbours.
     """
     payment = draw(payment_declarations(fields_max, kinds))
     keys = [*_KEYS_OF_EVERY_PAYMENT, *(one.name for one in payment.attributes if one.kind is AttributeKind.TEXT)]
@@ -323,6 +326,7 @@ def declarations(
     if kinds:
         said += tuple(_about(draw, f"about_{one.name}", one, entities) for one in payment.attributes)
     said += tuple(_left_to_the_catalogue(draw, entities))
+    said += tuple(draw(two_hops(dict(entities), said, hops_max))) if hops_max else ()
     label_delay = draw(st.sampled_from(["1d", "2d", "7d"]))
     seconds_most = draw(st.sampled_from(["", "1s", "1h", "2d"]))
     return Declaration(payment, entities, said, label_delay, seconds_most)

@@ -459,12 +459,28 @@ def test_an_entity_named_like_other_records_of_a_store_is_refused(name: str) -> 
     assert refusal_of_all((amount,), (wrong,)) == f", {wrong.line}: an entity cannot be called {name!r}"
 
 
-@pytest.mark.parametrize("key", ["card", "payment_id", "amount", "country", "declined", "utc_offset_minutes", ""])
+@pytest.mark.parametrize("key", ["card", "payment_id", ""])
 def test_an_entity_of_a_field_that_is_no_key_is_refused(key: str) -> None:
     wrong = Entity("x", key=("card_id", key))
     there = "card_id, channel, currency, device_id, ip, mcc, merchant_id"
     wanted = f", {wrong.line}: entity 'x': payments have no key field {key!r}; there are {there}"
     assert refusal_of_all((amount,), (wrong,)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("amount", "an amount"),
+        ("country", "a country"),
+        ("declined", "true or false"),
+        ("utc_offset_minutes", "a time zone"),
+        ("event_time_ms", "a time"),
+    ],
+)
+def test_an_entity_of_a_field_that_is_no_text_is_told_what_to_declare(key: str, kind: str) -> None:
+    wrong = Entity("x", key=("card_id", key))
+    wanted = f", {wrong.line}: entity 'x': {key!r} is {kind}, and a key field is a text: declare another field in "
+    assert refusal_of_all((amount,), (wrong,)) == wanted + "payment.py, as text(…) or category(…)"
 
 
 @pytest.mark.parametrize("key", [(), ("card_id", "card_id")])
@@ -489,6 +505,12 @@ def test_an_entity_declared_twice_is_refused_with_both_lines() -> None:
 
 def test_a_catalogue_without_features_is_refused() -> None:
     assert refusal_of_all(()) == ": it declares no feature"
+
+
+def test_a_catalogue_has_a_largest_number_of_features() -> None:
+    many = [request.hour(f"hour_{number}") for number in range(4001)]
+    assert refusal_of_all(tuple(many)) == f", {many[4000].line}: there are 4001 features, at most 4000"
+    assert len(Catalogue((card,), many[:4000]).features) == 4000
 
 
 def test_a_catalogue_without_entities_is_refused() -> None:

@@ -213,6 +213,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Catalogue((Entity("customer", "customer_id"),), (request.hour("hour"),)),
         "payments have no key field 'customer_id'",
     ),
+    "an entity of a declared number": (
+        lambda: Catalogue((Entity("heavy", "weight"),), (request.hour("hour"),), Payment(WEIGHT)),
+        "entity 'heavy': 'weight' is a number, and a key field is a text: declare another field in payment.py",
+    ),
     "too many entities": (
         lambda: Catalogue([Entity(f"e{n}", "card_id") for n in range(17)], (request.hour("hour"),)),
         "there are 17 entities, at most 16",

@@ -15,8 +15,9 @@ from paywarden.features.catalogue.attributes import channel, country, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.history.columns import MmapAllocator
+from paywarden.features.history.event_order import order_by_code
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes, order_by_code
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
