@@ -41,7 +41,7 @@ FIELD_COUNTS = {
     Operation.DISTANCE: 4,
 }
 ENTITIES_MAX = 16
-# A row of features is copied for each payment, in every process, and stands in each decision. No model here has a tenth.
+# A vector is computed, scored and kept with its decision for each payment. No model here has a tenth of that.
 FEATURES_MAX = 4000
 # What a field is that can be no key. A key is a text, so that a profile has the same key in each path.
 _NO_KEYS = {
