@@ -27,7 +27,7 @@ import asyncio
 import ctypes
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,7 +42,6 @@ from paywarden.scoring.http import send_call as loop
 from paywarden.scoring.http.heads import RequestHead
 from paywarden.scoring.metrics.worker import RouteMetrics
 
-_HEAD_END = b"\r\n\r\n"
 _HEAD_BYTES_MAX = 512
 
 
@@ -78,16 +77,16 @@ class FastPath:
         batcher: MicroBatcher,
         whole: OneCall,
         *,
-        known: Callable[[], Mapping[Any, RequestHead]],
+        usual: Callable[[bytes], RequestHead | None],
         begun: Callable[[], bytes],
         counted: RouteMetrics,
     ) -> None:
-        """`known` returns the heads that are cached, `begun` the beginning of each answer up to its size.
+        """`usual` returns the head of a read that is exactly one request for the fast path, else None.
 
-        `counted` is the route of single payments.
+        `begun` returns the beginning of each answer up to its size. `counted` is the route of single payments.
         """
         self._server, self._batcher, self._whole = server, batcher, whole
-        self._known, self._begun, self._counted = known, begun, counted
+        self._usual, self._begun, self._counted = usual, begun, counted
         self._chunk = min(batcher.settings.chunk_payments, ROWS_MAX)
         self._deadline_s = batcher.settings.deadline_ms / 1000
         self._connections: list[FastConnection] = []
@@ -129,9 +128,8 @@ class FastPath:
 
     def take(self, connection: FastConnection, data: bytes) -> RequestHead | None:
         """Take one read of a connection on which nothing waits. Returns the request's head if it was taken."""
-        end = data.find(_HEAD_END) + 4
-        head = self._known().get(data[:end])
-        if head is None or not head.is_usual or len(data) != end + head.content_length:
+        head = self._usual(data)
+        if head is None:
             return None
         bodies = self._bodies
         if not bodies:
@@ -142,7 +140,7 @@ class FastPath:
             self._batcher.wake()
         self.arrived = arrived = time.perf_counter()
         self._connections.append(connection)
-        bodies.append(data[end:])
+        bodies.append(data[-head.content_length :])
         self._arrivals.append(arrived)
         return head
 

@@ -105,7 +105,7 @@ class HttpServer:
             self,
             batcher,
             whole,
-            known=self.heads.known,
+            usual=self.heads.usual,
             begun=lambda: self._answers.begun_ok(PROTOBUF.content_type),
             counted=self._counted["score"],
         )

@@ -40,6 +40,7 @@ _KNOWN_MAX = 8192
 _KNOWN_BYTES_MAX = 4 * 1024 * 1024
 # The longest body of the fast path. A longer one counts as several payments for admission; see the batcher.
 FAST_BODY_BYTES_MAX = 4095
+_HEAD_END = b"\r\n\r\n"
 # The usual spellings of a deadline. Its value may be taken out of the key.
 _DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
 _DEADLINE_VALUE = re.compile(rb"[0-9]{1,6}")
@@ -129,6 +130,8 @@ class Heads:
         self._routes, self._settings, self._tokens = routes, settings, tokens
         self._deadline_ms = deadline_ms
         self._known: dict[bytes | tuple[bytes, bytes], RequestHead] = {}
+        # By the size of a whole request: the last usual head, with its bytes, of a request of this size.
+        self._usual: dict[int, tuple[bytes, RequestHead]] = {}
         self._known_bytes = 0
         self._known_max, self._known_bytes_max = known_max, known_bytes_max
         self._tokens_version = 0
@@ -165,6 +168,25 @@ class Heads:
             self._forget()
         return self._known
 
+    def usual(self, data: bytes) -> RequestHead | None:
+        """Returns the cached head of bytes that are exactly one request for the fast path, else None.
+
+        Requests of one caller that have the same size have the same head, whose end need not be searched then.
+        """
+        if self._tokens is not None and self._tokens.version != self._tokens_version:
+            self.known()
+        size = len(data)
+        last = self._usual.get(size)
+        if last is not None and data.startswith(last[0]):
+            return last[1]
+        end = data.find(_HEAD_END) + 4
+        head_bytes = data[:end]
+        head = self._known.get(head_bytes)
+        if head is None or not head.is_usual or size != end + head.content_length:
+            return None
+        self._usual[size] = head_bytes, head
+        return head
+
     def find(self, head_bytes: bytes) -> tuple[RequestHead | None, float, bytes]:
         """Returns the cached head of these bytes or None, the seconds until its deadline, and its `traceparent`.
 
@@ -198,6 +220,7 @@ class Heads:
 
     def _forget(self) -> None:
         self._known.clear()
+        self._usual.clear()
         self._known_bytes = 0
 
     def _key_of(self, head_bytes: bytes) -> tuple[bytes | tuple[bytes, bytes], int | None, bytes]:

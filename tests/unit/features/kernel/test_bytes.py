@@ -23,7 +23,7 @@ from paywarden.features.kernel.toolkit.byte_ranges import (
     may_be_card_number,
     passes_luhn,
 )
-from paywarden.features.kernel.toolkit.crc import crc32_of_record, crc32_of_text
+from paywarden.features.kernel.toolkit.crc import PART_BYTES, crc32_of_record, crc32_of_text
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.kernel.toolkit.varint import (
     decode_varints,
@@ -105,6 +105,12 @@ def test_both_checksums_are_zlibs(data: bytes, start: int) -> None:
     array = buffer(bytes(start) + data + b"\0" * 8)
     for checksum in (crc32_of_text, crc32_of_record):
         assert checksum(array, start, start + len(data)) == zlib.crc32(data)
+
+
+def test_the_checksum_of_a_record_of_any_length_is_zlibs() -> None:
+    data = np.random.default_rng(1).bytes(6 * 3 * PART_BYTES)
+    for size in range(len(data) - 2):
+        assert crc32_of_record(buffer(data), 2, 2 + size) == zlib.crc32(data[2 : 2 + size])
 
 
 @given(st.binary(max_size=20) | st.text("ABZaz [\x7f\x80", max_size=6).map(str.encode))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.http.heads import Heads
+from paywarden.scoring.http.heads import Heads, RequestHead, Route
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.requests.protobuf_form import PROTOBUF as PROTOBUF_FORMAT
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.fakes.http_memory import MemoryWorld
 from tests.worlds.endpoint.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
@@ -192,6 +196,62 @@ def test_no_more_heads_are_known_than_a_limit_allows(limit: dict[str, Any]) -> N
         assert min(counts) == 1
 
     asyncio.run(main())
+
+
+def head_bytes(length: int, host: str = "one") -> bytes:
+    lines = (
+        "POST /v1/score HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Type: {PROTOBUF_FORMAT.content_type}",
+        f"Content-Length: {length}",
+    )
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def learned(heads: Heads, head: bytes) -> RequestHead:
+    """Returns a head that `heads` has cached as that of a usual payment."""
+    length = int(head.rpartition(b" ")[2])
+    kept = RequestHead(Route("score", (b"POST",)), form=PROTOBUF_FORMAT, content_length=length, deadline_s=1.0)
+    heads.learn(head, kept)
+    assert kept.is_usual
+    return kept
+
+
+def test_a_read_is_usual_if_it_is_one_request_whichever_came_before_it() -> None:
+    heads = Heads({}, HttpSettings(), deadline_ms=1000)
+    raw = [head_bytes(20), head_bytes(20, "two"), head_bytes(20, "another"), head_bytes(16, "another")]
+    known = [learned(heads, head) for head in raw]
+    # The last two have the same size as a whole, and so do the first two; bodies hold the end of a head.
+    reads = [head + b"\r\n\r\n".ljust(kept.content_length, b"x") for head, kept in zip(raw, known, strict=True)]
+    assert len(reads[0]) == len(reads[1])
+    for first, second in itertools.product(range(len(reads)), repeat=2):
+        assert heads.usual(reads[first]) is known[first]
+        assert heads.usual(reads[second]) is known[second]
+        assert heads.usual(reads[first][:-1]) is None
+        assert heads.usual(reads[first] + b"y") is None
+    # Two requests that are together as long as one that is known: each head says where its body ends.
+    one = learned(heads, head_bytes(2))
+    two = head_bytes(2) + b"ab" + head_bytes(2) + b"cd"
+    longer = learned(heads, head_bytes(len(two) - len(head_bytes(10))))
+    whole = head_bytes(longer.content_length) + b"z" * longer.content_length
+    assert len(whole) == len(two)
+    assert heads.usual(whole) is longer
+    assert heads.usual(two) is None
+    assert heads.usual(head_bytes(2) + b"ab") is one
+
+
+def test_no_head_is_usual_any_more_once_the_tokens_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("a" * 32, encoding="utf-8")
+    file.chmod(0o600)
+    tokens = Tokens(str(file))
+    heads = Heads({}, HttpSettings(), deadline_ms=1000, tokens=tokens)
+    read = head_bytes(4) + b"body"
+    kept = learned(heads, head_bytes(4))
+    assert heads.usual(read) is heads.usual(read) is kept
+    file.write_text("b" * 32 + "\n" + "c" * 32, encoding="utf-8")
+    assert tokens.refresh()
+    assert heads.usual(read) is None
 
 
 def test_a_deadline_makes_no_head_of_its_own(served: Served) -> None:
