@@ -23,7 +23,20 @@ import numpy as np
 from paywarden.features.kernel.assembly import assemble
 from paywarden.features.kernel.batches import Events, PackedProfiles
 from paywarden.features.kernel.codec import clear, unpack
-from paywarden.features.kernel.layout import F32, F64, I64, IDENTITY_BIT, KNOWN, MEAN_OF, OK, STATUS_UNIT, TIME_MS, U8
+from paywarden.features.kernel.layout import (
+    ABSENT,
+    F32,
+    F64,
+    I64,
+    IDENTITY_BIT,
+    KNOWN,
+    MEAN_OF,
+    OK,
+    STATUS_UNIT,
+    TIME_MS,
+    U8,
+    UNKNOWN,
+)
 from paywarden.features.kernel.pending import READS, WAITS
 from paywarden.features.kernel.plan_schema import (
     ENTITY,
@@ -87,8 +100,9 @@ def fill_hops(
     """Fill `hops`, shape (payments, hop slots), from the packed profiles of neighbours; NaN means missing.
 
     `presence` has one entry for each payment and place of its list, payments outermost; the packed profile of entry i
-    is states[bounds[i] : bounds[i + 1]]. A neighbour that is not KNOWN counts as missing. `vector`, shape (features,),
-    and `found`, shape (NEIGHBOURS_MAX, results of any group), are scratch.
+    is states[bounds[i] : bounds[i + 1]]. ABSENT stands for an empty place of the list. UNKNOWN is a neighbour whose
+    profile is gone: a store forgets one when all its windows are empty, so an empty profile has the same features.
+    `vector`, shape (features,), and `found`, shape (NEIGHBOURS_MAX, results of any group), are scratch.
     Returns OK; otherwise the status times STATUS_UNIT plus the number of the entry it is about.
     """
     listed = plan[HEAD.listed_count]
@@ -98,12 +112,15 @@ def fill_hops(
             target = plan[hop + HOP.target]
             for place in range(plan[hop + HOP.last]):
                 item = row * listed + plan[hop + HOP.listed_at] + place
-                if presence[item] != KNOWN:
+                if presence[item] == ABSENT:
                     found[place, :] = np.nan
                     continue
-                status = unpack(plan, target, states, bounds[item], bounds[item + 1], words)
-                if status != OK:
-                    return int(status * STATUS_UNIT + item)
+                if presence[item] == UNKNOWN:
+                    clear(plan, target, words)
+                else:
+                    status = unpack(plan, target, states, bounds[item], bounds[item + 1], words)
+                    if status != OK:
+                        return int(status * STATUS_UNIT + item)
                 _read(plan, hop, words, attributes[row], values, vector, found[place])
             _combine(plan, hop, found, hops[row])
     return OK

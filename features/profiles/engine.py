@@ -460,7 +460,7 @@ class FeatureEngine:
     ) -> None:
         listed = self.plan.listed
         self.list_neighbours(attributes, presence, states, bounds, np.zeros((1, len(listed)), dtype=np.int64))
-        nobody = np.full(len(listed), kernel.UNKNOWN, dtype=np.uint8)
+        nobody = np.full(len(listed), kernel.ABSENT, dtype=np.uint8)
         self.fill_hops(attributes, nobody, states, np.zeros(len(listed) + 1, dtype=np.int64), self.new_hops(1))
 
     def _unreadable(self, reason: int, entity: int) -> UnreadableProfile:

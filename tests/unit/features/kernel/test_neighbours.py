@@ -58,9 +58,11 @@ def listed(engine: FeatureEngine, time_ms: int, states: Mapping[str, bytes | Non
 
 
 def hops_of(engine: FeatureEngine, time_ms: int, states: Sequence[bytes | None]) -> NDArray[np.float64]:
-    """The results of a payment whose neighbours have these profiles, None for no profile."""
+    """The results of a payment. Neighbours: None for an empty place of the list, b"" for a profile that is gone."""
     assert len(states) == len(engine.plan.listed)
-    presence = np.array([kernel.UNKNOWN if one is None else kernel.KNOWN for one in states], dtype=np.uint8)
+    presence = np.array(
+        [kernel.ABSENT if one is None else kernel.KNOWN if one else kernel.UNKNOWN for one in states], dtype=np.uint8
+    )
     packed = [one or b"" for one in states]
     hops = engine.new_hops(1)
     engine.fill_hops(
@@ -114,6 +116,17 @@ def test_a_profile_is_read_as_of_the_payment(engine: FeatureEngine) -> None:
     assert hops_of(engine, START_MS + MINUTE_MS, states)[1] == 100.0
     # The window of one day is over: the mean is missing.
     assert math.isnan(hops_of(engine, START_MS + 3 * 24 * 60 * MINUTE_MS, states)[1])
+
+
+def test_a_neighbour_whose_profile_is_gone_has_the_features_of_an_empty_one() -> None:
+    """A store forgets a merchant when its windows are empty. A replay keeps it, and counts 0 payments."""
+    features = merchant.count("count", "1h"), card.largest_of_last("busiest", merchant, "count", 2)
+    engine = FeatureEngine(Catalogue((card, merchant), features))
+    kept = profile(engine, "merchant", [payment(START_MS)])
+    later = START_MS + 24 * 60 * MINUTE_MS
+    assert hops_of(engine, later, [kept, None]).tolist() == [0.0]
+    assert hops_of(engine, later, [b"", None]).tolist() == [0.0]
+    assert math.isnan(hops_of(engine, later, [None, None])[0])
 
 
 def test_a_value_counts_as_the_float32_that_a_vector_has(engine: FeatureEngine) -> None:
