@@ -262,20 +262,33 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:
-    """Returns a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one."""
+    """Returns a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one.
+
+    The catalogue is read now. One that cannot be used is tried again for each alert: somebody may have mended it.
+    """
     from paywarden.features.profiles.feature_docs import listed_features
     from paywarden.ops.wiring import stores
 
     @cache
     def meanings() -> Mapping[str, str]:
+        return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
+
+    told = ""
+
+    def meaning(name: str) -> str:
+        nonlocal told
         try:
-            return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
+            return meanings().get(name, "")
         except Misconfigured as error:
             # An alert is shown without it. Other parts of the console show the error of the catalogue.
-            _log.warning("alerts do not show the meaning of features: %s", error)
-            return {}
+            if str(error) != told:
+                _log.warning("alerts do not show the meaning of features: %s", error)
+            told = str(error)
+            return ""
 
-    return lambda name: meanings().get(name, "")
+    # A file that is replaced later by one that does not end would hold up a page, and each page after it.
+    meaning("")
+    return meaning
 
 
 def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, ListedFeature]]]:

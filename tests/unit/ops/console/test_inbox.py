@@ -15,12 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.console.assembly import feature_meanings
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted, affected_of
 from paywarden.ops.console.shell import API
+from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
@@ -90,6 +93,26 @@ class _Echo:
     def write(self, event: Any) -> None:
         self._world.topics.write(event)
         self._world.read()
+
+
+def test_meanings_come_when_a_broken_catalogue_is_mended_and_stay_when_it_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was read at the first page: one that was broken then gave no meaning before a restart of the console."""
+    path = tmp_path / "catalogue.py"
+    name = next(iter(CATALOGUE.features)).name
+    meaning_of = None
+    for content in ("CATALOGUE =", "raise SystemExit(3)"):
+        path.write_text(content)
+        meaning_of = feature_meanings(Source({"features": {"catalogue": str(path)}}, {}))
+        assert (meaning_of(name), meaning_of(name)) == ("", "")
+    assert len(caplog.records) == 2
+    assert meaning_of is not None
+    path.write_text("from paywarden.features.catalogue.catalogue import CATALOGUE\n")
+    known = meaning_of(name)
+    assert known
+    path.write_text("while True: pass\n")
+    assert meaning_of(name) == known
 
 
 def test_the_worst_alert_comes_first_and_a_cleared_one_goes(world: World) -> None:
