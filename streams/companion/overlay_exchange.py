@@ -9,7 +9,8 @@ nothing, and no host waits for another.
 1. The thread sleeps until a datagram comes, or until it is time to look for new rows: every ROUND_S while there were
    some, every IDLE_S otherwise. A look at a table without new rows reads one number.
 2. New rows go to every peer, at most ROWS_AT_ONCE a round: bytes are bounded. Rows beyond that are counted as missed.
-3. A peer's name may stand for many addresses (a headless service of Kubernetes). Names are looked up every LOOK_UP_S.
+3. A peer's name may stand for many addresses (a headless service of Kubernetes). Names are looked up every LOOK_UP_S,
+   in a thread: rows wait ANSWER_S for a name server that hangs, and then go to the addresses that are known.
 4. A failure is counted and logged once, and the step is tried again. Neither the mirror nor shipping notices.
 
 Overlays are for catalogues and keys that are the same on all hosts: anything else is dropped and counted by reason.
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 ROUND_S, IDLE_S = 0.05, 0.25
 LOOK_UP_S = 10.0
+# A name server that is well answers in milliseconds.
+ANSWER_S = 2.0
 _RETRY_S = 1.0
 # Datagrams of one round, before the host's own rows have their turn.
 _RECEIVED_AT_ONCE = 256
@@ -79,6 +82,7 @@ class OverlayExchange:
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._peers: list[tuple[str, int]] = []
         self._next_look_up = 0.0
+        self._look_up: threading.Thread | None = None
         self._missed = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="overlay-exchange", daemon=True)
@@ -140,9 +144,7 @@ class OverlayExchange:
             self._missed = self._rows.missed
         if not len(rows):
             return False
-        if time.monotonic() >= self._next_look_up:
-            self._peers = _addresses_of(self._settings.peers, self._socket.family)
-            self._next_look_up = time.monotonic() + LOOK_UP_S
+        self._look_peers_up()
         for datagram in self._datagrams.of_rows(rows):
             for peer in self._peers:
                 try:
@@ -152,6 +154,18 @@ class OverlayExchange:
                     continue
         self._metrics.sent.inc(len(rows))
         return True
+
+    def _look_peers_up(self) -> None:
+        """Begin to look the names of peers up, if it is time and no earlier look-up hangs."""
+        if time.monotonic() < self._next_look_up or (self._look_up is not None and self._look_up.is_alive()):
+            return
+        self._next_look_up = time.monotonic() + LOOK_UP_S
+        self._look_up = threading.Thread(target=self._find_peers, name="overlay-peers", daemon=True)
+        self._look_up.start()
+        self._look_up.join(ANSWER_S)
+
+    def _find_peers(self) -> None:
+        self._peers = _addresses_of(self._settings.peers, self._socket.family)
 
 
 def _split(text: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
 from paywarden.scoring.state.overlay_rows import ROWS_AT_ONCE, Drop, RowDatagrams, SharedRows
+from paywarden.streams.companion import overlay_exchange
 from paywarden.streams.companion.overlay_exchange import ExchangeMetrics, OverlayExchange
 from tests.patience import PATIENCE_S
 from tests.worlds.small import small_history
@@ -97,6 +99,31 @@ def test_a_payment_of_one_host_is_pending_on_the_other_and_goes_nowhere_from_the
     table = second.rows._table
     assert table is not None
     assert table[tables.NEXT_AT] == 2
+
+
+def test_a_name_server_that_hangs_holds_up_no_row_and_no_end(
+    hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names were looked up between two rounds: other hosts' rows were lost, and the companion's end hung."""
+    first, second = hosts
+    answers = Event()
+    find = overlay_exchange._addresses_of
+
+    def hangs(*arguments: Any) -> list[tuple[str, int]]:
+        assert answers.wait(PATIENCE_S)
+        return find(*arguments)
+
+    monkeypatch.setattr(overlay_exchange, "_addresses_of", hangs)
+    monkeypatch.setattr(overlay_exchange, "ANSWER_S", 0.01)
+    first.exchange._peers = [second.exchange.address]
+    first.answer(b"a")
+    assert first.exchange.turn(0)
+    assert not second.exchange.turn(1.0)
+    assert (first.counted("rows_sent"), second.counted("rows_received")) == (1, 1)
+    with first.exchange:
+        first.answer(b"b")
+    assert not answers.is_set()
+    answers.set()
 
 
 def test_a_host_with_a_wrong_clock_adds_nothing_and_says_so(hosts: tuple[Host, Host]) -> None:
