@@ -44,6 +44,7 @@ def companion(
     from paywarden.features.profiles.plan import compile_plan
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+    from paywarden.scoring.state.identity_index import index_of
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.overlay import OverlaySettings
@@ -67,11 +68,12 @@ def companion(
     open_marks = None
     registry = metrics_registry()
     exchange: AbstractContextManager[object] = nullcontext()
+    plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
     if overlay.enabled:
-        plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
         open_marks = partial(OverlayMarks, overlay, plan, mirror.path)
         if overlay.exchange:
             exchange = _overlay_exchange(overlay, plan, registry)
+    shards = host_shards(source)
     require_broker(kafka)
     clients = clients or KafkaClients.of(kafka)
     ids = stores.schema_ids(source)
@@ -85,7 +87,8 @@ def companion(
             outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
             identity_digest=stores.identity_key(source).digest,
             open_marks=open_marks,
-            shards=host_shards(source),
+            shards=shards,
+            index=index_of(plan),
         ),
         ids=ids,
         entities=stores.entity_names(source),

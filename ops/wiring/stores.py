@@ -127,11 +127,18 @@ def entity_names(source: Source) -> tuple[str, ...]:
 
 def card_shards(source: Source) -> CardShards | None:
     """Returns the shards of cards; None where each mirror holds every profile. Raises Misconfigured."""
+    from paywarden.features.catalogue.expressions import Neighbours, stored_values
     from paywarden.scoring.state.shards import ShardSettings
     from paywarden.scoring.state.shards import card_shards as of_settings
 
-    settings = source.section("shards", ShardSettings)
-    return of_settings(settings, {entity.name: entity.keys for entity in catalogue(source).entities})
+    settings, entities = source.section("shards", ShardSettings), catalogue(source).entities
+    looked_at = {
+        value.target: feature.name
+        for feature in catalogue(source).features
+        for value in stored_values(feature.value)
+        if isinstance(value, Neighbours)
+    }
+    return of_settings(settings, {entity.name: entity.keys for entity in entities}, looked_at)
 
 
 def feature_engine(source: Source) -> FeatureEngine:

@@ -98,17 +98,19 @@ class ReadEnvironment:
             self.close()
             raise
 
-    def value_of(self, key: bytes) -> bytes:
-        """Returns the value of a key; empty if there is none. Raises LmdbError."""
+    def read(self, key: bytes) -> tuple[bytes, int]:
+        """Returns the value of a key, empty if there is none, and the transaction that has it. Raises LmdbError."""
         transaction = ctypes.c_void_p()
         self._call("txn_begin", self.address, None, _READ_ONLY, ctypes.byref(transaction))
+        number = 0
         try:
+            number = ctypes.CFUNCTYPE(_SIZE, _POINTER)(self.functions["txn_id"])(transaction)
             pair = (_Value * 2)(_Value(len(key), ctypes.cast(ctypes.c_char_p(key), ctypes.c_void_p)))
             self._call("get", transaction, self.database, ctypes.byref(pair), ctypes.byref(pair, ctypes.sizeof(_Value)))
-            return ctypes.string_at(pair[1].at, pair[1].size)
+            return ctypes.string_at(pair[1].at, pair[1].size), number
         except LmdbError as error:
             if error.code == NOT_FOUND:
-                return b""
+                return b"", number
             raise
         finally:
             self.abort(transaction.value or 0)

@@ -10,6 +10,7 @@
     \\0profile_set        the profile set that the mirror was filled from
     \\0identity           the digest of the key that the profiles are made with (features/catalogue/identity.py)
     \\0shards             the shards of cards that are complete (scoring/state/shards.py); absent: all
+    \\0indexed, \\0index: profiles by identity, where features need them (scoring/state/identity_index.py)
 
 1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
    death of any of them.
@@ -54,6 +55,7 @@ from paywarden.schemas.file_state import file_at, open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
 from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
+from paywarden.scoring.state.identity_index import INDEX, INDEXED, IdentityIndex, IndexNote
 from paywarden.scoring.state.lmdb_calls import LmdbError, ReadEnvironment
 from paywarden.scoring.state.shards import HeldShards
 
@@ -130,6 +132,7 @@ class MirrorWriter:
         self._before_commit = before_commit
         path = Path(settings.path)
         self._settings, self._data = settings, settings.data_file
+        self._index: IdentityIndex | None = None
         # The length of the file after the last commit.
         self._file_bytes = 0
         try:
@@ -222,11 +225,23 @@ class MirrorWriter:
             with self._env.begin(write=True) as transaction:
                 self._before_commit(transaction.id())
                 yield transaction
+                if self._index is not None:
+                    self._index.sign(transaction)
         except _DAMAGE as error:
             raise _damaged(error) from error
         # The transaction is written, and holds. Where the file cannot be looked at, the next one looks again.
         with suppress(OSError):
             self._note_length()
+
+    @contextmanager
+    def _changing(self) -> Iterator[lmdb.Transaction]:
+        try:
+            with self._writing() as transaction:
+                yield transaction
+        except lmdb.MapFullError as error:
+            raise MirrorFull(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -258,21 +273,31 @@ class MirrorWriter:
 
         Raises MirrorFull, MirrorUnavailable, MirrorDamaged.
         """
-        try:
-            with self._writing() as transaction:
-                for key, state in profiles.items():
-                    if state is None:
-                        transaction.delete(key)
-                    else:
-                        transaction.put(key, state)
-                for partition, offset in positions.items():
-                    transaction.put(_POSITION + str(partition).encode(), _INT64.pack(offset))
-                if complete_to_ms is not None:
-                    transaction.put(_COMPLETE_TO, _INT64.pack(complete_to_ms))
-        except lmdb.MapFullError as error:
-            raise MirrorFull(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
-        except lmdb.Error as error:
-            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+        with self._changing() as transaction:
+            if self._index is not None:
+                self._index.follow(transaction, profiles)
+            for key, state in profiles.items():
+                if state is None:
+                    transaction.delete(key)
+                else:
+                    transaction.put(key, state)
+            for partition, offset in positions.items():
+                transaction.put(_POSITION + str(partition).encode(), _INT64.pack(offset))
+            if complete_to_ms is not None:
+                transaction.put(_COMPLETE_TO, _INT64.pack(complete_to_ms))
+
+    def keep_index(self, index: IdentityIndex) -> Iterator[None]:
+        """Keep an index of profiles by identity from now on. Yields between the transactions that make it.
+
+        No step is needed if the mirror has this index already, or has and needs none. No profile may be written before
+        the last step is done. Raises MirrorFull, MirrorUnavailable, MirrorDamaged.
+        """
+        with self._reading() as transaction:
+            note = IndexNote.of_bytes(transaction.get(INDEXED))
+        if note is not None and note.transaction != self.newest_transaction():
+            note = None
+        self._index = index if index.entities else None
+        return index.steps(note, self._changing, self.keys_from)
 
     def check_readers(self) -> int:
         """Free the places of readers that died in a look-up; returns how many. Call it about once a second.
@@ -305,7 +330,11 @@ class MirrorWriter:
         """Returns the number of profiles."""
         with self._reading() as transaction:
             entries = int(transaction.stat()["entries"])
-            notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET, _SHARDS))
+            notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET, _SHARDS, INDEXED))
+            cursor = transaction.cursor()
+            if cursor.set_range(INDEX):
+                keys = cursor.iternext(keys=True, values=False)
+                notes += sum(1 for _ in itertools.takewhile(lambda key: key.startswith(INDEX), keys))
         others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
         return entries - others - notes
 
@@ -342,11 +371,8 @@ class MirrorWriter:
         self._write_note(_SHARDS, held.to_bytes())
 
     def _write_note(self, key: bytes, value: bytes) -> None:
-        try:
-            with self._writing() as transaction:
-                transaction.put(key, value)
-        except lmdb.Error as error:
-            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+        with self._changing() as transaction:
+            transaction.put(key, value)
 
     def keys_from(self, begin: bytes, count_max: int) -> list[bytes]:
         """Returns at most `count_max` keys in order, from the first that is not before `begin`. Empty at the end."""
@@ -369,6 +395,8 @@ class MirrorWriter:
             transaction.drop(self._env.open_db(None, txn=transaction), delete=False)
             if digest:
                 transaction.put(_IDENTITY, digest)
+            if self._index is not None:
+                self._index.begin_anew(transaction)
 
     def close(self) -> None:
         """Close the mirror. It stays, and survives a loss of power from now on."""
@@ -461,16 +489,10 @@ class MirrorReader:
 
         It fills `states`, `bounds` and `presence`, and holds until `close`.
         """
-        assert self._open is not None
-        calls = self._open.functions
-        names = ("txn_begin", "txn_renew", "txn_reset", "txn_abort", "get", "txn_id")
         return Frame(
             loop.SLOT,
-            {
-                "functions": np.array([calls[name] for name in names], dtype=np.int64),
-                "numbers": self._numbers,
-                "values": np.zeros(loop.VALUE_WORDS, dtype=np.int64),
-                "complete_key": np.frombuffer(bytearray(_COMPLETE_TO), dtype=np.uint8),
+            self.transaction_arrays()
+            | {
                 "keys": keys.texts,
                 "key_starts": keys.starts,
                 "key_sizes": keys.sizes,
@@ -480,6 +502,49 @@ class MirrorReader:
                 "presence": self.presence,
             },
         )
+
+    def transaction_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the first arrays of a compiled look-up's frame: with them it reads in this reader's transaction."""
+        assert self._open is not None
+        calls = self._open.functions
+        names = ("txn_begin", "txn_renew", "txn_reset", "txn_abort", "get", "txn_id")
+        return {
+            "functions": np.array([calls[name] for name in names], dtype=np.int64),
+            "numbers": self._numbers,
+            "values": np.zeros(loop.VALUE_WORDS, dtype=np.int64),
+            "complete_key": np.frombuffer(bytearray(_COMPLETE_TO), dtype=np.uint8),
+        }
+
+    def run(self, look_up: Callable[[], int]) -> None:
+        """Run another compiled look-up of this mirror, which returns 0 or LMDB's error. Raises MirrorAbsent."""
+        if (status := look_up()) != 0:
+            assert self._open is not None
+            self._call_again(self._open, status, look_up)
+
+    def profiles_at(self, records: Sequence[bytes], prefixes: Sequence[bytes]) -> list[bytes | None]:
+        """Returns for each record the profile whose key it holds, for a mirror that is read through Python.
+
+        None for an empty record's key, and for a record that holds no key which begins with its prefix. Raises
+        MirrorAbsent.
+        """
+        try:
+            return self._profiles_at(records, prefixes)
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._profiles_at(records, prefixes)
+
+    def _profiles_at(self, records: Sequence[bytes], prefixes: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            with self._env.begin() as transaction:
+                keys = [transaction.get(record, _NOTHING) if record else _NOTHING for record in records]
+                return [
+                    transaction.get(key) if len(prefix) < len(key) <= KEY_BYTES_MAX and key.startswith(prefix) else None
+                    for key, prefix in zip(keys, prefixes, strict=True)
+                ]
+        except lmdb.MapResizedError:
+            raise
+        except lmdb.Error as error:
+            raise MirrorAbsent("the mirror cannot be read") from error
 
     def look_up(self, keys: Sequence[bytes]) -> int:
         """Fill `states`, `bounds` and `presence` with the profiles of these keys, all of one moment.
@@ -516,17 +581,34 @@ class MirrorReader:
         except ValueError:
             return HeldShards("", frozenset(), is_clean=False)
 
+    def index_note(self) -> IndexNote | None:
+        """Returns the note about the index by identity; None if there is none, or it lacks the newest changes."""
+        value, transaction = self._read(INDEXED)
+        note = IndexNote.of_bytes(value)
+        return note if note is not None and note.transaction == transaction else None
+
     def _note(self, key: bytes) -> str:
+        return self._read(key)[0].decode()
+
+    def _read(self, key: bytes) -> tuple[bytes, int]:
+        """Returns a value, empty if there is none or the mirror cannot be read, and the mirror's transaction."""
         if self._open is not None:
             try:
-                return self._open.value_of(key).decode()
+                try:
+                    return self._open.read(key)
+                except LmdbError as error:
+                    if error.code != lmdb_calls.MAP_RESIZED:
+                        raise
+                    self._end_transaction(self._open)
+                    self._open.grow()
+                    return self._open.read(key)
             except LmdbError:
-                return ""
+                return b"", 0
         try:
             with self._env.begin() as transaction:
-                return bytes(transaction.get(key, b"")).decode()
+                return bytes(transaction.get(key, b"")), transaction.id()
         except lmdb.Error:
-            return ""
+            return b"", 0
 
     def is_replaced(self) -> bool:
         """Whether another mirror is at the path now, or this one was cut short. Then this one must not be read."""
@@ -551,19 +633,24 @@ class MirrorReader:
         self._keys.put(keys)
         frame_at = self._frame.address
         status = loop.look_up_bound(frame_at, count)
+        if status != 0:
+            self._call_again(environment, status, lambda: loop.look_up_bound(frame_at, count))
+        self.found = self._presence[:count].tobytes()
+        self.snapshot = self._number_view[loop.SNAPSHOT]
+        return int(self._number_view[loop.COMPLETE_TO_MS])
+
+    def _call_again(self, environment: ReadEnvironment, status: int, call: Callable[[], int]) -> None:
+        """Call a look-up again that has failed, if it may succeed now. Raises MirrorAbsent."""
         if status == lmdb_calls.MAP_RESIZED:
             try:
                 # The companion was restarted with a larger size_mb, and the mirror has grown beyond our map.
                 self._end_transaction(environment)
                 environment.grow()
-                status = loop.look_up_bound(frame_at, count)
+                status = call()
             except LmdbError as error:
                 raise MirrorAbsent("the mirror cannot be read") from error
         if status != 0:
             raise MirrorAbsent("the mirror cannot be read") from LmdbError(status)
-        self.found = self._presence[:count].tobytes()
-        self.snapshot = self._number_view[loop.SNAPSHOT]
-        return int(self._number_view[loop.COMPLETE_TO_MS])
 
     def _end_transaction(self, environment: ReadEnvironment) -> None:
         """End the transaction that look-ups keep, before the environment changes."""

@@ -97,7 +97,7 @@ def _get(functions: I64, numbers: I64, values: I64, values_at: int, key_at: int,
 
 
 @compiled()
-def _get_all(
+def get_all(
     functions: I64,
     numbers: I64,
     values: I64,
@@ -122,6 +122,37 @@ def _get_all(
     return 0
 
 
+@inlined
+def begin_look_up(
+    functions: I64, numbers: I64, numbers_at: int, values: I64, values_at: int, complete_at: int, complete_size: int
+) -> tuple[int, int, int, int, int]:
+    """Begin a read transaction, and note its number and the mirror's completeness.
+
+    Returns a status, and what `root_of` returns. After a status other than 0 there is no transaction.
+    """
+    first_at, root, last, depth = 0, 0, 0, 0
+    status = _begin(functions, numbers, numbers_at)
+    if status != 0:
+        return status, first_at, root, last, depth
+    numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
+    numbers[COMPLETE_TO_MS] = 0
+    status = _get(functions, numbers, values, values_at, complete_at, complete_size)
+    if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
+        numbers[COMPLETE_TO_MS] = loose_word_at(values[_VALUE_AT])
+        if numbers[PAGE_BYTES] > 0:
+            first_at, root, last, depth = root_of(values[_VALUE_AT], numbers[PAGE_BYTES], numbers[SNAPSHOT])
+    elif status != 0 and status != _NOT_FOUND:
+        end_look_up(functions, numbers)
+        return status, first_at, root, last, depth
+    return 0, first_at, root, last, depth
+
+
+@inlined
+def end_look_up(functions: I64, numbers: I64) -> None:
+    """End the transaction. It is kept for the next one, but the values that it has shown are gone."""
+    call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+
+
 @compiled(makes_arrays=True)
 def look_up_bound(frame_at: int, count: int) -> int:
     """Look up the frame's first `count` keys. Returns 0 or LMDB's error.
@@ -136,25 +167,12 @@ def look_up_bound(frame_at: int, count: int) -> int:
     states = carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8)
     bounds = carray(address(frame_at, SLOT.bounds), count + 1, np.int64)
     presence = carray(address(frame_at, SLOT.presence), count, np.uint8)
-    complete_key = carray(address(frame_at, SLOT.complete_key), size(frame_at, SLOT.complete_key), np.uint8)
-    keys_at, values_at, complete_at = (
-        address_number(frame_at, SLOT.keys),
-        address_number(frame_at, SLOT.values),
-        address_number(frame_at, SLOT.complete_key),
+    keys_at, values_at = address_number(frame_at, SLOT.keys), address_number(frame_at, SLOT.values)
+    status, first_at, root, last, depth = begin_look_up(
+        *(functions, numbers, address_number(frame_at, SLOT.numbers), values, values_at),
+        *(address_number(frame_at, SLOT.complete_key), size(frame_at, SLOT.complete_key)),
     )
-    status = _begin(functions, numbers, address_number(frame_at, SLOT.numbers))
     if status != 0:
-        return status
-    numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
-    numbers[COMPLETE_TO_MS] = 0
-    first_at, root, last, depth = 0, 0, 0, 0
-    status = _get(functions, numbers, values, values_at, complete_at, len(complete_key))
-    if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
-        numbers[COMPLETE_TO_MS] = loose_word_at(values[_VALUE_AT])
-        if numbers[PAGE_BYTES] > 0:
-            first_at, root, last, depth = root_of(values[_VALUE_AT], numbers[PAGE_BYTES], numbers[SNAPSHOT])
-    elif status != 0 and status != _NOT_FOUND:
-        call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
         return status
     room = size(frame_at, SLOT.found) // 3
     found = carray(address(frame_at, SLOT.found), (3, room), np.int64)
@@ -163,11 +181,11 @@ def look_up_bound(frame_at: int, count: int) -> int:
         *(keys_at, starts, sizes, count, first_at, root, last, depth, numbers[PAGE_BYTES]),
         *(value_starts, value_sizes, found[2]),
     ):
-        status = _get_all(
+        status = get_all(
             functions, numbers, values, values_at, keys_at, starts, sizes, count, value_starts, value_sizes
         )
         if status != 0:
-            call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+            end_look_up(functions, numbers)
             return status
     position = 0
     bounds[0] = 0
@@ -181,5 +199,5 @@ def look_up_bound(frame_at: int, count: int) -> int:
             position = copy_bytes(carray(pointer(value_starts[item]), length, np.uint8), 0, length, states, position)
             presence[item] = KNOWN
         bounds[item + 1] = position
-    call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+    end_look_up(functions, numbers)
     return 0

@@ -24,6 +24,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,10 +214,13 @@ def mask_of(shards: Iterable[int], count: int) -> NDArray[np.bool_]:
     return mask
 
 
-def card_shards(settings: ShardSettings, keys_of: Mapping[str, Sequence[str]]) -> CardShards | None:
+def card_shards(
+    settings: ShardSettings, keys_of: Mapping[str, Sequence[str]], looked_at: Mapping[str, str] = MappingProxyType({})
+) -> CardShards | None:
     """Returns the shards of cards, or None where there are none. `keys_of`: the fields that identify each entity.
 
-    Reads the route key. Raises Misconfigured.
+    `looked_at`: entities whose profiles a feature of other entities looks at, each with such a feature. Reads the route
+    key. Raises Misconfigured.
     """
     if not settings.count:
         return None
@@ -228,6 +232,12 @@ def card_shards(settings: ShardSettings, keys_of: Mapping[str, Sequence[str]]) -
             raise Misconfigured(
                 f"[shards] entities: wanted entities whose first field is {CARD_FIELD}, got {name!r}, which has "
                 f"{fields[0]}: hosts that do not hold it would need it"
+            )
+        if name in looked_at:
+            raise Misconfigured(
+                f"[shards] entities: wanted entities that no other entity's features look at, got {name!r}, which "
+                f"{looked_at[name]!r} looks at: its neighbours may be on any host. Take it out of entities, or the "
+                "feature out of the catalogue"
             )
     if not any(len(keys_of[name]) == 1 for name in settings.entities):
         raise Misconfigured(f"[shards] entities: wanted the entity that {CARD_FIELD} alone identifies among them")

@@ -8,7 +8,9 @@
 3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
    progress is known: then the companion is ready.
 4. In every round apply a batch of the changelog. About once a second free the places of dead readers in the mirror.
-5. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
+5. If features look from an entity at others, keep an index of their profiles (scoring/state/identity_index.py). It is
+   made before step 2, where a mirror lacks it.
+6. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
    (streams/companion/shard_moves.py).
 
 Decisions are shipped from the beginning, in a thread of their own (streams/companion/shipping_thread.py). Neither part
@@ -50,6 +52,7 @@ from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
+from paywarden.scoring.state.identity_index import IdentityIndex
 from paywarden.scoring.state.mirror import MirrorDamaged, MirrorSettings, MirrorUnavailable, MirrorWriter, discard
 from paywarden.scoring.state.mirror_check import MirrorCheck
 from paywarden.scoring.state.outbox import OutboxSettings
@@ -143,6 +146,8 @@ class HostFiles:
     open_marks: Callable[[], OverlayMarks] | None = None
     # Which cards the mirror holds; None: all.
     shards: HostShards | None = None
+    # The index by identity that the mirror is to have; None leaves the mirror as it is.
+    index: IdentityIndex | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Companion:
         self._mirror_check = MirrorCheck(files.mirror.path, files.mirror.size_mb)
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
-        self._shards = shards
+        self._shards, self._index = shards, files.index
         self._moves: ShardMoves | None = None
         self._copied_before = 0
         if shards is not None:
@@ -437,6 +442,8 @@ class Companion:
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
+        if self._index is not None and not self._has_index(self._index, stop):
+            return False
         changelog = topic_ids(self._clients.admin, [self._topic])[self._topic]
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
@@ -469,6 +476,18 @@ class Companion:
         self._progress.begin_anew(self._now_ms())
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
+        return True
+
+    def _has_index(self, index: IdentityIndex, stop: Event) -> bool:
+        """Make the mirror's index by identity, if it is not as it should be. Returns False if stopped first."""
+        is_new = False
+        for _ in self._mirror.keep_index(index):
+            if not is_new:
+                _log.info("companion: the mirror's index by identity is made: %s", ", ".join(index.entities) or "none")
+            is_new, self.health.obstacle = True, "the mirror's index by identity is being made"
+            self.health.note_round()
+            if stop.is_set():
+                return False
         return True
 
     def _empty_mirror(self) -> None:

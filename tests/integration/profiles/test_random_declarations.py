@@ -49,6 +49,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.state.identity_index import index_of
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
@@ -119,7 +120,7 @@ class World:
 
 @st.composite
 def worlds(draw: st.DrawFn, kinds: Sequence[str]) -> World:
-    declaration = draw(declarations(fields_max=10, entities_max=4, features_max=8, kinds=kinds))
+    declaration = draw(declarations(fields_max=10, entities_max=4, features_max=8, kinds=kinds, hops_max=3))
     heard = draw(heard_histories(declaration, count_min=6, count_max=16))
     last_ms = max(payment.time_ms for payment, _ in heard)
     drawn = draw(declared_payments(declaration, count_min=PROBES, count_max=PROBES))
@@ -265,7 +266,11 @@ def through_kafka(kafka: KafkaSettings, registry: RegistryServer, world: World, 
         companion = Companion(
             clients=KafkaClients.of(kafka),
             settings=CompanionSettings(fill_from_store=False, stop_timeout_s=2),
-            files=HostFiles(mirror_of(folder), OutboxSettings(directory=str(folder / "outbox"))),
+            files=HostFiles(
+                mirror_of(folder),
+                OutboxSettings(directory=str(folder / "outbox")),
+                index=index_of(declaration.engine.plan),
+            ),
             ids=ids,
             entities=names,
             fill=FillSource(look=lambda: LiveSet("", 0, None), open_store=lambda _: store),

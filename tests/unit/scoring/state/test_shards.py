@@ -130,6 +130,13 @@ def test_only_what_belongs_to_a_card_can_be_sharded(tmp_path: Path) -> None:
     pairs_alone = ShardSettings(8, "a", ("a",), entities=("card_merchant",))
     with pytest.raises(Misconfigured, match="card_id alone"):
         card_shards(pairs_alone, {"card_merchant": ("card_id", "merchant_id")})
+    with pytest.raises(Misconfigured) as refused:
+        card_shards(settings, KEYS_OF, {"merchant": "worst_merchant", "card": "cards_devices"})
+    assert str(refused.value) == (
+        "[shards] entities: wanted entities that no other entity's features look at, got 'card', which 'cards_devices' "
+        "looks at: its neighbours may be on any host. Take it out of entities, or the feature out of the catalogue"
+    )
+    assert card_shards(settings, KEYS_OF, {"merchant": "worst_merchant"}) is not None
     key.write_text("secret", encoding="ascii")
     with pytest.raises(Misconfigured, match="at least 32 hex digits") as error:
         card_shards(settings, KEYS_OF)

@@ -1,0 +1,250 @@
+"""Profiles looked up by identity: compiled, by LMDB key for key, and through Python."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
+from paywarden.features.profiles.keys import hashed_id
+from paywarden.scoring.state import lmdb_calls, mirror_look_up
+from paywarden.scoring.state.identity_index import IdentityIndex, record_prefix
+from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.neighbours.reader import NeighbourReader
+from tests.patience import PATIENCE_S
+from tests.services.product import template
+
+INDEX = IdentityIndex({"merchant": False, "device": True}, LAPTOP_KEY)
+# The places of a payment: two merchants and a device.
+PLACES = ("merchant", "merchant", "device")
+PROFILE_BYTES_MAX = 64
+ROWS_MAX = 8
+WAYS = ("compiled", "by LMDB", "through Python")
+
+Found = list[tuple[int, bytes]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> MirrorSettings:
+    return MirrorSettings(path=str(tmp_path / "mirror"), size_mb=64)
+
+
+def merchant(number: int) -> int:
+    return LAPTOP_KEY.of(f"m-{number}")
+
+
+def device(number: int) -> int:
+    return LAPTOP_KEY.of(f"d-{number}")
+
+
+def key_of_device(number: int) -> bytes:
+    return b"device:" + hashed_id(device(number)).encode()
+
+
+def record(entity: str, identity: int) -> bytes:
+    return record_prefix(entity) + hashed_id(identity).encode()
+
+
+class Readers:
+    """A reader for each of the ways, in processes of their own, as LMDB may be open only once in a process."""
+
+    def __init__(self, settings: MirrorSettings, *, size_mb: int | None = None) -> None:
+        wanted = MirrorSettings(path=settings.path, size_mb=size_mb or settings.size_mb)
+        self._calls = {way: template.call(_answer, wanted, way) for way in WAYS}
+        for _, here in self._calls.values():
+            assert here.recv() == "open"
+
+    def look_up(self, *identities: int) -> Found:
+        """Returns presence and profile by place. All ways find the same."""
+        found: list[Found] = []
+        for _, here in self._calls.values():
+            here.send(identities)
+            found.append(here.recv())
+        assert found[0] == found[1] == found[2]
+        return found[0]
+
+    def close(self) -> None:
+        for process, here in self._calls.values():
+            here.send(None)
+            assert process.wait(PATIENCE_S) == 0
+            here.close()
+
+
+def _answer(there: Connection, settings: MirrorSettings, way: str) -> None:
+    if way == "through Python":
+        lmdb_calls.functions = lambda: None  # type: ignore[assignment]
+    with closing(MirrorReader(settings, item_max=4, profile_bytes_max=200)) as mirror:
+        if way == "by LMDB":
+            mirror.transaction_arrays()["numbers"][mirror_look_up.PAGE_BYTES] = 0
+        reader = NeighbourReader(mirror, PLACES, rows_max=ROWS_MAX, profile_bytes_max=PROFILE_BYTES_MAX)
+        assert (reader.frame_at == 0) == (way == "through Python")
+        there.send("open")
+        while (identities := there.recv()) is not None:
+            reader.identities[: len(identities)] = identities
+            # What an earlier look-up has left.
+            reader.presence[:], reader.bounds[1:] = 9, 9
+            try:
+                reader.look_up(len(identities) // len(PLACES))
+            except MirrorAbsent as error:
+                there.send([(-1, str(error).encode())])
+                continue
+            bounds = reader.bounds[: len(identities) + 1].tolist()
+            states = [reader.states[start:end].tobytes() for start, end in itertools.pairwise(bounds)]
+            there.send(list(zip(reader.presence[: len(identities)].tolist(), states, strict=True)))
+    there.close()
+
+
+@pytest.fixture
+def readers(settings: MirrorSettings) -> Iterator[Readers]:
+    with closing(MirrorWriter(settings)) as writer:
+        list(writer.keep_index(INDEX))
+        writer.apply({b"merchant:m-1": b"one", key_of_device(1): b"device", b"card:m-2": b"card"}, {}, 5)
+    opened = Readers(settings)
+    yield opened
+    opened.close()
+
+
+def put(settings: MirrorSettings, values: Mapping[bytes, bytes | None]) -> None:
+    """Change the mirror behind the index's back."""
+    with (
+        lmdb.open(settings.path, map_size=settings.size_mb << 20) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, value in values.items():
+            if value is None:
+                transaction.delete(key)
+            else:
+                transaction.put(key, value)
+
+
+def test_a_neighbour_is_known_unknown_or_absent(readers: Readers) -> None:
+    assert readers.look_up(merchant(1), 0, device(1)) == [(KNOWN, b"one"), (ABSENT, b""), (KNOWN, b"device")]
+    # A place is of one entity: a merchant's identity names no device, and a device's no merchant.
+    assert readers.look_up(merchant(2), device(1), merchant(1)) == [(UNKNOWN, b"")] * 3
+    assert readers.look_up(0, 0, 0) == [(ABSENT, b"")] * 3
+    assert readers.look_up() == []
+
+
+@pytest.mark.parametrize("number", [1, 2**32 - 1, -1, -(2**63), 2**62 - 1])
+def test_a_number_that_is_no_identity_stands_for_no_neighbour(readers: Readers, number: int) -> None:
+    assert readers.look_up(number, merchant(1), number) == [(ABSENT, b""), (KNOWN, b"one"), (ABSENT, b"")]
+
+
+def test_all_ways_find_the_neighbours_that_are_there(settings: MirrorSettings) -> None:
+    random_ = random.Random(3)
+    states: dict[bytes, bytes] = {}
+    with closing(MirrorWriter(MirrorSettings(path=settings.path, size_mb=1))) as writer:
+        list(writer.keep_index(INDEX))
+        writer.apply({}, {}, 5)
+    # The mirror will grow beyond the map of these readers.
+    readers = Readers(settings, size_mb=1)
+    with closing(MirrorWriter(settings)) as writer:
+        list(writer.keep_index(INDEX))
+        for size in (1, 5, 50, 5000, 50):
+            keys = [b"merchant:m-%d" % random_.randrange(6000) for _ in range(size)]
+            keys += [key_of_device(random_.randrange(6000)) for _ in range(size)]
+            changes = {key: random_.choice([None, b"", random_.randbytes(60), bytes(400)]) for key in keys}
+            states |= {key: state for key, state in changes.items() if state is not None}
+            for key in changes:
+                if changes[key] is None:
+                    states.pop(key, None)
+            writer.apply(changes, {})
+            for _ in range(10):
+                asked, wanted = _drawn(random_, states)
+                assert readers.look_up(*asked) == wanted
+    readers.close()
+
+
+def _drawn(random_: random.Random, states: Mapping[bytes, bytes]) -> tuple[list[int], Found]:
+    """Draw the neighbours of some payments: those who are there, and others. Returns what must be found, too."""
+    asked: list[int] = []
+    wanted: Found = []
+    merchants = [int(key[11:]) for key in states if key.startswith(b"merchant:m-")] or [0]
+    for place in PLACES * random_.randrange(ROWS_MAX + 1):
+        number = random_.choice([random_.choice(merchants), random_.randrange(6000)])
+        key, identity = (
+            (b"merchant:m-%d" % number, merchant(number))
+            if place == "merchant"
+            else (key_of_device(number), device(number))
+        )
+        if random_.random() < 0.2:
+            asked.append(0)
+            wanted.append((ABSENT, b""))
+        else:
+            asked.append(identity)
+            wanted.append((KNOWN, states[key][:PROFILE_BYTES_MAX]) if key in states else (UNKNOWN, b""))
+    return asked, wanted
+
+
+def test_a_record_that_names_no_profile_is_no_neighbour(settings: MirrorSettings, readers: Readers) -> None:
+    put(settings, {b"merchant:m-1": None})
+    assert readers.look_up(merchant(1), merchant(1), device(1))[:2] == [(UNKNOWN, b"")] * 2
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"m", b"merchant:", b"card:m-2", b"\0complete_to", b"merchant:m-1\0", b"x" * 511, b"merchant:" + b"y" * 9000],
+)
+def test_a_damaged_record_is_no_neighbour(settings: MirrorSettings, readers: Readers, damaged: bytes) -> None:
+    put(settings, {record("merchant", merchant(1)): damaged})
+    found = [(UNKNOWN, b""), (ABSENT, b""), (KNOWN, b"device")]
+    assert readers.look_up(merchant(1), 0, device(1)) == found
+    # The others of the same look-up are found all the same.
+    assert readers.look_up(merchant(1), 0, device(1), 0, merchant(1), device(1))[:3] == found
+
+
+def test_a_mirror_without_an_index_has_no_neighbours(settings: MirrorSettings) -> None:
+    with closing(MirrorWriter(settings)) as writer:
+        writer.apply({b"merchant:m-1": b"one"}, {})
+    readers = Readers(settings)
+    assert readers.look_up(merchant(1), 0, 0) == [(UNKNOWN, b""), (ABSENT, b""), (ABSENT, b"")]
+    readers.close()
+
+
+def _notes(there: Connection, settings: MirrorSettings, through_python: bool) -> None:
+    if through_python:
+        lmdb_calls.functions = lambda: None  # type: ignore[assignment]
+    with closing(MirrorReader(settings, item_max=4, profile_bytes_max=200)) as mirror:
+        there.send("open")
+        while there.recv() is not None:
+            there.send(INDEX.is_served_by(mirror.index_note()))
+    there.close()
+
+
+@pytest.mark.parametrize("through_python", [False, True])
+def test_a_reader_knows_whether_the_index_is_whole_and_new(settings: MirrorSettings, through_python: bool) -> None:
+    with closing(MirrorWriter(settings)) as writer:
+        writer.apply({b"merchant:m-1": b"one"}, {})
+    process, here = template.call(_notes, settings, through_python)
+    assert here.recv() == "open"
+
+    def is_whole() -> bool:
+        here.send("?")
+        found: bool = here.recv()
+        return found
+
+    assert not is_whole()
+    with closing(MirrorWriter(settings)) as writer:
+        steps = writer.keep_index(INDEX)
+        next(steps)
+        assert not is_whole()
+        list(steps)
+        assert is_whole()
+        writer.apply({b"merchant:m-2": b"two"}, {0: 1}, 5)
+        writer.note_profile_set("blue")
+        writer.clear()
+        assert is_whole()
+    with closing(MirrorWriter(settings)) as writer:
+        # A companion that keeps no index.
+        writer.apply({b"merchant:m-3": b"three"}, {})
+        assert not is_whole()
+    here.send(None)
+    assert process.wait(PATIENCE_S) == 0
