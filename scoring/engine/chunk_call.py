@@ -36,14 +36,15 @@ from paywarden.scoring.requests.request_bytes import read_bodies
 from paywarden.scoring.state import mirror_look_up as mirror
 from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
+from paywarden.scoring.state.neighbours.hop_call import fill_bound_hops
 from paywarden.scoring.state.overlay_pending import fill_hashed, hash_texts
 from paywarden.scoring.state.overlay_table import add_bound
 
 # Results of `decide_chunk`: DONE, or the step that Python goes on with.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
 # Places in `frames`.
-READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY = range(6)
-FRAME_COUNT = 6
+READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY, HOPS = range(7)
+FRAME_COUNT = 7
 # Places in `numbers`. First the constants, then the inputs that Python sets for each chunk, then the results that it
 # reads.
 ENTITIES, HASH, CLOCK, HAS_CLAIMS, OWNER, WINDOW_S, MARGINS, STALE_AFTER_MS, VECTOR_BYTES = range(9)
@@ -75,8 +76,8 @@ class ChunkSlots(NamedTuple):
     """The frame of this file's functions. Unless stated otherwise, an array is int64."""
 
     frames: int
-    """The addresses of the steps' own frames, READ to OVERLAY. Without an overlay the last is 0; with one, FILL is not
-    used."""
+    """The addresses of the steps' own frames, READ to HOPS. OVERLAY is 0 without an overlay, and FILL is not used with
+    one. HOPS is 0 where no feature looks at neighbours."""
     numbers: int
     """ENTITIES to OVERLAY_NOW_MS."""
     calibration: int
@@ -308,12 +309,14 @@ def decide_chunk(frame_at: int, count: int) -> int:
     if _look_up(look_up_at, read_at, count, entities) != 0:
         return NO_PROFILES
     found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
-    complete_to_ms = found[mirror.COMPLETE_TO_MS]
+    complete_to_ms, snapshot = found[mirror.COMPLETE_TO_MS], found[mirror.SNAPSHOT]
     numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
     if is_timed:
         laps[LOOKED_UP] = _now_ns(numbers, time_at)
+    if frames[HOPS] != 0 and not fill_bound_hops(frames[HOPS], count):
+        return UNREADABLE
     if overlay_at != 0:
-        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], found[mirror.SNAPSHOT])
+        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], snapshot)
     else:
         status = fill_bound_vectors(frames[FILL], count)
     if status != OK:

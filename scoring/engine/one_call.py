@@ -63,7 +63,7 @@ class OneCall:
         self._scorer, self._intake, self._fast = scorer, intake, intake.fast
         parts = scorer.parts
         self._outbox, self._metrics, self._answered = parts.outbox, parts.metrics, parts.answered
-        self._engine, self._stages, self._vectors = parts.engine, parts.stages, parts.vectors
+        self._engine, self._stages, self._vectors, self._hops = parts.engine, parts.stages, parts.vectors, parts.hops
         self._unknown_flags, self._names = parts.unknown_flags, parts.engine.plan.entity_names
         entities = parts.engine.plan.entity_count
         self._item_count = ROWS_MAX * entities
@@ -103,7 +103,7 @@ class OneCall:
         # The objects that the frames point at. Only a token of the model is kept: the model must go when it is swapped
         # out.
         self._mirror: MirrorReader | None = None
-        self._mirror_frames: tuple[Frame, Frame] | None = None
+        self._mirror_frames: tuple[Frame, Frame, Frame | None] | None = None
         self._overlay_frame: Frame | None = None
         self._overlay_files: object = None
         self._token: object = None
@@ -283,15 +283,17 @@ class OneCall:
                 "words": words,
                 "values": values,
                 "out": self._vectors,
+                "hops": self._hops.values,
             },
         )
-        look_up = mirror.frame_for(keys)
-        self._mirror_frames = look_up, vectors
+        look_up, hops = mirror.frame_for(keys), self._hops.frame_for(self._fast.arrays["rows"])
+        self._mirror_frames = look_up, vectors, hops
         self._frames[loop.LOOK_UP], self._frames[loop.FILL] = look_up.address, vectors.address
+        self._frames[loop.HOPS] = 0 if hops is None else hops.address
 
     def _take_overlay(self, overlay: Overlay, mirror: MirrorReader) -> None:
         """Make the frame of an overlay's files, which the call then uses in place of that of vectors."""
-        self._overlay_frame = overlay.frame_for(mirror, self._fast.arrays["rows"], self._vectors)
+        self._overlay_frame = overlay.frame_for(mirror, self._fast.arrays["rows"], self._vectors, self._hops.values)
         self._overlay_files = overlay.files
         self._frames[loop.OVERLAY] = self._overlay_frame.address
 

@@ -52,6 +52,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
 
@@ -165,6 +166,7 @@ class PaymentScorer:
             self._vectors,
             self._features.unknown_flags,
             self._overlay,
+            self._features.hops,
         )
 
     @property
@@ -505,6 +507,8 @@ class ScorerParts(NamedTuple):
     unknown_flags: Mapping[bytes, tuple[str, ...]]
     """The flags of a payment, by ABSENT, UNKNOWN or KNOWN of each of its entities."""
     overlay: Overlay | None
+    hops: Hops
+    """What neighbours say about the chunk's payments."""
 
 
 # A policy without conditions reads nothing of a payment.

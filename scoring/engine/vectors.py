@@ -1,6 +1,7 @@
 """The features of a chunk's payments, from the mirror's profiles and the overlay's pending payments, by the kernel.
 
 payments ─► profiles of the mirror ─► + pending payments of this host ─► one row of features each, and its flags
+                     └─► profiles of neighbours, for features two hops away ─┘
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.overlay import Overlay
 
 # The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
@@ -47,11 +49,15 @@ class Vectors:
         self.mirror: MirrorReader | None = None
         self.mirror_is_foreign = False
         """Whether there is a mirror that was filled for another identity key."""
+        self.mirror_lacks_index = False
+        """Whether there is a mirror in which features two hops away would find no neighbours."""
         self._entities = entities = plan.entity_count
         self.rows: NDArray[np.int64] = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
         """The attributes of the chunk's payments."""
         self.vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
         """The features of the chunk's payments."""
+        self.hops = Hops(engine, self.rows)
+        """What neighbours say about the chunk's payments."""
         self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
         self._fill_from_nothing = engine.bind(
             self.rows,
@@ -91,9 +97,9 @@ class Vectors:
     def open(self) -> bool:
         """Open the mirror, or a new mirror that has replaced it. Returns False when there is none that can be used."""
         if self.mirror is not None and self.mirror.is_replaced():
-            self.mirror.close()
-            self.mirror = None
+            self.close()
         if self.mirror is None:
+            self.mirror_lacks_index = False
             try:
                 self.mirror = MirrorReader(
                     self._settings,
@@ -109,17 +115,24 @@ class Vectors:
                 self.close()
                 return False
             self._fill_from_mirror = self._engine.bind(
-                self.rows, mirror.presence, mirror.states, mirror.bounds, self.vectors
+                self.rows, mirror.presence, mirror.states, mirror.bounds, self.vectors, self.hops.values
             )
+            self.hops.open(mirror)
+        self.mirror_lacks_index = not self.hops.is_served_by(self.mirror)
+        if self.mirror_lacks_index:
+            # All neighbours would count as missing, and no answer would say so.
+            self.close()
+            return False
         if self._held_cards is not None:
             self._held_cards.look(self.mirror)
         if self._overlay is not None:
-            self._overlay.look(self.mirror, self._settings.path, self.rows, self.vectors)
+            self._overlay.look(self.mirror, self._settings.path, self.rows, self.vectors, self.hops.values)
         return True
 
     def close(self) -> None:
         """Close the mirror."""
         if self.mirror is not None:
+            self.hops.close()
             self.mirror.close()
             self.mirror = None
 
@@ -131,6 +144,11 @@ class Vectors:
                 return (
                     f"the mirror at {path} was filled for another identity key: set the same "
                     "[features] identity_key_file for serve, companion and stream"
+                )
+            if self.mirror_lacks_index:
+                return (
+                    f"the mirror at {path} does not find the neighbours of features two hops away: the companion makes "
+                    "its index, or has another [features] catalogue"
                 )
             return f"there is no mirror at {path}: is the companion running?"
         return "the mirror is not complete yet" if self._look_up_nothing() == 0 else ""
@@ -153,10 +171,11 @@ class Vectors:
             return self._fill_without_mirror(keys, count)
         try:
             complete_to_ms = mirror.look_up(keys)
+            if self._stages.is_timed:
+                self._stages.lap("look_up", count)
+            unreadable = self.hops.fill(count)
         except MirrorAbsent:
             return self._fill_without_mirror(keys, count)
-        if self._stages.is_timed:
-            self._stages.lap("look_up", count)
         entities = self._entities
         presence = mirror.found
         patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
@@ -169,6 +188,8 @@ class Vectors:
                 self._fill_from_mirror(count)
             except UnreadableProfile:
                 flags = self._fill_one_by_one(mirror, flags, count)
+        for row in unreadable:
+            flags[row] = _with_unreadable(flags[row])
         if self._stages.is_timed:
             self._stages.lap("vector", count)
         return flags, complete_to_ms
@@ -211,6 +232,7 @@ class Vectors:
             except UnreadableProfile:
                 unreadable.append(row)
                 presence[presence == KNOWN] = UNKNOWN
+                self.hops.forget(row)
                 overlay.fill_one(row, presence)
         return overlay.is_sure, unreadable
 
@@ -222,12 +244,14 @@ class Vectors:
             presence = mirror.presence[items]
             bounds = mirror.bounds[items.start : items.stop + 1]
             attributes, vector = self.rows[row : row + 1], self.vectors[row : row + 1]
+            hops = self.hops.values[row : row + 1]
             try:
-                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector, hops)
             except UnreadableProfile:
                 flags[row] = (*flags[row], PROFILE_UNREADABLE)
                 presence[presence == KNOWN] = UNKNOWN
-                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
+                self.hops.forget(row)
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector, hops)
         return flags
 
     def _fill_without_mirror(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
@@ -248,3 +272,11 @@ class Vectors:
             count = patterns.count(pattern)
             for counter in self._lookup_counters[pattern]:
                 counter.add(count)
+
+
+def _with_unreadable(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a payment's flags with PROFILE_UNREADABLE, where it stands for a payment's own profiles, too."""
+    if PROFILE_UNREADABLE in flags:
+        return flags
+    last = flags[-1:] if OVERLAY_ABSENT in flags[-1:] else ()
+    return (*flags[: len(flags) - len(last)], PROFILE_UNREADABLE, *last)

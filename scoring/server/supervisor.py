@@ -50,6 +50,7 @@ from paywarden.scoring.server.takeover import HandOverDesk, close_taken, control
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.mirror import has_mirror
+from paywarden.scoring.state.neighbours import hops
 
 _log = logging.getLogger(__name__)
 
@@ -194,6 +195,8 @@ def warm_up(host: ServerContext) -> None:
     mirror.warm_up()
     one_call.warm_up()
     send_call.warm_up()
+    if host.engine.plan.hops:
+        hops.warm_up()
     if host.overlay.enabled:
         overlay.warm_up(host.engine)
     gc.collect()

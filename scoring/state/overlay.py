@@ -290,13 +290,20 @@ class Overlay:
         self.files = object()
         """Stands for the table and the marks: another object once `look` has opened other ones."""
 
-    def look(self, mirror: MirrorReader, folder: str, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    def look(
+        self,
+        mirror: MirrorReader,
+        folder: str,
+        attributes: NDArray[np.int64],
+        out: NDArray[np.float32],
+        hops: NDArray[np.float64] | None = None,
+    ) -> None:
         """Open the table and the marks beside this mirror, if they are not open or were replaced.
 
         Call it when a mirror is opened or replaced, and every half second.
 
         `attributes` and `out` are the arrays that each `fill` reads and writes: (rows_max, row width), (rows_max,
-        features).
+        features). So are `hops`, what neighbours say: (rows_max, hop slots). Without them neighbours say nothing.
         """
         table, marks = self._table, self._marks
         self._open(Path(self._settings.path), Path(folder) / MARKS_FILE)
@@ -307,7 +314,7 @@ class Overlay:
             return
         if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
             mirror.notes_snapshot = True
-            self._bound = self._arrays(mirror, attributes, out, self._table, self._marks)
+            self._bound = self._arrays(mirror, attributes, out, self._table, self._marks) | {"hops": self._hops(hops)}
             self._frame = Frame(tables.SLOT, self._bound)
 
     def _open(self, path: Path, marks_path: Path) -> None:
@@ -367,6 +374,9 @@ class Overlay:
             "digests": self._digests,
         }
 
+    def _hops(self, hops: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        return self._engine.new_hops(self._rows_max) if hops is None else hops
+
     @property
     def is_open(self) -> bool:
         """Whether `fill` can be called."""
@@ -382,16 +392,22 @@ class Overlay:
         """The seed of the hashes of keys and ids."""
         return self._payment_tags.seed
 
-    def frame_for(self, mirror: MirrorReader, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> Frame:
+    def frame_for(
+        self,
+        mirror: MirrorReader,
+        attributes: NDArray[np.int64],
+        out: NDArray[np.float32],
+        hops: NDArray[np.float64] | None = None,
+    ) -> Frame:
         """Returns a frame of `hash_texts`, `fill_hashed` and `add_bound` for compiled callers.
 
-        `attributes` and `out` as in `look`. It has hashes and tags of its own, and holds until `files` is another
-        object. Without marks no profile gets a payment, and IS_SURE is 0.
+        `attributes`, `out` and `hops` as in `look`. It has hashes and tags of its own, and holds until `files` is
+        another object. Without marks no profile gets a payment, and IS_SURE is 0.
         """
         assert self._table is not None
         marks = _NO_MARKS if self._marks is None else self._marks
         arrays = self._arrays(mirror, attributes, out, self._table, marks)
-        arrays |= {"hashes": np.zeros_like(self._hashes), "tags": np.zeros_like(self._tags)}
+        arrays |= {"hashes": np.zeros_like(self._hashes), "tags": np.zeros_like(self._tags), "hops": self._hops(hops)}
         return Frame(tables.SLOT, arrays)
 
     @property
@@ -502,6 +518,7 @@ class Overlay:
                     bound["plan"], bound["attributes"][rows], presence, states, bounds, bound["words"],
                     bound["values"], bound["out"][rows], bound["table"], bound["marks"], self._shape,
                     self._hashes[items], self._tags[rows], self._picks, self._folded[items], self._numbers,
+                    bound["hops"][rows],
                 )
             )  # fmt: skip
 
@@ -558,6 +575,7 @@ def warm_up(engine: FeatureEngine) -> None:
         "picks": np.zeros((1, plan.row_width + 1), dtype=np.int64),
         "folded": np.zeros(plan.entity_count, dtype=np.uint8),
         "numbers": numbers,
+        "hops": engine.new_hops(1),
         "digests": np.ones(plan.entity_count + 1, dtype=np.int64),
     }
     assert len(head) <= tables.HEAD_SIZE

@@ -14,6 +14,7 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.assembly import assemble
+from paywarden.features.kernel.batches import take_hops
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -261,6 +262,7 @@ def fill_with_pending(
     picks: I64,
     folded: U8,
     numbers: I64,
+    hops: F64,
 ) -> int:
     """Do as kernel.fill_vectors, and add to each profile the payments of the table that it does not contain.
 
@@ -303,6 +305,7 @@ def fill_with_pending(
                     folded[item] = KNOWN
                     numbers[FOLDED] += found
             roll_up(plan, entity, words, attributes[row], values)
+        take_hops(plan, hops, row, values)
         assemble(plan, attributes[row], values, out[row])
     return OK
 
@@ -392,4 +395,5 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         carray(address(frame_at, SLOT.picks), (events_and_row // width, width), np.int64),
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
+        carray(address(frame_at, SLOT.hops), (rows, plan[HEAD.hop_slot_count]), np.float64),
     )

@@ -103,6 +103,7 @@ class OverlaySlots(NamedTuple):
     picks: int
     folded: int
     numbers: int
+    hops: int
     digests: int
 
 
