@@ -100,8 +100,8 @@ class IdentityIndex:
                 own.append(key)
             elif is_hashed and _HASHED_ID.fullmatch(identity):
                 found[INDEX + key] = key
-        for key, identity in zip(own, self._identities_of([key.partition(b":")[2] for key in own]), strict=True):
-            found[b"%b%b:%016x" % (INDEX, key.partition(b":")[0], identity)] = key
+        for key, number in zip(own, self._identities_of([key.partition(b":")[2] for key in own]), strict=True):
+            found[b"%b%b:%016x" % (INDEX, key.partition(b":")[0], number)] = key
         return found
 
     def follow(self, transaction: Any, profiles: Mapping[bytes, bytes | None]) -> None:

@@ -613,8 +613,8 @@ def two_hops(
         source, target = draw(st.sampled_from(pairs))
         known = [one for one in (*said, *asked) if one.entity == target and _can_be_asked(one)]
         if not known or draw(st.booleans()):
-            usual = Said(f"asked{number}", target, "count", (draw(st.sampled_from(["1h", "2d", "30d"])),), ())
-            fitting = [one for one in (draw(_said(f"asked{number}", False)),) if _can_be_asked(one)]
+            usual = Said(f"neighbours{number}", target, "count", (draw(st.sampled_from(["1h", "2d", "30d"])),), ())
+            fitting = [one for one in (draw(_said(f"neighbours{number}", False)),) if _can_be_asked(one)]
             known = [replace(one, entity=target) for one in (*fitting, usual)][:1]
             asked += known
         word = draw(st.sampled_from(["largest_of_last", "mean_of_last"]))

@@ -307,9 +307,11 @@ def test_pending_payments_are_no_neighbours_and_in_no_neighbours_profile(
 # One call
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-def _margins(_vectors: int, count: int, out: int, _more: int) -> None:
+def _all_even(_vectors: int, count: int, out: int, _more: int) -> None:
     ctypes.memset(out, 0, 8 * count)
+
+
+_MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)(_all_even)
 
 
 class EvenChain:
@@ -319,7 +321,7 @@ class EvenChain:
     is_well = True
 
     def __init__(self) -> None:
-        address = ctypes.cast(_margins, ctypes.c_void_p).value or 0
+        address = ctypes.cast(_MARGINS, ctypes.c_void_p).value or 0
         self.native = NativeModel(address, 1.0, 0.0, MetricsRegistry().counter("scored_total", "Scored."))
 
     def bind(self, _vectors: np.ndarray) -> Any:
