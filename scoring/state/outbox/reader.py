@@ -8,6 +8,7 @@ import os
 import re
 import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,20 @@ class OutboxReader:
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._directory = Path(settings.directory) / worker
-        # Where the newest segment begins, and when its folder had last changed before it was listed.
-        self._newest, self._listed_s = 0, -1.0
+        # Where the segments begin, and the folder with the time of its last change. None: the list may be too old.
+        self._segments: list[int] = []
+        self._listed: tuple[int, float] | None = None
+
+    def _known_segments(self) -> list[int]:
+        """Returns where the segments begin, ascending. It lists the folder only if that has changed. Raises OSError."""
+        folder = os.stat(self._directory)
+        seen = folder.st_ino, folder.st_mtime
+        if seen != self._listed:
+            # A folder's time has steps: another segment may come within the step of the list, and not change it.
+            is_past = time.time() - folder.st_mtime >= _STEP_S
+            self._segments = segments_in(self._directory)
+            self._listed = seen if is_past else None
+        return self._segments
 
     def has_after(self, position: int) -> bool:
         """Returns whether any byte is at `position` or behind it: two looks at the disk, where `end` lists a folder.
@@ -79,11 +92,8 @@ class OutboxReader:
         Raises OutboxUnavailable.
         """
         try:
-            changed_s = self._directory.stat().st_mtime
-            # A folder's time has steps of some milliseconds: another segment may have come within the step of the list.
-            if changed_s != self._listed_s or time.time() - changed_s < _STEP_S:
-                self._newest, self._listed_s = max(segments_in(self._directory), default=0), changed_s
-            return self._newest + segment_path(self._directory, self._newest).stat().st_size > position
+            newest = (self._known_segments() or [0])[-1]
+            return newest + segment_path(self._directory, newest).stat().st_size > position
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -135,15 +145,17 @@ class OutboxReader:
     def at(self, position: int) -> bytes | None:
         """Returns the record that begins at `position`, or None. Raises OutboxUnavailable."""
         try:
-            base = max((base for base in segments_in(self._directory) if base <= position), default=None)
-            if base is None:
+            segments = self._known_segments()
+            place = bisect_right(segments, position)
+            if place == 0:
                 return None
+            base = segments[place - 1]
             data = read_at(segment_path(self._directory, base), position - base, RECORD.size + _USUAL_BYTES)
             (size, _) = RECORD.unpack_from(data) if len(data) >= RECORD.size else (0, 0)
             if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
                 data = read_at(segment_path(self._directory, base), position - base, RECORD.size + size)
         except FileNotFoundError:
-            # Another process has deleted the segment since the directory was listed.
+            # Another process has deleted the segment since the directory was listed, or there is no outbox.
             return None
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error

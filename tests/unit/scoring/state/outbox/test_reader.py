@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -169,6 +170,40 @@ def test_at_reads_only_a_record_that_begins_at_the_position(small: OutboxSetting
     reader.release(writer.position)
     assert reader.at(0) is None
     writer.close()
+
+
+def test_at_finds_a_record_of_a_new_segment_in_the_same_step_of_the_folders_time(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is not found is decided again, so `at` must not trust a list that may lack it."""
+    reader, folder, now_s = OutboxReader(small, "w0"), Path(small.directory) / "w0", 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    writer, position = OutboxWriter(small, "w0"), 0
+    for number in range(20):
+        end = writer.append(b"%020d" % number)
+        # Each segment comes while the folder's time stands still, and the clock is a little further at each look.
+        os.utime(folder, (1_000_000.0, 1_000_000.0))
+        assert reader.at(position) == b"%020d" % number
+        position, now_s = end, now_s + 0.04
+    assert len(list(folder.glob("*.log"))) > 5
+    now_s += 1
+    assert reader.at(position) is None
+    monkeypatch.setattr(outbox.reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
+    assert reader.at(position) is None
+    assert reader.at(position - 28) == b"%020d" % 19
+    writer.close()
+
+
+def test_at_reads_an_outbox_that_was_made_anew(small: OutboxSettings) -> None:
+    reader, folder = OutboxReader(small, "w0"), Path(small.directory) / "w0"
+    fill(small, numbered(9))
+    os.utime(folder, (1, 1))
+    assert reader.at(0) is not None
+    shutil.rmtree(folder)
+    assert reader.at(0) is None
+    fill(small, [b"anew"])
+    os.utime(folder, (1, 1))
+    assert reader.at(0) == b"anew"
 
 
 @given(payloads, st.integers(16, 200), st.integers(1, 30), st.data())
