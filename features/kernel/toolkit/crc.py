@@ -52,7 +52,7 @@ def crc32_of_text(data: U8, at: int, end: int) -> int:
 
 
 @inlined
-def _add_word(crc: int, word: int) -> int:
+def _add_word(crc: np.int64, word: int) -> np.int64:
     """Returns the checksum after eight more bytes (Kounavis and Berry, "slicing by 8", 2005)."""
     mixed = word ^ crc
     return np.int64(
@@ -68,7 +68,7 @@ def _add_word(crc: int, word: int) -> int:
 
 
 @inlined
-def _after(tables: NDArray[np.uint32], crc: int) -> int:
+def _after(tables: NDArray[np.uint32], crc: np.int64) -> np.int64:
     """Returns the checksum as if zeros followed: as many as the tables are for."""
     return np.int64(
         tables[0, crc & 255] ^ tables[1, crc >> 8 & 255] ^ tables[2, crc >> 16 & 255] ^ tables[3, crc >> 24]
