@@ -104,7 +104,15 @@ static const double leaves[TREES * LEAVES] = {{{leaf_values}}};
 
 int32_t paywarden_feature_count(void) {{ return FEATURES; }}
 
-static void scan_one(const float* row, double* margin) {{
+/* Adds up the leaves that a row reaches, by their numbers. */
+static double sum_of(const uint8_t* found) {{
+  double sum = 0.0;
+  for (int tree = 0; tree < TREES; ++tree) sum += leaves[tree * LEAVES + found[tree]];
+  return sum;
+}}
+
+/* Finds the leaf of each tree that a row reaches. */
+static void scan_one(const float* row, uint8_t* found) {{
   uint64_t left[TREES];
   memset(left, 0xFF, sizeof left);
   for (int feature = 0; feature < FEATURES; ++feature) {{
@@ -117,9 +125,7 @@ static void scan_one(const float* row, double* margin) {{
     for (int32_t node = bounds[feature]; node < bounds[feature + 1] && thresholds[node] < value; ++node)
       left[nodes_tree[node]] &= masks[node];
   }}
-  double sum = 0.0;
-  for (int tree = 0; tree < TREES; ++tree) sum += leaves[tree * LEAVES + __builtin_ctzll(left[tree])];
-  *margin = sum;
+  for (int tree = 0; tree < TREES; ++tree) found[tree] = (uint8_t)__builtin_ctzll(left[tree]);
 }}
 {walk}{blocks}
 /* The number of rows that this processor scores together. */
@@ -137,9 +143,13 @@ void paywarden_margins_by(int32_t lanes, const float* rows, int64_t row_count, d
   while (row_count > 0) {{
     int count = 1;
     if (walks && (lanes < 2 || row_count <= {walked_rows})) {{
-      walk_one(rows, margins);
+      uint8_t found[TREES];
+      walk_one(rows, found);
+      *margins = sum_of(found);
     }} else if (lanes < 2 || row_count == 1) {{
-      scan_one(rows, margins);
+      uint8_t found[TREES];
+      scan_one(rows, found);
+      *margins = sum_of(found);
     }} else {{
       while (lanes > 2 && row_count <= lanes / 2) lanes /= 2;
       count = row_count < lanes ? (int)row_count : lanes;
@@ -151,6 +161,17 @@ void paywarden_margins_by(int32_t lanes, const float* rows, int64_t row_count, d
     margins += count;
     row_count -= count;
   }}
+}}
+
+/* The number of trees, for which paywarden_leaves needs room. */
+int32_t paywarden_tree_count(void) {{ return TREES; }}
+
+/* Finds the leaf of each tree that a row reaches. Leaves are numbered from left to right. */
+void paywarden_leaves(const float* row, uint8_t* found) {{
+  if (can_walk())
+    walk_one(row, found);
+  else
+    scan_one(row, found);
 }}
 
 /* rows: row_count x FEATURES floats, NaN is missing. */
@@ -185,7 +206,7 @@ static int can_walk(void) {{
 
 /* Walks the trees of some groups, a number that the compiler knows: then their words stay in registers. */
 __attribute__((WALKS, always_inline))
-static inline void walk_groups(const int groups, const int first, const uint8_t* ranks, double* found) {{
+static inline void walk_groups(const int groups, const int first, const uint8_t* ranks, uint8_t* found) {{
   const __m512i ranks_0 = _mm512_load_si512(ranks), ranks_1 = _mm512_load_si512(ranks + 64);
 #if {tables} > 1
   const __m512i ranks_2 = _mm512_load_si512(ranks + 128), ranks_3 = _mm512_load_si512(ranks + 192);
@@ -224,12 +245,12 @@ static inline void walk_groups(const int groups, const int first, const uint8_t*
     _mm512_storeu_si512(reached, nodes[group]);
     /* The tables of the last group are filled up with leaves. */
     for (int lane = 0, place = first + 16 * group; lane < 16 && place < TREES; ++lane, ++place)
-      found[order[place]] = leaves[order[place] * LEAVES + (int)(reached[lane] & 0xFF)];
+      found[order[place]] = (uint8_t)reached[lane];
   }}
 }}
 
 __attribute__((WALKS))
-static void walk_one(const float* row, double* margin) {{
+static void walk_one(const float* row, uint8_t* found) {{
   uint8_t ranks[{tables} * 128] __attribute__((aligned(64)));
   for (int place = 0; place < RANKS; ++place) {{
     const float value = row[ranked_feature[place]];
@@ -247,23 +268,19 @@ static void walk_one(const float* row, double* margin) {{
     }}
     ranks[place] = ranks[RANKS + place] = (uint8_t)rank;
   }}
-  double found[TREES];
   int first = 0;
   for (; first + 16 * GROUPS <= TREES; first += 16 * GROUPS) walk_groups(GROUPS, first, ranks, found);
   if (first < TREES) walk_groups({last_groups}, first, ranks, found);
-  double sum = 0.0;
-  for (int tree = 0; tree < TREES; ++tree) sum += found[tree];
-  *margin = sum;
 }}
 #else
 static int can_walk(void) {{ return 0; }}
-static void walk_one(const float* row, double* margin) {{ (void)row; (void)margin; }}
+static void walk_one(const float* row, uint8_t* found) {{ (void)row; (void)found; }}
 #endif
 """
 
 _NO_WALK = """
 static int can_walk(void) { return 0; }
-static void walk_one(const float* row, double* margin) { (void)row; (void)margin; }
+static void walk_one(const float* row, uint8_t* found) { (void)row; (void)found; }
 """
 
 _BLOCK = """

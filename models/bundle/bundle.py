@@ -362,7 +362,8 @@ def _checked_part(bundle: Path, manifest: Manifest, part: ModelPart, *, slope: f
     predictor = _predictor(bundle, manifest, part)
     check_golden(bundle, manifest, predictor, part)
     trees = read_trees(bundle / part.model_text, len(manifest.feature_names))
-    explainer = Explainer(trees, manifest.feature_names, slope=slope)
+    leaves = predictor if isinstance(predictor, NativePredictor) else None
+    explainer = Explainer(trees, manifest.feature_names, slope=slope, leaves=leaves)
     _check_explained(bundle, part, explainer)
     return predictor, explainer
 

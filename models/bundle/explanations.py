@@ -11,6 +11,7 @@ How it works (A. Saabas, "Interpreting random forests", 2014):
    missing values and for the zeros that some nodes treat as missing. It sums the changes by feature.
 5. A walk waits at each node for memory and for the comparison. Therefore SIDE_BY_SIDE trees are walked at once, and the
    changes on their paths are noted. They are added afterwards, tree by tree: the sums have the same bits as without it.
+   Where the model's library finds the leaves itself, nothing is walked (models/bundle/leaf_paths.py).
 6. A reason names the feature, its value, and its part of the score's log-odds: `feature:card_count_1h=7 (+0.83)`.
 
 Example with one tree:
@@ -28,10 +29,10 @@ A payment with card_count_1h = 7 and amount = 50000 goes right twice. card_count
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
@@ -41,6 +42,7 @@ from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.frame import Frame, address, size
 from paywarden.features.kernel.toolkit.intrinsics import not_negative
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.models.bundle.leaf_paths import PATH_SLOT, add_paths, path_arrays
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.file_state import read_regular
 
@@ -93,8 +95,18 @@ class Trees:
         return set(np.flatnonzero(bits).tolist())
 
 
-class ExplainSlots(NamedTuple):
-    """The frame of `explain`."""
+class LeafFinder(Protocol):
+    """Finds the leaves that a vector reaches: the model's library, see models/bundle/leaf_paths.py."""
+
+    tree_count: int
+    """How many trees it has. A tree of a single leaf counts."""
+
+    def leaves_at(self) -> int:
+        """Returns the address of its function; raises when it is closed."""
+
+
+class WalkSlots(NamedTuple):
+    """The frame of `walk`."""
 
     records: int
     """Shape (nodes, RECORD_WORDS), int64: all that a walk must know of a node, in one line of the processor's cache."""
@@ -117,13 +129,20 @@ class ExplainSlots(NamedTuple):
     """SIDE_BY_SIDE int64: how many nodes each walk has passed. Scratch space."""
     contributions: int
     """Filled: how much each feature moved the margin, float64."""
+
+
+class ChoiceSlots(NamedTuple):
+    """The frame of `choose`."""
+
+    contributions: int
+    """How much each feature moved the margin, float64."""
     moved: int
     """Filled: `slope` times the contributions, float64."""
     places: int
     """Filled: the features that moved the score most towards fraud, int64."""
 
 
-SLOT = positions(ExplainSlots)
+SLOT, CHOICE_SLOT = positions(WalkSlots), positions(ChoiceSlots)
 # Places in a record: threshold and changes, as float64; the words of both children; the feature. The rest is unused.
 _THRESHOLD, _FOLLOWING, _CHANGES, _TESTED = 0, 1, 3, 5
 RECORD_WORDS = 8
@@ -205,11 +224,8 @@ def _fill_values(vector: F32, values: F64) -> None:
 
 
 @compiled(makes_arrays=True)
-def explain(frame_at: int, slope: float, count_max: int) -> int:
-    """Fill contributions, moved and, with the strongest first, places. Returns how many places are filled.
-
-    At most `count_max` features are named, and only those that moved the score enough. Of equals the first comes first.
-    """
+def walk(frame_at: int) -> None:
+    """Walk all trees with the vector, and fill in the contributions."""
     words, features = size(frame_at, SLOT.records), size(frame_at, SLOT.vector)
     records = carray(address(frame_at, SLOT.records), words, np.int64)
     numbers = carray(address(frame_at, SLOT.records), words, np.float64)
@@ -223,8 +239,6 @@ def explain(frame_at: int, slope: float, count_max: int) -> int:
     here = carray(address(frame_at, SLOT.here), SIDE_BY_SIDE, np.int64)
     steps = carray(address(frame_at, SLOT.steps), SIDE_BY_SIDE, np.int64)
     contributions = carray(address(frame_at, SLOT.contributions), features, np.float64)
-    moved = carray(address(frame_at, SLOT.moved), features, np.float64)
-    places = carray(address(frame_at, SLOT.places), features, np.int64)
     _fill_values(vector, carray(address(frame_at, SLOT.values), (KIND_COUNT, features), np.float64))
     contributions[:] = 0.0
     first_set = _IN_SET * features
@@ -252,60 +266,70 @@ def explain(frame_at: int, slope: float, count_max: int) -> int:
                 went = not_negative(paths[step])
                 feature = not_negative(records[(went & -RECORD_WORDS) + _TESTED])
                 contributions[feature] += numbers[went + _CHANGES]
+
+
+@compiled(makes_arrays=True)
+def choose(frame_at: int, slope: float, count_max: int) -> int:
+    """Fill moved and, with the strongest first, places. Returns how many places are filled.
+
+    At most `count_max` features are named, and only those that moved the score enough. Of equals the first comes first.
+    """
+    features = size(frame_at, CHOICE_SLOT.contributions)
+    contributions = carray(address(frame_at, CHOICE_SLOT.contributions), features, np.float64)
+    moved = carray(address(frame_at, CHOICE_SLOT.moved), features, np.float64)
+    places = carray(address(frame_at, CHOICE_SLOT.places), features, np.int64)
     for feature in range(features):
         moved[feature] = slope * contributions[feature]
-    return _choose(moved, places, count_max)
-
-
-@inlined
-def _choose(moved: F64, places: I64, count_max: int) -> int:
-    """Fill in the places of the largest numbers, the largest first, if they are large enough. Returns their count."""
-    told = 0
-    while told < min(count_max, len(moved)):
-        best = -1
-        for feature in range(len(moved)):
-            if moved[feature] >= _SMALLEST_TOLD and (best < 0 or moved[feature] > moved[best]):
-                is_told = False
-                for place in range(told):
-                    is_told |= places[place] == feature
-                if not is_told:
-                    best = feature
-        if best < 0:
-            break
-        places[told] = best
-        told += 1
+    most, told = min(count_max, features), 0
+    if most <= 0:
+        return 0
+    for feature in range(features):
+        moves = moved[feature]
+        # One pass: nearly all features move less than the last of those that are named so far.
+        if moves >= _SMALLEST_TOLD and (told < most or moves > moved[places[most - 1]]):
+            place = min(told, most - 1)
+            told = place + 1
+            while place > 0 and moved[places[place - 1]] < moves:
+                places[place] = places[place - 1]
+                place -= 1
+            places[place] = feature
     return told
 
 
 class Explainer:
     """Says which features moved a model's score. Not thread-safe: it reuses its buffers."""
 
-    def __init__(self, trees: Trees, feature_names: Sequence[str], *, slope: float) -> None:
-        """`slope` is the calibration's: the score's log-odds change by `slope` when the margin changes by 1."""
+    def __init__(
+        self,
+        trees: Trees,
+        feature_names: Sequence[str],
+        *,
+        slope: float,
+        leaves: LeafFinder | None = None,
+        rest: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`slope` is the calibration's: the score's log-odds change by `slope` when the margin changes by 1.
+
+        `leaves` finds the leaves of this model; without it the trees are walked. `rest` is called between two steps.
+        """
         self.base = trees.base
         self._names, self._slope = tuple(feature_names), slope
         count = len(self._names)
-        roots, records = np.zeros(len(trees.roots), dtype=np.int64), _records_of(trees)
-        steps_max = _prepare(trees.nodes, trees.roots, count, roots, records)
-        self._contributions = np.zeros(count)
-        vector, moved, places = np.zeros(count, dtype=np.float32), np.zeros(count), np.zeros(count, dtype=np.int64)
-        arrays: dict[str, NDArray[Any]] = {
-            "records": records,
-            "roots": roots,
-            "sets": trees.sets,
-            "set_bounds": trees.set_bounds,
-            "vector": vector,
-            "values": np.zeros((KIND_COUNT, count)),
-            "paths": np.zeros((SIDE_BY_SIDE, steps_max), dtype=np.int64),
-            "here": np.zeros(SIDE_BY_SIDE, dtype=np.int64),
-            "steps": np.zeros(SIDE_BY_SIDE, dtype=np.int64),
-            "contributions": self._contributions,
-            "moved": moved,
-            "places": places,
-        }
-        # Keep the frame alive: the loop gets only its address.
-        self._frame = Frame(SLOT, arrays)
-        self._vector = vector
+        vector, contributions = np.zeros(count, dtype=np.float32), np.zeros(count)
+        moved, places = np.zeros(count), np.zeros(count, dtype=np.int64)
+        arrays: dict[str, NDArray[Any]] | None = None
+        # A tree that is one leaf has no root here, but a number in the library.
+        if leaves is not None and leaves.tree_count == len(trees.roots):
+            arrays = path_arrays(trees.nodes, trees.changes, trees.roots, rest)
+        # Only while the library knows the leaves: it takes the place of the walk, whose records are not made then.
+        self._leaves = None if arrays is None else leaves
+        if arrays is None:
+            arrays = _walk_arrays(trees, count)
+        slots = SLOT if self._leaves is None else PATH_SLOT
+        # Keep the frames alive: the loops get only their addresses.
+        self._frame = Frame(slots, arrays | {"vector": vector, "contributions": contributions})
+        self._choice = Frame(CHOICE_SLOT, {"contributions": contributions, "moved": moved, "places": places})
+        self._contributions, self._vector = contributions, vector
         # A number out of a memoryview is a Python object at once.
         self._value_of, self._moved, self._places = vector.data, moved.data, places.data
 
@@ -315,7 +339,7 @@ class Explainer:
         `vector`: shape (features,), float32. The next call overwrites the result.
         """
         self._vector[:] = vector
-        explain(self._frame.address, self._slope, 0)
+        self._add_up()
         return self._contributions
 
     def reasons(self, vector: F32, count_max: int) -> list[str]:
@@ -324,12 +348,36 @@ class Explainer:
         Each reads `feature:NAME=VALUE (+LOG-ODDS)`. A missing value is written "missing", an infinite one "inf".
         """
         self._vector[:] = vector
+        self._add_up()
         reasons = []
-        for place in self._places[: explain(self._frame.address, self._slope, count_max)].tolist():
+        for place in self._places[: choose(self._choice.address, self._slope, count_max)].tolist():
             value = self._value_of[place]
             text = "missing" if value != value else f"{value:.6g}"
             reasons.append(f"feature:{self._names[place]}={text} (+{self._moved[place]:.2f})")
         return reasons
+
+    def _add_up(self) -> None:
+        """Fill in the contributions of the vector."""
+        if self._leaves is None:
+            walk(self._frame.address)
+        else:
+            add_paths(self._frame.address, self._leaves.leaves_at())
+
+
+def _walk_arrays(trees: Trees, count: int) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of the frame of `walk`, beside those that it shares, for `count` features."""
+    roots, records = np.zeros(len(trees.roots), dtype=np.int64), _records_of(trees)
+    steps_max = _prepare(trees.nodes, trees.roots, count, roots, records)
+    return {
+        "records": records,
+        "roots": roots,
+        "sets": trees.sets,
+        "set_bounds": trees.set_bounds,
+        "values": np.zeros((KIND_COUNT, count)),
+        "paths": np.zeros((SIDE_BY_SIDE, steps_max), dtype=np.int64),
+        "here": np.zeros(SIDE_BY_SIDE, dtype=np.int64),
+        "steps": np.zeros(SIDE_BY_SIDE, dtype=np.int64),
+    }
 
 
 def _records_of(trees: Trees) -> I64:

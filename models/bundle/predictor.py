@@ -27,7 +27,7 @@ from paywarden.schemas.file_state import read_regular
 
 # A `ctypes.CDLL` would make a class for each library, which stays until the next garbage collection, and never unloads.
 _MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
-_FEATURE_COUNT = ctypes.CFUNCTYPE(ctypes.c_int32)
+_COUNT = ctypes.CFUNCTYPE(ctypes.c_int32)
 
 
 class Predictor(Protocol):
@@ -63,7 +63,12 @@ class NativePredictor:
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
             self._margins: Any = _MARGINS(self.address)
-            built_for = int(_FEATURE_COUNT(_ctypes.dlsym(self._handle, "paywarden_feature_count"))())
+            self._leaves_at = _leaves_of(self._handle)
+            self.tree_count = 0
+            """How many trees `leaves_at` finds leaves of; 0 if the library cannot find them."""
+            if self._leaves_at:
+                self.tree_count = int(_COUNT(_ctypes.dlsym(self._handle, "paywarden_tree_count"))())
+            built_for = int(_COUNT(_ctypes.dlsym(self._handle, "paywarden_feature_count"))())
         except OSError as error:
             raise BundleRefused(f"the native library {library.name} does not load: {error}") from error
         if built_for != feature_count:
@@ -75,7 +80,15 @@ class NativePredictor:
         No call may be in it, and functions of `bound` must not be called any more.
         """
         _ctypes.dlclose(self._handle)
-        self._margins = _closed
+        self._margins, self._leaves_at = _closed, 0
+
+    def leaves_at(self) -> int:
+        """Returns the address of `void paywarden_leaves(const float *row, uint8_t *found)`, for a library with trees.
+
+        It fills a byte for each tree: the number of the leaf that the row reaches, from left to right.
+        """
+        assert self._leaves_at, "the library finds no leaves, or is unloaded"
+        return self._leaves_at
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         result = np.empty(len(vectors))
@@ -122,6 +135,14 @@ def _address(array: NDArray[Any]) -> int:
     if array.size and array.flags.writeable:
         return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return array.ctypes.data
+
+
+def _leaves_of(handle: int) -> int:
+    """Returns the address of paywarden_leaves; 0 if TL2cgen or an earlier release made the library, which has none."""
+    try:
+        return int(_ctypes.dlsym(handle, "paywarden_leaves"))
+    except OSError:
+        return 0
 
 
 def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:

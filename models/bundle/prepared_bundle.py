@@ -207,7 +207,9 @@ def _part(
         rest()
         arrays[array] = _paged(folder / f"{name}.{array}.npy", rest)
     rest()
-    explainer = Explainer(Trees(**arrays, base=told["base"]), manifest.feature_names, slope=slope)
+    leaves = predictor if isinstance(predictor, NativePredictor) else None
+    trees = Trees(**arrays, base=told["base"])
+    explainer = Explainer(trees, manifest.feature_names, slope=slope, leaves=leaves, rest=rest)
     rest()
     if len(vectors):
         explainer.reasons(np.ascontiguousarray(vectors[0]), 1)

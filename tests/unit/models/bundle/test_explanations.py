@@ -10,11 +10,17 @@ from typing import Any
 import lightgbm
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from paywarden.features.kernel.toolkit.frame import Frame
+from paywarden.models.bundle.bitvectors import LEAVES_MAX
 from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
+from paywarden.models.bundle.compiler import compile_library
 from paywarden.models.bundle.explanations import (
     CATEGORICAL,
+    CHOICE_SLOT,
     DECISION,
     FEATURE,
     LEFT,
@@ -22,9 +28,11 @@ from paywarden.models.bundle.explanations import (
     ZERO,
     Explainer,
     Trees,
-    explain,
+    choose,
     read_trees,
 )
+from paywarden.models.bundle.leaf_paths import add_paths, path_arrays
+from paywarden.models.bundle.predictor import NativePredictor
 from paywarden.schemas.errors import BundleRefused
 from tests.worlds.small import small_world
 
@@ -104,6 +112,29 @@ def test_categories_go_where_lightgbm_sends_them(tmp_path: Path) -> None:
     assert_adds_up(Explainer(trees, NAMES, slope=1.0), model, rows)
 
 
+STUMP = "num_leaves=1\\nnum_cat=0\\nleaf_value=0.25\\nis_linear=0\\nshrinkage=1\\n\\n"
+
+
+def built(model: Path) -> NativePredictor:
+    library = model.with_suffix(".so")
+    compile_library(model, FEATURE_COUNT, library)
+    return NativePredictor(library, FEATURE_COUNT)
+
+
+def calls_of(library: NativePredictor) -> list[int]:
+    """Returns a list that gets an item each time that somebody asks for the library's leaves."""
+    calls: list[int] = []
+    leaves_at = library.leaves_at
+
+    def noted() -> int:
+        address = leaves_at()
+        calls.append(address)
+        return address
+
+    library.leaves_at = noted  # type: ignore[method-assign]
+    return calls
+
+
 def goes_left(trees: Trees, node: int, value: float) -> bool:
     """Tree::NumericalDecision and Tree::CategoricalDecision of LightGBM, as they are written there."""
     decision, threshold = int(trees.nodes[node, DECISION]), float(trees.thresholds[node])
@@ -150,6 +181,59 @@ def test_contributions_have_the_bits_of_a_walk_tree_by_tree(
         assert explainer.contributions(row).tolist() == added_one_by_one(trees, row)
 
 
+@pytest.mark.parametrize("parameters", [{}, {"use_missing": False}, {"max_depth": 2}])
+def test_contributions_have_the_same_bits_where_the_library_finds_the_leaves(
+    tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    _, path = trained(tmp_path, random_rows(3000, seed=1), num_leaves=LEAVES_MAX, **parameters)
+    trees, library = read_trees(path, FEATURE_COUNT), built(path)
+    rests: list[None] = []
+    explainer = Explainer(trees, NAMES, slope=1.0, leaves=library, rest=lambda: rests.append(None))
+    walked = Explainer(trees, NAMES, slope=1.0)
+    assert library.tree_count == len(trees.roots) == 40
+    calls = calls_of(library)
+    for row in random_rows(200, seed=5):
+        assert explainer.contributions(row).tolist() == added_one_by_one(trees, row)
+        assert explainer.reasons(row, 4) == walked.reasons(row, 4)
+    assert len(calls) == 400
+    assert len(rests) >= 3
+    library.close()
+    with pytest.raises(AssertionError, match="unloaded"):
+        explainer.reasons(random_rows(1, seed=5)[0], 4)
+
+
+def test_a_model_is_walked_where_the_library_does_not_know_its_leaves(tmp_path: Path) -> None:
+    rows = random_rows(3000, seed=1)
+    # A library counts a tree of one leaf, which the explainer's trees leave out. TL2cgen's library finds no leaves.
+    _, path = trained(tmp_path, rows)
+    text = path.read_text(encoding="utf-8")
+    stump = re.sub(r"(?s)(Tree=3\n).*?(\n\nTree=4\n)", rf"\1{STUMP}\2", text)
+    sizes = [len(each) for each in re.findall(r"(?s)Tree=\d+\n.*?\n\n(?=Tree=|end of trees)", stump)]
+    stump = re.sub(r"tree_sizes=.*", "tree_sizes=" + " ".join(str(size + 1) for size in sizes), stump)
+    (tmp_path / "stump.txt").write_text(stump, encoding="utf-8")
+    rows[:, 3] = np.random.default_rng(4).integers(0, 40, len(rows))
+    (tmp_path / "other").mkdir()
+    _, categories = trained(tmp_path / "other", rows, categories=[3])
+    for model, counted in ((tmp_path / "stump.txt", 40), (categories, 0)):
+        trees, library = read_trees(model, FEATURE_COUNT), built(model)
+        assert library.tree_count == counted != len(trees.roots)
+        explainer, calls = Explainer(trees, NAMES, slope=1.0, leaves=library), calls_of(library)
+        for row in rows[:50]:
+            assert explainer.contributions(row).tolist() == added_one_by_one(trees, row)
+        assert calls == []
+
+
+@pytest.mark.parametrize("child", range(2, 30, 3))
+def test_nodes_that_share_a_child_have_no_paths(tmp_path: Path, child: int) -> None:
+    """Their paths would be longer than the room for them. The bundle's golden vectors say whether it is a model."""
+    _, path = trained(tmp_path, random_rows(3000, seed=1), rounds=3)
+    trees = read_trees(path, FEATURE_COUNT)
+    nodes = trees.nodes.copy()
+    nodes[0, LEFT : LEFT + 2] = child
+    assert path_arrays(nodes, trees.changes, trees.roots, lambda: None) is None
+    assert path_arrays(trees.nodes, trees.changes, trees.roots, lambda: None) is not None
+
+
 def test_a_model_of_leaves_alone_explains_nothing(tmp_path: Path) -> None:
     model, path = trained(tmp_path, random_rows(100, seed=1), min_data_in_leaf=1000)
     explainer = Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
@@ -177,14 +261,30 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
     assert told > 100
 
 
+MOVES = st.one_of(st.sampled_from([0.0, 0.004, 0.005, 0.5, -1.0, math.nan, math.inf]), st.floats(-1, 1))
+
+
+@given(st.lists(MOVES, min_size=1, max_size=20), st.integers(0, 22))
+def test_the_named_features_are_the_first_of_a_stable_sort(contributions: list[float], count_max: int) -> None:
+    count = len(contributions)
+    places = np.full(count, -1, dtype=np.int64)
+    arrays = {"contributions": np.array(contributions), "moved": np.zeros(count), "places": places}
+    frame = Frame(CHOICE_SLOT, arrays)
+    told = choose(frame.address, 2.0, count_max)
+    moved = [2.0 * each for each in contributions]
+    wanted = sorted((place for place in range(count) if moved[place] >= 0.005), key=lambda place: -moved[place])
+    assert places[:told].tolist() == wanted[:count_max]
+
+
 def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     """Compiling during the first declined payment would delay it by a second."""
     explainer = small_world.loaded_bundle().explainer
-    dispatcher: Any = explain
-    compiled = len(dispatcher.signatures)
+    dispatchers: list[Any] = [add_paths, choose]
+    compiled = [len(dispatcher.signatures) for dispatcher in dispatchers]
     buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
     explainer.reasons(buffer[2], 4)
-    assert len(dispatcher.signatures) == compiled > 0
+    assert [len(dispatcher.signatures) for dispatcher in dispatchers] == compiled
+    assert min(compiled) > 0
 
 
 def test_a_limit_of_zero_reasons_gives_no_reason() -> None:
