@@ -39,7 +39,7 @@ def ask(address: str, path: str, **parameters: str) -> Any:
 
 
 class Prometheus:
-    """A running server. It scrapes four times a second."""
+    """A running server."""
 
     def __init__(self, address: str, process: subprocess.Popen[bytes], folder: Path) -> None:
         self.address, self._process, self._folder = address, process, folder
@@ -71,16 +71,17 @@ def running_prometheus(
     rules: Mapping[str, str],
     alertmanager: str | None = None,
     jobs: Sequence[Mapping[str, object]] = (),
+    scrape: str = SCRAPE,
 ) -> Iterator[Prometheus]:
     """Run Prometheus with the example configuration of ops, but for targets by job and rule files by name.
 
-    `jobs` are scraped as they are, beside the targets.
+    `jobs` are scraped as they are, beside the targets. It scrapes and evaluates every `scrape`.
     """
     folder.mkdir(exist_ok=True)
     for name, text in rules.items():
         (folder / name).write_text(text, encoding="utf-8")
     relabelled = (OPS / "prometheus.yml").read_text(encoding="utf-8").split("  alertmanagers:\n")[0]
-    head = relabelled.split("rule_files:")[0].replace("15s", SCRAPE)
+    head = relabelled.split("rule_files:")[0].replace("15s", scrape)
     body = f"{head}rule_files: {json.dumps(list(rules))}\nalerting:{relabelled.split('alerting:')[1]}"
     if alertmanager is not None:
         body += f"  alertmanagers:\n    - static_configs:\n        - targets: {json.dumps([alertmanager])}\n"
