@@ -33,7 +33,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from perf.parts.alert_host_faults import disks, host, quiet, slow, workers_end
-from perf.parts.alert_model_faults import cards, challengers, drift, drift_small, mirror, models, overlay, rollout
+from perf.parts.alert_model_faults import (
+    cards,
+    challengers,
+    drift,
+    drift_small,
+    mirror,
+    models,
+    outcomes,
+    overlay,
+    rollout,
+)
 from perf.parts.alert_site import Seen, Site, SiteOptions
 from perf.parts.alert_stream_faults import broker, outbox, store
 from tests.services.servers.kafka import KafkaServer
@@ -61,6 +71,7 @@ SYSTEMS: Mapping[str, Callable[[SiteOptions, ExitStack], None]] = {
     "rollout": rollout,
     "drift": drift,
     "drift-small": drift_small,
+    "outcomes": outcomes,
 }
 
 
@@ -85,13 +96,16 @@ def main() -> None:
             threads.append(threading.Thread(target=_run, args=given, name=system, daemon=True))
             threads[-1].start()
             time.sleep(_START_EVERY_S)
-        for thread in threads:
-            thread.join()
-        _tell(sites)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(_report(sites), indent=1), encoding="utf-8")
-    if arguments.record:
-        record([one for site in sites for one in site.seen])
+        try:
+            for thread in threads:
+                thread.join()
+        finally:
+            # Also of a run that somebody ends.
+            _tell(sites)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(_report(sites), indent=1), encoding="utf-8")
+            if arguments.record:
+                record([one for site in sites for one in site.seen])
 
 
 def record(seen: Iterable[Seen]) -> None:

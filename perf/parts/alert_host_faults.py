@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -165,7 +166,12 @@ def workers_end(options: SiteOptions, stack: ExitStack) -> None:
     site = Site(replace(options, settings={"serve": "hang_timeout_s = 5\n"}), stack)
     site.start("stream", "companion", "serve")
     group = Path("/sys/fs/cgroup/pids") / f"paywarden-{os.getpid()}"
-    killer = Until(lambda: [os.kill(pid, signal.SIGKILL) for pid in workers(site)], 20.0)
+
+    def send(number: signal.Signals) -> None:
+        for pid in workers(site):
+            os.kill(pid, number)
+
+    killer = Until(partial(send, signal.SIGKILL), 20.0)
 
     def cannot_fork() -> None:
         """The control group of `serve` has no room for another process, and its worker ends."""
@@ -175,8 +181,7 @@ def workers_end(options: SiteOptions, stack: ExitStack) -> None:
         for pid in pids:
             (group / "cgroup.procs").write_text(str(pid), encoding="utf-8")
         (group / "pids.max").write_text("1", encoding="utf-8")
-        for pid in workers(site):
-            os.kill(pid, signal.SIGKILL)
+        send(signal.SIGKILL)
 
     def can_fork() -> None:
         (group / "pids.max").write_text("max", encoding="utf-8")
@@ -210,7 +215,7 @@ def workers_end(options: SiteOptions, stack: ExitStack) -> None:
         Fault(
             ("PaywardenWorkerHung",),
             "the worker stands still once (SIGSTOP)",
-            lambda: [os.kill(pid, signal.SIGSTOP) for pid in workers(site)],
+            partial(send, signal.SIGSTOP),
             lambda: None,
         )
     )

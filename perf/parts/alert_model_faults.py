@@ -24,6 +24,8 @@ from perf.parts.alert_site import Fault, Pulses, Site, SiteOptions
 from perf.parts.broken_model import BrokenModel
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import ROOT, PaywardenProcess
+from tests.worlds.drift.drifting import decision as full_decision
+from tests.worlds.drift.outcome_world import outcome
 from tests.worlds.small import small_world
 from tests.worlds.small.small_decisions import FEATURE, SmallDecisions, reference
 from tests.worlds.stream.decision_records import decision
@@ -103,12 +105,21 @@ def challengers(options: SiteOptions, stack: ExitStack) -> None:
         manifest.write_text(whole, encoding="utf-8")
 
     pulses = Pulses(lambda: [child.pid for child in _children(site, "shadow")], stopped_s=40.0, running_s=3.0)
+
+    def hold_up() -> None:
+        site.payments.rate, site.payments.batch = 150.0, 15
+        pulses.begin()
+
+    def let_go() -> None:
+        site.payments.rate, site.payments.batch = 10.0, 0
+        pulses.end()
+
     site.suffer(
         Fault(
             ("PaywardenShadowUnpaired",),
-            "the challengers get no core for 40 s of every 43 (SIGSTOP), and may leave 1 MB unread",
-            pulses.begin,
-            pulses.end,
+            "the challengers get no core for 40 s of every 43 (SIGSTOP), at 150 payments a second",
+            hold_up,
+            let_go,
         )
     )
     site.suffer(
@@ -430,7 +441,7 @@ def _drifted(options: SiteOptions, stack: ExitStack, alert: str, text: str, more
         site.payments.flush()
 
     def live() -> None:
-        block(_now_ms() - 5_000, 4, 5_000)
+        block(_now_ms() - 5_000, 12, 5_000)
 
     def changed() -> float:
         made.gone = FEATURE
@@ -447,4 +458,47 @@ def _drifted(options: SiteOptions, stack: ExitStack, alert: str, text: str, more
     feed.begin()
     stack.callback(feed.end)
     site.start("stream")
-    site.suffer(Fault((alert,), text, changed, as_before, more_s=1800.0))
+    site.suffer(Fault((alert,), text, changed, as_before, more_s=1800.0, later_s=1800.0))
+
+
+def outcomes(options: SiteOptions, stack: ExitStack) -> None:
+    """Frauds that a model used to decline are approved on the last day with mature labels."""
+    settings = {
+        "outcomes": "save_every_ms = 1000\nlabel_delay_days = 2\nwindow_days = 60\nreference_days = 6\n",
+        "drift": "save_every_ms = 1000\ngrace_ms = 5000\n",
+    }
+    site = Site(replace(options, settings=settings, jobs=("stream",)), stack)
+    ids = LocalSchemaIds()
+    encoders = {topic: Encoder(topic, ids.id_of(topic)) for topic in ("decisions", "outcomes")}
+    last_day = _now_ms() // _DAY_MS - 3
+
+    def decided() -> float:
+        """The stream reads all at once: days without records would be evaluated before they come."""
+        for number in range(3_000):
+            day, is_fraud = last_day - number % 8, number // 8 % 4 == 0
+            decided_ms = day * _DAY_MS + number % 23 * 3_600_000
+            is_caught = is_fraud and day != last_day
+            shown: dict[str, object] = {
+                "action": "decline" if is_caught else "approve",
+                "score": 0.9 if is_caught else 0.01,
+                "flags": [],
+            }
+            record = {**full_decision(number, decided_ms), **shown}
+            label = outcome(record["payment_id"], decided_ms + 7_200_000, "fraud" if is_fraud else "genuine")
+            site.payments.send("decisions", encoders["decisions"].encode(record), record["payment_id"])
+            site.payments.send("outcomes", encoders["outcomes"].encode(label), record["payment_id"])
+        site.payments.flush()
+        began = time.time()
+        site.start("stream")
+        return began
+
+    site.suffer(
+        Fault(
+            ("PaywardenOutcomesWorse",),
+            "a model approves all frauds of the last day with mature labels",
+            decided,
+            lambda: None,
+            # The day after must have mature labels, too.
+            clears=False,
+        )
+    )

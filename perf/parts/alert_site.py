@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from tests.services.ports import free_port
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, wait_until
 from tests.services.servers.prometheus import OPS, ask, running_alertmanager, running_prometheus, served
+from tests.worlds.operate.alert_table import PAGE, table_of
 from tests.worlds.small import small_world
 
 # On a busy machine a scrape or an evaluation may be late.
 _GRACE_S = 150.0
 _LOOK_S = 1.0
-_SETTLE_S = 45.0
+_SETTLE_S, _START_S = 45.0, 300.0
 # What Deployment sets for tests in a hurry, and the defaults instead.
 _DEFAULTS = {
     "progress_every_ms = 50\n": "progress_every_ms = 500\n",
@@ -177,10 +179,7 @@ class Site:
                 file.write(options.tail)
 
     def _run_monitoring(self, stack: ExitStack) -> None:
-        receivers = {
-            name: stack.enter_context(served(take=lambda told, name=name: self._take(name, told)))
-            for name in ("page", "ticket")
-        }
+        receivers = {name: stack.enter_context(served(take=partial(self._take, name))) for name in ("page", "ticket")}
         text = (OPS / "alertmanager.yml").read_text(encoding="utf-8")
         text = re.sub(r"http://127.0.0.1:9094/(\w+)", lambda match: f"http://{receivers[match[1]]}/", text)
         manager = stack.enter_context(running_alertmanager(self.folder / "alertmanager", text))
@@ -213,7 +212,8 @@ class Site:
             self.run(name)
         for name in names:
             if name != "shadow":
-                wait_until(lambda name=name: is_ready(self.address(name)), f"{self.name}'s {name} is ready", 300, 0.5)
+                ready = partial(is_ready, self.address(name))
+                wait_until(ready, f"{self.name}'s {name} is ready", _START_S, 0.5)
         if "serve" in names:
             self.payments.start()
         if not self._watch.is_alive():
@@ -275,7 +275,7 @@ class Site:
         began = told if isinstance(told, float) else began
         for one in seen:
             limit = began + STATED[one.alert][0] + max(_GRACE_S, fault.later_s)
-            at = self._wait(lambda one=one: self._since(one.alert, began), limit)
+            at = self._wait(partial(self._since, one.alert, began), limit)
             if at is None:
                 one.trouble = f"did not fire within {limit - began:.0f} s"
                 self.say(f"MISSED {one.alert}")
@@ -292,7 +292,7 @@ class Site:
             if one.fires_s is None:
                 continue
             limit = ended + STATED[one.alert][1] + max(_GRACE_S, fault.more_s)
-            at = self._wait(lambda one=one: self._gone(one.alert), limit)
+            at = self._wait(partial(self._gone, one.alert), limit)
             if at is None:
                 one.trouble = f"did not clear within {limit - ended:.0f} s"
                 self.say(f"STAYS {one.alert}")
@@ -357,12 +357,10 @@ class Site:
 
 def _stated() -> dict[str, tuple[int, int]]:
     """Returns the seconds to fire and to clear of each alert, as docs/operate/alerts.md has them."""
-    page = (OPS.parent / "docs" / "operate" / "alerts.md").read_text(encoding="utf-8")
     found = {}
-    for line in page.splitlines():
-        if line.startswith("| ["):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            found[f"Paywarden{cells[0].split(']')[0].lstrip('[')}"] = (int(cells[4]), int(cells[5]))
+    for line in table_of(PAGE.read_text(encoding="utf-8")):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found[f"Paywarden{cells[0].split(']')[0].lstrip('[')}"] = (int(cells[4]), int(cells[5]))
     return found
 
 
