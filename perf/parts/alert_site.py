@@ -263,9 +263,10 @@ class Site:
         try:
             self._suffer(fault, seen)
         except Exception as error:  # noqa: BLE001 - the other faults go on, and the report says it
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
             for one in seen:
-                one.trouble = one.trouble or f"{type(error).__name__}: {error}"
-            self.say(f"TROUBLE with {fault.alerts}: {error!r}")
+                one.trouble = one.trouble or what
+            self.say(f"TROUBLE with {fault.alerts}: {what}")
 
     def _suffer(self, fault: Fault, seen: Sequence[Seen]) -> None:
         began = time.time()

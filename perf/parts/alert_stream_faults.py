@@ -15,13 +15,15 @@ from confluent_kafka.admin import AdminClient
 from paywarden.features.stores.aerospike.sets import AerospikeSets
 from paywarden.features.stores.aerospike.store import AerospikeSettings
 from perf.parts.alert_site import Fault, Site, SiteOptions
-from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
+from tests.services.servers.kafka import KafkaServer
 from tests.standin.aerospike_cluster import StandInCluster
 from tests.standin.aerospike_records import FORBIDDEN
 from tests.standin.aerospike_server import Fault as StoreFault
 from tests.worlds.rollout.registry import people_file
 
 _ALWAYS = 10**7
+# A broker that comes back waits until its old session has expired.
+_SESSION = {"broker.session.timeout.ms": "10000"}
 
 
 class Stranger:
@@ -51,7 +53,7 @@ class Stranger:
 
 def broker(options: SiteOptions, stack: ExitStack) -> None:
     """A transaction that hangs, records that expire, a broker that is away."""
-    kafka = stack.enter_context(KafkaServer(options.folder / "broker-kafka", settings=QUICK_RETURN))
+    kafka = stack.enter_context(KafkaServer(options.folder / "broker-kafka", settings=_SESSION))
     people = people_file(options.folder, {"anna": ("propose",)})
     site = Site(
         replace(
@@ -117,7 +119,7 @@ def broker(options: SiteOptions, stack: ExitStack) -> None:
 
 def outbox(options: SiteOptions, stack: ExitStack) -> None:
     """A broker that is away while many payments come."""
-    kafka = stack.enter_context(KafkaServer(options.folder / "outbox-kafka", settings=QUICK_RETURN))
+    kafka = stack.enter_context(KafkaServer(options.folder / "outbox-kafka", settings=_SESSION))
     site = Site(replace(options, bootstrap=kafka.bootstrap), stack)
     site.start("stream", "companion", "serve")
 
