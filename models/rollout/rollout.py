@@ -291,9 +291,10 @@ def _stopped(rollout: Rollout, event: RolloutEvent, time_ms: int) -> Rollout:
         return replace(rollout, phase=Phase.PAUSED, time_ms=time_ms, cause=cause)
     judgement = event.judgement
     assert judgement is not None
-    if event.kind is EventKind.LOOKED and event.step != rollout.step:
+    steps = rollout.start.plan.steps
+    if event.kind is EventKind.LOOKED and event.step != rollout.step and 0 <= event.step < len(steps):
         # A late look at an earlier step: that step's cards have been with the candidate since, so its harm counts.
-        cause = f"at {percent_text(rollout.start.plan.steps[event.step])}: {judgement.line}"
+        cause = f"at {percent_text(steps[event.step])}: {judgement.line}"
     else:
         cause = judgement.line
     if event.kind is EventKind.OUTCOMES:

@@ -79,6 +79,19 @@ def test_killed_at_any_byte_the_rollout_is_where_the_whole_lines_say(tmp_path: P
             assert len(FileRolloutLog(cut).events()) == lines + 1
 
 
+def _line(each: RolloutEvent, **changes: None) -> bytes:
+    return json.dumps(event_record(each) | changes).encode() + b"\n"
+
+
+@pytest.mark.parametrize("step", [99, -99, 10**30])
+def test_harm_at_a_step_that_the_plan_has_not_rolls_back(tmp_path: Path, step: int) -> None:
+    """It raised IndexError in every process that read it, and nobody could roll back."""
+    keeper = filled(tmp_path / "rollouts.jsonl", EVENTS[:2])
+    found = keeper.take(replace(look(Finding.HARM, 2), step=step))
+    assert (found.phase, found.cause) == (Phase.ROLLED_BACK, look(Finding.HARM, 2).judgement.line)
+    assert filled(tmp_path / "rollouts.jsonl", []).rollout == found
+
+
 def test_damage_before_the_end_is_named_and_never_written_behind(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.jsonl"
     filled(path, EVENTS[:3])
@@ -88,6 +101,10 @@ def test_damage_before_the_end_is_named_and_never_written_behind(tmp_path: Path)
         b"nothing\n",
         lines[1].replace(b'"by": "ann"', b'"by": 3'),
         b'{"kind": "ready"}\n',
+        # Read without a word, they ended the leader, the console and each command with an assertion.
+        _line(look(Finding.WITHIN, 1), judgement=None),
+        _line(outcomes(Finding.WITHIN, 1), judgement=None),
+        _line(EVENTS[0], start=None),
         b"[1]\n",
     ):
         path.write_bytes(lines[0] + wrong + lines[2])

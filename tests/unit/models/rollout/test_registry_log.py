@@ -319,6 +319,24 @@ def test_a_verdict_in_the_clothes_of_a_step_counts_for_nothing(tmp_path: Path) -
     assert rollout.phase is Phase.RUNNING
 
 
+def test_a_signed_event_without_its_parts_ends_no_reader(tmp_path: Path) -> None:
+    """One line of a lead raised AssertionError or IndexError on every host, and nobody could roll back any more."""
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    hosts.of("lead").take(event(EventKind.READY, 1))
+    for name in ("looked", "outcomes"):
+        text = json.dumps({"kind": name, "start": None, "step": 0, "judgement": None})
+        hosts.add(partial(Writer.entry, kind=kinds.ROLLOUT_STEP, by="lead", what={"rollout": "r-1", "event": text}))
+    assert hosts.of("anna").rollout == hosts.of("lead").rollout
+    # Harm counts, at whatever step the lead says that it was.
+    harm = replace(at(look(Finding.HARM, 2)), step=99)
+    text = json.dumps(event_record(harm))
+    hosts.add(partial(Writer.entry, kind=kind_of(harm), by="lead", what={"rollout": "r-1", "event": text}))
+    rollout = hosts.of("anna").rollout
+    assert rollout is not None
+    assert rollout.phase is Phase.ROLLED_BACK
+
+
 def test_a_rollback_of_the_champion_ends_the_rollout(tmp_path: Path) -> None:
     hosts = Hosts.at(tmp_path)
     # A second champion, so that there is a way back.
