@@ -253,15 +253,18 @@ class MirrorWriter:
 
     def claim_identity(self, digest: str) -> None:
         """Note the digest of the key that the profiles are made with. Raises Misconfigured if it was another one."""
-        with self._writing() as transaction:
+        with self._reading() as transaction:
             found = bytes(transaction.get(_IDENTITY, b"")).decode()
-            if found not in ("", digest):
-                raise Misconfigured(
-                    f"the mirror at {self._settings.path} was filled for the identity key of digest {found}, and this "
-                    f"companion has the one of {digest}: set [features] identity_key_file to the stream's key, or "
-                    "delete the mirror if the stream has a new one"
-                )
-            transaction.put(_IDENTITY, digest.encode())
+        if found not in ("", digest):
+            raise Misconfigured(
+                f"the mirror at {self._settings.path} was filled for the identity key of digest {found}, and this "
+                f"companion has the one of {digest}: set [features] identity_key_file to the stream's key, or "
+                "delete the mirror if the stream has a new one"
+            )
+        if not found:
+            # Only then: a change that the index by identity does not note makes it look old.
+            with self._writing() as transaction:
+                transaction.put(_IDENTITY, digest.encode())
 
     def apply(
         self,

@@ -114,6 +114,18 @@ def test_a_mirror_from_before_the_index_gets_one(writer: MirrorWriter) -> None:
     assert make(writer) == 0
 
 
+def test_a_companion_that_starts_again_finds_its_index(settings: MirrorSettings) -> None:
+    """What it does before it asks for the index is no change by somebody else."""
+    for number in range(3):
+        with closing(MirrorWriter(settings)) as writer:
+            writer.claim_identity(LAPTOP_KEY.digest)
+            writer.check_readers()
+            assert (make(writer) == 0) is (number > 0)
+            writer.apply({b"merchant:%d" % number: b"state"}, {0: number}, 5)
+            writer.note_profile_set("blue")
+            assert_in_step(writer)
+
+
 def test_an_interrupted_walk_begins_again(settings: MirrorSettings) -> None:
     with closing(MirrorWriter(settings)) as writer:
         writer.apply({b"merchant:%d" % number: b"state" for number in range(12_000)}, {})
