@@ -9,13 +9,16 @@ Measured:
   Two scorers of one process, one with an overlay, decide in turns, both with `OneCall`; the least of the rounds. With
   `_steps` behind N both decode and score in steps, as chunks that are not as usual. The stream lags half a second
   behind 500 payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot`
-  with all of it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
+  with all of it, half of a second of which is pending. `added_us_p50` is `typical_1_added_us`.
+- `hot_RATE_LAG_VERSIONS_us`: the CPU time of the call that fills a vector, look-up apart, where one merchant gets RATE
+  payments a second, and the mirror gets VERSIONS new profiles of it a second, LAG ms old: mean, and as `…_p99_us`. With
+  `newest` for hot only the newest 16 pending payments count. `…_pending` says how many there are at most.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
   companions, and `forget`; every second world has another host that reports its payments over a bad network. Each
   vector is compared with an oracle's (tests/worlds/stream/overlay_world.py).
 Used for: whether the overlay may be on.
 
-    python -m perf.overlay [--pairs N] [--steps N] [--json FILE]
+    python -m perf.overlay [--pairs N] [--steps N] [--only hot] [--json FILE]
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import load_bundle
@@ -55,7 +62,7 @@ from paywarden.scoring.state.overlay_marks import OverlayMarks
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load, running, server_core
 from perf.worlds.scoring_world import World, WorldSize, built_world
-from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
+from tests.worlds.stream.overlay_world import START_MS, OverlayWorld, TwoHosts
 
 # The model takes its time with and without an overlay: a small one is trained in seconds.
 _SIZE = WorldSize(
@@ -76,6 +83,9 @@ _ROUNDS = 9
 _ALL_TRANSACTIONS = 1 << 60
 _CONNECTIONS = 16
 _STEPS_EACH = 2000
+# Payments a second of one merchant; how far its profile lags in ms, and how many new profiles come in a second.
+_HOT_RATES, _HOT_LAGS = (200, 1000), ((150, 20), (500, 5), (500, 20), (1000, 2))
+_HOT_PAYMENTS = 3000
 
 
 def main() -> None:
@@ -88,8 +98,12 @@ def main() -> None:
             "--payments",
             {"type": int, "default": 20_000, "help": "of each kind and chunk, for the time a payment takes"},
         ),
+        ("--only", {"choices": ("hot",), "help": "what is measured, everything by default"}),
     )
-    figures = _against_oracle(arguments.steps)
+    if arguments.only == "hot":
+        finish(_hot_merchants(), arguments.json)
+        return
+    figures = _against_oracle(arguments.steps) | _hot_merchants()
     pin_load()
     with built_world(arguments.entities, _SIZE) as world:
         figures |= _pairs(world, arguments.pairs) | _times(world, arguments.payments)
@@ -120,6 +134,54 @@ def _against_oracle(steps: int) -> dict[str, float]:
         "unsure_share": unsure / scores,
         "wrong_bits": wrong,
     }
+
+
+def _hot_merchants() -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for rate, (lag_ms, versions) in itertools.product(_HOT_RATES, _HOT_LAGS):
+        for name, events_max in (("newest", 16), ("hot", 4096)):
+            taken, pending = _hot_merchant(rate, lag_ms, versions, events_max)
+            case = f"{name}_{rate}_{lag_ms}_{versions}"
+            figures |= {f"{case}_us": float(taken.mean()), f"{case}_p99_us": float(np.percentile(taken, 99))}
+            figures[f"{case}_pending"] = pending
+            print(
+                f"{case:20}: {taken.mean():5.1f} µs, p50 {np.median(taken):5.1f}, p99 {np.percentile(taken, 99):6.1f}, "
+                f"at most {taken.max():6.1f}; up to {pending} pending",
+                flush=True,
+            )
+    return figures
+
+
+def _hot_merchant(rate: int, lag_ms: int, versions: int, events_max: int) -> tuple[NDArray[np.float64], int]:
+    """Returns the µs of each call after the first third, and the most payments that are pending."""
+    with tempfile.TemporaryDirectory(prefix="paywarden-overlay-", dir=_memory()) as folder:
+        world = OverlayWorld(
+            Path(folder), seed=1, events_max=events_max, payments_max=50_000, marks_max=200_000, lifetime_ms=10_000
+        )
+        world.now_ms += world.settings.doubt_ms + 1
+        topic, merchant, began_ms = world.topics[0], world.plan.entity_names.index("merchant"), world.now_ms
+        taken, due_ms, pending = [], 0.0, 0
+        for place in range(_HOT_PAYMENTS):
+            passed_ms = place * 1000 / rate
+            world.now_ms = began_ms + int(passed_ms)
+            made = world.payments[number := world.make()]
+            made.keys = [b"merchant:hot" if entity == merchant else b"" for entity in range(world.plan.entity_count)]
+            made.row[kernel.TIME_MS] = START_MS + world.now_ms
+            made.source, made.offset = 0, place
+            topic.records.append(number)
+            if passed_ms >= due_ms:
+                due_ms += 1000 / versions
+                pending = max(pending, place - topic.read[merchant])
+                world.read(merchant, topic, max(topic.read[merchant], int((passed_ms - lag_ms) * rate / 1000)))
+                world.apply(len(world.changelog))
+            taken.append(world.fill_ns(number) / 1000)
+            world.answer(number, worker=0)
+        # The warm-up of caches is over.
+        return np.array(taken[_HOT_PAYMENTS // 3 :]), pending
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class HistoryOverlay:
 
     hosts: int = 1
     lifetime_ms: int = 10_000
-    events_max: int = 16
+    events_max: int = 4096
 
     @classmethod
     def read(cls, text: str, *, lifetime_ms: int, events_max: int) -> HistoryOverlay | None:

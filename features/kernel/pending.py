@@ -16,11 +16,21 @@ from paywarden.features.kernel.batches import EventResults, Events, PackedProfil
 from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
 from paywarden.features.kernel.layout import DECLINED, F64, I64, LABEL, NO_ROOM, OK, PAYMENT, STATUS_UNIT, TIME_MS
 from paywarden.features.kernel.rollup import roll_up
-from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import update
 
 # Kinds of events besides PAYMENT (it is added) and LABEL: a payment reads, or was pending before these events.
 READS, WAITS = 4, 5
+# A payment stops to be pending at the end of a sixteenth of a lifetime, with all others of that time: those that have
+# many to add need not look at every moment which one is too old by now.
+_STEPS = 16
+
+
+@inlined
+def pending_from_ms(now_ms: int, life_ms: int) -> int:
+    """Returns the first moment whose payments are pending now: between fifteen sixteenths of a lifetime and one ago."""
+    step = now_ms * _STEPS // life_ms - _STEPS + 1
+    return int((step * life_ms + _STEPS - 1) // _STEPS)
 
 
 @compiled(releases_gil=True)
@@ -66,10 +76,11 @@ def apply_with_pending(
                 if row[event] >= 0:
                     found = 0
                     place = newest - 1
+                    from_ms = pending_from_ms(attributes[at, TIME_MS], limits[0])
                     while place >= oldest and found < limits[1]:
                         other = queue[place]
                         place -= 1
-                        if attributes[at, TIME_MS] - attributes[other, TIME_MS] > limits[0]:
+                        if attributes[other, TIME_MS] < from_ms:
                             break
                         if hosts[other] != hosts[at]:
                             continue

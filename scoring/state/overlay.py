@@ -16,12 +16,13 @@
    for two lifetimes after a change whose payments the stream has not named: a rebuilt profile, a replay after a crash,
    an older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the
    mirror.
-4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not.
+4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not. A lifetime has
+   sixteen steps, and the payments of one step are gone together.
 5. Our answer is not the issuer's: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
 
 scoring/state/overlay_table.py has the layout, and the effect of a kill at any instruction;
-scoring/state/overlay_pending.py reads it.
+scoring/state/overlay_pending.py reads it, and scoring/state/overlay_folds.py keeps what hot entities have pending.
 """
 
 from __future__ import annotations
@@ -48,18 +49,20 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at, open_regular
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
-from paywarden.scoring.state import overlay_pending
+from paywarden.scoring.state import overlay_folds, overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 
 # "PWOVER" and the layout's version.
-_MAGIC = int.from_bytes(b"PWOVER02", "little")
+_MAGIC = int.from_bytes(b"PWOVER03", "little")
 MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
 MARKS_FILE = "overlay-marks"
 """The file of the marks, in the mirror's folder."""
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
-_EVENTS_MAX = 64
+_EVENTS_MAX = 1 << 16
+# Pending payments that are added to a profile for one score. More than these are kept added: a few microseconds.
+_SINGLY_MAX = 16
 # More rows than a host ever adds: 36 years of a million payments a second.
 _NUMBERS_MAX = 1 << 50
 # Marks that are complete for no transaction: no bucket of them is looked at.
@@ -73,12 +76,13 @@ class OverlaySettings:
     # False: a payment sees the profiles in the mirror, and nothing later.
     enabled: bool = False
     path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
-    # How long an answered payment is pending. The stream has most of them in their profiles within a second.
+    # How long an answered payment is pending at most: fifteen sixteenths of this to all of it. The stream has most of
+    # them in their profiles within a second.
     lifetime_ms: int = 10_000
     # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
     payments_max: int = 100_000
-    # The most pending payments that are added to one profile: the newest. A card has few; a large merchant has many.
-    events_max: int = 16
+    # The most pending payments that count in one profile: the newest. A card has few; a large merchant has many.
+    events_max: int = 4096
     # Payments of all hosts within three lifetimes, 48 bytes each.
     marks_max: int = 1_000_000
     # True: the companion sends this host's answered payments to the hosts in `peers` over UDP, and receives theirs.
@@ -138,7 +142,7 @@ class OverlayMetrics:
             added=counter("added", "Answered payments that are pending from now on."),
             full=counter("full", "Answered payments without room in the table: raise [overlay] payments_max."),
             untimely=counter("untimely", "Answered payments not added: their time is a lifetime or more from now."),
-            left_out=counter("left_out", "Profiles with more pending payments than [overlay] events_max."),
+            left_out=counter("left_out", "Profiles in a score that lack their older pending payments."),
             broken=counter("broken", "Rows of the table that were damaged."),
             unsure=counter("unsure", "Payments scored without the overlay, flag overlay_absent."),
             is_used=registry.gauge("paywarden_overlay_used", "Whether the last chunk saw pending payments.", scale=1),
@@ -227,6 +231,15 @@ def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64]
     return head, 8 * words
 
 
+def new_folds(engine: FeatureEngine, settings: OverlaySettings) -> NDArray[np.int64]:
+    """Returns room for a worker's folds. Only folds that are made take memory."""
+    words, _ = engine.scratch
+    size, sizes = overlay_folds.fold_words(len(words), settings.events_max, engine.profile_bytes_max)
+    folds = np.zeros(size, dtype=np.int64)
+    folds[: len(sizes)] = sizes
+    return folds
+
+
 def _begin_of(path: Path, size: int) -> bytes:
     with open_regular(path) as file:
         return file.read(size)
@@ -255,8 +268,12 @@ class Overlay:
         rows_max: int,
         metrics: OverlayMetrics | None = None,
         clock_ms: Callable[[], int] = monotonic_ms,
+        singly_max: int = _SINGLY_MAX,
     ) -> None:
-        """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker."""
+        """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker.
+
+        `singly_max`: the most pending payments that are added to a profile anew for each score.
+        """
         plan = engine.plan
         self._settings, self._engine, self._rows_max, self.clock_ms = settings, engine, rows_max, clock_ms
         self.metrics = metrics or OverlayMetrics.declare(MetricsRegistry())
@@ -265,10 +282,14 @@ class Overlay:
         self._shape = shape_of(settings, plan)
         self._hashes = np.zeros(rows_max * plan.entity_count, dtype=np.int64)
         self._tags = np.zeros(rows_max, dtype=np.int64)
-        self._picks = np.zeros((settings.events_max, plan.row_width + 1), dtype=np.int64)
+        # Scratch of a walk, and of one row.
+        self._chain = np.zeros((settings.events_max, 2), dtype=np.int64)
+        self._row = np.zeros(tables.row_size(plan.entity_count, plan.row_width), dtype=np.int64)
+        self._folds = new_folds(engine, settings)
         self._folded = np.zeros(rows_max * plan.entity_count, dtype=np.uint8)
         self._numbers = np.zeros(tables.NUMBER_COUNT, dtype=np.int64)
         self._numbers[tables.LIFE_MS], self._numbers[tables.EVENTS_MAX] = settings.lifetime_ms, settings.events_max
+        self._numbers[tables.SINGLY_MAX] = singly_max
         self._hash_bytes, self._tag_bytes = self._hashes.data.cast("B"), self._tags.data.cast("B")
         self._digests = np.zeros(rows_max * (plan.entity_count + 1), dtype=np.int64)
         self._digest_bytes = self._digests.data.cast("B")
@@ -325,13 +346,14 @@ class Overlay:
             table = open_table(self._settings, self._engine.plan)
             if table is not None:
                 self._table, self._table_file, self._frame = table, file, None
-                self._numbers[tables.OVER :] = 0
+                self._forget_rows()
         if self._table is not None:
             self._mend_numbers(self._table)
         try:
             file = file_at(marks_path)
             if file is None or file != self._marks_file or self._marks is None:
                 self._marks, self._frame = mapped(marks_path, *marks_head(self._shape)), None
+                self._forget_rows()
             self._marks_file = file
         except (OSError, Misconfigured):
             self._marks = self._marks_file = self._frame = None
@@ -342,8 +364,13 @@ class Overlay:
             table[tables.NEXT_AT] = 0
             self.metrics.broken.add(1)
         if self._numbers[tables.SEEN] > table[tables.NEXT_AT]:
-            # This worker's knowledge of old rows is about the numbers before.
-            self._numbers[tables.OVER :] = 0
+            # This worker's knowledge of rows is about the numbers before.
+            self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        """Forget which rows are old, and which ones folds have."""
+        self._numbers[tables.OVER :] = 0
+        self._folds[overlay_folds.KEYS_AT :][: overlay_folds.FOLDS] = 0
 
     def _arrays(
         self,
@@ -368,7 +395,9 @@ class Overlay:
             "shape": self._shape,
             "hashes": self._hashes,
             "tags": self._tags,
-            "picks": self._picks,
+            "chain": self._chain,
+            "row": self._row,
+            "folds": self._folds,
             "folded": self._folded,
             "numbers": self._numbers,
             "digests": self._digests,
@@ -517,8 +546,8 @@ class Overlay:
                 overlay_pending.fill_with_pending(
                     bound["plan"], bound["attributes"][rows], presence, states, bounds, bound["words"],
                     bound["values"], bound["out"][rows], bound["table"], bound["marks"], self._shape,
-                    self._hashes[items], self._tags[rows], self._picks, self._folded[items], self._numbers,
-                    bound["hops"][rows],
+                    self._hashes[items], self._tags[rows], self._chain, self._row, self._folds,
+                    self._folded[items], self._numbers, bound["hops"][rows],
                 )
             )  # fmt: skip
 
@@ -572,7 +601,9 @@ def warm_up(engine: FeatureEngine) -> None:
         "shape": shape,
         "hashes": ones,
         "tags": ones,
-        "picks": np.zeros((1, plan.row_width + 1), dtype=np.int64),
+        "chain": np.zeros((settings.events_max, 2), dtype=np.int64),
+        "row": np.zeros(tables.row_size(plan.entity_count, plan.row_width), dtype=np.int64),
+        "folds": new_folds(engine, settings),
         "folded": np.zeros(plan.entity_count, dtype=np.uint8),
         "numbers": numbers,
         "hops": engine.new_hops(1),

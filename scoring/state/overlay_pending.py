@@ -3,7 +3,8 @@
 1. The keys and ids of a chunk's payments are hashed: `take_hashes` from digests, `hash_texts` from the texts.
 2. Most entities have nothing pending, which one look at their buckets says.
 3. The rows of the others are read, the newest first, up to a cut, an expired row, or the first row of the entity.
-4. Rows that the profile does not contain are added to it, between unpack and roll-up.
+4. Rows that the profile does not contain are added to it, between unpack and roll-up (scoring/state/overlay_folds.py).
+   Those of a hot entity stay added, in a fold, which takes the place of the profile.
 
 scoring/state/overlay_table.py has the layout of rows, slots and marks, and their writers.
 """
@@ -22,38 +23,34 @@ from paywarden.features.kernel.layout import (
     F64,
     I64,
     KNOWN,
-    LENGTHS_AT,
     OK,
-    PAYMENT,
-    SOURCES_MAX,
     STATUS_UNIT,
     TAG_MIN,
     U8,
     UNKNOWN,
 )
-from paywarden.features.kernel.plan_schema import ENTITY, HEAD, entity_at
+from paywarden.features.kernel.pending import pending_from_ms
+from paywarden.features.kernel.plan_schema import HEAD
 from paywarden.features.kernel.rollup import clear_slots, roll_up
 from paywarden.features.kernel.toolkit.frame import address, size
-from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element, swap_atomic
+from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.update import mix, update
+from paywarden.features.kernel.update import mix
+from paywarden.scoring.state.overlay_folds import WORDS_SIZE, add_pending, use_fold
 from paywarden.scoring.state.overlay_table import (
     BROKEN,
     BUCKET_SLOTS,
-    CHECK,
-    EVENTS_MAX,
     FOLDED,
     IS_SURE,
     LEFT_OUT,
     LIFE_MS,
     MARK_SNAPSHOT_AT,
     MARK_UNSURE_UNTIL_AT,
-    MOMENT,
     NEXT_AT,
     NOW_MS,
     NUMBER_BITS,
     OVER,
-    ROW_HEAD,
+    PENDING_FROM_MS,
     SAMPLES,
     SAMPLES_AT,
     SEEN,
@@ -62,136 +59,15 @@ from paywarden.scoring.state.overlay_table import (
     SHAPE_WIDTH,
     SLOT,
     SNAPSHOT,
-    SOURCE_SHIFT,
-    STATE,
-    TAG,
     bucket_at,
-    check_of,
-    mark_bucket_at,
     number_of,
     print_of,
     row_at,
     row_size,
 )
 
-# The most rows of one entity that a payment looks at, contained and expired ones too.
-VISITS_MAX = 64
 # New rows that the processor fetches while a chunk is scored.
 _ROWS_FETCHED = 8
-
-
-@inlined
-def _contains(plan: I64, entity: int, words: I64, source: int, offset: int) -> bool:
-    """Whether a profile contains the event of this source partition at this offset."""
-    first = plan[entity_at(plan, entity) + ENTITY.sources_at]
-    for at in range(first, first + words[LENGTHS_AT]):
-        if words[at] == source:
-            return bool(offset <= words[at + SOURCES_MAX])
-    return False
-
-
-@compiled()
-def _is_contained(marks: I64, shape: I64, plan: I64, entity: int, words: I64, tag: int) -> bool:
-    """Whether a profile contains a payment. Without a mark no profile does."""
-    for choice in range(2):
-        bucket = mark_bucket_at(shape, tag, choice)
-        for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if load_atomic(marks, slot) != tag:
-                continue
-            source, offset = load_atomic(marks, slot + BUCKET_SLOTS), load_atomic(marks, slot + 2 * BUCKET_SLOTS)
-            if load_atomic(marks, slot) == tag:
-                return _contains(plan, entity, words, source >> SOURCE_SHIFT, offset)
-    return False
-
-
-@inlined
-def _link_of(table: I64, at: int, shape: I64, entity: int, wanted: int) -> int:
-    """Returns the number of the row after this one, in the rows of an entity."""
-    entities, mine = shape[SHAPE_ENTITIES], entity
-    if table[at + ROW_HEAD + entity] != wanted:
-        # Another entity whose slot looks alike, perhaps one of another kind.
-        for other in range(entities):
-            if print_of(mix(table[at + ROW_HEAD + other])) == print_of(mix(wanted)):
-                mine = other
-    return int(load_atomic(table, at + ROW_HEAD + entities + mine))
-
-
-@compiled()
-def _pending(
-    table: I64,
-    marks: I64,
-    shape: I64,
-    plan: I64,
-    entity: int,
-    wanted: int,
-    own: int,
-    words: I64,
-    picks: I64,
-    numbers: I64,
-) -> int:
-    """Copy the payments of an entity that its profile does not contain into `picks`; returns how many.
-
-    `own`: the tag of the payment that asks. A payment with several rows counts once, by its first row.
-    """
-    entities, width, mixed = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH], mix(wanted)
-    found, visits, next_number = 0, 0, load_atomic(table, NEXT_AT)
-    for choice in range(2):
-        bucket = bucket_at(shape, mixed, choice)
-        for slot in range(bucket, bucket + BUCKET_SLOTS):
-            word = load_atomic(table, slot)
-            if word >> NUMBER_BITS != print_of(mixed):
-                continue
-            number = number_of(word, next_number)
-            # The newest of the rows that are contained up to where the loop is.
-            cut_at, cut_number, is_end = 0, 0, False
-            while True:
-                if number <= 0:
-                    is_end = True
-                    break
-                at = row_at(shape, number)
-                age_ms = numbers[NOW_MS] - load_atomic(table, at + MOMENT)
-                following = _link_of(table, at, shape, entity, wanted)
-                cut = load_atomic(table, at + ROW_HEAD + 2 * entities + entity)
-                state = load_atomic(table, at + STATE)
-                # A row that is being erased is no end.
-                is_end = state >> 1 != number
-                if state != 2 * number + 1:
-                    break
-                is_mine = table[at + ROW_HEAD + entity] == wanted
-                is_cut = is_mine and 0 < cut <= numbers[SNAPSHOT]
-                if age_ms > numbers[LIFE_MS] or age_ms < -numbers[LIFE_MS] or is_cut:
-                    is_end = True
-                    break
-                if visits == VISITS_MAX or found == numbers[EVENTS_MAX]:
-                    numbers[LEFT_OUT] += 1
-                    break
-                visits += 1
-                tag = table[at + TAG]
-                if is_mine and (tag == 0 or _is_contained(marks, shape, plan, entity, words, tag)):
-                    if cut_at == 0:
-                        cut_at, cut_number = at + ROW_HEAD + 2 * entities + entity, number
-                    number = following
-                    continue
-                cut_at = 0
-                if is_mine and tag != own:
-                    place = found
-                    for earlier in range(found):
-                        if picks[earlier, 0] == tag:
-                            place = earlier
-                    picks[place, 0] = tag
-                    for column in range(width):
-                        picks[place, 1 + column] = table[at + ROW_HEAD + 3 * entities + column]
-                    is_whole = table[at + CHECK] == check_of(table, at, shape)
-                    if load_atomic(table, at + STATE) != 2 * number + 1:
-                        break
-                    if not is_whole:
-                        numbers[BROKEN] += 1
-                        break
-                    found = max(found, place + 1)
-                number = following
-            if is_end and cut_at != 0 and numbers[SNAPSHOT] > 0:
-                swap_atomic(table, cut_at, -cut_number, numbers[SNAPSHOT])
-    return found
 
 
 @compiled()
@@ -259,7 +135,9 @@ def fill_with_pending(
     shape: I64,
     hashes: I64,
     tags: I64,
-    picks: I64,
+    chain: I64,
+    row_now: I64,
+    folds: I64,
     folded: U8,
     numbers: I64,
     hops: F64,
@@ -267,7 +145,8 @@ def fill_with_pending(
     """Do as kernel.fill_vectors, and add to each profile the payments of the table that it does not contain.
 
     folded[i] is KNOWN if entry i got any, else presence[i]. Without marks of all that the mirror contains no
-    profile gets any, and numbers[IS_SURE] is 0.
+    profile gets any, and numbers[IS_SURE] is 0. `chain` has room for numbers[EVENTS_MAX] rows, and `row_now` for a row
+    of the table: scratch.
     """
     entities = plan[HEAD.entity_count]
     numbers[IS_SURE] = 0
@@ -289,22 +168,34 @@ def fill_with_pending(
             if presence[item] == ABSENT:
                 clear_slots(plan, entity, values)
                 continue
-            if presence[item] == UNKNOWN:
-                clear(plan, entity, words)
-            else:
-                status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
-                if status != OK:
-                    return int(status * STATUS_UNIT + item)
-            if is_sure and hashes[item] != 0 and _has_slot(table, shape, mix(hashes[item]), next_number, over):
-                found = _pending(
-                    table, marks, shape, plan, entity, hashes[item], tags[row], words, picks, numbers
+            begin, end = bounds[item], bounds[item + 1] if presence[item] == KNOWN else bounds[item]
+            has_slot = False
+            if is_sure and hashes[item] != 0:
+                has_slot = _has_slot(table, shape, mix(hashes[item]), next_number, over)
+            before, words_at = numbers[FOLDED], 0
+            if has_slot:
+                words_at = use_fold(
+                    table, marks, shape, plan, entity, hashes[item], tags[row], states, begin, end,
+                    chain, row_now, folds, numbers,
                 )  # fmt: skip
-                for pick in range(found):
-                    update(plan, entity, words, PAYMENT, picks[pick, 1:], 1)
-                if found > 0:
-                    folded[item] = KNOWN
-                    numbers[FOLDED] += found
-            roll_up(plan, entity, words, attributes[row], values)
+            if words_at == 0:
+                if presence[item] == UNKNOWN:
+                    clear(plan, entity, words)
+                else:
+                    status = unpack(plan, entity, states, begin, end, words)
+                    if status != OK:
+                        return int(status * STATUS_UNIT + item)
+                if has_slot:
+                    words_at = add_pending(
+                        table, marks, shape, plan, entity, hashes[item], tags[row], states, begin, end, words,
+                        chain, row_now, folds, numbers,
+                    )  # fmt: skip
+            if numbers[FOLDED] != before:
+                folded[item] = KNOWN
+            seen = words
+            if words_at > 0:
+                seen = folds[words_at : words_at + folds[WORDS_SIZE]]
+            roll_up(plan, entity, seen, attributes[row], values)
         take_hops(plan, hops, row, values)
         assemble(plan, attributes[row], values, out[row])
     return OK
@@ -371,10 +262,9 @@ def hash_texts(frame_at: int, rows: int, texts_at: int, ends: I64, hash_at: int,
 def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     """Run `fill_with_pending` for the first `rows` payments of a frame, whose hashes and tags are there."""
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
-    events_and_row = size(frame_at, SLOT.picks)
-    width = plan[HEAD.row_width] + 1
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
+    numbers[PENDING_FROM_MS] = pending_from_ms(now_ms, numbers[LIFE_MS])
     numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     _note_time(table, numbers)
@@ -392,7 +282,9 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
         carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
         carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
-        carray(address(frame_at, SLOT.picks), (events_and_row // width, width), np.int64),
+        carray(address(frame_at, SLOT.chain), (size(frame_at, SLOT.chain) // 2, 2), np.int64),
+        carray(address(frame_at, SLOT.row), size(frame_at, SLOT.row), np.int64),
+        carray(address(frame_at, SLOT.folds), size(frame_at, SLOT.folds), np.int64),
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
         carray(address(frame_at, SLOT.hops), (rows, plan[HEAD.hop_slot_count]), np.float64),

@@ -45,9 +45,9 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix
 
-# The head of the table: the kind of file, the catalogue's digest, its sizes; and the number of the newest row, which
-# all workers change and which has a cache line to itself.
-MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 8
+# The head of the table: the kind of file, the catalogue's digest, its sizes; how often `erase` began or ended; and the
+# number of the newest row, which all workers change and which has a cache line to itself.
+MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, ERASED_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 6, 8
 HEAD_SIZE = 16
 # Eight words are a line of the cache.
 BUCKET_SLOTS = BUCKET_SIZE = 8
@@ -71,13 +71,16 @@ _ROWS_TRIED = 8
 _LINKS_TRIED = 64
 
 # The numbers of a call, one int64 array. The first ones are given: the moment, the lifetime, the most payments that are
-# added to one profile, and the mirror's transaction that profiles were read in. The others are results.
-NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT = range(4)
-IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(4, 11)
+# added to one profile, the mirror's transaction that profiles were read in, the most payments that are added one by one
+# (scoring/state/overlay_folds.py), and the first moment whose rows are still pending. The others are results.
+NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT, SINGLY_MAX, PENDING_FROM_MS = range(6)
+IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 13)
+# Results of one walk along an entity's rows: how it ended, and whether it met a row of the payment that asks.
+ENDED, HAS_OWN = 13, 14
 # State that a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the
 # lifetime; the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all
 # rows up to a number were made. A worker begins with zeros.
-OVER, SEEN, SAMPLES_AT, SAMPLES = 11, 12, 13, 32
+OVER, SEEN, SAMPLES_AT, SAMPLES = 15, 16, 17, 32
 NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
 SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)
@@ -100,7 +103,9 @@ class OverlaySlots(NamedTuple):
     shape: int
     hashes: int
     tags: int
-    picks: int
+    chain: int
+    row: int
+    folds: int
     folded: int
     numbers: int
     hops: int
@@ -288,10 +293,22 @@ def add_all(
         numbers[ADDED if has_room else FULL] += 1
 
 
+@inlined
+def _count_erasing(table: I64) -> None:
+    while True:
+        count = load_atomic(table, ERASED_AT)
+        if swap_atomic(table, ERASED_AT, count, count + 1) == 1:
+            break
+
+
 @compiled()
 def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
-    """Erase every payment of an entity: its rows stay as links, with nothing in them. Returns how many there were."""
+    """Erase every payment of an entity: its rows stay as links, with nothing in them. Returns how many there were.
+
+    Workers that have added its payments to a fold see the count of ERASED_AT, and make the fold anew.
+    """
     entities, width, erased = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH], 0
+    _count_erasing(table)
     for place in range(shape[SHAPE_ROWS]):
         at = row_at(shape, place + 1)
         state = load_atomic(table, at + STATE)
@@ -305,6 +322,8 @@ def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
         table[at + CHECK] = check_of(table, at, shape)
         store_atomic(table, at + STATE, state)
         erased += 1
+    # Again: a fold that was made meanwhile may have rows that are erased now.
+    _count_erasing(table)
     return erased
 
 

@@ -14,6 +14,7 @@ marks and tables.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -30,7 +31,7 @@ from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.scoring.engine.one_call import seeded_hash
-from paywarden.scoring.state import overlay_pending
+from paywarden.scoring.state import overlay_folds, overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
@@ -125,8 +126,10 @@ class ChunkWorker:
 class OverlayWorld:
     """See the module. `wrong` counts scores whose bits differ from the oracle's."""
 
-    def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, seed: int, singly_max: int = 16, **settings: Any) -> None:
+        """With `singly_max` below events_max, workers keep folds."""
         chosen = {"payments_max": 256, "marks_max": 4096, "lifetime_ms": 1000, "events_max": 6, **settings}
+        self._singly_max = singly_max
         self.settings = OverlaySettings(enabled=True, path=str(folder / "overlay"), **chosen)
         self.engine: FeatureEngine = small_history.engine()
         self.plan = self.engine.plan
@@ -166,7 +169,13 @@ class OverlayWorld:
         )
 
     def _worker(self, reader: SimpleNamespace) -> Overlay:
-        worker = Overlay(self.settings, self.engine.clone_for_thread(), rows_max=1, clock_ms=lambda: self.now_ms)
+        worker = Overlay(
+            self.settings,
+            self.engine.clone_for_thread(),
+            rows_max=1,
+            clock_ms=lambda: self.now_ms,
+            singly_max=self._singly_max,
+        )
         return self._look(worker, reader)
 
     def _look(self, worker: Overlay, reader: SimpleNamespace) -> Overlay:
@@ -361,16 +370,7 @@ class OverlayWorld:
     def check(self, number: int, worker: int) -> None:
         """Score a payment, and hold its vector against the oracle's."""
         made, reader = self.payments[number], self._readers[worker]
-        states = [self.mirror.get(key, (b"", frozenset[int]())) for key in made.keys]
-        packed = b"".join(state for state, _ in states)
-        reader.states[: len(packed)] = np.frombuffer(packed, dtype=np.uint8)
-        reader.bounds[1:] = np.cumsum([len(state) for state, _ in states])
-        reader.presence[:] = [
-            kernel.KNOWN if state else kernel.UNKNOWN if key else kernel.ABSENT
-            for key, (state, _) in zip(made.keys, states, strict=True)
-        ]
-        reader.attributes[0] = made.row
-        reader.out[:] = -1
+        states = self._look_up(made, reader)
         if worker == 1:
             is_sure = self.chunk_worker.fill(made.keys, made.name, self.transaction)
         else:
@@ -385,15 +385,43 @@ class OverlayWorld:
         self.folded += sum(map(len, counted)) - sum(len(contains) for _, contains in states)
         self.wrong += reader.out.tobytes() != self._vector(made, counted).tobytes()
 
+    def _look_up(self, made: Made, reader: SimpleNamespace) -> list[tuple[bytes, frozenset[int]]]:
+        """Give a reader what the mirror has of a payment's entities; returns it, with what it contains."""
+        states = [self.mirror.get(key, (b"", frozenset[int]())) for key in made.keys]
+        packed = b"".join(state for state, _ in states)
+        reader.states[: len(packed)] = np.frombuffer(packed, dtype=np.uint8)
+        reader.bounds[1:] = np.cumsum([len(state) for state, _ in states])
+        reader.presence[:] = [
+            kernel.KNOWN if state else kernel.UNKNOWN if key else kernel.ABSENT
+            for key, (state, _) in zip(made.keys, states, strict=True)
+        ]
+        reader.attributes[0] = made.row
+        reader.out[:] = -1
+        return states
+
+    def fill_ns(self, number: int) -> int:
+        """Let worker 0 fill a payment's vector; returns the CPU time of the compiled call."""
+        made, worker = self.payments[number], self.workers[0]
+        self._look_up(made, self._readers[0])
+        digests = self.tags.digests((*made.keys, made.name))
+        worker._digest_bytes[: len(digests)] = digests
+        assert worker._frame is not None
+        began_ns = time.thread_time_ns()
+        overlay_pending.fill_bound(worker._frame.address, 1, self.now_ms, self.transaction)
+        return time.thread_time_ns() - began_ns
+
     # The oracle.
 
     def _pending(self, number: int, key: bytes, contains: frozenset[int]) -> frozenset[int]:
         """Returns the payments that must count for an entity beside those in its profile in the mirror."""
         found: list[int] = []
+        # A lifetime has sixteen steps, and a payment is pending until the step that it was answered in is sixteen old.
+        life_ms, now_step = self.settings.lifetime_ms, self.now_ms * 16 // self.settings.lifetime_ms
+        keeps_folds = self._singly_max < self.settings.events_max
         for visits, row in enumerate(reversed(self.answered.get(key, ()) if key else ())):
-            if self.now_ms - row.moment_ms > self.settings.lifetime_ms:
+            if now_step - row.moment_ms * 16 // life_ms >= 16:
                 break
-            if visits == overlay_pending.VISITS_MAX or len(found) == self.settings.events_max:
+            if (visits == overlay_folds.VISITS_MAX and not keeps_folds) or len(found) == self.settings.events_max:
                 break
             if row.payment >= 0 and row.payment != number and row.payment not in contains and row.payment not in found:
                 found.append(row.payment)

@@ -16,11 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paywarden.features.kernel.pending import pending_from_ms
+from paywarden.features.kernel.update import mix
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state import overlay_folds
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld, TwoHosts
+
+FOLDED = {"singly_max": 1, "events_max": 300}
 
 
 @contextmanager
@@ -32,7 +37,11 @@ def made_world(seed: int = 1, **chosen: Any) -> Iterator[OverlayWorld]:
 @pytest.fixture
 def world(tmp_path: Path) -> OverlayWorld:
     """A world whose marks are trusted: the first doubt is over."""
-    made = OverlayWorld(tmp_path, seed=1)
+    return trusted(tmp_path)
+
+
+def trusted(folder: Path, **chosen: Any) -> OverlayWorld:
+    made = OverlayWorld(folder, seed=1, **chosen)
     made.now_ms += made.settings.doubt_ms + 1
     return made
 
@@ -41,28 +50,32 @@ def counted(world: OverlayWorld, name: str) -> int:
     return sum(getattr(worker.metrics, name).value for worker in world.workers)
 
 
-@given(st.integers(0, 2**32))
-@settings(max_examples=12, deadline=None)
-def test_profile_with_pending_payments_has_the_oracles_bits(seed: int) -> None:
-    with made_world(seed) as world:
+# Each payment is added anew for each score, or entities with two pending payments have a fold.
+FEW_OR_MANY = st.sampled_from([{}, FOLDED])
+
+
+@given(st.integers(0, 2**32), FEW_OR_MANY)
+@settings(max_examples=16, deadline=None)
+def test_profile_with_pending_payments_has_the_oracles_bits(seed: int, chosen: dict[str, int]) -> None:
+    with made_world(seed, **chosen) as world:
         world.run(250)
     assert world.wrong == 0
 
 
-@given(st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None)
-def test_rows_of_another_host_count_once_and_have_the_oracles_bits(seed: int) -> None:
+@given(st.integers(0, 2**32), FEW_OR_MANY)
+@settings(max_examples=12, deadline=None)
+def test_rows_of_another_host_count_once_and_have_the_oracles_bits(seed: int, chosen: dict[str, int]) -> None:
     with TemporaryDirectory() as folder:
-        world = TwoHosts(Path(folder), seed=seed)
+        world = TwoHosts(Path(folder), seed=seed, **chosen)
         world.run(250)
     assert world.wrong == 0
 
 
-@given(st.integers(0, 2**32))
+@given(st.integers(0, 2**32), FEW_OR_MANY)
 @settings(max_examples=12, deadline=None)
-def test_a_new_host_has_the_oracles_bits_from_its_first_payment(seed: int) -> None:
+def test_a_new_host_has_the_oracles_bits_from_its_first_payment(seed: int, chosen: dict[str, int]) -> None:
     with TemporaryDirectory() as folder:
-        world = NewHost(Path(folder), seed=seed)
+        world = NewHost(Path(folder), seed=seed, **chosen)
         world.run(120)
     assert world.wrong == 0
 
@@ -148,6 +161,14 @@ def test_a_payment_is_gone_after_its_lifetime(world: OverlayWorld) -> None:
     world.now_ms += world.settings.lifetime_ms + 1
     world.check(other, worker=1)
     assert world.wrong == counted(world, "folded") == 0
+
+
+@given(st.integers(0, 1 << 45), st.integers(100, 600_000), st.integers(-5, 5))
+def test_a_payment_is_pending_until_its_step_is_sixteen_steps_old(now_ms: int, life_ms: int, nearby: int) -> None:
+    from_ms = pending_from_ms(now_ms, life_ms)
+    assert life_ms * 15 // 16 - 1 <= now_ms - from_ms <= life_ms
+    moment_ms = from_ms + nearby
+    assert (moment_ms >= from_ms) == (now_ms * 16 // life_ms - moment_ms * 16 // life_ms < 16)
 
 
 def test_a_full_table_is_counted_and_keeps_what_it_has(tmp_path: Path) -> None:
@@ -369,6 +390,117 @@ def test_rows_that_a_profile_contains_are_cut_off_for_later_readers(world: Overl
     assert world.wrong == 0
 
 
+def answer_many(world: OverlayWorld, count: int, worker: int = 0) -> int:
+    """Answer payments of the same entities, 5 ms apart; returns the first one."""
+    first = world.make()
+    for number in (first, *(world.make() for _ in range(count - 1))):
+        world.payments[number].keys = world.payments[first].keys
+        world.answer(number, worker)
+        world.now_ms += 5
+    return first
+
+
+def test_every_pending_payment_of_a_hot_merchant_counts(tmp_path: Path) -> None:
+    """Sixteen are added anew for each score. The others are in a fold, to which each score adds what is new."""
+    world = trusted(tmp_path, events_max=200)
+    first = answer_many(world, 60)
+    entities = len(list(filter(None, world.payments[first].keys)))
+    for more in range(40):
+        assert score_one_like(world, first, more % 2) == (60 + more) * entities
+        world.payments[again := world.make()].keys = world.payments[first].keys
+        world.answer(again, worker=more % 2)
+    assert (world.wrong, counted(world, "left_out")) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [9, 40])
+def test_with_more_payments_than_events_max_at_least_half_that_many_count_the_newest(
+    tmp_path: Path, count: int
+) -> None:
+    world = trusted(tmp_path, singly_max=2, events_max=8)
+    first = answer_many(world, count)
+    for _ in range(20):
+        world.payments[number := world.make()].keys = world.payments[first].keys
+        before, left_out = counted(world, "folded"), counted(world, "left_out")
+        world.check(number, worker=0)
+        entities = len(list(filter(None, world.payments[first].keys)))
+        each = (counted(world, "folded") - before) // entities
+        assert 4 <= each <= 8
+        assert counted(world, "left_out") == left_out + entities
+        # Exactly the newest ones, to the bit.
+        wrong, world.settings = world.wrong, replace(world.settings, events_max=each)
+        world.check(number, worker=0)
+        assert world.wrong == wrong
+        world.answer(number, worker=0)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_forgotten_payment_leaves_the_folds_of_its_other_entities(tmp_path: Path, worker: int) -> None:
+    world = trusted(tmp_path, **FOLDED)
+    first = answer_many(world, 5)
+    assert score_one_like(world, first, worker) > 0
+    card, *others = world.payments[first].keys
+    for key in world.answered:
+        assert key in (card, *others)
+    world.forget(card)
+    assert score_one_like(world, first, worker) == 0
+    assert world.wrong == 0
+
+
+def test_a_torn_row_is_left_out_of_a_fold(tmp_path: Path) -> None:
+    world = trusted(tmp_path, **FOLDED)
+    first = answer_many(world, 5)
+    assert score_one_like(world, first, worker=1) > 0
+    world.payments[torn := world.make()].keys = world.payments[first].keys
+    world.answer(torn, worker=0)
+    damage(world, flip)
+    for key in filter(None, world.payments[first].keys):
+        world.answered[key].pop()
+    for worker in range(2):
+        score_one_like(world, first, worker)
+    assert world.wrong == 0
+    assert counted(world, "broken") > 0
+
+
+def test_an_entity_with_two_slots_counts_all_of_its_payments_once(tmp_path: Path) -> None:
+    """Two workers may each give an entity a slot if they add its first payments at one time."""
+    world = trusted(tmp_path, **FOLDED)
+    first = answer_many(world, 3)
+    assert score_one_like(world, first, worker=0) > 0
+    table, shape = world.workers[0]._table, world.workers[0]._shape
+    assert table is not None
+    for key in filter(None, world.payments[first].keys):
+        mixed = int(mix(world.tags.hash_of_key(key)))
+        slots = [int(tables.bucket_at(shape, mixed, choice)) + place for choice in range(2) for place in range(8)]
+        (mine,) = (slot for slot in slots if table[slot] >> tables.NUMBER_BITS == tables.print_of(mixed))
+        free = next(slot for slot in slots if table[slot] == 0)
+        # The payments so far stay with the second slot; a new one begins with nothing before it.
+        table[max(free, mine)], table[min(free, mine)] = table[mine], 0
+    for _ in range(4):
+        world.payments[number := world.make()].keys = world.payments[first].keys
+        world.answer(number, worker=1)
+        for worker in range(2):
+            assert score_one_like(world, first, worker) > 0
+    assert (world.wrong, counted(world, "left_out")) == (0, 0)
+
+
+def test_entities_without_room_for_a_fold_have_their_newest_payments_until_another_is_idle(tmp_path: Path) -> None:
+    world = trusted(tmp_path, singly_max=1, events_max=50, payments_max=4096)
+    firsts = []
+    for number in range(3 * overlay_folds.FOLDS):
+        firsts.append(first := world.make())
+        for again in (first, world.make(), world.make()):
+            world.payments[again].keys = [b"", b"merchant:%d" % number, b""]
+            world.answer(again, worker=0)
+    seen = [score_one_like(world, first, worker=0) for first in firsts]
+    assert set(seen) == {1, 3}
+    assert overlay_folds.FOLDS * 3 // 4 <= seen.count(3) <= overlay_folds.FOLDS
+    # The oracle counts all three.
+    assert world.wrong == counted(world, "left_out") == seen.count(1)
+    world.now_ms += 300
+    assert score_one_like(world, firsts[seen.index(1)], worker=0) == 3
+    assert world.wrong == seen.count(1)
+
+
 def test_without_marks_nothing_is_pending(world: OverlayWorld, tmp_path: Path) -> None:
     (tmp_path / "mirror" / "overlay-marks").unlink()
     with pytest.raises(AssertionError):
@@ -409,7 +541,7 @@ def test_workers_killed_at_any_moment_leave_a_table_that_works(world: OverlayWor
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 65), ("marks_max", 0)],
+    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 65_537), ("marks_max", 0)],
 )
 def test_wrong_settings_are_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"\[overlay\] {name}: wanted"):
