@@ -36,7 +36,7 @@ from paywarden.models.rollout.rollout import (
     replayed,
 )
 from paywarden.schemas.errors import Misconfigured
-from tests.unit.models.rollout.test_rollout import event, look, outcomes, some_events, start_of
+from tests.unit.models.rollout.test_rollout import event, judgement, look, outcomes, some_events, start_of
 
 EVENTS = [
     event(EventKind.STARTED, 0, start=start_of()),
@@ -88,7 +88,7 @@ def test_harm_at_a_step_that_the_plan_has_not_rolls_back(tmp_path: Path, step: i
     """It raised IndexError in every process that read it, and nobody could roll back."""
     keeper = filled(tmp_path / "rollouts.jsonl", EVENTS[:2])
     found = keeper.take(replace(look(Finding.HARM, 2), step=step))
-    assert (found.phase, found.cause) == (Phase.ROLLED_BACK, look(Finding.HARM, 2).judgement.line)
+    assert (found.phase, found.cause) == (Phase.ROLLED_BACK, judgement(Finding.HARM).line)
     assert filled(tmp_path / "rollouts.jsonl", []).rollout == found
 
 
