@@ -180,7 +180,8 @@ def _one_by_one(
                 profiles.get(key_of.get((entity, identity), b""), b"")
                 for entity, identity in zip(engine.plan.listed, identities[0].tolist(), strict=True)
             ]
-            known = np.array([kernel.KNOWN if state else kernel.UNKNOWN for state in others], dtype=np.uint8)
+            known = np.where(identities[0] == 0, kernel.ABSENT, kernel.UNKNOWN).astype(np.uint8)
+            known[[bool(state) for state in others]] = kernel.KNOWN
             hops = engine.new_hops(1)
             engine.fill_hops(row, known, *_packed(others), hops)
             engine.fill_vectors(*asked, out[event.payment : event.payment + 1], hops)

@@ -4,7 +4,8 @@
 
 1. A chunk is one compiled call (scoring/state/neighbours/hop_call.py). If it fails, payments are taken one at a time.
 2. Pending payments of an overlay count neither among the neighbours nor in their profiles.
-3. A neighbour that the mirror lacks, or whose profile cannot be read, counts as missing. The latter is told.
+3. A neighbour that the mirror lacks, or whose profile cannot be read, has the features of an empty profile. The latter
+   is told.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Hops:
         if fill(presence):
             return True
         for place in np.flatnonzero(presence == kernel.KNOWN).tolist():
-            alone = np.full(self._places, kernel.UNKNOWN, dtype=np.uint8)
+            alone = np.full(self._places, kernel.ABSENT, dtype=np.uint8)
             alone[place] = kernel.KNOWN
             if not fill(alone):
                 presence[place] = kernel.UNKNOWN

@@ -196,7 +196,8 @@ def hops_of(engine: FeatureEngine, seen: Seen, profile_of: ProfileOf | None) -> 
         for listed in identities.tolist()
         for name, identity in zip(names, listed, strict=True)
     ]
-    presence = np.array([kernel.UNKNOWN if one is None else kernel.KNOWN for one in found], dtype=np.uint8)
+    presence = np.where(identities.ravel() == 0, kernel.ABSENT, kernel.UNKNOWN).astype(np.uint8)
+    presence[[bool(one) for one in found]] = kernel.KNOWN
     bounds = np.concatenate(([0], np.cumsum([len(one or b"") for one in found]))).astype(np.int64)
     states = np.frombuffer(bytearray(b"".join(one or b"" for one in found)), dtype=np.uint8)
     engine.fill_hops(seen.attributes, presence, states, bounds, hops)

@@ -129,7 +129,7 @@ def test_the_usual_chunk_is_one_compiled_call(host: Host, past: Past, monkeypatc
 
 
 @pytest.mark.parametrize("state", [b"", b"\x05 no profile", b"\x00" * 300, None])
-def test_a_neighbour_that_cannot_be_read_counts_as_missing_and_is_told(
+def test_a_neighbour_that_cannot_be_read_counts_as_one_that_is_gone_and_is_told(
     settings: MirrorSettings, past: Past, state: bytes | None
 ) -> None:
     damaged = next(key for key in past.profiles if key.startswith(b"merchant:"))
@@ -176,7 +176,7 @@ def test_a_payment_whose_own_profile_cannot_be_read_has_no_neighbours(
         assert flags[row].count(PROFILE_UNREADABLE) == 1 or not is_own[row]
 
 
-def test_a_neighbour_that_the_index_alone_knows_counts_as_missing(host: Host, past: Past) -> None:
+def test_an_index_that_is_older_than_the_mirror_is_not_used(host: Host, past: Past) -> None:
     gone = [key for key in past.profiles if key.startswith(b"merchant:")][:4]
     host.vectors.close()
     _behind_the_index(Path(host.vectors._settings.path), gone)
