@@ -218,7 +218,12 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     connection.settimeout(_START_TIMEOUT_S)
     data = b""
     while len(data) < size:
-        part = connection.recv(size - len(data))
+        try:
+            part = connection.recv(size - len(data))
+        except TimeoutError as error:
+            raise AssertionError(
+                f"not within {_START_TIMEOUT_S:g} s: the template of the tests' processes has started one"
+            ) from error
         if not part:
             raise RuntimeError("the template of the tests' processes has ended: see its messages on stderr")
         data += part
