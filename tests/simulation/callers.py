@@ -72,11 +72,20 @@ class Exchange:
 
     def __init__(self, deployment: Deployment, worker: str, data: bytes, answered: Callable[[Any], object]) -> None:
         self._answered, self._buffer, self._is_done = answered, b"", False
+        self._send: Callable[[bytes], object] | None = None
         listening = deployment.listening.get(worker)
         if listening is None:
             deployment.world.after(0.01, self.end)
             return
-        listening.connect(self._receive, self.end)(data)
+        self._send = listening.connect(self._receive, self.end)
+        self._send(data)
+
+    def send(self, data: bytes) -> bool:
+        """Send more on the connection. Returns whether it is still open."""
+        if self._is_done or self._send is None:
+            return False
+        self._send(data)
+        return not self._is_done
 
     def _receive(self, data: bytes) -> None:
         self._buffer += data

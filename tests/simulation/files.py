@@ -5,6 +5,7 @@ The modules of the scoring host get these in place of the real ones (patches.py)
     emfile    no file can be opened            enospc   a write is refused or cut short
     torn      a write stops in the middle, and the process dies there
     slow      every call takes a while          eio     a read or a sync fails
+    torn_file a small file is written in part: the process dies there, or the disk is full
 
 Process ids, and /proc/PID/stat with them, are those of the simulated processes. Times of files are virtual.
 """
@@ -267,6 +268,37 @@ class SimulatedOs:
 
     def urandom(self, size: int) -> bytes:
         return files().world.random.randbytes(size)
+
+
+def open_small(path: Any, mode: str = _READ_ONLY, *args: Any, **more: Any) -> Any:
+    """Open a file as schemas/durability.py does, whose write may stop in the middle."""
+    return _TornFile(open(path, mode, *args, **more))
+
+
+class _TornFile:
+    """A small file that is being written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, content: bytes) -> int:
+        own = files()
+        if (fault := own.fault("torn_file")) is not None:
+            self._file.write(content[: fault.random.randrange(len(content) + 1)])
+            self._file.flush()
+            if fault.random.random() < 0.5:
+                own.world.die()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return int(self._file.write(content))
+
+    def __enter__(self) -> _TornFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def reserve(descriptor: int, start: int, size: int) -> bool:

@@ -250,7 +250,7 @@ class History:
         chance = random.Random(arguments["chance"])
         kind = item.kind
         world.note(f"inject {item}")
-        if kind in ("emfile", "enospc", "torn", "slow", "eio"):
+        if kind in ("emfile", "enospc", "torn", "slow", "eio", "torn_file"):
             until = world.now + arguments.get("seconds", 5.0)
             fault = FileFault(kind, until, arguments.get("count", 1), chance)
             self.files.add(arguments["process"], fault)
@@ -406,6 +406,28 @@ class History:
     def _store_away(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.deployment.store_state.away_until = self.world.now + arguments["seconds"]
 
+    def _hung_broker(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """A broker that takes every question and answers none: its clients wait for their whole limits."""
+        until = self.world.now + arguments["seconds"]
+        self.broker.away_until = max(self.broker.away_until, until)
+        self.broker.hangs_until = max(self.broker.hangs_until, until)
+
+    def _hung_store(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.deployment.store_state.hangs_until = self.world.now + arguments["seconds"]
+
+    def _slow_callers(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """Callers that send a right request byte by byte, and never to its end."""
+        worker, ends = f"worker-{arguments['worker']}", self.world.now + arguments["seconds"]
+        for _index in range(arguments["count"]):
+            slow = Exchange(self.deployment, worker, b"POST /v1/score HTTP/1.1\r\nHost: sim\r\n", lambda _: None)
+            self._idle.append(slow)
+
+            def more(slow: Exchange = slow) -> None:
+                if slow.send(b"x") and self.world.now < ends and not self.is_healed:
+                    self.world.after(1.0, more)
+
+            self.world.after(1.0, more)
+
     def _store_flaky(self, arguments: dict[str, Any], _: random.Random) -> None:
         state = self.deployment.store_state
         state.flaky_until, state.flaky_share = self.world.now + arguments["seconds"], arguments["share"]
@@ -525,6 +547,7 @@ class History:
         world.note("everything is healed")
         self.is_healed = True
         broker.away_until = min(broker.away_until, world.now)
+        broker.hangs_until = min(broker.hangs_until, world.now)
         broker.doubt_share = broker.abort_share = 0.0
         self.deployment.store_state.heal()
         self.files.heal()

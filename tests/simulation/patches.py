@@ -294,6 +294,9 @@ def patched() -> Iterator[None]:
                 _patch_defaults(function, put)
     durability = sys.modules["paywarden.schemas.durability"]
     put(durability, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
+    # The built-in function, which the module does not have as its own.
+    vars(durability)["open"] = files.open_small
+    undo.append(lambda: vars(durability).pop("open"))
     if hasattr(events, "LABEL_CHANGES_MAX"):
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)

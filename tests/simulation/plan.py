@@ -64,6 +64,10 @@ DEFAULT = (
     "swap",
     "index_death",
     "eio",
+    "hung_broker",
+    "hung_store",
+    "slow_callers",
+    "torn_file",
 )
 # In histories with one of these, the host's own supervisor starts its workers.
 SUPERVISED = ("supervisor_death", "failed_fork", "hung_worker", "crash_loop")
@@ -82,6 +86,10 @@ _DRAWN_APART = {
     "swap": 8,
     "index_death": 16,
     "eio": 12,
+    "hung_broker": 10,
+    "hung_store": 10,
+    "slow_callers": 10,
+    "torn_file": 10,
 }
 # A host's clock that jumps by an hour: the decision cache and the bounds of a payment's time go by it (docs/limits.md).
 FAULTS = (*DEFAULT, "clock_leap")
@@ -225,7 +233,7 @@ def _payment(payment_id: str, at: float, chance: random.Random) -> dict[str, Any
 def _fault(number: int, kind: str, chance: random.Random) -> Item:
     at = chance.random() * DURATION_S
     arguments: dict[str, Any] = {}
-    if kind in ("death", "freeze", "emfile", "enospc", "torn", "slow", "eio"):
+    if kind in ("death", "freeze", "emfile", "enospc", "torn", "slow", "eio", "torn_file"):
         names = PROCESSES if kind in ("death", "freeze") else PROCESSES[:3]
         arguments["process"] = chance.choice(names)
     if kind == "death":
@@ -250,7 +258,9 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
         arguments |= {"seconds": 10.0, "share": chance.choice((0.2, 0.6))}
     elif kind == "transaction_abort":
         arguments |= {"seconds": 10.0, "share": chance.choice((0.2, 0.8))}
-    elif kind == "connections":
+    elif kind in ("hung_broker", "hung_store"):
+        arguments["seconds"] = chance.choice((1.0, 6.0, 12.0))
+    elif kind == "slow_callers" or kind == "connections":
         arguments |= {"worker": chance.randrange(2), "count": chance.choice((5, 40)), "seconds": 10.0}
     elif kind == "open_transaction":
         topic = chance.choice((*_HELD_UP, "payments"))

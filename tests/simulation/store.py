@@ -15,6 +15,8 @@ from tests.simulation.world import World
 
 # A payment's record may not be larger. The real limit is 1 MB; this one is reached by a few dozen changes of a label.
 PAYMENT_BYTES_MAX = 700
+# The client gives up a call after this.
+_TIMEOUT_S = 5.0
 KINDS = ("refused", "lost", "partial", "late", "slow")
 
 
@@ -23,12 +25,13 @@ class StoreState:
     """The present faults of the store. Until `flaky_until` a call fails with `flaky_share` in one of `kinds`."""
 
     away_until: float = 0.0
+    hangs_until: float = 0.0
     flaky_until: float = 0.0
     flaky_share: float = 0.0
     kinds: tuple[str, ...] = KINDS
 
     def heal(self) -> None:
-        self.away_until = self.flaky_until = 0.0
+        self.away_until = self.hangs_until = self.flaky_until = 0.0
 
 
 class SimulatedStore:
@@ -96,6 +99,10 @@ class SimulatedStore:
         if world.now < state.away_until:
             world.pause(0.2)
             raise StoreUnavailable("the store is away")
+        if world.now < state.hangs_until:
+            # It took the question, and the client gives up at its own limit.
+            world.pause(_TIMEOUT_S)
+            raise StoreUnavailable("the store does not answer")
         if world.now >= state.flaky_until or world.random.random() >= state.flaky_share:
             return ""
         kind = world.random.choice(state.kinds)

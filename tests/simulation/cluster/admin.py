@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 
 from tests.simulation.cluster.broker import Broker
-from tests.simulation.cluster.logs import AWAY_ANSWER_S, Place, kafka_failure
+from tests.simulation.cluster.logs import Place, kafka_failure
 from tests.simulation.world import Actor, World
 
 
@@ -39,7 +39,7 @@ class SimulatedAdmin:
     def list_topics(self, topic: str | None = None, timeout: float = 1.0) -> SimpleNamespace:
         self._world.seam("list topics")
         if self._broker.is_away:
-            self._world.pause(min(timeout, AWAY_ANSWER_S))
+            self._world.pause(min(timeout, self._broker.answer_s))
             raise kafka_failure(KafkaError._TRANSPORT)
         names = [topic] if topic is not None else sorted(self._broker.topics)
         return SimpleNamespace(
@@ -84,7 +84,7 @@ class SimulatedAdmin:
             def fail() -> Any:
                 raise kafka_failure(KafkaError._TIMED_OUT)
 
-            return _Answer(self._world, self._world.now + AWAY_ANSWER_S, fail)
+            return _Answer(self._world, self._world.now + self._broker.answer_s, fail)
         # The broker answers as of the question, and the answer takes a moment.
         try:
             answer, error = result(), None

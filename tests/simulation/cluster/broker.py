@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Protocol
 
-from tests.simulation.cluster.logs import Entry, Log, Place, Topic, Transaction
+from tests.simulation.cluster.logs import AWAY_ANSWER_S, HUNG_ANSWER_S, Entry, Log, Place, Topic, Transaction
 from tests.simulation.world import Actor, World
 
 _REBALANCE_S = 0.2
@@ -118,7 +118,7 @@ class Broker:
         self.world = world
         self.topics: dict[str, Topic] = {}
         self.groups: dict[str, Group] = {}
-        self.away_until = 0.0
+        self.away_until = self.hangs_until = 0.0
         self._ids = 0
         self._epochs: dict[str, Fenced] = {}
         self.consumers: list[Member] = []
@@ -129,6 +129,11 @@ class Broker:
     @property
     def is_away(self) -> bool:
         return self.world.now < self.away_until
+
+    @property
+    def answer_s(self) -> float:
+        """How long a client waits for a broker that is away: for one that hangs, as long as it waits at most."""
+        return HUNG_ANSWER_S if self.world.now < self.hangs_until else AWAY_ANSWER_S
 
     def create(self, name: str, partitions: int) -> None:
         self._ids += 1

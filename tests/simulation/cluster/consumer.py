@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, TopicPartition
 
 from tests.simulation.cluster.broker import Broker
-from tests.simulation.cluster.logs import AWAY_ANSWER_S, Message, Place, kafka_failure
+from tests.simulation.cluster.logs import Message, Place, kafka_failure
 from tests.simulation.world import Actor
 
 Callback = Callable[[Any, list[TopicPartition]], None]
@@ -247,7 +247,7 @@ class GroupConsumer:
         world = self._world
         world.seam("commit")
         if self._broker.is_away:
-            world.pause(AWAY_ANSWER_S)
+            world.pause(self._broker.answer_s)
             raise kafka_failure(KafkaError._TIMED_OUT)
         if self.is_expelled or self not in self._group.members:
             raise kafka_failure(KafkaError.UNKNOWN_MEMBER_ID)
@@ -265,7 +265,7 @@ class GroupConsumer:
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
         self._world.seam("committed")
         if self._broker.is_away:
-            self._world.pause(min(timeout, AWAY_ANSWER_S))
+            self._world.pause(min(timeout, self._broker.answer_s))
             raise kafka_failure(KafkaError._TIMED_OUT)
         return [
             TopicPartition(p.topic, p.partition, self._group.committed.get((p.topic, p.partition), -1001))
@@ -279,7 +279,7 @@ class GroupConsumer:
         if not cached:
             self._world.seam("watermarks")
             if self._broker.is_away:
-                self._world.pause(min(timeout, AWAY_ANSWER_S))
+                self._world.pause(min(timeout, self._broker.answer_s))
                 raise kafka_failure(KafkaError._TIMED_OUT)
         return log.begin, log.stable_end(log.begin)
 

@@ -11,6 +11,8 @@ from confluent_kafka import KafkaError, KafkaException
 Place = tuple[str, int]
 
 AWAY_ANSWER_S = 1.0
+# A client that was given no limit waits this long for a broker that took its question.
+HUNG_ANSWER_S = 15.0
 
 
 def kafka_failure(code: int, **flags: bool) -> KafkaException:
