@@ -442,7 +442,7 @@ class Companion:
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
-        if self._index is not None and not self._has_index(self._index, stop):
+        if self._index is not None and not make_index(self._mirror, self._index, self.health, stop):
             return False
         changelog = topic_ids(self._clients.admin, [self._topic])[self._topic]
         ends = end_offsets(self._consumer, self._topic, self._partitions)
@@ -476,18 +476,6 @@ class Companion:
         self._progress.begin_anew(self._now_ms())
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
-        return True
-
-    def _has_index(self, index: IdentityIndex, stop: Event) -> bool:
-        """Make the mirror's index by identity, if it is not as it should be. Returns False if stopped first."""
-        is_new = False
-        for _ in self._mirror.keep_index(index):
-            if not is_new:
-                _log.info("companion: the mirror's index by identity is made: %s", ", ".join(index.entities) or "none")
-            is_new, self.health.obstacle = True, "the mirror's index by identity is being made"
-            self.health.note_round()
-            if stop.is_set():
-                return False
         return True
 
     def _empty_mirror(self) -> None:
@@ -638,6 +626,23 @@ class Companion:
         for partition, key, moment_ms in changes.progress:
             self._progress.saw(partition, key, min(moment_ms, now_ms))
         return self._progress.complete_to_ms(read_to, now_ms)
+
+
+def make_index(mirror: MirrorWriter, index: IdentityIndex, health: CompanionHealth, stop: Event) -> bool:
+    """Make a mirror's index by identity, if it is not as it should be. Returns False if stopped first.
+
+    Raises MirrorUnavailable, MirrorDamaged.
+    """
+    is_new = True
+    for _ in mirror.keep_index(index):
+        if is_new:
+            what = f"made: {', '.join(index.entities)}" if index.entities else "removed"
+            _log.info("companion: the mirror's index by identity is %s", what)
+        is_new, health.obstacle = False, "the mirror's index by identity is being made"
+        health.note_round()
+        if stop.is_set():
+            return False
+    return True
 
 
 def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
