@@ -2,16 +2,21 @@
 
 Measured: `paywarden serve` with one worker, `companion`, `stream` and Kafka together on all cores of the machine, with
 the settings that are the default. A payment system sends payments in an open loop, publishes each answered payment, and
-two seconds later an outcome of one payment in ten. For each rate: CPU of every process, requests and bytes of Kafka,
-latencies, and the age of profiles. Used for: the capacity a deployment needs, and whether a part became dearer.
+two seconds later an outcome of one payment in ten. For each rate: CPU of every process, requests and bytes of Kafka and
+of the profile store, latencies, and the age of profiles. Used for: the capacity a deployment needs, and whether a part
+became dearer.
 
-    rate      cores: serve companion stream kafka   all │ requests/s │ p50 ms  p99 ms │ age p99 ms
+    rate      cores: serve companion stream kafka   all │ Kafka: requests/s │ store: requests/s │ p50 ms  p99 ms │ age
     0               0.00      0.03   0.07  0.21   0.31  │   …
 
 Below each line: the requests by kind, the cores of Kafka that the JVM's compilers take (a broker that has run for an
 hour compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts:
 they hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: its cost
 without Paywarden (`cores_kafka_alone`).
+
+The store is LMDB, a file: a request is a commit, and its bytes are those that the stream writes to files. With `--store
+aerospike` it is the official client with the tests' stand-in, which is a process that nobody counts: a request is a
+message of the client, and the bytes are those on the connection, both ways.
 
 Kafka runs with the settings of the Compose file for one machine; with `--kafka defaults` it runs with its own defaults.
 
@@ -21,7 +26,7 @@ the load sends as fast as it is answered. `paywarden capacity --measured FILE` p
 measures at further rates, and shows how far off the line is there (`capacity_error_R`, a share).
 
     python -m perf.whole [--rates 0,20,200,500,1000,3000] [--held-out 350,700] [--seconds 20] [--kafka defaults]
-                         [--json FILE]
+                         [--store aerospike] [--json FILE]
 
 Needs the services that `make services` fetches.
 """
@@ -59,6 +64,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from perf.tools.counted_store import KINDS, CountedStore, StoreCounts, counted_store
 from perf.tools.measuring import arguments_of, drive, finish
 from perf.tools.shipped_broker import shipped_broker, shipped_jvm
 from tests.services.fetch import tool
@@ -80,13 +86,14 @@ _WARM_S = 6.0
 
 @dataclass(frozen=True)
 class _Reading:
-    """Counters at one moment: CPU seconds and wake-ups by process, and Kafka's counts by name."""
+    """Counters at one moment: CPU seconds and wake-ups by process, Kafka's counts by name, and the store's."""
 
     time_s: float
     cpu_s: Mapping[str, float]
     compiling_s: float
     wakeups: Mapping[str, int]
     kafka: Mapping[str, int]
+    store: StoreCounts
 
 
 def main() -> None:
@@ -100,12 +107,14 @@ def main() -> None:
             "--kafka",
             {"choices": ("shipped", "defaults"), "default": "shipped", "help": "whose settings the broker has"},
         ),
+        ("--store", {"choices": KINDS, "default": KINDS[0], "help": "of the profiles"}),
     )
     rates = [int(rate) for rate in arguments.rates.split(",")]
     held_out = [int(rate) for rate in arguments.held_out.split(",") if rate]
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
         tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
+        counted_store(arguments.store, Path(name)) as store,
     ):
         folder, jmx_port = Path(name), free_port()
         # A day of payments of this many cards.
@@ -119,13 +128,12 @@ def main() -> None:
             settings = KafkaSettings(bootstrap=kafka.bootstrap)
             create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
             config = folder / "paywarden.toml"
-            config.write_text(
-                LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered=""),
-                encoding="utf-8",
-            )
+            text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
+            # The first sections say which store there is.
+            config.write_text(store.config + text[text.index("[mirror]") :], encoding="utf-8")
             with running_parts(config, folder) as parts:
                 parts.wait_until_ready(print)
-                system = _System(parts, kafka.pid, jmx_port, settings, world.requests)
+                system = _System(parts, kafka.pid, jmx_port, settings, world.requests, store)
                 figures = _measure(system, rates, held_out, arguments.seconds)
             figures["cores_kafka_alone"] = _alone(kafka.pid, arguments.seconds)
             print(f"Kafka without a client: {figures['cores_kafka_alone']:.3f} cores")
@@ -148,7 +156,8 @@ def _jmx(port: int) -> Sequence[str]:
 
 def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], seconds: float) -> dict[str, float]:
     print(f"\n{'rate':>6} {'outcomes':>9} " + " ".join(f"{part:>10}" for part in (*_PARTS, "cores")), end="")
-    print(f" {'requests/s':>11} {'bytes/payment':>14} {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
+    asked = f" {'requests/s':>11} {'bytes/payment':>14}"
+    print(f"{asked} (Kafka){asked[8:]} (store) {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
     figures: dict[str, float] = {}
     cores: dict[int, dict[str, float]] = {}
     figures["machine_cores"] = psutil.cpu_count() or 1
@@ -194,8 +203,15 @@ class _System:
     """The running system, and the payment system around it."""
 
     def __init__(
-        self, parts: Parts, kafka_pid: int, jmx_port: int, kafka: KafkaSettings, requests: Sequence[ScoreRequest]
+        self,
+        parts: Parts,
+        kafka_pid: int,
+        jmx_port: int,
+        kafka: KafkaSettings,
+        requests: Sequence[ScoreRequest],
+        store: CountedStore,
     ) -> None:
+        self._store = store
         self._parts, self._jmx_port, self._kafka, self._requests = parts, jmx_port, kafka, requests
         self._pids = {**parts.pids, "kafka": kafka_pid}
         self._runs = 0
@@ -226,6 +242,8 @@ class _System:
         # Kafka counts each fetch of a consumer twice.
         counts.pop("FetchConsumer", None)
         requests = sum(counts.values())
+        store_requests = (after.store.requests - before.store.requests) / took_s
+        store_bytes = (after.store.moved_bytes - before.store.moved_bytes) / took_s
         wakeups = {part: (after.wakeups[part] - before.wakeups[part]) / took_s for part in _PARTS}
         compiling = (after.compiling_s - before.compiling_s) / took_s
         figures = {
@@ -237,6 +255,8 @@ class _System:
             **{f"kafka_requests_per_second_{{}}_{kind.lower()}": count for kind, count in counts.items() if count},
             "kafka_bytes_in_per_second": bytes_in,
             "kafka_bytes_out_per_second": bytes_out,
+            "store_requests_per_second": store_requests,
+            "store_bytes_per_second": store_bytes,
         }
         if report is not None:
             figures |= {
@@ -248,10 +268,13 @@ class _System:
                 "profile_age_p50_ms": float(np.percentile(ages, 50)),
                 "profile_age_p99_ms": float(np.percentile(ages, 99)),
                 "kafka_requests_per_payment": requests / rate,
+                "store_requests_per_payment": store_requests / rate,
+                "store_bytes_per_payment": store_bytes / rate,
             }
         line = f"{rate:>6} {'yes' if with_outcomes else 'no':>9} "
         line += " ".join(f"{value:>10.3f}" for value in (*cores.values(), figures["cores"]))
         line += f" {requests:>11.1f} {bytes_in / rate if rate else bytes_in:>14.0f}"
+        line += f" {store_requests:>11.1f} {store_bytes / rate if rate else store_bytes:>14.0f}"
         if report is not None:
             line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {figures['profile_age_p99_ms']:>8.0f}"
         print(line, flush=True)
@@ -291,7 +314,8 @@ class _System:
         kafka = self._kafka_counts()
         cpu_s = {part: _cpu_seconds(pid) for part, pid in self._pids.items()}
         wakeups = {part: _wakeups(pid) for part, pid in self._pids.items()}
-        return _Reading(time.monotonic(), cpu_s, _compiling_seconds(self._pids["kafka"]), wakeups, kafka)
+        store = self._store.counts(self._pids["stream"])
+        return _Reading(time.monotonic(), cpu_s, _compiling_seconds(self._pids["kafka"]), wakeups, kafka, store)
 
     def _kafka_counts(self) -> dict[str, int]:
         program = Path(__file__).parent / "tools" / "KafkaCounts.java"

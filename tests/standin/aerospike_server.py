@@ -142,7 +142,7 @@ class StandIn:
     `record_counts` holds the number of records of each message (not of info requests). A 1 may be a batch of one, which
     the client sends as a plain command. `scans` holds the request for each page. `statistics_asked` holds the requested
     names that meet `info_faults`. `done_count` counts the messages that were carried out, also those whose answer came
-    late or never.
+    late or never. `bytes_in` and `bytes_out` count the bytes of messages and of their answers.
     """
 
     namespace: str = "test"
@@ -160,6 +160,8 @@ class StandIn:
     scans: list[Request] = field(default_factory=list)
     statistics_asked: list[str] = field(default_factory=list)
     done_count: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
     faults: Faults = field(default_factory=Faults)
     info_faults: Faults = field(default_factory=Faults)
     # The partitions whose scans this node answers. It reports the others as not available.
@@ -275,6 +277,8 @@ class StandIn:
         if kind == ADMIN_KIND:
             connection.sendall(frame(ADMIN_KIND, struct.pack(">BB14x", 0, self.login_result)))
             return True
+        with self._lock:
+            self.bytes_in += len(header) + len(body)
         return self._serve_message(connection, decode_message(body))
 
     def _serve_info(self, connection: socket.socket, asked: str) -> bool:
@@ -289,7 +293,12 @@ class StandIn:
     def _serve_message(self, connection: socket.socket, request: Request) -> bool:
         fault = self.faults.take()
         self._note(request)
-        return self._send(connection, fault, lambda: self._carry_out(request, fault))
+        return self._send(connection, fault, lambda: self._counted(self._carry_out(request, fault)))
+
+    def _counted(self, frames: list[bytes]) -> list[bytes]:
+        with self._lock:
+            self.bytes_out += sum(map(len, frames))
+        return frames
 
     def _send(self, connection: socket.socket, fault: Fault, answer: Callable[[], list[bytes]]) -> bool:
         """Carry out a message and answer it, as the fault allows. Returns whether the connection can serve another."""

@@ -1,0 +1,42 @@
+"""The counts of a benchmark's store are those of what was asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from paywarden.features.stores.aerospike.client import AerospikeSettings
+from paywarden.features.stores.aerospike.store import AerospikeStore
+from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.schemas.settings import read_source
+from perf.tools.counted_store import KINDS, counted_store
+
+
+def opened(kind: str, config: Path) -> ProfileStore:
+    source = read_source(str(config), {})
+    if kind == "lmdb":
+        return LmdbStore(source.section("lmdb", LmdbSettings).path)
+    return AerospikeStore(source.section("aerospike", AerospikeSettings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_write_is_a_request_and_its_bytes_are_counted(kind: str, tmp_path: Path) -> None:
+    with counted_store(kind, tmp_path) as counted:
+        config = tmp_path / "paywarden.toml"
+        config.write_text(counted.config, encoding="utf-8")
+        found = [counted.counts(os.getpid())]
+        for writes in (3, 3, 6):
+            # LMDB may be open once in a process. The first time makes the file, and each may ask the server something.
+            store = opened(kind, config)
+            for number in range(writes):
+                store.write({b"card:%d" % number: b"x" * 50_000}, ttl_s=0)
+            store.close()
+            found.append(counted.counts(os.getpid()))
+    _, first, second, last = found
+    assert last.requests - second.requests == second.requests - first.requests + 3
+    if kind == "aerospike":
+        # The page cache decides when a file's bytes are written.
+        assert 150_000 <= last.moved_bytes - 2 * second.moved_bytes + first.moved_bytes < 160_000
