@@ -156,8 +156,8 @@ def _jmx(port: int) -> Sequence[str]:
 
 def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], seconds: float) -> dict[str, float]:
     print(f"\n{'rate':>6} {'outcomes':>9} " + " ".join(f"{part:>10}" for part in (*_PARTS, "cores")), end="")
-    asked = f" {'requests/s':>11} {'bytes/payment':>14}"
-    print(f"{asked} (Kafka){asked[8:]} (store) {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
+    print(f" {'Kafka: req/s':>12} {'bytes/payment':>14} {'store: req/s':>12} {'bytes/payment':>14}", end="")
+    print(f" {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
     figures: dict[str, float] = {}
     cores: dict[int, dict[str, float]] = {}
     figures["machine_cores"] = psutil.cpu_count() or 1
@@ -273,8 +273,8 @@ class _System:
             }
         line = f"{rate:>6} {'yes' if with_outcomes else 'no':>9} "
         line += " ".join(f"{value:>10.3f}" for value in (*cores.values(), figures["cores"]))
-        line += f" {requests:>11.1f} {bytes_in / rate if rate else bytes_in:>14.0f}"
-        line += f" {store_requests:>11.1f} {store_bytes / rate if rate else store_bytes:>14.0f}"
+        line += f" {requests:>12.1f} {bytes_in / rate if rate else bytes_in:>14.0f}"
+        line += f" {store_requests:>12.1f} {store_bytes / rate if rate else store_bytes:>14.0f}"
         if report is not None:
             line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {figures['profile_age_p99_ms']:>8.0f}"
         print(line, flush=True)
