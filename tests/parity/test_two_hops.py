@@ -178,3 +178,25 @@ def test_one_merchants_fraud_warns_of_the_cards_that_paid_there() -> None:
     later = [payment_of(START_MS + 5 * DAY_MS + n, card_id=f"c{n}", merchant_id="m2") for n in range(4)]
     outcomes = [Outcome(0, START_MS + 2 * DAY_MS, True), Outcome(1, START_MS + 3 * DAY_MS, True)]
     assert told(World([*stolen, *later], outcomes), "worst")[4:] == [0.5] * 4
+
+
+def test_a_pending_payment_stands_in_no_list_and_in_no_neighbours_profile() -> None:
+    payments = [
+        payment_of(START_MS, card_id="c1", merchant_id="m1"),
+        payment_of(START_MS, card_id="c9", merchant_id="m3"),
+        payment_of(START_MS, card_id="c9", merchant_id="m3"),
+        # These three are pending for one another: profiles are an hour old.
+        payment_of(START_MS + DAY_MS, card_id="c1", merchant_id="m3"),
+        payment_of(START_MS + DAY_MS + 1, card_id="c2", merchant_id="m1"),
+        payment_of(START_MS + DAY_MS + 2, card_id="c1", merchant_id="m2"),
+    ]
+    of, _ = engine_and_oracle(RING)
+    column = of.plan.names.index("mean_count")
+    lag, overlay = Staleness.read("1h"), HistoryOverlay(1, 600_000, 16)
+    now = replayed(World(payments, []), of)[-1, column]
+    # m3 has had three payments, and m1 two.
+    assert now == 2.5
+    for options in ({"staleness": lag}, {"staleness": lag, "overlay": overlay}):
+        found = replayed(World(payments, []), of, **options)
+        # c1 has been seen at m1 alone, and m1 has had one payment.
+        assert found[-1, column] == 1.0
