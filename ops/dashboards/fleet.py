@@ -124,19 +124,20 @@ _HEALTH = DashboardSection(
         Panel(
             "Ready",
             "1 where a process says it is ready: `serve` and `companion` by their /readyz, the stream while its store "
-            "takes batches, a challenger while it runs.",
+            "takes batches, a challenger while it runs; and where Kafka answers a companion.",
             "short",
             (
                 Query("min by (job, instance) (paywarden_scoring_ready)", "{{job}} {{instance}}"),
                 Query("min by (job, instance) (paywarden_companion_ready)", "{{job}} {{instance}}"),
                 Query("min by (job, instance) (paywarden_stream_store_up)", "{{job}} {{instance}}"),
+                Query("min by (instance) (paywarden_companion_kafka_up)", "Kafka, for {{instance}}"),
                 Query(
                     "min by (job, instance, challenger) (paywarden_shadow_up)", "{{job}} {{instance}} {{challenger}}"
                 ),
             ),
             alerts=(
                 *("PaywardenHostNotReady", "PaywardenCompanionNotReady", "PaywardenStreamDown", "PaywardenStoreDown"),
-                "PaywardenShadowDown",
+                *("PaywardenShadowDown", "PaywardenKafkaDown"),
             ),
             maximum=1.0,
         ),

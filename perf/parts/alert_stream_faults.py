@@ -105,6 +105,7 @@ def broker(options: SiteOptions, stack: ExitStack) -> None:
     site.suffer(
         Fault(
             (
+                "PaywardenKafkaDown",
                 "PaywardenMirrorStale",
                 "PaywardenCompanionNotReady",
                 "PaywardenRegistryBehind",
@@ -140,7 +141,7 @@ def outbox(options: SiteOptions, stack: ExitStack) -> None:
 
     site.suffer(
         Fault(
-            ("PaywardenOutboxFills", "PaywardenOutboxGrows"),
+            ("PaywardenKafkaDown", "PaywardenOutboxFills", "PaywardenOutboxGrows"),
             "the only broker is killed, at 3,000 payments a second",
             broker_away,
             kafka.restart,

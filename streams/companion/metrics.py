@@ -72,6 +72,9 @@ class CompanionMetrics:
         )
         mirror_age = gauge("mirror_age_seconds", "The mirror's age in seconds; NaN while it is not complete.")
         mirror_age.set_function(lambda: math.nan if (age_s := health.mirror_age_s()) is None else age_s)
+        gauge("kafka_up", "Whether Kafka answers: 0 after six seconds without an answer.").set_function(
+            lambda: not health.kafka_trouble
+        )
         gauge("ready", "Whether /readyz says 200.").set_function(lambda: not health.problems())
         objective = gauge("freshness_objective_seconds", "The freshness objective.", "entity")
         for entity, objective_ms in objectives_ms.items():

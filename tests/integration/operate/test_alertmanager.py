@@ -146,6 +146,35 @@ def test_a_store_that_is_down_is_one_page_whatever_follows_from_it(site: Site) -
     assert {name for name, _ in ended} <= {"PaywardenStoreDown", *followers}
 
 
+def test_a_dead_kafka_is_one_page_and_an_outbox_that_fills_is_told_all_the_same(site: Site) -> None:
+    site.notifications.clear()
+    site.show(companion("companion_kafka_up"), 0)
+    wait_until(lambda: len(site.told("firing", "PaywardenKafkaDown")) == 1, "the page is sent")
+    followers = {
+        "PaywardenMirrorStale": (serve("mirror_age_seconds"), 100, 1),
+        "PaywardenStreamLags": (stream("stream_consumer_lag", topic="payments", partition="0"), 60_000, 40),
+        "PaywardenCompanionNotReady": (companion("companion_ready"), 0, 1),
+    }
+    for series, bad, _ in followers.values():
+        site.show(series, bad)
+    suppressed = dict.fromkeys(followers, "suppressed") | {"PaywardenKafkaDown": "active"}
+    wait_until(lambda: site.alerts() == suppressed, "all that follow are held back")
+    site.show(serve("outbox_unshipped_bytes"), 6e8)
+    wait_until(lambda: bool(site.told("firing", "PaywardenOutboxFills")), "the outbox is told")
+    told = {name for _, alerts in site.told("firing") for name, _ in alerts}
+    assert told.isdisjoint(followers)
+    assert len(site.told("firing", "PaywardenKafkaDown")) == 1
+    site.show(serve("outbox_unshipped_bytes"), 0)
+    for series, _, good in followers.values():
+        site.show(series, good)
+    wait_until(lambda: site.alerts() == {"PaywardenKafkaDown": "active"}, "all that follow have cleared")
+    site.show(companion("companion_kafka_up"), 1)
+    wait_until(lambda: not site.alerts(), "it has cleared")
+    # The next test must not hear of this one.
+    for alert in ("PaywardenKafkaDown", "PaywardenOutboxFills"):
+        wait_until(lambda alert=alert: bool(site.told("resolved", alert)), f"the end of {alert} is sent")
+
+
 def test_two_hosts_with_one_trouble_are_one_page(site: Site) -> None:
     site.notifications.clear()
     alert, hosts = "PaywardenOutboxFills", ("10.0.0.1", "10.0.0.7")

@@ -139,6 +139,7 @@ QUIET: tuple[Series, ...] = (
     Count(serve("swap_failures_total", step="check"), 0),
     Gauge(companion("companion_outbox_waiting_bytes", worker="worker-0"), 1e5),
     Gauge(companion("companion_ready"), 1),
+    Gauge(companion("companion_kafka_up"), 1),
     Count(companion("companion_over_objective_total", entity="card"), 0.5),
     Count(companion("companion_event_to_mirror_seconds_count", entity="card"), 200),
     Gauge(companion("companion_outbox_set_aside_entries", worker="worker-0"), 0),
@@ -312,6 +313,7 @@ FAULTS: dict[str, Fault] = {
         (Gauge(stream("stream_consumer_lag", topic="payments", partition="0"), 40, 6e4),),
     ),
     "PaywardenStreamDown": Fault("the only stream worker is killed", (Gauge(stream("stream_store_up"), 1, None),)),
+    "PaywardenKafkaDown": Fault("the only broker is killed", (Gauge(companion("companion_kafka_up"), 1, 0),)),
     "PaywardenRecordsExpired": Fault(
         "records expire unread", (Gauge(stream("stream_expired_records_total", topic="payments"), 0, 12),)
     ),
