@@ -332,6 +332,8 @@ class Explainer:
         self._contributions, self._vector = contributions, vector
         # A number out of a memoryview is a Python object at once.
         self._value_of, self._moved, self._places = vector.data, moved.data, places.data
+        # Loaded or compiled now: no payment waits for it.
+        choose(self._choice.address, self._slope, 0)
 
     def contributions(self, vector: F32) -> F64:
         """Returns how much each feature moved the margin, shape (features,). With `base` they sum to the margin.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.features.kernel.toolkit.frame import Frame
+from paywarden.models.bundle import explanations
 from paywarden.models.bundle.bitvectors import LEAVES_MAX
 from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
 from paywarden.models.bundle.compiler import compile_library
@@ -285,6 +286,20 @@ def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     explainer.reasons(buffer[2], 4)
     assert [len(dispatcher.signatures) for dispatcher in dispatchers] == compiled
     assert min(compiled) > 0
+
+
+def test_an_explainer_runs_its_choice_when_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above sees code that other tests have compiled. The first declined payment waited 250 ms for it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(*arguments: Any) -> int:
+        asked.append(arguments)
+        return 0
+
+    monkeypatch.setattr(explanations, "choose", noted)
+    _, path = trained(tmp_path, random_rows(2000, seed=1))
+    Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
+    assert len(asked) == 1
 
 
 def test_a_limit_of_zero_reasons_gives_no_reason() -> None:
