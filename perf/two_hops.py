@@ -10,7 +10,6 @@ nothing and looks at no vector. The figures are medians of the rounds.
 
 from __future__ import annotations
 
-import ctypes
 import random
 import statistics
 import sys
@@ -29,7 +28,7 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.model_chain import ModelChain, NativeModel, Scored
+from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import IN_RECORDS, OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -41,6 +40,7 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from perf.tools.measuring import arguments_of, finish
 from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
+from tests.worlds.small.even_chain import NativeEvenChain
 
 NEIGHBOURS = (0, 1, 4, 8)
 CHUNKS = (1, 8, 32)
@@ -113,25 +113,6 @@ def fill(folder: str, neighbours: int, payments: int) -> int:
     return count
 
 
-def _all_even(_vectors: int, count: int, out: int, _more: int) -> None:
-    ctypes.memset(out, 0, 8 * count)
-
-
-_MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)(_all_even)
-
-
-class _EvenChain:
-    versions = ("even", "")
-    is_well = True
-
-    def __init__(self) -> None:
-        address = ctypes.cast(_MARGINS, ctypes.c_void_p).value or 0
-        self.native = NativeModel(address, 1.0, 0.0, MetricsRegistry().counter("scored_total", "Scored."))
-
-    def bind(self, _vectors: np.ndarray) -> Any:
-        return lambda count: Scored([0.5] * count, [0] * count, [()] * count)
-
-
 class _NoOutbox:
     position = 0
 
@@ -148,7 +129,7 @@ def cpu_us(folder: str, neighbours: int, count: int) -> dict[str, float]:
     plan = engine.plan
     scorer = PaymentScorer(
         engine=engine,
-        models=cast(ModelChain, _EvenChain()),
+        models=cast(ModelChain, NativeEvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=MirrorSettings(path=folder, size_mb=1024),
         outbox=_NoOutbox(),

@@ -206,14 +206,13 @@ class FeatureEngine:
         """
         if hops is None:
             hops = self.new_hops(len(attributes))
-        status = kernel.fill_vectors(
-            self.plan.words, attributes, presence, states, bounds, self._words, self._values, out, hops
-        )
-        if status == kernel.OK:
-            return
-        if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
-            raise self.unreadable(status)
-        self.fill_vectors(attributes, presence, *self.all_migrated(presence, states, bounds), out, hops)
+        results = out, hops
+        self._fill(
+            lambda states, bounds: kernel.fill_vectors(
+                self.plan.words, attributes, presence, states, bounds, self._words, self._values, *results
+            ),
+            range(self.plan.entity_count), presence, states, bounds,
+        )  # fmt: skip
 
     def new_hops(self, row_count: int) -> NDArray[np.float64]:
         """Returns results of neighbours, shape (row_count, plan.hop_slot_count), all NaN."""
@@ -231,12 +230,12 @@ class FeatureEngine:
 
         `plan.listed` has the entity of each column. kernel.list_neighbours has the shapes. Raises UnreadableProfile.
         """
-        status = kernel.list_neighbours(self.plan.words, attributes, presence, states, bounds, self._words, identities)
-        if status == kernel.OK:
-            return
-        if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
-            raise self.unreadable(status)
-        self.list_neighbours(attributes, presence, *self.all_migrated(presence, states, bounds), identities)
+        self._fill(
+            lambda states, bounds: kernel.list_neighbours(
+                self.plan.words, attributes, presence, states, bounds, self._words, identities
+            ),
+            range(self.plan.entity_count), presence, states, bounds,
+        )  # fmt: skip
 
     def fill_hops(
         self,
@@ -250,15 +249,32 @@ class FeatureEngine:
 
         Raises UnreadableProfile.
         """
-        status = kernel.fill_hops(
-            self.plan.words, attributes, presence, states, bounds, self._words, *self.neighbour_scratch, hops
-        )
+        self._fill(
+            lambda states, bounds: kernel.fill_hops(
+                self.plan.words, attributes, presence, states, bounds, self._words, *self.neighbour_scratch, hops
+            ),
+            self.plan.listed, presence, states, bounds,
+        )  # fmt: skip
+
+    def _fill(
+        self,
+        fill: Callable[[NDArray[np.uint8], NDArray[np.int64]], int],
+        entities: Sequence[int],
+        presence: NDArray[np.uint8],
+        states: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+    ) -> None:
+        """Run a function of the kernel with packed profiles, and with migrated ones if they are of another catalogue.
+
+        `entities` has the entity of each entry of a payment. Raises UnreadableProfile.
+        """
+        status = fill(states, bounds)
         if status == kernel.OK:
             return
-        if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
-            raise self.unreadable_neighbour(status)
-        migrated = self._all_migrated(self.plan.listed, presence, states, bounds)
-        self.fill_hops(attributes, presence, *migrated, hops)
+        reason = status // kernel.STATUS_UNIT
+        if reason != kernel.WRONG_DIGEST:
+            raise self._unreadable(reason, entities[status % kernel.STATUS_UNIT % len(entities)])
+        self._fill(fill, entities, presence, *self._all_migrated(entities, presence, states, bounds))
 
     def list_in_order(
         self,
@@ -419,11 +435,6 @@ class FeatureEngine:
     def unreadable(self, status: int) -> UnreadableProfile:
         """Returns the error of a status of `kernel.fill_vectors` that is not OK."""
         return self._unreadable(status // kernel.STATUS_UNIT, status % kernel.STATUS_UNIT % self.plan.entity_count)
-
-    def unreadable_neighbour(self, status: int) -> UnreadableProfile:
-        """Returns the error of a status of `kernel.fill_hops` that is not OK."""
-        listed = self.plan.listed
-        return self._unreadable(status // kernel.STATUS_UNIT, listed[status % kernel.STATUS_UNIT % len(listed)])
 
     def warm_up(self) -> None:
         """Load or compile all compiled code, so that no later call pauses for it."""

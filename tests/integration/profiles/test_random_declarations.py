@@ -38,11 +38,10 @@ from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, EmailDomain, Form
-from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.request_proto import request_class
 from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.engine.model_chain import ModelChain, Scored
+from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -70,6 +69,7 @@ from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
 from tests.worlds.endpoint.http_world import Served
+from tests.worlds.small.even_chain import EvenChain, KeptEntries
 from tests.worlds.stream.declarations import (
     KINDS,
     Declaration,
@@ -304,44 +304,13 @@ def mirror_of(folder: Path) -> MirrorSettings:
     return MirrorSettings(path=str(folder / "mirror"), size_mb=16)
 
 
-class KeptRecords:
-    """An outbox in a list."""
-
-    position = 0
-
-    def __init__(self) -> None:
-        self.entries: list[OutboxEntry] = []
-
-    def trouble(self) -> str:
-        return ""
-
-    def append_frames(self, frames: bytes) -> int:
-        while frames:
-            size = int.from_bytes(frames[:4], "little")
-            self.entries.append(OutboxEntry.FromString(frames[8 : 8 + size]))
-            frames = frames[8 + size :]
-        return len(self.entries)
-
-
-class EvenChain:
-    """A model that gives every payment the same score: only the vectors matter here."""
-
-    versions = ("even", "")
-
-    def bind(self, _vectors: np.ndarray) -> Any:
-        return lambda count: Scored([0.5] * count, [0] * count, [()] * count)
-
-    def reasons(self, _vector: np.ndarray, _model: int, _count_max: int) -> list[str]:
-        return []
-
-
 def at_the_endpoint(
     declaration: Declaration, probes: Sequence[DeclaredPayment], folder: Path
 ) -> list[list[np.ndarray]]:
     """Returns for each probe its vectors as the endpoint scored them: asked in JSON, and in protobuf."""
     for warm_up in (fast_requests.warm_up, records.warm_up):
         warm_up()
-    engine, outbox = FeatureEngine(declaration.catalogue), KeptRecords()
+    engine, outbox = FeatureEngine(declaration.catalogue), KeptEntries()
     engine.warm_up()
     plan = engine.plan
     scorer = PaymentScorer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +17,9 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.policy import PROFILE_UNREADABLE, Policy, PolicySettings, flags_of
-from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine import served_model
 from paywarden.scoring.engine.batching.batcher import Refusal
-from paywarden.scoring.engine.model_chain import ModelChain, NativeModel, Scored
+from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import IN_RECORDS, OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
@@ -35,6 +33,7 @@ from paywarden.scoring.state.neighbours import hops as hops_module
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.worlds.small import two_hops
+from tests.worlds.small.even_chain import KeptEntries, NativeEvenChain
 from tests.worlds.small.two_hops import CATALOGUE, NOW_MS, Past
 
 NAMES = CATALOGUE.names
@@ -308,59 +307,16 @@ def test_pending_payments_are_no_neighbours_and_in_no_neighbours_profile(
 # One call
 
 
-def _all_even(_vectors: int, count: int, out: int, _more: int) -> None:
-    ctypes.memset(out, 0, 8 * count)
-
-
-_MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)(_all_even)
-
-
-class EvenChain:
-    """A model that gives every payment the same score, in Python and by an address: only the vectors matter here."""
-
-    versions = ("even", "")
-    is_well = True
-
-    def __init__(self) -> None:
-        address = ctypes.cast(_MARGINS, ctypes.c_void_p).value or 0
-        self.native = NativeModel(address, 1.0, 0.0, MetricsRegistry().counter("scored_total", "Scored."))
-
-    def bind(self, _vectors: np.ndarray) -> Any:
-        return lambda count: Scored([0.5] * count, [0] * count, [()] * count)
-
-    def reasons(self, _vector: np.ndarray, _model: int, _count_max: int) -> list[str]:
-        return []
-
-
-class Kept:
-    """An outbox in a list."""
-
-    position = 0
-
-    def __init__(self) -> None:
-        self.entries: list[OutboxEntry] = []
-
-    def trouble(self) -> str:
-        return ""
-
-    def append_frames(self, frames: bytes) -> int:
-        while frames:
-            size = int.from_bytes(frames[:4], "little")
-            self.entries.append(OutboxEntry.FromString(frames[8 : 8 + size]))
-            frames = frames[8 + size :]
-        return len(self.entries)
-
-
 def test_one_call_has_the_vectors_of_the_kernel_alone(
     settings: MirrorSettings, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served_model, "os", SimpleNamespace(urandom=bytes))
     damaged = next(key for key in past.profiles if key.startswith(b"merchant:"))
     write(settings, {**past.profiles, damaged: b"\x05 no profile"})
-    kept = Kept()
+    kept = KeptEntries()
     scorer = PaymentScorer(
         engine=two_hops.engine().clone_for_thread(),
-        models=cast(ModelChain, EvenChain()),
+        models=cast(ModelChain, NativeEvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=settings,
         outbox=kept,
