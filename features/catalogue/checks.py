@@ -41,7 +41,8 @@ FIELD_COUNTS = {
     Operation.DISTANCE: 4,
 }
 ENTITIES_MAX = 16
-# A vector is computed, scored and kept with its decision for each payment. No model here has a tenth of that.
+# A vector is computed, scored and kept with its decision for each payment. The catalogues of this project have fewer
+# than a tenth as many features.
 FEATURES_MAX = 4000
 # What a field is that can be no key. A key is a text, so that a profile has the same key in each path.
 _NO_KEYS = {

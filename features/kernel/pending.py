@@ -21,8 +21,8 @@ from paywarden.features.kernel.update import update
 
 # Kinds of events besides PAYMENT (it is added) and LABEL: a payment reads, or was pending before these events.
 READS, WAITS = 4, 5
-# A payment stops to be pending at the end of a sixteenth of a lifetime, with all others of that time: those that have
-# many to add need not look at every moment which one is too old by now.
+# A lifetime has sixteen steps, and the payments of a step stop being pending together. An entity with many pending
+# payments then looks for expired ones once a step.
 _STEPS = 16
 
 

@@ -272,7 +272,8 @@ def walk(frame_at: int) -> None:
 def choose(frame_at: int, slope: float, count_max: int) -> int:
     """Fill moved and, with the strongest first, places. Returns how many places are filled.
 
-    At most `count_max` features are named, and only those that moved the score enough. Of equals the first comes first.
+    At most `count_max` features are named, and only those that moved the score enough. Among equal features the first
+    comes first.
     """
     features = size(frame_at, CHOICE_SLOT.contributions)
     contributions = carray(address(frame_at, CHOICE_SLOT.contributions), features, np.float64)

@@ -328,7 +328,7 @@ def event_of(record: Mapping[str, Any]) -> RolloutEvent:
     if set(record) - {_WATCHED} != _FIELDS:
         raise ValueError(f"wanted the fields {', '.join(sorted(_FIELDS))}")
     kind, start, judgement = EventKind(record["kind"]), record["start"], record["judgement"]
-    # Whoever applies the event relies on its parts.
+    # The code that applies the event relies on its parts.
     if kind is EventKind.STARTED and start is None:
         raise ValueError("wanted the start")
     if kind in (EventKind.LOOKED, EventKind.OUTCOMES) and judgement is None:
