@@ -14,7 +14,7 @@ hour compiles no more), and how often the threads of each process wake up in a s
 they hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: its cost
 without Paywarden (`cores_kafka_alone`).
 
-The store is LMDB, a file: a request is a commit, and its bytes are those that the stream writes to files. With `--store
+The store is LMDB: a request is a commit to one of its files, and the bytes are those that reach the disk. With `--store
 aerospike` it is the official client with the tests' stand-in, which is a process that nobody counts: a request is a
 message of the client, and the bytes are those on the connection, both ways.
 
