@@ -20,7 +20,7 @@ requirement, since they say which events they contain.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -44,6 +44,9 @@ _ENTITY = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 
 # How often `update_records` tries again while other processes change the same records.
 _UPDATE_ATTEMPTS_MAX = 20
+
+# How long records live, in seconds: all of a write, or each by its key.
+TtlS = int | Mapping[bytes, int]
 
 # The version of a missing record.
 ABSENT = 0
@@ -91,13 +94,14 @@ class ProfileStore(Protocol):
     def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
         """Returns the values as `read` does, with their versions. A write based on these values passes the versions."""
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """Replace whole records, each in one store operation. On return the store has acknowledged all of them.
 
-        `ttl_s` counts from now; 0 means that the records never expire. A key in `versions` is written only if its
-        record is still at that version, or already holds these bytes. Other keys are written unconditionally, as a
-        backfill does. After StoreUnavailable, some records may have been written: write all of them again, with the
-        same `versions`. After StoreConflict, some may have been written too, but only reading again can help.
+        `ttl_s` counts from now, for all records or by key; 0 means that a record never expires. A key in `versions`
+        is written only if its record is still at that version, or already holds these bytes. Other keys are written
+        unconditionally, as a backfill does. After StoreUnavailable, some records may have been written: write all of
+        them again, with the same `versions`. After StoreConflict, some may have been written too, but only reading
+        again can help.
         """
 
     def delete(self, keys: Sequence[bytes]) -> None:
@@ -154,14 +158,20 @@ def check_record(key: bytes, value: bytes, *, record_bytes_max: int = RECORD_BYT
         )
 
 
-def check_write(values: Mapping[bytes, bytes], *, ttl_s: int, record_bytes_max: int) -> None:
+def check_write(values: Mapping[bytes, bytes], *, ttl_s: TtlS, record_bytes_max: int) -> None:
     """Check the limits of every store before a write. Raises InvalidEvent or Misconfigured."""
-    if not 0 <= ttl_s <= TTL_S_MAX:
-        raise Misconfigured(f"ttl_s must be between 0 (never expires) and {TTL_S_MAX} seconds, got {ttl_s}")
+    for seconds in different_ttls(ttl_s):
+        if not 0 <= seconds <= TTL_S_MAX:
+            raise Misconfigured(f"ttl_s must be between 0 (never expires) and {TTL_S_MAX} seconds, got {seconds}")
     for key, value in values.items():
         split_key(key)
         if len(value) > record_bytes_max:
             check_record(key, value, record_bytes_max=record_bytes_max)
+
+
+def different_ttls(ttl_s: TtlS) -> Set[int]:
+    """Returns the times to live of a write, each once."""
+    return {ttl_s} if isinstance(ttl_s, int) else set(ttl_s.values())
 
 
 def check_versions(

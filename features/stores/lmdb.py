@@ -28,9 +28,11 @@ from paywarden.features.stores.base import (
     RECORD_BYTES_MAX,
     ScanProgress,
     StoreHealth,
+    TtlS,
     Versioned,
     check_versions,
     check_write,
+    different_ttls,
     entity_of,
 )
 from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
@@ -120,20 +122,20 @@ class LmdbStore:
         with self._begin(write=False) as transaction:
             return [_versioned(transaction.get(key), now) for key in keys]
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore. One write transaction: it writes all records or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         if not values:
             return
         now = self._clock()
         # Rounded up: a record may live up to a second longer than `ttl_s`, never shorter.
-        prefix = _EXPIRY.pack(math.ceil(now + ttl_s) if ttl_s else _NEVER)
+        prefixes = {s: _EXPIRY.pack(math.ceil(now + s) if s else _NEVER) for s in different_ttls(ttl_s)}
         with self._begin(write=True) as transaction:
             # A killed reader keeps its slot, and keeps old pages from being reused, until this check frees it.
             self._environment.reader_check()
             check_versions(values, versions or {}, lambda key: _versioned(transaction.get(key), now))
             for key, value in values.items():
-                transaction.put(key, prefix + value)
+                transaction.put(key, prefixes[ttl_s if isinstance(ttl_s, int) else ttl_s[key]] + value)
             swept_to, _ = _sweep(transaction, self._swept_to, len(values), now)
         self._swept_to = swept_to
 

@@ -13,9 +13,11 @@ from paywarden.features.stores.base import (
     RECORD_BYTES_MAX,
     ScanProgress,
     StoreHealth,
+    TtlS,
     Versioned,
     check_versions,
     check_write,
+    different_ttls,
     entity_of,
 )
 from paywarden.features.stores.profile_sets import FIRST, StoredRegister, check_name, erase_records
@@ -46,16 +48,17 @@ class MemoryStore:
         with self._lock:
             return [self._live(key, now) for key in keys]
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore. Writes all records or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._record_bytes_max)
         now = self._clock()
-        expires = now + ttl_s if ttl_s else None
+        expires = {seconds: now + seconds if seconds else None for seconds in different_ttls(ttl_s)}
         with self._lock:
             check_versions(values, versions or {}, lambda key: self._live(key, now))
             records, versions_of = self._records, self._next_version
             for key, value in values.items():
-                records[key] = (bytes(value), expires, next(versions_of))
+                ttl = ttl_s if isinstance(ttl_s, int) else ttl_s[key]
+                records[key] = (bytes(value), expires[ttl], next(versions_of))
 
     def delete(self, keys: Sequence[bytes]) -> None:
         """See ProfileStore."""

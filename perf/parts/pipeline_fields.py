@@ -212,8 +212,8 @@ def _pass(engine: FeatureEngine, intake: EventDecoder, records: Sequence[Record]
         timed("route", router.send, joined)
         frames, sender.records = sender.records, []
         arrived = timed("update", updater.decode, frames)
-        for entity, events in arrived.events.items():
-            assert timed("update", updater.update, entity, events).replayed == 0
-            applied += len(events.keys)
+        for each in timed("update", updater.update, arrived.events).values():
+            assert each.replayed == 0
+        applied += sum(len(events.keys) for events in arrived.events.values())
     assert applied == len(records) * engine.plan.entity_count
     return costs

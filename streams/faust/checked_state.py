@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
-from paywarden.features.stores.base import ProfileStore, ScanProgress, StoreHealth, Versioned
+from paywarden.features.stores.base import ProfileStore, ScanProgress, StoreHealth, TtlS, Versioned
 from paywarden.schemas.errors import InvalidEvent
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class CheckedState:
             Versioned(self._checked(key, value), version) for key, (value, version) in zip(keys, found, strict=True)
         ]
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore."""
         self._store.write(values, ttl_s=ttl_s, versions=versions)
 

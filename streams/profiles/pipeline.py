@@ -498,18 +498,16 @@ class Pipeline:
             arrived = self._updater.decode(frames)
         self._note_refusals(len(frames), arrived.refused)
         self._refuse(arrived.refused)
-        for entity, events in arrived.events.items():
+        if arrived.events:
             with self._timed("update"):
-                applied = self._update_profiles(entity, events, stop)
-            with self._timed("changelog"):
-                self._updater.send(entity, applied, self._now_ms())
-            if applied.no_room is not None:
-                self._refuse([(record, NO_ROOM) for record in self._updater.refused(entity, applied.no_room)])
-            self._count_applied(entity, events, applied)
+                updates = self._retry_while_store_down(lambda: self._updater.update(arrived.events), stop)
+            for entity, applied in updates.items():
+                with self._timed("changelog"):
+                    self._updater.send(entity, applied, self._now_ms())
+                if applied.no_room is not None:
+                    self._refuse([(record, NO_ROOM) for record in self._updater.refused(entity, applied.no_room)])
+                self._count_applied(entity, arrived.events[entity], applied)
         self._note_routed(arrived)
-
-    def _update_profiles(self, entity: int, events: EntityEvents, stop: Event) -> ProfileUpdates:
-        return self._retry_while_store_down(lambda: self._updater.update(entity, events), stop)
 
     def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]

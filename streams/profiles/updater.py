@@ -63,7 +63,7 @@ class Updater:
         are set aside. `names_payments`: whether the changelog says which payments a change adds, for overlays.
         """
         self._limit, self._names_payments = limit, names_payments
-        self._noted: EntityEvents | None = None
+        self._noted: Mapping[int, EntityEvents] | None = None
         self._store, self._engine, self._changelog = store, engine, changelog
         self.entities = engine.plan.entity_names
         self._numbers = {routes[name][0]: number for number, name in enumerate(self.entities)}
@@ -92,49 +92,76 @@ class Updater:
         arrived.events = {entity: batch.merged(events) for entity, events in sorted(parts.items())}
         return arrived
 
-    def update(self, entity: int, events: EntityEvents) -> ProfileUpdates:
-        """Read the profiles, apply the events and write the new profiles.
+    def update(self, arrived: Mapping[int, EntityEvents]) -> dict[int, ProfileUpdates]:
+        """Read the profiles, apply the events and write the new profiles, of all kinds of entities together.
+
+        One write is one commit of an embedded store, whatever the kinds: a commit has a price of its own.
 
         A profile that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
         StoreConflict; the caller may always try again. Raises Misconfigured, before it writes, if too large a share of
         profiles cannot be read.
         """
+        good, no_keys = dict(arrived), dict[int, EntityEvents]()
         try:
-            profiles, versions = read_for_update(self._store, events.keys)
+            profiles, versions = read_for_update(self._store, _keys_of(good))
         except InvalidEvent:
             # Only a damaged record of a payment gives a key that no store has.
-            events, no_keys = _with_keys(events)
-            profiles, versions = read_for_update(self._store, events.keys)
-            applied = self._update(entity, events, profiles, versions)
-            parts = [no_keys] if applied.no_room is None else [applied.no_room, no_keys]
-            return replace(applied, no_room=batch.merged(parts))
-        return self._update(entity, events, profiles, versions)
+            for entity, events in arrived.items():
+                good[entity], no_keys[entity] = _with_keys(events)
+            profiles, versions = read_for_update(self._store, _keys_of(good))
+        updates = {entity: self._apply(entity, events, profiles) for entity, events in good.items()}
+        if self._limit is not None and self._noted is not arrived:
+            # Once for each batch, however often its write is tried.
+            for applied in updates.values():
+                self._limit.note(len(applied.profiles) + len(applied.set_aside), applied.newly_set_aside)
+            self._noted = arrived
+        updates = self._written(good, updates, versions)
+        for entity, events in no_keys.items():
+            if events.keys:
+                no_room = updates[entity].no_room
+                parts = [events] if no_room is None else [no_room, events]
+                updates[entity] = replace(updates[entity], no_room=batch.merged(parts))
+        return updates
 
-    def _update(
-        self, entity: int, events: EntityEvents, profiles: dict[bytes, bytes], versions: dict[bytes, int]
-    ) -> ProfileUpdates:
+    def _apply(self, entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes]) -> ProfileUpdates:
         try:
-            applied = batch.apply(entity, events, profiles, self._engine, names_payments=self._names_payments)
+            return batch.apply(entity, events, profiles, self._engine, names_payments=self._names_payments)
         except UnreadableProfile as error:
-            applied = self._apply_to_readable(entity, events, profiles)
+            own = {key: profiles[key] for key in events.keys if key in profiles}
+            applied = self._apply_to_readable(entity, events, own)
             if applied.newly_set_aside:
                 name = self.entities[entity]
                 _log.error("%d %s profiles are set aside with their events: %s", applied.newly_set_aside, name, error)
-        if self._limit is not None and self._noted is not events:
-            # Once for each batch, however often its write is tried.
-            self._limit.note(len(applied.profiles) + len(applied.set_aside), applied.newly_set_aside)
-            self._noted = events
-        ttl_s = self._engine.plan.ttl_s(entity)
+            return applied
+
+    def _written(
+        self, arrived: Mapping[int, EntityEvents], updates: dict[int, ProfileUpdates], versions: Mapping[bytes, int]
+    ) -> dict[int, ProfileUpdates]:
         try:
-            written = {**applied.profiles, **applied.set_aside} if applied.set_aside else applied.profiles
-            self._store.write(written, ttl_s=ttl_s, versions=versions)
+            self._write(updates, versions)
         except InvalidEvent:
-            if not applied.set_aside:
+            if not any(applied.set_aside for applied in updates.values()):
                 raise
             # A profile with its waiting events is too large for this store. It stays as it is.
-            applied = replace(applied, waiting=0, set_aside={}, no_room=_only(events, applied.set_aside))
-            self._store.write(applied.profiles, ttl_s=ttl_s, versions=versions)
-        return applied
+            for entity, applied in updates.items():
+                try:
+                    self._write({entity: applied}, versions)
+                except InvalidEvent:
+                    if not applied.set_aside:
+                        raise
+                    no_room = _only(arrived[entity], applied.set_aside)
+                    updates[entity] = replace(applied, waiting=0, set_aside={}, no_room=no_room)
+                    self._write({entity: updates[entity]}, versions)
+        return updates
+
+    def _write(self, updates: Mapping[int, ProfileUpdates], versions: Mapping[bytes, int]) -> None:
+        written: dict[bytes, bytes] = {}
+        ttl_s: dict[bytes, int] = {}
+        for entity, applied in updates.items():
+            for states in (applied.profiles, applied.set_aside):
+                written.update(states)
+                ttl_s.update(dict.fromkeys(states, self._engine.plan.ttl_s(entity)))
+        self._store.write(written, ttl_s=ttl_s, versions=versions)
 
     def _apply_to_readable(self, entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes]) -> ProfileUpdates:
         """Apply the events of profiles that can be read. The others are set aside with theirs."""
@@ -192,6 +219,10 @@ class Updater:
         """Queue a claim for the changelog. Raises BrokerUnavailable."""
         if self._changelog is not None:
             self._changelog.send_claim(claim, now_ms)
+
+
+def _keys_of(arrived: Mapping[int, EntityEvents]) -> list[bytes]:
+    return [key for events in arrived.values() for key in events.keys]
 
 
 def _only(events: EntityEvents, keys: Container[bytes]) -> EntityEvents:

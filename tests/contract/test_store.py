@@ -206,6 +206,17 @@ def test_a_record_expires_after_its_ttl_and_not_before(subject: Subject) -> None
     assert list(subject.store.scan("contract-card")) == [(card("ever"), b"ever")]
 
 
+def test_records_of_one_write_may_live_differently_long(subject: Subject) -> None:
+    short, long, ever = card("1"), card("2"), b"contract-merchant:3"
+    subject.store.write(dict.fromkeys((short, long, ever), b"p"), ttl_s={short: 10, long: 20, ever: 0})
+    subject.advance(9)
+    assert subject.store.read([short, long, ever]) == [b"p", b"p", b"p"]
+    subject.advance(2)
+    assert subject.store.read([short, long, ever]) == [None, b"p", b"p"]
+    subject.advance(10)
+    assert subject.store.read([short, long, ever]) == [None, None, b"p"]
+
+
 def test_another_write_starts_the_ttl_again(subject: Subject) -> None:
     write_expiring(subject.store, {card("1"): b"old", card("2"): b"old"}, ttl_s=3)
     subject.store.write({card("1"): b"new"}, ttl_s=1_000)

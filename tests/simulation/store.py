@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from paywarden.features.stores.base import ScanProgress, StoreConflict, StoreHealth, Versioned
+from paywarden.features.stores.base import ScanProgress, StoreConflict, StoreHealth, TtlS, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import InvalidEvent, StoreUnavailable
 from tests.simulation.world import World
@@ -48,7 +48,7 @@ class SimulatedStore:
             raise StoreUnavailable("the store does not answer")
         return self._shared.read_versioned(keys)
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         for key, value in values.items():
             if key.startswith(b"payment:") and len(value) > PAYMENT_BYTES_MAX:
                 raise InvalidEvent("a payment's record is too large")
@@ -68,7 +68,7 @@ class SimulatedStore:
         if kind == "lost":
             raise StoreUnavailable("the store's answer is lost")
 
-    def _late(self, values: Mapping[bytes, bytes], ttl_s: int, versions: Mapping[bytes, int] | None) -> None:
+    def _late(self, values: Mapping[bytes, bytes], ttl_s: TtlS, versions: Mapping[bytes, int] | None) -> None:
         """Write each record, unless another process has written it meanwhile."""
         for key, value in values.items():
             try:

@@ -65,9 +65,11 @@ from paywarden.features.stores.base import (
     ABSENT,
     ScanProgress,
     StoreHealth,
+    TtlS,
     Versioned,
     check_write,
     conflict,
+    different_ttls,
     join_key,
     split_key,
 )
@@ -162,7 +164,7 @@ class AerospikeStore:
             ]
         return found
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore. One round trip to each node for every `batch_record_count_max` records."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         policies = _WritePolicies(ttl_s)
@@ -318,7 +320,7 @@ class AerospikeStore:
             return _Found(None, 0)
         return _Found(self._bin(one.record[2], one.key[1]), one.record[1]["gen"])
 
-    def _write_of(self, place: Place, value: bytes, policies: _WritePolicies, version: int | None) -> Write:
+    def _write_of(self, place: Place, value: bytes, policies: _TtlPolicies, version: int | None) -> Write:
         operation = [operations.write(self._settings.bin_name, value)]
         if version is None:
             return Write(place, operation, policy=policies.whatever_there_is)
@@ -331,7 +333,7 @@ class AerospikeStore:
     ) -> None:
         places = [self._place(key) for key, _ in chunk]
         writes = [
-            self._write_of(place, value, policies, versions.get(key))
+            self._write_of(place, value, policies.of(key), versions.get(key))
             for place, (key, value) in zip(places, chunk, strict=True)
         ]
         # An answer about versions is fine only where versions were asked about.
@@ -382,7 +384,8 @@ class AerospikeStore:
         self._metrics.confirmed.inc(equal_count)
         if over_markers:
             writes = [
-                self._write_of(place, value, policies, generation) for (_, value), place, generation in over_markers
+                self._write_of(place, value, policies.of(key), generation)
+                for (key, value), place, generation in over_markers
             ]
             records = [record for record, _, _ in over_markers]
             own_places = [place for _, place, _ in over_markers]
@@ -429,10 +432,22 @@ class AerospikeStore:
 
 
 class _WritePolicies:
-    """The conditions of a write on the replaced record. Made once for all records of a write."""
+    """The conditions of a write on the replaced records. Made once for all records of a write."""
+
+    def __init__(self, ttl_s: TtlS) -> None:
+        self._ttl_s = ttl_s
+        self._by_ttl = {seconds: _TtlPolicies(seconds) for seconds in different_ttls(ttl_s)}
+        self.expires = any(self._by_ttl)
+
+    def of(self, key: bytes) -> _TtlPolicies:
+        """Returns those of one record."""
+        return self._by_ttl[self._ttl_s if isinstance(self._ttl_s, int) else self._ttl_s[key]]
+
+
+class _TtlPolicies:
+    """The conditions of the writes of records that live equally long."""
 
     def __init__(self, ttl_s: int) -> None:
-        self.expires = ttl_s > 0
         self.whatever_there_is = write_policy(ttl_s)
         self.absent = self.whatever_there_is | {"exists": aerospike.POLICY_EXISTS_CREATE}
         self.at_generation = self.whatever_there_is | {

@@ -17,6 +17,7 @@ from paywarden.features.history.history import history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.base import TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
@@ -283,7 +284,7 @@ class Contested(MemoryStore):
         self._other = other
         self.contested: bytes | None = None
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         """Let any write of the stream come too late once."""
         card = next((key for key in values if key.startswith(b"card:")), None)
         if card is not None and self.contested is None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from paywarden.features.stores.base import StoreConflict
+from paywarden.features.stores.base import StoreConflict, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
@@ -54,7 +54,7 @@ class ShakyStore(MemoryStore):
         super().__init__()
         self.plan: list[str] = []
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         what = self.plan.pop(0) if self.plan else ""
         if what == "before":
             raise StoreUnavailable("away")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from paywarden.features.stores.base import StoreConflict
+from paywarden.features.stores.base import StoreConflict, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.drift.counts import CountCell, CountingProgress, Model, Totals
@@ -24,7 +24,7 @@ class LossyStore(MemoryStore):
 
     loses_answers = False
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         super().write(values, ttl_s=ttl_s, versions=versions)
         if self.loses_answers:
             raise StoreUnavailable("away")

@@ -20,7 +20,7 @@ from paywarden.features.kernel import CODE_COUNT, TIME_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
-from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.base import ProfileStore, TtlS
 from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import Misconfigured
@@ -176,10 +176,12 @@ def test_nothing_expires_before_its_time() -> None:
             self.ttl_s: dict[str, set[int]] = {}
 
         def write(
-            self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None
+            self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None
         ) -> None:
             for key in values:
-                self.ttl_s.setdefault(key.partition(b":")[0].decode(), set()).add(ttl_s)
+                self.ttl_s.setdefault(key.partition(b":")[0].decode(), set()).add(
+                    ttl_s if isinstance(ttl_s, int) else ttl_s[key]
+                )
             super().write(values, ttl_s=ttl_s, versions=versions)
 
     store = Noting()
@@ -249,7 +251,7 @@ class Mortal(MemoryStore):
         self.written = self.lost = 0
         self._not_noted = 0
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         self.writes_left -= 1
         if self.writes_left == 0 and not self.dies_after_it:
             self._die()

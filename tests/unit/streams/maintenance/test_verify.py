@@ -12,7 +12,7 @@ from paywarden.features.kernel import ATTRIBUTE_COUNT
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.profile_view import sources_of
 from paywarden.features.stores.aerospike.store import AerospikeStore
-from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.base import ProfileStore, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.kafka.reading import Record
@@ -123,7 +123,7 @@ def test_a_profile_that_is_older_and_newer_is_never_overwritten(store: ProfileSt
 def test_a_profile_that_the_stream_changes_meanwhile_is_not_written_back() -> None:
     class Racing(MemoryStore):
         def write(
-            self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None
+            self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None
         ) -> None:
             if versions is not None:
                 super().write({KEY: OF_ANOTHER_SOURCE}, ttl_s=ttl_s)

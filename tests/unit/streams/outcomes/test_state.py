@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.features.profiles.money import load_rates
-from paywarden.features.stores.base import StoreConflict, Versioned
+from paywarden.features.stores.base import StoreConflict, TtlS, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.metrics.outcome_tally import OutcomeTally
 from paywarden.schemas.errors import StoreUnavailable
@@ -70,7 +70,7 @@ class ShakyStore(MemoryStore):
         self._let_others_work()
         return found
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         self._let_others_work()
         what = self.failures.pop(0) if self.failures else ""
         if what == "before":

@@ -8,7 +8,7 @@ import pytest
 
 from paywarden.features import kernel
 from paywarden.features.profiles.money import load_rates
-from paywarden.features.stores.base import StoreConflict, Versioned
+from paywarden.features.stores.base import ProfileStore, StoreConflict, TtlS, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import StoreUnavailable
@@ -50,7 +50,7 @@ class UnwellStore(MemoryStore):
         super().__init__()
         self.meanwhile = meanwhile
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             meanwhile(super().write, values)
@@ -67,7 +67,7 @@ class CountingStore(MemoryStore):
         return super().read_versioned(keys)
 
 
-def router(store: MemoryStore, sender: FakeSender) -> Router:
+def router(store: ProfileStore, sender: FakeSender) -> Router:
     engine = small_world.engine()
     given: Any = sender
     return Router(

@@ -47,7 +47,7 @@ def one_card(count: int) -> EntityEvents:
 
 
 def update(store: MemoryStore, events: EntityEvents) -> ProfileUpdates:
-    return updater(store).update(0, events)
+    return updater(store).update({0: events})[0]
 
 
 def stored(store: MemoryStore, key: bytes) -> bytes:
@@ -143,7 +143,7 @@ def test_a_worker_stops_before_it_sets_aside_too_large_a_share() -> None:
     store = MemoryStore()
     store.write(dict.fromkeys(keys, FUTURE), ttl_s=0)
     with pytest.raises(Misconfigured, match="50 of the last 50 profiles cannot be used"):
-        updater(store, RefusalLimit(1000, 0.2, "profiles")).update(0, EntityEvents(keys, rows))
+        updater(store, RefusalLimit(1000, 0.2, "profiles")).update({0: EntityEvents(keys, rows)})
     assert set(dict(store.scan("card")).values()) == {FUTURE}
 
 

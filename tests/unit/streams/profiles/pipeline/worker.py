@@ -10,7 +10,7 @@ from typing import Any
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
-from paywarden.features.stores.base import StoreConflict, StoreHealth, Versioned
+from paywarden.features.stores.base import StoreConflict, StoreHealth, TtlS, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
@@ -99,7 +99,7 @@ class Store(MemoryStore):
         self._check()
         return super().read_versioned(keys)
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: TtlS, versions: Mapping[bytes, int] | None = None) -> None:
         self._check()
         if self.conflicts:
             self.conflicts -= 1
