@@ -20,9 +20,10 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
+from paywarden.scoring.requests.fast_requests import FastRequests
 from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.state.mirror import LookUpKeys, MirrorReader
 from paywarden.scoring.state.outbox import OutboxUnsynced
@@ -53,7 +55,50 @@ _LAPS = (
 # `OneCall.decide` returns this list when it has left the responses where they were written. Compare with `is`.
 IN_RECORDS: Sequence[bytes | Refusal] = []
 # The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
-_CALLER_BYTES_MAX = 1024
+CALLER_BYTES_MAX = 1024
+
+
+class Chunk(Protocol):
+    """At most ROWS_MAX requests, wherever they are. `OneCall.decide` reads them."""
+
+    def __len__(self) -> int:
+        """The number of requests."""
+
+    def put(self, requests: FastRequests, writer: RecordWriter) -> int:
+        """Put the bodies where `requests` reads them, and arrivals, callers and traces where `writer` does.
+
+        Returns the size of all bodies, or -1 if they cannot be read there.
+        """
+
+    def listed(self) -> ListedChunk:
+        """Returns the same requests as lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedChunk:
+    """A chunk of bodies, with the places of each batch. The other lists are empty, or have one item for each body."""
+
+    bodies: Sequence[bytes]
+    batches: Sequence[range] = ()
+    arrivals: Sequence[float] = ()
+    callers: Sequence[bytes] = ()
+    traces: Sequence[bytes] = ()
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    def put(self, requests: FastRequests, writer: RecordWriter) -> int:
+        """See Chunk."""
+        if self.callers and max(map(len, self.callers)) > CALLER_BYTES_MAX:
+            return -1
+        size = requests.put(self.bodies)
+        if size >= 0:
+            writer.put_callers(len(self.bodies), self.arrivals, self.callers, self.traces)
+        return size
+
+    def listed(self) -> ListedChunk:
+        """See Chunk."""
+        return self
 
 
 class OneCall:
@@ -75,7 +120,7 @@ class OneCall:
             "calibration": np.zeros(loop.CALIBRATION_SIZE),
             "kept_tails": np.full(4 * 3**entities, loop.NO_TAIL, dtype=np.int64),
             "margins": np.zeros(ROWS_MAX),
-            "key": np.zeros(_CALLER_BYTES_MAX + 1 + intake.limits.id_bytes_max, dtype=np.uint8),
+            "key": np.zeros(CALLER_BYTES_MAX + 1 + intake.limits.id_bytes_max, dtype=np.uint8),
             "time": np.zeros(2, dtype=np.int64),
             "laps": np.zeros(loop.LAP_COUNT, dtype=np.int64),
             "counters": np.zeros(3 * entities + loop.COUNTER_COUNT, dtype=np.int64),
@@ -132,39 +177,29 @@ class OneCall:
         """See batcher.ChunkScorer."""
         if (bodies := _bodies_of(requests)) is None:
             return None
-        results = self.decide(bodies, now_ms, batches, arrivals, callers, traces)
+        results = self.decide(ListedChunk(bodies, batches, arrivals, callers, traces), now_ms)
         return self.writer.responses(len(requests)) if results is IN_RECORDS else results
 
-    def decide(
-        self,
-        bodies: Sequence[bytes],
-        now_ms: int,
-        batches: Sequence[range] = (),
-        arrivals: Sequence[float] = (),
-        callers: Sequence[bytes] = (),
-        traces: Sequence[bytes] = (),
-    ) -> Sequence[bytes | Refusal] | None:
+    def decide(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal] | None:
         """Do the same as `score`, but return IN_RECORDS if all responses are in the records of `writer`.
 
         They are there until the next chunk.
         """
-        scorer, count, mirror = self._scorer, len(bodies), self._readied()
+        scorer, count, mirror = self._scorer, len(chunk), self._readied()
         if mirror is None or not 0 < count <= ROWS_MAX:
             return None
         serving = scorer.serving
-        if callers and max(map(len, callers)) > _CALLER_BYTES_MAX:
-            return None
-        if not self._fast.put(bodies, now_ms):
-            return None
         writer, numbers, stages, answered = serving.writer, self._numbers, self._stages, self._answered
         writer.begin()
-        writer.put_callers(count, arrivals, callers, traces)
-        writer.make_room(count, sum(map(len, bodies)) + self._id_bytes)
+        if (size := chunk.put(self._fast, writer)) < 0:
+            return None
+        self._fast.set_time(now_ms)
+        writer.make_room(count, size + self._id_bytes)
         if self._metrics.score.slots is not self._counted:
             self._take_counters(serving)
         numbers[loop.NOW_MS], numbers[loop.DECISION] = now_ms, writer.decision
         numbers[loop.OUTBOX_POSITION], numbers[loop.IS_TIMED] = self._outbox.position, stages.is_timed
-        numbers[loop.HAS_ARRIVALS], numbers[loop.NOT_APPROVED] = bool(arrivals), 0
+        numbers[loop.HAS_ARRIVALS], numbers[loop.NOT_APPROVED] = writer.has_arrivals, 0
         if answered is not None:
             answered.make_room(count)
             self._frames[loop.CLAIM] = answered.frame_at
@@ -178,12 +213,12 @@ class OneCall:
         if status == loop.UNUSUAL:
             return None
         if status not in (loop.DONE, loop.WANTS_POLICY):
-            return self._go_on(bodies, now_ms, batches, arrivals, callers, traces)
+            return self._go_on(chunk.listed(), now_ms)
         try:
             others: list[str] = []
             if status == loop.WANTS_POLICY:
                 others = self._ask_policy(serving, mirror, count)
-                writer.make_room(count, sum(map(len, bodies)) + self._id_bytes)
+                writer.make_room(count, size + self._id_bytes)
                 numbers[loop.NOT_APPROVED] = len(others)
                 loop.write_chunk(self._frame_at, count)
             frames = writer.frames(count, numbers[loop.SIZE])
@@ -221,21 +256,13 @@ class OneCall:
         is_ready = self._is_usual and serving.models.is_well and self._mirror_frames is not None
         return mirror if is_ready else None
 
-    def _go_on(
-        self,
-        bodies: Sequence[bytes],
-        now_ms: int,
-        batches: Sequence[range],
-        arrivals: Sequence[float],
-        callers: Sequence[bytes],
-        traces: Sequence[bytes],
-    ) -> Sequence[bytes | Refusal]:
+    def _go_on(self, chunk: ListedChunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Let the scorer go on with payments that are read and, if there is a decision cache, claimed."""
-        payments = self._intake.payments_read(bodies)
-        payments.arrivals, payments.traces = arrivals, traces
-        if callers:
-            payments.callers = callers
-        return self._scorer.score_claimed(payments, now_ms, batches)
+        payments = self._intake.payments_read(chunk.bodies)
+        payments.arrivals, payments.traces = chunk.arrivals, chunk.traces
+        if chunk.callers:
+            payments.callers = chunk.callers
+        return self._scorer.score_claimed(payments, now_ms, chunk.batches)
 
     def _release(self, count: int) -> None:
         if self._answered is not None:

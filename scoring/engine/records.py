@@ -124,6 +124,8 @@ class RecordWriter:
         self._longest_origin = max(map(len, origin_bytes))
         # Whether any caller has had a name, and whether any request has had a trace.
         self._has_callers = self._has_traces = False
+        self.has_arrivals = False
+        """Whether the arrivals of the chunk are known."""
         self._arrays: dict[str, NDArray[Any]] = {
             "scores": np.zeros(self._rows_max),
             "arrivals": np.zeros(self._rows_max),
@@ -240,6 +242,7 @@ class RecordWriter:
             self._int64s[count].pack_into(self._views["caller_sizes"], 0, *map(len, callers or [b""] * count))
         if traces or self._has_traces:
             self._take_traces(traces or [b""] * count, self._int64s[count])
+        self.has_arrivals = bool(arrivals)
         if arrivals:
             self._doubles[count].pack_into(self._views["arrivals"], 0, *arrivals)
 

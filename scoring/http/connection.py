@@ -35,6 +35,10 @@ from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
 
+# After so many usual reads in turn the fast path reads a connection itself. To begin and to end that costs some system
+# calls.
+USUAL_READS = 8
+
 
 class HttpCall(Call):
     """A request in the queue of its connection. It is answered once `status` is not 0."""
@@ -148,12 +152,9 @@ class HttpConnection(asyncio.Protocol):
         self._going_on = False
         # None: every request goes the ordinary way.
         self._fast_path: FastPath | None = None
-        # The one request that is in the fast path, with its head; else empty. And its parsed head.
-        self._in_fast_path = b""
-        self._fast_head: RequestHead
+        # How many of the last reads the fast path has taken, without another in between.
+        self._usual_reads = 0
         self._file = NO_FILE
-        # Whether the transport may hold bytes that are not sent.
-        self._has_written = False
 
     # The transport's side
 
@@ -169,27 +170,20 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def _find_file(self, transport: asyncio.BaseTransport) -> None:
-        """Let the fast path send to this connection if its socket is a file that it can write to as it is."""
+        """Let the fast path use this connection's socket if it is a file that one can read and write as it is."""
         plain = transport.get_extra_info("socket")
-        if plain is not None and transport.get_extra_info("ssl_object") is None:
-            self._file, self._fast_path = plain.fileno(), self._server.fast_path
+        fast_path = self._server.fast_path
+        if fast_path is not None and plain is not None and transport.get_extra_info("ssl_object") is None:
+            self._file, self._fast_path = plain.fileno(), fast_path
+            fast_path.begin(self._file, self)
 
     def data_received(self, data: bytes) -> None:
-        fast_path = self._fast_path
-        if fast_path is not None:
-            if self._in_fast_path:
+        if self._fast_path is not None:
+            if self._fast_path.holds(self._file):
                 self._leave_fast_path()
-            elif (
-                self._is_proven
-                and not (self._calls or self._waiting or self._unread or self._last or self._blocked)
-                and not (self._is_waiting or self._held_callers)
-                and self._reader.arriving is None
-                and (head := fast_path.take(self, data)) is not None
-            ):
-                self._arrived, self._in_fast_path, self._fast_head = fast_path.arrived, data, head
-                if head.caller and head.caller != self._held_by:
-                    self._note_caller(head.caller)
+            elif self._is_taken(self._fast_path, data):
                 return
+            self._usual_reads = 0
         if self._last:
             return
         if self._unread or (self._held_by is not None and self._is_held()):
@@ -198,6 +192,30 @@ class HttpConnection(asyncio.Protocol):
             return
         self._arrived = time.perf_counter()
         self._read(data, 0)
+
+    def _is_taken(self, fast_path: FastPath, data: bytes) -> bool:
+        """Let the fast path take a read, if it can."""
+        if (
+            not self._is_proven
+            or self._calls
+            or self._waiting
+            or self._unread
+            or self._last
+            or self._blocked
+            or self._is_waiting
+            or self._held_callers
+            or self._reader.arriving is not None
+            or (head := fast_path.take(self._file, data)) is None
+        ):
+            return False
+        if head.caller and head.caller != self._held_by:
+            self._note_caller(head.caller)
+        self._usual_reads += 1
+        if self._usual_reads == USUAL_READS and not (self._is_shared or self._transport.is_closing()):
+            self._transport.pause_reading()
+            if not fast_path.watch(self._file, head.caller):
+                self._transport.resume_reading()
+        return True
 
     def _read(self, data: bytes, at: int) -> None:
         """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""
@@ -268,9 +286,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._last = True
-        if self._in_fast_path and self._fast_path is not None:
-            self._fast_path.give_back(self)
-            self._in_fast_path = b""
+        if self._fast_path is not None:
+            self._fast_path.end(self._file)
         for call in self._calls:
             call.cancelled = True
         self._calls.clear()
@@ -281,6 +298,7 @@ class HttpConnection(asyncio.Protocol):
         self._server.forget(self)
 
     def pause_writing(self) -> None:
+        self._end_watch()
         self._blocked = True
         self._since = self._loop.time()
 
@@ -293,35 +311,48 @@ class HttpConnection(asyncio.Protocol):
 
     def _leave_fast_path(self) -> None:
         """Take the ordinary way with the request that waits in the fast path, if there is one."""
-        if self._in_fast_path and self._fast_path is not None:
-            self._fast_path.give_back(self)
-            self.read_again()
+        if self._fast_path is not None and self._fast_path.holds(self._file):
+            self.read_again(*self._fast_path.give_back(self._file))
 
-    def read_again(self) -> None:
-        """Take the ordinary way with a request that the fast path has given back. It arrived when it did."""
-        data, self._in_fast_path = self._in_fast_path, b""
+    def read_again(self, data: bytes, arrived: float) -> None:
+        """Take the ordinary way with a request that the fast path has given back, and that arrived then."""
+        self._end_watch()
+        self._arrived = arrived
         self._read(data, 0)
 
-    def begin_call(self) -> HttpCall:
+    def begin_call(self, head: RequestHead, payload: bytes, arrived: float) -> HttpCall:
         """Returns a call for a request that the fast path has had scored, in its place among the answers."""
-        data, self._in_fast_path = self._in_fast_path, b""
-        head = self._fast_head
-        payload = data[len(data) - head.content_length :]
-        call = HttpCall(self, head, payload, head.caller, self._arrived, head.deadline_s)
+        self._end_watch()
+        call = HttpCall(self, head, payload, head.caller, arrived, head.deadline_s)
         self._calls.append(call)
         return call
 
-    def begin_answer(self, now: float) -> int:
-        """Returns the file to which the fast path may send the answer, or NO_FILE: then it must call `write`."""
-        self._in_fast_path, self._since = b"", now
-        if self._has_written:
-            self._has_written = self._transport.get_write_buffer_size() > 0
-            return NO_FILE if self._has_written else self._file
-        return self._file
+    def take_over(self, data: bytes, *, is_last: bool) -> None:
+        """Go on after a read of the fast path that was not usual. `is_last`: the transport then finds the end."""
+        fast_path = self._fast_path
+        assert fast_path is not None, "it has read"
+        if not (is_last or fast_path.holds(self._file)) and self._is_taken(fast_path, data):
+            return
+        self._end_watch()
+        if data and not self._transport.is_closing():
+            self.data_received(data)
+
+    def _end_watch(self) -> None:
+        """Let the transport read again, if the fast path does."""
+        if self._fast_path is None or not self._fast_path.end_watch(self._file):
+            return
+        self._usual_reads = 0
+        if self._reading and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def has_unsent(self) -> bool:
+        """Whether the transport holds bytes that are not sent."""
+        return self._transport.get_write_buffer_size() > 0
 
     def write(self, data: bytes) -> None:
         """Send bytes after all that the transport holds."""
-        self._has_written = True
+        if self._fast_path is not None:
+            self._fast_path.note_written(self._file)
         self._transport.write(data)
 
     # Requests and answers, in order
@@ -456,8 +487,10 @@ class HttpConnection(asyncio.Protocol):
 
     def check_timeouts(self, now: float) -> None:
         """Close or answer 408 if the current state has lasted too long. `now` is the loop's time."""
-        settings = self._settings
-        waited_ms = (now - self._since) * 1000
+        settings, since = self._settings, self._since
+        if self._fast_path is not None:
+            since = max(since, self._fast_path.answered_s(self._file))
+        waited_ms = (now - since) * 1000
         if self._lingering:
             if waited_ms > settings.linger_ms:
                 self._transport.abort()
@@ -474,7 +507,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _is_busy(self) -> bool:
         """Whether a request is not answered yet."""
-        return bool(self._waiting or self._calls or self._unread or self._in_fast_path)
+        is_in_fast_path = self._fast_path is not None and self._fast_path.holds(self._file)
+        return bool(self._waiting or self._calls or self._unread or is_in_fast_path)
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""

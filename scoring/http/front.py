@@ -105,7 +105,7 @@ class HttpServer:
             self,
             batcher,
             whole,
-            usual=self.heads.usual,
+            heads=self.heads,
             begun=lambda: self._answers.begun_ok(PROTOBUF.content_type),
             counted=self._counted["score"],
         )
@@ -153,6 +153,8 @@ class HttpServer:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         self._close_listeners()
         await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
+        if self.fast_path is not None:
+            self.fast_path.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
 

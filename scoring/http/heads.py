@@ -134,7 +134,7 @@ class Heads:
         self._usual: dict[int, tuple[bytes, RequestHead]] = {}
         self._known_bytes = 0
         self._known_max, self._known_bytes_max = known_max, known_bytes_max
-        self._tokens_version = 0
+        self._tokens_version = self._clearings = 0
         # The limits of the body, and the refusals of a larger one: of a single payment, and of anything else.
         sizes = (min(REQUEST_BYTES_MAX, settings.body_bytes_max), settings.body_bytes_max)
         self._bodies = [
@@ -167,6 +167,11 @@ class Heads:
             self._tokens_version = self._tokens.version
             self._forget()
         return self._known
+
+    def version(self) -> int:
+        """Returns how often the cache was cleared: a head that was known before may not be any more."""
+        self.known()
+        return self._clearings
 
     def usual(self, data: bytes) -> RequestHead | None:
         """Returns the cached head of bytes that are exactly one request for the fast path, else None.
@@ -219,6 +224,7 @@ class Heads:
         self._known_bytes += len(head_bytes)
 
     def _forget(self) -> None:
+        self._clearings += 1
         self._known.clear()
         self._usual.clear()
         self._known_bytes = 0

@@ -149,24 +149,33 @@ class FastRequests:
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
         """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
         count = len(bodies)
-        if not self.put(bodies, now_ms):
+        if self.put(bodies) < 0:
             return Pieces(bytes(count), [b""] * (count * self._entities), [b""] * count)
+        self.set_time(now_ms)
         loop.read_bodies(self._frame_at, count)
         return self.pieces(count)
 
-    def put(self, bodies: Sequence[bytes], now_ms: int) -> bool:
-        """Put at most ROWS_MAX bodies where the loop reads them. Returns False if it cannot read them."""
+    @property
+    def can_read(self) -> bool:
+        """Whether the loop can read the bodies of this catalogue's payments at all."""
+        return self._can_read
+
+    def put(self, bodies: Sequence[bytes]) -> int:
+        """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if it cannot read them."""
         data = b"".join(bodies)
         size = len(data)
         if not self._can_read or size > len(self._data):
-            return False
+            return -1
         self._data[:size] = data
         _LENGTHS[len(bodies)].pack_into(self._lengths, 0, *map(len, bodies))
+        return size
+
+    def set_time(self, now_ms: int) -> None:
+        """Set the time, epoch milliseconds, by which the loop judges whether a payment's time is possible."""
         if now_ms != self._now_ms:
             self._now_ms = now_ms
             self._numbers[loop.EARLIEST_MS] = max(now_ms - self._past_ms_max, TIME_MS_MIN)
             self._numbers[loop.LATEST_MS] = min(now_ms + self._future_ms_max, TIME_MS_END - 1)
-        return True
 
     def pieces(self, count: int) -> Pieces:
         """Returns the loop's results for the first `count` bodies."""

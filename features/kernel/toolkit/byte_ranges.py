@@ -30,6 +30,21 @@ def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
 
 
 @inlined
+def is_same(one: U8, one_at: int, other: U8, other_at: int, size: int) -> bool:
+    """Returns whether two ranges of `size` bytes are equal."""
+    offset = 0
+    while offset + 8 <= size:
+        if load_word(one, one_at + offset) != load_word(other, other_at + offset):
+            return False
+        offset += 8
+    while offset < size:
+        if one[one_at + offset] != other[other_at + offset]:
+            return False
+        offset += 1
+    return True
+
+
+@inlined
 def is_ascii(data: U8, at: int, end: int) -> bool:
     """Returns whether no byte is above 127."""
     good = True

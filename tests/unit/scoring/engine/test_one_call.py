@@ -383,7 +383,7 @@ def test_a_model_that_gives_no_number_is_asked_again_in_steps(pair: Pair) -> Non
 
 
 def test_a_caller_with_a_name_of_any_length_gets_its_own_decisions(pair: Pair) -> None:
-    for size in (one_call._CALLER_BYTES_MAX, one_call._CALLER_BYTES_MAX + 1, 3000):
+    for size in (one_call.CALLER_BYTES_MAX, one_call.CALLER_BYTES_MAX + 1, 3000):
         names = [b"n" * size, b"n" * (size - 1) + b"o"]
         answers = pair.ask([body(0), body(0)], callers=names)
         assert len({ScoreResponse.FromString(each).decision_id for each in answers if isinstance(each, bytes)}) == 2

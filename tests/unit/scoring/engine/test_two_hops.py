@@ -20,7 +20,7 @@ from paywarden.models.policy.policy import PROFILE_UNREADABLE, Policy, PolicySet
 from paywarden.scoring.engine import served_model
 from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import IN_RECORDS, OneCall
+from paywarden.scoring.engine.one_call import IN_RECORDS, ListedChunk, OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -328,7 +328,7 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
     for count in (1, 5, ROWS_MAX, 1, 20):
         kept.entries.clear()
         asked = past.asked(count)
-        results = one_call.decide([two_hops.body_of(values) for values in asked], NOW_MS)
+        results = one_call.decide(ListedChunk([two_hops.body_of(values) for values in asked]), NOW_MS)
         assert results is not None
         assert not any(isinstance(result, Refusal) for result in results)
         in_one_call += results is IN_RECORDS

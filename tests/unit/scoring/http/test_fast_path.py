@@ -7,222 +7,22 @@ import itertools
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
-from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batching import caller_pauses
-from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
-from paywarden.scoring.http import send_call
-from paywarden.scoring.http.connection import HttpConnection
-from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.idempotency import decision_cache
-from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
-from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.http import connection as http_connection
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
-from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
-from tests.patience import PATIENCE_S
-from tests.worlds.endpoint.http_world import PATIENT, Reply, get, post
-from tests.worlds.endpoint.requests import requests_of
-from tests.worlds.small import small_world
-from tests.worlds.small.small_history import profiles
-
-PLAN = small_world.engine().plan
-NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
-KNOWN = requests_of(small_world.tables()[0].slice(0, 100), id_prefix="fast-")
-UNHURRIED = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-
-
-class Worker:
-    """A whole worker's parts and its HTTP front, in the event loop of the test."""
-
-    def __init__(self, folder: Path, admission: AdmissionSettings = UNHURRIED, tokens: Tokens | None = None) -> None:
-        self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
-        table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4096)
-        decision_cache.prepare(table)
-        mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
-        if not Path(mirror.path).exists():
-            writer = MirrorWriter(mirror)
-            writer.apply(dict(profiles()), {0: 1}, NOW_MS)
-            writer.close()
-        registry = MetricsRegistry()
-        self.outbox = OutboxWriter(self.where, "worker-0")
-        self.cache = DecisionCache(table, self.where, 0, DecisionCacheMetrics.declare(registry))
-        bundle = small_world.loaded_bundle()
-        self.scorer = PaymentScorer(
-            engine=small_world.engine(),
-            models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),
-            policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
-            mirror=mirror,
-            outbox=self.outbox,
-            metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
-            options=ScorerOptions(answered=self.cache),
-        )
-        intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
-        self.batcher = MicroBatcher(
-            self.scorer,
-            intake=intake,
-            settings=admission,
-            whole=OneCall(self.scorer, intake),
-            now_ms=lambda: NOW_MS,
-        )
-        self.metrics = HttpMetrics.declare(registry)
-        self.callers: list[Caller] = []
-        self.server = HttpServer(
-            self.batcher,
-            PATIENT,
-            metrics=self.metrics,
-            metrics_text=lambda: b"",
-            tokens=tokens,
-            now_ms=lambda: NOW_MS,
-        )
-        self.server.loop = asyncio.get_running_loop()
-
-    async def connect(self, *, send_buffer: int = 0, token: str = "") -> Caller:
-        """Open a connection on which a payment was answered already."""
-        theirs, ours = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        if send_buffer:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.connect_accepted_socket(lambda: HttpConnection(self.server), ours)
-        caller = Caller(theirs, connection)
-        self.callers.append(caller)
-        first = request(len(KNOWN) - 1, f"first-{len(self.callers)}", token=token)
-        assert (await caller.ask(first)).status == 200
-        return caller
-
-    def payment_ids(self) -> list[str]:
-        """Returns the ids of all payments with a record, in order."""
-        return [record.request.payment_id for record in self.records()]
-
-    def records(self) -> list[OutboxEntry]:
-        reader = OutboxReader(self.where, "worker-0")
-        return [OutboxEntry.FromString(payload) for _, payload in reader.read(0, 10_000)]
-
-    def hang_up(self) -> None:
-        for caller in self.callers:
-            caller.connection.abort()
-            caller.raw.close()
-        self.callers.clear()
-
-    def close(self) -> None:
-        self.hang_up()
-        self.cache.close()
-        self.outbox.close()
-        self.scorer.close_mirror()
-
-    def counted(self) -> int:
-        return self.metrics.requests["score", 200].value
-
-
-class Caller:
-    """The other end of a connection."""
-
-    def __init__(self, raw: socket.socket, connection: HttpConnection) -> None:
-        self.raw, self.connection, self._data = raw, connection, b""
-
-    def send(self, data: bytes) -> None:
-        self.raw.sendall(data)
-
-    async def reply(self) -> Reply:
-        loop = asyncio.get_running_loop()
-        while True:
-            head, found, rest = self._data.partition(b"\r\n\r\n")
-            reply = Reply(head, b"") if found else None
-            size = 0 if reply is None else int(reply.headers["content-length"])
-            if reply is not None and len(rest) >= size:
-                reply.body, self._data = rest[:size], rest[size:]
-                return reply
-            data = await asyncio.wait_for(loop.sock_recv(self.raw, 65536), PATIENCE_S)
-            assert data, "the server has closed the connection"
-            self._data += data
-
-    async def all_replies(self) -> list[Reply]:
-        """Returns all replies until the server ends the connection."""
-        loop, replies = asyncio.get_running_loop(), list[Reply]()
-        while data := await asyncio.wait_for(loop.sock_recv(self.raw, 65536), PATIENCE_S):
-            self._data += data
-        while self._data:
-            replies.append(await self.reply())
-        return replies
-
-    async def ask(self, data: bytes) -> Reply:
-        self.send(data)
-        return await self.reply()
-
-
-def request(place: int, payment_id: str, *, token: str = "", **changes: Any) -> bytes:
-    """Returns a request over HTTP for a payment that the fast path takes."""
-    message = ScoreRequest()
-    message.CopyFrom(KNOWN[place])
-    message.event_time_ms, message.payment_id = NOW_MS, payment_id
-    for name, value in changes.items():
-        setattr(message, name, value)
-    headers = f"Authorization: Bearer {token}\r\n" if token else ""
-    return post(message.SerializeToString(), content_type="application/x-protobuf", headers=headers)
-
-
-def answered(reply: Reply) -> ScoreResponse:
-    assert reply.status == 200
-    return ScoreResponse.FromString(reply.body)
-
-
-class Sent:
-    """Counts the answers that leave by the fast path, and those that their sockets do not take whole."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = self.unfinished = 0
-        send = send_call.send_answers
-
-        def counting(frame_at: int, records_at: int, count: int, now_s: float) -> int:
-            self.count += count
-            unfinished = send(frame_at, records_at, count, now_s)
-            self.unfinished += unfinished
-            return unfinished
-
-        monkeypatch.setattr(send_call, "send_answers", counting)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    return Sent(monkeypatch)
-
-
-@pytest.fixture
-def in_worker(tmp_path: Path) -> Callable[..., None]:
-    """Runs a coroutine with a worker, in an event loop as a worker has it."""
-
-    def run(steps: Callable[[Worker], Awaitable[None]], **settings: Any) -> None:
-        async def main() -> None:
-            worker = Worker(tmp_path, **settings)
-            try:
-                await steps(worker)
-            finally:
-                worker.close()
-                # Connections end in the loop.
-                await asyncio.sleep(0.01)
-
-        uvloop.run(main())
-
-    return run
+from tests.worlds.endpoint.http_worker import BANK, NOW_MS, SHOP, Sent, Worker, answered, request, until, watch
+from tests.worlds.endpoint.http_world import Reply, get, post
 
 
 def without_ids(reply: Reply) -> tuple[int, dict[str, str], ScoreResponse]:
@@ -396,17 +196,6 @@ def test_without_a_mirror_payments_are_answered_in_steps(in_worker: Callable[...
     in_worker(steps)
 
 
-SHOP, BANK = "shop-0123456789abcdef", "bank-0123456789abcdef"
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Tokens:
-    file = tmp_path / "tokens"
-    file.write_text(f"shop:{SHOP}\nbank:{BANK}\n")
-    file.chmod(0o600)
-    return Tokens(str(file))
-
-
 def test_a_decision_of_the_fast_path_names_its_caller(
     in_worker: Callable[..., None], sent: Sent, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,21 +288,30 @@ PROTOBUF_AS_JSON = (
 
 
 async def replies_to(
-    worker: Worker, script: list[tuple[int, str, int, bool]], name: str, *, is_fast: bool
+    worker: Worker, script: list[tuple[int, str, int, bool]], name: str, way: str
 ) -> list[list[object]]:
-    """Returns what each of two callers reads until the server ends its connection."""
+    """Returns what each of two callers reads until the server ends its connection.
+
+    The way of their reads: "calls", "taken" from the connection, or "watched", and begun again after unusual reads.
+    """
     callers = [await worker.connect() for _ in range(2)]
     for caller in callers:
         await caller.ask(request(0, f"{name}-first-{len(worker.callers)}-{id(caller)}"))
-        if not is_fast:
+        if way == "calls":
             caller.connection._fast_path = None
+        elif way == "watched":
+            await watch(caller)
     together = [(0, "usual", 0, False), (1, "usual", 0, True)]
     ends = [(0, "closes", 0, False), (1, "closes", 0, False)]
     for number, (whose, kind, cut, turns) in enumerate([*together, *script, *together, *ends]):
         data = bytes_of(kind, f"{name}-{number:02}")
         for piece in [piece for piece in (data[:cut], data[cut:]) if piece]:
-            callers[whose].connection.data_received(piece)
-            if turns:
+            if way == "watched":
+                with suppress(OSError):
+                    callers[whose].send(piece)
+            else:
+                callers[whose].connection.data_received(piece)
+            for _ in range(3 if turns else 0):
                 await asyncio.sleep(0)
     return [[told(reply) for reply in await caller.all_replies()] for caller in callers]
 
@@ -529,7 +327,11 @@ def told(reply: Reply) -> object:
     return reply.status, headers, response
 
 
-def test_whatever_is_read_in_whatever_order_the_replies_are_those_of_calls(tmp_path: Path, sent: Sent) -> None:
+def test_whatever_is_read_in_whatever_order_the_replies_are_those_of_calls(
+    tmp_path: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A connection is watched again as soon as a read was usual.
+    monkeypatch.setattr(http_connection, "USUAL_READS", 1)
     loop, names = uvloop.new_event_loop(), itertools.count()
 
     async def open_worker() -> Worker:
@@ -540,24 +342,19 @@ def test_whatever_is_read_in_whatever_order_the_replies_are_those_of_calls(tmp_p
     @settings(max_examples=100, deadline=None)
     @given(SCRIPTS)
     def replies_are_equal(script: list[tuple[int, str, int, bool]]) -> None:
-        fast, calls = (
-            loop.run_until_complete(replies_to(worker, script, f"{next(names):06}", is_fast=is_fast))
-            for is_fast in (True, False)
+        calls, taken, watched = (
+            loop.run_until_complete(replies_to(worker, script, f"{next(names):06}", way))
+            for way in ("calls", "taken", "watched")
         )
-        assert fast == calls
+        assert taken == calls
+        assert watched == calls
         worker.hang_up()
 
     try:
         replies_are_equal()
         assert sent.count > 60
+        assert sent.read > 60
     finally:
         worker.close()
         loop.run_until_complete(asyncio.sleep(0.01))
         loop.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        await asyncio.sleep(0.001)
