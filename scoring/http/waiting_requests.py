@@ -1,6 +1,6 @@
 """The requests that wait in the fast path (scoring/http/fast_path.py), in the arrays of its compiled half.
 
-    data      │ request of connection 7 │ request of connection 19 │ … room │      entries   file, sizes, arrival of each
+    data      │ request of connection 7 │ request of connection 19 │ … room │     entries   file, sizes, arrival of each
     by file   state (idle, or a request of it waits) │ number of its caller │ when its last answer left
 
 See scoring/http/read_call.py for the arrays.
