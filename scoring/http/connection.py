@@ -327,11 +327,11 @@ class HttpConnection(asyncio.Protocol):
         self._calls.append(call)
         return call
 
-    def take_over(self, data: bytes, *, is_last: bool) -> None:
-        """Go on after a read of the fast path that was not usual. `is_last`: the transport then finds the end."""
+    def take_over(self, data: bytes, *, ends_watch: bool) -> None:
+        """Go on after a read of the fast path that was not usual. `ends_watch`: only the transport finds what follows."""
         fast_path = self._fast_path
         assert fast_path is not None, "it has read"
-        if not (is_last or fast_path.holds(self._file)) and self._is_taken(fast_path, data):
+        if not (ends_watch or fast_path.holds(self._file)) and self._is_taken(fast_path, data):
             return
         self._end_watch()
         if data and not self._transport.is_closing():

@@ -70,8 +70,11 @@ class FastConnection(Protocol):
     def begin_call(self, head: RequestHead, payload: bytes, arrived: float) -> Call:
         """Returns a call for a request that was in the fast path, and is scored."""
 
-    def take_over(self, data: bytes, *, is_last: bool) -> None:
-        """Go on after a read of a watched connection that is not usual. `is_last`: there will be no other."""
+    def take_over(self, data: bytes, *, ends_watch: bool) -> None:
+        """Go on after a read of a watched connection that is not usual. `ends_watch`: it is not watched further."""
+
+    def abort(self) -> None:
+        """Close at once, and drop the requests in flight."""
 
     def has_unsent(self) -> bool:
         """Whether the transport holds bytes that are not sent."""
@@ -110,10 +113,8 @@ class FastPath:
         self._connections: dict[int, FastConnection] = {}
         # The connections, by file, whose transports may hold bytes that are not sent.
         self._unsent: set[int] = set()
-        self.arrived = 0.0
-        """When the last request that was taken arrived, in seconds of `time.perf_counter`."""
-        self.caller = b""
-        """The caller of all requests that wait."""
+        # The caller of all requests that wait.
+        self._caller = b""
         self._caller_numbers: dict[bytes, int] = {b"": 0}
         # How many may wait.
         self._room = 0
@@ -236,10 +237,9 @@ class FastPath:
         self._look_at_heads()
         if not self:
             self._find_room()
-        if len(self) >= self._room or head.caller != self.caller:
+        if len(self) >= self._room or head.caller != self._caller:
             return None
-        self.arrived = time.perf_counter()
-        if not self._waiting.add(file, data, head.content_length, self.arrived):
+        if not self._waiting.add(file, data, head.content_length, time.perf_counter()):
             return None
         self._learn(data, head)
         self._head_taken = head
@@ -251,10 +251,10 @@ class FastPath:
         is_usual = self._was_usual or self._whole.is_ready
         can_wait = is_usual and not (self._server.draining or self._batcher.pauses.held)
         self._room = self._batcher.room() if can_wait else 0
-        if not self and self.caller != self._batcher.last_caller:
-            self.caller = self._batcher.last_caller
+        if not self and self._caller != self._batcher.last_caller:
+            self._caller = self._batcher.last_caller
             self._forget_heads()
-            self._waiting.numbers[reads.CALLER] = self._number_of(self.caller)
+            self._waiting.numbers[reads.CALLER] = self._number_of(self._caller)
 
     def _read_ready(self) -> None:
         """Read the watched connections that have bytes, and answer a chunk."""
@@ -272,13 +272,18 @@ class FastPath:
     def _hand_over(self, count: int) -> None:
         """Give reads that are not usual to their connections."""
         at = 0
-        for file, size, is_last in self._waiting.others[:count].tolist():
+        for file, size, ends_watch in self._waiting.others[:count].tolist():
             data = b""
             if size > 0:
                 data = self._waiting.others_data[at : at + size].tobytes()
                 at += size
-            if (connection := self._connections.get(file)) is not None:
-                connection.take_over(data, is_last=is_last == 1)
+            if (connection := self._connections.get(file)) is None:
+                continue
+            try:
+                connection.take_over(data, ends_watch=ends_watch == 1)
+            except Exception as error:  # noqa: BLE001 - a bug with one connection must not lose the reads of the others
+                self._bugs.note(error, "taking over a read")
+                connection.abort()
 
     def _look_at_heads(self) -> None:
         """Forget the known heads if they may no longer be known: tokens have changed, say."""
@@ -316,7 +321,7 @@ class FastPath:
     def answer(self, began: float) -> int:
         """See batcher.FastRequests."""
         waiting, results = self._waiting, None
-        chunk = WaitingChunk(waiting, min(len(self), self._chunk), self.caller)
+        chunk = WaitingChunk(waiting, min(len(self), self._chunk), self._caller)
         count = len(chunk)
         if began - waiting.arrivals[0] <= self._deadline_s and not self._server.draining:
             results = self._decide(chunk, began)

@@ -37,8 +37,8 @@ WAITING_MAX, WAITING_BYTES = 1024, 1 << 20
 FILE, SIZE, BODY = range(3)
 ENTRY_WIDTH = 3
 # Places in an entry of `others`: the connection's file, the number of bytes that were read (0 or less for none), and 1
-# if none follow, since the caller has ended his half or the connection is broken.
-OTHER_FILE, READ, IS_LAST = range(3)
+# if epoll may be silent about what follows: more bytes, or an end that it has told of already.
+OTHER_FILE, READ, ENDS_WATCH = range(3)
 OTHER_WIDTH = 3
 # Places in an entry of `head_places`: where the head of requests of this size begins in `heads`, and its size or 0.
 HEAD_AT, HEAD_SIZE = range(2)
@@ -71,7 +71,7 @@ class ReadSlots(NamedTuple):
     head_places: int
     """Shape (READ_BYTES, 2): HEAD_AT and HEAD_SIZE by the size of the whole request."""
     others: int
-    """Shape (EVENTS_MAX, OTHER_WIDTH). Filled: OTHER_FILE to IS_LAST of each read that Python gets."""
+    """Shape (EVENTS_MAX, OTHER_WIDTH). Filled: OTHER_FILE to ENDS_WATCH of each read that Python gets."""
     others_data: int
     """Filled: the bytes of these reads, concatenated, uint8."""
     files: int
@@ -125,7 +125,7 @@ def read_ready(frame_at: int, arrived: float) -> int:
                 numbers[WAITING], numbers[USED] = place + 1, at + got
                 continue
         others[other, OTHER_FILE], others[other, READ] = file, got
-        others[other, IS_LAST] = 1 if has_ended or got <= 0 else 0
+        others[other, ENDS_WATCH] = 0 if is_whole else 1
         if got > 0:
             other_at = copy_bytes(data, at, got, others_data, other_at)
         other += 1

@@ -195,6 +195,41 @@ def test_a_request_that_is_larger_than_a_read_is_answered(in_worker: Callable[..
     in_worker(steps)
 
 
+def test_a_request_behind_one_that_fills_a_read_is_answered(in_worker: Callable[..., None]) -> None:
+    async def steps(worker: Worker) -> None:
+        caller = await watched(worker)
+        head, _, body = request(0, "p-0001").partition(b"\r\n\r\n")
+        padding = read_call.READ_BYTES - len(head) - len(body) - len(b"\r\nX-Padding: \r\n\r\n")
+        full = b"%b\r\nX-Padding: %b\r\n\r\n%b" % (head, b"x" * padding, body)
+        assert len(full) == read_call.READ_BYTES
+        for number in range(3):
+            caller.send(full.replace(b"p-0001", b"p-000%d" % number) + request(0, f"q-{number:04}"))
+            assert answered(await caller.reply()).payment_id == f"p-000{number}"
+            assert answered(await caller.reply()).payment_id == f"q-{number:04}"
+            await watch(caller)
+
+    in_worker(steps)
+
+
+def test_a_bug_with_one_connection_ends_that_one_alone(
+    in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(worker: Worker) -> None:
+        callers = [await watched(worker) for _ in range(3)]
+
+        def broken(_: bytes) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(callers[1].connection, "data_received", broken)
+        for caller in callers:
+            caller.send(get("/livez"))
+        assert [(await callers[place].reply()).status for place in (0, 2)] == [200, 200]
+        assert await callers[1].all_replies() == []
+        assert answered(await callers[0].ask(request(0, "p-0001"))).payment_id == "p-0001"
+
+    in_worker(steps)
+
+
 def test_only_an_idle_connection_is_closed_after_a_time(in_worker: Callable[..., None]) -> None:
     async def steps(worker: Worker) -> None:
         caller = await watched(worker)
