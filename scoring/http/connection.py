@@ -328,7 +328,7 @@ class HttpConnection(asyncio.Protocol):
         return call
 
     def take_over(self, data: bytes, *, ends_watch: bool) -> None:
-        """Go on after a read of the fast path that was not usual. `ends_watch`: only the transport finds what follows."""
+        """Go on after a read of the fast path that was not usual. `ends_watch`: it reads no further."""
         fast_path = self._fast_path
         assert fast_path is not None, "it has read"
         if not (ends_watch or fast_path.holds(self._file)) and self._is_taken(fast_path, data):
