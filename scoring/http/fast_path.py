@@ -249,8 +249,7 @@ class FastPath:
     def _find_room(self) -> None:
         """Find out how many requests may wait, and whose. None may if the next chunk would not be usual."""
         is_usual = self._was_usual or self._whole.is_ready
-        can_wait = is_usual and not (self._server.draining or self._batcher.pauses.held)
-        self._room = self._batcher.room() if can_wait else 0
+        self._room = self._batcher.room() if is_usual and not self._server.draining else 0
         if not self and self._caller != self._batcher.last_caller:
             self._caller = self._batcher.last_caller
             self._forget_heads()
