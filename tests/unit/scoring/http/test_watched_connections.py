@@ -182,6 +182,27 @@ def test_requests_behind_one_that_waits_are_answered_after_it(in_worker: Callabl
     in_worker(steps)
 
 
+def test_a_caller_that_goes_takes_all_his_requests_along(in_worker: Callable[..., None]) -> None:
+    async def steps(worker: Worker) -> None:
+        gone, stays = await watched(worker), await watched(worker)
+        path = worker.server.fast_path
+        assert path is not None
+        answer = worker.batcher.answer
+        worker.batcher.answer = lambda: None  # type: ignore[method-assign]
+        gone.send(request(0, "p-0001"))
+        await until(lambda: len(path) == 1)
+        gone.send(request(0, "p-0002"))
+        # The next turn of the loop reads it.
+        await asyncio.sleep(0)
+        gone.connection.abort()
+        gone.connection.connection_lost(None)
+        worker.batcher.answer = answer  # type: ignore[method-assign]
+        assert answered(await stays.ask(request(0, "w2-002"))).payment_id == "w2-002"
+        assert not {"p-0001", "p-0002"} & {*worker.payment_ids()}
+
+    in_worker(steps)
+
+
 def test_a_request_that_is_larger_than_a_read_is_answered(in_worker: Callable[..., None]) -> None:
     async def steps(worker: Worker) -> None:
         caller = await watched(worker)
