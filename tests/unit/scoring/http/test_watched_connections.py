@@ -383,6 +383,25 @@ def test_a_decision_names_its_own_caller(
     in_worker(steps, tokens=tokens)
 
 
+def test_a_head_of_the_same_length_is_told_from_the_known_one(
+    in_worker: Callable[..., None], tokens: Tokens, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", -1.0)
+
+    async def steps(worker: Worker) -> None:
+        caller = await watched(worker, token=SHOP)
+        for number in range(3):
+            await caller.ask(request(0, f"s-{number:04}", token=SHOP))
+        before = sent.read
+        assert before > 0
+        assert caller.is_watched()
+        await caller.ask(request(0, "b-0000", token=BANK))
+        assert sent.read == before
+        assert [record.caller for record in worker.records()[-2:]] == ["shop", "bank"]
+
+    in_worker(steps, tokens=tokens)
+
+
 def test_a_withdrawn_token_is_refused(
     in_worker: Callable[..., None], tokens: Tokens, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
