@@ -1,4 +1,4 @@
-"""Adds one event to a profile: `update`.
+"""Adds one event to a profile, `update`, or many payments at once, `add_payments`.
 
 For each table it finds the tile of the event and adds to that tile's measures. For example, a table has a hop of one
 hour and keeps the count and the sum of amounts. A payment of 25.00 at 14:35 arrives:
@@ -54,6 +54,7 @@ from paywarden.features.kernel.plan_schema import (
     COLUMN,
     COLUMN_SIZE,
     ENTITY,
+    HEAD,
     MEMORY,
     TABLE,
     entity_at,
@@ -80,22 +81,8 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         return 0
     words[NEWEST_MS] = max(words[NEWEST_MS], time_ms)
     if kind == PAYMENT:
-        if words[FIRST_MS] == 0 or time_ms < words[FIRST_MS]:
-            words[FIRST_MS] = time_ms
-        words[LAST_MS] = max(words[LAST_MS], time_ms)
-        for memory in range(plan[section + ENTITY.memory_count]):
-            where = memory_at(plan, section, memory)
-            if plan[where + MEMORY.kind] != DISTINCT_VALUES:
-                length = memory_length_at(tables, memory)
-                keep_payment(plan, where, words, length, attributes, plan[section + ENTITY.scratch_at])
-                continue
-            code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
-            # An event that a worker of an earlier release has sent has no identity.
-            if value == 0:
-                value = code
-            # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
-            if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
-                remember(plan, where, words, memory_length_at(tables, memory), value, code, time_ms)
+        _note_payment_time(words, time_ms)
+        _remember_payment(plan, section, words, attributes)
     held = answers(plan, attributes)
     held_before, label = held, 0
     if kind == DECLINE:
@@ -127,6 +114,74 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         else:
             _add_label(plan, where, words, row, attributes, held, weight)
     return late
+
+
+@compiled()
+def add_payments(plan: I64, entity: int, words: I64, rows: I64, places: I64, count: int) -> None:
+    """Add payments to a profile in one go. The result has the bits of an `update` for each, at a part of its price.
+
+    `places`, shape (at least count, 2): the attributes of payment i stand at rows[places[i, 0]:]. What was in
+    places[:, 1] is overwritten. The order may be any; it is fast if payments of a tile follow each other.
+    """
+    section, width = entity_at(plan, entity), plan[HEAD.row_width]
+    tables, has_memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count] > 0
+    # The newest first: a full memory then drops all others at once.
+    for item in range(count - 1, -1, -1):
+        attributes = rows[places[item, 0] : places[item, 0] + width]
+        words[NEWEST_MS] = max(words[NEWEST_MS], attributes[TIME_MS])
+        _note_payment_time(words, attributes[TIME_MS])
+        if has_memories:
+            _remember_payment(plan, section, words, attributes)
+        places[item, 1] = answers(plan, attributes)
+    for table in range(tables):
+        where, length = table_at(plan, section, table), table_length_at(table)
+        hop_ms = plan[where + TABLE.hop_ms]
+        newest_tile = words[NEWEST_MS] // hop_ms
+        _drop_expired(plan, where, words, length, newest_tile)
+        if plan[where + TABLE.kind] != PAYMENT:
+            continue
+        first = 0
+        while first < count:
+            tile = rows[places[first, 0] + TIME_MS] // hop_ms
+            begin_ms, last = tile * hop_ms, first + 1
+            while last < count and 0 <= rows[places[last, 0] + TIME_MS] - begin_ms < hop_ms:
+                last += 1
+            if tile > newest_tile - plan[where + TABLE.capacity]:
+                row = _row_of_tile(plan, where, words, length, words[length], tile)
+                is_crc = begin_ms < words[CRC_UNTIL_MS]
+                column = plan[where + TABLE.columns_at]
+                for _ in range(plan[where + TABLE.column_count]):
+                    for item in range(first, last):
+                        attributes = rows[places[item, 0] : places[item, 0] + width]
+                        _add_to_column(plan, where, column, words, row, attributes, places[item, 1], is_crc)
+                    column += COLUMN_SIZE
+            first = last
+
+
+@inlined
+def _note_payment_time(words: I64, time_ms: int) -> None:
+    if words[FIRST_MS] == 0 or time_ms < words[FIRST_MS]:
+        words[FIRST_MS] = time_ms
+    words[LAST_MS] = max(words[LAST_MS], time_ms)
+
+
+@inlined
+def _remember_payment(plan: I64, section: int, words: I64, attributes: I64) -> None:
+    """Add a payment to the memories of a profile."""
+    tables, time_ms = plan[section + ENTITY.table_count], attributes[TIME_MS]
+    for memory in range(plan[section + ENTITY.memory_count]):
+        where = memory_at(plan, section, memory)
+        length = memory_length_at(tables, memory)
+        if plan[where + MEMORY.kind] != DISTINCT_VALUES:
+            keep_payment(plan, where, words, length, attributes, plan[section + ENTITY.scratch_at])
+            continue
+        code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
+        # An event that a worker of an earlier release has sent has no identity.
+        if value == 0:
+            value = code
+        # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
+        if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
+            remember(plan, where, words, length, value, code, time_ms)
 
 
 @compiled()
@@ -254,40 +309,47 @@ def _sketched(plan: I64, column: int, attributes: I64, is_crc: bool) -> int:
 @inlined
 def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool) -> None:
     """Add a payment to one tile. `is_crc`: the tile's sketches hold public codes, and no identity is added to them."""
-    amount = attributes[AMOUNT]
     column = plan[where + TABLE.columns_at]
     for _ in range(plan[where + TABLE.column_count]):
-        condition = plan[column + COLUMN.condition]
-        if condition == 0 or (held >> (condition - 1)) & 1:
-            measure = plan[column + COLUMN.measure]
-            at = plan[column + COLUMN.words_at] + row
-            if measure == COUNT:
-                words[at] += 1
-            elif measure == AMOUNT_SUM:
-                words[at] += amount
-            elif measure == AMOUNT_MAX:
-                words[at] = max(words[at], amount + 1)
-            elif measure == AMOUNT_MIN:
-                words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
-            elif measure <= SQUARES_HIGH:
-                high, low = amount >> 20, amount & 0xFFFFF
-                cross = 2 * high * low
-                if measure == SQUARES_LOW:
-                    words[at] += low * low + ((cross & 0xFFFFF) << 20)
-                else:
-                    words[at] += high * high + (cross >> 20)
-            elif measure >= NUMBER_COUNT:
-                add_number(plan, column, words, at, attributes, 1)
-            else:
-                value = _sketched(plan, column, attributes, is_crc)
-                if value != 0:
-                    bits = mix(value)
-                    if measure == DISTINCT_BITS:
-                        bits &= 64 * plan[column + COLUMN.parts] - 1
-                        words[at + (bits >> 6) * plan[where + TABLE.capacity]] |= np.int64(1) << (bits & 63)
-                    else:
-                        words[at + (bits & (plan[column + COLUMN.parts] - 1)) * plan[where + TABLE.capacity]] += 1
+        _add_to_column(plan, where, column, words, row, attributes, held, is_crc)
         column += COLUMN_SIZE
+
+
+@inlined
+def _add_to_column(
+    plan: I64, where: int, column: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool
+) -> None:
+    """Add a payment to one measure of a tile, if the measure's condition holds."""
+    condition = plan[column + COLUMN.condition]
+    if condition == 0 or (held >> (condition - 1)) & 1:
+        amount, measure = attributes[AMOUNT], plan[column + COLUMN.measure]
+        at = plan[column + COLUMN.words_at] + row
+        if measure == COUNT:
+            words[at] += 1
+        elif measure == AMOUNT_SUM:
+            words[at] += amount
+        elif measure == AMOUNT_MAX:
+            words[at] = max(words[at], amount + 1)
+        elif measure == AMOUNT_MIN:
+            words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
+        elif measure <= SQUARES_HIGH:
+            high, low = amount >> 20, amount & 0xFFFFF
+            cross = 2 * high * low
+            if measure == SQUARES_LOW:
+                words[at] += low * low + ((cross & 0xFFFFF) << 20)
+            else:
+                words[at] += high * high + (cross >> 20)
+        elif measure >= NUMBER_COUNT:
+            add_number(plan, column, words, at, attributes, 1)
+        else:
+            value = _sketched(plan, column, attributes, is_crc)
+            if value != 0:
+                bits = mix(value)
+                if measure == DISTINCT_BITS:
+                    bits &= 64 * plan[column + COLUMN.parts] - 1
+                    words[at + (bits >> 6) * plan[where + TABLE.capacity]] |= np.int64(1) << (bits & 63)
+                else:
+                    words[at + (bits & (plan[column + COLUMN.parts] - 1)) * plan[where + TABLE.capacity]] += 1
 
 
 @compiled()

@@ -234,7 +234,9 @@ def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64]
 def new_folds(engine: FeatureEngine, settings: OverlaySettings) -> NDArray[np.int64]:
     """Returns room for a worker's folds. Only folds that are made take memory."""
     words, _ = engine.scratch
-    size, sizes = overlay_folds.fold_words(len(words), settings.events_max, engine.profile_bytes_max)
+    size, sizes = overlay_folds.fold_words(
+        len(words), settings.events_max, engine.profile_bytes_max, engine.plan.row_width
+    )
     folds = np.zeros(size, dtype=np.int64)
     folds[: len(sizes)] = sizes
     return folds

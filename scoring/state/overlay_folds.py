@@ -3,17 +3,19 @@
     merchant M is paid 1,000 times a second, and its profile in the mirror is 300 ms old
     payment 301 reads    profile + 300 pending payments     the fold is made
     payment 302 reads    fold + payment 301                 one is added; the profile is not even unpacked
-    the mirror has a newer profile of M                     the next payment makes the fold anew, from what is pending
+    the mirror has a newer profile of M                     the next payment adds what is still pending to that one
 
 1. `add_pending` walks along the entity's rows, the newest first. It adds up to SINGLY_MAX of them to the profile.
-2. If there are more, it adds them to a fold. Events commute, so a fold has the bits of a profile that contains them.
-3. `use_fold` takes a fold if the profile in the mirror still has the same bytes, and adds the rows that are new since.
-   It knows that it has reached the old rows when it meets the row that was the newest one.
-4. Nothing can be taken out of a fold. It is made anew if the profile has changed, if one of its payments is over, or if
-   something was erased from the table.
-5. A payment counts once, by its first row: a fold knows the tags of its payments. If the payment that asks has a row
+2. If there are more, it makes a fold: the profile with all of them. Events commute, so a fold has the bits of a profile
+   that contains them. The fold keeps a copy of each row, in its *list*.
+3. `use_fold` takes a fold, and adds the rows that are new since. When it meets the row that was the newest one, it has
+   reached the old rows. A worker therefore reads each row of the table once.
+4. Nothing can be taken out of a fold. If the mirror has a newer profile, or a payment of the list is over, the fold is
+   made anew from the profile and the list. What is over or contained leaves the list. All others are added in one go.
+5. If something was erased from the table, or the old rows cannot be found, the fold is made anew from the table.
+6. A payment counts once, by its first row: a fold knows the tags of its payments. If the payment that asks has a row
    itself, it gets a fold without that row, which nobody keeps.
-6. A fold has at most EVENTS_MAX payments. If there are more, it is made anew with the newest half of that number.
+7. A list has at most EVENTS_MAX rows. If there are more, the newest half of that number stays.
 
 A worker has room for FOLDS folds. Without room the newest SINGLY_MAX payments are added.
 """
@@ -23,15 +25,13 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.codec import clear, unpack
-from paywarden.features.kernel.layout import I64, LENGTHS_AT, PAYMENT, SOURCES_MAX, U8
-from paywarden.features.kernel.plan_schema import ENTITY, entity_at
-from paywarden.features.kernel.toolkit.intrinsics import load_atomic, load_word, swap_atomic
+from paywarden.features.kernel.layout import I64, OK, PAYMENT, U8
+from paywarden.features.kernel.plan_schema import HEAD
+from paywarden.features.kernel.toolkit.intrinsics import load_atomic, load_word, prefetch_element, swap_atomic
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.update import mix, update
+from paywarden.features.kernel.update import add_payments, mix, update
 from paywarden.scoring.state.overlay_table import (
-    BROKEN,
     BUCKET_SLOTS,
-    CHECK,
     ENDED,
     ERASED_AT,
     EVENTS_MAX,
@@ -44,215 +44,62 @@ from paywarden.scoring.state.overlay_table import (
     NOW_MS,
     NUMBER_BITS,
     PENDING_FROM_MS,
+    REFOLDED,
     ROW_HEAD,
     SHAPE_ENTITIES,
     SINGLY_MAX,
     SNAPSHOT,
-    SOURCE_SHIFT,
-    STATE,
-    TAG,
     bucket_at,
-    check_of,
     mark_bucket_at,
     number_of,
     print_of,
     row_at,
 )
+from paywarden.scoring.state.overlay_walk import (
+    HEADS,
+    LIMIT,
+    STOP,
+    VISITS_MAX,
+    following_marks_at,
+    has_copied,
+    is_contained,
+    walk,
+    walk_all,
+)
 
-# The most rows of one entity that a payment looks at to add them one by one, contained and expired ones too.
-VISITS_MAX = 64
-# How a walk ends: at a limit, at the end of the entity's rows, or at the row where it was told to stop.
-_LIMIT, _END, _STOP = range(3)
-# Hot entities of a worker, whose folds are kept: 150 KB each at the defaults, which only a fold that is used takes.
+# Hot entities of a worker, whose folds are kept: 0.9 MB each at most at the defaults, 0.4 KB for each pending payment.
 FOLDS, _WAYS = 64, 8
 # A fold that no payment has used for this long gives way to one of another entity.
 _IDLE_MS = 250
-# Slots of the directory that one entity may have. It has several if workers added its first payments at one time.
-_HEADS = 4
-# The array of folds begins with the sizes of a fold's parts: words, tags and bytes of the profile. The keys of folds
-# follow, and the folds. The last one is for a payment that has a row itself.
-WORDS_SIZE, TAGS_SIZE, BYTES_SIZE, KEYS_AT = 0, 1, 2, 8
+# The array of folds begins with the sizes of a fold's parts: words, tags, and bytes of the profile; how many rows a
+# list has room for, a power of two; and the size of a row in it. The keys of folds follow, and the folds. The last one
+# is for a payment that has a row itself.
+WORDS_SIZE, TAGS_SIZE, BYTES_SIZE, _ROOM, _ITEM_SIZE, KEYS_AT = 0, 1, 2, 3, 4, 8
 _FOLDS_AT = KEYS_AT + FOLDS
 # A fold begins with the moment of its last use, that of its oldest payment, how many payments it has, the table's
-# ERASED_AT, the bytes of the profile, whether older payments are left out, and for each slot the newest row that it has
-# seen: as of now, and as the walk under way has found it. Words, tags and the profile's bytes follow.
-_USED_MS, _OLDEST_MS, _COUNT, _ERASED, _LENGTH, _IS_PART, _HEADS_AT, _NEXT_AT = 0, 1, 2, 3, 4, 5, 8, 16
-_FOLD_HEAD = 24
+# ERASED_AT, the bytes of the profile, when older payments were last left out, the first row of the list and the one
+# after its last, and how many places of the set of tags are in use. For each slot the newest row follows that the fold
+# has seen: as of now, and as the walk under way has found it. Words, tags, the profile's bytes and the list follow.
+_USED_MS, _OLDEST_MS, _COUNT, _ERASED, _LENGTH, _PART_MS, _FIRST, _LAST, _TAGS_USED = range(9)
+_HEADS_AT, _NEXT_AT, _FOLD_HEAD = 16, 16 + 2 * HEADS, 16 + 4 * HEADS
+# A row in the list, which is a ring with the oldest one first: its tag, moment and number, and where its first bucket
+# of marks begins. The payment's attributes follow.
+_TAG, _MOMENT, _NUMBER, _MARKS_AT, _ITEM_HEAD = range(5)
+# Marks are anywhere in memory. Those of the row this far ahead are fetched already.
+_AHEAD = 8
+# Before any moment: no payment was left out.
+_NEVER_MS = -(1 << 62)
+_TAGS_MIN = 64
 
 
-def fold_words(words: int, events_max: int, bytes_max: int) -> tuple[int, tuple[int, int, int]]:
+def fold_words(
+    words: int, events_max: int, bytes_max: int, row_width: int
+) -> tuple[int, tuple[int, int, int, int, int]]:
     """Returns the size of an array of folds, and the numbers that it begins with."""
-    sizes = words, 1 << (2 * events_max).bit_length(), -(-bytes_max // 8)
-    return _FOLDS_AT + (FOLDS + 1) * (_FOLD_HEAD + sum(sizes)), sizes
-
-
-@inlined
-def _contains(plan: I64, entity: int, words: I64, source: int, offset: int) -> bool:
-    """Whether a profile contains the event of this source partition at this offset."""
-    first = plan[entity_at(plan, entity) + ENTITY.sources_at]
-    for at in range(first, first + words[LENGTHS_AT]):
-        if words[at] == source:
-            return bool(offset <= words[at + SOURCES_MAX])
-    return False
-
-
-@compiled()
-def _is_contained(marks: I64, shape: I64, plan: I64, entity: int, words: I64, tag: int) -> bool:
-    """Whether a profile contains a payment. Without a mark no profile does."""
-    for choice in range(2):
-        bucket = mark_bucket_at(shape, tag, choice)
-        for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if load_atomic(marks, slot) != tag:
-                continue
-            source, offset = load_atomic(marks, slot + BUCKET_SLOTS), load_atomic(marks, slot + 2 * BUCKET_SLOTS)
-            if load_atomic(marks, slot) == tag:
-                return _contains(plan, entity, words, source >> SOURCE_SHIFT, offset)
-    return False
-
-
-@inlined
-def _link_of(table: I64, at: int, shape: I64, entity: int, wanted: int) -> int:
-    """Returns the number of the row after this one, in the rows of an entity."""
-    entities, mine = shape[SHAPE_ENTITIES], entity
-    if table[at + ROW_HEAD + entity] != wanted:
-        # Another entity whose slot looks alike, perhaps one of another kind.
-        for other in range(entities):
-            if print_of(mix(table[at + ROW_HEAD + other])) == print_of(mix(wanted)):
-                mine = other
-    return int(load_atomic(table, at + ROW_HEAD + entities + mine))
-
-
-@compiled()
-def _walk(
-    table: I64,
-    marks: I64,
-    shape: I64,
-    plan: I64,
-    entity: int,
-    wanted: int,
-    own: int,
-    words: I64,
-    chain: I64,
-    found: int,
-    limit: int,
-    visits: int,
-    number: int,
-    stop: int,
-    numbers: I64,
-) -> int:
-    """Collect the rows of an entity that its profile does not contain, from row `number` on, the newest first.
-
-    Their numbers and tags go to chain[found:]. If `limit` is small, a payment has one place there, with its first row.
-
-    `own`: the tag of the payment that asks, whose rows are passed over. `stop`: a row where the walk ends, 0 for none.
-    `limit`: the most rows in `chain`; `visits`: the most that are looked at. Returns how many are in `chain` now, and
-    leaves in numbers[ENDED] why it ended. numbers[HAS_OWN] is set to 1 if the payment that asks has a row.
-    """
-    entities = shape[SHAPE_ENTITIES]
-    latest_ms = numbers[NOW_MS] + numbers[LIFE_MS]
-    # The newest of the rows that are contained up to where the loop is.
-    cut_at, cut_number = 0, 0
-    ended = _END
-    while number > 0:
-        if number == stop:
-            ended = _STOP
-            break
-        at = row_at(shape, number)
-        moment_ms = load_atomic(table, at + MOMENT)
-        following = _link_of(table, at, shape, entity, wanted)
-        cut = load_atomic(table, at + ROW_HEAD + 2 * entities + entity)
-        state = load_atomic(table, at + STATE)
-        if state != 2 * number + 1:
-            # A row that is being erased is no end.
-            ended = _LIMIT if state >> 1 == number else _END
-            break
-        is_mine = table[at + ROW_HEAD + entity] == wanted
-        is_cut = is_mine and 0 < cut <= numbers[SNAPSHOT]
-        if moment_ms < numbers[PENDING_FROM_MS] or moment_ms > latest_ms or is_cut:
-            break
-        if visits == 0 or found == limit:
-            ended = _LIMIT
-            break
-        visits -= 1
-        tag = table[at + TAG]
-        if is_mine and (tag == 0 or _is_contained(marks, shape, plan, entity, words, tag)):
-            if cut_at == 0:
-                cut_at, cut_number = at + ROW_HEAD + 2 * entities + entity, number
-        else:
-            cut_at = 0
-            if is_mine and tag == own:
-                numbers[HAS_OWN] = 1
-            elif is_mine:
-                place = found
-                if limit <= VISITS_MAX:
-                    for newer in range(found):
-                        if chain[newer, 1] == tag:
-                            place = newer
-                chain[place, 0], chain[place, 1] = number, tag
-                found = max(found, place + 1)
-        number = following
-    if ended == _END and cut_at != 0 and numbers[SNAPSHOT] > 0:
-        swap_atomic(table, cut_at, -cut_number, numbers[SNAPSHOT])
-    numbers[ENDED] = ended
-    return found
-
-
-@compiled()
-def _walk_all(
-    table: I64,
-    marks: I64,
-    shape: I64,
-    plan: I64,
-    entity: int,
-    wanted: int,
-    own: int,
-    words: I64,
-    chain: I64,
-    limit: int,
-    visits: int,
-    heads_at: int,
-    folds: I64,
-    numbers: I64,
-) -> tuple[int, bool]:
-    """Walk along all rows of an entity. Returns how many are in `chain`, and whether these are all that are pending.
-
-    `heads_at`: where in `folds` the newest row of each slot is noted; 0 for nowhere.
-    """
-    mixed, next_number = mix(wanted), load_atomic(table, NEXT_AT)
-    found, is_all, heads = 0, True, 0
-    numbers[HAS_OWN] = 0
-    if heads_at > 0:
-        for head in range(2 * _HEADS):
-            folds[heads_at + head] = 0
-    for choice in range(2):
-        bucket = bucket_at(shape, mixed, choice)
-        for slot in range(bucket, bucket + BUCKET_SLOTS):
-            word = load_atomic(table, slot)
-            if word >> NUMBER_BITS != print_of(mixed):
-                continue
-            newest = number_of(word, next_number)
-            found = _walk(
-                table, marks, shape, plan, entity, wanted, own, words, chain, found, limit, visits, newest, 0, numbers
-            )
-            is_all &= numbers[ENDED] == _END
-            if heads_at > 0 and heads < _HEADS:
-                folds[heads_at + 2 * heads], folds[heads_at + 2 * heads + 1] = slot, newest
-            heads += 1
-    return found, is_all
-
-
-@compiled()
-def _has_copied(table: I64, shape: I64, number: int, row: I64, numbers: I64) -> bool:
-    """Copy a row of the table. Returns False if it is another one by now, erased or damaged."""
-    at = row_at(shape, number)
-    for word in range(len(row)):
-        row[word] = table[at + word]
-    if load_atomic(table, at + STATE) != 2 * number + 1 or row[TAG] == 0:
-        return False
-    if row[CHECK] != check_of(row, 0, shape):
-        numbers[BROKEN] += 1
-        return False
-    return True
+    room, item_size = 1 << (events_max - 1).bit_length(), _ITEM_HEAD + row_width
+    sizes = words, max(_TAGS_MIN, 4 * room), -(-bytes_max // 8)
+    fold_size = _FOLD_HEAD + sum(sizes) + room * item_size
+    return _FOLDS_AT + (FOLDS + 1) * fold_size, (*sizes, room, item_size)
 
 
 @inlined
@@ -276,7 +123,24 @@ def _has_tag(tags: I64, tag: int) -> bool:
 
 @inlined
 def _fold_at(folds: I64, place: int) -> int:
-    return int(_FOLDS_AT + place * (_FOLD_HEAD + folds[WORDS_SIZE] + folds[TAGS_SIZE] + folds[BYTES_SIZE]))
+    size = folds[WORDS_SIZE] + folds[TAGS_SIZE] + folds[BYTES_SIZE] + folds[_ROOM] * folds[_ITEM_SIZE]
+    return int(_FOLDS_AT + place * (_FOLD_HEAD + size))
+
+
+@inlined
+def _tags_at(folds: I64, at: int) -> int:
+    return int(at + _FOLD_HEAD + folds[WORDS_SIZE])
+
+
+@inlined
+def _bytes_at(folds: I64, at: int) -> int:
+    return int(_tags_at(folds, at) + folds[TAGS_SIZE])
+
+
+@inlined
+def _item_at(folds: I64, at: int, place: int) -> int:
+    """Returns where a row of a fold's list stands."""
+    return int(_bytes_at(folds, at) + folds[BYTES_SIZE] + (place & (folds[_ROOM] - 1)) * folds[_ITEM_SIZE])
 
 
 @inlined
@@ -284,7 +148,7 @@ def _is_of_bytes(folds: I64, at: int, states: U8, begin: int, end: int) -> bool:
     """Whether a fold was made of a profile with these bytes."""
     if folds[at + _LENGTH] != end - begin:
         return False
-    first = at + _FOLD_HEAD + folds[WORDS_SIZE] + folds[TAGS_SIZE]
+    first = _bytes_at(folds, at)
     whole = (end - begin) >> 3
     different = 0
     for word in range(whole):
@@ -297,7 +161,7 @@ def _is_of_bytes(folds: I64, at: int, states: U8, begin: int, end: int) -> bool:
 @inlined
 def _keep_bytes(folds: I64, at: int, states: U8, begin: int, end: int) -> None:
     folds[at + _LENGTH] = end - begin
-    first = at + _FOLD_HEAD + folds[WORDS_SIZE] + folds[TAGS_SIZE]
+    first = _bytes_at(folds, at)
     whole = (end - begin) >> 3
     for word in range(whole):
         folds[first + word] = load_word(states, begin + 8 * word)
@@ -308,39 +172,131 @@ def _keep_bytes(folds: I64, at: int, states: U8, begin: int, end: int) -> None:
         folds[first + whole] = last
 
 
+@compiled()
+def _append(
+    table: I64, shape: I64, plan: I64, folds: I64, at: int, chain: I64, found: int, row: I64, numbers: I64
+) -> None:
+    """Copy the first `found` rows of `chain` to the end of a fold's list, which has room, and keep their slots."""
+    attributes_at = ROW_HEAD + 3 * shape[SHAPE_ENTITIES]
+    for place in range(found - 1, -1, -1):
+        if has_copied(table, shape, chain[place, 0], row, numbers):
+            item = _item_at(folds, at, folds[at + _LAST])
+            folds[item + _TAG], folds[item + _MOMENT] = chain[place, 1], row[MOMENT]
+            folds[item + _NUMBER] = chain[place, 0]
+            folds[item + _MARKS_AT] = mark_bucket_at(shape, chain[place, 1], 0)
+            for column in range(plan[HEAD.row_width]):
+                folds[item + _ITEM_HEAD + column] = row[attributes_at + column]
+            folds[at + _LAST] += 1
+    for head in range(2 * HEADS):
+        folds[at + _HEADS_AT + head] = folds[at + _NEXT_AT + head]
+
+
 @inlined
-def _begin_fold(plan: I64, entity: int, folds: I64, at: int, states: U8, begin: int, end: int) -> None:
-    """Let a fold be the profile in states[begin:end], which can be read."""
-    words = folds[at + _FOLD_HEAD : at + _FOLD_HEAD + folds[WORDS_SIZE]]
-    if begin == end:
-        clear(plan, entity, words)
-    else:
-        unpack(plan, entity, states, begin, end, words)
-    tags_at = at + _FOLD_HEAD + folds[WORDS_SIZE]
-    for place in range(folds[TAGS_SIZE]):
-        folds[tags_at + place] = 0
-    folds[at + _COUNT], folds[at + _OLDEST_MS] = 0, 1 << 62
-    _keep_bytes(folds, at, states, begin, end)
+def _renew_tags(folds: I64, at: int, end: int) -> None:
+    """Let the set have room for all tags of a list, and the tags of its rows before `end`."""
+    used = _TAGS_MIN
+    while used < 4 * (folds[at + _LAST] - folds[at + _FIRST]) and used < folds[TAGS_SIZE]:
+        used *= 2
+    folds[at + _TAGS_USED] = used
+    tags = folds[_tags_at(folds, at) : _tags_at(folds, at) + used]
+    for place in range(used):
+        tags[place] = 0
+    for place in range(folds[at + _FIRST], end):
+        _has_put(tags, folds[_item_at(folds, at, place) + _TAG])
 
 
 @compiled()
-def _add_to_fold(
-    table: I64, shape: I64, plan: I64, entity: int, folds: I64, at: int, chain: I64, found: int, row: I64, numbers: I64
-) -> None:
-    """Add the first `found` rows of `chain` to a fold, the oldest first, and keep the slots' newest rows."""
-    words = folds[at + _FOLD_HEAD : at + _FOLD_HEAD + folds[WORDS_SIZE]]
-    tags_at = at + _FOLD_HEAD + folds[WORDS_SIZE]
-    tags = folds[tags_at : tags_at + folds[TAGS_SIZE]]
-    attributes = row[ROW_HEAD + 3 * shape[SHAPE_ENTITIES] :]
-    for place in range(found - 1, -1, -1):
-        if _has_tag(tags, chain[place, 1]) or not _has_copied(table, shape, chain[place, 0], row, numbers):
+def _add_listed(plan: I64, entity: int, folds: I64, at: int, begin: int, chain: I64, numbers: I64) -> None:
+    """Add the payments of a list from row `begin` on to the fold's words, unless a row before has the same payment.
+
+    `chain` is scratch.
+    """
+    first, last = folds[at + _FIRST], folds[at + _LAST]
+    if begin == first or 2 * (last - first) > folds[at + _TAGS_USED]:
+        _renew_tags(folds, at, begin)
+    if begin == first:
+        folds[at + _COUNT], folds[at + _OLDEST_MS] = 0, 1 << 62
+    tags = folds[_tags_at(folds, at) : _tags_at(folds, at) + folds[at + _TAGS_USED]]
+    found = 0
+    for place in range(begin, last):
+        item = _item_at(folds, at, place)
+        folds[at + _OLDEST_MS] = min(folds[at + _OLDEST_MS], folds[item + _MOMENT])
+        if _has_put(tags, folds[item + _TAG]):
+            chain[found, 0] = item + _ITEM_HEAD
+            found += 1
+    add_payments(plan, entity, folds[at + _FOLD_HEAD : _tags_at(folds, at)], folds, chain, found)
+    folds[at + _COUNT] += found
+    numbers[REFOLDED] += found
+
+
+@inlined
+def _keep_pending(marks: I64, shape: I64, plan: I64, entity: int, words: I64, folds: I64, at: int, numbers: I64) -> int:
+    """Let a list have only rows that are pending. Returns the number of the newest row before which all are contained.
+
+    It is 0 if there is none. The list closes up to its end: the rows that leave it are most often the first ones.
+    """
+    first, kept, cut_number = folds[at + _FIRST], folds[at + _LAST], 0
+    latest_ms = numbers[NOW_MS] + numbers[LIFE_MS]
+    for place in range(folds[at + _LAST] - 1, first - 1, -1):
+        if place - _AHEAD >= first:
+            marks_at = folds[_item_at(folds, at, place - _AHEAD) + _MARKS_AT]
+            prefetch_element(marks, marks_at)
+            prefetch_element(marks, following_marks_at(shape, marks_at))
+        item = _item_at(folds, at, place)
+        if folds[item + _MOMENT] < numbers[PENDING_FROM_MS] or folds[item + _MOMENT] > latest_ms:
             continue
-        _has_put(tags, chain[place, 1])
-        update(plan, entity, words, PAYMENT, attributes, 1)
-        folds[at + _COUNT] += 1
-        folds[at + _OLDEST_MS] = min(folds[at + _OLDEST_MS], row[MOMENT])
-    for head in range(2 * _HEADS):
-        folds[at + _HEADS_AT + head] = folds[at + _NEXT_AT + head]
+        if is_contained(marks, shape, plan, entity, words, folds[item + _TAG], folds[item + _MARKS_AT]):
+            if cut_number == 0:
+                cut_number = folds[item + _NUMBER]
+            continue
+        kept, cut_number = kept - 1, 0
+        if kept > place:
+            to = _item_at(folds, at, kept)
+            for word in range(folds[_ITEM_SIZE]):
+                folds[to + word] = folds[item + word]
+    folds[at + _FIRST] = kept
+    return int(cut_number)
+
+
+@compiled()
+def _has_renewed(
+    table: I64,
+    marks: I64,
+    shape: I64,
+    plan: I64,
+    entity: int,
+    states: U8,
+    begin: int,
+    end: int,
+    folds: I64,
+    at: int,
+    chain: I64,
+    numbers: I64,
+) -> bool:
+    """Make a fold anew from the profile in states[begin:end] and its list. Returns False if it cannot be read.
+
+    Rows of the list that are over, or that the profile contains, leave it. `chain` is scratch.
+    """
+    words = folds[at + _FOLD_HEAD : _tags_at(folds, at)]
+    if begin == end:
+        clear(plan, entity, words)
+    elif end - begin > 8 * folds[BYTES_SIZE] or unpack(plan, entity, states, begin, end, words) != OK:
+        return False
+    _keep_bytes(folds, at, states, begin, end)
+    number = _keep_pending(marks, shape, plan, entity, words, folds, at, numbers)
+    is_kept = at != _fold_at(folds, FOLDS)
+    if number > 0 and numbers[SNAPSHOT] > 0 and is_kept and not _is_part(folds, at, numbers):
+        # All rows before it are contained or over, too: other readers end there.
+        cut_at = row_at(shape, number) + ROW_HEAD + 2 * shape[SHAPE_ENTITIES] + entity
+        swap_atomic(table, cut_at, -number, numbers[SNAPSHOT])
+    _add_listed(plan, entity, folds, at, folds[at + _FIRST], chain, numbers)
+    return True
+
+
+@inlined
+def _is_part(folds: I64, at: int, numbers: I64) -> bool:
+    """Whether older payments than those of the list may be pending, too."""
+    return bool(folds[at + _PART_MS] >= numbers[PENDING_FROM_MS])
 
 
 @inlined
@@ -348,8 +304,13 @@ def _taken(folds: I64, at: int, numbers: I64) -> int:
     """Count a fold that is used. Returns where its words begin."""
     folds[at + _USED_MS] = numbers[NOW_MS]
     numbers[FOLDED] += folds[at + _COUNT]
-    numbers[LEFT_OUT] += folds[at + _IS_PART]
+    numbers[LEFT_OUT] += 1 if _is_part(folds, at, numbers) else 0
     return int(at + _FOLD_HEAD)
+
+
+@inlined
+def _half_of(limit: int) -> int:
+    return (limit + 1) // 2
 
 
 @compiled()
@@ -382,16 +343,15 @@ def use_fold(
     if place < 0:
         return 0
     at = _fold_at(folds, place)
-    if folds[at + _OLDEST_MS] < numbers[PENDING_FROM_MS] or folds[at + _ERASED] != load_atomic(table, ERASED_AT):
+    if folds[at + _ERASED] != load_atomic(table, ERASED_AT):
         return 0
-    tags_at = at + _FOLD_HEAD + folds[WORDS_SIZE]
-    if _has_tag(folds[tags_at : tags_at + folds[TAGS_SIZE]], own) or not _is_of_bytes(folds, at, states, begin, end):
+    if _has_tag(folds[_tags_at(folds, at) : _tags_at(folds, at) + folds[at + _TAGS_USED]], own):
         return 0
-    for head in range(2 * _HEADS):
+    for head in range(2 * HEADS):
         folds[at + _NEXT_AT + head] = folds[at + _HEADS_AT + head]
-    words = folds[at + _FOLD_HEAD : at + _FOLD_HEAD + folds[WORDS_SIZE]]
+    words = folds[at + _FOLD_HEAD : _tags_at(folds, at)]
     next_number, found, is_new = load_atomic(table, NEXT_AT), 0, False
-    limit = numbers[EVENTS_MAX] - folds[at + _COUNT]
+    limit, last = numbers[EVENTS_MAX], folds[at + _LAST]
     numbers[HAS_OWN] = 0
     for choice in range(2):
         bucket = bucket_at(shape, mixed, choice)
@@ -405,16 +365,33 @@ def use_fold(
             newest, stop = number_of(word, next_number), folds[head_at + 1]
             if newest == stop:
                 continue
-            found = _walk(
+            found = walk(
                 table, marks, shape, plan, entity, wanted, own, words, chain, found, limit, limit + VISITS_MAX,
                 newest, stop, numbers,
             )  # fmt: skip
             # If it ends before the row that was the newest one, what lies behind is not what the fold was made of.
-            if numbers[ENDED] == _LIMIT or (stop != 0 and numbers[ENDED] != _STOP) or numbers[HAS_OWN] == 1:
+            if numbers[ENDED] == LIMIT or (stop != 0 and numbers[ENDED] != STOP) or numbers[HAS_OWN] == 1:
                 return 0
             folds[head_at], folds[head_at + 1], is_new = slot, newest, True
+    is_full = last - folds[at + _FIRST] + found > limit
+    if is_full:
+        # The newest ones stand first in the chain, and last in the list.
+        found = min(found, _half_of(limit))
+        folds[at + _FIRST] = max(folds[at + _FIRST], last - (_half_of(limit) - found))
+        folds[at + _PART_MS] = numbers[NOW_MS]
     if is_new:
-        _add_to_fold(table, shape, plan, entity, folds, at, chain, found, row, numbers)
+        _append(table, shape, plan, folds, at, chain, found, row, numbers)
+    is_over = folds[at + _OLDEST_MS] < numbers[PENDING_FROM_MS]
+    if is_full or is_over or not _is_of_bytes(folds, at, states, begin, end):
+        if not _has_renewed(table, marks, shape, plan, entity, states, begin, end, folds, at, chain, numbers):
+            folds[KEYS_AT + place] = 0
+            return 0
+        if _is_part(folds, at, numbers) and folds[at + _LAST] - folds[at + _FIRST] < _half_of(limit):
+            # Payments that were left out are among the newest ones by now.
+            folds[KEYS_AT + place] = 0
+            return 0
+    elif is_new:
+        _add_listed(plan, entity, folds, at, last, chain, numbers)
     return _taken(folds, at, numbers)
 
 
@@ -422,7 +399,7 @@ def use_fold(
 def _head_of(folds: I64, heads_at: int, slot: int) -> int:
     """Returns where a slot's newest row stands among the heads, or a free place; 0 if there is none."""
     free = 0
-    for head in range(_HEADS):
+    for head in range(HEADS):
         at = heads_at + 2 * head
         if folds[at] == slot:
             return int(at)
@@ -472,36 +449,40 @@ def add_pending(
     Else they are in a fold. Returns where its words begin, or 0. The other arguments are those of `use_fold`.
     """
     singly = min(numbers[SINGLY_MAX], numbers[EVENTS_MAX])
-    found, is_all = _walk_all(
-        table, marks, shape, plan, entity, wanted, own, words, chain, singly, VISITS_MAX, 0, folds, numbers
+    # The fold that nobody keeps: a walk may meet a row of the payment that asks.
+    at = _fold_at(folds, FOLDS)
+    heads = folds[at + _NEXT_AT : at + _NEXT_AT + 2 * HEADS]
+    found, is_all = walk_all(
+        table, marks, shape, plan, entity, wanted, own, words, chain, singly, VISITS_MAX, heads, numbers
     )
     if not is_all and numbers[EVENTS_MAX] > singly and end - begin <= 8 * folds[BYTES_SIZE]:
         place = _room_for(folds, wanted, numbers)
         if place >= 0:
             erased = load_atomic(table, ERASED_AT)
-            folds[KEYS_AT + place] = 0
-            at = _fold_at(folds, place)
             limit = numbers[EVENTS_MAX]
-            found, is_all = _walk_all(
+            found, is_all = walk_all(
                 table, marks, shape, plan, entity, wanted, own, words, chain, limit, 2 * limit + VISITS_MAX,
-                at + _NEXT_AT, folds, numbers,
+                heads, numbers,
             )  # fmt: skip
             if found > singly:
-                if numbers[HAS_OWN] == 1:
-                    # Only this payment may see a profile without itself.
-                    at, wanted = _fold_at(folds, FOLDS), 0
-                _begin_fold(plan, entity, folds, at, states, begin, end)
-                folds[at + _ERASED], folds[at + _IS_PART] = erased, 0 if is_all else 1
+                if numbers[HAS_OWN] == 0:
+                    at = _fold_at(folds, place)
+                    folds[KEYS_AT + place] = wanted
+                    for head in range(2 * HEADS):
+                        folds[at + _NEXT_AT + head] = heads[head]
+                folds[at + _ERASED], folds[at + _PART_MS] = erased, _NEVER_MS
+                folds[at + _FIRST] = folds[at + _LAST] = 0
                 if not is_all:
-                    found = min(found, (limit + 1) // 2)
-                _add_to_fold(table, shape, plan, entity, folds, at, chain, found, row, numbers)
-                folds[KEYS_AT + place] = wanted
+                    found = min(found, _half_of(limit))
+                    folds[at + _PART_MS] = numbers[NOW_MS]
+                _append(table, shape, plan, folds, at, chain, found, row, numbers)
+                _has_renewed(table, marks, shape, plan, entity, states, begin, end, folds, at, chain, numbers)
                 return _taken(folds, at, numbers)
     numbers[LEFT_OUT] += 0 if is_all else 1
     attributes = row[ROW_HEAD + 3 * shape[SHAPE_ENTITIES] :]
     found = min(found, singly)
     for item in range(found):
-        if _has_copied(table, shape, chain[item, 0], row, numbers):
+        if has_copied(table, shape, chain[item, 0], row, numbers):
             update(plan, entity, words, PAYMENT, attributes, 1)
             numbers[FOLDED] += 1
     return 0

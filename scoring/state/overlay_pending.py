@@ -51,6 +51,7 @@ from paywarden.scoring.state.overlay_table import (
     NUMBER_BITS,
     OVER,
     PENDING_FROM_MS,
+    REFOLDED,
     SAMPLES,
     SAMPLES_AT,
     SEEN,
@@ -59,6 +60,7 @@ from paywarden.scoring.state.overlay_table import (
     SHAPE_WIDTH,
     SLOT,
     SNAPSHOT,
+    VISITED,
     bucket_at,
     number_of,
     print_of,
@@ -265,7 +267,7 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[PENDING_FROM_MS] = pending_from_ms(now_ms, numbers[LIFE_MS])
-    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
+    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = numbers[VISITED] = numbers[REFOLDED] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     _note_time(table, numbers)
     return fill_with_pending(

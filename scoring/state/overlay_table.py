@@ -77,10 +77,12 @@ NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT, SINGLY_MAX, PENDING_FROM_MS = range(6)
 IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 13)
 # Results of one walk along an entity's rows: how it ended, and whether it met a row of the payment that asks.
 ENDED, HAS_OWN = 13, 14
+# What a call has done: rows of the table that its walks have looked at, and payments that it has added to folds.
+VISITED, REFOLDED = 15, 16
 # State that a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the
 # lifetime; the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all
 # rows up to a number were made. A worker begins with zeros.
-OVER, SEEN, SAMPLES_AT, SAMPLES = 15, 16, 17, 32
+OVER, SEEN, SAMPLES_AT, SAMPLES = 17, 18, 19, 32
 NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
 SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)

@@ -31,7 +31,7 @@ from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.scoring.engine.one_call import seeded_hash
-from paywarden.scoring.state import overlay_folds, overlay_pending
+from paywarden.scoring.state import overlay_pending, overlay_walk
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
@@ -421,7 +421,7 @@ class OverlayWorld:
         for visits, row in enumerate(reversed(self.answered.get(key, ()) if key else ())):
             if now_step - row.moment_ms * 16 // life_ms >= 16:
                 break
-            if (visits == overlay_folds.VISITS_MAX and not keeps_folds) or len(found) == self.settings.events_max:
+            if (visits == overlay_walk.VISITS_MAX and not keeps_folds) or len(found) == self.settings.events_max:
                 break
             if row.payment >= 0 and row.payment != number and row.payment not in contains and row.payment not in found:
                 found.append(row.payment)

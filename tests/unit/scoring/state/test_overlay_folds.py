@@ -1,0 +1,184 @@
+"""Folds: what a worker keeps of hot entities, how much work a payment is at most, and the oracle's bits all along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.features.profiles.engine import UnreadableProfile
+from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.overlay_walk import VISITS_MAX
+from tests.worlds.stream.overlay_world import OverlayWorld
+
+HOT = [b"", b"merchant:hot", b""]
+MERCHANT = 1
+
+
+class HotMerchant(OverlayWorld):
+    """A world whose marks are trusted, and whose payments are all of one merchant."""
+
+    def __init__(self, folder: Path, **chosen: Any) -> None:
+        super().__init__(folder, seed=1, **{"payments_max": 4096, "marks_max": 20_000, **chosen})
+        self.now_ms += self.settings.doubt_ms + 1
+
+    def make(self) -> int:
+        number = super().make()
+        self.payments[number].keys = HOT
+        return number
+
+    def answer_many(self, count: int, worker: int = 0) -> range:
+        """Answer payments, a millisecond apart."""
+        first = len(self.payments)
+        for _ in range(count):
+            self.answer(self.make(), worker)
+            self.now_ms += 1
+        return range(first, len(self.payments))
+
+    def bring(self, numbers: Sequence[int], partition: int = 0) -> None:
+        """Put payments on Kafka, and bring a profile with them to the mirror."""
+        topic = self.topics[partition]
+        for number in numbers:
+            made = self.payments[number]
+            made.source, made.offset = 2 * partition, len(topic.records)
+            topic.records.append(number)
+        self.read(MERCHANT, topic, len(topic.records))
+        self.apply(len(self.changelog))
+
+    def work(self, worker: int = 0, number: int | None = None) -> tuple[int, int, int]:
+        """Score a new payment. Returns the rows of the table that were looked at, what folds got, and what counted."""
+        before = self.workers[worker].metrics.folded.value
+        self.check(self.make() if number is None else number, worker)
+        numbers = self.workers[worker]._numbers
+        counted = self.workers[worker].metrics.folded.value - before
+        return int(numbers[tables.VISITED]), int(numbers[tables.REFOLDED]), counted
+
+
+def test_a_new_profile_lets_a_worker_read_no_row_of_a_hot_merchant_again(tmp_path: Path) -> None:
+    """It looked at every pending row, for each new profile. Each row of the table is looked at once, and 16 again."""
+    world, looked_at = HotMerchant(tmp_path, events_max=4096), 0
+    pending: list[int] = []
+    for burst in range(12):
+        pending += world.answer_many(40)
+        visited, refolded, counted = world.work()
+        looked_at += visited
+        assert counted == len(pending)
+        if burst:
+            assert (visited, refolded) == (40, 40)
+        # A profile with a part of what is pending: the others are added once.
+        contained, pending = pending[:30], pending[30:]
+        world.bring(contained)
+        assert world.work() == (0, len(pending), len(pending))
+        # As long as no other profile comes, nothing is added again.
+        assert world.work() == (0, 0, len(pending))
+    assert looked_at == 12 * 40 + 16
+    assert world.wrong == 0
+
+
+def test_payments_that_are_over_leave_a_fold_without_another_look_at_the_table(tmp_path: Path) -> None:
+    world = HotMerchant(tmp_path, events_max=4096, lifetime_ms=1000)
+    for _ in range(10):
+        world.answer_many(30)
+        world.now_ms += 70
+        world.work()
+    world.now_ms += 200
+    visited, refolded, counted = world.work()
+    assert visited == 0
+    assert 0 < refolded == counted < 300
+    world.now_ms += 1000
+    assert world.work()[1:] == (0, 0)
+    assert world.wrong == 0
+
+
+@given(st.integers(0, 2**32), st.sampled_from([(2, 8), (16, 40), (0, 3)]))
+@settings(max_examples=12, deadline=None)
+def test_with_more_than_events_max_the_newest_count_while_profiles_come(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, limits: tuple[int, int]
+) -> None:
+    """At least half of events_max, or all that are pending; exactly the newest ones, to the bit."""
+    singly, most = limits
+    world = HotMerchant(tmp_path_factory.mktemp("world"), singly_max=singly, events_max=most)
+    world.random.seed(seed)
+    waiting: list[int] = []
+    for _ in range(25):
+        waiting += world.answer_many(world.random.choice((1, 3, most)), world.random.randrange(2))
+        if world.random.random() < 0.5:
+            # One partition may lag far behind the other: then the newest payments are the first in a profile.
+            is_newest = world.random.random() < 0.5
+            for _ in range(min(len(waiting), world.random.choice((1, most, 2 * most)))):
+                world.bring([waiting.pop(-1 if is_newest else 0)], int(is_newest))
+        if world.random.random() < 0.1:
+            world.now_ms += 300
+        assert_newest_count(world, world.random.randrange(2), most)
+
+
+def assert_newest_count(world: HotMerchant, worker: int, most: int) -> None:
+    wrong, chosen, number = world.wrong, world.settings, world.make()
+    world.settings = replace(chosen, events_max=10_000)
+    contains = world.mirror.get(HOT[MERCHANT], (b"", frozenset[int]()))[1]
+    pending = len(world._pending(number, HOT[MERCHANT], contains))
+    _, _, counted = world.work(worker, number)
+    assert min((most + 1) // 2, pending) <= counted <= min(most, pending)
+    world.wrong = wrong
+    if counted:
+        world.settings = replace(chosen, events_max=counted)
+        world.work(worker, number)
+        assert world.wrong == wrong
+    world.settings = chosen
+
+
+def test_a_payment_that_is_scored_again_leaves_the_fold_of_others_alone(tmp_path: Path) -> None:
+    world = HotMerchant(tmp_path, events_max=200)
+    answered = world.answer_many(50)
+    world.work()
+    _, _, counted = world.work(number=answered[20])
+    assert counted == 49
+    assert world.work() == (0, 0, 50)
+    assert world.wrong == 0
+
+
+@pytest.mark.parametrize("most", [20, 300])
+def test_a_payment_with_two_rows_counts_until_the_second_is_over(tmp_path: Path, most: int) -> None:
+    world = HotMerchant(tmp_path, singly_max=2, events_max=most, lifetime_ms=1600)
+    twice, *_ = world.answer_many(6)
+    world.now_ms += 800
+    world.answer(twice, worker=1)
+    world.answer_many(3)
+    assert world.work()[2] == 9
+    # The first row is over: the payment counts by its second.
+    world.now_ms += 800
+    assert world.work()[2] == 4
+    world.now_ms += 800
+    assert world.work()[2] == 0
+    assert world.wrong == 0
+
+
+def test_what_a_fold_finds_contained_is_cut_off_for_workers_without_one(tmp_path: Path) -> None:
+    world = HotMerchant(tmp_path, events_max=2000)
+    answered = world.answer_many(600)
+    world.work(worker=0)
+    world.bring(answered)
+    assert world.work(worker=0) == (0, 0, 0)
+    visited, _, counted = world.work(worker=1)
+    assert (counted, visited <= VISITS_MAX) == (0, True)
+    assert world.wrong == 0
+
+
+def test_a_fold_of_a_profile_that_cannot_be_read_is_given_up(tmp_path: Path) -> None:
+    """A damaged profile in the mirror is an error of its payment, and no fold stands in for it."""
+    world = HotMerchant(tmp_path, events_max=200)
+    answered = world.answer_many(30)
+    assert world.work()[2] == 30
+    world.bring(answered[:10])
+    good = world.mirror[HOT[MERCHANT]]
+    world.mirror[HOT[MERCHANT]] = bytes([*good[0][:-1], good[0][-1] ^ 1]), good[1]
+    with pytest.raises(UnreadableProfile):
+        world.work()
+    world.mirror[HOT[MERCHANT]] = good
+    assert world.work()[2] == 20
+    assert world.wrong == 0
