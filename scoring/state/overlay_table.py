@@ -336,18 +336,21 @@ def mark_bucket_at(shape: I64, tag: int, choice: int) -> int:
 
 @compiled()
 def mark_all(marks: I64, shape: I64, tags: I64, sources: I64, offsets: I64, now_ms: int, keep_ms: int) -> int:
-    """Note where payments stand on Kafka. Returns how many younger marks had to give way: their payments are unsure."""
+    """Note where payments stand on Kafka. Returns how many younger marks had to give way: their payments are unsure.
+
+    A mark that is a little of the future is a young one: the clock has jumped back. One of later is of another clock.
+    """
     lost = 0
     for payment in range(len(tags)):
         tag = tags[payment]
-        best, oldest_ms = -1, now_ms + 1
+        best, oldest_ms = -1, now_ms + keep_ms + 1
         for choice in range(2):
             bucket = mark_bucket_at(shape, tag, choice)
             for slot in range(bucket, bucket + BUCKET_SLOTS):
                 moment_ms = marks[slot + BUCKET_SLOTS] & _MOMENT_MASK
                 if marks[slot] == tag:
                     moment_ms = -1
-                elif marks[slot] == 0 or moment_ms > now_ms:
+                elif marks[slot] == 0 or moment_ms > now_ms + keep_ms:
                     moment_ms = 0
                 if moment_ms < oldest_ms:
                     best, oldest_ms = slot, moment_ms

@@ -318,6 +318,53 @@ def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_the_doubt(world: 
     assert score_one_like(world, number, worker=1) > 0
 
 
+@pytest.mark.parametrize("jump_ms", [1, 400, 999])
+def test_nothing_counts_twice_when_the_clock_of_a_host_jumps_back(tmp_path: Path, jump_ms: int) -> None:
+    """Marks of before the jump seem to be of the future. They gave way to new marks, and nobody was told."""
+    world = trusted(tmp_path, marks_max=64)
+    world.now_ms += 2 * jump_ms
+    first = world.make()
+    answered = [first, *(world.make() for _ in range(39))]
+    for number in answered:
+        world.payments[number].keys = world.payments[first].keys
+        world.answer(number, worker=0)
+    bring(world, answered[:30])
+    assert score_one_like(world, first, worker=1) > 0
+    world.now_ms -= jump_ms
+    # The time of the host goes on, and other payments are marked: they find free places, or put the marks in doubt.
+    for _ in range(30):
+        world.now_ms += 1
+        other = world.make()
+        world.payments[other].keys = [b"", b"merchant:another", b""]
+        bring(world, [other])
+        assert not world.marks.is_unsure
+        score_one_like(world, first, worker=0)
+    assert (world.wrong, world.marks.lost) == (0, 0)
+
+
+def test_a_mark_that_takes_the_place_of_one_of_the_future_puts_the_marks_in_doubt(tmp_path: Path) -> None:
+    world = trusted(tmp_path, marks_max=64)
+    bring(world, [world.make() for _ in range(400)])
+    world.now_ms += world.settings.doubt_ms + 1
+    # They are of a moment that has not come yet, and each place is taken.
+    lost, world.now_ms = world.marks.lost, world.now_ms - world.settings.lifetime_ms - world.settings.doubt_ms - 1
+    bring(world, [world.make()])
+    assert world.marks.lost == lost + 1
+    assert world.marks.is_unsure
+
+
+def bring(world: OverlayWorld, numbers: list[int]) -> None:
+    """Put payments on Kafka, and bring profiles with them to the mirror."""
+    topic = world.topics[0]
+    for number in numbers:
+        made = world.payments[number]
+        made.source, made.offset = 0, len(topic.records)
+        topic.records.append(number)
+    for entity in range(world.plan.entity_count):
+        world.read(entity, topic, len(topic.records))
+    world.apply(len(world.changelog))
+
+
 def test_a_payment_of_an_unnamed_change_that_is_answered_late_counts_once(world: OverlayWorld) -> None:
     life_ms = world.settings.lifetime_ms
     number = world.make()
