@@ -67,7 +67,7 @@ from paywarden.scoring.state.overlay_walk import (
     walk_all,
 )
 
-# Hot entities of a worker, whose folds are kept: 0.9 MB each at most at the defaults, 0.4 KB for each pending payment.
+# Hot entities of a worker, whose folds are kept: 0.9 MB each at most at the defaults, 0.2 KB for each pending payment.
 FOLDS, _WAYS = 64, 8
 # A fold that no payment has used for this long gives way to one of another entity.
 _IDLE_MS = 250
@@ -78,9 +78,10 @@ WORDS_SIZE, TAGS_SIZE, BYTES_SIZE, _ROOM, _ITEM_SIZE, KEYS_AT = 0, 1, 2, 3, 4, 8
 _FOLDS_AT = KEYS_AT + FOLDS
 # A fold begins with the moment of its last use, that of its oldest payment, how many payments it has, the table's
 # ERASED_AT, the bytes of the profile, when older payments were last left out, the first row of the list and the one
-# after its last, and how many places of the set of tags are in use. For each slot the newest row follows that the fold
-# has seen: as of now, and as the walk under way has found it. Words, tags, the profile's bytes and the list follow.
-_USED_MS, _OLDEST_MS, _COUNT, _ERASED, _LENGTH, _PART_MS, _FIRST, _LAST, _TAGS_USED = range(9)
+# after its last, how many places of the set of tags are in use, and the mirror's transaction that the profile was read
+# in. For each slot the newest row follows that the fold has seen: as of now, and as the walk under way has found it.
+# Words, tags, the profile's bytes and the list follow.
+_USED_MS, _OLDEST_MS, _COUNT, _ERASED, _LENGTH, _PART_MS, _FIRST, _LAST, _TAGS_USED, _SNAPSHOT = range(10)
 _HEADS_AT, _NEXT_AT, _FOLD_HEAD = 16, 16 + 2 * HEADS, 16 + 4 * HEADS
 # A row in the list, which is a ring with the oldest one first: its tag, moment and number, and where its first bucket
 # of marks begins. The payment's attributes follow.
@@ -283,6 +284,7 @@ def _has_renewed(
     elif end - begin > 8 * folds[BYTES_SIZE] or unpack(plan, entity, states, begin, end, words) != OK:
         return False
     _keep_bytes(folds, at, states, begin, end)
+    folds[at + _SNAPSHOT] = numbers[SNAPSHOT]
     number = _keep_pending(marks, shape, plan, entity, words, folds, at, numbers)
     is_kept = at != _fold_at(folds, FOLDS)
     if number > 0 and numbers[SNAPSHOT] > 0 and is_kept and not _is_part(folds, at, numbers):
@@ -344,6 +346,9 @@ def use_fold(
         return 0
     at = _fold_at(folds, place)
     if folds[at + _ERASED] != load_atomic(table, ERASED_AT):
+        return 0
+    if folds[at + _SNAPSHOT] > numbers[SNAPSHOT]:
+        # Rows that the later profile contained have left the list.
         return 0
     if _has_tag(folds[_tags_at(folds, at) : _tags_at(folds, at) + folds[at + _TAGS_USED]], own):
         return 0

@@ -170,15 +170,26 @@ def test_what_a_fold_finds_contained_is_cut_off_for_workers_without_one(tmp_path
 
 
 def test_a_fold_of_a_profile_that_cannot_be_read_is_given_up(tmp_path: Path) -> None:
-    """A damaged profile in the mirror is an error of its payment, and no fold stands in for it."""
+    """A damaged profile in the mirror is an error of its payment, and no fold stands in for it, then or later."""
     world = HotMerchant(tmp_path, events_max=200)
     answered = world.answer_many(30)
     assert world.work()[2] == 30
+    world.answer_many(3)
+    before, transaction = dict(world.mirror), world.transaction
     world.bring(answered[:10])
     good = world.mirror[HOT[MERCHANT]]
     world.mirror[HOT[MERCHANT]] = bytes([*good[0][:-1], good[0][-1] ^ 1]), good[1]
     with pytest.raises(UnreadableProfile):
         world.work()
     world.mirror[HOT[MERCHANT]] = good
-    assert world.work()[2] == 20
+    assert world.work()[2] == 23
+    # Once more, and the next look-up is of an earlier transaction.
+    world.mirror[HOT[MERCHANT]] = b"\x05 damaged", good[1]
+    world.answer_many(2)
+    with pytest.raises(UnreadableProfile):
+        world.work()
+    (world.mirror, world.transaction), latest = (before, transaction), world.transaction
+    assert world.work()[2] == 35
+    world.mirror[HOT[MERCHANT]], world.transaction = good, latest
+    assert world.work()[2] == 25
     assert world.wrong == 0
