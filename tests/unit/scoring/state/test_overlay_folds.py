@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,3 +197,71 @@ def test_a_fold_of_a_profile_that_cannot_be_read_is_given_up(tmp_path: Path) -> 
     world.mirror[HOT[MERCHANT]], world.transaction = good, latest
     assert world.work()[2] == 25
     assert world.wrong == 0
+
+
+# A worker that is killed
+
+
+def seen(world: HotMerchant, worker: int) -> tuple[bytes, int]:
+    """Returns the vector of a payment of the merchant through a worker, and how many pending payments it has."""
+    number, overlay = 0, world.workers[worker]
+    world._look_up(world.payments[number], world._readers[worker])
+    before = overlay.metrics.folded.value
+    if worker == 1:
+        assert world.chunk_worker.fill(HOT, b"asks", world.transaction)
+    else:
+        assert overlay.fill(HOT, [b"asks"], world.transaction)
+    return world._readers[worker].out.tobytes(), overlay.metrics.folded.value - before
+
+
+def add_for_ever(world: HotMerchant, begun: mmap.mmap, ended: mmap.mmap, first: int) -> None:
+    """Add payments, some hundreds a call, and count the calls that begin and end. A child process does it."""
+    overlay, made = world.workers[0], world.payments[0]
+    assert overlay._table is not None
+    rows = np.array([made.row] * ROWS, dtype=np.int64)
+    hashes = np.array([0, world.tags.hash_of_key(HOT[MERCHANT]), 0] * ROWS, dtype=np.int64)
+    for call in range(CALLS):
+        tags = np.arange(first + call * ROWS, first + (call + 1) * ROWS, dtype=np.int64)
+        begun[0] = call + 1
+        tables.add_all(
+            overlay._table, overlay._shape, rows, hashes, tags, overlay._numbers,
+            world.now_ms, 0, 1 << 60, tables.OWN,
+        )  # fmt: skip
+        ended[0] = call + 1
+    signal.pause()
+
+
+# A call takes half a millisecond. A few of the twelve are killed in the middle.
+ROWS, CALLS = 900, 3
+
+
+def test_folds_are_right_when_another_worker_is_killed_while_it_adds(tmp_path: Path) -> None:
+    """All rows of calls that ended count, and any of the last call: as for a worker that begins anew."""
+    world = HotMerchant(tmp_path, events_max=4000, lifetime_ms=10_000)
+    world.random.seed(3)
+    for kill in range(12):
+        # What was before is over.
+        world.now_ms += 2 * world.settings.lifetime_ms + 1
+        world.answer_many(40)
+        assert seen(world, worker=1)[1] == 40
+        begun, ended = mmap.mmap(-1, 1), mmap.mmap(-1, 1)
+        child = os.fork()
+        if child == 0:
+            add_for_ever(world, begun, ended, first=1000 + kill * ROWS * CALLS)
+        wanted = world.random.randrange(1, CALLS + 1)
+        # The fold is used while the other worker adds. If it is not, the kill comes sooner.
+        while begun[0] < wanted:
+            if kill % 2:
+                assert 40 <= seen(world, worker=1)[1] <= 40 + ROWS * CALLS
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        vector, counted = seen(world, worker=1)
+        assert ROWS * ended[0] <= counted - 40 <= ROWS * begun[0]
+        world.restart(0)
+        assert seen(world, worker=0) == (vector, counted)
+        # Both go on: the next payment counts once for each.
+        world.answer(world.make(), worker=kill % 2)
+        assert seen(world, worker=0) == seen(world, worker=1)
+        assert seen(world, worker=1)[1] == counted + 1
+        begun.close()
+        ended.close()
