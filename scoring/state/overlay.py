@@ -364,6 +364,8 @@ class Overlay:
         """Let rows count from 1 again if the number of the newest one cannot be: then no reader would find any."""
         if not 0 <= table[tables.NEXT_AT] < _NUMBERS_MAX:
             table[tables.NEXT_AT] = 0
+            # Rows with the numbers of others come: no worker may take them for those that its folds have.
+            table[tables.ERASED_AT] += 1
             self.metrics.broken.add(1)
         if self._numbers[tables.SEEN] > table[tables.NEXT_AT]:
             # This worker's knowledge of rows is about the numbers before.

@@ -36,7 +36,7 @@ from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix
-from paywarden.scoring.state.overlay_folds import WORDS_SIZE, add_pending, use_fold
+from paywarden.scoring.state.overlay_folds import FOLDS, KEYS_AT, WORDS_SIZE, add_pending, use_fold
 from paywarden.scoring.state.overlay_table import (
     BROKEN,
     BUCKET_SLOTS,
@@ -49,6 +49,7 @@ from paywarden.scoring.state.overlay_table import (
     NEXT_AT,
     NOW_MS,
     NUMBER_BITS,
+    NUMBER_COUNT,
     OVER,
     PENDING_FROM_MS,
     REFOLDED,
@@ -90,6 +91,15 @@ def _note_time(table: I64, numbers: I64) -> None:
         if now_ms - numbers[other] > life_ms:
             numbers[OVER] = max(numbers[OVER], numbers[other + 1])
     numbers[at], numbers[at + 1] = now_ms, seen
+
+
+@inlined
+def _forget_rows(folds: I64, numbers: I64) -> None:
+    """Forget which rows are old, and which ones folds have: a damaged number of the newest row was mended."""
+    for place in range(OVER, NUMBER_COUNT):
+        numbers[place] = 0
+    for place in range(KEYS_AT, KEYS_AT + FOLDS):
+        folds[place] = 0
 
 
 @inlined
@@ -269,6 +279,9 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     numbers[PENDING_FROM_MS] = pending_from_ms(now_ms, numbers[LIFE_MS])
     numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = numbers[VISITED] = numbers[REFOLDED] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    folds = carray(address(frame_at, SLOT.folds), size(frame_at, SLOT.folds), np.int64)
+    if load_atomic(table, NEXT_AT) < numbers[SEEN]:
+        _forget_rows(folds, numbers)
     _note_time(table, numbers)
     return fill_with_pending(
         plan,
@@ -286,7 +299,7 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
         carray(address(frame_at, SLOT.chain), (size(frame_at, SLOT.chain) // 2, 2), np.int64),
         carray(address(frame_at, SLOT.row), size(frame_at, SLOT.row), np.int64),
-        carray(address(frame_at, SLOT.folds), size(frame_at, SLOT.folds), np.int64),
+        folds,
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
         carray(address(frame_at, SLOT.hops), (rows, plan[HEAD.hop_slot_count]), np.float64),

@@ -45,8 +45,8 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix
 
-# The head of the table: the kind of file, the catalogue's digest, its sizes; how often `erase` began or ended; and the
-# number of the newest row, which all workers change and which has a cache line to itself.
+# The head of the table: the kind of file, the catalogue's digest, its sizes; how often `erase` began or ended, or rows
+# were numbered anew; and the number of the newest row, which all workers change and which has a cache line to itself.
 MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, ERASED_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 6, 8
 HEAD_SIZE = 16
 # Eight words are a line of the cache.
@@ -174,13 +174,13 @@ def _is_over(table: I64, at: int, now_ms: int, life_ms: int) -> bool:
 
 @compiled()
 def _take_row(table: I64, shape: I64, now_ms: int, life_ms: int) -> int:
-    """Returns the number of a row that this caller may write now, 0 when all rows are in use."""
+    """Returns the number of a row that this caller may write now, 0 when all rows are in use. A damaged row is not."""
     for _ in range(_ROWS_TRIED):
         number = load_atomic(table, NEXT_AT) + 1
         at = row_at(shape, number)
         state = load_atomic(table, at + STATE)
         is_written = state & 1 == 1
-        if is_written and not _is_over(table, at, now_ms, life_ms):
+        if is_written and not _is_over(table, at, now_ms, life_ms) and table[at + CHECK] == check_of(table, at, shape):
             return 0
         if swap_atomic(table, NEXT_AT, number - 1, number) == 0:
             continue

@@ -242,6 +242,56 @@ def test_a_damaged_number_of_the_newest_row_is_mended_within_two_lifetimes(world
     assert counted(world, "broken") == (number != 0)
 
 
+@pytest.mark.parametrize("chosen", [{}, FOLDED])
+@pytest.mark.parametrize("number", [1 << 62, 1 << 49, 5000])
+def test_a_worker_that_has_seen_a_damaged_number_is_not_blind_once_another_has_mended_it(
+    tmp_path: Path, number: int, chosen: dict[str, int]
+) -> None:
+    """It took all later rows for old ones, until it was started again: it never looked at a row any more."""
+    world = trusted(tmp_path, **chosen)
+    first = answer_many(world, 5)
+    table = world.workers[0]._table
+    assert table is not None
+    before, table[tables.NEXT_AT] = int(table[tables.NEXT_AT]), number
+    score_one_like(world, first, worker=1)
+    world.now_ms += world.settings.lifetime_ms // 8
+    score_one_like(world, first, worker=1)
+    # The other worker looks sooner, or whoever damaged it puts it right.
+    world._look(world.workers[0], world._readers[0])
+    table[tables.NEXT_AT] = min(before, int(table[tables.NEXT_AT]))
+    score_one_like(world, first, worker=1)
+    for _ in range(20):
+        world.now_ms += world.settings.lifetime_ms // 5
+        score_one_like(world, world.make(), worker=1)
+    world._look(world.workers[1], world._readers[1])
+    world.answered.clear()
+    world.wrong = 0
+    for _ in range(4):
+        world.payments[again := world.make()].keys = world.payments[first].keys
+        world.answer(again, worker=0)
+        assert score_one_like(world, first, worker=1) > 0
+    assert world.wrong == 0
+
+
+@pytest.mark.parametrize("moment_ms", [-300, 500, 900])
+def test_a_row_with_a_damaged_moment_does_not_hold_up_new_ones(tmp_path: Path, moment_ms: int) -> None:
+    """Rows are used in turn: the table was full until that moment was over."""
+    world = trusted(tmp_path, payments_max=64)
+    first = answer_many(world, 3)
+    world.now_ms += 2 * world.settings.lifetime_ms + 1
+
+    def move(table: Any, at: int) -> None:
+        table[at + tables.MOMENT] = world.now_ms + moment_ms
+
+    damage(world, move)
+    world.answered.clear()
+    for _ in range(64):
+        world.payments[number := world.make()].keys = world.payments[first].keys
+        world.answer(number, worker=0)
+        score_one_like(world, first, worker=1)
+    assert world.wrong == counted(world, "full") == 0
+
+
 @pytest.mark.parametrize(
     "place", [tables.MAGIC_AT, tables.DIGEST_AT, tables.ENTITIES_AT, tables.WIDTH_AT, tables.ROWS_AT, tables.BUCKETS_AT]
 )

@@ -199,7 +199,7 @@ def test_a_fold_of_a_profile_that_cannot_be_read_is_given_up(tmp_path: Path) -> 
     assert world.wrong == 0
 
 
-# A worker that is killed
+# A table that somebody has damaged
 
 
 def seen(world: HotMerchant, worker: int) -> tuple[bytes, int]:
@@ -212,6 +212,87 @@ def seen(world: HotMerchant, worker: int) -> tuple[bytes, int]:
     else:
         assert overlay.fill(HOT, [b"asks"], world.transaction)
     return world._readers[worker].out.tobytes(), overlay.metrics.folded.value - before
+
+
+def vandalise(world: HotMerchant) -> None:
+    """Write a hostile number somewhere into the table: anywhere, into a row, a link, a moment, or the newest number."""
+    table, shape, random = world.workers[0]._table, world.workers[0]._shape, world.random
+    assert table is not None
+    entities, width = int(shape[tables.SHAPE_ENTITIES]), int(shape[tables.SHAPE_WIDTH])
+    size = int(tables.row_size(entities, width))
+    first = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
+    at = first + random.randrange(40) * size
+    value = random.choice((*HOSTILE, random.randrange(-(1 << 63), 1 << 63)))
+    kind = random.randrange(6)
+    if kind == 0:
+        table[random.randrange(tables.HEAD_SIZE, len(table))] = value
+    elif kind == 1:
+        table[at + random.randrange(size)] = value
+    elif kind == 2:
+        # Rows in a circle.
+        table[at + tables.ROW_HEAD + entities + MERCHANT] = random.randrange(1, 40)
+    elif kind == 3:
+        table[tables.NEXT_AT] = random.choice((value, random.randrange(200)))
+    else:
+        # With a right check, as only somebody with a bad purpose makes it.
+        if kind == 4:
+            table[at + tables.ROW_HEAD + 3 * entities + random.randrange(width)] = value
+        else:
+            table[at + tables.MOMENT] = world.now_ms + random.randrange(-20_000, 20_000)
+        table[at + tables.CHECK] = check_in_python(table, at, entities, width)
+
+
+HOSTILE = (-1, 0, 1, 2, (1 << 63) - 1, -(1 << 63), 1 << 62, -(1 << 62), 1 << 49, 1 << 40)
+
+
+def check_in_python(table: Any, at: int, entities: int, width: int) -> np.int64:
+    """Returns a row's check, as overlay_table.check_of makes it."""
+    with np.errstate(over="ignore"):
+        check = table[at + tables.MOMENT] ^ (table[at + tables.TAG] * np.int64(31))
+        for place in range(entities):
+            check = (check ^ table[at + tables.ROW_HEAD + place]) * np.int64(0x1F3D5B79)
+        for place in range(width):
+            check = (check ^ table[at + tables.ROW_HEAD + 3 * entities + place]) * np.int64(0x1F3D5B79)
+            check ^= check >> np.int64(29)
+    return np.int64(check)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([(1, 40), (16, 300)]))
+@settings(max_examples=20, deadline=None)
+def test_a_table_of_hostile_numbers_ends_no_worker_and_heals_in_a_few_lifetimes(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, limits: tuple[int, int]
+) -> None:
+    singly, most = limits
+    world = HotMerchant(tmp_path_factory.mktemp("world"), singly_max=singly, events_max=most, payments_max=128)
+    world.random.seed(seed)
+    world.answer_many(30)
+    for _ in range(world.random.choice((1, 3, 20, 100))):
+        vandalise(world)
+        if world.random.random() < 0.3:
+            worker = world.random.randrange(2)
+            seen(world, worker)
+            # However rows are linked, a payment looks at a bounded number of them, in each of 16 slots.
+            visited = world.workers[worker]._numbers[tables.VISITED]
+            assert visited <= 2 * tables.BUCKET_SLOTS * (2 * most + 2 * VISITS_MAX)
+    for _ in range(10):
+        for overlay, reader in zip(world.workers, world._readers, strict=True):
+            world.now_ms += world.settings.lifetime_ms // 2 + 1
+            world._look(overlay, reader)
+        before = [seen(world, worker) for worker in range(2)]
+        added = world.workers[0].metrics.added.value
+        row = np.array([world.payments[0].row], dtype=np.int64)
+        for number in range(3):
+            world.workers[0].add([*HOT], [b"new %d" % number], row, int(row[0, 0]))
+        counts = [seen(world, worker)[1] - before[worker][1] for worker in range(2)]
+        if [before[0][1], before[1][1], world.workers[0].metrics.added.value - added, *counts] == [0, 0, 3, 3, 3]:
+            break
+    else:
+        pytest.fail("it has not healed within ten lifetimes")
+    assert before[0] == before[1]
+    assert seen(world, 0) == seen(world, 1)
+
+
+# A worker that is killed
 
 
 def add_for_ever(world: HotMerchant, begun: mmap.mmap, ended: mmap.mmap, first: int) -> None:
