@@ -25,6 +25,7 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many
 from tests.worlds.small import small_world, two_hops
@@ -173,7 +174,7 @@ class WideWorld:
             Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             engine=wide().clone_for_thread(),
             mirror=self.mirror,
-            decoder=RequestDecoder(wide().plan, two_hops.RATES, limits),
+            decoder=RequestDecoder(wide().plan, RATES, limits),
             now_ms=lambda: two_hops.NOW_MS,
             # It looks for a mirror each time.
             clock=iter(range(1000)).__next__,
