@@ -1,0 +1,90 @@
+"""The companion marks payments, or doubts its marks, before the mirror has their profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from paywarden.features.profiles.payment_tags import MARK_DTYPE
+from paywarden.schemas.avro import Decoder
+from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.streams.companion.companion import Companion
+from paywarden.streams.kafka.reading import Consumed, Record
+from tests.unit.streams.companion.test_changelog_reader import ENTITIES, IDS, named, record, state
+from tests.worlds.small import small_world
+
+TAG = 4127
+
+
+class Host:
+    """A companion without Kafka. Its mirror notes what the marks say at the moment when profiles come."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "mirror").mkdir()
+        settings = OverlaySettings(enabled=True, path=str(folder / "overlay"), payments_max=64, marks_max=64)
+        self.clock_ms = 50_000
+        self.marks = OverlayMarks(
+            settings, small_world.engine().plan, str(folder / "mirror"), clock_ms=lambda: self.clock_ms
+        )
+        self.clock_ms += settings.doubt_ms + 1
+        self.seen: list[tuple[bool, bool]] = []
+        self.counted: list[tuple[int, int]] = []
+
+    def apply(self, _profiles: Mapping[bytes, bytes | None], *_: object) -> None:
+        """Take profiles, as the mirror does."""
+        self.seen.append((self.marks.is_unsure, TAG in self.marks._marks[tables.MARK_HEAD_SIZE :]))
+
+    def bring(self, *records: Record, read_to: int = 0) -> tuple[bool, bool]:
+        """Let records come. Returns whether the marks were in doubt, and had the payment, when the mirror got them."""
+        companion: Any = SimpleNamespace(
+            _moves=None, _decoder=Decoder("profiles", IDS), _entities=ENTITIES, _topic="profiles",
+            _to_reach={}, _read_to={0: read_to}, _complete_to_ms=lambda *_: 0, _now_ms=lambda: 0,
+            _marks=self.marks, _mark=lambda marks, changes: Companion._mark(companion, marks, changes),
+            _mirror=self, health=SimpleNamespace(complete_to_ms=0), profiles_applied=0,
+            _metrics=SimpleNamespace(
+                applied=lambda *_: None, marks=lambda named, unnamed: self.counted.append((named, unnamed))
+            ),
+        )  # fmt: skip
+        held = SimpleNamespace(records=list(records), ended={}, left_out=frozenset())
+        Companion._apply(companion, cast(Consumed, held))
+        return self.seen[-1]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def payments(*tags: int) -> bytes:
+    return np.array([(tag, 88, 6) for tag in tags], dtype=MARK_DTYPE).tobytes()
+
+
+def test_payments_are_marked_before_the_mirror_has_their_profiles(host: Host) -> None:
+    assert host.bring(named(state(b"card:1"), payments(TAG))) == (False, True)
+    assert host.counted == [(1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("records", "read_to"),
+    [
+        pytest.param([state(b"card:1")], 0, id="without hashes: an older stream"),
+        pytest.param([named(state(b"card:1"), payments(TAG)[1:])], 0, id="hashes of a format that nobody knows"),
+        pytest.param([named(state(b"card:1", offset=7), payments(TAG))], 3, id="a gap before it"),
+        pytest.param([record(b"card:1", b"no avro")], 0, id="unreadable"),
+    ],
+)
+def test_changes_that_do_not_name_payments_put_marks_in_doubt_before_the_mirror_has_them(
+    host: Host, records: list[Record], read_to: int
+) -> None:
+    assert host.bring(*records, read_to=read_to)[0]
+    assert host.counted[0][1] == 1
+    # It is over after two lifetimes, as nothing else is unnamed.
+    host.clock_ms += 20_001
+    assert host.bring(named(state(b"card:2", offset=9), payments(TAG)), read_to=9) == (False, True)
