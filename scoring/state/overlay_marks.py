@@ -31,6 +31,7 @@ from paywarden.features.profiles.newest_payment import newest_payment_ms
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import file_at
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import (
     MARKS_FILE,
@@ -61,11 +62,11 @@ class OverlayMarks:
         self._settings, self._plan, self._clock_ms = settings, plan, clock_ms
         self._shape = shape_of(settings, plan)
         self._tags = PaymentTags(plan.key)
-        path = Path(mirror) / MARKS_FILE
-        head, size = marks_head(self._shape)
-        prepare_file(path, head, size, f"overlay: cannot use {path}")
+        self._path = path = Path(mirror) / MARKS_FILE
+        head, self._size = marks_head(self._shape)
+        prepare_file(path, head, self._size, f"overlay: cannot use {path}")
         try:
-            found = mapped(path, head, size)
+            found, self._file = mapped(path, head, self._size), file_at(path)
         except OSError as error:
             raise Misconfigured(f"overlay: cannot use {path}: {error.strerror}") from error
         assert found is not None
@@ -149,6 +150,14 @@ class OverlayMarks:
         if table is None:
             return Path(self._settings.path).exists()
         return bool(table[tables.NEXT_AT] != 0)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one that this process writes, and whole. Workers use no other."""
+        try:
+            return file_at(self._path) == self._file and self._path.stat().st_size == self._size
+        except OSError:
+            return False
 
     @property
     def is_unsure(self) -> bool:

@@ -193,6 +193,7 @@ class Companion:
         self._mirror_check = MirrorCheck(files.mirror.path, files.mirror.size_mb)
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
+        self._marks_trouble = ""
         self._shards, self._index = shards, files.index
         self._moves: ShardMoves | None = None
         self._copied_before = 0
@@ -302,11 +303,32 @@ class Companion:
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
         self._check_readers()
+        self._look_at_marks()
         self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
         if (moves := self._moves) is not None:
             copied, self._copied_before = moves.copied_count - self._copied_before, moves.copied_count
             self._metrics.shards(complete=moves.complete, missing=moves.missing, copied=copied)
+
+    def _look_at_marks(self) -> None:
+        """Make the overlay's marks anew if somebody has deleted their file or cut it short."""
+        marks = self._marks
+        if marks is None or self._open_marks is None or marks.is_in_place:
+            return
+        try:
+            self._marks = self._open_marks()
+        except Misconfigured as error:
+            if self._marks_trouble != str(error):
+                _log.error("companion: the overlay's marks cannot be made anew yet: %s", error)
+            self._marks_trouble = str(error)
+            return
+        marks.close()
+        self._marks_trouble = ""
+        self._marks.open_mirror(self._mirror.newest_transaction())
+        _log.error(
+            "companion: the overlay's marks were deleted or cut short: they are made anew, and the overlay waits for "
+            "two lifetimes"
+        )
 
     def _look_at_changelog(self) -> None:
         """Raises TemporaryFailure if the changelog was made anew: then the companion begins again with step 1."""

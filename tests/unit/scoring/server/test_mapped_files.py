@@ -17,10 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.mapped_files import MappedFile, map_pages
 from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings
+from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.services.product.scoring_server import Server
@@ -172,6 +176,39 @@ def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: 
         assert host.log().count(f"{path} was deleted or cut short: it is made anew") == 4
         assert "bug" not in host.log()
         wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
+
+
+def test_a_host_whose_marks_are_cut_short_answers_without_the_overlay_until_they_are_whole(tmp_path: Path) -> None:
+    """The companion writes the marks: workers that touch a missing page end, and those after them use no marks."""
+    overlay = OverlaySettings(enabled=True, path=str(tmp_path / "overlay"), payments_max=4096, lifetime_ms=200)
+    more = f'[overlay]\nenabled = true\npath = "{overlay.path}"\npayments_max = 4096\nlifetime_ms = 200\n'
+    with Host(tmp_path, more=more) as host:
+        with closing(MirrorWriter(host.mirror)) as writer:
+            writer.apply({}, {0: 1}, time.time_ns() // 1_000_000)
+            newest = writer.newest_transaction()
+
+        def marked() -> OverlayMarks:
+            marks = OverlayMarks(overlay, FeatureEngine().plan, host.mirror.path)
+            marks.open_mirror(newest)
+            return marks
+
+        def answers_have(flag: bool) -> bool:
+            flags = [host.pay_next() for _ in range(12)]
+            return all(isinstance(one, list) and (OVERLAY_ABSENT in one) is flag for one in flags)
+
+        marks = marked()
+        host.start("--workers", "2")
+        host.listening(2)
+        wait_until(lambda: answers_have(False), "the marks are trusted")
+        path = Path(host.mirror.path) / MARKS_FILE
+        for size in (0, 5000):
+            # This process must not touch them any more.
+            marks.close()
+            os.truncate(path, size)
+            wait_until(lambda: answers_have(True), "all answers say that the overlay is absent")
+            marks = marked()
+            wait_until(lambda: answers_have(False), "the marks are trusted again")
+        assert "bug" not in host.log()
 
 
 @pytest.fixture

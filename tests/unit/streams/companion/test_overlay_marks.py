@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.schemas.avro import Decoder
 from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.streams.companion.companion import Companion
 from paywarden.streams.kafka.reading import Consumed, Record
@@ -27,15 +28,21 @@ class Host:
     """A companion without Kafka. Its mirror notes what the marks say at the moment when profiles come."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         (folder / "mirror").mkdir()
-        settings = OverlaySettings(enabled=True, path=str(folder / "overlay"), payments_max=64, marks_max=64)
-        self.clock_ms = 50_000
-        self.marks = OverlayMarks(
-            settings, small_world.engine().plan, str(folder / "mirror"), clock_ms=lambda: self.clock_ms
+        self.settings = settings = OverlaySettings(
+            enabled=True, path=str(folder / "overlay"), payments_max=64, marks_max=64
         )
+        self.clock_ms = 50_000
+        self.marks = self.new_marks()
         self.clock_ms += settings.doubt_ms + 1
         self.seen: list[tuple[bool, bool]] = []
         self.counted: list[tuple[int, int]] = []
+
+    def new_marks(self) -> OverlayMarks:
+        """Open the marks beside the mirror."""
+        plan = small_world.engine().plan
+        return OverlayMarks(self.settings, plan, str(self.folder / "mirror"), clock_ms=lambda: self.clock_ms)
 
     def apply(self, _profiles: Mapping[bytes, bytes | None], *_: object) -> None:
         """Take profiles, as the mirror does."""
@@ -60,6 +67,55 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
+
+
+def looking_companion(host: Host) -> Any:
+    return SimpleNamespace(
+        _marks=host.marks,
+        _marks_trouble="",
+        _open_marks=host.new_marks,
+        _mirror=SimpleNamespace(newest_transaction=lambda: 7),
+    )
+
+
+@pytest.mark.parametrize("size", [None, 0, 5000])
+def test_marks_that_are_deleted_or_cut_short_are_made_anew_and_doubted(
+    host: Host, size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The companion went on in a file without a name, and the flag overlay_absent was on all answers for ever."""
+    companion = looking_companion(host)
+    Companion._look_at_marks(companion)
+    assert companion._marks is host.marks
+    path = host.folder / "mirror" / MARKS_FILE
+    whole = path.stat().st_size
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+    Companion._look_at_marks(companion)
+    made = companion._marks
+    assert (made is host.marks, made.is_in_place, made.is_unsure, path.stat().st_size) == (False, True, True, whole)
+    assert caplog.text.count("marks were deleted or cut short: they are made anew") == 1
+    host.clock_ms += 20_001
+    assert not made.is_unsure
+    Companion._look_at_marks(companion)
+    assert companion._marks is made
+
+
+def test_marks_that_cannot_be_made_are_told_once_and_the_mirror_goes_on(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    companion = looking_companion(host)
+    path = host.folder / "mirror" / MARKS_FILE
+    path.unlink()
+    path.mkdir()
+    for _ in range(3):
+        Companion._look_at_marks(companion)
+    assert companion._marks is host.marks
+    assert caplog.text.count("marks cannot be made anew yet: overlay: cannot use") == 1
+    path.rmdir()
+    Companion._look_at_marks(companion)
+    assert companion._marks.is_in_place
 
 
 def payments(*tags: int) -> bytes:
