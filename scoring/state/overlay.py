@@ -27,6 +27,7 @@ scoring/state/overlay_pending.py reads it, and scoring/state/overlay_folds.py ke
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import time
@@ -52,6 +53,8 @@ from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegi
 from paywarden.scoring.state import overlay_folds, overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
+
+_log = logging.getLogger(__name__)
 
 # "PWOVER" and the layout's version.
 _MAGIC = int.from_bytes(b"PWOVER03", "little")
@@ -174,11 +177,29 @@ def shape_of(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64]:
 def prepare(settings: OverlaySettings, plan: Plan) -> None:
     """Create the table, unless one of this catalogue and size exists. The parent calls it before any worker.
 
-    A process that still has a table of another catalogue open keeps that one. Raises Misconfigured when the path
-    cannot be used, or there is no room.
+    A process that still has a table of another catalogue open keeps that one. A table on a disk outlives its host's
+    clock: one with rows of the future is made anew, since they would be pending again when that time comes. Raises
+    Misconfigured when the path cannot be used, or there is no room.
     """
     head, size = table_head(settings, plan)
-    prepare_file(Path(settings.path), head, size, f"overlay: cannot use {settings.path}")
+    path, what = Path(settings.path), f"overlay: cannot use {settings.path}"
+    try:
+        if path.exists() and _has_rows_of_the_future(mapped(path, head, size), settings, plan):
+            _log.warning("overlay: %s has payments of an earlier start of this host: it is made anew", path)
+            path.unlink()
+    except OSError as error:
+        raise Misconfigured(f"{what}: {error.strerror}") from error
+    prepare_file(path, head, size, what)
+
+
+def _has_rows_of_the_future(table: NDArray[np.int64] | None, settings: OverlaySettings, plan: Plan) -> bool:
+    """Whether a row of a table is later than the host's own clock."""
+    if table is None:
+        return False
+    first = tables.HEAD_SIZE + int(shape_of(settings, plan)[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
+    newest_ms = int(table[first + tables.MOMENT :: tables.row_size(plan.entity_count, plan.row_width)].max())
+    # The clock is read last: a row that another worker adds meanwhile is not later.
+    return newest_ms > monotonic_ms()
 
 
 def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:

@@ -419,7 +419,7 @@ class OverlayWorld:
         life_ms, now_step = self.settings.lifetime_ms, self.now_ms * 16 // self.settings.lifetime_ms
         keeps_folds = self._singly_max < self.settings.events_max
         for visits, row in enumerate(reversed(self.answered.get(key, ()) if key else ())):
-            if now_step - row.moment_ms * 16 // life_ms >= 16:
+            if now_step - row.moment_ms * 16 // life_ms >= 16 or row.moment_ms > self.now_ms + life_ms:
                 break
             if (visits == overlay_walk.VISITS_MAX and not keeps_folds) or len(found) == self.settings.events_max:
                 break

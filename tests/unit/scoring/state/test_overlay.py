@@ -21,7 +21,7 @@ from paywarden.features.kernel.update import mix
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_folds
 from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, prepare
+from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld, TwoHosts
 
@@ -353,6 +353,26 @@ def test_a_host_that_is_started_again_sees_what_was_answered_before(world: Overl
     assert world.wrong == 0
 
 
+@pytest.mark.parametrize("age_ms", [86_400_000, 0, -86_400_000])
+def test_a_table_of_an_earlier_start_of_the_host_is_made_anew(
+    world: OverlayWorld, age_ms: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a disk. A day after the new start its payments would be pending again, though profiles contain them."""
+    world.answer(world.make(), worker=0)
+
+    def move(table: Any, at: int) -> None:
+        table[at + tables.MOMENT] = monotonic_ms() - age_ms
+
+    damage(world, move)
+    prepare(world.settings, world.plan)
+    table = np.fromfile(world.settings.path, dtype=np.int64)
+    is_anew = table[tables.NEXT_AT] == 0
+    assert is_anew == (age_ms < 0) == ("payments of an earlier start of this host" in caplog.text)
+    assert table[tables.MAGIC_AT] != 0
+    restarted = world._worker(world._reader())
+    assert restarted.is_open
+
+
 def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_the_doubt(world: OverlayWorld, tmp_path: Path) -> None:
     # The host has been up for 100 days, and a profile changed without a name of its payments.
     world.now_ms += 100 * 86_400_000
@@ -368,7 +388,7 @@ def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_the_doubt(world: 
     assert score_one_like(world, number, worker=1) > 0
 
 
-@pytest.mark.parametrize("jump_ms", [1, 400, 999])
+@pytest.mark.parametrize("jump_ms", [1, 400, 999, 1500, 10_000])
 def test_nothing_counts_twice_when_the_clock_of_a_host_jumps_back(tmp_path: Path, jump_ms: int) -> None:
     """Marks of before the jump seem to be of the future. They gave way to new marks, and nobody was told."""
     world = trusted(tmp_path, marks_max=64)
