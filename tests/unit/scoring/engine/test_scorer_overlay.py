@@ -95,6 +95,24 @@ def test_a_payment_that_is_scored_twice_counts_once_and_never_for_itself(host: O
     assert counts(host) == [0, 0, 1]
 
 
+@pytest.mark.parametrize(("jump_ms", "is_added"), [(9_000, True), (11_000, False)])
+def test_pending_payments_stay_when_the_hosts_time_of_day_jumps_back(
+    host: OverlaidHost, jump_ms: int, is_added: bool
+) -> None:
+    """How long they are pending is measured by a clock that nobody sets. What is not added is counted."""
+    host.score(payment("before", event_time_ms=NOW_MS))
+    now_ms = NOW_MS - jump_ms
+    host.score(payment("after", event_time_ms=NOW_MS), now_ms)
+    host.score(payment("later", event_time_ms=NOW_MS), now_ms)
+    # The time of day is right again.
+    host.score(payment("last", event_time_ms=NOW_MS))
+    assert counts(host) == ([0, 1, 2, 3] if is_added else [0, 1, 1, 1])
+    assert host.overlay.metrics.untimely.value == (0 if is_added else 2)
+    host.clock_ms += host.settings.lifetime_ms
+    host.score(payment("much later", event_time_ms=NOW_MS))
+    assert counts(host)[-1] == 0
+
+
 def test_what_challengers_decide_in_the_shadow_is_pending_nowhere(host: OverlaidHost, tmp_path: Path) -> None:
     for number in range(3):
         host.score(payment(f"p{number}"))
