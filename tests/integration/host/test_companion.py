@@ -170,7 +170,11 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     companion.wait_for("profiles_erased_total", 1)
     companion.wait_for("unreadable_records_total", 1)
     companion.wait_for("changes_unnamed_total", 1)
+    # Somebody deletes the marks: they are made anew, and nobody trusts them for now.
+    (deployment.mirror / MARKS_FILE).unlink()
+    wait_until((deployment.mirror / MARKS_FILE).exists, "the marks are made anew")
     assert companion.process.stop() == 0
+    assert np.fromfile(deployment.mirror / MARKS_FILE, dtype=np.int64)[tables.MARK_UNSURE_UNTIL_AT] > 0
 
     # Records from before the start would show how long the companion was away, and not how fresh mirrors are.
     topics.send_payments(payments[200:])
