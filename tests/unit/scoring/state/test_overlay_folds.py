@@ -328,10 +328,14 @@ def test_folds_are_right_when_another_worker_is_killed_while_it_adds(tmp_path: P
         begun, ended = mmap.mmap(-1, 1), mmap.mmap(-1, 1)
         child = os.fork()
         if child == 0:
-            add_for_ever(world, begun, ended, first=1000 + kill * ROWS * CALLS)
+            try:
+                add_for_ever(world, begun, ended, first=1000 + kill * ROWS * CALLS)
+            finally:
+                os._exit(1)
         wanted = world.random.randrange(1, CALLS + 1)
         # The fold is used while the other worker adds. If it is not, the kill comes sooner.
         while begun[0] < wanted:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
             if kill % 2:
                 assert 40 <= seen(world, worker=1)[1] <= 40 + ROWS * CALLS
         os.kill(child, signal.SIGKILL)
