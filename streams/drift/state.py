@@ -60,8 +60,9 @@ HEAD_TTL_S = 120 * 86_400
 TILE_TTL_S = 7 * 86_400
 # The most bytes of cells in one record. Stores take 1,000,000 bytes (features/stores/base.py), header included.
 RECORD_BYTES_MAX = 950_000
-# A delta with this many cells or bytes goes into the tiles.
-_DELTA_CELLS_MAX = 8
+# A delta with this many cells or bytes goes into the tiles. Each save writes the whole delta again: with one model, the
+# minute that is counted and the one before it.
+_DELTA_CELLS_MAX = 3
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
 # How far a partition may be ahead of the evaluation. Its tiles must be there until they are evaluated.
 _AHEAD_MS_MAX = KEPT_MS // 2

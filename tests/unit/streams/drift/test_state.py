@@ -251,7 +251,8 @@ def test_a_record_that_is_too_large_loses_only_segment_features(
 def test_counts_of_a_removed_bundle_stay_and_are_not_mixed_in() -> None:
     store = MemoryStore()
     state = owner(store)
-    feed(state, 0, 12)
+    # Two minutes: few enough to stay in the head, and they add up in a tile of five.
+    feed(state, 0, 4)
     state.save(NOW_MS)
     lost: list[int] = []
     changed = Adder(Binnings({"m1": small_binning(6)}), on_lost=lambda: lost.append(1))
