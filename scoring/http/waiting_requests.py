@@ -83,8 +83,6 @@ class WaitingRequests:
                 self._arrays[name] = larger
                 self.frame.put(name, larger)
             self.states, self.callers, self.answered = self._by_file()
-        self.states[file], self.callers[file] = reads.IDLE, NOBODY
-        self._arrays["answered"][file] = 0.0
 
     def add(self, file: int, data: bytes, body_bytes: int, arrived: float) -> bool:
         """Let a request wait. Returns False if there is no room."""

@@ -174,6 +174,10 @@ class Caller:
             replies.append(await self.reply())
         return replies
 
+    def take_in(self, data: bytes) -> None:
+        """Note bytes that were received besides."""
+        self._data += data
+
     async def ask(self, data: bytes) -> Reply:
         self.send(data)
         return await self.reply()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching import batcher, caller_pauses
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import read_call
 from paywarden.scoring.http.connection import USUAL_READS, HttpConnection
@@ -326,10 +326,9 @@ def test_a_new_connection_with_the_number_of_an_old_one_begins_anew(in_worker: C
     async def steps(worker: Worker) -> None:
         caller = await watched(worker)
         file = caller.connection._file
-        caller.send(request(0, "w1-002"))
         caller.connection.abort()
-        caller.raw.close()
         await until(lambda: worker.server._connections.count == 0)
+        caller.raw.close()
         for _ in range(20):
             if (next_one := await worker.connect()).connection._file == file:
                 break
@@ -400,6 +399,84 @@ def test_a_head_of_the_same_length_is_told_from_the_known_one(
         assert [record.caller for record in worker.records()[-2:]] == ["shop", "bank"]
 
     in_worker(steps, tokens=tokens)
+
+
+def test_a_head_of_the_caller_before_is_not_known_to_the_next_one(
+    in_worker: Callable[..., None], tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", -1.0)
+
+    async def steps(worker: Worker) -> None:
+        shop, bank = await watched(worker, token=SHOP), await watched(worker, token=BANK)
+        for number in range(3):
+            await shop.ask(request(0, f"s-{number:04}", token=SHOP))
+        for number in range(3):
+            await bank.ask(request(0, f"longer-{number:04}", token=BANK))
+        await watch(bank, b"bank")
+        await bank.ask(request(0, "longer-0003", token=BANK))
+        assert bank.is_watched()
+        # Of the bank's heads the fast path knows none of this length.
+        await bank.ask(request(0, "s-0003", token=SHOP))
+        assert [record.caller for record in worker.records()[-2:]] == ["bank", "shop"]
+
+    in_worker(steps, tokens=tokens)
+
+
+def test_a_payment_that_another_worker_decides_is_answered_before_the_next(
+    in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "_RETRY_PAUSE_S", 0.05)
+
+    async def steps(worker: Worker) -> None:
+        caller = await watched(worker)
+        path = worker.server.fast_path
+        assert path is not None
+        decide = path._whole.decide
+        path._whole.decide = lambda chunk, _: [batcher.IN_PROGRESS] * len(chunk)  # type: ignore[method-assign]
+        caller.send(request(0, "p-0001"))
+        await until(lambda: bool(caller.connection._calls))
+        path._whole.decide = decide  # type: ignore[method-assign]
+        caller.send(request(0, "p-0002"))
+        assert [answered(await caller.reply()).payment_id for _ in range(2)] == ["p-0001", "p-0002"]
+
+    in_worker(steps)
+
+
+def test_of_a_caller_who_reads_no_answers_no_more_is_read(in_worker: Callable[..., None]) -> None:
+    async def steps(worker: Worker) -> None:
+        caller = await watched(worker, send_buffer=1)
+        sent = 0
+        for number in range(3000):
+            try:
+                sent += caller.raw.send(request(0, f"p{number:05}"))
+            except BlockingIOError:
+                break
+            await asyncio.sleep(0)
+        # asyncio's limit is 64 KiB, and one answer more.
+        assert caller.connection._transport.get_write_buffer_size() < 70_000
+
+    in_worker(steps)
+
+
+def test_an_answer_never_overtakes_bytes_that_wait_to_be_sent(in_worker: Callable[..., None], sent: Sent) -> None:
+    async def steps(worker: Worker) -> None:
+        caller = await watched(worker, send_buffer=1)
+        path = worker.server.fast_path
+        assert path is not None
+        before, asked = len(worker.payment_ids()), 0
+        while not caller.connection.has_unsent():
+            caller.send(request(0, f"p{asked:05}"))
+            asked += 1
+            await until(lambda count=before + asked: len(worker.payment_ids()) == count)  # type: ignore[misc]
+        # The socket has room again, and the loop has not turned since.
+        caller.take_in(await asyncio.get_running_loop().sock_recv(caller.raw, 1 << 20))
+        caller.send(request(0, f"p{asked:05}"))
+        path._read_ready()
+        replies = [answered(await caller.reply()).payment_id for _ in range(asked + 1)]
+        assert replies == [f"p{number:05}" for number in range(asked + 1)]
+        assert sent.unfinished > 0
+
+    in_worker(steps)
 
 
 def test_a_withdrawn_token_is_refused(
