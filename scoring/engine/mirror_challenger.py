@@ -22,7 +22,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.policy import MIRROR_ABSENT, MODEL_ABSENT, Policy, flags_of
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.challenger import FAILED, LATE, NO_PROFILES, Evaluated
 from paywarden.scoring.engine.model_chain import ModelChain
@@ -114,8 +114,12 @@ class MirrorChallenger:
         for champion, made in zip(decided, self._kept.entries, strict=True):
             if reason := _unusable(champion, made, now_ms):
                 found.leave_out(reason)
-            else:
+                continue
+            try:
                 found.records.append(self._record(champion, made))
+            except InvalidEvent:
+                # The challenger is the champion by now, say, or the champion's action is none.
+                found.leave_out(FAILED)
         return found
 
     def close(self) -> None:

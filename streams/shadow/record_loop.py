@@ -19,7 +19,7 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.layout import I64, U8
 from paywarden.features.kernel.plan_schema import positions
-from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes, is_ascii
+from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes, is_ascii, is_same
 from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.intrinsics import load_word, store_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
@@ -102,26 +102,12 @@ class LoopSlots(NamedTuple):
 SLOT = positions(LoopSlots)
 
 
-@inlined
-def _is_equal(left: U8, at: int, right: U8, start: int, count: int) -> bool:
-    offset = 0
-    while offset + 8 <= count:
-        if load_word(left, at + offset) != load_word(right, start + offset):
-            return False
-        offset += 8
-    while offset < count:
-        if left[at + offset] != right[start + offset]:
-            return False
-        offset += 1
-    return True
-
-
 @compiled()
 def _text_number(texts: U8, ends: I64, data: U8, at: int, count: int) -> int:
     """Returns the number of the text that equals `count` bytes of `data`; -1 without one."""
     start = 0
     for number in range(len(ends)):
-        if ends[number] - start == count and _is_equal(data, at, texts, start, count):
+        if ends[number] - start == count and is_same(data, at, texts, start, count):
             return number
         start = ends[number]
     return -1
@@ -200,8 +186,8 @@ def _origin_number(data: U8, places: I64, count: int, origins: U8, sizes: I64) -
         if (
             sizes[2 * number] == places[BUNDLE + 1]
             and sizes[2 * number + 1] == places[POLICY + 1]
-            and _is_equal(data, places[BUNDLE], origins, 2 * number * DIGEST_BYTES, places[BUNDLE + 1])
-            and _is_equal(data, places[POLICY], origins, (2 * number + 1) * DIGEST_BYTES, places[POLICY + 1])
+            and is_same(data, places[BUNDLE], origins, 2 * number * DIGEST_BYTES, places[BUNDLE + 1])
+            and is_same(data, places[POLICY], origins, (2 * number + 1) * DIGEST_BYTES, places[POLICY + 1])
         ):
             return number
     return -1
@@ -262,7 +248,7 @@ def read_entries(frame_at: int, count: int) -> int:
                 elif field == _VECTOR:
                     place[VECTOR], is_usual = at, value == numbers[VECTOR_BYTES]
                 elif field == _CATALOGUE:
-                    is_usual = value == catalogue_size and _is_equal(data, at, constants, catalogue, value)
+                    is_usual = value == catalogue_size and is_same(data, at, constants, catalogue, value)
                 elif field == _BUNDLE:
                     place[BUNDLE], place[BUNDLE + 1] = at, value
                 elif field == _POLICY:

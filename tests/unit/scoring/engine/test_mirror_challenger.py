@@ -90,6 +90,18 @@ def test_it_decides_as_a_worker_on_its_mirror_and_is_marked(champions: list[Outb
     assert own.evaluate(champions[:2]).left_out == {NO_PROFILES: 2}
 
 
+def test_a_decision_that_cannot_be_compared_fails_alone(champions: list[OutboxEntry], tmp_path: Path) -> None:
+    own = challenger(filled(tmp_path / "shadow", NOW_MS - 300), NOW_MS + 100)
+    (first, *_) = own.evaluate(champions[:1]).records
+    # The challenger has become the champion, and an action that nobody knows.
+    champions[1].bundle_digest = bytes.fromhex(first.challenger.bundle_digest)
+    champions[1].policy_digest = bytes.fromhex(first.challenger.policy_digest)
+    champions[2].response.action = "perhaps"
+    found = own.evaluate(champions[:4])
+    assert found.left_out == {FAILED: 2}
+    assert [one.payment_id for one in found.records] == [champions[at].request.payment_id for at in (0, 3)]
+
+
 @pytest.mark.parametrize(
     ("complete_to_ms", "now_ms", "left_out"),
     [

@@ -13,6 +13,7 @@ import pytest
 
 from paywarden.scoring.engine.batching import batcher, caller_pauses
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.engine.one_call import Chunk
 from paywarden.scoring.http import read_call
 from paywarden.scoring.http.connection import USUAL_READS, HttpConnection
 from paywarden.scoring.http.settings import HttpSettings
@@ -434,7 +435,11 @@ def test_a_payment_that_another_worker_decides_is_answered_before_the_next(
         path = worker.server.fast_path
         assert path is not None
         decide = path._whole.decide
-        path._whole.decide = lambda chunk, _: [batcher.IN_PROGRESS] * len(chunk)  # type: ignore[method-assign]
+
+        def undecided(chunk: Chunk, now_ms: int) -> list[bytes | batcher.Refusal]:  # noqa: ARG001
+            return [batcher.IN_PROGRESS] * len(chunk)
+
+        path._whole.decide = undecided  # type: ignore[method-assign]
         caller.send(request(0, "p-0001"))
         await until(lambda: bool(caller.connection._calls))
         path._whole.decide = decide  # type: ignore[method-assign]
