@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from paywarden.ops.gateway.description import read_description
@@ -77,10 +78,24 @@ class Rotated:
         description = read_description(self.folder / "gateway.toml")
         make = nginx_configuration if self.target == "nginx" else envoy_configuration
         (self.folder / "rendered").write_text(make(description), encoding="utf-8")
+        earlier = self._workers()
         self._take_up()
         wait_until(lambda: self.status(mark) == 200, f"{self.target} has taken up what was rendered")
+        # For a moment earlier workers of nginx accept connections, too.
+        wait_until(lambda: not earlier & self._workers(), f"earlier workers of {self.target} accept no more")
         if self.target == "envoy" and len(self.processes) > 1:
             self.processes[-2].wait(PATIENCE_S)
+
+    def _workers(self) -> set[int]:
+        """Returns nginx's processes that accept connections. The title of others says that they shut down."""
+        if self.target != "nginx" or not self.processes:
+            return set()
+        found = set()
+        for process in psutil.Process(self.processes[0].pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "shutting down" not in " ".join(process.cmdline()):
+                    found.add(process.pid)
+        return found
 
     def _description(self, mark: str) -> str:
         keys = ", ".join(f'"{_hash(key)}"' for key in self.keys)
