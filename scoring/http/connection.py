@@ -35,8 +35,8 @@ from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
 
-# After so many usual reads in turn the fast path reads a connection itself. To begin and to end that costs some system
-# calls.
+# The fast path reads a connection itself after this number of usual reads in turn. To begin and to end that costs some
+# system calls.
 USUAL_READS = 8
 
 

@@ -344,10 +344,10 @@ class FastPath:
 
     def _requests(self, count: int) -> list[_Request]:
         """Returns the first requests that wait."""
-        requests = []
-        for file, data, body_bytes, arrived in self._waiting.listed(count):
-            requests.append(_Request(self._connections[file], data, body_bytes, arrived))
-        return requests
+        return [
+            _Request(self._connections[file], data, body_bytes, arrived)
+            for file, data, body_bytes, arrived in self._waiting.listed(count)
+        ]
 
     def _take_out(self, count: int) -> None:
         """Take out the first requests, whose connections are answered now."""

@@ -153,7 +153,7 @@ class OverlayMarks:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the file is still the one that this process writes, and whole. Workers use no other."""
+        """Whether the path still names the file that this process writes, at its full size. Workers use no other."""
         try:
             return file_at(self._path) == self._file and self._path.stat().st_size == self._size
         except OSError:

@@ -99,7 +99,7 @@ def test_a_payment_that_is_scored_twice_counts_once_and_never_for_itself(host: O
 def test_pending_payments_stay_when_the_hosts_time_of_day_jumps_back(
     host: OverlaidHost, jump_ms: int, is_added: bool
 ) -> None:
-    """How long they are pending is measured by a clock that nobody sets. What is not added is counted."""
+    """How long they are pending is measured by a clock that nobody sets. A payment that is not added is counted."""
     host.score(payment("before", event_time_ms=NOW_MS))
     now_ms = NOW_MS - jump_ms
     host.score(payment("after", event_time_ms=NOW_MS), now_ms)

@@ -418,7 +418,7 @@ def test_a_head_of_the_caller_before_is_not_known_to_the_next_one(
         await watch(bank, b"bank")
         await bank.ask(request(0, "longer-0003", token=BANK))
         assert bank.is_watched()
-        # Of the bank's heads the fast path knows none of this length.
+        # The fast path knows no head of the bank that has this length.
         await bank.ask(request(0, "s-0003", token=SHOP))
         assert [record.caller for record in worker.records()[-2:]] == ["bank", "shop"]
 
