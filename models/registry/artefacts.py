@@ -43,7 +43,7 @@ class ArtefactStore(Protocol):
     def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
         """Keep files under a digest, whole or not at all. They replace others that are there. Raises Misconfigured.
 
-        The caller knows that no entry names others: a native library has no part in the digest of a bundle.
+        The caller knows that no entry names others: a bundle's digest leaves out its native libraries.
         """
 
     def is_here(self, kind: str, digest: str, /) -> bool:
@@ -171,10 +171,9 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
             raise RegistryRefused(f"{folder}: {name} was registered and cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != checksum:
             raise RegistryRefused(f"{folder}: {name} was changed after it was registered")
-    if processors_of(checksums):
-        for path in sorted(folder.glob(f"{NATIVE}/**/*")):
-            if path.is_file() and path.relative_to(folder).as_posix() not in checksums:
-                raise RegistryRefused(f"{path} was added after the bundle was registered: it is code, remove it")
+    for path in sorted(folder.glob(f"{NATIVE}/**/*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in checksums:
+            raise RegistryRefused(f"{path} was added after the bundle was registered: it is code, remove it")
 
 
 def processors_of(names: Iterable[str]) -> list[str]:

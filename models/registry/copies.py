@@ -13,56 +13,69 @@ entry (LATE_KINDS). Any other entry that no longer fits is *lost*: it was made w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from paywarden.models.registry.entries import Entry, entry_of
-from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.entries import Entry, digest_of, entry_of
+from paywarden.models.registry.log import GrowingLog, RegistryLog
 from paywarden.models.registry.people import RegistryPeople
+
+REFUSED_MAX: Final = 100
+"""Everybody who may write to the topic can send records that do not count. The newest ones show what they are."""
 
 
 @dataclass(frozen=True)
 class RefusedEntry:
-    """A record of the topic that does not count, and why."""
+    """A record of the topic that does not count, and why. `digest`: the sha256 of its line."""
 
-    line: bytes
+    digest: str
     reason: str
 
 
 class TopicReader:
-    """Takes the records of the topic in order. `log` has the entries that count, `refused` the other records."""
+    """Takes the records of the topic in order. `log` has the entries that count.
+
+    `refused`: the newest of the other records. `refused_count`: how many there were.
+    """
 
     def __init__(self, people: RegistryPeople) -> None:
         self._people = people
-        self.log = RegistryLog()
-        self.refused: list[RefusedEntry] = []
-        self._seen: set[str] = set()
+        self._log = GrowingLog()
+        self.refused: deque[RefusedEntry] = deque(maxlen=REFUSED_MAX)
+        self.refused_count = 0
+
+    @property
+    def log(self) -> RegistryLog:
+        """The entries that count."""
+        return self._log.log
 
     def take(self, lines: Iterable[bytes]) -> None:
         """Take the next records. One that was sent twice counts once."""
         for line in lines:
             reason = self._refusal(line)
             if reason:
-                self.refused.append(RefusedEntry(line, reason))
+                self.refused.append(RefusedEntry(digest_of(line), reason))
+                self.refused_count += 1
 
     def _refusal(self, line: bytes) -> str:
         try:
             entry = entry_of(line)
         except ValueError as error:
             return str(error)
-        if entry.digest in self._seen:
+        if entry.digest in self._log:
             return ""
         key = self._people.keys.get(entry.key)
         if key is None:
             return f"the key {entry.key} belongs to nobody in the file of people"
         if not entry.is_signed_by(key):
             return f"the signature of {entry.by} is wrong"
-        longer = self.log.followed_by(entry)
-        if longer is None:
-            return f"{entry.kind} by {entry.by} came too late: another entry was there first"
-        self.log = longer
-        self._seen.add(entry.digest)
-        return ""
+        if full := self._log.refusal(entry, self._people):
+            return f"{entry.kind} by {entry.by} has no room: {full}"
+        return (
+            "" if self._log.take(entry) else f"{entry.kind} by {entry.by} came too late: another entry was there first"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,18 +89,11 @@ class Merge:
 
 def merge(own: RegistryLog, topic: RegistryLog) -> Merge:
     """Returns how a host's copy becomes the topic's."""
-    on_topic = {entry.digest for entry in topic.entries}
-    log, to_send, lost = topic, list[Entry](), list[Entry]()
+    log, to_send, lost = GrowingLog(topic), list[Entry](), list[Entry]()
     for entry in own.entries:
-        if entry.digest in on_topic:
-            continue
-        longer = log.followed_by(entry)
-        if longer is None:
-            lost.append(entry)
-        else:
-            log = longer
-            to_send.append(entry)
-    return Merge(log, tuple(to_send), tuple(lost))
+        if entry.digest not in log:
+            (to_send if log.take(entry) else lost).append(entry)
+    return Merge(log.log, tuple(to_send), tuple(lost))
 
 
 def forked(lost: Iterable[Entry]) -> str:

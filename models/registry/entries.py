@@ -54,8 +54,8 @@ KINDS: Final = (
 )  # fmt: skip
 """The kinds of entries: events in the life of a model."""
 
-LATE_KINDS: Final = (ROLLED_BACK, ROLLOUT_VERDICT, ROLLOUT_ABORTED)
-"""Entries that take something back. They do not wait for other hosts, and count behind any entry."""
+LATE_KINDS: Final = (ROLLED_BACK, ROLLOUT_VERDICT, ROLLOUT_ABORTED, KEY_REVOKED)
+"""Entries that take something back. They do not wait for other hosts, and count behind any entry, at any time."""
 
 FIRST: Final = "0" * 64
 """The digest that the first entry names as the one before."""

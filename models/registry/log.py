@@ -11,9 +11,14 @@ out, and the next writer cuts it off. A whole entry that lacks only the end of i
 forgiven: any other line that is no entry, and any entry that does not name the one before it, raises RegistryRefused
 with its line.
 
-Entries that take something back are the chain's exception: a rollback, and the verdict or abort of a rollout. Two hosts
-may go on apart while Kafka is away; the log of one then holds a rollback that names an earlier entry than the last. It
-is accepted behind any entry, as a *late* one. All other entries must name the line before them.
+Entries that take something back are the chain's exception: a rollback, the verdict or abort of a rollout, and the
+revocation of a key. Two hosts may go on apart while Kafka is away; the log of one then holds a rollback that names an
+earlier entry than the last. It is accepted behind any entry, as a *late* one. All other entries must name the line
+before them.
+
+Nobody reads a log that is longer than LOG_BYTES_MAX. Its last LATE_BYTES are for entries that take something back. A
+key gets KEY_BYTES_MAX of it, the last quarter of them likewise, so one person cannot fill the log. The key of a
+rollout's lead may fill it.
 
 A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
 that they are gone. Each writer therefore notes beside the log, in LOG.head, the head and the sha256 of all lines up to
@@ -25,14 +30,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from paywarden.models.registry.entries import FIRST, LATE_KINDS, LINE_BYTES_MAX, Entry, entry_of
-from paywarden.models.registry.people import RegistryPeople
+from paywarden.models.registry.people import LEAD, RegistryPeople
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import LineFile
@@ -40,6 +46,9 @@ from paywarden.schemas.private_files import require_unwritable
 
 # A hundred thousand entries. A busy bank makes a few thousand a year.
 LOG_BYTES_MAX = 64 * 1024 * 1024
+LATE_BYTES = 8 * 1024 * 1024
+# A thousand registrations, which have 4 kB each.
+KEY_BYTES_MAX = 4 * 1024 * 1024
 _BEGINNING = b'{"by":"'
 
 
@@ -86,13 +95,8 @@ class RegistryLog:
 
     def followed_by(self, entry: Entry) -> RegistryLog | None:
         """Returns the log with one entry more; None if the entry does not fit behind it."""
-        late = self.late
-        if entry.previous != self.head:
-            known = {FIRST, *(earlier.digest for earlier in self.entries)}
-            if entry.kind not in LATE_KINDS or entry.previous not in known:
-                return None
-            late |= {len(self.entries)}
-        return RegistryLog((*self.entries, entry), late)
+        growing = GrowingLog(self)
+        return growing.log if growing.take(entry) else None
 
     def check_signatures(self, people: RegistryPeople) -> None:
         """Raise RegistryRefused if an entry has a wrong signature. Entries of unknown keys cannot be checked."""
@@ -102,11 +106,61 @@ class RegistryLog:
                 raise RegistryRefused(f"line {number} of the log is damaged: the signature of {entry.by} is wrong")
 
 
+class GrowingLog:
+    """A log to which entries are added, each in the same time, however long the log is."""
+
+    def __init__(self, log: RegistryLog | None = None) -> None:
+        log = log or RegistryLog()
+        self._entries, self._late = list(log.entries), set(log.late)
+        self._known = {FIRST, *(entry.digest for entry in log.entries)}
+        self.bytes = 0
+        self.bytes_by_key = Counter[str]()
+        for entry in log.entries:
+            self._count(entry)
+
+    @property
+    def log(self) -> RegistryLog:
+        """The log as it is now."""
+        return RegistryLog(tuple(self._entries), frozenset(self._late))
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._known
+
+    def take(self, entry: Entry) -> bool:
+        """Add an entry; returns False if it does not fit behind the log."""
+        if entry.previous != (self._entries[-1].digest if self._entries else FIRST):
+            if entry.kind not in LATE_KINDS or entry.previous not in self._known:
+                return False
+            self._late.add(len(self._entries))
+        self._entries.append(entry)
+        self._known.add(entry.digest)
+        self._count(entry)
+        return True
+
+    def refusal(self, entry: Entry, people: RegistryPeople) -> str:
+        """Returns why there is no room for an entry; empty if there is."""
+        more, late = len(entry.line) + 1, entry.kind in LATE_KINDS
+        if self.bytes + more > LOG_BYTES_MAX - (0 if late else LATE_BYTES):
+            return (
+                f"the log has {self.bytes} bytes and is full, only rollbacks, aborts and revocations are left: begin "
+                "another log ([models] log) with the champion"
+            )
+        owner = people.owner(entry.key)
+        share = KEY_BYTES_MAX if late else KEY_BYTES_MAX * 3 // 4
+        if self.bytes_by_key[entry.key] + more > share and not (owner and LEAD in owner.roles):
+            return f"the key {entry.key} has signed {self.bytes_by_key[entry.key]} bytes of the log, its whole share"
+        return ""
+
+    def _count(self, entry: Entry) -> None:
+        size = len(entry.line) + 1
+        self.bytes += size
+        self.bytes_by_key[entry.key] += size
+
+
 def log_of(content: bytes, where: str = "the log") -> RegistryLog:
     """Returns the log in these bytes. Raises RegistryRefused naming the first line that is damaged."""
     *lines, tail = content.split(b"\n")
-    entries, late, known = [], set(), {FIRST}
-    head = FIRST
+    log = GrowingLog()
     is_ended, torn_bytes = True, 0
     if tail:
         if _is_torn(tail):
@@ -119,18 +173,14 @@ def log_of(content: bytes, where: str = "the log") -> RegistryLog:
             entry = entry_of(line)
         except ValueError as error:
             raise RegistryRefused(f"{where}, line {number} is damaged: {error}") from error
-        if entry.previous != head:
-            if entry.kind not in LATE_KINDS or entry.previous not in known:
-                raise RegistryRefused(
-                    f"{where}, line {number} does not fit the line before it: one of them was changed, removed or moved"
-                )
-            late.add(number - 1)
-        head = entry.digest
-        if head in known:
+        is_twice = entry.digest in log
+        if not log.take(entry):
+            raise RegistryRefused(
+                f"{where}, line {number} does not fit the line before it: one of them was changed, removed or moved"
+            )
+        if is_twice:
             raise RegistryRefused(f"{where}, line {number} is there twice")
-        known.add(head)
-        entries.append(entry)
-    return RegistryLog(tuple(entries), frozenset(late), torn_bytes, is_ended)
+    return replace(log.log, torn_bytes=torn_bytes, is_ended=is_ended)
 
 
 class Log(Protocol):
@@ -171,18 +221,15 @@ class LogFile:
             content = self._content()
             log = log_of(content, str(self.path))
             made = list(make(log))
-            longer = log
-            for entry in made:
-                fitting = longer.followed_by(entry)
-                if fitting is None:
-                    raise RegistryRefused("the entry does not name the last entry of the log as the one before")
-                longer = fitting
+            longer = GrowingLog(log)
+            if not all(map(longer.take, made)):
+                raise RegistryRefused("the entry does not name the last entry of the log as the one before")
             lines = b"".join(entry.line + b"\n" for entry in made)
             if lines or log.torn_bytes or not log.is_ended:
                 file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
                 # The missing entries stay noted for `verify`: the next entry must not make a cut forgotten.
-                if longer.has_noted(self._noted()):
-                    self._remember(longer)
+                if longer.log.has_noted(self._noted()):
+                    self._remember(longer.log)
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:

@@ -26,7 +26,7 @@ from paywarden.models.registry.artefacts import (
     processors_of,
 )
 from paywarden.models.registry.entries import Entry, Value, signed_entry
-from paywarden.models.registry.log import LOG_BYTES_MAX, Log, RegistryLog
+from paywarden.models.registry.log import GrowingLog, Log, RegistryLog
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
 from paywarden.models.registry.rules import (
     Proposal,
@@ -34,6 +34,7 @@ from paywarden.models.registry.rules import (
     RegisteredVersion,
     RegistryState,
     Rules,
+    files_of,
     find,
     refusal_of,
     state_of,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 # Enough digits to name an entry among millions.
 SHOWN: Final = 12
-# A thousand rollbacks and aborts.
-_LATE_BYTES = 1024 * 1024
+# A person reads no longer list.
+_NAMED_MAX = 10
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Registry:
             self.store.folder(BUNDLES, version.bundle, bundle.files),
             self.store.folder(POLICIES, version.policy, policy.files) / POLICY_FILE,
         )
-        _require_named(served)
+        _require_named(served, model_version(state, version))
         return served
 
     def register(
@@ -146,7 +147,8 @@ class Registry:
     ) -> list[Entry]:
         """Keep the files of a bundle and a policy, and propose them as a version. Without a bundle: the champion's.
 
-        A part that is registered already is not registered again. Returns the entries, the proposal last.
+        A part that is registered already is not registered again. Returns the entries, the proposal last. Raises
+        RegistryRefused if it was registered with other files: a bundle's digest leaves out its native libraries.
         """
 
         def make(log: RegistryLog) -> list[Entry]:
@@ -158,30 +160,22 @@ class Registry:
                 version = RegisteredVersion(state.champion.bundle, policy.digest, state.champion.catalogue)
             else:
                 version = RegisteredVersion(bundle.digest, policy.digest, bundle.catalogue)
-                if bundle.digest not in state.bundles:
-                    drafts.append((kinds.REGISTERED_BUNDLE, _bundle_record(bundle)))
+                record = _bundle_record(bundle)
+                if not _is_known(state.bundles.get(bundle.digest), "bundle", record):
+                    drafts.append((kinds.REGISTERED_BUNDLE, record))
             files = {POLICY_FILE: policy.text.encode()}
-            if policy.digest not in state.policies:
-                record: Mapping[str, Value] = {"policy": policy.digest, "files": checksums_of(files)}
+            record = {"policy": policy.digest, "files": checksums_of(files)}
+            if not _is_known(state.policies.get(policy.digest), "policy", record):
                 drafts.append((kinds.REGISTERED_POLICY, record))
             proposal = {"bundle": version.bundle, "policy": version.policy, "catalogue": version.catalogue}
             made = self.signed(log, signer, [*drafts, (kinds.PROPOSED, proposal)], why, now_ms)
             # The files come first: no entry ever names files that are not there.
             if bundle is not None:
-                self._keep(BUNDLES, bundle.digest, bundle.files, state.bundles)
-            self._keep(POLICIES, policy.digest, files, state.policies)
+                self.store.put(BUNDLES, bundle.digest, bundle.files)
+            self.store.put(POLICIES, policy.digest, files)
             return made
 
         return self.log.append(make)
-
-    def _keep(self, kind: str, digest: str, files: Mapping[str, bytes], known: Mapping[str, Registered]) -> None:
-        """Put files into the store, unless others were registered under their digest.
-
-        A bundle that was compiled again has another library under the same digest. Those that were registered stay:
-        hosts serve them.
-        """
-        if digest not in known or known[digest].files == checksums_of(files):
-            self.store.put(kind, digest, files)
 
     def is_here(self, version: RegisteredVersion) -> bool:
         """Returns whether `files_of` a version asks nobody outside this host."""
@@ -215,13 +209,13 @@ class Registry:
         return found[0], found[1], entry
 
     def note(self, signer: Signer, kind: str, what: Mapping[str, Value], *, why: str, now_ms: int) -> Entry:
-        """Append an entry of any other kind: events of rollouts, a key that is revoked, a clock that is set."""
+        """Append an entry of any other kind: a key that is revoked, a clock that is set."""
 
         def make(log: RegistryLog) -> list[Entry]:
             log.check_signatures(self.people)
             return self.signed(log, signer, [(kind, what)], why, now_ms)
 
-        (entry,) = self.log.append(make)
+        (entry,) = (self.log.append_now if kind in kinds.LATE_KINDS else self.log.append)(make)
         return entry
 
     def _about(
@@ -260,14 +254,7 @@ class Registry:
         Raises RegistryRefused if one breaks a rule.
         """
         made = []
-        size = sum(len(entry.line) + 1 for entry in log.entries)
         for kind, what in drafts:
-            # Nobody reads a longer log. The room that is left is for entries that take something back.
-            if size > LOG_BYTES_MAX - _LATE_BYTES and kind not in kinds.LATE_KINDS:
-                raise RegistryRefused(
-                    f"{kind.replace('_', ' ')} by {signer.name} is refused: the log has {size} bytes and is full, only "
-                    "rollbacks and aborts are left: begin another log ([models] log) with the champion"
-                )
             entry = signed_entry(
                 signer.key,
                 registry=self.rules.name,
@@ -278,7 +265,8 @@ class Registry:
                 why=why,
                 what=what,
             )
-            if reason := refusal_of(log, entry, self.people, self.rules):
+            full = GrowingLog(log).refusal(entry, self.people)
+            if reason := full or refusal_of(log, entry, self.people, self.rules):
                 raise RegistryRefused(f"{kind.replace('_', ' ')} by {signer.name} is refused: {reason}")
             longer = log.followed_by(entry)
             assert longer is not None
@@ -287,21 +275,23 @@ class Registry:
         return made
 
 
-def _require_named(served: ServedVersion) -> None:
+def _require_named(served: ServedVersion, model: str) -> None:
     """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
 
-    The person who registered the files sent their digests, which could be those of any files.
+    The person who registered the files wrote their digests into the log, which could be those of any files.
     """
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import PolicySettings, policy_digest
 
-    bundle = read_manifest(served.bundle).digest
+    manifest = read_manifest(served.bundle)
     settings = read_source(str(served.policy), {}).section("policy", PolicySettings)
     policy = policy_digest(settings, read_lists(settings.lists))
     for kind, found, wanted in (
-        ("bundle", bundle, served.version.bundle),
+        ("bundle", manifest.digest, served.version.bundle),
         ("policy", policy, served.version.policy),
+        # Whose name people may have approved it by.
+        ("model", manifest.model_version, model or manifest.model_version),
     ):
         if found != wanted:
             raise RegistryRefused(
@@ -313,8 +303,11 @@ def _require_named(served: ServedVersion) -> None:
 def proposal_named(state: RegistryState, text: str) -> Proposal:
     """Returns the open proposal that a text names, by its model's version or the first six digits of a digest.
 
-    The digest may be that of the proposal, its version, its bundle or its policy. Raises RegistryRefused.
+    The digest may be that of the proposal, its version, its bundle or its policy. Raises RegistryRefused. The whole
+    digest of a proposal names that proposal alone: nobody can choose it, while other names are the proposers' words.
     """
+    if text in state.proposals:
+        return state.proposals[text]
     named = []
     for proposal in state.proposals.values():
         version = proposal.version
@@ -324,8 +317,8 @@ def proposal_named(state: RegistryState, text: str) -> Proposal:
     if len(named) == 1:
         return named[0]
     if named:
-        those = ", ".join(proposal.digest[:SHOWN] for proposal in named)
-        raise RegistryRefused(f"{text!r} names {len(named)} proposals: {those}; give the digest of one")
+        those = ", ".join(f"{proposal.digest} by {proposal.by}" for proposal in named[:_NAMED_MAX])
+        raise RegistryRefused(f"{text!r} names {len(named)} proposals: {those}; give the whole digest of one")
     for version in state.way_back:
         if find((version.digest, version.bundle), text) or model_version(state, version) == text:
             raise RegistryRefused(f"{text!r} was promoted already; to let it decide again, register it again")
@@ -341,11 +334,23 @@ def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> R
         if state.champion is None:
             raise RegistryRefused("nothing was promoted: name a version")
         return state.champion
-    for entry in reversed(log.entries):
-        version = RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
-        if entry.kind != kinds.PROPOSED or version.bundle not in state.bundles or version.policy not in state.policies:
-            continue
-        if find((entry.digest, version.digest, version.bundle, version.policy), text):
+    ignored = {one.number for one in state.ignored}
+    proposed = [
+        (entry.digest, RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")))
+        for number, entry in reversed([*enumerate(log.entries, 1)])
+        if entry.kind == kinds.PROPOSED and number not in ignored
+    ]
+    known = [
+        (digest, version)
+        for digest, version in proposed
+        if version.bundle in state.bundles and version.policy in state.policies
+    ]
+    # Whole digests first: other names are the proposers' words.
+    for digest, version in known:
+        if text in (digest, version.digest):
+            return version
+    for digest, version in known:
+        if find((digest, version.digest, version.bundle, version.policy), text):
             return version
         if model_version(state, version) == text:
             return version
@@ -357,6 +362,22 @@ def model_version(state: RegistryState, version: RegisteredVersion) -> str:
     bundle: Registered | None = state.bundles.get(version.bundle)
     value = "" if bundle is None else bundle.facts.get("model_version")
     return value if isinstance(value, str) else ""
+
+
+def _is_known(registered: Registered | None, part: str, record: Mapping[str, Value]) -> bool:
+    """Returns whether a part is registered. Raises RegistryRefused if it is, with other files or facts."""
+    if registered is None:
+        return False
+    theirs, ours = ({**facts, **files_of(facts)} for facts in (registered.facts, record))
+    different = sorted(name for name in {*theirs, *ours} - {"files"} if theirs.get(name) != ours.get(name))
+    if not different:
+        return True
+    name = different[0]
+    raise RegistryRefused(
+        f"the {part} {registered.digest[:SHOWN]} is registered already, by {registered.by}, with another {name} "
+        f"({theirs.get(name, 'none')}, yours is {ours.get(name, 'none')}): register a copy of the registered files, or "
+        f"let an admin revoke the key {registered.key} if they must not be used"
+    )
 
 
 def _bundle_record(bundle: BundleFacts) -> Mapping[str, Value]:

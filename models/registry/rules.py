@@ -20,8 +20,14 @@ An example with two approvals wanted:
     4  approved   ben      of 3        8  rolled_back  cleo                champion: the one before, if there is one
 
 Rules that hold for every kind: the key belongs to a known person of that name, who has the role, has not left and
-whose key is not revoked; and the entry is not older than the newest before it by more than `clock_back_ms`. A
-rollback, a verdict and an abort are accepted whatever their time: a wrong clock must not keep a bad model in place.
+whose key is not revoked; and the entry is not older by more than `clock_back_ms` than the person's newest entry before
+it, or than a time that two people have reached. A time ahead of all clocks therefore stops nobody but its signer:
+
+    anna 10:00   eve 9999   ben 10:05   two people have reached 10:05 (eve and ben): others may write from 10:00 on
+
+A rollback, a verdict, an abort and a revocation are accepted whatever their time: a wrong clock must not keep a bad
+model or a stolen key in place. A revocation also takes back what nobody else has used yet: proposals without approvals,
+and registrations that no version names.
 
 A clock that was ahead ends with a `clock_set`. Approvals that are dated later count no longer: nobody knows when they
 were given, so nobody knows when they expire.
@@ -61,6 +67,8 @@ MODES: Final = ("shadow", "canary", "blue_green")
 `resume`, which one person writes."""
 
 _DAY_MS = 86_400_000
+# Open proposals of a person: the next one takes the place of the oldest. People read them all before they approve one.
+_OPEN_MAX = 20
 # The roles that may write an entry: any of them.
 _ROLES: Mapping[str, tuple[str, ...]] = {
     kinds.REGISTERED_BUNDLE: (PROPOSE,),
@@ -87,13 +95,19 @@ class Rules:
     """The rules of a deployment. All readers must have the same.
 
     `approvals`: how many people besides the proposer a promotion needs; 0 asks for none. `approval_ms`: how long an
-    approval counts. `clock_back_ms`: how much older an entry may be than the newest before it.
+    approval counts. `clock_back_ms`: how much older an entry may be than those before it.
     """
 
     name: str = "paywarden"
     approvals: int = 0
     approval_ms: int = 30 * _DAY_MS
     clock_back_ms: int = 300_000
+
+    def oldest_ms(self, newest_ms: Mapping[str, int], by: str) -> int:
+        """Returns how old an entry of a person may be. `newest_ms`: the newest time of each person's entries."""
+        times_ms = sorted(newest_ms.values())
+        reached_ms = times_ms[-2] if len(times_ms) > 1 else 0
+        return max(reached_ms, newest_ms.get(by, 0)) - self.clock_back_ms
 
 
 @dataclass(frozen=True)
@@ -116,14 +130,14 @@ class Registered:
 
     digest: str
     by: str
+    key: str
     time_ms: int
     facts: Mapping[str, Value]
 
     @property
     def files(self) -> dict[str, str]:
         """The sha256 of each of its files, by path."""
-        files = self.facts.get("files")
-        return dict(files) if isinstance(files, dict) else {}
+        return files_of(self.facts)
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,7 @@ class Proposal:
     digest: str
     version: RegisteredVersion
     by: str
+    key: str
     time_ms: int
     why: str
     not_approvers: frozenset[str]
@@ -192,7 +207,10 @@ class Ignored:
 
 @dataclass(frozen=True)
 class RegistryState:
-    """The state after a log. `way_back`: the versions of the stack, the champion last."""
+    """The state after a log. `way_back`: the versions of the stack, the champion last.
+
+    `newest_ms`: the newest time of each person's entries, for `Rules.oldest_ms`.
+    """
 
     way_back: tuple[RegisteredVersion, ...] = ()
     bundles: Mapping[str, Registered] = field(default_factory=dict)
@@ -202,7 +220,7 @@ class RegistryState:
     history: tuple[Decided, ...] = ()
     ignored: tuple[Ignored, ...] = ()
     notes: tuple[str, ...] = ()
-    newest_ms: int = 0
+    newest_ms: Mapping[str, int] = field(default_factory=dict)
     head: str = kinds.FIRST
 
     @property
@@ -214,6 +232,11 @@ class RegistryState:
     def previous(self) -> RegisteredVersion | None:
         """The version that a rollback goes back to; None if there is no way back."""
         return self.way_back[-2] if len(self.way_back) > 1 else None
+
+    def libraries(self, version: RegisteredVersion) -> dict[str, str]:
+        """Returns the sha256 of the native libraries of a version's bundle, which its digest leaves out, by path."""
+        files = self.bundles[version.bundle].files
+        return {name: checksum for name, checksum in sorted(files.items()) if name.endswith(".so")}
 
     def is_approved(self, proposal: Proposal, rules: Rules, at_ms: int) -> bool:
         """Returns whether a proposal could be promoted at that time."""
@@ -272,9 +295,9 @@ def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
         time_ms = log.entries[position].time_ms
         if position in ignored:
             times_ms.append(0)
-        # A late rollback was made before entries that stand in front of it.
+        # A late rollback was made before entries that stand in front of it, and says nothing about their time.
         elif position in log.late:
-            times_ms.append(time_ms)
+            times_ms.append(time_ms if later is None else min(later, time_ms))
         else:
             later = time_ms if later is None else min(later, time_ms)
             times_ms.append(later)
@@ -296,7 +319,7 @@ class _Fold:
         self._decided: list[tuple[RegisteredVersion, Entry, int]] = []
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
-        self._newest_ms = 0
+        self._newest_ms: dict[str, int] = {}
         self._head = kinds.FIRST
         self._takes: Mapping[str, Callable[[Entry], str]] = {
             kinds.REGISTERED_BUNDLE: self._registered_bundle,
@@ -327,9 +350,9 @@ class _Fold:
             self._ignored.append(Ignored(number, entry, reason))
             return
         if entry.kind == kinds.CLOCK_SET:
-            self._newest_ms = entry.time_ms
-        elif entry.kind not in _ANY_TIME:
-            self._newest_ms = max(self._newest_ms, entry.time_ms)
+            self._newest_ms = {name: min(time_ms, entry.time_ms) for name, time_ms in self._newest_ms.items()}
+        if entry.kind not in kinds.LATE_KINDS:
+            self._newest_ms[entry.by] = max(self._newest_ms.get(entry.by, 0), entry.time_ms)
         after = self._stack[-1] if self._stack else None
         if after is not None and after != before:
             self._decided.append((after, entry, number))
@@ -349,7 +372,7 @@ class _Fold:
             history=tuple(Decided(version, entry, times_ms[number - 1]) for version, entry, number in self._decided),
             ignored=tuple(self._ignored),
             notes=tuple(self._notes),
-            newest_ms=self._newest_ms,
+            newest_ms=dict(self._newest_ms),
             head=self._head,
         )
 
@@ -370,10 +393,12 @@ class _Fold:
             return f"this release knows no entry of the kind {entry.kind}"
         if problem := _role_problem(person, entry):
             return problem
-        if entry.kind not in _ANY_TIME and entry.time_ms < self._newest_ms - self._rules.clock_back_ms:
+        behind_ms = self._rules.oldest_ms(self._newest_ms, entry.by) - entry.time_ms
+        if behind_ms > 0 and entry.kind not in _ANY_TIME:
+            allowed_ms = self._rules.clock_back_ms
             return (
-                f"it is {(self._newest_ms - entry.time_ms) // 1000} s older than an entry before it, "
-                f"at most {self._rules.clock_back_ms // 1000} s are allowed: a clock jumped"
+                f"it is {(behind_ms + allowed_ms) // 1000} s older than an entry before it, at most "
+                f"{allowed_ms // 1000} s are allowed: a clock jumped"
             )
         return ""
 
@@ -403,7 +428,13 @@ class _Fold:
         if any(proposal.version == version for proposal in self._proposals.values()):
             return f"the version {_short(version.digest)} is proposed already"
         authors = frozenset((entry.by, bundle.by, policy.by))
-        self._proposals[entry.digest] = Proposal(entry.digest, version, entry.by, entry.time_ms, entry.why, authors)
+        self._proposals[entry.digest] = Proposal(
+            entry.digest, version, entry.by, entry.key, entry.time_ms, entry.why, authors
+        )
+        own = [proposal for proposal in self._proposals.values() if proposal.by == entry.by]
+        if len(own) > _OPEN_MAX:
+            # `min` takes the first of equals: the oldest of those that nobody has approved.
+            del self._proposals[min(own, key=lambda proposal: bool(proposal.approvals)).digest]
         return ""
 
     def _approved(self, entry: Entry) -> str:
@@ -506,7 +537,26 @@ class _Fold:
             return f"the key {key or '(none)'} belongs to nobody in the file of people"
         self._revoked.add(key)
         self._withdraw(lambda approval: approval.key == key)
+        self._take_back_unused(key)
         return ""
+
+    def _take_back_unused(self, key: str) -> None:
+        """Take back proposals of a key that nobody approved, and registrations of it that no version uses.
+
+        Others can then register the same bundle with their files.
+        """
+        used = {version for version, _, _ in self._decided}
+        if self._rollout is not None:
+            used.add(self._rollout.version)
+        for proposal in list(self._proposals.values()):
+            if proposal.key == key and not proposal.approvals and proposal.version not in used:
+                del self._proposals[proposal.digest]
+        used.update(proposal.version for proposal in self._proposals.values())
+        digests = {digest for version in used for digest in (version.bundle, version.policy)}
+        for known in (self._bundles, self._policies):
+            for registered in list(known.values()):
+                if registered.key == key and registered.digest not in digests:
+                    del known[registered.digest]
 
     def _clock_set(self, entry: Entry) -> str:
         # Two machines never have the same time.
@@ -553,12 +603,18 @@ def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:
     if not is_digest(digest):
         return f"{part}: wanted a digest of 64 hex digits"
     if digest in known:
-        return f"the {part} {_short(digest)} is registered already"
+        return f"the {part} {_short(digest)} is registered already, by {known[digest].by}"
     files = entry.what.get("files")
     if not isinstance(files, dict) or not files or not all(map(_is_file, files.items())):
         return "files: wanted the sha256 of each file"
-    known[digest] = Registered(digest, entry.by, entry.time_ms, entry.what)
+    known[digest] = Registered(digest, entry.by, entry.key, entry.time_ms, entry.what)
     return ""
+
+
+def files_of(facts: Mapping[str, Value]) -> dict[str, str]:
+    """Returns the sha256 of each file that an entry registers, by path."""
+    files = facts.get("files")
+    return dict(files) if isinstance(files, dict) else {}
 
 
 def _is_file(item: tuple[str, str]) -> bool:

@@ -36,7 +36,7 @@ class ModelRegistrySettings:
     approvals: int = 0
     # An approval counts for this long.
     approval_days: int = 30
-    # How much older an entry may be than the newest before it: two machines never have the same time.
+    # How much older an entry may be than those before it: two machines never have the same time.
     clock_back_s: int = 300
     # Processors for which a bundle needs a native library to be registered. Empty: that of the machine that registers.
     processors: tuple[str, ...] = ()

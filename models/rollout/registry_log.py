@@ -181,7 +181,7 @@ class RegistryRolloutLog:
             # Raises if another host has made it impossible in the last moment.
             rollout = after(now.rollout, event)
             kind = kind_of(event)
-            oldest_ms = state.newest_ms - self._registry.rules.clock_back_ms
+            oldest_ms = self._registry.rules.oldest_ms(state.newest_ms, signer.name)
             if event.time_ms < oldest_ms and kind == kinds.ROLLOUT_STEP:
                 # The lead goes on looking: harm counts whatever its clock says.
                 raise ClockBehind(

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 # A stop of the companion waits this long for a round; Kafka may not answer.
 _JOIN_TIMEOUT_S = 2.0
+# Everybody who may write to the topic can send records that count for nothing.
+_REFUSED_EVERY_S = 60.0
 # The message for each trouble, and for its end.
 _COPY = "this host's log is not equal to the topic's", "this host's log is equal to the topic's again"
 _FILE = "this host's deployment file is not what its log says", "this host's deployment file is what its log says again"
@@ -74,6 +76,8 @@ class LogFollower:
         self._stamped: object = None
         # The last logged trouble of the copy, and of the deployment file.
         self._told = {_COPY: "", _FILE: ""}
+        # Records that count for nothing since the last line about them, and when the next line may come.
+        self._refused, self._refused_at = 0, 0.0
         # When the copy was last equal to the topic's. Before that: the start.
         self._synced_s, self._has_synced = time.time(), open_log is None
         self._stop = threading.Event()
@@ -132,8 +136,13 @@ class LogFollower:
             self._note(_COPY, error)
             self.close()
             return
-        for refused in done.refused[len(done.refused) - done.refused_now :]:
-            _log.warning("model registry: a record of the topic counts for nothing: %s", refused.reason)
+        self._refused += done.refused_now
+        if self._refused and time.monotonic() >= self._refused_at:
+            reason = done.refused[-1].reason
+            _log.warning(
+                "model registry: %d more records of the topic count for nothing, the last: %s", self._refused, reason
+            )
+            self._refused, self._refused_at = 0, time.monotonic() + _REFUSED_EVERY_S
         self._mended(_COPY)
         self._synced_s, self._has_synced = time.time(), True
         if self._metrics is not None:

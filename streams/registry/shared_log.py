@@ -8,9 +8,10 @@ An entry in four steps:
 4. If the entry counts there, it is in the copy as well. If another host's came first, it is nowhere, and the command
    says so.
 
-An entry that takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into
-the copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and the
-caller waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
+An entry that takes something back (a rollback, the verdict or abort of a rollout, the revocation of a key) does not
+wait for Kafka: it goes into the copy, where this host's readers see it at once, and is sent after that. On a scoring
+host a thread sends it, and the caller waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the
+companion's, for one.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ SEND_WAIT_S: Final = 0.6
 class Synced:
     """The result of a `sync`: entries sent to the topic, received from it, and set aside.
 
-    `refused`: all records of the topic that do not count. The last `refused_now` of them were read this time.
+    `refused`: the newest records of the topic that do not count. `refused_count`: the number of all of them;
+    `refused_now`: of those that were read this time.
     """
 
     sent: tuple[Entry, ...]
     received: tuple[Entry, ...]
     set_aside: tuple[Entry, ...]
     refused: tuple[RefusedEntry, ...]
+    refused_count: int
     refused_now: int
 
 
@@ -148,7 +151,7 @@ class SharedLog:
         Raises RegistryRefused if entries of this host are lost, unless `set_aside` puts them into a file of their own.
         """
         sent: list[Entry] = []
-        refused_before = len(self._reader.refused)
+        refused_before = self._reader.refused_count
         for _ in range(_ROUNDS_MAX):
             self._reader.take(self._topic.read())
             own = self._own()
@@ -163,8 +166,9 @@ class SharedLog:
             if _is_same(own, merged.log) or self._took(own, merged.log, merged.lost):
                 mine = {entry.digest for entry in own.entries}
                 received = tuple(entry for entry in merged.log.entries if entry.digest not in mine)
+                count = self._reader.refused_count
                 refused = tuple(self._reader.refused)
-                return Synced(tuple(sent), received, merged.lost, refused, len(refused) - refused_before)
+                return Synced(tuple(sent), received, merged.lost, refused, count, count - refused_before)
         raise RegistryRefused(f"other hosts went on while this one read the log, {_ROUNDS_MAX} times: run it again")
 
     def _own(self) -> RegistryLog:
@@ -179,7 +183,7 @@ class SharedLog:
         """Raise RegistryRefused if an entry was sent before and does not count on the topic."""
         for entry in to_send:
             if entry in sent:
-                reasons = [refused.reason for refused in self._reader.refused if refused.line == entry.line]
+                reasons = [refused.reason for refused in self._reader.refused if refused.digest == entry.digest]
                 why = reasons[-1] if reasons else "it did not come back"
                 raise RegistryRefused(f"{entry.kind} by {entry.by} ({entry.digest[:12]}) counts for nothing: {why}")
 

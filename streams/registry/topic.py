@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from confluent_kafka import Consumer
@@ -23,8 +23,8 @@ _FLUSH_TIMEOUT_S = 15.0
 class RegistryTopic(Protocol):
     """The topic on which hosts share entries."""
 
-    def read(self) -> list[bytes]:
-        """Returns the lines since the last call, all lines at first. Raises BrokerUnavailable, Misconfigured."""
+    def read(self) -> Iterable[bytes]:
+        """Yields the lines since the last call, all lines at first. Raises BrokerUnavailable, Misconfigured."""
 
     def send(self, entries: Iterable[Entry]) -> None:
         """Returns once the entries are on the topic, in order. Raises BrokerUnavailable, Misconfigured."""
@@ -42,8 +42,8 @@ class KafkaRegistryTopic:
         self._admin: AdminClient | None = None
         self._next_offset = 0
 
-    def read(self) -> list[bytes]:
-        """See RegistryTopic. A record that cannot be decoded is returned as it is: nobody can take it for an entry."""
+    def read(self) -> Iterator[bytes]:
+        """See RegistryTopic. A record that cannot be decoded is yielded as it is: nobody can take it for an entry."""
         if self._consumer is None or self._admin is None:
             # Says which topic is missing.
             partitions_of(self._kafka, REGISTRY_TOPIC)
@@ -60,12 +60,10 @@ class KafkaRegistryTopic:
                 "end, and count then"
             )
         offsets = range(max(low, self._next_offset), end)
-        lines = []
         if offsets:
             for records in records_between(self._consumer, self._topic, 0, offsets):
-                lines += [self._line(record.value or b"") for record in records]
+                yield from (self._line(record.value or b"") for record in records)
         self._next_offset = end
-        return lines
 
     def send(self, entries: Iterable[Entry]) -> None:
         """See RegistryTopic."""
@@ -100,7 +98,7 @@ class LazyRegistryTopic:
         self._make = make
         self._made: KafkaRegistryTopic | None = None
 
-    def read(self) -> list[bytes]:
+    def read(self) -> Iterable[bytes]:
         """See RegistryTopic."""
         return self._opened().read()
 

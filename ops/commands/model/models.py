@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paywarden.models.registry.rules import Proposal, RegisteredVersion, RegistryState
 
 _SHOWN = 12
+_LINES_MAX = 20
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -144,13 +145,16 @@ def approve(source: Source, proposal: str, why: str, key: str | None, as_json: b
 
     PROPOSAL is a model version, or the first six digits or more of the digest of a proposal, version, bundle or policy.
     The person who proposed it, or registered a part of it, cannot approve it. An approval counts for [models]
-    approval_days.
+    approval_days. The command prints the sha256 of each native library, which the bundle's digest leaves out.
     """
     with _opened(source, key) as (registry, signer):
         named, entry = registry.approve(signer, proposal, why=why, now_ms=now_ms())
     state = registry.state()
     now = state.proposals[named.digest]
-    lines = [f"proposal {now.digest[:_SHOWN]} approved by {signer.name}{_still_needed(registry, now)}"]
+    lines = [
+        f"proposal {now.digest[:_SHOWN]} approved by {signer.name}{_still_needed(registry, now)}",
+        *_libraries_in_words(state, now.version),
+    ]
     _tell(as_json, [entry], lines, proposal=_proposal_json(state, now))
 
 
@@ -195,8 +199,9 @@ def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
 def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json: bool) -> None:
     """Revoke the key FINGERPRINT.
 
-    Entries that it signs from now on do not count. Its approvals of open proposals do not count any more. Everybody may
-    revoke their own key, and the role `admin` any.
+    Entries that it signs from now on do not count. Its approvals of open proposals do not count any more, and its
+    proposals and registrations that nobody else has used are taken back. A revocation needs no Kafka, and counts
+    whatever the time of other entries. Everybody may revoke their own key, and the role `admin` any.
     """
     from paywarden.models.registry.entries import KEY_REVOKED
 
@@ -211,8 +216,8 @@ def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json:
 def set_clock(source: Source, why: str, key: str | None, as_json: bool) -> None:
     """Go on after an entry from a wrong clock.
 
-    Entries that are older than the newest one are refused. After this one, its own time is the newest. It needs the
-    role `admin`.
+    Entries that are older than the person's newest one, or than a time that two people have reached, are refused. After
+    this one, no time before it is newer than its own. It needs the role `admin`.
     """
     from paywarden.models.registry.entries import CLOCK_SET
 
@@ -250,9 +255,13 @@ def list_models(source: Source, whole: bool, as_json: bool) -> None:
             click.echo(printable(f"{spoken(entry.time_ms)}  {entry.by:<12} {subject}: {entry.why}{told}"))
         return
     _print_state(registry, state)
-    for entry in ahead:
-        subject = f"{entry.kind.replace('_', ' ')} {_subject(entry)}"
-        click.echo(printable(f"ahead     {subject} by {entry.by} is of {spoken(entry.time_ms)} UTC: a clock jumped"))
+    lines = [
+        f"ahead     {entry.kind.replace('_', ' ')} {_subject(entry)} by {entry.by} is of {spoken(entry.time_ms)} UTC: "
+        "a clock jumped"
+        for entry in ahead
+    ]
+    for line in _newest_of(lines):
+        click.echo(printable(line))
 
 
 @models.command()
@@ -371,11 +380,13 @@ def sync(source: Source, set_aside: bool, as_json: bool) -> None:
         done = log.sync(set_aside=set_aside)
     counts = {"sent": len(done.sent), "received": len(done.received), "set_aside": len(done.set_aside)}
     if as_json:
-        reasons = [refused.reason for refused in done.refused]
-        click.echo(json.dumps({**counts, "refused": reasons, "head": registry.log.read().head}, indent=2))
+        told = {"refused": [one.reason for one in done.refused], "refused_count": done.refused_count}
+        click.echo(json.dumps({**counts, **told, "head": registry.log.read().head}, indent=2))
         return
+    if done.refused:
+        click.echo(f"{done.refused_count} records of the topic count for nothing, the newest for these reasons:")
     for refused in done.refused:
-        click.echo(printable(f"a record of the topic counts for nothing: {refused.reason}"))
+        click.echo(printable(f"  {refused.reason}"))
     click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
     click.echo(f"head {registry.log.read().head}")
 
@@ -480,10 +491,23 @@ def _print_state(registry: Registry, state: RegistryState) -> None:
 
 
 def _ignored_lines(state: RegistryState) -> list[str]:
-    return [
-        printable(f"line {one.number} counts for nothing: {one.entry.kind} by {one.entry.by}: {one.reason}")
+    ignored = [
+        f"line {one.number} counts for nothing: {one.entry.kind} by {one.entry.by}: {one.reason}"
         for one in state.ignored
-    ] + list(map(printable, state.notes))
+    ]
+    return [*map(printable, _newest_of(ignored)), *map(printable, _newest_of(state.notes))]
+
+
+def _newest_of(lines: Sequence[str]) -> list[str]:
+    """Returns the newest of the lines about entries. Each person can write any number of entries."""
+    more = [f"{len(lines) - _LINES_MAX} more, see `paywarden models list --log`"] if len(lines) > _LINES_MAX else []
+    return [*more, *lines[-_LINES_MAX:]]
+
+
+def _libraries_in_words(state: RegistryState, version: RegisteredVersion) -> list[str]:
+    """Returns a line for each native library of a version's bundle: the files that its digest leaves out."""
+    by = state.bundles[version.bundle].by
+    return [f"{name} of {by}: sha256 {checksum}" for name, checksum in state.libraries(version).items()]
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
@@ -511,6 +535,8 @@ def _proposal_json(state: RegistryState, proposal: Proposal) -> dict[str, Any]:
         "time_ms": proposal.time_ms,
         "why": proposal.why,
         "approved_by": proposal.approvers(now_ms()),
+        "registered_by": state.bundles[proposal.version.bundle].by,
+        "libraries": state.libraries(proposal.version),
     }
 
 

@@ -8,9 +8,9 @@ each act: without it the console can sign nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +62,9 @@ class ProposalRow:
     is_approved: bool
     is_own: bool
     changes: Changes
+    # Who registered the bundle, and the sha256 of each native library: the bundle's digest leaves them out.
+    registered_by: str = ""
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,8 @@ class Desk:
                 state.is_approved(one, registry.rules, now_ms),
                 person.name in one.not_approvers,
                 changes_of(registry, state, one.version),
+                state.bundles[one.version.bundle].by,
+                state.libraries(one.version),
             )
             for one in state.proposals.values()
         ]

@@ -200,4 +200,4 @@ def test_an_entry_of_the_registry_behind_it_is_neither_lost_nor_sent_twice(
                 with pytest.raises(BrokerUnavailable):
                     log.sync()
         assert [sent.digest for sent in log.sync().sent] == [entry.digest]
-        assert len(other.read()) == 2
+        assert len(list(other.read())) == 2

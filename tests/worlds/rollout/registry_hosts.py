@@ -8,6 +8,7 @@ from pathlib import Path
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.people import RegistryPeople
 from paywarden.models.registry.rules import Rules, state_of
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.registry.shared_log import SharedLog
@@ -57,15 +58,16 @@ class HostTopic:
 class Host:
     """A host with its copy of the log."""
 
-    def __init__(self, folder: Path, topic: MemoryTopic, name: str) -> None:
+    def __init__(self, folder: Path, topic: MemoryTopic, name: str, people: RegistryPeople = PEOPLE) -> None:
         self.told: list[str] = []
+        self.people = people
         self.file = LogFile(folder / f"{name}.jsonl")
         self.topic, self.name = topic, name
         self.log = self.opened()
 
     def opened(self) -> SharedLog:
         """A new process on the host, which reads the topic from its beginning."""
-        return SharedLog(self.file, self.topic.of(self.name), PEOPLE, self.told.append)
+        return SharedLog(self.file, self.topic.of(self.name), self.people, self.told.append)
 
     def promote(self, name: str) -> None:
         """Take a version all the way, in one append."""

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import (
     BUNDLES,
@@ -24,7 +26,7 @@ from paywarden.models.registry.artefacts import (
     open_store,
     processors_of,
 )
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.log import LATE_BYTES, LogFile
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
 from paywarden.models.registry.rules import Rules
 from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
@@ -93,21 +95,29 @@ def test_files_that_nobody_registered_are_replaced(make: Callable[[Path], Artefa
 
 
 @pytest.mark.parametrize("make", [in_a_folder, in_memory])
-def test_a_bundle_that_was_compiled_again_leaves_the_registered_library_where_it_is(
+def test_a_bundle_with_another_library_than_the_registered_one_is_refused(
     make: Callable[[Path], ArtefactStore], tmp_path: Path
 ) -> None:
-    """With a new policy for it an object store got the new library, and no host could check the champion any more."""
+    """The digest leaves out the library: whoever registered first decided what all hosts load, without a word."""
     store = make(tmp_path)
     registry = Registry(LogFile(tmp_path / "log.jsonl"), people_of(), Rules(), store)
-    anna = Signer("anna", key_of("anna"))
 
-    def register(library: bytes, policy: str) -> None:
+    def register(library: bytes, policy: str, by: str = "anna", model: str = "m-1") -> None:
         files = {"manifest.json": b"{}", "native/x86_64/model.so": library}
-        facts = BundleFacts(NAME, "m-1", CATALOGUE, "", files)
-        registry.register(anna, facts, PolicyFacts(digest(policy), policy), why="a test", now_ms=START_MS)
+        facts = BundleFacts(NAME, model, CATALOGUE, "", files)
+        policies = PolicyFacts(digest(policy), policy)
+        registry.register(Signer(by, key_of(by)), facts, policies, why="a test", now_ms=START_MS)
 
     register(b"first", "p-1")
-    register(b"compiled again", "p-2")
+    key = fingerprint(key_of("anna").public_key())
+    with pytest.raises(
+        RegistryRefused,
+        match=rf"is registered already, by anna, with another native/x86_64/model.so \({sha256(b'first').hexdigest()}, "
+        rf"yours is {sha256(b'again').hexdigest()}\): .* revoke the key {key} if they must not be used",
+    ):
+        register(b"again", "p-2", "ben")
+    with pytest.raises(RegistryRefused, match=r"by anna, with another model_version \(m-1, yours is m-2\)"):
+        register(b"first", "p-2", "ben", "m-2")
     registered = registry.state().bundles[NAME].files
     assert (store.folder(BUNDLES, NAME, registered) / "native/x86_64/model.so").read_bytes() == b"first"
     # Registering the same bytes again repairs a damaged file.
@@ -118,8 +128,48 @@ def test_a_bundle_that_was_compiled_again_leaves_the_registered_library_where_it
         (tmp_path / "registry" / BUNDLES / NAME / "manifest.json").write_bytes(b"")
     with pytest.raises(RegistryRefused, match=r"manifest.json was changed"):
         store.folder(BUNDLES, NAME, registered)
-    register(b"first", "p-3")
+    register(b"first", "p-3", "ben")
     assert store.folder(BUNDLES, NAME, registered).is_dir()
+    # Whoever registered first with files that nobody may use cannot keep the bundle from others.
+    (proposal,) = [one.digest for one in registry.state().proposals.values() if one.by == "ben"]
+    registry.note(Signer("dora", key_of("dora")), kinds.KEY_REVOKED, {"revoked": key}, why="a test", now_ms=START_MS)
+    assert [*registry.state().proposals] == [proposal], "what another person uses stays"
+    assert NAME in registry.state().bundles
+
+
+@pytest.mark.parametrize("make", [in_a_folder, in_memory])
+def test_a_revocation_frees_a_bundle_for_the_files_of_others(
+    make: Callable[[Path], ArtefactStore], tmp_path: Path
+) -> None:
+    store = make(tmp_path)
+    registry = Registry(LogFile(tmp_path / "log.jsonl"), people_of(), Rules(), store)
+
+    def register(library: bytes, by: str) -> None:
+        facts = BundleFacts(NAME, "m-1", CATALOGUE, "", {"manifest.json": b"{}", "native/x86_64/model.so": library})
+        registry.register(Signer(by, key_of(by)), facts, PolicyFacts(digest("p"), "p"), why="a test", now_ms=START_MS)
+
+    register(b"hostile", "anna")
+    what = {"revoked": fingerprint(key_of("anna").public_key())}
+    registry.note(Signer("dora", key_of("dora")), kinds.KEY_REVOKED, what, why="a test", now_ms=START_MS)
+    assert (registry.state().proposals, registry.state().bundles, registry.state().policies) == ({}, {}, {})
+    register(b"good", "ben")
+    state = registry.state()
+    assert state.bundles[NAME].by == "ben"
+    files = state.bundles[NAME].files
+    assert (store.folder(BUNDLES, NAME, files) / "native/x86_64/model.so").read_bytes() == b"good"
+    (proposal,) = state.proposals.values()
+    assert state.libraries(proposal.version) == {"native/x86_64/model.so": sha256(b"good").hexdigest()}
+
+
+def test_a_library_beside_a_bundle_registered_without_one_is_refused(tmp_path: Path) -> None:
+    """Hosts would have loaded it: nobody had registered it, or approved it."""
+    store = FolderStore(tmp_path)
+    store.put(BUNDLES, NAME, {"manifest.json": b"{}"})
+    library = tmp_path / BUNDLES / NAME / "native" / "x86_64" / "model.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"code")
+    with pytest.raises(RegistryRefused, match="was added after the bundle was registered: it is code"):
+        store.folder(BUNDLES, NAME, checksums_of({"manifest.json": b"{}"}))
 
 
 def test_a_full_log_still_takes_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +180,11 @@ def test_a_full_log_still_takes_a_rollback(tmp_path: Path, monkeypatch: pytest.M
     for name in ("one", "two"):
         writer.add(kinds.PROMOTED, "anna", proposal=writer.proposal(name).digest)
     registry.log.append(lambda _: writer.log.entries)
-    monkeypatch.setattr("paywarden.models.registry.registry.LOG_BYTES_MAX", 1024 * 1024 + len(writer.content) - 1)
+    monkeypatch.setattr("paywarden.models.registry.log.LOG_BYTES_MAX", LATE_BYTES + len(writer.content) - 1)
     with pytest.raises(RegistryRefused, match=r"clock set by anna is refused: the log has \d+ bytes and is full"):
         registry.note(anna, kinds.CLOCK_SET, {}, why="a test", now_ms=writer.now_ms)
+    what = {"revoked": fingerprint(key_of("ben").public_key())}
+    registry.note(anna, kinds.KEY_REVOKED, what, why="a test", now_ms=writer.now_ms)
     registry.roll_back(anna, why="a test", now_ms=writer.now_ms)
     champion = registry.state().champion
     assert champion is not None

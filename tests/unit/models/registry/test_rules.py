@@ -287,6 +287,11 @@ def test_a_clock_that_jumps_is_refused_until_an_admin_sets_it() -> None:
     proposal = writer.proposal("three")
     wrong = writer.now_ms + 365 * DAY_MS
     writer.add(kinds.APPROVED, "ben", time_ms=wrong, proposal=proposal.digest)
+    # One person's clock stops this person alone.
+    assert refusal_of(writer.log, writer.entry(kinds.CLOCK_SET, "cleo"), EVERYBODY, TWO) == ""
+    same = {"policy": digest("same clock"), "files": {"policy.toml": digest("same clock")}}
+    assert "older than" in refusal_of(writer.log, writer.entry(kinds.REGISTERED_POLICY, "ben", same), EVERYBODY, TWO)
+    writer.add(kinds.REGISTERED_POLICY, "anna", same, time_ms=wrong)
     refused = writer.entry(kinds.APPROVED, "cleo", proposal=proposal.digest)
     assert "older than an entry before it" in refusal_of(writer.log, refused, EVERYBODY, TWO)
     # A wrong clock keeps nobody from going back.

@@ -31,7 +31,7 @@ PEOPLE = people_of(
     {
         "anna": frozenset((PROPOSE, ROLLOUT)),
         "ben": frozenset((APPROVE, PROMOTE)),
-        "cleo": frozenset((ROLL_BACK,)),
+        "cleo": frozenset((ROLL_BACK, PROPOSE)),
         "lead": frozenset((LEAD,)),
     }
 )
@@ -279,8 +279,9 @@ def test_a_lead_whose_clock_is_behind_the_registry_waits_and_finds_harm(tmp_path
     hosts.start()
     lead = hosts.of("lead")
     lead.take(event(EventKind.READY, 1))
-    policy: dict[str, Value] = {"policy": digest("another"), "files": {"policy.toml": digest("another")}}
-    hosts.add(partial(Writer.entry, kind=kinds.REGISTERED_POLICY, by="anna", what=policy))
+    for by in ("anna", "cleo"):
+        policy: dict[str, Value] = {"policy": digest(by), "files": {"policy.toml": digest(by)}}
+        hosts.add(partial(Writer.entry, kind=kinds.REGISTERED_POLICY, by=by, what=policy))
     with pytest.raises(ClockBehind, match=r"rollout not looked: the clock is \d+ s too far behind the newest entry"):
         lead.take(at(look(Finding.INCONCLUSIVE, 2)))
     assert lead.take(at(look(Finding.HARM, 3))).phase is Phase.ROLLED_BACK

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.policy.policy import PolicySettings, policy_digest
-from paywarden.models.registry.artefacts import bundle_files
+from paywarden.models.registry.artefacts import bundle_files, checksums_of
 from paywarden.models.registry.entries import CLOCK_SET
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.settings import ModelRegistrySettings
@@ -105,10 +105,15 @@ def test_a_bundle_goes_from_a_proposal_to_the_champion_and_back(desk: Desk) -> N
     assert told["proposal"]["policy"] == policy_digest(PolicySettings(), {})
     version = read_manifest(bundle).model_version
     assert "anna has not the role approve" in desk.refusal("approve", version, by="anna")
-    assert desk.told("approve", version, by="ben")["proposal"]["approved_by"] == ["ben"]
+    approved = desk.told("approve", version, by="ben")["proposal"]
+    assert (approved["approved_by"], approved["registered_by"]) == (["ben"], "anna")
+    libraries = {name: checksum for name, checksum in checksums_of(bundle_files(bundle)).items() if ".so" in name}
+    assert approved["libraries"] == libraries
     assert "ben has approved it already" in desk.refusal("approve", version, by="ben")
     assert "it needs the approval of 2, ben approved it" in desk.refusal("promote", version, by="dora")
-    desk.told("approve", told["proposal"]["bundle"][:6], by="cleo")
+    pem = str(desk.folder / "cleo.pem")
+    lines = desk.run("approve", told["proposal"]["bundle"][:6], "--key", pem, "--why", "read").stdout.splitlines()
+    assert lines[1:-1] == [f"{name} of anna: sha256 {checksum}" for name, checksum in libraries.items()]
     before = now_ms() - 1
     first = desk.told("promote", version, by="dora")["champion"]
     assert "was promoted already" in desk.refusal("promote", version, by="dora")
@@ -244,10 +249,14 @@ def test_a_clock_that_was_ahead_is_set_by_an_admin(desk: Desk) -> None:
     bundle = str(small_world.trained_bundle())
     assert f"by dora is of {spoken(ahead)} UTC: a clock jumped" in desk.run("list").stdout
     assert [entry["by"] for entry in desk.told("list")["ahead"]] == ["dora"]
-    assert "older than an entry before it" in desk.refusal("register", bundle, by="anna")
     assert "anna has not the role admin" in desk.refusal("set-clock", by="anna")
+    # Nobody but dora waits for that.
+    proposal = desk.told("register", bundle, by="anna")["proposal"]["proposal"]
+    for approver in ("ben", "cleo"):
+        desk.told("approve", proposal, by=approver)
+    assert "older than an entry before it" in desk.refusal("promote", proposal, by="dora")
     desk.told("set-clock", by="dora")
-    desk.told("register", bundle, by="anna")
+    desk.told("promote", proposal, by="dora")
 
 
 @needs_compiler
@@ -308,6 +317,16 @@ def test_a_rollback_does_not_wait_for_kafka(desk: Desk, monkeypatch: pytest.Monk
     assert "again" in result.stdout
     assert "only this host knows it until `paywarden models sync` has sent it: no Kafka broker" in result.stderr
     assert desk.told("list")["champion"] == first
+
+
+def test_a_key_is_revoked_without_kafka(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    proposal = desk.told("register", str(small_world.trained_bundle()), by="anna")
+    config = desk.config.read_text("utf-8")
+    desk.config.write_text(f'{config}topic = true\n[kafka]\nbootstrap = "127.0.0.1:1"\n', "utf-8")
+    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", 0.1)
+    key = proposal["entries"][0]["key"]
+    assert desk.run("revoke", key, "--key", str(desk.folder / "dora.pem"), "--why", "stolen").exit_code == 0
+    assert desk.told("list")["proposals"] == []
 
 
 def test_a_rollback_on_a_scoring_host_has_switched_it_and_returns_while_kafka_hangs(
