@@ -1,10 +1,9 @@
-"""Rate limits: a token bucket for each name or address."""
+"""Rate limits: a token bucket for each name or address, and those of logins."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Network, ip_address
 
 # The limit remembers this many callers. Beyond, it forgets the caller that it has not seen for longest.
@@ -39,23 +38,12 @@ class RateLimit:
             self._put(key, left - 1, now_s)
             return 0.0
 
-    def take_all(self, keys: Sequence[str], now_s: float) -> float:
-        """Take one of each key; returns 0, or the seconds until all have one, and then nothing is taken."""
+    def give_back(self, key: str) -> None:
+        """Give back what `take` took."""
         with self._lock:
-            left = [self._left(key, now_s) for key in keys]
-            if min(left) < 1:
-                return (1 - min(left)) * self._per_s / self._count
-            for key, of_key in zip(keys, left, strict=True):
-                self._put(key, of_key - 1, now_s)
-            return 0.0
-
-    def give_back(self, keys: Sequence[str]) -> None:
-        """Give back the tries that `take_all` took."""
-        with self._lock:
-            for key in keys:
-                if key in self._buckets:
-                    left, seen_s = self._buckets[key]
-                    self._put(key, min(self._count, left + 1), seen_s)
+            if key in self._buckets:
+                left, seen_s = self._buckets[key]
+                self._put(key, min(self._count, left + 1), seen_s)
 
     def _left(self, key: str, now_s: float) -> float:
         left, seen_s = self._buckets.get(key, (self._count, now_s))
@@ -66,3 +54,45 @@ class RateLimit:
         self._buckets.move_to_end(key)
         if len(self._buckets) > _KEYS_MAX:
             self._buckets.popitem(last=False)
+
+
+class LoginLimit:
+    """Wrong passwords: `count` in `per_s` seconds for a name at a network, ten times as many for a name in all.
+
+    Nobody locks another person out: other names at the same network have tries of their own, behind a NAT or a proxy
+    too, and a network from which the person has logged in needs none of the name's. So a name has at most ten times
+    `count` wrong tries from everywhere else, however many addresses somebody has. Thread-safe.
+    """
+
+    def __init__(self, count: int, per_s: float) -> None:
+        # Names of nobody have limits of their own: a flood of them makes the limits forget no person.
+        self._at_network = {is_known: RateLimit(count, per_s) for is_known in (True, False)}
+        self._of_name = {is_known: RateLimit(10 * count, per_s) for is_known in (True, False)}
+        self._strangers = RateLimit(10 * count, per_s)
+        self._came_from: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, name: str, network: str, now_s: float, *, is_known: bool) -> float:
+        """Take a try; returns 0, or the seconds until there is one again. `is_known`: a person has this name."""
+        key = f"{name} {network}"
+        if wait_s := self._at_network[is_known].take(key, now_s):
+            return wait_s
+        wait_s = 0.0 if (name, network) in self._came_from else self._of_name[is_known].take(name, now_s)
+        if wait_s:
+            self._at_network[is_known].give_back(key)
+        return wait_s
+
+    def has_many_strangers(self, network: str, now_s: float) -> bool:
+        """Take a try of a name that nobody has; returns whether the network had too many of them."""
+        return self._strangers.take(network, now_s) > 0
+
+    def note_login(self, name: str, network: str) -> None:
+        """Give back a try that was right, and remember where the person is."""
+        self._at_network[True].give_back(f"{name} {network}")
+        with self._lock:
+            if (name, network) not in self._came_from:
+                self._of_name[True].give_back(name)
+            self._came_from[name, network] = None
+            self._came_from.move_to_end((name, network))
+            if len(self._came_from) > _KEYS_MAX:
+                self._came_from.popitem(last=False)

@@ -8,29 +8,36 @@ A handler that waits for Kafka or for a query goes on in its thread, and the end
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from paywarden.ops.console.connections import PROVE, Connections
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.rare_line import RareLine
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BACKLOG = 512
+# Accepted between two looks at what clients have sent: in a flood, requests are read before a hundred newer connections
+# have come.
+_ACCEPTED_AT_ONCE = 16
 # A browser that keeps its connection open must not hold up the end.
 _GRACE_S = 3
 _KEEP_ALIVE_S = 15
-_CONCURRENCY_MAX = 200
 _HEAD_BYTES_MAX = 32 * 1024
-# A client that opens connections and says nothing must not keep others out.
+# A client that opens connections and says nothing gives way to others (connections.py), and ends after this time.
 _HEAD_S = 15.0
 
 
@@ -57,6 +64,7 @@ def serve(
 
     `proxies`: who may name a client in X-Forwarded-For, beside this machine itself.
     """
+    connections = Connections()
     config = uvicorn.Config(
         app,
         # uvloop takes the wake-up pipe of signals for itself: ProcessEnd would never hear of SIGTERM.
@@ -69,13 +77,13 @@ def serve(
         forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
         date_header=True,
         # It bounds the head of a request; that of httptools grows until the memory is full.
-        http=_Connection,
+        http=partial(_Connection, connections),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         timeout_graceful_shutdown=grace_s,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        limit_concurrency=_CONCURRENCY_MAX,
         h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
+        backlog=_ACCEPTED_AT_ONCE,
     )
     server = _Server(config)
 
@@ -84,20 +92,63 @@ def serve(
         server.should_exit = True
 
     threading.Thread(target=end, name="console-end", daemon=True).start()
-    server.run(sockets=[listener])
+    lines = _RareWarnings()
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(lines)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        logger.removeFilter(lines)
+
+
+class _RareWarnings(logging.Filter):
+    """Lets a warning of uvicorn through once a minute: it has one for each request that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[str, RareLine] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        count = self._lines.setdefault(str(record.msg), RareLine()).due(time.monotonic())
+        record.msg = f"{record.msg} ({count} since the last such line)"
+        return bool(count)
 
 
 class _Connection(H11Protocol):
-    """A connection that ends if the head of its first request does not come in time.
+    """A connection that ends if the head of its first request does not come in time, or gives way to a newer one.
 
-    uvicorn itself waits for ever, and counts the connection towards `limit_concurrency`. Between requests it has a
-    limit of its own, `timeout_keep_alive`, which the first byte of the next head ends: the same clock runs from there.
+    uvicorn itself waits for ever. Between requests it has a limit of its own, `timeout_keep_alive`, which the first
+    byte of the next head ends: the same clock runs from there.
     """
 
     _head: asyncio.TimerHandle | None = None
 
+    def __init__(self, held: Connections, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._held = held
+        # The shell calls it when it knows who has sent a request.
+        self.app_state = {**self.app_state, PROVE: self._prove}
+
+    @property
+    def waits_for_client(self) -> bool:
+        """See Held."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+    def give_way(self) -> None:
+        """See Held."""
+        self.transport.abort()
+
+    def _prove(self, person: str) -> None:
+        """Note who has sent a request here. Any thread may call it."""
+        self.loop.call_soon_threadsafe(self._held.prove, self, person)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if not self._held.admit(self, self.client[0] if self.client else ""):
+            transport.abort()
+            return
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -108,6 +159,7 @@ class _Connection(H11Protocol):
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._held.forget(self)
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -127,6 +179,12 @@ class _Connection(H11Protocol):
 
 class _Server(uvicorn.Server):
     """uvicorn without handlers of signals of its own: ProcessEnd has them."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            # asyncio took the number of connections that it accepts at once for the length of the queue, too.
+            listener.listen(_BACKLOG)
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()

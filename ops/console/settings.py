@@ -40,7 +40,8 @@ class ConsoleSettings:
     session_idle_minutes: int = 30
     # A session ends after this long in any case.
     session_hours: int = 12
-    # Failed logins that a name or an address may have in five minutes.
+    # Wrong passwords that a name may have from an address in five minutes, so that nobody locks another person out.
+    # From all addresses that the person has not logged in from, a name may have ten times as many.
     failed_logins_max: int = 10
     # Requests that a person or a token may make in a minute.
     requests_per_minute: int = 600

@@ -41,6 +41,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paywarden.ops.console.audit import Audit
+from paywarden.ops.console.connections import PROVE
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
 from paywarden.ops.console.idempotency.keyed_acts import (
     KEY_HEADER,
@@ -52,7 +53,7 @@ from paywarden.ops.console.idempotency.keyed_acts import (
     keyed,
 )
 from paywarden.ops.console.idempotency.sent_forms import ONCE_FIELD, SentForms, digest_of
-from paywarden.ops.console.limits import RateLimit, network_of
+from paywarden.ops.console.limits import LoginLimit, RateLimit, network_of
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
@@ -154,7 +155,8 @@ class Shell:
 
     def __post_init__(self) -> None:
         self._requests = RateLimit(self.settings.requests_per_minute, 60.0)
-        # Passwords that somebody has typed, by name and by network.
+        # Wrong passwords, and anything else that somebody without a login fails in.
+        self.logins = LoginLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self.failed_logins = RateLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self._sent_forms = SentForms(self.sessions.database, self.sessions.whole_ms)
         templates()
@@ -181,6 +183,8 @@ class Shell:
         ):
             self.sessions.end(session)
             return None
+        if session is not None:
+            _prove(request, session.person)
         return session
 
     def take_people(self, people: People) -> None:
@@ -333,6 +337,7 @@ class Shell:
         if person is None:
             self._note_wrong_token(request)
             raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
+        _prove(request, person)
         return person
 
     def _note_wrong_token(self, request: Request) -> None:
@@ -555,6 +560,13 @@ class _Guard:
         return ours.hostname in names and given.hostname in names and port == ours.port
 
 
+def _prove(request: Request, person: Person) -> None:
+    """Tell the connection of a request who has sent it, so that it gives way to no other."""
+    prove = request.scope.get("state", {}).get(PROVE)
+    if prove is not None:
+        prove(person.name)
+
+
 def address_of(request: Request) -> str:
     """Returns the address that a request came from; empty if it is not known."""
     return "" if request.client is None else request.client.host
@@ -571,11 +583,11 @@ def _is_by_script(request: Request) -> bool:
     return request.headers.get("sec-fetch-dest", "document") == "empty"
 
 
-async def limited_body(request: Request, bytes_max: int) -> bytes:
+async def limited_body(request: Request, bytes_max: int, limit_s: float = _BODY_S) -> bytes:
     """Returns the body of a request. Raises PageRefused if it is longer, or does not come in time."""
     content = bytearray()
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(limit_s):
             async for part in request.stream():
                 content += part
                 if len(content) > bytes_max:
@@ -583,16 +595,16 @@ async def limited_body(request: Request, bytes_max: int) -> bytes:
     except ClientDisconnect as error:
         raise PageRefused(400, "The browser ended the connection.") from error
     except TimeoutError as error:
-        raise PageRefused(408, f"The form did not come within {_BODY_S:.0f} s, and nothing was done.") from error
+        raise PageRefused(408, f"The form did not come within {limit_s:.0f} s, and nothing was done.") from error
     return bytes(content)
 
 
-async def form_pairs(request: Request, bytes_max: int) -> list[tuple[str, str]]:
+async def form_pairs(request: Request, bytes_max: int, limit_s: float = _BODY_S) -> list[tuple[str, str]]:
     """Returns the fields of a form without files. Raises PageRefused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
         raise PageRefused(415, f"Wanted a form of the type {_FORM}.")
-    return pairs_of(await limited_body(request, bytes_max))
+    return pairs_of(await limited_body(request, bytes_max, limit_s))
 
 
 def local_path(location: str) -> str:

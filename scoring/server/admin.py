@@ -38,7 +38,8 @@ _log = logging.getLogger(__name__)
 ADMIN_NAME = "admin"
 # A few probes and scrapers; more connections are a mistake. The oldest gives way to a new one.
 _LIMITS = HttpSettings(connections_max=64, body_bytes_max=4096, idle_timeout_ms=75_000, stop_timeout_ms=1_000)
-_BACKLOG = 64
+# A flood that fills it makes the kernel drop a probe, which comes again after a second.
+_BACKLOG = 512
 # How often it looks for its parent and for changed tokens.
 _LOOK_S = 0.5
 

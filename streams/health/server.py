@@ -79,7 +79,8 @@ def serving_health(
 
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
-    request_queue_size = 16
+    # A flood that fills it makes the kernel drop a probe, which comes again after a second.
+    request_queue_size = 512
     daemon_threads = True
     block_on_close = False
     # `handle_request` is called when there is a connection.

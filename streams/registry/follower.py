@@ -23,14 +23,13 @@ from contextlib import AbstractContextManager, ExitStack
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.rare_line import RareLine
 from paywarden.streams.registry.shared_log import SharedLog
 
 _log = logging.getLogger(__name__)
 
 # A stop of the companion waits this long for a round; Kafka may not answer.
 _JOIN_TIMEOUT_S = 2.0
-# Everybody who may write to the topic can send records that count for nothing.
-_REFUSED_EVERY_S = 60.0
 # The message for each trouble, and for its end.
 _COPY = "this host's log is not equal to the topic's", "this host's log is equal to the topic's again"
 _FILE = "this host's deployment file is not what its log says", "this host's deployment file is what its log says again"
@@ -68,6 +67,7 @@ class LogFollower:
         stamp: Callable[[], object],
         every_s: float,
         metrics: FollowerMetrics | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_log, self._stamp, self._deploy = open_log, stamp, deploy
         self._every_s, self._metrics = every_s, metrics
@@ -76,8 +76,8 @@ class LogFollower:
         self._stamped: object = None
         # The last logged trouble of the copy, and of the deployment file.
         self._told = {_COPY: "", _FILE: ""}
-        # Records that count for nothing since the last line about them, and when the next line may come.
-        self._refused, self._refused_at = 0, 0.0
+        # Everybody who may write to the topic can send records that count for nothing.
+        self._refused, self._clock = RareLine(), clock
         # When the copy was last equal to the topic's. Before that: the start.
         self._synced_s, self._has_synced = time.time(), open_log is None
         self._stop = threading.Event()
@@ -136,13 +136,9 @@ class LogFollower:
             self._note(_COPY, error)
             self.close()
             return
-        self._refused += done.refused_now
-        if self._refused and time.monotonic() >= self._refused_at:
+        if count := self._refused.due(self._clock(), done.refused_now):
             reason = done.refused[-1].reason
-            _log.warning(
-                "model registry: %d more records of the topic count for nothing, the last: %s", self._refused, reason
-            )
-            self._refused, self._refused_at = 0, time.monotonic() + _REFUSED_EVERY_S
+            _log.warning("model registry: %d more records of the topic count for nothing, the last: %s", count, reason)
         self._mended(_COPY)
         self._synced_s, self._has_synced = time.time(), True
         if self._metrics is not None:

@@ -78,9 +78,9 @@ class OwnSessions:
         name, people, limit = visit.person.name, self._shell.people, self._shell.failed_logins
         if name not in people.hashes:
             return True
-        if wait_s := limit.take_all([f"name {name}"], time.monotonic()):
+        if wait_s := limit.take(f"again {name}", time.monotonic()):
             raise PageRefused(429, f"Too many failed logins. Try again in {max(1, round(wait_s / 60))} min.")
         if people.with_password(name, visit.text("password")) is None:
             return False
-        limit.give_back([f"name {name}"])
+        limit.give_back(f"again {name}")
         return True

@@ -24,7 +24,12 @@ from paywarden.ops.console.shell import CSRF_FIELD, LOCAL, Shell, address_of, fo
 from paywarden.schemas.errors import PaywardenError
 
 _COOKIE = "paywarden-login"
+_WRONG = "The name or the password is wrong."
+# A try of a password takes 0.1 s. One that a busy machine made slow says nothing about the next one.
+_TRY_S_MAX = 0.5
 _BODY_BYTES_MAX = 4096
+# A name and a password, from somebody whom nobody knows yet.
+_BODY_S = 10.0
 _NEXT = Field("next", "The page to go to", chars_max=2000)
 _FIELDS = (
     Field("name", "The name"),
@@ -68,6 +73,8 @@ class Login:
     shell: Shell
     provider: Provider | None = None
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    # How long the last try of a password took.
+    _try_s: float = 0.0
 
     @property
     def routes(self) -> list[Route]:
@@ -91,7 +98,7 @@ class Login:
     async def _try(self, request: Request) -> Response:
         try:
             self.shell.require_own_form(request)
-            values = checked(_FIELDS, await form_pairs(request, _BODY_BYTES_MAX))
+            values = checked(_FIELDS, await form_pairs(request, _BODY_BYTES_MAX, _BODY_S))
         except PageRefused as error:
             return await run_in_threadpool(self.shell.refused, error.status, error.message)
         given = {name: texts[-1] for name, texts in values.items()}
@@ -106,20 +113,26 @@ class Login:
         token = given.get(CSRF_FIELD, "").encode()
         if not hmac.compare_digest(token, self._token(request.cookies.get(_COOKIE, "")).encode()):
             return self._page(request, after, error="The form had expired. Please try again.", status=403)
-        address = address_of(request)
-        keys = [f"name {name}", f"address {network_of(address)}"]
+        address, limit, is_known = address_of(request), self.shell.logins, name in self.shell.people.people
+        network = network_of(address)
         # A try counts as failed until it is right: otherwise many at once would all be tried before one counts.
-        if wait_s := self.shell.failed_logins.take_all(keys, time.monotonic()):
+        if wait_s := limit.take(name, network, time.monotonic(), is_known=is_known):
             message = f"Too many failed logins. Try again in {max(1, round(wait_s / 60))} min."
             return self._page(request, after, error=message, status=429)
+        if not is_known and limit.has_many_strangers(network, time.monotonic()):
+            # They cost no more CPU, and no line of the audit log. The answer says as little as for a name that exists.
+            time.sleep(self._try_s)
+            return self._page(request, after, name=name, error=_WRONG, status=403)
+        began = time.monotonic()
         person = self._known(name, given.get("password", ""))
+        self._try_s = min(_TRY_S_MAX, time.monotonic() - began)
         if person is None:
             # Some people type their password where the name belongs.
-            known = name if name in self.shell.people.people else f"unknown {self.shell.audit.blinded(name)}"
+            known = name if is_known else f"unknown {self.shell.audit.blinded(name)}"
             what = {"name": known, "address": address}
             self.shell.audit.record("nobody", "login_failed", "console", what, self.shell.clock())
-            return self._page(request, after, name=name, error="The name or the password is wrong.", status=403)
-        self.shell.failed_logins.give_back(keys)
+            return self._page(request, after, name=name, error=_WRONG, status=403)
+        limit.note_login(name, network)
         return self.logged_in(request, person, LOCAL, after)
 
     def _known(self, name: str, password: str) -> Person | None:
@@ -185,14 +198,13 @@ class Login:
             cookie = request.cookies.get(self.provider.cookie, "")
             person, after = await self.provider.end(query, cookie, self._redirect_uri, self.shell.clock())
         except PageRefused as error:
-            await run_in_threadpool(
-                self.shell.audit.record,
-                "nobody",
-                "login_failed",
-                "console",
-                {"by": "oidc", "address": address_of(request)},
-                self.shell.clock(),
-            )
+            address = address_of(request)
+            # Anybody can ask for this address, as often as they like.
+            if not self.shell.failed_logins.take(f"oidc {network_of(address)}", time.monotonic()):
+                what = {"by": "oidc", "address": address}
+                await run_in_threadpool(
+                    self.shell.audit.record, "nobody", "login_failed", "console", what, self.shell.clock()
+                )
             return await run_in_threadpool(self.shell.refused, error.status, error.message)
         except PaywardenError as error:
             return await run_in_threadpool(self.shell.refused, 503, str(error))

@@ -289,7 +289,7 @@ def test_a_clock_that_jumps_is_refused_until_an_admin_sets_it() -> None:
     writer.add(kinds.APPROVED, "ben", time_ms=wrong, proposal=proposal.digest)
     # One person's clock stops this person alone.
     assert refusal_of(writer.log, writer.entry(kinds.CLOCK_SET, "cleo"), EVERYBODY, TWO) == ""
-    same = {"policy": digest("same clock"), "files": {"policy.toml": digest("same clock")}}
+    same: dict[str, Value] = {"policy": digest("same clock"), "files": {"policy.toml": digest("same clock")}}
     assert "older than" in refusal_of(writer.log, writer.entry(kinds.REGISTERED_POLICY, "ben", same), EVERYBODY, TWO)
     writer.add(kinds.REGISTERED_POLICY, "anna", same, time_ms=wrong)
     refused = writer.entry(kinds.APPROVED, "cleo", proposal=proposal.digest)

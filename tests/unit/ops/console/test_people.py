@@ -8,12 +8,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from paywarden.ops.console.background import running
 from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
-from paywarden.ops.console.limits import RateLimit, network_of
+from paywarden.ops.console.limits import LoginLimit, RateLimit, network_of
+from paywarden.ops.console.login import pages
 from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.login.people_file import PeopleFile
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
@@ -33,6 +35,7 @@ def people_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     path = tmp_path_factory.mktemp("people") / "people.toml"
     path.write_text(
         f'[[person]]\nname = "anna"\nroles = ["analyst"]\npassword = "{hashed_password(PASSWORD)}"\n'
+        f'[[person]]\nname = "ben"\nroles = ["analyst"]\npassword = "{hashed_password(PASSWORD)}"\n'
         f'[[token]]\nname = "siem"\nroles = ["auditor"]\nsha256 = "{token_digest(token)}"\n'
     )
     path.chmod(0o600)
@@ -117,12 +120,61 @@ def test_failed_logins_are_noted_and_limited(tmp_path: Path) -> None:
     console = console_under_test(tmp_path, failed_logins_max=3)
     browser = console.browser()
     csrf = csrf_of(browser.get("/login").text)
-    statuses = [browser.post("/login", data={"csrf": csrf, "name": f"x{n}"}).status_code for n in range(5)]
+    statuses = [browser.post("/login", data={"csrf": csrf, "name": "x"}).status_code for n in range(5)]
     assert statuses == [403, 403, 403, 429, 429]
     failed = [entry for entry in console.audit.newest(10) if entry.act == "login_failed"]
     assert len(failed) == 3
     assert browser.post("/login", data={"csrf": "wrong", "name": "demo-lead"}).status_code == 403
     console.database.close()
+
+
+def test_wrong_passwords_lock_no_other_person_out(
+    people_file: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten wrong passwords locked a whole address out: behind a NAT or a proxy everybody has one."""
+    console = console_under_test(tmp_path, failed_logins_max=1)
+    console.shell.people = People.read(people_file[0])
+    # A slow machine gets no further try while the test runs.
+    monkeypatch.setattr(pages, "time", SimpleNamespace(monotonic=lambda: 1.0, sleep=lambda _: None))
+    tried = list[str]()
+    usual = People.with_password
+
+    def counted(people: People, name: str, password: str) -> Person | None:
+        tried.append(name)
+        return usual(people, name, password)
+
+    monkeypatch.setattr(People, "with_password", counted)
+    browser = console.browser()
+    csrf = csrf_of(browser.get("/login").text)
+
+    def log_in(name: str, password: str = "wrong") -> int:
+        return browser.post("/login", data={"csrf": csrf, "name": name, "password": password}).status_code
+
+    # A flood of names that nobody has costs no more CPU than this, and no line of the audit log.
+    assert {log_in(f"x{number}") for number in range(15)} == {403}
+    assert len(tried) == 10
+    assert len([entry for entry in console.audit.newest(100) if entry.act == "login_failed"]) == 10
+    assert [log_in("x1") for _ in range(2)] == [429, 429]
+    # A wrong password locks this name at this address, and no other name.
+    assert [log_in("anna") for _ in range(2)] == [403, 429]
+    assert log_in("ben", PASSWORD) == 303
+    console.database.close()
+
+
+def test_guesses_from_many_addresses_are_limited_but_not_the_person() -> None:
+    limit = LoginLimit(10, 300.0)
+    limit.take("anna", "home", 0.0, is_known=True)
+    limit.note_login("anna", "home")
+    for name, is_known in (("anna", True), ("nobody", False)):
+        # Whoever guesses cannot tell which names there are.
+        tries = [limit.take(name, f"{number}", 0.0, is_known=is_known) for number in range(200)]
+        assert [bool(wait_s) for wait_s in tries] == [False] * 100 + [True] * 100
+    assert limit.take("ben", "150", 0.0, is_known=True) == 0.0
+    assert limit.take("anna", "home", 0.0, is_known=True) == 0.0
+    # A flood of other names makes no limit forget a person.
+    for number in range(20_000):
+        limit.take(f"x{number}", "5", 0.0, is_known=False)
+    assert limit.take("anna", "5", 0.0, is_known=True) > 0
 
 
 def test_a_bucket_fills_with_time() -> None:

