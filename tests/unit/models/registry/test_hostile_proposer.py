@@ -11,7 +11,7 @@ from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry import log as registry_log
 from paywarden.models.registry.copies import REFUSED_MAX, TopicReader
-from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK
 from paywarden.models.registry.registry import Registry, Signer, proposal_named, version_named
@@ -86,9 +86,9 @@ def test_a_revocation_takes_back_only_what_nobody_else_uses() -> None:
     writer = Writer()
     approved, left = writer.proposal("approved", "eve"), writer.proposal("left", "eve")
     writer.add(kinds.APPROVED, "ben", proposal=approved.digest)
-    parts = {"bundle": digest("bundle approved"), "catalogue": CATALOGUE}
+    parts: dict[str, Value] = {"bundle": digest("bundle approved"), "catalogue": CATALOGUE, "policy": digest("p")}
     writer.add(kinds.REGISTERED_POLICY, "anna", policy=digest("p"), files={"policy.toml": digest("p")})
-    others = writer.add(kinds.PROPOSED, "anna", **parts, policy=digest("p"))
+    others = writer.add(kinds.PROPOSED, "anna", parts)
     writer.add(kinds.KEY_REVOKED, "dora", revoked=EVES_KEY)
     found = state(writer)
     assert found.proposals.keys() == {approved.digest, others.digest}
@@ -103,7 +103,12 @@ def test_the_whole_digest_of_a_proposal_names_that_proposal_alone() -> None:
     good = writer.proposal("one")
     files = {"manifest.json": digest("eve")}
     for bundle, model in ((digest("eve"), good.digest), (good.digest, "m-1")):
-        what = {"bundle": bundle, "catalogue": CATALOGUE, "model_version": model, "files": files}
+        what: dict[str, Value] = {
+            "bundle": bundle,
+            "catalogue": CATALOGUE,
+            "model_version": model,
+            "files": files,
+        }
         writer.add(kinds.REGISTERED_BUNDLE, "eve", what)
         writer.add(kinds.PROPOSED, "eve", bundle=bundle, policy=digest("policy one"), catalogue=CATALOGUE)
     found = state(writer)
