@@ -6,8 +6,8 @@
 
 How it works: one thread accepts, and one thread per connection reads a frame and answers it. A message frame first
 meets the oldest remaining fault. An info frame is answered from a table of the names that the client requests while it
-tends the cluster. Faults never touch those answers, so the client keeps seeing a healthy node. Requests that only a
-caller makes (statistics of the server, a namespace or a set) meet faults of their own, `info_faults`.
+tends the cluster, and any other name by an error, as real servers do. Faults never touch those answers, so the client
+keeps seeing a healthy node. Requests that only a caller makes (statistics of the server, a namespace or a set) meet faults of their own, `info_faults`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ from tests.standin.aerospike_wire import (
 
 NODE_NAME = "BB9000000000001"
 EVERY_PARTITION = frozenset(range(PARTITION_COUNT))
-# This is not the version of a released server. It is high enough for batch writes and partition queries (6.0).
-BUILD = "7.0.0.0"
+# The newest version that does not know the name `release`.
+BUILD = "8.1.0.3"
+# The first that does.
+_RELEASE_SINCE = (8, 1, 1)
+# From 7.1 on; earlier servers answer nothing.
+_UNRECOGNIZED = "ERROR:4:unrecognized command"
 # The result of a login: a server without security answers 52, and 65 means a wrong password.
 SECURITY_NOT_ENABLED = 52
 _JOIN_SECONDS_MAX = 5.0
@@ -166,6 +170,7 @@ class StandIn:
     info_faults: Faults = field(default_factory=Faults)
     # The partitions whose scans this node answers. It reports the others as not available.
     partitions: frozenset[int] = field(default=EVERY_PARTITION, repr=False)
+    build: str = BUILD
     # Answers to info requests that differ from a healthy server's, by name.
     info: dict[str, str] = field(default_factory=dict)
     # Settings of the namespace and of the node that differ from those of a well configured one.
@@ -357,7 +362,7 @@ class StandIn:
     def _info(self, names: list[str]) -> str:
         known = {
             "node": self.node_name,
-            "build": BUILD,
+            "build": self.build,
             "cluster-name": self.cluster_name,
             "namespaces": self.namespace,
             "partitions": str(PARTITION_COUNT),
@@ -372,14 +377,17 @@ class StandIn:
             "features": "batch-any;pquery",
             "status": "ok",
             "edition": self._edition,
-            "release": f"edition={self._edition};version={BUILD}",
             "get-config:context=service": _joined({"min-cluster-size": "1", **self.service_config}),
         }
+        if tuple(map(int, self.build.split("."))) >= _RELEASE_SINCE:
+            known["release"] = f"edition={self._edition};version={self.build}"
         for name in names:
             if name.startswith("truncate:"):
                 self.records.truncate(dict(pair.split("=") for pair in name.partition(":")[2].split(";"))["set"])
                 known[name] = "ok"
-        return "".join(f"{name}\t{self.info.get(name, known.get(name) or self._statistics(name))}\n" for name in names)
+            elif name not in known:
+                known[name] = self._statistics(name) if _is_statistics(name) else _UNRECOGNIZED
+        return "".join(f"{name}\t{self.info.get(name, known[name])}\n" for name in names)
 
     @property
     def _edition(self) -> str:

@@ -16,7 +16,7 @@ from paywarden.features.stores.aerospike.client import AerospikeSettings, descri
 from paywarden.features.stores.aerospike.metrics import FINDING_LEVELS, AerospikeMetrics
 from paywarden.features.stores.aerospike.servers import NodeReport, number, takes_ttl
 from paywarden.features.stores.aerospike.store import AerospikeStore
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -280,9 +280,16 @@ class ClusterLook:
         self._told: set[str] = set()
 
     def at(self, reports: Sequence[NodeReport]) -> None:
-        """Log each finding that was not logged before. With "require" raises Misconfigured, unless all pass."""
+        """Log each finding that was not logged before.
+
+        With "require" raises Misconfigured, unless all findings pass, and StoreUnavailable without any report.
+        """
         if self._settings.cluster_check == "off":
             return
+        if not reports and self._settings.cluster_check == "require":
+            raise StoreUnavailable(
+                f"{describe(self._settings)}: no node says how it is set up, as [aerospike] cluster_check requires"
+            )
         found = examine(reports, self._settings)
         for level in FINDING_LEVELS:
             self._metrics.found(level, sum(finding.level == level for finding in found))

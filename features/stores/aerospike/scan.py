@@ -26,7 +26,7 @@ from aerospike import exception as client_errors
 
 from paywarden.features.stores.aerospike.calls import Calls
 from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, scan_policy
-from paywarden.features.stores.aerospike.servers import number, pairs_of
+from paywarden.features.stores.aerospike.servers import ask, number, pairs_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.schemas.errors import StoreUnavailable
 
@@ -180,13 +180,8 @@ class SetScan:
         """Returns a node's statistics of the namespace and of the set, None if it does not answer."""
         of_namespace = f"namespace/{self._settings.namespace}"
         of_set = f"sets/{self._settings.namespace}/{self._set_name}"
-        policy = {"timeout": self._settings.info_timeout_ms}
-        try:
-            answer = self._client.info_single_node(f"{of_namespace}\n{of_set}", node_name, policy)
-        except client_errors.AerospikeError:
-            return None
-        said = dict(line.partition("\t")[::2] for line in answer.splitlines())
-        return pairs_of(said.get(of_namespace, ""), ";"), pairs_of(said.get(of_set, "").rstrip(";"), ":")
+        said = ask(self._client, self._settings, node_name, of_namespace, of_set)
+        return None if said is None else (pairs_of(said[of_namespace], ";"), pairs_of(said[of_set].rstrip(";"), ":"))
 
     def _check_nothing_was_lost(self, before: _Cluster) -> None:
         lost_count = len(before.node_names - self._look_at_cluster().node_names)
@@ -205,13 +200,11 @@ def set_counts(client: aerospike.Client, settings: AerospikeSettings) -> dict[st
     Raises StoreUnavailable unless every node of the cluster answers.
     """
     of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
-    policy = {"timeout": settings.info_timeout_ms}
     counts: dict[str, int] = {}
     answered, copy_count, cluster_size = 0, 1, 0
     try:
         for node in client.get_node_names():
-            answer = client.info_single_node(f"{of_namespace}\n{of_sets}", node["node_name"], policy)
-            said = dict(line.partition("\t")[::2] for line in answer.splitlines())
+            said = ask(client, settings, node["node_name"], of_namespace, of_sets) or {}
             namespace = pairs_of(said[of_namespace], ";")
             copy_count = int(namespace["effective_replication_factor"])
             cluster_size = max(cluster_size, int(namespace["ns_cluster_size"]))

@@ -1,7 +1,6 @@
 """Reads the reports of an Aerospike cluster's nodes about themselves, and explains why a node forbids a write.
 
-Each node is asked for its statistics and configuration in one request. Result code 22 has several meanings, which only
-these tell apart:
+Each node is asked for its statistics and configuration. Result code 22 has several meanings, which only these tell apart:
 
     nsup-period is 0            the namespace takes no records that expire          an administrator must change it
     clock_skew_stop_writes      the clocks of the nodes differ too much             passes
@@ -55,27 +54,34 @@ def ask_nodes(client: aerospike.Client, settings: AerospikeSettings) -> list[Nod
         names = [node["node_name"] for node in client.get_node_names()]
     except client_errors.AerospikeError:
         return []
-    return [report for report in (_ask(client, settings, name) for name in names) if report is not None]
+    return [report for report in (_report(client, settings, name) for name in names) if report is not None]
 
 
-def _ask(client: aerospike.Client, settings: AerospikeSettings, name: str) -> NodeReport | None:
-    of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
-    asked = (of_namespace, of_sets, _SERVICE, "release", "edition", "build")
+def ask(client: aerospike.Client, settings: AerospikeSettings, node_name: str, *asked: str) -> dict[str, str] | None:
+    """Returns a node's answers by name; None if it does not answer, or does not know one of the names."""
     try:
-        answer = client.info_single_node("\n".join(asked), name, {"timeout": settings.info_timeout_ms})
+        answer = client.info_single_node("\n".join(asked), node_name, {"timeout": settings.info_timeout_ms})
     except client_errors.AerospikeError:
         return None
-    said = dict(line.partition("\t")[::2] for line in answer.splitlines())
-    sets = (pairs_of(one, ":") for one in said.get(of_sets, "").split(";"))
-    # Newer servers have `release` instead of `edition`. A server answers "ERROR…" to a name that it does not know.
-    edition = pairs_of(said.get("release", ""), ";").get("edition") or said.get("edition", "")
+    return dict(line.partition("\t")[::2] for line in answer.splitlines())
+
+
+def _report(client: aerospike.Client, settings: AerospikeSettings, name: str) -> NodeReport | None:
+    of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
+    said = ask(client, settings, name, of_namespace, of_sets, _SERVICE)
+    if said is None:
+        return None
+    # Servers know `release` from 8.1.1 on. To one unknown name among several the client raises an error for them all.
+    release = pairs_of((ask(client, settings, name, "release") or {}).get("release", ""), ";")
+    earlier = {} if release else ask(client, settings, name, "edition", "build") or {}
+    sets = (pairs_of(one, ":") for one in said[of_sets].split(";"))
     return NodeReport(
         name=name,
-        namespace=pairs_of(said.get(of_namespace, ""), ";"),
+        namespace=pairs_of(said[of_namespace], ";"),
         sets={one["set"]: one for one in sets if "set" in one},
-        service=pairs_of(said.get(_SERVICE, ""), ";"),
-        edition="" if edition.upper().startswith(("ERROR", "FAIL")) else edition,
-        build=said.get("build", ""),
+        service=pairs_of(said[_SERVICE], ";"),
+        edition=release.get("edition") or earlier.get("edition", ""),
+        build=release.get("version") or earlier.get("build", ""),
     )
 
 

@@ -19,7 +19,7 @@ from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.features.stores.aerospike.store import SET_SEPARATOR, AerospikeSettings, AerospikeStore, set_name_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.features.stores.profile_sets import FIRST, StoredRegister, check_name, erase_records
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import PaywardenError
 
 
 class AerospikeSets:
@@ -55,7 +55,7 @@ class AerospikeSets:
         if self._look is not None:
             try:
                 self._look.at(store.reports())
-            except Misconfigured:
+            except PaywardenError:
                 store.close()
                 raise
         return store

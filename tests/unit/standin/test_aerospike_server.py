@@ -98,6 +98,13 @@ def test_faults_meet_messages_in_order_and_then_end(server: StandIn, client: aer
     assert codes == [18, 14, 14, OK]
 
 
+def test_one_unknown_name_makes_the_client_lose_all_answers(client: aerospike.Client) -> None:
+    (node,) = client.get_node_names()
+    assert "edition" in client.info_single_node("edition", node["node_name"])
+    with pytest.raises(client_errors.AerospikeError, match="unrecognized command"):
+        client.info_single_node("edition\nrelease", node["node_name"])
+
+
 # Generations and existence: the rules of the real server, in its order
 
 

@@ -21,7 +21,7 @@ from paywarden.features.stores.aerospike.cluster_check import (
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.features.stores.aerospike.sets import AerospikeSets
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from tests.standin.aerospike_cluster import StandInCluster
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.standin.patience import quick_settings
@@ -165,6 +165,15 @@ def test_a_node_that_does_not_answer_is_a_finding_that_passes(cluster: StandInCl
     assert finding.is_passing
 
 
+@pytest.mark.parametrize("build", ["8.1.0.3", "8.1.2.0"])
+def test_a_server_that_does_not_know_release_gives_its_report(server: StandIn, build: str) -> None:
+    server.build, server.records.is_enterprise = build, False
+    with closing(AerospikeStore(quick_settings(server.address))) as store:
+        (report,) = store.reports()
+    assert (report.build, report.is_enterprise) == (build, False)
+    assert report.namespace["effective_replication_factor"] == "1"
+
+
 def test_a_set_with_a_limit_is_named(cluster: StandInCluster) -> None:
     cluster.records.count_limits["card"] = 1_000
     with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
@@ -234,6 +243,13 @@ def test_a_required_cluster_starts_while_a_node_is_down(cluster: StandInCluster)
             node.namespace_config["conflict-resolution-policy"] = "generation"
         with pytest.raises(Misconfigured):
             look.at(store.reports())
+
+
+def test_a_required_cluster_without_a_report_is_tried_again(server: StandIn) -> None:
+    server.info_faults.add(Fault())
+    server.info_faults.add(Fault.drop(), times=3)
+    with pytest.raises(StoreUnavailable, match="cluster_check requires"):
+        sets_of(server, "require").open("")
 
 
 def test_with_off_nobody_looks(server: StandIn, caplog: pytest.LogCaptureFixture) -> None:
