@@ -15,6 +15,9 @@ versions that it read (compare-and-set). It meets a conflict instead of undoing 
 A record that already holds the bytes to be written is no conflict. Therefore a caller can repeat a write whose answer
 was lost. This requires that two owners with different events never write the same bytes. Profiles meet this
 requirement, since they say which events they contain.
+
+A read alone acknowledges nothing: a node that is cut off from its cluster reads back a write of its own that no other
+node has. If a caller finds its change in a record already, it writes the record once more, as it is.
 """
 
 from __future__ import annotations
@@ -204,16 +207,21 @@ def conflict(conflict_count: int, record_count: int) -> StoreConflict:
 def update_records(
     store: ProfileStore, keys: Sequence[bytes], change: Callable[[bytes, bytes | None], bytes | None], *, ttl_s: int
 ) -> None:
-    """Replace each record by the result of `change(key, value)`; None leaves the record as it is.
+    """Replace each record by the result of `change(key, value)`; None leaves its bytes as they are.
 
     If others change the same records meanwhile, `change` is called again for all of them. It must see from the value
-    which changes it has made already. Raises StoreUnavailable, after which the same call may be repeated, and
-    StoreConflict if others never stop.
+    which changes it has made already. A record that stays as it is is written, too: the change may be in it, and
+    nobody have acknowledged it. Raises StoreUnavailable, after which the same call may be repeated, and StoreConflict
+    if others never stop.
     """
     for _ in range(_UPDATE_ATTEMPTS_MAX):
         current = dict(zip(keys, store.read_versioned(keys), strict=True))
-        changed = {key: change(key, record.value) for key, record in current.items()}
-        values = {key: value for key, value in changed.items() if value is not None}
+        values = {}
+        for key, (found, _) in current.items():
+            changed = change(key, found)
+            value = found if changed is None else changed
+            if value is not None:
+                values[key] = value
         try:
             if values:
                 store.write(values, ttl_s=ttl_s, versions={key: current[key].version for key in values})

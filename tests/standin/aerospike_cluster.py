@@ -15,6 +15,13 @@ A node that comes back owns partitions at once, before it has what was written m
     cluster.take_over()                        writes go to the others
     cluster.bring_back(1, is_behind=True)      node 1 answers with what it had, unless a read asks all copies
     cluster.end_migration(1)                   of each record the copy that wins stays, on every node
+
+A node that the network cuts off from the others, but not from clients:
+
+    cluster.cut_off(1)      it writes its own copies, and answers no write: no second copy acknowledges them
+    cluster.orphan(1)       both sides have noticed: each has all partitions, and acknowledges writes
+    cluster.rejoin(1)       its writes lose
+
 """
 
 from __future__ import annotations
@@ -76,6 +83,34 @@ class StandInCluster:
     def end_migration(self, number: int) -> None:
         """Let a node that came back get what it lacks, and the others what it has."""
         self.records.merge(self.nodes[number].copies)
+
+    def cut_off(self, number: int) -> None:
+        """Cut the network between a node and the others. Nobody has noticed yet."""
+        node = self.nodes[number]
+        node.records = self.records.parted()
+        for each in self._living:
+            each.unanswered = node.partitions
+
+    def orphan(self, number: int) -> None:
+        """Let both sides notice: each is a cluster that has all partitions. The client is told by its own nodes."""
+        node = self.nodes[number]
+        for each in self._living:
+            each.unanswered = frozenset()
+        self._living.remove(node)
+        self.take_over()
+        others, self._living = self._living, [node]
+        self.take_over()
+        self._living = others
+
+    def rejoin(self, number: int) -> None:
+        """Join the sides again. What was written on the node alone is gone."""
+        node = self.nodes[number]
+        node.records, node.unanswered = self.records, frozenset()
+        if node not in self._living:
+            self._living.append(node)
+        for each in self._living:
+            each.unanswered = frozenset()
+        self.take_over()
 
     def take_over(self) -> None:
         """Share all partitions among the running nodes, and tell the client."""

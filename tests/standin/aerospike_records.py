@@ -24,7 +24,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from threading import Lock
 
 from tests.standin.aerospike_wire import (
@@ -124,10 +123,17 @@ class Records:
     lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
-        self._updates = count(1)
+        self.write_count = 0
         # Records that were deleted without a tombstone, and that the devices still hold.
         self._undead: dict[bytes, Record] = {}
         self._flushed: dict[bytes, Record] = {}
+
+    def parted(self) -> Records:
+        """Returns what a node has that the network has cut off: the same records, from now on its own."""
+        with self.lock:
+            own = Records(self.namespace, self.clock, self.record_bytes_max, self.expiry_allowed, self.is_enterprise)
+            own.by_digest = dict(self.by_digest)
+        return own
 
     def flush(self) -> None:
         """Bring everything that was written so far to the devices."""
@@ -250,9 +256,10 @@ class Records:
         if self._is_forbidden(request.text(FIELD_SET), is_new=old is None, expires=expires_s is not None):
             return encode_message(result=FORBIDDEN, index=request.index)
         generation = 1 if old is None else old.generation % _GENERATION_MAX + 1
+        self.write_count += 1
         key = request.fields.get(FIELD_KEY, b"" if old is None else old.key)
         self.by_digest[request.digest] = Record(
-            request.text(FIELD_SET), key, bins, generation, expires_s, next(self._updates)
+            request.text(FIELD_SET), key, bins, generation, expires_s, self.write_count
         )
         # A cold start finds this newer version.
         self._undead.pop(request.digest, None)

@@ -7,7 +7,8 @@
 How it works: one thread accepts, and one thread per connection reads a frame and answers it. A message frame first
 meets the oldest remaining fault. An info frame is answered from a table of the names that the client requests while it
 tends the cluster, and any other name by an error, as real servers do. Faults never touch those answers, so the client
-keeps seeing a healthy node. Requests that only a caller makes (statistics of the server, a namespace or a set) meet faults of their own, `info_faults`.
+keeps seeing a healthy node. Requests that only a caller makes (statistics of the server, a namespace or a set) meet
+faults of their own, `info_faults`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 
 from tests.services.ports import free_port
-from tests.standin.aerospike_records import OK, PARTITION_COUNT, Copies, Records
+from tests.standin.aerospike_records import OK, PARTITION_COUNT, Copies, Records, partition_of
 from tests.standin.aerospike_wire import (
     ADMIN_KIND,
     FIELD_BATCH,
     FIELD_DIGEST,
     FRAME_HEADER_BYTES,
     INFO1_BATCH,
+    INFO2_DELETE,
+    INFO2_WRITE,
     INFO3_LAST,
     INFO_KIND,
     MESSAGE_KIND,
@@ -178,6 +181,9 @@ class StandIn:
     service_config: dict[str, str] = field(default_factory=dict)
     # This node's versions of records that were written while it was away.
     copies: Copies = field(default_factory=dict, repr=False)
+    # Partitions of which a write reaches no second copy: their master writes its own copy and does not answer. It does
+    # answer a write that it refuses.
+    unanswered: frozenset[int] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         self.records = self.shared_records or Records(self.namespace, self.clock)
@@ -298,14 +304,30 @@ class StandIn:
     def _serve_message(self, connection: socket.socket, request: Request) -> bool:
         fault = self.faults.take()
         self._note(request)
-        return self._send(connection, fault, lambda: self._counted(self._carry_out(request, fault)))
+        cut = {partition_of(digest) for digest in _written(request)} & self.unanswered
+        if not cut <= self.partitions:
+            # Passed on to the node that is cut off.
+            return False
+        written_before = self.records.write_count
+        return self._send(
+            connection,
+            fault,
+            lambda: self._counted(self._carry_out(request, fault)),
+            keeps_silent=lambda: bool(cut) and self.records.write_count > written_before,
+        )
 
     def _counted(self, frames: list[bytes]) -> list[bytes]:
         with self._lock:
             self.bytes_out += sum(map(len, frames))
         return frames
 
-    def _send(self, connection: socket.socket, fault: Fault, answer: Callable[[], list[bytes]]) -> bool:
+    def _send(
+        self,
+        connection: socket.socket,
+        fault: Fault,
+        answer: Callable[[], list[bytes]],
+        keeps_silent: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Carry out a message and answer it, as the fault allows. Returns whether the connection can serve another."""
         if fault.silence:
             self._stopping.wait()
@@ -314,7 +336,7 @@ class StandIn:
         if fault.drop_before:
             return False
         frames = answer()
-        if fault.drop_after:
+        if fault.drop_after or keeps_silent():
             return False
         if fault.drop_amid:
             half = frames[: len(frames) // 2] or [frames[0][: len(frames[0]) // 2]]
@@ -461,6 +483,13 @@ def partition_bitmap(partitions: frozenset[int]) -> str:
     for partition in partitions:
         bits[partition // 8] |= 0x80 >> partition % 8
     return base64.b64encode(bits).decode()
+
+
+def _written(request: Request) -> list[bytes]:
+    """Returns the digests of the records that a message changes."""
+    one = [request] if FIELD_DIGEST in request.fields else []
+    each = list(decode_batch(request.fields[FIELD_BATCH])) if request.info1 & INFO1_BATCH else one
+    return [record.digest for record in each if record.info2 & (INFO2_WRITE | INFO2_DELETE)]
 
 
 def _is_statistics(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Reads the reports of an Aerospike cluster's nodes about themselves, and explains why a node forbids a write.
 
-Each node is asked for its statistics and configuration. Result code 22 has several meanings, which only these tell apart:
+Each node is asked for its statistics and configuration. Result code 22 has several meanings, which only these tell
+apart:
 
     nsup-period is 0            the namespace takes no records that expire          an administrator must change it
     clock_skew_stop_writes      the clocks of the nodes differ too much             passes

@@ -8,7 +8,9 @@ writes (compare-and-set). This also makes retries safe. An attempt that the clie
 Without a version it could land after a newer write of the record; with a version it finds another generation.
 
 If a write meets another generation, the store reads those records again. If they already hold the bytes to be written,
-an earlier attempt succeeded and its answer was lost, so the write counts as done.
+an earlier attempt was carried out and its answer was lost. Then the store writes them once more at that generation, and
+only the server's answer to this write counts: a node that the network has cut off reads its own copy back, although no
+other node has it.
 
 An erased record must stay erased. A server that starts cold reads its devices again, where older versions of a record
 may still lie. A *durable* delete leaves a tombstone against that, which only an Enterprise server has. On any other
@@ -81,6 +83,9 @@ _DONE = (OK,)
 _DONE_OR_ABSENT = (OK, RECORD_NOT_FOUND)
 # The answers for a record at another version: it is gone, changed, or exists.
 _ANOTHER_VERSION = (RECORD_NOT_FOUND, WRONG_GENERATION, RECORD_EXISTS)
+
+# How often a record is written again that changes between the reading and the writing.
+_SETTLE_ATTEMPTS_MAX = 3
 
 # Stands between a profile set's name and an entity's name. Aerospike allows it; neither of the two contains it.
 SET_SEPARATOR = "$"
@@ -338,9 +343,15 @@ class AerospikeStore:
         ]
         # An answer about versions is fine only where versions were asked about.
         is_versioned = any(key in versions for key, _ in chunk)
-        unsettled = self._send(chunk, places, writes, policies, is_versioned=is_versioned)
-        if unsettled:
-            self._settle(unsettled, versions, policies, len(chunk))
+        conflict_count, unsettled = 0, self._send(chunk, places, writes, policies, is_versioned=is_versioned)
+        for _ in range(_SETTLE_ATTEMPTS_MAX):
+            if unsettled:
+                count, unsettled = self._settle(unsettled, versions, policies)
+                conflict_count += count
+        conflict_count += len(unsettled)
+        self._metrics.conflict.inc(conflict_count)
+        if conflict_count:
+            raise conflict(conflict_count, len(chunk))
 
     def _send(
         self,
@@ -362,37 +373,25 @@ class AerospikeStore:
         return unsettled
 
     def _settle(
-        self,
-        unsettled: list[tuple[bytes, bytes]],
-        versions: Mapping[bytes, int],
-        policies: _WritePolicies,
-        record_count: int,
-    ) -> None:
-        """Raises StoreConflict unless these records at another version already hold the bytes to be written.
+        self, unsettled: list[tuple[bytes, bytes]], versions: Mapping[bytes, int], policies: _WritePolicies
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Write records again that already hold the bytes to be written, or a marker where they were to be absent.
 
-        A record that was to be absent, and is a marker, is written in the marker's place.
+        Returns how many hold something else, and those that have changed again.
         """
-        places = [self._place(key) for key, _ in unsettled]
-        found = self._read_chunk(places)
-        over_markers = [
-            (record, place, one.generation)
-            for record, place, one in zip(unsettled, places, found, strict=True)
-            if one.is_marker and versions.get(record[0]) == ABSENT
-        ]
-        equal_count = sum(one.value == value for (_, value), one in zip(unsettled, found, strict=True))
-        conflict_count = len(unsettled) - equal_count - len(over_markers)
-        self._metrics.confirmed.inc(equal_count)
-        if over_markers:
-            writes = [
-                self._write_of(place, value, policies.of(key), generation)
-                for (key, value), place, generation in over_markers
-            ]
-            records = [record for record, _, _ in over_markers]
-            own_places = [place for _, place, _ in over_markers]
-            conflict_count += len(self._send(records, own_places, writes, policies, is_versioned=True))
-        self._metrics.conflict.inc(conflict_count)
-        if conflict_count:
-            raise conflict(conflict_count, record_count)
+        records, writes, conflict_count = [], [], 0
+        for (key, value), one in zip(
+            unsettled, self._read_chunk([self._place(key) for key, _ in unsettled]), strict=True
+        ):
+            if one.value != value and not (one.is_marker and versions.get(key) == ABSENT):
+                conflict_count += 1
+                continue
+            self._metrics.confirmed.inc(not one.is_marker)
+            records.append((key, value))
+            writes.append(self._write_of(self._place(key), value, policies.of(key), one.generation))
+        places = [self._place(key) for key, _ in records]
+        left = self._send(records, places, writes, policies, is_versioned=True) if records else []
+        return conflict_count, left
 
     def _bin(self, bins: dict[str, Any], entity: str) -> bytes | None:
         """Returns the stored bytes, None for a marker."""

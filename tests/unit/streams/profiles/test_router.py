@@ -146,6 +146,24 @@ def test_a_repeated_write_after_a_lost_answer_gives_the_same_events() -> None:
     assert (joined.duplicates, len(joined.rows)) == (0, 5)
 
 
+def test_a_payment_that_comes_again_is_written_once_more() -> None:
+    """The first write may stand on a node that was cut off, and was never acknowledged."""
+
+    def lost(write: Any, values: Mapping[bytes, bytes]) -> None:
+        write(values, ttl_s=0)
+        raise StoreConflict("all were written")
+
+    store, sender = UnwellStore(lost), FakeSender()
+    built, events = decoded(store, sender)
+    built.keep(events)
+    keys = [record_key(event.payment_id) for event in events.payments]
+    before = store.read_versioned(keys)
+    assert built.keep(events).duplicates == 0
+    after = store.read_versioned(keys)
+    assert [one.value for one in after] == [one.value for one in before]
+    assert all(new.version != old.version for new, old in zip(after, before, strict=True))
+
+
 def test_nothing_is_written_before_an_outcome_without_a_payment_is_confirmed() -> None:
     """A worker that ends there must not leave a record of a payment whose events nobody gets."""
 

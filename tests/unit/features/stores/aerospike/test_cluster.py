@@ -10,7 +10,7 @@ import aerospike
 import pytest
 
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
-from paywarden.features.stores.base import ABSENT
+from paywarden.features.stores.base import ABSENT, update_records
 from paywarden.schemas.errors import StoreUnavailable
 from tests.standin.aerospike_cluster import StandInCluster
 from tests.standin.aerospike_records import partition_of
@@ -143,6 +143,68 @@ def test_a_generation_that_wraps_while_a_node_is_away_loses_updates_by_the_defau
         cluster.end_migration(1)
         wait_until(lambda: node_count(store) == NODE_COUNT)
         assert store.read([b"card:hot"]) == [b"old" if by_generation else b"newer 4"]
+
+
+# A node that the network cuts off
+
+
+def new_cards_of_the_cut_off(cluster: StandInCluster, settings: AerospikeSettings) -> dict[bytes, bytes]:
+    return {key: b"new " + value for key, value in cards_by_node(cluster, settings)[1].items()}
+
+
+def test_a_write_that_no_second_copy_has_is_never_acknowledged(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    new = new_cards_of_the_cut_off(cluster, settings)
+    with closing(AerospikeStore(settings)) as store:
+        store.write(CARDS, ttl_s=0)
+        versions = {key: one.version for key, one in zip(new, store.read_versioned(list(new)), strict=True)}
+        cluster.cut_off(1)
+        for _ in range(3):
+            # The node has written its own copy, and reads it back.
+            with pytest.raises(StoreUnavailable):
+                store.write(new, ttl_s=0, versions=versions)
+            assert store.read(list(new)) == list(new.values())
+        cluster.rejoin(1)
+        assert store.read(list(new)) == [CARDS[key] for key in new]
+        store.write(new, ttl_s=0, versions=versions)
+        assert store.read(list(new)) == list(new.values())
+
+
+def test_a_change_that_a_record_has_already_is_written_once_more(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    key = next(iter(new_cards_of_the_cut_off(cluster, settings)))
+
+    def add(_: bytes, value: bytes | None) -> bytes | None:
+        return None if value == b"added" else b"added"
+
+    with closing(AerospikeStore(settings)) as store:
+        store.write(CARDS, ttl_s=0)
+        cluster.cut_off(1)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                update_records(store, [key], add, ttl_s=0)
+        cluster.rejoin(1)
+        update_records(store, [key], add, ttl_s=0)
+        assert store.read([key]) == [b"added"]
+
+
+def test_a_node_that_is_alone_acknowledges_writes_that_are_lost(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    """A limit: for some seconds, until a node with too few neighbours stops, both sides take writes."""
+    with closing(AerospikeStore(settings)) as store:
+        store.write(CARDS, ttl_s=0)
+    cluster.cut_off(1)
+    cluster.orphan(1)
+    alone = closing(AerospikeStore(quick_settings(cluster.nodes[1].address)))
+    with alone as store, closing(AerospikeStore(quick_settings(cluster.nodes[0].address))) as of_others:
+        of_others.write({b"card:1": b"of the others"}, ttl_s=0)
+        assert store.read([b"card:1"]) == [CARDS[b"card:1"]]
+        store.write({b"card:2": b"of the node alone"}, ttl_s=0)
+        cluster.rejoin(1)
+        wait_until(lambda: of_others.read([b"card:1", b"card:2"]) == [b"of the others", CARDS[b"card:2"]])
 
 
 # A node that fails
