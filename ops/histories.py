@@ -11,7 +11,7 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
-from paywarden.ops.times import time_ms_of
+from paywarden.ops.times import time_ms_option
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
@@ -216,11 +216,3 @@ def _times(asked: HistoryAsked, engine: FeatureEngine, days: DaysAsked) -> Payme
         read_from = min(read_from, days.needed_from)
     click.echo(f"payments from {date_of_day(read_from)} on are read; features reach back {reach} days", err=True)
     return PaymentTimes(read_from * _DAY_MS, last_ms)
-
-
-def time_ms_option(option: str, text: str | None) -> int | None:
-    """Returns an option's time in epoch milliseconds; None without a text. Raises Misconfigured."""
-    try:
-        return None if text is None else time_ms_of(text)
-    except ValueError:
-        raise Misconfigured(f"{option}: wanted a time such as 2026-05-01T12:00:00Z, got {text!r}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from paywarden.schemas.errors import Misconfigured
+
 
 def now_ms() -> int:
     """Returns the current time in epoch milliseconds, as payments have it."""
@@ -25,3 +27,11 @@ def spoken(time_ms: int) -> str:
         return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return str(time_ms)
+
+
+def time_ms_option(option: str, text: str | None) -> int | None:
+    """Returns an option's time in epoch milliseconds; None without a text. Raises Misconfigured."""
+    try:
+        return None if text is None else time_ms_of(text)
+    except ValueError:
+        raise Misconfigured(f"{option}: wanted a time such as 2026-05-01T12:00:00Z, got {text!r}") from None

@@ -50,7 +50,9 @@ def check_store(source: Source, *, write: bool = True) -> list[ClusterFinding]:
         return [ClusterFinding(ERROR, str(error), "nothing can be read or written", "a store that answers")]
 
 
-def verify_store(source: Source, *, since_ms: int | None = None, repair: bool = False) -> Verdicts:
+def verify_store(
+    source: Source, *, since_ms: int | None = None, until_ms: int | None = None, repair: bool = False
+) -> Verdicts:
     """Compare the live profile set with the changelog. Raises Misconfigured, StoreUnavailable or BrokerUnavailable."""
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.stores.profile_sets import ProfileSets
@@ -82,6 +84,7 @@ def verify_store(source: Source, *, since_ms: int | None = None, repair: bool = 
             ttl_s=lambda entity: ttls.get(entity, 0),
             now_ms=time.time_ns() // 1_000_000,
             since_ms=since_ms,
+            until_ms=until_ms,
             repair=repair,
         )
         ends: dict[int, int] = {}

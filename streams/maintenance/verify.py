@@ -13,7 +13,9 @@ contains each source partition, and that decides:
 
 No comparison finds a profile that lost an event and was written again afterwards: it has newer offsets, on the
 changelog, too. With `since_ms`, the time of the loss, such profiles are counted (`rewritten`): those with a record in
-the minute before it and another one after it. Records of payments, which later outcomes need, have no second copy.
+the minute before it and another one after it. A cluster whose network was parted, or that hid records, loses writes
+until it is whole again, `until_ms`: then profiles with a record between the two count, too. Their state may have been
+built on an older one. Records of payments, which later outcomes need, have no second copy.
 """
 
 from __future__ import annotations
@@ -84,10 +86,11 @@ class Verification:
         ttl_s: Callable[[str], int],
         now_ms: int,
         since_ms: int | None = None,
+        until_ms: int | None = None,
         repair: bool = False,
     ) -> None:
         self._store, self._decoder, self._ttl_s = store, decoder, ttl_s
-        self._now_ms, self._since_ms, self._repair = now_ms, since_ms, repair
+        self._now_ms, self._since_ms, self._until_ms, self._repair = now_ms, since_ms, until_ms, repair
         self._returned: dict[bytes, bytes] = {}
         self.verdicts = Verdicts()
 
@@ -113,6 +116,8 @@ class Verification:
                 continue
             if self._since_ms is not None and record.timestamp_ms > self._since_ms - SUSPECT_MS:
                 (before if record.timestamp_ms <= self._since_ms else after).add(key)
+                if self._until_ms is not None and self._since_ms < record.timestamp_ms <= self._until_ms:
+                    before.add(key)
         for key in before & after:
             _count(self.verdicts.rewritten, key)
         for keys in in_batches(last, _BATCH):
@@ -198,7 +203,7 @@ def spoken(verdicts: Verdicts) -> Iterator[str]:
         ("repaired", "of these written back"),
         ("mixed", "older and newer at once"),
         ("returned", "there again after they were erased"),
-        ("rewritten", "written shortly before the loss and again after it: nobody can know whether they are whole"),
+        ("rewritten", "written around the loss and upon what it left: nobody can know whether they are whole"),
     ):
         counts: dict[str, int] = getattr(verdicts, name)
         if counts or name in ("whole", "lost"):

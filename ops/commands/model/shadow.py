@@ -15,9 +15,8 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.extras import needs
-from paywarden.ops.histories import time_ms_option
 from paywarden.ops.reporting import print_table, printable
-from paywarden.ops.times import now_ms, spoken
+from paywarden.ops.times import now_ms, spoken, time_ms_option
 from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.settings import Source
 

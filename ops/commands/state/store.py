@@ -54,31 +54,36 @@ def check(source: Source, as_json: bool, no_write: bool) -> None:
 @click.option(
     "--since", metavar="TIME", help="When the store may have lost records: a time such as 2026-10-01T12:00:00Z."
 )
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="When a parted cluster, or one that hid records, was whole again and no copies moved.",
+)
 @click.option("--repair", is_flag=True, help="Write lost profiles back from the changelog.")
 @click.option("--json", "as_json", is_flag=True, help="The verdicts as JSON.")
 @click.pass_obj
-def verify(source: Source, since: str | None, repair: bool, as_json: bool) -> None:
+def verify(source: Source, since: str | None, until: str | None, repair: bool, as_json: bool) -> None:
     """Compare the profiles in the store with the changelog.
 
     A store with a single copy loses its last second of acknowledged writes when it is killed. The changelog still has
     them, so this command finds profiles that are older than there, and --repair writes them back.
 
     Run it at once, before more payments come: a profile that was written again after the loss is newer on both sides,
-    and nothing shows the lost events. With --since the command counts profiles that this may have happened to. Records
-    of payments, which later outcomes need, are on no changelog: only a rebuild restores them.
+    and nothing shows the lost events. With --since the command counts profiles that this may have happened to. After a
+    partition of the network, or a node that went while copies moved, add --until. Records of payments, which later
+    outcomes need, are on no changelog: only a rebuild restores them.
 
     The exit status is 1 if something was lost and is not repaired, or needs a rebuild.
     """
-    from paywarden.ops.times import time_ms_of
+    from paywarden.ops.times import time_ms_option
     from paywarden.streams.maintenance.verify import spoken
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory: only its own process can compare it")
-    try:
-        since_ms = None if since is None else time_ms_of(since)
-    except ValueError:
-        raise Misconfigured(f"--since: wanted a time such as 2026-10-01T12:00:00Z, got {since!r}") from None
-    verdicts = wiring.verify_store(source, since_ms=since_ms, repair=repair)
+    since_ms, until_ms = time_ms_option("--since", since), time_ms_option("--until", until)
+    if until_ms is not None and (since_ms is None or until_ms < since_ms):
+        raise Misconfigured("--until needs --since with an earlier time")
+    verdicts = wiring.verify_store(source, since_ms=since_ms, until_ms=until_ms, repair=repair)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(verdicts), indent=2))
     else:

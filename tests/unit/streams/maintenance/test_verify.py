@@ -17,6 +17,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.maintenance.verify import Verdicts, Verification, spoken
+from tests.standin.aerospike_cluster import StandInCluster
 from tests.standin.aerospike_server import StandIn
 from tests.standin.patience import quick_settings
 
@@ -63,10 +64,17 @@ def verdicts_of(
     *records: Record,
     repair: bool = False,
     since_ms: int | None = None,
+    until_ms: int | None = None,
     came_later: tuple[bytes, ...] = (),
 ) -> Verdicts:
     verification = Verification(
-        store, Decoder("profiles", IDS), ttl_s=lambda _: TTL_S, now_ms=NOW_MS, since_ms=since_ms, repair=repair
+        store,
+        Decoder("profiles", IDS),
+        ttl_s=lambda _: TTL_S,
+        now_ms=NOW_MS,
+        since_ms=since_ms,
+        until_ms=until_ms,
+        repair=repair,
     )
     ends = verification.compare([records])
     assert ends == ({0: records[-1].offset + 1} if records else {})
@@ -165,6 +173,21 @@ def test_profiles_written_shortly_before_the_loss_and_after_it_are_counted(store
     assert found.needs_rebuild
 
 
+def test_profiles_written_while_a_cluster_was_parted_are_counted(store: ProfileStore) -> None:
+    since_ms, until_ms = NOW_MS - 100_000, NOW_MS - 50_000
+    keys = [b"card:meanwhile", b"card:later", b"card:long_ago"]
+    store.write(dict.fromkeys(keys, NEWER), ttl_s=TTL_S)
+    found = verdicts_of(
+        store,
+        record(b"card:long_ago", NEWER, at_ms=since_ms - 61_000),
+        record(b"card:meanwhile", NEWER, at_ms=since_ms + 500),
+        record(b"card:later", NEWER, at_ms=until_ms + 1),
+        since_ms=since_ms,
+        until_ms=until_ms,
+    )
+    assert found == Verdicts(whole={"card": 3}, rewritten={"card": 1})
+
+
 def test_records_that_cannot_be_read_are_counted_and_the_rest_is_compared(store: ProfileStore) -> None:
     store.write({KEY: NEWER, b"card:c2": b"damaged"}, ttl_s=TTL_S)
     broken = Record("profiles", 0, 0, b"card:c0", b"no record", NOW_MS, [])
@@ -200,3 +223,19 @@ def test_a_killed_single_copy_gets_its_last_second_back(server: StandIn) -> None
         found = verdicts_of(store, *changelog, repair=True)
         assert found == Verdicts(whole={"card": 20}, lost={"card": 20}, repaired={"card": 20})
         assert store.read(list(everything)) == list(everything.values())
+
+
+def test_writes_of_a_node_that_was_alone_come_back_from_the_changelog() -> None:
+    cards = {b"card:%d" % number: OLD for number in range(10)}
+    with StandInCluster(node_count=2) as cluster:
+        with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
+            store.write(cards, ttl_s=TTL_S)
+        cluster.cut_off(1)
+        cluster.orphan(1)
+        with closing(AerospikeStore(quick_settings(cluster.nodes[1].address))) as store:
+            store.write(dict.fromkeys(cards, NEWER), ttl_s=TTL_S)
+        cluster.rejoin(1)
+        with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
+            found = verdicts_of(store, *(record(key, NEWER) for key in cards), repair=True)
+            assert found == Verdicts(lost={"card": 10}, repaired={"card": 10})
+            assert store.read(list(cards)) == [NEWER] * 10

@@ -87,3 +87,11 @@ def test_a_time_that_is_none_is_refused() -> None:
     done = run("verify", "--since", "yesterday")
     assert isinstance(done.exception, Misconfigured)
     assert "--since" in str(done.exception)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("since", [(), ("--since", "2026-10-01T12:01:00Z")])
+def test_an_end_needs_an_earlier_beginning(since: tuple[str, ...]) -> None:
+    done = run("verify", *since, "--until", "2026-10-01T12:00:00Z")
+    assert isinstance(done.exception, Misconfigured)
+    assert "--until needs --since" in str(done.exception)
