@@ -75,9 +75,13 @@ class Versioned(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """True if the store answers now. Otherwise `reason` says in one line why not."""
+    """True if the store answers now. Otherwise `reason` says in one line why not.
+
+    `why_hidden` says why acknowledged records may read as absent; empty if none do.
+    """
 
     reason: str = ""
+    why_hidden: str = ""
 
     def __bool__(self) -> bool:
         return not self.reason

@@ -226,6 +226,16 @@ _AEROSPIKE = DashboardSection(
             maximum=1.0,
         ),
         Panel(
+            "Copies that move",
+            "Partitions whose copies have yet to move, and nodes that went meanwhile: these may hide records.",
+            "short",
+            (
+                Query("max by (instance) (paywarden_store_moving_partitions)", "{{instance}} partitions"),
+                Query("sum by (instance) (increase(paywarden_store_second_faults_total[1h]))", "{{instance}} nodes"),
+            ),
+            alerts=("PaywardenStoreSecondFault",),
+        ),
+        Panel(
             "Findings about the cluster",
             "Findings of `paywarden store check` about the cluster's settings, by level.",
             "short",

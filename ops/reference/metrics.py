@@ -58,7 +58,8 @@ _UNITS = (
     (r".*_(up|ready|out|refuses|breaker|info|phase|finding|unreadable)", "0 or 1"),
     (r".*_training_distance", "PSI"),
     (
-        r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|companion_shards|set_aside_entries)",
+        r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|companion_shards|set_aside_entries"
+        r"|moving_partitions)",
         "count",
     ),
 )

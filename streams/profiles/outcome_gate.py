@@ -5,6 +5,8 @@ After a pause both topics have a backlog. A worker could then read an outcome be
 1. Read an outcome. Ask the broker where every partition of payments ends now, for example {0: 120, 1: 98}.
 2. Ask the group again and again for its committed offsets of payments.
 3. When they have reached all those ends, the payment is in the store or will never come: the outcome is due.
+4. If the payment of a due outcome is not in the store, and the store may hide records now, put the outcome back. It is
+   due again when the store hides nothing.
 
 What can go wrong:
 
@@ -64,6 +66,10 @@ class WaitingOutcomes:
         while self._waiting and _is_reached(self._waiting[0][0], committed):
             due += self._waiting.pop(0)[1]
         return due
+
+    def put_back(self, outcomes: Iterable[Record]) -> None:
+        """Hold due outcomes again, before all others. They are due whenever `take_due` is called."""
+        self._waiting.insert(0, ({}, list(outcomes)))
 
     def drop(self, partitions: Collection[int]) -> None:
         """Forget the outcomes of partitions that moved to another worker. They were not committed."""

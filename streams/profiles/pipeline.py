@@ -24,6 +24,8 @@ the repetition harmless (streams/profiles/events.py).
 
 What can go wrong:
 
+- The store may hide payments that it has (features/stores/aerospike/migration.py). Outcomes of payments that are not
+  found wait (streams/profiles/outcome_gate.py).
 - The store is down. The worker reads nothing, stays in its group and retries (back-pressure).
 - A partition of the batch moves to another worker during that wait. The worker abandons the whole batch and reads the
   other partitions again.
@@ -42,6 +44,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 from typing import TypeVar
 
@@ -113,6 +116,10 @@ _ROUND_S_MAX = 120.0
 NO_ROOM = "too many events wait for a profile that cannot be read"
 
 
+class RecordsHidden(Exception):  # no error: outcomes wait until it is over
+    """The store may hide records that it has acknowledged."""
+
+
 class Pipeline:
     """The stream worker. `run` it in one thread; any thread or signal handler may set the event `stop`."""
 
@@ -181,6 +188,7 @@ class Pipeline:
         self._claims_place = (routes[entities[0]][0], 0)
         self._ask_others_at = 0.0
         self._waiting = WaitingOutcomes()
+        self._outcomes_wait = False
         self._ask_at = self._alone_at = self._lag_at = 0.0
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
@@ -304,6 +312,7 @@ class Pipeline:
     def step(self, stop: Event) -> None:
         """Process one micro-batch up to its commit, or until it is abandoned."""
         self._note_turn()
+        self._store_retry.look()
         asked_ms = self._now_ms() - self._fetch_age_ms
         with self._timed("read"):
             consumed = self._take()
@@ -320,7 +329,7 @@ class Pipeline:
             if consumed.records and self._sources.is_due:
                 self._retry_while_store_down(self._compare_sources_again, stop)
             if payments or outcomes:
-                self._route(payments, outcomes, arrived_ms, stop)
+                outcomes = self._route(payments, outcomes, arrived_ms, stop)
                 if consumed.is_all:
                     frames += self._own_frames()
             if frames:
@@ -393,16 +402,20 @@ class Pipeline:
             _log.warning("the records taken are read again: %s", error)
             raise Abandoned from error
 
-    def _confirm_sources(self) -> None:
-        """Compare before outcomes without a payment become dead letters. Raises as the above.
+    def _confirm_orphans(self) -> None:
+        """Make sure that outcomes without a payment may become dead letters.
 
-        If `payments` was made anew, their payments may stand at offsets that count as read.
+        If `payments` was made anew, their payments may stand at offsets that count as read: compares the topics, and
+        raises as the above. Raises RecordsHidden if the store may hide the payments' records.
         """
         bases = self._router.payments_base, self._router.outcomes_base
         self._compare_sources_again()
         if (self._router.payments_base, self._router.outcomes_base) != bases:
             # An operator has accepted the topics while this batch was under way.
             raise Abandoned
+        self._store_retry.look(is_due=True)
+        if self._store_retry.why_hidden:
+            raise RecordsHidden(self._store_retry.why_hidden)
 
     # Payments and outcomes to events
 
@@ -412,12 +425,22 @@ class Pipeline:
         outcomes: Sequence[Record],
         arrived_ms: Mapping[tuple[int, int], int],
         stop: Event,
-    ) -> None:
+    ) -> Sequence[Record]:
+        """Returns the outcomes that are done: none if they must wait."""
         with self._timed("decode"):
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
         self._note_refusals(len(payments) + len(outcomes), decoded.refused)
         with self._timed("keep"):
-            joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_sources), stop)
+            try:
+                joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_orphans), stop)
+            except RecordsHidden as hidden:
+                _log.warning("outcomes of payments that are not found wait: %s", hidden)
+                self._outcomes_wait = True
+                self._waiting.put_back(outcomes)
+                outcomes = []
+                refused = [(record, why) for record, why in decoded.refused if record.topic == self._payments]
+                decoded = replace(decoded, outcomes=[], refused=refused)
+                joined = self._retry_while_store_down(lambda: self._router.keep(decoded), stop)
         with self._timed("route"):
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"
@@ -426,6 +449,7 @@ class Pipeline:
                 self._refuse_joined(joined.refused, [*payments, *outcomes])
             self._router.send(joined)
         self._count_routed(decoded, joined)
+        return outcomes
 
     def _refuse_joined(self, refused: Sequence[tuple[Position, str]], records: Sequence[Record]) -> None:
         by_position = {}
@@ -449,6 +473,9 @@ class Pipeline:
         waiting, now = self._waiting, time.monotonic()
         self.metrics.waiting_outcomes.set(len(waiting))
         self._consumer.pause(self._outcomes, len(waiting) >= self._settings.batch_max)
+        if self._outcomes_wait and self._store_retry.why_hidden:
+            return []
+        self._outcomes_wait = False
         if not len(waiting) or now < self._ask_at or not (has_payments or now >= self._alone_at):
             return []
         self._ask_at = now + self._timing.ask_committed_every_s

@@ -16,6 +16,11 @@ A node that comes back owns partitions at once, before it has what was written m
     cluster.bring_back(1, is_behind=True)      node 1 answers with what it had, unless a read asks all copies
     cluster.end_migration(1)                   of each record the copy that wins stays, on every node
 
+If another node goes while copies move, the others lack what it alone had:
+
+    cluster.lose(0, hides=True)                node 1 has what it had: newer records are hidden
+    cluster.bring_back(0)                      they are there again, unless they were written since
+
 A node that the network cuts off from the others, but not from clients:
 
     cluster.cut_off(1)      it writes its own copies, and answers no write: no second copy acknowledges them
@@ -45,6 +50,8 @@ class StandInCluster:
         self._living = list(self.nodes)
         # The records of a lost node, by its number.
         self._had: dict[int, dict[bytes, Record]] = {}
+        # What lost nodes alone have.
+        self._hidden: dict[bytes, Record | None] = {}
         self._generation = 0
 
     def __enter__(self) -> StandInCluster:
@@ -64,14 +71,19 @@ class StandInCluster:
         """The `host:port` of each node."""
         return tuple(node.address for node in self.nodes)
 
-    def lose(self, number: int) -> None:
-        """Stop a node. The others have not noticed yet."""
+    def lose(self, number: int, *, hides: bool = False) -> None:
+        """Stop a node. The others have not noticed yet. `hides`: it alone has what nodes that came back lack."""
         self._had[number] = dict(self.records.by_digest)
         self._living.remove(self.nodes[number])
         self.nodes[number].stop()
+        for node in self._living if hides else ():
+            self._hidden |= self.records.replace(node.copies)
+            node.moving_count = len(node.copies)
+            node.copies.clear()
 
     def bring_back(self, number: int, *, is_behind: bool = False) -> None:
         """Start a lost node again. It owns partitions at once."""
+        self.records.merge(self._hidden)
         had, now = self._had.pop(number), self.records.by_digest
         if is_behind:
             differing = [digest for digest in had.keys() | now.keys() if had.get(digest) is not now.get(digest)]
@@ -83,6 +95,7 @@ class StandInCluster:
     def end_migration(self, number: int) -> None:
         """Let a node that came back get what it lacks, and the others what it has."""
         self.records.merge(self.nodes[number].copies)
+        self.nodes[number].moving_count = 0
 
     def cut_off(self, number: int) -> None:
         """Cut the network between a node and the others. Nobody has noticed yet."""

@@ -159,6 +159,13 @@ class Records:
             for digest in [digest for digest, record in self.by_digest.items() if record.set_name == set_name]:
                 del self.by_digest[digest]
 
+    def replace(self, copies: Copies) -> Copies:
+        """Let these copies take the place of the records; returns what was there."""
+        with self.lock:
+            had = {digest: self.by_digest.pop(digest, None) for digest in copies}
+            self.by_digest |= {digest: record for digest, record in copies.items() if record is not None}
+        return had
+
     def merge(self, copies: Copies) -> None:
         """End the migration of a node that was away: of each record the copy that wins stays."""
         with self.lock:

@@ -181,6 +181,8 @@ class StandIn:
     service_config: dict[str, str] = field(default_factory=dict)
     # This node's versions of records that were written while it was away.
     copies: Copies = field(default_factory=dict, repr=False)
+    # Copies that have yet to move, besides `copies`.
+    moving_count: int = 0
     # Partitions of which a write reaches no second copy: their master writes its own copy and does not answer. It does
     # answer a write that it refuses.
     unanswered: frozenset[int] = field(default=frozenset(), repr=False)
@@ -447,7 +449,7 @@ class StandIn:
             statistics = namespace_statistics(
                 node_count=self.node_count, copy_count=self.copy_count, clock_skewed=self.records.clock_skewed
             )
-            moving = f"migrate_rx_partitions_remaining={len(self.copies)}"
+            moving = f"migrate_rx_partitions_remaining={len(self.copies) + self.moving_count}"
             return f"{statistics};{moving};{_joined(self._config())}"
         if kind == "sets" and namespace != self.namespace:
             return "ns_type=unknown"

@@ -67,6 +67,16 @@ class AerospikeMetrics:
             ["level"],
             registry=registry,
         )
+        self.moving = Gauge(
+            "paywarden_store_moving_partitions",
+            "Partitions whose copies have yet to move, of all nodes; the stream looks every two seconds.",
+            registry=registry,
+        )
+        self.second_faults = Counter(
+            "paywarden_store_second_faults",
+            "Nodes that went while copies moved, or as many at once as a record has copies: they hide records.",
+            registry=registry,
+        )
         # The labels are resolved once, here.
         self._calls = {operation: calls.labels(operation) for operation in OPERATIONS}
         self._seconds = {operation: seconds.labels(operation) for operation in OPERATIONS}

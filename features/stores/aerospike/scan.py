@@ -26,13 +26,12 @@ from aerospike import exception as client_errors
 
 from paywarden.features.stores.aerospike.calls import Calls
 from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, scan_policy
-from paywarden.features.stores.aerospike.servers import ask, number, pairs_of
+from paywarden.features.stores.aerospike.migration import moving_count
+from paywarden.features.stores.aerospike.servers import ask, pairs_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.schemas.errors import StoreUnavailable
 
 _log = logging.getLogger(__name__)
-# Partitions whose copies a node has yet to send, and to receive.
-_MOVING = ("migrate_tx_partitions_remaining", "migrate_rx_partitions_remaining")
 
 # A record in the client's form: key, metadata, bins.
 ScannedRecord = tuple[tuple[str, str, object, bytearray], dict[str, int], dict[str, Any]]
@@ -166,15 +165,15 @@ class SetScan:
             # Without a node, the first page raises a better error.
             return _Cluster(frozenset())
         names = frozenset(answers)
-        moving_count = sum(number(namespace, name) or 0 for namespace, _ in answers.values() for name in _MOVING)
+        moving = sum(moving_count(namespace) for namespace, _ in answers.values())
         try:
             copy_count = min(int(namespace["effective_replication_factor"]) for namespace, _ in answers.values())
             cluster_size = max(int(namespace["ns_cluster_size"]) for namespace, _ in answers.values())
             # A node without any record of a set does not list the set.
             object_count = sum(int(of_set.get("objects", "0")) for _, of_set in answers.values())
         except (KeyError, ValueError):
-            return _Cluster(names, moving_count=moving_count)
-        return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None, moving_count)
+            return _Cluster(names, moving_count=moving)
+        return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None, moving)
 
     def _ask(self, node_name: str) -> tuple[dict[str, str], dict[str, str]] | None:
         """Returns a node's statistics of the namespace and of the set, None if it does not answer."""

@@ -54,12 +54,12 @@ from paywarden.features.stores.aerospike.client import (
     write_policy,
 )
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+from paywarden.features.stores.aerospike.migration import MigrationWatch
 from paywarden.features.stores.aerospike.scan import ScannedRecord, SetScan, set_counts
 from paywarden.features.stores.aerospike.servers import (
     Forbidden,
     NodeReport,
     ask_nodes,
-    pairs_of,
     takes_ttl,
     why_forbidden,
 )
@@ -79,6 +79,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 
 __all__ = ["AerospikeMetrics", "AerospikeSettings", "AerospikeStore"]
 
+_STOPPED = ("stop_writes", "clock_skew_stop_writes")
 _DONE = (OK,)
 _DONE_OR_ABSENT = (OK, RECORD_NOT_FOUND)
 # The answers for a record at another version: it is gone, changed, or exists.
@@ -139,6 +140,7 @@ class AerospikeStore:
         self._client = connect(settings)
         partitions = PartitionMap(self._client, settings)
         self._calls = Calls(settings, self._metrics, clock, partitions, self)
+        self._migration = MigrationWatch(self._client, settings, self._metrics)
         self._erasing_mode: _Erasing | None = None
         self._is_closed = False
         self._closing = Lock()
@@ -225,24 +227,21 @@ class AerospikeStore:
         return {entity: found[name] for name, entity in names.items() if SET_SEPARATOR not in entity}
 
     def health(self) -> StoreHealth:
-        """See ProfileStore. Asks a node for its status and takes up to `info_timeout_ms`.
+        """See ProfileStore. Asks each node for its status and takes up to `info_timeout_ms` a node.
 
         While the breaker is open, it says so and makes no call.
         """
-        place = describe(self._settings)
         reason = self._calls.breaker_reason()
-        if reason:
-            return StoreHealth(f"{place}: {reason}")
-        asked = f"namespace/{self._settings.namespace}"
-        try:
-            answer = self._client.info_random_node(asked, {"timeout": self._settings.info_timeout_ms})
-        except client_errors.AerospikeError as error:
-            return StoreHealth(f"{place}: no answer ({type(error).__name__}, code {error.code})")
-        said = pairs_of(answer.partition("\t")[2].strip(), ";")
-        if "effective_replication_factor" not in said:
-            return StoreHealth(f"{place}: the cluster no longer has this namespace")
-        stopped = [name for name in ("stop_writes", "clock_skew_stop_writes") if said.get(name) == "true"]
-        return StoreHealth(f"{place}: takes no writes now ({stopped[0]})") if stopped else StoreHealth()
+        if not reason:
+            found = self._migration.look()
+            stopped = [name for name in _STOPPED if any(one.get(name) == "true" for one in found)]
+            if not found:
+                reason = "no answer from any node"
+            elif any("effective_replication_factor" not in one for one in found):
+                reason = "the cluster no longer has this namespace"
+            elif stopped:
+                reason = f"takes no writes now ({stopped[0]})"
+        return StoreHealth(reason and f"{describe(self._settings)}: {reason}", self._migration.why_hidden)
 
     def reports(self) -> list[NodeReport]:
         """Returns the reports of the nodes that answer, about themselves."""
@@ -281,15 +280,10 @@ class AerospikeStore:
 
     def _is_strong(self) -> bool:
         """Returns whether the namespace has strong consistency. Raises StoreUnavailable if no node says."""
-        policy = {"timeout": self._settings.info_timeout_ms}
-        try:
-            answer = self._client.info_random_node(f"namespace/{self._settings.namespace}", policy)
-        except client_errors.AerospikeError as error:
-            raise StoreUnavailable(
-                f"{describe(self._settings)}: a node does not say what the namespace is "
-                f"({type(error).__name__}, code {error.code})"
-            ) from error
-        return pairs_of(answer.partition("\t")[2].strip(), ";").get("strong-consistency") == "true"
+        found = self._migration.look()
+        if not found:
+            raise StoreUnavailable(f"{describe(self._settings)}: no node says what the namespace is")
+        return found[0].get("strong-consistency") == "true"
 
     def _erasing(self) -> _Erasing:
         """Returns how to erase. Asks the nodes once. Raises StoreUnavailable if none answers."""

@@ -18,6 +18,8 @@ _Result = TypeVar("_Result")
 
 _RETRY_MOST_S = 5.0
 _ASK_STORE_EVERY_S = 1.0
+# A node that restarts is away for longer.
+_LOOK_AT_STORE_EVERY_S = 2.0
 # A stop is seen after at most this long.
 _LOOK_S = 0.1
 
@@ -39,6 +41,9 @@ class StoreRetry:
         """Why the store does not take batches; empty if it does."""
         self.ask_at = 0.0
         """When the store may be asked next, of the monotonic clock."""
+        self.why_hidden = ""
+        """Why acknowledged records may read as absent; empty if none do."""
+        self._look_at = 0.0
 
     def run(
         self, action: Callable[[], _Result], consumer: BatchConsumer, stop: Event, on_hold: Callable[[], None]
@@ -77,6 +82,12 @@ class StoreRetry:
         if self.trouble and time.monotonic() >= self.ask_at:
             self.ask_at = time.monotonic() + _ASK_STORE_EVERY_S
             self._note(self._store.health().reason)
+
+    def look(self, *, is_due: bool = False) -> None:
+        """Learn whether the store may hide records: every two seconds, or now if `is_due`."""
+        if is_due or time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_AT_STORE_EVERY_S
+            self.why_hidden = self._store.health().why_hidden
 
     def _note(self, trouble: str) -> None:
         self.trouble = trouble and f"the store does not take batches: {trouble}"

@@ -172,6 +172,7 @@ QUIET: tuple[Series, ...] = (
         Count(stream("store_failures_total", operation="write", reason=reason), 0)
         for reason in ("forbidden", "breaker_open")
     ),
+    Count(stream("store_second_faults_total"), 0),
     Gauge(stream("store_findings", level="warning"), 0),
     Count(stream("dead_letters_total", topic="payments", field="currency"), 0),
     Count(stream("stream_events_set_aside_total", entity="card"), 0),
@@ -332,6 +333,9 @@ FAULTS: dict[str, Fault] = {
     "PaywardenStoreNodeFails": Fault(
         "a node of Aerospike is gone",
         (Count(stream("store_failures_total", operation="write", reason="breaker_open"), 0, 5),),
+    ),
+    "PaywardenStoreSecondFault": Fault(
+        "a second node of Aerospike is gone while copies move", (Count(stream("store_second_faults_total"), 0, 1),)
     ),
     "PaywardenStoreUnsafe": Fault(
         "the namespace is set up with a single copy", (Gauge(stream("store_findings", level="warning"), 0, 1),)

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import aerospike
 import pytest
+from prometheus_client import CollectorRegistry
 
-from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.aerospike.store import AerospikeMetrics, AerospikeSettings, AerospikeStore
 from paywarden.features.stores.base import ABSENT, update_records
 from paywarden.schemas.errors import StoreUnavailable
 from tests.standin.aerospike_cluster import StandInCluster
@@ -205,6 +206,61 @@ def test_a_node_that_is_alone_acknowledges_writes_that_are_lost(
         store.write({b"card:2": b"of the node alone"}, ttl_s=0)
         cluster.rejoin(1)
         wait_until(lambda: of_others.read([b"card:1", b"card:2"]) == [b"of the others", CARDS[b"card:2"]])
+
+
+# A second fault
+
+
+@pytest.fixture
+def pair() -> Iterator[StandInCluster]:
+    with StandInCluster(node_count=2) as running:
+        yield running
+
+
+def test_a_second_fault_while_copies_move_is_counted_until_the_node_is_back(pair: StandInCluster) -> None:
+    registry = CollectorRegistry()
+
+    def faults() -> float | None:
+        return registry.get_sample_value("paywarden_store_second_faults_total")
+
+    with closing(AerospikeStore(quick_settings(*pair.hosts), metrics=AerospikeMetrics(registry))) as store:
+        store.write(CARDS, ttl_s=0)
+        assert store.health().why_hidden == ""
+        pair.lose(1)
+        pair.take_over()
+        wait_until(lambda: node_count(store) == 1)
+        assert store.health().why_hidden == ""
+        store.write(LATER, ttl_s=0)
+        pair.bring_back(1, is_behind=True)
+        wait_until(lambda: node_count(store) == 2)
+        assert store.health().why_hidden == "copies of 60 partitions move"
+        assert registry.get_sample_value("paywarden_store_moving_partitions") == 60
+        assert faults() == 0
+
+        pair.lose(0, hides=True)
+        pair.take_over()
+        wait_until(lambda: node_count(store) == 1)
+        assert None in store.read(list(LATER))
+        assert pair.nodes[0].node_name in store.health().why_hidden
+        assert store.health()
+        assert faults() == 1
+
+        pair.bring_back(0)
+        wait_until(lambda: node_count(store) == 2 and store.health().why_hidden.startswith("copies of"))
+        assert store.read(list(LATER)) == list(LATER.values())
+        pair.end_migration(1)
+        assert store.health().why_hidden == ""
+        assert faults() == 1
+
+
+def test_as_many_nodes_lost_at_once_as_copies_hide_records_too(pair: StandInCluster) -> None:
+    for node in pair.nodes:
+        node.copy_count = 1
+    with closing(AerospikeStore(quick_settings(*pair.hosts))) as store:
+        assert store.health().why_hidden == ""
+        pair.lose(1)
+        pair.take_over()
+        wait_until(lambda: pair.nodes[1].node_name in store.health().why_hidden)
 
 
 # A node that fails

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from paywarden.schemas.proto.store_pb2 import PaymentRecord
+from paywarden.streams.profiles.events import record_key
+from paywarden.streams.profiles.guards import store_retry
 from tests.services.product.processes import wait_until
 from tests.unit.streams.profiles.pipeline.worker import FRAMES, O0, P0, P1, TIMING, Worker, outcomes_of, world
 
@@ -114,3 +117,31 @@ def test_outcomes_are_paused_while_too_many_wait() -> None:
     worker.step(20)
     assert worker.pipeline.metrics.waiting_outcomes._value.get() <= 10
     assert O0 not in worker.broker.committed
+
+
+def test_outcomes_of_payments_that_may_be_hidden_wait(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_retry, "_LOOK_AT_STORE_EVERY_S", 0.0)
+    rows = [row for row in world()[0] if any(one["label"] == "fraud" for one in outcomes_of([row]))][:1]
+    worker.pay(rows)
+    worker.step()
+    keys = [record_key(row["payment_id"]) for row in rows]
+    hidden = {key: value for key, value in zip(keys, worker.store.read(keys), strict=True) if value is not None}
+    worker.store.delete(keys)
+    worker.store.why_hidden = "copies move"
+
+    worker.report(outcomes_of(rows))
+    worker.step(8)
+    assert worker.broker.committed.get(O0, 0) == 0
+    # Payments go on meanwhile.
+    worker.pay(world()[0][20:25])
+    worker.step()
+    assert worker.broker.committed[P0] == worker.end(*P0) > 1
+    assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+
+    worker.store.write(hidden, ttl_s=0)
+    worker.store.why_hidden = ""
+    worker.step(8)
+    assert worker.broker.committed[O0] == len(outcomes_of(rows))
+    assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+    after = [PaymentRecord.FromString(value or b"") for value in worker.store.read(keys)]
+    assert all(record.label_changes for record in after)

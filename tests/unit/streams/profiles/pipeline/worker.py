@@ -91,6 +91,7 @@ class Store(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.is_away = False
+        self.why_hidden = ""
         self.meanwhile: list[Callable[[], object]] = []
         self.conflicts = 0
         self.calls = 0
@@ -107,7 +108,7 @@ class Store(MemoryStore):
         super().write(values, ttl_s=ttl_s, versions=versions)
 
     def health(self) -> StoreHealth:
-        return StoreHealth("away" if self.is_away else "")
+        return StoreHealth("away" if self.is_away else "", self.why_hidden)
 
     def _check(self) -> None:
         self.calls += 1
