@@ -235,7 +235,9 @@ def stream(source: Source, drain: bool) -> None:
             return
         from paywarden.streams.faust.app import run
 
-        run(wiring.stream_app(source, announce=click.echo), end)
+        wiring.await_store(source, end.stop)
+        if not end.stop.is_set():
+            run(wiring.stream_app(source, announce=click.echo), end)
 
 
 @cli.command()

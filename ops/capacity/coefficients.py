@@ -110,6 +110,8 @@ class Sizes:
     store_profile: int = 460
     # A payment's record in the store, kept for [stream] outcome_days, with its index.
     store_payment: int = 230
+    # A marker of an erased record on an Aerospike Community server, with its index.
+    store_marker: int = 164
     # A decision in an outbox.
     outbox_decision: int = 700
     # A slot of the table of answered payments.

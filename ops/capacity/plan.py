@@ -118,6 +118,8 @@ class CapacityPlan:
     host_memory_bytes: int
     """The memory of one scoring host, its mirror included."""
     warnings: tuple[str, ...]
+    marker_bytes: int
+    """The further disk of an Aerospike Community cluster after a rebuild: markers of the dropped set's records."""
 
     @property
     def cores(self) -> float:
@@ -156,7 +158,9 @@ def plan(costs: Coefficients, asked: Requirements, kept: KeptBytes, sizes: Sizes
     # The changelog goes to each host. The measured figures already contain the reading of one host.
     changelog = kept.kinds * sizes.mirror_profile * (asked.hosts - 1)
     kafka_network = asked.rate * (kafka_in * kept.kafka_replication + kafka_out + changelog)
-    store_bytes = asked.entities * sizes.store_profile + average * _DAY_S * kept.store_days * sizes.store_payment
+    payments = average * _DAY_S * kept.store_days
+    store_bytes = asked.entities * sizes.store_profile + payments * sizes.store_payment
+    marker_bytes = (asked.entities + payments) * sizes.store_marker
     needs = {
         "serve": _need(serve_workers, busy["serve"], asked.hosts * host_memory, 0, asked.rate * 1500),
         "companion": _need(
@@ -182,7 +186,13 @@ def plan(costs: Coefficients, asked: Requirements, kept: KeptBytes, sizes: Sizes
         ),
         "store": _need(0, 0.0, 0, int(store_bytes * kept.store_replication), 0.0),
     }
-    return CapacityPlan(needs, partitions, host_memory, tuple(_warnings(asked, kept, busy, stream_workers)))
+    return CapacityPlan(
+        needs,
+        partitions,
+        host_memory,
+        tuple(_warnings(asked, kept, busy, stream_workers)),
+        int(marker_bytes * kept.store_replication),
+    )
 
 
 def _need(processes: int, busy: float, memory: int, disk: int, network: float) -> Need:

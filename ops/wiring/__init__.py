@@ -58,13 +58,14 @@ from paywarden.ops.wiring.stores import (
     set_stores,
     store_kind,
 )
-from paywarden.ops.wiring.stream import StreamParts, stream_app, stream_stop_timeout_s
+from paywarden.ops.wiring.stream import StreamParts, await_store, stream_app, stream_stop_timeout_s
 
 __all__ = [
     "FeatureSettings",
     "ServeSettings",
     "StoreSettings",
     "StreamParts",
+    "await_store",
     "back_up_store",
     "bundle_facts",
     "bundle_thresholds",

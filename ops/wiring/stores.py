@@ -193,11 +193,14 @@ def set_stores(source: Source, registry: CollectorRegistry | None = None) -> Set
     from paywarden.features.catalogue.entity import BESIDE_PROFILES
     from paywarden.features.stores.aerospike.sets import AerospikeSets
     from paywarden.features.stores.aerospike.store import AerospikeSettings
+    from paywarden.streams.profiles.settings import StreamSettings
 
     entities = (*entity_names(source), *BESIDE_PROFILES)
     settings = source.section("aerospike", AerospikeSettings)
     metrics = _aerospike_metrics(registry)
-    return AerospikeSets(settings, entities, metrics=metrics, look=_cluster_look(settings, metrics))
+    lifetimes_s = {"payment": source.section("stream", StreamSettings).outcome_days * 86_400}
+    look = _cluster_look(settings, metrics)
+    return AerospikeSets(settings, entities, lifetimes_s=lifetimes_s, metrics=metrics, look=look)
 
 
 @cache

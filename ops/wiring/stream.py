@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from threading import Event
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.drift import drift_parts, outcome_parts
+from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.settings import Source
+
+_log = logging.getLogger(__name__)
+_ASK_STORE_EVERY_S = 1.0
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -63,6 +69,21 @@ class StreamParts:
                     profile_set=profile_set, publish=publish, drain=drain, names_payments=self._names_payments
                 ),
             )
+
+
+def await_store(source: Source, stop: Event) -> None:
+    """Wait until the store answers, or `stop` is set. Raises Misconfigured."""
+    seen = ""
+    while not stop.is_set():
+        try:
+            stores.live_set(source)
+        except StoreUnavailable as error:
+            if str(error) != seen:
+                _log.warning("the worker waits for the store: %s", error)
+            seen = str(error)
+            stop.wait(_ASK_STORE_EVERY_S)
+        else:
+            return
 
 
 def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:

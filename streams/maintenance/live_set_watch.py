@@ -11,7 +11,8 @@ second:
 What can go wrong: a swap begins just before the worker joins its group. The rebuild may then have found the group
 empty. The worker therefore looks at the register once more when it is a member, before it reads.
 
-A register that is damaged, gone or away ends no worker that runs: a swap would have to read it, too.
+A register that is damaged, gone or away ends no worker that runs: a swap would have to read it, too. A worker that
+finds no store at its start waits for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from threading import Event, Thread
 
 from paywarden.features.stores.base import RegisterUnreadable
 from paywarden.features.stores.profile_sets import LiveSet
-from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
 from paywarden.streams.profiles.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -59,17 +60,26 @@ class LiveWorker:
         self._waits_for = "it has not started yet"
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set. Raises the errors of `open_pipeline` and of `Pipeline.run`."""
+        """Work until `stop` is set. Waits for a store that is away. Raises the other errors of pipelines."""
         while not stop.is_set():
-            live = self._look()
-            if live.next is not None:
-                self._waits_for = "another profile set is being swapped in"
-                stop.wait(self._look_every_s)
-                continue
-            with self._open_pipeline(live.name) as pipeline:
-                self._pipeline = pipeline
-                self._work(pipeline, live, stop)
+            try:
+                live = self._look()
+                if live.next is None:
+                    with self._open_pipeline(live.name) as pipeline:
+                        self._pipeline = pipeline
+                        self._work(pipeline, live, stop)
+                    continue
+                self._wait("another profile set is being swapped in", stop)
+            except StoreUnavailable as error:
+                self._wait(str(error), stop)
+            finally:
                 self._pipeline = None
+
+    def _wait(self, why: str, stop: Event) -> None:
+        if why != self._waits_for:
+            _log.warning("the worker waits: %s", why)
+        self._pipeline, self._waits_for = None, why
+        stop.wait(self._look_every_s)
 
     def problems(self) -> Sequence[str]:
         """Returns why this worker is not ready; empty if it is. Any thread may call it."""

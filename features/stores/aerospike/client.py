@@ -446,6 +446,6 @@ def delete_policy() -> dict[str, Any]:
     }
 
 
-def marker_policy(days: int) -> dict[str, Any]:
-    """Returns the policy of the write that puts a marker in an erased record's place for some days, 0 for ever."""
-    return write_policy(days * 86_400) | {"key": aerospike.POLICY_KEY_DIGEST}
+def marker_policy(ttl_s: int) -> dict[str, Any]:
+    """Returns the policy of the write that puts a marker in an erased record's place for a time, 0 for ever."""
+    return write_policy(ttl_s) | {"key": aerospike.POLICY_KEY_DIGEST}

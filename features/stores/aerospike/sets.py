@@ -11,8 +11,9 @@ but its name still counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from types import MappingProxyType
 
 from paywarden.features.stores.aerospike.cluster_check import ClusterLook
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
@@ -34,12 +35,16 @@ class AerospikeSets:
         settings: AerospikeSettings,
         entities: Sequence[str],
         *,
+        lifetimes_s: Mapping[str, int] = MappingProxyType({}),
         metrics: AerospikeMetrics | None = None,
         look: ClusterLook | None = None,
     ) -> None:
-        """`metrics` are shared by all stores that this opens; `look` looks at the cluster when a profile set opens."""
+        """`metrics` are shared by all stores that this opens; `look` looks at the cluster when a profile set opens.
+
+        `lifetimes_s` is as for AerospikeStore.
+        """
         self.settings = settings
-        self._entities = tuple(entities)
+        self._entities, self._lifetimes_s = tuple(entities), lifetimes_s
         self._metrics = AerospikeMetrics() if metrics is None else metrics
         self._look = look
 
@@ -61,7 +66,7 @@ class AerospikeSets:
         return store
 
     def _open(self, prefix: str) -> AerospikeStore:
-        return AerospikeStore(self.settings, set_prefix=prefix, metrics=self._metrics)
+        return AerospikeStore(self.settings, set_prefix=prefix, lifetimes_s=self._lifetimes_s, metrics=self._metrics)
 
     def open_register(self) -> StoredRegister:
         """See SetStores."""

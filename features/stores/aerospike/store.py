@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import aerospike
@@ -79,6 +80,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 
 __all__ = ["AerospikeMetrics", "AerospikeSettings", "AerospikeStore"]
 
+_DAY_S = 86_400
 _STOPPED = ("stop_writes", "clock_skew_stop_writes")
 _DONE = (OK,)
 _DONE_OR_ABSENT = (OK, RECORD_NOT_FOUND)
@@ -117,7 +119,8 @@ class AerospikeStore:
 
     Opening connects: it raises StoreUnavailable when no host answers, and Misconfigured when the cluster is
     there but the namespace, the login or a setting is wrong. `clock` gives seconds that never go back; `sleep`
-    is how a scan waits. `set_prefix` begins the names of its sets: features/stores/aerospike/sets.py.
+    is how a scan waits. `set_prefix` begins the names of its sets: features/stores/aerospike/sets.py. `lifetimes_s`
+    says of some kinds how long their records live at most: their markers need no longer.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class AerospikeStore:
         settings: AerospikeSettings,
         *,
         set_prefix: str = "",
+        lifetimes_s: Mapping[str, int] = MappingProxyType({}),
         metrics: AerospikeMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -132,6 +136,7 @@ class AerospikeStore:
         check_settings(settings)
         self._settings = settings
         self._namespace, self._set_prefix = settings.namespace, set_prefix
+        self._lifetimes_s = lifetimes_s
         # By entity. There are few, and every key of every call needs one.
         self._set_names: dict[str, str] = {}
         self._metrics = AerospikeMetrics() if metrics is None else metrics
@@ -299,10 +304,19 @@ class AerospikeStore:
     def _erasures(self, places: list[Place], erasing: _Erasing) -> list[BatchRecord]:
         if erasing.is_durable:
             return [Remove(place, policy=delete_policy()) for place in places]
-        policy = marker_policy(self._settings.marker_days if erasing.marker_expires else 0)
         # The time is for people who look at the database. Any number is a marker.
         operation = [operations.write(self._settings.bin_name, int(time.time()))]
-        return [Write(place, operation, policy=policy) for place in places]
+        policies = {set_name: self._marker_policy(set_name, erasing) for _, set_name, _ in places}
+        return [Write(place, operation, policy=policies[place[1]]) for place in places]
+
+    def _marker_policy(self, set_name: str, erasing: _Erasing) -> dict[str, Any]:
+        """Returns the policy of a marker that outlives every older version of a record of this set."""
+        if not erasing.marker_expires:
+            return marker_policy(0)
+        marker_s = self._settings.marker_days * _DAY_S
+        lifetime_s = self._lifetimes_s.get(set_name.removeprefix(self._set_prefix))
+        # A day more, for clocks that differ.
+        return marker_policy(marker_s if lifetime_s is None else min(marker_s, lifetime_s + _DAY_S))
 
     def _why_forbidden(self, places: Sequence[Place], expires: bool) -> Callable[[], Forbidden]:
         return lambda: why_forbidden(self.reports(), {place[1] for place in places}, expires=expires)

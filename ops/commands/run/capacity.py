@@ -120,6 +120,7 @@ def _tell(found: CapacityPlan) -> None:
     print_table(_HEADINGS, rows, text_columns=1)
     click.echo(f"{found.cores:.1f} cores; {found.partitions} partitions of payments and outcomes")
     click.echo(f"each scoring host needs {_bytes(found.host_memory_bytes)} of memory, its mirror included")
+    click.echo(f"an Aerospike Community cluster needs {_bytes(found.marker_bytes)} more for the markers of a rebuild")
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
 

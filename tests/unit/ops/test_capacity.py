@@ -100,6 +100,13 @@ def test_more_entities_need_memory_on_every_host_and_disk_in_the_store() -> None
     assert large.needs["store"].disk_bytes - small.needs["store"].disk_bytes == 2 * 50e6 * 460
 
 
+def test_a_rebuild_leaves_a_marker_of_each_payment_and_profile() -> None:
+    small, large = (plan(COSTS, Requirements(1000, entities, 2), KEPT).marker_bytes for entities in (10e6, 60e6))
+    assert large - small == 2 * 50e6 * 164
+    payments = 1000 * 0.4 * 86_400 * 120
+    assert small == 2 * (10e6 + payments) * 164
+
+
 def test_what_more_hosts_cannot_carry_is_said() -> None:
     assert plan(COSTS, Requirements(1000, 1e6, 2), KEPT).warnings == ()
     warnings = plan(COSTS, Requirements(200_000, 1e6, 40), KEPT).warnings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,8 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.companion import fill_source
+from paywarden.ops.wiring.stream import await_store
 from paywarden.schemas.settings import Source
-from tests.standin.aerospike_server import StandIn
+from tests.standin.aerospike_server import Fault, StandIn
 
 
 @pytest.fixture
@@ -88,6 +90,19 @@ def test_a_path_that_is_set_wins_over_the_former_default(empty_folder: Path) -> 
 def aerospike_source() -> Iterator[Source]:
     with StandIn() as server:
         yield Source({"store": {"kind": "aerospike"}, "aerospike": {"hosts": [server.address]}}, {})
+
+
+def test_a_stream_waits_for_a_store_that_does_not_answer_yet() -> None:
+    with StandIn() as server:
+        aerospike = {"hosts": [server.address], "socket_timeout_ms": 50, "total_timeout_ms": 200, "max_retries": 0}
+        source = Source({"store": {"kind": "aerospike"}, "aerospike": aerospike}, {})
+        server.faults.add(Fault.never_answer())
+        stop = Event()
+        await_store(source, stop)
+        assert server.done_count > 0
+        stop.set()
+        server.stop()
+        await_store(source, stop)
 
 
 def test_every_store_of_a_process_counts_in_its_registry(aerospike_source: Source) -> None:

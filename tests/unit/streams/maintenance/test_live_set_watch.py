@@ -10,7 +10,7 @@ import pytest
 
 from paywarden.features.stores.base import RegisterUnreadable
 from paywarden.features.stores.profile_sets import LiveSet
-from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.streams.maintenance.live_set_watch import LiveWorker
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
@@ -119,6 +119,19 @@ def test_a_swap_that_began_before_a_worker_joined_keeps_it_waiting() -> None:
         wait_until(lambda: worker.worked == ["b1"], "it works for the next")
 
 
+def test_a_worker_that_finds_no_store_at_its_start_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker()
+    worker.failure = StoreUnavailable("no answer")
+    with worker:
+        wait_until(lambda: worker.looks > 3, "it tries again")
+        assert list(worker.worker.problems()) == ["no answer"]
+        worker.failure = None
+        wait_until(lambda: worker.worked == [""], "it works")
+        assert worker.worker.problems() == []
+    assert worker.error is None
+    assert caplog.text.count("no answer") == 1
+
+
 @pytest.mark.parametrize("failure", [StoreUnavailable("away"), RegisterUnreadable("damaged")])
 def test_a_register_that_cannot_be_read_changes_nothing(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """A damaged file ended every stream worker within a second."""
@@ -152,9 +165,9 @@ def test_a_worker_that_never_started_says_so() -> None:
 
 def test_an_error_of_the_pipeline_is_raised() -> None:
     def fail() -> None:
-        raise StoreUnavailable("gone")
+        raise BrokerUnavailable("gone")
 
     with Worker(before=fail) as worker:
         wait_until(lambda: worker.error is not None, "it has ended")
-    with pytest.raises(StoreUnavailable, match="gone"):
+    with pytest.raises(BrokerUnavailable, match="gone"):
         raise worker.error or AssertionError

@@ -125,6 +125,20 @@ def test_a_marker_outlives_every_record_and_then_goes(community: StandIn, clock:
         assert marker.expires_s > clock.now
 
 
+@pytest.mark.parametrize(("marker_days", "lives_days"), [(800, 121), (30, 30)])
+def test_a_payments_marker_lives_as_long_as_its_record_could(
+    community: StandIn, clock: Clock, marker_days: int, lives_days: int
+) -> None:
+    settings = replace(quick_settings(community.address), marker_days=marker_days)
+    sets = AerospikeSets(settings, ("card", "payment"), lifetimes_s={"payment": 120 * DAY_S})
+    for name in ("", "b1"):
+        with closing(sets.open(name)) as store:
+            store.delete([b"payment:1", b"card:1"])
+    lives = {one.set_name: (one.expires_s or 0) - clock.now for one in community.records.by_digest.values()}
+    assert lives["payment"] == lives["b1$payment"] == lives_days * DAY_S
+    assert lives["card"] == lives["b1$card"] == marker_days * DAY_S
+
+
 def test_markers_may_be_kept_for_ever(community: StandIn) -> None:
     with closing(AerospikeStore(replace(quick_settings(community.address), marker_days=0))) as store:
         store.delete([b"card:1"])
