@@ -32,7 +32,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import aerospike
 import numpy as np
 from prometheus_client import CollectorRegistry
 
@@ -50,6 +49,7 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from perf.parts import pipeline_fields
+from perf.tools.counted_store import truncate_sets
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.servers.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
@@ -65,7 +65,6 @@ _DAY_MS = 86_400_000
 # The benchmark's own Aerospike sets: it empties them at its start. A new prefix for each run would use up the names of
 # sets, and a cluster has a bounded number of them.
 _SET_PREFIX = "perf$"
-_TRUNCATE_TIMEOUT_S = 60.0
 
 
 def main() -> None:
@@ -293,18 +292,8 @@ def _store(spec: dict[str, Any], engine: FeatureEngine) -> ProfileStore:
 def _aerospike_store(address: str) -> AerospikeStore:
     """Returns an empty store: on a real server, without the records of an earlier run."""
     settings = AerospikeSettings(hosts=(address,))
-    store = AerospikeStore(settings, set_prefix=_SET_PREFIX)
-    # Not `store.delete`: on a Community server it leaves a marker for every record, and the next write looks at it.
-    host, _, port = address.rpartition(":")
-    client = aerospike.client({"hosts": [(host, int(port))]})
-    for entity in store.counts():
-        client.truncate(settings.namespace, _SET_PREFIX + entity, 0)
-    client.close()
-    deadline = time.monotonic() + _TRUNCATE_TIMEOUT_S
-    while any(store.counts().values()):
-        assert time.monotonic() < deadline, "the server does not truncate the sets of an earlier run"
-        time.sleep(0.2)
-    return store
+    truncate_sets(settings, lambda name: name.startswith(_SET_PREFIX))
+    return AerospikeStore(settings, set_prefix=_SET_PREFIX)
 
 
 def _profile(engine: FeatureEngine, entity: int) -> bytes:

@@ -16,7 +16,8 @@ without Paywarden (`cores_kafka_alone`).
 
 The store is LMDB: a request is a commit to one of its files, and the bytes are those that reach the disk. With `--store
 aerospike` it is the official client with the tests' stand-in, which is a process that nobody counts: a request is a
-message of the client, and the bytes are those on the connection, both ways.
+message of the client, and the bytes are those on the connection, both ways. With PAYWARDEN_TEST_AEROSPIKE=host:port it
+is that real server, which counts no bytes.
 
 Kafka runs with the settings of the Compose file for one machine; with `--kafka defaults` it runs with its own defaults.
 

@@ -10,26 +10,39 @@
   commit waits for the disk, so these bytes reach it. Reads ask nobody.
 - `aerospike`: the official client against the tests' stand-in, in a process of its own. A request is a message of the
   client, and the bytes are those on the connection. What the client asks about the cluster itself is not counted.
+  With PAYWARDEN_TEST_AEROSPIKE=host:port it is that real server, whose sets are emptied first. It counts its requests
+  itself, but no bytes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+import aerospike
 import lmdb
 import psutil
 
+from paywarden.features.stores.aerospike.client import AerospikeSettings, connect
+from paywarden.features.stores.aerospike.scan import set_counts
+from paywarden.features.stores.aerospike.servers import ask, pairs_of
+from paywarden.features.stores.aerospike.store import SET_SEPARATOR
 from tests.standin.aerospike_server import StandIn
 
 KINDS = ("lmdb", "aerospike")
 _STOP_S = 10.0
+_TRUNCATE_TIMEOUT_S, _TRUNCATE_LOOK_S = 60.0, 0.2
+# Statistics of a server: batches that began, and calls for one record by their end.
+_REQUESTS = re.compile(r"batch_index_initiate|client_(read|write|delete)_(success|error|timeout|not_found)")
 
 
 class StoreCounts(NamedTuple):
@@ -57,6 +70,13 @@ def counted_store(kind: str, folder: Path) -> Iterator[CountedStore]:
             f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{path}"\n', lambda writer: _lmdb_counts(path, writer)
         )
         return
+    if address := os.environ.get("PAYWARDEN_TEST_AEROSPIKE", ""):
+        settings = AerospikeSettings((address,), os.environ.get("PAYWARDEN_TEST_AEROSPIKE_NAMESPACE", "test"))
+        # The first profile set, and the records beside all profile sets: no prefix before the last separator.
+        truncate_sets(settings, lambda name: not name.rpartition(SET_SEPARATOR)[0])
+        with closing(connect(settings)) as client:
+            yield CountedStore(_sections(address, settings.namespace), lambda _: _server_counts(client, settings))
+        return
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=_serve, args=(its,), daemon=True)
@@ -68,13 +88,38 @@ def counted_store(kind: str, folder: Path) -> Iterator[CountedStore]:
             mine.send("counts")
             return StoreCounts(*mine.recv())
 
-        sections = f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["127.0.0.1:{port}"]\n'
-        yield CountedStore(sections, counts)
+        yield CountedStore(_sections(f"127.0.0.1:{port}", "test"), counts)
     finally:
         mine.close()
         process.join(_STOP_S)
         if process.is_alive():
             process.terminate()
+
+
+def _sections(address: str, namespace: str) -> str:
+    return f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{address}"]\nnamespace = "{namespace}"\n'
+
+
+def truncate_sets(settings: AerospikeSettings, is_wanted: Callable[[str], bool]) -> None:
+    """Empty the sets of these names. Unlike deletes on a Community server, it leaves no markers."""
+    deadline = time.monotonic() + _TRUNCATE_TIMEOUT_S
+    with closing(connect(settings)) as client:
+        while names := [name for name in set_counts(client, settings) if is_wanted(name)]:
+            assert time.monotonic() < deadline, "the server does not truncate the sets of an earlier run"
+            for name in names:
+                client.info_random_node(f"truncate:namespace={settings.namespace};set={name}")
+            time.sleep(_TRUNCATE_LOOK_S)
+
+
+def _server_counts(client: aerospike.Client, settings: AerospikeSettings) -> StoreCounts:
+    """Returns what the nodes have counted: batches, and calls for one record, whatever became of them."""
+    of_namespace, requests = f"namespace/{settings.namespace}", 0
+    for node in client.get_node_names():
+        said = ask(client, settings, node["node_name"], "statistics", of_namespace) or {}
+        for name, value in (pairs_of(";".join(said.values()), ";")).items():
+            if _REQUESTS.fullmatch(name):
+                requests += int(value)
+    return StoreCounts(requests, 0)
 
 
 def _serve(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """The promises of every store about its profile sets and their register, tested on each kind of store.
 
-With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, as in test_store.py. They remove its
-register of profile sets and empty the sets named below.
+With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, as in test_store.py. Each has a
+register of its own there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from threading import Event
 import pytest
 
 from paywarden.features.stores.aerospike.sets import AerospikeSets
-from paywarden.features.stores.aerospike.store import SET_SEPARATOR, AerospikeSettings, AerospikeStore
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
 from paywarden.features.stores.base import ABSENT, ProfileStore, ScanProgress, StoreConflict, Versioned
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.memory import MemorySets
 from paywarden.features.stores.profile_sets import (
     FIRST,
-    REGISTER_KEY,
     LiveSet,
     ProfileSet,
     ProfileSets,
@@ -35,7 +34,7 @@ from paywarden.features.stores.profile_sets import (
     drop,
 )
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
-from tests.contract.test_store import REAL_NAMESPACE, REAL_SERVER
+from tests.contract.test_store import REAL_NAMESPACE, REAL_SERVER, community, own_prefix
 from tests.standin.aerospike_server import StandIn
 
 CARD, CARD2, PAYMENT = "contract-card", "contract-card2", "payment"
@@ -53,14 +52,25 @@ def _lmdb(path: Path) -> Iterator[SetStores]:
     yield LmdbSets(LmdbSettings(path=str(path / "profiles"), map_size_bytes=64 << 20, fsync=False))
 
 
-def _aerospike_sets(address: str, namespace: str) -> AerospikeSets:
+class OwnSets(AerospikeSets):
+    """Profile sets whose Aerospike sets are no other test's."""
+
+    prefix = ""
+
+    def _open(self, prefix: str) -> AerospikeStore:
+        return super()._open(self.prefix + prefix)
+
+
+def _aerospike_sets(address: str, namespace: str, prefix: str = "") -> OwnSets:
     settings = AerospikeSettings(
         hosts=(address,),
         namespace=namespace,
         batch_record_count_max=BATCH_RECORD_COUNT_MAX,
         scan_page_record_count=BATCH_RECORD_COUNT_MAX,
     )
-    return AerospikeSets(settings, ENTITIES)
+    sets = OwnSets(settings, ENTITIES)
+    sets.prefix = prefix
+    return sets
 
 
 def _aerospike_standin(_: Path) -> Iterator[SetStores]:
@@ -69,18 +79,12 @@ def _aerospike_standin(_: Path) -> Iterator[SetStores]:
 
 
 def _aerospike_community_standin(_: Path) -> Iterator[SetStores]:
-    with StandIn() as server:
-        server.records.is_enterprise = False
-        yield _aerospike_sets(server.address, server.namespace)
+    server, _clock = community()
+    yield _aerospike_sets(server.address, server.namespace, own_prefix())
 
 
 def _aerospike_server(_: Path) -> Iterator[SetStores]:
-    sets = _aerospike_sets(os.environ[REAL_SERVER], os.environ.get(REAL_NAMESPACE, "test"))
-    with closing(AerospikeStore(sets.settings, set_prefix=SET_SEPARATOR)) as register:
-        register.delete([REGISTER_KEY])
-    for name in (FIRST, "b1", "b2", "b", "b20260101t093000"):
-        sets.erase(name)
-    yield sets
+    yield _aerospike_sets(os.environ[REAL_SERVER], os.environ.get(REAL_NAMESPACE, "test"), own_prefix())
 
 
 SET_STORES = [_memory, _lmdb, _aerospike_standin, _aerospike_community_standin]

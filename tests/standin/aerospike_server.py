@@ -149,7 +149,8 @@ class StandIn:
     `record_counts` holds the number of records of each message (not of info requests). A 1 may be a batch of one, which
     the client sends as a plain command. `scans` holds the request for each page. `statistics_asked` holds the requested
     names that meet `info_faults`. `done_count` counts the messages that were carried out, also those whose answer came
-    late or never. `bytes_in` and `bytes_out` count the bytes of messages and of their answers.
+    late or never. `batch_count` counts the batches. `bytes_in` and `bytes_out` count the bytes of messages and of their
+    answers.
     """
 
     namespace: str = "test"
@@ -166,6 +167,7 @@ class StandIn:
     record_counts: list[int] = field(default_factory=list)
     scans: list[Request] = field(default_factory=list)
     statistics_asked: list[str] = field(default_factory=list)
+    batch_count: int = 0
     done_count: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -350,6 +352,7 @@ class StandIn:
     def _note(self, request: Request) -> None:
         with self._lock:
             if request.info1 & INFO1_BATCH:
+                self.batch_count += 1
                 self.record_counts.append(batch_count(request.fields[FIELD_BATCH]))
             elif FIELD_DIGEST in request.fields:
                 self.record_counts.append(1)
@@ -442,7 +445,7 @@ class StandIn:
         kind, _, about = name.partition("/")
         namespace, _, set_name = about.partition("/")
         if kind == "statistics":
-            return "cluster_size=1;uptime=1"
+            return f"cluster_size=1;uptime=1;batch_index_initiate={self.batch_count}"
         if kind == "namespace":
             if namespace != self.namespace:
                 return "type=unknown"
@@ -450,7 +453,8 @@ class StandIn:
                 node_count=self.node_count, copy_count=self.copy_count, clock_skewed=self.records.clock_skewed
             )
             moving = f"migrate_rx_partitions_remaining={len(self.copies) + self.moving_count}"
-            return f"{statistics};{moving};{_joined(self._config())}"
+            plain = f"client_write_success={len(self.record_counts) - self.batch_count}"
+            return f"{statistics};{moving};{plain};{_joined(self._config())}"
         if kind == "sets" and namespace != self.namespace:
             return "ns_type=unknown"
         if kind == "sets" and not set_name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.schemas.settings import read_source
 from perf.tools.counted_store import KINDS, counted_store
+from tests.standin.aerospike_server import StandIn
 
 
 def opened(kind: str, config: Path) -> ProfileStore:
@@ -41,6 +43,24 @@ def test_each_write_is_a_request_and_its_bytes_are_counted(kind: str, tmp_path: 
     # Whole pages of LMDB; a few pages of its tree go with each write.
     bytes_max = 160_000 if kind == "aerospike" else 250_000
     assert 150_000 <= last.moved_bytes - 2 * second.moved_bytes + first.moved_bytes < bytes_max
+
+
+def test_a_real_aerospike_is_emptied_and_counts_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StandIn() as server:
+        settings = AerospikeSettings(hosts=(server.address,))
+        for prefix in ("", "$", "other$"):
+            with closing(AerospikeStore(settings, set_prefix=prefix)) as store:
+                store.write({b"card:1": b"of an earlier run"}, ttl_s=0)
+        monkeypatch.setenv("PAYWARDEN_TEST_AEROSPIKE", server.address)
+        with counted_store("aerospike", tmp_path) as counted:
+            assert server.records.set_counts() == {"other$card": 1}
+            config = tmp_path / "paywarden.toml"
+            config.write_text(counted.config, encoding="utf-8")
+            with closing(opened("aerospike", config)) as store:
+                before = counted.counts(0).requests
+                store.write({b"card:1": b"x"}, ttl_s=0)
+                store.write({b"card:1": b"x", b"card:2": b"x"}, ttl_s=0)
+                assert counted.counts(0).requests - before == 2
 
 
 def test_commits_beside_the_first_profile_set_count(tmp_path: Path) -> None:
