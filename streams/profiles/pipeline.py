@@ -422,10 +422,10 @@ class Pipeline:
     def _route(
         self,
         payments: Sequence[Record],
-        outcomes: Sequence[Record],
+        outcomes: list[Record],
         arrived_ms: Mapping[tuple[int, int], int],
         stop: Event,
-    ) -> Sequence[Record]:
+    ) -> list[Record]:
         """Returns the outcomes that are done: none if they must wait."""
         with self._timed("decode"):
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)

@@ -53,11 +53,12 @@ class MigrationWatch:
             return []
         answers = {name: ask(self._client, self._settings, name, asked) for name in names}
         found = {name: pairs_of(said[asked], ";") for name, said in answers.items() if said is not None}
-        sizes = {number(one, "ns_cluster_size") or 0 for one in found.values()}
+        # A node that does not have the namespace says no size.
+        sizes = {size for one in found.values() if (size := number(one, "ns_cluster_size"))}
         if len(sizes) == 1:
             copies = min(number(one, "effective_replication_factor") or 1 for one in found.values())
             self._note(_Look(frozenset(found), sizes.pop(), copies, sum(map(moving_count, found.values()))))
-        elif found:
+        elif sizes:
             self.why_hidden = "the nodes do not agree about the cluster's size"
         return list(found.values())
 

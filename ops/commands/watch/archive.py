@@ -12,8 +12,8 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.extras import needs
-from paywarden.ops.histories import time_ms_option
 from paywarden.ops.progress import progress_bar
+from paywarden.ops.times import time_ms_option
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import Source
 

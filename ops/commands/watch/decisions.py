@@ -16,9 +16,8 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.deciders import WHO, KnownDeciders
 from paywarden.ops.extras import needs
-from paywarden.ops.histories import time_ms_option
 from paywarden.ops.reporting import printable
-from paywarden.ops.times import spoken
+from paywarden.ops.times import spoken, time_ms_option
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:

@@ -217,7 +217,7 @@ def pair() -> Iterator[StandInCluster]:
         yield running
 
 
-def test_a_second_fault_while_copies_move_is_counted_until_the_node_is_back(pair: StandInCluster) -> None:
+def test_a_second_fault_while_copies_move_is_counted_and_named(pair: StandInCluster) -> None:
     registry = CollectorRegistry()
 
     def faults() -> float | None:
