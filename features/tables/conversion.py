@@ -42,6 +42,8 @@ EXAMPLES = 3
 # The share of refused rows is judged only after this many rows.
 _ROWS_TO_ESTIMATE = 100_000
 _REASONS_MAX = 200
+# A spreadsheet takes a cell that begins with one of these for a formula.
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 _USED_TWICE = Reason("", "payment_id", "is that of an earlier row with other values")
 
 
@@ -201,7 +203,7 @@ class _Conversion:
 
     def _refuse(self, refused: Refused) -> None:
         name, reason, report = self._files.names[refused.file], refused.reason, self._report
-        self._refused.writerow((name, refused.line, reason.column, reason.field, reason.text))
+        self._refused.writerow((_as_text(name), refused.line, _as_text(reason.column), reason.field, reason.text))
         said = str(reason)
         if said not in report.reasons and len(report.reasons) >= _REASONS_MAX:
             said = "other reasons"
@@ -287,6 +289,11 @@ class _Conversion:
                 columns = [table["payment_id"], table[KNOWN_MS], names.take(pa.array(label)),
                            pa.nulls(len(table), pa.string())]  # fmt: skip
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _as_text(name: str) -> str:
+    """Returns the name of a file or column as a cell that a spreadsheet shows and does not calculate."""
+    return f"'{name}" if name.startswith(_FORMULA_SIGNS) else name
 
 
 def _writer(path: Path, schema: pa.Schema) -> Any:

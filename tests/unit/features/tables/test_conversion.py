@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,14 @@ def test_refused_rows_are_listed_without_their_values(tmp_path: Path) -> None:
     ]
     assert "soon" not in "".join(listed)
     assert (report.rows, report.payments, report.refused) == (5, 1, 4)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)"])
+def test_no_column_of_a_table_is_a_formula_in_the_list_of_refused_rows(tmp_path: Path, name: str) -> None:
+    table = csv_of(ROW, "p2,2026-05-01,c1,,1,0").replace("shop", f'"{name}"')
+    convert(tmp_path, table, mapping_with(merchant_id=f"{{ column = {json.dumps(name)} }}"))
+    with (tmp_path / "out" / "refused.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1][2] == f"'{name}"
 
 
 def test_too_many_refused_rows_leave_the_history_as_it_was(tmp_path: Path) -> None:
