@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -144,11 +145,16 @@ def _segments(_: str) -> list[SegmentCounts]:
 
 @contextmanager
 def served_console(
-    folder: Path, models: Mapping[str, Any] | None = None, keys: str = "", people: Sequence[Person] = ()
+    folder: Path,
+    models: Mapping[str, Any] | None = None,
+    keys: str = "",
+    people: Sequence[Person] = (),
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Running]:
     """Yields a console with eight alerts and 60 decisions, which ends with the block.
 
     `models`: settings of a registry; `keys`: the folder of its people's keys. `people` come to the demo people.
+    `changes`: fields of all decisions.
     """
     console = console_under_test(folder, requests_per_minute=1_000_000)
     with console.database.write() as connection:
@@ -180,7 +186,7 @@ def served_console(
         **({} if models is None else {"models": models}),
     }
     source, ids = Source(settings, {}), LocalSchemaIds()
-    decisions = some_decisions(now, wiring.feature_engine(source).plan)
+    decisions = [{**one, **changes} for one in some_decisions(now, wiring.feature_engine(source).plan)]
     desk = Desk(source, keys)
     database = DuckDbDatabase(folder / "index.duckdb", memory_mb=256, threads=1)
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
