@@ -75,7 +75,11 @@ def take_from_others(path: Path) -> None:
 
 
 def make_parent(path: Path) -> None:
-    """Make the missing folders above a path, for this user alone. Raises OSError."""
+    """Make the missing folders above a path, for this user alone.
+
+    Raises Misconfigured, before it makes any, if another user's folder or link is on the way; OSError.
+    """
+    require_not_planted(path)
     for parent in reversed(path.parents):
         if not parent.exists():
             parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
@@ -110,13 +114,18 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def require_not_planted(path: Path) -> None:
-    """Raise Misconfigured if a part of `path` below a shared folder belongs to a user who is not trusted."""
+    """Raise Misconfigured if a part of `path` below a shared folder was made by a user who is not trusted.
+
+    A hard link counts as such: where fs.protected_hardlinks is 0, every user can link to a file of ours.
+    """
     is_shared = False
     for part, status in _parts(path):
-        if is_shared and not _is_trusted(status.st_uid):
-            kind = "link" if stat.S_ISLNK(status.st_mode) else "file or folder"
+        is_hard_link = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+        if is_shared and (is_hard_link or not _is_trusted(status.st_uid)):
+            kind = "hard link" if is_hard_link else "link" if stat.S_ISLNK(status.st_mode) else "file or folder"
+            whose = "to another file" if is_hard_link else f"of {_name(status.st_uid)}"
             raise Misconfigured(
-                f"{part} is a {kind} of {_name(status.st_uid)} in a folder that every user can write to; "
+                f"{part} is a {kind} {whose} in a folder that every user can write to; "
                 f"wanted one of {_name(os.geteuid())}: remove it, or set another path such as a folder below /run"
             )
         is_shared |= stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_IWOTH)

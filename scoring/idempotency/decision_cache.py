@@ -48,7 +48,7 @@ from xxhash import xxh3_64_intdigest
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.file_state import open_regular
-from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
+from paywarden.schemas.private_files import make_parent, open_private
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.idempotency import claim_table as claims
@@ -149,7 +149,6 @@ def prepare(settings: DecisionCacheSettings) -> None:
     head[claims.MAGIC_AT], head[claims.BUCKET_COUNT_AT] = _MAGIC, bucket_count
     try:
         make_parent(path)
-        require_not_planted(path)
         if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
             return
         new = path.with_suffix(".new")

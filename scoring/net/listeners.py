@@ -16,8 +16,10 @@ import socket
 import stat
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import require_not_planted
 from paywarden.scoring.net.tls import Tls
 
 _log = logging.getLogger(__name__)
@@ -199,6 +201,7 @@ def unix_listener(
     something else than a socket.
     """
     if taken is None:
+        require_not_planted(Path(path))
         _remove_left_over(path)
     listener = taken or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -231,10 +234,14 @@ def _remove_left_over(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise _refused(path, "the path exists and is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A listener whose queue is full would be waited for without end.
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except BlockingIOError:
+            raise _refused(path, "another process listens there") from None
         except OSError as error:
             raise _refused(path, error.strerror or str(error)) from error
         else:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.private_files import require_not_planted
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def take_over(runtime: Path) -> Taken | None:
 
     Raises TemporaryFailure if it does not answer, Misconfigured if it answers something else.
     """
+    require_not_planted(runtime)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(_TIMEOUT_S)
     try:

@@ -206,7 +206,6 @@ def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> N
     """Make a file of `size` bytes that begins with `head`, unless there is one. Raises Misconfigured."""
     try:
         make_parent(path)
-        require_not_planted(path)
         if has_form(path, head, size):
             return
         new = path.with_name(path.name + ".new")

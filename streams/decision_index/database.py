@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import file_at
-from paywarden.schemas.private_files import make_parent, take_from_others
+from paywarden.schemas.private_files import make_parent, require_not_planted, take_from_others
 from paywarden.streams.decision_index.search import Place
 from paywarden.streams.decision_index.silence import SilenceWatch, Silent
 
@@ -174,6 +174,7 @@ class DuckDbDatabase:
             make_parent(path)
             # They have ids of cards. Earlier releases made them readable for everybody.
             for file in (path, path.with_name(f"{path.name}.wal")):
+                require_not_planted(file)
                 take_from_others(file)
         except OSError as error:
             raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error

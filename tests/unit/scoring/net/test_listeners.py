@@ -95,6 +95,18 @@ def test_a_socket_that_somebody_listens_on_is_refused_and_left_alone(tmp_path: P
             client.connect(path)
 
 
+def test_a_socket_whose_queue_is_full_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with unix_listener(path, backlog=0), contextlib.ExitStack() as waiting:
+        for _ in range(4):
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(path)
+        with pytest.raises(Misconfigured, match="another process listens there"), unix_listener(path, backlog=1):
+            pass
+
+
 def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
