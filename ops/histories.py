@@ -18,7 +18,6 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
-    from paywarden.features.profiles.money import RateTable
     from paywarden.features.profiles.plan import Plan
     from paywarden.schemas.payment_fields import PaymentFields
     from paywarden.streams.archive.topic_history import PaymentTimes
@@ -90,7 +89,6 @@ def read_asked(
     asked: HistoryAsked,
     *,
     engine: FeatureEngine,
-    rates: RateTable,
     days: DaysAsked,
     open_files: Callable[[str, PaymentFields], History] | None = None,
     with_propensities: bool = False,
@@ -111,7 +109,7 @@ def read_asked(
         return (open_files or read_history)(asked.data, engine.plan.fields)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     times = _times(asked, engine, days)
-    history = _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, times)
+    history = _of_rows(source, asked, engine.plan, since_ms, until_ms, times)
     return _with_propensities(source, asked, history, since_ms, until_ms, times) if with_propensities else history
 
 
@@ -119,7 +117,6 @@ def _of_rows(
     source: Source,
     asked: HistoryAsked,
     plan: Plan,
-    rates: RateTable,
     since_ms: int | None,
     until_ms: int | None,
     days: PaymentTimes,
@@ -134,7 +131,7 @@ def _of_rows(
         payments, outcomes = (_topic_rows(source, plan, name, since_ms, until_ms) for name in ("payments", "outcomes"))
         rows = payments, outcomes
     times = source.section("stream", StreamSettings).times
-    history, left_out = history_of_rows(*rows, rates=rates, times=times, days=days, fields=plan.fields)
+    history, left_out = history_of_rows(*rows, times=times, days=days, fields=plan.fields)
     for line in left_out.lines():
         click.echo(line, err=True)
     if len(history) == 0:

@@ -411,7 +411,7 @@ def _property(field: PaymentField, limits: RequestLimits) -> Schema:
         past_ms, future_ms = limits.past_ms_max, limits.future_ms_max
         text += f", at most {past_ms} ms before and {future_ms} ms after the request's arrival"
     elif field.form is Form.CURRENCY:
-        text += ", with an exchange rate at the host"
+        text += "; without an exchange rate at the host the answer has the flag unknown_rate"
     elif "integer" in schema["type"]:
         text += ", written without a fraction"
     elif field.form in _IDS:

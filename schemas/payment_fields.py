@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 
 # A key of the store has at most 511 bytes: an entity's name (at most 63 bytes), a colon and the id.
@@ -97,7 +98,7 @@ class Form(enum.Enum):
     BIN = "bank identification number"
 
 
-# Forms whose values match one pattern.
+# Forms whose values match one pattern. A currency must be one of ISO 4217, too.
 PATTERNS: Mapping[Form, str] = {
     Form.CURRENCY: "[A-Z]{3}",
     Form.MCC: "[0-9]{4}",
@@ -171,6 +172,8 @@ class PaymentField:
     def is_right(self) -> Callable[[Any], bool]:
         """Returns the rule, a function that says whether the field may hold a value of the right type."""
         least, most = self.minimum, self.size_max if self.is_text else self.maximum
+        if self.form is Form.CURRENCY:
+            return MINOR_DIGITS.__contains__
         if self.form in PATTERNS:
             matches = re.compile(PATTERNS[self.form]).fullmatch
             return lambda text: matches(text) is not None
@@ -220,6 +223,8 @@ class PaymentField:
             return self._missing() if self.is_required else f"is empty; wanted {self.wanted}"
         if self.form is Form.ADDRESS:
             return f"is no IPv4 or IPv6 address; wanted {self.wanted}"
+        if self.form is Form.CURRENCY and re.fullmatch(PATTERNS[self.form], value):
+            return f"is no currency of ISO 4217; wanted {self.wanted}"
         if self.form in PATTERNS:
             return f"is text of {len(value)} character{'s' * (len(value) != 1)}; wanted {self.wanted}"
         size = len(value.encode())
@@ -293,8 +298,6 @@ FIELDS = (
         Form.CURRENCY,
         "three capital letters, A to Z (ISO 4217)",
         is_required=True,
-        differs="Endpoint and topic also ask for a rate of the currency. A history is read without a table of rates: "
-        "the code that converts its amounts asks for the rate.",
     ),
     PaymentField("mcc", Form.MCC, "four digits (ISO 18245)"),
     PaymentField("country", Form.COUNTRY, "two capital letters, A to Z (ISO 3166-1 alpha-2)"),
@@ -418,16 +421,11 @@ class TimeBounds:
 
 
 class PaymentRules:
-    """The rules of one reader: some fields of the table, its bounds of time and its currencies."""
+    """The rules of one reader: some fields of the table, and its bounds of time."""
 
-    def __init__(self, fields: Sequence[PaymentField], times: TimeBounds, currencies: frozenset[str]) -> None:
-        """`currencies` are those with an exchange rate."""
+    def __init__(self, fields: Sequence[PaymentField], times: TimeBounds) -> None:
         self._fields, self._times = fields, times
-        self._currencies = frozenset(filter(FIELD["currency"].is_right, currencies))
-        self._lines = [
-            (field.name, field.is_required, self._is_convertible if field.form is Form.CURRENCY else field.is_right)
-            for field in fields
-        ]
+        self._lines = [(field.name, field.is_required, field.is_right) for field in fields]
 
     def check(self, values: Mapping[str, Any], *, arrived_ms: int, now_ms: int) -> None:
         """Raise InvalidEvent naming the first wrong field. A missing field is None, or not in `values`."""
@@ -440,17 +438,12 @@ class PaymentRules:
                 return
         raise self._first_wrong(values, arrived_ms, now_ms)
 
-    def _is_convertible(self, currency: str) -> bool:
-        return currency in self._currencies
-
     def _first_wrong(self, values: Mapping[str, Any], arrived_ms: int, now_ms: int) -> InvalidEvent:
         for field in self._fields:
             value: Any = values.get(field.name)
             problem = field.problem_of(value)
             if not problem and field.form is Form.TIME:
                 problem = self._times.problem_of(value, arrived_ms=arrived_ms, now_ms=now_ms)
-            elif not problem and field.form is Form.CURRENCY and value not in self._currencies:
-                problem = "has no exchange rate; wanted a currency of the table of rates"
             if problem:
                 return InvalidEvent(problem, field=field.name)
         raise AssertionError("a payment that breaks no rule was refused")

@@ -1,7 +1,8 @@
 """A payment as one row of integers. Conditions, sketches and memories use these numbers.
 
 A row has ATTRIBUTE_COUNT numbers: first the public code of each attribute below, then the identities of the texts
-that a payer may choose freely. 0 means "missing" in all but the times and amounts.
+that a payer may choose freely. 0 means "missing" in all but the times and amounts. The amount in the reference currency
+is kernel.UNKNOWN_AMOUNT where the currency has no rate.
 
 - A text becomes its CRC-32 plus one: the same on every host, cheap, and never 0. Conditions and categories compare
   these codes with words that the catalogue names.
@@ -276,16 +277,17 @@ def row_of(
     fields: Mapping[str, object],
     *,
     event_time_ms: int,
-    amount: int,
+    amount: int | None,
     amount_minor: int,
     key: IdentityKey = LAPTOP_KEY,
     declared: DeclaredRow | None = None,
 ) -> list[int]:
     """Returns a payment's row from its fields by name. A field that is None or missing becomes 0.
 
-    `amount` is in minor units of the reference currency, `amount_minor` in those of the payment's own. The row has
-    `declared.width` numbers.
+    `amount` is in minor units of the reference currency, None without a rate; `amount_minor` in those of the payment's
+    own. The row has `declared.width` numbers.
     """
+    amount = kernel.UNKNOWN_AMOUNT if amount is None else amount
     row = [0] * (ATTRIBUTE_COUNT if declared is None else declared.width)
     row[kernel.TIME_MS], row[kernel.AMOUNT], row[kernel.AMOUNT_MINOR] = event_time_ms, amount, amount_minor
     for name, column, code in _FIELDS:
@@ -304,8 +306,11 @@ def row_of(
 class DeclaredRow:
     """Fills the columns of declared fields, the slow way. Tests compare the compiled readers with it."""
 
-    def __init__(self, fields: PaymentFields, convert: Callable[[int, Mapping[str, object]], int]) -> None:
-        """`convert` returns an amount in the reference currency, from one in the currency of the payment given."""
+    def __init__(self, fields: PaymentFields, convert: Callable[[int, Mapping[str, object]], int | None]) -> None:
+        """`convert` returns an amount in the reference currency, from one in the currency of the payment given.
+
+        None stands for a currency without a rate.
+        """
         self._fields, self._convert = fields, convert
         self.width = row_width(fields)
 
@@ -336,7 +341,8 @@ class DeclaredRow:
         if declared.form is Form.FLAG:
             return flag_code(value), 0
         if declared.form is Form.MONEY:
-            return number_code(self._convert(value, values)), number_code(value)
+            converted = self._convert(value, values)
+            return 0 if converted is None else number_code(converted), number_code(value)
         return number_code(declared.scaled(value) if declared.is_decimal else value), 0
 
 

@@ -109,7 +109,8 @@ def made_payments(catalogue: Catalogue, count: int, seed: int) -> list[dict[str,
             "card_id": f"card-{card[place]}",
             "merchant_id": f"merchant-{merchant[place]}",
             "amount_minor": int(amount[place]),
-            "currency": "USD" if merchant[place] == 0 else "EUR",
+            # The yen has no rate here: such a payment has no amount in the reference currency.
+            "currency": ("USD", "JPY")[merchant[place]] if merchant[place] < 2 else "EUR",
         }
         optional: dict[str, Any] = {
             "device_id": f"device-{device[place]}",
@@ -129,7 +130,7 @@ def made_payments(catalogue: Catalogue, count: int, seed: int) -> list[dict[str,
     return made
 
 
-def _converted(amount_minor: int, values: Mapping[str, Any]) -> int:
+def _converted(amount_minor: int, values: Mapping[str, Any]) -> int | None:
     return _RATES.convert(amount_minor, values["currency"], values["event_time_ms"])
 
 

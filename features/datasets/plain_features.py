@@ -43,7 +43,7 @@ from paywarden.features.catalogue.windows import HOUR_MS, MINUTE_MS, Window
 _EARTH_RADIUS_KM = 6371.0
 _WEIGHT_UNIT = 2**30
 _MICRODEGREE = math.pi / 180_000_000.0
-# Columns that every payment has: 0 is a value there.
+# Columns in which 0 is a value. An amount below 0 is not known.
 _ALWAYS_THERE = (kernel.TIME_MS, kernel.AMOUNT, kernel.AMOUNT_MINOR)
 
 Row = Sequence[int]
@@ -153,7 +153,7 @@ class _Moment:
         if value.operation is Operation.DEVIATION:
             column = measure.column
             if column.measure is Measure.COUNT:
-                return _deviation([row[kernel.AMOUNT] for row in inside.payments(column.condition)])
+                return _deviation([_amount(row) for row in inside.payments(column.condition)])
             return _deviation(inside.numbers(column))
         counts = inside.bucket_counts(measure.column, value.numbers[0])
         if not counts:
@@ -165,7 +165,7 @@ class _Moment:
     def _attribute(self, column: int) -> float:
         if column not in _ALWAYS_THERE:
             raise NotPlain(column)
-        return self._now[column]
+        return math.nan if self._now[column] < 0 else self._now[column]
 
     def _local(self) -> datetime.datetime:
         moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self._now_ms)
@@ -177,11 +177,11 @@ class _Moment:
         return 0 if digits == "0" else len(digits) - len(digits.rstrip("0"))
 
     def _below_limit(self, limits: Sequence[int]) -> float:
-        above = [limit for limit in limits if limit > self._now[kernel.AMOUNT]]
+        above = [limit for limit in limits if limit > self._now[kernel.AMOUNT] >= 0]
         return (min(above) - self._now[kernel.AMOUNT]) / min(above) if above else math.nan
 
     def _holds(self, column: int, operator: int, wanted: int) -> float:
-        if self._now[column] == 0 and column not in _ALWAYS_THERE:
+        if self._now[column] < 0 or (self._now[column] == 0 and column not in _ALWAYS_THERE):
             return math.nan
         return float(_met(self._now, Condition(column, operator, wanted, "", "")))
 
@@ -207,7 +207,8 @@ class _Moment:
         if value.recollection is Recollection.LAST_VALUE:
             if value.attribute != kernel.AMOUNT:
                 raise NotPlain(value.recollection)
-            last = max(((row[kernel.TIME_MS], row[kernel.AMOUNT]) for row in events.payments), default=None)
+            known = [row for row in events.payments if row[kernel.AMOUNT] >= 0]
+            last = max(((row[kernel.TIME_MS], row[kernel.AMOUNT]) for row in known), default=None)
             return math.nan if last is None or last[0] > self._now_ms else last[1]
         latest = self._latest(value, events)
         mine = self._now[identity_column(value.attribute)]
@@ -294,7 +295,7 @@ class _Inside:
         if reduction is Reduction.SUM:
             return self._sum(column)
         if reduction in (Reduction.LARGEST, Reduction.SMALLEST) and measure in (Measure.AMOUNT_MAX, Measure.AMOUNT_MIN):
-            amounts = [row[kernel.AMOUNT] for row in self.payments(column.condition)]
+            amounts = [row[kernel.AMOUNT] for row in self.payments(column.condition) if row[kernel.AMOUNT] >= 0]
             chosen = max if reduction is Reduction.LARGEST else min
             return chosen(amounts) if amounts else math.nan
         if reduction in (Reduction.LARGEST_NUMBER, Reduction.SMALLEST_NUMBER):
@@ -341,7 +342,7 @@ class _Inside:
         if column.measure is Measure.COUNT:
             return len(self.payments(condition))
         if column.measure is Measure.AMOUNT_SUM:
-            return sum(row[kernel.AMOUNT] for row in self.payments(condition))
+            return sum(_amount(row) for row in self.payments(condition))
         if column.measure is Measure.FRAUD_COUNT:
             return sum(weight for _, weight in self._labels(condition))
         if column.measure in (Measure.NUMBER_COUNT, Measure.NUMBER_SUM):
@@ -353,14 +354,14 @@ class _Inside:
         """Returns a sum for each tile that has events, by its age, the newest first."""
         if column.measure in (Measure.COUNT, Measure.AMOUNT_SUM):
             count = column.measure is Measure.COUNT
-            parts = [(row, 1 if count else row[kernel.AMOUNT]) for row in self.payments(column.condition)]
+            parts = [(row, 1 if count else _amount(row)) for row in self.payments(column.condition)]
         elif column.measure is Measure.NUMBER_SUM:
             rows = [(row, _number(row, column.attribute)) for row in self.payments(column.condition)]
             parts = [(row, number) for row, number in rows if number is not None]
         elif column.measure is Measure.FRAUD_COUNT:
             parts = self._labels(column.condition)
         elif column.measure is Measure.FRAUD_AMOUNT:
-            parts = [(row, weight * row[kernel.AMOUNT]) for row, weight in self._labels(column.condition)]
+            parts = [(row, weight * _amount(row)) for row, weight in self._labels(column.condition)]
         else:
             raise NotPlain(column.measure)
         sums: dict[int, int] = {}
@@ -417,16 +418,21 @@ def _met(row: Row, condition: Condition | None) -> bool:
     if condition.operator == kernel.AT_LEAST:
         return code >= wanted
     if condition.operator == kernel.BELOW:
-        return code < wanted
+        return 0 <= code < wanted
     if condition.operator == kernel.BELOW_IF_PRESENT:
         return 0 < code < wanted
     raise NotPlain(condition.operator)
 
 
+def _amount(row: Row) -> int:
+    """Returns the part of a payment in a sum of amounts: none if its amount is not known."""
+    return max(0, row[kernel.AMOUNT])
+
+
 def _number(row: Row, column: int) -> int | None:
     """Returns an attribute's number, None where it is missing. The column behind that of a moment is its age in ms."""
     if column < kernel.ATTRIBUTE_COUNT:
-        return row[column]
+        return row[column] if row[column] >= 0 else None
     # Codes of declared fields stand in every second column.
     is_age = (column - kernel.ATTRIBUTE_COUNT) % 2 == 1
     code = row[column - is_age]

@@ -133,6 +133,8 @@ def wrong_decimals(field: PaymentField, scaled: NDArray[np.float64]) -> NDArray[
 
 def _may_be_wrong(field: PaymentField, texts: pa.Array) -> NDArray[Any]:
     """Returns all texts that may be wrong; some of them are right."""
+    if field.form is Form.CURRENCY:
+        return np.ones(len(texts), dtype=np.bool_)
     if field.form in PATTERNS:
         return _numpy(pc.invert(pc.match_substring_regex(texts, f"^{PATTERNS[field.form]}$")))
     if field.form is Form.ADDRESS:

@@ -50,6 +50,7 @@ from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.kernel.pending import READS, WAITS
 from paywarden.features.profiles.engine import Events, FeatureEngine, Pending
 from paywarden.features.profiles.money import RateTable
@@ -129,7 +130,6 @@ class PointInTimeReplay:
 
         `staleness`: how far profiles lag behind; None lets each payment see all payments before it.
         `overlay`: which of the payments that lag a scoring host sees; without a lag there are none.
-        Raises InvalidEvent if the history contains a currency without a rate.
         """
         assert engine.plan.fields == history.fields, (
             "the history was read with other fields than the catalogue declares"
@@ -409,32 +409,32 @@ class PointInTimeReplay:
 def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> NDArray[np.int64]:
     """Returns each payment's amount in minor units of the reference currency, a column in `room`.
 
-    Raises InvalidEvent if the history contains a currency without a rate.
+    It is UNKNOWN_AMOUNT where the currency has no rate.
     """
-    return _converted(history, history.amount_minor, 0, rates, room)
+    return _converted(history, history.amount_minor, 0, UNKNOWN_AMOUNT, rates, room)
 
 
 def declared_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> dict[str, NDArray[np.int64]]:
     """Returns by name the codes of each declared amount in the reference currency, columns in `room`.
 
-    Raises InvalidEvent if the history contains a currency without a rate.
+    It is 0 where the payment lacks the amount, or its currency has no rate.
     """
     return {
-        field.name: _converted(history, history.numbers(field.name), number_code(0), rates, room)
+        field.name: _converted(history, history.numbers(field.name), number_code(0), 0, rates, room)
         for field in history.fields.declared
         if field.form is Form.MONEY
     }
 
 
 def _converted(
-    history: History, codes: NDArray[np.int64], zero: int, rates: RateTable, room: ColumnAllocator
+    history: History, codes: NDArray[np.int64], zero: int, missing: int, rates: RateTable, room: ColumnAllocator
 ) -> NDArray[np.int64]:
-    """Convert amounts whose code is the amount plus `zero`. A declared amount may be missing: code 0 stays."""
+    """Convert amounts whose code is the amount plus `zero`. `missing` is the code of one that is not known."""
     names = history.currency.names.to_pylist()
     converted = room.new(len(history), np.int64)
     for part in parts_of(len(history)):
         amounts = np.maximum(codes[part] - zero, 0)
         found = rates.convert_columns(amounts, history.currency.codes[part], names, history.event_time_ms[part])
-        converted[part] = np.where(codes[part] >= zero, found + zero, 0)
+        converted[part] = np.where((codes[part] >= zero) & (found >= 0), found + zero, missing)
     room.release()
     return converted

@@ -117,10 +117,11 @@ def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32)
 def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     """Returns one value from the payment's own attributes."""
     if operation == ATTRIBUTE_VALUE:
-        return float(attributes[plan[at + OPERATION.first]])
+        amount = attributes[plan[at + OPERATION.first]]
+        return float(amount) if amount >= 0 else np.nan
     if operation == HOLDS:
         column = plan[at + OPERATION.first]
-        if attributes[column] == 0 and column > AMOUNT_MINOR:
+        if attributes[column] < 0 or (attributes[column] == 0 and column > AMOUNT_MINOR):
             return np.nan
         return 1.0 if holds(attributes, column, plan[at + OPERATION.second], plan[at + OPERATION.third]) else 0.0
     if operation == TRAILING_ZEROS:
@@ -185,7 +186,12 @@ def _trailing_zeros(amount: int) -> int:
 
 @inlined
 def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
-    """Returns how far an amount is below the next limit, as a share: 0.01 for 99 and 100; NaN above all limits."""
+    """Returns how far an amount is below the next limit, as a share: 0.01 for 99 and 100.
+
+    NaN above all limits, and for an amount that is not known.
+    """
+    if amount < 0:
+        return np.nan
     for number in range(limits_at, limits_at + count):
         if amount < plan[number]:
             return float((plan[number] - amount) / plan[number])

@@ -46,7 +46,7 @@ def holds(attributes: I64, column: int, operator: int, value: int) -> bool:
 
 @inlined
 def holds_for(actual: int, operator: int, value: int) -> bool:
-    """Returns whether one condition holds. A text that is not there is neither equal nor different."""
+    """Returns whether one condition holds. None holds for an amount that is not known, or a text that is not there."""
     if operator == EQUAL:
         return bool(actual == value)
     if operator == DIFFERENT:
@@ -54,5 +54,5 @@ def holds_for(actual: int, operator: int, value: int) -> bool:
     if operator == AT_LEAST:
         return bool(actual >= value)
     if operator == BELOW:
-        return bool(actual < value)
+        return bool(0 <= actual < value)
     return bool(actual != 0 and actual < value)

@@ -21,6 +21,9 @@ TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, DECLINED, COUNTRY = 0, 1, 2, 4, 5, 11
 # its code in ATTRIBUTE_COUNT + 2 * (n - 1), and next to it the identity of a text, or an amount in its own currency.
 CODE_COUNT, IDENTITY_COUNT = 13, 5
 ATTRIBUTE_COUNT = 18
+# The amount of a payment whose currency has no rate. Tiles, memories and conditions leave such an amount out. It is the
+# only negative number of a row.
+UNKNOWN_AMOUNT = -1
 # Set in every identity. No public code has it, so that the two are never equal.
 IDENTITY_BIT = 1 << 62
 # The least tag of a payment (features/profiles/payment_tags.py). The weight of an event without a tag is below it.

@@ -29,8 +29,8 @@ from paywarden.features.kernel.toolkit.varint import unzigzag, zigzag
 
 @inlined
 def has_number(attributes: I64, column: int, reading: int) -> bool:
-    """Returns whether a payment has the attribute. Each has an amount."""
-    return bool(attributes[column] != 0 or reading == READ_AMOUNT)
+    """Returns whether a payment has the attribute. An amount may be 0, and below 0 it is not known."""
+    return bool(attributes[column] >= 0 if reading == READ_AMOUNT else attributes[column] != 0)
 
 
 @inlined

@@ -36,7 +36,7 @@ def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, sl
     code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
     if value == 0:
         value = code
-    is_there = value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR
+    is_there = value > 0 or (value == 0 and plan[where + MEMORY.attribute] <= AMOUNT_MINOR)
     values = words[plan[where + MEMORY.values_at] :]
     times_ms = values[plan[where + MEMORY.capacity] :]
     newest = 0

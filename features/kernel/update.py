@@ -7,11 +7,12 @@ hour and keeps the count and the sum of amounts. A payment of 25.00 at 14:35 arr
     13:00   2      4000     ->      13:00   2      4000
     14:00   1      1000             14:00   2      3500
 
-The same events in any order give the same bytes, for four reasons:
+The same events in any order give the same bytes, for five reasons:
 
 - all measures commute;
 - only the newest event decides which tiles a table drops;
 - a decline adds and takes away what its payment would have added had it known;
+- an amount that is not known adds nothing to sums, extremes and sketches of amounts, while counts count its payment;
 - a memory holds the first entries of a total order.
 """
 
@@ -180,7 +181,7 @@ def _remember_payment(plan: I64, section: int, words: I64, attributes: I64) -> N
         if value == 0:
             value = code
         # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
-        if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
+        if value > 0 or (value == 0 and plan[where + MEMORY.attribute] <= AMOUNT_MINOR):
             remember(plan, where, words, length, value, code, time_ms)
 
 
@@ -326,6 +327,8 @@ def _add_to_column(
         at = plan[column + COLUMN.words_at] + row
         if measure == COUNT:
             words[at] += 1
+        elif amount < 0 and measure <= AMOUNT_MIN:
+            return
         elif measure == AMOUNT_SUM:
             words[at] += amount
         elif measure == AMOUNT_MAX:
@@ -343,7 +346,7 @@ def _add_to_column(
             add_number(plan, column, words, at, attributes, 1)
         else:
             value = _sketched(plan, column, attributes, is_crc)
-            if value != 0:
+            if value > 0:
                 bits = mix(value)
                 if measure == DISTINCT_BITS:
                     bits &= 64 * plan[column + COLUMN.parts] - 1
@@ -377,7 +380,7 @@ def _move_payment(
         if condition == 0:
             continue
         sign = (after >> (condition - 1) & 1) - (before >> (condition - 1) & 1)
-        if sign == 0:
+        if sign == 0 or (amount < 0 and (AMOUNT_SUM <= measure <= AMOUNT_MIN or measure == FRAUD_AMOUNT)):
             continue
         at = plan[column + COLUMN.words_at] + row
         high, low = amount >> 20, amount & 0xFFFFF
@@ -404,7 +407,7 @@ def _move_payment(
             add_number(plan, column, words, at, attributes, sign)
         else:
             value = _sketched(plan, column, attributes, is_crc)
-            if value != 0:
+            if value > 0:
                 bits = mix(value)
                 if measure == BUCKET_COUNTS:
                     words[at + (bits & (plan[column + COLUMN.parts] - 1)) * room] += sign
@@ -421,7 +424,7 @@ def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, hel
         condition = plan[column + COLUMN.condition]
         if condition == 0 or (held >> (condition - 1)) & 1:
             is_amount = plan[column + COLUMN.measure] == FRAUD_AMOUNT
-            words[plan[column + COLUMN.words_at] + row] += weight * attributes[AMOUNT] if is_amount else weight
+            words[plan[column + COLUMN.words_at] + row] += weight * max(0, attributes[AMOUNT]) if is_amount else weight
 
 
 @compiled()

@@ -4,13 +4,14 @@ Features compare amounts, so they need one unit. Rates have dates: a payment is 
 Therefore the same payment gives the same integer today and in a replay next year. The table in the package is an
 example with round figures; a deployment points `rates` at the file of its treasury. For example, with a rate of 0.92
 EUR for 1 USD, 1999 cents of USD are 1839 cents of EUR (1839.08 rounded).
+
+A payment in a currency without a rate has no amount in the reference currency. It is scored without one.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, DecimalException
@@ -19,9 +20,11 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.kernel import UNKNOWN_AMOUNT
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.file_state import read_regular
-from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PATTERNS, Form
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
 
 REFERENCE_MINOR_DIGITS = 2
 # Rates are held as millionths of a reference minor unit for one minor unit of the currency.
@@ -30,23 +33,14 @@ _RATE_MAX = 50 * RATE_SCALE
 
 # An error quotes this much of a cell that is refused.
 _TOLD_CHARACTERS = 40
-_COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
-_CURRENCY = re.compile(PATTERNS[Form.CURRENCY])
-# ISO 4217 has no others.
-_MINOR_DIGITS = ("0", "2", "3", "4")
+_COLUMNS = ["currency", "valid_from", "reference_per_unit"]
 
 
 class RateTable:
     """Dated exchange rates to the reference currency."""
 
-    def __init__(
-        self, rates: Mapping[str, Sequence[tuple[int, int]]], minor_digits: Mapping[str, int] | None = None
-    ) -> None:
-        """`rates`: for each currency (valid from, epoch ms; scaled rate) pairs, ascending in time.
-
-        `minor_digits`: of each currency whose units have other than 100 minor units, for texts.
-        """
-        self.minor_digits: Mapping[str, int] = minor_digits or {}
+    def __init__(self, rates: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        """`rates`: for each currency (valid from, epoch ms; scaled rate) pairs, ascending in time."""
         self._times = {currency: [time_ms for time_ms, _ in pairs] for currency, pairs in rates.items()}
         self._rates = {currency: [rate for _, rate in pairs] for currency, pairs in rates.items()}
         self.currencies = frozenset(rates)
@@ -69,11 +63,11 @@ class RateTable:
         unconverted = [name for name, rates in self._rates.items() if set(rates) == {RATE_SCALE}]
         return unconverted[0] if len(unconverted) == 1 else ""
 
-    def convert(self, amount_minor: int, currency: str, time_ms: int) -> int:
-        """Returns the amount in reference minor units, halves rounded up. InvalidEvent for an unknown currency."""
+    def convert(self, amount_minor: int, currency: str, time_ms: int) -> int | None:
+        """Returns the amount in reference minor units, halves rounded up. None for a currency without a rate."""
         times = self._times.get(currency)
         if times is None:
-            raise InvalidEvent("not a currency there is a rate for", field="currency")
+            return None
         # A payment older than the first rate is converted at the first rate.
         rate = self._rates[currency][max(0, bisect_right(times, time_ms) - 1)]
         return (amount_minor * rate + RATE_SCALE // 2) // RATE_SCALE
@@ -87,26 +81,20 @@ class RateTable:
     ) -> NDArray[np.int64]:
         """Run `convert` for columns, shape (rows,) each; `currency_code` indexes `currency_names`.
 
-        Raises InvalidEvent for an unknown currency, and for an amount over AMOUNT_MINOR_MAX, which could overflow.
+        An amount without a rate is UNKNOWN_AMOUNT. Raises InvalidEvent for one over AMOUNT_MINOR_MAX, which could
+        overflow.
         """
         if len(amount_minor) and int(amount_minor.max()) > AMOUNT_MINOR_MAX:
             raise InvalidEvent(f"must be at most {AMOUNT_MINOR_MAX}", field="amount_minor")
-        converted = np.empty(len(amount_minor), dtype=np.int64)
+        converted = np.full(len(amount_minor), UNKNOWN_AMOUNT, dtype=np.int64)
         for code, name in enumerate(currency_names):
             rows = np.flatnonzero(currency_code == code)
-            if len(rows) == 0:
+            if len(rows) == 0 or name not in self._times:
                 continue
-            if name not in self._times:
-                raise InvalidEvent(f"{name!r} is not a currency there is a rate for", field="currency")
             index = np.searchsorted(np.array(self._times[name]), time_ms[rows], side="right") - 1
             rate = np.array(self._rates[name], dtype=np.int64)[np.maximum(index, 0)]
             converted[rows] = (amount_minor[rows] * rate + RATE_SCALE // 2) // RATE_SCALE
         return converted
-
-
-def is_currency_code(text: str) -> bool:
-    """Returns whether a text has the form of an ISO 4217 alphabetic code: three capital letters."""
-    return _CURRENCY.fullmatch(text) is not None
 
 
 def load_rates(path: str = "") -> RateTable:
@@ -128,7 +116,6 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
     if reader.fieldnames != _COLUMNS:
         raise Misconfigured(f"{name}: wanted the columns {','.join(_COLUMNS)}, got {reader.fieldnames}")
     rates: dict[str, dict[int, int]] = {}
-    minor_digits: dict[str, int] = {}
     for row in _rows(reader, name):
         try:
             currency, valid_from_ms, rate = _parse_row(row)
@@ -138,11 +125,9 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
         if valid_from_ms in dated:
             raise Misconfigured(f"{name}, line {reader.line_num}: {currency} already has a rate from that time on")
         dated[valid_from_ms] = rate
-        if (digits := int(row["minor_digits"] or REFERENCE_MINOR_DIGITS)) != REFERENCE_MINOR_DIGITS:
-            minor_digits[currency] = digits
     if not rates:
         raise Misconfigured(f"{name}: it holds no rate")
-    return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()}, minor_digits)
+    return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()})
 
 
 def _rows(reader: csv.DictReader[str], name: str) -> Iterator[Mapping[str | None, str | None]]:
@@ -159,17 +144,13 @@ def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
     # csv keeps the extra cells of a long row under the key None. A short row lacks cells.
     if None in row or None in cells:
         raise ValueError(f"wanted {len(_COLUMNS)} columns")
-    currency, minor_digits, valid_from, per_unit = (cell or "" for cell in cells)
-    if not is_currency_code(currency):
-        raise ValueError(f"{currency[:_TOLD_CHARACTERS]!r} is not a currency's code of three capital letters")
-    if minor_digits not in _MINOR_DIGITS:
-        raise ValueError(
-            f"minor_digits must be one of {', '.join(_MINOR_DIGITS)}, got {minor_digits[:_TOLD_CHARACTERS]!r}"
-        )
+    currency, valid_from, per_unit = (cell or "" for cell in cells)
+    if currency not in MINOR_DIGITS:
+        raise ValueError(f"{currency[:_TOLD_CHARACTERS]!r} is no currency of ISO 4217")
     start = datetime.datetime.fromisoformat(valid_from)
     if start.tzinfo is None:
         start = start.replace(tzinfo=datetime.UTC)
-    rate = _scaled_rate(per_unit, int(minor_digits))
+    rate = _scaled_rate(per_unit, MINOR_DIGITS[currency])
     if not 0 < rate <= _RATE_MAX:
         raise ValueError(f"the rate of {currency} is out of bounds")
     return currency, int(start.timestamp() * 1000), rate

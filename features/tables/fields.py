@@ -9,7 +9,7 @@ A reason names column and field. It never holds a value.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from paywarden.features.tables.mapping import FieldSource, LabelSource, TableMap
 from paywarden.features.tables.refusals import Reason, Refused, RowReasons
 from paywarden.features.tables.sources import TableRows
 from paywarden.features.tables.texts import NO_NUMBER, RIGHT, TOO_FINE, TOO_LARGE
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
 
@@ -38,13 +39,6 @@ ROW, LABEL, KNOWN_MS = "@row", "@label", "@known_ms"
 # A part of a bad column may hold as many reasons as rows.
 _REASONS_MAX = 50
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
-# ISO 4217: currencies that have another number of minor digits than 2.
-_MINOR_DIGITS = {
-    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX"), 0),
-    **dict.fromkeys(("UYI", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
-    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMN", "TND"), 3),
-    **dict.fromkeys(("CLF", "UYW"), 4),
-}
 
 
 @dataclass(frozen=True)
@@ -73,16 +67,13 @@ class TableConverter:
     def __init__(
         self,
         mapping: TableMapping,
-        currencies: Iterable[str],
         key: bytes = b"",
         *,
         now_ms: int,
-        minor_digits: Mapping[str, int] | None = None,
         labels: LabelTable | None = None,
     ) -> None:
-        """`currencies` have a rate, `key` makes tokens of hashed ids, and labels known after `now_ms` are left out.
+        """`key` makes tokens of hashed ids, and labels known after `now_ms` are left out.
 
-        `minor_digits` of the currencies that have other than 2, as the rates count them; by default those of ISO 4217.
         `labels` are those of the mapping's second table, if it has one.
         Raises Misconfigured for a constant that its field may not hold, and if a key is needed and missing.
         """
@@ -94,8 +85,6 @@ class TableConverter:
         self._numbers = NumberReader(mapping.input)
         self._decimal = mapping.input.decimal
         self._time_reader = TimeReader(mapping.input, self._numbers)
-        self._currencies = frozenset(currencies)
-        self._minor_digits = _MINOR_DIGITS if minor_digits is None else minor_digits
         self._fields = [field for field in mapping.payment.all if field.name in mapping.fields]
         # Amounts need the currency, and an offset may need the time.
         late = (Form.AMOUNT, Form.MONEY, Form.OFFSET)
@@ -188,11 +177,6 @@ class TableConverter:
             wrong += _where(unknown, codes, source.column, "is none of the values that the mapping lists")
         names = self._spelled(field, source, names)
         wrong += self._wrong_texts(field, source, names, codes)
-        if field.form is Form.CURRENCY:
-            unknown = np.array([name is not None and name not in self._currencies for name in names.to_pylist()], bool)
-            wrong += _where(
-                unknown, codes, source.column, "is no currency that [features] rates has an exchange rate for"
-            )
         return _Values(names.take(encoded.indices), wrong)
 
     def _spelled(self, field: PaymentField, source: FieldSource, texts: pa.Array) -> pa.Array:
@@ -254,7 +238,7 @@ class TableConverter:
         if field.form not in (Form.AMOUNT, Form.MONEY) or source.unit == "minor":
             return np.zeros(count, dtype=np.int8)
         encoded = before["currency"].values.dictionary_encode()
-        digits = [self._minor_digits.get(name, 2) for name in encoded.dictionary.to_pylist()]
+        digits = [MINOR_DIGITS.get(name, 2) for name in encoded.dictionary.to_pylist()]
         found: NDArray[np.int8] = np.array([*digits, 2], dtype=np.int8)[
             encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         ]

@@ -60,6 +60,8 @@ CARD_NOT_HELD = "card_not_held"
 MODEL_ERROR = "model_error"
 MODEL_FALLBACK = "model_fallback"
 MODEL_ABSENT = "model_absent"
+# The payment's currency has no exchange rate: its amount in the reference currency is missing.
+UNKNOWN_RATE = "unknown_rate"
 FLAGS = (
     UNKNOWN_CARD,
     UNKNOWN_MERCHANT,
@@ -72,6 +74,7 @@ FLAGS = (
     MODEL_ABSENT,
     OVERLAY_ABSENT,
     CARD_NOT_HELD,
+    UNKNOWN_RATE,
 )
 
 # Each condition takes about a microsecond per payment.
@@ -138,6 +141,8 @@ class PolicySettings:
     on_model_error: str = "approve"
     on_model_fallback: str = "approve"
     on_model_absent: str = "review"
+    # The payment's currency has no exchange rate, so its amount is missing, and rules about amounts do not see it.
+    on_unknown_rate: str = "review"
     # When a payment is not approved, at most this many features that raised the score are named.
     reason_features_max: int = 4
     rules: tuple[ConfiguredRule, ...] = ()
@@ -150,12 +155,13 @@ class PolicySettings:
 class Facts:
     """The facts about a payment that a policy decides by. Only conditions read `payment`.
 
-    `amount`: minor units of the reference currency. `vector`: (features,), float32. `score`: None if no model gave one.
+    `amount`: minor units of the reference currency, None where the currency has no rate. `vector`: (features,),
+    float32. `score`: None if no model gave one.
     Not frozen, so that a caller can reuse one object for many payments.
     """
 
     payment: ConditionFields
-    amount: int
+    amount: int | None
     vector: NDArray[np.float32]
     score: float | None
     flags: Sequence[str]
@@ -288,8 +294,8 @@ class Policy:
         return (scores >= review_at).astype(np.int8) + (scores >= decline_at).astype(np.int8)
 
     def _by_all(self, facts: Facts) -> Verdict:
-        score, flags = facts.score, facts.flags
-        arguments = (facts.payment, facts.amount, facts.vector.item, math.nan if score is None else score, flags)
+        score, flags, amount = facts.score, facts.flags, math.nan if facts.amount is None else facts.amount
+        arguments = (facts.payment, amount, facts.vector.item, math.nan if score is None else score, flags)
         for rule in self._overrides:
             if rule.condition.applies(*arguments):
                 return Verdict(ACTIONS[rule.strictness], [rule.reason])

@@ -27,7 +27,8 @@ address is missing: a policy would hold addresses otherwise, and a replay has on
 Money is in minor units, as everywhere: 500 euros are `500_00`. A fraction such as 500.00 next to money is refused. A
 number compared with a feature is rounded to float32, like the feature itself.
 
-A value is missing if a field was not sent, a feature is NaN, no model gave a score, or a division by zero gave it.
+A value is missing if a field was not sent, a feature is NaN, no model gave a score, a division by zero gave it, or it
+is the `amount` of a payment whose currency has no exchange rate.
 Every comparison with a missing value is false, also `!=` and `not in`; arithmetic with it is missing. `missing(x)`
 tests for it. `not` inverts the answer: `not mcc == "7995"` is true for a payment without an mcc.
 """
@@ -75,9 +76,9 @@ class ConditionFields(Protocol):
 
 TEXT_FIELDS = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "country", "channel")
 
-# Arguments: the payment's fields, the amount in minor units of the reference currency, `vector.item`, the score (NaN
-# without one), and the flags.
-Applies = Callable[[ConditionFields, int, Callable[[int], float], float, "Iterable[str]"], bool]
+# Arguments: the payment's fields, the amount in minor units of the reference currency (NaN without a rate),
+# `vector.item`, the score (NaN without one), and the flags.
+Applies = Callable[[ConditionFields, float, Callable[[int], float], float, "Iterable[str]"], bool]
 _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 
 

@@ -57,7 +57,7 @@ _REFERENCE_AMOUNT = OutputColumn(
     "amount_reference_minor",
     pa.int64(),
     "minor units of the reference currency",
-    "The amount at the exchange rate of the payment's own time.",
+    "The amount at the exchange rate of the payment's own time; null for a currency without a rate.",
 )
 _LABEL = OutputColumn("label", _TEXT, "", "fraud or genuine, by the last known outcome; null without an outcome.")
 
@@ -165,7 +165,7 @@ class ReplayFiles:
             "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
             "amount_minor": pa.array(history.amount_minor[rows]),
             "currency": pa.DictionaryArray.from_arrays(pa.array(history.currency.codes[rows]), history.currency.names),
-            "amount_reference_minor": pa.array(self._amounts[rows]),
+            "amount_reference_minor": _known(self._amounts[rows]),
             "score": pa.array(decided.score),
             "action": _named(decided.action),
             "reasons": pa.array([cause.reasons for cause in causes], pa.list_(pa.string())).take(
@@ -192,7 +192,7 @@ class ReplayFiles:
             "event_time_ms": pa.array(history.event_time_ms[rows]),
             "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
             "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
-            "amount_reference_minor": pa.array(self._amounts[rows]),
+            "amount_reference_minor": _known(self._amounts[rows]),
             "champion_score": pa.array(champion.score[changed]),
             "challenger_score": pa.array(challenger.score[changed]),
             "champion_action": _named(champion.action[changed]),
@@ -200,6 +200,10 @@ class ReplayFiles:
             "label": _label_names(self._labels[rows]),
         }
         return pa.table(columns, schema=self._schemas[DIFFERENCES])
+
+
+def _known(amounts: NDArray[np.int64]) -> pa.Array:
+    return pa.array(amounts, mask=amounts < 0)
 
 
 @contextmanager

@@ -336,7 +336,8 @@ def _measured(
         rows = row[part]
         label = labels[rows]
         day[part], fraud[part] = day_of_time(history.event_time_ms[rows]), label == 1
-        amount_minor[part] = amounts[rows]
+        # An amount that is not known counts for none.
+        amount_minor[part] = np.maximum(amounts[rows], 0)
         has_outcomes |= bool((label != UNKNOWN).any())
     room.release()
     measured = MeasuredPayments(

@@ -30,7 +30,7 @@ from paywarden.features.history.columns import ColumnAllocator
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History
 from paywarden.features.history.point_in_time import Chunk
-from paywarden.models.policy.policy import ACTIONS, Facts, Policy, threshold_reason
+from paywarden.models.policy.policy import ACTIONS, UNKNOWN_RATE, Facts, Policy, threshold_reason
 from paywarden.models.policy.rules import TEXT_FIELDS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
@@ -82,10 +82,13 @@ class Decisions:
 
 
 class ReplayedPolicy:
-    """Decides about the payments of a history. There are no flags: they describe the live mirror and live models."""
+    """Decides about the payments of a history.
+
+    Of the flags there is unknown_rate alone: the others describe the live mirror and live models.
+    """
 
     def __init__(self, policy: Policy, history: History, amounts: NDArray[np.int64]) -> None:
-        """`amounts`: in minor units of the reference currency, shape (payments,).
+        """`amounts`: in minor units of the reference currency, UNKNOWN_AMOUNT without a rate, shape (payments,).
 
         Raises Misconfigured if a condition compares a field for which the history has only keyed hashes.
         """
@@ -116,25 +119,32 @@ class ReplayedPolicy:
 
     def decide(self, chunk: Chunk, scores: NDArray[np.float64]) -> Decisions:
         """Decide about the payments of a chunk. `scores`: shape (rows,)."""
-        if not self._policy.has_conditions:
-            by_score = self._policy.actions_of(scores)
-            return Decisions(scores, by_score, by_score.astype(np.int32))
         rows = slice(chunk.first, chunk.last)
-        decide, causes = self._policy.decide, self._causes
         payment = _Payment()
         facts = Facts(payment, 0, chunk.vectors[0], None, ())
-        cause = np.empty(chunk.last - chunk.first, dtype=np.int32)
-        columns: list[Iterable[Any]] = [self._column(field, rows) for field in self._fields]
-        values = zip(*columns, strict=True) if columns else repeat((), len(scores))
-        payments = zip(values, self._amounts[rows].tolist(), chunk.vectors, scores.tolist(), strict=True)
-        for row, (fields, facts.amount, facts.vector, facts.score) in enumerate(payments):
-            for field, value in zip(self._fields, fields, strict=True):
-                setattr(payment, field, value)
-            action, reasons = decide(facts)
-            # A decision without a reason is an approval: cause 0.
-            cause[row] = causes.setdefault(ActionReasons(action, tuple(reasons)), len(causes)) if reasons else 0
-        actions = np.array([_NUMBER[action] for action, _ in causes], dtype=np.int8)
+        if not self._policy.has_conditions:
+            cause = self._policy.actions_of(scores).astype(np.int32)
+            facts.amount, facts.flags = None, (UNKNOWN_RATE,)
+            for row in np.flatnonzero(self._amounts[rows] < 0).tolist():
+                facts.score = float(scores[row])
+                cause[row] = self._cause(facts)
+        else:
+            cause = np.empty(chunk.last - chunk.first, dtype=np.int32)
+            columns: list[Iterable[Any]] = [self._column(field, rows) for field in self._fields]
+            values = zip(*columns, strict=True) if columns else repeat((), len(scores))
+            payments = zip(values, self._amounts[rows].tolist(), chunk.vectors, scores.tolist(), strict=True)
+            for row, (fields, amount, facts.vector, facts.score) in enumerate(payments):
+                for field, value in zip(self._fields, fields, strict=True):
+                    setattr(payment, field, value)
+                facts.amount, facts.flags = (amount, ()) if amount >= 0 else (None, (UNKNOWN_RATE,))
+                cause[row] = self._cause(facts)
+        actions = np.array([_NUMBER[action] for action, _ in self._causes], dtype=np.int8)
         return Decisions(scores, actions[cause], cause)
+
+    def _cause(self, facts: Facts) -> int:
+        action, reasons = self._policy.decide(facts)
+        # A decision without a reason is an approval: cause 0.
+        return self._causes.setdefault(ActionReasons(action, tuple(reasons)), len(self._causes)) if reasons else 0
 
     def _column(self, field: str, rows: slice) -> list[Any]:
         texts = self._texts.get(field)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paywarden.models.bundle.bundle import load_bundle, native_library
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+from paywarden.models.policy.policy import PolicySettings
 from paywarden.ops import wiring
 from paywarden.ops.configuration import problems_of, unknown_variables
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
@@ -80,6 +81,19 @@ def check_bundles(source: Source) -> Iterator[CheckResult]:
             yield CheckResult(
                 "bundle", OK, f"[serve] {setting}: {manifest.model_version} scores its golden vectors to the bit"
             )
+
+
+def check_rates(source: Source) -> Iterator[CheckResult]:
+    """Yields the currencies that have an exchange rate. Raises Misconfigured."""
+    rates = wiring.rate_table(source)
+    action = source.section("policy", PolicySettings).on_unknown_rate
+    yield CheckResult(
+        "settings",
+        OK,
+        f"{len(rates.currencies)} currencies have an exchange rate to {rates.reference_currency or 'the reference'}: "
+        f"{', '.join(sorted(rates.currencies))}. A payment in another one is scored without its amount, and "
+        f"[policy] on_unknown_rate asks for {action}",
+    )
 
 
 def _identity_key(path: str) -> Iterator[CheckResult]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.extras import require
 from paywarden.ops.wiring import stores
-from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.private_files import private_new_files
 from paywarden.schemas.settings import Source
 
@@ -41,14 +40,8 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
         require("[decision_index] path", ("index",))
         return DuckDbDatabase(Path(settings.path), memory_mb=settings.memory_mb, threads=settings.threads)
 
-    def worth(amount_minor: int, currency: str, time_ms: int) -> int | None:
-        try:
-            return rates.convert(amount_minor, currency, time_ms)
-        except InvalidEvent:
-            return None
-
     with private_new_files() if not settings.address else nullcontext(), closing(opened()) as database:
-        yield DecisionIndex(database, worth=worth), ReviewQueue(database, settings.reviews)
+        yield DecisionIndex(database, worth=rates.convert), ReviewQueue(database, settings.reviews)
 
 
 def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tuple[IndexFiller, VerdictSender]:

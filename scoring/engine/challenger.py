@@ -123,7 +123,7 @@ class VectorChallenger:
     def approves(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> bool:
         """Whether the policy approves a payment, and gives no reason for it."""
         verdict = self._verdict(entry, vector, score, self._flags(entry))
-        return verdict is not None and verdict.action == ACTIONS[APPROVE] and not verdict.reasons
+        return verdict.action == ACTIONS[APPROVE] and not verdict.reasons
 
     @property
     def approves_below(self) -> float:
@@ -183,14 +183,11 @@ class VectorChallenger:
             return math.nan
 
     def _record(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> ShadowRecord | None:
-        """Ask the policy about one payment. None if its currency has no rate any more, or it has no action."""
+        """Ask the policy about one payment. None if the decision has no action."""
         request, response, policy = entry.request, entry.response, self._policy
         flags = self._flags(entry)
         has_score = MODEL_ABSENT not in flags
-        verdict = self._verdict(entry, vector, score, flags)
-        if verdict is None:
-            return None
-        action, reasons = verdict
+        action, reasons = self._verdict(entry, vector, score, flags)
         if action != ACTIONS[APPROVE] and has_score:
             reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
         bundle_digest, policy_digest = self.digests
@@ -212,14 +209,11 @@ class VectorChallenger:
 
     def _verdict(
         self, entry: OutboxEntry, vector: NDArray[np.float32], score: float, flags: tuple[str, ...]
-    ) -> Verdict | None:
-        """Returns the policy's verdict. None if the currency has no rate any more."""
+    ) -> Verdict:
+        """Returns the policy's verdict."""
         request, facts = entry.request, self._facts
         if self._policy.has_conditions:
-            try:
-                facts.amount = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
-            except InvalidEvent:
-                return None
+            facts.amount = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
             facts.payment, facts.vector = request, vector
         facts.score, facts.flags = None if MODEL_ABSENT in flags else score, flags
         return self._policy.decide(facts)

@@ -145,7 +145,7 @@ class _Asked:
     bundle: Bundle
     policy: Policy
     request: ScoreRequest
-    amount: int
+    amount: int | None
     flags: tuple[str, ...]
 
     def answers(self, rows: F32) -> list[tuple[str, float]]:

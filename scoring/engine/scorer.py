@@ -440,7 +440,8 @@ class PaymentScorer:
         """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
         facts, vector, policy = self._facts, self._vectors[row], serving.policy
         if policy.has_conditions:
-            facts.payment, facts.amount, facts.vector = payments.facts_of(row), int(self._rows[row, AMOUNT]), vector
+            amount = int(self._rows[row, AMOUNT])
+            facts.payment, facts.amount, facts.vector = payments.facts_of(row), amount if amount >= 0 else None, vector
         facts.score, facts.flags = score, flags
         action, reasons = policy.decide(facts)
         propensity = 1.0

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
+from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
-from paywarden.models.policy.policy import MIRROR_ABSENT, OVERLAY_ABSENT, PROFILE_UNREADABLE, unknown_flag
+from paywarden.models.policy.policy import MIRROR_ABSENT, OVERLAY_ABSENT, PROFILE_UNREADABLE, UNKNOWN_RATE, unknown_flag
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
@@ -163,6 +163,8 @@ class Vectors:
         flags, complete_to_ms = self._fill(payments, keys, count)
         if self._held_cards is not None and self.mirror is not None:
             flags = self._held_cards.flagged(keys, flags)
+        for row in np.flatnonzero(payments.rows[:, AMOUNT] < 0).tolist():
+            flags[row] = (*flags[row], UNKNOWN_RATE)
         return flags, complete_to_ms
 
     def _fill(self, payments: CheckedPayments, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:

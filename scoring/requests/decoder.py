@@ -43,7 +43,7 @@ class RequestDecoder:
         self.schema = RequestSchema(plan.fields, ignores_unknown=limits.unknown_fields == "ignore")
         """The fields that every request may have."""
         self._has_declared = self.schema.has_declared
-        self._rules = RequestRules(limits, rates.currencies, self.schema)
+        self._rules = RequestRules(limits, self.schema)
         self._entities = plan.entity_count
         self._rows = RequestRows(plan, rates, ROWS_MAX)
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)

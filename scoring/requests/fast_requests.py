@@ -26,9 +26,10 @@ from paywarden.features.kernel.declared_texts import new_buffer
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles import money
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key
-from paywarden.features.profiles.money import RateTable, is_currency_code
+from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores import base as store
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.payment_fields import (
     DECLARED_MAX,
     FIELDS,
@@ -291,12 +292,15 @@ def _derived_program(fields: PaymentFields) -> NDArray[np.int64]:
 
 
 def _rate_tables(rates: RateTable) -> Mapping[str, NDArray[np.int64]]:
-    """Returns the number of each currency code, where each currency's rates begin, their times, and the rates."""
+    """Returns the number of each currency code, where each currency's rates begin, their times, and the rates.
+
+    A payment in a currency without a rate is unusual: RequestRows makes its row.
+    """
     currencies = np.full(26**3, loop.NO_CURRENCY, dtype=np.int64)
     bounds, times, values = [0], [], []
     for currency, dated in rates.dated():
-        # The table may hold codes of another form.
-        if not is_currency_code(currency):
+        # The rules of a payment refuse any other code.
+        if currency not in MINOR_DIGITS:
             continue
         first, second, third = (ord(letter) - ord("A") for letter in currency)
         currencies[(26 * first + second) * 26 + third] = len(bounds) - 1

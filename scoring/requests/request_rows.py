@@ -22,7 +22,7 @@ from paywarden.features.catalogue.attributes import (
     DeclaredRow,
     identity_column,
 )
-from paywarden.features.kernel import AMOUNT, AMOUNT_MINOR, TIME_MS
+from paywarden.features.kernel import AMOUNT, AMOUNT_MINOR, TIME_MS, UNKNOWN_AMOUNT
 from paywarden.features.profiles.keys import entity_key, key_maker
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
@@ -64,11 +64,12 @@ class RequestRows:
         ]
 
     def write(self, row: int, request: ScoreRequest) -> None:
-        """Fill row `row` with a request. Raises InvalidEvent when the currency has no rate."""
+        """Fill row `row` with a request."""
         numbers = [0] * len(self.attributes[0])
         time_ms, amount_minor = request.event_time_ms, request.amount_minor
         numbers[TIME_MS] = time_ms
-        numbers[AMOUNT] = self._rates.convert(amount_minor, request.currency, time_ms)
+        amount = self._rates.convert(amount_minor, request.currency, time_ms)
+        numbers[AMOUNT] = UNKNOWN_AMOUNT if amount is None else amount
         numbers[AMOUNT_MINOR] = amount_minor
         for column, get, code, name in self._coders:
             value = get(request)
@@ -83,7 +84,7 @@ class RequestRows:
         """Returns the store key of each entity, in the catalogue's order; empty without such an entity."""
         return [make_key(request) for make_key in self._key_makers]
 
-    def _convert(self, amount_minor: int, values: Mapping[str, Any]) -> int:
+    def _convert(self, amount_minor: int, values: Mapping[str, Any]) -> int | None:
         return self._rates.convert(amount_minor, values["currency"], values["event_time_ms"])
 
     def _key_maker(self, entity: str, fields: tuple[str, ...], plan: Plan) -> Callable[[ScoreRequest], bytes]:

@@ -3,8 +3,8 @@
     RequestLimits   what the operator allows, within the table of schemas/payment_fields.py
     RequestRules    the table with these limits: checks one request and names the first wrong field
 
-An error names the field, what was wanted and what was got, as in `currency: has no exchange rate; wanted a currency of
-the table of rates`. It never repeats a text or an amount that a caller sent, because either may be a card number.
+An error names the field, what was wanted and what was got, as in `mcc: is text of 1 character; wanted four digits
+(ISO 18245)`. It never repeats a text or an amount that a caller sent, because either may be a card number.
 (A time of ten digits is repeated: it is too short for a card number.)
 """
 
@@ -80,11 +80,10 @@ class RequestLimits:
 class RequestRules:
     """The table of a payment's fields with the endpoint's limits. Requests are checked against it."""
 
-    def __init__(self, limits: RequestLimits, currencies: frozenset[str], schema: RequestSchema = PACKAGED) -> None:
-        """`currencies` are the codes that can be converted to the reference currency."""
+    def __init__(self, limits: RequestLimits, schema: RequestSchema = PACKAGED) -> None:
         times = TimeBounds(limits.past_ms_max, limits.future_ms_max)
         self._values_of = schema.values
-        self._rules = PaymentRules((*fields_of(limits), *schema.fields.declared), times, currencies)
+        self._rules = PaymentRules((*fields_of(limits), *schema.fields.declared), times)
 
     def check(self, request: ScoreRequest, now_ms: int) -> None:
         """Raise InvalidEvent, naming the field, unless `request` can be scored."""

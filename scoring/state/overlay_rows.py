@@ -95,8 +95,13 @@ class RowDatagrams:
             return Drop.BROKEN
         rows = np.frombuffer(body, dtype="<i8", offset=_HEAD.size).reshape(-1, self._width).astype(np.int64)
         attributes = rows[:, 1 + self._entities :]
+        has_amounts = (attributes[:, kernel.AMOUNT] >= kernel.UNKNOWN_AMOUNT).all()
+        others = np.delete(rows, 1 + self._entities + kernel.AMOUNT, axis=1)
         is_right = (
-            rows.min(initial=0) >= 0 and (rows[:, 0] >= TAG_MIN).all() and (attributes[:, kernel.TIME_MS] > 0).all()
+            has_amounts
+            and others.min(initial=0) >= 0
+            and (rows[:, 0] >= TAG_MIN).all()
+            and (attributes[:, kernel.TIME_MS] > 0).all()
         )
         return rows if is_right else Drop.BROKEN
 

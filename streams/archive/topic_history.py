@@ -37,7 +37,6 @@ from paywarden.features.history.payment_columns import (
     wrong_numbers,
     wrong_texts,
 )
-from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField, PaymentFields, TimeBounds
 from paywarden.streams.archive.files import read_archive
@@ -108,7 +107,6 @@ def history_of_rows(
     payments: TopicRows,
     outcomes: TopicRows,
     *,
-    rates: RateTable,
     times: TimeBounds = TIMES,
     days: PaymentTimes | None = None,
     fields: PaymentFields = TABLE_ALONE,
@@ -123,7 +121,7 @@ def history_of_rows(
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
         if rows.undecoded:
             left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
-    rules = _Rules(rates, times, fields)
+    rules = _Rules(times, fields)
     used_payments = _payments(payments.table, rules, days or PaymentTimes(), left_out)
     used_outcomes = _outcomes(outcomes.table, used_payments, days or PaymentTimes(), left_out)
     columns = [name for name in payment_columns(fields) if name in used_payments.column_names]
@@ -136,9 +134,8 @@ def history_of_rows(
 
 @dataclass(frozen=True)
 class _Rules:
-    """The rules of the stream's decoder: its rates, its bounds of time, and the fields of a payment."""
+    """The rules of the stream's decoder: its bounds of time, and the fields of a payment."""
 
-    rates: RateTable
     times: TimeBounds
     fields: PaymentFields
 
@@ -177,9 +174,6 @@ def _broken(table: pa.Table, rules: _Rules) -> Iterator[tuple[str, NDArray[np.bo
                 f"{line.name} must be near the record's arrival",
                 _far_from_arrival(_numbers(table, line.name), table, rules.times),
             )
-        if line.form is Form.CURRENCY:
-            known = pa.array(sorted(rules.rates.currencies), pa.string())
-            yield f"{line.name} has no exchange rate", ~_is(pc.is_in(column, known))
 
 
 def _wrong_texts(line: PaymentField, column: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -217,10 +217,7 @@ class StateReading:
         """Return the amount in the reference currency; None without a rate, or if it is out of bounds."""
         if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
             return None
-        try:
-            return self._rates.convert(amount_minor, currency, decided_ms)
-        except InvalidEvent:
-            return None
+        return self._rates.convert(amount_minor, currency, decided_ms)
 
     def _counted_as(self, arm: Arm, decided_ms: int, progress: JoinProgress) -> Arm:
         places, newest_of = self._settings.arms_max, progress.newest_of

@@ -35,7 +35,7 @@ class EventDecoder:
         written = {field["name"] for field in ids.current_schema("payments")["fields"]}
         assert written >= plan.fields.by_name.keys(), "the schema of payments lacks declared fields of the catalogue"
         self._rates, self._key = rates, plan.key
-        self._rules = PaymentRules(plan.fields.all, times, rates.currencies)
+        self._rules = PaymentRules(plan.fields.all, times)
         self._fast = FastIntake(plan, rates, ids, times)
         self._declared = DeclaredRow(plan.fields, self._converted) if plan.row_width > kernel.ATTRIBUTE_COUNT else None
         self._keys = [
@@ -43,7 +43,7 @@ class EventDecoder:
             for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
         ]
 
-    def _converted(self, amount_minor: int, payment: Mapping[str, Any]) -> int:
+    def _converted(self, amount_minor: int, payment: Mapping[str, Any]) -> int | None:
         return self._rates.convert(amount_minor, payment["currency"], payment["event_time_ms"])
 
     def columns(

@@ -40,10 +40,11 @@ from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
 from paywarden.features.kernel.toolkit.varint import read_varint, unzigzag
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key, hashed_id
-from paywarden.features.profiles.money import RateTable, is_currency_code
+from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import SchemaIds, fingerprint
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import (
     DECIMALS_MAX,
@@ -68,7 +69,7 @@ _KIND_OF_FORM = {
     Form.ID: _TEXT,
     Form.CARD_TOKEN: _TEXT,
     Form.WORD: _TEXT,
-    # The table of rates checks a currency further.
+    # `_convert` checks a currency further.
     Form.CURRENCY: _TEXT,
     Form.MCC: _MCC,
     Form.COUNTRY: _COUNTRY,
@@ -117,8 +118,6 @@ class FastIntake:
         warm_up()
         self._rates, self._times, self._key = rates, times, plan.key
         self._row_width = plan.row_width
-        # A table of rates may contain codes of another form.
-        self._currencies = frozenset(filter(is_currency_code, rates.currencies))
         schema = ids.current_schema("payments")
         # The headers of today's schema: its id in the registry, if there is one, and its fingerprint.
         self._headers = tuple(
@@ -213,13 +212,13 @@ class FastIntake:
         lengths: NDArray[np.int64],
         is_usual: NDArray[np.bool_],
     ) -> None:
-        """Convert amounts to the reference currency; a currency without a rate is not usual."""
+        """Convert amounts to the reference currency; a code that is no currency is not usual."""
         codes = rows[:, attributes.currency.column]
         for code in np.unique(codes[is_usual]).tolist():
             chosen = np.flatnonzero(is_usual & (codes == code))
             first = int(chosen[0])
             name = data[starts[first] : starts[first] + lengths[first]].decode()
-            if name not in self._currencies:
+            if name not in MINOR_DIGITS:
                 is_usual[chosen] = False
                 continue
             rows[chosen, kernel.AMOUNT] = self._rates.convert_columns(
@@ -236,7 +235,8 @@ class FastIntake:
         there = chosen[rows[chosen, column + 1] != 0]
         no_codes = np.zeros(len(there), dtype=np.int64)
         own, times = rows[there, column + 1] - NUMBER_ZERO, rows[there, kernel.TIME_MS]
-        rows[there, column] = self._rates.convert_columns(own, no_codes, [currency], times) + NUMBER_ZERO
+        converted = self._rates.convert_columns(own, no_codes, [currency], times)
+        rows[there, column] = np.where(converted >= 0, converted + NUMBER_ZERO, 0)
 
     def _keys(
         self,

@@ -67,6 +67,7 @@ class StreamMetrics:
             return Gauge(f"paywarden_stream_{name}", documentation, labels, registry=registry)
 
         self.payments = counter("payments", "Payments processed, replays included.")
+        self.unknown_rates = counter("payments_unknown_rate", "Payments whose currency has no exchange rate.")
         self.outcomes = counter("outcomes", "Outcomes processed, replays included.")
         self.duplicates = counter("duplicates", "Payments dropped: another record had their payment_id.")
         self.later = counter("later_records", "Later records of known payments, by what is new in them.", "kind")

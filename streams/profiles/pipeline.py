@@ -52,7 +52,7 @@ import numpy as np
 from confluent_kafka import IsolationLevel
 from prometheus_client import CollectorRegistry
 
-from paywarden.features.kernel import PAYMENT, SOURCES_MAX
+from paywarden.features.kernel import AMOUNT, PAYMENT, SOURCES_MAX
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore
@@ -83,7 +83,7 @@ from paywarden.streams.profiles.guards.sources import SourceCheck
 from paywarden.streams.profiles.guards.store_retry import Abandoned, StoreRetry
 from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
-from paywarden.streams.profiles.payment_columns import Position
+from paywarden.streams.profiles.payment_columns import PaymentColumns, Position
 from paywarden.streams.profiles.progress.arrivals import Arrivals
 from paywarden.streams.profiles.progress.completeness import CompletenessRounds
 from paywarden.streams.profiles.progress.watermarks import RoutedProgress, SourceProgress
@@ -463,6 +463,8 @@ class Pipeline:
 
     def _count_routed(self, decoded: Decoded, joined: Joined) -> None:
         self.metrics.payments.inc(len(decoded.payments))
+        if isinstance(decoded.payments, PaymentColumns):
+            self.metrics.unknown_rates.inc(int((decoded.payments.rows[:, AMOUNT] < 0).sum()))
         self.metrics.outcomes.inc(len(decoded.outcomes))
         self.metrics.duplicates.inc(joined.duplicates)
         for kind, count in joined.later.items():

@@ -169,7 +169,4 @@ class OutcomeReader:
         minor = int(decision["amount_minor"])
         if not 0 <= minor <= AMOUNT_MINOR_MAX:
             return 0
-        try:
-            return self._rates.convert(minor, decision["currency"], decision["decided_time_ms"])
-        except InvalidEvent:
-            return 0
+        return self._rates.convert(minor, decision["currency"], decision["decided_time_ms"]) or 0

@@ -68,10 +68,7 @@ class ShadowReport:
 def shadow_report(
     shadow: pa.Table, decisions: pa.Table, outcomes: pa.Table, *, rates: RateTable, costs: CostSettings
 ) -> ShadowReport:
-    """Returns the comparison of every pair. The tables have at least the columns above.
-
-    Raises Misconfigured if a decision has a currency without a rate.
-    """
+    """Returns the comparison of every pair. The tables have at least the columns above."""
     shadow = _first_of(shadow, ("decision_id", "challenger"))
     decisions = _first_of(decisions, ("decision_id",))
     place = pc.index_in(shadow["decision_id"], value_set=_whole(decisions["decision_id"]))
@@ -141,17 +138,18 @@ def _first_of(table: pa.Table, key: Sequence[str]) -> pa.Table:
 
 
 def _amounts(decisions: pa.Table, rates: RateTable) -> NDArray[np.int64]:
-    """Returns the amount of each decision in minor units of the reference currency."""
+    """Returns the amount of each decision in minor units of the reference currency; 0 where that is not known."""
     currencies = _whole(decisions["currency"]).dictionary_encode()
     try:
-        return rates.convert_columns(
+        amounts = rates.convert_columns(
             np.asarray(decisions["amount_minor"].to_numpy(), dtype=np.int64),
             np.asarray(currencies.indices.to_numpy(), dtype=np.int64),
             currencies.dictionary.to_pylist(),
             np.asarray(decisions["event_time_ms"].to_numpy(), dtype=np.int64),
         )
     except InvalidEvent as error:
-        raise Misconfigured(f"[features] rates: {error}") from error
+        raise Misconfigured(f"decisions: {error}") from error
+    return np.maximum(amounts, 0)
 
 
 def _frauds(decisions: pa.Table, outcomes: pa.Table) -> NDArray[np.int8]:

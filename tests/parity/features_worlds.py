@@ -17,6 +17,7 @@ from paywarden.features.catalogue import attributes, fields
 from paywarden.features.catalogue import entity as declare
 from paywarden.features.catalogue.attributes import DeclaredRow
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PaymentFields
@@ -269,9 +270,10 @@ def declared_row(fields: PaymentFields) -> DeclaredRow | None:
     if not fields.declared:
         return None
 
-    def convert(_: int, payment: Mapping[str, Any]) -> int:
+    def convert(_: int, payment: Mapping[str, Any]) -> int | None:
         # A world says its amounts of money in the reference currency.
-        return int(payment[REFERENCE["tip"]])
+        converted: int | None = payment[REFERENCE["tip"]]
+        return converted
 
     return DeclaredRow(fields, convert)
 
@@ -327,7 +329,8 @@ FIELDS = st.fixed_dictionaries(
         "merchant_id": st.sampled_from(MERCHANTS),
         "device_id": _or_none(["d1", "d2"]),
         "ip": _or_none(["10.0.0.1"]),
-        "currency": st.sampled_from(sorted(RATES.currencies)),
+        # The naira has no rate.
+        "currency": st.sampled_from([*sorted(RATES.currencies), "NGN"]),
         "mcc": _or_none(["5411", "5812", "4829", "7995"]),
         "country": _or_none(COUNTRIES),
         "channel": _or_none(["ecom", "pos"]),
@@ -359,7 +362,7 @@ def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment
     tip = fields.get("tip")
     if tip is not None:
         fields = {**fields, REFERENCE["tip"]: RATES.convert(tip, fields["currency"], time_ms)}
-    return Payment(time_ms, amount, amount_minor, fields)
+    return Payment(time_ms, UNKNOWN_AMOUNT if amount is None else amount, amount_minor, fields)
 
 
 def payments_in(span_ms: int, fields: st.SearchStrategy[dict[str, Any]] = FIELDS) -> st.SearchStrategy[Payment]:

@@ -4,7 +4,8 @@
     mcc.zscore("weight_to_mcc_30d", "30d", of=basket_weight)            2.0: two standard deviations above the mean
     card.max("card_oldest_account_30d", "30d", of=account_opened)       a moment is taken as its age at its payment
 
-A payment that lacks the number does not count. Values are in the field's own unit, ages in seconds.
+A payment that lacks the number does not count. One whose amount is not known (its currency has no rate) adds 0 to sums,
+but counts in means and deviations. Values are in the field's own unit, ages in seconds.
 """
 
 from __future__ import annotations

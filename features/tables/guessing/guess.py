@@ -19,7 +19,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paywarden.features.profiles.money import load_rates
 from paywarden.features.tables.columns.arrow_columns import as_texts
 from paywarden.features.tables.guessing.column_names import (
     CLOCK,
@@ -50,8 +49,8 @@ from paywarden.features.tables.guessing.suggested_fields import CATEGORIES_MAX, 
 from paywarden.features.tables.guessing.table_column import EPOCH_UNITS, VALUES_READ, TableColumn
 from paywarden.features.tables.mapping import InputForm
 from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv, value_type
+from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.payment_fields import (
-    PATTERNS,
     Form,
     PaymentFields,
     is_address,
@@ -68,7 +67,7 @@ _MISSING = ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "?")
 
 
 def _is_currency(text: str) -> bool:
-    return re.fullmatch(PATTERNS[Form.CURRENCY], text) is not None
+    return text in MINOR_DIGITS
 
 
 @dataclass(frozen=True)
@@ -345,8 +344,7 @@ class _Guess:
         """Returns the most digits after the point that an amount in one of the table's currencies has, at least 2."""
         matches = re.compile(FIELD_NAMES["currency"])
         columns = [column for column in self._left.values() if matches.fullmatch(column.plain)]
-        digits = load_rates().minor_digits
-        return max([2, *(digits.get(text, 2) for column in columns for text in column.distinct)])
+        return max([2, *(MINOR_DIGITS.get(text, 2) for column in columns for text in column.distinct)])
 
     @property
     def _form_of_numbers(self) -> NumberForm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,7 @@ def _convert(
     page: str | None,
     json_file: str | None,
 ) -> None:
+    from paywarden.features.history.payment_columns import PAYMENTS_FILE
     from paywarden.features.tables.columns.label_table import LabelTable
     from paywarden.features.tables.conversion import ConversionBounds, convert_table
     from paywarden.features.tables.fields import TableConverter
@@ -131,12 +133,10 @@ def _convert(
     from paywarden.features.tables.sources import TableFiles
 
     files = TableFiles(table, mapping.input, mapping.columns, mapping=mapping.name)
-    rates = wiring.stores.rate_table(source)
+    currencies = wiring.stores.rate_table(source).currencies
     has_labels = mapping.label is not None and mapping.label.file
     labels = LabelTable(mapping.label, mapping=mapping.name) if mapping.label is not None and has_labels else None
-    converter = TableConverter(
-        mapping, rates.currencies, _key(key_file), now_ms=now_ms(), minor_digits=rates.minor_digits, labels=labels
-    )
+    converter = TableConverter(mapping, _key(key_file), now_ms=now_ms(), labels=labels)
     profile = TableProfile(mapping.payment) if page is not None else None
     with progress_bar("bytes", files.size) as progress:
         done = convert_table(
@@ -151,8 +151,15 @@ def _convert(
     result = _counts(done)
     if labels is not None:
         result |= {"labels": labels.payment_count, "labels_without_payment": labels.unmet_count}
+    without_rate = _without_rate(Path(out) / PAYMENTS_FILE, currencies)
+    result["no_rate"] = without_rate.total()
     report(result, None)
     _print_refused(done, Path(out))
+    if without_rate:
+        named = ", ".join(f"{code} {count:,}" for code, count in without_rate.most_common(_REASONS_SHOWN))
+        click.echo(
+            f"payments without an exchange rate in [features] rates, whose amounts are missing: {named}", err=True
+        )
     if json_file is not None:
         refused = {"refused_by_reason": dict(done.reasons.most_common())}
         _write_json(json_file, {**result, **refused})
@@ -160,6 +167,18 @@ def _convert(
         from paywarden.models.replay.report.table_page import table_page
 
         _write(Path(page), table_page(profile, done, [Path(name).name for name in files.names]))
+
+
+def _without_rate(payments: Path, currencies: frozenset[str]) -> Counter[str]:
+    """Returns how many payments each currency without an exchange rate has."""
+    import pyarrow.parquet as pq
+
+    found = Counter[str]()
+    with pq.ParquetFile(payments) as file:
+        for part in file.iter_batches(columns=["currency"]):
+            for one in part["currency"].value_counts().to_pylist():
+                found[one["values"]] += one["counts"]
+    return Counter({code: count for code, count in found.items() if code not in currencies})
 
 
 def _counts(done: ConversionReport) -> dict[str, Any]:

@@ -184,7 +184,6 @@ def replay(
         asked,
         engine=engine,
         open_files=lambda folder, fields: open_history(folder, room, fields),
-        rates=rates,
         # Which cards are known to be compromised follows from the days of training.
         days=DaysAsked(first_day, last_day, needed_from=day_of_date(champions.manifest.train_from)),
         with_propensities=training.propensity_weight_max > 0,

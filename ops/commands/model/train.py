@@ -153,7 +153,6 @@ def _trained(
         source,
         asked,
         engine=engine,
-        rates=rates,
         days=DaysAsked(window.first, window.last),
         with_propensities=settings.propensity_weight_max > 0,
     )

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.segments import FeaturePlace, SegmentCounts, by_segment
-from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +46,13 @@ class Sampler(Protocol):
 class Stakes:
     """Keeps money and samples of open alerts in the database, and where the change is by these samples.
 
-    `minor` converts an amount of a currency at a time. `place` says where in a vector a feature is.
+    `minor` converts an amount of a currency at a time, None without a rate. `place` says where in a vector a feature
+    is.
     """
 
     database: ConsoleDatabase
     sampler: Callable[[], Sampler]
-    minor: Callable[[int, str, int], int]
+    minor: Callable[[int, str, int], int | None]
     place: FeaturePlace
 
     def run(self, stop: threading.Event) -> None:
@@ -114,13 +115,9 @@ class Stakes:
         return [SegmentCounts.of_json(one) for one in json.loads(rows[0]["counts"])] if rows else []
 
     def _money(self, affected: int, decisions: Sequence[Mapping[str, Any]]) -> int | None:
-        amounts = []
-        for one in decisions:
-            try:
-                amounts.append(self.minor(one["amount_minor"], one["currency"], one["event_time_ms"]))
-            except InvalidEvent:
-                # A currency without a rate does not count.
-                continue
+        converted = [self.minor(one["amount_minor"], one["currency"], one["event_time_ms"]) for one in decisions]
+        # A currency without a rate does not count.
+        amounts = [amount for amount in converted if amount is not None]
         return round(affected * sum(amounts) / len(amounts)) if amounts else None
 
 

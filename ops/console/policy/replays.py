@@ -314,28 +314,25 @@ class _Tally:
             self._leave_out("their vectors lack features" if len(vector) else "their vectors were not kept")
             return None
         request = request_of(decision)
-        try:
-            amount = self._decided.rates.convert(request.amount_minor, request.currency, request.event_time_ms)
-        except InvalidEvent:
-            self._leave_out("their currencies have no rate")
-            return None
+        amount = self._decided.rates.convert(request.amount_minor, request.currency, request.event_time_ms)
         return Facts(request, amount, vector, None if MODEL_ABSENT in flags else decision["score"], flags)
 
     def _take(self, place: Place, decision: Mapping[str, Any], facts: Facts, outcome: str, weight: float) -> None:
         self._sample += 1
+        minor = facts.amount or 0
         now, draft = (policy.decide(facts) for policy in self._policies)
         named = (("decided", decision["action"]), ("now", now.action), ("draft", draft.action))
         for whose, action in named:
-            self._actions.setdefault((whose, action), _Sums()).add(weight, facts.amount)
+            self._actions.setdefault((whose, action), _Sums()).add(weight, minor)
         if now.action == draft.action:
             return
         change = self._changes.setdefault((now.action, draft.action), _Changes())
-        change.all.add(weight, facts.amount)
+        change.all.add(weight, minor)
         if outcome in ("fraud", "genuine"):
-            (change.fraud if outcome == "fraud" else change.genuine).add(weight, facts.amount)
+            (change.fraud if outcome == "fraud" else change.genuine).add(weight, minor)
         self._changed.append(
             (
-                facts.amount,
+                minor,
                 ChangedDecision(
                     place.to_text(),
                     decision["payment_id"],

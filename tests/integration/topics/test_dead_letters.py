@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -72,11 +73,11 @@ def stored(deployment: Deployment, key: bytes) -> bytes | None:
         return value
 
 
-def test_a_payment_in_an_unknown_currency_is_retried_once_it_has_a_rate(
+def test_a_payment_from_the_future_is_retried_once_it_is_allowed(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
-    payment = {**payment, "currency": "XXX", "card_id": "4000123412341235"}
+    payment = {**payment, "event_time_ms": int(time.time() * 1000) + 3_600_000, "card_id": "4000123412341235"}
     value = Encoder("payments", IDS.id_of("payments")).encode(payment)
     produce(settings, "payments", value, key=payment["card_id"], headers=[("trace", b"\x00\x01"), ("trace", None)])
     stream = deployment.start("stream")
@@ -90,12 +91,10 @@ def test_a_payment_in_an_unknown_currency_is_retried_once_it_has_a_rate(
     assert (first["retry_count"], second["retry_count"]) == (0, 1)
     assert first["retried_time_ms"] >= first["failed_time_ms"]
     assert second["retried_time_ms"] is None
-    assert second["reason"].startswith("currency: ")
+    assert second["reason"].startswith("event_time_ms: ")
 
-    # The operator mends the cause: a rate for the currency.
-    rates = deployment.folder / "rates.csv"
-    rates.write_text("currency,minor_digits,valid_from,reference_per_unit\nXXX,2,2000-01-01,1\n", encoding="utf-8")
-    deployment.configure("features", f'rates = "{rates}"\n')
+    # The operator mends the cause: clocks may be two hours ahead.
+    deployment.configure("stream", "future_ms_max = 7_200_000\n")
     deployment.start("stream")
     code, said, logged = command(deployment, "retry", "--all")
     assert code == 0, logged

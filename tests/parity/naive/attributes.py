@@ -36,6 +36,8 @@ class Condition:
         return rows[self.field].map(self.holds).astype(bool)
 
     def holds(self, value: Any) -> bool:
+        if self.field == "amount" and value < 0:
+            return False
         return value is not None and bool(OPERATORS[self.operator](value, self.value))
 
 
@@ -83,7 +85,7 @@ class Attribute:
     def number(self, of: Mapping[str, Any]) -> int | None:
         """Returns the number of a payment, in units of its last digit."""
         value = of.get(self.told_as)
-        if value is None:
+        if value is None or (self.name == "amount" and value < 0):
             return None
         if self._digits is None:
             return int(of["time_ms"]) - int(value)

@@ -27,7 +27,10 @@ DECLARED_NAMES = (*DECLARED_NUMBERS, *DECLARED_TEXTS, "ship_country", *REFERENCE
 
 @dataclass(frozen=True)
 class Payment:
-    """`amount` is in minor units of the reference currency. `fields` is by name; a missing field is absent or None."""
+    """`amount` is in minor units of the reference currency, and below 0 it is not known.
+
+    `fields` is by name; a missing field is absent or None.
+    """
 
     time_ms: int
     amount: int

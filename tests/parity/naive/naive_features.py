@@ -59,7 +59,9 @@ def _lately(rows: pd.DataFrame, of: Sequence[Attribute], payments: int, now: Pay
 
 def _having(rows: pd.DataFrame, of: Sequence[Attribute]) -> pd.DataFrame:
     for attribute in of:
-        rows = rows[rows[attribute.name].notna()]
+        rows = rows[rows[attribute.told_as].notna()]
+        if attribute.name == "amount":
+            rows = _known(rows)
     return rows
 
 
@@ -171,13 +173,13 @@ class Entity:
         return self._of_payments(name, window, None, value, hop=hop)
 
     def amount_sum(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
-        return self._of_payments(name, window, where, lambda rows, _: int(rows["amount"].sum()), hop=hop)
+        return self._of_payments(name, window, where, lambda rows, _: sum(_parts(rows)), hop=hop)
 
     def amount_mean(
         self, name: str, window: str, *, where: Where = None, hop: str = "", including_this: bool = False
     ) -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
-            amounts = plain(rows["amount"]) + ([now.amount] if including_this else [])
+            amounts = _parts(rows) + ([now.amount if now.amount >= 0 else math.nan] if including_this else [])
             return quotient(sum(amounts), len(amounts))
 
         return self._of_payments(name, window, where, value, hop=hop)
@@ -187,18 +189,19 @@ class Entity:
 
     def amount_zscore(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
-            return quotient(now.amount - quotient(int(rows["amount"].sum()), len(rows)), _deviation(rows))
+            mine = now.amount if now.amount >= 0 else math.nan
+            return quotient(mine - quotient(sum(_parts(rows)), len(rows)), _deviation(rows))
 
         return self._of_payments(name, window, where, value, hop=hop)
 
     def amount_max(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
-            name, window, where, lambda rows, _: int(rows["amount"].max()) if len(rows) else math.nan, hop=hop
+            name, window, where, lambda rows, _: max(plain(_known(rows)["amount"]), default=math.nan), hop=hop
         )
 
     def amount_min(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
-            name, window, where, lambda rows, _: int(rows["amount"].min()) if len(rows) else math.nan, hop=hop
+            name, window, where, lambda rows, _: min(plain(_known(rows)["amount"]), default=math.nan), hop=hop
         )
 
     def amount_decayed(self, name: str, half_life: str, window: str, *, hop: str = "") -> Feature:
@@ -290,7 +293,7 @@ class Entity:
         def value(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment) -> float:
             streak = streak_of(rows, labels, now, over)
             told = labels[ages_of(labels, now, over).isin(streak.index)]
-            return quotient(sum(plain(told["weight"] * told["amount"])), int(streak.sum()))
+            return quotient(sum(plain(told["weight"] * told["amount"].clip(lower=0))), int(streak.sum()))
 
         return self._of_both(name, window, None, delay, hop, value)
 
@@ -310,6 +313,9 @@ class Entity:
 
     def last_amount(self, name: str) -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
+            rows = _known(rows)
+            if not len(rows):
+                return math.nan
             latest = rows.sort_values(["time_ms", "amount"]).iloc[-1]
             return int(latest["amount"]) if latest["time_ms"] <= now.time_ms else math.nan
 
@@ -317,12 +323,12 @@ class Entity:
 
     @_of_numbers
     def sum(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
-        return self._of_payments(name, window, where, lambda rows, _: sum(of.numbers(rows)) / of.parts, hop=hop)
+        return self._of_payments(name, window, where, lambda rows, _: sum(_summed(of, rows)) / of.parts, hop=hop)
 
     @_of_numbers
     def mean(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         def value(rows: pd.DataFrame, _: Payment) -> float:
-            numbers = of.numbers(rows)
+            numbers = _summed(of, rows)
             return quotient(sum(numbers), len(numbers)) / of.parts
 
         return self._of_payments(name, window, where, value, hop=hop)
@@ -330,12 +336,12 @@ class Entity:
     @_of_numbers
     def std(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
-            name, window, where, lambda rows, _: _deviation_of(of.numbers(rows)) / of.parts, hop=hop
+            name, window, where, lambda rows, _: _deviation_of(_summed(of, rows)) / of.parts, hop=hop
         )
 
     def zscore(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
-            mine, numbers = of.number(named(now)), of.numbers(rows)
+            mine, numbers = of.number(named(now)), _summed(of, rows)
             if mine is None:
                 return math.nan
             return quotient(mine - quotient(sum(numbers), len(numbers)), _deviation_of(numbers))
@@ -634,8 +640,22 @@ def shipped_catalogue() -> Catalogue:
     return catalogue
 
 
+def _known(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the payments whose amount is known."""
+    return rows[rows["amount"] >= 0]
+
+
+def _parts(rows: pd.DataFrame) -> list[int]:
+    """Returns the part of each payment in a sum: 0 for an amount that is not known."""
+    return plain(rows["amount"].clip(lower=0))
+
+
+def _summed(of: Attribute, rows: pd.DataFrame) -> list[int]:
+    return _parts(rows) if of.name == "amount" else of.numbers(rows)
+
+
 def _deviation(rows: pd.DataFrame) -> float:
-    return _deviation_of(plain(rows["amount"]))
+    return _deviation_of(_parts(rows))
 
 
 def _deviation_of(amounts: Sequence[int]) -> float:

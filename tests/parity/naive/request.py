@@ -23,7 +23,7 @@ def named(now: Payment) -> dict[str, Any]:
 class request:  # noqa: N801 - as in the language it repeats
     @staticmethod
     def amount(name: str) -> Feature:
-        return Feature(name, lambda moment: moment.now.amount)
+        return Feature(name, lambda moment: moment.now.amount if moment.now.amount >= 0 else math.nan)
 
     @staticmethod
     def hour(name: str) -> Feature:
@@ -52,7 +52,7 @@ class request:  # noqa: N801 - as in the language it repeats
     @staticmethod
     def below_limit(name: str, limits: Sequence[int]) -> Feature:
         def value(moment: Moment) -> float:
-            above = [limit for limit in limits if limit > moment.now.amount]
+            above = [limit for limit in limits if limit > moment.now.amount >= 0]
             return (min(above) - moment.now.amount) / min(above) if above else math.nan
 
         return Feature(name, value)
@@ -65,7 +65,8 @@ class request:  # noqa: N801 - as in the language it repeats
         def value(moment: Moment) -> float:
             now = moment.now
             mine = {**now.fields, "amount": now.amount, "amount_minor": now.amount_minor}.get(asked.field)
-            return math.nan if mine is None else float(asked.holds(mine))
+            is_known = mine is not None and (asked.field != "amount" or now.amount >= 0)
+            return float(asked.holds(mine)) if is_known else math.nan
 
         return Feature(name, value)
 

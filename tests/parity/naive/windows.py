@@ -142,5 +142,7 @@ def decayed(rows: pd.DataFrame, amounts: str | None, half_life_ms: int, now: Pay
     total = 0.0
     for age, tile in rows.groupby(ages_of(rows, now, window)):
         weight = round(2**30 * 0.5 ** (age * window.hop_ms / half_life_ms))
-        total += (len(tile) if amounts is None else int(tile[amounts].sum())) * weight
+        total += (
+            len(tile) if amounts is None else int(tile[amounts].clip(lower=None if amounts == "weight" else 0).sum())
+        ) * weight
     return total / 2**30

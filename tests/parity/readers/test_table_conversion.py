@@ -102,7 +102,7 @@ def test_a_mangled_table_becomes_what_a_plain_reading_gives(
         table.write_bytes(b"\xef\xbb\xbf" * has_bom + text.encode())
         mapping = parse_mapping(MAPPING, "mapping.toml")
         files = TableFiles(table, mapping.input, mapping.columns)
-        converter = TableConverter(mapping, DIGITS, now_ms=NOW_MS)
+        converter = TableConverter(mapping, now_ms=NOW_MS)
         limits = ConversionBounds(1.0, threads=2, sizes=SortSizes(run=3, interval=4, batch=2))
         if not wanted.payments:
             return

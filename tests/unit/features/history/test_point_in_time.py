@@ -19,9 +19,10 @@ from paywarden.features.history.event_order import order_by_code
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes
 from paywarden.features.history.thread_pool import ThreadPool
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
-from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, card
 from tests.worlds.small import small_history
 
@@ -339,9 +340,13 @@ def test_amounts_are_in_the_reference_currency() -> None:
     assert column("card_amount_mean_1d", [chunk])[1] == 50
 
 
-def test_a_currency_without_a_rate_is_refused() -> None:
-    with pytest.raises(InvalidEvent, match="'XXX' is not a currency"):
-        PointInTimeReplay(history([SUNDAY_MS], currency=pa.array(["XXX"])), engine(), RATES)
+def test_a_currency_without_a_rate_counts_and_adds_no_amount() -> None:
+    of = history([SUNDAY_MS, SUNDAY_MS, SUNDAY_MS], currency=pa.array(["USD", "NGN", "EUR"]))
+    passage = PointInTimeReplay(of, engine(), RATES)
+    assert passage.amounts.tolist() == [50, UNKNOWN_AMOUNT, 100]
+    (chunk,) = passage.chunks()
+    assert np.isnan(column("amount", [chunk])).tolist() == [False, True, False]
+    assert (column("card_count_1d", [chunk])[2], column("card_amount_mean_1d", [chunk])[2]) == (2, 25)
 
 
 def test_an_amount_that_would_overflow_is_refused() -> None:

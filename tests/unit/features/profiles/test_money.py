@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.money import _RATE_MAX, RATE_SCALE, RateTable, load_rates
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
 
-HEADER = "currency,minor_digits,valid_from,reference_per_unit"
+HEADER = "currency,valid_from,reference_per_unit"
 NEW_YEAR_2020_MS = 1_577_836_800_000
 
 
@@ -30,33 +31,31 @@ def test_an_amount_in_the_reference_currency_is_unchanged() -> None:
 
 def test_the_reference_currency_is_the_one_that_is_not_converted(tmp_path: Path) -> None:
     assert load_rates().reference_currency == "EUR"
-    assert (
-        table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1", "EUR,2,2021-01-01,1.1").reference_currency == "USD"
-    )
+    assert table(tmp_path, "USD,2020-01-01,1", "EUR,2020-01-01,1", "EUR,2021-01-01,1.1").reference_currency == "USD"
     # With two unconverted currencies, the reference currency is unknown.
-    assert table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1").reference_currency == ""
+    assert table(tmp_path, "USD,2020-01-01,1", "EUR,2020-01-01,1").reference_currency == ""
 
 
 @pytest.mark.parametrize(
     ("amount_minor", "converted"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (-1, 0), (-2, -1), (-3, -1)]
 )
 def test_halves_are_rounded_up(amount_minor: int, converted: int) -> None:
-    assert RateTable({"XXX": [(0, RATE_SCALE // 2)]}).convert(amount_minor, "XXX", 1) == converted
+    assert RateTable({"CHF": [(0, RATE_SCALE // 2)]}).convert(amount_minor, "CHF", 1) == converted
 
 
 def test_a_currency_without_minor_units_is_converted_from_whole_ones(tmp_path: Path) -> None:
     # 1000 yen at 0.0061 euros are 6.10 euros.
-    assert table(tmp_path, "JPY,0,2020-01-01,0.0061").convert(1000, "JPY", NEW_YEAR_2020_MS) == 610
+    assert table(tmp_path, "JPY,2020-01-01,0.0061").convert(1000, "JPY", NEW_YEAR_2020_MS) == 610
 
 
 def test_a_currency_of_thousandths_is_converted_from_thousandths(tmp_path: Path) -> None:
     # 1.000 dinar at 3.00 euros is 3.00 euros.
-    assert table(tmp_path, "KWD,3,2020-01-01,3").convert(1000, "KWD", NEW_YEAR_2020_MS) == 300
+    assert table(tmp_path, "KWD,2020-01-01,3").convert(1000, "KWD", NEW_YEAR_2020_MS) == 300
 
 
 def test_a_payment_is_converted_at_the_rate_of_its_own_time(tmp_path: Path) -> None:
     # Order in the file does not matter.
-    rates = table(tmp_path, "USD,2,2021-01-01,0.8", "USD,2,2020-01-01,0.9", "USD,2,2022-01-01T12:00:00+02:00,0.7")
+    rates = table(tmp_path, "USD,2021-01-01,0.8", "USD,2020-01-01,0.9", "USD,2022-01-01T12:00:00+02:00,0.7")
     new_year_2021_ms = NEW_YEAR_2020_MS + 366 * 86_400_000
     third_ms = new_year_2021_ms + 365 * 86_400_000 + 10 * 3_600_000
     moments = {
@@ -74,7 +73,7 @@ def test_a_payment_is_converted_at_the_rate_of_its_own_time(tmp_path: Path) -> N
 AMOUNTS = st.one_of(st.integers(0, 10**6), st.integers(0, AMOUNT_MINOR_MAX))
 RATES = st.integers(1, _RATE_MAX)
 TABLES = st.dictionaries(
-    st.sampled_from(["AAA", "BBB", "CCC"]),
+    st.sampled_from(["EUR", "JPY", "KWD"]),
     st.lists(st.tuples(st.integers(0, 100), RATES), min_size=1, max_size=5, unique_by=lambda pair: pair[0]).map(sorted),
     min_size=1,
 )
@@ -104,14 +103,14 @@ def test_columns_are_converted_as_single_amounts_are(
 @given(amount_minor=AMOUNTS, rate=RATES)
 def test_conversion_is_exact_arithmetic_rounded_once(amount_minor: int, rate: int) -> None:
     exact = (Decimal(amount_minor) * rate / RATE_SCALE).to_integral_value(rounding=ROUND_HALF_UP)
-    assert RateTable({"XXX": [(0, rate)]}).convert(amount_minor, "XXX", 1) == int(exact)
+    assert RateTable({"CHF": [(0, rate)]}).convert(amount_minor, "CHF", 1) == int(exact)
 
 
 def test_the_largest_amount_at_the_largest_rate_does_not_overflow() -> None:
-    rates = RateTable({"XXX": [(0, _RATE_MAX)]})
+    rates = RateTable({"CHF": [(0, _RATE_MAX)]})
     wanted = AMOUNT_MINOR_MAX * _RATE_MAX // RATE_SCALE
-    converted = rates.convert_columns(np.array([AMOUNT_MINOR_MAX]), np.array([0]), ["XXX"], np.array([1]))
-    assert converted.tolist() == [rates.convert(AMOUNT_MINOR_MAX, "XXX", 1)] == [wanted]
+    converted = rates.convert_columns(np.array([AMOUNT_MINOR_MAX]), np.array([0]), ["CHF"], np.array([1]))
+    assert converted.tolist() == [rates.convert(AMOUNT_MINOR_MAX, "CHF", 1)] == [wanted]
 
 
 def test_a_column_with_an_amount_that_could_overflow_is_refused() -> None:
@@ -121,59 +120,46 @@ def test_a_column_with_an_amount_that_could_overflow_is_refused() -> None:
     assert refused.value.field == "amount_minor"
 
 
-def test_an_unknown_currency_names_the_field() -> None:
-    with pytest.raises(InvalidEvent, match=r"^currency: ") as refused:
-        load_rates().convert(1, "XXX", 1)
-    assert refused.value.field == "currency"
-
-
-def test_an_unknown_currency_in_a_column_names_field_and_currency() -> None:
-    with pytest.raises(InvalidEvent, match=r"^currency: 'XXX'") as refused:
-        load_rates().convert_columns(np.array([1, 1]), np.array([0, 1]), ["EUR", "XXX"], np.array([1, 1]))
-    assert refused.value.field == "currency"
-
-
-def test_an_unknown_currency_that_no_row_has_does_not_matter() -> None:
-    converted = load_rates().convert_columns(np.array([7]), np.array([1]), ["XXX", "EUR"], np.array([1]))
-    assert converted.tolist() == [7]
+def test_an_amount_in_a_currency_without_a_rate_is_not_known() -> None:
+    assert load_rates().convert(1, "NGN", 1) is None
+    converted = load_rates().convert_columns(np.array([7, 7]), np.array([0, 1]), ["NGN", "EUR"], np.array([1, 1]))
+    assert converted.tolist() == [UNKNOWN_AMOUNT, 7]
 
 
 def test_the_example_table_reads_and_has_the_currencies_of_the_simulator() -> None:
     rates = load_rates()
     assert {"EUR", "USD", "GBP", "JPY", "KWD"} <= rates.currencies
-    assert all(rates.convert(AMOUNT_MINOR_MAX, currency, NEW_YEAR_2020_MS) < 2**53 for currency in rates.currencies)
+    largest = [rates.convert(AMOUNT_MINOR_MAX, currency, NEW_YEAR_2020_MS) for currency in rates.currencies]
+    assert all(amount is not None and amount < 2**53 for amount in largest)
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("USD,2,2020-01-01", "wanted 4 columns"),
-        ("USD,2,2020-01-01,0.9,1", "wanted 4 columns"),
-        ("usd,2,2020-01-01,0.9", "'usd' is not a currency's code"),
-        ("DOLLAR,2,2020-01-01,0.9", "'DOLLAR' is not a currency's code"),
-        ("USD,two,2020-01-01,0.9", "minor_digits must be one of 0, 2, 3, 4, got 'two'"),
-        ("USD,-99,2020-01-01,0.9", "minor_digits must be"),
-        ("USD,99999999999,2020-01-01,0.9", "minor_digits must be"),
-        ("USD,2,new year,0.9", "new year"),
-        ("USD,2,2020-01-01,cheap", "reference_per_unit must be a number, got 'cheap'"),
-        ("USD,2,2020-01-01,", "reference_per_unit must be a number"),
-        ("USD,2,2020-01-01,nan", "reference_per_unit must be a number"),
-        ("USD,2,2020-01-01,inf", "reference_per_unit must be a number"),
-        ("USD,2,2020-01-01,1e999999999", "out of bounds|must be a number"),
-        ("USD,2,2020-01-01,0", "the rate of USD is out of bounds"),
-        ("USD,2,2020-01-01,-1", "the rate of USD is out of bounds"),
-        ("USD,2,2020-01-01,50.0001", "the rate of USD is out of bounds"),
-        ("EUR,2,2020-01-01,1.1", "EUR already has a rate from that time on"),
+        ("USD,2020-01-01", "wanted 3 columns"),
+        ("USD,2020-01-01,0.9,1", "wanted 3 columns"),
+        ("usd,2020-01-01,0.9", "'usd' is no currency of ISO 4217"),
+        ("DOLLAR,2020-01-01,0.9", "'DOLLAR' is no currency of ISO 4217"),
+        ("USD,new year,0.9", "new year"),
+        ("USD,2020-01-01,cheap", "reference_per_unit must be a number, got 'cheap'"),
+        ("USD,2020-01-01,", "reference_per_unit must be a number"),
+        ("USD,2020-01-01,nan", "reference_per_unit must be a number"),
+        ("USD,2020-01-01,inf", "reference_per_unit must be a number"),
+        ("USD,2020-01-01,1e999999999", "out of bounds|must be a number"),
+        ("USD,2020-01-01,0", "the rate of USD is out of bounds"),
+        ("USD,2020-01-01,-1", "the rate of USD is out of bounds"),
+        ("USD,2020-01-01,50.0001", "the rate of USD is out of bounds"),
+        ("EUR,2020-01-01,1.1", "EUR already has a rate from that time on"),
     ],
 )
 def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, reason: str) -> None:
     with pytest.raises(Misconfigured, match=rf"rates\.csv, line 3: .*({reason})") as refused:
-        table(tmp_path, "EUR,2,2020-01-01,1", line, "GBP,2,2020-01-01,1.2")
+        table(tmp_path, "EUR,2020-01-01,1", line, "GBP,2020-01-01,1.2")
     assert "\n" not in str(refused.value)
 
 
 def test_the_largest_rate_is_accepted(tmp_path: Path) -> None:
-    assert table(tmp_path, "XXX,2,2020-01-01,50").convert(1, "XXX", 1) == 50
+    assert table(tmp_path, "CHF,2020-01-01,50").convert(1, "CHF", 1) == 50
 
 
 @pytest.mark.parametrize("header", ["", "currency,rate", f"{HEADER},note"])
@@ -204,7 +190,7 @@ def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_cell_without_end_is_refused_in_one_short_line(tmp_path: Path, cell: str) -> None:
     """A quotation mark too many ended every process with a traceback."""
     path = tmp_path / "rates.csv"
-    path.write_text(f"currency,minor_digits,valid_from,reference_per_unit\nEUR,2,2020-01-01,{cell}\n", encoding="utf-8")
+    path.write_text(f"currency,valid_from,reference_per_unit\nEUR,2020-01-01,{cell}\n", encoding="utf-8")
     with pytest.raises(Misconfigured, match=r"rates\.csv, line \d+: ") as refused:
         load_rates(str(path))
     assert len(str(refused.value)) < 300

@@ -33,7 +33,6 @@ fraud = ["1"]
 genuine = ["0"]
 delay = "7d"
 """
-CURRENCIES = ("EUR", "JPY", "KWD")
 NOW_MS = 1_900_000_000_000
 MAY_1_NOON_MS = 1_777_636_800_000
 
@@ -67,7 +66,7 @@ def convert(
     files = TableFiles(table, parsed.input, parsed.columns)
     has_labels = parsed.label is not None and parsed.label.file
     labels = LabelTable(parsed.label) if parsed.label is not None and has_labels else None
-    converter = TableConverter(parsed, CURRENCIES, key, now_ms=now_ms, labels=labels)
+    converter = TableConverter(parsed, key, now_ms=now_ms, labels=labels)
     limits = ConversionBounds(refused_share_max, threads=1, sizes=SortSizes(3, 2, 1))
     report = convert_table(files, converter, parsed, folder / "out", limits=limits, profile=profile)
     return pq.read_table(folder / "out" / "payments.parquet").to_pylist(), report

@@ -53,7 +53,14 @@ def test_rows_are_sorted_by_time_and_then_as_they_came(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("currency", "amount", "wanted"),
-    [("EUR", "12.34", 1234), ("JPY", "12", 12), ("KWD", "1.234", 1234), ("EUR", "1e2", 10_000), ("JPY", "12.00", 12)],
+    [
+        ("EUR", "12.34", 1234),
+        ("JPY", "12", 12),
+        ("KWD", "1.234", 1234),
+        ("EUR", "1e2", 10_000),
+        ("JPY", "12.00", 12),
+        ("OMR", "1.234", 1234),
+    ],
 )
 def test_an_amount_has_the_minor_digits_of_its_currency(
     tmp_path: Path, currency: str, amount: str, wanted: int

@@ -226,6 +226,22 @@ def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> 
     assert any(reason.endswith(":online") for reason in reasons)
 
 
+@pytest.mark.parametrize("when", ["", "amount >= 0"])
+def test_a_currency_without_a_rate_is_replayed_as_it_is_scored(when: str, tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    place = payments.column_names.index("currency")
+    currency = ["NGN" if row % 7 == 0 else name for row, name in enumerate(payments["currency"].to_pylist())]
+    history = history_of_tables(payments.set_column(place, "currency", pa.array(currency)), outcomes)
+    rules = (ConfiguredRule("any", when, "decline"),) if when else ()
+    run(tmp_path, history=history, settings=PolicySettings(rules=rules, review_at=1.0, decline_at=1.0))
+    decisions = pq.read_table(tmp_path / "decisions.parquet")
+    is_unknown = pc.equal(decisions["currency"].cast(pa.string()), "NGN")
+    assert pc.is_null(decisions["amount_reference_minor"]).equals(is_unknown)
+    unknown, known = decisions.filter(is_unknown), decisions.filter(pc.invert(is_unknown))
+    decided = [{(row["action"], *row["reasons"]) for row in rows.to_pylist()} for rows in (unknown, known)]
+    assert decided == [{("review", "unknown_rate")}, {("decline", "rule:any") if when else ("approve",)}]
+
+
 def test_only_texts_that_repeat_are_written_with_a_dictionary(tmp_path: Path) -> None:
     """Dictionaries of numbers and ids made the file a quarter larger, and took half of the time of writing it."""
     challenger = contestant(small_world.loaded_bundle(), PolicySettings(review_at=0.05))

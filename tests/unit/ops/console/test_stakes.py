@@ -13,7 +13,6 @@ from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox import segments, stakes, store
 from paywarden.ops.console.inbox.stakes import Stakes
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.alerts.samples import is_of
@@ -25,7 +24,7 @@ class _Decisions:
 
     def sample(self, _: Mapping[str, Any], first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         is_window = (first_ms, last_ms) == (NOW_MS - 300_000, NOW_MS)
-        amounts = [(1000, "EUR"), (2000, "USD"), (5000, "XXX")] if is_window else [(1, "EUR"), (2, "EUR")]
+        amounts = [(1000, "EUR"), (2000, "USD"), (5000, "NGN")] if is_window else [(1, "EUR"), (2, "EUR")]
         return [
             {
                 "payment_id": f"{'a' if is_window else 'b'}{n}",
@@ -42,10 +41,8 @@ class _Decisions:
         pass
 
 
-def _minor(amount: int, currency: str, _: int) -> int:
-    if currency == "XXX":
-        raise InvalidEvent("not a currency there is a rate for")
-    return amount * (2 if currency == "USD" else 1)
+def _minor(amount: int, currency: str, _: int) -> int | None:
+    return None if currency == "NGN" else amount * (2 if currency == "USD" else 1)
 
 
 def test_money_is_affected_payments_times_the_mean_amount(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ HOSTILE = st.one_of(
     st.integers(0, 60).map(lambda place: body(place)[:-3]),
     st.integers(0, 60).map(lambda place: body(place, merchant_id="Bäckerei")),
     st.integers(0, 60).map(lambda place: body(place, currency="XXX")),
+    st.integers(0, 60).map(lambda place: body(place, currency="NGN")),
     st.integers(0, 60).map(lambda place: body(place, card_id="damaged")),
     st.integers(0, 60).map(lambda place: body(place, payment_id="i" * 65)),
 )

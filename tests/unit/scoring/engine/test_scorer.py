@@ -401,6 +401,32 @@ def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host)
     assert (host.outbox.entries, host.counted()) == ([], {})
 
 
+@pytest.mark.parametrize("action", ["", "approve", "decline"])
+def test_a_currency_without_a_rate_is_scored_flagged_and_counted(tmp_path: Path, action: str) -> None:
+    """A payment in naira was refused, although the page said any currency of ISO 4217."""
+    rules = (
+        ConfiguredRule("large", "amount >= 0 or amount < 1", "decline"),
+        ConfiguredRule("unseen", 'missing(amount) and "unknown_rate" in flags', "review"),
+    )
+    asked = {"on_unknown_rate": action} if action else {}
+    host = Host(tmp_path, rules=rules if not action else (), review_at=1.0, decline_at=1.0, **asked)
+    host.fill(profiles())
+    request = ScoreRequest()
+    request.CopyFrom(requests()[0])
+    request.currency = "NGN"
+    response = host.score(request)
+    assert list(response.flags) == ["unknown_rate"]
+    assert (response.action, host.counted()["unknown_rate"]) == (action or "review", 1)
+    asked_by = [reason for reason in response.reasons if not reason.startswith("feature:")]
+    assert asked_by == {"": ["unknown_rate", "rule:unseen"], "approve": [], "decline": ["unknown_rate"]}[action]
+    assert host.outbox.entries[-1].vector == vector_by_hand(request, dict(profiles()))
+    vector = host.vector()
+    assert np.isnan(vector["amount"])
+    assert vector["amount_round_zeros"] >= 0
+    assert vector["card_count_30d"] > 0
+    host.close()
+
+
 def varied(draw: st.DataObject) -> list[ScoreRequest]:
     """Draws payments of known and unknown entities, without a rate, or with a broken profile."""
     kinds = draw.draw(st.lists(st.integers(0, 39), min_size=1, max_size=3 * ROWS_MAX))
@@ -413,6 +439,8 @@ def varied(draw: st.DataObject) -> list[ScoreRequest]:
             request.currency = "XXX"
         if kind == 2:
             request.card_id = "broken"
+        if kind == 3:
+            request.currency = "NGN"
         found.append(request)
     return found
 

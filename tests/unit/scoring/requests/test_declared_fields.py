@@ -117,7 +117,7 @@ def slowly(body: bytes, plan: Plan, schema: RequestSchema) -> Slowly | str:
     """Read a body with protobuf's parser and the obvious code. Returns the error's text for a wrong one."""
     try:
         parsed = parse(body, schema)
-        RequestRules(LIMITS, RATES.currencies, schema).check(parsed, NOW_MS)
+        RequestRules(LIMITS, schema).check(parsed, NOW_MS)
         amount = RATES.convert(parsed.amount_minor, parsed.currency, parsed.event_time_ms)
     except InvalidEvent as error:
         return f"{error.field}: {error}"

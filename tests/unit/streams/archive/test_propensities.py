@@ -87,9 +87,9 @@ def test_a_table_of_topics_or_of_their_archive_is_weighed_by_the_decisions(tmp_p
         archiver = Archiver(topic, IDS, topic.name, tmp_path, records_max=5000)
         archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
     payments, outcomes, decisions = topics
-    of_topics, _ = history_of_rows(read_topic(payments), read_topic(outcomes), rates=small_world.rates())
+    of_topics, _ = history_of_rows(read_topic(payments), read_topic(outcomes))
     of_topics = with_propensities(of_topics, read_topic(decisions, COLUMNS))
-    of_archive, _ = history_of_rows(*archived_rows(tmp_path), rates=small_world.rates())
+    of_archive, _ = history_of_rows(*archived_rows(tmp_path))
     assert of_archive.propensity is None
     archived = archived_decisions_of(tmp_path, (None, None))
     assert archived is not None
@@ -178,7 +178,7 @@ def history_of(declined: Sequence[bool | None]) -> History:
         none = dict.fromkeys(("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes"))
         payments.append(0, {**row, **none, "amount_minor": 1, "currency": "EUR", "declined": flag}, NOW_MS)
     outcomes = MemoryTopic("outcomes")
-    return history_of_rows(read_topic(payments), read_topic(outcomes), rates=small_world.rates())[0]
+    return history_of_rows(read_topic(payments), read_topic(outcomes))[0]
 
 
 def rows_of(said: Iterable[Said]) -> TopicRows:

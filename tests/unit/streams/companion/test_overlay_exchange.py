@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.catalogue.identity import IdentityKey
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
@@ -42,6 +43,8 @@ class Host:
         """Add payments to the table, as a worker does."""
         attributes = np.zeros((len(names), PLAN.row_width), dtype=np.int64)
         attributes[:, 0] = NOW_MS
+        # The currency of the first one has no rate.
+        attributes[0, 1] = UNKNOWN_AMOUNT
         hashes = np.arange(1, len(names) * ENTITIES + 1)
         tags = np.array(PaymentTags(PLAN.key).of_all(names))
         table, numbers = self.rows._table, np.zeros(tables.NUMBER_COUNT, dtype=np.int64)

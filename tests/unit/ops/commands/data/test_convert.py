@@ -43,21 +43,23 @@ def test_guess_then_convert(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_amounts_have_the_minor_units_that_the_rates_count(tmp_path: Path) -> None:
-    """A file of rates said that a krona of Iceland has 100 parts, and the table was converted as if it had none."""
-    table, mapping, rates = tmp_path / "t.csv", tmp_path / "m.toml", tmp_path / "rates.csv"
-    table.write_text("id,when,card,shop,amount,currency\np1,2026-05-01,c,m,33,ISK\np2,2026-05-01,c,m,4.50,EUR\n")
+def test_currencies_without_a_rate_are_converted_and_counted(tmp_path: Path) -> None:
+    table, mapping, counts = tmp_path / "t.csv", tmp_path / "m.toml", tmp_path / "counts.json"
+    table.write_text(
+        "id,when,card,shop,amount,currency\np1,2026-05-01,c,m,33,XAF\np2,2026-05-01,c,m,4.50,EUR\n"
+        "p3,2026-05-01,c,m,7.25,NGN\np4,2026-05-01,c,m,1,XXQ\n"
+    )
     fields = 'payment_id = "id"\nevent_time_ms = { column = "when", format = "iso", zone = "UTC" }\ncard_id = "card"\n'
     fields += 'merchant_id = "shop"\namount_minor = "amount"\ncurrency = "currency"\n'
     mapping.write_text(f"[fields]\n{fields}")
-    head = "currency,minor_digits,valid_from,reference_per_unit\nEUR,2,2000-01-01,1\n"
-    for digits, wanted in ((2, 3300), (0, 33)):
-        rates.write_text(f"{head}ISK,{digits},2000-01-01,0.0072\n")
-        settings = tmp_path / "paywarden.toml"
-        settings.write_text(f'[features]\nrates = "{rates}"\n')
-        out = tmp_path / f"out-{digits}"
-        run("--input", str(table), "--map", str(mapping), "--out", str(out), options=("--config", str(settings)))
-        assert pq.read_table(out / "payments.parquet", columns=["amount_minor"])[0].to_pylist() == [wanted, 450]
+    words = ("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"), "--json", str(counts))
+    done = run(*words, "--refused-max", "50 %")
+    assert pq.read_table(tmp_path / "out/payments.parquet")["amount_minor"].to_pylist() == [33, 450, 725]
+    assert (
+        "payments without an exchange rate in [features] rates, whose amounts are missing: XAF 1, NGN 1" in done.stderr
+    )
+    assert "refused 1: currency: is no currency of ISO 4217" in done.stderr
+    assert (json.loads(counts.read_text())["no_rate"], json.loads(counts.read_text())["refused"]) == (2, 1)
 
 
 @pytest.mark.parametrize(

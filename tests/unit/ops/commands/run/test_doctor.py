@@ -66,6 +66,15 @@ def test_a_folder_without_a_configuration_is_told(folder: Path) -> None:
     assert f"there is no paywarden.toml in {folder}: defaults" in done.output
 
 
+def test_the_currencies_that_have_a_rate_are_listed(folder: Path) -> None:
+    (folder / "rates.csv").write_text("currency,valid_from,reference_per_unit\nNGN,2000-01-01,1\nXOF,2000-01-01,0.2\n")
+    found = rows('[features]\nrates = "rates.csv"\n[policy]\non_unknown_rate = "decline"\n', "settings")
+    assert found[-1]["seen"] == (
+        "2 currencies have an exchange rate to NGN: NGN, XOF. A payment in another one is scored without its amount, "
+        "and [policy] on_unknown_rate asks for decline"
+    )
+
+
 def test_an_area_that_cannot_be_reached_does_not_end_the_others() -> None:
     found = rows('[kafka]\nbootstrap = "127.0.0.1:1"\n[store]\nkind = "memory"\n', "kafka", "registry", "store")
     assert [(row["area"], row["state"]) for row in found] == [

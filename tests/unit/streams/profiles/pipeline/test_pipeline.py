@@ -42,6 +42,14 @@ def test_payments_reach_profiles_and_the_changelog_matches_the_store(worker: Wor
     assert all(states[key] in (value or b"") for key, value in last.items() if key in states)
 
 
+def test_payments_in_a_currency_without_a_rate_are_worked_in_and_counted(worker: Worker) -> None:
+    worker.pay([row | {"currency": "NGN"} if number < 5 else row for number, row in enumerate(world()[0])])
+    worker.step(4)
+    assert worker.pipeline.metrics.unknown_rates._value.get() == 5
+    assert len(worker.profiles()) == len(profiles_of(60))
+    assert worker.pipeline.metrics.dead_letters.labels("payments")._value.get() == 0
+
+
 def test_a_worker_does_not_wait_for_frames_that_it_has_written_to_itself() -> None:
     worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
     worker.sender.tells = True
