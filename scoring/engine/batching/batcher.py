@@ -339,7 +339,7 @@ class MicroBatcher:
 
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
-        weight = _weight_of_batch(call) if call.is_batch else len(call.payload) // _PAYMENT_BYTES + 1
+        weight = self._weight_of_batch(call) if call.is_batch else len(call.payload) // _PAYMENT_BYTES + 1
         if call.caller != self._last_caller:
             self._change_caller(call)
         queue, turn = self._last_queue, self._turn
@@ -372,6 +372,14 @@ class MicroBatcher:
         queue.payments += weight
         if not self._scheduled:
             self._schedule()
+
+    def _weight_of_batch(self, call: Call) -> int:
+        """Returns the estimated number of payments in a batch that has not been read yet.
+
+        It is at most what a batch may have: one with more is refused when it is read. An empty queue takes any batch.
+        """
+        payments = min(len(call.payload) // _REQUEST_BYTES, self._intake.limits.batch_size_max)
+        return min(max(payments, len(call.payload) // _PAYMENT_BYTES + 1), self._payments_max)
 
     def _change_caller(self, call: Call) -> None:
         """Note that a call is of another caller than the one before it."""
@@ -447,7 +455,7 @@ class MicroBatcher:
                             call.payload, self._intake.limits.batch_size_max, self._intake.schema
                         )
                         batches.append(range(len(requests), len(requests) + len(batch)))
-                        self._rates.give_back(call.caller, _weight_of_batch(call) - len(batch))
+                        self._rates.give_back(call.caller, self._weight_of_batch(call) - len(batch))
                         requests += batch
                         counts.append(len(batch))
                     else:
@@ -605,11 +613,6 @@ def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
 def _only(names: Sequence[bytes]) -> bytes:
     """Returns the name that all of these are; empty if they differ."""
     return names[0] if len(set(names)) == 1 else b""
-
-
-def _weight_of_batch(call: Call) -> int:
-    """Returns the estimated number of payments in a batch that has not been read yet."""
-    return max(1, len(call.payload) // _REQUEST_BYTES)
 
 
 def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:

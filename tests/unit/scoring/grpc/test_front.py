@@ -72,6 +72,14 @@ def response_of(answer: Answer) -> ScoreResponse:
     return ScoreResponse.FromString(answer.data[5:])
 
 
+@pytest.mark.parametrize("count", [5, 3000])
+def test_a_batch_above_the_limit_is_refused(client: RawClient, count: int) -> None:
+    """3,000 payments were told to try again later, for ever."""
+    answer = client.ask(ScoreBatchRequest(requests=[payment()] * count).SerializeToString(), call_headers(BATCH))
+    assert (answer.status, answer.headers[b"paywarden-field"]) == (3, b"requests")
+    assert answer.message == f"requests: must hold 1 to 4 requests, holds {count}".encode()
+
+
 def test_a_payment_is_scored(client: RawClient, served: GrpcServed) -> None:
     counted = served.counted("Score", "ok")
     answer = client.ask(PAYMENT)

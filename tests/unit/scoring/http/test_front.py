@@ -154,9 +154,17 @@ def test_one_wrong_payment_refuses_its_batch_before_any_is_scored(served: Served
     assert served.scorer.seen == []
 
 
-def test_a_batch_above_the_limit_is_refused(client: Client) -> None:
-    reply = client.ask(post_json({"requests": [payment()] * 5}, path="/v1/score:batch"))
-    assert (reply.status, reply.error["field"]) == (400, "requests")
+@pytest.mark.parametrize("count", [5, 3000])
+def test_a_batch_above_the_limit_is_refused(client: Client, count: int) -> None:
+    """3,000 payments were told to try again later, for ever."""
+    message = ScoreBatchRequest(requests=[ScoreRequest(**payment())] * count)  # type: ignore[arg-type]
+    for request in (
+        post_json({"requests": [payment()] * count}, path="/v1/score:batch"),
+        post_protobuf(message, path="/v1/score:batch"),
+    ):
+        reply = client.ask(request)
+        assert (reply.status, reply.error["field"]) == (400, "requests")
+        assert reply.error["message"] == f"must hold 1 to 4 requests, holds {count}"
 
 
 @pytest.mark.parametrize(

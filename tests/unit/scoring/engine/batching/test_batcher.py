@@ -496,9 +496,19 @@ def test_a_call_is_refused_when_the_queue_takes_longer_than_its_deadline() -> No
 
 
 def test_a_batch_counts_for_as_many_payments_as_it_seems_to_hold() -> None:
-    world = World(queue_payments_max=50)
-    world.run(lambda: world.ask(*(f"a payment of some length, the {n}th of them" for n in range(100))))
-    assert world.connections[0].collected == ["resource_exhausted"]
+    world = World(queue_payments_max=150)
+    ids = [f"a payment of some length, the {n}th of them" for n in range(100)]
+    world.run(lambda: [world.ask(*ids), world.ask(*ids)])
+    assert world.connections[0].sent[0] != ["resource_exhausted"]
+    assert world.connections[1].collected == ["resource_exhausted"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"queue_payments_max": 50}, {"caller_payments_per_second": 100}])
+def test_a_batch_of_too_many_payments_is_refused_as_such(settings: dict[str, int]) -> None:
+    """3,000 payments seemed more than the queue can hold: the caller was told to try again later, for ever."""
+    world = World(**settings)
+    world.run(lambda: world.ask(*(f"payment-{n}" for n in range(3000)), merchant_id="m" * 80))
+    assert world.connections[0].sent == [["invalid_argument:requests"]]
 
 
 def test_the_queue_is_empty_again_after_all_is_answered() -> None:
