@@ -19,6 +19,7 @@ _WAITING = ("tests/e2e/", "tests/integration/", "tests/simulation/")
 # Each takes more than 40 seconds in a whole run. A name that no longer exists does no harm.
 LONGEST = (
     "tests/integration/operate/test_clients_hostile.py",
+    "tests/integration/operate/test_clients_installed.py",
     "tests/integration/profiles/test_backup.py",
     "tests/integration/profiles/test_stream_ends.py",
     "tests/integration/operate/test_units_run.py",

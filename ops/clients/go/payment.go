@@ -40,13 +40,26 @@ var endpointFields = map[string]bool{
 	"utc_offset_minutes": true,
 }
 
-// body returns the payment as JSON. It refuses a missing id, a card number, a name twice, and text that is no Unicode.
+// From 2000 on and before 2100: no count of seconds or microseconds of these years is one of milliseconds of them.
+const timeMSMin, timeMSEnd = 946_684_800_000, 4_102_444_800_000
+
+// body returns the payment as JSON. It refuses a missing id, a wrong time, amount or currency, a card number, a name
+// twice, and text that is no Unicode.
 func (p *Payment) body() ([]byte, *WrongRequest) {
 	if p.PaymentID == "" {
 		return nil, notSent("payment_id", "is missing or empty")
 	}
 	if p.CardID == "" {
 		return nil, notSent("card_id", "is missing or empty")
+	}
+	if p.EventTimeMS < timeMSMin || p.EventTimeMS >= timeMSEnd {
+		return nil, notSent("event_time_ms", "wanted milliseconds since 1970 UTC, from 2000 to 2099")
+	}
+	if p.AmountMinor < 0 || p.AmountMinor > amountMax {
+		return nil, notSent("amount_minor", "wanted a whole number of minor units from 0 to 100000000000")
+	}
+	if !isCurrency(p.Currency) {
+		return nil, notSent("currency", "wanted three capital letters, A to Z (ISO 4217)")
 	}
 	// In an order of their own, so that the same payment gives the same error.
 	names := make([]string, 0, len(p.Fields))
@@ -79,6 +92,15 @@ func (p *Payment) body() ([]byte, *WrongRequest) {
 		return nil, writer.wrong
 	}
 	return append(writer.buffer, '}'), nil
+}
+
+func isCurrency(text string) bool {
+	for place := 0; place < len(text); place++ {
+		if text[place] < 'A' || text[place] > 'Z' {
+			return false
+		}
+	}
+	return len(text) == 3
 }
 
 // bodyWriter writes a JSON object and remembers the first wrong field.

@@ -238,6 +238,22 @@ def requests() -> Iterator[Case]:
     )
     for field in ("payment_id", "card_id"):
         yield f"{field} is empty", {"payment": base | {field: ""}}
+    for name, value in {
+        "0": 0,
+        "in seconds": 1_700_000_000,
+        "in microseconds": 1_700_000_000_000_000,
+        "before 2000": 946_684_799_999,
+        "after 2099": 4_102_444_800_000,
+        "negative": -1,
+    }.items():
+        yield f"a time that is {name}", {"payment": base | {"event_time_ms": value}}
+    yield "the first time", {"payment": base | {"event_time_ms": 946_684_800_000}}
+    yield "the last time", {"payment": base | {"event_time_ms": 4_102_444_799_999}}
+    yield "a negative amount", {"payment": base | {"amount_minor": -1}}
+    yield "an amount that is too large", {"payment": base | {"amount_minor": 10**11 + 1}}
+    for text in ("", "eur", "EU", "EURO", "E1R", "EUR\n", "ÄÖÜ", "ＥＵＲ"):
+        yield f"the currency {text!r}", {"payment": base | {"currency": text}}
+    yield "a currency that nobody knows", {"payment": base | {"currency": "XXQ"}}
     for field in ("payment_id", "card_id", "merchant_id", "device_id", "ip", "channel"):
         yield f"a card number in {field}", {"payment": whole | {field: "4111111111111111"}}
     yield "a card number in a declared field", {"payment": base, "fields": {"customer_id": "5555 5555 5555 4444"}}

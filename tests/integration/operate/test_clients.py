@@ -235,6 +235,18 @@ def test_a_card_number_is_never_sent_nor_repeated(driver: Driver, field: str) ->
     assert not [line for line in driver.printed[before:] if CARD_NUMBER in line]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("amount_minor", -1), ("currency", "eur"), ("event_time_ms", 1_700_000_000)]
+)
+def test_no_stand_in_approves_what_the_service_would_refuse(driver: Driver, field: str, value: object) -> None:
+    """While the service was late, a stand-in approved a payment of -1."""
+    with ScriptedHost("hang") as host:
+        make(driver, host, deadline_ms=SHORT_MS, policy={"name": "p", "otherwise": "approve", "limits": []})
+        found = driver.ask(score=payment("p-1") | {field: value})["wrong_request"]
+    assert (found["field"], found["code"]) == (field, "not_sent")
+    assert host.requests == []
+
+
 # Several hosts
 
 

@@ -82,6 +82,11 @@ def _node_program(name: str) -> str:
     return found
 
 
+def require_node() -> None:
+    """Raises ServiceMissing without a Node and npm that build the TypeScript client."""
+    _node_program("npm")
+
+
 def digest_of(files: Sequence[Path]) -> str:
     """Returns a short digest of files, for the name of a folder."""
     digest = hashlib.sha256()

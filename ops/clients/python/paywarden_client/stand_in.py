@@ -23,12 +23,11 @@ from typing import Any
 
 from .answers import ACTIONS, DECLINE, REVIEW, Decision
 from .errors import WrongSettings
-from .payments import Payment
+from .payments import AMOUNT_MAX, Payment
 
 LIMITS_MAX = 64
 WINDOW_S_MAX = 86_400
 COUNT_MAX = 100
-AMOUNT_MAX = 10**11
 # Payments kept for a card. If all of them are within the longest window, every limit by card holds.
 PAYMENTS_OF_CARD_MAX = 128
 

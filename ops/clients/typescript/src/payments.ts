@@ -44,9 +44,18 @@ const NAMES = [
   "utc_offset_minutes",
 ] as const;
 const KNOWN: ReadonlySet<string> = new Set(NAMES);
+// From 2000 on and before 2100: no count of seconds or microseconds of these years is one of milliseconds of them.
+const TIME_MS_MIN = 946_684_800_000;
+const TIME_MS_END = 4_102_444_800_000;
+export const AMOUNT_MAX = 100_000_000_000;
+const CURRENCY = /^[A-Z]{3}$/;
 const HALF_A_CHARACTER = /\p{Surrogate}/u;
 
-/** Returns the payment as JSON. Throws WrongRequest: an id is missing, a card number, a name twice. */
+/**
+ * Returns the payment as JSON.
+ *
+ * Throws WrongRequest: an id is missing, a wrong time, amount or currency, a card number, a name twice.
+ */
 export function bodyOf(payment: Payment): string {
   const values: Record<string, Value> = {};
   for (const name of NAMES) {
@@ -55,6 +64,15 @@ export function bodyOf(payment: Payment): string {
   }
   for (const name of ["payment_id", "card_id"]) {
     if (!values[name]) throw new WrongRequest("is missing or empty", name);
+  }
+  if (!isWhole(payment.event_time_ms, TIME_MS_MIN, TIME_MS_END - 1)) {
+    throw new WrongRequest("wanted milliseconds since 1970 UTC, from 2000 to 2099", "event_time_ms");
+  }
+  if (!isWhole(payment.amount_minor, 0, AMOUNT_MAX)) {
+    throw new WrongRequest(`wanted a whole number of minor units from 0 to ${AMOUNT_MAX}`, "amount_minor");
+  }
+  if (typeof payment.currency !== "string" || !CURRENCY.test(payment.currency)) {
+    throw new WrongRequest("wanted three capital letters, A to Z (ISO 4217)", "currency");
   }
   for (const [name, value] of Object.entries(payment.fields ?? {})) {
     if (KNOWN.has(name)) throw new WrongRequest("is not a field that a project declares", name);
@@ -71,4 +89,8 @@ export function bodyOf(payment: Payment): string {
     }
   }
   return JSON.stringify(values);
+}
+
+function isWhole(value: number, least: number, most: number): boolean {
+  return Number.isInteger(value) && least <= value && value <= most;
 }

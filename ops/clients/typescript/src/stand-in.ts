@@ -2,12 +2,11 @@
 
 import { ACTIONS, isAction, type Action, type Cause, type Decision } from "./answers.js";
 import { WrongSettings } from "./errors.js";
-import type { Payment } from "./payments.js";
+import { AMOUNT_MAX, type Payment } from "./payments.js";
 
 const LIMITS_MAX = 64;
 const WINDOW_S_MAX = 86_400;
 const COUNT_MAX = 100;
-const AMOUNT_MAX = 1e11;
 /** Payments kept for a card. With so many within the longest window, every limit by card holds. */
 export const PAYMENTS_OF_CARD_MAX = 128;
 

@@ -4,6 +4,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Set;
+import java.util.regex.Pattern;
 
 /**
  * An attempt to pay, to be scored.
@@ -29,6 +30,12 @@ public final class Payment {
                     "country",
                     "channel",
                     "utc_offset_minutes");
+
+    // From 2000 on and before 2100: no count of seconds or microseconds of these years is one of milliseconds of them.
+    private static final long TIME_MS_MIN = 946_684_800_000L;
+    private static final long TIME_MS_END = 4_102_444_800_000L;
+    static final long AMOUNT_MAX = 100_000_000_000L;
+    private static final Pattern CURRENCY = Pattern.compile("[A-Z]{3}");
 
     /** The endpoint's fields by name, in the order in which they are checked. */
     private final Map<String, Object> values;
@@ -120,12 +127,26 @@ public final class Payment {
         return (String) values.get("mcc");
     }
 
-    /** Returns the payment as JSON. Raises WrongRequest: an id is missing, a card number, a name twice. */
+    /**
+     * Returns the payment as JSON. Raises WrongRequest: an id is missing, a wrong time, amount or currency, a card
+     * number, a name twice.
+     */
     byte[] body() {
         for (String name : new String[] {"payment_id", "card_id"}) {
             if (!(values.get(name) instanceof String text) || text.isEmpty()) {
                 throw WrongRequest.notSent(name, "is missing or empty");
             }
+        }
+        long timeMs = (Long) values.get("event_time_ms");
+        if (timeMs < TIME_MS_MIN || timeMs >= TIME_MS_END) {
+            throw WrongRequest.notSent("event_time_ms", "wanted milliseconds since 1970 UTC, from 2000 to 2099");
+        }
+        if (amountMinor() < 0 || amountMinor() > AMOUNT_MAX) {
+            throw WrongRequest.notSent(
+                    "amount_minor", "wanted a whole number of minor units from 0 to " + AMOUNT_MAX);
+        }
+        if (currency() == null || !CURRENCY.matcher(currency()).matches()) {
+            throw WrongRequest.notSent("currency", "wanted three capital letters, A to Z (ISO 4217)");
         }
         for (String name : fields.keySet()) {
             if (NAMES.contains(name)) {

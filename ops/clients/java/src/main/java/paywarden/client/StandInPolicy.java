@@ -10,7 +10,6 @@ import java.util.regex.Pattern;
 /** Decides in the service's place: limits by amount, merchant category and card. {@link #parse} makes one. */
 public final class StandInPolicy {
     static final int LIMITS_MAX = 64, WINDOW_S_MAX = 86_400, COUNT_MAX = 100;
-    static final double AMOUNT_MAX = 1e11;
 
     private static final Pattern NAME = Pattern.compile("[a-z0-9_-]{1,40}");
     private static final Pattern CURRENCY = Pattern.compile("[A-Z]{3}|\\*");
@@ -163,7 +162,7 @@ public final class StandInPolicy {
                     if (!CURRENCY.matcher(currency).matches()) {
                         throw new WrongSettings(at + "." + currency, "wanted three capital letters, or \"*\"");
                     }
-                    amounts.put(currency, whole(amount, at + "." + currency, 0, AMOUNT_MAX));
+                    amounts.put(currency, whole(amount, at + "." + currency, 0, Payment.AMOUNT_MAX));
                 });
         return amounts;
     }
