@@ -11,12 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 SCHEMA = Path(__file__).with_name("log_schema.json")
 """The JSON Schema of a line."""
 _TRACE_FIELDS = ("trace_id", "span_id")
+# Every loop that tries again pauses less. Two events with equal lines that are further apart are both written.
+_REPEATED_S = 120.0
+# Whoever reads the log of the last hour finds what still goes on.
+_REMIND_S = 3600.0
 
 
 class JsonLines(logging.Formatter):
@@ -42,10 +47,32 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class OnceUntilChanged(logging.Filter):
+    """Drops a line that a module repeats word for word, as each try of a loop does while a broker is away.
+
+    The line comes again after an hour, after a pause of two minutes, or after another line of the same module.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By module its last line, when it was last repeated and when it was written.
+        self._last: dict[str, tuple[tuple[str, str], float, float]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether the line is written."""
+        now = time.monotonic()
+        line = record.getMessage(), repr(record.exc_info[1] if record.exc_info else None)
+        before, seen, written = self._last.get(record.name, (None, now, now))
+        is_repeated = line == before and now - seen < _REPEATED_S and now - written < _REMIND_S
+        self._last[record.name] = line, now, written if is_repeated else now
+        return not is_repeated
+
+
 def set_up_logging(form: str, command: str = "") -> None:
     """Log to stderr in `form`, "text" or "json". `command` is the one that runs, such as "serve"."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.addFilter(OnceUntilChanged())
     handler.setFormatter(JsonLines(command) if form == "json" else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]

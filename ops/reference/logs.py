@@ -34,8 +34,9 @@ def logs_page() -> str:
             _EXAMPLE,
             *table(("field", "type", "there", "meaning"), rows),
             *prose(
-                "New fields may come; these stay. No line holds a card, a secret or a payload. stdout is for results: "
-                "addresses, tables, JSON."
+                "A line that a module would repeat word for word is written once, and again after an hour. New fields "
+                "may come; these stay. No line holds a card, a secret or a payload. stdout is for results: addresses, "
+                "tables, JSON."
             ),
         ]
     )

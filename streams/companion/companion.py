@@ -83,7 +83,6 @@ from paywarden.streams.profiles.progress.watermarks import CopyProgress, progres
 
 _log = logging.getLogger(__name__)
 
-_LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
 # A companion without records sleeps so long; the next one wakes it up. While it gets or drops cards it has more to do.
 _IDLE_S, _MOVING_S = 0.5, 0.2
@@ -237,6 +236,8 @@ class Companion:
             self._keep_following(stop)
         finally:
             errors = self._close()
+            shipped = self._shipping.shipped
+            _log.info("companion: it ends after %d profiles applied, %d decisions shipped", self.profiles_applied, shipped)
         for error in errors:
             raise error
 
@@ -262,7 +263,7 @@ class Companion:
                 stop.wait(pause_s)
 
     def _keep_working(self, stop: Event) -> None:
-        next_log = next_look = time.monotonic()
+        next_look = time.monotonic()
         while not stop.is_set():
             now = time.monotonic()
             if now >= next_look:
@@ -270,9 +271,6 @@ class Companion:
                 next_look = now + _LOOK_AROUND_EVERY_S
             if not self.step():
                 stop.wait(_LOOK_AGAIN_S)
-            if now >= next_log:
-                _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
-                next_log = now + _LOG_EVERY_S
 
     def _close(self) -> list[Exception]:
         """Ship the decisions that are left, and close everything. A failed step keeps no later one from running."""
@@ -458,9 +456,6 @@ class Companion:
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
-
-    def _counts(self) -> tuple[int, int]:
-        return self.profiles_applied, self._shipping.shipped
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""

@@ -108,7 +108,6 @@ _BEFORE_ANSWER_S = 0.03
 # A request holds records of one partition. The client collects changes for this long, because a batch writes those of
 # one kind of entity after the other. It ends with a flush, which waits for nothing.
 _LINGER_MS = 20
-_LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
 # A round takes milliseconds, and seconds with a slow store. One of this length, besides the wait for Kafka, has hung.
@@ -234,16 +233,16 @@ class Pipeline:
     def _run_client(self, stop: Event, may_begin: Callable[[], bool]) -> bool:
         """Returns True if the client has stalled."""
         self.join()
-        next_log = time.monotonic() + _LOG_EVERY_S
+        partitions = 0
         try:
             if not self._await_membership(stop) or not may_begin():
                 return False
             self._consumer.release()
             while not (stop.is_set() or self.stalled or (self._drain and not self._undrained)):
                 self.step(stop)
-                if time.monotonic() >= next_log:
-                    _log.info("stream: %d partitions, %d records behind", *self._standing())
-                    next_log += _LOG_EVERY_S
+                if partitions != len(self._consumer.places):
+                    partitions, behind = self._standing()
+                    _log.info("stream: %d partitions, %d records behind", partitions, behind)
         finally:
             self.leave()
         return bool(self.stalled) and not stop.is_set()

@@ -186,6 +186,10 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     assert seen["profiles_applied_total"] > 0
     assert [seen[f"event_to_mirror_seconds_count{{{entity}}}"] for entity in ENTITIES] == [0, 0, 0]
     assert companion.process.stop() == 0
+    # The log has no line for what the metrics count, but for the last one.
+    counted = [line for line in companion.process.log.read_text(encoding="utf-8").splitlines() if "applied" in line]
+    assert len(counted) == 1, counted
+    assert f"it ends after {int(seen['profiles_applied_total'])} profiles applied, 0 decisions shipped" in counted[0]
 
 
 def test_a_damaged_mirror_is_made_anew_and_decisions_are_shipped(

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from paywarden.ops.logs import SCHEMA, JsonLines
+from paywarden.ops.logs import SCHEMA, JsonLines, set_up_logging
 from paywarden.ops.reference.logs import logs_page
 
 DOCUMENTED: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
@@ -76,3 +77,26 @@ with httpx2.Client(transport=answer) as client:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_a_line_that_repeats_is_written_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    set_up_logging("text")
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    loop, neighbour = logging.getLogger("paywarden.test.loop"), logging.getLogger("paywarden.test.neighbour")
+    for number in range(7 * 60):
+        now = 10.0 * number
+        loop.warning("the store does not answer")
+        neighbour.warning("try %d", number % 2)
+    loop.warning("the store answers")
+    for _ in range(2):
+        now += 200
+        loop.warning("the store does not answer")
+    lines = [line.partition("WARNING ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines.count("the store does not answer") == 2 + 2  # at the start, after an hour, then two separate events
+    assert sum(line.startswith("try") for line in lines) == 7 * 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -274,6 +275,15 @@ def test_a_worker_with_a_new_client_asks_again_whether_it_may_begin() -> None:
     asked = iter([True, False])
     restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
     assert worker.broker.committed.get(P0, 0) == 0
+
+
+def test_a_worker_logs_its_partitions_when_they_change(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    restarted = Restarted()
+    restarted.worker.pay(world()[0], P0)
+    restarted.run_until(lambda: restarted.worker.broker.committed.get(P0) == 60)
+    lines = [record.message for record in caplog.records if record.levelno == logging.INFO]
+    assert len([line for line in lines if line.startswith("stream: 6 partitions")]) == 1
 
 
 def test_an_unreadable_profile_stops_neither_the_worker_nor_other_profiles(worker: Worker) -> None:
