@@ -295,9 +295,9 @@ def serve(source: Source, bundle: str | None, workers: int, take_over: bool, sta
 
 @cli.command("warm-up")
 def warm_up() -> None:
-    """Compile the numba code now instead of at first use.
+    """Compile the numba code and the Python modules of the services now instead of at first use.
 
-    Use it when you build an image: the first start is then as quick as later ones.
+    Use it when you install, or build an image: the first start is then as quick as later ones.
     """
     from paywarden.ops.commands.run.warm_up import warm_up as compile_parts
 

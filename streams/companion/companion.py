@@ -237,7 +237,9 @@ class Companion:
         finally:
             errors = self._close()
             shipped = self._shipping.shipped
-            _log.info("companion: it ends after %d profiles applied, %d decisions shipped", self.profiles_applied, shipped)
+            _log.info(
+                "companion: it ends after %d profiles applied, %d decisions shipped", self.profiles_applied, shipped
+            )
         for error in errors:
             raise error
 
