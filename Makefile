@@ -24,7 +24,9 @@ help: ## this list
 
 # Python compiles what it imports: to compile every file of every package takes longer than the whole download.
 # setuptools warns of every editable install that it is one.
-PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps
+# The packages of extras, each file checked against constraints.txt: $(call packages,demo dev).
+packages = $(PYTHON) ops/deploy/requirements.py $(1) > $@.txt && $(PIP) --require-hashes --requirement $@.txt
 
 # Off by default in a host, and in the tests of many: they would compile it at the same time.
 COMPILE_OVERLAY := from paywarden.features.profiles.engine import FeatureEngine; \
@@ -49,17 +51,18 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@echo "1 of 3: making an environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "2 of 3: installing what every process needs (100 MB to fetch)"
-	@$(PIP) --editable .
+	@$(call packages,base)
+	@$(PIP) --no-build-isolation --editable .
 	@echo "3 of 3: installing the rest (150 MB to fetch or more), compiling meanwhile (half a minute or more)"
 	@touch $@
 
 $(VENV)/.demo-packages: $(VENV)/.base
-	@$(PIP) --editable '.[demo]'
+	@$(call packages,demo)
 	@touch $@
 
 # What tests and benchmarks need besides; and the checkout under its installed name, for mypy and protoc.
 $(VENV)/.packages: $(VENV)/.base
-	@$(PIP) --editable '.[demo,dev,perf]'
+	@$(call packages,demo dev perf)
 	@mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/paywarden
 	@touch $@
 
@@ -90,10 +93,13 @@ test-again: services ## the tests that failed in the last run, one at a time, if
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 FUZZ_SECONDS ?= 60
-fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
-	@$(PIP) --editable '.[fuzz]'
+fuzz: $(VENV)/.fuzz ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
 	@for name in $$($(BIN)/python -m tests.fuzz --list); do \
 		$(BIN)/python -m tests.fuzz --target $$name --seconds $(FUZZ_SECONDS) || exit 1; done
+
+$(VENV)/.fuzz: $(VENV)/.installed
+	@$(call packages,fuzz)
+	@touch $@
 
 # Types take as long as all other checks together: two at once.
 check: install ## lint, types, import layers, generated code and pages

