@@ -44,6 +44,8 @@ _ROWS_TO_ESTIMATE = 100_000
 _REASONS_MAX = 200
 # A spreadsheet takes a cell that begins with one of these for a formula.
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+# Reasons in the message of a conversion that fails: one that hid the next would cost a run for each.
+_REASONS_TOLD = 3
 _USED_TWICE = Reason("", "payment_id", "is that of an earlier row with other values")
 
 
@@ -240,11 +242,13 @@ class _Conversion:
         if report.refused <= most * max(report.rows, expected_rows):
             return
         self._keep_refused()
-        reason, count = report.reasons.most_common(1)[0]
+        reasons = [
+            f"{count:,} of them, as {report.examples[reason][0]}: {reason}"
+            for reason, count in report.reasons.most_common(_REASONS_TOLD)
+        ]
         raise Misconfigured(
             f"{report.refused:,} of {report.rows:,} rows were refused, and --refused-max allows {100 * most:g} %. "
-            f"{count:,} of them, as {report.examples[reason][0]}: {reason}. "
-            f"{self._folder / REFUSED_FILE} lists them all"
+            f"{'. '.join(reasons)}. {self._folder / REFUSED_FILE} lists them all"
         )
 
     def _keep_refused(self) -> None:

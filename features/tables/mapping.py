@@ -18,17 +18,17 @@
     genuine = ["0"]
     delay = "7d"
 
-A mistake is refused with file, line and key, before the table is opened.
+Mistakes are refused with file, line and key, all in one message, before the table is opened.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from paywarden.features.catalogue.fields import decimal
 from paywarden.features.history.history import PROPENSITY
@@ -51,7 +51,12 @@ DELAY_MS_MAX = 3650 * 86_400_000
 _MONEY = (Form.AMOUNT, Form.MONEY)
 _TIMES = (Form.TIME, Form.INSTANT)
 
+# Ids that stand for one that is not known. Payments with such an id would be those of one card, or of one merchant.
+_PLACEHOLDERS = frozenset({"", "?", "-", "0", "none", "null", "n/a", "na", "nan", "unknown", "todo", "xxx"})
+
 _Settings = TypeVar("_Settings")
+_Arguments = ParamSpec("_Arguments")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -202,26 +207,51 @@ class _Reader:
             replace(payment, declared=(*payment.declared, _propensity())) if self._has_propensity else payment
         )
         self._payment_alone = payment
+        self._mistakes: list[str] = []
 
     def mapping(self, content: Mapping[str, Any]) -> TableMapping:
         for section, value in content.items():
-            if section not in ("input", "fields", "label"):
-                raise self._wrong("", section, "there is no such section; there are [input], [fields] and [label]")
-            if not isinstance(value, dict):
-                raise self._wrong("", section, "must be a section")
-        form = self._input(content.get("input", {}))
-        sources = {key: self._field(key, value) for key, value in content.get("fields", {}).items()}
-        lacking = [one.name for one in self._payment.all if one.is_required and one.name not in sources]
+            self._try(self._check_section, section, value)
+        self._raise_mistakes()
+        form = self._try(self._input, content.get("input", {}))
+        given: Mapping[str, Any] = content.get("fields", {})
+        tried = {key: self._try(self._field, key, value) for key, value in given.items()}
+        lacking = [one.name for one in self._payment.all if one.is_required and one.name not in given]
         if lacking:
-            raise Misconfigured(f"{self._name}: [fields] must say where {', '.join(lacking)} comes from")
+            self._mistakes.append(f"{self._name}: [fields] must say where {', '.join(lacking)} comes from")
+        label = self._try(self._label, content["label"]) if "label" in content else None
+        self._raise_mistakes()
+        assert form is not None
+        sources = {key: source for key, source in tried.items() if source is not None}
         if (offset := sources.get("utc_offset_minutes")) is not None and offset.from_zone:
             self._check_from_zone(sources["event_time_ms"])
-        label = self._label(content["label"]) if "label" in content else None
         if label is not None and label.file and not sources["payment_id"].column:
             wanted = f'"{label.payment_id}" has the ids of a column; [fields] payment_id must name that column'
             raise self._wrong("label", "payment_id", wanted)
         is_kept = self._has_propensity and PROPENSITY in sources
         return TableMapping(self._name, form, sources, label, self._payment if is_kept else self._payment_alone)
+
+    def _try(
+        self, read: Callable[_Arguments, _Read], *args: _Arguments.args, **options: _Arguments.kwargs
+    ) -> _Read | None:
+        """Returns what `read` returns; None after a mistake, which is kept for one message about all."""
+        try:
+            return read(*args, **options)
+        except Misconfigured as error:
+            self._mistakes.append(str(error))
+            return None
+
+    def _raise_mistakes(self) -> None:
+        if len(self._mistakes) > 1:
+            raise Misconfigured(f"{len(self._mistakes)} mistakes: {'; '.join(self._mistakes)}")
+        if self._mistakes:
+            raise Misconfigured(self._mistakes[0])
+
+    def _check_section(self, section: str, value: object) -> None:
+        if section not in ("input", "fields", "label"):
+            raise self._wrong("", section, "there is no such section; there are [input], [fields] and [label]")
+        if not isinstance(value, dict):
+            raise self._wrong("", section, "must be a section")
 
     def _input(self, given: Mapping[str, Any], section: str = "input", name: str = "") -> InputForm:
         form = self._filled(InputForm, section, name, given)
@@ -279,7 +309,18 @@ class _Reader:
         if field.form is Form.EMAIL and not source.hash:
             raise self._wrong("fields", name, "must have hash = true: no history holds an e-mail address in clear")
         self._check_values(name, source)
+        self._check_constant(name, source.constant)
         return source
+
+    def _check_constant(self, name: str, constant: object) -> None:
+        """Refuse an id that would make all payments those of one card or device, or of a merchant that nobody knows."""
+        if constant is None or name not in ("card_id", "device_id", "merchant_id"):
+            return
+        if name != "merchant_id":
+            raise self._wrong("fields", name, "a constant makes all payments those of one; name the column of the ids")
+        if str(constant).strip().lower() in _PLACEHOLDERS:
+            wanted = "name the column of the ids, or give the id of the one merchant"
+            raise self._wrong("fields", name, f"{constant!r} is no merchant; {wanted}")
 
     def _check_values(self, name: str, source: FieldSource) -> None:
         for key, value in (source.values or {}).items():

@@ -89,10 +89,13 @@ class TableFiles:
         self.names = [str(path) for path in self.paths]
         self.heads = [self._head(path) for path in self.paths]
         for name, head in zip(self.names, self.heads, strict=True):
-            for column in wanted:
-                if head.count(column) != 1:
-                    what = "has two columns" if column in head else "has no column"
-                    raise Misconfigured(f"{name}: {what} {column!r}, which {mapping} names; it has {_listed(head)}")
+            wrong = [
+                f"{'has two columns' if column in head else 'has no column'} {column!r}"
+                for column in wanted
+                if head.count(column) != 1
+            ]
+            if wrong:
+                raise Misconfigured(f"{name}: {' and '.join(wrong)}, which {mapping} names; it has {_listed(head)}")
         self._wanted = list(wanted)
 
     @property

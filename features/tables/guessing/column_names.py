@@ -46,7 +46,9 @@ FIELD_NAMES: dict[str, str] = {
     r"|courier|restaurant|hotel|airline|carrier|agency|supplier|provider|outlet|venue|storefront)"
     r"_?(id|no|num|number|name|key|account|uuid|code)?|name_?dest"
     rf"|(handler|haendler|geschafts?|filiale|empfanger|verkaufer|winkel|sklep|handelaar)({_NUMBER}|_?name)?"
-    rf"|{_NUMBER_OF}(commerce|commercant|marchand|magasin|comercio|comerciante|tienda|negozio|esercente|loja|sklepu)",
+    rf"|(akzeptanzstelle|vertragspartner)({_NUMBER}|_?name)?"
+    rf"|{_NUMBER_OF}(commerce|commercant|marchand|magasin|comercio|comerciante|tienda|negozio|esercente|loja|sklepu"
+    r"|establecimiento|estabelecimento|etablissement|enseigne|esercizio|lojista|vendedor|vendeur|venditore)",
     "device_id": r"device_?(id|fingerprint|hash|key)?|fingerprint|device_fp|gerate?(_?(id|nr))?|dispositivo",
     "ip": r"ip_?(address|addr|adresse)?|(client|remote|source)_ip|(adresse|direccion|indirizzo|endereco)_ip",
     "amount_minor": r"([a-z]+_)?(amount|amt|price|total|value|sum)(_?(minor|cents|eur|usd|gbp))*"
@@ -68,16 +70,23 @@ CLOCK = r"(event|transaction|trans|tx|order|payment|buchungs?)?_?(time|clock|uhr
 """A column of times of a day, beside one of dates."""
 
 STEPS = r"step|hour|time|seconds|elapsed.*"
+# Spanish, Portuguese, French, German and Italian.
+_CHARGEBACKS = r"(contracargos?|estornos?|impayes?|rue?ckbuchung(en)?|rue?cklastschrift(en)?|riaddebit[oi])"
 LABEL = (
     r"([a-z]+_)?(fraud|fraudulent|chargeback|label)(_?(flag|label|ind|indicator|bool|risk))?|class|target|is_?fraud"
     r"|(es_|est_|ist_|e_)?(betrug|fraude|frode|oszustwo)(s?_?(flag|kennzeichen|bestatigt|ja_nein))?"
+    rf"|(es_|est_|ist_|e_)?{_CHARGEBACKS}"
 )
-DISPUTE = r"(is_?|was_?)?(disputed?|charged_?back|stolen)(_?(flag|ind|indicator|bool))?"
+DISPUTE = (
+    r"(is_?|was_?)?(disputed?|charged_?back|stolen)(_?(flag|ind|indicator|bool))?"
+    r"|disputad[oa]|contestad[oa]|contestation|litige|reklamiert|contestat[oa]"
+)
 """A label where no column is named after fraud: a payment that its payer takes back is fraud or is disputed."""
 
 LABEL_TIME = (
     r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(e?d)?_?(date|time|at|ts|datetime|timestamp|reported_at)(_?(ms|utc))*"
-    r"|([a-z]+_)?(reported|disputed)(_on)?|gemeldet(_am)?|meldedatum|(fecha|date|data)_(de_|di_)?(fraude|frode|reclamation)"
+    r"|([a-z]+_)?(reported|disputed)(_on)?|gemeldet(_am)?|meldedatum|(fecha|date|data)_(de_|di_|do_|du_|del_)?(fraude|frode|reclamation)"
+    rf"|(fecha|date|data|datum)_(de_|di_|do_|du_|del_|der_|dell_)?(la_|l_)?{_CHARGEBACKS}|{_CHARGEBACKS}s?_?datum"
 )
 
 

@@ -72,10 +72,14 @@ def _is_currency(text: str) -> bool:
 
 @dataclass(frozen=True)
 class GuessedMapping:
-    """The texts of a mapping and of a payment.py, which may be empty, and a line for each field found and lacking."""
+    """The texts of a mapping, and of a payment.py and a catalogue.py, which may be empty.
+
+    `found` and `lacking` have a line for each field.
+    """
 
     mapping: str
     payment: str
+    catalogue: str
     found: Sequence[str]
     lacking: Sequence[str]
     column_count: int
@@ -140,6 +144,8 @@ class _Guess:
         self._lacking: list[str] = []
         # The characters beside the amounts, which may name their currency.
         self._money = ""
+        # The format of the payments' times: labels are written by the same people.
+        self._time_form = ""
 
     def whole(self, table: str) -> GuessedMapping:
         label, label_time = self._label(), self._take(LABEL_TIME, lambda one: bool(one.time_format))
@@ -157,11 +163,21 @@ class _Guess:
         ]
         ignored = [f"{column.name!r}" for column in self._left.values()]
         ignored += [f"{name!r}: {why}" for name, why in self._unreadable.items()]
-        payment, declared, left_out = SuggestedFields(self._left, self._fields).payment()
+        suggested = SuggestedFields(self._left, self._fields)
+        payment, declared, left_out = suggested.payment()
         if ignored:
             text += ["", "# Columns that are not used:", *(f"#   {line}" for line in ignored)]
         count = len(self._columns) + len(self._unreadable)
-        return GuessedMapping("\n".join(text) + "\n", payment, self._found, self._lacking, count, declared, left_out)
+        return GuessedMapping(
+            "\n".join(text) + "\n",
+            payment,
+            suggested.catalogue() if payment else "",
+            self._found,
+            self._lacking,
+            count,
+            declared,
+            left_out,
+        )
 
     def _input(self) -> list[str]:
         lines = []
@@ -286,6 +302,7 @@ class _Guess:
         note = ""
         if form[:5] in ("%m/%d", "%d/%m") and column.reads(_swapped(form)):
             note = f"# Day and month may be the other way round: {_swapped(form)}.\n"
+        self._time_form = form
         line = f'event_time_ms = {{ column = {quoted(column.name)}{keys}, zone = "UTC" }}    # whose clock?'
         return self._with(field, column, note + line, form)
 
@@ -308,7 +325,8 @@ class _Guess:
             told = f" These could be: {candidates}." if candidates else ""
             self._lack(field, f"no column looks like it.{told}")
             line = f"# No column looks like it. Name one: every payment needs it.{told}"
-            return f'{line}\n{field} = {{ constant = "unknown" }}'
+            whole = ' If all payments are those of one merchant: { constant = "its id" }.' * (field == "merchant_id")
+            return f'{line}{whole}\n# {field} = {{ column = "?" }}'
         is_card = column.holds_cards
         line = f"{field} = {_source(column, hash=is_card)}"
         if is_card:
@@ -462,6 +480,8 @@ class _Guess:
             lines.append(f"unknown = {quoted_list(unknown)}    # which of these mean fraud?")
         if label_time is not None:
             form = label_time.time_format
+            if _swapped(form)[:5] == self._time_form[:5] and label_time.reads(_swapped(form)):
+                form = _swapped(form)
             keys = "" if form == "iso" else f', format = "{form}"'
             keys += "" if label_time.is_number else ', zone = "UTC"'
             lines.append(f"time = {{ column = {quoted(label_time.name)}{keys} }}")

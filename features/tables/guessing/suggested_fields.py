@@ -1,4 +1,4 @@
-"""A first payment.py: fields of one's own for the columns that no field of a payment took.
+"""A first payment.py, with fields of one's own for the columns that no field of a payment took, and a catalogue.py.
 
 merch_lat, merch_long    merch = coordinates("merch", 1)
 dob: 1968-03-19          dob = time("dob", 3, earliest="1900-01-01", personal=True)
@@ -32,6 +32,8 @@ OWN = "own_"
 """What the name of a suggested field begins with if the column's own name is a word already."""
 # Fields that a guess makes. A few numbers are left for later fields.
 _DECLARED_GUESSED = 60
+# Each takes room in the profile of every card.
+_MEMORIES_MAX = 8
 # The names of columns of times, and of columns of a date of birth.
 _TIME_NAME = re.compile(r"time|date|(^|_)(ts|at|on|unix|epoch|since|opened|created)($|_)")
 _BIRTH_NAME = re.compile(r"birth|born|(^|_)dob($|_)")
@@ -43,6 +45,9 @@ class SuggestedFields:
 
     def __init__(self, columns: Mapping[str, TableColumn], fields: PaymentFields) -> None:
         self._left, self._fields = columns, fields
+        # The features of the suggested fields, one a line, and the names that they need.
+        self._features: list[str] = []
+        self._names: list[str] = []
 
     def payment(self) -> tuple[str, int, int]:
         """Returns a payment.py for the columns left, how many of them it has, and for how many it has no room."""
@@ -71,6 +76,7 @@ class SuggestedFields:
             name = f"{OWN}{name}"[:63] if name in words[place:] else name
             names.append(name)
             lines.append(f"{name} = {word}({quoted(name)}, {number}{rest})    # {columns}")
+            self._add_feature(name, word, rest)
             # Coordinates are two fields.
             number += 2 if word == "coordinates" else 1
         if left_out:
@@ -84,6 +90,46 @@ class SuggestedFields:
         ]
         payment = "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""])
         return payment, fields, left_out
+
+    def catalogue(self) -> str:
+        """Returns a catalogue.py: the packaged features, and one of each field that `payment` has suggested."""
+        return "\n".join(
+            [
+                '"""The packaged features, and one of each field of our own: a first guess."""',
+                "",
+                f"from payment import {', '.join(['PAYMENT', *self._names])}",
+                "",
+                "from paywarden.features.catalogue.catalogue import CATALOGUE as PACKAGED",
+                "from paywarden.features.catalogue.catalogue import card",
+                "from paywarden.features.catalogue.entity import Catalogue, request",
+                "",
+                "CATALOGUE = Catalogue(",
+                "    entities=PACKAGED.entities,",
+                "    features=(",
+                "        *PACKAGED.features,",
+                *(f"        {feature}," for feature in self._features),
+                "    ),",
+                "    payment=PAYMENT,",
+                '    label_delay="7d",',
+                ")",
+                "",
+            ]
+        )
+
+    def _add_feature(self, name: str, word: str, rest: str) -> None:
+        feature = quoted(f"{OWN}{name}"[:60])
+        made = {
+            "flag": f"request.holds({feature}, {name})",
+            "category": f"request.category({feature}, {name}, {rest.partition('among=')[2]})",
+            "integer": f"request.number({feature}, {name})",
+            "decimal": f"request.number({feature}, {name})",
+            "time": f'request.seconds_since({feature}, {name}, most="365d")',
+            "coordinates": f"card.distance_to_last_km({feature}, {name})",
+        }.get(word, f"card.is_new({feature}, {name}, among=8)")
+        if made.startswith("card.") and sum(one.startswith("card.") for one in self._features) == _MEMORIES_MAX:
+            return
+        self._names.append(name)
+        self._features.append(made)
 
     def _places(self) -> dict[str, tuple[str, str]]:
         """Returns the place that a column is a side of, and both columns' names in words, by the column's name."""

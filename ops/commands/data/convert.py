@@ -109,10 +109,14 @@ def _write_guess(table: str, mapping_file: str, fields: PaymentFields) -> None:
     if guessed.payment:
         fields_file = path.with_name("payment.py.suggested")
         _write(fields_file, guessed.payment)
+        _write(path.with_name("catalogue.py.suggested"), guessed.catalogue)
         click.echo(f"{fields_file}: fields of your own for {guessed.declared_count} columns more")
+        click.echo(
+            f"{path.with_name('catalogue.py.suggested')}: the packaged features, and one of each of these fields"
+        )
         if guessed.left_out_count:
             click.echo(f"  and {guessed.left_out_count} columns for which a payment has no room: choose in that file")
-    click.echo("Read both: a guess knows names and values, not what they mean.")
+    click.echo("Read them: a guess knows names and values, not what they mean.")
 
 
 def _convert(
@@ -160,6 +164,9 @@ def _convert(
         click.echo(
             f"payments without an exchange rate in [features] rates, whose amounts are missing: {named}", err=True
         )
+    if not done.frauds:
+        why = "the mapping has no [label]" if mapping.label is None else "no row has a value of [label] fraud"
+        click.echo(f"WARNING: no payment is known to be a fraud: {why}. Nothing can be trained or measured.", err=True)
     if json_file is not None:
         refused = {"refused_by_reason": dict(done.reasons.most_common())}
         _write_json(json_file, {**result, **refused})

@@ -18,20 +18,21 @@ _SUFFIX = ".in"
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
-def init(folder: str) -> None:
+@click.option("--minimal", is_flag=True, help="No example: the packaged features, no fields of your own, no rules.")
+def init(folder: str, minimal: bool) -> None:
     """Make a project in DIR: fields, features, policy, tests.
 
-    DIR must be new or empty. The files are an example that works: change payment.py to the fields of your payments and
-    catalogue.py to the features that you want. README.md in it has the next commands.
+    DIR must be new or empty. The files are an example that works, of a shop: change payment.py to the fields of your
+    payments and catalogue.py to the features that you want. README.md in it has the next commands.
     """
-    made = make_project(Path(folder))
+    made = make_project(Path(folder), "project_minimal" if minimal else "project")
     click.echo("\n".join(made))
     click.echo(f"\nnext: cd {folder} && paywarden features check")
 
 
-def make_project(folder: Path) -> list[str]:
+def make_project(folder: Path, example: str = "project") -> list[str]:
     """Write a project; returns its files, by path below the folder. Raises Misconfigured if the folder has any."""
-    contents = dict(_contents(files("paywarden.ops") / "project"))
+    contents = dict(_contents(files("paywarden.ops") / example))
     try:
         if folder.exists() and any(folder.iterdir()):
             raise Misconfigured(f"{folder} is not empty; wanted a new folder or an empty one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.fields import Coordinates, Payment, text
+from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.tables.guessing.guess import guess_mapping
 from paywarden.features.tables.guessing.number_forms import NumberForm, number_form_of
 from paywarden.features.tables.mapping import parse_mapping
@@ -33,6 +36,11 @@ def table(folder: Path, *, head: str = HEAD) -> Path:
     ]
     path.write_text("\n".join([head, *rows]).replace(",", "."), encoding="utf-8")
     return path
+
+
+def completed(mapping: str) -> str:
+    """Returns a guessed mapping with a column for each field that it did not find."""
+    return re.sub(r"^# (event_time_ms|amount_minor|card_id|merchant_id) =", r"\1 =", mapping, flags=re.MULTILINE)
 
 
 def test_a_guess_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
@@ -99,7 +107,7 @@ def test_times_are_read_as_people_write_them(tmp_path: Path, text: str, form: st
     path = tmp_path / "table.csv"
     rows = [f"o{day};{text.format(day=day)};{day},50" for day in range(1, 29)]
     path.write_text("\n".join(["order_id;Tidpunkt;amount", *rows]), encoding="utf-8")
-    mapping = parse_mapping(guess_mapping(path, TABLE_ALONE).mapping, "guess")
+    mapping = parse_mapping(completed(guess_mapping(path, TABLE_ALONE).mapping), "guess")
     assert (mapping.fields["event_time_ms"].column, mapping.fields["event_time_ms"].time.format) == ("Tidpunkt", form)
 
 
@@ -208,7 +216,8 @@ def test_a_table_without_what_a_payment_needs_says_so(tmp_path: Path) -> None:
     guessed = guess_mapping(tmp_path / "table.csv", TABLE_ALONE)
     assert '# event_time_ms = { column = "?" }    # no column holds times' in guessed.mapping
     assert "# No column says what was fraud." in guessed.mapping
-    with pytest.raises(Misconfigured, match="must say where event_time_ms, amount_minor comes from"):
+    # A placeholder for the card would make all payments those of one.
+    with pytest.raises(Misconfigured, match="must say where event_time_ms, card_id, merchant_id, amount_minor comes"):
         parse_mapping(guessed.mapping, "guess")
 
 
@@ -226,7 +235,7 @@ def test_a_table_of_another_country_is_read_by_its_values(tmp_path: Path, ending
     text = "\n".join(['"Beleg\nNummer";Zeitpunkt;Händler;Größe;Betrag;Währung;Notiz;Weg', *rows])
     path.write_bytes(gzip.compress(text.encode("utf-8-sig")) if ending.endswith("gz") else text.encode("utf-8-sig"))
     guessed = guess_mapping(path, TABLE_ALONE)
-    mapping = parse_mapping(guessed.mapping, "guess")
+    mapping = parse_mapping(completed(guessed.mapping), "guess")
     assert (mapping.input.delimiter, mapping.input.decimal, mapping.input.thousands) == (";", ",", ".")
     assert (mapping.fields["payment_id"].column, mapping.fields["currency"].column) == ("Beleg\nNummer", "Währung")
     assert (mapping.fields["amount_minor"].column, mapping.fields["amount_minor"].strip) == ("Betrag", "€")
@@ -260,7 +269,7 @@ def test_a_guess_names_columns_whose_numbers_are_written_in_another_way(tmp_path
     path = tmp_path / "eksport.csv"
     path.write_text("id;Kwota;Waga\n" + "".join(f"t{n};1.{n:03},50;0.{n:03}\n" for n in range(30)), encoding="utf-8")
     guessed = guess_mapping(path, TABLE_ALONE)
-    mapping = parse_mapping(guessed.mapping.replace("# event", "event").replace("# amount", "amount"), "guess")
+    mapping = parse_mapping(completed(guessed.mapping), "guess")
     assert (mapping.input.decimal, mapping.input.thousands) == (".", "")
     assert '#   "Kwota": decimal = ",", thousands = "."' in guessed.mapping
     assert 'Waga": decimal' not in guessed.mapping
@@ -453,3 +462,57 @@ def test_a_guess_says_how_many_columns_had_no_room(tmp_path: Path) -> None:
     guessed = guessed_of(tmp_path, head, rows)
     assert (guessed.declared_count, guessed.left_out_count) == (60, 10)
     assert "# 10 columns more could be fields." in guessed.payment
+
+
+@pytest.mark.parametrize(
+    ("head", "label_time"),
+    [
+        ("Número de operación;Fecha;Tarjeta;Establecimiento;Importe;Contracargo;Fecha de contracargo", True),
+        ("Número da transação;Data;Cartão;Estabelecimento;Valor;Estorno;Data do estorno", True),
+        ("Numéro de transaction;Date;Carte;Établissement;Montant;Impayé;Date d'impayé", False),
+        ("Belegnummer;Datum;Kartennummer;Akzeptanzstelle;Betrag;Rückbuchung;Datum der Rückbuchung", True),
+        ("Numero operazione;Data;Carta;Esercizio;Importo;Riaddebito;Data riaddebito", True),
+    ],
+)
+def test_words_of_acquirers_are_known_in_five_languages(tmp_path: Path, head: str, label_time: bool) -> None:
+    rows = [
+        f"t{n};0{1 + n % 9}.03.2024 12:00:00;k{n % 7};m{n % 5};{n},50;{int(n == 3)};{'11.03.2024' if n == 3 else ''}"
+        for n in range(30)
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join([head, *rows]), encoding="utf-8")
+    mapping = parse_mapping(guess_mapping(path, TABLE_ALONE).mapping, "guess")
+    names = head.split(";")
+    assert mapping.fields["card_id"].column == names[2]
+    assert mapping.fields["merchant_id"].column == names[3]
+    assert mapping.label is not None
+    assert mapping.label.column == names[5]
+    assert mapping.label.time_column == (names[6] if label_time else "")
+
+
+def test_labels_are_dated_as_payments_are_where_both_ways_fit(tmp_path: Path) -> None:
+    rows = [f"t{n};{10 + n}/03/2024;k{n};m;{n},50;{int(n == 3)};{'04/05/2024' if n == 3 else ''}" for n in range(12)]
+    guessed = guessed_of(tmp_path, "id;Fecha;Tarjeta;Comercio;Importe;Fraude;Fecha de fraude", rows)
+    label = parse_mapping(guessed.mapping, "guess").label
+    assert label is not None
+    assert label.time.format == "%d/%m/%Y"
+
+
+def test_a_guess_suggests_a_catalogue_that_uses_its_fields(tmp_path: Path) -> None:
+    rows = [
+        f"t{n},2025-02-01T12:00:{n:02}Z,c{n % 7},m{n % 5},{n}.50,EUR,{'ab'[n % 2]}_net,{n % 3},{52 + n / 100},{n / 10},"
+        f"a{n}@example.com,{n % 2},note {n}"
+        for n in range(60)
+    ]
+    head = "id,when,card,shop,amount,currency,network,items,lat,lon,mail,is_gift,recipient"
+    guessed = guessed_of(tmp_path, head, rows)
+    (tmp_path / "payment.py").write_text(guessed.payment, encoding="utf-8")
+    (tmp_path / "catalogue.py").write_text(guessed.catalogue, encoding="utf-8")
+    for name in ("payment.py", "catalogue.py"):
+        (tmp_path / name).chmod(0o644)
+    catalogue = load_catalogue(tmp_path / "catalogue.py")
+    features = {feature.name for feature in catalogue.features}
+    assert {f"own_{name}" for name in ("network", "items", "place", "mail", "is_gift", "recipient")} <= features
+    assert features > {feature.name for feature in CATALOGUE.features}
+    # A table without such columns needs neither file.
+    assert guessed_of(tmp_path, "id,when,card,shop,amount", ["a,2025-02-01T12:00:00Z,c,m,1.50"] * 2).catalogue == ""

@@ -24,6 +24,14 @@ SECOND = (
         (MAPPING.replace('card_id = "card"\n', ""), r"\[fields\] must say where card_id comes from"),
         (mapping_with(card_id='{ colum = "card" }'), r"line 3: \[fields\] card_id: there is no key 'colum'"),
         (mapping_with(card_id='{ column = "card", constant = "x" }'), "card_id: must have one of column, constant"),
+        (
+            mapping_with(card_id='{ constant = "c1" }'),
+            r"line 3: \[fields\] card_id: a constant makes all payments those",
+        ),
+        (
+            mapping_with(merchant_id='{ constant = "Unknown" }'),
+            "merchant_id: 'Unknown' is no merchant; name the column",
+        ),
         (mapping_with(card_id='{ column = "card", format = "iso" }'), "card_id: format is not for this field"),
         (mapping_with(event_time_ms='{ column = "when", format = "%d/%m" }'), "event_time_ms: format must be iso"),
         (mapping_with(event_time_ms='{ column = "when", format = "%Q" }'), "format has %Q, which is none of %Y"),
@@ -74,3 +82,25 @@ def test_an_address_is_never_taken_in_clear() -> None:
     with pytest.raises(Misconfigured, match=r"\[fields\] buyer: must have hash = true"):
         parse_mapping(mapping_with(buyer='"mail"'), "mapping.toml", fields)
     assert parse_mapping(mapping_with(buyer='{ column = "mail", hash = true }'), "mapping.toml", fields)
+
+
+def test_a_constant_may_be_the_one_merchant_of_a_table() -> None:
+    mapping = parse_mapping(mapping_with(merchant_id='{ constant = "shop-1" }'), "mapping.toml")
+    assert mapping.fields["merchant_id"].constant == "shop-1"
+
+
+def test_all_mistakes_of_a_mapping_are_named_at_once() -> None:
+    wrong = mapping_with(card_id='{ constant = "unknown" }', amount_minor='{ column = "amount", unit = "cents" }')
+    wrong = wrong.replace('merchant_id = "shop"\n', "").replace('"7d"', '"7 weeks"')
+    with pytest.raises(Misconfigured) as error:
+        parse_mapping('[input]\ndelimiter = "::"\n' + wrong, "mapping.toml")
+    said = str(error.value)
+    assert said.startswith("5 mistakes: mapping.toml, line 2: [input] delimiter")
+    parts = (
+        "card_id: a constant",
+        "unit must be major",
+        "must say where merchant_id comes from",
+        "[label] delay: must be",
+    )
+    assert [part for part in parts if part not in said] == []
+    assert "\n" not in said

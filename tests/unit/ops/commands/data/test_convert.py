@@ -43,6 +43,37 @@ def test_guess_then_convert(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_conversion_without_a_fraud_says_so_loudly(tmp_path: Path) -> None:
+    table, mapping = tmp_path / "t.csv", tmp_path / "m.toml"
+    table.write_text("id,when,card,shop,amount,fraud\np1,2026-05-01,c,m,4.50,no\n")
+    fields = '[fields]\npayment_id = "id"\nevent_time_ms = "when"\ncard_id = "card"\nmerchant_id = "shop"\n'
+    fields += 'amount_minor = "amount"\ncurrency = { constant = "EUR" }\n'
+    words = ("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"))
+    mapping.write_text(fields)
+    said = "WARNING: no payment is known to be a fraud: "
+    assert f"{said}the mapping has no [label]" in run(*words).stderr
+    label = '[label]\ncolumn = "fraud"\nfraud = ["yes"]\ngenuine = ["no"]\ndelay = "7d"\n'
+    mapping.write_text(fields + label)
+    assert f"{said}no row has a value of [label] fraud" in run(*words).stderr
+    mapping.write_text(fields + label.replace("yes", "NO").replace('"no"', '"yes"').replace("NO", "no"))
+    assert said not in run(*words).stderr
+
+
+def test_three_reasons_of_refused_rows_come_in_one_message(tmp_path: Path) -> None:
+    table, mapping = tmp_path / "t.csv", tmp_path / "m.toml"
+    table.write_text("id,when,card,shop,amount\np1,soon,c,m,1\np2,2026-05-01,c,m,much\np3,2026-05-01,c,,1\n")
+    fields = (
+        'payment_id = "id"\nevent_time_ms = "when"\ncard_id = "card"\nmerchant_id = "shop"\namount_minor = "amount"\n'
+    )
+    mapping.write_text(f'[fields]\n{fields}currency = {{ constant = "EUR" }}\n')
+    with pytest.raises(Misconfigured) as error:
+        run("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"))
+    assert [name for name in ("column when", "column amount", "column shop") if name not in str(error.value)] == []
+    mapping.write_text(f"[fields]\n{fields.replace('card', 'cart', 1).replace(chr(34) + 'shop', chr(34) + 'shops')}")
+    with pytest.raises(Misconfigured, match=r"cart_id: is no field .* must say where card_id, currency comes from"):
+        run("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"))
+
+
 def test_currencies_without_a_rate_are_converted_and_counted(tmp_path: Path) -> None:
     table, mapping, counts = tmp_path / "t.csv", tmp_path / "m.toml", tmp_path / "counts.json"
     table.write_text(

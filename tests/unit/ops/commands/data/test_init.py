@@ -119,6 +119,17 @@ def test_made_payments_obey_the_rules_of_every_field(shop: Path) -> None:
             assert len(set(values)) > 5
 
 
+def test_a_minimal_project_has_the_packaged_features_and_no_shop(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    result = CliRunner().invoke(cli, ["init", "--minimal", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["catalogue.py", "payment.py", "paywarden.toml"]
+    assert sum(len(path.read_text().splitlines()) for path in folder.iterdir()) < 70
+    catalogue = load_catalogue(folder / "catalogue.py")
+    assert {one.name for one in catalogue.features} == {one.name for one in CATALOGUE.features} | {"card_count_3h"}
+    assert check_catalogue(catalogue, payments=30).differences == ()
+
+
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(Misconfigured, match=r"is not empty; wanted a new folder or an empty one"):
