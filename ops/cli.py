@@ -295,7 +295,7 @@ def serve(source: Source, bundle: str | None, workers: int, take_over: bool, sta
 
 @cli.command("warm-up")
 def warm_up() -> None:
-    """Compile the numba code and the Python modules of the services now instead of at first use.
+    """Compile numba code and byte code now, not at first use.
 
     Use it when you install, or build an image: the first start is then as quick as later ones.
     """

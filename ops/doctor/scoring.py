@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from paywarden.features.catalogue.identity import KEY_BYTES
 from paywarden.models.bundle.bundle import load_bundle, native_library
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.models.policy.policy import PolicySettings
@@ -54,7 +55,7 @@ def check_bundles(source: Source) -> Iterator[CheckResult]:
             "bundle",
             WARNING,
             "[features] identity_key_file is not set, and the key of laptops is known to everybody",
-            "make a key (`openssl rand -hex 32`) and give it to serve, companion and stream",
+            f"make a key (`openssl rand -hex {KEY_BYTES}`) and give it to serve, companion and stream",
         )
     else:
         yield from _identity_key(source.section("features", wiring.FeatureSettings).identity_key_file)

@@ -64,7 +64,10 @@ def errors_page() -> str:
     """Returns the page of errors, exit statuses and refusals."""
     lines = [
         "# Errors\n",
-        *prose(f"Every error that Paywarden raises on purpose, and what to do about it. {MADE_FROM_CODE}"),
+        *prose(
+            "The kinds of errors that Paywarden raises on purpose, and what to do about each; then the endpoint's codes, "
+            f"and its refusals with a fixed text. {MADE_FROM_CODE}"
+        ),
         *prose(
             "A message names the setting, field or file, what was wanted and what was got. It never holds a card id, a "
             "secret or a payload. Anything else that is raised is a bug, is logged with its traceback and ends the "

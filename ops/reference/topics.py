@@ -48,8 +48,8 @@ _USES = {
     ),
     "decisions": TopicUse(
         "`payment_id`",
-        "The decision about each payment, and the features behind it. Each decision comes at least "
-        "once: drop a repeated `decision_id`.",
+        "The decision about each payment, and the features behind it. A reader of committed records "
+        "finds each decision once. Another may see one twice, with the same `decision_id`.",
         "`companion`, from the outboxes of the scoring workers",
         "your systems; `stream` (drift and outcomes), `archive`",
     ),

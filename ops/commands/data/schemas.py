@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ def schemas() -> None:
     """List or export the schemas of topics and endpoint.
 
     A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
-    the schema's fingerprint. Registry ids come from Kafka: they are those that any process has used or seen so far.
+    the schema's fingerprint. Registry ids come from Kafka, where [kafka] bootstrap names it: they are those that any
+    process has used or seen so far.
     """
 
 
@@ -102,11 +104,13 @@ def _found(source: Source) -> list[ListedSchema]:
     from paywarden.streams.kafka.schemas.schema_listing import listed_schemas
 
     kafka = wiring.kafka_settings(source)
+    remembered: Mapping[int, str] = {}
     try:
-        remembered = KafkaRememberedSchemas(kafka).read()
+        # Without settings there is no broker to wait for.
+        if source.has("kafka", "bootstrap"):
+            remembered = KafkaRememberedSchemas(kafka).read()
     except BrokerUnavailable as error:
         click.echo(f"paywarden: registry ids are not shown: {error}", err=True)
-        remembered = {}
     return listed_schemas(kafka, remembered, wiring.payment_fields(source))
 
 

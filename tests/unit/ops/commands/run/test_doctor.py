@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -328,6 +329,16 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder: Path, p
     area = "access" if "auth" in place else "bundle"
     (row,) = (row for row in rows(f'{place} = "{path}"\n', area) if row["state"] == "error")
     assert "it is no regular file" in row["seen"]
+
+
+def test_the_key_that_doctor_asks_for_is_one_that_it_takes(folder: Path) -> None:
+    """It asked for `openssl rand -hex 32`, and refused the key that this made."""
+    (row,) = [one for one in rows("", "bundle") if "identity_key_file is not set" in one["seen"]]
+    (count,) = re.findall(r"openssl rand -hex (\d+)", row["mend"])
+    key = folder / "identity.key"
+    key.write_text(os.urandom(int(count)).hex(), encoding="utf-8")
+    key.chmod(0o600)
+    assert "error" not in [one["state"] for one in rows(f'[features]\nidentity_key_file = "{key}"\n', "bundle")]
 
 
 def test_an_identity_key_that_everybody_may_read_is_told(folder: Path) -> None:
