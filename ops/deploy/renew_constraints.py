@@ -53,20 +53,19 @@ _MORE = {"build": "setuptools", "image": "cyclonedx-bom"}
 # Its client wants an older package than ours: nobody installs it beside these versions.
 _NOT_PINNED = "mlflow"
 _PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-_SYSTEMS = (("linux", "Linux"), ("darwin", "Darwin"))
-_MACHINES = ("x86_64", "aarch64", "arm64")
+_MACHINES = ("x86_64", "aarch64")
 ENVIRONMENTS = tuple(
     {
         "implementation_name": "cpython",
         "os_name": "posix",
         "platform_machine": machine,
         "platform_python_implementation": "CPython",
-        "platform_system": system,
+        "platform_system": "Linux",
         "python_full_version": f"{python}.9",
         "python_version": python,
-        "sys_platform": platform,
+        "sys_platform": "linux",
     }
-    for python, (platform, system), machine in product(_PYTHONS, _SYSTEMS, _MACHINES)
+    for python, machine in product(_PYTHONS, _MACHINES)
 )
 
 
@@ -109,7 +108,7 @@ def _is_wanted(name: str, version: str) -> bool:
 
 def _fits(tag: Tag) -> bool:
     wanted = tag.platform == "any" or (
-        tag.platform.startswith(("manylinux", "macosx", "linux")) and tag.platform.endswith((*_MACHINES, "universal2"))
+        tag.platform.startswith(("manylinux", "linux")) and tag.platform.endswith(_MACHINES)
     )
     minor = tag.interpreter.removeprefix("cp3")
     release = tag.interpreter in ("py3", "py2.py3") or tag.abi == "abi3" or f"3.{minor}" in _PYTHONS

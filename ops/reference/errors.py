@@ -65,8 +65,8 @@ def errors_page() -> str:
     lines = [
         "# Errors\n",
         *prose(
-            "The kinds of errors that Paywarden raises on purpose, and what to do about each; then the endpoint's codes, "
-            f"and its refusals with a fixed text. {MADE_FROM_CODE}"
+            "The kinds of errors that Paywarden raises on purpose, and what to do about each; then the endpoint's "
+            f"codes, and its refusals with a fixed text. {MADE_FROM_CODE}"
         ),
         *prose(
             "A message names the setting, field or file, what was wanted and what was got. It never holds a card id, a "
