@@ -25,7 +25,6 @@ from email import message_from_bytes
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import product
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -40,8 +39,7 @@ from packaging.utils import (
 )
 from pip._internal.models.index import PyPI
 
-sys.path.insert(0, str(Path(__file__).parent))
-from requirements import PINS, blocks
+from paywarden.ops.deploy.requirements import PINS, blocks
 
 HEAD = """\
 # The versions everything was tested with, and the hashes of their files: ops/deploy/requirements.py prints those of
@@ -173,8 +171,8 @@ def written(spellings: dict[str, str], pins: dict[str, str], users: dict[str, se
 def main() -> None:
     """Read the versions, ask the index, and write the file."""
     found = [(name, lines.partition("==")[2].split()[0]) for name, _, lines in blocks(PINS.read_text(encoding="utf-8"))]
-    spellings = {canonicalize_name(name): name for name, _ in found}
-    pins = {canonicalize_name(name): version for name, version in found}
+    spellings: dict[str, str] = {canonicalize_name(name): name for name, _ in found}
+    pins: dict[str, str] = {canonicalize_name(name): version for name, version in found}
     users = extras_of(pins)
     if unused := sorted(set(pins) - set(users)):
         raise SystemExit(f"renew_constraints: nothing needs {', '.join(unused)}: take these blocks out")
