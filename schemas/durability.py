@@ -1,8 +1,9 @@
-"""Files that survive a loss of power, and the id of this boot of the machine."""
+"""Files that survive a loss of power, and this boot of the machine: its id and its clock."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from paywarden.schemas.private_files import private_opener
@@ -13,6 +14,14 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def boot_id() -> str:
     """Returns the id of this boot of the machine; empty if the system has none."""
     return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
+
+
+def boot_ms() -> int:
+    """Returns the milliseconds since the machine's start, with those in which it was suspended.
+
+    Nobody sets this clock: a window that keeps a promise goes by it, and not by the time of day.
+    """
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def write_synced(path: Path, content: bytes) -> None:

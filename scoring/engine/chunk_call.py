@@ -53,7 +53,9 @@ SIZE, AGE_MS = 15, 16
 # For the overlay: xxHash's seeded function and its seed; whether the call reads the host's own clock; and if it does
 # not, the chunk's time by that clock in milliseconds.
 SEEDED_HASH, SEED, HAS_HOST_CLOCK, OVERLAY_NOW_MS = range(17, 21)
-NUMBER_COUNT = 21
+# The time of the chunk's claims, in seconds since the boot.
+CLAIM_S = 21
+NUMBER_COUNT = 22
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
 # kept tails hold.
 SLOPE, INTERCEPT, BELOW = range(3)
@@ -79,7 +81,7 @@ class ChunkSlots(NamedTuple):
     """The addresses of the steps' own frames, READ to HOPS. OVERLAY is 0 without an overlay, and FILL is not used with
     one. HOPS is 0 where no feature looks at neighbours."""
     numbers: int
-    """ENTITIES to OVERLAY_NOW_MS."""
+    """ENTITIES to CLAIM_S."""
     calibration: int
     """SLOPE, INTERCEPT and BELOW, float64."""
     kept_tails: int
@@ -141,7 +143,7 @@ def _claim(frame_at: int, claim_at: int, read_at: int, record_at: int, count: in
             tag = call_c(numbers[HASH], scratch_at, at, 0, 0)
             caller += caller_sizes[number]
         tags[number] = tag if tag != 0 else 1
-    now_s = numbers[NOW_MS] // 1000
+    now_s = numbers[CLAIM_S]
     won = claim_bound(claim_at, count, numbers[OWNER] | now_s, now_s, numbers[WINDOW_S])
     return bool(won == count)
 

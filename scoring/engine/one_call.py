@@ -202,7 +202,7 @@ class OneCall:
         numbers[loop.HAS_ARRIVALS], numbers[loop.NOT_APPROVED] = writer.has_arrivals, 0
         if answered is not None:
             answered.make_room(count)
-            self._frames[loop.CLAIM] = answered.frame_at
+            self._frames[loop.CLAIM], numbers[loop.CLAIM_S] = answered.frame_at, answered.now_s()
         overlay = self._overlay
         if overlay is not None:
             if overlay.files is not self._overlay_files:

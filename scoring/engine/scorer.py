@@ -266,7 +266,7 @@ class PaymentScorer:
         """Decide the payments that are new, and repeat the earlier answer of the others. Raises TemporaryFailure."""
         if self._answered is None:
             return self._decide(payments, (), now_ms)
-        claims = self._answered.claim(payments, now_ms)
+        claims = self._answered.claim(payments)
         if self._stages.is_timed:
             self._stages.lap("claim", len(payments))
         return self._score_claimed(self._answered, payments, claims, now_ms, batches)
@@ -278,7 +278,7 @@ class PaymentScorer:
         try:
             if self._answered is None:
                 return self._decide(payments, (), now_ms)
-            claims = self._answered.claimed(payments, now_ms)
+            claims = self._answered.claimed(payments)
             return self._score_claimed(self._answered, payments, claims, now_ms, batches)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)

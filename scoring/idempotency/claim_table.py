@@ -3,9 +3,9 @@
 The table is one array of int64 in shared memory: a head, then buckets of 8 slots. Each column of a bucket is one cache
 line. A payment's tag (a hash of its id, never 0) selects two buckets, and may be in any slot of them.
 
-    head      one entry for each worker: incarnation, pid, when that process started, unused
+    head      the boot of the machine; one entry for each worker: incarnation, pid, when that process started, unused
     bucket    8 tags │ 8 claim words │ 8 positions, each plus one (0: no position)
-    word      2 bits state │ 8 bits worker │ 21 bits incarnation │ 32 bits time in seconds; 0 is a free slot
+    word      2 bits state │ 8 bits worker │ 21 bits incarnation │ 32 bits seconds since the boot; 0 is a free slot
 
     free ─► WRITING (tag not set yet) ─► TENTATIVE ─► CLAIMED ─► SETTLED          any of them ─► free
 
@@ -23,7 +23,7 @@ other's slot before it is CLAIMED. Without the swap in step 4, the later one cou
 stay.
 
 Whether a slot can be reused follows from its word and the head. A claim has *ended* when its incarnation is no longer
-its worker's, and has *expired* when it is older than the window.
+its worker's, and has *expired* when it is older than the window. Times are of CLOCK_BOOTTIME: nobody sets that clock.
 
 - WRITING and TENTATIVE end with the incarnation.
 - CLAIMED does not expire while its incarnation lasts, because a stopped process may continue.
@@ -44,9 +44,9 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 WORKERS_MAX = 256
-# The head's first words describe the file: its magic number, and how many buckets it has. Compiled code counts these by
-# the size of the array: bytes that other processes write into the file are no bound.
-MAGIC_AT, BUCKET_COUNT_AT, WORKERS_AT = 0, 1, 8
+# The head's first words describe the file: its magic number, how many buckets it has, and a hash of the boot's id.
+# Compiled code counts buckets by the size of the array: bytes that other processes write into the file are no bound.
+MAGIC_AT, BUCKET_COUNT_AT, BOOT_AT, WORKERS_AT = 0, 1, 2, 8
 INCARNATION, PID, STARTED = range(3)
 WORKER_SIZE = 4
 BUCKETS_AT = WORKERS_AT + WORKERS_MAX * WORKER_SIZE

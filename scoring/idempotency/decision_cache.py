@@ -27,14 +27,15 @@ a claim, see scoring/idempotency/claim_table.py.
    A payment whose two buckets are full of live claims is decided without a claim, too. Metrics count both: only these
    payments are decided anew when they are repeated.
 
-The table lives as long as the memory file system. After a loss of power, a repeated payment may be decided anew.
+The window goes by CLOCK_BOOTTIME, so no leap of the time of day ends it. The table lives as long as this boot of the
+machine: after the next one a repeated payment may be decided again.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -46,6 +47,7 @@ from google.protobuf.message import DecodeError
 from xxhash import xxh3_64_intdigest
 
 from paywarden.features.kernel.toolkit.frame import Frame
+from paywarden.schemas.durability import boot_id, boot_ms
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.private_files import make_parent, open_private
@@ -57,7 +59,7 @@ from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
 
 # "PWANSW" and the layout's version.
-_MAGIC = int.from_bytes(b"PWANSW01", "little")
+_MAGIC = int.from_bytes(b"PWANSW02", "little")
 _SLOT_BYTES = 8 * claims.BUCKET_SIZE // claims.BUCKET_SLOTS
 # The claim of a payment that is not remembered: its buckets are full, or another payment has the same hash.
 UNREMEMBERED = -1
@@ -136,7 +138,7 @@ class DecisionCacheMetrics:
 
 
 def prepare(settings: DecisionCacheSettings) -> None:
-    """Create the table, unless one of this size exists. The parent calls it before any worker opens the table.
+    """Create the table, unless this boot has one of this size. The parent calls it before any worker opens it.
 
     Raises Misconfigured when the settings or the path cannot be used, or there is no room.
     """
@@ -147,6 +149,7 @@ def prepare(settings: DecisionCacheSettings) -> None:
     size = 8 * (claims.BUCKETS_AT + bucket_count * claims.BUCKET_SIZE)
     head = np.zeros(claims.WORKERS_AT, dtype=np.int64)
     head[claims.MAGIC_AT], head[claims.BUCKET_COUNT_AT] = _MAGIC, bucket_count
+    head[claims.BOOT_AT] = tag_of(boot_id().encode())
     try:
         make_parent(path)
         if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
@@ -192,14 +195,19 @@ class DecisionCache:
         outbox: OutboxSettings,
         worker: int,
         metrics: DecisionCacheMetrics | None = None,
+        *,
+        clock_ms: Callable[[], int] = boot_ms,
     ) -> None:
         """Take a new incarnation as `worker`. Call it after `prepare`, and only with the lock of that worker's outbox.
+
+        `clock_ms`: a clock of this boot that nobody sets.
 
         Raises Misconfigured when the table cannot be used, or `worker` is not below WORKERS_MAX.
         """
         if not 0 <= worker < claims.WORKERS_MAX:
             raise Misconfigured(f"answered: at most {claims.WORKERS_MAX} workers on a host")
         self._window_s, self._worker, self._outbox_settings = settings.window_s, worker, outbox
+        self._clock_ms = clock_ms
         self._metrics = metrics or DecisionCacheMetrics.declare(MetricsRegistry())
         try:
             with os.fdopen(open_private(Path(settings.path), os.O_RDWR), "r+b") as file:
@@ -218,22 +226,22 @@ class DecisionCache:
         del self._table, self._frame
         self._mapping.close()
 
-    def claim(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
+    def claim(self, payments: CheckedPayments) -> Sequence[Claim]:
         """Returns for each payment, in order, the slot that was won, or the result of an earlier claim."""
         count = len(payments)
         self.make_room(count)
-        now_s = now_ms // 1000
+        now_s = self.now_s()
         callers = payments.callers
         keys = map(key_of, callers, payments.ids) if any(callers) else payments.ids
         self._int64s[count].pack_into(self._tags, 0, *map(tag_of, keys))
         won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
         if won == count:
             return self.slots_of(count)
-        return self.claimed(payments, now_ms)
+        return self.claimed(payments)
 
-    def claimed(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
+    def claimed(self, payments: CheckedPayments) -> Sequence[Claim]:
         """Returns the same as `claim`, for payments whose tags the frame's loop has just claimed."""
-        now_s, slots = now_ms // 1000, self.slots_of(len(payments))
+        now_s, slots = self.now_s(), self.slots_of(len(payments))
         results: list[Claim] = []
         try:
             for index, result in enumerate(slots):
@@ -258,6 +266,10 @@ class DecisionCache:
     def owner(self) -> int:
         """The word of a claim of this worker, without state and time."""
         return self._owner
+
+    def now_s(self) -> int:
+        """Returns the time of a claim of now."""
+        return self._clock_ms() // 1000
 
     @property
     def window_s(self) -> int:

@@ -28,7 +28,14 @@ from google.protobuf.message import DecodeError
 from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import InvalidEvent, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, OutboxUnavailable
+from paywarden.scoring.state.outbox import (
+    Cursor,
+    FileAges,
+    OutboxDamaged,
+    OutboxReader,
+    OutboxSettings,
+    OutboxUnavailable,
+)
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.set_aside_entries import DAMAGE, GAP, RECORD, SetAsideEntries, Unreadable
 
@@ -89,6 +96,7 @@ class Shipment:
         self.set_aside_count = 0
         """Entries that this object has set aside."""
         self._reader, self._cursor = OutboxReader(settings, worker), Cursor(settings, worker)
+        self._ages = FileAges(settings, worker, options.keep_s)
         self._aside = SetAsideEntries(settings, worker)
         self._options, self._encode = options, encode
         self.shipped_to = self.read_to = self._start(remote)
@@ -162,7 +170,8 @@ class Shipment:
                 self._cursor.store(self.shipped_to)
                 self._kept = self.shipped_to
         finally:
-            self._reader.release(self.shipped_to, keep_s=self._options.keep_s)
+            if not self._options.keep_s or self._ages.are_right():
+                self._reader.release(self.shipped_to, keep_s=self._options.keep_s)
 
     def waiting_bytes(self) -> int:
         """Returns how many bytes of the outbox are not on the topic. Raises OutboxUnavailable."""

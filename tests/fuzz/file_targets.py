@@ -265,7 +265,7 @@ def answered_table() -> Target:
     from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
     from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
-    from tests.unit.scoring.idempotency.test_decision_cache import NOW_MS, asked, entry_of, payment
+    from tests.unit.scoring.idempotency.test_decision_cache import asked, entry_of, payment
 
     folder = _folder()
     outbox_settings = OutboxSettings(directory=str(folder / "outbox"))
@@ -274,7 +274,7 @@ def answered_table() -> Target:
     numbers = iter(range(1 << 40))
 
     def decide(table: DecisionCache, requests: Sequence[Any]) -> None:
-        for request, claim in zip(requests, table.claim(asked(requests), NOW_MS), strict=True):
+        for request, claim in zip(requests, table.claim(asked(requests)), strict=True):
             if isinstance(claim, OutboxEntry):
                 assert claim.request == request
             elif isinstance(claim, int):

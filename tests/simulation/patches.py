@@ -38,8 +38,9 @@ from tests.simulation.cluster.producers import SimulatedProducer
 from tests.simulation.world import Actor, World
 
 # Packages whose files and clock are simulated.
-_FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.", "paywarden.schemas.durability")
-_CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.")
+_DURABILITY = "paywarden.schemas.durability"
+_FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.", _DURABILITY)
+_CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.", _DURABILITY)
 # The shortest wait of an idle thread.
 _IDLE_S = 0.25
 _DECISION_CACHE_STEPS = ("claim", "place", "settle", "release")
@@ -69,6 +70,10 @@ class VirtualTime:
 
     def perf_counter_ns(self) -> int:
         return int(self.monotonic() * 1e9)
+
+    def clock_gettime_ns(self, clock: int) -> int:
+        assert clock == real_time.CLOCK_BOOTTIME
+        return self.monotonic_ns()
 
     def time(self) -> float:
         return self._world().wall_s()
@@ -292,7 +297,7 @@ def patched() -> Iterator[None]:
         if name.startswith(_CLOCK_ROOMS):
             for function in _functions_of(module):
                 _patch_defaults(function, put)
-    durability = sys.modules["paywarden.schemas.durability"]
+    durability = sys.modules[_DURABILITY]
     put(durability, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
     # The built-in function, which the module does not have as its own.
     vars(durability)["open"] = files.open_small

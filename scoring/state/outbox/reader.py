@@ -41,6 +41,8 @@ _WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
 _POSITION = re.compile(r"([0-9]{1,19})(?:,([0-9a-f]{8}))?", re.ASCII)
 # The first read for a single record.
 _USUAL_BYTES = 4096
+# A file that seems to come from further in the future than this was written before the clock was set back.
+_FUTURE_S = 60.0
 # A folder's time of change may be so much older than a later change of it that has the same time.
 _STEP_S = 1.0
 
@@ -254,10 +256,10 @@ class OutboxReader:
     def release(self, position: int, *, keep_s: float = 0.0) -> None:
         """Delete the segments that lie wholly before `position` and were last written more than `keep_s` seconds ago.
 
-        The active segment always stays. Raises OutboxUnavailable.
+        The active segment always stays. File times are of the time of day: with `keep_s`, ask `FileAges` before. Raises
+        OutboxUnavailable.
         """
-        # File times are of the wall clock.
-        kept_since = time.time() - keep_s
+        now = time.time()
         try:
             segments = segments_in(self._directory)
         except OSError as error:
@@ -265,7 +267,7 @@ class OutboxReader:
         for base, following in itertools.pairwise(segments):
             path = segment_path(self._directory, base)
             try:
-                if following > position or (keep_s > 0 and path.stat().st_mtime > kept_since):
+                if following > position or (keep_s > 0 and -_FUTURE_S < now - path.stat().st_mtime < keep_s):
                     break
                 path.unlink(missing_ok=True)
             except FileNotFoundError:

@@ -72,7 +72,10 @@ class Side:
         self.registry = registry = MetricsRegistry()
         self.stages = StageTimes(MetricsRegistry())
         self.outbox = OutboxWriter(self.where, "worker-0")
-        self.cache = DecisionCache(self.table, self.where, 0, DecisionCacheMetrics.declare(registry))
+        self.boot_ms = 90_000
+        self.cache = DecisionCache(
+            self.table, self.where, 0, DecisionCacheMetrics.declare(registry), clock_ms=lambda: self.boot_ms
+        )
         bundle = small_world.loaded_bundle()
         assert bundle.predictor.native
         # Thresholds that a good share of the payments reaches.
@@ -499,6 +502,14 @@ def test_a_payment_is_pending_once_its_record_is_appended_and_not_before(
     monkeypatch.setattr(side.outbox, "append_frames", noted)
     side.ask([body(place) for place in range(3)])
     assert (at_append, int(table[tables.NEXT_AT])) == ([0], 3)
+
+
+def test_a_leap_of_the_time_of_day_does_not_end_the_window(pair: Pair) -> None:
+    (decided,) = pair.ask([body(0)])
+    assert pair.ask([body(0)], NOW_MS + 3_600_000) == [decided]
+    for side in (pair.steps, pair.quick):
+        side.boot_ms += 1000 * (side.table.window_s + 1)
+    assert pair.ask([body(0)]) != [decided]
 
 
 def test_the_one_call_reads_the_hosts_own_clock_for_the_overlay(overlaid: Pair) -> None:

@@ -848,7 +848,7 @@ def test_a_decision_that_could_not_be_synced_is_the_answer_when_it_is_asked_for_
     position = outbox.position
     answer = answered(scorer, STRANGER)
     assert outbox.position == position
-    (entry,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
+    (entry,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS))
     assert isinstance(entry, OutboxEntry)
     assert entry.response == answer
 
@@ -859,7 +859,7 @@ def test_another_worker_may_decide_a_payment_that_the_outbox_refused(
     outbox, scorer, other = remembering
     outbox.fails = True
     assert score_many(scorer, [STRANGER]) == [Refusal("unavailable", "the outbox is full")]
-    (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
+    (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS))
     assert isinstance(slot, int)
     outbox.fails = False
     assert score_many(scorer, [STRANGER])[0] is IN_PROGRESS

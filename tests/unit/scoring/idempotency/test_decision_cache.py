@@ -34,6 +34,7 @@ from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
 from tests.unit.scoring.state.outboxes import append_all, starts
 
+# Milliseconds since the boot, and far from its beginning.
 NOW_MS = 1_700_000_000_000
 WINDOW_MS = 600_000
 
@@ -67,10 +68,12 @@ class Worker:
     def __init__(self, host: Host, number: int) -> None:
         self.outbox = OutboxWriter(host.outbox, answered.worker_name(number))
         self.metrics = DecisionCacheMetrics.declare(MetricsRegistry())
-        self.answered = DecisionCache(host.answered, host.outbox, number, self.metrics)
+        self.now_ms = NOW_MS
+        self.answered = DecisionCache(host.answered, host.outbox, number, self.metrics, clock_ms=lambda: self.now_ms)
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> list[Claim]:
-        return [*self.answered.claim(asked(requests, caller), now_ms)]
+        self.now_ms = now_ms
+        return [*self.answered.claim(asked(requests, caller))]
 
     def decide(self, request: ScoreRequest, slot: int, caller: str = "") -> str:
         """Place, append and settle one payment that was won. Returns the decision's id."""
@@ -191,7 +194,7 @@ def test_a_chunk_tells_callers_apart_even_if_their_hashes_are_one(host: Host, mo
     worker = host.start(0)
     both = asked([payment("p"), payment("p")])
     both.callers = [b"checkout", b"wallet"]
-    slot, other = worker.answered.claim(both, NOW_MS)
+    slot, other = worker.answered.claim(both)
     assert isinstance(slot, int)
     assert other == UNREMEMBERED
     worker.decide(payment("p"), slot, "checkout")
@@ -405,6 +408,18 @@ def test_the_table_is_kept_over_starts_and_made_anew_in_another_size(host: Host)
     host.kill(0)
     answered.prepare(DecisionCacheSettings(path=host.answered.path, payments_max=2000))
     assert host.start(0).ask(payment("p")) != decided
+
+
+def test_the_table_of_an_earlier_boot_is_made_anew(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times are of another clock: on a disk, its claims would not expire for as long as that boot lasted."""
+    worker = host.start(0)
+    decided = worker.ask(payment("p"), now_ms=10 * WINDOW_MS)
+    host.kill(0)
+    monkeypatch.setattr(answered, "boot_id", lambda: "another")
+    answered.prepare(host.answered)
+    again = host.start(0).ask(payment("p"), now_ms=1000)
+    assert again != decided
+    assert host.alive[0].ask(payment("p"), now_ms=2 * WINDOW_MS) != again
 
 
 @pytest.mark.parametrize(
