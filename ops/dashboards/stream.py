@@ -128,6 +128,12 @@ _TROUBLE = DashboardSection(
             maximum=1.0,
         ),
         Panel(
+            "Clock against the broker's",
+            "How far a worker's host is ahead of the broker's clock, or behind it. Beyond 10 s either way the worker waits.",
+            "s",
+            (Query(f"paywarden_stream_clock_ahead_seconds{{{_OF}}}", "{{instance}}"),),
+        ),
+        Panel(
             "Dead letters",
             "Records in 15 minutes that could not be used, by topic, as the worker that met them counts them and as "
             "the topic `dead-letters` shows them. No line: there was none since the worker's start.",

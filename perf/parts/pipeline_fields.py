@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.catalogue import fields as words
 from paywarden.features.catalogue.attributes import Attribute, ip
@@ -32,7 +33,9 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.fast_intake import FastIntake
+from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.router import Router
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from paywarden.streams.profiles.updater import Updater
 
 NOW_MS = 1_760_000_000_000
@@ -71,10 +74,10 @@ class _Sender:
         self.records: list[Record] = []
 
     def send(
-        self, topic: str, value: bytes, *, key: bytes | None, partition: int, on_sent: Callable[[int], object]
+        self, topic: str, value: bytes, *, key: bytes | None, partition: int, on_sent: Callable[[int, int], object]
     ) -> None:
         del key
-        on_sent(len(self.records))
+        on_sent(len(self.records), 0)
         self.records.append(Record(topic, partition, len(self.records), None, value, NOW_MS, ()))
 
 
@@ -194,7 +197,10 @@ def _pass(engine: FeatureEngine, intake: EventDecoder, records: Sequence[Record]
     store, sender = MemoryStore(), _Sender()
     routes = {name: (repartition_topic(name, ""), 1) for name in engine.plan.entity_names}
     given: Any = sender
-    router = Router(intake=intake, store=store, sender=given, plan=engine.plan, routes=routes, outcome_days=1)
+    clock = BrokerClock(stream_metrics(StreamSettings(), engine.plan.entity_names, CollectorRegistry()))
+    router = Router(
+        intake=intake, store=store, sender=given, plan=engine.plan, routes=routes, outcome_days=1, clock=clock
+    )
     updater = Updater(store=store, engine=engine, routes=routes, changelog=None)
     costs = dict.fromkeys(STEPS, 0.0)
     applied = 0

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, Producer
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, compressing, named_options, reason_of
@@ -99,13 +99,14 @@ class Sender:
         partition: int = -1,
         headers: RecordHeaders = (),
         on_refused: Callable[[KafkaError], object] | None = None,
-        on_sent: Callable[[int], object] | None = None,
+        on_sent: Callable[[int, int], object] | None = None,
     ) -> None:
         """Queue one record; wait while the queue is full. Raises BrokerUnavailable when it cannot be queued.
 
         With `on_refused`, the sender calls it for a record that Kafka refuses, and the other records go on. With
-        `on_sent`, it calls that with the record's offset once the broker has the record, within `flush` or `poll`. Give
-        it for all records of a topic or for none: the two ways have producers of their own, and keep no common order.
+        `on_sent`, it calls that once the broker has the record, within `flush` or `poll`: with the record's offset, and
+        with the broker's time of it in epoch milliseconds, or 0 if the topic has the producers' times. Give it for all
+        records of a topic or for none: the two ways have producers of their own, and keep no common order.
         """
         if on_sent is not None:
             on_delivery = self._noting(on_sent)
@@ -185,12 +186,13 @@ class Sender:
         if error is not None and self._failure is None:
             self._failure = error
 
-    def _noting(self, on_sent: Callable[[int], object]) -> Callable[[KafkaError | None, Message], None]:
+    def _noting(self, on_sent: Callable[[int, int], object]) -> Callable[[KafkaError | None, Message], None]:
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is not None:
                 self._on_delivery(error, message)
             elif (offset := message.offset()) is not None:
-                on_sent(offset)
+                kind, time_ms = message.timestamp()
+                on_sent(offset, time_ms if kind == TIMESTAMP_LOG_APPEND_TIME else 0)
 
         return on_delivery
 

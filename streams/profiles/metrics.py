@@ -87,6 +87,9 @@ class StreamMetrics:
         self._restored = counter("profiles_restored", "Profiles that could be read again, with their events.", "entity")
         self._over = counter("over_objective", "Payments in a profile later than the freshness objective.", "entity")
         self.store_up = gauge("store_up", "1 while the store takes batches, 0 while one waits for it.")
+        self.clock_ahead = gauge(
+            "clock_ahead_seconds", "How far this host's clock is ahead of the broker's; negative: behind it."
+        )
         self.waiting_outcomes = gauge("waiting_outcomes", "Outcomes that wait for their payments.")
         self._lag = gauge("consumer_lag", "Records behind the last one taken.", "topic", "partition")
         self._objective = gauge("freshness_objective_seconds", "The freshness objective.", "entity")

@@ -34,6 +34,8 @@ What can go wrong:
 - The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
 - A topic was deleted and made anew, or ends before the last record that was read. The worker stops with an error that
   names the remedy (streams/profiles/guards/sources.py).
+- This host's clock and the broker's disagree. The worker leaves its group until they agree
+  (streams/profiles/guards/broker_clock.py).
 - A profile cannot be read. It is set aside with its events (streams/profiles/set_aside_profile.py), and the others
   go on.
 """
@@ -78,6 +80,7 @@ from paywarden.streams.profiles.events import (
     outcomes_source,
     payments_source,
 )
+from paywarden.streams.profiles.guards.broker_clock import BrokerClock, ClocksDisagree
 from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.guards.sources import SourceCheck
 from paywarden.streams.profiles.guards.store_retry import Abandoned, StoreRetry
@@ -110,6 +113,7 @@ _BEFORE_ANSWER_S = 0.03
 _LINGER_MS = 20
 _LAG_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
+_ASK_TIME_EVERY_S = 1.0
 # A round takes milliseconds, and seconds with a slow store. One of this length, besides the wait for Kafka, has hung.
 _ROUND_S_MAX = 120.0
 NO_ROOM = "too many events wait for a profile that cannot be read"
@@ -136,7 +140,7 @@ class Pipeline:
     ) -> None:
         """Raises BrokerUnavailable or Misconfigured."""
         options = options or PipelineOptions()
-        self._timing, self._now_ms = options.timing, options.timing.now_ms
+        self._timing = options.timing
         self._settings, self._drain = settings, options.drain
         self._payments, self._outcomes = clients.topic("payments"), clients.topic("outcomes")
         self._payments_partitions = _source_partitions(clients)
@@ -146,6 +150,9 @@ class Pipeline:
         self._sender = clients.sender(linger_ms=_LINGER_MS)
         self._dead_letters = DeadLetters(self._sender, clients.settings, ids) if options.publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
+        self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
+        self._clock = BrokerClock(self.metrics, options.timing.now_ms)
+        self._now_ms = self._clock.now_ms
         self._router = Router(
             intake=EventDecoder(engine, rates, ids, settings.times),
             store=store,
@@ -153,6 +160,7 @@ class Pipeline:
             plan=engine.plan,
             routes=routes,
             outcome_days=settings.outcome_days,
+            clock=self._clock,
             names_payments=options.names_payments,
         )
         changelog = Changelog(self._sender, clients, ids, entities) if options.publish else None
@@ -191,7 +199,6 @@ class Pipeline:
         self._ask_at = self._alone_at = self._lag_at = 0.0
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
-        self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
         self._gather_ms = gather_ms_of(freshness_objectives_ms(settings, entities))
         # The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
         self._fetch_age_ms = 2 * max(FETCH_WAIT_MS, self._gather_ms)
@@ -221,17 +228,32 @@ class Pipeline:
         """Work until `stop` is set. Raises BrokerUnavailable if Kafka does not take the records within the timeout.
 
         The worker calls `may_begin` when it is a member of its group and has read nothing; False ends it. It asks again
-        whenever it comes back to the group with a new client, after the old one has stalled.
+        whenever it comes back to the group with a new client, after the old one has stalled or clocks have disagreed.
         """
-        while self._run_client(stop, may_begin):
-            _log.warning("Kafka's client has stalled on %s and is replaced", named(self.stalled))
-            self.metrics.stalls.inc()
+        while self._agrees_on_time(stop) and self._run_client(stop, may_begin):
+            if self.stalled:
+                _log.warning("Kafka's client has stalled on %s and is replaced", named(self.stalled))
+                self.metrics.stalls.inc()
             self.stalled, self._has_joined = [], False
             self._stalls.clear()
             self._consumer = self._new_consumer()
 
+    def _agrees_on_time(self, stop: Event) -> bool:
+        """Wait until this host's clock and the broker's agree. Returns False if `stop` was set first."""
+        while not stop.is_set():
+            self._note_turn()
+            self._ask_time()
+            if not self._clock.disagrees():
+                return True
+            stop.wait(_ASK_TIME_EVERY_S)
+        return False
+
+    def _ask_time(self) -> None:
+        self._router.ask_time()
+        self._sender.flush(self._settings.flush_timeout_s)
+
     def _run_client(self, stop: Event, may_begin: Callable[[], bool]) -> bool:
-        """Returns True if the client has stalled."""
+        """Returns True if the client has stalled, or clocks disagree."""
         self.join()
         partitions = 0
         try:
@@ -243,6 +265,8 @@ class Pipeline:
                 if partitions != len(self._consumer.places):
                     partitions, behind = self._standing()
                     _log.info("stream: %d partitions, %d records behind", partitions, behind)
+        except ClocksDisagree:
+            return True
         finally:
             self.leave()
         return bool(self.stalled) and not stop.is_set()
@@ -298,8 +322,7 @@ class Pipeline:
     def problems(self) -> Sequence[str]:
         """Returns why this worker is not ready; empty if it is. Any thread may call it."""
         problems = [] if self._has_joined else ["it has not joined its consumer group yet"]
-        trouble = self._store_retry.trouble
-        return [*problems, trouble] if trouble else problems
+        return [*problems, *filter(None, (self._store_retry.trouble, self._clock.trouble))]
 
     def turns(self) -> bool:
         """Returns whether the worker makes rounds. A round may wait `flush_timeout_s` for Kafka.
@@ -309,7 +332,10 @@ class Pipeline:
         return time.monotonic() - self._turned_at < self._settings.flush_timeout_s + _ROUND_S_MAX
 
     def step(self, stop: Event) -> None:
-        """Process one micro-batch up to its commit, or until it is abandoned."""
+        """Process one micro-batch up to its commit, or until it is abandoned.
+
+        Raises ClocksDisagree: nothing was done about the batch, and its next reader begins with it.
+        """
         self._note_turn()
         self._store_retry.look()
         asked_ms = self._now_ms() - self._fetch_age_ms
@@ -317,6 +343,10 @@ class Pipeline:
             consumed = self._take()
         payments = [record for record in consumed.records if record.topic == self._payments]
         frames = [record for record in consumed.records if record.topic in self._repartition]
+        if self._clock.is_doubtful(max((record.timestamp_ms for record in payments), default=0)):
+            self._ask_time()
+            if self._clock.disagrees():
+                raise ClocksDisagree(self._clock.trouble)
         arrived_ms = self._note_progress(payments, consumed)
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})

@@ -31,6 +31,7 @@ from paywarden.streams.profiles.events import (
     OutcomeEvent,
     RecordLayout,
 )
+from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.payment_columns import PaymentColumns, PaymentEvent, Position
 from paywarden.streams.profiles.repartition import encode_frame, frames_of
 
@@ -60,14 +61,16 @@ class Router:
         plan: Plan,
         routes: Mapping[str, tuple[str, int]],
         outcome_days: int,
+        clock: BrokerClock,
         names_payments: bool = False,
     ) -> None:
         """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions.
 
-        `names_payments`: whether events carry the tags of payments, for overlays.
+        `clock` hears the broker's time of each frame. `names_payments`: whether events carry the tags of payments, for
+        overlays.
         """
         self._tag_of = PaymentTags(plan.key).of if names_payments else None
-        self._intake, self._store, self._sender = intake, store, sender
+        self._intake, self._store, self._sender, self._clock = intake, store, sender, clock
         self._entity_count = plan.entity_count
         self._routes = [routes[name] for name in plan.entity_names]
         self._ttl_s = outcome_days * _DAY_S
@@ -158,10 +161,18 @@ class Router:
                 self._send(topic, partition, frame)
 
     def _send(self, topic: str, partition: int, frame: bytes) -> None:
-        def note(offset: int) -> None:
+        sent_ms = self._clock.clock_ms()
+
+        def note(offset: int, stamp_ms: int) -> None:
+            self._clock.heard(stamp_ms, sent_ms)
             self.sent.append(Record(topic, partition, offset, None, frame, 0, None))
 
         self._sender.send(topic, frame, key=None, partition=partition, on_sent=note)
+
+    def ask_time(self) -> None:
+        """Send a frame without events, for the broker's time in its acknowledgement. Raises BrokerUnavailable."""
+        topic, partition_count = self._routes[0]
+        self._send(topic, 0, encode_frame(_NO_EVENTS, {}, partition_count))
 
     def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
         """Send every owner the progress of partitions of payments. Raises BrokerUnavailable."""

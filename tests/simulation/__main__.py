@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     from tests.simulation.mutations import MUTATIONS
-    from tests.simulation.plan import DEFAULT, FAULTS
+    from tests.simulation.plan import DEFAULT
 
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=100, help="how many histories (default: %(default)s)")
@@ -63,7 +63,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-shrink", action="store_true", help="do not shrink failures")
     parser.add_argument("--stop-at-failure", action="store_true", help="end with the first failure")
     parser.add_argument(
-        "--faults", default="default", help=f"'default', 'all', or some of: {', '.join(FAULTS)} (default: %(default)s)"
+        "--faults", default="all", help=f"'all', or some of: {', '.join(DEFAULT)} (default: %(default)s)"
     )
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="undo a fix: the simulator must fail")
     parser.add_argument(
@@ -76,10 +76,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.given = sys.argv[1:] if arguments is None else list(arguments)
-    chosen = {"default": DEFAULT, "all": FAULTS, "none": ()}.get(options.faults, tuple(options.faults.split(",")))
-    if unknown := set(chosen) - set(FAULTS):
+    chosen = {"all": DEFAULT, "none": ()}.get(options.faults, tuple(options.faults.split(",")))
+    if unknown := set(chosen) - set(DEFAULT):
         parser.error(f"--faults: there is no {', '.join(sorted(unknown))}")
-    if options.mutation and options.faults == "default":
+    if options.mutation and options.faults == "all":
         chosen = MUTATIONS[options.mutation].faults
     options.kinds = tuple(chosen)
     return options
@@ -285,12 +285,12 @@ def _digest_line(seed: int, digest: str, steps: int) -> str:
 
 def _print_digests(seeds: str) -> None:
     from tests.simulation.history import run_plan
-    from tests.simulation.plan import FAULTS, plan_of
+    from tests.simulation.plan import DEFAULT, plan_of
     from tests.simulation.shrink import numbers_of
 
     with ready(None):
         for seed in numbers_of(seeds):
-            outcome = run_plan(plan_of(seed, FAULTS))
+            outcome = run_plan(plan_of(seed, DEFAULT))
             print(_digest_line(seed, outcome.digest, outcome.steps))
 
 

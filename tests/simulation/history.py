@@ -282,9 +282,7 @@ class History:
         self.world.clock_offset_s[arguments["machine"]] = arguments["seconds"]
         self.callers.are_clocks_wrong = True
 
-    def _clock_leap(self, arguments: dict[str, Any], chance: random.Random) -> None:
-        self.left_alone.add("leap")
-        self._clock_jump(arguments, chance)
+    _clock_leap = _clock_jump
 
     def _offset_regress(self, _: dict[str, Any], chance: random.Random) -> None:
         group = self.broker.group("paywarden-stream")

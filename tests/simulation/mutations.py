@@ -79,6 +79,10 @@ def _constant(value: Any) -> Callable[[Any], Any]:
     return lambda _: lambda *_args, **_more: value
 
 
+def _by_the_time_of_day(_: Any) -> Any:
+    return lambda _self: int(importlib.import_module("tests.simulation.patches").TIME.time())
+
+
 def _unknown_fields_stay(_: Any) -> Any:
     return lambda request: request.SerializeToString()
 
@@ -396,6 +400,30 @@ MUTATIONS = {
         40,
         frozenset({"index", "bug", "stuck"}),
         (Patch("streams.decision_index.index", "DecisionIndex.set_source", _constant(None)),),
+    ),
+    "window_by_the_day": Mutation(
+        "a leap of the time of day ends the window of repeated payments",
+        ("clock_leap",),
+        150,
+        frozenset({"two_answers", "decision_twice"}),
+        (Patch("scoring.idempotency.decision_cache", "DecisionCache.now_s", _by_the_time_of_day),),
+        known=34,
+    ),
+    "segments_by_the_day": Mutation(
+        "after a leap of the time of day the outbox keeps no decisions for repeated payments",
+        ("clock_leap",),
+        100,
+        frozenset({"two_answers", "decision_twice"}),
+        (Patch("scoring.state.outbox.file_ages", "FileAges.are_right", _constant(True)),),
+        known=17,
+    ),
+    "clock_behind": Mutation(
+        "a stream worker whose clock is behind refuses payments of now",
+        ("clock_leap",),
+        60,
+        frozenset({"dead_letters", "profiles"}),
+        (Patch("streams.profiles.guards.broker_clock", "BrokerClock.heard", _constant(None)),),
+        known=8,
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",

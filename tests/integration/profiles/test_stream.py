@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY
-from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running
@@ -274,6 +275,44 @@ def test_a_client_that_silently_stops_reading_a_partition_is_replaced(
     stored = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
     assert_profiles_equal(stored, batch_profiles(payments, outcomes))
     assert read_changelog(settings) == stored
+
+
+@pytest.mark.parametrize("wrong_ms", [-3_600_000, 3_600_000])
+def test_a_worker_with_another_time_than_the_broker_waits(
+    deployment: Deployment, settings: KafkaSettings, wrong_ms: int
+) -> None:
+    """A payment of now would be from the future for a host that is an hour behind."""
+    del deployment  # the fixture makes the topics
+    engine, registry, wrong = FeatureEngine(), CollectorRegistry(), [wrong_ms]
+    worker = Pipeline(
+        clients=KafkaClients.of(settings),
+        settings=StreamSettings(group_id="clocks", session_timeout_ms=6000),
+        store=MemoryStore(),
+        engine=engine,
+        rates=load_rates(),
+        ids=LocalSchemaIds(),
+        metrics=stream_metrics(StreamSettings(), engine.plan.entity_names, registry),
+        options=PipelineOptions(timing=PipelineTiming(now_ms=lambda: time.time_ns() // 1_000_000 + wrong[0])),
+    )
+    topics, rows = Topics(settings), small_world()[0].slice(0, 40).to_pylist()
+
+    def pay(rows: Sequence[dict[str, Any]]) -> None:
+        topics.send_payments([{**row, "event_time_ms": time.time_ns() // 1_000_000} for row in rows])
+
+    with running(worker):
+        wait_until(lambda: "3600 s" in " ".join(worker.problems()), "the worker waits")
+        pay(rows[:20])
+        wrong[0] = 0
+        wait_until(lambda: not worker.problems(), "the worker goes on")
+        wait_until_worked_in(settings, "clocks")
+        wrong[0] = wrong_ms
+        pay(rows[20:])
+        wait_until(lambda: "3600 s" in " ".join(worker.problems()), "the worker waits again")
+        wrong[0] = 0
+        wait_until_worked_in(settings, "clocks")
+    assert registry.get_sample_value("paywarden_stream_clock_ahead_seconds") == 0
+    assert registry.get_sample_value("paywarden_stream_payments_total") == 40
+    assert read_topic(settings, "dead-letters") == []
 
 
 class Contested(MemoryStore):

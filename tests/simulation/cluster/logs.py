@@ -31,9 +31,12 @@ class Transaction:
 
 
 class Entry:
-    """A record, or with `is_marker` the end of a transaction. `poison` is raised when its headers are read."""
+    """A record, or with `is_marker` the end of a transaction. `poison` is raised when its headers are read.
 
-    __slots__ = ("headers", "is_marker", "key", "poison", "time_ms", "transaction", "value")
+    `is_stamped`: its time is the broker's (LogAppendTime), not its producer's.
+    """
+
+    __slots__ = ("headers", "is_marker", "is_stamped", "key", "poison", "time_ms", "transaction", "value")
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Entry:
     ) -> None:
         self.key, self.value, self.time_ms, self.headers = key, value, time_ms, headers
         self.transaction, self.is_marker, self.poison = transaction, is_marker, poison
+        self.is_stamped = False
 
     @property
     def is_visible(self) -> bool:
@@ -118,7 +122,7 @@ class Message:
 
     def timestamp(self) -> tuple[int, int]:
         assert self._entry is not None
-        return (1, self._entry.time_ms)
+        return (2 if self._entry.is_stamped else 1, self._entry.time_ms)
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         assert self._entry is not None

@@ -79,6 +79,8 @@ class SimulatedProducer:
         sent, self._queue = self._queue[:count], self._queue[count:]
         for queued in sent:
             place = queued.topic, queued.partition
+            # `paywarden topics create` makes topics with LogAppendTime. Payments and outcomes have their producers'.
+            queued.entry.time_ms, queued.entry.is_stamped = self._world.wall_ms("broker"), True
             offset = self._broker.append(place, queued.entry)
             self._delivered(queued)
             if not self._only_failures and queued.on_delivery is not None:

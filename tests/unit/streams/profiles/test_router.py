@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from paywarden.features import kernel
 from paywarden.features.profiles.money import load_rates
@@ -24,9 +25,11 @@ from paywarden.streams.profiles.events import (
     OutcomeEvent,
     record_key,
 )
+from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.worlds.small import small_world
 from tests.worlds.stream.topics import small_world as simulated
 
@@ -77,6 +80,7 @@ def router(store: ProfileStore, sender: FakeSender) -> Router:
         plan=engine.plan,
         routes=ROUTES,
         outcome_days=1,
+        clock=BrokerClock(stream_metrics(StreamSettings(), engine.plan.entity_names, CollectorRegistry())),
     )
 
 

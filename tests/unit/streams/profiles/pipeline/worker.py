@@ -44,7 +44,9 @@ class FakeSender:
         self.tells = False
         # Runs before the next flush.
         self.meanwhile: Callable[[], object] = lambda: None
-        self._wanting: list[Callable[[int], object]] = []
+        # The time of the broker; 0: it says none.
+        self.stamp_ms = 0
+        self._wanting: list[Callable[[int, int], object]] = []
 
     def send(
         self,
@@ -53,12 +55,12 @@ class FakeSender:
         *,
         key: bytes | None,
         partition: int = -1,
-        on_sent: Callable[[int], object] = lambda _: None,
+        on_sent: Callable[[int, int], object] = lambda *_: None,
         **_: object,
     ) -> None:
         self.queued.append((topic, max(0, partition), key, value))
         if topic.startswith("repartition-"):
-            self._wanting.append(on_sent if self.tells else lambda _: None)
+            self._wanting.append(on_sent if self.tells else lambda *_: None)
 
     def poll(self) -> None:
         pass
@@ -71,7 +73,8 @@ class FakeSender:
         wanting, self._wanting = iter(self._wanting), []
         for topic, partition, _, value in self.queued:
             if topic.startswith("repartition-"):
-                next(wanting, lambda _: None)(self._broker.append((topic, partition), value, NOW_MS))
+                offset = self._broker.append((topic, partition), value, NOW_MS)
+                next(wanting, lambda *_: None)(offset, self.stamp_ms)
         self.sent += self.queued
         self.queued = []
 
