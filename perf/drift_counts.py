@@ -218,7 +218,7 @@ async def _run(
     parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
     add_agents(
         app, clients=KafkaClients.of(kafka), ids=LocalSchemaIds(), registry=registry,
-        session_timeout_ms=settings.session_timeout_ms, drift=parts,
+        session_timeout_ms=settings.session_timeout_ms, now_ms=lambda: time.time_ns() // 1_000_000, drift=parts,
         outcomes=OutcomeParts(load_rates(), CostSettings(), outcomes),
     )  # fmt: skip
     partitions = partitions_of(kafka, "decisions")

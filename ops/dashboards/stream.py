@@ -129,7 +129,7 @@ _TROUBLE = DashboardSection(
         ),
         Panel(
             "Clock against the broker's",
-            "How far a worker's host is ahead of the broker's clock, or behind it. Beyond 10 s either way the worker waits.",
+            "How far a worker's host is ahead of the broker's clock, or behind it. Beyond 10 s the worker waits.",
             "s",
             (Query(f"paywarden_stream_clock_ahead_seconds{{{_OF}}}", "{{instance}}"),),
         ),

@@ -66,10 +66,14 @@ def add_agents(
     ids: SchemaIds,
     registry: CollectorRegistry,
     session_timeout_ms: int,
+    now_ms: Callable[[], int],
     drift: DriftParts,
     outcomes: OutcomeParts | None = None,
 ) -> None:
-    """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined."""
+    """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined.
+
+    `now_ms` is a clock that no leap of this host's moves: decisions of the future are not counted.
+    """
     kafka = clients.settings
     add_dead_letter_watch(app, kafka, ids, registry)
     topics = ("decisions",) if outcomes is None else ("decisions", "outcomes")
@@ -77,11 +81,13 @@ def add_agents(
     sources.start(app)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:
-        _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, sources)
+        _add_decisions(app, kafka, ids, registry, takes_over_after_s, now_ms, drift, sources)
         return
     settings, metrics = outcomes.settings, OutcomeMetrics(registry)
     joining = OutcomeJoining(drift.store, outcomes.rates, settings, metrics)
-    decisions = _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, sources, joining.taker(DECISIONS))
+    decisions = _add_decisions(
+        app, kafka, ids, registry, takes_over_after_s, now_ms, drift, sources, joining.taker(DECISIONS)
+    )
     labels = PartitionAgent(
         app,
         AgentSource(kafka.topic("outcomes"), "outcomes", sources.bases["outcomes"]),
@@ -89,6 +95,7 @@ def add_agents(
         takers=[joining.taker(OUTCOMES)],
         pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
+        now_ms=now_ms,
     )
     labels.register()
     sources.follow("outcomes", labels.positions)
@@ -109,6 +116,7 @@ def _add_decisions(
     ids: SchemaIds,
     registry: CollectorRegistry,
     takes_over_after_s: float,
+    now_ms: Callable[[], int],
     drift: DriftParts,
     sources: SourceWatch,
     *more: AcquirePartition,
@@ -123,6 +131,7 @@ def _add_decisions(
         takers=[counting.take_over, *more],
         pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
+        now_ms=now_ms,
     )
     agent.register()
     sources.follow("decisions", agent.positions)

@@ -33,6 +33,7 @@ class StreamParts:
         from paywarden.scoring.state.overlay import OverlaySettings
         from paywarden.streams.kafka.admin import require_broker
         from paywarden.streams.kafka.clients import KafkaClients
+        from paywarden.streams.profiles.guards.broker_clock import BrokerClock
         from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 
         self._source, self.kafka = source, stores.kafka_settings(source)
@@ -47,6 +48,7 @@ class StreamParts:
         self.entities = self._engine.plan.entity_names
         self._registry = registry or CollectorRegistry()
         self._metrics = stream_metrics(self.settings, self.entities, self._registry)
+        self.clock = BrokerClock(self._metrics)
 
     @contextmanager
     def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
@@ -66,7 +68,11 @@ class StreamParts:
                 ids=self.ids,
                 metrics=self._metrics,
                 options=PipelineOptions(
-                    profile_set=profile_set, publish=publish, drain=drain, names_payments=self._names_payments
+                    profile_set=profile_set,
+                    publish=publish,
+                    drain=drain,
+                    names_payments=self._names_payments,
+                    clock=self.clock,
                 ),
             )
 
@@ -112,6 +118,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
         ids=parts.ids,
         registry=registry,
         session_timeout_ms=parts.settings.session_timeout_ms,
+        now_ms=parts.clock.now_ms,
         drift=drift_parts(source, parts.kafka, parts.ids, registry),
         outcomes=outcome_parts(source),
     )

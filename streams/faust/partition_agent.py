@@ -198,7 +198,7 @@ class PartitionAgent:
         takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int],
     ) -> None:
         self._app, self._codec = app, codec
         self._topic, self._name, self._base = source

@@ -151,7 +151,7 @@ class Pipeline:
         self._dead_letters = DeadLetters(self._sender, clients.settings, ids) if options.publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
-        self._clock = BrokerClock(self.metrics, options.timing.now_ms)
+        self._clock = options.clock or BrokerClock(self.metrics, options.timing.now_ms)
         self._now_ms = self._clock.now_ms
         self._router = Router(
             intake=EventDecoder(engine, rates, ids, settings.times),

@@ -12,6 +12,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
 from paywarden.streams.profiles.decoder import TIMES
+from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 
 # How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
@@ -102,6 +103,8 @@ class PipelineOptions:
     drain: bool = False
     # True: the changelog says which payments a change adds to a profile, for the overlays of scoring hosts.
     names_payments: bool = False
+    # The clock that a process shares among its pipelines and agents. None: one by `timing`.
+    clock: BrokerClock | None = None
     timing: PipelineTiming = field(default_factory=PipelineTiming)
 
 

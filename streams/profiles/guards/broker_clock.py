@@ -42,7 +42,7 @@ class ClocksDisagree(TemporaryFailure):
 
 
 class BrokerClock:
-    """This host's time of day, as far as the broker agrees. One thread calls it; `trouble` any thread may read."""
+    """This host's time of day, as far as the broker agrees. Any thread may call `now_ms` and read `trouble`."""
 
     def __init__(
         self,
@@ -84,14 +84,15 @@ class BrokerClock:
         elif self.trouble and not trouble:
             _log.info("stream: this host's clock and the broker's agree again")
         self.trouble = trouble
-        self._metrics.clock_ahead.set(ahead_ms / 1000)
         return bool(trouble)
 
     def _ahead_ms(self) -> int:
-        """Returns by how much this host's clock is certainly ahead; negative if it is behind."""
+        """Returns by how much this host's clock is certainly ahead; negative if it is behind. Shows it as a metric."""
         if self._difference is None:
             return 0
         least, most = self._difference
         # A process may be stopped between two readings.
         first_ms, day_ms, last_ms = self.clock_ms(), self._day_ms(), self.clock_ms()
-        return max(0, day_ms - last_ms - most) + min(0, day_ms - first_ms - least)
+        ahead_ms = max(0, day_ms - last_ms - most) + min(0, day_ms - first_ms - least)
+        self._metrics.clock_ahead.set(ahead_ms / 1000)
+        return ahead_ms

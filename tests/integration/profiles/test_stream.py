@@ -300,17 +300,17 @@ def test_a_worker_with_another_time_than_the_broker_waits(
         topics.send_payments([{**row, "event_time_ms": time.time_ns() // 1_000_000} for row in rows])
 
     with running(worker):
-        wait_until(lambda: "3600 s" in " ".join(worker.problems()), "the worker waits")
+        wait_until(lambda: "the broker's" in " ".join(worker.problems()), "the worker waits")
         pay(rows[:20])
         wrong[0] = 0
         wait_until(lambda: not worker.problems(), "the worker goes on")
         wait_until_worked_in(settings, "clocks")
         wrong[0] = wrong_ms
         pay(rows[20:])
-        wait_until(lambda: "3600 s" in " ".join(worker.problems()), "the worker waits again")
+        wait_until(lambda: "the broker's" in " ".join(worker.problems()), "the worker waits again")
         wrong[0] = 0
         wait_until_worked_in(settings, "clocks")
-    assert registry.get_sample_value("paywarden_stream_clock_ahead_seconds") == 0
+    assert abs(registry.get_sample_value("paywarden_stream_clock_ahead_seconds") or 0.0) < 10
     assert registry.get_sample_value("paywarden_stream_payments_total") == 40
     assert read_topic(settings, "dead-letters") == []
 

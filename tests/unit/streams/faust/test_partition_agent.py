@@ -55,7 +55,8 @@ class Agent(PartitionAgent):
         self.undecodable = 0
         metrics: Any = SimpleNamespace(undecodable=SimpleNamespace(inc=self._count))
         pace = Pace(1000, 500, unsaved_max, 1.0)
-        super().__init__(app, AgentSource("decisions", "d"), codec=codec, takers=(), pace=pace, metrics=metrics)
+        source = AgentSource("decisions", "d")
+        super().__init__(app, source, codec=codec, takers=(), pace=pace, metrics=metrics, now_ms=lambda: 0)
         self.work: Any = Work()
         works: list[Any] = [self.work]
         self._partitions = {0: _Partition(works)}

@@ -84,6 +84,7 @@ def test_an_agent_stores_offsets_with_the_base_and_commits_kafkas_own() -> None:
         takers=(),
         pace=Pace(1000, 1, 1, 1.0),
         metrics=nothing,
+        now_ms=nothing,
     )
     works: list[Any] = [SimpleNamespace(next_offset=offset) for offset in (base_of(1) + 7, 980)]
     agent._partitions = {number: _Partition([work]) for number, work in enumerate(works)}

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 from prometheus_client import CollectorRegistry
 
+from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.profiles.guards.broker_clock import CLOCKS_MS_MAX, BrokerClock
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 
@@ -67,6 +68,11 @@ def test_the_newest_acknowledgement_counts() -> None:
     host.exchange(5, 5)
     assert not host.clock.disagrees()
     assert host.clock.trouble == ""
+
+
+def test_the_bound_is_less_than_payments_and_decisions_may_be_ahead() -> None:
+    """A clock at the bound refuses none of now."""
+    assert min(StreamSettings().future_ms_max, DriftSettings().future_ms_max) > 2 * CLOCKS_MS_MAX
 
 
 def test_before_the_first_acknowledgement_the_time_of_day_holds() -> None:
