@@ -171,8 +171,6 @@ async def accept(
         return Acceptor(
             listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
         )
-    # Files that cannot be used are met here, and not by the first caller.
-    tls.context(protocol)
     return Acceptor(
         listener,
         lambda one: loop.connect_accepted_socket(

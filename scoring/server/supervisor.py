@@ -145,6 +145,11 @@ def serve(
                 return admin_main(host, endpoints, parent, beat, name_after(ADMIN_NAME, first))
             return worker_main(host, first + number, endpoints, parent, beat, number)
 
+        def own() -> bool:
+            # A worker that starts has the newest tokens and certificate that could be used.
+            endpoints.refresh()
+            return pending()
+
         supervisor = Supervisor(
             # The last one serves health and metrics.
             worker_count + 1,
@@ -153,7 +158,7 @@ def serve(
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
-            mending=Mending(own=pending, shared=claims),
+            mending=Mending(own=own, shared=claims),
         )
         deployer = _deployer(host, supervisor, metrics)
         takers: list[str] = []

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,20 +199,65 @@ def test_an_authority_that_is_gone_is_trusted_no_longer_not_even_by_a_session_of
         assert is_served(served, known)
 
 
+def _of(folder: Path, name: str, *, days: int, begins_in_days: int) -> tuple[str, str]:
+    (folder / name).mkdir()
+    return Authority(folder / name, "authority", days=days, begins_in_days=begins_in_days).sign("server")
+
+
+def _put(settings: TlsSettings, certificate: str, key: str) -> None:
+    shutil.copy(certificate, settings.certificate)
+    shutil.copy(key, settings.key)
+
+
+UNUSABLE: dict[str, tuple[Callable[[TlsSettings, Authority, Path], object], str]] = {
+    "half of a renewal": (
+        lambda files, authority, _: shutil.copy(authority.sign("renewed")[0], files.certificate),
+        "are no certificate with its key",
+    ),
+    "cut": (lambda files, *_: os.truncate(files.certificate, 300), "are no certificate with its key"),
+    "empty": (lambda files, *_: os.truncate(files.key, 0), "are no certificate with its key"),
+    "huge": (lambda files, *_: os.truncate(files.certificate, 1 << 40), "is larger than 1048576 bytes"),
+    "expired": (
+        lambda files, _, folder: _put(files, *_of(folder, "old", days=-1, begins_in_days=-1)),
+        "server.pem: certificate has expired",
+    ),
+    "not valid yet": (
+        lambda files, _, folder: _put(files, *_of(folder, "young", days=2, begins_in_days=1)),
+        "server.pem: certificate is not yet valid",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
 def test_an_unusable_new_certificate_changes_nothing_and_is_one_line(
-    settings: TlsSettings, authority: Authority, caplog: pytest.LogCaptureFixture
+    settings: TlsSettings, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     tls = Tls(settings)
     caplog.set_level(logging.INFO)
+    replace_files, why = UNUSABLE[what]
     with serving(tls=tls) as served:
-        # Half of a renewal: the certificate is new, the key is the old one.
-        shutil.copy(authority.sign("renewed")[0], settings.certificate)
-        for _ in range(3):
-            tls.refresh()
+        replace_files(settings, authority, tmp_path)
+        assert [tls.refresh() for _ in range(3)] == [False] * 3
         assert len(caplog.records) == 1
+        assert why in caplog.text
         assert "the previous certificate stays in use" in caplog.text
         with connected(served, trusting(authority)) as client:
             assert common_name(client) == "server"
+        _put(settings, *authority.sign("repaired"))
+        assert tls.refresh()
+        with connected(served, trusting(authority)) as client:
+            assert common_name(client) == "repaired"
+
+
+def test_a_withdrawn_authority_is_gone_though_the_certificate_has_expired(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = _of(tmp_path, "old", days=-1, begins_in_days=-1)
+    trusted = tmp_path / "clients.pem"
+    shutil.copy(authority.path, trusted)
+    tls = Tls(TlsSettings(certificate=certificate, key=key, client_ca=str(trusted)))
+    before = tls.context(HTTP_1_1)
+    shutil.copy(Authority(tmp_path, "another").path, trusted)
+    assert tls.refresh()
+    assert tls.context(HTTP_1_1) is not before
 
 
 def test_a_certificate_that_could_not_be_opened_once_is_read_again(
