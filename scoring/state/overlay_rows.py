@@ -67,6 +67,8 @@ class RowDatagrams:
         self._heard: dict[int, int] = {}
         self.rows_max = max(1, (DATAGRAM_BYTES - _HEAD.size - _CODE_BYTES) // (8 * self._width))
         """Rows of one datagram."""
+        self.bytes_max = _HEAD.size + 8 * self._width * self.rows_max + _CODE_BYTES
+        """The size of the largest datagram."""
 
     def of_rows(self, rows: NDArray[np.int64]) -> Iterator[bytes]:
         """Make the datagrams of rows."""
@@ -79,7 +81,8 @@ class RowDatagrams:
     def read(self, datagram: bytes) -> NDArray[np.int64] | Drop:
         """Returns the rows of a datagram, or why it is dropped."""
         body, code = datagram[:-_CODE_BYTES], datagram[-_CODE_BYTES:]
-        if len(body) < _HEAD.size or not secrets.compare_digest(code, self._code_of(body)):
+        has_size = _HEAD.size + _CODE_BYTES <= len(datagram) <= self.bytes_max
+        if not has_size or not secrets.compare_digest(code, self._code_of(body)):
             return Drop.FOREIGN
         magic, digest, sender, place = _HEAD.unpack_from(body)
         if magic != _MAGIC:

@@ -190,6 +190,26 @@ def test_hostile_broken_and_repeated_datagrams_are_dropped_by_reason(hosts: tupl
     assert second.counted("rows_received") == 0
 
 
+def test_a_flood_of_datagrams_that_are_dropped_takes_little_time(
+    hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = hosts
+    rests: list[float] = []
+    monkeypatch.setattr(second.exchange._stop, "wait", rests.append)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for number in range(300):
+            stranger.sendto(b"PWR1" + bytes(number), second.exchange.address)
+        second.exchange.turn(1.0)
+    assert len(rests) == 1
+    second.exchange.turn(1.0)
+    assert second.counted("datagrams_dropped", reason="foreign") == 300
+    # What hosts of the deployment send is read without a rest.
+    first.answer(*(b"%d" % number for number in range(ROWS_AT_ONCE)))
+    first.exchange.turn(0)
+    second.exchange.turn(1.0)
+    assert (second.counted("rows_received"), len(rests)) == (ROWS_AT_ONCE, 1)
+
+
 def test_a_repeated_or_late_datagram_is_dropped_and_a_restarted_host_is_heard() -> None:
     rows = np.ones((60, 1 + ENTITIES + PLAN.row_width), dtype=np.int64) * 7
     hearer, teller = RowDatagrams(PLAN), RowDatagrams(PLAN)
