@@ -6,6 +6,7 @@ Three hosts serve v1, and a host that writes down what it gets serves v2. One de
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -29,6 +30,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.gateway.description import GatewayShards, Limits, read_description
@@ -49,7 +52,7 @@ from tests.services.product.processes import wait_until
 from tests.services.servers.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
 from tests.worlds.endpoint import grpc_served
 from tests.worlds.endpoint.grpc_served import GrpcServed
-from tests.worlds.endpoint.http_world import Client, Reply, Served, payment, post_json
+from tests.worlds.endpoint.http_world import Client, Reply, Served, get, payment, post_json
 
 HOSTS = 3
 # As on the page. With a thousand nginx found its Lua code too long.
@@ -573,6 +576,93 @@ def test_bytes_that_are_not_http_are_refused_in_one_line_and_no_page(
         assert json.loads(body)["error"]["code"] == "invalid_argument"
     assert b"\n" not in body
     assert world.seen() == before
+
+
+# Heads after which a gateway and a host might not agree where the body ends. It is a chunked body's end and a request.
+DISPUTED_ENDS = (
+    "POST /v1/score HTTP/1.1|Content-Length: 5|Transfer-Encoding: chunked",
+    "POST /v1/score HTTP/1.1|Transfer-Encoding: chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Transfer-Encoding : chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Transfer-Encoding: \x0bchunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Transfer-Encoding: chunked, identity|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Transfer_Encoding: chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|X: y\nTransfer-Encoding: chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|X: y\rTransfer-Encoding: chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|X: y| Transfer-Encoding: chunked|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Content-Length: {all}|Content-Length: 5",
+    "POST /v1/score HTTP/1.1|Content-Length: 5, {all}",
+    "POST /v1/score HTTP/1.1|Content-Length: +5",
+    "POST /v1/score HTTP/1.1|Content-Length: {all}|Connection: content-length",
+    "POST /v1/score HTTP/1.1|Connection: Upgrade|Upgrade: h2c|Content-Length: {all}",
+    "POST /v1/score HTTP/1.1|Expect: 100-continue|Content-Length: {all}",
+    "POST http://other/v1/score HTTP/1.1|Content-Length: {all}",
+    "POST /v1/score HTTP/1.0|Transfer-Encoding: chunked|Content-Length: {all}",
+    "GET /v1/score HTTP/1.1|Content-Length: {all}",
+    "GET /v1/score HTTP/1.1|Transfer-Encoding: chunked",
+)
+DISPUTED_HEADERS = (
+    ("content-length", "5"),
+    ("transfer-encoding", "chunked"),
+    ("x", "y\r\ntransfer-encoding: chunked"),
+    ("x: y\r\ntransfer-encoding", "chunked"),
+    ("connection", "content-length"),
+    (":method", "GET"),
+    (":path", "/v1/score HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX: y"),
+)
+
+
+def test_no_request_within_another_one_reaches_a_host(world: World, gateway: RunningGateway) -> None:
+    """The request within has a token that a host would take, and a gateway never."""
+    tokens = (world.folder / "tokens").read_text(encoding="ascii").splitlines()
+    token = next(line for line in tokens if line.startswith("checkout:")).removeprefix("checkout:").strip()
+
+    def with_token(payment_id: str) -> bytes:
+        return post_json(payment(payment_id), headers=f"Authorization: Bearer {token}\r\n")
+
+    with socket.create_connection(("127.0.0.1", world.http[0].port)) as direct:
+        assert Client(direct).ask(with_token("direct")).status == 200
+    within = b"0\r\n\r\n" + with_token("within")
+    with ExitStack() as opened:
+        sent = []
+        for lines in DISPUTED_ENDS:
+            first, *more = lines.replace("{all}", str(len(within))).split("|")
+            start = "".join(f"{line}\r\n" for line in (first, "Host: g", "Content-Type: application/json", *more))
+            sent.append(opened.enter_context(gateway.connected()))
+            sent[-1].sendall(f"{start}{head()}\r\n".encode("latin-1") + within)
+            # The connection ends after the next request.
+            with contextlib.suppress(OSError):
+                sent[-1].sendall(get("/livez", headers="Connection: close\r\n"))
+        for raw in sent:
+            Client(raw).rest()
+    for name, value in DISPUTED_HEADERS:
+        usual = {":method": "POST", ":scheme": "https", ":authority": "g", ":path": "/v1/score"}
+        whole = {**usual, "authorization": f"Bearer {KEYS[0]}", "content-type": "application/json", name: value}
+        _send_http2(world, gateway, list(whole.items()), within)
+    cards = [f"card-{number}" for number in range(20)]
+    # Connections to hosts are used again: each call gets its own answer.
+    for number, reply in enumerate(ask(gateway, "beside", cards)):
+        assert (reply.status, reply.json["payment_id"]) == (200, f"beside-{gateway.target}-{number}")
+    assert "within" not in set.union(*world.seen())
+
+
+def _send_http2(world: World, gateway: RunningGateway, headers: list[tuple[str, str]], body: bytes) -> None:
+    """Send a request by HTTP/2 as it is, and wait until the gateway has nothing more to say."""
+    session = H2Connection(H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False))
+    session.initiate_connection()
+    session.send_headers(1, headers)
+    session.send_data(1, body, end_stream=True)
+    session.ping(b"the last")
+    context = ssl.create_default_context(cafile=world.trust)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", gateway.http_port), timeout=PATIENCE_S) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+        contextlib.suppress(ConnectionError, ssl.SSLError),
+    ):
+        secured.sendall(session.data_to_send())
+        answer = b""
+        while b"the last" not in answer and (more := secured.recv(65536)):
+            answer += more
 
 
 def test_a_caller_without_tls_gets_nothing_but_what_the_port_wants(world: World, gateway: RunningGateway) -> None:
