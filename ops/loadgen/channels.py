@@ -55,6 +55,7 @@ class Channel(asyncio.Protocol):
     def __init__(self, owner: Owner, capacity: int) -> None:
         self.owner, self.capacity = owner, capacity
         self.in_flight = 0
+        self._is_open = False
         # Whether the channel is in the owner's lists: kept here, because a search of the lists takes long.
         self.is_listed_idle = self.is_listed_shared = False
         self._transport: asyncio.Transport
@@ -78,11 +79,14 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_open = True
         self.owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.capacity = 0
-        self.owner.closed(self, self.unanswered())
+        if self._is_open:
+            self._is_open = False
+            self.owner.closed(self, self.unanswered())
 
     def _close_when_empty(self) -> None:
         self.capacity = 0

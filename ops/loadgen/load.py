@@ -165,18 +165,20 @@ class _Opener:
 
     async def open(self, load: _Load) -> None:
         """Open a connection, which then calls the load's `opened`. Raises OSError."""
-        kind = GrpcChannel if self.target.is_grpc else HttpChannel
-        loop = asyncio.get_running_loop()
-
-        def made() -> Channel:
-            return kind(load, self.target, self.options)
-
-        if self.target.socket_path:
-            await asyncio.wait_for(loop.create_unix_connection(made, self.target.socket_path), self.timeout_s)
-            return
-        await asyncio.wait_for(
-            loop.create_connection(made, self.target.host, self.target.port, ssl=self._context), self.timeout_s
-        )
+        target, loop = self.target, asyncio.get_running_loop()
+        channel = (GrpcChannel if target.is_grpc else HttpChannel)(load, target, self.options)
+        try:
+            if target.socket_path:
+                await asyncio.wait_for(loop.create_unix_connection(lambda: channel, target.socket_path), self.timeout_s)
+            else:
+                await asyncio.wait_for(
+                    loop.create_connection(lambda: channel, target.host, target.port, ssl=self._context), self.timeout_s
+                )
+        except BaseException:
+            # If the time runs out just as a connection is made, uvloop closes it and never calls `connection_lost`.
+            # The requests that the channel has taken by then would wait for ever.
+            channel.connection_lost(None)
+            raise
 
 
 class _Load:
@@ -211,10 +213,15 @@ class _Load:
             raise Misconfigured(f"load: cannot connect to {self._opener.target}: {_reason(error)}") from error
 
     async def finish(self) -> None:
-        """Wait until every request is answered. `sweep` turns those without an answer into errors in time."""
-        while not self.tally.is_complete:
-            self._progress.clear()
-            await self._progress.wait()
+        """Wait until every request is answered. `sweep` turns those without an answer into errors in time.
+
+        The limit is for a connection whose end the event loop never reports.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._opener.timeout_s + 2 * _SWEEP_S):
+                while not self.tally.is_complete:
+                    self._progress.clear()
+                    await self._progress.wait()
 
     async def close(self) -> None:
         """Close every connection, also those that are being opened."""
@@ -320,13 +327,13 @@ class _OpenLoop(_Load):
     async def run(self, due_s: array[float]) -> LoadReport:
         await self.open_all()
         self._due_s = due_s
-        self._all_handed_over = asyncio.Event()
-        self._timer = _Timer(self._turn)
+        self._all_handed_over = asyncio.get_running_loop().create_future()
+        self._timer = _Timer(self._on_due)
         sweeper = asyncio.create_task(self.sweep())
         self._start = time.perf_counter()
         try:
-            self._turn()
-            await self._all_handed_over.wait()
+            self._on_due()
+            await self._all_handed_over
             seconds, ok_in_time = time.perf_counter() - self._start, self.tally.ok
             await self.finish()
         finally:
@@ -335,10 +342,17 @@ class _OpenLoop(_Load):
             await self.close()
         return self.tally.report(seconds, ok_in_time)
 
+    def _on_due(self) -> None:
+        if self._all_handed_over.done():
+            return
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001 - `run` raises it
+            # Raised by the bodies. Without this the load would wait for a next turn that never comes.
+            self._all_handed_over.set_exception(error)
+
     def _turn(self) -> None:
         """Hand over the requests that are due, and schedule the next call for the next request."""
-        if self._all_handed_over.is_set():
-            return
         due_s, index, tally = self._due_s, self.tally.sent, self.tally
         now_s = time.perf_counter() - self._start
         touched: list[Channel] = []
@@ -356,13 +370,13 @@ class _OpenLoop(_Load):
         for channel in touched:
             channel.flush()
         if index >= len(due_s):
-            self._all_handed_over.set()
+            self._all_handed_over.set_result(None)
             return
         wait_s = due_s[index] - (time.perf_counter() - self._start)
         if wait_s > _AWAKE_S:
             self._timer.set(wait_s - _AWAKE_S / 2)
         else:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._on_due)
 
     def _begin(self, asked: Asked, touched: list[Channel]) -> None:
         channel = None if self._backlog else self.take_channel()

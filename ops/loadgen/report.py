@@ -165,13 +165,17 @@ class LoadTally:
         return self.ok + self.shed + self.errors >= self.sent
 
     def report(self, seconds: float, ok_in_time: int) -> LoadReport:
-        """Returns the report. `ok_in_time` counts the good answers within `seconds`."""
+        """Returns the report. `ok_in_time` counts the good answers within `seconds`.
+
+        Requests that were neither answered nor given up count as unanswered.
+        """
+        left = max(0, self.sent - self.ok - self.shed - self.errors)
         ok, shed = self._ok_latency.quantile_ms, self._shed_latency.quantile_ms
         return LoadReport(
             sent=self.sent,
             ok=self.ok,
             shed=self.shed,
-            errors=self.errors,
+            errors=self.errors + left,
             p50_ms=ok(0.5),
             p90_ms=ok(0.9),
             p95_ms=ok(0.95),
@@ -180,7 +184,7 @@ class LoadTally:
             max_ms=ok(1.0),
             deadline_exceeded=self.deadline_exceeded,
             unavailable=self.unavailable,
-            unanswered=self.unanswered,
+            unanswered=self.unanswered + left,
             shed_p50_ms=shed(0.5),
             shed_p99_ms=shed(0.99),
             shed_max_ms=shed(1.0),

@@ -12,6 +12,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paywarden.ops.loadgen.channels import HttpChannel
 from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_arrivals, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
@@ -198,6 +199,47 @@ def test_requests_without_an_answer_end_as_errors() -> None:
 
     report, _ = loaded(silent, timeout_ms=200, connections_max=3)
     assert (report.sent, report.ok, report.errors, report.unanswered) == (50, 0, 50, 50)
+
+
+def test_a_load_ends_that_stalled_while_connections_were_opened() -> None:
+    """When the time to connect ran out just then, uvloop closed the connection without a word, and `run` hung."""
+
+    async def stalling(_: FakeServer, __: bytes) -> bytes:
+        time.sleep(0.06)  # client and server share the loop
+        return OK
+
+    async def bounded(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        load = run_load(target, bodies, rate=500, seconds=0.2, options=LoadOptions(timeout_ms=50))
+        return await asyncio.wait_for(load, PATIENCE_S)
+
+    report, _ = loaded(stalling, load=bounded)
+    assert report.ok + report.errors == report.sent > 50
+
+
+def test_a_connection_that_never_ends_does_not_keep_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(fake: FakeServer, _: bytes) -> bytes:
+        await fake.stalled.wait()
+        return b""
+
+    async def bounded(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        load = run_load(target, bodies, rate=500, seconds=0.1, options=LoadOptions(timeout_ms=100))
+        return await asyncio.wait_for(load, PATIENCE_S)
+
+    monkeypatch.setattr(HttpChannel, "abort", lambda _: None)
+    report, _ = loaded(silent, load=bounded)
+    assert report.errors == report.unanswered == report.sent > 20
+
+
+def test_an_error_of_the_bodies_ends_a_load() -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"1"
+        raise OSError("no more bodies")
+
+    async def bounded(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await asyncio.wait_for(run_load(target, bodies, rate=100, seconds=9), PATIENCE_S)
+
+    with pytest.raises(OSError, match="no more bodies"):
+        loaded(always_ok, failing(), load=bounded)
 
 
 def test_a_server_that_closes_unanswered_makes_errors_not_a_standstill() -> None:
