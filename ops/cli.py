@@ -328,7 +328,9 @@ def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | 
     from paywarden.ops.demo.verdict import WHERE_NEXT, in_words
 
     # As Ctrl-C: the processes that it started are stopped, and its folders are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
     def tell(addresses: str) -> None:
         write_json(json.loads(addresses)["summary"], json_file)

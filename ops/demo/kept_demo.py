@@ -12,12 +12,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import count
@@ -26,14 +27,16 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+import uvloop
+
 from paywarden.models.drift.detectors import LENGTHS_MS
 from paywarden.ops.demo.live_run import AGAIN, LiveSystem, Publisher
 from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part
-from paywarden.ops.loadgen.load import LoadAnswer
-from paywarden.ops.loadgen.traffic import run, stamped
+from paywarden.ops.loadgen.load import LoadAnswer, run_load
+from paywarden.ops.loadgen.traffic import stamped
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import LocalSchemaIds
-from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.producers import make_producer
 
@@ -65,6 +68,10 @@ _CONSOLE = "paywarden.ops.commands.run.console"
 # Arrival times are drawn and latencies kept for a whole load, so that one is short.
 _LOAD_S = 60.0
 _LOOK_EVERY_S = 0.1
+# Before a load that failed starts again; and how long the connections of a load may take to close.
+_AGAIN_S, _STOP_S = 1.0, 2.0
+SILENCE_S = 10.0
+"""After so long without an answer a person is told. A busy machine refuses for a second or two."""
 _PROMETHEUS = """\
 # Scrapes the demonstration: prometheus --config.file=FILE
 global:
@@ -98,7 +105,7 @@ def keep_running(
         found = {**addresses(live, bases, command, shift_ms), "grpc": grpc, "console": console, "summary": summary}
         announce(json.dumps(found, indent=2))
         say(f"running until Ctrl-C or `kill {os.getpid()}`")
-        _send_until(stop, live, rate, shift_ms)
+        _send_until(stop, live, rate, shift_ms, say)
     if not stop.is_set():
         trouble = next(filter(None, (reading.trouble() for reading in live.parts.readings())), "a process has ended")
         raise TemporaryFailure(f"demo: {trouble}")
@@ -143,15 +150,16 @@ def addresses(live: LiveSystem, bases: Mapping[str, str], command: Sequence[str]
 
 @contextmanager
 def stop_at_a_signal() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM and SIGINT set. Further signals do not disturb the end."""
+    """Yields an event that SIGTERM, SIGINT and SIGHUP set. Further signals do not disturb the end."""
     stop = threading.Event()
 
     def on_signal(_: int, __: FrameType | None) -> None:
         stop.set()
 
     # The handlers stay: the processes are stopped after this block, in a limited time.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, on_signal)
     yield stop
 
 
@@ -172,24 +180,72 @@ def repeated(
             yield again
 
 
-def _send_until(stop: threading.Event, live: LiveSystem, rate: float, shift_ms: int) -> None:
+def _send_until(
+    stop: threading.Event, live: LiveSystem, rate: float, shift_ms: int, say: Callable[[str], object]
+) -> None:
+    """Send payments until `stop` is set or a process has ended."""
     world = live.world
     publisher = Publisher(make_producer(live.kafka, linger_ms=5), LocalSchemaIds(fields=world.fields), world)
+    silence = Silence(say)
 
     def is_over() -> bool:
         return stop.is_set() or not live.parts.all_run()
 
     def on_answer(answer: LoadAnswer) -> None:
         if answer.status == 200:
+            silence.answered()
             publisher.publish(answer.request)
 
     def is_shifted() -> bool:
         return now_ms() >= shift_ms
 
     bodies = stamped(repeated(world.requests, is_over=is_over, is_shifted=is_shifted))
+
+    def load() -> Awaitable[object]:
+        return run_load(live.parts.target, bodies, rate=rate, seconds=_LOAD_S, on_answer=on_answer)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(send_until(is_over, load, silence, say))
+
+
+async def send_until(
+    is_over: Callable[[], bool], load: Callable[[], Awaitable[object]], silence: Silence, say: Callable[[str], object]
+) -> None:
+    """Run a load after the other until `is_over`, whatever the load does then. If one fails, say why and go on."""
     while not is_over():
-        run(live.parts.target, bodies, rate=rate, seconds=_LOAD_S, on_answer=on_answer)
-    publisher.finish()
+        sending = asyncio.ensure_future(load())
+        while not sending.done() and not is_over():
+            await asyncio.wait([sending], timeout=_LOOK_EVERY_S)
+            silence.look()
+        if not sending.done():
+            sending.cancel()
+            await asyncio.wait([sending], timeout=_STOP_S)
+        elif (error := sending.exception()) is not None:
+            if not isinstance(error, (PaywardenError, OSError)):
+                raise error
+            say(f"sending payments failed and starts again: {error}")
+            await asyncio.sleep(_AGAIN_S)
+
+
+class Silence:
+    """Says when no payment was answered for `SILENCE_S`, and when answers come again."""
+
+    def __init__(self, say: Callable[[str], object], now_s: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._now_s = say, now_s
+        self._answered_s, self._is_told = now_s(), False
+
+    def answered(self) -> None:
+        """Note an answer."""
+        now_s = self._now_s()
+        if self._is_told:
+            self._say(f"payments are answered again, after {now_s - self._answered_s:.0f} s")
+        self._answered_s, self._is_told = now_s, False
+
+    def look(self) -> None:
+        """Say it, once, if the last answer is too long ago."""
+        if not self._is_told and self._now_s() - self._answered_s >= SILENCE_S:
+            self._is_told = True
+            self._say(f"no payment was answered for {SILENCE_S:.0f} s; the demonstration goes on sending")
 
 
 def _console(stack: ExitStack, live: LiveSystem, bases: Mapping[str, str], say: Callable[[str], object]) -> str | None:

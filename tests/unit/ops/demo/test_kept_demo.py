@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,18 +17,23 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore
+from paywarden.ops.demo import kept_demo
 from paywarden.ops.demo.kept_demo import (
     SHIFTED_CHANNEL,
     SHIFTED_SHARE,
     SHIFTED_TIMES,
+    Silence,
     _prometheus,
     repeated,
+    send_until,
     shift_time_ms,
 )
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC, record_of
 from paywarden.streams.drift.counts import counted, row_of
+from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test
 from tests.unit.streams.drift.test_detection import NOON_MS, World
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory
@@ -58,6 +64,54 @@ def test_before_the_shift_payments_are_usual_ones() -> None:
     again = list(islice(repeated(requests, is_over=lambda: False, is_shifted=lambda: next(shifted)), 200))
     assert {request.channel for request in again[:100]} == {"ecom"}
     assert sum(request.channel == SHIFTED_CHANNEL for request in again[100:]) == 40
+
+
+@pytest.mark.parametrize("hangs_in", ["the first wait", "its end"])
+def test_a_stop_ends_the_demo_whatever_the_load_does(monkeypatch: pytest.MonkeyPatch, hangs_in: str) -> None:
+    """`demo --keep` waited for a load that waited for ever, and ignored its own `stop`."""
+    monkeypatch.setattr(kept_demo, "_STOP_S", 0.2)
+    looks = iter([False] * 4)
+
+    async def hanging() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if hangs_in == "its end":
+                await asyncio.sleep(PATIENCE_S)
+
+    async def sent() -> None:
+        silence = Silence(lambda _: None)
+        await asyncio.wait_for(send_until(lambda: next(looks, True), hanging, silence, print), PATIENCE_S / 2)
+
+    asyncio.run(sent())
+
+
+def test_a_load_that_fails_starts_again_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_demo, "_AGAIN_S", 0.01)
+    loads, said = list[int](), list[str]()
+
+    async def failing() -> None:
+        loads.append(1)
+        if len(loads) == 1:
+            raise Misconfigured("load: cannot connect")
+
+    asyncio.run(send_until(lambda: len(loads) == 3, failing, Silence(said.append), said.append))
+    assert said == ["sending payments failed and starts again: load: cannot connect"]
+
+
+def test_a_demo_without_answers_says_so_once_and_when_they_come_again() -> None:
+    now_s, said = 100.0, list[str]()
+    silence = Silence(said.append, lambda: now_s)
+    for _ in range(30):
+        now_s += 1.0
+        silence.look()
+    silence.answered()
+    silence.answered()
+    silence.look()
+    assert said == [
+        "no payment was answered for 10 s; the demonstration goes on sending",
+        "payments are answered again, after 30 s",
+    ]
 
 
 @pytest.mark.parametrize("since_block_ms", [0, 1, 200_000, 270_000, 270_001, 299_999])
