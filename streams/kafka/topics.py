@@ -77,7 +77,7 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
     if embedded_cluster(admin):
         raise Misconfigured(
             f"the broker at {kafka.bootstrap} is an embedded broker (`paywarden broker`), which cannot create topics "
-            "for clients. It makes a topic when it is first used: nothing needs to be created there"
+            "for clients. It has them from its start: nothing needs to be created there"
         )
     away, brokers = unreached_brokers(admin)
     if away and len(away) == brokers:

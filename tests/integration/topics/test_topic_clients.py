@@ -7,10 +7,12 @@ import struct
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.cimpl import NewPartitions
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
@@ -20,7 +22,9 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.kafka.admin import make_admin, partitions_in
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.schemas.registry import RegistrySchemaIds, RegistrySettings
@@ -31,6 +35,7 @@ from tests.patience import PATIENCE_S
 from tests.services.clients.topic_clients import command
 from tests.services.fetch import ServiceMissing
 from tests.services.product.deployment import Deployment
+from tests.services.product.processes import run_paywarden, wait_until
 from tests.services.servers.registry import RegistryServer
 from tests.worlds.stream.decision_records import decision
 from tests.worlds.stream.topics import read_topic
@@ -38,6 +43,8 @@ from tests.worlds.stream.topics import read_topic
 PRODUCERS = ("produce.py", "produce.js", "Produce.java")
 CONSUMERS = ("consume.py", "consume.js", "Consume.java")
 ENGINE = FeatureEngine()
+# So many that the record does not come into the first.
+_CATALOGUE_PARTITIONS = 7
 
 
 def client(program: str, folder: Path) -> Sequence[str]:
@@ -119,8 +126,11 @@ def test_the_stream_reads_a_payment_of_a_client_with_a_registry(
 def test_another_client_reads_a_decision_and_names_its_features(
     program: str, deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
-    """The companion's own decision lies behind one of an aborted transaction."""
+    """The companion's own decision lies behind one of an aborted transaction, and its catalogue in any partition."""
     arguments = client(program, tmp_path)
+    topic, admin = settings.topic("catalogues"), make_admin(settings)
+    admin.create_partitions([NewPartitions(topic, _CATALOGUE_PARTITIONS)])[topic].result(PATIENCE_S)
+    wait_until(lambda: len(partitions_in(admin, settings, "catalogues")) == _CATALOGUE_PARTITIONS, "more partitions")
     producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=600_000)
     producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
@@ -143,10 +153,39 @@ def test_another_client_reads_a_decision_and_names_its_features(
     )
     outbox.append(entry.SerializeToString())
     outbox.close()
-    found = first_line(
-        [*arguments, settings.bootstrap, exported(deployment), f"{settings.topic_prefix}reader"], tmp_path / "log"
-    )
+    arguments = [*arguments, settings.bootstrap, exported(deployment), f"{settings.topic_prefix}reader"]
+    found = first_line(arguments, tmp_path / "log")
+    assert [record.partition for record in read_topic(settings, "catalogues")] != [0]
     assert (found["payment_id"], found["action"], found["score"]) == ("p-1", "review", 0.25)
     names = [feature.name for feature in CATALOGUE.features]
     assert found["features"] == {name: float(at) for at, name in enumerate(names) if at != 3}
     assert companion.stop() == 0
+
+
+@pytest.mark.parametrize("topic_prefix", ["", "made-on-first-use."])
+@pytest.mark.parametrize("program", [name for name in CONSUMERS if not name.endswith(".java")])
+def test_another_client_reads_the_embedded_broker(program: str, topic_prefix: str, tmp_path: Path) -> None:
+    """A topic of catalogues that is made on first use has four partitions. Java's clients cannot connect."""
+    arguments = client(program, tmp_path)
+    with closing(EmbeddedBroker()) as broker:
+        settings = KafkaSettings(bootstrap=broker.bootstrap, topic_prefix=topic_prefix)
+        ids, producer = LocalSchemaIds(), make_producer(settings, linger_ms=0)
+        digest = "catalogue-3"
+        unsaid = dict.fromkeys(("entity", "window", "hop", "unit", "meaning", "missing_when"), "")
+        for number in range(4):
+            listed = [{"name": f"feature_{number}", **unsaid}]
+            record = {"digest": f"catalogue-{number}", "features": listed}
+            value = Encoder("catalogues", ids.id_of("catalogues")).encode(record)
+            producer.produce(settings.topic("catalogues"), value, key=record["digest"])
+        made = decision("d-1") | {"payment_id": "p-1", "catalogue_digest": digest, "vector": struct.pack("<f", 2.5)}
+        value = Encoder("decisions", ids.id_of("decisions")).encode(made)
+        producer.produce(settings.topic("decisions"), value, key="p-1")
+        assert producer.flush(PATIENCE_S) == 0
+        folder = tmp_path / "schemas"
+        (tmp_path / "paywarden.toml").write_text(
+            f'[kafka]\nbootstrap = "{broker.bootstrap}"\ntopic_prefix = "{topic_prefix}"\n', encoding="utf-8"
+        )
+        done = run_paywarden("--config", str(tmp_path / "paywarden.toml"), "schemas", "export", str(folder))
+        assert done.returncode == 0, done.stderr
+        found = first_line([*arguments, broker.bootstrap, str(folder), "reader"], tmp_path / "log")
+    assert (found["payment_id"], found["features"]) == ("p-1", {"feature_3": 2.5})
