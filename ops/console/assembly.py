@@ -132,6 +132,7 @@ def sections(parts: ConsoleParts) -> Sequence[Section]:
     health = Health(settings.processes, missing=parts.shell.missing)
     watch = HealthWatch(parts.database, health.read)
     opened = opened_index(parts.source)
+    parts.shell.newest_ms = opened.newest_ms
 
     def happenings(first_ms: int, last_ms: int) -> Sequence[Happened]:
         return [*desk.happenings(first_ms, last_ms), *watch.happenings(first_ms, last_ms)]

@@ -151,6 +151,8 @@ class Shell:
     currencies: Currencies = NO_CURRENCIES
     # The acts that programs did with an Idempotency-Key; None for a console without topics.
     keyed_acts: KeyedActs | None = None
+    # When the newest decision came; 0 if that is not known.
+    newest_ms: Callable[[], int] = lambda: 0
     _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -215,6 +217,7 @@ class Shell:
             self.clock(),
             self.people.is_demo,
             self.currencies,
+            self.newest_ms(),
         )
 
     def say(self, session: Session, message: str) -> None:

@@ -276,6 +276,14 @@ class DecisionIndex:
             ((count,),) = transaction.execute("SELECT coalesce(sum(decisions), 0) FROM hours")
         return int(count)
 
+    def newest_ms(self) -> int:
+        """Returns when the newest decision came onto its topic; 0 without any. It reads a row for each partition."""
+        with self.database.reading() as transaction:
+            ((newest_ms,),) = transaction.execute(
+                "SELECT coalesce(max(newest_ms), 0) FROM sources WHERE topic = 'decisions'"
+            )
+        return int(newest_ms)
+
     def search(self, search: Search, *, after: Place | None = None, count: int = 25) -> SearchPage:
         """Returns the next page of a search, at most `count` decisions, the newest first.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _EFFECT = "Decisions, reviews and catches of rules cannot be shown until then."
 _RETRY_S = 2.0
-_COUNT_EVERY_MS = 5_000
+_COUNT_EVERY_MS, _NEWEST_EVERY_MS = 5_000, 1_000
 Open = Callable[[], AbstractContextManager[tuple["DecisionIndex", "ReviewQueue"]]]
 Fill = Callable[["DecisionIndex", "ReviewQueue"], tuple["IndexFiller", "VerdictSender"]]
 
@@ -43,7 +43,7 @@ class OpenedIndex:
         self._filler: IndexFiller | None = None
         self._sender: VerdictSender | None = None
         self._trouble: tuple[int, str] | None = None
-        self._counted = (0, 0)
+        self._counted = self._newest = (0, 0)
         # Whether the database says nothing, and who may ask although it does not.
         self._is_silent, self._prober = False, threading.local()
 
@@ -105,6 +105,15 @@ class OpenedIndex:
             with self.used() as (_, queue):
                 self._counted = now_ms, queue.waiting(now_ms, 1)[1]
         return self._counted[1]
+
+    def newest_ms(self) -> int:
+        """Returns when the newest decision came; 0 without any, or without an index. It is read once a second."""
+        now_ms = self._now_ms()
+        if now_ms - self._newest[0] > _NEWEST_EVERY_MS:
+            # The top of each page says that the index is missing.
+            with suppress(PaywardenError), self.used() as (index, _):
+                self._newest = now_ms, index.newest_ms()
+        return self._newest[1]
 
     @property
     def state(self) -> FillState | None:

@@ -77,6 +77,10 @@ NO_CURRENCIES = Currencies()
 """Amounts as they are written where no rates are known: two digits, and no name of the reference currency."""
 
 
+LATE_MS = 120_000
+"""Payments of a small bank pause for a minute at night."""
+
+
 @dataclass(frozen=True)
 class PageFrame:
     """The frame of each page: navigation, person, the form's token, missing services, and a message to show once."""
@@ -90,6 +94,12 @@ class PageFrame:
     now_ms: int = 0
     is_demo: bool = False
     currencies: Currencies = NO_CURRENCIES
+    newest_ms: int = 0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the newest decision is so old that payments, or what brings them here, may stand still."""
+        return self.now_ms - self.newest_ms > LATE_MS
 
 
 @cache

@@ -35,7 +35,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
 from paywarden.streams.decision_index.filler import FillState, VerdictSender
-from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace, Stored
 from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
@@ -128,6 +128,23 @@ def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
     entries = world.console.audit.newest(5)
     assert [each.act for each in entries if each.subject == "decisions"] == ["viewed", "viewed"]
     assert CARD not in str(entries)
+
+
+def test_each_page_says_how_old_the_newest_decision_is(world: World) -> None:
+    """The console of a demonstration that had stopped sending showed decisions of nine minutes ago as if current."""
+    console = world.console
+    console.shell.newest_ms = world.opened.newest_ms
+    browser = world.browser("demo-analyst")
+    assert "newest decision" not in browser.get("/decisions").text
+    now_ms = world.opened._now_ms = console.clock
+    for partition, age_s in enumerate((90, 7, 400)):
+        with world.database.transaction() as transaction:
+            newest_ms = now_ms() - age_s * 1000
+            world.index.set_source(transaction, SourcePlace("decisions", partition, 1, newest_ms=newest_ms))
+    console.clock.now_ms += 2_000
+    assert "newest decision 9 s ago</p>" in browser.get("/review").text
+    console.clock.now_ms += 9 * 60_000
+    assert "newest decision 9 min ago: late</p>" in browser.get("/decisions").text
 
 
 def test_a_list_with_cards_is_in_the_audit_log_and_one_without_is_not(world: World) -> None:
