@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from confluent_kafka import Consumer, Producer
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +26,7 @@ from rich.table import Table
 from paywarden.ops.demo.processes import Parts, Patience, running_parts
 from paywarden.ops.demo.verdict import MetricsReading, SentPayments, WorkDone, require_all_done, unfinished
 from paywarden.ops.loadgen.load import LoadAnswer
-from paywarden.ops.loadgen.traffic import run, stamped
+from paywarden.ops.loadgen.traffic import run
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
@@ -49,6 +50,7 @@ _PAYMENTS_PER_OUTCOME = 10
 _SETTLE_TIMEOUT_S = 60.0
 _FLUSH_TIMEOUT_S = 300.0
 _LOOK_EVERY_S = 0.25
+_FLAGGED_MAX = 3
 
 LOCAL_CONFIG = """\
 [store]
@@ -105,7 +107,8 @@ class DemoWorld:
     """The live part of a simulation. Its past is already a bundle and a store in a folder.
 
     `outcomes` are those of past payments, in order. `labels` are those of live payments, by payment id. `fields` are
-    the fields of a payment; `catalogue_file` declares some of them, for the processes.
+    the fields of a payment; `catalogue_file` declares some of them, for the processes. `later` has the payments of the
+    days after the start, for a demonstration that is kept running.
     """
 
     requests: list[ScoreRequest]
@@ -115,16 +118,21 @@ class DemoWorld:
     profiles: int
     fields: PaymentFields = TABLE_ALONE
     catalogue_file: Path | None = None
+    later: pa.Table | None = None
 
 
 @dataclass(frozen=True)
 class LiveSystem:
-    """The processes of a live demonstration. `config` is the configuration file of all of them."""
+    """The processes of a live demonstration. `config` is the configuration file of all of them.
+
+    `flagged` are the ids of some payments that were not approved.
+    """
 
     world: DemoWorld
     kafka: KafkaSettings
     parts: Parts
     config: Path
+    flagged: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,19 @@ class LiveLoad:
     seconds: int
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The additions to a demonstration that is kept running.
+
+    `settings` begin with further lines of the section [drift]. `prepare` is called with the configuration file before
+    the processes start, `afterwards` with the summary while all still runs.
+    """
+
+    settings: str
+    prepare: Callable[[Path], object]
+    afterwards: Callable[[LiveSystem, dict[str, Any]], object]
+
+
 def run_live(
     world: DemoWorld,
     folder: Path,
@@ -143,12 +164,9 @@ def run_live(
     load: LiveLoad,
     console: Console,
     say: Callable[[str], object],
-    drift: str = "",
-    afterwards: Callable[[LiveSystem, dict[str, Any]], object] | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """Run the live part on the bundle and the store in `folder`; returns the summary. `memory` is a folder in memory.
-
-    `drift` are further lines of the section [drift]. `afterwards` is called with the summary while all still runs.
 
     Raises TemporaryFailure naming the part that did not do its work, with its last log line.
     """
@@ -159,19 +177,22 @@ def run_live(
             bootstrap=broker.bootstrap, folder=folder, memory=memory, answered="payments_max = 1_000_000\n"
         )
         payments_max = max(_PENDING_MIN, int(_PENDING_S * load.rate))
-        text += _MORE_CONFIG.format(memory=memory, payments_max=payments_max, marks_max=2 * payments_max) + drift
+        text += _MORE_CONFIG.format(memory=memory, payments_max=payments_max, marks_max=2 * payments_max)
+        text += kept.settings if kept is not None else ""
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
             text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"
         config.write_text(text, encoding="utf-8")
+        if kept is not None:
+            kept.prepare(config)
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
             parts.wait_until_ready(say)
             say(f"sending {load.rate:g} payments a second for {load.seconds} s to {parts.target}")
             kafka = KafkaSettings(bootstrap=broker.bootstrap)
-            summary = _send_live(world, kafka, parts, load, console, say)
-            if afterwards is not None:
-                afterwards(LiveSystem(world, kafka, parts, config), summary)
+            summary, flagged = _send_live(world, kafka, parts, load, console, say)
+            if kept is not None:
+                kept.afterwards(LiveSystem(world, kafka, parts, config, flagged), summary)
             return summary
     finally:
         broker.close()
@@ -186,6 +207,7 @@ class _Tally:
     ages_ms: list[int] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
     decided: set[str] = field(default_factory=set)
+    flagged: list[str] = field(default_factory=list)
 
 
 def _send_live(
@@ -195,7 +217,7 @@ def _send_live(
     load: LiveLoad,
     console: Console,
     say: Callable[[str], object],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Sequence[str]]:
     tally = _Tally()
     ids = LocalSchemaIds(fields=world.fields)
     stop = threading.Event()
@@ -210,6 +232,8 @@ def _send_live(
             tally.answered.add(response.decision_id)
             tally.actions[response.action] = tally.actions.get(response.action, 0) + 1
             tally.latencies_ms.append(answer.latency_ms)
+            if response.action != "approve" and len(tally.flagged) < _FLAGGED_MAX:
+                tally.flagged.append(response.payment_id)
             if response.HasField("profile_age_ms"):
                 tally.ages_ms.append(response.profile_age_ms)
             publisher.publish(answer.request)
@@ -218,7 +242,7 @@ def _send_live(
     view.start()
     try:
         # The load ends when a process ends.
-        bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
+        bodies = takewhile(lambda _: parts.all_run(), (request.SerializeToString() for request in world.requests))
         report = run(parts.target, bodies, rate=load.rate, seconds=load.seconds, on_answer=on_answer)
         publisher.finish()
         sent, readings = _settled(tally, publisher, parts, report.sent, load.seconds, say)
@@ -228,7 +252,7 @@ def _send_live(
         view.join()
         decisions.close()
     done = require_all_done(sent, readings)
-    return {
+    summary = {
         "payments_sent": report.sent,
         "answers": report.ok,
         "decisions_on_topic": len(tally.decided),
@@ -245,6 +269,7 @@ def _send_live(
         **asdict(done),
         **{f"{action}d" if action.endswith("e") else f"{action}ed": n for action, n in sorted(tally.actions.items())},
     }
+    return summary, tally.flagged
 
 
 def _settled(

@@ -136,6 +136,10 @@ class Parts:
         """Returns the part of a command."""
         return self._parts[PARTS.index(name)]
 
+    def add(self, part: DemoPart) -> None:
+        """Count one more process among them."""
+        self._parts.append(part)
+
     @property
     def target(self) -> str:
         """Returns the URL of the scoring endpoint."""
@@ -153,6 +157,12 @@ class Parts:
     def readings(self) -> list[MetricsReading]:
         """Returns the current health and metrics of all."""
         return [part.reading() for part in self._parts]
+
+    def trouble(self) -> str:
+        """Returns the trouble of the first process that has ended, or else is not ready; "" without any."""
+        # A process that has ended may be why another is not ready.
+        readings = sorted(self.readings(), key=lambda one: one.exit_status is None)
+        return next(filter(None, (reading.trouble() for reading in readings)), "")
 
     def wait_until_ready(self, say: Callable[[str], object], timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until all are ready, and `say` now and then which are not.
@@ -205,7 +215,7 @@ def running_parts(config: Path, folder: Path, names: Sequence[str] = PARTS) -> I
     try:
         # Each enters the list as it starts: if the next cannot start, those before it are stopped.
         parts.extend(_started(name, config, folder / f"{name}.log") for name in names)
-        yield Parts(parts)
+        yield Parts(list(parts))
     finally:
         for part in parts:
             part.ask_to_stop()

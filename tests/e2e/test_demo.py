@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.demo.verdict import FRESH_MS_MAX
 from tests.patience import PATIENCE_S
+from tests.services.product.console import csrf_of
 from tests.services.product.processes import ROOT, run_paywarden, wait_until
 
 
@@ -45,6 +48,7 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
             assert kept, log_file.read_text(encoding="utf-8")
             running = [psutil.Process(pid) for pid in kept["pids"].values()]
             _ask_every_address(kept)
+            _look_at_the_product(kept)
             sent = _metric(kept["metrics"]["stream"], "paywarden_stream_payments_total")
             wait_until(
                 lambda: _metric(kept["metrics"]["stream"], "paywarden_stream_payments_total") > sent,
@@ -104,6 +108,24 @@ def _ask_every_address(kept: Mapping[str, Any]) -> None:
     prometheus = Path(kept["prometheus"]).read_text(encoding="utf-8")
     assert {target for target in targets if f'["{target}"]' in prometheus} == targets
     assert run_paywarden("--config", kept["config"], "drift", "status").returncode == 0
+
+
+def _look_at_the_product(kept: Mapping[str, Any]) -> None:
+    """Ben logs in, finds rules, a list and a case, and approves what Anna has proposed."""
+    with httpx2.Client(base_url=kept["console"], timeout=PATIENCE_S, follow_redirects=True) as ben:
+        word = kept["people"]["ben"]
+        ben.post("/login", data={"csrf": csrf_of(ben.get("/login").text), "name": "ben", "password": word})
+        wait_until(lambda: "Payments stopped in the first minute" in ben.get("/cases").text, "the case is there")
+        wait_until(lambda: "newest decision" in ben.get("/inbox").text, "the console has the decisions")
+        policy = ben.get("/policy").text
+        for name in ("watched_merchant", "much_cash", "large_online", "List watched"):
+            assert name in policy
+        models = ben.get("/models").text
+        assert "review large payments by telephone, too" in models
+        proposal = re.search(r'name="proposal" value="([^"]+)"', models)
+        assert proposal is not None, models
+        act = {"csrf": csrf_of(models), "proposal": proposal[1], "why": "read", "passphrase": word}
+        assert "pproved by ben" in ben.post("/models/approve", data=act).text
 
 
 def _metric(url: str, name: str) -> float:

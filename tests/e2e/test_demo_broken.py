@@ -26,6 +26,7 @@ from paywarden.ops.demo import processes as demo_processes
 from paywarden.ops.demo.live_run import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
 from paywarden.ops.demo.verdict import MetricsReading, SentPayments, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
 from tests.checkout import CHECKOUT
@@ -48,6 +49,8 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world() -> DemoWorld:
     """The first payments of the small world, sent again as live ones. Each has an outcome."""
     requests = requests_of(small_world.tables()[0].slice(0, 2 * SECONDS * RATE), id_prefix=LIVE_PREFIX)
+    for request in requests:
+        request.event_time_ms = now_ms()
     labels = {request.payment_id: "genuine" for request in requests}
     return DemoWorld(requests, [], labels, native_model=True, profiles=1)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -17,16 +17,16 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore
-from paywarden.ops.demo import kept_demo
-from paywarden.ops.demo.kept_demo import (
+from paywarden.ops.demo import kept_load
+from paywarden.ops.demo.kept_demo import _prometheus, shift_time_ms
+from paywarden.ops.demo.kept_load import (
     SHIFTED_CHANNEL,
     SHIFTED_SHARE,
     SHIFTED_TIMES,
+    LaterPayments,
     Silence,
-    _prometheus,
-    repeated,
     send_until,
-    shift_time_ms,
+    shifted,
 )
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -39,37 +39,56 @@ from tests.unit.streams.drift.test_detection import NOON_MS, World
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory
 from tests.worlds.small import small_world
 
-# A tenth of what the demonstration sends at its usual rate.
-_PAYMENTS_A_BLOCK = 6_000
+# As few as the demonstration has at its start.
+_PAYMENTS_A_BLOCK = 75
+DAY_MS = 86_400_000
+_TEXTS = ("payment_id", "card_id", "merchant_id", "currency")
 
 
-def test_payments_are_sent_again_with_new_ids_and_a_share_of_them_shifted() -> None:
-    requests = [ScoreRequest(payment_id=f"live-{n}", amount_minor=100, channel="ecom") for n in range(100)]
-    again = list(islice(repeated(requests, is_over=lambda: False, is_shifted=lambda: True), 300))
-    assert len({request.payment_id for request in [*requests, *again]}) == 400
-    shifted = [request for request in again if request.channel == SHIFTED_CHANNEL]
-    assert len(shifted) == 300 * SHIFTED_SHARE
-    assert {request.amount_minor for request in shifted} == {100 * SHIFTED_TIMES}
-    assert {request.amount_minor for request in again if request.channel == "ecom"} == {100}
+def later(count: int, every_ms: int) -> LaterPayments:
+    """Returns payments at equal distances, from NOON_MS on."""
+    numbers = list(range(count))
+    columns: dict[str, list[object]] = {name: [f"{name}-{n}" for n in numbers] for name in _TEXTS}
+    columns |= {"event_time_ms": [NOON_MS + every_ms * n for n in numbers], "amount_minor": [100] * count}
+    return LaterPayments(pa.table(columns))
 
 
-def test_nothing_more_is_sent_once_it_is_over() -> None:
-    assert list(repeated([ScoreRequest(payment_id="live-1")], is_over=lambda: True, is_shifted=lambda: True)) == []
+def test_later_payments_come_at_their_own_times_and_none_twice() -> None:
+    payments = later(120, 1_000)
+    minutes = [payments.between(NOON_MS + start, NOON_MS + start + 60_000) for start in (0, 60_000, 120_000)]
+    assert [len(minute) for minute in minutes] == [60, 60, 0]
+    assert [payment.event_time_ms for payment in minutes[1]] == [NOON_MS + 60_000 + 1_000 * n for n in range(60)]
+    assert len({payment.payment_id for minute in minutes for payment in minute}) == 120
 
 
-def test_before_the_shift_payments_are_usual_ones() -> None:
+def test_after_the_simulated_days_they_come_again_with_new_ids() -> None:
+    """In one span over the end of a round, too."""
+    payments = later(48, 3_600_000)
+    days = [payments.between(NOON_MS + day * DAY_MS, NOON_MS + (day + 1) * DAY_MS) for day in range(7)]
+    assert [len(day) for day in days] == [24] * 7
+    assert len({payment.payment_id for day in days for payment in day}) == 7 * 24
+    assert [payment.event_time_ms - 2 * DAY_MS for payment in days[2]] == [each.event_time_ms for each in days[0]]
+    seam = payments.between(NOON_MS + 2 * DAY_MS - 7_200_000, NOON_MS + 2 * DAY_MS + 7_200_000)
+    assert [payment.event_time_ms for payment in seam] == [
+        NOON_MS + 2 * DAY_MS + hours * 3_600_000 for hours in (-2, -1, 0, 1)
+    ]
+
+
+def test_a_share_of_the_payments_is_shifted_from_a_time_on() -> None:
     """The page of an alert had nothing to compare with: the first block of drift detection was shifted already."""
-    requests = [ScoreRequest(payment_id=f"live-{n}", amount_minor=100, channel="ecom") for n in range(100)]
-    shifted = iter([*[False] * 40, *[True] * 200])
-    again = list(islice(repeated(requests, is_over=lambda: False, is_shifted=lambda: next(shifted)), 200))
-    assert {request.channel for request in again[:100]} == {"ecom"}
-    assert sum(request.channel == SHIFTED_CHANNEL for request in again[100:]) == 40
+    sent: list[ScoreRequest] = []
+    requests = (ScoreRequest(payment_id=f"live-{n}", amount_minor=100, channel="ecom") for n in range(200))
+    sent.extend(shifted(requests, lambda: len(sent) >= 100))
+    assert {request.channel for request in sent[:100]} == {"ecom"}
+    changed = [request for request in sent if request.channel == SHIFTED_CHANNEL]
+    assert len(changed) == 100 * SHIFTED_SHARE
+    assert {request.amount_minor for request in changed} == {100 * SHIFTED_TIMES}
 
 
 @pytest.mark.parametrize("hangs_in", ["the first wait", "its end"])
 def test_a_stop_ends_the_demo_whatever_the_load_does(monkeypatch: pytest.MonkeyPatch, hangs_in: str) -> None:
     """`demo --keep` waited for a load that waited for ever, and ignored its own `stop`."""
-    monkeypatch.setattr(kept_demo, "_STOP_S", 0.2)
+    monkeypatch.setattr(kept_load, "_STOP_S", 0.2)
     looks = iter([False] * 4)
 
     async def hanging() -> None:
@@ -87,7 +106,7 @@ def test_a_stop_ends_the_demo_whatever_the_load_does(monkeypatch: pytest.MonkeyP
 
 
 def test_a_load_that_fails_starts_again_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_demo, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(kept_load, "_AGAIN_S", 0.01)
     loads, said = list[int](), list[str]()
 
     async def failing() -> None:
@@ -102,6 +121,11 @@ def test_a_load_that_fails_starts_again_and_says_why(monkeypatch: pytest.MonkeyP
 def test_a_demo_without_answers_says_so_once_and_when_they_come_again() -> None:
     now_s, said = 100.0, list[str]()
     silence = Silence(said.append, lambda: now_s)
+    for _ in range(30):
+        now_s += 1.0
+        silence.look()
+    assert said == [], "no payment was due"
+    assert list(silence.noted(iter([b"1", b"2"]))) == [b"1", b"2"]
     for _ in range(30):
         now_s += 1.0
         silence.look()
@@ -155,7 +179,7 @@ def _counts_of_sent(world: World, start_ms: int, is_shifted: Callable[[], bool])
         ScoreRequest(payment_id=each["payment_id"], amount_minor=100, channel=each["channel"] or "") for each in records
     ]
     amount = small_world.loaded_bundle().manifest.feature_names.index("amount")
-    for record, sent in zip(records, repeated(usual, is_over=lambda: False, is_shifted=is_shifted), strict=False):
+    for record, sent in zip(records, shifted(iter(usual), is_shifted), strict=True):
         vector = np.frombuffer(record["vector"], dtype="<f4").copy()
         vector[amount] *= sent.amount_minor / 100
         record |= {"channel": sent.channel or None, "vector": vector.tobytes()}
