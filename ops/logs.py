@@ -56,13 +56,14 @@ class OnceUntilChanged(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         # By module its last line, when it was last repeated and when it was written.
-        self._last: dict[str, tuple[tuple[str, str], float, float]] = {}
+        self._last: dict[str, tuple[str, float, float]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether the line is written."""
         now = time.monotonic()
-        line = record.getMessage(), repr(record.exc_info[1] if record.exc_info else None)
-        before, seen, written = self._last.get(record.name, (None, now, now))
+        # A line that cannot be formatted is the handler's to report.
+        line = f"{record.msg}{record.args!r}{record.exc_info and record.exc_info[1]!r}"
+        before, seen, written = self._last.get(record.name, ("", now, now))
         is_repeated = line == before and now - seen < _REPEATED_S and now - written < _REMIND_S
         self._last[record.name] = line, now, written if is_repeated else now
         return not is_repeated
