@@ -468,7 +468,9 @@ class Deployment:
         def ended() -> None:
             ran_s = world.now - actor.life.started_at
             process.outcomes.append(actor.outcome or "killed")
-            self.ends[process.name] = world.now, ran_s > 1.0
+            # One that outlives its supervisor is nothing to the next one, which may have waited long before it ended.
+            if actor.life.parent is not None and not actor.life.parent.is_dead:
+                self.ends[process.name] = world.now, ran_s > 1.0
 
         actor.life.at_end.insert(0, ended)
         return actor.life.pid
