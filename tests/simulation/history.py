@@ -117,7 +117,11 @@ class History:
             world.run_until(lambda: False, 20.0)
             self._accept_source()
         # Everything that is restarted has a chance to come up, and a full outbox to be shipped.
+        was_shipped = not self._unshipped()
         world.run_until(lambda: not (self.callers.open or self.pending or self._unshipped()), 30.0)
+        if not was_shipped:
+            # The companion stores its position beside the outbox five times a second.
+            world.run_until(lambda: False, 1.0)
         if self.plan.is_supervised:
             # A worker that could not be started many times is tried again after at most ten seconds.
             world.run_until(lambda: len(self.deployment.listening) == WORKERS, 15.0)
