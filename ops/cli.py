@@ -321,8 +321,9 @@ def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | 
     It makes a history, trains a model, sends live payments and shows the decisions. It needs no server. Features and
     fields are those of [features] catalogue; all other settings are the demonstration's own.
 
-    With --keep it goes on after its summary: stdout has one JSON object with all addresses, and payments are sent, a
-    share of them shifted, until Ctrl-C or SIGTERM ends everything. The exit status is then 0.
+    With --keep it goes on after its summary: stdout has one JSON object with all addresses and people. The simulated
+    payments go on in real time, a share of them shifted, until Ctrl-C or SIGTERM ends everything. The exit status is
+    then 0.
     """
     from paywarden.ops.demo.demo import run_demo
     from paywarden.ops.demo.verdict import WHERE_NEXT, in_words

@@ -50,10 +50,10 @@ from paywarden.ops.times import now_ms
 from paywarden.streams.maintenance.backfill import backfill
 
 HISTORY_DAYS = 45
+# After the start, for `--keep`. A demonstration that lives longer begins them again.
 LATER_DAYS = 2
-"""Days after the start that are simulated for `--keep`. A demonstration that lives longer begins them again."""
+# The hour (UTC) that it is in the simulated world at the start: people pay often from then on, for nine hours.
 BUSY_HOUR = 11
-"""The hour (UTC) that it is in the simulated world at the start: people pay often from then on, for nine hours."""
 # A person is waiting. 7 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
 # precision is 0.65 instead of 0.69. A choice of the number of trees would cost another training. One thread: with other
 # work on the machine LightGBM's threads wait for each other, and keep a core busy each.

@@ -3,7 +3,7 @@
     anna   registers the model and the rules, proposes them, and promotes them
     ben    approves them
     anna   proposes a fourth rule                       ─► it waits for ben, on the page Models
-    anna   opens a case about payments under review, and assigns it to ben
+    anna   opens a case about payments that were not approved, and assigns it to ben
 
 Both may log in to the console. A person's passphrase, which signs acts on models, is their password.
 """

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,6 +48,7 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
         try:
             kept = _first_object(demo)
             assert kept, log_file.read_text(encoding="utf-8")
+            numbers = count()
             running = [psutil.Process(pid) for pid in kept["pids"].values()]
             _ask_every_address(kept)
             _look_at_the_product(kept)
@@ -54,10 +57,10 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
                 lambda: _metric(kept["metrics"]["stream"], "paywarden_stream_payments_total") > sent,
                 "payments go on after the summary",
             )
-            # Payments see those that their host answered a moment ago. If the history ends just before the start, the
-            # host first doubts for twenty seconds what profiles contain.
-            for name in ("paywarden_overlay_used", "paywarden_overlay_folded_total"):
-                wait_until(lambda: _metric(kept["metrics"]["serve"], name) > 0, name)  # noqa: B023
+            # Payments see those that their host answered a moment ago. It first doubts for twenty seconds what profiles
+            # contain.
+            wait_until(lambda: _metric(kept["metrics"]["serve"], "paywarden_overlay_used") > 0, "the overlay is used")
+            wait_until(lambda: _folded_after_two_payments(kept, next(numbers)) > 0, "a payment sees the last one")
         finally:
             demo.send_signal(signal.SIGTERM)
         assert demo.wait(timeout=PATIENCE_S) == 0, log_file.read_text(encoding="utf-8")
@@ -126,6 +129,20 @@ def _look_at_the_product(kept: Mapping[str, Any]) -> None:
         assert proposal is not None, models
         act = {"csrf": csrf_of(models), "proposal": proposal[1], "why": "read", "passphrase": word}
         assert "pproved by ben" in ben.post("/models/approve", data=act).text
+
+
+def _folded_after_two_payments(kept: Mapping[str, Any], number: int) -> float:
+    for which in ("first", "second"):
+        payment = {
+            "payment_id": f"{which}-{number}",
+            "event_time_ms": time.time_ns() // 1_000_000,
+            "card_id": "card-000001",
+            "merchant_id": "merchant-00001",
+            "amount_minor": 1050,
+            "currency": "EUR",
+        }
+        httpx2.post(f"{kept['endpoint']}/v1/score", json=payment, timeout=PATIENCE_S).raise_for_status()
+    return _metric(kept["metrics"]["serve"], "paywarden_overlay_folded_total")
 
 
 def _metric(url: str, name: str) -> float:

@@ -174,9 +174,10 @@ def test_another_client_reads_the_embedded_broker(program: str, topic_prefix: st
         unsaid = dict.fromkeys(("entity", "window", "hop", "unit", "meaning", "missing_when"), "")
         for number in range(4):
             listed = [{"name": f"feature_{number}", **unsaid}]
-            record = {"digest": f"catalogue-{number}", "features": listed}
+            key = f"catalogue-{number}"
+            record = {"digest": key, "features": listed}
             value = Encoder("catalogues", ids.id_of("catalogues")).encode(record)
-            producer.produce(settings.topic("catalogues"), value, key=record["digest"])
+            producer.produce(settings.topic("catalogues"), value, key=key)
         made = decision("d-1") | {"payment_id": "p-1", "catalogue_digest": digest, "vector": struct.pack("<f", 2.5)}
         value = Encoder("decisions", ids.id_of("decisions")).encode(made)
         producer.produce(settings.topic("decisions"), value, key="p-1")
