@@ -54,10 +54,10 @@ HISTORY_DAYS = 45
 LATER_DAYS = 2
 # The hour (UTC) that it is in the simulated world at the start: people pay often from then on, for nine hours.
 BUSY_HOUR = 11
-# A person is waiting. 7 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
+# A person is waiting. 14 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
 # precision is 0.65 instead of 0.69. A choice of the number of trees would cost another training. One thread: with other
 # work on the machine LightGBM's threads wait for each other, and keep a core busy each.
-TRAINING_DAYS = 7
+TRAINING_DAYS = 14
 TRAINING = TrainingSettings(
     label_delay_days=7,
     trees=60,
@@ -68,9 +68,12 @@ TRAINING = TrainingSettings(
     profile_lag="1s",
     overlay_hosts=1,
 )
-# So many that a kept demonstration has a payment every three seconds, although each card pays twice a day: with fewer
-# cards that pay more often, drift detection would rightly see another world than that of the training.
-CARDS_MIN = 10_000
+CARDS_MIN = 3_000
+# With so many cards a kept demonstration has a payment every three seconds, although each card pays twice a day: with
+# fewer cards that pay more often, drift detection would rightly see another world than that of the training.
+KEPT_CARDS_MIN = 10_000
+# A week for them: about as many payments to train on.
+KEPT_TRAINING_DAYS = 7
 # The simulator's average. The live part must not run out of payments.
 _PAYMENTS_PER_CARD_DAY = 1.5
 _MINUTE_MS, _HOUR_MS, _DAY_MS, _DAY_MINUTES = 60_000, 3_600_000, 86_400_000, 1_440
@@ -95,7 +98,9 @@ def run_demo(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
         in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-", dir=in_memory)))
-        world = prepare_world(folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console)
+        world = prepare_world(
+            folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console, is_kept=keep is not None
+        )
         world = replace(world, catalogue_file=catalogue_file)
 
         def say(line: str) -> None:
@@ -125,11 +130,19 @@ def run_demo(
 
 
 def prepare_world(
-    folder: Path, catalogue: Catalogue, *, seconds: int, rate: float, seed: int, console: Console
+    folder: Path,
+    catalogue: Catalogue,
+    *,
+    seconds: int,
+    rate: float,
+    seed: int,
+    console: Console,
+    is_kept: bool = False,
 ) -> DemoWorld:
     """Simulate, train, compile and load the past: a bundle and a store in `folder`, and the live part."""
     wanted = int(rate * seconds) + 100
-    cards = max(CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
+    cards = max(KEPT_CARDS_MIN if is_kept else CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
+    training_days = KEPT_TRAINING_DAYS if is_kept else TRAINING_DAYS
     now = now_ms()
     _say(console, f"simulating {HISTORY_DAYS} days of {cards} cards")
     ahead_ms = (BUSY_HOUR * _HOUR_MS - now) % _DAY_MS
@@ -148,11 +161,11 @@ def prepare_world(
     _say(console, "loading the feature kernel (the first time it is compiled, which takes half a minute)")
     engine = FeatureEngine(catalogue)
     engine.warm_up()
-    _say(console, f"training on {TRAINING_DAYS} days, compiling the model, and loading {len(history)} payments")
+    _say(console, f"training on {training_days} days, compiling the model, and loading {len(history)} payments")
     with ThreadPoolExecutor(1) as pool:
         # The training does not hold Python's lock most of the time, so the other thread can run.
         filling = pool.submit(_fill_store, history, folder / "store", catalogue)
-        manifest = _train(history, folder / "bundle", engine)
+        manifest = _train(history, folder / "bundle", engine, training_days)
         profiles = filling.result()
     _say(
         console,
@@ -172,10 +185,10 @@ def prepare_world(
     )
 
 
-def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
+def _train(history: History, bundle: Path, engine: FeatureEngine, days: int) -> Manifest:
     """Train a bundle on the last days whose labels are known."""
     last_day = int(day_of_time(history.event_time_ms[-1:])[0]) - TRAINING.label_delay_days
-    window = Days(last_day - TRAINING_DAYS + 1, last_day)
+    window = Days(last_day - days + 1, last_day)
     table = training_table(
         history,
         window,
