@@ -255,7 +255,8 @@ def _is_any(_: Mapping[str, str]) -> bool:
 
 
 def _is_server_error(labels: Mapping[str, str]) -> bool:
-    return labels.get("code", "").startswith("5")
+    # A process that is asked whether it is ready, and is not yet, makes no error.
+    return labels.get("code", "").startswith("5") and labels.get("route") != "readyz"
 
 
 _ERRORS: tuple[tuple[str, str, Callable[[Mapping[str, str]], bool]], ...] = (

@@ -111,6 +111,7 @@ paywarden_requests_total{route="score",code="200"} 100
 paywarden_requests_total{route="score",code="429"} 7
 paywarden_requests_total{route="score",code="500"} 2
 paywarden_requests_total{route="batch",code="503"} 1
+paywarden_requests_total{route="readyz",code="503"} 110
 # TYPE paywarden_stream_dead_letters counter
 paywarden_stream_dead_letters_total{topic="payments"} 4
 """
