@@ -96,14 +96,10 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
 
 
 def _currencies(source: Source) -> Currencies:
-    from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
     from paywarden.ops import wiring
     from paywarden.ops.console.rendering.templates import Currencies
-    from paywarden.schemas.currencies import MINOR_DIGITS
 
-    rates = wiring.rate_table(source)
-    others = tuple((code, digits) for code, digits in sorted(MINOR_DIGITS.items()) if digits != REFERENCE_MINOR_DIGITS)
-    return Currencies(rates.reference_currency, others)
+    return Currencies(wiring.rate_table(source).reference_currency)
 
 
 def sections(parts: ConsoleParts) -> Sequence[Section]:

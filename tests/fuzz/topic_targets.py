@@ -45,13 +45,8 @@ def decided() -> Target:
     header = Encoder("decisions", ids.id_of("decisions")).header
     decoder = Decoder("decisions", ids)
 
-    def worth(amount_minor: int, currency: str, time_ms: int) -> int | None:
-        with suppress(InvalidEvent):
-            return rates.convert(amount_minor, currency, time_ms)
-        return None
-
     database = DuckDbDatabase(Path(tempfile.mkdtemp(prefix="paywarden-fuzz-")) / "index", threads=1)
-    index, queue = DecisionIndex(database, worth=worth), ReviewQueue(database, ReviewSettings())
+    index, queue = DecisionIndex(database, worth=rates.convert), ReviewQueue(database, ReviewSettings())
     binnings = Binnings({"m1": small_binning()})
 
     def target(data: bytes) -> None:

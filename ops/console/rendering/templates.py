@@ -19,6 +19,7 @@ from paywarden.ops.console.idempotency.sent_forms import ONCE_FIELD, new_token
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.rendering.words import what_moved, where
+from paywarden.schemas.currencies import MINOR_DIGITS
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
@@ -42,31 +43,27 @@ class Link:
 
 @dataclass(frozen=True)
 class Currencies:
-    """The form of money. `reference`: the currency of amounts without one; "" if it is not known.
-
-    `digits`: each currency whose units have other than 100 minor units, with the digits of these.
-    """
+    """The form of money. `reference`: the currency of amounts without one; "" if it is not known."""
 
     reference: str = ""
-    digits: tuple[tuple[str, int], ...] = ()
 
     def text(self, minor: int | float | None, currency: str = "") -> str:
         """Returns an amount in minor units as units: `12,345.00 EUR`, `12,345 JPY`; a dash for None."""
         if minor is None or not math.isfinite(minor):
             return "–"
         currency = currency or self.reference
-        digits = dict(self.digits).get(currency, 2)
+        digits = MINOR_DIGITS.get(currency, 2)
         return f"{minor / 10**digits:,.{digits}f} {currency}".rstrip()
 
     def units(self, minor: int) -> str:
         """Returns an amount of the reference currency as somebody would write it: `12345.00`. The way back: `minor`."""
-        digits = dict(self.digits).get(self.reference, 2)
+        digits = MINOR_DIGITS.get(self.reference, 2)
         whole, part = divmod(minor, 10**digits)
         return f"{whole}.{part:0{digits}}" if digits else str(whole)
 
     def minor(self, text: str) -> int | None:
         """Returns an amount that somebody wrote in the reference currency, `12,345.50`; None for another text."""
-        digits = dict(self.digits).get(self.reference, 2)
+        digits = MINOR_DIGITS.get(self.reference, 2)
         found = re.fullmatch(r"([0-9]{1,3}(?:,?[0-9]{3})*|[0-9]+)(?:\.([0-9]*))?", text, re.ASCII)
         if found is None or len(found[2] or "") > digits:
             return None

@@ -35,6 +35,7 @@ from paywarden.features.catalogue.attributes import Attribute, AttributeKind, De
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.features.catalogue.windows import DAY_MS
+from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
@@ -166,6 +167,7 @@ class Declaration:
         said |= {field.name: _naive_value(field, values) for field in self.fields.declared if field.name in values}
         said |= {one.name: _naive_derived(one, values) for one in self.fields.derived if values.get(one.of)}
         amount = _converted(values["amount_minor"], values)
+        amount = UNKNOWN_AMOUNT if amount is None else amount
         return Payment(payment.time_ms, amount, values["amount_minor"], {**values, **said})
 
     @cached_property
@@ -198,7 +200,7 @@ def _naive_attribute(one: Attribute) -> naive_attributes.Attribute:
     return naive_attributes.Attribute(one.name, None if one.field.form is Form.INSTANT else one.field.decimals)
 
 
-def _converted(amount_minor: int, values: Mapping[str, Any]) -> int:
+def _converted(amount_minor: int, values: Mapping[str, Any]) -> int | None:
     return RATES.convert(amount_minor, values["currency"], values["event_time_ms"])
 
 

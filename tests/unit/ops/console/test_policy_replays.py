@@ -83,7 +83,7 @@ def test_a_replay_is_what_the_draft_says_about_each_decision(world: PolicyWorld)
         if decision["decision_id"] not in ("d-review", "d-other") and actions[0] != actions[1]:
             change = expected.setdefault((actions[0], actions[1]), [0, 0])
             change[0] += 1
-            change[1] += world.decided.rates.convert(decision["amount_minor"], decision["currency"], NOW_MS)
+            change[1] += world.decided.rates.convert(decision["amount_minor"], decision["currency"], NOW_MS) or 0
     found = replayed(world)
     assert (found.state, found.result.week, found.result.sample) == (DONE, 10, 10)
     odd = {one.place for one in found.result.changed if one.payment_id in ("pay3", "pay4")}

@@ -50,7 +50,9 @@ def decided(
 
 def amount_of(entry: OutboxEntry) -> int:
     request = entry.request
-    return small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
+    amount = small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
+    assert amount is not None
+    return amount
 
 
 def test_what_the_coin_approves_says_so_with_its_chance_and_the_rest_with_theirs(host: Host, tmp_path: Path) -> None:

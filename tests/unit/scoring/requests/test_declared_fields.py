@@ -123,7 +123,7 @@ def slowly(body: bytes, plan: Plan, schema: RequestSchema) -> Slowly | str:
         return f"{error.field}: {error}"
     values = {field.name: value for field, value in parsed.ListFields()}
 
-    def convert(minor: int, _: object) -> int:
+    def convert(minor: int, _: object) -> int | None:
         return RATES.convert(minor, parsed.currency, parsed.event_time_ms)
 
     row = row_of(

@@ -444,7 +444,7 @@ def test_other_rates_days_or_catalogue_make_another_backfill(change: str) -> Non
     store = MemoryStore()
     run(job_of(store))
     rates = small_world.rates()
-    doubled = {c: [(0, 2 * rates.convert(1_000_000, c, 1))] for c in rates.currencies}
+    doubled = {c: [(0, 2 * (rates.convert(1_000_000, c, 1) or 0))] for c in rates.currencies}
     options: dict[str, dict[str, Any]] = {
         "outcome_days": {"outcome_days": 60},
         "rates": {"rates": RateTable(doubled)},
