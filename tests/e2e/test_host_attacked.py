@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -154,6 +154,9 @@ def test_a_payment_is_the_callers_whose_token_it_has_while_tokens_change(tmp_pat
                 assert owner is None or payment_id.encode() in reply.body, form
                 wanted[payment_id] = owner
 
+        def have_changed(times: int) -> Callable[[], bool]:
+            return lambda: server.log().count("have changed") == times
+
         for _ in range(ROUNDS):
             # The server knows the heads of all callers when another one is alone.
             for client, token in itertools.product(clients, TOKENS):
@@ -168,10 +171,10 @@ def test_a_payment_is_the_callers_whose_token_it_has_while_tokens_change(tmp_pat
                 many = [(rng.choice(TOKENS), rng.choice(TOKENS), rng.choice(FORMS)) for _ in range(rng.choice((1, 5)))]
                 ask(rng.choice(clients), *many)
             owners = {token: rng.choice(("shop", "bank", "mall", "a" * 100)) for token in rng.sample(TOKENS, 2)}
-            before = server.log().count("have changed")
-            tokens.write(owners)
             # Of the worker, the process for metrics, and the parent.
-            wait_until(lambda before=before: server.log().count("have changed") == before + 3, "the tokens are new")
+            are_new = have_changed(server.log().count("have changed") + 3)
+            tokens.write(owners)
+            wait_until(are_new, "the tokens are new")
         reader = OutboxReader(server.outbox, "worker-0")
         entries = [OutboxEntry.FromString(payload) for _, payload in reader.read(0, 1_000_000)]
     callers = {payment_id: owner for payment_id, owner in wanted.items() if owner is not None}
