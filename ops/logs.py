@@ -20,7 +20,7 @@ SCHEMA = Path(__file__).with_name("log_schema.json")
 _TRACE_FIELDS = ("trace_id", "span_id")
 # Every loop that tries again pauses less. Two events with equal lines that are further apart are both written.
 _REPEATED_S = 120.0
-# Whoever reads the log of the last hour finds what still goes on.
+# The log of the last hour therefore shows each trouble that still goes on.
 _REMIND_S = 3600.0
 
 

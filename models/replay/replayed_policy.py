@@ -84,7 +84,7 @@ class Decisions:
 class ReplayedPolicy:
     """Decides about the payments of a history.
 
-    Of the flags there is unknown_rate alone: the others describe the live mirror and live models.
+    A replay sets one flag, unknown_rate: the others describe the live mirror and live models.
     """
 
     def __init__(self, policy: Policy, history: History, amounts: NDArray[np.int64]) -> None:

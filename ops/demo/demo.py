@@ -69,7 +69,7 @@ TRAINING = TrainingSettings(
     overlay_hosts=1,
 )
 CARDS_MIN = 3_000
-# With so many cards a kept demonstration has a payment every three seconds, although each card pays twice a day: with
+# With 10,000 cards a kept demonstration has a payment every three seconds, although each card pays twice a day: with
 # fewer cards that pay more often, drift detection would rightly see another world than that of the training.
 KEPT_CARDS_MIN = 10_000
 # A week for them: about as many payments to train on.

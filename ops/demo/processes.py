@@ -29,7 +29,7 @@ PARTS = ("stream", "companion", "serve")
 START_TIMEOUT_S = 900.0
 _TELL_EVERY_S = 15.0
 _ANSWER_TIMEOUT_S = 5.0
-# Of all processes together. Their folders are removed, so nothing is lost when a busy machine kills one.
+# For all processes together. Their folders are removed, so nothing is lost when a busy machine kills one.
 _STOP_TIMEOUT_S = 6.0
 _LOOK_EVERY_S = 0.1
 

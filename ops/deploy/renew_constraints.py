@@ -110,7 +110,7 @@ def _fits(tag: Tag) -> bool:
     )
     minor = tag.interpreter.removeprefix("cp3")
     release = tag.interpreter in ("py3", "py2.py3") or tag.abi == "abi3" or f"3.{minor}" in _PYTHONS
-    # Of free-threaded Pythons there is no test.
+    # No test runs on a free-threaded Python.
     return wanted and release and not tag.abi.endswith("t")
 
 

@@ -171,7 +171,7 @@ def test_a_payment_is_the_callers_whose_token_it_has_while_tokens_change(tmp_pat
                 many = [(rng.choice(TOKENS), rng.choice(TOKENS), rng.choice(FORMS)) for _ in range(rng.choice((1, 5)))]
                 ask(rng.choice(clients), *many)
             owners = {token: rng.choice(("shop", "bank", "mall", "a" * 100)) for token in rng.sample(TOKENS, 2)}
-            # Of the worker, the process for metrics, and the parent.
+            # The worker, the process for metrics and the parent log one line each.
             are_new = have_changed(server.log().count("have changed") + 3)
             tokens.write(owners)
             wait_until(are_new, "the tokens are new")

@@ -116,7 +116,7 @@ class StandInCluster:
         self._living = others
 
     def rejoin(self, number: int) -> None:
-        """Join the sides again. What was written on the node alone is gone."""
+        """Join the sides again. The writes that the node took alone are gone."""
         node = self.nodes[number]
         node.records, node.unanswered = self.records, frozenset()
         if node not in self._living:

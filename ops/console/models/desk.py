@@ -62,7 +62,7 @@ class ProposalRow:
     is_approved: bool
     is_own: bool
     changes: Changes
-    # Who registered the bundle, and the sha256 of each native library: the bundle's digest leaves them out.
+    # The bundle's digest leaves out the native libraries. An approver therefore sees their sha256 and who registered them.
     registered_by: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
 

@@ -256,7 +256,7 @@ class OutboxReader:
     def release(self, position: int, *, keep_s: float = 0.0) -> None:
         """Delete the segments that lie wholly before `position` and were last written more than `keep_s` seconds ago.
 
-        The active segment always stays. File times are of the time of day: with `keep_s`, ask `FileAges` before. Raises
+        The active segment always stays. File times follow the time of day: with `keep_s`, ask `FileAges` before. Raises
         OutboxUnavailable.
         """
         now = time.time()

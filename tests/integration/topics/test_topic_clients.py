@@ -43,7 +43,7 @@ from tests.worlds.stream.topics import read_topic
 PRODUCERS = ("produce.py", "produce.js", "Produce.java")
 CONSUMERS = ("consume.py", "consume.js", "Consume.java")
 ENGINE = FeatureEngine()
-# So many that the record does not come into the first.
+# With as many partitions the record does not come into the first.
 _CATALOGUE_PARTITIONS = 7
 
 

@@ -130,7 +130,7 @@ def test_a_bundle_with_another_library_than_the_registered_one_is_refused(
         store.folder(BUNDLES, NAME, registered)
     register(b"first", "p-3", "ben")
     assert store.folder(BUNDLES, NAME, registered).is_dir()
-    # Whoever registered first with files that nobody may use cannot keep the bundle from others.
+    # A person who registered first, with files that nobody may use, cannot keep the bundle from others.
     (proposal,) = [one.digest for one in registry.state().proposals.values() if one.by == "ben"]
     registry.note(Signer("dora", key_of("dora")), kinds.KEY_REVOKED, {"revoked": key}, why="a test", now_ms=START_MS)
     assert [*registry.state().proposals] == [proposal], "what another person uses stays"

@@ -166,7 +166,7 @@ def test_guesses_from_many_addresses_are_limited_but_not_the_person() -> None:
     limit.take("anna", "home", 0.0, is_known=True)
     limit.note_login("anna", "home")
     for name, is_known in (("anna", True), ("nobody", False)):
-        # Whoever guesses cannot tell which names there are.
+        # A guesser cannot tell which names there are.
         tries = [limit.take(name, f"{number}", 0.0, is_known=is_known) for number in range(200)]
         assert [bool(wait_s) for wait_s in tries] == [False] * 100 + [True] * 100
     assert limit.take("ben", "150", 0.0, is_known=True) == 0.0

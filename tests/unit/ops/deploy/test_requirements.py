@@ -1,4 +1,4 @@
-"""What is installed has the versions and hashes of constraints.txt, and an image begins with a base by its digest."""
+"""Installs take the versions and hashes of constraints.txt, and an image begins with a base by its digest."""
 
 from __future__ import annotations
 
