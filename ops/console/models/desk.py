@@ -62,7 +62,7 @@ class ProposalRow:
     is_approved: bool
     is_own: bool
     changes: Changes
-    # The bundle's digest leaves out the native libraries. An approver therefore sees their sha256 and who registered them.
+    # The bundle's digest leaves out the native libraries: an approver sees their sha256, and who registered them.
     registered_by: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
 
