@@ -33,6 +33,7 @@ def check_settings(source: Source) -> Iterator[CheckResult]:
     if not problems:
         nothing = f"there is no {source.name} in {Path.cwd()}: defaults and variables PAYWARDEN_… hold, which are right"
         yield CheckResult("settings", OK, f"{source.name}: all settings are right" if source.file else nothing)
+        yield _rates(source)
     for variable, meant in unknown_variables(source.environment):
         yield CheckResult(
             "settings",
@@ -84,11 +85,11 @@ def check_bundles(source: Source) -> Iterator[CheckResult]:
             )
 
 
-def check_rates(source: Source) -> Iterator[CheckResult]:
-    """Yields the currencies that have an exchange rate. Raises Misconfigured."""
+def _rates(source: Source) -> CheckResult:
+    """Returns the currencies that have an exchange rate."""
     rates = wiring.rate_table(source)
     action = source.section("policy", PolicySettings).on_unknown_rate
-    yield CheckResult(
+    return CheckResult(
         "settings",
         OK,
         f"{len(rates.currencies)} currencies have an exchange rate to {rates.reference_currency or 'the reference'}: "

@@ -38,7 +38,7 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
     from paywarden.ops.doctor.results import ERROR, Check, results_of
 
     checks: Mapping[str, Sequence[Check]] = {
-        "settings": (scoring.check_settings, scoring.check_rates),
+        "settings": (scoring.check_settings,),
         "host": (
             host.check_files,
             host.check_processor,
