@@ -11,7 +11,12 @@ import pytest
 import uvloop
 
 from paywarden.scoring.net.tokens import Tokens
-from tests.worlds.endpoint.http_worker import BANK, SHOP, Worker
+from tests.worlds.endpoint.http_worker import BANK, SHOP, Sent, Worker
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    return Sent(monkeypatch)
 
 
 @pytest.fixture
