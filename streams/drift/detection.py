@@ -6,9 +6,8 @@
     counts of a day, by version ─► weeks held against the training window: TrainingWatches ─────────────┘
 
 Each version is watched by itself: the scores of two models are never compared. Watching starts with a version's first
-block. If that comes in the middle of an hour or a day, the version is judged by its part of it, once that is large
-enough. If a version has no signals any more, its alerts are cleared. A version without a block for a day is forgotten,
-and its alerts are cleared, too.
+block. If that comes in the middle of an hour or a day, this hour or day counts nothing. If a version has no signals any
+more, its alerts are cleared. A version without a block for a day is forgotten, and its alerts are cleared, too.
 
 An alert is on its topic before the state that knows of it is saved. After a crash the same alert is sent again, word
 for word.

@@ -48,6 +48,17 @@ def test_a_new_version_in_the_middle_of_an_hour_has_its_own_alerts() -> None:
     assert [(alert.model_version, alert.subject) for alert in raised] == [("model-2", "score")]
 
 
+def test_a_day_that_had_begun_before_a_version_did_counts_nothing() -> None:
+    """The first midnight of a demonstration raised a critical alert: its payments were those of late hours alone."""
+    watches, evening_ms = watches_of(), DAY_MS - 2 * FIVE_MS
+    evening = World(1, now_ms=evening_ms)
+    assert run(watches, {"model-1": evening}, 2) == []
+    for begun_ms, alerts in ((0, 0), (DAY_MS, 1)):
+        day = World(1, now_ms=begun_ms, length_ms=DAY_MS, added={"amount": 0.2})
+        raised = [alert for alert in run(watches, {"model-1": day}, 1) if alert.subject == "feature:amount"]
+        assert len(raised) == alerts
+
+
 def test_the_state_of_all_versions_comes_back_as_it_was() -> None:
     watches, worlds = with_an_open_alert()
     other = watches_of()
