@@ -48,7 +48,7 @@ class JsonLines(logging.Formatter):
 
 
 class OnceUntilChanged(logging.Filter):
-    """Drops a line that a module repeats word for word, as each try of a loop does while a broker is away.
+    """Drops a warning that a module repeats word for word, as each try of a loop does while a broker is away.
 
     The line comes again after an hour, after a pause of two minutes, or after another line of the same module.
     """
@@ -60,6 +60,8 @@ class OnceUntilChanged(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether the line is written."""
+        if record.levelno < logging.WARNING:
+            return True  # an event, and no try of a loop
         now = time.monotonic()
         # A line that cannot be formatted is the handler's to report.
         line = f"{record.msg}{record.args!r}{record.exc_info and record.exc_info[1]!r}"

@@ -30,6 +30,7 @@ _WORK = DashboardSection(
             "short",
             (
                 Query(_total("paywarden_stream_payments_total"), "payments"),
+                Query(_total("paywarden_stream_payments_unknown_rate_total"), "payments without an exchange rate"),
                 Query(_total("paywarden_stream_outcomes_total"), "outcomes"),
                 Query(_total("paywarden_stream_batches_total"), "batches"),
             ),

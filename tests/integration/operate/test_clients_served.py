@@ -66,7 +66,7 @@ def test_the_service_and_every_client_understand_each_other(
         assert first == again
         assert (first["payment_id"], first["stand_in"]) == (payment["payment_id"], False)
         assert first["decision_id"]
-        wrong = driver.ask(score=payment | {"payment_id": f"wrong-{name}", "currency": "eur"})["wrong_request"]
+        wrong = driver.ask(score=payment | {"payment_id": f"wrong-{name}", "currency": "XXQ"})["wrong_request"]
         assert (wrong["code"], wrong["field"]) == ("invalid_argument", "currency")
 
 

@@ -99,8 +99,9 @@ those of running processes."""
 EMPTY = {
     "curl -s $COMPANION/metrics | grep paywarden_companion_model_registry",
     "curl -s $SERVE/metrics | grep paywarden_overlay",
+    "curl -s $STREAM/metrics | grep -E 'paywarden_store_(moving|second)'",
 }
-"""Commands of the runbook that find nothing here: the deployment has no registry, and no overlay."""
+"""Commands of the runbook that find nothing here: the deployment has no registry, no overlay and no Aerospike."""
 
 
 class MadePage:

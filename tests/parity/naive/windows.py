@@ -143,6 +143,6 @@ def decayed(rows: pd.DataFrame, amounts: str | None, half_life_ms: int, now: Pay
     for age, tile in rows.groupby(ages_of(rows, now, window)):
         weight = round(2**30 * 0.5 ** (age * window.hop_ms / half_life_ms))
         total += (
-            len(tile) if amounts is None else int(tile[amounts].clip(lower=None if amounts == "weight" else 0).sum())
+            len(tile) if amounts is None else int(tile[amounts].clip(lower=0 if amounts == "amount" else None).sum())
         ) * weight
     return total / 2**30
