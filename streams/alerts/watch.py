@@ -70,8 +70,8 @@ class DriftWatch:
         if block.start_ms < self.seen_to_ms.get(block.length_ms, block.start_ms):
             return []
         if not self.seen_to_ms:
-            # Of an hour or a day that began earlier there is only a part: a day from 23:00 on has other payments than a
-            # day, and a single day may raise an alert.
+            # The version has only a part of an hour or a day that began earlier: a day from 23:00 on has other payments
+            # than a day, and a single day may raise an alert.
             self.detectors.settle(range(len(self.detectors.signals)), block.start_ms)
         self.seen_to_ms[block.length_ms] = block.end_ms
         alerts = self.book.step(block, self.detectors.step(block))

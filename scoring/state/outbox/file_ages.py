@@ -20,7 +20,7 @@ from paywarden.schemas.durability import boot_id, boot_ms, write_synced
 from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.state.outbox.settings import OutboxSettings
 
-# A note names the boot, the difference, and the second of that boot from which on ages count.
+# A note names the boot, the difference, and the second of the boot after which ages count.
 _NOTE = re.compile(r"(\S*) (-?[0-9]{1,15}) ([0-9]{1,15})", re.ASCII)
 # The outbox keeps its files for longer than claims by more than this.
 _LEAP_S = 5

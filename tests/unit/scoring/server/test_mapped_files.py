@@ -170,9 +170,11 @@ def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: 
                 host.pay_next()
             wait_until(partial(is_another, path, before), "the file is made anew", every_s=0.05)
             assert path.stat().st_size == whole
+            made = path.stat().st_ino
             # A worker that goes on may keep pages of an old overlay; it reads the new one.
             wait_until(lambda: host.has_mapped(path, alone=name == "answered"), "all workers have it", every_s=0.05)
             wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
+            assert path.stat().st_ino == made, "it is made anew once for each cut"
         # Equal lines within two minutes are written once.
         assert f"{path} was deleted or cut short: it is made anew" in host.log()
         assert "bug" not in host.log()
