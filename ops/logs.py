@@ -51,6 +51,7 @@ class OnceUntilChanged(logging.Filter):
     """Drops a warning that a module repeats word for word, as each try of a loop does while a broker is away.
 
     The line comes again after an hour, after a pause of two minutes, or after another line of the same module.
+    An error tells of an incident that has happened, and two equal ones are two.
     """
 
     def __init__(self) -> None:
@@ -60,8 +61,8 @@ class OnceUntilChanged(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether the line is written."""
-        if record.levelno < logging.WARNING:
-            return True  # an event, and no try of a loop
+        if record.levelno != logging.WARNING:
+            return True
         now = time.monotonic()
         # A line that cannot be formatted is the handler's to report.
         line = f"{record.msg}{record.args!r}{record.exc_info and record.exc_info[1]!r}"

@@ -101,6 +101,6 @@ class ShippingThread:
 def note_failure(error: Exception, part: str) -> None:
     """Log why a part of the companion begins anew: one line for an expected failure, the traceback for a bug."""
     if isinstance(error, PaywardenError):
-        _log.error("companion: %s has failed and begins anew: %s", part, error)
+        _log.warning("companion: %s has failed and begins anew: %s", part, error)
     else:
         _log.error("companion: a bug ended %s, which begins anew", part, exc_info=error)

@@ -35,6 +35,7 @@ from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
+from paywarden.streams.maintenance.add_partitions import members_of
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
@@ -269,7 +270,8 @@ def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: K
 def test_a_topic_is_not_accepted_while_a_worker_runs(settings: KafkaSettings) -> None:
     world = World(settings)
     with world.running():
-        wait_until_worked_in(settings, world.group)
+        # Empty topics are worked in before the worker has joined its group.
+        wait_until(lambda: members_of(world.clients.admin, world.group), "the worker has joined", every_s=0.1)
         world.readers[0].register.note_cut(settings.topic("payments"), "partition 0 was read to offset 9 and ends at 4")
         with pytest.raises(Misconfigured, match=r"1 workers are in group .*: stop all stream workers first"):
             accept(world.clients, world.readers, "payments")

@@ -97,6 +97,10 @@ def test_a_line_that_repeats_is_written_once(
     for _ in range(2):
         now += 200
         loop.warning("the store does not answer")
-    lines = [line.partition("WARNING ")[2] for line in capsys.readouterr().err.splitlines()]
+    for _ in range(3):
+        loop.error("a file was cut short")
+    written = capsys.readouterr().err
+    lines = [line.partition("WARNING ")[2] for line in written.splitlines()]
     assert lines.count("the store does not answer") == 2 + 2  # at the start, after an hour, then two separate events
     assert sum(line.startswith("try") for line in lines) == 7 * 60
+    assert written.count("a file was cut short") == 3  # three incidents
