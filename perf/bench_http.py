@@ -5,9 +5,6 @@ Measured, with protobuf bodies (`whole` with JSON, too):
     front    reading, routing, counting and writing; the body is neither parsed nor scored
     whole    the same with `MicroBatcher` before a scorer that answers a constant: parse, validate and render, too
 
-Both take the ordinary way of a request. The fast path (scoring/http/fast_path.py) needs a real scorer: `perf.scoring`
-measures it.
-
 Each runs in three ways: one request at a time on one connection, one at a time on each of 16 connections, and 16 at
 once on a connection. Used for: noticing when the front becomes dearer. The figures are CPU time, not throughput. Look
 at the smallest of the rounds, and at the last two ways. In the first way the process sleeps and wakes for each

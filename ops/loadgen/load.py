@@ -114,15 +114,16 @@ async def run_closed(
     seconds: float,
     on_answer: Callable[[LoadAnswer], None] | None = None,
     options: LoadOptions | None = None,
+    record: RequestLog | None = None,
 ) -> LoadReport:
     """Send a new request for every answer, so that each of `connections` always carries as many as it may.
 
-    Runs for `seconds` or until the bodies run out. A latency counts from when the request was sent. Raises as
-    `run_load`.
+    `record` notes each request. Runs for `seconds` or until the bodies run out. A latency counts from when the request
+    was sent. Raises as `run_load`.
     """
     if not seconds > 0:
         raise Misconfigured("load: seconds must be above 0")
-    load = _ClosedLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, None)
+    load = _ClosedLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, record)
     with _earlier_objects_frozen():
         return await load.run(seconds)
 

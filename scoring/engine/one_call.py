@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,30 +52,12 @@ _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
     *(("vector", loop.FILLED), ("model", loop.SCORED), ("decide", loop.DECIDED)),
 )
-# `OneCall.decide` returns this list when it has left the responses where they were written. Compare with `is`.
-IN_RECORDS: Sequence[bytes | Refusal] = []
 # The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
 CALLER_BYTES_MAX = 1024
 
 
-class Chunk(Protocol):
-    """At most ROWS_MAX requests, wherever they are. `OneCall.decide` reads them."""
-
-    def __len__(self) -> int:
-        """The number of requests."""
-
-    def put(self, requests: FastRequests, writer: RecordWriter) -> int:
-        """Put the bodies where `requests` reads them, and arrivals, callers and traces where `writer` does.
-
-        Returns the size of all bodies, or -1 if they cannot be read there.
-        """
-
-    def listed(self) -> ListedChunk:
-        """Returns the same requests as lists."""
-
-
 @dataclass(frozen=True, slots=True)
-class ListedChunk:
+class Chunk:
     """A chunk of bodies, with the places of each batch. The other lists are empty, or have one item for each body."""
 
     bodies: Sequence[bytes]
@@ -88,17 +70,16 @@ class ListedChunk:
         return len(self.bodies)
 
     def put(self, requests: FastRequests, writer: RecordWriter) -> int:
-        """See Chunk."""
+        """Put the bodies where `requests` reads them, and arrivals, callers and traces where `writer` does.
+
+        Returns the size of all bodies, or -1 if they cannot be read there.
+        """
         if self.callers and max(map(len, self.callers)) > CALLER_BYTES_MAX:
             return -1
         size = requests.put(self.bodies)
         if size >= 0:
             writer.put_callers(len(self.bodies), self.arrivals, self.callers, self.traces)
         return size
-
-    def listed(self) -> ListedChunk:
-        """See Chunk."""
-        return self
 
 
 class OneCall:
@@ -155,16 +136,6 @@ class OneCall:
         self._is_usual = False
         self._counted: memoryview | None = None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next chunk goes through the one call if all its requests are usual."""
-        return self._readied() is not None
-
-    @property
-    def writer(self) -> RecordWriter:
-        """The writer of the last chunk's records."""
-        return self._scorer.serving.writer
-
     def score(
         self,
         requests: Sequence[TakenRequest],
@@ -177,15 +148,8 @@ class OneCall:
         """See batcher.ChunkScorer."""
         if (bodies := _bodies_of(requests)) is None:
             return None
-        results = self.decide(ListedChunk(bodies, batches, arrivals, callers, traces), now_ms)
-        return self.writer.responses(len(requests)) if results is IN_RECORDS else results
-
-    def decide(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal] | None:
-        """Do the same as `score`, but return IN_RECORDS if all responses are in the records of `writer`.
-
-        They are there until the next chunk.
-        """
-        scorer, count, mirror = self._scorer, len(chunk), self._readied()
+        chunk = Chunk(bodies, batches, arrivals, callers, traces)
+        scorer, count, mirror = self._scorer, len(bodies), self._readied()
         if mirror is None or not 0 < count <= ROWS_MAX:
             return None
         serving = scorer.serving
@@ -213,7 +177,7 @@ class OneCall:
         if status == loop.UNUSUAL:
             return None
         if status not in (loop.DONE, loop.WANTS_POLICY):
-            return self._go_on(chunk.listed(), now_ms)
+            return self._go_on(chunk, now_ms)
         try:
             others: list[str] = []
             if status == loop.WANTS_POLICY:
@@ -242,7 +206,7 @@ class OneCall:
             self._metrics.decisions[action].add(1)
         if stages.is_timed:
             stages.lap("append", count)
-        return IN_RECORDS
+        return writer.responses(count)
 
     def _readied(self) -> MirrorReader | None:
         """Make the frames for model and mirror. Returns the mirror, or None if no chunk can take one call."""
@@ -256,7 +220,7 @@ class OneCall:
         is_ready = self._is_usual and serving.models.is_well and self._mirror_frames is not None
         return mirror if is_ready else None
 
-    def _go_on(self, chunk: ListedChunk, now_ms: int) -> Sequence[bytes | Refusal]:
+    def _go_on(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Let the scorer go on with payments that are read and, if there is a decision cache, claimed."""
         payments = self._intake.payments_read(chunk.bodies)
         payments.arrivals, payments.traces = chunk.arrivals, chunk.traces

@@ -21,6 +21,7 @@ from ssl import SSLObject
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
+from paywarden.scoring.engine.batching.refusal_budget import hold_s
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import (
@@ -35,6 +36,7 @@ from paywarden.scoring.grpc.calls import (
 )
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session, Receiver
 from paywarden.scoring.net.caller_names import name_of_certificate
+from paywarden.scoring.net.connections import unread_bytes
 from paywarden.scoring.requests.trace_context import packed_trace
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
@@ -42,11 +44,9 @@ _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not val
 _UNREAD = Refusal(RESOURCE_EXHAUSTED, "answers are not read")
 _METHOD_NOT_ALLOWED = grpc_messages.http_error(405)
 _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
-# Bytes of one read while there are other callers: some 20 calls. Without a limit a read may bring 256 KiB, a thousand
-# calls.
-_READ_BYTES = 4096
-# Bytes read for each payment of a slice of a caller in line (scoring/engine/batching/caller_pauses.py): about a call.
-_SLICE_BYTES = 256
+# Bytes that are read in one turn of the loop: some 250 calls. A read may bring four times as much, and other
+# connections wait for it.
+_READ_BYTES = 65_536
 
 
 class _Allowance:
@@ -85,6 +85,9 @@ class GrpcConnectionServer(CallServer, Protocol):
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
 
+    def note_closed_unread(self) -> None:
+        """Count a connection that is closed with bytes that nobody has read."""
+
     def open_session(self, receiver: Receiver) -> Http2Session:
         """Returns the HTTP/2 session of a new connection."""
 
@@ -106,12 +109,11 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._caller = b""  # the name of the certificate that the caller has shown
         self._is_proven = False
-        # The caller with whom this connection is held, if it has had only one. Bytes that were received and not read:
-        # the caller is held, or too much came at once.
-        self._held_by: bytes | None = None
-        self._is_shared = False
-        self._is_waiting = False
-        self._held_data = b""
+        # Bytes that were received and not read: too much came at once.
+        self._unread = b""
+        self._is_held = False  # the worker reads nothing for a moment
+        self._stale_bytes = 0  # that have waited while it was held
+        self._is_stale = False  # bytes of the current read have
         self._answered = 0
         self._last_stream_id = 0
         settings = server.settings
@@ -151,18 +153,17 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
             return
-        if self._held_data or (self._held_by is not None and self._is_held()):
-            self._held_data += data
+        if self._unread or self._is_held:
+            self._unread += data
             return
         self.read_at = self.server.now_s()
-        pauses, most = self.server.batcher.pauses, _READ_BYTES
-        if pauses.held and self._held_by in pauses.held:
-            most = min(most, pauses.slice_payments * _SLICE_BYTES)
-        if len(data) > most and pauses.has_company(self.read_at):
-            data, self._held_data = data[:most], data[most:]
-            self._go_on_later()
+        if len(data) > _READ_BYTES:
+            data, self._unread = data[:_READ_BYTES], data[_READ_BYTES:]
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
         self._pinged = None
         self.submitted = self.write_now = False
+        self._is_stale, self._stale_bytes = self._stale_bytes > 0, max(0, self._stale_bytes - len(data))
         try:
             self.session.receive(data)
         except BrokenConnection as broken:
@@ -171,37 +172,33 @@ class GrpcConnection(asyncio.Protocol):
         if self.write_now or not self.submitted:
             self.flush()
 
-    def read_on(self) -> None:
-        """Go on after the caller was held, or others had their turn, with the bytes received meanwhile."""
-        self._is_waiting = False
-        data, self._held_data = self._held_data, b""
-        if self._over_since is not None or self._transport.is_closing():
+    def _read_on(self) -> None:
+        """Go on after others had their turn, with the bytes received meanwhile."""
+        if self._is_held or self._over_since is not None or self._transport.is_closing():
             return
-        if self._blocked_since is None:
-            self._transport.resume_reading()
+        data, self._unread = self._unread, b""
+        self._resume_reading()
         if data:
             self.data_received(data)
 
-    def _go_on_later(self) -> None:
-        """Go on in the loop's next turn, so that other connections come in between."""
-        self._transport.pause_reading()
-        asyncio.get_running_loop().call_soon(self.read_on)
+    def _resume_reading(self) -> None:
+        if self._blocked_since is None and not (self._is_held or self._unread):
+            self._transport.resume_reading()
 
-    def _is_held(self) -> bool:
-        """Whether this connection must wait for `read_on`, because its caller is held."""
-        if not self._is_waiting:
-            assert self._held_by is not None, "only a caller with a name is held"
-            self._is_waiting = self.server.batcher.pauses.holds(self._held_by, self)
-            if self._is_waiting:
-                self._transport.pause_reading()
-        return self._is_waiting
+    def hold(self) -> None:
+        """See Flushable."""
+        if not self._is_held and self._over_since is None:
+            self._is_held = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(hold_s(), self._end_hold)
 
-    def _note_caller(self, caller: bytes) -> None:
-        """Note whose connection this is. A gateway's, with calls of several callers, is never held."""
-        if self._held_by is None and not self._is_shared:
-            self._held_by = caller
-        else:
-            self._held_by, self._is_shared = None, True
+    def _end_hold(self) -> None:
+        """Read again. If the worker is still overloaded, a call that has waited here ends the connection."""
+        self._is_held = False
+        if self._over_since is None and not self._transport.is_closing():
+            is_overloaded = self.server.batcher.is_overloaded
+            self._stale_bytes = len(self._unread) + unread_bytes(self._transport) if is_overloaded else 0
+            self._read_on()
 
     def eof_received(self) -> bool:
         """Close, since a caller who has ended the connection reads no answers."""
@@ -219,8 +216,7 @@ class GrpcConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked_since = None
         if not self._transport.is_closing():
-            if not (self._is_waiting or self._held_data):
-                self._transport.resume_reading()
+            self._resume_reading()
             self.flush()
 
     # The session's side
@@ -233,6 +229,9 @@ class GrpcConnection(asyncio.Protocol):
             self.session.reset(stream_id, http2.REFUSED_STREAM)
             self.write_now = True
             return
+        if self._is_stale:
+            self.server.note_closed_unread()
+            raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "come again later")
         self._used = self.read_at
         field = dict(headers).get
         method = self.server.methods.get(field(b":path", b""))
@@ -263,8 +262,6 @@ class GrpcConnection(asyncio.Protocol):
                 if not self._is_proven:
                     self._is_proven = True
                     self.server.prove(self, caller)
-                if caller and caller != self._held_by:
-                    self._note_caller(caller)
                 trace = field(b"traceparent", b"")
                 call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller, trace and packed_trace(trace))
             else:

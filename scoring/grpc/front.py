@@ -69,6 +69,7 @@ class GrpcServer:
         self._draining = False
         self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
+        self.note_closed_unread = self._connections.note_closed_unread
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
@@ -105,6 +106,9 @@ class GrpcServer:
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
+        if not is_admitted:
+            for acceptor in self._servers:
+                acceptor.rest()
         if self._sweeper is None:
             self._sweep()
         return is_admitted

@@ -128,8 +128,9 @@ def status_trailers(refusal: Refusal) -> Http2Headers:
 # There are few different refusals, and some are frequent.
 @lru_cache(maxsize=256)
 def refusal_headers(refusal: Refusal) -> Http2Headers:
-    """Returns the whole answer to a refused call."""
-    return ((b":status", b"200"), (b"content-type", b"application/grpc"), *status_trailers(refusal))
+    """Return the whole answer to a refused call."""
+    later = ((b"grpc-retry-pushback-ms", b"1000"),) if refusal.code == RESOURCE_EXHAUSTED else ()
+    return ((b":status", b"200"), (b"content-type", b"application/grpc"), *status_trailers(refusal), *later)
 
 
 def http_error(status: int) -> Http2Headers:

@@ -12,7 +12,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from paywarden.scoring.http.connection import HttpCall
-from paywarden.scoring.http.refusals import STATUS_HEADERS
+from paywarden.scoring.http.refusals import RETRY_LATER, STATUS_HEADERS
 
 
 class AnswerHeads:
@@ -20,6 +20,7 @@ class AnswerHeads:
 
     def __init__(self, now_ms: int) -> None:
         self._date = b""
+        self._retries_later = False
         self._begun: dict[tuple[int, str], bytes] = {}
         # The beginnings of answers with status 200, which nearly all are.
         self._begun_ok: dict[str, bytes] = {}
@@ -45,12 +46,12 @@ class AnswerHeads:
             connection = b"Connection: close\r\n"
         elif head.says_keep_alive:
             connection = b"Connection: keep-alive\r\n"
-        headers = STATUS_HEADERS.get(status, b"") + call.headers + connection
+        always = STATUS_HEADERS.get(status, b"")
+        if status == 429:
+            self._retries_later = not self._retries_later
+            always = RETRY_LATER if self._retries_later else always
+        headers = always + call.headers + connection
         return b"%b%d\r\n%b\r\n%b" % (begun, len(body), headers, b"" if head.is_head else body)
-
-    def begun_ok(self, content_type: str) -> bytes:
-        """Returns the beginning of every answer with status 200, up to the body's length. It changes every second."""
-        return self._begun_ok.get(content_type) or self._begin_ok(content_type)
 
     def _begin_ok(self, content_type: str) -> bytes:
         return self._begun_ok.setdefault(content_type, self._begin(200, content_type))

@@ -19,25 +19,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
-from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
+from paywarden.scoring.engine.batching.refusal_budget import hold_s
 from paywarden.scoring.http import refusals as refused
-from paywarden.scoring.http.fast_path import FastPath
 from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import HeldBytes, RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
-from paywarden.scoring.http.send_call import NO_FILE
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.caller_names import name_of_certificate
+from paywarden.scoring.net.connections import unread_bytes
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
-
-# The fast path reads a connection itself after this number of usual reads in turn. To begin and to end that costs some
-# system calls.
-USUAL_READS = 8
 
 
 class HttpCall(Call):
@@ -70,9 +66,8 @@ class HttpCall(Call):
         self.body, self.status = body, 200
 
     def refuse(self, refusal: Refusal) -> None:
-        # One code for all bodies that are too large: the reader and the batcher both refuse them.
-        code = INVALID_ARGUMENT if refusal.code == TOO_LARGE else refusal.code
-        self.give(status_of(refusal.code), JSON.content_type, render_error(code, refusal.message, refusal.field))
+        self.status, self.body = _refused(refusal)
+        self.content_type = JSON.content_type
 
     def refuse_as(self, refusal: HttpRefusal) -> None:
         """Answer with the front's own refusal."""
@@ -85,6 +80,14 @@ class HttpCall(Call):
         self.status, self.content_type, self.body = status, content_type, body
 
 
+@lru_cache(maxsize=256)
+def _refused(refusal: Refusal) -> tuple[int, bytes]:
+    """Return the status and the body of a refusal. Under overload the same few leave again and again."""
+    # One code for all bodies that are too large: the reader and the batcher both refuse them.
+    code = INVALID_ARGUMENT if refusal.code == TOO_LARGE else refusal.code
+    return status_of(refusal.code), render_error(code, refusal.message, refusal.field)
+
+
 class HttpConnectionServer(Protocol):
     """The part of the server that a connection uses."""
 
@@ -92,9 +95,7 @@ class HttpConnectionServer(Protocol):
     loop: asyncio.AbstractEventLoop
     heads: Heads
     arriving: HeldBytes
-    pauses: CallerPauses
     draining: bool
-    fast_path: FastPath | None
 
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
@@ -104,6 +105,12 @@ class HttpConnectionServer(Protocol):
 
     def forget(self, connection: HttpConnection) -> None:
         """Remove a connection that has ended."""
+
+    def is_overloaded(self) -> bool:
+        """Return whether more is asked than can be answered."""
+
+    def note_closed_unread(self) -> None:
+        """Count a connection that is closed with bytes that nobody has read."""
 
     @property
     def render(self) -> Callable[..., bytes]:
@@ -132,14 +139,7 @@ class HttpConnection(asyncio.Protocol):
         # The name of the certificate that the caller has shown.
         self._caller = b""
         self._is_proven = False
-        # The caller with whom this connection is held, if it has had only one.
-        self._held_by: bytes | None = None
-        self._held_callers = server.pauses.held
-        self._is_shared = False
-        self._is_waiting = False
-        # Whether the next request need not ask whether its caller is held.
-        self._may_go_on = False
-        # Bytes that were received and, from `_unread_at` on, not read: the caller is held, or too much came at once.
+        # Bytes that were received and, from `_unread_at` on, not read: too much came at once.
         self._unread = b""
         self._unread_at = 0
         # The loop time from which the timeout of the current state counts.
@@ -150,11 +150,7 @@ class HttpConnection(asyncio.Protocol):
         self._ended = False  # the caller has ended his half
         self._lingering = False
         self._going_on = False
-        # None: every request goes the ordinary way.
-        self._fast_path: FastPath | None = None
-        # How many of the last reads the fast path has taken, without another in between.
-        self._usual_reads = 0
-        self._file = NO_FILE
+        self._is_held = False  # the worker reads nothing for a moment
 
     # The transport's side
 
@@ -162,60 +158,47 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         self._since = self._loop.time()
-        self._find_file(transport)
         if not self._server.admit(self):
             self._arrived = time.perf_counter()
             self._reader.refuse(refused.TOO_MANY)
             self._send()
             self._transport.close()
 
-    def _find_file(self, transport: asyncio.BaseTransport) -> None:
-        """Let the fast path use this connection's socket if it is a file that one can read and write as it is."""
-        plain = transport.get_extra_info("socket")
-        fast_path = self._server.fast_path
-        if fast_path is not None and plain is not None and transport.get_extra_info("ssl_object") is None:
-            self._file, self._fast_path = plain.fileno(), fast_path
-            fast_path.begin(self._file, self)
-
     def data_received(self, data: bytes) -> None:
-        if self._fast_path is not None:
-            if self._fast_path.holds(self._file):
-                self._leave_fast_path()
-            elif self._is_taken(self._fast_path, data):
-                return
-            self._usual_reads = 0
         if self._last:
             return
-        if self._unread or (self._held_by is not None and self._is_held()):
+        if self._unread:
             self._leave(self._drop_unread() + data, 0)
             self.flush()
             return
         self._arrived = time.perf_counter()
+        if not (self._calls or self._blocked or self._waiting or self._is_held) and self._reader.arriving is None:
+            head = self._server.heads.usual(data)
+            if head is not None:
+                self.take(head, data[-head.content_length :], head.deadline_s)
+                if self._calls[0].status or self._settings.pipelined_max == 1 or self._last:
+                    self.flush()
+                return
         self._read(data, 0)
 
-    def _is_taken(self, fast_path: FastPath, data: bytes) -> bool:
-        """Let the fast path take a read, if it can."""
-        if (
-            not self._is_proven
-            or self._calls
-            or self._waiting
-            or self._unread
-            or self._last
-            or self._blocked
-            or self._is_waiting
-            or self._held_callers
-            or self._reader.arriving is not None
-            or (head := fast_path.take(self._file, data)) is None
-        ):
-            return False
-        if head.caller and head.caller != self._held_by:
-            self._note_caller(head.caller)
-        self._usual_reads += 1
-        if self._usual_reads == USUAL_READS and not (self._is_shared or self._transport.is_closing()):
-            self._transport.pause_reading()
-            if not fast_path.watch(self._file, head.caller):
-                self._transport.resume_reading()
-        return True
+    def hold(self) -> None:
+        """See Flushable."""
+        if not (self._is_held or self._last):
+            self._is_held = True
+            self._pause_reading()
+            self._loop.call_later(hold_s(), self._end_hold)
+
+    def _end_hold(self) -> None:
+        """Read again; or close, if the caller did not wait and the worker is still overloaded."""
+        self._is_held = False
+        if self._transport.is_closing():
+            return
+        waits = self._unread or self._waiting or unread_bytes(self._transport)
+        if waits and self._server.is_overloaded():
+            self._server.note_closed_unread()
+            self._transport.abort()
+        else:
+            self.flush()
 
     def _read(self, data: bytes, at: int) -> None:
         """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""
@@ -246,38 +229,12 @@ class HttpConnection(asyncio.Protocol):
         self._server.arriving.give_back(len(data))
         return data[self._unread_at :]
 
-    def read_on(self) -> None:
-        """Go on after the caller was held: with requests that wait, and with the bytes received meanwhile."""
-        self._is_waiting = False
-        if self._last or self._transport.is_closing():
-            return
-        # It is as if the bytes had waited in the socket.
-        self._arrived = time.perf_counter()
-        self._go_on()
-
     def is_full(self) -> bool:
         """Whether the reader must leave further requests unread for now."""
-        return bool(
-            self._waiting
-            or self._blocked
-            or self._is_waiting
-            or len(self._calls) >= self._settings.pipelined_max
-            or (self._held_callers and self._held_by is not None and self._is_held())
-        )
-
-    def _is_held(self) -> bool:
-        """Whether this connection must wait for `read_on`, because its caller is held."""
-        if not self._is_waiting:
-            assert self._held_by is not None, "only a caller with a name is held"
-            self._is_waiting = self._server.pauses.holds(self._held_by, self)
-            self._may_go_on = not self._is_waiting
-            if self._is_waiting:
-                self._pause_reading()
-        return self._is_waiting
+        return bool(self._waiting or self._blocked or self._is_held or len(self._calls) >= self._settings.pipelined_max)
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
-        self._leave_fast_path()
         if self._unread and not self._last:
             self._reader.feed(self._drop_unread(), 0, wholly=True)
         self._last = self._ended = True
@@ -286,8 +243,6 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._last = True
-        if self._fast_path is not None:
-            self._fast_path.end(self._file)
         for call in self._calls:
             call.cancelled = True
         self._calls.clear()
@@ -298,7 +253,6 @@ class HttpConnection(asyncio.Protocol):
         self._server.forget(self)
 
     def pause_writing(self) -> None:
-        self._end_watch()
         self._blocked = True
         self._since = self._loop.time()
 
@@ -306,54 +260,6 @@ class HttpConnection(asyncio.Protocol):
         self._blocked = False
         self._since = self._loop.time()
         self.flush()
-
-    # The fast path
-
-    def _leave_fast_path(self) -> None:
-        """Take the ordinary way with the request that waits in the fast path, if there is one."""
-        if self._fast_path is not None and self._fast_path.holds(self._file):
-            self.read_again(*self._fast_path.give_back(self._file))
-
-    def read_again(self, data: bytes, arrived: float) -> None:
-        """Take the ordinary way with a request that the fast path has given back, and that arrived then."""
-        self._end_watch()
-        self._arrived = arrived
-        self._read(data, 0)
-
-    def begin_call(self, head: RequestHead, payload: bytes, arrived: float) -> HttpCall:
-        """Returns a call for a request that the fast path has had scored, in its place among the answers."""
-        self._end_watch()
-        call = HttpCall(self, head, payload, head.caller, arrived, head.deadline_s)
-        self._calls.append(call)
-        return call
-
-    def take_over(self, data: bytes, *, ends_watch: bool) -> None:
-        """Go on after a read of the fast path that was not usual. `ends_watch`: it reads no further."""
-        fast_path = self._fast_path
-        assert fast_path is not None, "it has read"
-        if not (ends_watch or fast_path.holds(self._file)) and self._is_taken(fast_path, data):
-            return
-        self._end_watch()
-        if data and not self._transport.is_closing():
-            self.data_received(data)
-
-    def _end_watch(self) -> None:
-        """Let the transport read again, if the fast path does."""
-        if self._fast_path is None or not self._fast_path.end_watch(self._file):
-            return
-        self._usual_reads = 0
-        if self._reading and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def has_unsent(self) -> bool:
-        """Whether the transport holds bytes that are not sent."""
-        return self._transport.get_write_buffer_size() > 0
-
-    def write(self, data: bytes) -> None:
-        """Send bytes after all that the transport holds."""
-        if self._fast_path is not None:
-            self._fast_path.note_written(self._file)
-        self._transport.write(data)
 
     # Requests and answers, in order
 
@@ -367,26 +273,11 @@ class HttpConnection(asyncio.Protocol):
             self._is_proven = True
             self._server.prove(self, caller)
         call = HttpCall(self, head, body, caller, self._arrived, deadline_s, trace and packed_trace(trace))
-        if caller and caller != self._held_by:
-            self._note_caller(caller)
-        may_go_on, self._may_go_on = self._may_go_on, False
-        if (
-            self._waiting
-            or self._blocked
-            or len(self._calls) >= self._settings.pipelined_max
-            or (self._held_callers and not may_go_on and self._held_by is not None and self._is_held())
-        ):
+        if self.is_full():
             self._wait(call)
         else:
             self._calls.append(call)
             self._server.submit(call)
-
-    def _note_caller(self, caller: bytes) -> None:
-        """Note whose connection this is. A gateway's, with requests of several callers, is never held."""
-        if self._held_by is None and not self._is_shared:
-            self._held_by = caller
-        else:
-            self._held_by, self._is_shared = None, True
 
     def _wait(self, call: HttpCall) -> None:
         if not self._server.arriving.take(len(call.payload)):
@@ -411,19 +302,19 @@ class HttpConnection(asyncio.Protocol):
             self._end()
         else:
             if self._reader.arriving is not None and self._reader.takes_continue():
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if not self._reading:
                 self._resume_reading()
 
     def _go_on_later(self) -> None:
         """Go on in the loop's next turn, so that other connections come in between."""
-        if not self._blocked and not self._going_on and not self._is_waiting:
+        if not (self._blocked or self._is_held or self._going_on):
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._held_by is not None and self._is_held():
+        if self._is_held:
             return
         while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
             call = self._waiting.popleft()
@@ -438,20 +329,28 @@ class HttpConnection(asyncio.Protocol):
 
     def _send(self) -> None:
         """Send the answers that are due. There is at least one."""
+        calls, server, now = self._calls, self._server, time.perf_counter()
+        if len(calls) == 1 and not server.draining:
+            call = calls.popleft()
+            data = server.render(call, closes=call.head.closes)
+            server.count(call, now)
+        else:
+            data = b"".join(self._rendered(now))
+        if not self._blocked:
+            self._since = self._loop.time()
+        self._transport.write(data)
+
+    def _rendered(self, now: float) -> Iterator[bytes]:
+        """Yield the answers that are due."""
         calls, server = self._calls, self._server
-        now = time.perf_counter()
-        out = []
         while calls and calls[0].status:
             call = calls.popleft()
             closes = call.head.closes
             # At a stop every request that was read is answered, and only the last answer says "close".
             if server.draining and not calls and self._has_read_all():
                 closes = self._last = True
-            out.append(server.render(call, closes=closes))
             server.count(call, now)
-        if not self._blocked:
-            self._since = self._loop.time()
-        self.write(out[0] if len(out) == 1 else b"".join(out))
+            yield server.render(call, closes=closes)
 
     def _has_read_all(self) -> bool:
         """Whether no request is incomplete, unread or not submitted yet."""
@@ -463,7 +362,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not (self._reading or self._blocked or self._is_waiting or self._transport.is_closing()):
+        if not (self._reading or self._blocked or self._is_held or self._transport.is_closing()):
             self._reading = True
             self._transport.resume_reading()
 
@@ -487,10 +386,7 @@ class HttpConnection(asyncio.Protocol):
 
     def check_timeouts(self, now: float) -> None:
         """Close or answer 408 if the current state has lasted too long. `now` is the loop's time."""
-        settings, since = self._settings, self._since
-        if self._fast_path is not None:
-            since = max(since, self._fast_path.answered_s(self._file))
-        waited_ms = (now - since) * 1000
+        settings, waited_ms = self._settings, (now - self._since) * 1000
         if self._lingering:
             if waited_ms > settings.linger_ms:
                 self._transport.abort()
@@ -507,12 +403,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _is_busy(self) -> bool:
         """Whether a request is not answered yet."""
-        is_in_fast_path = self._fast_path is not None and self._fast_path.holds(self._file)
-        return bool(self._waiting or self._calls or self._unread or is_in_fast_path)
+        return bool(self._waiting or self._calls or self._unread)
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""
-        self._leave_fast_path()
         if self._has_read_all() and not self._calls and not self._lingering:
             self._transport.close()
 

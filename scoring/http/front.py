@@ -24,12 +24,9 @@ from collections.abc import Callable
 
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batching.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
-from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
 from paywarden.scoring.engine.bugs import BugLog
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
-from paywarden.scoring.http.fast_path import FastPath
 from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
 from paywarden.scoring.http.reader import HeldBytes
 from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
@@ -41,7 +38,6 @@ from paywarden.scoring.net.listeners import Acceptor, accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
-from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 _JSON = JSON.content_type
 # Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
@@ -90,25 +86,11 @@ class HttpServer:
         self.render = self._answers.render
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.pauses = CallerPauses() if batcher is None else batcher.pauses
-        self.fast_path = self._open_fast_path(batcher)
+        self.note_closed_unread = self._connections.note_closed_unread
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
-
-    def _open_fast_path(self, batcher: MicroBatcher | None) -> FastPath | None:
-        whole = None if batcher is None else batcher.whole
-        if batcher is None or not isinstance(whole, OneCall):
-            return None
-        return FastPath(
-            self,
-            batcher,
-            whole,
-            heads=self.heads,
-            begun=lambda: self._answers.begun_ok(PROTOBUF.content_type),
-            counted=self._counted["score"],
-        )
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
         scoring = [
@@ -153,8 +135,6 @@ class HttpServer:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         self._close_listeners()
         await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
-        if self.fast_path is not None:
-            self.fast_path.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
@@ -194,6 +174,9 @@ class HttpServer:
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
+        if not is_admitted:
+            for acceptor in self._servers:
+                acceptor.rest()
         if self._sweeper is None:
             self._sweep()
         return is_admitted
@@ -215,10 +198,17 @@ class HttpServer:
         else:
             call.give(*answer)
 
+    def is_overloaded(self) -> bool:
+        """Return whether more is asked than can be answered."""
+        return self._batcher is not None and self._batcher.is_overloaded
+
     def count(self, call: HttpCall, now: float) -> None:
         """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""
         route = call.head.route
-        self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
+        counted = self._counted["none" if route is None else route.name]
+        counted.requests[call.status].add(1)
+        if counted.seconds is not None:
+            counted.seconds.observe(now - call.arrived)
 
     def _answer_of(
         self, route: str, answer: Callable[[], RouteAnswer | RouteAnswerLater]

@@ -29,7 +29,6 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON
-from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX
 
 RouteAnswer = tuple[int, str, bytes]
@@ -38,8 +37,6 @@ RouteAnswerLater = asyncio.Future[RouteAnswer]
 # Enough for a few hundred callers, each with a few dozen lengths of body.
 _KNOWN_MAX = 8192
 _KNOWN_BYTES_MAX = 4 * 1024 * 1024
-# The longest body of the fast path. A longer one counts as several payments for admission; see the batcher.
-FAST_BODY_BYTES_MAX = 4095
 _HEAD_END = b"\r\n\r\n"
 # The usual spellings of a deadline. Its value may be taken out of the key.
 _DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
@@ -103,7 +100,7 @@ class RequestHead:
     trace: bytes = b""
     """The value of `traceparent` in the request that was parsed. A cached head stands for others, too."""
     is_usual: bool = False
-    """Whether the fast path takes requests with this head. Set when the head is learned."""
+    """Whether a request with these very bytes as its head needs no second look. Set when the head is learned."""
 
     def __post_init__(self) -> None:
         self.closes = self.closes or (self.refusal is not None and self.refusal.closes)
@@ -134,7 +131,7 @@ class Heads:
         self._usual: dict[int, tuple[bytes, RequestHead]] = {}
         self._known_bytes = 0
         self._known_max, self._known_bytes_max = known_max, known_bytes_max
-        self._tokens_version = self._clearings = 0
+        self._tokens_version = 0
         # The limits of the body, and the refusals of a larger one: of a single payment, and of anything else.
         sizes = (min(REQUEST_BYTES_MAX, settings.body_bytes_max), settings.body_bytes_max)
         self._bodies = [
@@ -168,13 +165,8 @@ class Heads:
             self._forget()
         return self._known
 
-    def version(self) -> int:
-        """Returns how often the cache was cleared: a head that was known before may not be any more."""
-        self.known()
-        return self._clearings
-
     def usual(self, data: bytes) -> RequestHead | None:
-        """Returns the cached head of bytes that are exactly one request for the fast path, else None.
+        """Returns the cached head of bytes that are exactly one request, else None.
 
         Requests of one caller that have the same size have the same head, whose end need not be searched then.
         """
@@ -211,20 +203,13 @@ class Heads:
         key, _, trace = self._key_of(head_bytes)
         if head.trace != trace:
             return
-        head.is_usual = (
-            key == head_bytes
-            and head.form is PROTOBUF
-            and not (head.route.is_batch or head.closes or head.says_keep_alive or trace)
-            and head.deadline_s == self._deadline_ms / 1000
-            and 0 < head.content_length <= FAST_BODY_BYTES_MAX
-        )
+        head.is_usual = key == head_bytes and not trace and head.content_length > 0
         if len(self._known) >= self._known_max or self._known_bytes + len(head_bytes) > self._known_bytes_max:
             self._forget()
         self._known[key] = head
         self._known_bytes += len(head_bytes)
 
     def _forget(self) -> None:
-        self._clearings += 1
         self._known.clear()
         self._usual.clear()
         self._known_bytes = 0

@@ -1,10 +1,10 @@
 """Turns the bytes of one connection into requests.
 
-    bytes ─┬─ fast path: a cached head and its whole body are there ─► two slices
+    bytes ─┬─ a cached head and its whole body are there ─► two slices
            └─ anything else ─► the parser httptools, whose callbacks assemble the request
 
-1. Both paths give the same requests for the same bytes. The fast path takes only whole requests. The parser keeps no
-   state between two requests, so it does not miss those that the fast path took.
+1. Both ways give the same requests for the same bytes. The cache serves only whole requests. The parser keeps no state
+   between two requests, so it does not miss requests that the cache served.
 2. The reader feeds an unknown head to the parser, up to the first empty line and not a byte more. If the parser then
    has found the end of an ordinary head, the reader caches it (`Heads.learn`). An ordinary head has a Content-Length
    and asks for no upgrade. It may ask for 100-continue, which has no effect when the body is there.

@@ -71,12 +71,14 @@ _STATUSES: Mapping[str, int] = {
     DEADLINE_EXCEEDED: 504,
 }
 
-# Headers of every answer with this status. After a second, any queue here is empty again.
+# Headers of every answer with this status. After a second, any queue here is empty again. Every other answer with 429
+# asks for two, so that refused callers do not come back together.
 STATUS_HEADERS: Mapping[int, bytes] = {
     401: b"WWW-Authenticate: Bearer\r\n",
     429: b"Retry-After: 1\r\n",
     503: b"Retry-After: 1\r\n",
 }
+RETRY_LATER = b"Retry-After: 2\r\n"
 
 
 def status_of(code: str) -> int:

@@ -40,17 +40,12 @@ class RouteMetrics:
         """`requests` are by status code. Without `seconds` only requests are counted."""
         self.requests, self.seconds = requests, seconds
 
-    def count(self, code: int, seconds: float) -> None:
-        """Count an answer, `seconds` after the last byte of its request."""
-        self.requests[code].add(1)
-        if self.seconds is not None:
-            self.seconds.observe(seconds)
-
 
 @dataclass(frozen=True)
 class ConnectionMetrics:
     """Counts connections at and beyond their limit."""
 
+    closed_unread: Counter
     evicted: Counter
     refused: Counter
 
@@ -62,6 +57,10 @@ class ConnectionMetrics:
             return registry.counter(f"paywarden_connections_{name}_total", help_text, ("protocol",), (protocol,))
 
         return cls(
+            closed_unread=counter(
+                "closed_unread",
+                "Connections of refused callers that asked again at once, closed unread under overload.",
+            ),
             evicted=counter("evicted", "Connections that had sent no payment, closed to make room for a new one."),
             refused=counter("refused", "Connections refused: connections_max are open and all have sent payments."),
         )

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import struct
+import termios
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -88,6 +91,10 @@ class Connections(Generic[_Connection]):
         if not self._open:
             self._all_closed.set()
 
+    def note_closed_unread(self) -> None:
+        """Count a connection that is closed with bytes that nobody has read."""
+        self._metrics.closed_unread.add(1)
+
     async def end(self, ask: Callable[[_Connection], None], timeout_s: float) -> None:
         """Call `ask` with every connection, so that it closes when it is done. Abort those open after `timeout_s`."""
         for connection in self:
@@ -102,3 +109,12 @@ class Connections(Generic[_Connection]):
         while self._open:
             self._all_closed.clear()
             await self._all_closed.wait()
+
+
+def unread_bytes(transport: asyncio.BaseTransport) -> int:
+    """Return how many bytes wait in a transport's socket; 0 for a socket that is no file."""
+    plain = transport.get_extra_info("socket")
+    if plain is None:
+        return 0
+    waiting: int = struct.unpack("@i", fcntl.ioctl(plain.fileno(), termios.FIONREAD, bytes(4)))[0]
+    return waiting

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _UNIX_MODE = 0o660
 # Connections accepted in one turn of the loop: payments of other callers come in between.
 _ACCEPTS_PER_TURN = 64
-# How long connections wait when one could not be accepted.
+# How long connections wait when one could not be accepted, or the front has refused one.
 _ACCEPT_PAUSE_S = 0.1
 _PENDING_PLAIN_MAX = 4096
 
@@ -89,6 +89,12 @@ class Acceptor:
         """Whether a connection was accepted that is not made yet: its TLS handshake goes on."""
         return bool(self._pending)
 
+    def rest(self) -> None:
+        """Accept nothing for a moment, since the front has no room. To refuse connections costs more than calls."""
+        if self._pause is None:
+            self._loop.remove_reader(self._listener)
+            self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
+
     def close(self) -> None:
         """Accept nothing more. Connections that were accepted go on."""
         if self._pause is not None:
@@ -146,8 +152,7 @@ class Acceptor:
             _log.error("cannot accept connections, and tries again: %s", trouble)
         self._trouble = trouble
         # Otherwise the loop would report the waiting connection again at once, for ever.
-        self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
+        self.rest()
 
 
 async def accept(

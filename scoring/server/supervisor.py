@@ -34,7 +34,6 @@ from typing import NamedTuple, NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import one_call, records
-from paywarden.scoring.http import read_call, send_call
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
@@ -199,8 +198,6 @@ def warm_up(host: ServerContext) -> None:
     records.warm_up()
     mirror.warm_up()
     one_call.warm_up()
-    read_call.warm_up()
-    send_call.warm_up()
     if host.engine.plan.hops:
         hops.warm_up()
     if host.overlay.enabled:

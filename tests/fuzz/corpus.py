@@ -31,7 +31,7 @@ def seeds(name: str) -> Iterator[bytes]:
     """Yield good inputs of a target, and some that are nearly so."""
     make = {
         "http": _http,
-        "http_fast_path": _http_fast_path,
+        "http_one_call": _http_one_call,
         "http2_ngh2": _http2,
         "http2_hyper": _http2,
         "request_protobuf": _request_protobuf,
@@ -71,7 +71,7 @@ def _http() -> Iterator[bytes]:
     yield b"\1GET / HTTP/1.0\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n"
 
 
-def _http_fast_path() -> Iterator[bytes]:
+def _http_one_call() -> Iterator[bytes]:
     from tests.fuzz.two_fronts import READ_END, usual
     from tests.worlds.endpoint.http_world import get, post
 

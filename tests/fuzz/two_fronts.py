@@ -1,6 +1,4 @@
-"""The HTTP front with its fast path and the one without any, on the same reads: replies and records must be equal.
-
-The fast path takes reads in two ways, from the connection and from the socket itself, so there are three fronts.
+"""The HTTP front with cached heads and the one call, and one without either: replies and records must be equal.
 
 An input is a byte and reads, with READ_END between them. Bit N of the byte says whether the loop turns after read N.
 Ten ids of payments, `payment_id(0)` to `payment_id(9)`, stand for others of the same length that no input before had.
@@ -20,7 +18,7 @@ import uvloop
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
-from tests.worlds.endpoint.http_worker import Worker, request, watch
+from tests.worlds.endpoint.http_worker import Worker, request
 
 READ_END = b"\xfe\xfe"
 _PAYMENT_ID = re.compile(rb"id-000000([0-9])")
@@ -31,25 +29,19 @@ _TURNS = 3
 class Front:
     """A worker with its connections, and how far its records were read."""
 
-    def __init__(self, folder: Path, *, is_fast: bool, is_watched: bool = False) -> None:
+    def __init__(self, folder: Path, *, is_plain: bool) -> None:
         folder.mkdir()
-        self.worker, self._is_fast, self._is_watched, self._read_to = Worker(folder), is_fast, is_watched, 0
+        self.worker, self._read_to = Worker(folder), 0
         self._prefix = b""
-        if not is_fast:
+        if is_plain:
             self.worker.batcher._whole = None
+            self.worker.server.heads.usual = lambda _: None  # type: ignore[method-assign]
 
     async def told(self, reads: Sequence[bytes], turns: int) -> tuple[bytes, list[bytes]]:
         """Returns all that a caller of these reads gets, and the records of the decisions."""
         caller = await self.worker.connect()
-        if not self._is_fast:
-            caller.connection._fast_path = None
-        if self._is_watched:
-            await watch(caller)
         for number, data in enumerate(reads):
-            if self._is_watched:
-                with suppress(OSError):
-                    caller.send(data)
-            elif not caller.connection._transport.is_closing():
+            if not caller.connection._transport.is_closing():
                 caller.connection.data_received(data)
             for _ in range(_TURNS if turns >> number & 1 else 0):
                 await asyncio.sleep(0)
@@ -80,33 +72,16 @@ class Front:
 
 
 class TwoFronts:
-    """All fronts in one event loop."""
+    """Both fronts in one event loop."""
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
-        self._fast, self._watched, self._slow = self._loop.run_until_complete(self._open())
+        self._usual, self._plain = self._loop.run_until_complete(self._open())
         self._count = 0
-        self.fast_answers = {"fast": 0, "watched": 0}
-        """How many answers left by the fast path of each front that has one."""
 
-    async def _open(self) -> tuple[Front, Front, Front]:
+    async def _open(self) -> tuple[Front, Front]:
         folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
-        fast = Front(folder / "fast", is_fast=True)
-        watched = Front(folder / "watched", is_fast=True, is_watched=True)
-        self._count_answers("fast", fast)
-        self._count_answers("watched", watched)
-        return fast, watched, Front(folder / "slow", is_fast=False)
-
-    def _count_answers(self, name: str, front: Front) -> None:
-        path = front.worker.server.fast_path
-        assert path is not None
-        send = path._send
-
-        def counting(count: int) -> None:
-            self.fast_answers[name] += count
-            send(count)
-
-        path._send = counting  # type: ignore[method-assign]
+        return Front(folder / "usual", is_plain=False), Front(folder / "plain", is_plain=True)
 
     def compare(self, data: bytes) -> None:
         """Give an input to both, twice: then its heads are known. Raises AssertionError if they differ."""
@@ -117,10 +92,8 @@ class TwoFronts:
             self._loop.run_until_complete(self._compare([read for read in reads if read], turns[0]))
 
     async def _compare(self, reads: Sequence[bytes], turns: int) -> None:
-        slow = await self._slow.told(reads, turns)
-        for front in (self._fast, self._watched):
-            told = await front.told(reads, turns)
-            assert told == slow, f"{told} and {slow}"
+        usual, plain = [await front.told(reads, turns) for front in (self._usual, self._plain)]
+        assert usual == plain, f"{usual} and {plain}"
 
 
 def payment_id(number: int) -> str:
@@ -129,5 +102,5 @@ def payment_id(number: int) -> str:
 
 
 def usual(number: int, *, place: int = 0) -> bytes:
-    """Returns a request that the fast path takes, with one of the ten ids. `place`: whose payment it is."""
+    """Return a usual request, with one of the ten ids. `place`: whose payment it is."""
     return request(place, payment_id(number))

@@ -35,9 +35,9 @@ from typing import NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.scoring.engine.batching.busy_poll import BusyPoll
-from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
 from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
+from paywarden.scoring.engine.batching.refusal_budget import RefusalBudget
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -125,24 +125,14 @@ class ChunkScorer(Protocol):
         """
 
 
-class FastRequestSource(Protocol):
-    """Requests of the usual form that a front holds itself, without a `Call` for each (scoring/http/fast_path.py)."""
-
-    def __len__(self) -> int:
-        """The number of payments that wait."""
-
-    def answer(self, began: float) -> int:
-        """Answer a chunk, or submit its requests as calls. Returns the number of payments that were answered.
-
-        `began` is now, in seconds of `time.perf_counter`. Never raises.
-        """
-
-
 class Flushable(Protocol):
     """A connection that collects its answers until `flush`."""
 
     def flush(self) -> None:
         """Send all answers since the last flush in one write."""
+
+    def hold(self) -> None:
+        """Read nothing more for a moment: the worker has no time to refuse further calls (refusal_budget.py)."""
 
 
 class Call(ABC):
@@ -219,6 +209,8 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     return Refusal(UNAVAILABLE, str(error))
 
 
+# For how long a caller counts as being there after its last call.
+_COMPANY_S = 1.0
 # The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
 _RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
@@ -254,8 +246,11 @@ class MicroBatcher:
         self._queue: CallerQueues[Call] = CallerQueues()
         self._rates = CallerRates(settings.caller_payments_per_second)
         self._has_rates = settings.caller_payments_per_second > 0
-        self.pauses = CallerPauses()
-        """Callers whose connections the fronts must leave unread for the moment."""
+        self._budget = RefusalBudget(now_s())
+        # Calls that were admitted or refused since the last chunk.
+        self._submitted = 0
+        # When a call came from another caller than the one before it.
+        self._changed_at = float("-inf")
         # The caller of the last call, and his queue.
         self._last_caller, self._last_queue = b"", self._queue.of(b"")
         self._turn = self._queue.turn
@@ -274,63 +269,11 @@ class MicroBatcher:
         self._payments_max = settings.queue_payments_max
         self._bugs = BugLog()
         self._busy_poll = busy_poll or BusyPoll(0)
-        self._fast: FastRequestSource | None = None
-        # Whether the last chunk was of fast requests. Then calls that wait have their turn.
-        self._was_fast = False
 
     @property
-    def whole(self) -> ChunkScorer | None:
-        """The scorer of usual chunks."""
-        return self._whole
-
-    @property
-    def now_ms(self) -> Callable[[], int]:
-        """The clock of decisions, in epoch milliseconds."""
-        return self._now_ms
-
-    @property
-    def stages(self) -> StageTimes:
-        """The times of the stages."""
-        return self._stages
-
-    @property
-    def last_caller(self) -> bytes:
-        """The caller of the last call."""
-        return self._last_caller
-
-    def take_turns(self, fast: FastRequestSource) -> None:
-        """Give chunks of these requests their turns with chunks of calls, from now on."""
-        self._fast = fast
-
-    def room(self) -> int:
-        """Returns how many requests of `last_caller` may wait without calls, so that none waits longer than calls may.
-
-        None may while there are several callers, who take turns, or a limit of payments a second.
-        """
-        turn = self._turn
-        if self._has_rates or (
-            self._has_names
-            and (self.pauses.has_company(self._now_s()) or (bool(turn) and turn[0] is not self._last_queue))
-        ):
-            return 0
-        waiting, limit = self._queue.payments, self._limit
-        wait_s = min(limit.wait_s_max, self.settings.deadline_ms / 2000)
-        room = min(int(wait_s / limit.cost_s(self._payments_max)), self._payments_max) - waiting
-        return max(0, room // 2 if waiting else room)
-
-    def wake(self) -> None:
-        """Answer the waiting requests after this turn of the loop."""
-        if not self._scheduled:
-            self._schedule()
-
-    def answer(self) -> None:
-        """Answer a chunk of the waiting requests at once, unless they are answered after this turn of the loop anyway.
-
-        To come back after a turn takes as long as half of a payment.
-        """
-        if not self._scheduled:
-            self._note_begun()
-            self._run()
+    def is_overloaded(self) -> bool:
+        """Whether more is asked than can be answered."""
+        return self._limit.stands
 
     @property
     def queued_payments(self) -> int:
@@ -342,11 +285,9 @@ class MicroBatcher:
         weight = self._weight_of_batch(call) if call.is_batch else len(call.payload) // _PAYMENT_BYTES + 1
         if call.caller != self._last_caller:
             self._change_caller(call)
+        self._submitted += 1
         queue, turn = self._last_queue, self._turn
         ahead, payments_max = queue.payments, self._payments_max
-        if self._fast:
-            ahead += len(self._fast)
-            payments_max -= len(self._fast)
         # Nearly always there is one caller, or only one who waits.
         if turn and (len(turn) > 1 or turn[0] is not queue):
             ahead += self._queue.ahead_of(queue) - queue.payments
@@ -385,12 +326,17 @@ class MicroBatcher:
         """Note that a call is of another caller than the one before it."""
         self._last_caller, self._has_names = call.caller, True
         self._last_queue = self._queue.of(call.caller)
-        self.pauses.note(call.arrived)
+        self._changed_at = call.arrived
+
+    def _has_company(self, now: float) -> bool:
+        """Whether calls of more than one caller have come within the last second."""
+        return now - self._changed_at <= _COMPANY_S
 
     def _refuse_more(self, call: Call, refusal: Refusal) -> None:
         """Refuse a call because its caller has sent too much already."""
         call.refuse(refusal)
-        self.pauses.note_refused(call.caller, call.arrived)
+        if not self._budget.spend(call.arrived):
+            call.connection.hold()
 
     def _note_begun(self) -> None:
         if self._busy_since is None and self._limit.stands:
@@ -406,24 +352,20 @@ class MicroBatcher:
         self._scheduled = False
         began = self._now_s()
         self._stages.begin(began)
-        fast = self._fast
-        self._was_fast = bool(fast) and not (self._was_fast and self._turn)
-        if self._was_fast and fast is not None:
-            count = fast.answer(began)
-        else:
-            chunk = self._take(began)
-            count = len(chunk.requests)
-            if chunk.requests:
-                self.give(chunk.calls, chunk.counts, self._results(chunk))
-        if count:
+        if self._busy_since is not None:
+            self._budget.note_turn(self._submitted, began - self._busy_since)
+        self._submitted = 0
+        chunk = self._take(began)
+        if chunk.requests:
+            self._give(chunk.calls, chunk.counts, self._results(chunk))
             ended = self._now_s()
             # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
-            waiting = self._queue.payments + (len(fast) if fast else 0)
             worked_s = ended - (began if self._busy_since is None else self._busy_since)
-            self._limit.note_chunk(count, worked_s, waiting, ended)
+            self._limit.note_chunk(len(chunk.requests), worked_s, self._queue.payments, ended)
             self._busy_since = ended
-        if self._turn or fast:
-            self.wake()
+        if self._turn:
+            if not self._scheduled:
+                self._schedule()
         else:
             self._busy_since = None
             self._limit.note_empty()
@@ -437,7 +379,7 @@ class MicroBatcher:
         batches: list[range] = []
         refused: dict[Flushable, None] = {}
         turn, count_max, fills = self._turn, self.settings.chunk_payments, True
-        if self._has_names and (len(turn) > 1 or self.pauses.has_company(now)):
+        if self._has_names and (len(turn) > 1 or self._has_company(now)):
             # With time to spare, chunks make others wait least.
             fills = self._limit.stands
             count_max = min(count_max, SHARED_CHUNK if fills else QUANTUM)
@@ -484,7 +426,7 @@ class MicroBatcher:
                 self._stages.wait(now - call.arrived)
         return _Chunk(calls, counts, requests, batches, callers, arrivals, traces)
 
-    def give(self, calls: Sequence[Call], counts: Sequence[int], results: Sequence[bytes | Refusal]) -> None:
+    def _give(self, calls: Sequence[Call], counts: Sequence[int], results: Sequence[bytes | Refusal]) -> None:
         """Answer calls, each with its part of the results: `counts` says how many requests each call has."""
         assert len(results) == sum(counts), "the scorer answers every request"
         touched: dict[Flushable, None] = {}

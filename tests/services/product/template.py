@@ -69,8 +69,7 @@ _MODULES = (
 _COMPILED = (
     *("paywarden.scoring.engine.records", "paywarden.scoring.idempotency.decision_cache"),
     *("paywarden.scoring.requests.fast_requests", "paywarden.scoring.state.mirror"),
-    *("paywarden.scoring.engine.one_call", "paywarden.scoring.http.read_call"),
-    "paywarden.scoring.http.send_call",
+    "paywarden.scoring.engine.one_call",
     "paywarden.streams.profiles.fast_intake",
 )
 _START_TIMEOUT_S = 240.0

@@ -22,7 +22,7 @@ from paywarden.ops.loadgen.load import LoadAnswer, run_closed
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from perf import burst, cascade
+from perf import cascade, overload
 from perf.batches import SIZES
 from perf.faults import slow_disk_environment, slow_disk_library
 from perf.tools.measuring import drive
@@ -97,26 +97,6 @@ def test_batches_are_measured_in_a_process_with_its_own_mirror(world: World) -> 
     assert all(value > 0 for value in figures.values())
 
 
-def test_the_burst_comes_between_two_calm_times() -> None:
-    due = burst.arrivals(1000, 5)
-    assert (np.diff(due) >= 0).all()
-    per_second = np.histogram(due, np.arange(0, 21))[0]
-    assert per_second[:4].mean() == pytest.approx(500, rel=0.15)
-    assert per_second[4:14].mean() == pytest.approx(5000, rel=0.05)
-    assert per_second[14:].mean() == pytest.approx(500, rel=0.15)
-
-
-def test_what_callers_hold_back_in_a_burst_comes_at_once_after_their_pause() -> None:
-    steady, paused = burst.arrivals(1000, 5), burst.arrivals(1000, 5, 0.015)
-    assert len(paused) == len(steady)
-    assert (np.diff(paused) >= 0).all()
-    in_burst = paused[(paused > 4.0) & (paused < 14.0)]
-    assert ((in_burst - 4.0) % 0.2 > 0.0149).all()
-    assert (np.sort(paused - steady)[-1:] <= 0.015).all()
-    calm = (steady < 4.0) | (steady >= 14.0)
-    assert (paused[calm] == steady[calm]).all()
-
-
 def _since(seconds: float) -> NDArray[np.float64]:
     return np.arange(0, seconds, 0.01)
 
@@ -125,16 +105,16 @@ def test_recovery_is_when_half_a_second_has_been_calm() -> None:
     since = _since(3)
     latency_ms = np.where(since < 0.38, 50.0, 1.0).astype(np.float32)
     ok = np.ones(len(since), dtype=bool)
-    assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.4)
+    assert overload.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.4)
     # A refusal later on begins it anew.
     ok[65] = False
-    assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.7)
+    assert overload.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.7)
 
 
 def test_a_load_that_never_calms_down_never_recovers() -> None:
     since = _since(2)
     latency_ms = np.full(len(since), 50.0, dtype=np.float32)
-    assert burst.recovery_seconds(since, np.ones(len(since), dtype=bool), latency_ms, calm_ms=2) is None
+    assert overload.recovery_seconds(since, np.ones(len(since), dtype=bool), latency_ms, calm_ms=2) is None
 
 
 def test_a_disk_is_slow_only_in_its_folder_while_switched_on(tmp_path: Path) -> None:

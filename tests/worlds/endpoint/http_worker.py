@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -19,7 +16,6 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBa
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
-from paywarden.scoring.http import read_call, send_call
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
@@ -160,11 +156,6 @@ class Caller:
             assert data, "the server has closed the connection"
             self._data += data
 
-    def is_watched(self) -> bool:
-        """Returns whether the fast path reads the connection."""
-        path = self.connection._fast_path
-        return path is not None and self.connection._file in path._watched
-
     async def all_replies(self) -> list[Reply]:
         """Returns all replies until the server ends the connection."""
         loop, replies = asyncio.get_running_loop(), list[Reply]()
@@ -173,6 +164,13 @@ class Caller:
         while self._data:
             replies.append(await self.reply())
         return replies
+
+    async def is_reset(self) -> bool:
+        """Return whether the server has closed the connection without a reply."""
+        try:
+            return not await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.raw, 1), PATIENCE_S)
+        except ConnectionResetError:
+            return True
 
     def take_in(self, data: bytes) -> None:
         """Note bytes that were received besides."""
@@ -183,18 +181,8 @@ class Caller:
         return await self.reply()
 
 
-async def watch(caller: Caller, caller_name: bytes = b"") -> None:
-    """Have the fast path read a connection from now on."""
-    connection = caller.connection
-    if caller.is_watched():
-        return
-    assert connection._fast_path is not None
-    connection._transport.pause_reading()
-    assert connection._fast_path.watch(connection._file, caller_name)
-
-
 def request(place: int, payment_id: str, *, token: str = "", **changes: Any) -> bytes:
-    """Returns a request over HTTP for a payment that the fast path takes."""
+    """Returns a request over HTTP for a usual payment."""
     message = ScoreRequest()
     message.CopyFrom(KNOWN[place])
     message.event_time_ms, message.payment_id = NOW_MS, payment_id
@@ -207,39 +195,6 @@ def request(place: int, payment_id: str, *, token: str = "", **changes: Any) -> 
 def answered(reply: Reply) -> ScoreResponse:
     assert reply.status == 200
     return ScoreResponse.FromString(reply.body)
-
-
-class Sent:
-    """Counts the requests that the fast path has read itself and taken, and the answers that leave by it.
-
-    `unfinished` are the answers that their sockets do not take whole.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.read = self.count = self.unfinished = 0
-        send, read = send_call.send_answers, read_call.read_ready
-
-        def reading(frame_at: int, arrived: float) -> int:
-            numbers_at = frame_word(frame_at, read_call.SLOT.numbers)
-            before = frame_word(numbers_at, read_call.WAITING, 8)
-            others = read(frame_at, arrived)
-            self.read += frame_word(numbers_at, read_call.WAITING, 8) - before
-            return others
-
-        monkeypatch.setattr(read_call, "read_ready", reading)
-
-        def counting(frame_at: int, records_at: int, count: int, now_s: float) -> int:
-            self.count += count
-            unfinished = send(frame_at, records_at, count, now_s)
-            self.unfinished += unfinished
-            return unfinished
-
-        monkeypatch.setattr(send_call, "send_answers", counting)
-
-
-def frame_word(at: int, place: int, width: int = 16) -> int:
-    """Returns the number in a place of compiled code's memory: of a frame, or with a width of 8 of its numbers."""
-    return ctypes.c_int64.from_address(at + place * width).value
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -12,8 +12,9 @@ import pytest
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto import health_pb2, reflection_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreResponse
-from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
+from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.grpc import connection
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.http2 import Http2Session, Receiver
@@ -670,48 +671,33 @@ def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | in
         GrpcSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
+def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
     library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pause is longer than the test: what the noisy caller gets is what one pause lets through."""
-    monkeypatch.setattr(caller_pauses, "PAUSE_S", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
-    admission = replace(PATIENT, caller_payments_per_second=1)
+    monkeypatch.setattr(refusal_budget, "HOLD_S", (2.0, 2.0))
+    monkeypatch.setattr(refusal_budget, "REFUSING_SHARE", 0.0)
+    # The overload does not end.
+    monkeypatch.setattr(QueueLimit, "note_begun", lambda *_: None)
+    admission = replace(PATIENT, queue_payments_max=1)
     with (
-        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
-        RawClient(served) as quiet,
-        RawClient(served) as noisy,
-        RawClient(served) as shared,
+        GrpcServed(GrpcSettings(library=library), admission=admission) as served,
+        RawClient(served) as hasty,
+        RawClient(served) as patient,
     ):
-        as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
-        assert quiet.ask(PAYMENT, as_quiet).status == 0
-
-        def refused() -> int:
-            return served.counted("Score", "resource_exhausted")
-
-        def make_noise() -> None:
-            for _ in range(40):
-                noisy.call(PAYMENT, as_noisy)
-            noisy.push()
-
-        make_noise()
-        wait_until(lambda: refused() >= caller_pauses.REFUSALS_MAX, "the noisy caller is held")
-        # Calls that arrived with the last refused one are refused with it; later calls are not read.
-        assert quiet.ask(PAYMENT, as_quiet).status in (0, 8)
-        before, statuses = refused(), []
-        for _ in range(2):
-            make_noise()
-            statuses.append(quiet.ask(PAYMENT, as_quiet).status)
-        assert set(statuses) <= {0, 8}
-        assert refused() == before + statuses.count(8)
-        # A gateway's connection with calls of both callers is read.
-        assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
-        assert shared.ask(PAYMENT, as_noisy).status == 8
-        assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
+        served.batcher._budget._left_s, served.batcher._limit.stands = 0.0, True
+        for client in (hasty, patient):
+            calls = [client.call(PAYMENT) for _ in range(2)]
+            client.push()
+            assert {client.answer(call).status for call in calls} == {0, 8}
+        hasty.call(PAYMENT)
+        hasty.push()
+        hasty.wait_closed()
+        wait_until(lambda: not any(each._is_held for each in served.server._connections), "the holds are over")
+        assert patient.ask(PAYMENT).status == 0
 
 
-def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> list[int]:
-    """Returns how many bytes sessions receive at once from now on; with `of_held`, those of held callers alone."""
+def pieces_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many bytes sessions receive at once from now on."""
     pieces: list[int] = []
     open_session = GrpcServer.open_session
 
@@ -720,8 +706,7 @@ def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> li
         receive = session.receive
 
         def note(data: bytes) -> None:
-            if not of_held or receiver._held_by in server.batcher.pauses.held:  # type: ignore[attr-defined]
-                pieces.append(len(data))
+            pieces.append(len(data))
             receive(data)
 
         session.receive = note  # type: ignore[method-assign]
@@ -731,32 +716,10 @@ def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> li
     return pieces
 
 
-def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All others wait while a turn of the loop reads and scores his calls. It read some 20 calls at once."""
-    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
-    pieces = pieces_read(monkeypatch, of_held=True)
-    admission = replace(PATIENT, caller_payments_per_second=20)
-    with (
-        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
-        RawClient(served) as quiet,
-        RawClient(served) as noisy,
-    ):
-        as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
-        assert quiet.ask(PAYMENT, as_quiet).status == 0
-        calls = [noisy.call(PAYMENT, as_noisy) for _ in range(100)]
-        noisy.push()
-        assert {noisy.answer(call).status for call in calls} == {0, 8}
-        assert pieces
-        assert max(pieces) <= caller_pauses.SLICE * connection._SLICE_BYTES
-
-
-def test_after_pauses_every_call_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_of_a_large_read_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large read is taken piece by piece, wherever that cuts a frame: others come in between."""
     pieces = pieces_read(monkeypatch)
     monkeypatch.setattr(connection, "_READ_BYTES", 50)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
     admission = replace(PATIENT, caller_payments_per_second=20)
     with (
         GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,

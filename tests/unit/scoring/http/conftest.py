@@ -11,12 +11,7 @@ import pytest
 import uvloop
 
 from paywarden.scoring.net.tokens import Tokens
-from tests.worlds.endpoint.http_worker import BANK, SHOP, Sent, Worker
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    return Sent(monkeypatch)
+from tests.worlds.endpoint.http_worker import BANK, SHOP, Worker
 
 
 @pytest.fixture

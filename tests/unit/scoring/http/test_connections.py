@@ -303,7 +303,7 @@ def test_a_refusal_by_admission_keeps_its_place_and_has_a_retry_after() -> None:
         client.send(b"".join(post_json(payment(name)) for name in "abcd"))
         replies = [client.reply() for _ in range(4)]
         assert [reply.status for reply in replies] == [200, 200, 429, 429]
-        assert [reply.headers.get("retry-after") for reply in replies] == [None, None, "1", "1"]
+        assert [reply.headers.get("retry-after") for reply in replies] == [None, None, "2", "1"]
         assert [reply.json["payment_id"] for reply in replies[:2]] == ["a", "b"]
 
 

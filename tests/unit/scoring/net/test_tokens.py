@@ -4,17 +4,13 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.batching import caller_pauses
-from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.payments import CheckedPayments
 from tests.fakes.descriptors import no_descriptors
 from tests.services.product.processes import wait_until
 from tests.worlds.endpoint.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
@@ -234,35 +230,7 @@ def asked_as(token: str, payment_id: str) -> bytes:
     return post_json(payment(payment_id), headers=f"Authorization: Bearer {token}\r\n")
 
 
-def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pause is longer than the test: what the noisy caller gets is what one pause lets through."""
-    monkeypatch.setattr(caller_pauses, "PAUSE_S", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
-    admission = replace(UNHURRIED, caller_payments_per_second=1)
-    with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
-        quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(5))
-        assert quiet.ask(asked_as(FIRST, "q")).status == 200
-        for client in noisy:
-            client.send(b"".join(asked_as(SECOND, f"p-{number}") for number in range(500)))
-        late = stack.enter_context(served.connected())
-        # Payments of the other caller over his rate are refused at once, and too few for him to be held.
-        statuses = [
-            quiet.ask(asked_as(FIRST, f"q-{number}")).status for number in range(caller_pauses.REFUSALS_MAX - 2)
-        ]
-        assert set(statuses) <= {200, 429}
-        late.send(asked_as(SECOND, "late"))
-        assert quiet.ask(get("/livez")).status == 200
-        refused = served.counted("score", 429) - statuses.count(429)
-        # Each connection submits at most 32 at a time; without pauses all 2,000 would have been refused.
-        assert caller_pauses.REFUSALS_MAX - 5 <= refused <= 4 * PATIENT.pipelined_max
-        # A stop does not wait for the pause.
-        for client in (*noisy, late):
-            client.raw.close()
-
-
-def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
+def test_every_request_beside_a_noisy_caller_is_answered_in_order(file: Path) -> None:
     admission = replace(UNHURRIED, caller_payments_per_second=50)
     with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
         quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(4))
@@ -278,32 +246,6 @@ def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
         shared = noisy[0]
         shared.send(asked_as(FIRST, "mine") + asked_as(SECOND, "p") * 300 + asked_as(FIRST, "mine-2"))
         assert [shared.reply() for _ in range(302)][-1].json["payment_id"] == "mine-2"
-
-
-def test_what_a_refused_caller_has_sent_is_read_in_slices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All others wait while a turn of the loop reads and scores his calls. It read up to 32 of a connection at once."""
-    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
-    admission = replace(UNHURRIED, caller_payments_per_second=1000)
-    with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
-        scorer, sizes = served.scorer, list[int]()
-        score = scorer.score_many
-
-        def noted(payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()) -> list[bytes | Refusal]:
-            sizes.append(len(payments))
-            return score(payments, now_ms, batches)
-
-        monkeypatch.setattr(scorer, "score_many", noted)
-        quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(3))
-        assert quiet.ask(asked_as(FIRST, "q")).status == 200
-        for client in noisy:
-            client.send(b"".join(asked_as(SECOND, f"p-{number}") for number in range(400)))
-        statuses = [client.reply().status for client in noisy for _ in range(400)]
-        assert 256 <= statuses.count(200) < 800
-        assert served.counted("score", 200) == statuses.count(200) + 1
-        assert max(sizes) > caller_pauses.SLICE
-        assert max(sizes[-20:]) <= caller_pauses.SLICE
 
 
 def test_a_caller_with_many_connections_keeps_no_other_caller_out(file: Path) -> None:

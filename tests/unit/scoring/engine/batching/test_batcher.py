@@ -70,10 +70,14 @@ class Connection:
     def __init__(self) -> None:
         self.collected: list[str] = []
         self.sent: list[list[str]] = []
+        self.is_held = False
 
     def flush(self) -> None:
         self.sent.append(self.collected)
         self.collected = []
+
+    def hold(self) -> None:
+        self.is_held = True
 
 
 class AskedCall(Call):
