@@ -85,6 +85,9 @@ class GrpcConnectionServer(CallServer, Protocol):
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
 
+    def may_hold(self, now: float) -> bool:
+        """Return whether one more connection may be held now (scoring/net/connections.py)."""
+
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with bytes that nobody has read."""
 
@@ -187,7 +190,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def hold(self) -> None:
         """See Flushable."""
-        if not self._is_held and self._over_since is None:
+        if not self._is_held and self._over_since is None and self.server.may_hold(self.read_at):
             self._is_held = True
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(hold_s(), self._end_hold)

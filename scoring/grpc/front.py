@@ -69,7 +69,7 @@ class GrpcServer:
         self._draining = False
         self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.note_closed_unread = self._connections.note_closed_unread
+        self.may_hold, self.note_closed_unread = self._connections.may_hold, self._connections.note_closed_unread
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
@@ -106,7 +106,7 @@ class GrpcServer:
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
-        if not is_admitted:
+        if self._connections.is_full:
             for acceptor in self._servers:
                 acceptor.rest()
         if self._sweeper is None:

@@ -109,6 +109,9 @@ class HttpConnectionServer(Protocol):
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
 
+    def may_hold(self, now: float) -> bool:
+        """Return whether one more connection may be held now (scoring/net/connections.py)."""
+
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with bytes that nobody has read."""
 
@@ -183,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
 
     def hold(self) -> None:
         """See Flushable."""
-        if not (self._is_held or self._last):
+        if not (self._is_held or self._last) and self._server.may_hold(self._arrived):
             self._is_held = True
             self._pause_reading()
             self._loop.call_later(hold_s(), self._end_hold)

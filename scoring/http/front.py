@@ -86,7 +86,7 @@ class HttpServer:
         self.render = self._answers.render
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.note_closed_unread = self._connections.note_closed_unread
+        self.may_hold, self.note_closed_unread = self._connections.may_hold, self._connections.note_closed_unread
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
@@ -174,7 +174,7 @@ class HttpServer:
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
-        if not is_admitted:
+        if self._connections.is_full:
             for acceptor in self._servers:
                 acceptor.rest()
         if self._sweeper is None:

@@ -8,6 +8,9 @@ health, cannot keep others out: the oldest of them is aborted when a new one com
 
 A caller with a name proves at most three quarters of the connections. Further ones of his work, too, but give way: he
 cannot keep other callers out.
+
+Under overload a front *holds* connections: it reads nothing from them for a moment. `may_hold` paces that, so that
+never all of them are held at once and the worker waits for work.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ class Abortable(Protocol):
 
 _Connection = TypeVar("_Connection", bound=Abortable)
 
+# A front takes at least this long to hold all of its connections, and may make up for so much of a turn of the loop.
+_HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
+
 
 class Connections(Generic[_Connection]):
     """The open connections, at most `count_max`. Connections may end while a caller iterates over them."""
@@ -46,6 +52,13 @@ class Connections(Generic[_Connection]):
         self._counts: dict[bytes, int] = {}
         self._proven_max = max(1, count_max * 3 // 4)
         self._all_closed = asyncio.Event()
+        # From when the next connection may be held.
+        self._hold_from = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a new connection makes another one give way, or is refused."""
+        return len(self._open) >= self._count_max
 
     @property
     def count(self) -> int:
@@ -57,7 +70,7 @@ class Connections(Generic[_Connection]):
 
     def admit(self, connection: _Connection) -> bool:
         """Register a connection until `forget`. Returns False when `count_max` are open and all of them are proven."""
-        if len(self._open) >= self._count_max:
+        if self.is_full:
             oldest = next(iter(self._unproven), None)
             if oldest is None:
                 self._metrics.refused.add(1)
@@ -90,6 +103,13 @@ class Connections(Generic[_Connection]):
                 del self._counts[caller]
         if not self._open:
             self._all_closed.set()
+
+    def may_hold(self, now: float) -> bool:
+        """Return whether one more connection may be held now; `now` is in seconds. Call it only to hold one."""
+        if now < self._hold_from:
+            return False
+        self._hold_from = max(self._hold_from, now - _HOLD_TURN_S) + _HOLD_ALL_S / max(1, len(self._open))
+        return True
 
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with bytes that nobody has read."""
