@@ -49,8 +49,8 @@ _CAPACITY = {
     "grpc": LoadOptions(connections=8, streams=8),
 }
 _OPEN = {
-    "http": LoadOptions(connections=256, connections_max=2048),
-    "grpc": LoadOptions(connections=32, streams=100),
+    "http": LoadOptions(connections=256, connections_max=2048, give_up_ms=42),
+    "grpc": LoadOptions(connections=32, streams=100, give_up_ms=42),
 }
 _CLOSED = (256, 1000, 3000)
 _TIMES = (2.0, 5.0)

@@ -50,6 +50,8 @@ _AWAKE_S = 60e-6
 # Most requests of one turn. Then answers are read, however late the load is.
 _TURN_MAX = 256
 _SWEEP_S = 0.1
+# How long a closed loop waits for its connections before it begins to count.
+_OPEN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +201,14 @@ class _Load:
         # Connections without a request, the last used on top; and connections with room for more, taken in turns.
         self._idle: list[Channel] = []
         self._shared: deque[Channel] = deque()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[bool]] = set()
         self._backlog: deque[Asked] = deque()
         self._progress = asyncio.Event()
 
-    async def open_all(self) -> None:
+    async def open_some(self, count: int) -> None:
         """Open the first connections. Raises Misconfigured for a wrong address, instead of a report full of errors."""
         try:
-            for _ in range(self._opener.options.connections):
+            for _ in range(count):
                 await self._opener.open(self)
         except ssl.SSLError as error:
             raise Misconfigured(f"load: no TLS with {self._opener.target}: {error.reason}") from error
@@ -240,12 +242,17 @@ class _Load:
         """Give up requests that have waited too long. One look over all of them is cheaper than a timer for each."""
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._opener.timeout_s / 4))
+            self._give_up()
             oldest = time.perf_counter() - self._opener.timeout_s
-            while self._backlog and self._backlog[0].due < oldest:
-                self._failed(self._backlog.popleft())
             for channel in list(self._channels):
                 if any(asked.due < oldest for asked in channel.unanswered()):
                     channel.abort()
+
+    def _give_up(self) -> None:
+        """Give up requests that have waited for a connection for too long."""
+        oldest = time.perf_counter() - (self._opener.options.give_up_ms / 1000 or self._opener.timeout_s)
+        while self._backlog and self._backlog[0].due < oldest:
+            self._failed(self._backlog.popleft())
 
     def take_channel(self) -> Channel | None:
         """Take a channel that can carry another request out of the lists; None when there is no such channel."""
@@ -279,18 +286,21 @@ class _Load:
             self._opening.add(task)
             task.add_done_callback(self._is_open)
 
-    def _is_open(self, task: asyncio.Task[None]) -> None:
+    def _is_open(self, task: asyncio.Task[bool]) -> None:
         self._opening.discard(task)
         # A request that came meanwhile counted on this connection, which another request took.
         self.open_if_needed()
 
-    async def _open_one(self) -> None:
+    async def _open_one(self) -> bool:
+        """Open a connection; returns whether it was opened."""
         try:
             await self._opener.open(self)
         except OSError:
             # Each failure ends one request. Otherwise a dead server would be tried in an endless loop.
             if self._backlog:
                 self._failed(self._backlog.popleft())
+            return False
+        return True
 
     def _failed(self, asked: Asked) -> None:
         """Count a request as one without an answer."""
@@ -310,8 +320,9 @@ class _Load:
             self._on_answer(LoadAnswer(asked.number, asked.body, status, body, (now - asked.due) * 1000))
 
     def freed(self, channel: Channel) -> None:
+        is_newest_first = self._opener.options.give_up_ms > 0
         while self._backlog and channel.in_flight < channel.capacity:
-            channel.send(self._backlog.popleft())
+            channel.send(self._backlog.pop() if is_newest_first else self._backlog.popleft())
         channel.flush()
         self.list_channel(channel)
 
@@ -326,7 +337,7 @@ class _OpenLoop(_Load):
     """A load whose requests leave when they are due."""
 
     async def run(self, due_s: array[float]) -> LoadReport:
-        await self.open_all()
+        await self.open_some(self._opener.options.connections)
         self._due_s = due_s
         self._all_handed_over = asyncio.get_running_loop().create_future()
         self._timer = _Timer(self._on_due)
@@ -396,7 +407,12 @@ class _ClosedLoop(_Load):
     async def run(self, seconds: float) -> LoadReport:
         self._over = asyncio.Event()
         self._start = time.perf_counter()
-        await self.open_all()
+        await self.open_some(1)
+        # A server that takes no more connections leaves the others waiting.
+        for _ in range(1, self._opener.options.connections):
+            self._reopen()
+        if self._opening:
+            await asyncio.wait(self._opening, timeout=_OPEN_S)
         sweeper = asyncio.create_task(self.sweep())
         started, ok_before = time.perf_counter(), self.tally.ok
         try:
@@ -425,10 +441,19 @@ class _ClosedLoop(_Load):
 
     def closed(self, channel: Channel, unanswered: Iterable[Asked]) -> None:
         super().closed(channel, unanswered)
+        self._reopen()
+
+    def _reopen(self) -> None:
         if not self._over.is_set() and len(self._channels) + len(self._opening) < self._opener.options.connections:
             task = asyncio.create_task(self._open_one())
             self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            task.add_done_callback(self._is_reopened)
+
+    def _is_reopened(self, task: asyncio.Task[bool]) -> None:
+        self._opening.discard(task)
+        # The server may have closed it before this is known. A server that takes none is not asked again at once.
+        if not task.cancelled() and task.result():
+            self._reopen()
 
 
 class _Timer:

@@ -29,6 +29,9 @@ class LoadOptions:
     # The same over gRPC, where all connections are opened before the first request.
     streams: int = 64
     timeout_ms: int = 5_000
+    # In an open loop a request that has found no connection for so long is given up, and the newest of those that wait
+    # goes first, as among independent callers with deadlines. 0: all wait, in their order, for `timeout_ms`.
+    give_up_ms: int = 0
     # Sent as `Authorization: Bearer …`.
     token: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -21,7 +21,7 @@ from ssl import SSLObject
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
-from paywarden.scoring.engine.batching.refusal_budget import hold_s
+from paywarden.scoring.engine.batching.refusal_budget import hold_s, longer
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import (
@@ -36,7 +36,7 @@ from paywarden.scoring.grpc.calls import (
 )
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session, Receiver
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import unread_bytes
+from paywarden.scoring.net.connections import unread_of
 from paywarden.scoring.requests.trace_context import packed_trace
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
@@ -47,6 +47,8 @@ _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
 # Bytes that are read in one turn of the loop: some 250 calls. A read may bring four times as much, and other
 # connections wait for it.
 _READ_BYTES = 65_536
+# A single call rarely has more.
+_ONE_CALL_BYTES = 1024
 
 
 class _Allowance:
@@ -193,15 +195,28 @@ class GrpcConnection(asyncio.Protocol):
         if not self._is_held and self._over_since is None and self.server.may_hold(self.read_at):
             self._is_held = True
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(hold_s(), self._end_hold)
+            held_s = hold_s()
+            asyncio.get_running_loop().call_later(held_s, self._end_hold, held_s)
 
-    def _end_hold(self) -> None:
-        """Read again. If the worker is still overloaded, a call that has waited here ends the connection."""
+    def _end_hold(self, held_s: float) -> None:
+        """Read again. If late calls wait, hold on as long as the overload lasts, or let the first of them end all.
+
+        Few bytes are one caller who did not wait. Many are those of a gateway, which opens another connection.
+        """
+        if self._over_since is not None or self._transport.is_closing():
+            return
+        found = unread_of(self._transport)
+        waiting = len(self._unread) + found.size
+        self._stale_bytes = 0
+        are_many = waiting > _ONE_CALL_BYTES
+        if are_many or (waiting and found.silent_s > self.server.deadline_s):
+            is_held_on = self.server.batcher.is_overloaded and not (are_many or found.has_gone)
+            if is_held_on and (more_s := longer(held_s)):
+                asyncio.get_running_loop().call_later(more_s, self._end_hold, more_s)
+                return
+            self._stale_bytes = waiting
         self._is_held = False
-        if self._over_since is None and not self._transport.is_closing():
-            is_overloaded = self.server.batcher.is_overloaded
-            self._stale_bytes = len(self._unread) + unread_bytes(self._transport) if is_overloaded else 0
-            self._read_on()
+        self._read_on()
 
     def eof_received(self) -> bool:
         """Close, since a caller who has ended the connection reads no answers."""

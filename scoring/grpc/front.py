@@ -106,7 +106,7 @@ class GrpcServer:
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
-        if self._connections.is_full:
+        if not is_admitted:
             for acceptor in self._servers:
                 acceptor.rest()
         if self._sweeper is None:

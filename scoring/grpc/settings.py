@@ -21,9 +21,9 @@ class GrpcSettings:
     unix_socket: str = ""
     # "ngh2" (libnghttp2) or "h2" (hyper-h2, about twenty times slower).
     library: str = "ngh2"
-    backlog: int = 1024
+    backlog: int = 4096
     # Per worker.
-    connections_max: int = 1024
+    connections_max: int = 4096
     # Unanswered calls. Clients queue further ones, so that one read brings at most a few chunks.
     streams_max: int = 128
     # A payment with the longest ids has 1.5 kB; the rest is room for fields of newer clients.

@@ -24,14 +24,14 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
-from paywarden.scoring.engine.batching.refusal_budget import hold_s
+from paywarden.scoring.engine.batching.refusal_budget import hold_s, longer
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import HeldBytes, RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import unread_bytes
+from paywarden.scoring.net.connections import unread_of
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
 
@@ -108,6 +108,9 @@ class HttpConnectionServer(Protocol):
 
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
+
+    def is_late(self, waited_s: float) -> bool:
+        """Return whether a call that has waited for so long would pass its deadline."""
 
     def may_hold(self, now: float) -> bool:
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
@@ -189,19 +192,23 @@ class HttpConnection(asyncio.Protocol):
         if not (self._is_held or self._last) and self._server.may_hold(self._arrived):
             self._is_held = True
             self._pause_reading()
-            self._loop.call_later(hold_s(), self._end_hold)
+            held_s = hold_s()
+            self._loop.call_later(held_s, self._end_hold, held_s)
 
-    def _end_hold(self) -> None:
-        """Read again; or close, if the caller did not wait and the worker is still overloaded."""
-        self._is_held = False
+    def _end_hold(self, held_s: float) -> None:
+        """Read again. If a call waits that is late already, hold on as long as the overload lasts, or close."""
         if self._transport.is_closing():
             return
-        waits = self._unread or self._waiting or unread_bytes(self._transport)
-        if waits and self._server.is_overloaded():
+        found = unread_of(self._transport)
+        waits = bool(self._unread or self._waiting or found.size)
+        if not (waits and self._server.is_late(found.silent_s)):
+            self._is_held = False
+            self.flush()
+        elif not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):
+            self._loop.call_later(more_s, self._end_hold, more_s)
+        else:
             self._server.note_closed_unread()
             self._transport.abort()
-        else:
-            self.flush()
 
     def _read(self, data: bytes, at: int) -> None:
         """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""

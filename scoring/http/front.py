@@ -174,7 +174,7 @@ class HttpServer:
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
         is_admitted = self._connections.admit(connection)
-        if self._connections.is_full:
+        if not is_admitted:
             for acceptor in self._servers:
                 acceptor.rest()
         if self._sweeper is None:
@@ -201,6 +201,10 @@ class HttpServer:
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
         return self._batcher is not None and self._batcher.is_overloaded
+
+    def is_late(self, waited_s: float) -> bool:
+        """Return whether a call that has waited for so long would pass its deadline."""
+        return self._batcher is None or waited_s * 1000 > self._batcher.settings.deadline_ms
 
     def count(self, call: HttpCall, now: float) -> None:
         """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""

@@ -18,9 +18,9 @@ class HttpSettings:
     port: int = 8080
     # A path to listen on beside the port, for callers on this host; empty for none. Never with TLS.
     unix_socket: str = ""
-    backlog: int = 1024
+    backlog: int = 4096
     # Per worker. When it is reached, the oldest connection that has sent no payment gives way to a new one.
-    connections_max: int = 1024
+    connections_max: int = 4096
     # Per worker: bytes of bodies that are incomplete, and of requests that wait behind others of their connection. It
     # bounds memory for any number of connections.
     arriving_bytes_max: int = 64 * 1024 * 1024

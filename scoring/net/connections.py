@@ -1,7 +1,7 @@
 """Keeps the open connections of a front, up to a limit, and ends them when the front stops.
 
-    front full, 1,024 open:   proven 900 │ never sent a payment 124, oldest first ─► the oldest gives way to a new one
-                              proven 1,024                                        ─► the new one is refused
+    front full, 4,096 open: proven 4,000 │ never sent a payment 96, oldest first ─► the oldest gives way to a new one
+                              proven 4,096                                      ─► the new one is refused
 
 A connection is *proven* when it has sent a payment that may be scored. Connections that say nothing, or only ask for
 health, cannot keep others out: the oldest of them is aborted when a new one comes and the front is full.
@@ -18,10 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
+import socket
 import struct
+import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from paywarden.scoring.metrics.worker import ConnectionMetrics
 
@@ -35,6 +38,9 @@ class Abortable(Protocol):
 
 _Connection = TypeVar("_Connection", bound=Abortable)
 
+# The beginning of Linux's struct tcp_info: tcpi_state, and tcpi_last_data_recv in milliseconds.
+_LAST_DATA_RECEIVED = struct.Struct("@B51xI")
+_ESTABLISHED = 1
 # A front takes at least this long to hold all of its connections, and may make up for so much of a turn of the loop.
 _HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
 
@@ -56,11 +62,6 @@ class Connections(Generic[_Connection]):
         self._hold_from = 0.0
 
     @property
-    def is_full(self) -> bool:
-        """Whether a new connection makes another one give way, or is refused."""
-        return len(self._open) >= self._count_max
-
-    @property
     def count(self) -> int:
         """The number of open connections."""
         return len(self._open)
@@ -70,7 +71,7 @@ class Connections(Generic[_Connection]):
 
     def admit(self, connection: _Connection) -> bool:
         """Register a connection until `forget`. Returns False when `count_max` are open and all of them are proven."""
-        if self.is_full:
+        if len(self._open) >= self._count_max:
             oldest = next(iter(self._unproven), None)
             if oldest is None:
                 self._metrics.refused.add(1)
@@ -131,10 +132,25 @@ class Connections(Generic[_Connection]):
             await self._all_closed.wait()
 
 
-def unread_bytes(transport: asyncio.BaseTransport) -> int:
-    """Return how many bytes wait in a transport's socket; 0 for a socket that is no file."""
+class Unread(NamedTuple):
+    """What waits in the socket of a connection that is not read now."""
+
+    size: int
+    """Bytes."""
+    silent_s: float
+    """Seconds since the last of them came. Infinite where the system does not say it: Linux says it of TCP alone."""
+    has_gone: bool
+    """Whether the caller has ended its side. False where the system does not say it."""
+
+
+def unread_of(transport: asyncio.BaseTransport) -> Unread:
+    """Return what waits in a transport's socket; nothing for a socket that is no file."""
     plain = transport.get_extra_info("socket")
     if plain is None:
-        return 0
-    waiting: int = struct.unpack("@i", fcntl.ioctl(plain.fileno(), termios.FIONREAD, bytes(4)))[0]
-    return waiting
+        return Unread(0, math.inf, has_gone=False)
+    size: int = struct.unpack("@i", fcntl.ioctl(plain.fileno(), termios.FIONREAD, bytes(4)))[0]
+    if plain.family == socket.AF_UNIX or sys.platform != "linux":
+        return Unread(size, math.inf, has_gone=False)
+    info = plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
+    state, last_ms = _LAST_DATA_RECEIVED.unpack(info)
+    return Unread(size, last_ms / 1000, has_gone=state != _ESTABLISHED)

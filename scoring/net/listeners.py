@@ -108,6 +108,8 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
+            if self._pause is not None:
+                return
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:

@@ -213,6 +213,8 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
 _COMPANY_S = 1.0
 # The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
 _RETRY_PAUSE_S = 0.001
+# A chunk has no more payments than the worker scores in this time, so that refusals do not wait longer for it.
+_CHUNK_S = 0.004
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
 # A single request counts as one more payment for each of these many bytes: the queue is limited in bytes, too.
@@ -378,7 +380,8 @@ class MicroBatcher:
         requests: list[TakenRequest] = []
         batches: list[range] = []
         refused: dict[Flushable, None] = {}
-        turn, count_max, fills = self._turn, self.settings.chunk_payments, True
+        turn, fills = self._turn, True
+        count_max = min(self.settings.chunk_payments, self._limit.payments_in(_CHUNK_S))
         if self._has_names and (len(turn) > 1 or self._has_company(now)):
             # With time to spare, chunks make others wait least.
             fills = self._limit.stands

@@ -72,6 +72,10 @@ class QueueLimit:
         """Returns the time per payment of this many payments that wait."""
         return self._full_s if payments >= self._large else self._payment_s
 
+    def payments_in(self, seconds: float) -> int:
+        """Returns how many payments the worker scores in this time, in a large chunk: at least what makes one."""
+        return max(self._large, int(seconds / self._full_s))
+
     def note_refused(self) -> None:
         """Note that a call was refused because of those that wait."""
         self._has_refused = True

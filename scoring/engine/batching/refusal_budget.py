@@ -1,8 +1,8 @@
 """Bounds the time that a worker spends on refusing calls, so that scoring keeps most of it.
 
     asked 9,000/s, capacity 15,000/s    no call is refused
-    asked 30,000/s                      15,000 answered, 15,000 refused: 0.12 s of each second
-    asked 200,000/s                     about 11,000 answered, 31,000 refused: 0.25 s; the others wait unread in sockets
+    asked 20,000/s                      15,000 answered, 5,000 refused: 0.1 s of each second
+    asked 200,000/s                     about 12,000 answered, 8,000 refused: 0.15 s; the others wait unread in sockets
 
 A refusal is cheap, but callers can send more than a worker can refuse. The budget is a bucket of seconds: time fills it
 with REFUSING_SHARE of what passes, and each refusal takes its cost from it. While the bucket is empty, the worker
@@ -10,15 +10,17 @@ with REFUSING_SHARE of what passes, and each refusal takes its cost from it. Whi
 than the second that the refusal's Retry-After asks for. A caller that comes back later never notices.
 
 If a call waits in the socket at the end of the hold and the worker is still overloaded, the caller has asked again too
-early, and could not be answered in time any more. The front then closes the connection without reading it.
+early, and its call could not be answered in time any more. The front then holds the connection for twice as long
+(`longer`), and at last closes it without reading it. Most of an overload's callers are held, because a connection that
+is closed and opened again costs as much as several refusals.
 """
 
 from __future__ import annotations
 
 import random
 
-# Scoring keeps three quarters of a worker's time.
-REFUSING_SHARE = 0.25
+# Scoring keeps six sevenths of a worker's time.
+REFUSING_SHARE = 0.1
 # The bucket holds so much: the calls of a burst, or of a pause of the host, are refused without holding anybody.
 _BUCKET_S = 0.01
 # The assumed cost of a refusal until some were measured, and the bounds of what a measurement may say. A worker that
@@ -29,6 +31,8 @@ _COST_WEIGHT = 0.1
 _MEASURED_CALLS = 16
 # How long a connection is held. Drawn evenly, so that held callers do not come back together.
 HOLD_S = 0.5, 1.0
+# A connection that would be held for longer than this is closed.
+_HOLD_S_MAX = 4.0
 
 
 class RefusalBudget:
@@ -57,5 +61,10 @@ class RefusalBudget:
 
 
 def hold_s() -> float:
-    """Return for how many seconds to hold a connection."""
+    """Return for how many seconds to hold a connection at first."""
     return random.uniform(*HOLD_S)
+
+
+def longer(held_s: float) -> float | None:
+    """Return for how many seconds to hold a connection that was held for `held_s` seconds before; None to close it."""
+    return 2 * held_s if 2 * held_s <= _HOLD_S_MAX else None

@@ -20,6 +20,7 @@ from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.http2 import Http2Session, Receiver
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.net import connections
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.patience import PATIENCE_S
 from tests.services.clients.grpc_raw import (
@@ -675,6 +676,8 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
     library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusal_budget, "HOLD_S", (2.0, 2.0))
+    monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 2.0)
+    monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
     monkeypatch.setattr(refusal_budget, "REFUSING_SHARE", 0.0)
     # The overload does not end.
     monkeypatch.setattr(QueueLimit, "note_begun", lambda *_: None)
@@ -685,6 +688,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
         RawClient(served) as patient,
     ):
         served.batcher._budget._left_s, served.batcher._limit.stands = 0.0, True
+        served.server.deadline_s = 1.0
         for client in (hasty, patient):
             calls = [client.call(PAYMENT) for _ in range(2)]
             client.push()

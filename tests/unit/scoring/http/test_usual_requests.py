@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.http import connection
+from paywarden.scoring.net import connections
 from paywarden.scoring.net.tokens import Tokens
 from tests.worlds.endpoint.http_worker import BANK, NOW_MS, SHOP, Worker, answered, request, until
 from tests.worlds.endpoint.http_world import Reply, get, post
@@ -285,6 +287,7 @@ def test_beyond_the_budget_of_refusals_a_connection_is_held(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusal_budget, "REFUSING_SHARE", 0.0)
+    monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
 
     async def steps(worker: Worker) -> None:
         callers = [await worker.connect() for _ in range(6)]
@@ -298,11 +301,30 @@ def test_beyond_the_budget_of_refusals_a_connection_is_held(
     in_worker(steps, admission=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000, queue_payments_max=2))
 
 
+def test_connections_are_held_one_after_the_other(in_worker: Callable[..., None]) -> None:
+    """All were held within a turn of the loop, and the worker waited half a second for work."""
+
+    async def steps(worker: Worker) -> None:
+        callers = [await worker.connect() for _ in range(10)]
+        for caller in callers:
+            caller.connection._arrived = 100.0
+            caller.connection.hold()
+        assert 1 <= sum(caller.connection._is_held for caller in callers) <= 2
+        for number, caller in enumerate(callers):
+            caller.connection._arrived = 101.0 + number / 10
+            caller.connection.hold()
+        assert all(caller.connection._is_held for caller in callers)
+
+    in_worker(steps)
+
+
 @pytest.mark.parametrize("is_overloaded", [True, False])
-def test_a_held_caller_that_did_not_wait_is_closed_only_under_overload(
+def test_a_call_that_is_late_after_a_hold_ends_its_connection(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool
 ) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.05, 0.05))
+    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 0.4)
+    monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
 
     async def steps(worker: Worker) -> None:
         hasty, patient = await worker.connect(), await worker.connect()
@@ -310,18 +332,37 @@ def test_a_held_caller_that_did_not_wait_is_closed_only_under_overload(
         for caller in (hasty, patient):
             caller.connection.hold()
         hasty.send(request(0, "p-1"))
-        await until(lambda: not (hasty.connection._is_held or patient.connection._is_held))
+        await until(lambda: not patient.connection._is_held)
         assert answered(await patient.ask(request(0, "p-2"))).payment_id == "p-2"
-        if is_overloaded:
-            assert await hasty.is_reset()
-            assert "p-1" not in worker.payment_ids()
-        else:
-            assert answered(await hasty.reply()).payment_id == "p-1"
+        # An overloaded worker holds the hasty one for twice as long before it closes.
+        assert not (is_overloaded and hasty.connection._transport.is_closing())
+        assert await hasty.is_reset()
+        assert "p-1" not in worker.payment_ids()
 
     in_worker(steps)
 
 
-def test_nothing_of_a_held_connection_is_read_however_it_came(in_worker: Callable[..., None]) -> None:
+def test_a_call_that_comes_as_a_hold_ends_is_answered(
+    in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, 0.001, has_gone=False))
+
+    async def steps(worker: Worker) -> None:
+        caller = await worker.connect()
+        worker.batcher._limit.stands = True
+        caller.connection.hold()
+        caller.send(request(0, "p-1"))
+        assert answered(await caller.reply()).payment_id == "p-1"
+
+    in_worker(steps)
+
+
+def test_nothing_of_a_held_connection_is_read_however_it_came(
+    in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(0, 0.001, has_gone=False))
+
     async def steps(worker: Worker) -> None:
         caller = await worker.connect()
         caller.connection.hold()
