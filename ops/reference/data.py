@@ -42,7 +42,7 @@ from paywarden.models.replay import (
 from paywarden.models.replay import (
     measures as replay_measures,
 )
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
@@ -102,7 +102,7 @@ _OTHER_UNITS = {
 
 
 class PageLine(NamedTuple):
-    """A line of a table of the dictionary."""
+    """A line of the dictionary."""
 
     name: str
     kind: str
@@ -136,12 +136,8 @@ def _history() -> Iterator[str]:
         "chance, above 0 and at most 1, that the payment was kept with its label."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
-        docs = {field["name"]: field for field in topic_schema(topic)["fields"]}
-        lines = [
-            PageLine(name, kind, _unit(topic, name) if kind in _WHOLE else "", _said(topic, docs[name]))
-            for name, kind in columns.items()
-        ]
-        yield from (f"### {topic}.parquet", "", *_table("column", lines))
+        listed = ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
+        yield from (f"### {topic}.parquet", "", *prose(f"The fields of the topic [{topic}](#{topic}): {listed}."))
 
 
 def _truth() -> Iterator[str]:
@@ -150,14 +146,13 @@ def _truth() -> Iterator[str]:
         "`simulate --world shop` writes it beside the history, and `ceiling` reads it. No other command does: a real "
         "history has no such file."
     )
-    yield from _table("column", [PageLine(*column) for column in TRUTH_COLUMNS])
+    yield from _list([PageLine(*column) for column in TRUTH_COLUMNS])
 
 
 def _replay() -> Iterator[str]:
     yield "## Results of `paywarden replay`\n\n### decisions.parquet\n"
     yield from prose("The champion's decision about every payment of the window, in order of time.")
-    yield from _table(
-        "column",
+    yield from _list(
         map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN, *replay_files.SEGMENT_COLUMNS)),
     )
     yield from prose(
@@ -166,7 +161,7 @@ def _replay() -> Iterator[str]:
     )
     yield "### differences.parquet\n"
     yield from prose("With a challenger: the payments that the two decide differently about.")
-    yield from _table("column", map(_of_column, replay_files.DIFFERENCE_COLUMNS))
+    yield from _list(map(_of_column, replay_files.DIFFERENCE_COLUMNS))
     yield "### metrics.json\n"
     yield from prose(
         "At the top stand the keys of *what was replayed* and those of *one contestant*, which are the champion's. "
@@ -174,9 +169,9 @@ def _replay() -> Iterator[str]:
         "challenger*. With `--archived-decisions`, `archived_decisions` has those of *live against replay*. A value "
         "that cannot be computed is null. The report shows the same numbers."
     )
-    yield from _table("key", [PageLine("payments_per_second", "number", "payments per second", _SPEED)])
+    yield from _list([PageLine("payments_per_second", "number", "", _SPEED)])
     for title, made_of in _METRICS:
-        yield from (f"#### {title}", "", *_table("key", _of_dataclass(made_of)))
+        yield from (f"#### {title}", "", *_list(_of_dataclass(made_of)))
 
 
 _SPEED = "How fast the replay was. The only value that differs between two replays of the same input."
@@ -217,8 +212,7 @@ def _archive() -> Iterator[str]:
         OFFSET: "The record's offset in its partition.",
         TIMESTAMP: "Kafka's own time of the record; 0 where the broker set none.",
     }
-    yield from _table(
-        "column",
+    yield from _list(
         [
             PageLine(name, str(schema.field(name).type), _unit("an archive", name), text)
             for name, text in meanings.items()
@@ -240,7 +234,7 @@ def _topics() -> Iterator[str]:
     )
     for topic in TOPICS:
         schema = topic_schema(topic)
-        yield from (f"### {topic}", "", schema["doc"], "", *_table("field", _of_record(topic, schema, "")))
+        yield from (f"### {topic}", "", schema["doc"], "", *_list(_of_record(topic, schema, "")))
 
 
 # Lines
@@ -349,9 +343,8 @@ def _unit(where: str, name: str) -> str:
     raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference/data.py")
 
 
-def _table(head: str, lines: Iterable[PageLine]) -> list[str]:
-    rows = [f"| `{line.name}` | {line.kind} | {line.unit} | {line.meaning} |" for line in lines]
-    return [f"| {head} | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
+def _list(lines: Iterable[PageLine]) -> list[str]:
+    return [*(entry(line.name, (line.kind, line.unit), line.meaning) for line in lines), ""]
 
 
 def _listed(names: Sequence[str]) -> str:
