@@ -27,8 +27,6 @@ import pyarrow as pa
 from paywarden.features.datasets.shop_world import TRUTH_COLUMNS, TRUTH_FILE
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
-    INTEGER,
-    OPTIONAL_INTEGER,
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
@@ -47,7 +45,7 @@ from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 
-_WHOLE, _NUMBER = (INTEGER, OPTIONAL_INTEGER), re.compile(r"\b(long|int|double)\b")
+_NUMBER = re.compile(r"\b(long|int|double)\b")
 _TIME, _MONEY, _SHARE = "ms since 1970, UTC", "minor units of the reference currency", "0 to 1"
 # The first that a name matches. Numbers that nothing here matches have no unit: that is an error.
 _UNITS = (
@@ -101,6 +99,9 @@ _OTHER_UNITS = {
 }
 
 
+_USUAL_UNITS = (_TIME, _MONEY, "count", "number", "no unit")
+
+
 class PageLine(NamedTuple):
     """A line of the dictionary."""
 
@@ -119,8 +120,9 @@ def data_page() -> str:
         "# Data dictionary\n",
         *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
         *prose(
-            "Money is in whole minor units: 4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since "
-            "1970-01-01T00:00:00Z. A card, merchant or device id is a token of your own, never a card's number."
+            "Money is in whole minor units, of the reference currency unless a line says otherwise: 4999 is 49.99 EUR, "
+            "and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Other numbers without a "
+            "unit are counts or ratios. A card, merchant or device id is a token of your own, never a card's number."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -344,7 +346,12 @@ def _unit(where: str, name: str) -> str:
 
 
 def _list(lines: Iterable[PageLine]) -> list[str]:
-    return [*(entry(line.name, (line.kind, line.unit), line.meaning) for line in lines), ""]
+    return [*(entry(line.name, (line.kind, _said_unit(line.unit)), line.meaning) for line in lines), ""]
+
+
+def _said_unit(unit: str) -> str:
+    """A unit, but for those that the head of the page gives to all numbers."""
+    return "" if unit in _USUAL_UNITS else unit
 
 
 def _listed(names: Sequence[str]) -> str:
