@@ -17,7 +17,10 @@ def commands_page() -> str:
     return "\n".join(
         [
             "# Commands\n",
-            *prose(f"Every command of `paywarden`, with its arguments, options and defaults. {MADE_FROM_CODE}"),
+            *prose(
+                "Every command of `paywarden`, with its arguments, options and defaults; `--help` says more of each. "
+                f"{MADE_FROM_CODE}"
+            ),
             *prose(
                 "`python -m paywarden` is the same program. Options of `paywarden` itself stand before the command: "
                 "`paywarden --config prod.toml stream`. In brackets stands the default. An extra comes with "
@@ -43,7 +46,7 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     pieces = command.collect_usage_pieces(context)
     if pieces != ["[OPTIONS]"] and not isinstance(command, click.Group):
         yield f"    {path} {' '.join(pieces)}\n"
-    yield from _paragraphs(command.help)
+    yield from prose(inspect.cleandoc(command.help).partition("\n\n")[0].replace("\n", " "))
     extras = () if command.callback is None else extras_of(command.callback)
     if extras:
         yield from prose(f"Needs the extra {code(','.join(extras))}.")
@@ -55,15 +58,6 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
             subcommand = command.get_command(context, name)
             assert subcommand is not None
             yield from _command(subcommand, f"{path} {name}")
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    """The help text; click keeps the lines of a paragraph that begins with \\b, and so does the page."""
-    for paragraph in inspect.cleandoc(text).split("\n\n"):
-        if paragraph.startswith("\b\n"):
-            yield paragraph.removeprefix("\b\n") + "\n"
-        else:
-            yield from prose(paragraph.replace("\n", " "))
 
 
 def _option(path: str, option: click.Option, context: click.Context) -> str:
