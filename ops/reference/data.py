@@ -293,7 +293,8 @@ def _of_dataclass(made_of: type) -> Iterator[PageLine]:
         if field.name not in docs:
             raise Undocumented(f"{made_of.__name__}.{field.name} has no docstring")
         text, is_number = _json_kind(hints[field.name])
-        yield PageLine(field.name, text, _unit(made_of.__name__, field.name) if is_number else "", docs[field.name])
+        unit = _unit(made_of.__name__, field.name) if is_number else ""
+        yield PageLine(field.name, "" if text in ("integer", "number") else text, unit, docs[field.name])
 
 
 @cache
