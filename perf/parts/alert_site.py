@@ -361,7 +361,7 @@ def _stated() -> dict[str, tuple[int, int]]:
     found = {}
     for line in table_of(PAGE.read_text(encoding="utf-8")):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        found[f"Paywarden{cells[0].split(']')[0].lstrip('[')}"] = (int(cells[4]), int(cells[5]))
+        found[f"Paywarden{cells[0].split(']')[0].lstrip('[')}"] = (int(cells[-2]), int(cells[-1]))
     return found
 
 

@@ -33,10 +33,9 @@ _IMPOSSIBLE = [{"labels": "impossible", "value": 0}]
 
 @dataclass(frozen=True)
 class Rule:
-    """An alert of the file: the group it stands in, how long its condition must hold, and its severity."""
+    """An alert of the file: the group it stands in, and its severity."""
 
     group: str
-    hold: str
     severity: str
 
 
@@ -55,10 +54,9 @@ def rules() -> dict[str, Rule]:
         if heading := re.search(r"^ {2}- name: (\S+)", block, re.M):
             group = heading[1]
         if alert := re.search(r"- alert: (\w+)", block):
-            hold, severity = re.search(r"for: (\w+)", block), re.search(r"severity: (\w+)", block)
-            assert hold is not None, block
+            severity = re.search(r"severity: (\w+)", block)
             assert severity is not None, block
-            found[alert[1]] = Rule(group, hold[1], severity[1])
+            found[alert[1]] = Rule(group, severity[1])
     return found
 
 
@@ -109,12 +107,12 @@ def firing_on_a_quiet_day() -> set[str]:
 def table() -> list[str]:
     """Returns the lines of the table."""
     times, lines = measured(FAULTS), []
-    for alert, rule in rules().items():
+    for alert in rules():
         if alert in FAULTS:
             cells = times.get(alert)
             fires, clears = (str(cells.fires_s), str(cells.clears_s)) if cells else ("never", "never")
             name = f"[{alert.removeprefix('Paywarden')}](runbook/{alert}.md)"
-            lines.append(f"| {name} | {rule.severity} | {FAULTS[alert].text} | {rule.hold} | {fires} | {clears} |")
+            lines.append(f"| {name} | {FAULTS[alert].text} | {fires} | {clears} |")
     return lines
 
 
@@ -127,7 +125,7 @@ def table_of(text: str) -> list[str]:
 def page() -> str:
     """Returns the text of docs/operate/alerts.md, with the table in its place."""
     head = PAGE.read_text(encoding="utf-8").partition("\n|---")[0]
-    return "\n".join([head, "|---|---|---|---|---|---|", *table(), ""])
+    return "\n".join([head, "|---|---|---|---|", *table(), ""])
 
 
 def _test_of(alert: str, fault: Fault) -> dict[str, Any]:
