@@ -89,10 +89,12 @@ class Listing:
             "",
             "Generated from `features/catalogue/catalogue.py` by `paywarden features list --format markdown`.",
         ]
-        lines += ["", _WINDOWS, "", "| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+        lines += ["", _WINDOWS, "", "In brackets: entity, window and hop, unit.", ""]
         for feature in self.features:
-            name, *rest = (cell.replace("|", "\\|") for cell in _cells(feature))
-            lines.append("| " + " | ".join((f"`{name}`", *rest)) + " |")
+            window = f", {feature.window} by {feature.hop}" if feature.window else ""
+            missing = "" if feature.missing_when == "never" else f"; missing when: {feature.missing_when}"
+            entity = feature.entity or "payment"
+            lines.append(f"- `{feature.name}` ({entity}{window}, {feature.unit}): {feature.meaning}{missing}")
         lines += ["", "## Profiles", ""]
         lines += [f"- {entity.cost}" for entity in self.entities]
         return "\n".join(lines)

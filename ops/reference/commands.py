@@ -9,7 +9,7 @@ import click
 
 from paywarden.ops.cli import EXIT_STATUSES, cli
 from paywarden.ops.extras import extras_of
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose, table
 
 
 def commands_page() -> str:
@@ -17,10 +17,14 @@ def commands_page() -> str:
     return "\n".join(
         [
             "# Commands\n",
-            *prose(f"Every command of `paywarden`, with its arguments, options and defaults. {MADE_FROM_CODE}"),
+            *prose(
+                "Every command of `paywarden`, with its arguments, options and defaults; `--help` says more of each. "
+                f"{MADE_FROM_CODE}"
+            ),
             *prose(
                 "`python -m paywarden` is the same program. Options of `paywarden` itself stand before the command: "
-                "`paywarden --config prod.toml stream`."
+                "`paywarden --config prod.toml stream`. In brackets stands the default. An extra comes with "
+                "`pip install 'paywarden[EXTRA]'`."
             ),
             "## Exit statuses\n",
             *table(("status", "meaning"), ((str(status), text) for status, text in EXIT_STATUSES.items())),
@@ -39,16 +43,16 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     yield f"## {path}\n"
     # click keeps a command's help option as the first context wants it.
     context = click.Context(command, info_name=path, **cli.context_settings)
-    yield f"    {path} {' '.join(command.collect_usage_pieces(context))}\n"
-    yield from _paragraphs(command.help)
+    pieces = command.collect_usage_pieces(context)
+    if pieces != ["[OPTIONS]"] and not isinstance(command, click.Group):
+        yield f"    {path} {' '.join(pieces)}\n"
+    yield from prose(inspect.cleandoc(command.help).partition("\n\n")[0].replace("\n", " "))
     extras = () if command.callback is None else extras_of(command.callback)
     if extras:
-        yield from prose(f"Needs `pip install 'paywarden[{','.join(extras)}]'`.")
+        yield from prose(f"Needs the extra {code(','.join(extras))}.")
     options = [option for option in command.params if isinstance(option, click.Option)]
     if options:
-        yield from table(
-            ("option", "value", "default", "meaning"), (_option(path, option, context) for option in options)
-        )
+        yield from (*(_option(path, option, context) for option in options), "")
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             subcommand = command.get_command(context, name)
@@ -56,21 +60,12 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
             yield from _command(subcommand, f"{path} {name}")
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    """The help text; click keeps the lines of a paragraph that begins with \\b, and so does the page."""
-    for paragraph in inspect.cleandoc(text).split("\n\n"):
-        if paragraph.startswith("\b\n"):
-            yield paragraph.removeprefix("\b\n") + "\n"
-        else:
-            yield from prose(paragraph.replace("\n", " "))
-
-
-def _option(path: str, option: click.Option, context: click.Context) -> tuple[str, str, str, str]:
+def _option(path: str, option: click.Option, context: click.Context) -> str:
     if not option.help:
         raise Undocumented(f"option {option.opts[0]} of {path} has no help text")
-    value = "" if option.is_flag else option.make_metavar(context)
-    text = option.help + (" May be given several times." if option.multiple else "")
-    return code(", ".join(option.opts)), code(value), _default(option), text
+    value = "" if option.is_flag else f" {option.make_metavar(context)}"
+    several = "several times" if option.multiple and "several times" not in option.help else ""
+    return entry(", ".join(option.opts) + value, (_default(option), several), option.help)
 
 
 def _default(option: click.Option) -> str:

@@ -27,8 +27,6 @@ import pyarrow as pa
 from paywarden.features.datasets.shop_world import TRUTH_COLUMNS, TRUTH_FILE
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
-    INTEGER,
-    OPTIONAL_INTEGER,
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
@@ -42,12 +40,12 @@ from paywarden.models.replay import (
 from paywarden.models.replay import (
     measures as replay_measures,
 )
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 
-_WHOLE, _NUMBER = (INTEGER, OPTIONAL_INTEGER), re.compile(r"\b(long|int|double)\b")
+_NUMBER = re.compile(r"\b(long|int|double)\b")
 _TIME, _MONEY, _SHARE = "ms since 1970, UTC", "minor units of the reference currency", "0 to 1"
 # The first that a name matches. Numbers that nothing here matches have no unit: that is an error.
 _UNITS = (
@@ -101,8 +99,11 @@ _OTHER_UNITS = {
 }
 
 
+_USUAL_UNITS = (_TIME, _MONEY, "count", "number", "no unit")
+
+
 class PageLine(NamedTuple):
-    """A line of a table of the dictionary."""
+    """A line of the dictionary."""
 
     name: str
     kind: str
@@ -119,8 +120,9 @@ def data_page() -> str:
         "# Data dictionary\n",
         *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
         *prose(
-            "Money is in whole minor units: 4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since "
-            "1970-01-01T00:00:00Z. A card, merchant or device id is a token of your own, never a card's number."
+            "Money is in whole minor units, of the reference currency unless a line says otherwise: 4999 is 49.99 EUR, "
+            "and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Other numbers without a "
+            "unit are counts or ratios. A card, merchant or device id is a token of your own, never a card's number."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -136,12 +138,8 @@ def _history() -> Iterator[str]:
         "chance, above 0 and at most 1, that the payment was kept with its label."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
-        docs = {field["name"]: field for field in topic_schema(topic)["fields"]}
-        lines = [
-            PageLine(name, kind, _unit(topic, name) if kind in _WHOLE else "", _said(topic, docs[name]))
-            for name, kind in columns.items()
-        ]
-        yield from (f"### {topic}.parquet", "", *_table("column", lines))
+        listed = ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
+        yield from (f"### {topic}.parquet", "", *prose(f"The fields of the topic [{topic}](#{topic}): {listed}."))
 
 
 def _truth() -> Iterator[str]:
@@ -150,14 +148,13 @@ def _truth() -> Iterator[str]:
         "`simulate --world shop` writes it beside the history, and `ceiling` reads it. No other command does: a real "
         "history has no such file."
     )
-    yield from _table("column", [PageLine(*column) for column in TRUTH_COLUMNS])
+    yield from _list([PageLine(*column) for column in TRUTH_COLUMNS])
 
 
 def _replay() -> Iterator[str]:
     yield "## Results of `paywarden replay`\n\n### decisions.parquet\n"
     yield from prose("The champion's decision about every payment of the window, in order of time.")
-    yield from _table(
-        "column",
+    yield from _list(
         map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN, *replay_files.SEGMENT_COLUMNS)),
     )
     yield from prose(
@@ -166,7 +163,7 @@ def _replay() -> Iterator[str]:
     )
     yield "### differences.parquet\n"
     yield from prose("With a challenger: the payments that the two decide differently about.")
-    yield from _table("column", map(_of_column, replay_files.DIFFERENCE_COLUMNS))
+    yield from _list(map(_of_column, replay_files.DIFFERENCE_COLUMNS))
     yield "### metrics.json\n"
     yield from prose(
         "At the top stand the keys of *what was replayed* and those of *one contestant*, which are the champion's. "
@@ -174,9 +171,9 @@ def _replay() -> Iterator[str]:
         "challenger*. With `--archived-decisions`, `archived_decisions` has those of *live against replay*. A value "
         "that cannot be computed is null. The report shows the same numbers."
     )
-    yield from _table("key", [PageLine("payments_per_second", "number", "payments per second", _SPEED)])
+    yield from _list([PageLine("payments_per_second", "number", "", _SPEED)])
     for title, made_of in _METRICS:
-        yield from (f"#### {title}", "", *_table("key", _of_dataclass(made_of)))
+        yield from (f"#### {title}", "", *_list(_of_dataclass(made_of)))
 
 
 _SPEED = "How fast the replay was. The only value that differs between two replays of the same input."
@@ -217,8 +214,7 @@ def _archive() -> Iterator[str]:
         OFFSET: "The record's offset in its partition.",
         TIMESTAMP: "Kafka's own time of the record; 0 where the broker set none.",
     }
-    yield from _table(
-        "column",
+    yield from _list(
         [
             PageLine(name, str(schema.field(name).type), _unit("an archive", name), text)
             for name, text in meanings.items()
@@ -240,7 +236,7 @@ def _topics() -> Iterator[str]:
     )
     for topic in TOPICS:
         schema = topic_schema(topic)
-        yield from (f"### {topic}", "", schema["doc"], "", *_table("field", _of_record(topic, schema, "")))
+        yield from (f"### {topic}", "", schema["doc"], "", *_list(_of_record(topic, schema, "")))
 
 
 # Lines
@@ -297,7 +293,8 @@ def _of_dataclass(made_of: type) -> Iterator[PageLine]:
         if field.name not in docs:
             raise Undocumented(f"{made_of.__name__}.{field.name} has no docstring")
         text, is_number = _json_kind(hints[field.name])
-        yield PageLine(field.name, text, _unit(made_of.__name__, field.name) if is_number else "", docs[field.name])
+        unit = _unit(made_of.__name__, field.name) if is_number else ""
+        yield PageLine(field.name, "" if text in ("integer", "number") else text, unit, docs[field.name])
 
 
 @cache
@@ -349,9 +346,13 @@ def _unit(where: str, name: str) -> str:
     raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference/data.py")
 
 
-def _table(head: str, lines: Iterable[PageLine]) -> list[str]:
-    rows = [f"| `{line.name}` | {line.kind} | {line.unit} | {line.meaning} |" for line in lines]
-    return [f"| {head} | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
+def _list(lines: Iterable[PageLine]) -> list[str]:
+    return [*(entry(line.name, (line.kind, _said_unit(line.unit)), line.meaning) for line in lines), ""]
+
+
+def _said_unit(unit: str) -> str:
+    """A unit, but for those that the head of the page gives to all numbers."""
+    return "" if unit in _USUAL_UNITS else unit
 
 
 def _listed(names: Sequence[str]) -> str:

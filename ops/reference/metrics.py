@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.reference.metric_uses import alerted_by, shown_on
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.metric_uses import alerted_by
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
 
 _SERVICES = (
     (
@@ -67,7 +67,7 @@ _UNITS = (
 
 def metrics_page() -> str:
     """Returns the page of every metric, by the process that shows it."""
-    shown, watched, of_service = shown_on(), alerted_by(), families()
+    watched, of_service = alerted_by(), families()
     lines = [
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
@@ -76,15 +76,14 @@ def metrics_page() -> str:
             "holds a card, a payment or another id of the data."
         ),
         *prose(
-            "*shown on* names the dashboards of `ops/dashboards` with the metric, *alerts* the rules of "
-            "`ops/alerts.yml` that watch it, without their `Paywarden` ([runbook](../operate/runbook/README.md))."
+            "In brackets: type, labels, and the unit if the name does not end with it; then the alerts that watch it, "
+            "without their `Paywarden` ([runbook](../operate/runbook/README.md))."
         ),
         *prose(_PROCESS),
     ]
     for service, where in _SERVICES:
         lines += [f"## paywarden {service}\n", *prose(where)]
-        rows = (_row(family, shown, watched) for family in sorted(of_service[service]))
-        lines += table(("metric", "type", "labels", "unit", "meaning", "shown on", "alerts"), rows)
+        lines += [*(_line(family, watched) for family in sorted(of_service[service])), ""]
     return "\n".join(lines)
 
 
@@ -100,14 +99,15 @@ def families() -> dict[str, list[_Family]]:
 
 # A metric as the page shows it: name, type, labels, help.
 _Family = tuple[str, str, tuple[str, ...], str]
-# Names of dashboards or alerts, by metric.
-_Uses = Mapping[str, Sequence[str]]
 
 
-def _row(family: _Family, shown: _Uses, watched: _Uses) -> tuple[str, ...]:
+def _line(family: _Family, watched: Mapping[str, Sequence[str]]) -> str:
     name, kind, labels, text = family
-    uses = ", ".join(shown.get(name, ())), ", ".join(name.removeprefix("Paywarden") for name in watched.get(name, ()))
-    return code(name), kind, ", ".join(map(code, labels)), unit_of(name), text, *uses
+    by = f"{kind} by {', '.join(map(code, labels))}" if labels else kind
+    unit = unit_of(name)
+    alerts = ", ".join(alert.removeprefix("Paywarden") for alert in watched.get(name, ()))
+    notes = (by, "" if name.endswith(("_total", f"_{unit}")) else unit, f"alerts: {alerts}" if alerts else "")
+    return entry(name, notes, text)
 
 
 def unit_of(name: str) -> str:

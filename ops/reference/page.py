@@ -1,4 +1,4 @@
-"""Shared parts of the reference pages: paragraphs, tables, and the error for a fact without a description."""
+"""Shared parts of the reference pages: paragraphs, tables, lists, and the error for a fact without a description."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Returns the lines of a table in Markdown, and an empty line. A pipe within a cell is escaped."""
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     return [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {line} |" for line in lines), ""]
+
+
+def entry(name: str, notes: Iterable[str], meaning: str) -> str:
+    """Returns a line of a list: "- `name` (note; note): meaning". Notes that are empty are left out."""
+    noted = "; ".join(filter(None, notes))
+    return f"- {code(name)}{f' ({noted})' if noted else ''}: {meaning}"
 
 
 def code(text: str) -> str:

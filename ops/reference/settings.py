@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from paywarden.ops.configuration import section_problems, settings_types
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
-from paywarden.schemas.settings import ENVIRONMENT_PREFIX, SECTIONS, Source, is_file_only
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
+from paywarden.schemas.settings import SECTIONS, Source, is_file_only
 
 EXAMPLE = Path(__file__).parents[1] / "paywarden.toml"
 _HEADER, _SETTING = re.compile(r"\[([a-z_]+)\]"), re.compile(r"([a-z0-9_]+) = ")
@@ -46,34 +46,27 @@ def settings_page() -> str:
         ),
         *prose(
             "The variable of a setting is `PAYWARDEN_<SECTION>_<SETTING>`; a list is written with commas between. "
-            "Tables and lists of tables come from the file alone. Secrets belong in the environment."
+            "Settings of the file alone have none. Secrets belong in the environment. In brackets: the default, and "
+            "the values that are wanted."
         ),
     ]
     for section in SECTIONS:
         lines += [f"## [{section}]\n", *prose(comments[section, ""])]
         settings_type = settings_types()[section]
-        rows = (_row(section, settings_type, field, comments) for field in dataclasses.fields(settings_type))
-        lines += table(("setting", "type", "default", "bounds", "meaning", "variable"), rows)
+        lines += [_line(section, settings_type, field, comments) for field in dataclasses.fields(settings_type)] + [""]
     return "\n".join(lines)
 
 
-def _row(
+def _line(
     section: str, settings_type: type[Any], field: dataclasses.Field[Any], comments: Mapping[tuple[str, str], str]
-) -> tuple[str, ...]:
+) -> str:
     hint = get_type_hints(settings_type)[field.name]
     meaning = comments.get((section, field.name))
     if not meaning:
         raise Undocumented(f"[{section}] {field.name} has no comment in {EXAMPLE.name}")
-    variable = "(file only)" if is_file_only(hint) else code(f"{ENVIRONMENT_PREFIX}{section}_{field.name}".upper())
-    default = code(_default(section, field))
-    return (
-        code(field.name),
-        _type(hint),
-        default,
-        bounds_of(section, settings_type, field.name, hint),
-        meaning,
-        variable,
-    )
+    only = f"{_type(hint)}, in the file alone" if is_file_only(hint) else ""
+    bounds = bounds_of(section, settings_type, field.name, hint)
+    return entry(field.name, (code(_default(section, field)), bounds, only), meaning)
 
 
 def _default(section: str, field: dataclasses.Field[Any]) -> str:
@@ -90,12 +83,8 @@ def _default(section: str, field: dataclasses.Field[Any]) -> str:
 
 
 def _type(hint: Any) -> str:
-    if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        return "list of tables" if dataclasses.is_dataclass(item) else f"list of {_type(item)}s"
-    if get_origin(hint) is Mapping:
-        return "table"
-    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+    """How a setting is written that the environment cannot hold."""
+    return "list of tables" if get_origin(hint) is tuple else "table"
 
 
 def bounds_of(section: str, settings_type: type[Any], name: str, hint: Any) -> str:

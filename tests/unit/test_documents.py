@@ -101,8 +101,8 @@ def test_every_file_that_a_document_names_exists() -> None:
 def test_every_guarantee_names_a_test_that_exists() -> None:
     guarantees = CHECKOUT / "docs/guarantees.md"
     lines = guarantees.read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| ") and line != "| guarantee | test |"]
-    assert rows, "the page has no table of guarantees"
+    rows = [line for line in lines if line.startswith("- ")]
+    assert rows, "the page has no guarantees"
     without = [row for row in rows if not re.search(r"`tests/[\w./]+/test_\w+\.py[`:]", row)]
     assert without == []
 

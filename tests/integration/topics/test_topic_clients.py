@@ -1,4 +1,4 @@
-"""The programs of docs/integrate/topics.md on a real Kafka: clients in Python, Node and Java with our processes."""
+"""The programs of docs/integrate/programs on a real Kafka: clients in Python, Node and Java with our processes."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""The programs of docs/integrate/topics.md with their libraries, ready to run.
+"""The programs of docs/integrate/programs with their libraries, ready to run.
 
-The page is the only source of the programs. Their libraries are kept beside the services, in folders named after a
-digest of the page's requirements.
+Their libraries are kept beside the services, in folders named after a digest of the programs' requirements.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
@@ -18,17 +16,27 @@ from tests.checkout import CHECKOUT
 from tests.services.fetch import ServiceMissing, fetched, maven, tool
 
 PAGE = CHECKOUT / "docs" / "integrate" / "topics.md"
-_BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NAMES = (
+    "produce.py",
+    "consume.py",
+    "package.json",
+    "produce.js",
+    "consume.js",
+    "produce-with-registry.js",
+    "pom.xml",
+    "Produce.java",
+    "Consume.java",
+)
 _BUILD_TIMEOUT_S = 600.0
 
 
 def programs() -> dict[str, str]:
-    """Returns the page's files by name."""
-    return dict(_BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+    """Returns the files that the page links to, by name."""
+    return {name: (PAGE.parent / "programs" / name).read_text(encoding="utf-8") for name in _NAMES}
 
 
 def command(program: str, folder: Path) -> Sequence[str]:
-    """Put a program of the page into `folder`. Returns how to run it; raises ServiceMissing if a tool is missing."""
+    """Put a program into `folder`. Returns how to run it; raises ServiceMissing if a tool is missing."""
     files = programs()
     if program.endswith(".java"):
         return _java(program, files)

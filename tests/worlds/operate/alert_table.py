@@ -23,8 +23,6 @@ from tests.worlds.operate.alert_faults import DAY_S, FAULTS, QUIET, Count, Fault
 
 PAGE = CHECKOUT / "docs" / "operate" / "alerts.md"
 ALERTS = CHECKOUT / "ops" / "alerts.yml"
-# What `python -m perf.alert_faults --record` saw of real processes.
-REAL = Path(__file__).parent / "real_faults.json"
 # A scrape a minute, and an evaluation every five: little changes within a quiet day.
 _QUIET_STEP, _QUIET_LOOK = 60, 300
 # No payment comes in these six hours of the day: an empty night between busy hours.
@@ -35,10 +33,9 @@ _IMPOSSIBLE = [{"labels": "impossible", "value": 0}]
 
 @dataclass(frozen=True)
 class Rule:
-    """An alert of the file: the group it stands in, how long its condition must hold, and its severity."""
+    """An alert of the file: the group it stands in, and its severity."""
 
     group: str
-    hold: str
     severity: str
 
 
@@ -57,10 +54,9 @@ def rules() -> dict[str, Rule]:
         if heading := re.search(r"^ {2}- name: (\S+)", block, re.M):
             group = heading[1]
         if alert := re.search(r"- alert: (\w+)", block):
-            hold, severity = re.search(r"for: (\w+)", block), re.search(r"severity: (\w+)", block)
-            assert hold is not None, block
+            severity = re.search(r"severity: (\w+)", block)
             assert severity is not None, block
-            found[alert[1]] = Rule(group, hold[1], severity[1])
+            found[alert[1]] = Rule(group, severity[1])
     return found
 
 
@@ -111,39 +107,25 @@ def firing_on_a_quiet_day() -> set[str]:
 def table() -> list[str]:
     """Returns the lines of the table."""
     times, lines = measured(FAULTS), []
-    for alert, rule in rules().items():
+    for alert in rules():
         if alert in FAULTS:
             cells = times.get(alert)
             fires, clears = (str(cells.fires_s), str(cells.clears_s)) if cells else ("never", "never")
             name = f"[{alert.removeprefix('Paywarden')}](runbook/{alert}.md)"
-            lines.append(f"| {name} | {rule.severity} | {FAULTS[alert].text} | {rule.hold} | {fires} | {clears} |")
-    return lines
-
-
-def real_table() -> list[str]:
-    """Returns the lines of the table of real faults."""
-    lines = []
-    for alert, seen in json.loads(REAL.read_text(encoding="utf-8")).items():
-        clears = "—" if seen["clears_s"] is None else seen["clears_s"]
-        told = "held back" if seen["held_back"] else rules()[alert].severity
-        name = f"[{alert.removeprefix('Paywarden')}](runbook/{alert}.md)"
-        lines.append(f"| {name} | {seen['fault']} | {seen['fires_s']} | {clears} | {told} |")
+            lines.append(f"| {name} | {FAULTS[alert].text} | {fires} | {clears} |")
     return lines
 
 
 def table_of(text: str) -> list[str]:
-    """Returns the rows of the first table in the page's text."""
-    rows = text.partition("\n|---")[2].partition("\n\n")[0]
+    """Returns the rows of the table in the page's text."""
+    rows = text.partition("\n|---")[2]
     return [line for line in rows.splitlines() if line.startswith("| [")]
 
 
 def page() -> str:
-    """Returns the text of docs/operate/alerts.md, with the tables in their places."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition("\n|---")
-    between = rest.partition("\n\n")[2].partition("\n|---")[0]
-    return "\n".join(
-        [head, "|---|---|---|---|---|---|", *table(), "", between, "|---|---|---|---|---|", *real_table(), ""]
-    )
+    """Returns the text of docs/operate/alerts.md, with the table in its place."""
+    head = PAGE.read_text(encoding="utf-8").partition("\n|---")[0]
+    return "\n".join([head, "|---|---|---|---|", *table(), ""])
 
 
 def _test_of(alert: str, fault: Fault) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_a_null_with_the_assumed_tails_gives_some_false_alarms() -> None:
 
 @pytest.mark.parametrize(("shift", "blocks_max"), [(0.5, 160), (1.0, 45), (2.0, 15), (4.0, 6), (8.0, 3), (20.0, 2)])
 def test_a_change_is_seen_within_the_expected_number_of_blocks(shift: float, blocks_max: int) -> None:
-    # The score overall of a service with 12,000 signals: the medians are in a table of docs/benchmarks/drift.md.
+    # The score overall of a service with 12,000 signals: docs/benchmarks.md has the medians.
     assert np.median(_delays(np.random.default_rng(4), shift, services=100)) <= blocks_max
 
 
