@@ -74,6 +74,7 @@ _ANSWERS = DashboardSection(
             (
                 Query(_rate("protocol", "paywarden_connections_evicted_total"), "{{protocol}} closed"),
                 Query(_rate("protocol", "paywarden_connections_refused_total"), "{{protocol}} refused"),
+                Query(_rate("protocol", "paywarden_connections_closed_unread_total"), "{{protocol}} held, then closed"),
             ),
             alerts=("PaywardenConnectionsFull",),
         ),

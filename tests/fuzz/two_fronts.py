@@ -35,7 +35,7 @@ class Front:
         self._prefix = b""
         if is_plain:
             self.worker.batcher._whole = None
-            self.worker.server.heads.usual = lambda _: None  # type: ignore[method-assign]
+            self.worker.server.heads.usual = lambda _: None  # type: ignore[assignment,method-assign]
 
     async def told(self, reads: Sequence[bytes], turns: int) -> tuple[bytes, list[bytes]]:
         """Returns all that a caller of these reads gets, and the records of the decisions."""

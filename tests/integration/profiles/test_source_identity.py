@@ -271,7 +271,7 @@ def test_a_topic_is_not_accepted_while_a_worker_runs(settings: KafkaSettings) ->
     world = World(settings)
     with world.running():
         # Empty topics are worked in before the worker has joined its group.
-        wait_until(lambda: members_of(world.clients.admin, world.group), "the worker has joined", every_s=0.1)
+        wait_until(lambda: members_of(world.clients.admin, world.group) > 0, "the worker has joined", every_s=0.1)
         world.readers[0].register.note_cut(settings.topic("payments"), "partition 0 was read to offset 9 and ends at 4")
         with pytest.raises(Misconfigured, match=r"1 workers are in group .*: stop all stream workers first"):
             accept(world.clients, world.readers, "payments")

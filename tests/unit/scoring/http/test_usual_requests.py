@@ -222,6 +222,10 @@ PROTOBUF_AS_JSON = (
 )
 
 
+def never(_: bytes) -> None:
+    """Take no request for a usual one."""
+
+
 async def replies_to(
     worker: Worker, script: list[tuple[int, str, int, bool]], name: str, *, is_usual: bool
 ) -> list[list[object]]:
@@ -231,7 +235,7 @@ async def replies_to(
     """
     callers = [await worker.connect() for _ in range(2)]
     usual = worker.server.heads.usual
-    worker.server.heads.usual = usual if is_usual else lambda _: None  # type: ignore[method-assign]
+    worker.server.heads.usual = usual if is_usual else never  # type: ignore[assignment,method-assign]
     try:
         together = [(0, "usual", 0, False), (1, "usual", 0, True)]
         ends = [(0, "closes", 0, False), (1, "closes", 0, False)]
