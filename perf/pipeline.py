@@ -8,7 +8,6 @@ and noticing when a stage becomes dearer. Throughput comes from a backlog. Fresh
 the required throughput, without its first quarter. Each run checks that every event was applied once.
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
-    python -m perf.pipeline --fields [--json FILE]      the cost of declared fields: perf/parts/pipeline_fields.py
 
 Needs the services that `make services` fetches. Stages are wall time of the worker's one thread, and as `…_cpu_us…` its
 CPU time, which a busy machine does not stretch; "clients" is the CPU time of the Kafka client's own threads in the same
@@ -48,7 +47,6 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
-from perf.parts import pipeline_fields
 from perf.tools.counted_store import truncate_sets
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.servers.kafka import KafkaServer
@@ -72,14 +70,10 @@ def main() -> None:
     parser.add_argument("--payments", type=int, default=200_000, help="in the backlog of each run")
     parser.add_argument("--store", default="memory,aerospike", help="which stores, with commas")
     parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--fields", action="store_true", help="what declared fields cost, without Kafka")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         _work(json.loads(arguments.worker))
-        return
-    if arguments.fields:
-        _write(arguments.json, pipeline_fields.measured())
         return
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:

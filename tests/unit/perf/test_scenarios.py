@@ -16,20 +16,17 @@ import pytest
 from numpy.typing import NDArray
 
 import perf
-from paywarden.models.bundle.bundle import load_bundle
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import LoadAnswer, run_closed
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from perf import cascade, overload
-from perf.batches import SIZES
+from perf import overload
 from perf.faults import slow_disk_environment, slow_disk_library
 from perf.tools.measuring import drive
 from perf.tools.servers import running, serving
 from perf.worlds import scoring_world
 from perf.worlds.scoring_world import World, WorldSize, built_world
-from tests.checkout import CHECKOUT
 from tests.worlds.small import small_world
 
 TINY = WorldSize(
@@ -87,16 +84,6 @@ def _closed(target: str, world: World) -> LoadReport:
     return drive(run_closed(target, bodies, seconds=20, options=LoadOptions(connections=2, streams=2)))
 
 
-def test_batches_are_measured_in_a_process_with_its_own_mirror(world: World) -> None:
-    bodies = stamped_bodies(world.requests, id_prefix="t")
-    text = "\n".join(next(bodies).hex() for _ in range(70))
-    command = [sys.executable, "-m", "perf.batches", "--scorer", str(world.config)]
-    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True, cwd=CHECKOUT)
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert {f"us_{size}" for size in SIZES} <= set(figures)
-    assert all(value > 0 for value in figures.values())
-
-
 def _since(seconds: float) -> NDArray[np.float64]:
     return np.arange(0, seconds, 0.01)
 
@@ -151,13 +138,3 @@ print(milliseconds(here, write), milliseconds(here, lambda fd: [os.fdatasync(fd)
     assert slow >= 200
     assert sync >= 200
     assert max(before, other_folder, other_kind) < 200
-
-
-def test_a_cascades_figures_are_of_bundle_and_rows() -> None:
-    bundle = load_bundle(small_world.cascade_bundle(), catalogue_digest=small_world.engine().plan.digest)
-    rows = np.ascontiguousarray(small_world.table().vectors[::50])
-    figures = cascade.figures_of(bundle, rows, rounds=1)
-    assert 0 < figures["share_early"] < 1
-    assert figures["disagreement"] < 0.05
-    assert figures["saved_alone_us"] == figures["large_alone_us"] - figures["cascade_alone_us"]
-    assert figures["average_precision_loss"] == bundle.manifest.cascade["average_precision_loss"]

@@ -23,7 +23,7 @@ from tests.worlds.operate.alert_faults import DAY_S, FAULTS, QUIET, Count, Fault
 
 PAGE = CHECKOUT / "docs" / "operate" / "alerts.md"
 ALERTS = CHECKOUT / "ops" / "alerts.yml"
-# What `python -m perf.alert_faults --record` saw of real processes.
+# How long alerts took to fire and to clear when real processes were broken on purpose.
 REAL = Path(__file__).parent / "real_faults.json"
 # A scrape a minute, and an evaluation every five: little changes within a quiet day.
 _QUIET_STEP, _QUIET_LOOK = 60, 300
