@@ -15,17 +15,12 @@ and of everything without a row of its own.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,52 +45,30 @@ from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_transactional_producer
-from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.outcomes import state as outcome_state
 from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
 from paywarden.streams.profiles.settings import StreamSettings
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.processes import alone
+from perf.worlds.kafka_world import new_topics
 from tests.services.servers.kafka import KafkaServer
 
 _FEATURES = 60
 _VERSION = "m1"
-_TARGET = 5_000
 # Decisions a second in the backlog's timestamps, and decisions in a transaction.
 _MADE_PER_SECOND = 2_000
 _TRANSACTION = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--decisions", type=int, default=200_000, help="in the backlog")
-    parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        _work(json.loads(arguments.worker))
-        return
-    with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
-        figures = _measure(kafka.bootstrap, arguments.decisions)
-    for name, value in figures.items():
-        print(f"{name:<48} {value:>14,.2f}")
-    if figures["decisions_per_second"] < _TARGET:
-        print(f"below the {_TARGET:,} decisions a second that are wanted")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def _measure(bootstrap: str, count: int) -> dict[str, float]:
-    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=f"p{uuid.uuid4().hex[:8]}-")
-    create_topics(kafka, TopicSettings(), ("card",))
-    first_ms = _send(kafka, count)
-    spec = {"bootstrap": bootstrap, "prefix": kafka.topic_prefix, "wanted": count, "first_ms": first_ms}
-    worker = subprocess.run(
-        [sys.executable, "-m", "perf.drift_counts", "--worker", json.dumps(spec)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    figures: dict[str, float] = json.loads(worker.stdout.splitlines()[-1])
-    return figures
+    arguments = arguments_of(__doc__, ("--decisions", {"type": int, "default": 200_000, "help": "in the backlog"}))
+    with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as server:
+        kafka = new_topics(server.bootstrap, ("card",))
+        first_ms = _send(kafka, arguments.decisions)
+        figures = alone(_work, kafka, arguments.decisions, first_ms)
+    finish(figures, arguments.json)
 
 
 def _binning() -> Binning:
@@ -186,34 +159,26 @@ class _Timed:
         setattr(owner, name, timed)
 
 
-def _work(spec: dict[str, Any]) -> None:
-    """Count until all decisions are counted and saved; the last line on stdout is the report."""
+def _work(kafka: KafkaSettings, wanted: int, first_ms: int) -> dict[str, float]:
+    """Count until all decisions are counted and saved; return the figures."""
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
-    kafka = KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])
     timed = _Timed()
     timed.wrap(AvroCodec, "_loads", "decode")
     timed.wrap(PartitionState, "save", "count_and_save")
     timed.wrap(OutcomeWork, "save", "join")
     store, binnings = MemoryStore(), Binnings({_VERSION: _binning()})
-    settings = StreamSettings(group_id=f"{spec['prefix']}stream")
-    registry = CollectorRegistry()
-    figures = asyncio.run(_run(kafka, settings, registry, store, binnings, spec["wanted"], timed))
+    figures = asyncio.run(_run(kafka, store, binnings, wanted, timed))
     heads = read_heads(store, partitions_of(kafka, "decisions"))
-    start_ms = spec["first_ms"] // FIVE_MS * FIVE_MS
+    start_ms = first_ms // FIVE_MS * FIVE_MS
     sums = merged(store, heads, start_ms, start_ms + 60 * FIVE_MS, Adder(binnings))
-    assert [int(one.payments[0]) for one in sums.values()] == [spec["wanted"]], sums
-    print(json.dumps(figures), flush=True)
+    assert [int(one.payments[0]) for one in sums.values()] == [wanted], sums
+    return figures
 
 
 async def _run(
-    kafka: KafkaSettings,
-    settings: StreamSettings,
-    registry: CollectorRegistry,
-    store: MemoryStore,
-    binnings: Binnings,
-    wanted: int,
-    timed: _Timed,
+    kafka: KafkaSettings, store: MemoryStore, binnings: Binnings, wanted: int, timed: _Timed
 ) -> dict[str, float]:
+    settings, registry = StreamSettings(group_id=f"{kafka.topic_prefix}stream"), CollectorRegistry()
     app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
     parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
     add_agents(

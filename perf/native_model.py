@@ -1,10 +1,9 @@
 """The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
 Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
-are our two libraries. `conditions` also runs plain (values compared as doubles), annotated (TL2cgen knows which way
-most payments go), in one translation unit, and compiled for this processor. The others are LightGBM's `predict`, its
-C call for single rows, Treelite's GTIL, ONNX Runtime and lleaves. Used for: which engine a bundle gets. Checked: our
-libraries and GTIL give LightGBM's bits, the others its scores.
+are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL, ONNX Runtime
+and lleaves. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
+scores.
 
     python -m perf.native_model [--lleaves] [--rounds N] [--json FILE]
 
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,16 +25,15 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-import tl2cgen
-import treelite
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT
-from paywarden.models.bundle.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
+from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.tools.measuring import arguments_of, finish, print_rounds
+from perf.tools.processes import python_with
 from perf.tools.servers import pin_load
-from perf.worlds.scoring_world import CACHE, WorldSize, make_past, vectors_of
+from perf.worlds.scoring_world import WorldSize, make_past, vectors_of
 
 Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -59,7 +56,7 @@ def main() -> None:
     rows = vectors_of(past, _ROWS)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engines = _ours(text, rows, folder) | _others(text, rows.shape[1])
+        engines = _ours(text, rows.shape[1], folder) | _others(text, rows.shape[1])
         if arguments.lleaves:
             engines["lleaves"] = stack.enter_context(_lleaves(text))
         _check(engines, rows)
@@ -67,26 +64,13 @@ def main() -> None:
     finish(figures, arguments.json)
 
 
-def _ours(text: Path, rows: NDArray[np.float32], folder: Path) -> dict[str, Margins]:
-    features = rows.shape[1]
-    annotation = folder / "annotation.json"
-    model = treelite.frontend.load_lightgbm_model(str(text))
-    tl2cgen.annotate_branch(model, tl2cgen.DMatrix(rows.astype(np.float64)), annotation, nthread=1)
-    native = (*COMPILER_OPTIONS, "-march=native")
-    ways = {
-        "conditions": Conditions(),
-        "conditions_plain": Conditions(quantised=False),
-        "conditions_annotated": Conditions(annotation=annotation),
-        "conditions_one_unit": Conditions(units=1),
-        "conditions_o3_native": Conditions(options=("-O3", *native[1:])),
-    }
-    compile_library(text, features, folder / "vectors.so", generator=BIT_VECTORS)
-    engines: dict[str, Margins] = {"bit_vectors": NativePredictor(folder / "vectors.so", features).margins}
-    for name, conditions in ways.items():
-        started = time.perf_counter()
-        compile_library(text, features, folder / f"{name}.so", generator=TL2CGEN, conditions=conditions)
+def _ours(text: Path, features: int, folder: Path) -> dict[str, Margins]:
+    engines: dict[str, Margins] = {}
+    for name, generator in (("bit_vectors", BIT_VECTORS), ("conditions", TL2CGEN)):
+        library, started = folder / f"{name}.so", time.perf_counter()
+        compile_library(text, features, library, generator=generator)
         print(f"{name} compiled in {time.perf_counter() - started:.1f} s", flush=True)
-        engines[name] = NativePredictor(folder / f"{name}.so", features).margins
+        engines[name] = NativePredictor(library, features).margins
     return engines
 
 
@@ -155,12 +139,7 @@ def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
 @contextmanager
 def _lleaves(text: Path) -> Iterator[Margins]:
     """lleaves in a process with an environment of its own. It measures its own time, without the pipe."""
-    folder = CACHE / "lleaves"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_LLEAVES], check=True)
-        (folder / "ready").touch()
+    python = python_with("lleaves", _LLEAVES)
     child = Path(__file__).parent / "peers" / "lleaves_child.py"
     with subprocess.Popen(
         [str(python), str(child), str(text)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

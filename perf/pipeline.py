@@ -16,17 +16,14 @@ process.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -44,20 +41,22 @@ from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
-from perf.tools.counted_store import truncate_sets
+from perf.tools.aerospike import running_aerospike
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.processes import alone
+from perf.worlds.kafka_world import ENTITIES, new_topics
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.servers.kafka import KafkaServer
-from tests.standin.aerospike_server import StandIn
 
-_ENTITIES = ("card", "merchant", "device")
 _FRESHNESS_SECONDS = 20.0
-_TARGETS = {"memory": 15_000, "aerospike": 6_000}
+# Half of the payments a second that a worker must manage.
+_FRESHNESS_RATE = 7_500
 # Cards, and how many of them pay. The second has a hundred times as many entities with the same payments. In the third
 # payments are spread so thin that almost no two of a batch share a profile.
-_POPULATIONS = {"": (10_000, 10_000), "_1m_cards": (1_000_000, 10_000), "_1m_cards_active": (1_000_000, 1_000_000)}
+_FEW_CARDS = (10_000, 10_000)
+_POPULATIONS = {"": _FEW_CARDS, "_1m_cards": (1_000_000, 10_000), "_1m_cards_active": (1_000_000, 1_000_000)}
 _STAGES = ("read", "decode", "keep", "route", "update", "changelog", "flush", "commit")
 _DAY_MS = 86_400_000
 # The benchmark's own Aerospike sets: it empties them at its start. A new prefix for each run would use up the names of
@@ -66,152 +65,116 @@ _SET_PREFIX = "perf$"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--payments", type=int, default=200_000, help="in the backlog of each run")
-    parser.add_argument("--store", default="memory,aerospike", help="which stores, with commas")
-    parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        _work(json.loads(arguments.worker))
-        return
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
-        for store in arguments.store.split(","):
-            with _store_address(store) as address:
-                for suffix, (cards, active) in _POPULATIONS.items() if store == "memory" else [("", (10_000, 10_000))]:
-                    report = _throughput(kafka.bootstrap, store, address, cards, active, arguments.payments)
-                    figures |= _figures(f"{store}{suffix}", report)
-                if store == "memory":
-                    figures |= _freshness(kafka.bootstrap, store, address)
-    for name, value in figures.items():
-        print(f"{name:<48} {value:>14,.2f}")
-    _write(arguments.json, figures)
-
-
-def _write(path: str | None, figures: dict[str, float]) -> None:
-    if path:
-        Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def _figures(name: str, report: dict[str, Any]) -> dict[str, float]:
-    payments = report["payments"]
-    stages = {f"{name}_{stage}_us_per_payment": report["stages"].get(stage, 0.0) / payments * 1e6 for stage in _STAGES}
-    cpu = {f"{name}_{stage}_cpu_us_per_payment": report["cpu"].get(stage, 0.0) / payments * 1e6 for stage in _STAGES}
-    return {
-        f"payments_per_second_{name}": payments / report["seconds"],
-        f"{name}_cpu_us_per_payment": report["cpu_seconds"] / payments * 1e6,
-        f"{name}_clients_us_per_payment": (report["cpu_seconds"] - report["thread_seconds"]) / payments * 1e6,
-        f"{name}_profiles_per_payment": report["profiles"] / payments,
-        **stages,
-        **cpu,
-    }
-
-
-def _throughput(bootstrap: str, store: str, address: str, cards: int, active: int, count: int) -> dict[str, Any]:
-    """Measure a backlog. The profiles before it are as large for many cards as for few."""
-    kafka = _new_topics(bootstrap)
-    maker = PaymentMaker(cards=cards, active=active, seed=1)
-    sent = send_all(kafka, maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
-    worker = _start(kafka, store, address, cards, sent)
-    return _finish(worker, sent)
-
-
-def _freshness(bootstrap: str, store: str, address: str) -> dict[str, float]:
-    kafka = _new_topics(bootstrap)
-    maker = PaymentMaker(cards=10_000, seed=2)
-    rate = _TARGETS[store] / 2
-    worker = _start(kafka, store, address, maker.cards, int(rate * (_FRESHNESS_SECONDS - 1)))
-    assert worker.stdout is not None
-    assert worker.stdout.readline().strip() == "ready"
-    sent = send_at_rate(kafka, maker, rate=rate, seconds=_FRESHNESS_SECONDS)
-    report = _finish(worker, sent, exact=False)
-    ages = np.array(report["ages_ms"])
-    # The first quarter is the start: fetches begin, caches fill, and the worker catches up.
-    ages = ages[len(ages) // 4 :]
-    p50, p99, p999 = np.percentile(ages, [50, 99, 99.9])
-    return {
-        "freshness_rate": rate,
-        "freshness_p50_ms": float(p50),
-        "freshness_p99_ms": float(p99),
-        "freshness_p999_ms": float(p999),
-        "freshness_max_ms": float(ages.max()),
-    }
-
-
-def _new_topics(bootstrap: str) -> KafkaSettings:
-    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=f"p{uuid.uuid4().hex[:8]}-")
-    create_topics(kafka, TopicSettings(), _ENTITIES)
-    return kafka
-
-
-def _start(kafka: KafkaSettings, store: str, address: str, cards: int, wanted: int) -> subprocess.Popen[str]:
-    spec = {
-        "bootstrap": kafka.bootstrap,
-        "prefix": kafka.topic_prefix,
-        "store": store,
-        "address": address,
-        "cards": cards,
-        "wanted": wanted,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "perf.pipeline", "--worker", json.dumps(spec)], stdout=subprocess.PIPE, text=True
+    arguments = arguments_of(
+        __doc__,
+        ("--payments", {"type": int, "default": 200_000, "help": "in the backlog of each run"}),
+        ("--store", {"default": "memory,aerospike", "help": "which stores, with commas"}),
     )
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name, KafkaServer(Path(name) / "kafka") as kafka, ExitStack() as stack:
+        bench = _Bench(kafka.bootstrap, Path(name))
+        for store in arguments.store.split(","):
+            if store == "aerospike":
+                aerospike = stack.enter_context(running_aerospike(lambda found: found.startswith(_SET_PREFIX)))
+                figures |= bench.throughput(store, _FEW_CARDS, arguments.payments, aerospike)
+                continue
+            for suffix, cards in _POPULATIONS.items():
+                figures |= bench.throughput(f"{store}{suffix}", cards, arguments.payments)
+            figures |= bench.freshness()
+    finish(figures, arguments.json)
 
 
-def _finish(worker: subprocess.Popen[str], sent: int, *, exact: bool = True) -> dict[str, Any]:
-    assert worker.stdout is not None
-    report: dict[str, Any] = json.loads(worker.stdout.read().splitlines()[-1])
-    assert worker.wait() == 0
-    if exact:
-        assert report["payments"] == sent
-        assert report["events"] == len(_ENTITIES) * sent
-    assert report["replayed"] == 0
-    return report
+@dataclass(frozen=True)
+class _Task:
+    """The work of a worker's process. It makes the file `ready` once it has its partitions."""
+
+    kafka: KafkaSettings
+    aerospike: AerospikeSettings | None
+    cards: int
+    payments: int
+    ready: Path
 
 
-@contextmanager
-def _store_address(store: str) -> Iterator[str]:
-    real = os.environ.get("PAYWARDEN_TEST_AEROSPIKE", "")
-    if store != "aerospike" or real:
-        yield real
-        return
-    with StandIn() as server:
-        yield server.address
+class _Bench:
+    """Runs workers against one Kafka."""
+
+    def __init__(self, bootstrap: str, folder: Path) -> None:
+        self._bootstrap, self._folder = bootstrap, folder
+
+    def throughput(
+        self, name: str, cards: tuple[int, int], count: int, aerospike: AerospikeSettings | None = None
+    ) -> dict[str, float]:
+        """Measure a backlog. The profiles before it are as large for many cards as for few."""
+        kafka = new_topics(self._bootstrap)
+        maker = PaymentMaker(cards=cards[0], active=cards[1], seed=1)
+        sent = send_all(kafka, maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
+        report = alone(_work, _Task(kafka, aerospike, cards[0], sent, self._folder / "ready"))
+        assert (report["payments"], report["events"]) == (sent, len(ENTITIES) * sent)
+        assert report["replayed"] == 0
+        of_each = 1e6 / sent
+        figures = {
+            f"payments_per_second_{name}": sent / report["seconds"],
+            f"{name}_cpu_us_per_payment": report["cpu_seconds"] * of_each,
+            f"{name}_clients_us_per_payment": (report["cpu_seconds"] - report["thread_seconds"]) * of_each,
+            f"{name}_profiles_per_payment": report["profiles"] / sent,
+        }
+        for stage in _STAGES:
+            figures[f"{name}_{stage}_us_per_payment"] = report["stages"].get(stage, 0.0) * of_each
+            figures[f"{name}_{stage}_cpu_us_per_payment"] = report["cpu"].get(stage, 0.0) * of_each
+        return figures
+
+    def freshness(self) -> dict[str, float]:
+        """Measure the age of payments in their profiles, in an open loop."""
+        kafka, maker = new_topics(self._bootstrap), PaymentMaker(cards=_FEW_CARDS[0], seed=2)
+        ready = self._folder / "ready-for-load"
+        task = _Task(kafka, None, maker.cards, int(_FRESHNESS_RATE * (_FRESHNESS_SECONDS - 1)), ready)
+        with ThreadPoolExecutor(1) as pool:
+            working: Future[Any] = pool.submit(alone, _work, task)
+            # Joining the group takes seconds, and is another figure.
+            while not ready.exists():
+                assert not working.done(), working.exception()
+                time.sleep(0.05)
+            send_at_rate(kafka, maker, rate=_FRESHNESS_RATE, seconds=_FRESHNESS_SECONDS)
+            report = working.result()
+        assert report["replayed"] == 0
+        ages = np.array(report["ages_ms"])
+        # The first quarter is the start: fetches begin, caches fill, and the worker catches up.
+        ages = ages[len(ages) // 4 :]
+        quantiles = {"p50": 50, "p99": 99, "p999": 99.9, "max": 100}
+        figures = {f"freshness_{name}_ms": float(np.percentile(ages, share)) for name, share in quantiles.items()}
+        return figures | {"freshness_rate": _FRESHNESS_RATE}
 
 
 # The worker's process
 
 
-def _work(spec: dict[str, Any]) -> None:
-    """Run a worker until it has applied all payments; the last line on stdout is its report."""
+def _work(task: _Task) -> dict[str, Any]:
+    """Run a worker until it has applied all payments; return its report."""
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
     engine = FeatureEngine()
     engine.warm_up()
-    store = _store(spec, engine)
     registry = CollectorRegistry()
-    settings = StreamSettings(group_id=f"{spec['prefix']}stream")
+    settings = StreamSettings(group_id=f"{task.kafka.topic_prefix}stream")
     pipeline = Pipeline(
-        clients=KafkaClients.of(KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])),
+        clients=KafkaClients.of(task.kafka),
         settings=settings,
-        store=store,
+        store=_store(task, engine),
         engine=engine,
         rates=load_rates(),
         ids=LocalSchemaIds(),
         metrics=stream_metrics(settings, engine.plan.entity_names, registry),
     )
-    watch = _Watch(pipeline, registry, spec["wanted"])
+    watch = _Watch(pipeline, registry, task.payments)
     settle_collection()
-    # An open loop begins when the worker has its partitions: joining the group takes seconds, and is another figure.
-    Thread(target=_announce, args=(pipeline,), daemon=True).start()
+    Thread(target=_announce, args=(pipeline, task.ready), daemon=True).start()
     pipeline.run(watch.stop)
-    print(json.dumps(watch.report()), flush=True)
+    return watch.report()
 
 
-def _announce(pipeline: Pipeline) -> None:
+def _announce(pipeline: Pipeline, ready: Path) -> None:
     while pipeline.problems():
         time.sleep(0.05)
-    print("ready", flush=True)
+    ready.touch()
 
 
 class _Watch:
@@ -229,7 +192,7 @@ class _Watch:
             count(entity, **figures)
             self._events += figures["events"]
             self._ages += figures["ages_ms"].tolist()
-            if self._events >= len(_ENTITIES) * self._wanted:
+            if self._events >= len(ENTITIES) * self._wanted:
                 self.stop.set()
 
         def taken(count_max: int, timeout_s: float, first_s: float | None = None) -> Any:
@@ -259,9 +222,8 @@ class _Watch:
         return {
             "payments": int(total("payments_total")),
             "events": self._events,
-            "replayed": sum(total("replayed_total", entity=entity) for entity in _ENTITIES),
-            "profiles": sum(total("profiles_written_total", entity=entity) for entity in _ENTITIES),
-            "batches": int(total("batches_total")),
+            "replayed": sum(total("replayed_total", entity=entity) for entity in ENTITIES),
+            "profiles": sum(total("profiles_written_total", entity=entity) for entity in ENTITIES),
             "seconds": time.perf_counter() - seconds,
             "cpu_seconds": time.process_time() - cpu,
             "thread_seconds": time.thread_time() - thread,
@@ -271,23 +233,14 @@ class _Watch:
         }
 
 
-def _store(spec: dict[str, Any], engine: FeatureEngine) -> ProfileStore:
-    """Returns the store, with a profile of ten payments for every possible entity."""
-    store: ProfileStore
-    if spec["store"] == "aerospike":
-        return _aerospike_store(spec["address"])
+def _store(task: _Task, engine: FeatureEngine) -> ProfileStore:
+    """Return an empty Aerospike, or a dictionary with a profile of ten payments for every possible entity."""
+    if task.aerospike is not None:
+        return AerospikeStore(task.aerospike, set_prefix=_SET_PREFIX)
     store = MemoryStore()
-    for entity, keys in enumerate(PaymentMaker(cards=spec["cards"], seed=0).keys()):
-        state = _profile(engine, entity)
-        store.write(dict.fromkeys(keys, state), ttl_s=0)
+    for entity, keys in enumerate(PaymentMaker(cards=task.cards, seed=0).keys()):
+        store.write(dict.fromkeys(keys, _profile(engine, entity)), ttl_s=0)
     return store
-
-
-def _aerospike_store(address: str) -> AerospikeStore:
-    """Returns an empty store: on a real server, without the records of an earlier run."""
-    settings = AerospikeSettings(hosts=(address,))
-    truncate_sets(settings, lambda name: name.startswith(_SET_PREFIX))
-    return AerospikeStore(settings, set_prefix=_SET_PREFIX)
 
 
 def _profile(engine: FeatureEngine, entity: int) -> bytes:

@@ -1,0 +1,48 @@
+"""Processes of benchmarks: what Linux counts of one, work in a new one, and environments of other packages."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CACHE = Path(".perf")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process and its children have used, in seconds."""
+    parent = psutil.Process(pid)
+    times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+def memory_kib(name: str, pid: int | str = "self") -> int:
+    """Return a line of /proc/PID/status: RssAnon is the private memory, VmHWM the most resident memory so far."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None, name
+    return int(found[1])
+
+
+def alone(work: Callable[..., Any], *arguments: object, **options: object) -> Any:
+    """Return the result of a function that runs in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments, options)
+
+
+def python_with(name: str, packages: Sequence[str]) -> Path:
+    """Return the Python of an environment of its own with these packages, which is installed once."""
+    folder = _CACHE / name
+    python = folder / "bin" / "python"
+    if not (folder / "ready").is_file():
+        print(f"installing {packages[0]}, once", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        (folder / "ready").touch()
+    return python
