@@ -8,18 +8,10 @@ caller (an open loop with Poisson arrivals at a twentieth of the capacity), in t
     one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
 
 The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
-caller_payments_per_second`): `quota_alone`, `quota_shared`, and
-
-    quota_elsewhere beside the same noise sent to another process, which reads and answers as much as the quota lets
-               through, on the load's core: the cost of sending the noise for the measurement
-    quota_kept beside the noisy caller who keeps to his quota, for which the worker has work that nobody may refuse
+caller_payments_per_second`): `quota_alone` and `quota_shared`.
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
-alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota, and
-`ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere. `ratio_quota_tenths` is with a
-quota by the median of the p99 of all tenths of a second, which a stop of the machine does not move.
-`ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: the cost to others of the
-payments beyond the quota.
+alone, and `ratio_quota` the same with a quota; `ratio_one_name` is what it would be without a queue for each caller.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
@@ -43,11 +35,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
-from paywarden.ops.loadgen.report import LoadReport, RequestLog
+from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import ahead_of_others, arguments_of, drive, finish
 from perf.tools.servers import Server, pin_load, serving
@@ -56,16 +46,12 @@ from perf.worlds.scoring_world import World, built_world
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
-# The share of its quota that a caller sends who keeps to it.
-_KEPT_SHARE = 0.95
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
 _PIPELINED = 64
 # Payments of the noise before their ids come again. A payment that comes again is answered more cheaply.
 _NOISE_PAYMENTS = 200_000
-# How the process elsewhere takes noise: a part at a time, and about these bytes of requests and answers.
-_PART_S, _REQUEST_BYTES, _ANSWER_BYTES = 0.002, 260, 260
 _CAPACITY = LoadOptions(connections=16, connections_max=16, token=QUIET)
 _OPTIONS = LoadOptions(connections=16, connections_max=256, token=QUIET)
 
@@ -94,22 +80,14 @@ def main() -> None:
         with world.config.open("a", encoding="utf-8") as config:
             config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
         with serving(world.config) as server:
-            kept = capacity * _QUOTA_SHARE * _KEPT_SHARE
             load = load._replace(ids="quota", has_quotas=True)
-            with _Elsewhere(kept) as elsewhere:
-                noises = {
-                    "quota_alone": None,
-                    "quota_elsewhere": _Sent(NOISY, noise, elsewhere.http),
-                    "quota_kept": _Sent(NOISY, kept),
-                    "quota_shared": _Sent(NOISY, noise),
-                }
-                figures |= _measure(server, load, noises)
-    figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
-    figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
-    figures["ratio_excess"] = figures["quota_shared_p99_ms"] / figures["quota_kept_p99_ms"]
-    figures["ratio_quota_tenths"] = figures["quota_shared_tenths_p99_ms"] / figures["quota_alone_tenths_p99_ms"]
-    figures["ratio_elsewhere"] = figures["quota_shared_p99_ms"] / figures["quota_elsewhere_p99_ms"]
-    figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
+            figures |= _measure(server, load, {"quota_alone": None, "quota_shared": _Sent(NOISY, noise)})
+    for name, beside, alone in (
+        ("shared", "shared", "alone"),
+        ("one_name", "one_name", "alone"),
+        ("quota", "quota_shared", "quota_alone"),
+    ):
+        figures[f"ratio_{name}"] = figures[f"{beside}_p99_ms"] / figures[f"{alone}_p99_ms"]
     finish(figures, arguments.json)
 
 
@@ -135,17 +113,16 @@ class _Load(NamedTuple):
 
 
 class _Sent(NamedTuple):
-    """A noise: its token, its payments a second, and the address it goes to if that is not the worker's."""
+    """A noise: its token and its payments a second."""
 
     token: str
     per_second: float
-    url: str = ""
 
 
 def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) -> dict[str, float]:
     """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → its noise, if any."""
     bodies = stamped_bodies(load.world.requests, id_prefix=load.ids)
-    reports: dict[str, list[_Quiet]] = {name: [] for name in noises}
+    reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
     offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
     admitted: dict[str, list[float]] = {name: [] for name in offered}
     for turn in range(_ROUNDS):
@@ -158,9 +135,7 @@ def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) ->
             offered[name].append(noise.per_second)
             admitted[name].append(noise.admitted_per_second)
     figures: dict[str, float] = {}
-    for name, measured in reports.items():
-        found = [each.report for each in measured]
-        figures[f"{name}_tenths_p99_ms"] = _middle([tenth for each in measured for tenth in each.tenths_ms])
+    for name, found in reports.items():
         figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
         figures[f"{name}_p99_ms"] = _middle([report.p99_ms for report in found])
         figures[f"{name}_lag_p99_ms"] = _middle([report.lag_p99_ms for report in found])
@@ -171,22 +146,12 @@ def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) ->
     return figures
 
 
-class _Quiet(NamedTuple):
-    """A load of the quiet caller: its report, and the p99 of each tenth of a second in milliseconds."""
-
-    report: LoadReport
-    tenths_ms: list[float]
-
-
-def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> _Quiet:
+def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> LoadReport:
     # A worker without quotas is full, and Linux stops a full real-time thread now and then.
     ahead = [os.getpid(), *(server.worker_pids() if load.has_quotas else ())]
-    due = arrival_times(load.capacity * _QUIET_SHARE, load.seconds, "poisson", seed)
-    record = RequestLog()
+    rate = load.capacity * _QUIET_SHARE
     with ahead_of_others(ahead):
-        report = drive(run_arrivals(server.http, bodies, due, options=_OPTIONS, record=record))
-    tenth, latency_ms = (np.array(record.due_s) * 10).astype(int), np.array(record.latency_ms)
-    return _Quiet(report, [float(np.percentile(latency_ms[tenth == each], 99)) for each in np.unique(tenth)])
+        return drive(run_load(server.http, bodies, rate=rate, seconds=load.seconds, seed=seed, options=_OPTIONS))
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -203,7 +168,7 @@ class _Noise:
         self._stop = context.Event()
         self._process = context.Process(
             target=_blast,
-            args=(sent.url or server.http, sent.token, list(bodies), sent.per_second, self._stop, self._sent),
+            args=(server.http, sent.token, list(bodies), sent.per_second, self._stop, self._sent),
         )
         self.per_second = self.admitted_per_second = 0.0
 
@@ -217,63 +182,6 @@ class _Noise:
         self._stop.set()
         self.per_second, self.admitted_per_second = self._sent.get(), self._sent.get()
         self._process.join()
-
-
-class _Elsewhere:
-    """A process on the load's core that takes noise as a worker with a quota does, until the block ends."""
-
-    def __init__(self, per_second: float) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.http = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_take_noise, args=(self._listener, per_second), daemon=True
-        )
-
-    def __enter__(self) -> _Elsewhere:
-        self._process.start()
-        self._listener.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.join()
-
-
-def _take_noise(listener: socket.socket, per_second: float) -> None:
-    """Read `per_second` requests a second, a part every 2 ms, and write about as many bytes as their answers have."""
-    os.nice(19)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    began, taken = time.monotonic(), 0
-    while True:
-        time.sleep(_PART_S)
-        due = int((time.monotonic() - began) * per_second)
-        for key, _ in selector.select(0):
-            count = 0
-            raw: socket.socket = key.fileobj  # type: ignore[assignment]
-            if raw is listener:
-                accepted, _ = listener.accept()
-                accepted.setblocking(False)
-                selector.register(accepted, selectors.EVENT_READ)
-                continue
-            if taken >= due:
-                break
-            try:
-                size = len(raw.recv((due - taken) * _REQUEST_BYTES))
-                count = -(-size // _REQUEST_BYTES)
-                if size:
-                    raw.send(bytes(count * _ANSWER_BYTES))
-            except BlockingIOError:
-                # Answers that nobody reads are not written.
-                pass
-            except ConnectionError:
-                size = 0
-            if not size:
-                selector.unregister(raw)
-                raw.close()
-            taken += count
-        # Requests that nobody has sent are not taken later.
-        taken = max(taken, due - int(per_second * _PART_S))
 
 
 def _blast(

@@ -1,19 +1,16 @@
 """How rarely drift detection gives a false alarm, how soon it finds a change, and whether it names the cause.
 
 Measured, on a seeded stream of decisions (perf/worlds/drift_world.py): without a change the alerts a month, compared
-with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change;
-with each of four slow ones the days until the first alert, and until the first against the training window. Used for:
-whether an analyst can trust an alert.
+with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change.
+Used for: whether an analyst can trust an alert.
 
 With `--tools` the same is measured for the defaults of Evidently and NannyML, on the same decisions in blocks of an
 hour, each in an environment of its own in .perf/.
 
-    python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
+    python -m perf.drift [--days N] [--cards N] [--tools] [--json FILE]
 
 Most of the time is evaluation, which costs the same however many cards there are: with --cards 1500 --days 60 the
 program takes less than four minutes of CPU.
-
-`--data` takes a history in our two files instead of a simulated one. Then only false alarms are measured.
 """
 
 from __future__ import annotations
@@ -26,14 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paywarden.features.history.history import read_history
 from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import load_reference
-from paywarden.models.metrics.evaluation import date_of_day
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
-from paywarden.streams.drift.backtest import Backtest, PastHours, VirtualDetection, detected
-from paywarden.streams.drift.backtest_files import Injection, PastPart, injected
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.drift.backtest import PastHours, VirtualDetection
 from perf.peers.drift_tools import TOOLS, Tool, tool
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.drift_world import (
@@ -46,7 +40,6 @@ from perf.worlds.drift_world import (
     scores_rescaled,
     simulated_world,
     traffic_doubled,
-    world_of,
 )
 
 FIVE_MS = LENGTHS_MS[0]
@@ -63,14 +56,6 @@ _TOOLS_WATCHED_DAYS = 3
 _TOOLS_HOURS = 12
 
 FEATURE = "card_amount_mean_30d"
-# Days over which a slow change takes hold of all payments it is about.
-_SLOW_DAYS = 40
-SLOW_CHANGES = {
-    "channel_unlisted": "channel=wallet",
-    "channel_listed": "channel=pos",
-    "feature": f"feature:{FEATURE}=0",
-    "score": "score=0.4",
-}
 CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
     "scores_rescaled": (scores_rescaled, lambda alert: alert.subject in ("score", "action")),
     "feature_at_default": (feature_at_default(FEATURE), lambda alert: alert.subject == f"feature:{FEATURE}"),
@@ -98,19 +83,13 @@ def main() -> None:
         ("--days", {"type": int, "default": 90, "help": "without a change"}),
         ("--cards", {"type": int, "default": 15_000, "help": "of the simulation; two payments a day each"}),
         ("--tools", {"action": "store_true", "help": "install Evidently and NannyML beside, and measure them"}),
-        ("--data", {"help": "a history instead of the simulation"}),
     )
     with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
-        bundle = Path(folder) / "bundle"
-        if arguments.data:
-            world = world_of(read_history(arguments.data), bundle, training_days=28)
-        else:
-            world = simulated_world(bundle, cards=arguments.cards, live_days=arguments.days)
-        finish(figures_of(world, with_changes=not arguments.data, with_tools=arguments.tools), arguments.json)
+        world = simulated_world(Path(folder) / "bundle", cards=arguments.cards, live_days=arguments.days)
+        finish(_measure(world, with_tools=arguments.tools), arguments.json)
 
 
-def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> dict[str, float]:
-    """Returns all figures; prints a table as they come."""
+def _measure(world: DriftWorld, *, with_tools: bool) -> dict[str, float]:
     settings = DetectorSettings()
     replay = Replay(world, settings)
     live = world.live
@@ -141,10 +120,7 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
         alarms = one.alarms(live.rows(slice(baseline, end)))
         figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
         print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
-    if with_changes:
-        figures |= _of_changes(world, replay, tools)
-        figures |= _of_slow_changes(world, replay)
-    return figures
+    return figures | _of_changes(world, replay, tools)
 
 
 def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[str, float]:
@@ -173,36 +149,6 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
     return figures
 
 
-def _of_slow_changes(world: DriftWorld, replay: Replay) -> dict[str, float]:
-    """Measure the days until each slow change has an alert, and one against the training window, by the hour."""
-    figures: dict[str, float] = {}
-    live = world.live
-    first_day = int(live.time_ms[0]) // DAY_MS + 1
-    date = date_of_day(first_day + _BEFORE_DAYS)
-    part = live.rows(slice(0, live.cut_at((first_day + _BEFORE_DAYS + _SLOW_DAYS) * DAY_MS)))
-    count = len(part)
-    rows = PastPart(
-        part.time_ms,
-        np.full(count, replay.version, dtype=object),
-        np.full(count, part.vectors.shape[1]),
-        _rows(part),
-    )
-    print(f"\n{f'over {_SLOW_DAYS} days':<22}{'first alert':>16}{'of training':>16}   days; how bad at last")
-    for name, change in SLOW_CHANGES.items():
-        injection = Injection.of(f"{change}@{date}+{_SLOW_DAYS}d")
-        detection = VirtualDetection(
-            {replay.version: replay.reference}, detectors=DetectorSettings(), alerts=AlertSettings()
-        )
-        Backtest(detection, length_ms=HOUR_MS).run(injected([rows], [injection], replay.reference.feature_names, 1))
-        alerts = detection.told.alerts
-        of_training = [alert for alert in alerts if alert.comparison is Comparison.TRAINING]
-        first, trained = detected(injection, alerts), detected(injection, of_training)
-        figures[f"delay_days_slow_{name}"] = first.hours / 24
-        figures[f"delay_days_slow_{name}_training"] = trained.hours / 24
-        print(f"{name:<22}{first.hours / 24:>16.1f}{trained.hours / 24:>16.1f}   {first.worst}", flush=True)
-    return figures
-
-
 def _found(alerts: list[Alert], at_ms: int, is_named: Callable[[Alert], bool]) -> Found:
     later = [alert for alert in alerts if alert.time_ms > at_ms and alert.state is not State.CLEARED]
     named = [alert for alert in later if is_named(alert)]
@@ -221,25 +167,22 @@ class Replay:
         reference = load_reference(world.folder)
         assert reference is not None, "a bundle that was trained from a history has a reference"
         self.reference, self._settings = reference, settings
-        self.version = reference.model_version
         # The sums that evaluation keeps for every hour, of the first stream.
         self._past: PastHours = {}
 
     def alerts(self, decisions: Decisions) -> list[Alert]:
         """Returns the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
+        version = self.reference.model_version
         detection = VirtualDetection(
-            {self.version: self.reference},
-            detectors=self._settings,
-            alerts=AlertSettings(),
-            past=self._past,
+            {version: self.reference}, detectors=self._settings, alerts=AlertSettings(), past=self._past
         )
-        _, binning = detection.binnings.of(self.version)
+        _, binning = detection.binnings.of(version)
         first = -(-int(decisions.time_ms[0]) // DAY_MS) * DAY_MS
         starts = np.arange(first, int(decisions.time_ms[-1]) - FIVE_MS, FIVE_MS)
         cuts = np.searchsorted(decisions.time_ms, np.append(starts, starts[-1:] + FIVE_MS))
         for start_ms, begin, end in zip(starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             counts = count_rows(binning, _rows(decisions.rows(slice(begin, end))))
-            detection.take(start_ms, FIVE_MS, {self.version: counts})
+            detection.take(start_ms, FIVE_MS, {version: counts})
         self._past = self._past or detection.past
         return detection.told.alerts
 

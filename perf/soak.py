@@ -12,12 +12,12 @@ hours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
+from perf.tools.processes import memory_kib
 from perf.tools.servers import Server, metrics_text, pin_load, serving
 from perf.worlds.scoring_world import built_world
 
@@ -57,7 +57,7 @@ def main() -> None:
 def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -> dict[str, float]:
     before = _pauses(server)
     report = drive(run_load(server.http, bodies, rate=rate, seconds=60.0, seed=number, options=LATENCY_OPTIONS))
-    mib = sum(map(_anonymous_kib, server.worker_pids())) / 1024
+    mib = sum(memory_kib("RssAnon", pid) for pid in server.worker_pids()) / 1024
     figures = {
         "answered": report.ok,
         "not_ok": report.sent - report.ok,
@@ -73,12 +73,6 @@ def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -
         flush=True,
     )
     return figures
-
-
-def _anonymous_kib(pid: int) -> int:
-    """Returns the anonymous memory of the process, as Linux reports it."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def _pauses(server: Server) -> float:

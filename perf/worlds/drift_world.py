@@ -1,4 +1,4 @@
-"""A stream of decisions, simulated or from the handbook, with a change from some day on.
+"""A simulated stream of decisions, with a change from some day on.
 
     history ─┬─ training window ─► bundle, with its reference
              └─ the days after it ─ features, score, policy ─► decisions, their labels
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.datasets.simulator import simulate
-from paywarden.features.history.history import History, final_labels, history_of_tables
+from paywarden.features.history.history import final_labels, history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
@@ -94,14 +94,11 @@ class DriftWorld:
 
 
 def simulated_world(folder: Path, *, cards: int, live_days: int, training_days: int = 28, seed: int = 1) -> DriftWorld:
-    """Make a simulated world. Nothing changes in it but the hour and the day of the week."""
-    days = _WARM_DAYS + training_days + live_days
-    history = history_of_tables(*simulate(cards=cards, days=days, seed=seed))
-    return world_of(history, folder, training_days=training_days, seed=seed)
+    """Make a simulated world, in which nothing changes but the hour and the day of the week.
 
-
-def world_of(history: History, folder: Path, *, training_days: int, seed: int = 1) -> DriftWorld:
-    """Make a world of any history. The training days begin a month after its first day."""
+    The training days begin a month after its first day.
+    """
+    history = history_of_tables(*simulate(cards=cards, days=_WARM_DAYS + training_days + live_days, seed=seed))
     engine = FeatureEngine()
     engine.warm_up()
     first_day = int(history.event_time_ms[0]) // DAY_MS + _WARM_DAYS
