@@ -1,27 +1,24 @@
-"""Counting decisions on a real Kafka: decisions a second of a worker on one core, and where the time goes.
+"""Counting decisions on a real Kafka: decisions a second of a worker on one core.
 
 Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
 tiles of five minutes with all segments and features, and into the records that outcomes are joined to, saved and
 committed. Stubbed: the pipeline, which does nothing; the store, which is a dictionary; and the detection, which finds
 nothing (it takes milliseconds every five minutes). Kafka shares the cores. Used for: the capacity of a worker, and
-noticing when our part becomes dearer. The time of Faust is the total less decoding and counting. The run checks that
-every decision was counted once.
+noticing when our part becomes dearer. The run checks that every decision was counted once.
 
     python -m perf.drift_counts [--decisions N] [--json FILE]
 
-Needs the services that `make services` fetches. Times are CPU time; "client" is that of the Kafka client's own thread
-and of everything without a row of its own.
+Needs the services that `make services` fetches.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +34,8 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.drift.counts import Binnings
 from paywarden.streams.drift.evaluation import NoDetection
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, merged, read_heads
+from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads
 from paywarden.streams.faust.app import StreamApp
-from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -48,10 +44,10 @@ from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.outcomes import state as outcome_state
 from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
+from paywarden.streams.outcomes.state import DECISIONS
 from paywarden.streams.profiles.settings import StreamSettings
 from perf.tools.measuring import arguments_of, finish
-from perf.tools.processes import alone
+from perf.tools.processes import alone, memory_kib
 from perf.worlds.kafka_world import new_topics
 from tests.services.servers.kafka import KafkaServer
 
@@ -140,34 +136,11 @@ class _Idle:
         return True
 
 
-class _Timed:
-    """Measures the CPU time of wrapped methods, of the thread that calls them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def wrap(self, owner: Any, name: str, stage: str) -> None:
-        inner: Callable[..., Any] = getattr(owner, name)
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            started = time.thread_time()
-            try:
-                return inner(*arguments, **options)
-            finally:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - started
-
-        setattr(owner, name, timed)
-
-
 def _work(kafka: KafkaSettings, wanted: int, first_ms: int) -> dict[str, float]:
     """Count until all decisions are counted and saved; return the figures."""
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
-    timed = _Timed()
-    timed.wrap(AvroCodec, "_loads", "decode")
-    timed.wrap(PartitionState, "save", "count_and_save")
-    timed.wrap(OutcomeWork, "save", "join")
     store, binnings = MemoryStore(), Binnings({_VERSION: _binning()})
-    figures = asyncio.run(_run(kafka, store, binnings, wanted, timed))
+    figures = asyncio.run(_run(kafka, store, binnings, wanted))
     heads = read_heads(store, partitions_of(kafka, "decisions"))
     start_ms = first_ms // FIVE_MS * FIVE_MS
     sums = merged(store, heads, start_ms, start_ms + 60 * FIVE_MS, Adder(binnings))
@@ -175,9 +148,7 @@ def _work(kafka: KafkaSettings, wanted: int, first_ms: int) -> dict[str, float]:
     return figures
 
 
-async def _run(
-    kafka: KafkaSettings, store: MemoryStore, binnings: Binnings, wanted: int, timed: _Timed
-) -> dict[str, float]:
+async def _run(kafka: KafkaSettings, store: MemoryStore, binnings: Binnings, wanted: int) -> dict[str, float]:
     settings, registry = StreamSettings(group_id=f"{kafka.topic_prefix}stream"), CollectorRegistry()
     app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
     parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
@@ -191,8 +162,8 @@ async def _run(
     stop = asyncio.Event()
     settle_collection()
     running = asyncio.create_task(app.run_until(stop))
-    began: tuple[float, float, float] | None = None
-    ended: tuple[float, float, float] | None = None
+    began: tuple[float, float] | None = None
+    ended: tuple[float, float] | None = None
     while True:
         await asyncio.sleep(0.02)
         counted = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
@@ -200,10 +171,10 @@ async def _run(
         count = counted if joined else 0
         if began is None and count:
             # The clock starts at the first save. Decisions before it belong to the start and do not count.
-            began, first, before = _clocks(), count, dict(timed.seconds)
+            began, first = _clocks(), count
         if ended is None and min(count, joined) >= wanted - outcomes.save_records:
             # And it ends before the last ones, which wait for `save_every_ms`.
-            ended, last, after = _clocks(), count, dict(timed.seconds)
+            ended, last = _clocks(), count
         if count >= wanted and joined >= wanted:
             break
     stop.set()
@@ -211,24 +182,17 @@ async def _run(
     assert began is not None
     assert ended is not None
     assert count == wanted
-    wall_s, cpu_s, loop_s = (end - start for end, start in zip(ended, began, strict=True))
-    done = last - first
-    stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in after.items()}
+    wall_s, cpu_s = (end - start for end, start in zip(ended, began, strict=True))
     return {
-        "decisions_per_second": done / wall_s,
-        "cpu_us_per_decision": cpu_s / done * 1e6,
-        "decode_us_per_decision": stages["decode"] / done * 1e6,
-        "faust_us_per_decision": (loop_s - stages["decode"]) / done * 1e6,
-        "count_and_save_us_per_decision": stages["count_and_save"] / done * 1e6,
-        "join_us_per_decision": stages["join"] / done * 1e6,
-        "client_us_per_decision": (cpu_s - loop_s - stages["count_and_save"] - stages["join"]) / done * 1e6,
-        "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "decisions_per_second": (last - first) / wall_s,
+        "cpu_us_per_decision": cpu_s / (last - first) * 1e6,
+        "resident_mb": memory_kib("VmHWM") / 1024,
     }
 
 
-def _clocks() -> tuple[float, float, float]:
-    """Wall time, CPU time of the process, and of the event loop's thread."""
-    return time.perf_counter(), time.process_time(), time.thread_time()
+def _clocks() -> tuple[float, float]:
+    """Return wall time and CPU time of the process."""
+    return time.perf_counter(), time.process_time()
 
 
 if __name__ == "__main__":

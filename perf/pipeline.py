@@ -9,9 +9,8 @@ the required throughput, without its first quarter. Each run checks that every e
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
 
-Needs the services that `make services` fetches. Stages are wall time of the worker's one thread, and as `…_cpu_us…` its
-CPU time, which a busy machine does not stretch; "clients" is the CPU time of the Kafka client's own threads in the same
-process.
+Needs the services that `make services` fetches. Stages are wall time of the worker's one thread; "clients" is the CPU
+time of the Kafka client's own threads in the same process.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -120,7 +117,6 @@ class _Bench:
         }
         for stage in _STAGES:
             figures[f"{name}_{stage}_us_per_payment"] = report["stages"].get(stage, 0.0) * of_each
-            figures[f"{name}_{stage}_cpu_us_per_payment"] = report["cpu"].get(stage, 0.0) * of_each
         return figures
 
     def freshness(self) -> dict[str, float]:
@@ -185,8 +181,7 @@ class _Watch:
         self._registry, self._wanted, self._events = registry, wanted, 0
         self._ages: list[int] = []
         self._started: tuple[float, float, float] | None = None
-        self._cpu: defaultdict[str, float] = defaultdict(float)
-        count, take, timed = pipeline.metrics.applied, pipeline._consumer.take, pipeline._timed
+        count, take = pipeline.metrics.applied, pipeline._consumer.take
 
         def counted(entity: str, **figures: Any) -> None:
             count(entity, **figures)
@@ -201,15 +196,7 @@ class _Watch:
                 self._started = (time.perf_counter(), time.process_time(), time.thread_time())
             return consumed
 
-        @contextmanager
-        def timed_twice(stage: str) -> Iterator[None]:
-            begun = time.thread_time()
-            with timed(stage):
-                yield
-            self._cpu[stage] += time.thread_time() - begun
-
         pipeline.metrics.applied = counted  # type: ignore[method-assign]
-        pipeline._timed = timed_twice  # type: ignore[method-assign]
         pipeline._consumer.take = taken  # type: ignore[method-assign]
 
     def report(self) -> dict[str, Any]:
@@ -228,7 +215,6 @@ class _Watch:
             "cpu_seconds": time.process_time() - cpu,
             "thread_seconds": time.thread_time() - thread,
             "stages": {stage: total("stage_seconds_sum", stage=stage) for stage in _STAGES},
-            "cpu": self._cpu,
             "ages_ms": self._ages[-400_000:],
         }
 

@@ -5,9 +5,9 @@
 A simulated history of half a million payments in its two files is replayed on one core with the large bundle of
 perf/worlds/scoring_world.py (300 trees of 63 leaves) and with one of the default size (200 trees), and then on all
 cores. Nothing is stubbed. A rate is that of metrics.json: payments replayed, over the time until the last decision is
-written. Opening the files and computing measures are separate figures, and so are the stages. With all cores the
-decisions must be the same bytes. `own_megabytes` is the most private memory of a replay with the default bundle, looked
-at every 5 ms; `resident_megabytes` has the pages of mapped files, too, which the system takes back when it needs them.
+written. Opening the files is a separate figure. With all cores the decisions must be the same bytes.
+`resident_megabytes` is the most resident memory of a replay, with the pages of mapped files, which the system takes
+back when it needs them. Each replay has a process of its own.
 """
 
 from __future__ import annotations
@@ -17,27 +17,22 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.columns import MmapAllocator
-from paywarden.features.history.history import final_labels, write_history
+from paywarden.features.history.history import write_history
 from paywarden.features.history.mapped_history import open_history
-from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import load_bundle
 from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
-from paywarden.models.replay.files import DECISIONS, ReplayFiles
+from paywarden.models.replay.files import DECISIONS
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import METRICS, ReplayOptions, replay
-from paywarden.models.replay.replayed_policy import ReplayedPolicy
 from paywarden.models.training.settings import TrainingSettings
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.processes import alone, memory_kib
@@ -67,7 +62,6 @@ def main() -> None:
         figures |= {"payments": len(payments), "cores": len(os.sched_getaffinity(0))}
         for bundle_name, bundle in bundles.items():
             figures |= _rates(bundle_name, folder, bundle, arguments.rounds)
-        figures |= alone(_stages, folder, bundles["large"])
     finish(figures, arguments.json)
 
 
@@ -84,17 +78,13 @@ def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]
         assert len(digests) == 1, "decisions differ between one core and all cores"
     rates = {kind: [one["payments_per_second"] for one in found] for kind, found in rounds_of.items()}
     print_rounds(f"{name}: payments a second", "1/s", {f"{name}{kind}": row for kind, row in rates.items()})
-    parts = {"opening": "seconds", "whole": "seconds", "own": "megabytes", "resident": "megabytes"}
+    parts = {"opening": "seconds", "whole": "seconds", "resident": "megabytes"}
     return {f"payments_per_second_{name}{kind}": statistics.median(row) for kind, row in rates.items()} | {
         f"{part}_{unit}_{name}": statistics.median(one[part] for one in rounds_of[""]) for part, unit in parts.items()
     }
 
 
 # In a process of its own
-
-
-def _keep_to(cores: int) -> None:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
 
 
 def _contestant(bundle: Path, rules: tuple[ConfiguredRule, ...] = ()) -> tuple[FeatureEngine, Contestant]:
@@ -114,9 +104,9 @@ def _replayed(
     rules: tuple[ConfiguredRule, ...] = (),
 ) -> dict[str, Any]:
     """Replay once, as `paywarden replay` does."""
-    _keep_to(cores)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     engine, contestant = _contestant(bundle, rules)
-    with tempfile.TemporaryDirectory(dir=data) as folder, _watched_memory() as own_kib:
+    with tempfile.TemporaryDirectory(dir=data) as folder:
         destination, started = Path(folder), time.perf_counter()
         room = MmapAllocator(destination)
         history = open_history(data, room)
@@ -143,71 +133,10 @@ def _replayed(
         "payments_per_second": metrics["payments_per_second"],
         "opening": opening,
         "whole": whole,
-        "own": max(own_kib) / 1024,
         # getrusage is of no use here: its peak begins with that of the parent process.
         "resident": memory_kib("VmHWM") / 1024,
         "decisions": digest,
     }
-
-
-@contextmanager
-def _watched_memory() -> Iterator[list[int]]:
-    """Looks at the private memory of this process every few milliseconds."""
-    over, seen = threading.Event(), [memory_kib("RssAnon")]
-
-    def watch() -> None:
-        while not over.wait(0.005):
-            seen.append(memory_kib("RssAnon"))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-
-
-def _stages(data: Path, bundle: Path) -> dict[str, float]:
-    """Returns the microseconds of each stage for a payment on one core."""
-    _keep_to(1)
-    engine, contestant = _contestant(bundle)
-    spent = dict.fromkeys(("features", "score", "policy", "write"), 0.0)
-    with tempfile.TemporaryDirectory(dir=data) as folder:
-        room = MmapAllocator(Path(folder))
-        history = open_history(data, room)
-        passage = PointInTimeReplay(history, engine, load_rates(), room=room)
-        policy = ReplayedPolicy(contestant.policy, history, passage.amounts)
-        files = ReplayFiles(
-            Path(folder),
-            history,
-            labels=final_labels(history),
-            amounts=passage.amounts,
-            model_version=contestant.bundle.manifest.model_version,
-            with_vectors=False,
-            with_differences=False,
-        )
-        with files:
-            for chunk in _timed(passage.chunks(), spent):
-                started = time.perf_counter()
-                score = contestant.bundle.score(chunk.vectors)
-                scored = time.perf_counter()
-                decided = policy.decide(chunk, score)
-                made = time.perf_counter()
-                files.write(chunk, [decided], policy.causes)
-                ended = time.perf_counter()
-                spent["score"] += scored - started
-                spent["policy"] += made - scored
-                spent["write"] += ended - made
-    return {f"{stage}_us": seconds / len(history) * 1e6 for stage, seconds in spent.items()}
-
-
-def _timed(chunks: Iterable[Chunk], spent: dict[str, float]) -> Iterator[Chunk]:
-    started = time.perf_counter()
-    for chunk in chunks:
-        spent["features"] += time.perf_counter() - started
-        yield chunk
-        started = time.perf_counter()
 
 
 if __name__ == "__main__":

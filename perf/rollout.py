@@ -5,39 +5,36 @@ steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands
 declines of payments, looked at as often, that stops at |z| > 1.96.
 
 `--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
-by traffic and by the share of the candidate; with the power that `rollout start` computes beforehand.
+by the share of the candidate: minutes until they are rolled back, infinite if that takes longer than `--days`.
 
-A thousand rollouts take six minutes of two quiet cores. In pieces: `--aa 1000 --cards 50000 --append counts.json
---minutes 2`, again until the file has them all. Remove the file when the analysis changes.
+A thousand rollouts take six minutes of two quiet cores.
+
+    python -m perf.rollout [--aa N] [--harm] [--cards N] [--harm-cards N] [--rounds N] [--days N] [--json FILE]
 
 The payments are made by a small model here: cards with heavy-tailed activity (the busiest of 20,000 pays some hundred
-times as often as most), scores that belong to the card as much as to the payment, days and nights. The counts are
-those of `StepTally` (a test compares the two), and the evidence is the product's own code.
+times as often as most), scores that belong to the card as much as to the payment, days and nights. The evidence is the
+product's own code, and each run checks that the counts are those of `StepTally`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
-import resource
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
-from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.power import Traffic, power, power_text
-from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
-from paywarden.models.rollout.tally import DAY_MS, StepCounts
+from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION, CIRCLE, arm_edges, arms_at
+from paywarden.models.rollout.tally import DAY_MS, StepCounts, StepTally
 from perf.tools.measuring import arguments_of, finish
-from perf.tools.pieces import Counts, Pieces
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
 _LOOKS = DAYS * DAY_MS // LOOK_MS
@@ -48,8 +45,6 @@ _PAYMENTS_A_DAY = 1.5
 # Shares of the champion's payments above each threshold of scores: of review, decline, `score_upper`, `score_top`.
 _REVIEW_SHARE, _DECLINE_SHARE, _UPPER_SHARE, _TOP_SHARE = 0.05, 0.02, 0.1, 0.01
 _SLOW_SHARE, _ERROR_SHARE, _FLAG_SHARE = 0.01, 0.0005, 0.01
-# Some half a minute of two cores.
-_ROLLOUTS_OF_PIECE = 50
 # Spread of the logarithm of scores, among cards and among a card's payments, and of the logarithm of latencies.
 _CARD_SPREAD, _PAYMENT_SPREAD, _LATENCY_SPREAD = 0.9, 1.0, 0.5
 _Z_PEEKED = 1.96
@@ -100,11 +95,6 @@ def simulated(seed: int, cards: int, days: float) -> Payments:
         random.random(len(card)),
         np.searchsorted(edges, random.random(cards), side="right")[card],
     )
-
-
-def no_harm(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
-    """The candidate is the champion under another name."""
-    return payments, np.zeros(len(is_candidate), dtype=bool)
 
 
 def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
@@ -162,9 +152,7 @@ def events_of(payments: Payments, is_declined: NDArray[np.bool_], plan: RolloutP
 
 
 def _quantile(share: float) -> float:
-    """Returns the value above which a standard normal number lies with this probability."""
-    from statistics import NormalDist
-
+    """Return the value above which a standard normal number lies with this probability."""
     return NormalDist().inv_cdf(1 - share)
 
 
@@ -294,56 +282,39 @@ def _aa_ended(seed: int, cards: int) -> Ended:
     return rolled_out(simulated(seed, cards, DAYS), RolloutPlan(segments=SEGMENTS))
 
 
-def aa_piece(seed: int, count: int, *, cards: int, processes: Executor) -> Counts:
-    """Returns the counts of some rollouts in which nothing differs; prints a line for each that is stopped."""
-    counts: Counter[str] = Counter(rollouts=count, stopped=0, peeked=0, reached_100_percent=0, reached_basis_points=0)
-    first = seed * _ROLLOUTS_OF_PIECE
-    for number, ended in enumerate(processes.map(_aa_ended, range(first, first + count), repeat(cards)), first):
-        counts["peeked"] += ended.is_peeked
-        counts["reached_100_percent"] += ended.share == BASIS_POINTS
-        counts["reached_basis_points"] += ended.share
+def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, float]:
+    """Return the shares of rollouts that were stopped although nothing differs; print a line for each of them."""
+    stopped = peeked = reached_all = reached = 0
+    for number, ended in enumerate(processes.map(_aa_ended, range(rollouts), repeat(cards))):
+        stopped += ended.stopped_ms is not None
+        peeked += ended.is_peeked
+        reached_all += ended.share == BASIS_POINTS
+        reached += ended.share
         if ended.stopped_ms is not None:
-            counts["stopped"] += 1
             print(f"  rollout {number}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
-    return counts
-
-
-def aa_figures(rollouts: int, cards: int, processes: Executor, pieces: Pieces) -> dict[str, float]:
-    """Returns the shares of rollouts that were stopped although nothing differs."""
-    piece = partial(aa_piece, cards=cards, processes=processes)
-    counts = pieces.measure(f"aa_{cards}_cards", "rollouts", rollouts, _ROLLOUTS_OF_PIECE, piece)
-    done = max(1, counts["rollouts"])
     return {
-        "rollouts": float(counts["rollouts"]),
+        "rollouts": float(rollouts),
         "looks": float(_LOOKS),
         "cards": float(cards),
-        "false_rollback_share": counts.get("stopped", 0) / done,
-        "peeked_z_test_share": counts.get("peeked", 0) / done,
-        "reached_100_percent_share": counts.get("reached_100_percent", 0) / done,
-        "reached_share_mean": counts.get("reached_basis_points", 0) / done / BASIS_POINTS,
+        "false_rollback_share": stopped / rollouts,
+        "peeked_z_test_share": peeked / rollouts,
+        "reached_100_percent_share": reached_all / rollouts,
+        "reached_share_mean": reached / rollouts / BASIS_POINTS,
     }
 
 
-def harm_figures(rounds: int, days: int, processes: Executor) -> dict[str, float]:
-    """Returns the minutes until rollback, the median of some rounds, by harm, cards and share; prints a table."""
+def harm_figures(rounds: int, cards: int, days: int, processes: Executor) -> dict[str, float]:
+    """Return the minutes until rollback, the median of some rounds, by harm and by the share of the candidate."""
     figures: dict[str, float] = {}
-    print(f"\n{'cards':>10}{'share':>8}   " + "".join(f"{name:>12}" for name in HARMS) + "   (minutes; inf: not found)")
-    for cards in (20_000, 100_000, 500_000):
-        for step in (0, 1, 4):
-            plan = RolloutPlan(segments=SEGMENTS)
-            row = []
-            for name in HARMS:
-                run = partial(_minutes_to_rollback, cards=cards, name=name, plan=plan, step=step, days=days)
-                minutes = list(processes.map(run, range(rounds)))
-                row.append(float(np.median(minutes)))
-                share = plan.steps[step] / 100
-                figures[f"minutes_to_rollback_{name}_{cards}_cards_{share:g}_percent"] = row[-1]
-                if (cards, step) == (500_000, 1):
-                    figures[f"minutes_to_rollback_{name}"] = row[-1]
-            print(
-                f"{cards:>10,}{plan.steps[step] / 100:>7g}%   " + "".join(f"{value:>12.0f}" for value in row),
-                flush=True,
-            )
+    plan = RolloutPlan(segments=SEGMENTS)
+    for step, name in itertools.product((0, 1, 4), HARMS):
+        run = partial(_minutes_to_rollback, cards=cards, name=name, plan=plan, step=step, days=days)
+        share = plan.steps[step] / 100
+        minutes = float(np.median(list(processes.map(run, range(rounds)))))
+        figures[f"minutes_to_rollback_{name}_{share:g}_percent"] = minutes
+        if step == 1:
+            figures[f"minutes_to_rollback_{name}"] = minutes
+        print(f"{name} at {share:g} %: {minutes:.0f} minutes", flush=True)
     return figures
 
 
@@ -362,16 +333,24 @@ def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan,
     return math.inf
 
 
-def print_power(cards: int) -> None:
-    """Print the power that `rollout start` computes for this traffic."""
-    traffic = Traffic(
-        cards_a_day=cards * (1 - math.exp(-_PAYMENTS_A_DAY)),
-        shares={"decline": _DECLINE_SHARE, "review": _REVIEW_SHARE - _DECLINE_SHARE, "slow": _SLOW_SHARE,
-                "score_upper": _UPPER_SHARE, "error": _ERROR_SHARE, "flag": _FLAG_SHARE, "score_top": _TOP_SHARE},
-    )  # fmt: skip
-    print(f"\npower with {cards:,} cards:")
-    for text in power_text(power(RolloutPlan(segments=SEGMENTS), traffic)):
-        print("  " + text)
+def check_counts() -> None:
+    """Check on a small example that `counts_at` counts as the product does."""
+    plan, step = RolloutPlan(segments=SEGMENTS), 1
+    payments = simulated(1, 2_000, 3)
+    events = events_of(payments, np.zeros(len(payments.card), dtype=bool), plan)
+    looks_ms = np.arange(1, 3 * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
+    series, tally = counts_at(payments, events, plan, step, looks_ms), StepTally(plan, step, 0)
+    positions = (payments.positions[payments.card] * CIRCLE).astype(np.uint64)
+    arms = arms_at(positions, arm_edges([plan.steps[step]]))
+    bits = (events.astype(np.uint64) << np.arange(len(events), dtype=np.uint64)[:, None]).sum(axis=0, dtype=np.uint64)
+    begin = 0
+    for look in range(800, len(looks_ms), 800):
+        end = int(np.searchsorted(payments.time_ms, looks_ms[look]))
+        rows = slice(begin, end)
+        tally.add(positions[rows], arms[rows], bits[rows], payments.time_ms[rows])
+        begin = end
+        for name, counts in vars(tally.counts(int(looks_ms[look]))).items():
+            assert np.array_equal(counts, getattr(series, name)[look]), (name, look)
 
 
 def main() -> None:
@@ -380,23 +359,17 @@ def main() -> None:
         ("--aa", {"type": int, "default": 0, "metavar": "N", "help": "rollouts in which nothing differs"}),
         ("--harm", {"action": "store_true", "help": "minutes until a harmful candidate is rolled back"}),
         ("--cards", {"type": int, "default": 20_000, "help": "cards of the rollouts in which nothing differs"}),
+        ("--harm-cards", {"type": int, "default": 500_000, "help": "cards of the harmful candidates"}),
         ("--rounds", {"type": int, "default": 5, "help": "simulations of each harm; their median counts"}),
-        ("--append", {"type": Path, "help": "keep the counts of --aa there, and go on after those it holds"}),
-        ("--minutes", {"type": float, "help": "begin no piece of --aa after so long"}),
-        ("--jobs", {"type": int, "default": os.cpu_count(), "help": "simulations at once (default: the cores)"}),
         ("--days", {"type": int, "default": 2, "help": "days after which a harm counts as not found"}),
     )
+    check_counts()
     figures: dict[str, float] = {}
-    with ProcessPoolExecutor(arguments.jobs) as processes:
+    with ProcessPoolExecutor() as processes:
         if arguments.aa or not arguments.harm:
-            pieces = Pieces(arguments.append, arguments.minutes)
-            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes, pieces)
+            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes)
         if arguments.harm:
-            figures |= harm_figures(arguments.rounds, arguments.days, processes)
-    figures["cpu_s"] = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    if arguments.harm:
-        for cards in (20_000, 100_000, 500_000):
-            print_power(cards)
+            figures |= harm_figures(arguments.rounds, arguments.harm_cards, arguments.days, processes)
     finish(figures, arguments.json)
 
 

@@ -23,14 +23,15 @@ from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.payments import CheckedPayments
-from perf.worlds.constant_scorer import ConstantScorer, euro_intake
 from tests.services.hosts.always_well import always_well
+from tests.worlds.endpoint.payments import euro_intake
 
 
-class NamedScorer(ConstantScorer):
-    """Answers with the host's name as the model's version."""
+class NamedScorer:
+    """Approves each payment, with the host's name as the model's version (see Scorer in the batcher)."""
 
     def __init__(self, name: str, takes_s: float) -> None:
+        # Two serialised messages, one after the other, are one message with the fields of both.
         self._rest = ScoreResponse(action="approve", model_version=name).SerializeToString()
         self._takes_s = takes_s
 
@@ -40,10 +41,14 @@ class NamedScorer(ConstantScorer):
         now_ms: int,  # noqa: ARG002
         batches: Sequence[range] = (),  # noqa: ARG002
     ) -> list[bytes]:
-        """Returns the same answer for each payment, but for its id."""
+        """Return the same answer for each payment, but for its id, which has at most 127 bytes."""
         if self._takes_s:
             time.sleep(self._takes_s * len(payments.ids))
         return [b"\n" + bytes([len(payment_id)]) + payment_id + self._rest for payment_id in payments.ids]
+
+    def readiness(self) -> list[str]:
+        """Return no reason against traffic."""
+        return []
 
 
 async def _serve(name: str, takes_us: float) -> None:
@@ -51,11 +56,8 @@ async def _serve(name: str, takes_us: float) -> None:
     fast_requests.warm_up()
     # Without a limit of its own a host is never late, so that only the gateway is measured.
     patient = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-    batcher = MicroBatcher(
-        NamedScorer(name, takes_us / 1e6),
-        intake=euro_intake(),
-        settings=AdmissionSettings() if takes_us else patient,
-    )
+    settings = AdmissionSettings() if takes_us else patient
+    batcher = MicroBatcher(NamedScorer(name, takes_us / 1e6), intake=euro_intake(), settings=settings)
     metrics = HttpMetrics.declare(MetricsRegistry())
     server = HttpServer(batcher, HttpSettings(), metrics=metrics, metrics_text=lambda: b"")
     with reserve_port("127.0.0.1", 0) as held:
