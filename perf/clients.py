@@ -1,4 +1,4 @@
-"""The promises and the cost of the clients of ops/clients: the deadline, restarts, kills, processor time.
+"""The promises and the cost of the clients of ops/clients: the deadline, restarts, processor time.
 
 Each client's driver puts an open load on `paywarden serve` with two workers and a small model. All share the machine.
 
@@ -8,19 +8,16 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
     NAME_p99_9_over_deadline_ms      return less deadline, 99.9th percentile, while the host is stopped (SIGSTOP):
                                      the client's threads with real-time priority, as far as this user may (root may)
     NAME_max_over_…, NAME_core_wait_ms   the latest return, and how long the client's threads waited for a core in all
-    NAME_machine_stall_ms            how late threads that only sleep, with real-time priority, woke meanwhile:
-                                     a client that returns no later is kept waiting by the machine
     NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns, all
                                      clients at once, half of the `--restarts` by SIGTERM and half by `--take-over`
-    NAME_duplicates                  payments with two decisions after `--kills` of workers (kill -9), with all retries
 
 Used for: whether a payment service may rely on its deadline, and the cost of a client beside a bare call.
 
-    python -m perf.clients [--only cost,deadline,restarts,kills] [--clients python,typescript] [--rate N] [--seconds N]
-                           [--rounds N] [--restarts N] [--kills N] [--json FILE]
+    python -m perf.clients [--only cost,deadline,restarts] [--clients python,typescript] [--rate N] [--seconds N]
+                           [--rounds N] [--restarts N] [--json FILE]
 
-With `--restarts` and `--kills` of 25 each part takes a minute or two for each client. Clients whose tools are missing
-are left out.
+A part takes a minute or less for each client, and two seconds for each restart. Clients whose tools are missing are
+left out.
 """
 
 from __future__ import annotations
@@ -34,20 +31,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from perf.tools.measuring import Witness, ahead_of_others, arguments_of, finish
+from perf.tools.measuring import ahead_of_others, arguments_of, finish
 from perf.tools.servers import core_wait_seconds
 from tests.services.clients.client_drivers import DRIVERS, Driver
-from tests.services.clients.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
+from tests.services.clients.served_clients import Host, load_with_restarts, running_hosts
 from tests.services.fetch import ServiceMissing
 
 _DEADLINE_MS = 40
 # Where answers are counted and not their time.
 _PATIENT_MS = 5_000
 _CARDS = 1000
-_PARTS = ("cost", "deadline", "restarts", "kills")
+_PARTS = ("cost", "deadline", "restarts")
 # A restart takes two seconds: for one of them a host says that it stops.
 _RESTART_S = 2.08
-_KILL_S = 1.0
 
 
 def main() -> None:
@@ -59,7 +55,6 @@ def main() -> None:
         ("--seconds", {"type": float, "default": 5.0, "help": "of each measurement"}),
         ("--rounds", {"type": int, "default": 3, "help": "of the cost, in turns"}),
         ("--restarts", {"type": int, "default": 4, "help": "of two hosts"}),
-        ("--kills", {"type": int, "default": 10, "help": "of workers"}),
     )
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(_PARTS):
@@ -73,11 +68,6 @@ def main() -> None:
                 found[name] |= _cost(driver, hosts[0], name, arguments)
             if "deadline" in parts:
                 found[name] |= _deadline(driver, hosts[0], name, arguments)
-            if "kills" in parts:
-                driver.ask(settings={"urls": [hosts[0].url], "deadline_ms": _PATIENT_MS})
-                load = _load(arguments, f"{name}-killed", _KILL_S * arguments.kills)
-                killed = load_with_kills(drivers, hosts[0], load, arguments.kills, seed=1)[name]
-                found[name] |= {"killed_calls": killed["calls"], "duplicates": killed["duplicates"]}
     if "restarts" in parts and commands:
         with _served(commands) as (drivers, hosts):
             load = _load(arguments, "restarted", _RESTART_S * arguments.restarts)
@@ -122,7 +112,7 @@ def _deadline(driver: Driver, host: Host, name: str, arguments: Namespace) -> di
     driver.ask(settings={"urls": [host.url], "deadline_ms": _DEADLINE_MS, "queue_max": 0})
     driver.ask(load=_load(arguments, f"{name}-before", 1.0))
     load = _load(arguments, f"{name}-stopped", arguments.seconds)
-    with host.stopped(), ahead_of_others([driver.pid]), Witness() as witness:
+    with host.stopped(), ahead_of_others([driver.pid]):
         waited_s = -core_wait_seconds(driver.pid)
         stopped = driver.ask(load=load, timeout_s=arguments.seconds + 60)["load"]
         waited_s += core_wait_seconds(driver.pid)
@@ -131,7 +121,6 @@ def _deadline(driver: Driver, host: Host, name: str, arguments: Namespace) -> di
         "p99_9_over_deadline_ms": stopped["over_p99_9_ms"],
         "max_over_deadline_ms": stopped["over_max_ms"],
         "core_wait_ms": waited_s * 1000,
-        "machine_stall_ms": witness.longest_ms,
     }
 
 

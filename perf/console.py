@@ -12,17 +12,12 @@ meet what was asked for, newest first. And `--decisions` payments that the real 
 and reasons, kept in the index and decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be
 1, counts those with the same score in its 64 bits, the same action and the same reasons.
 
-`--browser` opens each page in Chromium, of a console with a socket: when it first paints (`first_paint_…_ms`), and
-after how long an act of one person is in the browser of another (`live_…_ms`).
-
-    python -m perf.console [--browser] [--rounds N] [--alerts N] [--requests N] [--rows N] [--searches N]
-                           [--decisions N] [--json FILE]
+    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N] [--json FILE]
 """
 
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 import threading
 import time
@@ -54,7 +49,6 @@ from paywarden.streams.decision_index.search import ACTIONS, Place, Search, key_
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_host import open_host, scorer_of
 from tests.services.product.console import console_under_test, csrf_of
-from tests.services.product.console_browser import served_console
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
@@ -71,8 +65,6 @@ def main() -> None:
         ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no searches"}),
         ("--searches", {"type": int, "default": 360, "help": "of all kinds in turn"}),
         ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
-        ("--browser", {"action": "store_true", "help": "measure in Chromium, too"}),
-        ("--rounds", {"type": int, "default": 20, "help": "how often Chromium opens each page"}),
     )
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name:
         folder = Path(name)
@@ -81,9 +73,6 @@ def main() -> None:
             figures |= searches(folder / "searched.duckdb", arguments.rows, arguments.searches)
         if arguments.decisions:
             figures |= recomputed(folder, arguments.decisions)
-        if arguments.browser:
-            (folder / "browser").mkdir()
-            figures |= browser(folder / "browser", arguments.rounds)
     finish(figures, arguments.json)
 
 
@@ -166,7 +155,6 @@ def _made_decisions(rows: int) -> Iterator[dict[str, Any]]:
             event_time_ms=time_ms,
             card_id=f"card-{rng.randrange(_CARDS)}",
             merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}",
-            device_id=f"d-{rng.randrange(_CARDS)}",
             score=score,
             action=action,
             reasons=[] if action == ACTIONS[0] else [f"rule:rule-{rng.randrange(_RULES)}"],
@@ -180,14 +168,11 @@ def _day(rng: random.Random) -> int:
 _SEARCHES: Mapping[str, Callable[[random.Random, int], Search]] = {
     "payment": lambda rng, rows: Search(payment_id=f"p-{rng.randrange(rows)}"),
     "card": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}"),
-    "device": lambda rng, _: Search(device_id=f"d-{rng.randrange(_CARDS)}"),
     "merchant": lambda rng, _: Search(merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}"),
     "busiest_merchant": lambda *_: Search(merchant_id="m-0", action="decline"),
     "card_at_merchant": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}", merchant_id="m-0"),
     "rule": lambda rng, _: Search(rule=f"rule-{rng.randrange(_RULES)}", last_ms=_day(rng)),
-    "review": lambda rng, _: Search(action="review", last_ms=_day(rng)),
     "score": lambda rng, _: Search(score_min=0.3, last_ms=_day(rng)),
-    "high_score": lambda *_: Search(score_min=0.9),
     "since": lambda rng, _: Search(first_ms=_day(rng)),
     "newest": lambda *_: Search(),
 }
@@ -291,52 +276,6 @@ def _decided(config: Path, count: int) -> list[dict[str, Any]]:
         entries += [OutboxEntry.FromString(data) for _, data in records]
     assert len(entries) == count
     return [dict(decision_of(entry)) for entry in entries]
-
-
-# Chromium
-
-_PAINTED = ("/inbox", "/inbox/alert-00002", "/decisions", "/decisions/pay-001", "/review", "/cases", "/policy")
-# A page that nobody sees paints nothing: headless Chromium paints all the same.
-_FIRST_PAINT = """async () => {
-  for (let tries = 0; tries < 500; tries++) {
-    const [entry] = performance.getEntriesByName("first-contentful-paint");
-    if (entry) return entry.startTime;
-    await new Promise(resolve => setTimeout(resolve, 10));
-  }
-  return NaN;
-}"""
-
-
-def browser(folder: Path, rounds: int) -> dict[str, float]:
-    """Return when pages first paint in Chromium, and how live another browser is. Raises if there is no Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    paints, lives = list[float](), list[float]()
-    with served_console(folder) as console, sync_playwright() as playwright:
-        path = shutil.which("chromium")
-        assert path is not None, "there is no Chromium"
-        with closing(playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])) as chromium:
-            people = []
-            for person in ("demo-analyst", "demo-lead"):
-                page = chromium.new_context(base_url=console.url).new_page()
-                page.goto("/login")
-                page.get_by_role("button", name=person).click()
-                page.wait_for_url("**/inbox")
-                people.append(page)
-            watching, acting = people
-            for _ in range(rounds):
-                for address in _PAINTED:
-                    acting.goto(address)
-                    paints.append(float(acting.evaluate(_FIRST_PAINT)))
-            for number in range(rounds):
-                watching.goto("/inbox?state=all")
-                acting.goto("/inbox/alert-00004")
-                acting.get_by_label("Assign to", exact=True).fill(f"person-{number}")
-                acting.get_by_role("button", name="Assign", exact=True).click()
-                began = time.perf_counter()
-                watching.get_by_text(f"person-{number}", exact=True).first.wait_for(timeout=60_000)
-                lives.append((time.perf_counter() - began) * 1000)
-    return _quantiles({"first_paint": paints, "live": lives})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from perf.worlds.drift_world import (
     Change,
     Decisions,
     DriftWorld,
+    changed_from,
     feature_at_default,
     fraud_moved,
     profiles_stale,
@@ -66,15 +66,6 @@ CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
     "fraud_moved": (fraud_moved, lambda alert: alert.subject in ("score", "action")),
     "profiles_stale": (profiles_stale, lambda alert: alert.subject == "profile_age"),
 }
-
-
-@dataclass(frozen=True)
-class Found:
-    """The alerts after a change: minutes to the first, and to the first with the right name; NaN for never."""
-
-    minutes: float
-    named_minutes: float
-    first: str
 
 
 def main() -> None:
@@ -134,26 +125,20 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
         at_ms = start_ms + _BEFORE_DAYS * DAY_MS + _AT_MS
         end_ms = at_ms + _AFTER_DAYS * DAY_MS
         part = world.live.rows(slice(world.live.cut_at(start_ms), world.live.cut_at(end_ms)))
-        stream = change(world, part, at_ms)
-        found = _found(replay.alerts(stream), at_ms, is_named)
-        figures[f"delay_minutes_{name}"] = found.minutes
-        figures[f"named_minutes_{name}"] = found.named_minutes
-        row = f"{name:<22}{found.minutes:>16.0f}"
+        stream = changed_from(world, part, at_ms, change)
+        alerts = [one for one in replay.alerts(stream) if one.time_ms > at_ms and one.state is not State.CLEARED]
+        figures[f"delay_minutes_{name}"] = minutes = _minutes_to(alerts, at_ms)
+        figures[f"named_minutes_{name}"] = named = _minutes_to(list(filter(is_named, alerts)), at_ms)
+        row = f"{name:<22}{minutes:>16.0f}"
         seen = stream.rows(slice(stream.cut_at(at_ms - 2 * HOUR_MS), stream.cut_at(at_ms + _TOOLS_HOURS * HOUR_MS)))
         for one in tools:
             alarms = [end for end in one.alarms(seen) if end > at_ms]
             minutes = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
             figures[f"{one.name}_delay_minutes_{name}"] = minutes
             row += f"{minutes:>16.0f}"
-        print(f"{row}   {found.first}; rightly after {found.named_minutes:.0f}", flush=True)
+        first = f"{alerts[0].subject} {alerts[0].statistic} {alerts[0].segment}" if alerts else "nothing"
+        print(f"{row}   {first}; rightly after {named:.0f}", flush=True)
     return figures
-
-
-def _found(alerts: list[Alert], at_ms: int, is_named: Callable[[Alert], bool]) -> Found:
-    later = [alert for alert in alerts if alert.time_ms > at_ms and alert.state is not State.CLEARED]
-    named = [alert for alert in later if is_named(alert)]
-    text = "nothing" if not later else f"{later[0].subject} {later[0].statistic} {later[0].segment}"
-    return Found(_minutes_to(later, at_ms), _minutes_to(named, at_ms), text)
 
 
 def _minutes_to(alerts: list[Alert], at_ms: int) -> float:

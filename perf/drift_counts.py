@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -50,6 +49,7 @@ from perf.tools.measuring import arguments_of, finish
 from perf.tools.processes import alone, memory_kib
 from perf.worlds.kafka_world import new_topics
 from tests.services.servers.kafka import KafkaServer
+from tests.worlds.stream.decision_records import decision
 
 _FEATURES = 60
 _VERSION = "m1"
@@ -91,30 +91,25 @@ def _send(kafka: KafkaSettings, count: int) -> int:
                 producer.commit_transaction(30)
             producer.begin_transaction()
         row = number % 1000
-        record: dict[str, Any] = {
-            "decision_id": f"decision-{number:012}",
-            "decided_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND,
-            "payment_id": f"payment-{number:012}",
-            "event_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND - 30,
-            "card_id": f"card-{number % 50_000:08}",
-            "merchant_id": f"merchant-{number % 900:06}",
-            "device_id": f"device-{number % 70_000:08}",
-            "ip": None,
-            "amount_minor": 1000 + row,
-            "currency": "EUR",
-            "mcc": str(5000 + row % 23),
-            "country": f"C{row % 25}",
-            "channel": ("ecom", "pos", "atm", None)[row % 4],
-            "score": float(scores[row]),
-            "action": ("approve", "review", "decline")[(row % 50 == 0) + (row % 200 == 0)],
-            "reasons": [],
-            "flags": ["unknown_card"] if row % 20 == 0 else [],
-            "model_version": _VERSION,
-            "catalogue_digest": "x",
-            "vector": vectors[row].tobytes(),
-            "profile_age_ms": 100 + row,
-            "utc_offset_minutes": None,
-        }
+        time_ms = first_ms + number * 1000 // _MADE_PER_SECOND
+        record = decision(
+            f"payment-{number:012}",
+            decided_time_ms=time_ms,
+            event_time_ms=time_ms - 30,
+            card_id=f"card-{number % 50_000:08}",
+            merchant_id=f"merchant-{number % 900:06}",
+            device_id=f"device-{number % 70_000:08}",
+            amount_minor=1000 + row,
+            mcc=str(5000 + row % 23),
+            country=f"C{row % 25}",
+            channel=("ecom", "pos", "atm", None)[row % 4],
+            score=float(scores[row]),
+            action=("approve", "review", "decline")[(row % 50 == 0) + (row % 200 == 0)],
+            flags=["unknown_card"] if row % 20 == 0 else [],
+            model_version=_VERSION,
+            vector=vectors[row].tobytes(),
+            profile_age_ms=100 + row,
+        )
         producer.produce(topic, encoder.encode(record), key=record["payment_id"])
     producer.commit_transaction(30)
     return first_ms

@@ -1,27 +1,23 @@
 """The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
 Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
-are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL, ONNX Runtime
-and lleaves. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
+are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL and ONNX
+Runtime. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
 scores.
 
-    python -m perf.native_model [--lleaves] [--rounds N] [--json FILE]
+    python -m perf.native_model [--rounds N] [--json FILE]
 
-Needs the packages of the extra `perf-models`; engines that are not installed are left out. `--lleaves` makes an
-environment for lleaves in .perf/, once: it needs an older llvmlite than numba does. Engines take turns, so that other
-work of the machine disturbs all of them alike.
+Needs the packages of the extra `perf-models`; engines that are not installed are left out. Engines take turns, so that
+other work of the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
@@ -31,7 +27,6 @@ from paywarden.models.bundle.bundle import MODEL_TEXT
 from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.tools.measuring import arguments_of, finish, print_rounds
-from perf.tools.processes import python_with
 from perf.tools.servers import pin_load
 from perf.worlds.scoring_world import WorldSize, make_past, vectors_of
 
@@ -41,24 +36,16 @@ _ROWS = 10_000
 _SINGLE_ROWS = 2_000
 # Engines with float32 thresholds or another order of sums come this near.
 _NEAR = 1e-3
-_LLEAVES = ("lleaves==1.3.0", "llvmlite==0.43.0", "numpy<2.3", "lightgbm")
 
 
 def main() -> None:
-    arguments = arguments_of(
-        __doc__,
-        ("--lleaves", {"action": "store_true", "help": "install lleaves beside, and measure it"}),
-        ("--rounds", {"type": int, "default": 7, "help": "that are counted"}),
-    )
+    arguments = arguments_of(__doc__, ("--rounds", {"type": int, "default": 7, "help": "that are counted"}))
     pin_load()
     past = make_past(WorldSize())
     text = past.bundle / MODEL_TEXT
     rows = vectors_of(past, _ROWS)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engines = _ours(text, rows.shape[1], folder) | _others(text, rows.shape[1])
-        if arguments.lleaves:
-            engines["lleaves"] = stack.enter_context(_lleaves(text))
+    with tempfile.TemporaryDirectory() as folder:
+        engines = _ours(text, rows.shape[1], Path(folder)) | _others(text, rows.shape[1])
         _check(engines, rows)
         figures = _measure(engines, rows, arguments.rounds)
     finish(figures, arguments.json)
@@ -136,36 +123,6 @@ def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
     return margins
 
 
-@contextmanager
-def _lleaves(text: Path) -> Iterator[Margins]:
-    """lleaves in a process with an environment of its own. It measures its own time, without the pipe."""
-    python = python_with("lleaves", _LLEAVES)
-    child = Path(__file__).parent / "peers" / "lleaves_child.py"
-    with subprocess.Popen(
-        [str(python), str(child), str(text)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        yield _Remote(process)
-        process.terminate()
-
-
-class _Remote:
-    """Returns margins from the process. `seconds` is then its own time for the last call."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.seconds = 0.0
-
-    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(np.array(vectors.shape, dtype="<i8").tobytes() + vectors.tobytes())
-        self._process.stdin.flush()
-        data = self._process.stdout.read(8 * (1 + len(vectors)))
-        numbers = np.frombuffer(data, dtype="<f8")
-        self.seconds = float(numbers[0])
-        return numbers[1:]
-
-
 def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
     some = np.ascontiguousarray(rows[:500])
     wanted = engines["lightgbm"](some)
@@ -204,11 +161,10 @@ def _measure(engines: dict[str, Margins], rows: NDArray[np.float32], rounds: int
     return figures | {f"{name}_rows_per_second": float(np.median(each)) for name, each in many.items()}
 
 
-def _seconds(margins: Any, rows: NDArray[np.float32]) -> float:
+def _seconds(margins: Margins, rows: NDArray[np.float32]) -> float:
     started = time.perf_counter()
     margins(rows)
-    taken = time.perf_counter() - started
-    return float(margins.seconds) if isinstance(margins, _Remote) else taken
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

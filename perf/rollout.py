@@ -66,9 +66,11 @@ class Payments:
     latency: NDArray[np.float64]
     odds: NDArray[np.float64]
     segment: NDArray[np.int64]
+    # Declined whatever the score.
+    declined: NDArray[np.bool_]
 
 
-Harm = Callable[[Payments, NDArray[np.bool_]], tuple[Payments, NDArray[np.bool_]]]
+Harm = Callable[[Payments, NDArray[np.bool_]], Payments]
 
 
 def simulated(seed: int, cards: int, days: float) -> Payments:
@@ -94,32 +96,31 @@ def simulated(seed: int, cards: int, days: float) -> Payments:
         random.standard_normal(len(card)),
         random.random(len(card)),
         np.searchsorted(edges, random.random(cards), side="right")[card],
+        np.zeros(len(card), dtype=bool),
     )
 
 
-def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The candidate declines 0.5 points more, at random."""
     more = 0.005 / (1 - _DECLINE_SHARE)
-    return payments, is_candidate & ((payments.odds * 1e6) % 1 < more)
+    return replace(payments, declined=is_candidate & ((payments.odds * 1e6) % 1 < more))
 
 
-def scores_rescaled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def scores_rescaled(payments: Payments, is_candidate: NDArray[np.bool_], times: float = 1.2) -> Payments:
     """The candidate's scores are 1.2 times the champion's."""
-    shift = math.log(1.2) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
-    return replace(payments, score=payments.score + shift * is_candidate), np.zeros(len(is_candidate), dtype=bool)
+    shift = math.log(times) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
+    return replace(payments, score=payments.score + shift * is_candidate)
 
 
-def p99_doubled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def p99_doubled(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The slowest 2 % of the candidate's answers take twice as long."""
     tail = is_candidate & (payments.latency > _quantile(0.02))
-    return replace(payments, latency=payments.latency + tail * math.log(2) / _LATENCY_SPREAD), np.zeros_like(tail)
+    return replace(payments, latency=payments.latency + tail * math.log(2) / _LATENCY_SPREAD)
 
 
-def segment_broken(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def segment_broken(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The candidate's scores are five times the champion's in the smallest segment, 5 % of the cards."""
-    shift = math.log(5) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
-    broken = is_candidate & (payments.segment == 0)
-    return replace(payments, score=payments.score + shift * broken), np.zeros(len(broken), dtype=bool)
+    return scores_rescaled(payments, is_candidate & (payments.segment == 0), 5.0)
 
 
 HARMS: Mapping[str, Harm] = {
@@ -130,20 +131,19 @@ HARMS: Mapping[str, Harm] = {
 }
 
 
-def events_of(payments: Payments, is_declined: NDArray[np.bool_], plan: RolloutPlan) -> NDArray[np.bool_]:
+def events_of(payments: Payments, plan: RolloutPlan) -> NDArray[np.bool_]:
     """Returns which payment has which event, shape (measures, payments)."""
     score, odds = payments.score, payments.odds
-    decline = (score >= _quantile(_DECLINE_SHARE)) | is_declined
+    decline = (score >= _quantile(_DECLINE_SHARE)) | payments.declined
     review = (score >= _quantile(_REVIEW_SHARE)) & ~decline
-    upper, top = score >= _quantile(_UPPER_SHARE), score >= _quantile(_TOP_SHARE)
     by_name = {
         "slow": payments.latency >= _quantile(_SLOW_SHARE),
         "error": odds < _ERROR_SHARE,
         "flag": (odds >= _ERROR_SHARE) & (odds < _ERROR_SHARE + _FLAG_SHARE),
         "review": review,
         "decline": decline,
-        "score_upper": upper,
-        "score_top": top,
+        "score_upper": score >= _quantile(_UPPER_SHARE),
+        "score_top": score >= _quantile(_TOP_SHARE),
     }
     for number, segment in enumerate(plan.segments):
         inside = payments.segment == number
@@ -211,10 +211,10 @@ class Ended:
     is_peeked: bool
 
 
-def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> Ended:
+def rolled_out(payments: Payments, plan: RolloutPlan) -> Ended:
     """Returns how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
-    events = events_of(payments, np.zeros(len(payments.card), dtype=bool), plan)
-    looks_ms = np.arange(1, days * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
+    events = events_of(payments, plan)
+    looks_ms = np.arange(1, _LOOKS + 1, dtype=np.int64) * LOOK_MS
     step, begin, is_peeked = 0, 0, False
     while step < plan.last_step and begin < len(looks_ms):
         for length in (_SOON_LOOKS, len(looks_ms)):
@@ -225,7 +225,7 @@ def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> En
             if goes_on.any():
                 break
         end = int(np.argmax(goes_on)) if goes_on.any() else len(looks) - 1
-        seen = StepCounts(*(array[: end + 1] for array in _arrays(counts)))
+        seen = StepCounts(*(array[: end + 1] for array in vars(counts).values()))
         is_peeked = is_peeked or bool(_peeked(payments, events, plan, step, looks[: end + 1]).any())
         harms, mismatch = _harms(plan, step, seen), mismatch_evidence(plan, step, seen)
         stops = (harms >= 0).any(axis=1) | (mismatch >= 0)
@@ -251,10 +251,6 @@ def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float
         found, _ = harm_evidence_of(plan, step, index, of_step, of_day, day)
         harms[:, index] = found[np.cumsum(changed) - 1]
     return harms
-
-
-def _arrays(counts: StepCounts) -> tuple[NDArray[np.int64], ...]:
-    return counts.cards, counts.first, counts.step, counts.day, counts.day_number
 
 
 def _peeked(
@@ -324,9 +320,9 @@ def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan,
     for length in (0.5, float(days)):
         payments = simulated(seed, cards, length)
         is_candidate = payments.positions[payments.card] < plan.steps[step] / BASIS_POINTS
-        changed, declined = HARMS[name](payments, is_candidate)
+        changed = HARMS[name](payments, is_candidate)
         looks_ms = np.arange(1, int(length * DAY_MS // LOOK_MS) + 1, dtype=np.int64) * LOOK_MS
-        counts = counts_at(changed, events_of(changed, declined, plan), plan, step, looks_ms)
+        counts = counts_at(changed, events_of(changed, plan), plan, step, looks_ms)
         stops = (_harms(plan, step, counts) >= 0).any(axis=1)
         if stops.any():
             return float(looks_ms[int(np.argmax(stops))]) / MINUTE_MS
@@ -337,7 +333,7 @@ def check_counts() -> None:
     """Check on a small example that `counts_at` counts as the product does."""
     plan, step = RolloutPlan(segments=SEGMENTS), 1
     payments = simulated(1, 2_000, 3)
-    events = events_of(payments, np.zeros(len(payments.card), dtype=bool), plan)
+    events = events_of(payments, plan)
     looks_ms = np.arange(1, 3 * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
     series, tally = counts_at(payments, events, plan, step, looks_ms), StepTally(plan, step, 0)
     positions = (payments.positions[payments.card] * CIRCLE).astype(np.uint64)

@@ -20,15 +20,12 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.demo.processes import DemoPart, Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
@@ -85,16 +82,10 @@ class _System:
         rate = load * capacity
         print(f"capacity {capacity:.0f}/s, rate {rate:.0f}/s", flush=True)
         quiet, shadowed = list[_Round](), list[_Round]()
-        for number in range(rounds):
+        for _ in range(rounds):
             quiet.append(self._round(rate, seconds))
             with self._shadow() as shadow:
                 shadowed.append(self._round(rate, seconds, shadow))
-            for title, one in (("without", quiet[-1]), ("with", shadowed[-1])):
-                print(
-                    f"round {number} {title:<8} p50 {one.report.p50_ms:6.2f} ms  p99 {one.report.p99_ms:6.2f} ms  "
-                    f"cpu {one.cpu_s / one.report.ok * 1e6:6.1f} us  paired {one.paired:.0f} of {one.report.ok}",
-                    flush=True,
-                )
         paired = sum(one.paired for one in shadowed)
         return {
             "capacity_per_second": capacity,
@@ -122,17 +113,17 @@ class _System:
     def _shipped(self) -> int:
         return self._parts.part("companion").reading().total("paywarden_companion_decisions_shipped_total")
 
-    def _round(self, rate: float, seconds: float, shadow: _Shadow | None = None) -> _Round:
+    def _round(self, rate: float, seconds: float, shadow: DemoPart | None = None) -> _Round:
         self._open(rate, _WARM_S)
-        before = {} if shadow is None else shadow.drained()
-        host_cpu_s, shadow_cpu_s = self._cpu_s(), 0.0 if shadow is None else cpu_seconds(shadow.process.pid)
+        before = 0.0 if shadow is None else _evaluated(shadow)
+        host_cpu_s, shadow_cpu_s = self._cpu_s(), 0.0 if shadow is None else cpu_seconds(shadow.pid)
         report = self._open(rate, seconds)
         host_cpu_s = self._cpu_s() - host_cpu_s
         if shadow is None:
             return _Round(report, host_cpu_s)
         # The challenger evaluates its last batches after the load has ended, and their CPU time counts.
-        paired = shadow.drained()["evaluated"] - before["evaluated"]
-        shadow_cpu_s = cpu_seconds(shadow.process.pid) - shadow_cpu_s
+        paired = _evaluated(shadow) - before
+        shadow_cpu_s = cpu_seconds(shadow.pid) - shadow_cpu_s
         return _Round(report, host_cpu_s + shadow_cpu_s, shadow_cpu_s, paired)
 
     def _open(self, rate: float, seconds: float) -> LoadReport:
@@ -146,50 +137,44 @@ class _System:
         return sum(cpu_seconds(self._parts.pids[part]) for part in ("serve", "companion"))
 
     @contextmanager
-    def _shadow(self) -> Iterator[_Shadow]:
+    def _shadow(self) -> Iterator[DemoPart]:
         command = [sys.executable, "-P", "-m", "paywarden", "--config", str(self._config), "shadow", "run"]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            shadow = _Shadow(process, process.stdout.readline().strip())
-            shadow.wait(lambda counts: counts["up"] == 1)
-            yield shadow
-        finally:
-            process.terminate()
-            process.communicate(timeout=_PATIENCE_S)
+        log = self._config.with_name("shadow.log")
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                start_new_session=True,
+            )
+            shadow = DemoPart("shadow", process, log)
+            try:
+                _wait(shadow, lambda: shadow.reading().total("paywarden_shadow_up") == 1)
+                yield shadow
+            finally:
+                shadow.ask_to_stop()
+                shadow.wait(_PATIENCE_S)
 
 
-@dataclass(frozen=True)
-class _Shadow:
-    """A running `paywarden shadow run`, and the address of its metrics."""
+def _wait(shadow: DemoPart, is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not is_done():
+        shadow.read_address()
+        if shadow.has_ended() or time.monotonic() > deadline:
+            raise RuntimeError(f"the challenger is not ready, or does not catch up: {shadow.last_line()}")
+        time.sleep(_LOOK_S)
 
-    process: subprocess.Popen[str]
-    address: str
 
-    def wait(self, is_done: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        """Return the counts `evaluated`, `waiting` and `up` once they are as wanted."""
-        deadline = time.monotonic() + _PATIENCE_S
-        names = {"evaluated": "evaluated_total", "waiting": "waiting_bytes", "up": "up"}
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, "shadow run has ended"
-            with suppress(OSError):
-                with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as answer:
-                    families = list(text_string_to_metric_families(answer.read().decode()))
-                found = {sample.name: sample.value for family in families for sample in family.samples}
-                counts = {name: found[f"paywarden_shadow_{metric}"] for name, metric in names.items()}
-                if is_done(counts):
-                    return counts
-            time.sleep(_LOOK_S)
-        raise RuntimeError("the challenger does not get ready, or does not catch up")
-
-    def drained(self) -> dict[str, float]:
-        """Return the counts once the challenger has nothing left to read: two looks agree that it has."""
-        while True:
-            before = self.wait(lambda counts: counts["waiting"] == 0)
-            time.sleep(2.0)
-            after = self.wait(lambda counts: counts["waiting"] == 0)
-            if after == before:
-                return after
+def _evaluated(shadow: DemoPart) -> float:
+    """Return the decisions with a partner once the challenger has nothing left to read: two looks agree that it has."""
+    looks = list[float]()
+    while len(looks) < 2 or looks[-1] != looks[-2]:
+        _wait(shadow, lambda: shadow.reading().total("paywarden_shadow_waiting_bytes") == 0)
+        time.sleep(2.0)
+        looks.append(shadow.reading().total("paywarden_shadow_evaluated_total"))
+    return looks[-1]
 
 
 def _p99_ms(rounds: list[_Round]) -> float:

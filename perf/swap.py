@@ -11,22 +11,22 @@ turned over from one to the next of three bundles of one size, each time with SI
 
     python -m perf.swap [--swaps N] [--pause S] [--entities N] [--json FILE]
 
-A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs only
-when nothing else wants its core. `…_lag_p99_ms` is how late the load itself was: it shares the machine.
+A thread of the load asks for the swaps, and looks at one number of the worker, in memory that both map.
+`…_lag_p99_ms` is how late the load itself was: it shares the machine.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle
-from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -46,7 +46,7 @@ from perf.worlds.bundles import renamed
 from perf.worlds.scoring_world import World, built_world
 
 # As many connections in every load, so that only swaps change the worker's memory.
-_OPTIONS = LoadOptions(connections=32, connections_max=32, streams=8)
+_OPTIONS = LoadOptions(connections=8, connections_max=8, streams=8)
 # Short loads in many turns: a moment of other work on the machine is in few of them.
 _SECONDS = 2.5
 # The longest time of a swap: a worker that has not taken it up by then never will.
@@ -74,10 +74,10 @@ def main() -> None:
         (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
-        with _Swaps(link, bundles, server.process.pid, count, arguments.pause) as swaps:
-            for name, target in (("http", server.http), ("grpc", server.grpc)):
-                wanted = len(swaps.took_ms) + arguments.swaps // 2
-                figures |= _measured(name, target, bodies, swaps, wanted, worker)
+        swaps = _Swaps(link, bundles, server.process.pid, count, arguments.pause)
+        for name, target in (("http", server.http), ("grpc", server.grpc)):
+            wanted = len(swaps.took_ms) + arguments.swaps // 2
+            figures |= _measured(name, target, bodies, swaps, wanted, worker)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": figures["http_failed"] + figures["grpc_failed"],
@@ -102,9 +102,8 @@ def _measured(
 
     while len(swaps.took_ms) < wanted or not quiet:
         quiet.append(load())
-        swaps.begin()
-        swapping.append(load())
-        swaps.stop()
+        with swaps.again_and_again():
+            swapping.append(load())
         # The load itself takes memory, and so do the first swaps beside it: the allocator keeps it for the next.
         resident_kib = resident_kib or memory_kib("RssAnon", worker)
     p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, swapping))
@@ -123,7 +122,7 @@ def _measured(
 
 
 class _Swaps:
-    """A process that swaps bundles from `begin` to `stop`, and measures how long the worker takes to follow."""
+    """Turns a link over from bundle to bundle in a thread, and measures how long the worker takes to follow."""
 
     def __init__(
         self, link: Path, bundles: Sequence[Path], supervisor: int, count: Callable[[], int], pause_s: float
@@ -132,49 +131,30 @@ class _Swaps:
         self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
         self._count, self._pause_s = count, pause_s
         self.took_ms = list[float]()
-        fork = multiprocessing.get_context("fork")
-        self._pipe, theirs = fork.Pipe()
-        self._process = fork.Process(target=self._serve, args=(theirs,), daemon=True)
 
-    def __enter__(self) -> _Swaps:
-        self._process.start()
-        return self
+    @contextmanager
+    def again_and_again(self) -> Iterator[None]:
+        """Swap until the block ends. Raises RuntimeError if the worker did not follow once."""
+        over = Event()
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(self._swap_until, over)
+            try:
+                yield
+            finally:
+                over.set()
+            swapping.result()
 
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.join()
-
-    def begin(self) -> None:
-        self._pipe.send("begin")
-
-    def stop(self) -> None:
-        """Note how long each swap took. Raises RuntimeError if the worker did not follow one."""
-        self._pipe.send("stop")
-        took_ms, trouble = self._pipe.recv()
-        if trouble:
-            raise RuntimeError(trouble)
-        self.took_ms += took_ms
-
-    def _serve(self, pipe: Connection) -> None:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        while pipe.recv() == "begin":
-            took_ms, trouble = list[float](), ""
-            while not pipe.poll(self._pause_s) and not trouble:
-                found = self._swap()
-                took_ms.append(found)
-                trouble = "" if found < _SWAP_TIMEOUT_S * 1000 else "the worker does not take up the other bundle"
-            pipe.recv()
-            pipe.send((took_ms, trouble))
-
-    def _swap(self) -> float:
-        """Return the milliseconds until the worker has the next bundle."""
-        before = self._count()
-        _turn_over(self._link, next(self._bundles))
-        began = time.monotonic()
-        os.kill(self._supervisor, signal.SIGHUP)
-        while self._count() == before and time.monotonic() < began + _SWAP_TIMEOUT_S:
-            time.sleep(_LOOK_S)
-        return 1000 * (time.monotonic() - began)
+    def _swap_until(self, over: Event) -> None:
+        while not over.wait(self._pause_s):
+            before = self._count()
+            _turn_over(self._link, next(self._bundles))
+            began = time.monotonic()
+            os.kill(self._supervisor, signal.SIGHUP)
+            while self._count() == before:
+                if time.monotonic() > began + _SWAP_TIMEOUT_S:
+                    raise RuntimeError("the worker does not take up the other bundle")
+                time.sleep(_LOOK_S)
+            self.took_ms.append(1000 * (time.monotonic() - began))
 
 
 @contextmanager

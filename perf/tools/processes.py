@@ -1,18 +1,14 @@
-"""Processes of benchmarks: what Linux counts of one, work in a new one, and environments of other packages."""
+"""Processes of benchmarks: what Linux counts of one, and work in a new one."""
 
 from __future__ import annotations
 
 import multiprocessing
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-_CACHE = Path(".perf")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -34,15 +30,3 @@ def alone(work: Callable[..., Any], *arguments: object, **options: object) -> An
     """Return the result of a function that runs in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments, options)
-
-
-def python_with(name: str, packages: Sequence[str]) -> Path:
-    """Return the Python of an environment of its own with these packages, which is installed once."""
-    folder = _CACHE / name
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        print(f"installing {packages[0]}, once", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        (folder / "ready").touch()
-    return python
