@@ -21,18 +21,15 @@ import random
 import time
 from pathlib import Path
 
-from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.demo.processes import running_parts
+from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from perf.tools.measuring import arguments_of, finish
-from perf.tools.processes import cpu_seconds
-from perf.worlds.kafka_world import kafka_world
+from perf.worlds.kafka_world import kafka_world, timed_work
 from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
 
-# The start of a process is no part of its rate: records that it has applied before are not counted.
-_BEGIN_SHARE = 0.1
-_TIMEOUT_S = 300.0
 # With `--skipped` this host holds one card in 64.
 _HOSTS = 64
 
@@ -52,7 +49,13 @@ def main() -> None:
         shards = _shards(world.folder) if arguments.skipped else ""
         config = world.write_config(more=f"[companion]\nfill_from_store = false\n{shards}")
         with running_parts(config, world.folder, ["companion"]) as parts:
-            figures = _measure(parts, arguments.profiles, is_skipping=arguments.skipped)
+            work = timed_work(parts.parts[0], _applied, arguments.profiles)
+    figures = {
+        "profiles": work.count,
+        "profiles_per_second": work.count / work.cpu_s,
+        "applied_per_second": work.count / work.took_s,
+        f"cpu_us_per_{'skipped_' if arguments.skipped else ''}profile": work.cpu_s / work.count * 1e6,
+    }
     finish(figures, arguments.json)
 
 
@@ -96,30 +99,9 @@ def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) ->
     assert producer.flush(60) == 0, "Kafka has not taken all profiles"
 
 
-def _measure(parts: Parts, count: int, *, is_skipping: bool) -> dict[str, float]:
-    (part,) = parts.parts
-    begun: tuple[float, float, float] | None = None
-    deadline = time.monotonic() + _TIMEOUT_S
-    while True:
-        assert time.monotonic() < deadline, part.reading().trouble()
-        part.read_address()
-        reading = part.reading()
-        applied = reading.total("paywarden_companion_profiles_applied_total")
-        if is_skipping:
-            applied += reading.total("paywarden_companion_profiles_skipped_total")
-        now = (applied, cpu_seconds(part.pid), time.monotonic())
-        if begun is None and applied >= count * _BEGIN_SHARE:
-            begun = now
-        if applied >= count and begun is not None:
-            break
-        time.sleep(0.05)
-    profiles, cpu_s, took_s = (after - before for before, after in zip(begun, now, strict=True))
-    return {
-        "profiles": profiles,
-        "profiles_per_second": profiles / cpu_s,
-        "applied_per_second": profiles / took_s,
-        "cpu_us_per_skipped_profile" if is_skipping else "cpu_us_per_profile": cpu_s / profiles * 1e6,
-    }
+def _applied(reading: MetricsReading) -> int:
+    names = ("applied", "skipped")
+    return sum(reading.total(f"paywarden_companion_profiles_{name}_total") for name in names)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ in order of time as exports mostly are, or shuffled. Then, each in a process of 
 
 The two others check nothing and make no outcomes: they are the price of the sort alone. DuckDB may take `--memory` for
 its buffers; the other two have no limit. Memory is the largest resident set of the process (VmHWM), CPU the time of all
-its threads, which a busy machine hardly changes. Disk is the most that the folder held besides the CSV file, looked at
-once a second. `…_ratio` is our time, CPU or memory over that of another converter. Nothing is stubbed. The number of
-payments of all three must be that of the rows.
+its threads, which a busy machine hardly changes. `…_ratio` is our time, CPU or memory over that of another converter.
+Nothing is stubbed. The number of payments of all three must be that of the rows.
 
     100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --folder /var/tmp
 
@@ -23,10 +22,8 @@ This needs about 9 GB for the CSV file and 14 GB while sorting. The program says
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -141,45 +138,21 @@ def _write_table(table: Path, rows: int, *, shuffled: bool) -> None:
 
 
 def measure(name: str, table: Path, mapping: Path, folder: Path, memory: str) -> dict[str, float]:
-    """Return seconds, CPU seconds, peak memory, disk and rows of one converter, in a process of its own."""
+    """Return seconds, CPU seconds, peak memory and rows of one converter, in a process of its own."""
     out = folder / name
     program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out), memory=memory) + _PEAK
-    before, disk, start = _bytes_in(folder), 0, time.perf_counter()
-    with (folder / "stdout").open("w+") as output:
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=output)
-        while process.poll() is None:
-            disk = max(disk, _bytes_in(folder))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)
-        seconds = time.perf_counter() - start
-        if process.returncode:
-            raise SystemExit(f"{name}: ended with {process.returncode}")
-        disk = max(disk, _bytes_in(folder))
-        output.seek(0)
-        peak_kib, cpu_seconds = json.loads(output.read().strip().splitlines()[-1])
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{name}: ended with {done.returncode}")
+    peak_kib, cpu_seconds = json.loads(done.stdout.strip().splitlines()[-1])
     made = out / "payments.parquet" if name == "paywarden" else folder / f"{name}.parquet"
     rows = pq.ParquetFile(made).metadata.num_rows
     for path in (out, folder / f"{name}.spill"):
         shutil.rmtree(path, ignore_errors=True)
     (folder / f"{name}.parquet").unlink(missing_ok=True)
-    disk_mb = (disk - before) / 1e6
-    return {
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "peak_mb": peak_kib / 1024,
-        "disk_mb": disk_mb,
-        "rows": rows,
-    }
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            # A converter takes its files away while we look.
-            with contextlib.suppress(OSError):
-                total += os.stat(os.path.join(place, name)).st_size
-    return total
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_kib / 1024, "rows": rows}
 
 
 def _require_room(folder: Path, rows: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,20 +55,20 @@ class Decisions:
         return len(self.time_ms)
 
     def rows(self, chosen: NDArray[np.integer] | slice) -> Decisions:
-        """Returns some of the rows, in the given order."""
-        return Decisions(
-            self.time_ms[chosen],
-            self.vectors[chosen],
-            self.score[chosen],
-            self.action[chosen],
-            tuple(column[chosen] for column in self.dimensions),
-            self.profile_age_s[chosen],
-            self.fraud[chosen],
-        )
+        """Return some of the rows, in the given order."""
+        return _of_columns(lambda column: column[chosen], self)
 
     def cut_at(self, time_ms: int) -> int:
         """Returns the first row that is not before this time."""
         return int(np.searchsorted(self.time_ms, time_ms))
+
+
+def _of_columns(make: Callable[..., Any], *parts: Decisions) -> Decisions:
+    """Return the decisions whose columns `make` makes of those of the parts."""
+    names = [field.name for field in fields(Decisions) if field.name != "dimensions"]
+    columns = {name: make(*(getattr(part, name) for part in parts)) for name in names}
+    dimensions = zip(*(part.dimensions for part in parts), strict=True)
+    return Decisions(dimensions=tuple(make(*each) for each in dimensions), **columns)
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,8 @@ def changed_from(world: DriftWorld, decisions: Decisions, at_ms: int, change: Ch
     return _joined(decisions.rows(slice(0, cut)), change(world, decisions.rows(slice(cut, None))))
 
 
-def _joined(first: Decisions, second: Decisions) -> Decisions:
-    columns = {
-        field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
-        for field in fields(Decisions)
-        if field.name != "dimensions"
-    }
-    pairs = zip(first.dimensions, second.dimensions, strict=True)
-    return Decisions(dimensions=tuple(np.concatenate(pair) for pair in pairs), **columns)
+def _joined(*parts: Decisions) -> Decisions:
+    return _of_columns(lambda *columns: np.concatenate(columns), *parts)
 
 
 def scores_rescaled(world: DriftWorld, decisions: Decisions) -> Decisions:

@@ -9,11 +9,13 @@ The broker has the settings of the Compose file in ops/deploy/compose, and the h
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from rich.console import Console
@@ -21,14 +23,18 @@ from rich.console import Console
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.demo.demo import DemoWorld, prepare_world
 from paywarden.ops.demo.live_run import LOCAL_CONFIG
+from paywarden.ops.demo.processes import DemoPart
+from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from perf.tools.processes import cpu_seconds
 from tests.services.servers.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 
 _COMPOSE_FILE = Path(__file__).parents[2] / "ops/deploy/compose/compose.yaml"
 # The broker of a benchmark has addresses and a folder of its own.
 _OF_THE_PLACE = ("advertised.", "controller.", "listener", "log.dirs", "node.id", "process.roles")
 _OF_THE_JVM = ("KAFKA_HEAP_OPTS", "KAFKA_OPTS")
+_BEGIN_SHARE, _TIMEOUT_S = 0.1, 300.0
 ENTITIES = tuple(entity.name for entity in CATALOGUE.entities)
 
 
@@ -82,3 +88,26 @@ def new_topics(bootstrap: str, entities: Sequence[str] = ENTITIES) -> KafkaSetti
     kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=f"p{uuid.uuid4().hex[:8]}-")
     create_topics(kafka, TopicSettings(), entities)
     return kafka
+
+
+class Work(NamedTuple):
+    """Records that a process worked on, its CPU time meanwhile, and how long that took."""
+
+    count: float
+    cpu_s: float
+    took_s: float
+
+
+def timed_work(part: DemoPart, done: Callable[[MetricsReading], float], count: int) -> Work:
+    """Wait until a process has worked on `count` records. The first of them, in its start, are not in the result."""
+    begun: Work | None = None
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        assert time.monotonic() < deadline, part.reading().trouble()
+        part.read_address()
+        now = Work(done(part.reading()), cpu_seconds(part.pid), time.monotonic())
+        if begun is None and now.count >= count * _BEGIN_SHARE:
+            begun = now
+        if begun is not None and now.count >= count:
+            return Work(*(after - before for before, after in zip(begun, now, strict=True)))
+        time.sleep(0.05)
