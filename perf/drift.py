@@ -156,7 +156,7 @@ class Replay:
         self._past: PastHours = {}
 
     def alerts(self, decisions: Decisions) -> list[Alert]:
-        """Returns the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
+        """Return the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
         version = self.reference.model_version
         detection = VirtualDetection(
             {version: self.reference}, detectors=self._settings, alerts=AlertSettings(), past=self._past

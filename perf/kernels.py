@@ -57,7 +57,7 @@ def _training_table(history: History, engine: FeatureEngine) -> tuple[PointInTim
 
 
 def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
-    """Returns updates a second of each entity's profiles, starting empty, without roll-up: median of rounds."""
+    """Return updates a second of each entity's profiles, starting empty, without roll-up: median of rounds."""
     figures, total_events, total_seconds = {}, 0, 0.0
     attributes = passage.rows.of(slice(None))
     for entity, name in enumerate(engine.plan.entity_names):

@@ -102,7 +102,7 @@ def _single_row(booster: lightgbm.Booster, features: int) -> Margins:
 
 
 def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
-    """Returns the log-odds of the probabilities that an ONNX classifier gives."""
+    """Return the log-odds of the probabilities that an ONNX classifier gives."""
     import onnxruntime
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]:
-    """Returns payments a second on one core, with rules, and on all cores, in turns."""
+    """Return payments a second on one core, with rules, and on all cores, in turns."""
     cores = len(os.sched_getaffinity(0))
     kinds: dict[str, dict[str, Any]] = {"": {}, "_rules": {"rules": _RULES}, "_all_cores": {"cores": cores}}
     rounds_of: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}

@@ -74,7 +74,7 @@ Harm = Callable[[Payments, NDArray[np.bool_]], Payments]
 
 
 def simulated(seed: int, cards: int, days: float) -> Payments:
-    """Returns the payments of some days."""
+    """Return the payments of some days."""
     random = np.random.default_rng(seed)
     activity = np.minimum(random.pareto(1.5, cards) + 0.2, 200)
     count = random.poisson(activity / activity.mean() * _PAYMENTS_A_DAY * days)
@@ -132,7 +132,7 @@ HARMS: Mapping[str, Harm] = {
 
 
 def events_of(payments: Payments, plan: RolloutPlan) -> NDArray[np.bool_]:
-    """Returns which payment has which event, shape (measures, payments)."""
+    """Return which payment has which event, shape (measures, payments)."""
     score, odds = payments.score, payments.odds
     decline = (score >= _quantile(_DECLINE_SHARE)) | payments.declined
     review = (score >= _quantile(_REVIEW_SHARE)) & ~decline
@@ -159,7 +159,7 @@ def _quantile(share: float) -> float:
 def counts_at(
     payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
 ) -> StepCounts:
-    """Returns the counts at each look of a step, as StepTally makes them. The step begins one look before the first.
+    """Return the counts at each look of a step, as StepTally makes them. The step begins one look before the first.
 
     `looks_ms`: the times of the looks; payments at or after a look's time are not in it.
     """
@@ -191,12 +191,12 @@ def counts_at(
 
 
 def _firsts(keys: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Returns the place of each key's first row, in order."""
+    """Return the place of each key's first row, in order."""
     return np.sort(np.unique(keys, return_index=True)[1])
 
 
 def _cumulated(moments: NDArray[np.int64], arms: NDArray[np.int64], looks_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns how many moments lie before each look, by arm, shape (looks, 2). `moments` rise."""
+    """Return how many moments lie before each look, by arm, shape (looks, 2). `moments` rise."""
     both = [np.searchsorted(moments[arms == arm], looks_ms, side="left") for arm in (CHAMPION, CANDIDATE)]
     return np.stack(both).T
 
@@ -212,7 +212,7 @@ class Ended:
 
 
 def rolled_out(payments: Payments, plan: RolloutPlan) -> Ended:
-    """Returns how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
+    """Return how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
     events = events_of(payments, plan)
     looks_ms = np.arange(1, _LOOKS + 1, dtype=np.int64) * LOOK_MS
     step, begin, is_peeked = 0, 0, False
@@ -239,7 +239,7 @@ def rolled_out(payments: Payments, plan: RolloutPlan) -> Ended:
 
 
 def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float64]:
-    """Returns the evidence of harm, (looks, measures). It is computed where counts change, which is far from all."""
+    """Return the evidence of harm, (looks, measures). It is computed where counts change, which is far from all."""
     harms = np.empty(counts.step.shape[:2])
     for index in range(len(plan.measures)):
         changed = np.ones(len(harms), dtype=bool)
@@ -256,7 +256,7 @@ def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float
 def _peeked(
     payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Returns whether a z-test of the declines of the step's payments rejects, at each look."""
+    """Return whether a z-test of the declines of the step's payments rejects, at each look."""
     start_ms = int(looks_ms[0]) - LOOK_MS
     rows = np.flatnonzero((payments.time_ms >= start_ms) & (payments.time_ms < looks_ms[-1]))
     arm = (payments.positions[payments.card[rows]] < plan.steps[step] / BASIS_POINTS).astype(np.int64)
@@ -315,7 +315,7 @@ def harm_figures(rounds: int, cards: int, days: int, processes: Executor) -> dic
 
 
 def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan, step: int, days: int) -> float:
-    """Returns the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
+    """Return the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
     # Half a day first: most harm shows by then, and fewer payments are to be made.
     for length in (0.5, float(days)):
         payments = simulated(seed, cards, length)

@@ -122,7 +122,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
 
 
 def _fastapi_bodies() -> Iterator[bytes]:
-    """Yields different rows again and again; their values do not matter to the cost."""
+    """Yield different rows again and again; their values do not matter to the cost."""
     rng = np.random.default_rng(2)
     rows = np.round(rng.lognormal(1, 1, (2000, FASTAPI_FEATURES)), 4).tolist()
     return itertools.cycle([json.dumps({"features": row}).encode() for row in rows])
@@ -147,7 +147,7 @@ def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, flo
 
 
 def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, float]:
-    """Returns and prints the required ratios, as measured and by the servers' CPU time."""
+    """Return and prints the required ratios, as measured and by the servers' CPU time."""
     figures = {}
     for name, required in REQUIRED.items():
         ours, theirs = name.split("_to_")
@@ -159,7 +159,7 @@ def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, 
 
 
 def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
-    """Returns and prints microseconds a payment of each stage in one more round, as the worker timed them."""
+    """Return and prints microseconds a payment of each stage in one more round, as the worker timed them."""
     before = _stage_sums(scenario.server)
     whole_us = scenario.run(seed).server_cpu_us
     after = _stage_sums(scenario.server)

@@ -76,7 +76,7 @@ def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -
 
 
 def _pauses(server: Server) -> float:
-    """Returns how often the worker has collected garbage so far."""
+    """Return how often the worker has collected garbage so far."""
     name = "paywarden_gc_pause_seconds_count "
     return sum(float(line[len(name) :]) for line in metrics_text(server).splitlines() if line.startswith(name))
 

@@ -59,7 +59,7 @@ class Decisions:
         return _of_columns(lambda column: column[chosen], self)
 
     def cut_at(self, time_ms: int) -> int:
-        """Returns the first row that is not before this time."""
+        """Return the first row that is not before this time."""
         return int(np.searchsorted(self.time_ms, time_ms))
 
 
@@ -81,12 +81,12 @@ class DriftWorld:
     live: Decisions
 
     def decided(self, decisions: Decisions) -> Decisions:
-        """Returns the same payments, scored anew after a change of their vectors."""
+        """Return the same payments, scored again after a change of their vectors."""
         score = self.bundle.score(np.ascontiguousarray(decisions.vectors))
         return self.with_scores(decisions, score)
 
     def with_scores(self, decisions: Decisions, score: NDArray[np.float64]) -> Decisions:
-        """Returns the same payments with these scores, and the actions that follow from them."""
+        """Return the same payments with these scores, and the actions that follow from them."""
         manifest = self.bundle.manifest
         action = np.digitize(score, [manifest.review_at, manifest.decline_at])
         return replace(decisions, score=score, action=action)

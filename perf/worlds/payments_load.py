@@ -33,7 +33,7 @@ class PaymentMaker:
         self._made = 0
 
     def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
-        """Returns (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
+        """Return (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
         rng = self._rng
         cards = (rng.integers(0, self._active, count) * self._stride).tolist()
         active_merchants = max(1, self._active // 10)
@@ -70,7 +70,7 @@ class PaymentMaker:
             )
 
     def keys(self) -> Sequence[list[bytes]]:
-        """Returns the store keys of all possible cards, merchants and devices."""
+        """Return the store keys of all possible cards, merchants and devices."""
         return (
             [f"card:card-{number:08d}".encode() for number in range(self.cards)],
             [f"merchant:merchant-{number:07d}".encode() for number in range(self.merchants)],
