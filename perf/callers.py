@@ -73,6 +73,7 @@ def main() -> None:
             drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
             most = drive(run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY))
             capacity = most.ok_per_second
+            print(f"capacity {capacity:,.0f} payments a second", flush=True)
             load = _Load(world, capacity, arguments.times, arguments.seconds, "open")
             figures = {"capacity_per_second": capacity, "times": arguments.times}
             figures |= _measure(server, load, {"alone": "", "shared": NOISY, "one_name": QUIET})
@@ -153,11 +154,15 @@ def _blast(
     parts = cycle([b"".join(requests[at : at + _PIPELINED]) for at in range(0, len(requests), _PIPELINED)])
     selector = selectors.DefaultSelector()
     rests: dict[socket.socket, memoryview] = {}
-    for _ in range(_NOISE_CONNECTIONS):
+
+    def connect() -> None:
         raw = socket.create_connection((address.hostname or "", address.port or 0))
         raw.setblocking(False)
         rests[raw] = memoryview(b"")
         selector.register(raw, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    for _ in range(_NOISE_CONNECTIONS):
+        connect()
     began, count, admitted = time.monotonic(), 0, 0
     while (elapsed := time.monotonic() - began) < seconds:
         due = elapsed * per_second
@@ -165,13 +170,20 @@ def _blast(
             time.sleep(min(0.01, (count - due) / per_second))
         for key, events in selector.select(0.01):
             raw = key.fileobj  # type: ignore[assignment]
-            if events & selectors.EVENT_READ:
-                # An answer that is cut in two is not seen.
-                admitted += raw.recv(1 << 18).count(b" 200 OK")
-            if events & selectors.EVENT_WRITE and count <= due:
-                if not rests[raw]:
-                    rests[raw], count = memoryview(next(parts)), count + _PIPELINED
-                rests[raw] = rests[raw][raw.send(rests[raw]) :]
+            try:
+                if events & selectors.EVENT_READ:
+                    # An answer that is cut in two is not seen.
+                    admitted += raw.recv(1 << 18).count(b" 200 OK")
+                if events & selectors.EVENT_WRITE and count <= due:
+                    if not rests[raw]:
+                        rests[raw], count = memoryview(next(parts)), count + _PIPELINED
+                    rests[raw] = rests[raw][raw.send(rests[raw]) :]
+            except ConnectionError:
+                # The worker closes the connection of a caller that reads too slowly.
+                selector.unregister(raw)
+                raw.close()
+                del rests[raw]
+                connect()
     for raw in rests:
         raw.close()
     return {"offered_per_second": count / seconds, "admitted_per_second": admitted / seconds}

@@ -155,6 +155,8 @@ def _made_decisions(rows: int) -> Iterator[dict[str, Any]]:
             event_time_ms=time_ms,
             card_id=f"card-{rng.randrange(_CARDS)}",
             merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}",
+            device_id=f"d-{rng.randrange(_CARDS)}",
+            ip=None,
             score=score,
             action=action,
             reasons=[] if action == ACTIONS[0] else [f"rule:rule-{rng.randrange(_RULES)}"],
@@ -168,6 +170,7 @@ def _day(rng: random.Random) -> int:
 _SEARCHES: Mapping[str, Callable[[random.Random, int], Search]] = {
     "payment": lambda rng, rows: Search(payment_id=f"p-{rng.randrange(rows)}"),
     "card": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}"),
+    "device": lambda rng, _: Search(device_id=f"d-{rng.randrange(_CARDS)}"),
     "merchant": lambda rng, _: Search(merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}"),
     "busiest_merchant": lambda *_: Search(merchant_id="m-0", action="decline"),
     "card_at_merchant": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}", merchant_id="m-0"),

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from paywarden.features.stores.aerospike.store import SET_SEPARATOR
 from paywarden.ops.capacity.coefficients import FULL_SHARE
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
@@ -69,12 +68,7 @@ def main() -> None:
     )
     rates, jmx_port = [int(rate) for rate in arguments.rates.split(",")], free_port()
     with ExitStack() as stack:
-        store = ""
-        if arguments.store == "aerospike":
-            # The first profile set, and the records beside all profile sets: no prefix before the last separator.
-            settings = stack.enter_context(running_aerospike(lambda name: not name.rpartition(SET_SEPARATOR)[0]))
-            store = '[store]\nkind = "aerospike"\n[aerospike]\n'
-            store += f'hosts = ["{settings.hosts[0]}"]\nnamespace = "{settings.namespace}"\n'
+        store = stack.enter_context(running_aerospike()) if arguments.store == "aerospike" else ""
         world = stack.enter_context(kafka_world(_jmx(jmx_port)))
         requests = world.prepare(arguments.cards).requests
         config = world.write_config(store=store)

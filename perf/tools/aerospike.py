@@ -8,12 +8,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 
 from paywarden.features.stores.aerospike.client import AerospikeSettings, connect
 from paywarden.features.stores.aerospike.scan import set_counts
+from paywarden.features.stores.aerospike.store import SET_SEPARATOR
 from tests.standin.aerospike_server import StandIn
 
 _STOP_S = 10.0
@@ -21,24 +22,28 @@ _TRUNCATE_TIMEOUT_S, _LOOK_S = 60.0, 0.2
 
 
 @contextmanager
-def running_aerospike(is_emptied: Callable[[str], bool]) -> Iterator[AerospikeSettings]:
-    """Yield the settings of a store whose sets of these names are empty."""
+def running_aerospike() -> Iterator[str]:
+    """Yield the sections of a configuration whose profile store is an Aerospike without profiles."""
     if address := os.environ.get("PAYWARDEN_TEST_AEROSPIKE", ""):
-        settings = AerospikeSettings((address,), os.environ.get("PAYWARDEN_TEST_AEROSPIKE_NAMESPACE", "test"))
-        _truncate(settings, is_emptied)
-        yield settings
+        namespace = os.environ.get("PAYWARDEN_TEST_AEROSPIKE_NAMESPACE", "test")
+        _empty(AerospikeSettings((address,), namespace))
+        yield _sections(address, namespace)
         return
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_stand_in, args=(theirs,), daemon=True)
     process.start()
     try:
-        yield AerospikeSettings((f"127.0.0.1:{ours.recv()}",), "test")
+        yield _sections(f"127.0.0.1:{ours.recv()}", "test")
     finally:
         ours.send("end")
         process.join(_STOP_S)
         if process.is_alive():
             process.terminate()
+
+
+def _sections(address: str, namespace: str) -> str:
+    return f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{address}"]\nnamespace = "{namespace}"\n'
 
 
 def _stand_in(connection: Connection) -> None:
@@ -47,11 +52,12 @@ def _stand_in(connection: Connection) -> None:
         connection.recv()
 
 
-def _truncate(settings: AerospikeSettings, is_emptied: Callable[[str], bool]) -> None:
-    """Empty the sets of these names. Unlike deletes on a Community server, it leaves no markers."""
+def _empty(settings: AerospikeSettings) -> None:
+    """Empty the first profile set and the records beside all profile sets, without the markers that deletes leave."""
     deadline = time.monotonic() + _TRUNCATE_TIMEOUT_S
     with closing(connect(settings)) as client:
-        while names := [name for name in set_counts(client, settings) if is_emptied(name)]:
+        # Their names have no prefix before the last separator.
+        while names := [name for name in set_counts(client, settings) if not name.rpartition(SET_SEPARATOR)[0]]:
             assert time.monotonic() < deadline, "the server does not truncate the sets of an earlier run"
             for name in names:
                 client.info_random_node(f"truncate:namespace={settings.namespace};set={name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from confluent_kafka import Producer
@@ -20,24 +20,20 @@ class PaymentMaker:
     """Encoded payments of this many cards, each with a merchant and one of the card's two devices.
 
     There are a tenth as many merchants. A few merchants have most payments, as in reality: shares fall with a power of
-    their rank. Only `active` cards pay, and only the same share of the merchants is paid: the others only have
-    profiles.
+    their rank.
     """
 
-    def __init__(self, *, cards: int, seed: int, active: int | None = None) -> None:
+    def __init__(self, *, cards: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self.cards, self.merchants = cards, max(1, cards // 10)
-        self._active = active or cards
-        self._stride = cards // self._active
+        self._cards, self._merchants = cards, max(1, cards // 10)
         self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
         self._made = 0
 
     def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
         """Return (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
         rng = self._rng
-        cards = (rng.integers(0, self._active, count) * self._stride).tolist()
-        active_merchants = max(1, self._active // 10)
-        merchants = ((active_merchants * rng.random(count) ** 3).astype(int) * self._stride).tolist()
+        cards = rng.integers(0, self._cards, count).tolist()
+        merchants = (self._merchants * rng.random(count) ** 3).astype(int).tolist()
         amounts = np.exp(rng.normal(8.0, 1.2, count)).astype(int).tolist()
         times = (
             last_ms - span_ms + np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
@@ -68,14 +64,6 @@ class PaymentMaker:
                     }
                 ),
             )
-
-    def keys(self) -> Sequence[list[bytes]]:
-        """Return the store keys of all possible cards, merchants and devices."""
-        return (
-            [f"card:card-{number:08d}".encode() for number in range(self.cards)],
-            [f"merchant:merchant-{number:07d}".encode() for number in range(self.merchants)],
-            [f"device:device-{number:08d}-{half}".encode() for number in range(self.cards) for half in (0, 1)],
-        )
 
 
 def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int:
