@@ -5,7 +5,7 @@ steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands
 declines of payments, looked at as often, that stops at |z| > 1.96.
 
 `--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
-by the share of the candidate: minutes until they are rolled back, infinite if that takes longer than `--days`.
+in the second step: minutes until they are rolled back, infinite if that takes longer than `--days`.
 
 A thousand rollouts take six minutes of two quiet cores.
 
@@ -18,7 +18,6 @@ product's own code, and each run checks that the counts are those of `StepTally`
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -226,7 +225,7 @@ def rolled_out(payments: Payments, plan: RolloutPlan) -> Ended:
                 break
         end = int(np.argmax(goes_on)) if goes_on.any() else len(looks) - 1
         seen = StepCounts(*(array[: end + 1] for array in vars(counts).values()))
-        is_peeked = is_peeked or bool(_peeked(payments, events, plan, step, looks[: end + 1]).any())
+        is_peeked = is_peeked or _is_peeked(payments, plan, step, looks[: end + 1])
         harms, mismatch = _harms(plan, step, seen), mismatch_evidence(plan, step, seen)
         stops = (harms >= 0).any(axis=1) | (mismatch >= 0)
         if stops.any():
@@ -253,25 +252,19 @@ def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float
     return harms
 
 
-def _peeked(
-    payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return whether a z-test of the declines of the step's payments rejects, at each look."""
+def _is_peeked(payments: Payments, plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]) -> bool:
+    """Return whether a z-test of the declines of the step's payments rejects at any look."""
     start_ms = int(looks_ms[0]) - LOOK_MS
     rows = np.flatnonzero((payments.time_ms >= start_ms) & (payments.time_ms < looks_ms[-1]))
     arm = (payments.positions[payments.card[rows]] < plan.steps[step] / BASIS_POINTS).astype(np.int64)
-    moment = payments.time_ms[rows]
-    declined = events[[measure.name for measure in plan.measures].index("decline")][rows]
-    every = _cumulated(moment, arm, looks_ms).astype(np.float64)
+    moment, declined = payments.time_ms[rows], payments.score[rows] >= _quantile(_DECLINE_SHARE)
+    every = np.maximum(_cumulated(moment, arm, looks_ms), 1).astype(np.float64)
     declines = _cumulated(moment[declined], arm[declined], looks_ms)
-    pooled = declines.sum(axis=1) / np.maximum(every.sum(axis=1), 1)
-    sd = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(every, 1)).sum(axis=1))
-    difference = declines[:, CANDIDATE] / np.maximum(every[:, CANDIDATE], 1) - declines[:, 0] / np.maximum(
-        every[:, 0], 1
-    )
-    known = (every.min(axis=1) >= 100) & (sd > 0)
-    far = np.abs(difference) > _Z_PEEKED * np.where(sd > 0, sd, 1)
-    return np.asarray(known & far, dtype=np.bool_)
+    pooled = declines.sum(axis=1) / every.sum(axis=1)
+    sd = np.sqrt(pooled * (1 - pooled) * (1 / every).sum(axis=1))
+    difference = np.diff(declines / every, axis=1)[:, 0]
+    is_known = (every.min(axis=1) >= 100) & (sd > 0)
+    return bool((is_known & (np.abs(difference) > _Z_PEEKED * sd)).any())
 
 
 def _aa_ended(seed: int, cards: int) -> Ended:
@@ -300,22 +293,17 @@ def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, floa
 
 
 def harm_figures(rounds: int, cards: int, days: int, processes: Executor) -> dict[str, float]:
-    """Return the minutes until rollback, the median of some rounds, by harm and by the share of the candidate."""
+    """Return the minutes until rollback at the second step's share, the median of some rounds, by harm."""
     figures: dict[str, float] = {}
-    plan = RolloutPlan(segments=SEGMENTS)
-    for step, name in itertools.product((0, 1, 4), HARMS):
-        run = partial(_minutes_to_rollback, cards=cards, name=name, plan=plan, step=step, days=days)
-        share = plan.steps[step] / 100
-        minutes = float(np.median(list(processes.map(run, range(rounds)))))
-        figures[f"minutes_to_rollback_{name}_{share:g}_percent"] = minutes
-        if step == 1:
-            figures[f"minutes_to_rollback_{name}"] = minutes
-        print(f"{name} at {share:g} %: {minutes:.0f} minutes", flush=True)
+    for name in HARMS:
+        minutes = list(processes.map(partial(_minutes_to_rollback, cards=cards, name=name, days=days), range(rounds)))
+        figures[f"minutes_to_rollback_{name}"] = float(np.median(minutes))
     return figures
 
 
-def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan, step: int, days: int) -> float:
+def _minutes_to_rollback(seed: int, *, cards: int, name: str, days: int) -> float:
     """Return the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
+    plan, step = RolloutPlan(segments=SEGMENTS), 1
     # Half a day first: most harm shows by then, and fewer payments are to be made.
     for length in (0.5, float(days)):
         payments = simulated(seed, cards, length)

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,12 +20,12 @@ from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from perf.tools.servers import Server, running
 from tests.services.clients.gateway_kills import route_of
+from tests.services.product.processes import wait_until
 from tests.services.servers.gateways import RunningGateway, running_gateway
 
 HOSTS = ("scoring-1", "scoring-2")
 LOAD_KEY = "the-key-of-the-load"
 _CALLS_OF_CARD = 5
-_START_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def gateway_before(target: str, places: Sequence[Place]) -> Iterator[RunningGate
         (folder / "gateway.toml").write_text(text, encoding="utf-8")
         description = read_description(folder / "gateway.toml")
         with running_gateway(target, description, folder / target, access_log=False) as gateway:
-            _wait_until_ready(url_of(gateway))
+            wait_until(lambda: _has_hosts(url_of(gateway)), f"{target} finds its hosts well")
             yield gateway
 
 
@@ -90,16 +89,11 @@ def pids_of(gateway: RunningGateway) -> list[int]:
     return [first.pid, *(each.pid for each in first.children(recursive=True))]
 
 
-def _wait_until_ready(url: str) -> None:
-    """Wait until the gateway has found its hosts well."""
-    until = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < until:
-        try:
-            if len(hosts_of_cards(url, "ready", cards=20)) == 20:
-                return
-        except (OSError, http.client.HTTPException, RuntimeError):
-            time.sleep(0.05)
-    raise RuntimeError("a gateway does not get ready")
+def _has_hosts(url: str) -> bool:
+    try:
+        return len(hosts_of_cards(url, "ready", cards=20)) == 20
+    except (OSError, http.client.HTTPException, RuntimeError):
+        return False
 
 
 def requests() -> list[ScoreRequest]:
