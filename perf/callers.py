@@ -169,7 +169,7 @@ def _blast(
         if count > due:
             time.sleep(min(0.01, (count - due) / per_second))
         for key, events in selector.select(0.01):
-            raw = key.fileobj  # type: ignore[assignment]
+            raw: socket.socket = key.fileobj  # type: ignore[assignment]
             try:
                 if events & selectors.EVENT_READ:
                     # An answer that is cut in two is not seen.

@@ -51,10 +51,10 @@ def main() -> None:
         with running_parts(config, world.folder, ["companion"]) as parts:
             work = timed_work(parts.parts[0], _applied, arguments.profiles)
     figures = {
-        "profiles": work.count,
-        "profiles_per_second": work.count / work.cpu_s,
-        "applied_per_second": work.count / work.took_s,
-        f"cpu_us_per_{'skipped_' if arguments.skipped else ''}profile": work.cpu_s / work.count * 1e6,
+        "profiles": work.records,
+        "profiles_per_second": work.records / work.cpu_s,
+        "applied_per_second": work.records / work.took_s,
+        f"cpu_us_per_{'skipped_' if arguments.skipped else ''}profile": work.cpu_s / work.records * 1e6,
     }
     finish(figures, arguments.json)
 

@@ -45,9 +45,9 @@ def main() -> None:
             counted = parts.parts[0].reading().total("paywarden_drift_actions_total")
     assert counted == arguments.decisions, f"{counted} of {arguments.decisions} decisions were counted"
     figures = {
-        "decisions_per_second": work.count / work.cpu_s,
-        "counted_per_second": work.count / work.took_s,
-        "cpu_us_per_decision": work.cpu_s / work.count * 1e6,
+        "decisions_per_second": work.records / work.cpu_s,
+        "counted_per_second": work.records / work.took_s,
+        "cpu_us_per_decision": work.cpu_s / work.records * 1e6,
     }
     finish(figures, arguments.json)
 

@@ -86,8 +86,8 @@ def _throughput(world: KafkaWorld, name: str, store: str, count: int) -> dict[st
     written = reading.total("paywarden_stream_profiles_written_total")
     seconds = reading.metrics["paywarden_stream_stage_seconds_sum"]
     return {
-        f"payments_per_second_{name}": work.count / work.took_s,
-        f"{name}_cpu_us_per_payment": work.cpu_s / work.count * 1e6,
+        f"payments_per_second_{name}": work.records / work.took_s,
+        f"{name}_cpu_us_per_payment": work.cpu_s / work.records * 1e6,
         f"{name}_profiles_per_payment": written / sent,
         **{f"{name}_{stage}_us_per_payment": seconds.get((stage,), 0.0) / sent * 1e6 for stage in _STAGES},
     }

@@ -148,7 +148,7 @@ def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, flo
 
 def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, float]:
     """Return and prints the required ratios, as measured and by the servers' CPU time."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name, required in REQUIRED.items():
         ours, theirs = name.split("_to_")
         figures |= {name: maxima[ours] / maxima[theirs], f"{name}_by_cpu": cpu[theirs] / cpu[ours]}

@@ -21,8 +21,8 @@ import yaml
 from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.demo.demo import DemoWorld, prepare_world
-from paywarden.ops.demo.live_run import LOCAL_CONFIG
+from paywarden.ops.demo.demo import prepare_world
+from paywarden.ops.demo.live_run import LOCAL_CONFIG, DemoWorld
 from paywarden.ops.demo.processes import DemoPart
 from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.streams.kafka.client import KafkaSettings
@@ -93,7 +93,7 @@ def new_topics(bootstrap: str, entities: Sequence[str] = ENTITIES) -> KafkaSetti
 class Work(NamedTuple):
     """Records that a process worked on, its CPU time meanwhile, and how long that took."""
 
-    count: float
+    records: float
     cpu_s: float
     took_s: float
 
@@ -106,8 +106,9 @@ def timed_work(part: DemoPart, done: Callable[[MetricsReading], float], count: i
         assert time.monotonic() < deadline, part.reading().trouble()
         part.read_address()
         now = Work(done(part.reading()), cpu_seconds(part.pid), time.monotonic())
-        if begun is None and now.count >= count * _BEGIN_SHARE:
+        if begun is None and now.records >= count * _BEGIN_SHARE:
             begun = now
-        if begun is not None and now.count >= count:
+        if begun is not None and now.records >= count:
+            assert now.records > begun.records, "too few records: all were there at the first look"
             return Work(*(after - before for before, after in zip(begun, now, strict=True)))
         time.sleep(0.05)
