@@ -14,7 +14,7 @@ for each time slice of other processes that a woken thread waits for.
 Used for: whether a gateway costs a millisecond at most, whether shedding load is taken for sickness, and what a caller
 may rely on while workers die.
 
-    python -m perf.gateway [--only latency,overload,kills] [--targets envoy,nginx] [--rate N] [--seconds N] [--rounds N]
+    python -m perf.gateway [--only latency overload kills] [--targets envoy nginx] [--rate N] [--seconds N] [--rounds N]
                            [--kills N] [--json FILE]
 
 The published figures: --kills 1000, ten minutes a target on a quiet machine. A target that is not installed is left
