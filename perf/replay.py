@@ -3,11 +3,11 @@
     python -m perf.replay [--rounds N] [--json FILE]
 
 A simulated history of half a million payments in its two files is replayed on one core with the large bundle of
-perf/worlds/scoring_world.py (300 trees of 63 leaves) and with one of the default size (200 trees), and then on all
-cores. Nothing is stubbed. A rate is that of metrics.json: payments replayed, over the time until the last decision is
-written. Opening the files is a separate figure. With all cores the decisions must be the same bytes.
-`resident_megabytes` is the most resident memory of a replay, with the pages of mapped files, which the system takes
-back when it needs them. Each replay has a process of its own.
+perf/worlds/scoring_world.py (300 trees of 63 leaves) and with one of the default size (200 trees), then with rules, and
+then on all cores, each by `paywarden replay` in a process of its own. Nothing is stubbed. A rate is that of
+metrics.json: payments replayed, over the time until the last decision is written. `…_seconds` are those of the whole
+command. With all cores the decisions must be the same bytes. `resident_megabytes` is the most resident memory of the
+process, with the pages of mapped files, which the system takes back when it needs them.
 """
 
 from __future__ import annotations
@@ -16,36 +16,41 @@ import hashlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from paywarden.features.datasets.simulator import simulate
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import write_history
-from paywarden.features.history.mapped_history import open_history
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.profiles.money import load_rates
-from paywarden.models.bundle.bundle import load_bundle
-from paywarden.models.metrics.evaluation import DAY_MS, Days
-from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.models.replay.files import DECISIONS
-from paywarden.models.replay.measures import Contestant
-from paywarden.models.replay.replay import METRICS, ReplayOptions, replay
+from paywarden.models.replay.replay import METRICS
 from paywarden.models.training.settings import TrainingSettings
 from perf.tools.measuring import arguments_of, finish, print_rounds
-from perf.tools.processes import alone, memory_kib
+from perf.tools.processes import memory_kib
 from perf.worlds.scoring_world import WorldSize, bundle_of
 
-CARDS, DAYS, SEED = 5000, 60, 1
-_LABEL_DELAY_DAYS = 7
+_CARDS, _DAYS, _SEED = 5000, 60, 1
 _DEFAULT = WorldSize(training=TrainingSettings(folds=2, threads=1, early_stopping_rounds=0))
-_RULES = (
-    ConfiguredRule("busy", "card_count_1h >= 4 and amount > 100_00", "review"),
-    ConfiguredRule("large", 'amount > 2_000_00 and country != "DE"', "review"),
-    ConfiguredRule("no_device", 'missing(device_id) and channel == "ecom"', "review"),
-)
+_RULES = """\
+[[policy.rules]]
+name = "busy"
+when = "card_count_1h >= 4 and amount > 100_00"
+action = "review"
+[[policy.rules]]
+name = "large"
+when = 'amount > 2_000_00 and country != "DE"'
+action = "review"
+[[policy.rules]]
+name = "no_device"
+when = 'missing(device_id) and channel == "ecom"'
+action = "review"
+"""
+_LOOK_S = 0.02
 
 
 def main() -> None:
@@ -57,86 +62,68 @@ def main() -> None:
     # Next to the bundles, on a disk: a memory file system would hide the cost of writing.
     with tempfile.TemporaryDirectory(dir=bundles["large"].parent, prefix="replay-") as name:
         folder = Path(name)
-        payments, outcomes = simulate(cards=CARDS, days=DAYS, seed=SEED)
+        payments, outcomes = simulate(cards=_CARDS, days=_DAYS, seed=_SEED)
         write_history(folder, payments, outcomes)
+        (folder / "rules.toml").write_text(_RULES, encoding="utf-8")
+        (folder / "plain.toml").write_text("", encoding="utf-8")
         figures |= {"payments": len(payments), "cores": len(os.sched_getaffinity(0))}
         for bundle_name, bundle in bundles.items():
-            figures |= _rates(bundle_name, folder, bundle, arguments.rounds)
+            figures |= _rates(bundle_name, folder, bundle.resolve(), len(payments), arguments.rounds)
     finish(figures, arguments.json)
 
 
-def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]:
+def _rates(name: str, folder: Path, bundle: Path, payments: int, rounds: int) -> dict[str, float]:
     """Return payments a second on one core, with rules, and on all cores, in turns."""
     cores = len(os.sched_getaffinity(0))
-    kinds: dict[str, dict[str, Any]] = {"": {}, "_rules": {"rules": _RULES}, "_all_cores": {"cores": cores}}
-    rounds_of: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    kinds = {"": ("plain", 1), "_rules": ("rules", 1), "_all_cores": ("plain", cores)}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
-        for kind, options in kinds.items():
-            rounds_of[kind].append(alone(_replayed, data, bundle, **options))
-    for kind in ("", "_all_cores"):
-        digests = {one["decisions"] for one in rounds_of[""] + rounds_of[kind]}
-        assert len(digests) == 1, "decisions differ between one core and all cores"
-    rates = {kind: [one["payments_per_second"] for one in found] for kind, found in rounds_of.items()}
-    print_rounds(f"{name}: payments a second", "1/s", {f"{name}{kind}": row for kind, row in rates.items()})
-    parts = {"opening": "seconds", "whole": "seconds", "resident": "megabytes"}
-    return {f"payments_per_second_{name}{kind}": statistics.median(row) for kind, row in rates.items()} | {
-        f"{part}_{unit}_{name}": statistics.median(one[part] for one in rounds_of[""]) for part, unit in parts.items()
+        for kind, (config, threads) in kinds.items():
+            found[kind].append(_replayed(folder, bundle, config, threads))
+    assert all(one["payments"] == payments for row in found.values() for one in row)
+    digests = {one["decisions"] for one in found[""] + found["_all_cores"]}
+    assert len(digests) == 1, "decisions differ between one core and all cores"
+    rates = {f"{name}{kind}": [one["payments_per_second"] for one in row] for kind, row in found.items()}
+    print_rounds(f"{name}: payments a second", "1/s", rates)
+    return {f"payments_per_second_{kind}": statistics.median(row) for kind, row in rates.items()} | {
+        f"{part}_{name}": statistics.median(one[part] for one in found[""])
+        for part in ("seconds", "resident_megabytes")
     }
 
 
-# In a process of its own
-
-
-def _contestant(bundle: Path, rules: tuple[ConfiguredRule, ...] = ()) -> tuple[FeatureEngine, Contestant]:
-    engine = FeatureEngine()
-    engine.warm_up()
-    loaded = load_bundle(bundle, catalogue_digest=engine.plan.digest)
-    manifest = loaded.manifest
-    policy = Policy(PolicySettings(rules=rules), review_at=manifest.review_at, decline_at=manifest.decline_at)
-    return engine, Contestant(loaded, policy, "of the benchmark")
-
-
-def _replayed(
-    data: Path,
-    bundle: Path,
-    *,
-    cores: int = 1,
-    rules: tuple[ConfiguredRule, ...] = (),
-) -> dict[str, Any]:
-    """Replay once, as `paywarden replay` does."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
-    engine, contestant = _contestant(bundle, rules)
-    with tempfile.TemporaryDirectory(dir=data) as folder:
-        destination, started = Path(folder), time.perf_counter()
-        room = MmapAllocator(destination)
-        history = open_history(data, room)
-        opening = time.perf_counter() - started
-        first, last = (history.event_time_ms[[0, -1]] // DAY_MS).tolist()
-        replay(
-            history,
-            engine=engine,
-            rates=load_rates(),
-            champion=contestant,
-            destination=destination,
-            options=ReplayOptions(
-                window=Days(first, last),
-                label_delay_days=_LABEL_DELAY_DAYS,
-                threads=cores,
-                room=room,
-            ),
-        )
-        whole = time.perf_counter() - started
-        metrics = json.loads((destination / METRICS).read_text(encoding="utf-8"))
-        digest = hashlib.sha256((destination / DECISIONS).read_bytes()).hexdigest()
-    assert metrics["payments_replayed"] == len(history)
-    return {
-        "payments_per_second": metrics["payments_per_second"],
-        "opening": opening,
-        "whole": whole,
-        # getrusage is of no use here: its peak begins with that of the parent process.
-        "resident": memory_kib("VmHWM") / 1024,
-        "decisions": digest,
-    }
+def _replayed(folder: Path, bundle: Path, config: str, threads: int) -> dict[str, Any]:
+    """Replay once on as many cores as threads."""
+    cores = sorted(os.sched_getaffinity(0))[-threads:]
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [sys.executable, "-P", "-m", "paywarden", "--config", str(folder / f"{config}.toml"), "replay"]
+        command += [
+            "--data",
+            str(folder),
+            "--bundle",
+            str(bundle),
+            "--lag",
+            "0",
+            "--threads",
+            str(threads),
+            "--out",
+            out,
+        ]
+        started, resident_kib = time.perf_counter(), 0
+        process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+        while process.poll() is None:
+            # The process may end while it is looked at.
+            with suppress(OSError, AssertionError):
+                resident_kib = max(resident_kib, memory_kib("VmHWM", process.pid))
+            time.sleep(_LOOK_S)
+        assert process.returncode == 0, "the replay has failed"
+        metrics = json.loads((Path(out) / METRICS).read_text(encoding="utf-8"))
+        return {
+            "payments": metrics["payments_replayed"],
+            "payments_per_second": metrics["payments_per_second"],
+            "seconds": time.perf_counter() - started,
+            "resident_megabytes": resident_kib / 1024,
+            "decisions": hashlib.sha256((Path(out) / DECISIONS).read_bytes()).hexdigest(),
+        }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Processes of benchmarks: what Linux counts of one, and work in a new one."""
+"""What Linux counts of a process."""
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -24,9 +21,3 @@ def memory_kib(name: str, pid: int | str = "self") -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     assert found is not None, name
     return int(found[1])
-
-
-def alone(work: Callable[..., Any], *arguments: object, **options: object) -> Any:
-    """Return the result of a function that runs in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments, options)
