@@ -19,15 +19,15 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from paywarden.ops.demo.processes import running_parts
 from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.producers import make_producer
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.kafka_world import kafka_world, timed_work
+from perf.worlds.payments_load import send_all
 from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
 
 # With `--skipped` this host holds one card in 64.
@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.skipped:
         profiles = {key: state for key, state in profiles.items() if key.startswith("card:")}
     with kafka_world() as world:
-        _produce(world.kafka, profiles, arguments.profiles)
+        send_all(world.kafka, "profiles", _records(profiles, arguments.profiles))
         shards = _shards(world.folder) if arguments.skipped else ""
         config = world.write_config(more=f"[companion]\nfill_from_store = false\n{shards}")
         with running_parts(config, world.folder, ["companion"]) as parts:
@@ -73,10 +73,9 @@ route_key_file = "{folder}/route-key"
 """
 
 
-def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) -> None:
-    ids, topic = LocalSchemaIds(), settings.topic("profiles")
-    encoder = Encoder("profiles", ids.id_of("profiles"))
-    producer = make_producer(settings, linger_ms=20, compression=settings.compression_of(topic))
+def _records(profiles: dict[str, bytes], count: int) -> Iterator[tuple[str, bytes]]:
+    """Yield records of the changelog."""
+    encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
     # The same payments change the same cards again and again, but rarely within one batch.
     keys = random.Random(1).sample(sorted(profiles), len(profiles))
     now_ms = time.time_ns() // 1_000_000
@@ -89,14 +88,7 @@ def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) ->
             "complete_to_time_ms": None,
             "arrived_time_ms": now_ms,
         }
-        value = encoder.encode(record)
-        while True:
-            try:
-                producer.produce(topic, value, key=copied(key, number // len(keys)))
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0, "Kafka has not taken all profiles"
+        yield copied(key, number // len(keys)), encoder.encode(record)
 
 
 def _applied(reading: MetricsReading) -> int:

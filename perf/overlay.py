@@ -23,6 +23,7 @@ import http.client
 import itertools
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -77,30 +78,17 @@ def main() -> None:
 
 
 def _against_oracle(steps: int) -> dict[str, float]:
-    scores = folded = wrong = unsure = received = 0
-    rounds = max(1, steps // _STEPS_EACH)
-    for seed in range(rounds):
+    counts: Counter[str] = Counter()
+    for seed in range(max(1, steps // _STEPS_EACH)):
         with tempfile.TemporaryDirectory(prefix="paywarden-overlay-") as folder:
             # Every second world hears of another host's payments, and every second pair of worlds keeps folds.
             kind, kept = TwoHosts if seed % 2 else OverlayWorld, _FOLDED if seed % 4 >= 2 else {}
             world = kind(Path(folder), seed=seed, **kept)
             world.run(min(steps, _STEPS_EACH))
-        scores, folded = scores + world.scores, folded + world.folded
-        wrong, unsure = wrong + world.wrong, unsure + world.unsure
-        received += world.received if isinstance(world, TwoHosts) else 0
-        if seed % 50 == 49 or seed == rounds - 1:
-            print(
-                f"oracle: {(seed + 1) * min(steps, _STEPS_EACH):,} steps, {scores:,} scores, {folded:,} pending "
-                f"payments added, {received:,} rows of another host, {unsure:,} without the overlay, {wrong} wrong",
-                flush=True,
-            )
-    return {
-        "rows_received": received,
-        "scores": scores,
-        "folded": folded,
-        "unsure_share": unsure / scores,
-        "wrong_bits": wrong,
-    }
+        counts += Counter(scores=world.scores, folded=world.folded, wrong_bits=world.wrong, unsure=world.unsure)
+        counts["rows_received"] += world.received if isinstance(world, TwoHosts) else 0
+    names = ("scores", "folded", "rows_received", "wrong_bits")
+    return {name: counts[name] for name in names} | {"unsure_share": counts["unsure"] / counts["scores"]}
 
 
 @contextmanager

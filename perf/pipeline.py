@@ -77,7 +77,7 @@ def _worker(world: KafkaWorld, kafka: KafkaSettings, store: str) -> Iterator[Dem
 def _throughput(world: KafkaWorld, name: str, store: str, count: int) -> dict[str, float]:
     """Measure a backlog."""
     kafka, maker = new_topics(world.kafka.bootstrap), PaymentMaker(cards=_CARDS, seed=1)
-    sent = send_all(kafka, maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
+    sent = send_all(kafka, "payments", maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
     with _worker(world, kafka, store) as worker:
         work = timed_work(worker, _applied_payments, sent)
         reading = worker.reading()

@@ -96,18 +96,7 @@ def _replayed(folder: Path, bundle: Path, config: str, threads: int) -> dict[str
     cores = sorted(os.sched_getaffinity(0))[-threads:]
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [sys.executable, "-P", "-m", "paywarden", "--config", str(folder / f"{config}.toml"), "replay"]
-        command += [
-            "--data",
-            str(folder),
-            "--bundle",
-            str(bundle),
-            "--lag",
-            "0",
-            "--threads",
-            str(threads),
-            "--out",
-            out,
-        ]
+        command += ["--data", str(folder), "--bundle", str(bundle), "--out", out, "--lag=0", f"--threads={threads}"]
         started, resident_kib = time.perf_counter(), 0
         process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, cores))
         while process.poll() is None:

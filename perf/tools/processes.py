@@ -15,7 +15,7 @@ def cpu_seconds(pid: int) -> float:
     return float(sum(each.user + each.system for each in times))
 
 
-def memory_kib(name: str, pid: int | str = "self") -> int:
+def memory_kib(name: str, pid: int) -> int:
     """Return a line of /proc/PID/status: RssAnon is the private memory, VmHWM the most resident memory so far."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)

@@ -35,42 +35,34 @@ class PaymentMaker:
         cards = rng.integers(0, self._cards, count).tolist()
         merchants = (self._merchants * rng.random(count) ** 3).astype(int).tolist()
         amounts = np.exp(rng.normal(8.0, 1.2, count)).astype(int).tolist()
-        times = (
-            last_ms - span_ms + np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
-        ).tolist()
-        kinds = rng.integers(0, len(_CHANNELS), count).tolist()
-        places = rng.integers(0, len(_COUNTRIES), count).tolist()
-        for card, merchant, amount, time_ms, kind, place in zip(
-            cards, merchants, amounts, times, kinds, places, strict=True
-        ):
+        steps_ms = np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
+        kinds, places = rng.choice(_CHANNELS, count).tolist(), rng.choice(_COUNTRIES, count).tolist()
+        columns = cards, merchants, amounts, (last_ms - span_ms + steps_ms).tolist(), kinds, places
+        for card, merchant, amount, time_ms, kind, place in zip(*columns, strict=True):
             self._made += 1
-            yield (
-                f"card-{card:08d}",
-                self._encoder.encode(
-                    {
-                        "payment_id": f"pay-{self._made:012d}",
-                        "event_time_ms": time_ms,
-                        "card_id": f"card-{card:08d}",
-                        "merchant_id": f"merchant-{merchant:07d}",
-                        "device_id": f"device-{card:08d}-{amount % 2}",
-                        "ip": "192.0.2.1",
-                        "amount_minor": amount,
-                        "currency": "EUR",
-                        "mcc": "5411",
-                        "country": _COUNTRIES[place],
-                        "channel": _CHANNELS[kind],
-                        "utc_offset_minutes": 60,
-                        "declined": False,
-                    }
-                ),
-            )
+            record = {
+                "payment_id": f"pay-{self._made:012d}",
+                "event_time_ms": time_ms,
+                "card_id": f"card-{card:08d}",
+                "merchant_id": f"merchant-{merchant:07d}",
+                "device_id": f"device-{card:08d}-{amount % 2}",
+                "ip": "192.0.2.1",
+                "amount_minor": amount,
+                "currency": "EUR",
+                "mcc": "5411",
+                "country": place,
+                "channel": kind,
+                "utc_offset_minutes": 60,
+                "declined": False,
+            }
+            yield f"card-{card:08d}", self._encoder.encode(record)
 
 
-def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int:
-    """Send payments as fast as possible; returns how many, all acknowledged."""
-    producer: Producer = make_producer(kafka, linger_ms=20)
-    topic, count = kafka.topic("payments"), 0
-    for key, value in payments:
+def send_all(kafka: KafkaSettings, topic_name: str, records: Iterator[tuple[str, bytes]]) -> int:
+    """Send keys and values as fast as possible; return how many, all acknowledged."""
+    topic, count = kafka.topic(topic_name), 0
+    producer: Producer = make_producer(kafka, linger_ms=20, compression=kafka.compression_of(topic))
+    for key, value in records:
         while True:
             try:
                 producer.produce(topic, value, key=key)
