@@ -8,7 +8,7 @@ DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait for two thirds of their time: seven processes keep two cores busy. Each needs 1 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, 7 * os.cpu_count() // 2))')
-PERF := whole kernels pipeline drift_counts drift scoring companion fields overload swap shadow callers gateway clients rollout cold_start entities faults batches native_model cascade replay staleness soak overlay two_hops
+PERF := whole kernels pipeline drift_counts drift scoring companion overload swap shadow callers gateway clients rollout cold_start faults native_model replay soak overlay console tables
 
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =

@@ -8,18 +8,10 @@ caller (an open loop with Poisson arrivals at a twentieth of the capacity), in t
     one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
 
 The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
-caller_payments_per_second`): `quota_alone`, `quota_shared`, and
-
-    quota_elsewhere beside the same noise sent to another process, which reads and answers as much as the quota lets
-               through, on the load's core: the cost of sending the noise for the measurement
-    quota_kept beside the noisy caller who keeps to his quota, for which the worker has work that nobody may refuse
+caller_payments_per_second`): `quota_alone` and `quota_shared`.
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
-alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota, and
-`ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere. `ratio_quota_tenths` is with a
-quota by the median of the p99 of all tenths of a second, which a stop of the machine does not move.
-`ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: the cost to others of the
-payments beyond the quota.
+alone, and `ratio_quota` the same with a quota; `ratio_one_name` is what it would be without a queue for each caller.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
@@ -31,24 +23,22 @@ Load and worker go ahead of it and of all others, if this user may do that (perf
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import selectors
 import socket
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from multiprocessing.queues import SimpleQueue
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
-from paywarden.ops.loadgen.report import LoadReport, RequestLog
+from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from perf.tools.measuring import ahead_of_others, arguments_of, drive, finish
 from perf.tools.servers import Server, pin_load, serving
 from perf.worlds.scoring_world import World, built_world
@@ -56,16 +46,14 @@ from perf.worlds.scoring_world import World, built_world
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
-# The share of its quota that a caller sends who keeps to it.
-_KEPT_SHARE = 0.95
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
+# The noise begins so much before the quiet caller's load, and ends so much after it.
+_AROUND_S = 1.5
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
 _PIPELINED = 64
 # Payments of the noise before their ids come again. A payment that comes again is answered more cheaply.
 _NOISE_PAYMENTS = 200_000
-# How the process elsewhere takes noise: a part at a time, and about these bytes of requests and answers.
-_PART_S, _REQUEST_BYTES, _ANSWER_BYTES = 0.002, 260, 260
 _CAPACITY = LoadOptions(connections=16, connections_max=16, token=QUIET)
 _OPTIONS = LoadOptions(connections=16, connections_max=256, token=QUIET)
 
@@ -83,32 +71,19 @@ def main() -> None:
         with serving(world.config) as server:
             bodies = stamped_bodies(world.requests, id_prefix="capacity")
             drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
-            capacity = drive(
-                run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY)
-            ).ok_per_second
+            most = drive(run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY))
+            capacity = most.ok_per_second
+            print(f"capacity {capacity:,.0f} payments a second", flush=True)
+            load = _Load(world, capacity, arguments.times, arguments.seconds, "open")
             figures = {"capacity_per_second": capacity, "times": arguments.times}
-            load = _Load(world, capacity, arguments.seconds, "open")
-            noise = capacity * arguments.times
-            noises = {"alone": None, "shared": _Sent(NOISY, noise), "one_name": _Sent(QUIET, noise)}
-            figures |= _measure(server, load, noises)
+            figures |= _measure(server, load, {"alone": "", "shared": NOISY, "one_name": QUIET})
         with world.config.open("a", encoding="utf-8") as config:
             config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
         with serving(world.config) as server:
-            kept = capacity * _QUOTA_SHARE * _KEPT_SHARE
             load = load._replace(ids="quota", has_quotas=True)
-            with _Elsewhere(kept) as elsewhere:
-                noises = {
-                    "quota_alone": None,
-                    "quota_elsewhere": _Sent(NOISY, noise, elsewhere.http),
-                    "quota_kept": _Sent(NOISY, kept),
-                    "quota_shared": _Sent(NOISY, noise),
-                }
-                figures |= _measure(server, load, noises)
+            figures |= _measure(server, load, {"quota_alone": "", "quota_shared": NOISY})
     figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
-    figures["ratio_excess"] = figures["quota_shared_p99_ms"] / figures["quota_kept_p99_ms"]
-    figures["ratio_quota_tenths"] = figures["quota_shared_tenths_p99_ms"] / figures["quota_alone_tenths_p99_ms"]
-    figures["ratio_elsewhere"] = figures["quota_shared_p99_ms"] / figures["quota_elsewhere_p99_ms"]
     figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
     finish(figures, arguments.json)
 
@@ -122,198 +97,96 @@ def _ask_for_tokens(world: World) -> None:
 
 
 class _Load(NamedTuple):
-    """The load: the quiet caller's share of `capacity`, for `seconds` each time.
+    """The load: the quiet caller's share of `capacity`, beside `times` the capacity, for `seconds` each time.
 
     `ids` begins the payments' ids. No id is sent twice: a worker answers a payment that it knows from its memory.
     """
 
     world: World
     capacity: float
+    times: float
     seconds: float
     ids: str
     has_quotas: bool = False
 
 
-class _Sent(NamedTuple):
-    """A noise: its token, its payments a second, and the address it goes to if that is not the worker's."""
-
-    token: str
-    per_second: float
-    url: str = ""
-
-
-def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) -> dict[str, float]:
-    """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → its noise, if any."""
+def _measure(server: Server, load: _Load, noises: Mapping[str, str]) -> dict[str, float]:
+    """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → token of its noise, if any."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in noises}
     bodies = stamped_bodies(load.world.requests, id_prefix=load.ids)
-    reports: dict[str, list[_Quiet]] = {name: [] for name in noises}
-    offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
-    admitted: dict[str, list[float]] = {name: [] for name in offered}
     for turn in range(_ROUNDS):
-        for place, (name, wanted) in enumerate(noises.items()):
-            if wanted is None:
-                reports[name].append(_quiet(server, bodies, load, turn))
+        for place, (name, token) in enumerate(noises.items()):
+            if not token:
+                rows[name].append(_quiet(server, bodies, load, turn))
                 continue
-            with _Noise(server, load.world, wanted, f"{load.ids}{turn}-{place}") as noise:
-                reports[name].append(_quiet(server, bodies, load, turn))
-            offered[name].append(noise.per_second)
-            admitted[name].append(noise.admitted_per_second)
-    figures: dict[str, float] = {}
-    for name, measured in reports.items():
-        found = [each.report for each in measured]
-        figures[f"{name}_tenths_p99_ms"] = _middle([tenth for each in measured for tenth in each.tenths_ms])
-        figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
-        figures[f"{name}_p99_ms"] = _middle([report.p99_ms for report in found])
-        figures[f"{name}_lag_p99_ms"] = _middle([report.lag_p99_ms for report in found])
-        figures[f"{name}_refused_share"] = _middle([1 - report.ok / report.sent for report in found])
-    for name, rates in offered.items():
-        figures[f"{name}_offered_per_second"] = _middle(rates)
-        figures[f"{name}_admitted_per_second"] = _middle(admitted[name])
-    return figures
+            sent = f"{load.ids}{turn}-{place}", token, load.capacity * load.times, load.seconds + 2 * _AROUND_S
+            with ProcessPoolExecutor(1) as pool:
+                noise = pool.submit(_blast, server.http, load.world.requests, *sent)
+                time.sleep(_AROUND_S)
+                rows[name].append(_quiet(server, bodies, load, turn) | noise.result())
+    return {
+        f"{name}_{key}": statistics.median(row[key] for row in found)
+        for name, found in rows.items()
+        for key in found[0]
+    }
 
 
-class _Quiet(NamedTuple):
-    """A load of the quiet caller: its report, and the p99 of each tenth of a second in milliseconds."""
-
-    report: LoadReport
-    tenths_ms: list[float]
-
-
-def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> _Quiet:
+def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> dict[str, float]:
     # A worker without quotas is full, and Linux stops a full real-time thread now and then.
     ahead = [os.getpid(), *(server.worker_pids() if load.has_quotas else ())]
-    due = arrival_times(load.capacity * _QUIET_SHARE, load.seconds, "poisson", seed)
-    record = RequestLog()
+    rate = load.capacity * _QUIET_SHARE
     with ahead_of_others(ahead):
-        report = drive(run_arrivals(server.http, bodies, due, options=_OPTIONS, record=record))
-    tenth, latency_ms = (np.array(record.due_s) * 10).astype(int), np.array(record.latency_ms)
-    return _Quiet(report, [float(np.percentile(latency_ms[tenth == each], 99)) for each in np.unique(tenth)])
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-class _Noise:
-    """A process that sends payments without waiting for answers, until the block ends."""
-
-    def __init__(self, server: Server, world: World, sent: _Sent, id_prefix: str) -> None:
-        bodies = islice(stamped_bodies(world.requests, id_prefix=id_prefix), _NOISE_PAYMENTS)
-        context = multiprocessing.get_context("fork")
-        self._sent: SimpleQueue[float] = context.SimpleQueue()
-        self._stop = context.Event()
-        self._process = context.Process(
-            target=_blast,
-            args=(sent.url or server.http, sent.token, list(bodies), sent.per_second, self._stop, self._sent),
-        )
-        self.per_second = self.admitted_per_second = 0.0
-
-    def __enter__(self) -> _Noise:
-        self._process.start()
-        # The first number says that the noise has begun.
-        self._sent.get()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self.per_second, self.admitted_per_second = self._sent.get(), self._sent.get()
-        self._process.join()
-
-
-class _Elsewhere:
-    """A process on the load's core that takes noise as a worker with a quota does, until the block ends."""
-
-    def __init__(self, per_second: float) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.http = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_take_noise, args=(self._listener, per_second), daemon=True
-        )
-
-    def __enter__(self) -> _Elsewhere:
-        self._process.start()
-        self._listener.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.join()
-
-
-def _take_noise(listener: socket.socket, per_second: float) -> None:
-    """Read `per_second` requests a second, a part every 2 ms, and write about as many bytes as their answers have."""
-    os.nice(19)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    began, taken = time.monotonic(), 0
-    while True:
-        time.sleep(_PART_S)
-        due = int((time.monotonic() - began) * per_second)
-        for key, _ in selector.select(0):
-            count = 0
-            raw: socket.socket = key.fileobj  # type: ignore[assignment]
-            if raw is listener:
-                accepted, _ = listener.accept()
-                accepted.setblocking(False)
-                selector.register(accepted, selectors.EVENT_READ)
-                continue
-            if taken >= due:
-                break
-            try:
-                size = len(raw.recv((due - taken) * _REQUEST_BYTES))
-                count = -(-size // _REQUEST_BYTES)
-                if size:
-                    raw.send(bytes(count * _ANSWER_BYTES))
-            except BlockingIOError:
-                # Answers that nobody reads are not written.
-                pass
-            except ConnectionError:
-                size = 0
-            if not size:
-                selector.unregister(raw)
-                raw.close()
-            taken += count
-        # Requests that nobody has sent are not taken later.
-        taken = max(taken, due - int(per_second * _PART_S))
+        report = drive(run_load(server.http, bodies, rate=rate, seconds=load.seconds, seed=seed, options=_OPTIONS))
+    figures = {name: getattr(report, name) for name in ("p50_ms", "p99_ms", "lag_p99_ms")}
+    return figures | {"refused_share": 1 - report.ok / report.sent}
 
 
 def _blast(
-    url: str, token: str, bodies: Sequence[bytes], per_second: float, stop: object, sent: SimpleQueue[float]
-) -> None:
+    url: str, payments: Sequence[ScoreRequest], ids: str, token: str, per_second: float, seconds: float
+) -> dict[str, float]:
     """Write requests at a rate, each connection as fast as its socket takes them; throw answers away."""
     os.nice(19)
     address = urlsplit(url)
     head = f"POST /v1/score HTTP/1.1\r\nHost: perf\r\nAuthorization: Bearer {token}"
     head += "\r\nContent-Type: application/x-protobuf"
+    bodies = islice(stamped_bodies(payments, id_prefix=ids), _NOISE_PAYMENTS)
     requests = [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
-    parts = [b"".join(requests[at : at + _PIPELINED]) for at in range(0, len(requests), _PIPELINED)]
+    parts = cycle([b"".join(requests[at : at + _PIPELINED]) for at in range(0, len(requests), _PIPELINED)])
     selector = selectors.DefaultSelector()
     rests: dict[socket.socket, memoryview] = {}
-    for _ in range(_NOISE_CONNECTIONS):
+
+    def connect() -> None:
         raw = socket.create_connection((address.hostname or "", address.port or 0))
         raw.setblocking(False)
         rests[raw] = memoryview(b"")
         selector.register(raw, selectors.EVENT_READ | selectors.EVENT_WRITE)
-    began, count, place, admitted = time.monotonic(), 0, 0, 0
-    sent.put(0.0)
-    while not stop.is_set():  # type: ignore[attr-defined]
-        due = (time.monotonic() - began) * per_second
+
+    for _ in range(_NOISE_CONNECTIONS):
+        connect()
+    began, count, admitted = time.monotonic(), 0, 0
+    while (elapsed := time.monotonic() - began) < seconds:
+        due = elapsed * per_second
         if count > due:
             time.sleep(min(0.01, (count - due) / per_second))
         for key, events in selector.select(0.01):
-            raw = key.fileobj  # type: ignore[assignment]
-            if events & selectors.EVENT_READ:
-                # An answer that is cut in two is not seen.
-                admitted += raw.recv(1 << 18).count(b" 200 OK")
-            if events & selectors.EVENT_WRITE and count <= due:
-                if not rests[raw]:
-                    rests[raw] = memoryview(parts[place % len(parts)])
-                    place, count = place + 1, count + _PIPELINED
-                rests[raw] = rests[raw][raw.send(rests[raw]) :]
-    took_s = time.monotonic() - began
-    sent.put(count / took_s)
-    sent.put(admitted / took_s)
+            raw: socket.socket = key.fileobj  # type: ignore[assignment]
+            try:
+                if events & selectors.EVENT_READ:
+                    # An answer that is cut in two is not seen.
+                    admitted += raw.recv(1 << 18).count(b" 200 OK")
+                if events & selectors.EVENT_WRITE and count <= due:
+                    if not rests[raw]:
+                        rests[raw], count = memoryview(next(parts)), count + _PIPELINED
+                    rests[raw] = rests[raw][raw.send(rests[raw]) :]
+            except ConnectionError:
+                # The worker closes the connection of a caller that reads too slowly.
+                selector.unregister(raw)
+                raw.close()
+                del rests[raw]
+                connect()
     for raw in rests:
         raw.close()
+    return {"offered_per_second": count / seconds, "admitted_per_second": admitted / seconds}
 
 
 if __name__ == "__main__":

@@ -10,21 +10,23 @@ that has served before. Used for: how long a host is away when it restarts, and 
 
 from __future__ import annotations
 
-import http.client
 import statistics
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from itertools import islice
 
 import numpy as np
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from perf.tools.measuring import arguments_of, finish
+from paywarden.ops.loadgen.load import run_closed
+from paywarden.ops.loadgen.report import RequestLog
+from paywarden.ops.loadgen.target import LoadOptions
+from perf.tools.measuring import arguments_of, drive, finish
 from perf.tools.servers import pin_load, serving
 from perf.worlds.scoring_world import World, built_world
 
 _FIRST, _WARM_UP, _STEADY = 100, 3000, 2000
-_HEADERS = {"Content-Type": "application/x-protobuf"}
+_ONE_CONNECTION = LoadOptions(connections=1, connections_max=1)
 
 
 def main() -> None:
@@ -58,22 +60,12 @@ def _start(world: World) -> dict[str, float]:
     }
 
 
-def _latencies_ms(address: str, bodies: Iterator[bytes], count: int) -> list[float]:
-    """Send requests one after the other; returns their latencies in ms. Each must be answered with 200."""
-    parts = urlsplit(address)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
-    connection.connect()
-    latencies_ms = []
-    for _ in range(count):
-        body = next(bodies)
-        started = time.perf_counter()
-        connection.request("POST", "/v1/score", body, _HEADERS)
-        answer = connection.getresponse()
-        answer.read()
-        latencies_ms.append((time.perf_counter() - started) * 1000)
-        assert answer.status == 200, answer.status
-    connection.close()
-    return latencies_ms
+def _latencies_ms(url: str, bodies: Iterator[bytes], count: int) -> list[float]:
+    """Send requests one after the other on a new connection; return their latencies. Each must be answered with 200."""
+    record = RequestLog()
+    drive(run_closed(url, islice(bodies, count), seconds=60.0, options=_ONE_CONNECTION, record=record))
+    assert list(record.status) == [200] * count
+    return list(record.latency_ms)
 
 
 if __name__ == "__main__":

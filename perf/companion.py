@@ -18,27 +18,18 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-from confluent_kafka import Producer
-
-from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.demo.live_run import LOCAL_CONFIG
-from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.demo.processes import running_parts
+from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.producers import make_producer
-from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, finish
+from perf.worlds.kafka_world import kafka_world, timed_work
+from perf.worlds.payments_load import send_all
 from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
-from tests.services.servers.kafka import PRODUCTION_JVM, KafkaServer
 
-# The start of a process is no part of its rate: records that it has applied before are not counted.
-_BEGIN_SHARE = 0.1
-_TIMEOUT_S = 300.0
 # With `--skipped` this host holds one card in 64.
 _HOSTS = 64
 
@@ -53,28 +44,23 @@ def main() -> None:
     profiles = profiles_of(past.history, past.engine)
     if arguments.skipped:
         profiles = {key: state for key, state in profiles.items() if key.startswith("card:")}
-    with (
-        tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
-        tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
-    ):
-        folder = Path(name)
-        with KafkaServer(folder / "kafka", jvm=PRODUCTION_JVM) as kafka:
-            settings = KafkaSettings(bootstrap=kafka.bootstrap)
-            create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
-            _produce(settings, profiles, arguments.profiles)
-            config = folder / "paywarden.toml"
-            text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
-            text += "[companion]\nfill_from_store = false\n"
-            if arguments.skipped:
-                text += _shards(folder)
-            config.write_text(text, encoding="utf-8")
-            with running_parts(config, folder, ["companion"]) as parts:
-                figures = _measure(parts, arguments.profiles, is_skipping=arguments.skipped)
+    with kafka_world() as world:
+        send_all(world.kafka, "profiles", _records(profiles, arguments.profiles))
+        shards = _shards(world.folder) if arguments.skipped else ""
+        config = world.write_config(more=f"[companion]\nfill_from_store = false\n{shards}")
+        with running_parts(config, world.folder, ["companion"]) as parts:
+            work = timed_work(parts.parts[0], _applied, arguments.profiles)
+    figures = {
+        "profiles": work.records,
+        "profiles_per_second": work.records / work.cpu_s,
+        "applied_per_second": work.records / work.took_s,
+        f"cpu_us_per_{'skipped_' if arguments.skipped else ''}profile": work.cpu_s / work.records * 1e6,
+    }
     finish(figures, arguments.json)
 
 
 def _shards(folder: Path) -> str:
-    """Returns settings by which this host holds a small part of the cards."""
+    """Return settings by which this host holds a small part of the cards."""
     (folder / "route-key").write_text("5d" * 32, encoding="ascii")
     names = [f"scoring-{number}" for number in range(_HOSTS)]
     return f"""\
@@ -87,9 +73,9 @@ route_key_file = "{folder}/route-key"
 """
 
 
-def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) -> None:
-    ids = LocalSchemaIds()
-    encoder, producer = Encoder("profiles", ids.id_of("profiles")), _producer(settings)
+def _records(profiles: dict[str, bytes], count: int) -> Iterator[tuple[str, bytes]]:
+    """Yield records of the changelog."""
+    encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
     # The same payments change the same cards again and again, but rarely within one batch.
     keys = random.Random(1).sample(sorted(profiles), len(profiles))
     now_ms = time.time_ns() // 1_000_000
@@ -102,48 +88,12 @@ def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) ->
             "complete_to_time_ms": None,
             "arrived_time_ms": now_ms,
         }
-        value = encoder.encode(record)
-        while True:
-            try:
-                producer.produce(settings.topic("profiles"), value, key=copied(key, number // len(keys)))
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0, "Kafka has not taken all profiles"
+        yield copied(key, number // len(keys)), encoder.encode(record)
 
 
-def _producer(settings: KafkaSettings) -> Producer:
-    return make_producer(settings, linger_ms=20, compression=settings.compression_of(settings.topic("profiles")))
-
-
-def _measure(parts: Parts, count: int, *, is_skipping: bool) -> dict[str, float]:
-    process = psutil.Process(parts.pids["companion"])
-    begun: tuple[float, float, float] | None = None
-    deadline = time.monotonic() + _TIMEOUT_S
-    while True:
-        assert time.monotonic() < deadline, parts.readings()[0].trouble()
-        for part in parts.parts:
-            part.read_address()
-        reading = parts.readings()[0]
-        applied = reading.total("paywarden_companion_profiles_applied_total")
-        if is_skipping:
-            applied += reading.total("paywarden_companion_profiles_skipped_total")
-        used = process.cpu_times()
-        now = (applied, used.user + used.system, time.monotonic())
-        if begun is None and applied >= count * _BEGIN_SHARE:
-            begun = now
-        if applied >= count and begun is not None:
-            break
-        time.sleep(0.05)
-    profiles, cpu_s, took_s = (after - before for before, after in zip(begun, now, strict=True))
-    figures = {
-        "profiles": profiles,
-        "profiles_per_second": profiles / cpu_s,
-        "applied_per_second": profiles / took_s,
-        "cpu_us_per_skipped_profile" if is_skipping else "cpu_us_per_profile": cpu_s / profiles * 1e6,
-    }
-    print(f"{profiles:,.0f} profiles: {profiles / cpu_s:,.0f} a second of CPU, {profiles / took_s:,.0f} by the clock")
-    return figures
+def _applied(reading: MetricsReading) -> int:
+    names = ("applied", "skipped")
+    return sum(reading.total(f"paywarden_companion_profiles_{name}_total") for name in names)
 
 
 if __name__ == "__main__":

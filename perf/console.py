@@ -1,4 +1,4 @@
-"""The console with 10,000 alerts: how long the server takes for each page.
+"""The console with 10,000 alerts: how long the server takes for each page, for searches, and whether decisions agree.
 
 Measured: requests to the application in this process, as a browser makes them, with a session and its checks, the
 database and the templates: the inbox in each order and with filters, a page deep in it, an alert's page, and its number
@@ -7,26 +7,24 @@ of changes, which every open inbox asks for each second. Also how long the datab
 Stubbed: the topics, which are lists in memory, and the socket. Used for: pages p99 under 300 ms. The run checks that a
 page has the alerts that it should.
 
-Then searches of the index of decisions (perf/decisions_index.py, `search_…_ms`) and decisions that are decided again
-(perf/decided_again.py, `recomputed_equal_share`, which has to be 1).
+Then searches of an index of `--rows` made decisions (`search_…_ms`), as a page does, without its HTML: every row must
+meet what was asked for, newest first. And `--decisions` payments that the real scorer decides, with rules, a segment
+and reasons, kept in the index and decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be
+1, counts those with the same score in its 64 bits, the same action and the same reasons.
 
-`--browser` opens each page in Chromium, of a console with a socket: when it first paints (`first_paint_…_ms`), and
-after how long an act of one person is in the browser of another (`live_…_ms`).
-
-    python -m perf.console [--browser] [--rounds N] [--alerts N] [--requests N] [--rows N] [--searches N]
-                           [--decisions N] [--json FILE]
+    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
+import random
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,105 +33,62 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import PAGE_SIZE, Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.deciders import KnownDeciders
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC
+from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase
-from paywarden.streams.decision_index.index import DecisionIndex
-from perf import decided_again, decisions_index
+from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.search import ACTIONS, Place, Search, key_hash
+from perf.tools.measuring import arguments_of, finish
+from perf.worlds.scoring_host import open_host, scorer_of
 from tests.services.product.console import console_under_test, csrf_of
-from tests.services.product.console_browser import served_console
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
+from tests.worlds.stream.decision_records import decision
 
 _BATCH = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--alerts", type=int, default=10_000)
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--rows", type=int, default=2_000_000, help="decisions of the index; 0: no searches")
-    parser.add_argument("--searches", type=int, default=360)
-    parser.add_argument("--decisions", type=int, default=10_000, help="to decide again; 0: none")
-    parser.add_argument("--index-folder", help="an index that perf.decisions_index keeps, with the same --rows")
-    parser.add_argument("--browser", action="store_true", help="measure in Chromium, too")
-    parser.add_argument("--rounds", type=int, default=20, help="how often Chromium opens each page")
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
-        result = measure(Path(folder), arguments.alerts, arguments.requests)
+    arguments = arguments_of(
+        __doc__,
+        ("--alerts", {"type": int, "default": 10_000, "help": "of the inbox"}),
+        ("--requests", {"type": int, "default": 400, "help": "for each kind of page"}),
+        ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no searches"}),
+        ("--searches", {"type": int, "default": 360, "help": "of all kinds in turn"}),
+        ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
+    )
+    with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name:
+        folder = Path(name)
+        figures = pages(folder, arguments.alerts, arguments.requests)
         if arguments.rows:
-            kept = Path(arguments.index_folder or folder) / "decisions.duckdb"
-            result |= measure_searches(kept, arguments.rows, arguments.searches)
-    if arguments.browser:
-        with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
-            result |= measure_browser(Path(folder), arguments.rounds)
-    if arguments.decisions:
-        again = decided_again.measured(arguments.decisions)
-        result |= {name: again[name] for name in ("recomputed_equal_share", "recomputed_per_second")}
-    print("\n".join(f"{name:<28}{value:>12,.2f}" for name, value in result.items()))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            figures |= searches(folder / "searched.duckdb", arguments.rows, arguments.searches)
+        if arguments.decisions:
+            figures |= recomputed(folder, arguments.decisions)
+    finish(figures, arguments.json)
 
 
-def measure_browser(folder: Path, rounds: int) -> dict[str, float]:
-    """Returns when pages first paint in Chromium, and how live another browser is. Raises if there is no Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    paints, lives = list[float](), list[float]()
-    with served_console(folder) as console, sync_playwright() as playwright:
-        path = shutil.which("chromium")
-        assert path is not None, "there is no Chromium"
-        with closing(playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])) as browser:
-            pages = []
-            for person in ("demo-analyst", "demo-lead"):
-                page = browser.new_context(base_url=console.url).new_page()
-                page.goto("/login")
-                page.get_by_role("button", name=person).click()
-                page.wait_for_url("**/inbox")
-                pages.append(page)
-            watching, acting = pages
-            for _ in range(rounds):
-                for address in _PAINTED:
-                    acting.goto(address)
-                    paints.append(float(acting.evaluate(_FIRST_PAINT)))
-            for number in range(rounds):
-                watching.goto("/inbox?state=all")
-                acting.goto("/inbox/alert-00004")
-                acting.get_by_label("Assign to", exact=True).fill(f"person-{number}")
-                acting.get_by_role("button", name="Assign", exact=True).click()
-                began = time.perf_counter()
-                watching.get_by_text(f"person-{number}", exact=True).first.wait_for(timeout=60_000)
-                lives.append((time.perf_counter() - began) * 1000)
+def _quantiles(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {
-        f"{name}_{words}_ms": float(np.quantile(values, share))
-        for name, values in (("first_paint", paints), ("live", lives))
+        f"{name}_{words}_ms": float(np.quantile(row, share))
+        for name, row in values.items()
         for words, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
     }
 
 
-_PAINTED = ("/inbox", "/inbox/alert-00002", "/decisions", "/decisions/pay-001", "/review", "/cases", "/policy")
-# A page that nobody sees paints nothing: headless Chromium paints all the same.
-_FIRST_PAINT = """async () => {
-  for (let tries = 0; tries < 500; tries++) {
-    const [entry] = performance.getEntriesByName("first-contentful-paint");
-    if (entry) return entry.startTime;
-    await new Promise(resolve => setTimeout(resolve, 10));
-  }
-  return NaN;
-}"""
+# Pages of the inbox
 
 
-def measure_searches(path: Path, rows: int, searches: int) -> dict[str, float]:
-    """Returns the figures of searches, in an index of `rows` decisions that is made where it is not there yet."""
-    with closing(DuckDbDatabase(path, memory_mb=4096)) as database:
-        index = DecisionIndex(database)
-        decisions_index.fill(index, rows)
-        found = decisions_index.measure(index, rows, searches)
-    return {"index_rows": float(rows)} | {name: value for name, value in found.items() if name.startswith("search_")}
-
-
-def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
-    """Returns the figures by name."""
+def pages(folder: Path, alerts: int, requests: int) -> dict[str, float]:
+    """Return the figures of pages."""
     console = console_under_test(folder, requests_per_minute=10_000_000)
     with console.database.write() as connection:
         for table in all_tables():
@@ -151,41 +106,179 @@ def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     stop = threading.Event()
     topics.put()
     threading.Timer(0.2, stop.set).start()
-    store_positions = {topic: FeedPosition(topics.identity, 0) for topic in topics.topics}
-    store.take(FeedBatch((), store_positions))
+    store.take(FeedBatch((), {topic: FeedPosition(topics.identity, 0) for topic in topics.topics}))
     reader.run(stop)
-    browser = console.browser([Inbox(store, reader, AlertPage(store, lambda: "")).section()], "demo-analyst")
+    client = console.browser([Inbox(store, reader, AlertPage(store, lambda: "")).section()], "demo-analyst")
     orders = [f"/inbox?sort={sort}" for sort in ("worst", "newest", "oldest", "affected", "money", "evidence")]
-    form = {"csrf": csrf_of(browser.get("/inbox").text), "q": "country"}
-    by_text = browser.post("/inbox", data=form).headers["location"]
-    filters = ["/inbox?severity=critical", by_text, "/inbox?state=all&cause=traffic", "/inbox?page=150"]
-    times: dict[str, list[float]] = {"alerts": [], "alert_page": [], "version": []}
-    # The cost of a page whatever else runs on the machine: all threads of this process, the test client's included.
-    cpu_times: dict[str, list[float]] = {name: [] for name in times}
-    random = np.random.default_rng(7)
+    form = {"csrf": csrf_of(client.get("/inbox").text), "q": "country"}
+    by_text = client.post("/inbox", data=form).headers["location"]
+    choices = [*orders, "/inbox?severity=critical", by_text, "/inbox?state=all&cause=traffic", "/inbox?page=150"]
+    times: dict[str, list[float]] = {
+        f"{name}{cpu}": [] for name in ("alerts", "alert_page", "version") for cpu in ("", "_cpu")
+    }
+    chance = np.random.default_rng(7)
     for number in range(requests):
-        alert_id = f"alert-{int(random.integers(alerts)):05d}"
-        choices = orders + filters
         for name, address in (
             ("alerts", choices[number % len(choices)]),
-            ("alert_page", f"/inbox/{alert_id}"),
+            ("alert_page", f"/inbox/alert-{int(chance.integers(alerts)):05d}"),
             ("version", "/inbox/version"),
         ):
             began, cpu_began = time.perf_counter(), time.process_time()
-            answer = browser.get(address)
+            answer = client.get(address)
             times[name].append((time.perf_counter() - began) * 1000)
-            cpu_times[name].append((time.process_time() - cpu_began) * 1000)
+            # All threads of this process, the test client's included.
+            times[f"{name}_cpu"].append((time.process_time() - cpu_began) * 1000)
             assert answer.status_code == 200, address
             if address in orders:
                 assert answer.text.count('type="checkbox"') == min(PAGE_SIZE, alerts)
     console.database.close()
-    result = {"alerts": float(alerts), "rebuild_seconds": rebuild_s}
-    for name, values in times.items():
-        for words, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
-            result[f"{name}_{words}_ms"] = float(np.quantile(values, share))
-        result[f"{name}_cpu_p50_ms"] = float(np.median(cpu_times[name]))
-        result[f"{name}_cpu_p99_ms"] = float(np.quantile(cpu_times[name], 0.99))
-    return result
+    return {"alerts": float(alerts), "rebuild_seconds": rebuild_s} | _quantiles(times)
+
+
+# Searches of the index
+
+_CARDS, _MERCHANTS, _RULES, _DAYS = 100_000, 10_000, 20, 100
+_START_MS, _DAY_MS = 1_704_067_200_000, 86_400_000
+_CHUNK = 20_000
+
+
+def _made_decisions(rows: int) -> Iterator[dict[str, Any]]:
+    """Yield decisions over 100 days: a few merchants have most payments, and 3 % of the scores are from 0.02 on."""
+    rng = random.Random(1)
+    for number in range(rows):
+        score = rng.betavariate(0.08, 25)
+        action = ACTIONS[(score > 0.1) + (score > 0.25)]
+        time_ms = _START_MS + number * _DAYS * _DAY_MS // rows
+        yield decision(
+            f"p-{number}",
+            decided_time_ms=time_ms,
+            event_time_ms=time_ms,
+            card_id=f"card-{rng.randrange(_CARDS)}",
+            merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}",
+            device_id=f"d-{rng.randrange(_CARDS)}",
+            ip=None,
+            score=score,
+            action=action,
+            reasons=[] if action == ACTIONS[0] else [f"rule:rule-{rng.randrange(_RULES)}"],
+        )
+
+
+def _day(rng: random.Random) -> int:
+    return _START_MS + rng.randrange(_DAYS) * _DAY_MS
+
+
+_SEARCHES: Mapping[str, Callable[[random.Random, int], Search]] = {
+    "payment": lambda rng, rows: Search(payment_id=f"p-{rng.randrange(rows)}"),
+    "card": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}"),
+    "device": lambda rng, _: Search(device_id=f"d-{rng.randrange(_CARDS)}"),
+    "merchant": lambda rng, _: Search(merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}"),
+    "busiest_merchant": lambda *_: Search(merchant_id="m-0", action="decline"),
+    "card_at_merchant": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}", merchant_id="m-0"),
+    "rule": lambda rng, _: Search(rule=f"rule-{rng.randrange(_RULES)}", last_ms=_day(rng)),
+    "score": lambda rng, _: Search(score_min=0.3, last_ms=_day(rng)),
+    "since": lambda rng, _: Search(first_ms=_day(rng)),
+    "newest": lambda *_: Search(),
+}
+
+
+def searches(path: Path, rows: int, count: int) -> dict[str, float]:
+    """Fill an index, and return the quantiles of searches, over all and by kind."""
+    rng, took_ms = random.Random(1), dict[str, list[float]]()
+    with closing(DuckDbDatabase(path, memory_mb=4096)) as database:
+        index, decisions = DecisionIndex(database), list(_made_decisions(rows))
+        for first in range(0, rows, _CHUNK):
+            with database.transaction() as transaction:
+                index.add_decisions(transaction, [Stored(each, b"") for each in decisions[first : first + _CHUNK]])
+        database.tidy(at_least=1)
+        for number in range(count):
+            name = list(_SEARCHES)[number % len(_SEARCHES)]
+            search = _SEARCHES[name](rng, rows)
+            began = time.perf_counter()
+            page = index.search(search)
+            took_ms.setdefault(f"search_{name}", []).append((time.perf_counter() - began) * 1000)
+            places = [row.place for row in page.rows]
+            assert places == sorted(places, reverse=True)
+            assert all(search.score_min <= row.score <= search.score_max for row in page.rows)
+            assert all(search.action in ("", row.action) and search.card_id in ("", row.card_id) for row in page.rows)
+            assert not search.payment_id or [row.payment_id for row in page.rows] == [search.payment_id]
+    every = [value for values in took_ms.values() for value in values]
+    return {"index_rows": float(rows)} | _quantiles({"search": every, **took_ms})
+
+
+# Decisions that are decided again
+
+_NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+_SETTINGS = """\
+[mirror]
+path = "{folder}/mirror"
+[outbox]
+directory = "{folder}/outbox"
+[serve]
+bundle = "{bundle}"
+metrics = "{folder}/metrics"
+runtime = "{folder}/serve"
+[limits]
+past_ms_max = 315_360_000_000
+[policy]
+review_at = 0.01
+decline_at = 0.05
+[[policy.rules]]
+name = "busy"
+when = "card_count_1h >= 3"
+action = "review"
+[[policy.rules]]
+name = "large"
+when = "amount > 300_00 and score > 0.004"
+action = "decline"
+[[policy.segments]]
+name = "online"
+when = 'channel == "ecom"'
+review_at = 0.006
+"""
+_AT_ONCE = 100
+
+
+def recomputed(folder: Path, count: int, *, is_broken: bool = False) -> dict[str, float]:
+    """Return the share of `count` decisions that are equal; `is_broken` changes the last bit of one stored score."""
+    ids = LocalSchemaIds()
+    encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
+    config = folder / "recomputed.toml"
+    config.write_text(_SETTINGS.format(bundle=small_world.trained_bundle(), folder=folder), encoding="utf-8")
+    decisions = _decided(config, count)
+    if is_broken:
+        decisions[0]["score"] = float(np.nextafter(decisions[0]["score"], 1.0))
+    with closing(DuckDbDatabase(folder / "recomputed.duckdb")) as database:
+        index = DecisionIndex(database)
+        with database.transaction() as transaction:
+            index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in decisions])
+        places = [Place(each["decided_time_ms"], key_hash("payment_id", each["payment_id"])) for each in decisions]
+        known = KnownDeciders(read_source(str(config), {}), None, None)
+        began, found = time.perf_counter(), list[bool]()
+        for first in range(0, count, _AT_ONCE):
+            bodies = index.bodies(places[first : first + _AT_ONCE]).values()
+            found += [known.recomputed(decoder.decode(body)).is_equal for body in bodies]
+        took_s = time.perf_counter() - began
+    assert len(found) == count
+    return {"recomputed_equal_share": sum(found) / count, "recomputed_per_second": count / took_s}
+
+
+def _decided(config: Path, count: int) -> list[dict[str, Any]]:
+    """Return decisions that a scorer made, in the form of their topic."""
+    host = open_host(config)
+    with closing(MirrorWriter(host.mirror)) as writer:
+        writer.apply(profiles(), {0: 1}, _NOW_MS)
+    scorer = scorer_of(host, "recomputed")
+    for number, request in enumerate(requests_of(small_world.tables()[0].slice(0, count), id_prefix="p-")):
+        request.event_time_ms = _NOW_MS
+        scorer.score([request.SerializeToString()], _NOW_MS + number)
+    scorer.scorer.close_mirror()
+    reader = OutboxReader(host.outbox, "recomputed")
+    position, entries = reader.oldest(), list[OutboxEntry]()
+    while records := reader.read(position, _AT_ONCE):
+        position = records[-1][0]
+        entries += [OutboxEntry.FromString(data) for _, data in records]
+    assert len(entries) == count
+    return [dict(decision_of(entry)) for entry in entries]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """How rarely drift detection gives a false alarm, how soon it finds a change, and whether it names the cause.
 
 Measured, on a seeded stream of decisions (perf/worlds/drift_world.py): without a change the alerts a month, compared
-with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change;
-with each of four slow ones the days until the first alert, and until the first against the training window. Used for:
-whether an analyst can trust an alert.
+with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change.
+Used for: whether an analyst can trust an alert.
 
 With `--tools` the same is measured for the defaults of Evidently and NannyML, on the same decisions in blocks of an
 hour, each in an environment of its own in .perf/.
 
-    python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
+    python -m perf.drift [--days N] [--cards N] [--tools] [--json FILE]
 
 Most of the time is evaluation, which costs the same however many cards there are: with --cards 1500 --days 60 the
 program takes less than four minutes of CPU.
-
-`--data` takes a history in our two files instead of a simulated one. Then only false alarms are measured.
 """
 
 from __future__ import annotations
@@ -21,32 +18,28 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from paywarden.features.history.history import read_history
 from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import load_reference
-from paywarden.models.metrics.evaluation import date_of_day
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
-from paywarden.streams.drift.backtest import Backtest, PastHours, VirtualDetection, detected
-from paywarden.streams.drift.backtest_files import Injection, PastPart, injected
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.drift.backtest import PastHours, VirtualDetection
 from perf.peers.drift_tools import TOOLS, Tool, tool
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.drift_world import (
     Change,
     Decisions,
     DriftWorld,
+    changed_from,
     feature_at_default,
     fraud_moved,
     profiles_stale,
     scores_rescaled,
     simulated_world,
     traffic_doubled,
-    world_of,
 )
 
 FIVE_MS = LENGTHS_MS[0]
@@ -63,14 +56,6 @@ _TOOLS_WATCHED_DAYS = 3
 _TOOLS_HOURS = 12
 
 FEATURE = "card_amount_mean_30d"
-# Days over which a slow change takes hold of all payments it is about.
-_SLOW_DAYS = 40
-SLOW_CHANGES = {
-    "channel_unlisted": "channel=wallet",
-    "channel_listed": "channel=pos",
-    "feature": f"feature:{FEATURE}=0",
-    "score": "score=0.4",
-}
 CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
     "scores_rescaled": (scores_rescaled, lambda alert: alert.subject in ("score", "action")),
     "feature_at_default": (feature_at_default(FEATURE), lambda alert: alert.subject == f"feature:{FEATURE}"),
@@ -83,34 +68,19 @@ CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """The alerts after a change: minutes to the first, and to the first with the right name; NaN for never."""
-
-    minutes: float
-    named_minutes: float
-    first: str
-
-
 def main() -> None:
     arguments = arguments_of(
         __doc__,
         ("--days", {"type": int, "default": 90, "help": "without a change"}),
         ("--cards", {"type": int, "default": 15_000, "help": "of the simulation; two payments a day each"}),
         ("--tools", {"action": "store_true", "help": "install Evidently and NannyML beside, and measure them"}),
-        ("--data", {"help": "a history instead of the simulation"}),
     )
     with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
-        bundle = Path(folder) / "bundle"
-        if arguments.data:
-            world = world_of(read_history(arguments.data), bundle, training_days=28)
-        else:
-            world = simulated_world(bundle, cards=arguments.cards, live_days=arguments.days)
-        finish(figures_of(world, with_changes=not arguments.data, with_tools=arguments.tools), arguments.json)
+        world = simulated_world(Path(folder) / "bundle", cards=arguments.cards, live_days=arguments.days)
+        finish(_measure(world, with_tools=arguments.tools), arguments.json)
 
 
-def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> dict[str, float]:
-    """Returns all figures; prints a table as they come."""
+def _measure(world: DriftWorld, *, with_tools: bool) -> dict[str, float]:
     settings = DetectorSettings()
     replay = Replay(world, settings)
     live = world.live
@@ -141,10 +111,7 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
         alarms = one.alarms(live.rows(slice(baseline, end)))
         figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
         print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
-    if with_changes:
-        figures |= _of_changes(world, replay, tools)
-        figures |= _of_slow_changes(world, replay)
-    return figures
+    return figures | _of_changes(world, replay, tools)
 
 
 def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[str, float]:
@@ -158,56 +125,20 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
         at_ms = start_ms + _BEFORE_DAYS * DAY_MS + _AT_MS
         end_ms = at_ms + _AFTER_DAYS * DAY_MS
         part = world.live.rows(slice(world.live.cut_at(start_ms), world.live.cut_at(end_ms)))
-        stream = change(world, part, at_ms)
-        found = _found(replay.alerts(stream), at_ms, is_named)
-        figures[f"delay_minutes_{name}"] = found.minutes
-        figures[f"named_minutes_{name}"] = found.named_minutes
-        row = f"{name:<22}{found.minutes:>16.0f}"
+        stream = changed_from(world, part, at_ms, change)
+        alerts = [one for one in replay.alerts(stream) if one.time_ms > at_ms and one.state is not State.CLEARED]
+        figures[f"delay_minutes_{name}"] = minutes = _minutes_to(alerts, at_ms)
+        figures[f"named_minutes_{name}"] = named = _minutes_to(list(filter(is_named, alerts)), at_ms)
+        row = f"{name:<22}{minutes:>16.0f}"
         seen = stream.rows(slice(stream.cut_at(at_ms - 2 * HOUR_MS), stream.cut_at(at_ms + _TOOLS_HOURS * HOUR_MS)))
         for one in tools:
             alarms = [end for end in one.alarms(seen) if end > at_ms]
             minutes = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
             figures[f"{one.name}_delay_minutes_{name}"] = minutes
             row += f"{minutes:>16.0f}"
-        print(f"{row}   {found.first}; rightly after {found.named_minutes:.0f}", flush=True)
+        first = f"{alerts[0].subject} {alerts[0].statistic} {alerts[0].segment}" if alerts else "nothing"
+        print(f"{row}   {first}; rightly after {named:.0f}", flush=True)
     return figures
-
-
-def _of_slow_changes(world: DriftWorld, replay: Replay) -> dict[str, float]:
-    """Measure the days until each slow change has an alert, and one against the training window, by the hour."""
-    figures: dict[str, float] = {}
-    live = world.live
-    first_day = int(live.time_ms[0]) // DAY_MS + 1
-    date = date_of_day(first_day + _BEFORE_DAYS)
-    part = live.rows(slice(0, live.cut_at((first_day + _BEFORE_DAYS + _SLOW_DAYS) * DAY_MS)))
-    count = len(part)
-    rows = PastPart(
-        part.time_ms,
-        np.full(count, replay.version, dtype=object),
-        np.full(count, part.vectors.shape[1]),
-        _rows(part),
-    )
-    print(f"\n{f'over {_SLOW_DAYS} days':<22}{'first alert':>16}{'of training':>16}   days; how bad at last")
-    for name, change in SLOW_CHANGES.items():
-        injection = Injection.of(f"{change}@{date}+{_SLOW_DAYS}d")
-        detection = VirtualDetection(
-            {replay.version: replay.reference}, detectors=DetectorSettings(), alerts=AlertSettings()
-        )
-        Backtest(detection, length_ms=HOUR_MS).run(injected([rows], [injection], replay.reference.feature_names, 1))
-        alerts = detection.told.alerts
-        of_training = [alert for alert in alerts if alert.comparison is Comparison.TRAINING]
-        first, trained = detected(injection, alerts), detected(injection, of_training)
-        figures[f"delay_days_slow_{name}"] = first.hours / 24
-        figures[f"delay_days_slow_{name}_training"] = trained.hours / 24
-        print(f"{name:<22}{first.hours / 24:>16.1f}{trained.hours / 24:>16.1f}   {first.worst}", flush=True)
-    return figures
-
-
-def _found(alerts: list[Alert], at_ms: int, is_named: Callable[[Alert], bool]) -> Found:
-    later = [alert for alert in alerts if alert.time_ms > at_ms and alert.state is not State.CLEARED]
-    named = [alert for alert in later if is_named(alert)]
-    text = "nothing" if not later else f"{later[0].subject} {later[0].statistic} {later[0].segment}"
-    return Found(_minutes_to(later, at_ms), _minutes_to(named, at_ms), text)
 
 
 def _minutes_to(alerts: list[Alert], at_ms: int) -> float:
@@ -221,25 +152,22 @@ class Replay:
         reference = load_reference(world.folder)
         assert reference is not None, "a bundle that was trained from a history has a reference"
         self.reference, self._settings = reference, settings
-        self.version = reference.model_version
         # The sums that evaluation keeps for every hour, of the first stream.
         self._past: PastHours = {}
 
     def alerts(self, decisions: Decisions) -> list[Alert]:
-        """Returns the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
+        """Return the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
+        version = self.reference.model_version
         detection = VirtualDetection(
-            {self.version: self.reference},
-            detectors=self._settings,
-            alerts=AlertSettings(),
-            past=self._past,
+            {version: self.reference}, detectors=self._settings, alerts=AlertSettings(), past=self._past
         )
-        _, binning = detection.binnings.of(self.version)
+        _, binning = detection.binnings.of(version)
         first = -(-int(decisions.time_ms[0]) // DAY_MS) * DAY_MS
         starts = np.arange(first, int(decisions.time_ms[-1]) - FIVE_MS, FIVE_MS)
         cuts = np.searchsorted(decisions.time_ms, np.append(starts, starts[-1:] + FIVE_MS))
         for start_ms, begin, end in zip(starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             counts = count_rows(binning, _rows(decisions.rows(slice(begin, end))))
-            detection.take(start_ms, FIVE_MS, {self.version: counts})
+            detection.take(start_ms, FIVE_MS, {version: counts})
         self._past = self._past or detection.past
         return detection.told.alerts
 

@@ -1,269 +1,100 @@
-"""Counting decisions on a real Kafka: decisions a second of a worker on one core, and where the time goes.
+"""Counting decisions on a real Kafka: decisions that a stream worker counts and joins in a second of its CPU time.
 
-Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
-tiles of five minutes with all segments and features, and into the records that outcomes are joined to, saved and
-committed. Stubbed: the pipeline, which does nothing; the store, which is a dictionary; and the detection, which finds
-nothing (it takes milliseconds every five minutes). Kafka shares the cores. Used for: the capacity of a worker, and
-noticing when our part becomes dearer. The time of Faust is the total less decoding and counting. The run checks that
-every decision was counted once.
+Measured: `paywarden stream`, a process of its own, reads a backlog of `decisions` (in transactions, as companions write
+them) into tiles of five minutes with all segments and features, and into the records that outcomes are joined to, saved
+in LMDB and committed. Nothing is stubbed; there are no payments and no outcomes. `decisions_per_second`: decisions by
+the worker's CPU time: the rate of one full core. `counted_per_second` is by the clock: Kafka works on the same cores.
+Used for: the capacity of a worker. The run checks that every decision was counted once.
 
     python -m perf.drift_counts [--decisions N] [--json FILE]
 
-Needs the services that `make services` fetches. Times are CPU time; "client" is that of the Kafka client's own thread
-and of everything without a row of its own.
+Needs the services that `make services` fetches.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
-from paywarden.features.profiles.money import load_rates
-from paywarden.features.stores.memory import MemoryStore
-from paywarden.models.drift.binning import FEATURE_BINS, Binning
-from paywarden.models.metrics.costs import CostSettings
-from paywarden.ops.wiring.agents import DriftParts, OutcomeParts, add_agents
+from paywarden.models.bundle.bundle import load_bundle
+from paywarden.ops.demo.processes import running_parts
+from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.drift.counts import Binnings
-from paywarden.streams.drift.evaluation import NoDetection
-from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, merged, read_heads
-from paywarden.streams.faust.app import StreamApp
-from paywarden.streams.faust.codec import AvroCodec
-from paywarden.streams.health.gc_tuning import settle_collection
-from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_transactional_producer
-from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.outcomes import state as outcome_state
-from paywarden.streams.outcomes.payments import SourcePartition
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
-from paywarden.streams.profiles.settings import StreamSettings
-from tests.services.servers.kafka import KafkaServer
+from perf.tools.measuring import arguments_of, finish
+from perf.worlds.kafka_world import kafka_world, timed_work
+from perf.worlds.scoring_world import Past, WorldSize, make_past, vectors_of
+from tests.worlds.stream.decision_records import decision
 
-_FEATURES = 60
-_VERSION = "m1"
-_TARGET = 5_000
-# Decisions a second in the backlog's timestamps, and decisions in a transaction.
+# Decisions a second in the backlog's timestamps, decisions in a transaction, and different vectors.
 _MADE_PER_SECOND = 2_000
 _TRANSACTION = 200
+_VECTORS = 1_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--decisions", type=int, default=200_000, help="in the backlog")
-    parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        _work(json.loads(arguments.worker))
-        return
-    with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
-        figures = _measure(kafka.bootstrap, arguments.decisions)
-    for name, value in figures.items():
-        print(f"{name:<48} {value:>14,.2f}")
-    if figures["decisions_per_second"] < _TARGET:
-        print(f"below the {_TARGET:,} decisions a second that are wanted")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments = arguments_of(__doc__, ("--decisions", {"type": int, "default": 200_000, "help": "in the backlog"}))
+    past = make_past(WorldSize())
+    with kafka_world() as world:
+        _send(world.kafka, past, arguments.decisions)
+        config = world.write_config(more=f'[drift]\nbundles = ["{past.bundle.resolve()}"]\n')
+        with running_parts(config, world.folder, ["stream"]) as parts:
+            work = timed_work(parts.parts[0], _counted_and_joined, arguments.decisions)
+            counted = parts.parts[0].reading().total("paywarden_drift_actions_total")
+    assert counted == arguments.decisions, f"{counted} of {arguments.decisions} decisions were counted"
+    figures = {
+        "decisions_per_second": work.records / work.cpu_s,
+        "counted_per_second": work.records / work.took_s,
+        "cpu_us_per_decision": work.cpu_s / work.records * 1e6,
+    }
+    finish(figures, arguments.json)
 
 
-def _measure(bootstrap: str, count: int) -> dict[str, float]:
-    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=f"p{uuid.uuid4().hex[:8]}-")
-    create_topics(kafka, TopicSettings(), ("card",))
-    first_ms = _send(kafka, count)
-    spec = {"bootstrap": bootstrap, "prefix": kafka.topic_prefix, "wanted": count, "first_ms": first_ms}
-    worker = subprocess.run(
-        [sys.executable, "-m", "perf.drift_counts", "--worker", json.dumps(spec)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    figures: dict[str, float] = json.loads(worker.stdout.splitlines()[-1])
-    return figures
+def _counted_and_joined(reading: MetricsReading) -> int:
+    counted = reading.total("paywarden_drift_decisions_total")
+    return min(counted, reading.total("paywarden_outcomes_rows_total", "decisions"))
 
 
-def _binning() -> Binning:
-    edges = np.tile(np.linspace(-2, 2, FEATURE_BINS - 1, dtype=np.float32), (_FEATURES, 1))
-    countries = tuple(f"C{number}" for number in range(20))
-    categories = tuple(str(5000 + number) for number in range(20))
-    scores = 1 / (1 + np.exp(-np.linspace(-8, 4, 63)))
-    return Binning(scores, edges, (("ecom", "pos", "atm"), countries, categories), ("unknown_card", "mirror_stale"))
-
-
-def _send(kafka: KafkaSettings, count: int) -> int:
-    """Send the decisions; returns when the first was made, in ms."""
-    chance = np.random.default_rng(1)
+def _send(kafka: KafkaSettings, past: Past, count: int) -> None:
+    """Send decisions that end now."""
+    bundle = load_bundle(past.bundle, catalogue_digest=past.engine.plan.digest)
+    vectors = vectors_of(past, _VECTORS)
+    scores, version = bundle.score(vectors), bundle.manifest.model_version
+    actions = np.digitize(scores, [bundle.manifest.review_at, bundle.manifest.decline_at]).tolist()
     ids = LocalSchemaIds()
     encoder = Encoder("decisions", ids.id_of("decisions"))
-    producer = make_transactional_producer(kafka, f"{kafka.topic_prefix}tx", linger_ms=2, transaction_timeout_ms=30_000)
+    producer = make_transactional_producer(kafka, "perf-decisions", linger_ms=2, transaction_timeout_ms=30_000)
     producer.init_transactions(30)
-    vectors = chance.normal(size=(1000, _FEATURES)).astype("<f4")
-    scores = 1 / (1 + np.exp(-chance.normal(-4, 2, size=1000)))
-    topic, first_ms = kafka.topic("decisions"), time.time_ns() // 1_000_000 - count * 1000 // _MADE_PER_SECOND
+    first_ms = time.time_ns() // 1_000_000 - count * 1000 // _MADE_PER_SECOND
     for number in range(count):
         if number % _TRANSACTION == 0:
             if number:
                 producer.commit_transaction(30)
             producer.begin_transaction()
-        row = number % 1000
-        record: dict[str, Any] = {
-            "decision_id": f"decision-{number:012}",
-            "decided_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND,
-            "payment_id": f"payment-{number:012}",
-            "event_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND - 30,
-            "card_id": f"card-{number % 50_000:08}",
-            "merchant_id": f"merchant-{number % 900:06}",
-            "device_id": f"device-{number % 70_000:08}",
-            "ip": None,
-            "amount_minor": 1000 + row,
-            "currency": "EUR",
-            "mcc": str(5000 + row % 23),
-            "country": f"C{row % 25}",
-            "channel": ("ecom", "pos", "atm", None)[row % 4],
-            "score": float(scores[row]),
-            "action": ("approve", "review", "decline")[(row % 50 == 0) + (row % 200 == 0)],
-            "reasons": [],
-            "flags": ["unknown_card"] if row % 20 == 0 else [],
-            "model_version": _VERSION,
-            "catalogue_digest": "x",
-            "vector": vectors[row].tobytes(),
-            "profile_age_ms": 100 + row,
-            "utc_offset_minutes": None,
-        }
-        producer.produce(topic, encoder.encode(record), key=record["payment_id"])
+        row, time_ms = number % _VECTORS, first_ms + number * 1000 // _MADE_PER_SECOND
+        record = decision(
+            f"payment-{number:012}",
+            decided_time_ms=time_ms,
+            event_time_ms=time_ms - 30,
+            card_id=f"card-{number % 50_000:08}",
+            merchant_id=f"merchant-{number % 900:06}",
+            device_id=f"device-{number % 70_000:08}",
+            amount_minor=1000 + row,
+            mcc=str(5000 + row % 23),
+            country=f"C{row % 25}",
+            channel=("ecom", "pos", "atm", None)[row % 4],
+            score=float(scores[row]),
+            action=("approve", "review", "decline")[actions[row]],
+            flags=["unknown_card"] if row % 20 == 0 else [],
+            model_version=version,
+            catalogue_digest=past.engine.plan.digest,
+            vector=vectors[row].tobytes(),
+            profile_age_ms=100 + row,
+        )
+        producer.produce(kafka.topic("decisions"), encoder.encode(record), key=record["payment_id"])
     producer.commit_transaction(30)
-    return first_ms
-
-
-# The worker's process
-
-
-class _Idle:
-    """A pipeline that does nothing."""
-
-    def run(self, stop: threading.Event) -> None:
-        stop.wait()
-
-    def problems(self) -> Sequence[str]:
-        return ()
-
-    def turns(self) -> bool:
-        return True
-
-
-class _Timed:
-    """Measures the CPU time of wrapped methods, of the thread that calls them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def wrap(self, owner: Any, name: str, stage: str) -> None:
-        inner: Callable[..., Any] = getattr(owner, name)
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            started = time.thread_time()
-            try:
-                return inner(*arguments, **options)
-            finally:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - started
-
-        setattr(owner, name, timed)
-
-
-def _work(spec: dict[str, Any]) -> None:
-    """Count until all decisions are counted and saved; the last line on stdout is the report."""
-    os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
-    kafka = KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])
-    timed = _Timed()
-    timed.wrap(AvroCodec, "_loads", "decode")
-    timed.wrap(PartitionState, "save", "count_and_save")
-    timed.wrap(OutcomeWork, "save", "join")
-    store, binnings = MemoryStore(), Binnings({_VERSION: _binning()})
-    settings = StreamSettings(group_id=f"{spec['prefix']}stream")
-    registry = CollectorRegistry()
-    figures = asyncio.run(_run(kafka, settings, registry, store, binnings, spec["wanted"], timed))
-    heads = read_heads(store, partitions_of(kafka, "decisions"))
-    start_ms = spec["first_ms"] // FIVE_MS * FIVE_MS
-    sums = merged(store, heads, start_ms, start_ms + 60 * FIVE_MS, Adder(binnings))
-    assert [int(one.payments[0]) for one in sums.values()] == [spec["wanted"]], sums
-    print(json.dumps(figures), flush=True)
-
-
-async def _run(
-    kafka: KafkaSettings,
-    settings: StreamSettings,
-    registry: CollectorRegistry,
-    store: MemoryStore,
-    binnings: Binnings,
-    wanted: int,
-    timed: _Timed,
-) -> dict[str, float]:
-    app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
-    parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
-    add_agents(
-        app, clients=KafkaClients.of(kafka), ids=LocalSchemaIds(), registry=registry,
-        session_timeout_ms=settings.session_timeout_ms, now_ms=lambda: time.time_ns() // 1_000_000, drift=parts,
-        outcomes=OutcomeParts(load_rates(), CostSettings(), outcomes),
-    )  # fmt: skip
-    partitions = partitions_of(kafka, "decisions")
-    sources = [SourcePartition(DECISIONS, partition) for partition in partitions]
-    stop = asyncio.Event()
-    settle_collection()
-    running = asyncio.create_task(app.run_until(stop))
-    began: tuple[float, float, float] | None = None
-    ended: tuple[float, float, float] | None = None
-    while True:
-        await asyncio.sleep(0.02)
-        counted = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
-        joined = sum(head.progress.totals.total() for head in outcome_state.read_heads(store, sources).values())
-        count = counted if joined else 0
-        if began is None and count:
-            # The clock starts at the first save. Decisions before it belong to the start and do not count.
-            began, first, before = _clocks(), count, dict(timed.seconds)
-        if ended is None and min(count, joined) >= wanted - outcomes.save_records:
-            # And it ends before the last ones, which wait for `save_every_ms`.
-            ended, last, after = _clocks(), count, dict(timed.seconds)
-        if count >= wanted and joined >= wanted:
-            break
-    stop.set()
-    await running
-    assert began is not None
-    assert ended is not None
-    assert count == wanted
-    wall_s, cpu_s, loop_s = (end - start for end, start in zip(ended, began, strict=True))
-    done = last - first
-    stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in after.items()}
-    return {
-        "decisions_per_second": done / wall_s,
-        "cpu_us_per_decision": cpu_s / done * 1e6,
-        "decode_us_per_decision": stages["decode"] / done * 1e6,
-        "faust_us_per_decision": (loop_s - stages["decode"]) / done * 1e6,
-        "count_and_save_us_per_decision": stages["count_and_save"] / done * 1e6,
-        "join_us_per_decision": stages["join"] / done * 1e6,
-        "client_us_per_decision": (cpu_s - loop_s - stages["count_and_save"] - stages["join"]) / done * 1e6,
-        "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def _clocks() -> tuple[float, float, float]:
-    """Wall time, CPU time of the process, and of the event loop's thread."""
-    return time.perf_counter(), time.process_time(), time.thread_time()
 
 
 if __name__ == "__main__":

@@ -3,45 +3,34 @@
 Measured: `apply_events` over sorted batches of simulated payments with every entity (updates counted per payment
 and entity), one vector of a payment with three known entities as a scoring worker makes it, and the point-in-time
 vectors of a whole history through `PointInTimeReplay` (of the handbook's table with --data, else of a simulated one).
-With --hops, also features of a card's last 4 and 8 merchants: CPU time of the lists and of the reads, in batches of 16
-payments, and of the vectors of the whole history.
 Nothing is stubbed; reading files is not included. Used for: noticing when a change makes the kernel slower.
 
-    python -m perf.kernels [--data DIR] [--hops] [--json FILE]
+    python -m perf.kernels [--data DIR] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import History, history_of_tables, read_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import load_rates
+from perf.tools.measuring import arguments_of, finish
 
 _CALLS = 50_000
 _ROUNDS = 5
-_HOP_BATCHES, _HOP_BATCH = 200, 16
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", help="a history to run through (default: 5,000 simulated cards over 60 days)")
-    parser.add_argument("--hops", action="store_true", help="also measure features two hops away")
-    parser.add_argument("--json", help="also write the figures there")
-    arguments = parser.parse_args()
+    arguments = arguments_of(
+        __doc__, ("--data", {"help": "a history to run through (default: 5,000 simulated cards over 60 days)"})
+    )
     history = (
         read_history(arguments.data) if arguments.data else history_of_tables(*simulate(cards=5000, days=60, seed=1))
     )
@@ -55,12 +44,7 @@ def main() -> None:
         **_updates(engine, passage),
         **_vectors(history, engine, passage),
     }
-    for last in (4, 8) if arguments.hops else ():
-        figures |= {f"hops_{last}_{name}": value for name, value in _two_hops(history, last).items()}
-    for name, value in figures.items():
-        print(f"{name:<40} {value:>16,.2f}")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    finish(figures, arguments.json)
 
 
 def _training_table(history: History, engine: FeatureEngine) -> tuple[PointInTimeReplay, float]:
@@ -73,7 +57,7 @@ def _training_table(history: History, engine: FeatureEngine) -> tuple[PointInTim
 
 
 def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
-    """Returns updates a second of each entity's profiles, starting empty, without roll-up: median of rounds."""
+    """Return updates a second of each entity's profiles, starting empty, without roll-up: median of rounds."""
     figures, total_events, total_seconds = {}, 0, 0.0
     attributes = passage.rows.of(slice(None))
     for entity, name in enumerate(engine.plan.entity_names):
@@ -85,15 +69,7 @@ def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, flo
         groups = np.append(np.unique(codes[order], return_index=True)[1], len(order)).astype(np.int64)
         count = len(order)
         ones, none = np.ones(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
-        events = Events(
-            groups,
-            np.zeros(count, dtype=np.uint8),
-            order,
-            ones,
-            none,
-            none,
-            none,
-        )
+        events = Events(groups, np.zeros(count, dtype=np.uint8), order, ones, none, none, none)
         rounds = []
         for _ in range(_ROUNDS):
             started = time.perf_counter()
@@ -136,64 +112,7 @@ def _vectors(history: History, engine: FeatureEngine, passage: PointInTimeReplay
     }
 
 
-def _two_hops(history: History, last: int) -> dict[str, float]:
-    """Measure two features of a card's last merchants, in CPU time: others on the machine do not count."""
-    merchant, *_ = (entity for entity in CATALOGUE.entities if entity.name == "merchant")
-    card, *_ = (entity for entity in CATALOGUE.entities if entity.name == "card")
-    hops = (
-        card.largest_of_last("largest_share", merchant, "merchant_fraud_share_30d", last),
-        card.mean_of_last("mean_count", merchant, "merchant_count_30d", last),
-    )
-    engine = FeatureEngine(Catalogue(CATALOGUE.entities, (*CATALOGUE.features, *hops)))
-    engine.warm_up()
-    passage = PointInTimeReplay(history, engine, load_rates())
-    started = time.thread_time()
-    assert sum(len(chunk.vectors) for chunk in passage.chunks()) == len(history)
-    replay_us = (time.thread_time() - started) / len(history) * 1e6
-    number_of = {int(identity): number for number, identity in enumerate(passage.entities[1].identities())}
-    lists, reads, known = [], [], 0
-    rows = np.random.default_rng(7).choice(len(history), _HOP_BATCHES * _HOP_BATCH).reshape(_HOP_BATCHES, _HOP_BATCH)
-    for batch in rows.tolist():
-        payments, presence, states, bounds = _batch([_inputs(history, passage, row) for row in batch])
-        identities = np.zeros((_HOP_BATCH, last), dtype=np.int64)
-        lists.append((payments, presence, states, bounds, identities))
-        engine.list_neighbours(*lists[-1])
-        found = [passage.profiles[1][number_of[one]] if one else None for one in identities.ravel().tolist()]
-        known += sum(one is not None for one in found)
-        kinds = np.array([kernel.UNKNOWN if one is None else kernel.KNOWN for one in found], dtype=np.uint8)
-        ends = np.concatenate(([0], np.cumsum([len(one or b"") for one in found]))).astype(np.int64)
-        packed = np.frombuffer(bytearray(b"".join(one or b"" for one in found)), dtype=np.uint8)
-        reads.append((payments, kinds, packed, ends, engine.new_hops(_HOP_BATCH)))
-    payments_timed = _HOP_BATCHES * _HOP_BATCH
-    return {
-        "neighbours": known / payments_timed,
-        "list_us": _least(engine.list_neighbours, lists) / payments_timed * 1e6,
-        "read_us": _least(engine.fill_hops, reads) / payments_timed * 1e6,
-        "replay_us": replay_us,
-        "card_bytes_mean": float(np.mean([len(state) for state in passage.profiles[0] if state])),
-    }
-
-
-def _least(work: Callable[..., None], batches: Sequence[tuple[NDArray[Any], ...]]) -> float:
-    """Returns the least CPU time of several rounds through all batches, in seconds."""
-    rounds = []
-    for _ in range(2 * _ROUNDS):
-        started = time.thread_time()
-        for batch in batches:
-            work(*batch)
-        rounds.append(time.thread_time() - started)
-    return min(rounds)
-
-
 Inputs = tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
-
-
-def _batch(inputs: list[Inputs]) -> Inputs:
-    """Returns the arrays of several payments as those of one batch."""
-    rows, presence, states, bounds = zip(*inputs, strict=True)
-    sizes = np.concatenate([np.diff(one) for one in bounds])
-    ends = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return np.concatenate(rows), np.concatenate(presence), np.concatenate(states), ends
 
 
 def _inputs(history: History, passage: PointInTimeReplay, row: int) -> Inputs:

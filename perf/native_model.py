@@ -1,42 +1,34 @@
 """The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
 Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
-are our two libraries. `conditions` also runs plain (values compared as doubles), annotated (TL2cgen knows which way
-most payments go), in one translation unit, and compiled for this processor. The others are LightGBM's `predict`, its
-C call for single rows, Treelite's GTIL, ONNX Runtime and lleaves. Used for: which engine a bundle gets. Checked: our
-libraries and GTIL give LightGBM's bits, the others its scores.
+are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL and ONNX
+Runtime. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
+scores.
 
-    python -m perf.native_model [--lleaves] [--rounds N] [--json FILE]
+    python -m perf.native_model [--rounds N] [--json FILE]
 
-Needs the packages of the extra `perf-models`; engines that are not installed are left out. `--lleaves` makes an
-environment for lleaves in .perf/, once: it needs an older llvmlite than numba does. Engines take turns, so that other
-work of the machine disturbs all of them alike.
+Needs the packages of the extra `perf-models`; engines that are not installed are left out. Engines take turns, so that
+other work of the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
-import tl2cgen
-import treelite
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT
-from paywarden.models.bundle.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
+from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.servers import pin_load
-from perf.worlds.scoring_world import CACHE, WorldSize, make_past, vectors_of
+from perf.worlds.scoring_world import WorldSize, make_past, vectors_of
 
 Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -44,49 +36,28 @@ _ROWS = 10_000
 _SINGLE_ROWS = 2_000
 # Engines with float32 thresholds or another order of sums come this near.
 _NEAR = 1e-3
-_LLEAVES = ("lleaves==1.3.0", "llvmlite==0.43.0", "numpy<2.3", "lightgbm")
 
 
 def main() -> None:
-    arguments = arguments_of(
-        __doc__,
-        ("--lleaves", {"action": "store_true", "help": "install lleaves beside, and measure it"}),
-        ("--rounds", {"type": int, "default": 7, "help": "that are counted"}),
-    )
+    arguments = arguments_of(__doc__, ("--rounds", {"type": int, "default": 7, "help": "that are counted"}))
     pin_load()
     past = make_past(WorldSize())
     text = past.bundle / MODEL_TEXT
     rows = vectors_of(past, _ROWS)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engines = _ours(text, rows, folder) | _others(text, rows.shape[1])
-        if arguments.lleaves:
-            engines["lleaves"] = stack.enter_context(_lleaves(text))
+    with tempfile.TemporaryDirectory() as folder:
+        engines = _ours(text, rows.shape[1], Path(folder)) | _others(text, rows.shape[1])
         _check(engines, rows)
         figures = _measure(engines, rows, arguments.rounds)
     finish(figures, arguments.json)
 
 
-def _ours(text: Path, rows: NDArray[np.float32], folder: Path) -> dict[str, Margins]:
-    features = rows.shape[1]
-    annotation = folder / "annotation.json"
-    model = treelite.frontend.load_lightgbm_model(str(text))
-    tl2cgen.annotate_branch(model, tl2cgen.DMatrix(rows.astype(np.float64)), annotation, nthread=1)
-    native = (*COMPILER_OPTIONS, "-march=native")
-    ways = {
-        "conditions": Conditions(),
-        "conditions_plain": Conditions(quantised=False),
-        "conditions_annotated": Conditions(annotation=annotation),
-        "conditions_one_unit": Conditions(units=1),
-        "conditions_o3_native": Conditions(options=("-O3", *native[1:])),
-    }
-    compile_library(text, features, folder / "vectors.so", generator=BIT_VECTORS)
-    engines: dict[str, Margins] = {"bit_vectors": NativePredictor(folder / "vectors.so", features).margins}
-    for name, conditions in ways.items():
-        started = time.perf_counter()
-        compile_library(text, features, folder / f"{name}.so", generator=TL2CGEN, conditions=conditions)
+def _ours(text: Path, features: int, folder: Path) -> dict[str, Margins]:
+    engines: dict[str, Margins] = {}
+    for name, generator in (("bit_vectors", BIT_VECTORS), ("conditions", TL2CGEN)):
+        library, started = folder / f"{name}.so", time.perf_counter()
+        compile_library(text, features, library, generator=generator)
         print(f"{name} compiled in {time.perf_counter() - started:.1f} s", flush=True)
-        engines[name] = NativePredictor(folder / f"{name}.so", features).margins
+        engines[name] = NativePredictor(library, features).margins
     return engines
 
 
@@ -131,7 +102,7 @@ def _single_row(booster: lightgbm.Booster, features: int) -> Margins:
 
 
 def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
-    """Returns the log-odds of the probabilities that an ONNX classifier gives."""
+    """Return the log-odds of the probabilities that an ONNX classifier gives."""
     import onnxruntime
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
@@ -150,41 +121,6 @@ def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
         return odds
 
     return margins
-
-
-@contextmanager
-def _lleaves(text: Path) -> Iterator[Margins]:
-    """lleaves in a process with an environment of its own. It measures its own time, without the pipe."""
-    folder = CACHE / "lleaves"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_LLEAVES], check=True)
-        (folder / "ready").touch()
-    child = Path(__file__).parent / "peers" / "lleaves_child.py"
-    with subprocess.Popen(
-        [str(python), str(child), str(text)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        yield _Remote(process)
-        process.terminate()
-
-
-class _Remote:
-    """Returns margins from the process. `seconds` is then its own time for the last call."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.seconds = 0.0
-
-    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(np.array(vectors.shape, dtype="<i8").tobytes() + vectors.tobytes())
-        self._process.stdin.flush()
-        data = self._process.stdout.read(8 * (1 + len(vectors)))
-        numbers = np.frombuffer(data, dtype="<f8")
-        self.seconds = float(numbers[0])
-        return numbers[1:]
 
 
 def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
@@ -225,11 +161,10 @@ def _measure(engines: dict[str, Margins], rows: NDArray[np.float32], rounds: int
     return figures | {f"{name}_rows_per_second": float(np.median(each)) for name, each in many.items()}
 
 
-def _seconds(margins: Any, rows: NDArray[np.float32]) -> float:
+def _seconds(margins: Margins, rows: NDArray[np.float32]) -> float:
     started = time.perf_counter()
     margins(rows)
-    taken = time.perf_counter() - started
-    return float(margins.seconds) if isinstance(margins, _Remote) else taken
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -5,39 +5,35 @@ steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands
 declines of payments, looked at as often, that stops at |z| > 1.96.
 
 `--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
-by traffic and by the share of the candidate; with the power that `rollout start` computes beforehand.
+in the second step: minutes until they are rolled back, infinite if that takes longer than `--days`.
 
-A thousand rollouts take six minutes of two quiet cores. In pieces: `--aa 1000 --cards 50000 --append counts.json
---minutes 2`, again until the file has them all. Remove the file when the analysis changes.
+A thousand rollouts take six minutes of two quiet cores.
+
+    python -m perf.rollout [--aa N] [--harm] [--cards N] [--harm-cards N] [--rounds N] [--days N] [--json FILE]
 
 The payments are made by a small model here: cards with heavy-tailed activity (the busiest of 20,000 pays some hundred
-times as often as most), scores that belong to the card as much as to the payment, days and nights. The counts are
-those of `StepTally` (a test compares the two), and the evidence is the product's own code.
+times as often as most), scores that belong to the card as much as to the payment, days and nights. The evidence is the
+product's own code, and each run checks that the counts are those of `StepTally`.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import resource
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
-from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.power import Traffic, power, power_text
-from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
-from paywarden.models.rollout.tally import DAY_MS, StepCounts
+from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION, CIRCLE, arm_edges, arms_at
+from paywarden.models.rollout.tally import DAY_MS, StepCounts, StepTally
 from perf.tools.measuring import arguments_of, finish
-from perf.tools.pieces import Counts, Pieces
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
 _LOOKS = DAYS * DAY_MS // LOOK_MS
@@ -48,8 +44,6 @@ _PAYMENTS_A_DAY = 1.5
 # Shares of the champion's payments above each threshold of scores: of review, decline, `score_upper`, `score_top`.
 _REVIEW_SHARE, _DECLINE_SHARE, _UPPER_SHARE, _TOP_SHARE = 0.05, 0.02, 0.1, 0.01
 _SLOW_SHARE, _ERROR_SHARE, _FLAG_SHARE = 0.01, 0.0005, 0.01
-# Some half a minute of two cores.
-_ROLLOUTS_OF_PIECE = 50
 # Spread of the logarithm of scores, among cards and among a card's payments, and of the logarithm of latencies.
 _CARD_SPREAD, _PAYMENT_SPREAD, _LATENCY_SPREAD = 0.9, 1.0, 0.5
 _Z_PEEKED = 1.96
@@ -71,13 +65,15 @@ class Payments:
     latency: NDArray[np.float64]
     odds: NDArray[np.float64]
     segment: NDArray[np.int64]
+    # Declined whatever the score.
+    declined: NDArray[np.bool_]
 
 
-Harm = Callable[[Payments, NDArray[np.bool_]], tuple[Payments, NDArray[np.bool_]]]
+Harm = Callable[[Payments, NDArray[np.bool_]], Payments]
 
 
 def simulated(seed: int, cards: int, days: float) -> Payments:
-    """Returns the payments of some days."""
+    """Return the payments of some days."""
     random = np.random.default_rng(seed)
     activity = np.minimum(random.pareto(1.5, cards) + 0.2, 200)
     count = random.poisson(activity / activity.mean() * _PAYMENTS_A_DAY * days)
@@ -99,37 +95,31 @@ def simulated(seed: int, cards: int, days: float) -> Payments:
         random.standard_normal(len(card)),
         random.random(len(card)),
         np.searchsorted(edges, random.random(cards), side="right")[card],
+        np.zeros(len(card), dtype=bool),
     )
 
 
-def no_harm(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
-    """The candidate is the champion under another name."""
-    return payments, np.zeros(len(is_candidate), dtype=bool)
-
-
-def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The candidate declines 0.5 points more, at random."""
     more = 0.005 / (1 - _DECLINE_SHARE)
-    return payments, is_candidate & ((payments.odds * 1e6) % 1 < more)
+    return replace(payments, declined=is_candidate & ((payments.odds * 1e6) % 1 < more))
 
 
-def scores_rescaled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def scores_rescaled(payments: Payments, is_candidate: NDArray[np.bool_], times: float = 1.2) -> Payments:
     """The candidate's scores are 1.2 times the champion's."""
-    shift = math.log(1.2) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
-    return replace(payments, score=payments.score + shift * is_candidate), np.zeros(len(is_candidate), dtype=bool)
+    shift = math.log(times) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
+    return replace(payments, score=payments.score + shift * is_candidate)
 
 
-def p99_doubled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def p99_doubled(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The slowest 2 % of the candidate's answers take twice as long."""
     tail = is_candidate & (payments.latency > _quantile(0.02))
-    return replace(payments, latency=payments.latency + tail * math.log(2) / _LATENCY_SPREAD), np.zeros_like(tail)
+    return replace(payments, latency=payments.latency + tail * math.log(2) / _LATENCY_SPREAD)
 
 
-def segment_broken(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+def segment_broken(payments: Payments, is_candidate: NDArray[np.bool_]) -> Payments:
     """The candidate's scores are five times the champion's in the smallest segment, 5 % of the cards."""
-    shift = math.log(5) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
-    broken = is_candidate & (payments.segment == 0)
-    return replace(payments, score=payments.score + shift * broken), np.zeros(len(broken), dtype=bool)
+    return scores_rescaled(payments, is_candidate & (payments.segment == 0), 5.0)
 
 
 HARMS: Mapping[str, Harm] = {
@@ -140,20 +130,19 @@ HARMS: Mapping[str, Harm] = {
 }
 
 
-def events_of(payments: Payments, is_declined: NDArray[np.bool_], plan: RolloutPlan) -> NDArray[np.bool_]:
-    """Returns which payment has which event, shape (measures, payments)."""
+def events_of(payments: Payments, plan: RolloutPlan) -> NDArray[np.bool_]:
+    """Return which payment has which event, shape (measures, payments)."""
     score, odds = payments.score, payments.odds
-    decline = (score >= _quantile(_DECLINE_SHARE)) | is_declined
+    decline = (score >= _quantile(_DECLINE_SHARE)) | payments.declined
     review = (score >= _quantile(_REVIEW_SHARE)) & ~decline
-    upper, top = score >= _quantile(_UPPER_SHARE), score >= _quantile(_TOP_SHARE)
     by_name = {
         "slow": payments.latency >= _quantile(_SLOW_SHARE),
         "error": odds < _ERROR_SHARE,
         "flag": (odds >= _ERROR_SHARE) & (odds < _ERROR_SHARE + _FLAG_SHARE),
         "review": review,
         "decline": decline,
-        "score_upper": upper,
-        "score_top": top,
+        "score_upper": score >= _quantile(_UPPER_SHARE),
+        "score_top": score >= _quantile(_TOP_SHARE),
     }
     for number, segment in enumerate(plan.segments):
         inside = payments.segment == number
@@ -162,16 +151,14 @@ def events_of(payments: Payments, is_declined: NDArray[np.bool_], plan: RolloutP
 
 
 def _quantile(share: float) -> float:
-    """Returns the value above which a standard normal number lies with this probability."""
-    from statistics import NormalDist
-
+    """Return the value above which a standard normal number lies with this probability."""
     return NormalDist().inv_cdf(1 - share)
 
 
 def counts_at(
     payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
 ) -> StepCounts:
-    """Returns the counts at each look of a step, as StepTally makes them. The step begins one look before the first.
+    """Return the counts at each look of a step, as StepTally makes them. The step begins one look before the first.
 
     `looks_ms`: the times of the looks; payments at or after a look's time are not in it.
     """
@@ -203,12 +190,12 @@ def counts_at(
 
 
 def _firsts(keys: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Returns the place of each key's first row, in order."""
+    """Return the place of each key's first row, in order."""
     return np.sort(np.unique(keys, return_index=True)[1])
 
 
 def _cumulated(moments: NDArray[np.int64], arms: NDArray[np.int64], looks_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns how many moments lie before each look, by arm, shape (looks, 2). `moments` rise."""
+    """Return how many moments lie before each look, by arm, shape (looks, 2). `moments` rise."""
     both = [np.searchsorted(moments[arms == arm], looks_ms, side="left") for arm in (CHAMPION, CANDIDATE)]
     return np.stack(both).T
 
@@ -223,10 +210,10 @@ class Ended:
     is_peeked: bool
 
 
-def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> Ended:
-    """Returns how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
-    events = events_of(payments, np.zeros(len(payments.card), dtype=bool), plan)
-    looks_ms = np.arange(1, days * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
+def rolled_out(payments: Payments, plan: RolloutPlan) -> Ended:
+    """Return how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
+    events = events_of(payments, plan)
+    looks_ms = np.arange(1, _LOOKS + 1, dtype=np.int64) * LOOK_MS
     step, begin, is_peeked = 0, 0, False
     while step < plan.last_step and begin < len(looks_ms):
         for length in (_SOON_LOOKS, len(looks_ms)):
@@ -237,8 +224,8 @@ def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> En
             if goes_on.any():
                 break
         end = int(np.argmax(goes_on)) if goes_on.any() else len(looks) - 1
-        seen = StepCounts(*(array[: end + 1] for array in _arrays(counts)))
-        is_peeked = is_peeked or bool(_peeked(payments, events, plan, step, looks[: end + 1]).any())
+        seen = StepCounts(*(array[: end + 1] for array in vars(counts).values()))
+        is_peeked = is_peeked or _is_peeked(payments, plan, step, looks[: end + 1])
         harms, mismatch = _harms(plan, step, seen), mismatch_evidence(plan, step, seen)
         stops = (harms >= 0).any(axis=1) | (mismatch >= 0)
         if stops.any():
@@ -251,7 +238,7 @@ def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> En
 
 
 def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float64]:
-    """Returns the evidence of harm, (looks, measures). It is computed where counts change, which is far from all."""
+    """Return the evidence of harm, (looks, measures). It is computed where counts change, which is far from all."""
     harms = np.empty(counts.step.shape[:2])
     for index in range(len(plan.measures)):
         changed = np.ones(len(harms), dtype=bool)
@@ -265,113 +252,89 @@ def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float
     return harms
 
 
-def _arrays(counts: StepCounts) -> tuple[NDArray[np.int64], ...]:
-    return counts.cards, counts.first, counts.step, counts.day, counts.day_number
-
-
-def _peeked(
-    payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Returns whether a z-test of the declines of the step's payments rejects, at each look."""
+def _is_peeked(payments: Payments, plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]) -> bool:
+    """Return whether a z-test of the declines of the step's payments rejects at any look."""
     start_ms = int(looks_ms[0]) - LOOK_MS
     rows = np.flatnonzero((payments.time_ms >= start_ms) & (payments.time_ms < looks_ms[-1]))
     arm = (payments.positions[payments.card[rows]] < plan.steps[step] / BASIS_POINTS).astype(np.int64)
-    moment = payments.time_ms[rows]
-    declined = events[[measure.name for measure in plan.measures].index("decline")][rows]
-    every = _cumulated(moment, arm, looks_ms).astype(np.float64)
+    moment, declined = payments.time_ms[rows], payments.score[rows] >= _quantile(_DECLINE_SHARE)
+    every = np.maximum(_cumulated(moment, arm, looks_ms), 1).astype(np.float64)
     declines = _cumulated(moment[declined], arm[declined], looks_ms)
-    pooled = declines.sum(axis=1) / np.maximum(every.sum(axis=1), 1)
-    sd = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(every, 1)).sum(axis=1))
-    difference = declines[:, CANDIDATE] / np.maximum(every[:, CANDIDATE], 1) - declines[:, 0] / np.maximum(
-        every[:, 0], 1
-    )
-    known = (every.min(axis=1) >= 100) & (sd > 0)
-    far = np.abs(difference) > _Z_PEEKED * np.where(sd > 0, sd, 1)
-    return np.asarray(known & far, dtype=np.bool_)
+    pooled = declines.sum(axis=1) / every.sum(axis=1)
+    sd = np.sqrt(pooled * (1 - pooled) * (1 / every).sum(axis=1))
+    difference = np.diff(declines / every, axis=1)[:, 0]
+    is_known = (every.min(axis=1) >= 100) & (sd > 0)
+    return bool((is_known & (np.abs(difference) > _Z_PEEKED * sd)).any())
 
 
 def _aa_ended(seed: int, cards: int) -> Ended:
     return rolled_out(simulated(seed, cards, DAYS), RolloutPlan(segments=SEGMENTS))
 
 
-def aa_piece(seed: int, count: int, *, cards: int, processes: Executor) -> Counts:
-    """Returns the counts of some rollouts in which nothing differs; prints a line for each that is stopped."""
-    counts: Counter[str] = Counter(rollouts=count, stopped=0, peeked=0, reached_100_percent=0, reached_basis_points=0)
-    first = seed * _ROLLOUTS_OF_PIECE
-    for number, ended in enumerate(processes.map(_aa_ended, range(first, first + count), repeat(cards)), first):
-        counts["peeked"] += ended.is_peeked
-        counts["reached_100_percent"] += ended.share == BASIS_POINTS
-        counts["reached_basis_points"] += ended.share
+def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, float]:
+    """Return the shares of rollouts that were stopped although nothing differs; print a line for each of them."""
+    stopped = peeked = reached_all = reached = 0
+    for number, ended in enumerate(processes.map(_aa_ended, range(rollouts), repeat(cards))):
+        stopped += ended.stopped_ms is not None
+        peeked += ended.is_peeked
+        reached_all += ended.share == BASIS_POINTS
+        reached += ended.share
         if ended.stopped_ms is not None:
-            counts["stopped"] += 1
             print(f"  rollout {number}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
-    return counts
-
-
-def aa_figures(rollouts: int, cards: int, processes: Executor, pieces: Pieces) -> dict[str, float]:
-    """Returns the shares of rollouts that were stopped although nothing differs."""
-    piece = partial(aa_piece, cards=cards, processes=processes)
-    counts = pieces.measure(f"aa_{cards}_cards", "rollouts", rollouts, _ROLLOUTS_OF_PIECE, piece)
-    done = max(1, counts["rollouts"])
     return {
-        "rollouts": float(counts["rollouts"]),
+        "rollouts": float(rollouts),
         "looks": float(_LOOKS),
         "cards": float(cards),
-        "false_rollback_share": counts.get("stopped", 0) / done,
-        "peeked_z_test_share": counts.get("peeked", 0) / done,
-        "reached_100_percent_share": counts.get("reached_100_percent", 0) / done,
-        "reached_share_mean": counts.get("reached_basis_points", 0) / done / BASIS_POINTS,
+        "false_rollback_share": stopped / rollouts,
+        "peeked_z_test_share": peeked / rollouts,
+        "reached_100_percent_share": reached_all / rollouts,
+        "reached_share_mean": reached / rollouts / BASIS_POINTS,
     }
 
 
-def harm_figures(rounds: int, days: int, processes: Executor) -> dict[str, float]:
-    """Returns the minutes until rollback, the median of some rounds, by harm, cards and share; prints a table."""
+def harm_figures(rounds: int, cards: int, days: int, processes: Executor) -> dict[str, float]:
+    """Return the minutes until rollback at the second step's share, the median of some rounds, by harm."""
     figures: dict[str, float] = {}
-    print(f"\n{'cards':>10}{'share':>8}   " + "".join(f"{name:>12}" for name in HARMS) + "   (minutes; inf: not found)")
-    for cards in (20_000, 100_000, 500_000):
-        for step in (0, 1, 4):
-            plan = RolloutPlan(segments=SEGMENTS)
-            row = []
-            for name in HARMS:
-                run = partial(_minutes_to_rollback, cards=cards, name=name, plan=plan, step=step, days=days)
-                minutes = list(processes.map(run, range(rounds)))
-                row.append(float(np.median(minutes)))
-                share = plan.steps[step] / 100
-                figures[f"minutes_to_rollback_{name}_{cards}_cards_{share:g}_percent"] = row[-1]
-                if (cards, step) == (500_000, 1):
-                    figures[f"minutes_to_rollback_{name}"] = row[-1]
-            print(
-                f"{cards:>10,}{plan.steps[step] / 100:>7g}%   " + "".join(f"{value:>12.0f}" for value in row),
-                flush=True,
-            )
+    for name in HARMS:
+        minutes = list(processes.map(partial(_minutes_to_rollback, cards=cards, name=name, days=days), range(rounds)))
+        figures[f"minutes_to_rollback_{name}"] = float(np.median(minutes))
     return figures
 
 
-def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan, step: int, days: int) -> float:
-    """Returns the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
+def _minutes_to_rollback(seed: int, *, cards: int, name: str, days: int) -> float:
+    """Return the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
+    plan, step = RolloutPlan(segments=SEGMENTS), 1
     # Half a day first: most harm shows by then, and fewer payments are to be made.
     for length in (0.5, float(days)):
         payments = simulated(seed, cards, length)
         is_candidate = payments.positions[payments.card] < plan.steps[step] / BASIS_POINTS
-        changed, declined = HARMS[name](payments, is_candidate)
+        changed = HARMS[name](payments, is_candidate)
         looks_ms = np.arange(1, int(length * DAY_MS // LOOK_MS) + 1, dtype=np.int64) * LOOK_MS
-        counts = counts_at(changed, events_of(changed, declined, plan), plan, step, looks_ms)
+        counts = counts_at(changed, events_of(changed, plan), plan, step, looks_ms)
         stops = (_harms(plan, step, counts) >= 0).any(axis=1)
         if stops.any():
             return float(looks_ms[int(np.argmax(stops))]) / MINUTE_MS
     return math.inf
 
 
-def print_power(cards: int) -> None:
-    """Print the power that `rollout start` computes for this traffic."""
-    traffic = Traffic(
-        cards_a_day=cards * (1 - math.exp(-_PAYMENTS_A_DAY)),
-        shares={"decline": _DECLINE_SHARE, "review": _REVIEW_SHARE - _DECLINE_SHARE, "slow": _SLOW_SHARE,
-                "score_upper": _UPPER_SHARE, "error": _ERROR_SHARE, "flag": _FLAG_SHARE, "score_top": _TOP_SHARE},
-    )  # fmt: skip
-    print(f"\npower with {cards:,} cards:")
-    for text in power_text(power(RolloutPlan(segments=SEGMENTS), traffic)):
-        print("  " + text)
+def check_counts() -> None:
+    """Check on a small example that `counts_at` counts as the product does."""
+    plan, step = RolloutPlan(segments=SEGMENTS), 1
+    payments = simulated(1, 2_000, 3)
+    events = events_of(payments, plan)
+    looks_ms = np.arange(1, 3 * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
+    series, tally = counts_at(payments, events, plan, step, looks_ms), StepTally(plan, step, 0)
+    positions = (payments.positions[payments.card] * CIRCLE).astype(np.uint64)
+    arms = arms_at(positions, arm_edges([plan.steps[step]]))
+    bits = (events.astype(np.uint64) << np.arange(len(events), dtype=np.uint64)[:, None]).sum(axis=0, dtype=np.uint64)
+    begin = 0
+    for look in range(800, len(looks_ms), 800):
+        end = int(np.searchsorted(payments.time_ms, looks_ms[look]))
+        rows = slice(begin, end)
+        tally.add(positions[rows], arms[rows], bits[rows], payments.time_ms[rows])
+        begin = end
+        for name, counts in vars(tally.counts(int(looks_ms[look]))).items():
+            assert np.array_equal(counts, getattr(series, name)[look]), (name, look)
 
 
 def main() -> None:
@@ -380,23 +343,17 @@ def main() -> None:
         ("--aa", {"type": int, "default": 0, "metavar": "N", "help": "rollouts in which nothing differs"}),
         ("--harm", {"action": "store_true", "help": "minutes until a harmful candidate is rolled back"}),
         ("--cards", {"type": int, "default": 20_000, "help": "cards of the rollouts in which nothing differs"}),
+        ("--harm-cards", {"type": int, "default": 500_000, "help": "cards of the harmful candidates"}),
         ("--rounds", {"type": int, "default": 5, "help": "simulations of each harm; their median counts"}),
-        ("--append", {"type": Path, "help": "keep the counts of --aa there, and go on after those it holds"}),
-        ("--minutes", {"type": float, "help": "begin no piece of --aa after so long"}),
-        ("--jobs", {"type": int, "default": os.cpu_count(), "help": "simulations at once (default: the cores)"}),
         ("--days", {"type": int, "default": 2, "help": "days after which a harm counts as not found"}),
     )
+    check_counts()
     figures: dict[str, float] = {}
-    with ProcessPoolExecutor(arguments.jobs) as processes:
+    with ProcessPoolExecutor() as processes:
         if arguments.aa or not arguments.harm:
-            pieces = Pieces(arguments.append, arguments.minutes)
-            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes, pieces)
+            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes)
         if arguments.harm:
-            figures |= harm_figures(arguments.rounds, arguments.days, processes)
-    figures["cpu_s"] = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    if arguments.harm:
-        for cards in (20_000, 100_000, 500_000):
-            print_power(cards)
+            figures |= harm_figures(arguments.rounds, arguments.harm_cards, arguments.days, processes)
     finish(figures, arguments.json)
 
 

@@ -23,11 +23,10 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.target import LoadOptions
@@ -51,9 +50,6 @@ _HTTP = LoadOptions(connections=64, connections_max=64)
 _GRPC = LoadOptions(connections=8, streams=8)
 _GRPC_SINGLE = LoadOptions(connections=64, streams=1)
 _JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
-# For each stage the buckets' bounds in seconds, and cumulative counts.
-Buckets = dict[str, tuple[list[float], list[float]]]
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 # The requirement: at least this many times as fast.
 REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
 
@@ -82,19 +78,16 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     echo = stack.enter_context(running("perf.peers.echo"))
     bodies = stamped_bodies(world.requests, id_prefix="perf")
     rows = _fastapi_bodies()
+    assert ours.grpc is not None
+    assert grpcio.grpc is not None
     scenarios = [
         Scenario("http", ours, ours.http, bodies, _HTTP, seconds),
+        Scenario("grpc", ours, ours.grpc, bodies, _GRPC, seconds),
+        Scenario("grpc_single_stream", ours, ours.grpc, bodies, _GRPC_SINGLE, seconds),
         Scenario("fastapi", fastapi, f"{fastapi.http}/score", rows, _JSON, seconds),
-        Scenario("grpcio", grpcio, _grpc_of(grpcio), bodies, _GRPC, seconds),
+        Scenario("grpcio", grpcio, grpcio.grpc, bodies, _GRPC, seconds),
         Scenario("echo", echo, echo.http, bodies, _HTTP, seconds),
     ]
-    if ours.grpc is not None:
-        scenarios[1:1] = [
-            Scenario("grpc", ours, ours.grpc, bodies, _GRPC, seconds),
-            Scenario("grpc_single_stream", ours, ours.grpc, bodies, _GRPC_SINGLE, seconds),
-        ]
-    else:
-        print("this Paywarden has no gRPC front: its figures are left out")
     most = in_turns(scenarios, rounds)
     print_rounds(
         "as many as are answered", "answers/s", {k: [m.report.ok_per_second for m in v] for k, v in most.items()}
@@ -104,27 +97,19 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     maxima = {name: median_of(each, lambda one: one.report.ok_per_second) for name, each in most.items()}
     cpu = {name: median_of(each, lambda one: one.server_cpu_us) for name, each in most.items()}
     stages = _stages(scenarios[0], seed=rounds + 1)
-    before = _bucket_counts(ours)
+    address = f"{fastapi.http}/score"
+    half, json_options = maxima["http"] / 2, replace(LATENCY_OPTIONS, content_type="application/json")
     latency = in_turns(
         [
-            Scenario("http", ours, ours.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
-            Scenario(
-                "fastapi",
-                fastapi,
-                f"{fastapi.http}/score",
-                rows,
-                LoadOptions(content_type="application/json", connections=32, connections_max=512),
-                2 * seconds,
-                maxima["fastapi"] / 2,
-            ),
+            Scenario("http", ours, ours.http, bodies, LATENCY_OPTIONS, 2 * seconds, half),
+            Scenario("fastapi", fastapi, address, rows, json_options, 2 * seconds, maxima["fastapi"] / 2),
             # The latency without any work: that of the load, the kernel, and two processes that wake up.
-            Scenario("echo", echo, echo.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
+            Scenario("echo", echo, echo.http, bodies, LATENCY_OPTIONS, 2 * seconds, half),
         ],
         rounds,
     )
     for name, each in latency.items():
         print_rounds(f"{name} at half of it, open loop", "ms", _latencies(each))
-    _print_stage_quantiles(before, _bucket_counts(ours))
     return (
         {f"{name}_max_per_second": value for name, value in maxima.items()}
         | {f"{name}_max_p99_ms": median_of(each, lambda one: one.report.p99_ms) for name, each in most.items()}
@@ -136,13 +121,8 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     )
 
 
-def _grpc_of(server: Server) -> str:
-    assert server.grpc is not None
-    return server.grpc
-
-
 def _fastapi_bodies() -> Iterator[bytes]:
-    """Yields different rows again and again; their values do not matter to the cost."""
+    """Yield different rows again and again; their values do not matter to the cost."""
     rng = np.random.default_rng(2)
     rows = np.round(rng.lognormal(1, 1, (2000, FASTAPI_FEATURES)), 4).tolist()
     return itertools.cycle([json.dumps({"features": row}).encode() for row in rows])
@@ -167,21 +147,18 @@ def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, flo
 
 
 def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, float]:
-    """Returns and prints the required ratios, as measured and by the servers' CPU time."""
-    figures = {}
+    """Return and prints the required ratios, as measured and by the servers' CPU time."""
+    figures: dict[str, float] = {}
     for name, required in REQUIRED.items():
         ours, theirs = name.split("_to_")
-        if ours in maxima:
-            figures[name] = maxima[ours] / maxima[theirs]
-            figures[f"{name}_by_cpu"] = cpu[theirs] / cpu[ours]
-            said = "as required" if figures[name] >= required else f"below the {required:g} that are required"
-            by_cpu = figures[f"{name}_by_cpu"]
-            print(f"{ours} is {figures[name]:.2f} times {theirs} ({by_cpu:.2f} by CPU time): {said}")
+        figures |= {name: maxima[ours] / maxima[theirs], f"{name}_by_cpu": cpu[theirs] / cpu[ours]}
+        if figures[name] < required:
+            print(f"{ours} is {figures[name]:.2f} times {theirs}, below the {required:g} that are required")
     return figures
 
 
 def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
-    """Returns and prints microseconds a payment of each stage in one more round, as the worker timed them."""
+    """Return and prints microseconds a payment of each stage in one more round, as the worker timed them."""
     before = _stage_sums(scenario.server)
     whole_us = scenario.run(seed).server_cpu_us
     after = _stage_sums(scenario.server)
@@ -191,52 +168,17 @@ def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
         if name != "wait"
     }
     stages["front"] = whole_us - sum(stages.values())
-    print(f"\n{'where the time of a payment goes, http':<48} {'µs':>8}")
-    for name, value in stages.items():
-        print(f"  {name:<46} {value:>8.2f}")
-    print(f"  {'all of it':<46} {whole_us:>8.2f}")
-    return stages
-
-
-def _print_stage_quantiles(before: Buckets, after: Buckets) -> None:
-    """Returns the time a payment took meanwhile in each stage and in all, by the worker's histograms."""
-    print(f"\n{'a payment at half of it, by the worker itself, µs':<48} " + "".join(f"{q:>9}" for q in _QUANTILES))
-    for stage, (bounds, counts) in after.items():
-        taken = np.array(counts) - before[stage][1]
-        print(f"  {stage:<46} " + "".join(f"{_quantile(bounds, taken, q) * 1e6:>9.1f}" for q in _QUANTILES.values()))
-
-
-def _bucket_counts(server: Server) -> Buckets:
-    """Returns the histograms of each stage and of whole requests."""
-    found: Buckets = {}
-    for sample in _samples(server):
-        is_request = sample.name == "paywarden_request_seconds_bucket" and sample.labels["route"] == "score"
-        if is_request or sample.name == "paywarden_stage_seconds_bucket":
-            bounds, counts = found.setdefault("whole" if is_request else sample.labels["stage"], ([], []))
-            bounds.append(float(sample.labels["le"]))
-            counts.append(sample.value)
-    return found
-
-
-def _quantile(bounds: Sequence[float], counts: NDArray[np.float64], share: float) -> float:
-    """Returns a quantile by interpolation within a bucket, as Prometheus does; beyond the last bound, that bound."""
-    finite = len(bounds) - 1
-    return float(np.interp(share * counts[-1], [0.0, *counts[:finite]], [0.0, *bounds[:finite]]))
+    return stages | {"all": whole_us}
 
 
 def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:
-    """Returns seconds and payments of each stage, over the chunks that were timed."""
+    """Return seconds and payments of each stage, over the chunks that were timed."""
     sums: dict[tuple[str, str], float] = {}
-    for sample in _samples(server):
-        if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
-            sums[sample.labels["stage"], sample.name.rpartition("_")[2]] = sample.value
-    return {stage: (sums[stage, "sum"], sums[stage, "count"]) for stage in dict.fromkeys(stage for stage, _ in sums)}
-
-
-def _samples(server: Server) -> Iterator[Sample]:
-    """Returns everything that /metrics shows."""
     for family in text_string_to_metric_families(metrics_text(server)):
-        yield from family.samples
+        for sample in family.samples:
+            if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
+                sums[sample.labels["stage"], sample.name.rpartition("_")[2]] = sample.value
+    return {stage: (sums[stage, "sum"], sums[stage, "count"]) for stage in dict.fromkeys(stage for stage, _ in sums)}
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ hours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
+from perf.tools.processes import memory_kib
 from perf.tools.servers import Server, metrics_text, pin_load, serving
 from perf.worlds.scoring_world import built_world
 
@@ -34,7 +34,6 @@ def main() -> None:
     with built_world(arguments.entities) as world, serving(world.config) as server:
         bodies = stamped_bodies(world.requests, id_prefix="soak")
         most = drive(run_closed(server.http, bodies, seconds=4.0, options=_CAPACITY)).ok_per_second
-        print(f"\n{'minute':>6} {'answered':>10} {'MiB':>8} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>9} {'pauses':>7}")
         minutes = [_minute(server, bodies, most / 2, number) for number in range(arguments.minutes + 1)][1:]
     answered = sum(one["answered"] for one in minutes)
     first, last = minutes[0], minutes[-1]
@@ -57,32 +56,15 @@ def main() -> None:
 def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -> dict[str, float]:
     before = _pauses(server)
     report = drive(run_load(server.http, bodies, rate=rate, seconds=60.0, seed=number, options=LATENCY_OPTIONS))
-    mib = sum(map(_anonymous_kib, server.worker_pids())) / 1024
-    figures = {
-        "answered": report.ok,
-        "not_ok": report.sent - report.ok,
-        "mib": mib,
-        "p50_ms": report.p50_ms,
-        "p99_ms": report.p99_ms,
-        "p999_ms": report.p999_ms,
-        "pauses": _pauses(server) - before,
-    }
-    print(
-        f"{number:>6} {report.ok:>10,} {mib:>8.2f} {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {report.p999_ms:>9.2f} "
-        f"{figures['pauses']:>7.0f}",
-        flush=True,
-    )
+    figures = {name: getattr(report, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
+    figures |= {"answered": report.ok, "not_ok": report.sent - report.ok, "pauses": _pauses(server) - before}
+    figures["mib"] = sum(memory_kib("RssAnon", pid) for pid in server.worker_pids()) / 1024
+    print(f"minute {number}: " + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items()), flush=True)
     return figures
 
 
-def _anonymous_kib(pid: int) -> int:
-    """Returns the anonymous memory of the process, as Linux reports it."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
-
-
 def _pauses(server: Server) -> float:
-    """Returns how often the worker has collected garbage so far."""
+    """Return how often the worker has collected garbage so far."""
     name = "paywarden_gc_pause_seconds_count "
     return sum(float(line[len(name) :]) for line in metrics_text(server).splitlines() if line.startswith(name))
 

@@ -1,52 +1,36 @@
 """Swaps of the bundle while a worker answers: does any call fail, do calls get slower, does memory stay?
 
 Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; then,
-in turns, three open loops of two and a half seconds at half of that:
+in turns, open loops of two and a half seconds at half of that: `quiet`, and `swapping`, in which `[serve] bundle` is
+turned over from one to the next of three bundles of one size, each time with SIGHUP, until the worker has taken it up.
 
-1. `quiet`: nothing else happens;
-2. `asked`: the supervisor gets a SIGHUP as often as in 3, and finds nothing new;
-3. `swapping`: `[serve] bundle` is turned over from one to the next of three bundles of one size, each time with SIGHUP,
-   until the worker has taken it up. The bundles were checked before. Two of them are in memory at a time, so each swap
-   loads one and unloads another.
+    failed            calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones
+    p99_ratio         p99 with swaps to that of the quiet loads, medians of the loads; the larger of the two protocols'
+    resident_ratio    the worker's anonymous memory after the swaps to that after the first turn of loads, likewise
+    swap_ms_p50, _max from the signal until the worker's count of swaps has risen
 
-    python -m perf.swap [--swaps N] [--pause S] [--rate R] [--fresh] [--entities N] [--json FILE]
+    python -m perf.swap [--swaps N] [--pause S] [--entities N] [--json FILE]
 
-With `--fresh` each swap is to a bundle that the host has never seen: another process copies, loads and checks it, here
-on the core of the worker. `--pause` is the time from the end of a swap to the next. `--rate` gives a load another rate
-than half of the capacity.
-
-`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones. Among the failed,
-`…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline. `p99_ratio` is
-the larger of the two protocols' p99 with swaps to that of the quiet loads, each the median of its loads; `asked_ratio`
-is the same of the loads with signals alone. The difference of the two is the cost of a swap without its signal.
-`…_lag_p99_ms` and `…_lag_p99_ms_swapping` are how late the load itself was: it shares the machine with whatever else
-runs. A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs
-only when nothing else wants its core. `…_swap_cpu_ms` is the CPU time of a swap in the worker beside its loop, and
-`…_swap_faults` its page faults more than in a quiet load, both for each swap. `resident_ratio` is the worker's
-anonymous resident memory after the swaps to that after the first turn of loads, and the larger of the two protocols'.
-The mirror and the decision cache, which are mapped, do not count: they fill up with use.
-`swap_ms_p50` and `_max` count from the signal to the worker's count.
+A thread of the load asks for the swaps, and looks at one number of the worker, in memory that both map.
+`…_lag_p99_ms` is how late the load itself was: it shares the machine.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
-import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import cycle
-from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
-from paywarden.models.bundle.bundle import MANIFEST, read_manifest
+from paywarden.models.bundle.bundle import read_manifest
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
@@ -56,97 +40,19 @@ from paywarden.schemas.settings import read_source
 from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared_metrics import count_reader
 from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.processes import memory_kib
 from perf.tools.servers import pin_load, serving
+from perf.worlds.bundles import renamed
 from perf.worlds.scoring_world import World, built_world
 
-_OPTIONS = LoadOptions(connections=8, streams=8)
+# As many connections in every load, so that only swaps change the worker's memory.
+_OPTIONS = LoadOptions(connections=8, connections_max=8, streams=8)
 # Short loads in many turns: a moment of other work on the machine is in few of them.
 _SECONDS = 2.5
 # The longest time of a swap: a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
 _LOOK_S = 0.005
-# A signal without a swap is followed by as many looks as one with a swap.
-_ASKED_S = 0.05
-_SWAPS = "paywarden_swaps_total"
-
-
-class Swaps:
-    """A process that turns a link over from bundle to bundle, and measures how long the worker takes to follow.
-
-    `run` makes a number of swaps. `begin` makes swaps until `stop`.
-    """
-
-    def __init__(
-        self, link: Path, bundles: Sequence[Path], supervisor: int, count: Callable[[], int], pause_s: float
-    ) -> None:
-        """`count`: the swaps that the worker has made."""
-        self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
-        self._count, self._pause_s = count, pause_s
-        self.took_ms = list[float]()
-        fork = multiprocessing.get_context("fork")
-        self._told, told = fork.Pipe()
-        self._process = fork.Process(target=self._serve, args=(told,), daemon=True)
-        self._process.start()
-
-    def run(self, count: int) -> None:
-        """Swap this often. Raises RuntimeError if a swap does not happen."""
-        self._told.send((count, True))
-        self._take()
-
-    def begin(self, *, swaps: bool) -> None:
-        """Swap again and again, with pauses; without `swaps` only send signals."""
-        self._told.send((0, swaps))
-
-    def stop(self) -> None:
-        """End what `begin` began, and note how long each swap took. Raises RuntimeError if one did not happen."""
-        self._told.send(None)
-        self._take()
-
-    def _take(self) -> None:
-        took, trouble = self._told.recv()
-        if trouble:
-            raise RuntimeError(trouble)
-        self.took_ms += took
-
-    def _serve(self, told: Connection) -> None:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        while True:
-            count, swaps = told.recv()
-            try:
-                took = [self._swap() for _ in range(count)] if count else self._swapped_until(told, swaps=swaps)
-            except RuntimeError as error:
-                told.send(([], str(error)))
-            else:
-                told.send((took, ""))
-
-    def _swapped_until(self, told: Connection, *, swaps: bool) -> list[float]:
-        took = []
-        while not told.poll(self._pause_s):
-            if swaps:
-                took.append(self._swap())
-            else:
-                self._ask()
-        told.recv()
-        return took
-
-    def _ask(self) -> None:
-        """Send a signal that changes nothing."""
-        os.kill(self._supervisor, signal.SIGHUP)
-        until = time.monotonic() + _ASKED_S
-        while time.monotonic() < until:
-            self._count()
-            time.sleep(_LOOK_S)
-
-    def _swap(self) -> float:
-        before = self._count()
-        _turn_over(self._link, next(self._bundles))
-        began = time.monotonic()
-        os.kill(self._supervisor, signal.SIGHUP)
-        while self._count() == before:
-            if time.monotonic() > began + _SWAP_TIMEOUT_S:
-                raise RuntimeError("the worker does not take up the other bundle")
-            time.sleep(_LOOK_S)
-        return 1000 * (time.monotonic() - began)
+_BUNDLES = 3
 
 
 def main() -> None:
@@ -154,35 +60,28 @@ def main() -> None:
         __doc__,
         ("--swaps", {"type": int, "default": 200, "help": "over both protocols"}),
         ("--pause", {"type": float, "default": 0.3, "help": "seconds between swaps"}),
-        ("--rate", {"type": float, "default": 0.0, "help": "calls a second; 0: half of the capacity"}),
-        ("--fresh", {"action": "store_true", "help": "each swap to a bundle that was never checked"}),
         ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
     )
     pin_load()
     with (
         built_world(arguments.entities) as world,
-        _linked(world, arguments.swaps + 3 if arguments.fresh else 3) as (link, bundles),
+        _linked(world) as (link, bundles),
         serving(world.config) as server,
     ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        count = count_reader(metrics, worker_name(0), _SWAPS)
-        swaps = Swaps(link, bundles, server.process.pid, count, arguments.pause)
-        swaps.run(3)
-        swaps.took_ms.clear()
+        count = count_reader(metrics, worker_name(0), "paywarden_swaps_total")
         (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
-        for name, target in (("http", f"{server.http}/v1/score"), ("grpc", server.grpc)):
-            rate = arguments.rate
-            if not rate:
-                rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
-            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2, worker)
+        swaps = _Swaps(link, bundles, server.process.pid, count, arguments.pause)
+        for name, target in (("http", server.http), ("grpc", server.grpc)):
+            wanted = len(swaps.took_ms) + arguments.swaps // 2
+            figures |= _measured(name, target, bodies, swaps, wanted, worker)
         figures |= {
             "swaps": len(swaps.took_ms),
-            "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
+            "failed": figures["http_failed"] + figures["grpc_failed"],
             "p99_ratio": max(figures["http_p99_ratio"], figures["grpc_p99_ratio"]),
-            "asked_ratio": max(figures["http_asked_ratio"], figures["grpc_asked_ratio"]),
             "resident_ratio": max(figures["http_resident_ratio"], figures["grpc_resident_ratio"]),
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
@@ -192,113 +91,85 @@ def main() -> None:
 
 
 def _measured(
-    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int, worker: int
+    name: str, target: str, bodies: Iterator[bytes], swaps: _Swaps, wanted: int, worker: int
 ) -> dict[str, float]:
-    """Returns the figures of one protocol: quiet loads, with signals, and with `count` swaps in all, in turns."""
-    quiet: list[LoadReport] = []
-    asked: list[LoadReport] = []
-    swapping: list[LoadReport] = []
-    resident_kb, cpu_ms, faults, before = 0.0, 0.0, 0, len(swaps.took_ms)
+    """Return the figures of one protocol: quiet loads and loads with swaps in turns, until there are `wanted` swaps."""
+    rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
+    quiet, swapping, resident_kib = list[LoadReport](), list[LoadReport](), 0
 
     def load() -> LoadReport:
         return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
 
-    while len(swaps.took_ms) < count:
-        quiet_faults = _faults(worker)
+    while len(swaps.took_ms) < wanted or not quiet:
         quiet.append(load())
-        quiet_faults = _faults(worker) - quiet_faults
-        swaps.begin(swaps=False)
-        asked.append(load())
-        swaps.stop()
-        cpu_before, faults_before = _beside_ms(worker), _faults(worker)
-        swaps.begin(swaps=True)
-        swapping.append(load())
-        swaps.stop()
+        with swaps.again_and_again():
+            swapping.append(load())
         # The load itself takes memory, and so do the first swaps beside it: the allocator keeps it for the next.
-        resident_kb = resident_kb or _resident_kb(worker)
-        cpu_ms += _beside_ms(worker) - cpu_before
-        faults += _faults(worker) - faults_before - quiet_faults
-    p99_ms, asked_p99_ms, swapping_p99_ms = (
-        float(np.median([each.p99_ms for each in loads])) for loads in (quiet, asked, swapping)
-    )
-    loads, swapped = [*quiet, *asked, *swapping], len(swaps.took_ms) - before
+        resident_kib = resident_kib or memory_kib("RssAnon", worker)
+    p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, swapping))
     return {
-        f"{name}_calls": sum(load.sent for load in loads),
-        f"{name}_failed": _failed(loads),
-        f"{name}_failed_quiet": _failed(quiet),
-        f"{name}_shed": sum(load.shed for load in loads),
-        f"{name}_late": sum(load.deadline_exceeded for load in loads),
         f"{name}_rate": rate,
-        f"{name}_lag_p99_ms": float(np.median([load.lag_p99_ms for load in quiet])),
-        f"{name}_lag_p99_ms_swapping": float(np.median([load.lag_p99_ms for load in swapping])),
+        f"{name}_calls": sum(each.sent for each in (*quiet, *swapping)),
+        f"{name}_failed": sum(each.sent - each.ok for each in (*quiet, *swapping)),
+        f"{name}_failed_quiet": sum(each.sent - each.ok for each in quiet),
+        f"{name}_lag_p99_ms": float(np.median([each.lag_p99_ms for each in swapping])),
         f"{name}_p99_ms": p99_ms,
-        f"{name}_p99_ms_asked": asked_p99_ms,
         f"{name}_p99_ms_swapping": swapping_p99_ms,
-        f"{name}_asked_ratio": asked_p99_ms / p99_ms,
         f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
-        f"{name}_swap_cpu_ms": cpu_ms / swapped,
-        f"{name}_swap_faults": faults / swapped,
-        f"{name}_resident_mb": resident_kb / 1024,
-        f"{name}_resident_ratio_loads": _resident_kb(worker) / resident_kb,
-        f"{name}_resident_ratio": _resident_ratio(target, bodies, rate / 4, swaps, worker, swapped),
+        f"{name}_resident_mb": resident_kib / 1024,
+        f"{name}_resident_ratio": memory_kib("RssAnon", worker) / resident_kib,
     }
 
 
-def _resident_ratio(target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, worker: int, count: int) -> float:
-    """Returns the worker's memory after `count` swaps to that after the first of them, over the same connections."""
-    options = replace(_OPTIONS, connections_max=_OPTIONS.connections)
-    resident_kb, wanted = 0.0, len(swaps.took_ms) + count
-    while not resident_kb or len(swaps.took_ms) < wanted:
-        swaps.begin(swaps=True)
-        drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=options))
-        swaps.stop()
-        resident_kb = resident_kb or _resident_kb(worker)
-    return _resident_kb(worker) / resident_kb
+class _Swaps:
+    """Turns a link over from bundle to bundle in a thread, and measures how long the worker takes to follow."""
 
+    def __init__(
+        self, link: Path, bundles: Sequence[Path], supervisor: int, count: Callable[[], int], pause_s: float
+    ) -> None:
+        """`count` returns the swaps that the worker has made."""
+        self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
+        self._count, self._pause_s = count, pause_s
+        self.took_ms = list[float]()
 
-def _failed(loads: Iterable[LoadReport]) -> int:
-    return sum(load.sent - load.ok for load in loads)
+    @contextmanager
+    def again_and_again(self) -> Iterator[None]:
+        """Swap until the block ends. Raises RuntimeError if the worker did not follow once."""
+        over = Event()
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(self._swap_until, over)
+            try:
+                yield
+            finally:
+                over.set()
+            swapping.result()
 
-
-def _beside_ms(worker: int) -> float:
-    """Returns the CPU time of all threads of a process but the first."""
-    others = [task for task in Path(f"/proc/{worker}/task").iterdir() if task.name != str(worker)]
-    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in others) / 1e6
-
-
-def _faults(worker: int) -> int:
-    """Returns how many page faults a process had that needed no disk."""
-    # After the name, which ends with the last bracket, it is the eighth field.
-    return int(Path(f"/proc/{worker}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[7])
-
-
-def _resident_kb(worker: int) -> float:
-    status = Path(f"/proc/{worker}/status").read_text(encoding="utf-8")
-    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+    def _swap_until(self, over: Event) -> None:
+        while not over.wait(self._pause_s):
+            before = self._count()
+            _turn_over(self._link, next(self._bundles))
+            began = time.monotonic()
+            os.kill(self._supervisor, signal.SIGHUP)
+            while self._count() == before:
+                if time.monotonic() > began + _SWAP_TIMEOUT_S:
+                    raise RuntimeError("the worker does not take up the other bundle")
+                time.sleep(_LOOK_S)
+            self.took_ms.append(1000 * (time.monotonic() - began))
 
 
 @contextmanager
-def _linked(world: World, count: int) -> Iterator[tuple[Path, list[Path]]]:
+def _linked(world: World) -> Iterator[tuple[Path, list[Path]]]:
     """Let the configuration name a link, and give it with the bundles that it leads to in turn."""
     with tempfile.TemporaryDirectory(prefix="paywarden-swap-") as name:
         folder = Path(name)
-        bundles = [renamed(world.bundle, folder / f"bundle-{number}") for number in range(count)]
-        assert len({read_manifest(bundle).digest for bundle in bundles}) == count
+        bundles = [renamed(world.bundle, folder / f"bundle-{number}") for number in range(_BUNDLES)]
+        assert len({read_manifest(bundle).digest for bundle in bundles}) == _BUNDLES
         link = folder / "current"
         _turn_over(link, bundles[-1])
         text = world.config.read_text(encoding="utf-8")
         served = f'bundle = "{link}"\nruntime = "{folder / "serve"}"'
         world.config.write_text(text.replace(f'bundle = "{world.bundle.resolve()}"', served), encoding="utf-8")
         yield link, bundles
-
-
-def renamed(bundle: Path, copy: Path) -> Path:
-    """Returns a copy with the same trees and another name: the trees' content does not change the cost of a swap."""
-    shutil.copytree(bundle, copy)
-    content = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
-    content["model_version"] = copy.name
-    (copy / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return copy
 
 
 def _turn_over(link: Path, bundle: Path) -> None:

@@ -29,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import tl2cgen
@@ -95,37 +94,21 @@ _QUANTISED = """extern const unsigned char is_categorical[];
 # A model without numerical nodes has no thresholds, and TL2cgen writes no function `quantize`.
 _NOT_QUANTISED = "#define QUANTISE(entry, value, feature)"
 
+# TL2cgen replaces each value by its rank among the model's thresholds, and compares ranks. It writes the trees in this
+# many parts: they are compiled in parallel, and a block of rows passes through one after the other.
+_UNITS = 8
+
 
 def compiler_name() -> str | None:
     """Returns the name of this machine's C compiler, gcc or clang; None without one."""
     return next((name for name in ("gcc", "clang") if shutil.which(name)), None)
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Options for TL2cgen's code. The defaults are the fastest on varied real rows: see perf/native_model.py."""
-
-    # Replace each value by its rank among the model's thresholds, and compare ranks as small whole numbers.
-    quantised: bool = True
-    # Parts of the trees. They are compiled in parallel, and a block of rows passes through one after the other.
-    units: int = 8
-    options: tuple[str, ...] = COMPILER_OPTIONS
-    # A file with TL2cgen's counts of payments by branch, so that the compiler puts the likely branch first.
-    annotation: Path | None = None
-
-
-def compile_library(
-    model_text: Path,
-    feature_count: int,
-    destination: Path,
-    *,
-    generator: str = "",
-    conditions: Conditions = Conditions(),
-) -> str:
+def compile_library(model_text: Path, feature_count: int, destination: Path, *, generator: str = "") -> str:
     """Compile a LightGBM text model and return which of GENERATORS wrote the C.
 
-    Without `generator`, bit vectors are used if the model allows it. `conditions` are for TL2cgen only. Raises
-    Misconfigured without a compiler or a writable destination, BundleRefused if the model does not compile.
+    Without `generator`, bit vectors are used if the model allows it. Raises Misconfigured without a compiler or a
+    writable destination, BundleRefused if the model does not compile.
     """
     compiler = compiler_name()
     if compiler is None:
@@ -147,7 +130,7 @@ def compile_library(
                 if vectors is not None:
                     library = _build_vectors(vectors, source, compiler)
                 else:
-                    library = _build_conditions(model, feature_count, source, compiler, conditions)
+                    library = _build_conditions(model, feature_count, source, compiler)
         except (treelite.TreeliteError, tl2cgen.TL2cgenError, ValueError) as error:
             # A ValueError holds the compiler's message, or TL2cgen's about a compiler that prints no version.
             reason = (str(error).splitlines() or [""])[0]
@@ -170,10 +153,8 @@ def _build_vectors(text: str, source: Path, compiler: str) -> Path:
     return library
 
 
-def _build_conditions(model: treelite.Model, feature_count: int, source: Path, compiler: str, how: Conditions) -> Path:
-    params: dict[str, int | str] = {"quantize": int(how.quantised), "parallel_comp": min(how.units, model.num_tree)}
-    if how.annotation is not None:
-        params["annotate_in"] = str(how.annotation)
+def _build_conditions(model: treelite.Model, feature_count: int, source: Path, compiler: str) -> Path:
+    params = {"quantize": 1, "parallel_comp": min(_UNITS, model.num_tree)}
     tl2cgen.generate_c_code(model, dirpath=source, params=params)
     # TL2cgen may write fewer units than requested: it splits the trees evenly.
     header = (source / "header.h").read_text(encoding="utf-8")
@@ -186,7 +167,7 @@ def _build_conditions(model: treelite.Model, feature_count: int, source: Path, c
     (source / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     return Path(
         tl2cgen.create_shared(
-            compiler, source, nthread=os.cpu_count(), options=[*how.options], long_build_time_warning=False
+            compiler, source, nthread=os.cpu_count(), options=[*COMPILER_OPTIONS], long_build_time_warning=False
         )
     )
 

@@ -1,6 +1,6 @@
 """The costs that the benchmarks measured on the machine that docs/benchmarks.md names.
 
-`python -m perf.coefficients` writes this file (docs/operate/capacity.md). Do not edit it.
+The figures are those of `perf.whole`, `perf.companion` and `perf.companion --skipped`, on a quiet machine.
 """
 
 from paywarden.ops.capacity.coefficients import Coefficients

@@ -26,7 +26,7 @@ UTILISATION = 0.5
 """The share of its cores that a process keeps busy at the planned rate. Queues grow fast above it."""
 PARTITIONS_MAX = 64
 UNEVEN = 1.2
-"""How much more than its share of the shards the fullest host has (python -m perf.shards)."""
+"""How much more than its share of the shards the fullest of ten hosts has (simulated)."""
 _DAY_S = 86_400
 # A worker has at least this many partitions, so that work spreads evenly.
 _PARTITIONS_PER_WORKER = 2

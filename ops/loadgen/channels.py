@@ -128,7 +128,7 @@ class HttpChannel(Channel):
     """Answers come in the order of the requests. Known heads are looked up; anything unusual goes to httptools."""
 
     def __init__(self, owner: Owner, target: Target, options: LoadOptions) -> None:
-        super().__init__(owner, options.depth)
+        super().__init__(owner, 1)
         headers = {"Host": target.authority, "Content-Type": options.content_type, **options.headers}
         if options.token:
             headers["Authorization"] = f"Bearer {options.token}"

@@ -9,8 +9,8 @@ request leaves for every answer.
    at 1,000 requests a second thus shows a thousand slow answers, not one. Counting from the send would hide them: that
    error is known as coordinated omission. Delays of this program itself are in the latencies, too: `lag_p99_ms` says
    how large they were. The garbage collector ignores objects from before the load, so that it causes no pause for them.
-3. A request takes an unused connection, or opens one, up to a limit. Then it shares a connection, as far as that is
-   allowed. Beyond that it waits, and its time runs.
+3. A request takes an unused connection, or opens one, up to a limit. Over gRPC it then shares a connection, up to a
+   limit. Beyond that it waits, and its time runs.
 4. In each turn of the event loop all requests that are due are handed to connections, and each connection writes once.
    Under a higher rate turns are fuller, and a request becomes cheaper.
 

@@ -24,9 +24,7 @@ class LoadOptions:
     # Connections before the first request is due. HTTP opens more when they are needed.
     connections: int = 1
     connections_max: int = 256
-    # Requests on a connection at a time, once there can be no more connections: HTTP/1.1 pipelining.
-    depth: int = 1
-    # The same over gRPC, where all connections are opened before the first request.
+    # Calls on a connection at a time over gRPC, where all connections are opened before the first request.
     streams: int = 64
     timeout_ms: int = 5_000
     # In an open loop a request that has found no connection for so long is given up, and the newest of those that wait
@@ -42,7 +40,7 @@ class LoadOptions:
 
     def check(self) -> None:
         """Raise Misconfigured naming an option that makes no sense."""
-        for name in ("connections", "connections_max", "depth", "streams", "timeout_ms"):
+        for name in ("connections", "connections_max", "streams", "timeout_ms"):
             if getattr(self, name) < 1:
                 raise Misconfigured(f"load: {name} must be at least 1, is {getattr(self, name)}")
 

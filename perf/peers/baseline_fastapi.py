@@ -32,7 +32,7 @@ class Scored(BaseModel):
 
 
 def application(model_file: str) -> FastAPI:
-    """Returns the service with this model."""
+    """Return the service with this model."""
     booster = lightgbm.Booster(model_file=model_file)
     app = FastAPI()
 

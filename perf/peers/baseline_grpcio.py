@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from perf.worlds.scoring_host import open_scorer
+from perf.worlds.scoring_host import open_host, scorer_of
 
 _METHOD = "/paywarden.scoring.v1.Scoring/Score"
 # Further threads would only wait for the lock.
@@ -33,7 +33,7 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 def main() -> None:
-    made = open_scorer(Path(sys.argv[1]), "grpcio")
+    made = scorer_of(open_host(Path(sys.argv[1])), "grpcio")
     lock = threading.Lock()
 
     def score(body: bytes, context: Any) -> bytes:

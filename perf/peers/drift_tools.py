@@ -43,7 +43,7 @@ class Tool:
     names: tuple[str, ...]
 
     def alarms(self, decisions: Decisions) -> list[int]:
-        """Returns the ends of the hours in which an alarm begins, in epoch ms."""
+        """Return the ends of the hours in which an alarm begins, in epoch ms."""
         with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
             path = Path(folder) / "rows.npz"
             rng = np.random.default_rng(0)
@@ -78,5 +78,5 @@ def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
 
 
 def _table(decisions: Decisions) -> np.ndarray:
-    """Returns a table with the score, then the features."""
+    """Return a table with the score, then the features."""
     return np.column_stack([decisions.score, decisions.vectors.astype(np.float64)])

@@ -26,7 +26,6 @@ from perf.tools.servers import Server
 
 # For latencies: connections before the first request, and the most there may be.
 LATENCY_OPTIONS = LoadOptions(connections=32, connections_max=512)
-_WITNESS_PRIORITY, _WITNESS_SLEEP_S = 3, 0.001
 # How many microseconds of a second real-time threads may run; -1: all.
 _RT_LIMIT = Path("/proc/sys/kernel/sched_rt_runtime_us")
 
@@ -98,43 +97,6 @@ def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
         for thread in threads:
             with suppress(PermissionError, ProcessLookupError):
                 os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
-
-
-class Witness:
-    """Threads that only sleep, one on each core, ahead of all others as far as this user may (root may).
-
-    If they wake late, the machine kept everything waiting at that time: a virtual one loses its cores for some 15 ms
-    now and then, and no process sees that in its own counts.
-    """
-
-    def __init__(self) -> None:
-        self.longest_ms = 0.0
-        """The longest that one of them woke late."""
-        self._is_over = False
-        self._threads = [
-            threading.Thread(target=self._watch, args=(core,), daemon=True) for core in os.sched_getaffinity(0)
-        ]
-
-    def __enter__(self) -> Witness:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over = True
-        for thread in self._threads:
-            thread.join()
-
-    def _watch(self, core: int) -> None:
-        this = threading.get_native_id()
-        os.sched_setaffinity(this, {core})
-        with suppress(PermissionError):
-            os.sched_setscheduler(this, os.SCHED_RR, os.sched_param(_WITNESS_PRIORITY))
-        while not self._is_over:
-            began_s = time.perf_counter()
-            time.sleep(_WITNESS_SLEEP_S)
-            late_ms = (time.perf_counter() - began_s - _WITNESS_SLEEP_S) * 1000
-            self.longest_ms = max(self.longest_ms, late_ms)
 
 
 def warn_of_limit() -> None:

@@ -27,11 +27,6 @@ def server_core() -> int:
     return max(os.sched_getaffinity(0) if _pinned is None else {_pinned[1]})
 
 
-def load_core() -> int:
-    """Returns the core of the load and of everything that is no measured server."""
-    return min(os.sched_getaffinity(0))
-
-
 def pin_load() -> None:
     """Pin this process, the load, to a core without servers. With a single core they share it."""
     global _pinned

@@ -1,4 +1,4 @@
-"""A stream of decisions, simulated or from the handbook, with a change from some day on.
+"""A simulated stream of decisions, with a change from some day on.
 
     history ─┬─ training window ─► bundle, with its reference
              └─ the days after it ─ features, score, policy ─► decisions, their labels
@@ -12,14 +12,15 @@ minutes. Changes are made to the model's input or scores, never to the statistic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.datasets.simulator import simulate
-from paywarden.features.history.history import History, final_labels, history_of_tables
+from paywarden.features.history.history import final_labels, history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
@@ -49,27 +50,25 @@ class Decisions:
     """The value, or None, for each of DIMENSIONS."""
     profile_age_s: NDArray[np.float64]
     fraud: NDArray[np.bool_]
-    amount_minor: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.time_ms)
 
     def rows(self, chosen: NDArray[np.integer] | slice) -> Decisions:
-        """Returns some of the rows, in the given order."""
-        return Decisions(
-            self.time_ms[chosen],
-            self.vectors[chosen],
-            self.score[chosen],
-            self.action[chosen],
-            tuple(column[chosen] for column in self.dimensions),
-            self.profile_age_s[chosen],
-            self.fraud[chosen],
-            self.amount_minor[chosen],
-        )
+        """Return some of the rows, in the given order."""
+        return _of_columns(lambda column: column[chosen], self)
 
     def cut_at(self, time_ms: int) -> int:
-        """Returns the first row that is not before this time."""
+        """Return the first row that is not before this time."""
         return int(np.searchsorted(self.time_ms, time_ms))
+
+
+def _of_columns(make: Callable[..., Any], *parts: Decisions) -> Decisions:
+    """Return the decisions whose columns `make` makes of those of the parts."""
+    names = [field.name for field in fields(Decisions) if field.name != "dimensions"]
+    columns = {name: make(*(getattr(part, name) for part in parts)) for name in names}
+    dimensions = zip(*(part.dimensions for part in parts), strict=True)
+    return Decisions(dimensions=tuple(make(*each) for each in dimensions), **columns)
 
 
 @dataclass(frozen=True)
@@ -82,26 +81,23 @@ class DriftWorld:
     live: Decisions
 
     def decided(self, decisions: Decisions) -> Decisions:
-        """Returns the same payments, scored anew after a change of their vectors."""
+        """Return the same payments, scored again after a change of their vectors."""
         score = self.bundle.score(np.ascontiguousarray(decisions.vectors))
         return self.with_scores(decisions, score)
 
     def with_scores(self, decisions: Decisions, score: NDArray[np.float64]) -> Decisions:
-        """Returns the same payments with these scores, and the actions that follow from them."""
+        """Return the same payments with these scores, and the actions that follow from them."""
         manifest = self.bundle.manifest
         action = np.digitize(score, [manifest.review_at, manifest.decline_at])
         return replace(decisions, score=score, action=action)
 
 
 def simulated_world(folder: Path, *, cards: int, live_days: int, training_days: int = 28, seed: int = 1) -> DriftWorld:
-    """Make a simulated world. Nothing changes in it but the hour and the day of the week."""
-    days = _WARM_DAYS + training_days + live_days
-    history = history_of_tables(*simulate(cards=cards, days=days, seed=seed))
-    return world_of(history, folder, training_days=training_days, seed=seed)
+    """Make a simulated world, in which nothing changes but the hour and the day of the week.
 
-
-def world_of(history: History, folder: Path, *, training_days: int, seed: int = 1) -> DriftWorld:
-    """Make a world of any history. The training days begin a month after its first day."""
+    The training days begin a month after its first day.
+    """
+    history = history_of_tables(*simulate(cards=cards, days=_WARM_DAYS + training_days + live_days, seed=seed))
     engine = FeatureEngine()
     engine.warm_up()
     first_day = int(history.event_time_ms[0]) // DAY_MS + _WARM_DAYS
@@ -137,7 +133,6 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
         tuple(history.texts(name, slice(first, None)) for name in DIMENSIONS),
         np.random.default_rng(seed).lognormal(np.log(0.5), 0.4, len(vectors)),
         final_labels(history)[first:] == 1,
-        history.amount_minor[first:],
     )
     world = DriftWorld(bundle, folder, engine, undecided)
     return replace(world, live=world.decided(undecided))
@@ -150,44 +145,33 @@ def _stop_ageing(engine: FeatureEngine, vectors: NDArray[np.float32]) -> None:
             np.minimum(vectors[:, column], _WARM_DAYS * DAY_MS / 1000, out=vectors[:, column])
 
 
-# Changes, each from some time on.
+# Changes of payments. Where a change takes time, it began at the first of them.
 
-Change = Callable[[DriftWorld, Decisions, int], Decisions]
-
-
-def _changed_from(decisions: Decisions, at_ms: int, later: Decisions) -> Decisions:
-    """Returns the rows before this time, and `later` in place of those from it on."""
-    before = decisions.rows(slice(0, decisions.cut_at(at_ms)))
-    return Decisions(
-        np.concatenate([before.time_ms, later.time_ms]),
-        np.concatenate([before.vectors, later.vectors]),
-        np.concatenate([before.score, later.score]),
-        np.concatenate([before.action, later.action]),
-        tuple(np.concatenate(pair) for pair in zip(before.dimensions, later.dimensions, strict=True)),
-        np.concatenate([before.profile_age_s, later.profile_age_s]),
-        np.concatenate([before.fraud, later.fraud]),
-        np.concatenate([before.amount_minor, later.amount_minor]),
-    )
+Change = Callable[[DriftWorld, Decisions], Decisions]
 
 
-def _from(decisions: Decisions, at_ms: int) -> Decisions:
-    return decisions.rows(slice(decisions.cut_at(at_ms), None))
+def changed_from(world: DriftWorld, decisions: Decisions, at_ms: int, change: Change) -> Decisions:
+    """Return the decisions with the change from this time on."""
+    cut = decisions.cut_at(at_ms)
+    return _joined(decisions.rows(slice(0, cut)), change(world, decisions.rows(slice(cut, None))))
 
 
-def scores_rescaled(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+def _joined(*parts: Decisions) -> Decisions:
+    return _of_columns(lambda *columns: np.concatenate(columns), *parts)
+
+
+def scores_rescaled(world: DriftWorld, decisions: Decisions) -> Decisions:
     """A wrong calibration goes live: all scores are 0.4 of the right ones."""
-    later = _from(decisions, at_ms)
-    return _changed_from(decisions, at_ms, world.with_scores(later, later.score * 0.4))
+    return world.with_scores(decisions, decisions.score * 0.4)
 
 
 def feature_at_default(name: str) -> Change:
     """A feature's source is gone: the feature has the value of an unknown card."""
 
-    def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
-        later = _from(decisions, at_ms)
-        vectors = later.vectors.copy()
+    def change(world: DriftWorld, decisions: Decisions) -> Decisions:
+        vectors = decisions.vectors.copy()
         vectors[:, world.engine.plan.names.index(name)] = 0.0
-        return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors)))
+        return world.decided(replace(decisions, vectors=vectors))
 
     return change
 
@@ -195,33 +179,30 @@ def feature_at_default(name: str) -> Change:
 def traffic_doubled(dimension: str, value: str) -> Change:
     """A segment has twice as many payments: each comes again minutes later."""
 
-    def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:  # noqa: ARG001
-        later = _from(decisions, at_ms)
-        again = later.rows(np.flatnonzero(later.dimensions[DIMENSIONS.index(dimension)] == value))
-        both = _changed_from(later, int(later.time_ms[-1]) + 1, replace(again, time_ms=again.time_ms + 7 * 60_000))
-        return _changed_from(decisions, at_ms, both.rows(np.argsort(both.time_ms, kind="stable")))
+    def change(world: DriftWorld, decisions: Decisions) -> Decisions:  # noqa: ARG001
+        again = decisions.rows(np.flatnonzero(decisions.dimensions[DIMENSIONS.index(dimension)] == value))
+        both = _joined(decisions, replace(again, time_ms=again.time_ms + 7 * 60_000))
+        return both.rows(np.argsort(both.time_ms, kind="stable"))
 
     return change
 
 
-def fraud_moved(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+def fraud_moved(world: DriftWorld, decisions: Decisions) -> Decisions:
     """Fraudsters have learnt: half of the frauds look like a genuine payment of the same hour, to the last feature."""
-    later = _from(decisions, at_ms)
     rng = np.random.default_rng(3)
-    frauds, genuine = np.flatnonzero(later.fraud), np.flatnonzero(~later.fraud)
+    frauds, genuine = np.flatnonzero(decisions.fraud), np.flatnonzero(~decisions.fraud)
     moved = frauds[rng.random(len(frauds)) < 0.5]
     nearest = genuine[np.minimum(np.searchsorted(genuine, moved), len(genuine) - 1)]
-    vectors = later.vectors.copy()
-    vectors[moved] = later.vectors[nearest]
-    return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors)))
+    vectors = decisions.vectors.copy()
+    vectors[moved] = decisions.vectors[nearest]
+    return world.decided(replace(decisions, vectors=vectors))
 
 
-def profiles_stale(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+def profiles_stale(world: DriftWorld, decisions: Decisions) -> Decisions:
     """The stream has stopped: profiles grow old, and windows of an hour become empty."""
-    later = _from(decisions, at_ms)
-    vectors = later.vectors.copy()
+    vectors = decisions.vectors.copy()
+    since_ms = decisions.time_ms - decisions.time_ms[0]
     for column, name in enumerate(world.engine.plan.names):
         if "_count_1h" in name or "_amount_1h" in name:
-            vectors[later.time_ms > at_ms + HOUR_MS, column] = 0.0
-    age_s = (later.time_ms - at_ms) / 1000 + 0.5
-    return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors, profile_age_s=age_s)))
+            vectors[since_ms > HOUR_MS, column] = 0.0
+    return world.decided(replace(decisions, vectors=vectors, profile_age_s=since_ms / 1000 + 0.5))

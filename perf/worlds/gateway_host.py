@@ -8,29 +8,25 @@ With `--takes-us` each payment takes that long, so the host has a known capacity
 from __future__ import annotations
 
 import argparse
-import asyncio
+import signal
 import time
 from collections.abc import Sequence
 
-import uvloop
-
+from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
-from paywarden.scoring.http.front import HttpServer
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics
-from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.payments import CheckedPayments
-from perf.worlds.constant_scorer import ConstantScorer, euro_intake
 from tests.services.hosts.always_well import always_well
+from tests.worlds.endpoint.http_world import serving
 
 
-class NamedScorer(ConstantScorer):
-    """Answers with the host's name as the model's version."""
+class NamedScorer:
+    """Approves each payment, with the host's name as the model's version (see Scorer in the batcher)."""
 
     def __init__(self, name: str, takes_s: float) -> None:
+        # Two serialised messages, one after the other, are one message with the fields of both.
         self._rest = ScoreResponse(action="approve", model_version=name).SerializeToString()
         self._takes_s = takes_s
 
@@ -40,30 +36,14 @@ class NamedScorer(ConstantScorer):
         now_ms: int,  # noqa: ARG002
         batches: Sequence[range] = (),  # noqa: ARG002
     ) -> list[bytes]:
-        """Returns the same answer for each payment, but for its id."""
+        """Return the same answer for each payment, but for its id, which has at most 127 bytes."""
         if self._takes_s:
             time.sleep(self._takes_s * len(payments.ids))
         return [b"\n" + bytes([len(payment_id)]) + payment_id + self._rest for payment_id in payments.ids]
 
-
-async def _serve(name: str, takes_us: float) -> None:
-    # Otherwise the first payments wait for the compiler.
-    fast_requests.warm_up()
-    # Without a limit of its own a host is never late, so that only the gateway is measured.
-    patient = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-    batcher = MicroBatcher(
-        NamedScorer(name, takes_us / 1e6),
-        intake=euro_intake(),
-        settings=AdmissionSettings() if takes_us else patient,
-    )
-    metrics = HttpMetrics.declare(MetricsRegistry())
-    server = HttpServer(batcher, HttpSettings(), metrics=metrics, metrics_text=lambda: b"")
-    with reserve_port("127.0.0.1", 0) as held:
-        port = held.getsockname()[1]
-        await server.start(open_listener("127.0.0.1", port, backlog=1024))
-        with always_well() as health:
-            print(f"http://127.0.0.1:{port}\nhealth:{health}", flush=True)
-            await asyncio.get_running_loop().create_future()
+    def readiness(self) -> list[str]:
+        """Return no reason against traffic."""
+        return []
 
 
 def main() -> None:
@@ -71,7 +51,15 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--takes-us", type=float, default=0.0)
     arguments = parser.parse_args()
-    uvloop.run(_serve(arguments.name, arguments.takes_us))
+    # Otherwise the first payments wait for the compiler.
+    fast_requests.warm_up()
+    # Without a limit of its own a host is never late, so that only the gateway is measured.
+    patient = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
+    admission = AdmissionSettings() if arguments.takes_us else patient
+    scorer = NamedScorer(arguments.name, arguments.takes_us / 1e6)
+    with serving(HttpSettings(), scorer=scorer, admission=admission, clock_ms=now_ms) as host, always_well() as health:
+        print(f"http://127.0.0.1:{host.port}\nhealth:{health}", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from confluent_kafka import Producer
@@ -20,69 +20,49 @@ class PaymentMaker:
     """Encoded payments of this many cards, each with a merchant and one of the card's two devices.
 
     There are a tenth as many merchants. A few merchants have most payments, as in reality: shares fall with a power of
-    their rank. Only `active` cards pay, and only the same share of the merchants is paid: the others only have
-    profiles.
+    their rank.
     """
 
-    def __init__(self, *, cards: int, seed: int, active: int | None = None) -> None:
+    def __init__(self, *, cards: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self.cards, self.merchants = cards, max(1, cards // 10)
-        self._active = active or cards
-        self._stride = cards // self._active
+        self._cards, self._merchants = cards, max(1, cards // 10)
         self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
         self._made = 0
 
     def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
-        """Returns (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
+        """Return (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
         rng = self._rng
-        cards = (rng.integers(0, self._active, count) * self._stride).tolist()
-        active_merchants = max(1, self._active // 10)
-        merchants = ((active_merchants * rng.random(count) ** 3).astype(int) * self._stride).tolist()
+        cards = rng.integers(0, self._cards, count).tolist()
+        merchants = (self._merchants * rng.random(count) ** 3).astype(int).tolist()
         amounts = np.exp(rng.normal(8.0, 1.2, count)).astype(int).tolist()
-        times = (
-            last_ms - span_ms + np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
-        ).tolist()
-        kinds = rng.integers(0, len(_CHANNELS), count).tolist()
-        places = rng.integers(0, len(_COUNTRIES), count).tolist()
-        for card, merchant, amount, time_ms, kind, place in zip(
-            cards, merchants, amounts, times, kinds, places, strict=True
-        ):
+        steps_ms = np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
+        kinds, places = rng.choice(_CHANNELS, count).tolist(), rng.choice(_COUNTRIES, count).tolist()
+        columns = cards, merchants, amounts, (last_ms - span_ms + steps_ms).tolist(), kinds, places
+        for card, merchant, amount, time_ms, kind, place in zip(*columns, strict=True):
             self._made += 1
-            yield (
-                f"card-{card:08d}",
-                self._encoder.encode(
-                    {
-                        "payment_id": f"pay-{self._made:012d}",
-                        "event_time_ms": time_ms,
-                        "card_id": f"card-{card:08d}",
-                        "merchant_id": f"merchant-{merchant:07d}",
-                        "device_id": f"device-{card:08d}-{amount % 2}",
-                        "ip": "192.0.2.1",
-                        "amount_minor": amount,
-                        "currency": "EUR",
-                        "mcc": "5411",
-                        "country": _COUNTRIES[place],
-                        "channel": _CHANNELS[kind],
-                        "utc_offset_minutes": 60,
-                        "declined": False,
-                    }
-                ),
-            )
-
-    def keys(self) -> Sequence[list[bytes]]:
-        """Returns the store keys of all possible cards, merchants and devices."""
-        return (
-            [f"card:card-{number:08d}".encode() for number in range(self.cards)],
-            [f"merchant:merchant-{number:07d}".encode() for number in range(self.merchants)],
-            [f"device:device-{number:08d}-{half}".encode() for number in range(self.cards) for half in (0, 1)],
-        )
+            record = {
+                "payment_id": f"pay-{self._made:012d}",
+                "event_time_ms": time_ms,
+                "card_id": f"card-{card:08d}",
+                "merchant_id": f"merchant-{merchant:07d}",
+                "device_id": f"device-{card:08d}-{amount % 2}",
+                "ip": "192.0.2.1",
+                "amount_minor": amount,
+                "currency": "EUR",
+                "mcc": "5411",
+                "country": place,
+                "channel": kind,
+                "utc_offset_minutes": 60,
+                "declined": False,
+            }
+            yield f"card-{card:08d}", self._encoder.encode(record)
 
 
-def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int:
-    """Send payments as fast as possible; returns how many, all acknowledged."""
-    producer: Producer = make_producer(kafka, linger_ms=20)
-    topic, count = kafka.topic("payments"), 0
-    for key, value in payments:
+def send_all(kafka: KafkaSettings, topic_name: str, records: Iterator[tuple[str, bytes]]) -> int:
+    """Send keys and values as fast as possible; return how many, all acknowledged."""
+    topic, count = kafka.topic(topic_name), 0
+    producer: Producer = make_producer(kafka, linger_ms=20, compression=kafka.compression_of(topic))
+    for key, value in records:
         while True:
             try:
                 producer.produce(topic, value, key=key)

@@ -1,4 +1,4 @@
-"""A scorer in this process, built from a configuration file like that of a worker of `paywarden serve`.
+"""The scorer of a worker in this process, without a front.
 
 It has no decision cache: the same requests are scored again and again.
 """
@@ -13,7 +13,6 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine import one_call, records
-from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
@@ -29,44 +28,44 @@ from paywarden.scoring.state.outbox import OutboxWriter
 
 @dataclass(frozen=True)
 class ScorerInProcess:
-    """The scorer, its parts and its outbox."""
+    """A scorer with its decoder, and the compiled call of whole chunks."""
 
-    host: ServerContext
     intake: RequestDecoder
     scorer: PaymentScorer
-    outbox: OutboxWriter
     one_call: OneCall
 
-    def score(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Scores serialised requests as a worker does. All of them must be valid."""
+    def score(self, bodies: Sequence[bytes], now_ms: int) -> list[bytes]:
+        """Score serialised requests as a worker does. All of them must be valid, and are answered."""
         results = self.one_call.score(bodies, now_ms)
-        return self.score_in_steps(bodies, now_ms) if results is None else results
+        if results is None:
+            payments, wrong = self.intake.read(bodies, now_ms)
+            assert not wrong
+            results = self.scorer.score_many(payments, now_ms)
+        answers = [result for result in results if isinstance(result, bytes)]
+        assert len(answers) == len(bodies)
+        return answers
 
-    def score_in_steps(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Scores a chunk as a worker does if it is not as usual: decodes it first, and then scores it."""
-        payments, wrong = self.intake.read(bodies, now_ms)
-        assert not wrong
-        return self.scorer.score_many(payments, now_ms)
 
-
-def open_scorer(config: Path, worker: str) -> ScorerInProcess:
-    """Open the scorer of a world, with an outbox of this name. Once in a process: LMDB allows no second."""
+def open_host(config: Path) -> ServerContext:
+    """Return the parts of the scorer of a configuration of `paywarden serve`, compiled."""
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
-    fast_requests.warm_up()
-    records.warm_up()
-    mirror.warm_up()
-    one_call.warm_up()
-    entities = host.engine.plan.entity_names
-    outbox = OutboxWriter(host.outbox, worker)
+    for module in (fast_requests, records, mirror, one_call):
+        module.warm_up()
+    return host
+
+
+def scorer_of(host: ServerContext, worker: str) -> ScorerInProcess:
+    """Return a scorer of a host, with an outbox of this name. A mirror has one in a process: LMDB allows no second."""
+    entities, registry = host.engine.plan.entity_names, MetricsRegistry()
     scorer = PaymentScorer(
         engine=host.engine,
-        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(MetricsRegistry()), settings=host.chain),
+        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(registry), settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
-        outbox=outbox,
-        metrics=ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(entities), entities=entities),
+        outbox=OutboxWriter(host.outbox, worker),
+        metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
         origins=host.release.origins,
     )
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
-    return ScorerInProcess(host, intake, scorer, outbox, OneCall(scorer, intake))
+    return ScorerInProcess(intake, scorer, OneCall(scorer, intake))

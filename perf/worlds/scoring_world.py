@@ -145,10 +145,10 @@ def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | None = None) -> Iterator[World]:
+def built_world(entities: int, size: WorldSize | None = None) -> Iterator[World]:
     """Give a world with at least this many entities; keep its mirror fresh and read its outbox until the block ends.
 
-    `outbox` is its folder, else a temporary one. Raises Misconfigured when the mirror finds no room.
+    Raises Misconfigured when the mirror finds no room.
     """
     size = size or WorldSize()
     past = make_past(size)
@@ -160,7 +160,7 @@ def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | 
         mirror_mb = 64 + (entities + 50_000) * _MIRROR_BYTES_PER_ENTITY // 2**20
         _require_room(Path(memory), mirror_mb)
         mirror = MirrorSettings(path=f"{memory}/mirror", size_mb=mirror_mb)
-        settings = OutboxSettings(directory=str(outbox or Path(folder) / "outbox"))
+        settings = OutboxSettings(directory=str(Path(folder) / "outbox"))
         config = Path(folder) / "paywarden.toml"
         text = _CONFIG.format(
             memory=memory, mirror_mb=mirror_mb, outbox=settings.directory, bundle=past.bundle.resolve()
@@ -280,17 +280,12 @@ def _kept_fresh(writer: MirrorWriter, outbox: OutboxSettings) -> Iterator[None]:
 # Requests
 
 
-def requests_over(payments: pa.Table, copies: int | None, size: WorldSize) -> list[ScoreRequest]:
-    """Returns payments of the history's last week, each in a random world; a few have unknown cards and devices.
-
-    Without `copies` the entities are those of the history.
-    """
+def requests_over(payments: pa.Table, copies: int, size: WorldSize) -> list[ScoreRequest]:
+    """Returns payments of the history's last week, each in a random world; a few have unknown cards and devices."""
     rng = np.random.default_rng(size.seed)
     newest = min(len(payments), max(100, len(payments) * 7 // size.days))
     rows = len(payments) - newest + rng.integers(0, newest, size.requests)
     requests = requests_of(payments.take(rows), id_prefix="")
-    if copies is None:
-        return requests
     worlds = rng.integers(0, copies, size.requests).tolist()
     strangers = (rng.random(size.requests) < _UNKNOWN_SHARE).tolist()
     for request, world, is_stranger in zip(requests, worlds, strangers, strict=True):

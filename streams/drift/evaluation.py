@@ -87,20 +87,6 @@ class Detection(Protocol):
         """Return the state that all blocks so far have led to."""
 
 
-class NoDetection:
-    """A Detection that finds nothing."""
-
-    def restore(self, state: bytes) -> None:
-        """See Detection."""
-
-    def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
-        """See Detection."""
-
-    def state(self) -> bytes:
-        """See Detection."""
-        return b""
-
-
 @dataclass(frozen=True)
 class EvaluatedUpTo:
     """All blocks that end by `done_ms` are evaluated (0: none yet).

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason=CHROMIU
 _PICTURES = os.environ.get("PAYWARDEN_PICTURES", "")
 _WIDE, _PHONE = {"width": 1120, "height": 960}, {"width": 390, "height": 844}
 _SCRIPT_BYTES_MAX = 60_000
-# A slow machine may take its time; `python -m perf.console --browser` has the figures.
+# A slow machine may take its time.
 _PATIENCE_MS = 60_000
 _log = logging.getLogger(__name__)
 

@@ -149,8 +149,7 @@ class StandIn:
     `record_counts` holds the number of records of each message (not of info requests). A 1 may be a batch of one, which
     the client sends as a plain command. `scans` holds the request for each page. `statistics_asked` holds the requested
     names that meet `info_faults`. `done_count` counts the messages that were carried out, also those whose answer came
-    late or never. `batch_count` counts the batches. `bytes_in` and `bytes_out` count the bytes of messages and of their
-    answers.
+    late or never. `batch_count` counts the batches.
     """
 
     namespace: str = "test"
@@ -169,8 +168,6 @@ class StandIn:
     statistics_asked: list[str] = field(default_factory=list)
     batch_count: int = 0
     done_count: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
     faults: Faults = field(default_factory=Faults)
     info_faults: Faults = field(default_factory=Faults)
     # The partitions whose scans this node answers. It reports the others as not available.
@@ -292,8 +289,6 @@ class StandIn:
         if kind == ADMIN_KIND:
             connection.sendall(frame(ADMIN_KIND, struct.pack(">BB14x", 0, self.login_result)))
             return True
-        with self._lock:
-            self.bytes_in += len(header) + len(body)
         return self._serve_message(connection, decode_message(body))
 
     def _serve_info(self, connection: socket.socket, asked: str) -> bool:
@@ -316,14 +311,9 @@ class StandIn:
         return self._send(
             connection,
             fault,
-            lambda: self._counted(self._carry_out(request, fault)),
+            lambda: self._carry_out(request, fault),
             keeps_silent=lambda: bool(cut) and self.records.write_count > written_before,
         )
-
-    def _counted(self, frames: list[bytes]) -> list[bytes]:
-        with self._lock:
-            self.bytes_out += sum(map(len, frames))
-        return frames
 
     def _send(
         self,

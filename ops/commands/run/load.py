@@ -42,13 +42,6 @@ from paywarden.schemas.settings import Source
     "--connections-max", type=click.IntRange(1), default=256, show_default=True, help="Most HTTP connections."
 )
 @click.option(
-    "--depth",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Unanswered requests of an HTTP connection, when there can be no more connections.",
-)
-@click.option(
     "--streams", type=click.IntRange(1), default=64, show_default=True, help="Unanswered calls of a gRPC connection."
 )
 @click.option(
@@ -83,7 +76,6 @@ def load(
     arrivals: str,
     connections: int | None,
     connections_max: int,
-    depth: int,
     streams: int,
     body: str,
     timeout_ms: int,
@@ -111,7 +103,6 @@ def load(
         content_type=f"application/{'x-protobuf' if body == 'protobuf' else 'json'}",
         connections=connections,
         connections_max=connections_max,
-        depth=depth,
         streams=streams,
         timeout_ms=timeout_ms,
         token=_token(token_file),

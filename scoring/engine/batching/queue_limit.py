@@ -11,7 +11,7 @@ _COST_WEIGHT = 0.1
 # become ten times as dear, five chunks tell.
 _COST_JUMP_MAX = 8.0
 # A payment costs at most this many times more in a small chunk than in a large one, whose fixed part more payments
-# share. (perf.batches: 52 µs alone, 16 µs in a chunk of 32.)
+# share. (Measured: 52 µs alone, 16 µs in a chunk of 32.)
 _SMALL_CHUNK_FACTOR_MAX = 4.0
 # Calls that gather in a moment may wait this many times `wait_ms_max`, but at most this share of the deadline.
 _BURST_FACTOR, _BURST_DEADLINE_SHARE = 3.0, 0.75

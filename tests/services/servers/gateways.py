@@ -64,6 +64,7 @@ class RunningGateway:
     access_log: Path
     error_log: Path
     trust: str
+    process: subprocess.Popen[bytes]
 
     @contextlib.contextmanager
     def connected(self, certificate: tuple[str, str] | None = None) -> Iterator[ssl.SSLSocket]:
@@ -79,23 +80,27 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def running_gateway(target: str, description: GatewayDescription, folder: Path, trust: str) -> Iterator[RunningGateway]:
+def running_gateway(
+    target: str, description: GatewayDescription, folder: Path, trust: str = "", *, access_log: bool = True
+) -> Iterator[RunningGateway]:
     """Start a gateway at ports of its own, and wait until it listens."""
     folder.mkdir()
     http_port, grpc_port = free_ports(2)
+    log_file = folder / "access.log" if access_log else Path("/dev/null")
     own = replace(
         description,
         listen=replace(
             description.listen,
             http=f"127.0.0.1:{http_port}",
             grpc=f"127.0.0.1:{grpc_port}",
-            access_log=str(folder / "access.log"),
+            access_log=str(log_file),
         ),
         nginx=replace(description.nginx, folder=str(folder)),
     )
-    gateway = RunningGateway(target, http_port, grpc_port, folder / "access.log", folder / "error.log", trust)
-    with gateway.error_log.open("wb") as log:
+    error_log = folder / "error.log"
+    with error_log.open("wb") as log:
         process = subprocess.Popen(_command(target, own, folder), stdout=log, stderr=log)
+        gateway = RunningGateway(target, http_port, grpc_port, log_file, error_log, trust, process)
         try:
             wait_until(
                 lambda: process.poll() is not None or (_listens(http_port) and _listens(grpc_port)),

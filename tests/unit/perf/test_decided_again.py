@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from perf.decided_again import measured
+from pathlib import Path
+
+from perf.console import recomputed
 
 
-def test_all_kept_decisions_are_equal_but_the_one_that_was_changed_by_a_bit() -> None:
-    assert measured(300, is_broken=True)["recomputed_equal_share"] == 299 / 300
+def test_all_kept_decisions_are_equal_but_one_with_a_changed_bit(tmp_path: Path) -> None:
+    assert recomputed(tmp_path, 300, is_broken=True)["recomputed_equal_share"] == 299 / 300

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -91,6 +91,7 @@ class Served:
         scorer: Scorer | None = None,
         limits: RequestLimits | None = None,
         intake: RequestDecoder | None = None,
+        clock_ms: Callable[[], int] = lambda: NOW_MS,
     ) -> None:
         """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()
@@ -100,7 +101,7 @@ class Served:
             scorer or self.scorer,
             intake=intake or euro_intake(limits or RequestLimits(batch_size_max=4)),
             settings=admission,
-            now_ms=lambda: NOW_MS,
+            now_ms=clock_ms,
         )
         self.server = HttpServer(
             self.batcher,
@@ -109,7 +110,7 @@ class Served:
             metrics_text=lambda: self.metrics_text,
             tokens=tokens,
             metrics_need_token=metrics_need_token,
-            now_ms=lambda: NOW_MS,
+            now_ms=clock_ms,
         )
         self._tls, self._is_taken_over = tls, False
         self._stop = asyncio.Event()

@@ -14,7 +14,6 @@ marks and tables.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -398,17 +397,6 @@ class OverlayWorld:
         reader.attributes[0] = made.row
         reader.out[:] = -1
         return states
-
-    def fill_ns(self, number: int) -> int:
-        """Let worker 0 fill a payment's vector; returns the CPU time of the compiled call."""
-        made, worker = self.payments[number], self.workers[0]
-        self._look_up(made, self._readers[0])
-        digests = self.tags.digests((*made.keys, made.name))
-        worker._digest_bytes[: len(digests)] = digests
-        assert worker._frame is not None
-        began_ns = time.thread_time_ns()
-        overlay_pending.fill_bound(worker._frame.address, 1, self.now_ms, self.transaction)
-        return time.thread_time_ns() - began_ns
 
     # The oracle.
 

@@ -322,7 +322,7 @@ def test_a_load_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), **settings))
 
 
-@pytest.mark.parametrize("name", ["connections", "connections_max", "depth", "streams", "timeout_ms"])
+@pytest.mark.parametrize("name", ["connections", "connections_max", "streams", "timeout_ms"])
 def test_an_option_below_one_is_refused_by_name(name: str) -> None:
     options = LoadOptions(**{name: 0})  # type: ignore[arg-type]
     with pytest.raises(Misconfigured, match=name):
@@ -385,17 +385,16 @@ def test_a_stall_shows_in_the_p99_of_an_open_loop_only() -> None:
 
 
 def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
-    """The server answers two at a time, in pieces, with something between that is no answer."""
+    """The server answers in pieces, with something between that is no answer."""
 
     async def run() -> LoadReport:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            answers = OK + b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 X\r\ncontent-length:0\r\n\r\n"
-            for _ in range(3):
-                for _ in range(2):
-                    await reader.readuntil(b"\r\n\r\n")
-                    await reader.readexactly(4)
-                for at in range(0, len(answers), 7):
-                    writer.write(answers[at : at + 7])
+            refusal = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 X\r\ncontent-length:0\r\n\r\n"
+            for answer in (OK, refusal) * 3:
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(4)
+                for at in range(0, len(answer), 7):
+                    writer.write(answer[at : at + 7])
                     await asyncio.sleep(0.001)
             writer.close()
             served.set()
@@ -403,7 +402,7 @@ def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
         served = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        options = LoadOptions(connections_max=1, depth=6, timeout_ms=60_000)
+        options = LoadOptions(connections_max=1, timeout_ms=60_000)
         try:
             return await run_load(
                 f"http://127.0.0.1:{port}",
@@ -450,8 +449,7 @@ def test_a_closed_loop_keeps_every_connection_full() -> None:
 
     report, fake = loaded(counted, load=closed)
     assert (fake.connection_count, most) == (4, 4)
-    assert report.sent == report.ok > 40
-    assert report.ok_per_second == pytest.approx(report.ok / 0.3, rel=0.2)
+    assert report.sent == report.ok > 4
 
 
 def test_a_closed_loop_connects_again_when_the_server_closes() -> None:

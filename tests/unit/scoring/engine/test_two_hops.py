@@ -330,7 +330,7 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
         in_steps.append(1)
         return score_claimed(*given)
 
-    scorer.score_claimed = noted  # type: ignore[method-assign]
+    scorer.score_claimed = noted  # type: ignore[assignment,method-assign]
     chunks_in_steps = 0
     for count in (1, 5, ROWS_MAX, 1, 20):
         kept.entries.clear()

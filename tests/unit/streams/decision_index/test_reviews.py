@@ -63,7 +63,7 @@ def test_the_payment_with_most_at_stake_comes_first_and_age_counts(database: Dat
 
 
 def test_two_analysts_never_hold_one_payment(database: Database) -> None:
-    # Four analysts at each payment. `perf/decisions_index.py` has a thousand races.
+    # Four analysts at each payment.
     count = 250 if database.name == "PostgreSQL" else 50
     queue = queue_of(database, {f"p{number}": 1000 - number for number in range(count)})
     start = threading.Barrier(4)

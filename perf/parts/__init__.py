@@ -1,1 +1,0 @@
-"""Parts of one benchmark that is too long for one file."""
