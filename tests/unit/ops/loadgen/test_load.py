@@ -479,6 +479,21 @@ def test_a_record_has_every_request_in_the_order_they_were_due() -> None:
     assert all(0 < latency_ms < 1000 for latency_ms in record.latency_ms)
 
 
+def test_a_caller_with_a_deadline_gives_up_and_the_newest_goes_first() -> None:
+    async def slow(_: FakeServer, __: bytes) -> bytes:
+        await asyncio.sleep(0.05)
+        return OK
+
+    async def arriving(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        options = LoadOptions(connections=1, connections_max=1, give_up_ms=1)
+        return await run_arrivals(target, bodies, np.array([0.0, 0.001, 0.002]), options=options)
+
+    report, fake = loaded(slow, iter([b"0", b"1", b"2"]), load=arriving)
+    # Both wait for the one connection. The older one is given up at the latest when the newer one has gone.
+    assert fake.bodies[:2] == [b"0", b"2"]
+    assert report.ok + report.errors == 3
+
+
 def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
     async def run() -> LoadReport:
         server = await asyncio.start_unix_server(FakeServer(always_ok), tmp_path / "socket")
