@@ -90,11 +90,7 @@ def _measure(world: DriftWorld, *, with_tools: bool) -> dict[str, float]:
     raised = [alert for alert in replay.alerts(live) if alert.state is State.RAISED]
     seconds = time.perf_counter() - started
     for alert in raised:
-        at_days = (alert.time_ms - int(live.time_ms[0])) / DAY_MS
-        print(
-            f"  false alarm on day {at_days:.1f}: {alert.subject} {alert.statistic} {alert.segment}, "
-            f"{alert.severity}, {alert.effect:.3f} in blocks of {alert.length_ms // 60_000} minutes"
-        )
+        print(f"false alarm: {alert.severity} {alert.subject} {alert.statistic} {alert.segment} {alert.effect:.3f}")
     figures = {
         "false_alarms_per_month": len(raised) * _MONTH_DAYS / days,
         "setting_per_month": _MONTH_DAYS / settings.false_alarm_days,
@@ -110,7 +106,6 @@ def _measure(world: DriftWorld, *, with_tools: bool) -> dict[str, float]:
         end = live.cut_at(int(live.time_ms[0]) + (_TOOLS_DAYS + _TOOLS_WATCHED_DAYS) * DAY_MS)
         alarms = one.alarms(live.rows(slice(baseline, end)))
         figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
-        print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
     return figures | _of_changes(world, replay, tools)
 
 
@@ -118,8 +113,6 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
     """Measure each change, on its own part of the stream."""
     figures: dict[str, float] = {}
     first_day = int(world.live.time_ms[0]) // DAY_MS + _TOOLS_DAYS + 1
-    names = ["ours", *(one.name for one in tools)]
-    print(f"\n{'change':<22}" + "".join(f"{name:>16}" for name in names) + "   minutes until the first alarm; its name")
     for number, (name, (change, is_named)) in enumerate(CHANGES.items()):
         start_ms = (first_day + number * (_BEFORE_DAYS + _AFTER_DAYS)) * DAY_MS
         at_ms = start_ms + _BEFORE_DAYS * DAY_MS + _AT_MS
@@ -129,15 +122,12 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
         alerts = [one for one in replay.alerts(stream) if one.time_ms > at_ms and one.state is not State.CLEARED]
         figures[f"delay_minutes_{name}"] = minutes = _minutes_to(alerts, at_ms)
         figures[f"named_minutes_{name}"] = named = _minutes_to(list(filter(is_named, alerts)), at_ms)
-        row = f"{name:<22}{minutes:>16.0f}"
         seen = stream.rows(slice(stream.cut_at(at_ms - 2 * HOUR_MS), stream.cut_at(at_ms + _TOOLS_HOURS * HOUR_MS)))
         for one in tools:
             alarms = [end for end in one.alarms(seen) if end > at_ms]
-            minutes = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
-            figures[f"{one.name}_delay_minutes_{name}"] = minutes
-            row += f"{minutes:>16.0f}"
+            figures[f"{one.name}_delay_minutes_{name}"] = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
         first = f"{alerts[0].subject} {alerts[0].statistic} {alerts[0].segment}" if alerts else "nothing"
-        print(f"{row}   {first}; rightly after {named:.0f}", flush=True)
+        print(f"{name}: {first} after {minutes:.0f} minutes, rightly after {named:.0f}", flush=True)
     return figures
 
 

@@ -131,12 +131,7 @@ def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
         if name.startswith(("bit_vectors", "conditions", "gtil")):
             assert np.array_equal(got, wanted), f"{name} differs from LightGBM"
         else:
-            assert np.allclose(_scores(got), _scores(wanted), atol=_NEAR), f"{name} is far from LightGBM"
-
-
-def _scores(margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    scores: NDArray[np.float64] = 1 / (1 + np.exp(-margins))
-    return scores
+            assert np.allclose(1 / (1 + np.exp(-got)), 1 / (1 + np.exp(-wanted)), atol=_NEAR), f"{name} is far"
 
 
 def _measure(engines: dict[str, Margins], rows: NDArray[np.float32], rounds: int) -> dict[str, float]:

@@ -5,39 +5,42 @@ Measured:
   millisecond after the first was answered, on another connection. It has seen the first if it lacks the flag
   unknown_card. `other_worker_share` says how many pairs had two workers. The marks are those of a companion whose
   stream has brought nothing yet.
-- `added_us_p50`: the CPU time of a worker for an answer in a closed loop of single payments, with an overlay less
-  without one: two workers on one core take turns, medians of the rounds. Payments are pending for a tenth of a second:
-  about two thousand at a time, over all entities.
+- `added_us_N`: the CPU time that the overlay adds to a payment in chunks of N, from bytes to record. Two scorers of one
+  process, one with an overlay, decide in turns; the least of the rounds. The stream lags half a second behind 500
+  payments a second, one in 50 of them of a hot merchant. `added_us_p50` is `added_us_1`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
   companions, and `forget`; every second world has another host that reports its payments over a bad network, and every
   second pair of worlds keeps folds of all entities with two pending payments. Each vector is compared with an oracle's
   (tests/worlds/stream/overlay_world.py).
 Used for: whether the overlay may be on.
 
-    python -m perf.overlay [--pairs N] [--steps N] [--rounds N] [--json FILE]
+    python -m perf.overlay [--pairs N] [--steps N] [--payments N] [--json FILE]
 """
 
 from __future__ import annotations
 
 import http.client
 import itertools
+import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.engine.vectors import ROWS_MAX
+from paywarden.scoring.state import overlay
+from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
-from perf.tools.measuring import Scenario, arguments_of, finish, in_turns, median_of
-from perf.tools.servers import pin_load, running, serving
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.servers import pin_load, running
+from perf.worlds.scoring_host import ScorerInProcess, open_host, scorer_of
 from perf.worlds.scoring_world import World, WorldSize, built_world
 from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
 
@@ -50,11 +53,12 @@ _SIZE = WorldSize(
     training=TrainingSettings(trees=50, leaves=15, early_stopping_rounds=0, threads=1),
 )
 _LIFETIME_MS = 2000
-# How long a payment is pending where CPU time is measured, and how long each load is.
-_PENDING_MS, _ADDED_S = 100, 2.0
-# A busy machine makes no worker refuse.
-_PATIENT = {"PAYWARDEN_ADMISSION_DEADLINE_MS": "2000", "PAYWARDEN_ADMISSION_WAIT_MS_MAX": "1000"}
-_CLOSED = LoadOptions(connections=64, connections_max=64)
+# The stream lags so far behind the scorers that are timed: a pending payment lives as long.
+_LAG_MS = 500
+# Payments a second.
+_RATE = 500
+_CHUNKS = (1, 8, 32)
+_ROUNDS = 9
 # More transactions than the mirror will ever have: the marks are complete, since no profile gets a payment.
 _ALL_TRANSACTIONS = 1 << 60
 _CONNECTIONS = 16
@@ -67,13 +71,13 @@ def main() -> None:
         __doc__,
         ("--pairs", {"type": int, "default": 10_000, "help": "of payments"}),
         ("--steps", {"type": int, "default": 1_000_000, "help": "of the oracle's worlds"}),
-        ("--entities", {"type": int, "default": 200_000, "help": "in the mirror, at least"}),
-        ("--rounds", {"type": int, "default": 9, "help": "in which CPU time is measured"}),
+        ("--entities", {"type": int, "default": 30_000, "help": "in the mirror, at least"}),
+        ("--payments", {"type": int, "default": 20_000, "help": "of each size of chunks that are timed"}),
     )
     figures = _against_oracle(arguments.steps)
     pin_load()
     with built_world(arguments.entities, _SIZE) as world:
-        figures |= _pairs(world, arguments.pairs) | _added(world, arguments.rounds)
+        figures |= _pairs(world, arguments.pairs) | _times(world, arguments.payments)
     finish(figures, arguments.json)
 
 
@@ -92,25 +96,26 @@ def _against_oracle(steps: int) -> dict[str, float]:
 
 
 @contextmanager
-def _with_overlay(world: World, lifetime_ms: int) -> Iterator[dict[str, str]]:
-    """Give the environment of a worker with an overlay whose marks are trusted."""
+def _marked(world: World, engine: FeatureEngine, lifetime_ms: int) -> Iterator[OverlaySettings]:
+    """Give the settings of an overlay whose marks are trusted."""
     with tempfile.TemporaryDirectory(prefix="paywarden-overlay-", dir=Path(world.mirror.path).parent) as folder:
         settings = OverlaySettings(enabled=True, path=f"{folder}/overlay", lifetime_ms=lifetime_ms, marks_max=10_000)
-        marks = OverlayMarks(settings, FeatureEngine().plan, world.mirror.path)
+        marks = OverlayMarks(settings, engine.plan, world.mirror.path)
         marks.open_mirror(_ALL_TRANSACTIONS)
         while marks.is_unsure:
             time.sleep(0.1)
-        yield {
+        yield settings
+
+
+def _pairs(world: World, count: int) -> dict[str, float]:
+    with ExitStack() as stack:
+        settings = stack.enter_context(_marked(world, FeatureEngine(), _LIFETIME_MS))
+        environment = {
             "PAYWARDEN_OVERLAY_ENABLED": "true",
             "PAYWARDEN_OVERLAY_PATH": settings.path,
             "PAYWARDEN_OVERLAY_LIFETIME_MS": str(settings.lifetime_ms),
             "PAYWARDEN_OVERLAY_MARKS_MAX": str(settings.marks_max),
         }
-
-
-def _pairs(world: World, count: int) -> dict[str, float]:
-    with ExitStack() as stack:
-        environment = stack.enter_context(_with_overlay(world, _LIFETIME_MS))
         arguments = ("--config", str(world.config), "serve", "--workers", "2")
         server = stack.enter_context(running("paywarden", *arguments, ready_path="/readyz", environment=environment))
         address = urlsplit(server.http).netloc
@@ -144,25 +149,79 @@ def _ask(connection: http.client.HTTPConnection, like: ScoreRequest, number: int
     return ScoreResponse.FromString(body)
 
 
-def _added(world: World, rounds: int) -> dict[str, float]:
-    """Measure two workers in turns, one with an overlay. The second has outbox, metrics and answers of its own."""
-    with ExitStack() as stack:
-        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-overlay-"))
-        environment = stack.enter_context(_with_overlay(world, _PENDING_MS)) | _PATIENT
-        for name in ("OUTBOX_DIRECTORY", "ANSWERED_PATH", "SERVE_METRICS", "SERVE_RUNTIME"):
-            environment[f"PAYWARDEN_{name}"] = f"{own}/{name}"
-        servers = {
-            "plain": stack.enter_context(serving(world.config, environment=_PATIENT)),
-            "overlay": stack.enter_context(serving(world.config, environment=environment)),
-        }
-        bodies = stamped_bodies(world.requests, id_prefix="added")
-        found = in_turns(
-            [Scenario(name, one, one.http, bodies, _CLOSED, _ADDED_S) for name, one in servers.items()], rounds
-        )
-    cpu_us = {name: median_of(row, lambda one: one.server_cpu_us) for name, row in found.items()}
-    return {f"{name}_cpu_us": value for name, value in cpu_us.items()} | {
-        "added_us_p50": cpu_us["overlay"] - cpu_us["plain"]
-    }
+def _times(world: World, count: int) -> dict[str, float]:
+    host = open_host(world.config)
+    overlay.warm_up(host.engine)
+    with _marked(world, host.engine, _LAG_MS) as settings:
+        prepare(settings, host.engine.plan)
+        clock, scorers = _Clock(), dict[str, ScorerInProcess]()
+        for name in ("plain", "overlay"):
+            # LMDB may be open once in a process.
+            copy = f"{settings.path}-{name}"
+            shutil.copytree(world.mirror.path, copy)
+            own = replace(host, engine=host.engine.clone_for_thread(), mirror=replace(host.mirror, path=copy))
+            pending = None
+            if name == "overlay":
+                pending = Overlay(settings, host.engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)
+            scorers[name] = scorer_of(own, name, pending)
+        traffic = _Traffic(world)
+        figures: dict[str, float] = {}
+        for size in _CHUNKS:
+            chunks = max(20, count // (_ROUNDS * size))
+            taken: dict[str, list[float]] = defaultdict(list)
+            # The first round touches memory for the first time.
+            for number in range(_ROUNDS + 1):
+                for name in ("plain", "overlay") if number % 2 else ("overlay", "plain"):
+                    clock.pass_ms(10 * _LAG_MS)
+                    taken[name].append(_cpu_us(scorers[name], traffic, clock, size, chunks))
+            plain, added = (min(taken[name][1:]) for name in ("plain", "overlay"))
+            figures |= {f"plain_us_{size}": plain, f"added_us_{size}": added - plain}
+        for each in scorers.values():
+            each.scorer.close_mirror()
+    return figures | {"added_us_p50": figures["added_us_1"]}
+
+
+class _Clock:
+    """The overlay's clock, which the benchmark moves: as much time passes as the traffic takes."""
+
+    def __init__(self) -> None:
+        self._passed_ms = 0.0
+
+    def now_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000 + int(self._passed_ms)
+
+    def pass_ms(self, duration_ms: float) -> None:
+        self._passed_ms += duration_ms
+
+
+class _Traffic:
+    """Makes chunks of new payments. One in 50 is of a hot merchant."""
+
+    def __init__(self, world: World) -> None:
+        self._requests, self._made = world.requests, 0
+        self._merchants = [request.merchant_id for request in world.requests]
+
+    def chunk(self, size: int, now_ms: int) -> list[bytes]:
+        bodies = []
+        for _ in range(size):
+            self._made += 1
+            place = self._made * 7 % len(self._requests)
+            request = self._requests[place]
+            request.merchant_id = self._merchants[place if self._made % 50 else 0]
+            request.payment_id, request.event_time_ms = f"timed-{self._made}", now_ms
+            bodies.append(request.SerializeToString())
+        return bodies
+
+
+def _cpu_us(scorer: ScorerInProcess, traffic: _Traffic, clock: _Clock, size: int, chunks: int) -> float:
+    """Return the CPU time of a payment in chunks of this size, in µs."""
+    now_ms = time.time_ns() // 1_000_000
+    made = [traffic.chunk(size, now_ms) for _ in range(chunks)]
+    began = time.thread_time_ns()
+    for bodies in made:
+        clock.pass_ms(size * 1000 / _RATE)
+        scorer.score(bodies, now_ms)
+    return (time.thread_time_ns() - began) / 1000 / (size * chunks)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import server_core
 from perf.worlds.kafka_world import ENTITIES, KafkaWorld, kafka_world, new_topics, timed_work
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
+from tests.services.product.processes import wait_until
 
 _CARDS = 10_000
 _FRESHNESS_S = 20.0
@@ -107,9 +108,10 @@ def _freshness(world: KafkaWorld, store: str) -> dict[str, float]:
             time.sleep(0.1)
         # The first quarter is the start: fetches begin, caches fill, and the worker catches up.
         sent = send_at_rate(kafka, maker, rate=_FRESHNESS_RATE, seconds=_FRESHNESS_S / 4)
+        wait_until(lambda: _applied_payments(worker.reading()) >= sent, "the worker catches up")
         before, before_s = _ages(worker)
         sent += send_at_rate(kafka, maker, rate=_FRESHNESS_RATE, seconds=_FRESHNESS_S * 3 / 4)
-        timed_work(worker, _applied_payments, sent)
+        wait_until(lambda: _applied_payments(worker.reading()) >= sent, "all payments are applied")
         after, after_s = _ages(worker)
     counts = np.array(list(after.values())) - list(before.values())
     # The last bound is infinite.

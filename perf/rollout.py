@@ -273,22 +273,17 @@ def _aa_ended(seed: int, cards: int) -> Ended:
 
 def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, float]:
     """Return the shares of rollouts that were stopped although nothing differs; print a line for each of them."""
-    stopped = peeked = reached_all = reached = 0
-    for number, ended in enumerate(processes.map(_aa_ended, range(rollouts), repeat(cards))):
-        stopped += ended.stopped_ms is not None
-        peeked += ended.is_peeked
-        reached_all += ended.share == BASIS_POINTS
-        reached += ended.share
-        if ended.stopped_ms is not None:
-            print(f"  rollout {number}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
+    found = list(processes.map(_aa_ended, range(rollouts), repeat(cards)))
+    stopped = [ended for ended in found if ended.stopped_ms is not None]
+    for ended in stopped:
+        print(f"a rollout was stopped by {ended.by} after {(ended.stopped_ms or 0) / HOUR_MS:.1f} h")
     return {
         "rollouts": float(rollouts),
         "looks": float(_LOOKS),
         "cards": float(cards),
-        "false_rollback_share": stopped / rollouts,
-        "peeked_z_test_share": peeked / rollouts,
-        "reached_100_percent_share": reached_all / rollouts,
-        "reached_share_mean": reached / rollouts / BASIS_POINTS,
+        "false_rollback_share": len(stopped) / rollouts,
+        "peeked_z_test_share": sum(ended.is_peeked for ended in found) / rollouts,
+        "reached_share_mean": sum(ended.share for ended in found) / rollouts / BASIS_POINTS,
     }
 
 

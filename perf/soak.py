@@ -48,7 +48,6 @@ def main() -> None:
         "memory_growth_kib_per_million": (last["mib"] - first["mib"]) * 1024 / since if since else 0.0,
         "p99_first_ms": first["p99_ms"],
         "p99_last_ms": last["p99_ms"],
-        "p999_last_ms": last["p999_ms"],
     }
     finish(figures, arguments.json)
 

@@ -81,8 +81,7 @@ def main() -> None:
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": figures["http_failed"] + figures["grpc_failed"],
-            "p99_ratio": max(figures["http_p99_ratio"], figures["grpc_p99_ratio"]),
-            "resident_ratio": max(figures["http_resident_ratio"], figures["grpc_resident_ratio"]),
+            **{name: max(figures[f"http_{name}"], figures[f"grpc_{name}"]) for name in ("p99_ratio", "resident_ratio")},
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
         }

@@ -5,9 +5,6 @@ default settings. A payment system sends payments in an open loop, publishes eac
 later an outcome of one payment in ten. The load and the payment system share the cores, and are not counted. For each
 rate: cores of every process, bytes of Kafka, latencies, and the age of profiles.
 
-    rate      serve companion    stream     kafka     cores  kB/s in  kB/s out   p50 ms   p99 ms  age p99
-    0         0.003     0.004     0.008     0.024     0.038      …
-
 `max_per_second` is the rate at which the slower of endpoint and stream works if the load sends as fast as it is
 answered. `paywarden capacity --measured FILE` plans with these figures.
 
@@ -86,8 +83,6 @@ def _jmx(port: int) -> Sequence[str]:
 
 
 def _measure(system: _System, rates: Sequence[int], seconds: float) -> dict[str, float]:
-    print(f"\n{'rate':>6} " + " ".join(f"{part:>9}" for part in (*_PARTS, "cores")), end="")
-    print(f" {'kB/s in':>8} {'kB/s out':>8} {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
     figures: dict[str, float] = {"machine_cores": psutil.cpu_count() or 1}
     # The just-in-time compilers compile the code of the load.
     system.load(_JVM_WARM_RATE, _JVM_WARM_S, [])
@@ -140,15 +135,12 @@ class _System:
         figures = {f"cores_{rate}": sum(cores.values())} | {f"cores_{rate}_{part}": cores[part] for part in _PARTS}
         for way in ("in", "out"):
             figures[f"kafka_bytes_{way}_per_second_{rate}"] = (after.kafka[way] - before.kafka[way]) / took_s
-        line = f"{rate:>6} " + " ".join(f"{value:>9.3f}" for value in (*cores.values(), sum(cores.values())))
-        line += "".join(f" {figures[f'kafka_bytes_{way}_per_second_{rate}'] / 1000:>8.1f}" for way in ("in", "out"))
         if report is not None:
             figures |= {f"{name}_{rate}": getattr(report, name) for name in ("p50_ms", "p99_ms", "p999_ms")}
             figures |= {f"lag_p99_ms_{rate}": report.lag_p99_ms, f"not_ok_{rate}": report.sent - report.ok}
-            figures[f"profile_age_p50_ms_{rate}"], age = np.percentile(ages, [50, 99]).tolist()
-            figures[f"profile_age_p99_ms_{rate}"] = age
-            line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {age:>8.0f}"
-        print(line, flush=True)
+            for share in (50, 99):
+                figures[f"profile_age_p{share}_ms_{rate}"] = float(np.percentile(ages, share))
+        print(", ".join(f"{name} {value:,.3f}" for name, value in figures.items()), flush=True)
         return figures
 
     def most(self, seconds: float) -> float:

@@ -15,7 +15,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -24,6 +24,7 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.state import mirror
 from paywarden.scoring.state.outbox import OutboxWriter
+from paywarden.scoring.state.overlay import Overlay
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def open_host(config: Path) -> ServerContext:
     return host
 
 
-def scorer_of(host: ServerContext, worker: str) -> ScorerInProcess:
+def scorer_of(host: ServerContext, worker: str, overlay: Overlay | None = None) -> ScorerInProcess:
     """Return a scorer of a host, with an outbox of this name. A mirror has one in a process: LMDB allows no second."""
     entities, registry = host.engine.plan.entity_names, MetricsRegistry()
     scorer = PaymentScorer(
@@ -66,6 +67,7 @@ def scorer_of(host: ServerContext, worker: str) -> ScorerInProcess:
         outbox=OutboxWriter(host.outbox, worker),
         metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
         origins=host.release.origins,
+        options=ScorerOptions(overlay=overlay),
     )
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     return ScorerInProcess(intake, scorer, OneCall(scorer, intake))
