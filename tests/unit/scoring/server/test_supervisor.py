@@ -257,7 +257,7 @@ def answers(url: str) -> bool:
         ("[admission]\ndeadline_ms = 0\n", "[admission] deadline_ms: wanted at least 1, got 0"),
         (
             "connections_max = 2_000_000_000\n",
-            "a worker needs 2000001120 open files ([http] connections_max 2000000000 + ",
+            "a worker needs 2000004192 open files ([http] connections_max 2000000000 + ",
         ),
         ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
     ],
