@@ -23,7 +23,6 @@ from paywarden.features.catalogue.fields import Payment
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
 from perf.tools.measuring import arguments_of, finish
@@ -60,7 +59,7 @@ class Case:
 
     def read(self, *, from_json: bool) -> None:
         """Read the chunk once. Raises AssertionError for a request that is refused."""
-        taken: Sequence[TakenRequest] = self.bodies
+        taken: Sequence[bytes] = self.bodies
         if from_json:
             taken = [JSON.take(body, self.decoder.schema) for body in self.as_json]
         payments, wrong = self.decoder.read(taken, _NOW_MS)

@@ -42,7 +42,6 @@ from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.fast_requests import FastRequests
-from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.state.mirror import LookUpKeys, MirrorReader
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
@@ -138,7 +137,7 @@ class OneCall:
 
     def score(
         self,
-        requests: Sequence[TakenRequest],
+        requests: Sequence[bytes],
         now_ms: int,
         batches: Sequence[range] = (),
         arrivals: Sequence[float] = (),
@@ -146,10 +145,8 @@ class OneCall:
         traces: Sequence[bytes] = (),
     ) -> Sequence[bytes | Refusal] | None:
         """See batcher.ChunkScorer."""
-        if (bodies := _bodies_of(requests)) is None:
-            return None
-        chunk = Chunk(bodies, batches, arrivals, callers, traces)
-        scorer, count, mirror = self._scorer, len(bodies), self._readied()
+        chunk = Chunk(requests, batches, arrivals, callers, traces)
+        scorer, count, mirror = self._scorer, len(requests), self._readied()
         if mirror is None or not 0 < count <= ROWS_MAX:
             return None
         serving = scorer.serving
@@ -338,11 +335,6 @@ def warm_up() -> None:
     for types, compiled in functions.items():
         for function in compiled:
             function.compile(types)
-
-
-def _bodies_of(requests: Sequence[TakenRequest]) -> list[bytes] | None:
-    """Returns the requests' bytes; None if one of them was parsed, and is unusual therefore."""
-    return [*requests] if all(type(request) is bytes for request in requests) else None  # type: ignore[list-item]
 
 
 @cache

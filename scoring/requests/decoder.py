@@ -4,8 +4,8 @@
                   └─ unusual ─ RequestRules, RequestRows (one at a time) ─► row, keys, id, or InvalidEvent
 
 1. The compiled loop (scoring/requests/fast_requests.py) reads a chunk of requests from their protobuf bytes.
-2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. Such a request is checked and
-   coded here, in Python: a protobuf request is parsed first, a JSON request with such a name has its values already.
+2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. Such a request is parsed,
+   checked and coded here, in Python.
 3. Both ways give the same rows, keys and errors; only the time they take differs.
 4. The body that goes on to the outbox holds only fields that were understood. The compiled loop takes only bodies that
    hold nothing else. A body that it leaves out is written anew from its parsed message, without unknown fields.
@@ -13,8 +13,8 @@
 
 With fields of a project the body for the outbox ends where these begin: no declared field is kept (schema.py).
 
-The compiled loop reads JSON requests too, from the bytes that the outbox will keep. To make a row from the values in
-Python takes five times as long as to serialise them and read them back with the compiled loop.
+A JSON request comes as the protobuf bytes that the outbox will keep. To make a row from its values in Python takes five
+times as long as to serialise them and read them back with the compiled loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
-from paywarden.scoring.requests.format import ParsedRequest, TakenRequest
 from paywarden.scoring.requests.payments import CheckedPayments, joined
 from paywarden.scoring.requests.protobuf_form import canonical, kept_of, parse
 from paywarden.scoring.requests.request_rows import RequestRows
@@ -48,7 +47,7 @@ class RequestDecoder:
         self._rows = RequestRows(plan, rates, ROWS_MAX)
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
 
-    def read(self, requests: Sequence[TakenRequest], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
+    def read(self, requests: Sequence[bytes], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
         """Returns the payments that can be scored, in order, and the error of every other request by its index.
 
         The payments' rows hold until the next call.
@@ -76,9 +75,9 @@ class RequestDecoder:
         sent = bodies if self._has_declared else None
         return CheckedPayments(kept, ids, keys, self._rows.attributes[: len(bodies)], sent, self.schema)
 
-    def _read(self, requests: Sequence[TakenRequest], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
+    def _read(self, requests: Sequence[bytes], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
         """Read at most ROWS_MAX requests."""
-        bodies = [request if isinstance(request, bytes) else request.body for request in requests]
+        bodies = [*requests]
         is_usual, keys, ids = self._fast.read(bodies, now_ms)
         sent: list[bytes] | None = None
         if self._has_declared:
@@ -102,11 +101,8 @@ class RequestDecoder:
             payments = payments.chosen([index for index in range(len(bodies)) if index not in errors])
         return payments, errors
 
-    def _checked(self, request: TakenRequest, now_ms: int) -> tuple[ScoreRequest, bytes]:
+    def _checked(self, request: bytes, now_ms: int) -> tuple[ScoreRequest, bytes]:
         """Returns the request and its canonical bytes. Raises InvalidEvent."""
-        if isinstance(request, ParsedRequest):
-            self._rules.check_values(request.values, now_ms)
-            return request.message, request.body
         message = parse(request, self.schema)
         self._rules.check(message, now_ms)
         return message, canonical(message)

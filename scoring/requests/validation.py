@@ -10,9 +10,7 @@ An error names the field, what was wanted and what was got, as in `mcc: is text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import (
@@ -87,15 +85,8 @@ class RequestRules:
 
     def check(self, request: ScoreRequest, now_ms: int) -> None:
         """Raise InvalidEvent, naming the field, unless `request` can be scored."""
-        self.check_values(self._values_of(request), now_ms)
-
-    def check_values(self, values: Mapping[str, Any], now_ms: int) -> None:
-        """Raise InvalidEvent, naming the field, unless a request of these values can be scored.
-
-        The values are of their fields' types. A field that is absent is None, or not in `values`.
-        """
         # A payment arrives when its caller asks about it.
-        self._rules.check(values, arrived_ms=now_ms, now_ms=now_ms)
+        self._rules.check(self._values_of(request), arrived_ms=now_ms, now_ms=now_ms)
 
 
 def fields_of(limits: RequestLimits) -> tuple[PaymentField, ...]:

@@ -43,7 +43,7 @@ from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.format import Format, TakenRequest
+from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestTooLarge, field_in_batch, message_of
 
@@ -111,7 +111,7 @@ class ChunkScorer(Protocol):
 
     def score(
         self,
-        requests: Sequence[TakenRequest],
+        requests: Sequence[bytes],
         now_ms: int,
         batches: Sequence[range],
         arrivals: Sequence[float],
@@ -375,7 +375,7 @@ class MicroBatcher:
         """Take the next chunk from the queue; refuse the calls that are late or cannot be read."""
         calls: list[Call] = []
         counts: list[int] = []
-        requests: list[TakenRequest] = []
+        requests: list[bytes] = []
         batches: list[range] = []
         refused: dict[Flushable, None] = {}
         turn, count_max, fills = self._turn, self.settings.chunk_payments, True
@@ -535,7 +535,7 @@ class _Chunk(NamedTuple):
 
     calls: list[Call]
     counts: list[int]
-    requests: list[TakenRequest]
+    requests: list[bytes]
     batches: list[range]
     callers: list[bytes]
     arrivals: list[float]
