@@ -1,10 +1,9 @@
 """The cost of a payment when several are scored together: batches of 1 to 64 through the scorer, in this process.
 
-Measured: a worker's work on a chunk (`OneCall`), with mirror, model, policy and outbox, without a front. Figures with
-`_steps` in their names are of a chunk that is not as usual: `RequestDecoder`, then `PaymentScorer`. The figures are
-CPU microseconds a payment by batch size, best and median of rounds in turns. Checked: each answer has the same bits
-as when the payment is scored alone (but for the decision's id and the mirror's age). Used for: how many payments a
-turn of the event loop should take together.
+Measured: a worker's work on a chunk (`PaymentScorer`), with mirror, model, policy and outbox, without a front. The
+figures are CPU microseconds a payment by batch size, best and median of rounds in turns. Checked: each answer has the
+same bits as when the payment is scored alone (but for the decision's id and the mirror's age). Used for: how many
+payments a turn of the event loop should take together.
 
     python -m perf.batches [--entities N] [--json FILE]
 """
@@ -58,16 +57,15 @@ def _score_here(config: Path) -> None:
 
 def batch_figures(made: ScorerInProcess, bodies: Sequence[bytes], rounds: int = _ROUNDS) -> dict[str, float]:
     """Returns microseconds a payment by batch size. Raises AssertionError when a batch changes an answer."""
-    ways = {"": made.score, "_steps": made.score_in_steps}
     now_ms = time.time_ns() // 1_000_000
-    alone = [_told(answer) for body in bodies for answer in made.score_in_steps([body], now_ms)]
-    taken: dict[str, list[float]] = {f"us_{size}{name}": [] for name in ways for size in SIZES}
+    alone = [_told(answer) for body in bodies for answer in made.score([body], now_ms)]
+    taken: dict[str, list[float]] = {f"us_{size}": [] for size in SIZES}
     for _ in range(rounds):
-        for size, (name, score) in itertools.product(SIZES, ways.items()):
+        for size in SIZES:
             batches = [bodies[first : first + size] for first in range(0, len(bodies), size)]
             started = time.process_time()
-            answers = [score(batch, now_ms) for batch in batches]
-            taken[f"us_{size}{name}"].append((time.process_time() - started) / len(bodies) * 1e6)
+            answers = [made.score(batch, now_ms) for batch in batches]
+            taken[f"us_{size}"].append((time.process_time() - started) / len(bodies) * 1e6)
             assert [_told(answer) for batch in answers for answer in batch] == alone, f"batches of {size} differ"
     return {key: statistics.median(each) for key, each in taken.items()} | {
         f"{key}_best": min(each) for key, each in taken.items()

@@ -29,10 +29,11 @@ from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.policy.policy import FLAGS, ConfiguredRule, Policy, PolicySettings
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.challenger import Evaluated, VectorChallenger
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -74,15 +75,15 @@ class _Workers:
         self.outbox = OutboxWriter(settings, "worker-0")
         self._scorer = PaymentScorer(
             engine=small_world.engine(),
+            intake=RequestDecoder(PLAN, small_world.rates(), RequestLimits()),
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=policy,
             mirror=mirror,
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=PLAN.entity_names),
-            origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest)),
+            options=ScorerOptions(origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest))),
         )
         self._scorer.open_mirror()
-        self._decoder = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self._requests = requests_of(small_world.tables()[0], id_prefix="")[-5000:]
         self._numbers = count()
 
@@ -96,9 +97,7 @@ class _Workers:
                 request = self._requests[number % len(self._requests)]
                 request.payment_id, request.event_time_ms = f"payment-{number:012d}", NOW_MS
                 bodies.append(request.SerializeToString())
-            payments, wrong = self._decoder.read(bodies, NOW_MS)
-            assert not wrong
-            self._scorer.score_many(payments, NOW_MS)
+            assert all(isinstance(answer, bytes) for answer in self._scorer.score(Chunk(bodies), NOW_MS))
             done += size
 
 

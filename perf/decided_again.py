@@ -24,7 +24,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -106,18 +106,18 @@ def decided(folder: Path, count: int) -> list[dict[str, Any]]:
     writer.close()
     scorer = PaymentScorer(
         engine=small_world.engine(),
+        intake=RequestDecoder(PLAN, small_world.rates(), RequestLimits()),
         models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
         policy=policy,
         mirror=mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=PLAN.entity_names),
-        origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest)),
+        options=ScorerOptions(origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest))),
     )
-    decoder = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
     requests = requests_of(small_world.tables()[0].slice(0, count), id_prefix="p-")
     for number, request in enumerate(requests):
         request.event_time_ms = NOW_MS
-        payments.score_many(scorer, [request], decoder, NOW_MS + number)
+        payments.score_many(scorer, [request], NOW_MS + number)
     return [dict(decision_of(entry)) for entry in outbox.entries]
 
 

@@ -6,10 +6,9 @@ Measured:
   unknown_card. `other_worker_share` says how many pairs had two workers. The marks are those of a companion whose
   stream has brought nothing yet.
 - `KIND_N_added_us`: the CPU time that the overlay adds to a payment in chunks of N, by traffic, bytes to record.
-  Two scorers of one process, one with an overlay, decide in turns, both with `OneCall`; the least of the rounds. With
-  `_steps` behind N both decode and score in steps, as chunks that are not as usual. The stream lags half a second
-  behind 500 payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot`
-  with all of it, half of a second of which is pending. `added_us_p50` is `typical_1_added_us`.
+  Two scorers of one process, one with an overlay, decide in turns; the least of the rounds. The stream lags half a
+  second behind 500 payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant,
+  `hot` with all of it, half of a second of which is pending. `added_us_p50` is `typical_1_added_us`.
 - `hot_RATE_LAG_VERSIONS_us`: the CPU time of the call that fills a vector, look-up apart, where one merchant gets RATE
   payments a second, and the mirror gets VERSIONS new profiles of it a second, LAG ms old: mean, as `…_p99_us`, and as
   `…_first_us` the median of payments that are the first ones after a new profile. With `newest` for hot only the newest
@@ -31,9 +30,9 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,9 +46,9 @@ from paywarden.models.bundle.bundle import load_bundle
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import one_call, records
+from paywarden.scoring.engine import chunk_frame, records
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -263,26 +262,10 @@ class _Nowhere:
         return ""
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """A scorer with its decoder, and the compiled call of whole chunks."""
-
-    scorer: PaymentScorer
-    intake: RequestDecoder
-    whole: OneCall
-
-    def in_one_call(self, bodies: Sequence[bytes], now_ms: int) -> None:
-        assert self.whole.score(bodies, now_ms) is not None, "every chunk is as usual"
-
-    def in_steps(self, bodies: Sequence[bytes], now_ms: int) -> None:
-        payments, _ = self.intake.read(bodies, now_ms)
-        self.scorer.score_many(payments, now_ms)
-
-
 def _times(world: World, count: int) -> dict[str, float]:
     engine = FeatureEngine()
     engine.warm_up()
-    for module in (fast_requests, records, mirror, one_call):
+    for module in (fast_requests, records, mirror, chunk_frame):
         module.warm_up()
     overlay.warm_up(engine)
     bundle = load_bundle(world.bundle, catalogue_digest=engine.plan.digest, identity_digest=engine.plan.key.digest)
@@ -293,10 +276,11 @@ def _times(world: World, count: int) -> dict[str, float]:
         for copy in copies:
             shutil.copytree(world.mirror.path, copy.path)
 
-        def scorer(pending: Overlay | None) -> _Scorer:
+        def scorer(pending: Overlay | None) -> PaymentScorer:
             entities, registry = engine.plan.entity_names, MetricsRegistry()
-            made = PaymentScorer(
+            return PaymentScorer(
                 engine=engine.clone_for_thread(),
+                intake=RequestDecoder(engine.plan, load_rates(), RequestLimits()),
                 models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),
                 policy=Policy(PolicySettings(), review_at=1.0, decline_at=1.0),
                 mirror=copies[pending is not None],
@@ -304,8 +288,6 @@ def _times(world: World, count: int) -> dict[str, float]:
                 metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
                 options=ScorerOptions(overlay=pending),
             )
-            intake = RequestDecoder(engine.plan, load_rates(), RequestLimits())
-            return _Scorer(made, intake, OneCall(made, intake))
 
         clock = _Clock()
         pending = Overlay(settings, engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)
@@ -314,21 +296,18 @@ def _times(world: World, count: int) -> dict[str, float]:
         figures: dict[str, float] = {}
         for kind, size in itertools.product(("none", "typical", "hot"), _CHUNKS):
             chunks = max(20, count // (_ROUNDS * size))
-            taken: dict[tuple[str, str], list[float]] = defaultdict(list)
+            taken: dict[str, list[float]] = defaultdict(list)
             # The first round touches memory for the first time.
-            for number, way in itertools.product(range(_ROUNDS + 1), ("", "_steps")):
+            for number in range(_ROUNDS + 1):
                 for name in ("plain", "overlay") if number % 2 else ("overlay", "plain"):
                     clock.pass_ms(10 * _LAG_MS)
-                    each = scorers[name]
-                    score = each.in_steps if way else each.in_one_call
-                    taken[way, name].append(_cpu_us(score, traffic, clock, kind, size, chunks))
-            for way in ("", "_steps"):
-                plain, added = (min(taken[way, name][1:]) for name in ("plain", "overlay"))
-                case = f"{kind}_{size}{way}"
-                figures |= {f"{case}_plain_us": plain, f"{case}_added_us": added - plain}
-                print(f"{case:16}: {plain:5.1f} µs without an overlay, {added - plain:+.1f} with one")
+                    taken[name].append(_cpu_us(scorers[name].score, traffic, clock, kind, size, chunks))
+            plain, added = (min(taken[name][1:]) for name in ("plain", "overlay"))
+            case = f"{kind}_{size}"
+            figures |= {f"{case}_plain_us": plain, f"{case}_added_us": added - plain}
+            print(f"{case:16}: {plain:5.1f} µs without an overlay, {added - plain:+.1f} with one")
         for each in scorers.values():
-            each.scorer.close_mirror()
+            each.close_mirror()
     return figures | {"added_us_p50": figures["typical_1_added_us"]}
 
 
@@ -366,7 +345,7 @@ class _Traffic:
 
 
 def _cpu_us(
-    score: Callable[[Sequence[bytes], int], None], traffic: _Traffic, clock: _Clock, kind: str, size: int, chunks: int
+    score: Callable[[Chunk, int], object], traffic: _Traffic, clock: _Clock, kind: str, size: int, chunks: int
 ) -> float:
     """Returns the CPU time of a payment in chunks of this size, in µs."""
     now_ms = time.time_ns() // 1_000_000
@@ -375,7 +354,7 @@ def _cpu_us(
     began = time.thread_time_ns()
     for bodies in made:
         clock.pass_ms(pause_ms)
-        score(bodies, now_ms)
+        score(Chunk(bodies), now_ms)
     return (time.thread_time_ns() - began) / 1000 / (size * chunks)
 
 

@@ -28,8 +28,8 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -129,6 +129,7 @@ def cpu_us(folder: str, neighbours: int, count: int) -> dict[str, float]:
     plan = engine.plan
     scorer = PaymentScorer(
         engine=engine,
+        intake=decoder_of(engine),
         models=cast(ModelChain, NativeEvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=MirrorSettings(path=folder, size_mb=1024),
@@ -137,20 +138,20 @@ def cpu_us(folder: str, neighbours: int, count: int) -> dict[str, float]:
             MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
         ),
     )
-    call, random_, found = OneCall(scorer, decoder_of(engine)), random.Random(2), dict[str, float]()
+    random_, found = random.Random(2), dict[str, float]()
     for chunk in CHUNKS:
         sent = [
             [request.SerializeToString() for request in requests(random_, first, chunk)]
             for first in range(0, count, chunk)
         ]
         for bodies in sent[:100]:
-            assert call.score(bodies, NOW_MS) is not None
+            assert all(isinstance(answer, bytes) for answer in scorer.score(Chunk(bodies), NOW_MS))
         began = time.process_time()
         for bodies in sent:
-            call.score(bodies, NOW_MS)
+            scorer.score(Chunk(bodies), NOW_MS)
         found[f"cpu_us_{neighbours}_neighbours_{chunk}"] = (time.process_time() - began) * 1e6 / (len(sent) * chunk)
     if neighbours:
-        assert np.isfinite(scorer.parts.vectors[: CHUNKS[-1], plan.names.index("worst_merchant")]).any()
+        assert np.isfinite(scorer._vectors[: CHUNKS[-1], plan.names.index("worst_merchant")]).any()
     scorer.close_mirror()
     return found
 

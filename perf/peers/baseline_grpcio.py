@@ -39,11 +39,9 @@ def main() -> None:
     def score(body: bytes, context: Any) -> bytes:
         now_ms = time.time_ns() // 1_000_000
         with lock:
-            payments, wrong = made.intake.read([body], now_ms)
-            if wrong:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(wrong[0]))
-            (result,) = made.scorer.score_many(payments, now_ms)
-        assert isinstance(result, bytes), "every request of a world can be answered"
+            (result,) = made.score([body], now_ms)
+        if not isinstance(result, bytes):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, result.message)
         return result
 
     server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=(_Handler(score),))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 
 # Two serialised messages, one after the other, are one message with the fields of both.
@@ -32,14 +30,12 @@ def euro_intake() -> RequestDecoder:
 class ConstantScorer:
     """See paywarden.scoring.engine.batching.batcher.Scorer."""
 
-    def score_many(
-        self,
-        payments: CheckedPayments,
-        now_ms: int,  # noqa: ARG002
-        batches: Sequence[range] = (),  # noqa: ARG002
-    ) -> list[bytes]:
-        """Returns the same answer for each payment, but for its id."""
-        return [constant_answer(payment_id) for payment_id in payments.ids]
+    def __init__(self) -> None:
+        self._reader = euro_intake().fast
+
+    def score(self, chunk: Chunk, now_ms: int) -> list[bytes]:
+        """Returns the same answer for each payment, but for its id. The requests must be usual."""
+        return [constant_answer(payment_id) for payment_id in self._reader.read(chunk.bodies, now_ms).ids]
 
     def readiness(self) -> list[str]:
         """Returns true."""

@@ -10,19 +10,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
 
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.requests.payments import CheckedPayments
 from perf.worlds.constant_scorer import ConstantScorer, euro_intake
 from tests.services.hosts.always_well import always_well
 
@@ -31,19 +29,16 @@ class NamedScorer(ConstantScorer):
     """Answers with the host's name as the model's version."""
 
     def __init__(self, name: str, takes_s: float) -> None:
+        super().__init__()
         self._rest = ScoreResponse(action="approve", model_version=name).SerializeToString()
         self._takes_s = takes_s
 
-    def score_many(
-        self,
-        payments: CheckedPayments,
-        now_ms: int,  # noqa: ARG002
-        batches: Sequence[range] = (),  # noqa: ARG002
-    ) -> list[bytes]:
-        """Returns the same answer for each payment, but for its id."""
+    def score(self, chunk: Chunk, now_ms: int) -> list[bytes]:
+        """Returns the same answer for each payment, but for its id. The requests must be usual."""
         if self._takes_s:
-            time.sleep(self._takes_s * len(payments.ids))
-        return [b"\n" + bytes([len(payment_id)]) + payment_id + self._rest for payment_id in payments.ids]
+            time.sleep(self._takes_s * len(chunk.bodies))
+        ids = self._reader.read(chunk.bodies, now_ms).ids
+        return [b"\n" + bytes([len(payment_id)]) + payment_id + self._rest for payment_id in ids]
 
 
 async def _serve(name: str, takes_us: float) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine import one_call, records
-from paywarden.scoring.engine.batching.batcher import Refusal
+from paywarden.scoring.engine import chunk_frame, records
+from paywarden.scoring.engine.batching.batcher import Chunk, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -35,18 +34,10 @@ class ScorerInProcess:
     intake: RequestDecoder
     scorer: PaymentScorer
     outbox: OutboxWriter
-    one_call: OneCall
 
     def score(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Scores serialised requests as a worker does. All of them must be valid."""
-        results = self.one_call.score(bodies, now_ms)
-        return self.score_in_steps(bodies, now_ms) if results is None else results
-
-    def score_in_steps(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """Scores a chunk as a worker does if it is not as usual: decodes it first, and then scores it."""
-        payments, wrong = self.intake.read(bodies, now_ms)
-        assert not wrong
-        return self.scorer.score_many(payments, now_ms)
+        """Scores serialised requests as a worker does."""
+        return self.scorer.score(Chunk(bodies), now_ms)
 
 
 def open_scorer(config: Path, worker: str) -> ScorerInProcess:
@@ -56,17 +47,18 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     fast_requests.warm_up()
     records.warm_up()
     mirror.warm_up()
-    one_call.warm_up()
+    chunk_frame.warm_up()
     entities = host.engine.plan.entity_names
     outbox = OutboxWriter(host.outbox, worker)
+    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     scorer = PaymentScorer(
         engine=host.engine,
+        intake=intake,
         models=ModelChain(host.bundles, metrics=ModelMetrics.declare(MetricsRegistry()), settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(entities), entities=entities),
-        origins=host.release.origins,
+        options=ScorerOptions(origins=host.release.origins),
     )
-    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
-    return ScorerInProcess(host, intake, scorer, outbox, OneCall(scorer, intake))
+    return ScorerInProcess(host, intake, scorer, outbox)

@@ -119,7 +119,9 @@ class RecordWriter:
         """The number of the next decision."""
         self._tails: list[bytes] = []
         self._longest_tail = 0
-        self._kept = 0
+        self._kept, self._catalogue_digest = 0, catalogue_digest
+        self.origins = tuple(origins)
+        """The origins of its records, by place."""
         origin_bytes = [origin.to_bytes() for origin in origins]
         self._longest_origin = max(map(len, origin_bytes))
         # Whether any caller has had a name, and whether any request has had a trace.
@@ -177,6 +179,20 @@ class RecordWriter:
         self.begin()
         self._kept += 1
         return self.add_tail(tail, origin)
+
+    def kept_tail(self, number: int) -> bytes:
+        """Returns a tail that stays."""
+        return self._tails[number]
+
+    def joint(self, other: RecordWriter, prefix: str) -> RecordWriter:
+        """Returns a writer with the kept tails of this one, and the origins of both: the other's come behind.
+
+        `prefix`: of its decisions' ids.
+        """
+        made = RecordWriter(self._arrays["vectors"], self._catalogue_digest, prefix, (*self.origins, *other.origins))
+        for number in range(self._kept):
+            made.keep_tail(self._tails[number], int(self._arrays["tail_origins"][number]))
+        return made
 
     def begin(self) -> None:
         """Begin a chunk: the tails of the chunk before are dropped."""

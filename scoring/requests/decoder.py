@@ -25,6 +25,7 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import request_bytes as loop
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
 from paywarden.scoring.requests.payments import CheckedPayments, joined
 from paywarden.scoring.requests.protobuf_form import canonical, kept_of, parse
@@ -63,13 +64,40 @@ class RequestDecoder:
             errors |= {first + index: error for index, error in part_errors.items()}
         return joined(parts), errors
 
+    def checked(self, body: bytes, now_ms: int) -> bytes:
+        """Returns the canonical bytes of a request that the compiled reader has left out.
+
+        Raises InvalidEvent if it is wrong. The rows of payments hold no longer.
+        """
+        message, canonical_body = self._checked(body, now_ms)
+        self._rows.write(0, message)
+        self._rows.keys_of(message)
+        return canonical_body
+
+    def read_right(self, bodies: Sequence[bytes]) -> None:
+        """Fill the compiled reader's arrays with requests that are right: usual ones, or as `checked` returns them."""
+        fast, count = self._fast, len(bodies)
+        assert fast.put(bodies) >= 0, "requests that are right are not too long"
+        loop.read_bodies(fast.frame_at, count)
+        is_usual = fast.usual(count) if fast.can_read else bytes(count)
+        if 0 not in is_usual:
+            return
+        _, keys, ids = fast.pieces(count)
+        for place in (place for place, usual in enumerate(is_usual) if not usual):
+            message = parse(bodies[place], self.schema)
+            self._rows.write(place, message)
+            keys[place * self._entities : (place + 1) * self._entities] = self._rows.keys_of(message)
+            ids[place] = message.payment_id.encode()
+            fast.note_kept(place, len(kept_of(bodies[place]) if self._has_declared else bodies[place]))
+        fast.put_pieces(keys, ids)
+
     @property
     def fast(self) -> FastRequests:
-        """The compiled reader, for a caller that runs its loop as part of another (scoring/engine/one_call.py)."""
+        """The compiled reader, whose loop is part of the scorer's call (scoring/engine/chunk_call.py)."""
         return self._fast
 
     def payments_read(self, bodies: Sequence[bytes]) -> CheckedPayments:
-        """Returns the payments of bodies that the compiled reader has just read, and found usual, all of them."""
+        """Returns the payments of bodies whose rows, keys and ids the compiled reader's arrays hold, all of them."""
         _, keys, ids = self._fast.pieces(len(bodies))
         kept = self._fast.kept(bodies) if self._has_declared else bodies
         sent = bodies if self._has_declared else None

@@ -45,10 +45,11 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.request_proto import DECLARED_AFTER
 from paywarden.scoring.requests import request_bytes as loop
 from paywarden.scoring.requests.request_rows import table_attributes
-from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.requests.validation import BATCH_SIZE_MAX, RequestLimits
 
-# The most bodies per call.
-ROWS_MAX = 64
+# The most bodies per call: those of the largest batch. The profiles of a usual chunk, of 32 payments, fit into the L2
+# cache.
+ROWS_MAX = BATCH_SIZE_MAX
 # The average size that a chunk may have; a larger chunk is read the slow way. A request with the longest ids has
 # about 1,300 bytes; a declared text has its largest size more, and any other declared field less than _FIELD_BYTES.
 _BODY_BYTES_MAX, _FIELD_BYTES = 2048, 16
@@ -145,12 +146,14 @@ class FastRequests:
         self._lengths = arrays["lengths"].data.cast("B")
         # The time for which the numbers hold the earliest and the latest time of a payment.
         self._now_ms: int | None = None
+        self.size = 0
+        """The size of the bodies that `put` got last."""
         self._numbers, self._ends, self._kept = arrays["numbers"].data, arrays["ends"].data, arrays["kept"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
         """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
         count = len(bodies)
-        if self.put(bodies) < 0:
+        if self.put(bodies) < 0 or not self._can_read:
             return Pieces(bytes(count), [b""] * (count * self._entities), [b""] * count)
         self.set_time(now_ms)
         loop.read_bodies(self._frame_at, count)
@@ -162,14 +165,37 @@ class FastRequests:
         return self._can_read
 
     def put(self, bodies: Sequence[bytes]) -> int:
-        """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if it cannot read them."""
+        """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if they are too long."""
         data = b"".join(bodies)
-        size = len(data)
-        if not self._can_read or size > len(self._data):
+        self.size = size = len(data)
+        if size > len(self._data):
             return -1
         self._data[:size] = data
         _LENGTHS[len(bodies)].pack_into(self._lengths, 0, *map(len, bodies))
         return size
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bodies that `put` got last are where the loop reads them."""
+        return self.size <= len(self._data)
+
+    def usual(self, count: int) -> bytes:
+        """Returns a byte for each of the first `count` bodies that were read: 1 if it is usual, else 0."""
+        return self._usual[:count].tobytes()
+
+    def put_pieces(self, keys: Sequence[bytes], ids: Sequence[bytes]) -> None:
+        """Put the keys of all entities and the ids where the loop leaves them."""
+        entities, count = self._entities, len(ids)
+        pieces: list[bytes] = []
+        for place, identity in enumerate(ids):
+            pieces += [*keys[place * entities : (place + 1) * entities], identity]
+        texts = b"".join(pieces)
+        self._texts[: len(texts)] = texts
+        self.arrays["ends"][: count * (entities + 1)] = list(itertools.accumulate(map(len, pieces)))
+
+    def note_kept(self, place: int, size: int) -> None:
+        """Note how many bytes of a body stand before its declared fields."""
+        self._kept[place] = size
 
     def set_time(self, now_ms: int) -> None:
         """Set the time, epoch milliseconds, by which the loop judges whether a payment's time is possible."""
@@ -186,7 +212,7 @@ class FastRequests:
         pieces = [texts[start:end] for start, end in itertools.pairwise((0, *ends))]
         ids = pieces[entities :: entities + 1]
         del pieces[entities :: entities + 1]
-        return Pieces(self._usual[:count].tobytes(), pieces, ids)
+        return Pieces(self.usual(count), pieces, ids)
 
     @property
     def frame_at(self) -> int:
@@ -294,18 +320,24 @@ def _derived_program(fields: PaymentFields) -> NDArray[np.int64]:
 def _rate_tables(rates: RateTable) -> Mapping[str, NDArray[np.int64]]:
     """Returns the number of each currency code, where each currency's rates begin, their times, and the rates.
 
-    A payment in a currency without a rate is unusual: RequestRows makes its row.
+    A currency without a rate has NO_RATE in place of its number.
     """
     currencies = np.full(26**3, loop.NO_CURRENCY, dtype=np.int64)
+    for currency in MINOR_DIGITS:
+        currencies[_place_of(currency)] = loop.NO_RATE
     bounds, times, values = [0], [], []
     for currency, dated in rates.dated():
         # The rules of a payment refuse any other code.
         if currency not in MINOR_DIGITS:
             continue
-        first, second, third = (ord(letter) - ord("A") for letter in currency)
-        currencies[(26 * first + second) * 26 + third] = len(bounds) - 1
+        currencies[_place_of(currency)] = len(bounds) - 1
         times += [time_ms for time_ms, _ in dated]
         values += [rate for _, rate in dated]
         bounds.append(len(times))
     tables = {"currencies": currencies, "rate_bounds": bounds, "rate_times": times, "rates": values}
     return {name: np.array(table, dtype=np.int64) for name, table in tables.items()}
+
+
+def _place_of(currency: str) -> int:
+    first, second, third = (ord(letter) - ord("A") for letter in currency)
+    return (26 * first + second) * 26 + third

@@ -34,7 +34,15 @@ from paywarden.features.kernel.declared_texts import (
     network_identity,
     sign_of_email,
 )
-from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, F64, I64, NUMBER_ZERO, OFFSET_ZERO, U8
+from paywarden.features.kernel.layout import (
+    ATTRIBUTE_COUNT,
+    F64,
+    I64,
+    NUMBER_ZERO,
+    OFFSET_ZERO,
+    U8,
+    UNKNOWN_AMOUNT,
+)
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.byte_ranges import (
     capital_letters,
@@ -84,8 +92,8 @@ KEY_LOW, KEY_HIGH = 14, 15
 # fields are derived.
 ROW_WIDTH, DECLARED_COUNT, DECLARED_REQUIRED, HAS_MONEY, DERIVED_COUNT = range(16, 21)
 NUMBER_COUNT = 21
-# Stands for a code of three letters that is not a currency.
-NO_CURRENCY = -1
+# Stand for a code of three letters that is not a currency, and for a currency without a rate.
+NO_CURRENCY, NO_RATE = -1, -2
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
 RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
 # Wire types.
@@ -112,7 +120,7 @@ class RequestSlots(NamedTuple):
     rows: int
     """Shape (bodies, ROW_WIDTH), int64. Filled: the attributes of each usual body."""
     currencies: int
-    """Shape (26**3,), int64: a currency's number by its code, or NO_CURRENCY."""
+    """Shape (26**3,), int64: a currency's number by its code, NO_RATE or NO_CURRENCY."""
     rate_bounds: int
     """Where the rates of each currency begin, and where the last ones end, int64."""
     rate_times: int
@@ -161,6 +169,8 @@ def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool
 @inlined
 def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times: I64, rates: I64) -> np.int64:
     """Convert an amount at the last rate not after the payment, or at the first rate if all are after it."""
+    if first == last:
+        return np.int64(UNKNOWN_AMOUNT)
     chosen = first
     for place in range(first + 1, last):
         if times[place] <= time_ms:
@@ -351,7 +361,9 @@ def _convert_money(
         column = ATTRIBUTE_COUNT + 2 * number
         if declared[number, DECLARED_KIND] == MONEY and row[column + 1] != 0:
             amount = row[column + 1] - NUMBER_ZERO
-            row[column] = _converted(amount, time_ms, first, last, times, rates) + NUMBER_ZERO
+            converted = _converted(amount, time_ms, first, last, times, rates)
+            # Without a rate it is missing, as a field that was not sent.
+            row[column] = 0 if converted == UNKNOWN_AMOUNT else converted + NUMBER_ZERO
 
 
 @inlined
@@ -447,7 +459,9 @@ def read_bodies(frame_at: int, count: int) -> int:
         position, at, prefix = begun, 0, 0
         if good:
             time_ms, minor = row[numbers[TIME_COLUMN]], row[numbers[MINOR_COLUMN]]
-            first, last = rate_bounds[currency], rate_bounds[currency + 1]
+            first = last = 0
+            if currency != NO_RATE:
+                first, last = rate_bounds[currency], rate_bounds[currency + 1]
             row[numbers[AMOUNT_COLUMN]] = _converted(minor, time_ms, first, last, rate_times, rates)
             if numbers[HAS_MONEY] == 1:
                 _convert_money(declared, numbers, row, time_ms, first, last, rate_times, rates)

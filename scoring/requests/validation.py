@@ -33,6 +33,11 @@ from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 REQUEST_BYTES_MAX = 128 * 1024
 
 
+# The most payments of a batch, and of one compiled call: it is scored in one go while other callers wait, and this
+# bounds the wait to a few milliseconds.
+BATCH_SIZE_MAX = 256
+
+
 class RequestTooLarge(InvalidEvent):
     """A request of a batch is larger than REQUEST_BYTES_MAX: 413, or RESOURCE_EXHAUSTED as gRPC has it."""
 
@@ -55,8 +60,7 @@ class RequestLimits:
     past_ms_max: int = 7 * 86_400_000
     # Clocks of payment systems are seconds apart; features "as of" a later time would see too much.
     future_ms_max: int = 60_000
-    # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
-    batch_size_max: int = 256
+    batch_size_max: int = BATCH_SIZE_MAX
     # A JSON request with a field that nobody declared: "refuse" the request, or "ignore" the field. protobuf knows
     # fields by number alone, and ignores unknown ones.
     unknown_fields: str = "refuse"
@@ -69,6 +73,7 @@ class RequestLimits:
             ("id_bytes_max", 1, ID_BYTES_MAX),
             ("text_bytes_max", 1, WORD_BYTES_MAX),
             ("amount_minor_max", 1, AMOUNT_MINOR_MAX),
+            ("batch_size_max", 1, BATCH_SIZE_MAX),
             ("past_ms_max", 0, TIME_BOUND_MS_MAX),
             ("future_ms_max", 0, TIME_BOUND_MS_MAX),
         ):

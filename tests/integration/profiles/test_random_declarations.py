@@ -313,8 +313,11 @@ def at_the_endpoint(
     engine, outbox = FeatureEngine(declaration.catalogue), KeptEntries()
     engine.warm_up()
     plan = engine.plan
+    limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
+    intake = RequestDecoder(plan, RATES, limits)
     scorer = PaymentScorer(
         engine=engine,
+        intake=intake,
         models=cast(ModelChain, EvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=mirror_of(folder),
@@ -323,9 +326,8 @@ def at_the_endpoint(
             MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
         ),
     )
-    limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
     unhurried = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-    served = Served(scorer=scorer, intake=RequestDecoder(plan, RATES, limits), admission=unhurried)
+    served = Served(scorer=scorer, intake=intake, admission=unhurried)
     try:
         with served.connected() as client:
             for probe in probes:

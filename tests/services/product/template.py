@@ -69,7 +69,7 @@ _MODULES = (
 _COMPILED = (
     *("paywarden.scoring.engine.records", "paywarden.scoring.idempotency.decision_cache"),
     *("paywarden.scoring.requests.fast_requests", "paywarden.scoring.state.mirror"),
-    "paywarden.scoring.engine.one_call",
+    "paywarden.scoring.engine.chunk_frame",
     "paywarden.streams.profiles.fast_intake",
 )
 _START_TIMEOUT_S = 240.0

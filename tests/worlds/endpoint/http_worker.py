@@ -14,7 +14,6 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
@@ -66,8 +65,10 @@ class Worker:
         self.outbox = OutboxWriter(self.where, "worker-0")
         self.cache = DecisionCache(table, self.where, 0, DecisionCacheMetrics.declare(registry))
         bundle = small_world.loaded_bundle()
+        intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self.scorer = PaymentScorer(
             engine=small_world.engine(),
+            intake=intake,
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),
             policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
             mirror=mirror,
@@ -75,12 +76,10 @@ class Worker:
             metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
             options=ScorerOptions(answered=self.cache),
         )
-        intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self.batcher = MicroBatcher(
             self.scorer,
             intake=intake,
             settings=admission,
-            whole=OneCall(self.scorer, intake),
             now_ms=lambda: NOW_MS,
         )
         self.metrics = HttpMetrics.declare(registry)

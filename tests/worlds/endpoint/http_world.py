@@ -27,6 +27,7 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.oracles.reading import ReadsFirst
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
@@ -38,10 +39,11 @@ PATIENT = HttpSettings(port=0)
 WAIT_SECONDS = PATIENCE_S
 
 
-class FakeScorer:
+class FakeScorer(ReadsFirst):
     """Scores every payment 0.5, or raises or refuses as a test has set."""
 
     def __init__(self) -> None:
+        self.intake = euro_intake()
         self.raises: Exception | None = None
         self.refuses: dict[str, Refusal] = {}
         self.missing: list[str] = []
@@ -94,11 +96,12 @@ class Served:
     ) -> None:
         """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()
+        self.scorer.intake = intake = intake or euro_intake(limits or RequestLimits(batch_size_max=4))
         self.metrics = HttpMetrics.declare(MetricsRegistry())
         self.metrics_text = metrics_text
         self.batcher = MicroBatcher(
             scorer or self.scorer,
-            intake=intake or euro_intake(limits or RequestLimits(batch_size_max=4)),
+            intake=intake,
             settings=admission,
             now_ms=lambda: NOW_MS,
         )

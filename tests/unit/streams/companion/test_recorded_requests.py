@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest, ScoreResponse
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from paywarden.scoring.state.outbox import OutboxReader
@@ -21,7 +22,6 @@ from paywarden.streams.companion.shipping import decision_of
 from tests.unit.scoring.engine.test_batches import World
 from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies
 from tests.worlds.endpoint.http_world import NOW_MS
-from tests.worlds.endpoint.payments import euro_intake
 
 ids = st.text("abcXYZ019-é€", min_size=1, max_size=20)
 sent_requests = st.builds(
@@ -46,8 +46,7 @@ DECODER = Decoder("decisions", LocalSchemaIds())
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     # Without the decision cache: ids repeat between examples.
-    made = World(tmp_path_factory.mktemp("world"))
-    made.scorer._answered = None
+    made = World(tmp_path_factory.mktemp("world"), remembers=False)
     yield made
     made.close()
 
@@ -65,9 +64,9 @@ def as_json(request: ScoreRequest) -> bytes:
 def check(world: World, taken: list[bytes], expected: list[ScoreRequest | None]) -> None:
     """Score the requests and assert what the outbox holds about those that are answered. None: any, or no answer."""
     begun = world.outbox.position
-    payments, wrong = euro_intake().read(taken, NOW_MS)
-    answers = [ScoreResponse.FromString(bytes(each)) for each in world.scorer.score_many(payments, NOW_MS)]  # type: ignore[arg-type]
-    answered = [request for place, request in enumerate(expected) if place not in wrong]
+    results = world.scorer.score(Chunk(taken), NOW_MS)
+    answers = [ScoreResponse.FromString(each) for each in results if isinstance(each, bytes)]
+    answered = [each for each, result in zip(expected, results, strict=True) if isinstance(result, bytes)]
     records = OutboxReader(world.where, "worker-0").read(begun, 1000) if answers else []
     assert len(records) == len(answers) == len(answered)
     for (_, payload), answer, request in zip(records, answers, answered, strict=True):
