@@ -46,7 +46,7 @@ from paywarden.models.bundle.bundle import load_bundle
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import chunk_frame, records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
@@ -265,7 +265,7 @@ class _Nowhere:
 def _times(world: World, count: int) -> dict[str, float]:
     engine = FeatureEngine()
     engine.warm_up()
-    for module in (fast_requests, records, mirror, chunk_frame):
+    for module in (fast_requests, mirror, chunk_frame):
         module.warm_up()
     overlay.warm_up(engine)
     bundle = load_bundle(world.bundle, catalogue_digest=engine.plan.digest, identity_digest=engine.plan.key.digest)

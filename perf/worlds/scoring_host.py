@@ -12,7 +12,7 @@ from pathlib import Path
 from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine import chunk_frame, records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import Chunk, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
@@ -45,7 +45,6 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
     fast_requests.warm_up()
-    records.warm_up()
     mirror.warm_up()
     chunk_frame.warm_up()
     entities = host.engine.plan.entity_names

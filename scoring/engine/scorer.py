@@ -6,8 +6,8 @@
 One compiled call (scoring/engine/chunk_call.py) takes a chunk of payments from their bytes to their outbox records.
 Where a payment needs Python, the call ends, Python does that step, and calls again from the following step on:
 
-1. *Read.* Python says why a request is wrong. A request that the compiled reader leaves out although it is right, such
-   as one with a name in UTF-8, is read in Python (scoring/requests/decoder.py). The others go on.
+1. *Read.* Python says why a request is wrong (scoring/requests/decoder.py). The others go on, also one that the
+   compiled reader has left out although it is right, such as one with a name in UTF-8.
 2. *Claim.* If a payment is known, or another worker decides about it, the decision cache answers it
    (scoring/idempotency/decision_cache.py). The others go on.
 3. *Vectors.* If there is no mirror, or a profile cannot be read, scoring/engine/vectors.py fills the vectors.
@@ -60,7 +60,7 @@ from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin, tail
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
-from paywarden.scoring.idempotency.decision_cache import DecisionCache, Repeat
+from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -273,8 +273,7 @@ class PaymentScorer:
     def _score_unread(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Score a chunk that the compiled reader cannot read whole. Wrong requests are refused, the others scored."""
         intake, count = self._intake, len(chunk.bodies)
-        are_read = intake.fast.can_read and intake.fast.fits
-        is_usual = intake.fast.usual(count) if are_read else bytes(count)
+        is_usual = intake.fast.usual(count) if intake.fast.fits else bytes(count)
         bodies, wrong = [*chunk.bodies], dict[int, InvalidEvent]()
         for place in (place for place, usual in enumerate(is_usual) if not usual):
             try:
@@ -320,7 +319,7 @@ class PaymentScorer:
         """Decide the payments whose claims were won, and answer the others. Raises TemporaryFailure."""
         answered = self._answered
         assert answered is not None
-        claims = answered.claimed(self._payments(chunk))
+        claims: Sequence[Claim | Refusal] = answered.claimed(self._payments(chunk))
         if chunk.batches:
             claims, given_back = whole_batches(claims, chunk.batches)
             answered.release(given_back)
@@ -463,7 +462,7 @@ class PaymentScorer:
         return Scored(self._writer.arrays["scores"][:count].tolist(), [0] * count, [()] * count)
 
     def _put_scores(self, rows: Sequence[int], scored: Scored) -> None:
-        scores = self._writer.arrays["scores"].data
+        scores = self._writer.arrays["scores"]
         for row, score in zip(rows, scored.scores, strict=True):
             scores[row] = math.nan if score is None else score
 

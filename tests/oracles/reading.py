@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from paywarden.scoring.engine.batching.batcher import NOT_DECIDED, Chunk, Refusal, refusal_of
-from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
+from tests.oracles.step_decoder import CheckedPayments, StepDecoder
 
 
 class ScoresPayments(Protocol):
@@ -21,13 +20,13 @@ class ScoresPayments(Protocol):
 class ReadsFirst:
     """A scorer for a batcher: it reads a chunk, and its `score_many` answers the payments that are right."""
 
-    intake: RequestDecoder
+    intake: StepDecoder
 
     def score(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         return read_first(self, self.intake, chunk, now_ms)  # type: ignore[arg-type]
 
 
-def read_first(scorer: ScoresPayments, intake: RequestDecoder, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
+def read_first(scorer: ScoresPayments, intake: StepDecoder, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
     """Returns the scorer's answer to each payment that is right, and what is wrong with each of the others."""
     payments, wrong = intake.read(chunk.bodies, now_ms)
     count = len(chunk.bodies)

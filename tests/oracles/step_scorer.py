@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from paywarden.features.kernel import AMOUNT
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STALE
@@ -20,21 +20,22 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_batches
 from paywarden.scoring.engine.batching.batcher import Chunk, Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import Scored
-from paywarden.scoring.engine.records import RequestTexts, Written, tail
+from paywarden.scoring.engine.records import tail
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.idempotency.decision_cache import Claim, Repeat
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from tests.oracles.reading import read_first
+from tests.oracles.step_decoder import CheckedPayments, StepDecoder
+from tests.oracles.step_records import RequestTexts, Written, write
 
 
 class StepScorer(PaymentScorer):
-    """A worker's scorer that makes each step of a chunk in Python. It has no candidate."""
+    """A worker's scorer that makes each step of a chunk in Python. It has no candidate, and a StepDecoder."""
 
     def score(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Read and check the requests; refuse the wrong ones, each with its batch; score the others."""
-        return read_first(self, self._intake, chunk, now_ms)
+        return read_first(self, cast(StepDecoder, self._intake), chunk, now_ms)
 
     def score_many(
         self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
@@ -110,7 +111,7 @@ class StepScorer(PaymentScorer):
             for row, payment_flags in enumerate(flags)
         ]
         texts = RequestTexts(payments.bodies, payments.ids, payments.callers, payments.arrivals, payments.traces)
-        written = serving.writer.write(texts, scored.scores, tails, profile_age_ms, now_ms, time.perf_counter())
+        written = write(serving.writer, texts, scored.scores, tails, profile_age_ms, now_ms, time.perf_counter())
         if stages.is_timed:
             stages.lap("decide", count)
         return _Made(written, scored, flags, others)

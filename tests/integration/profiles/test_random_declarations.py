@@ -39,7 +39,7 @@ from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, EmailDomain, Form
 from paywarden.schemas.request_proto import request_class
-from paywarden.scoring.engine import records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
@@ -308,7 +308,7 @@ def at_the_endpoint(
     declaration: Declaration, probes: Sequence[DeclaredPayment], folder: Path
 ) -> list[list[np.ndarray]]:
     """Returns for each probe its vectors as the endpoint scored them: asked in JSON, and in protobuf."""
-    for warm_up in (fast_requests.warm_up, records.warm_up):
+    for warm_up in (fast_requests.warm_up, chunk_frame.warm_up):
         warm_up()
     engine, outbox = FeatureEngine(declaration.catalogue), KeptEntries()
     engine.warm_up()

@@ -19,9 +19,9 @@ from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.tls import Tls
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.oracles.reading import ReadsFirst
+from tests.oracles.step_decoder import CheckedPayments
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 

@@ -24,10 +24,10 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from tests.oracles.step_decoder import StepDecoder
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.http_world import PATIENT, Reply, post
 from tests.worlds.endpoint.requests import requests_of
@@ -52,6 +52,7 @@ class Worker:
         admission: AdmissionSettings = UNHURRIED,
         tokens: Tokens | None = None,
         http: HttpSettings = PATIENT,
+        scorer: type[PaymentScorer] = PaymentScorer,
     ) -> None:
         self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
         table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4096)
@@ -65,8 +66,8 @@ class Worker:
         self.outbox = OutboxWriter(self.where, "worker-0")
         self.cache = DecisionCache(table, self.where, 0, DecisionCacheMetrics.declare(registry))
         bundle = small_world.loaded_bundle()
-        intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
-        self.scorer = PaymentScorer(
+        intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
+        self.scorer = scorer(
             engine=small_world.engine(),
             intake=intake,
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),

@@ -24,10 +24,9 @@ from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.oracles.reading import ReadsFirst
+from tests.oracles.step_decoder import CheckedPayments, StepDecoder
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
@@ -92,7 +91,7 @@ class Served:
         tls: Tls | None = None,
         scorer: Scorer | None = None,
         limits: RequestLimits | None = None,
-        intake: RequestDecoder | None = None,
+        intake: StepDecoder | None = None,
     ) -> None:
         """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 
 from paywarden.features.profiles.engine import Events
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
-from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, Policy, PolicySettings
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
+from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, ConfiguredRule, Policy, PolicySettings
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -28,7 +30,7 @@ from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine import vectors as vectors_module
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk, MicroBatcher, Refusal
 from paywarden.scoring.engine.chunk_frame import ChunkFrame
-from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.model_chain import ChainSettings, ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -37,15 +39,17 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.shards import CardShards
+from tests.oracles.step_decoder import StepDecoder
 from tests.oracles.step_scorer import StepScorer
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
@@ -95,7 +99,7 @@ class Side:
                 metrics=OverlayMetrics.declare(registry),
                 clock_ms=overlay_clock_ms,
             )
-        self.intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+        self.intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
         self.scorer = (PaymentScorer if in_one_call else StepScorer)(
             engine=small_world.engine(),
             intake=self.intake,
@@ -132,6 +136,9 @@ class Side:
         arrivals = arrivals or [1e12] * len(requests)
         return [*self.batcher._results(Chunk(requests, batches, arrivals, callers, traces))]
 
+    def serve(self, policy: Policy) -> None:
+        self.scorer.take_up(self.scorer.served(self.models, policy, self.scorer.serving.origins))
+
     def records(self) -> bytes:
         return OutboxReader(self.where, "worker-0").raw(0, self.outbox.position)
 
@@ -157,7 +164,7 @@ class Pair:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, has_overlay: bool = False) -> None:
         self.mirror = mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
-        self.clock_ms = 50_000
+        self.clock_ms, self.changes = 50_000, list[Callable[[Side, Path], None]]()
         self.marks: OverlayMarks | None = None
         clock = (lambda: self.clock_ms) if has_overlay else None
         writer = MirrorWriter(mirror)
@@ -263,7 +270,7 @@ def body(place: int, **changes: Any) -> bytes:
 def known_cards() -> dict[bytes, bytes]:
     """Returns profiles of cards. Each contains the source partition 0 up to offset 9."""
     rows, keys = [], []
-    intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+    intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
     for place in range(60):
         payments, _ = intake.read([body(place)], NOW_MS)
         rows.append(payments.rows[0].copy())
@@ -344,6 +351,75 @@ def test_one_call_leaves_what_the_steps_leave_whatever_is_pending(
     for chunk, event, place in steps:
         overlaid.ask(**chunk)
         overlaid.upset(event, place)
+
+
+# Releases and hosts that are not as usual
+
+
+def decide_by_rules(side: Side, _: Path) -> None:
+    rules = (
+        ConfiguredRule("large", "amount > 50_00 and card_count_30d > 2", "review"),
+        ConfiguredRule("unseen", 'missing(amount) or "unknown_card" in flags', "decline"),
+    )
+    side.serve(Policy(PolicySettings(rules=rules), review_at=0.2, decline_at=0.4))
+
+
+def explore(side: Side, folder: Path) -> None:
+    budget = ExplorationSettings(share=0.25, budget_minor_a_day=1 << 40, payment_minor_max=1 << 30)
+    side.scorer._exploration = Exploration(budget, key=bytes(range(16)), ledger=FileLedger(folder / "spent"))
+    side.serve(Policy(PolicySettings(), review_at=1e-9, decline_at=0.05))
+
+
+def hold_half_of_the_cards(side: Side, _: Path) -> None:
+    shards = CardShards(4, b"a route key of the tests", {"card": 1})
+    held = HeldCards(shards, PLAN.entity_keys, PLAN.entity_names)
+    held._held = np.array([True, False, True, False])
+    side.scorer._held_cards = side.scorer._features._held_cards = held
+    held.look = lambda _: None  # type: ignore[method-assign]
+
+
+def fail_now_and_then(side: Side, _: Path) -> None:
+    """The model raises about some payments, and gives no number about others. The fallback cannot score all of them."""
+
+    def margins_of(odd: int, fallback: float) -> Callable[[Any], Any]:
+        def margins(vectors: Any) -> Any:
+            signs = [zlib.crc32(vector.tobytes()) for vector in vectors]
+            if any(sign % 16 == odd for sign in signs):
+                raise ValueError("a bug of the model")
+            return np.array([math.nan if sign % 16 == odd + 1 else fallback - sign % 5 for sign in signs])
+
+        return margins
+
+    bundles = [
+        SimpleNamespace(
+            manifest=SimpleNamespace(model_version=version, calibration_slope=1.0, calibration_intercept=0.0),
+            predictor=SimpleNamespace(margins=margins_of(odd, 0.5)),
+            explainer=SimpleNamespace(reasons=lambda vector, count: [f"{vector[0]:g}"] * count),
+        )
+        for version, odd in (("first", 3), ("second", 4))
+    ]
+    # Both sides fail in the same calls only if a failure lasts for no time.
+    metrics, breaker = ModelMetrics.declare(MetricsRegistry()), ChainSettings(failure_count_max=1 << 30)
+    side.models = ModelChain(cast(Any, bundles), metrics=metrics, settings=breaker, now_ms=lambda: 0)
+    origin = Origin("ab" * 32, "cd" * 32)
+    policy = Policy(PolicySettings(on_model_error="review"), review_at=0.5, decline_at=0.9)
+    side.scorer.take_up(
+        side.scorer.served(side.models, policy, (origin, replace(origin, bundle_digest="12" * 32), Origin()))
+    )
+
+
+@pytest.mark.parametrize("change", [decide_by_rules, explore, hold_half_of_the_cards, fail_now_and_then])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(asked=st.lists(chunks(), min_size=1, max_size=4))
+def test_whatever_decides_one_call_leaves_what_the_steps_leave(
+    pair: Pair, tmp_path: Path, change: Callable[[Side, Path], None], asked: list[dict[str, Any]]
+) -> None:
+    if change not in pair.changes:
+        pair.changes.append(change)
+        for name, side in (("steps", pair.steps), ("quick", pair.quick)):
+            change(side, tmp_path / name)
+    for chunk in asked:
+        pair.ask(**chunk)
 
 
 def test_usual_chunks_do_go_through_the_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,10 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
+from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint import payments
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
@@ -148,8 +148,8 @@ def score_many(
     return payments.score_many(scorer, requests, now_ms)
 
 
-def default_intake() -> RequestDecoder:
-    return RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+def default_intake() -> StepDecoder:
+    return StepDecoder(PLAN, small_world.rates(), RequestLimits())
 
 
 def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
@@ -653,7 +653,7 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
     outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
-        intake=RequestDecoder(engine.plan, small_world.rates(), RequestLimits()),
+        intake=StepDecoder(engine.plan, small_world.rates(), RequestLimits()),
         models=ModelChain(
             [cast(Bundle, CertainBundle("pair_count_1d", 0))], metrics=ModelMetrics.declare(MetricsRegistry())
         ),

@@ -29,13 +29,13 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of
+from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.small.certain_bundle import CertainBundle
 
 NOW_MS = 1_720_000_000_000
@@ -84,7 +84,7 @@ VALUES: dict[str, Any] = {
 class Host:
     """A scorer with everything that it writes in a folder."""
 
-    decoder: RequestDecoder
+    decoder: StepDecoder
     scorer: PaymentScorer
     outbox: OutboxSettings
 
@@ -107,7 +107,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
         ConfiguredRule("dear", "fee_minor >= 20_00 and weight < 25.6", "decline"),
     )
     names = ENGINE.plan.entity_names
-    decoder = RequestDecoder(ENGINE.plan, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits())
+    decoder = StepDecoder(ENGINE.plan, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits())
     scorer = PaymentScorer(
         engine=ENGINE,
         intake=decoder,

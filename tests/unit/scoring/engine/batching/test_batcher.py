@@ -19,9 +19,9 @@ from paywarden.scoring.engine.batching.batcher import (
     Refusal,
 )
 from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUNK
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from tests.oracles.reading import ReadsFirst
+from tests.oracles.step_decoder import CheckedPayments
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
