@@ -36,7 +36,7 @@ class Front:
         self.worker, self._read_to = Worker(folder, scorer=StepScorer if is_plain else PaymentScorer), 0
         self._prefix = b""
         if is_plain:
-            self.worker.server.heads.usual = lambda _: None  # type: ignore[method-assign]
+            self.worker.server.heads.usual = lambda data: None  # type: ignore[method-assign]  # noqa: ARG005
 
     async def told(self, reads: Sequence[bytes], turns: int) -> tuple[bytes, list[bytes]]:
         """Returns all that a caller of these reads gets, and the records of the decisions."""

@@ -46,7 +46,6 @@ from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import index_of
 from paywarden.scoring.state.mirror import MirrorSettings
@@ -61,6 +60,7 @@ from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSc
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from tests.oracles.step_decoder import StepDecoder
 from tests.parity.features_worlds import RATES
 from tests.parity.naive.comparison import differing
 from tests.parity.naive.events import Heard
@@ -314,7 +314,7 @@ def at_the_endpoint(
     engine.warm_up()
     plan = engine.plan
     limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
-    intake = RequestDecoder(plan, RATES, limits)
+    intake = StepDecoder(plan, RATES, limits)
     scorer = PaymentScorer(
         engine=engine,
         intake=intake,

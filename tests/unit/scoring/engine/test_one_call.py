@@ -375,7 +375,7 @@ def hold_half_of_the_cards(side: Side, _: Path) -> None:
     held = HeldCards(shards, PLAN.entity_keys, PLAN.entity_names)
     held._held = np.array([True, False, True, False])
     side.scorer._held_cards = side.scorer._features._held_cards = held
-    held.look = lambda _: None  # type: ignore[method-assign]
+    held.look = lambda mirror: None  # type: ignore[method-assign]  # noqa: ARG005
 
 
 def fail_now_and_then(side: Side, _: Path) -> None:
