@@ -36,13 +36,10 @@ def main() -> None:
     made = scorer_of(open_host(Path(sys.argv[1])), "grpcio")
     lock = threading.Lock()
 
-    def score(body: bytes, context: Any) -> bytes:
+    def score(body: bytes, _: Any) -> bytes:
         now_ms = time.time_ns() // 1_000_000
         with lock:
-            payments, wrong = made.intake.read([body], now_ms)
-            if wrong:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(wrong[0]))
-            (result,) = made.scorer.score_many(payments, now_ms)
+            (result,) = made.score([body], now_ms)
         assert isinstance(result, bytes), "every request of a world can be answered"
         return result
 

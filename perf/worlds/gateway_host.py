@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Sequence
 
 from paywarden.ops.times import now_ms
-from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.requests.payments import CheckedPayments
 from tests.services.hosts.always_well import always_well
 from tests.worlds.endpoint.http_world import serving
 
@@ -30,16 +28,12 @@ class NamedScorer:
         self._rest = ScoreResponse(action="approve", model_version=name).SerializeToString()
         self._takes_s = takes_s
 
-    def score_many(
-        self,
-        payments: CheckedPayments,
-        now_ms: int,  # noqa: ARG002
-        batches: Sequence[range] = (),  # noqa: ARG002
-    ) -> list[bytes]:
-        """Return the same answer for each payment, but for its id, which has at most 127 bytes."""
+    def score(self, chunk: Chunk, now_ms: int) -> list[bytes]:  # noqa: ARG002
+        """Return the same answer for each payment, but for its id."""
         if self._takes_s:
-            time.sleep(self._takes_s * len(payments.ids))
-        return [b"\n" + bytes([len(payment_id)]) + payment_id + self._rest for payment_id in payments.ids]
+            time.sleep(self._takes_s * len(chunk.bodies))
+        ids = (ScoreRequest.FromString(body).payment_id for body in chunk.bodies)
+        return [ScoreResponse(payment_id=each).SerializeToString() + self._rest for each in ids]
 
     def readiness(self) -> list[str]:
         """Return no reason against traffic."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine import one_call, records
+from paywarden.scoring.engine import chunk_frame
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -33,16 +33,10 @@ class ScorerInProcess:
 
     intake: RequestDecoder
     scorer: PaymentScorer
-    one_call: OneCall
 
     def score(self, bodies: Sequence[bytes], now_ms: int) -> list[bytes]:
         """Score serialised requests as a worker does. All of them must be valid, and are answered."""
-        results = self.one_call.score(bodies, now_ms)
-        if results is None:
-            payments, wrong = self.intake.read(bodies, now_ms)
-            assert not wrong
-            results = self.scorer.score_many(payments, now_ms)
-        answers = [result for result in results if isinstance(result, bytes)]
+        answers = [result for result in self.scorer.score(Chunk(bodies), now_ms) if isinstance(result, bytes)]
         assert len(answers) == len(bodies)
         return answers
 
@@ -51,7 +45,7 @@ def open_host(config: Path) -> ServerContext:
     """Return the parts of the scorer of a configuration of `paywarden serve`, compiled."""
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
-    for module in (fast_requests, records, mirror, one_call):
+    for module in (fast_requests, mirror, chunk_frame):
         module.warm_up()
     return host
 
@@ -59,15 +53,15 @@ def open_host(config: Path) -> ServerContext:
 def scorer_of(host: ServerContext, worker: str, overlay: Overlay | None = None) -> ScorerInProcess:
     """Return a scorer of a host, with an outbox of this name. A mirror has one in a process: LMDB allows no second."""
     entities, registry = host.engine.plan.entity_names, MetricsRegistry()
+    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     scorer = PaymentScorer(
         engine=host.engine,
+        intake=intake,
         models=ModelChain(host.bundles, metrics=ModelMetrics.declare(registry), settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=OutboxWriter(host.outbox, worker),
         metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
-        origins=host.release.origins,
-        options=ScorerOptions(overlay=overlay),
+        options=ScorerOptions(overlay=overlay, origins=host.release.origins),
     )
-    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
-    return ScorerInProcess(intake, scorer, OneCall(scorer, intake))
+    return ScorerInProcess(intake, scorer)

@@ -1,21 +1,21 @@
-"""The compiled half of scoring/engine/one_call.py: everything between the bytes of a chunk and its records.
+"""The compiled half of scoring/engine/scorer.py: everything between the bytes of a chunk and its records.
 
-    bodies ─► read ─► claim ─► look up ─► vectors ─► margins ─► tails ─► records, positions of claims
-                │        │         │          │          │         │
-                └────────┴─────────┴──────────┴──────────┘         └─ WANTS_POLICY: Python names the missing tails,
-              UNUSUAL … NO_SCORES: Python goes on from here           and calls `write_chunk`
+    bodies ─► read ─► claim ─► look up, vectors ─► margins ─► tails ─► records, positions of claims
+                │        │           │                │         │
+             UNUSUAL  CLAIMED_    NO_VECTORS      NO_SCORES  WANTS_POLICY
+                      BEFORE
 
-1. Each step is the compiled function that Python calls elsewhere, with the frame that it has there. This file only
-   hands the results of one step to the next.
-2. If something is not as usual, the call ends and returns the step. The results of earlier steps hold, and Python goes
-   on with them. Nothing is written and nothing counted before the scores are known.
-3. `write_chunk` ends with the claims' positions. Python appends the records, and calls `settle_chunk`.
+1. Each step is a compiled function with a frame of its own. This file hands the results of one step to the next.
+2. If a step needs Python, the call ends and returns why. The results of earlier steps hold. Python does that step for
+   the payments in question, and calls again from the following step on.
+3. A step counts what it did only once it has succeeded, so nothing counts twice.
+4. `write_chunk` ends with the claims' positions. Python appends the records, and calls `settle_chunk`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
@@ -40,8 +40,10 @@ from paywarden.scoring.state.neighbours.hop_call import fill_bound_hops
 from paywarden.scoring.state.overlay_pending import fill_hashed, hash_texts
 from paywarden.scoring.state.overlay_table import add_bound
 
-# Results of `decide_chunk`: DONE, or the step that Python goes on with.
-DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
+# Results of `decide_chunk`: DONE, or why it ended. FILLED is no trouble: the vectors are there, and STOPS is set.
+DONE, UNUSUAL, CLAIMED_BEFORE, NO_VECTORS, FILLED, NO_SCORES, WANTS_POLICY = range(7)
+# Where `decide_chunk` begins.
+FROM_READ, FROM_CLAIM, FROM_LOOK_UP, FROM_SCORE, FROM_TAILS = range(5)
 # Places in `frames`.
 READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY, HOPS = range(7)
 FRAME_COUNT = 7
@@ -55,7 +57,10 @@ SIZE, AGE_MS = 15, 16
 SEEDED_HASH, SEED, HAS_HOST_CLOCK, OVERLAY_NOW_MS = range(17, 21)
 # The time of the chunk's claims, in seconds since the boot.
 CLAIM_S = 21
-NUMBER_COUNT = 22
+# Inputs: whether the call ends after the vectors; whether an overlay that should be there has no table; whether Python
+# makes the payments' flags. A result: whether the payments were scored without an overlay that should be there.
+STOPS, LOST, IS_FLAGGED, IS_UNSURE = range(22, 26)
+NUMBER_COUNT = 26
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
 # kept tails hold.
 SLOPE, INTERCEPT, BELOW = range(3)
@@ -63,13 +68,13 @@ CALIBRATION_SIZE = 3
 # The kept tail of a payment that Python asks the policy about.
 NO_TAIL = -1
 # Places in `laps`: nanoseconds at which each step ended, by the clock of arrivals.
-PARSED, CLAIMED, LOOKED_UP, FILLED, SCORED, DECIDED = range(6)
+PARSED, CLAIMED, LOOKED_UP, FILLED_AT, SCORED, DECIDED = range(6)
 LAP_COUNT = 6
 # Places in `counters`. Three for each entity come first: hits, misses, and the flag of unknown ones.
-STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM = range(6)
+STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM, RATE_FLAG = range(7)
 # Those of the overlay; addresses of 0 without one.
-ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 15)
-COUNTER_COUNT = 15
+ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(7, 16)
+COUNTER_COUNT = 16
 _MONOTONIC = 1
 _SEPARATOR = 0
 
@@ -78,10 +83,10 @@ class ChunkSlots(NamedTuple):
     """The frame of this file's functions. Unless stated otherwise, an array is int64."""
 
     frames: int
-    """The addresses of the steps' own frames, READ to HOPS. OVERLAY is 0 without an overlay, and FILL is not used with
-    one. HOPS is 0 where no feature looks at neighbours."""
+    """The addresses of the steps' own frames, READ to HOPS. LOOK_UP is 0 without a mirror. OVERLAY is 0 without an
+    overlay, and FILL is not used with one. HOPS is 0 where no feature looks at neighbours."""
     numbers: int
-    """ENTITIES to CLAIM_S."""
+    """ENTITIES to IS_UNSURE."""
     calibration: int
     """SLOPE, INTERCEPT and BELOW, float64."""
     kept_tails: int
@@ -108,10 +113,25 @@ SLOT = positions(ChunkSlots)
 
 
 @inlined
-def _now_ns(numbers: I64, time_at: int) -> int:
+def _now_ns(clock: int, time_at: int) -> int:
     """Returns the time of the clock of arrivals (time.perf_counter) in nanoseconds."""
-    call_c(numbers[CLOCK], _MONOTONIC, time_at, 0, 0)
+    call_c(clock, _MONOTONIC, time_at, 0, 0)
     return int(word_at(time_at)) * 1_000_000_000 + int(word_at(time_at + 8))
+
+
+@inlined
+def _note_lap(frame_at: int, lap: int) -> None:
+    """Note the time at which a step ended."""
+    clock = word_at(address_number(frame_at, SLOT.numbers) + 8 * CLOCK)
+    put_word_at(address_number(frame_at, SLOT.laps) + 8 * lap, _now_ns(clock, address_number(frame_at, SLOT.time)))
+
+
+@inlined
+def _presence_at(frames: I64) -> Any:
+    """Returns the address of what is known of each payment's entities: one with a pending payment counts as known."""
+    if frames[OVERLAY] != 0:
+        return address(frames[OVERLAY], overlays.SLOT.folded)
+    return address(frames[LOOK_UP], mirror.SLOT.presence)
 
 
 @inlined
@@ -173,7 +193,15 @@ def _hash_for_overlay(frame_at: int, overlay_at: int, read_at: int, count: int) 
     texts_at = address_number(read_at, requests.SLOT.texts)
     hash_texts(overlay_at, count, texts_at, ends, numbers[SEEDED_HASH], numbers[SEED])
     if numbers[HAS_HOST_CLOCK] == 1:
-        numbers[OVERLAY_NOW_MS] = _now_ns(numbers, address_number(frame_at, SLOT.time)) // 1_000_000
+        numbers[OVERLAY_NOW_MS] = _now_ns(numbers[CLOCK], address_number(frame_at, SLOT.time)) // 1_000_000
+
+
+@inlined
+def _is_without_rate(read_at: int, number: int) -> bool:
+    """Whether the amount of a payment is not known in the reference currency."""
+    numbers_at = address_number(read_at, requests.SLOT.numbers)
+    place = number * word_at(numbers_at + 8 * requests.ROW_WIDTH) + word_at(numbers_at + 8 * requests.AMOUNT_COLUMN)
+    return bool(word_at(address_number(read_at, requests.SLOT.rows) + 8 * place) < 0)
 
 
 @compiled(makes_arrays=True)
@@ -225,39 +253,79 @@ def _score(frame_at: int, record_at: int, count: int) -> bool:
     for number in range(count):
         value = calibration[SLOPE] * margins[number] + calibration[INTERCEPT]
         scores[number] = 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
+    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
+    _count(counters, 3 * numbers[ENTITIES] + SCORED_BY_MODEL, count)
     return True
 
 
 @compiled(makes_arrays=True)
-def _choose_tails(frame_at: int, look_up_at: int, record_at: int, overlay_at: int, count: int) -> int:
-    """Choose the kept tails, and count hits and misses. Returns how many payments have no tail."""
+def _fill(frame_at: int, count: int) -> bool:
+    """Look up the profiles and fill the vectors, and count what was found. Returns False if Python must do it."""
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
+    read_at, look_up_at, overlay_at, entities = frames[READ], frames[LOOK_UP], frames[OVERLAY], numbers[ENTITIES]
+    if look_up_at == 0:
+        return False
+    if overlay_at != 0:
+        _hash_for_overlay(frame_at, overlay_at, read_at, count)
+    if _look_up(look_up_at, read_at, count, entities) != 0:
+        return False
+    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
+    complete_to_ms, snapshot = found[mirror.COMPLETE_TO_MS], found[mirror.SNAPSHOT]
+    numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
+    if numbers[IS_TIMED] == 1:
+        _note_lap(frame_at, LOOKED_UP)
+    if frames[HOPS] != 0 and not fill_bound_hops(frames[HOPS], count):
+        return False
+    if overlay_at != 0:
+        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], snapshot)
+    else:
+        status = fill_bound_vectors(frames[FILL], count)
+    if status != OK:
+        return False
+    numbers[IS_UNSURE] = numbers[LOST]
+    if overlay_at != 0:
+        numbers[IS_UNSURE] = 0 if _count_filled(overlay_at, counters, 3 * entities, count) else 1
+    elif numbers[LOST] == 1:
+        put_word_at(counters[3 * entities + IS_USED], 0)
+        _count(counters, 3 * entities + UNSURE, count)
+    presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
+    for number in range(count):
+        for entity in range(entities):
+            if presence[number, entity] != ABSENT:
+                _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
+    if numbers[AGE_MS] >= 0:
+        put_word_at(counters[3 * entities + AGE_GAUGE], numbers[AGE_MS])
+    return True
+
+
+@compiled(makes_arrays=True)
+def _choose_tails(frame_at: int, count: int) -> int:
+    """Choose the kept tails. Returns how many payments have no tail: all of them, if Python makes their flags."""
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    tails = carray(address(frames[RECORD], records.SLOT.tail_numbers), count, np.int64)
+    if numbers[IS_FLAGGED] == 1:
+        for number in range(count):
+            tails[number] = NO_TAIL
+        return count
     calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
     kept = carray(address(frame_at, SLOT.kept_tails), size(frame_at, SLOT.kept_tails), np.int64)
-    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
     entities = numbers[ENTITIES]
-    presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
-    scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
-    tails = carray(address(record_at, records.SLOT.tail_numbers), count, np.int64)
+    known = carray(_presence_at(frames), (count, entities), np.uint8)
+    scores = carray(address(frames[RECORD], records.SLOT.scores), count, np.float64)
     first = len(kept) // 4 if numbers[AGE_MS] > numbers[STALE_AFTER_MS] else 0
-    # An entity with a pending payment counts as known.
-    known = presence
-    if overlay_at != 0:
-        known = carray(address(overlay_at, overlays.SLOT.folded), (count, entities), np.uint8)
-        if not _count_filled(overlay_at, counters, 3 * entities, count):
-            first += len(kept) // 2
+    if numbers[IS_UNSURE] == 1:
+        first += len(kept) // 2
     missing = 0
     for number in range(count):
         pattern = 0
         for entity in range(entities):
             pattern = 3 * pattern + known[number, entity]
-            if presence[number, entity] != ABSENT:
-                _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
-        tails[number] = kept[first + pattern] if scores[number] < calibration[BELOW] else NO_TAIL
+        is_usual = scores[number] < calibration[BELOW] and not _is_without_rate(frames[READ], number)
+        tails[number] = kept[first + pattern] if is_usual else NO_TAIL
         missing += 1 if tails[number] == NO_TAIL else 0
-    _count(counters, 3 * entities + SCORED_BY_MODEL, count)
-    if numbers[AGE_MS] >= 0:
-        put_word_at(counters[3 * entities + AGE_GAUGE], numbers[AGE_MS])
     return missing
 
 
@@ -284,54 +352,40 @@ def _hand_on_texts(read_at: int, record_at: int, count: int, entities: int) -> N
 
 
 @compiled(makes_arrays=True)
-def decide_chunk(frame_at: int, count: int) -> int:
-    """Decide about the first `count` bodies of the reader's frame. Returns DONE, or why it ended before.
+def decide_chunk(frame_at: int, count: int, step: int) -> int:
+    """Decide about the first `count` bodies of the reader's frame, from a step on. Returns DONE, or why it ended.
 
     After DONE the records are written and the claims know where each will begin: see `write_chunk`.
     """
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
-    laps = carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)
-    time_at, is_timed, entities = address_number(frame_at, SLOT.time), numbers[IS_TIMED] == 1, numbers[ENTITIES]
-    read_at, record_at, look_up_at, overlay_at = frames[READ], frames[RECORD], frames[LOOK_UP], frames[OVERLAY]
-    read_bodies(read_at, count)
-    is_usual = carray(address(read_at, requests.SLOT.is_usual), count, np.uint8)
-    for number in range(count):
-        if is_usual[number] == 0:
-            return UNUSUAL
-    if overlay_at != 0:
-        _hash_for_overlay(frame_at, overlay_at, read_at, count)
-    if is_timed:
-        laps[PARSED] = _now_ns(numbers, time_at)
-    if numbers[HAS_CLAIMS] == 1:
-        if not _claim(frame_at, frames[CLAIM], read_at, record_at, count):
-            return CLAIMED_BEFORE
+    is_timed = numbers[IS_TIMED] == 1
+    if step == FROM_READ:
+        read_bodies(frames[READ], count)
+        is_usual = carray(address(frames[READ], requests.SLOT.is_usual), count, np.uint8)
+        for number in range(count):
+            if is_usual[number] == 0:
+                return UNUSUAL
+    if step <= FROM_CLAIM:
         if is_timed:
-            laps[CLAIMED] = _now_ns(numbers, time_at)
-    if _look_up(look_up_at, read_at, count, entities) != 0:
-        return NO_PROFILES
-    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
-    complete_to_ms, snapshot = found[mirror.COMPLETE_TO_MS], found[mirror.SNAPSHOT]
-    numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
+            _note_lap(frame_at, PARSED)
+        if numbers[HAS_CLAIMS] == 1 and not _claim(frame_at, frames[CLAIM], frames[READ], frames[RECORD], count):
+            return CLAIMED_BEFORE
+    if step <= FROM_LOOK_UP:
+        if is_timed and numbers[HAS_CLAIMS] == 1:
+            _note_lap(frame_at, CLAIMED)
+        if not _fill(frame_at, count):
+            return NO_VECTORS
+        if numbers[STOPS] == 1:
+            return FILLED
+    if step <= FROM_SCORE:
+        if is_timed:
+            _note_lap(frame_at, FILLED_AT)
+        if numbers[MARGINS] == 0 or not _score(frame_at, frames[RECORD], count):
+            return NO_SCORES
     if is_timed:
-        laps[LOOKED_UP] = _now_ns(numbers, time_at)
-    if frames[HOPS] != 0 and not fill_bound_hops(frames[HOPS], count):
-        return UNREADABLE
-    if overlay_at != 0:
-        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], snapshot)
-    else:
-        status = fill_bound_vectors(frames[FILL], count)
-    if status != OK:
-        return UNREADABLE
-    if is_timed:
-        laps[FILLED] = _now_ns(numbers, time_at)
-    if not _score(frame_at, record_at, count):
-        return NO_SCORES
-    if is_timed:
-        laps[SCORED] = _now_ns(numbers, time_at)
-    missing = _choose_tails(frame_at, look_up_at, record_at, overlay_at, count)
-    _hand_on_texts(read_at, record_at, count, entities)
-    if missing > 0:
+        _note_lap(frame_at, SCORED)
+    if _choose_tails(frame_at, count) > 0:
         return WANTS_POLICY
     write_chunk(frame_at, count)
     return DONE
@@ -343,7 +397,8 @@ def write_chunk(frame_at: int, count: int) -> None:
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     time_at = address_number(frame_at, SLOT.time)
-    decided_s = _now_ns(numbers, time_at) * 1e-9 if numbers[HAS_ARRIVALS] == 1 else np.nan
+    _hand_on_texts(frames[READ], frames[RECORD], count, numbers[ENTITIES])
+    decided_s = _now_ns(numbers[CLOCK], time_at) * 1e-9 if numbers[HAS_ARRIVALS] == 1 else np.nan
     numbers[SIZE] = write_records(
         frames[RECORD], count, numbers[VECTOR_BYTES], numbers[DECISION], numbers[AGE_MS], numbers[NOW_MS], decided_s
     )
@@ -354,14 +409,14 @@ def write_chunk(frame_at: int, count: int) -> None:
             begins[number] = numbers[OUTBOX_POSITION] + bounds[number, records.FRAME]
         place_bound(frames[CLAIM], count)
     if numbers[IS_TIMED] == 1:
-        carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)[DECIDED] = _now_ns(numbers, time_at)
+        _note_lap(frame_at, DECIDED)
 
 
 @compiled(makes_arrays=True)
 def settle_chunk(frame_at: int, count: int) -> None:
     """Settle the claims of a chunk whose records are appended, count its decisions, and make its payments pending.
 
-    Of the decisions, NOT_APPROVED are others than approvals, which Python counts.
+    Of the decisions, NOT_APPROVED are others than approvals, which Python counts, as it counts flags that it has made.
     """
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
@@ -371,28 +426,30 @@ def settle_chunk(frame_at: int, count: int) -> None:
     bounds = carray(address(frame_at, SLOT.score_bounds), size(frame_at, SLOT.score_bounds), np.float64)
     unit = carray(address(frame_at, SLOT.score_unit), 1, np.float64)[0]
     scores = carray(address(frames[RECORD], records.SLOT.scores), count, np.float64)
-    entities = numbers[ENTITIES]
-    overlay_at = frames[OVERLAY]
-    presence = carray(address(frames[LOOK_UP], mirror.SLOT.presence), (count, entities), np.uint8)
-    if overlay_at != 0:
-        presence = carray(address(overlay_at, overlays.SLOT.folded), (count, entities), np.uint8)
+    entities, overlay_at = numbers[ENTITIES], frames[OVERLAY]
     buckets = carray(pointer(counters[3 * entities + SCORE_BUCKETS]), len(bounds) + 1, np.int64)
     total = 0.0
     for number in range(count):
-        bucket = 0
-        while bucket < len(bounds) and bounds[bucket] < scores[number]:
-            bucket += 1
-        buckets[bucket] += 1
-        total += scores[number]
-        for entity in range(entities):
-            if presence[number, entity] != ABSENT and presence[number, entity] != KNOWN:
-                _count(counters, 3 * entity + 2, 1)
+        # A payment that no model scored has NaN.
+        if scores[number] == scores[number]:
+            bucket = 0
+            while bucket < len(bounds) and bounds[bucket] < scores[number]:
+                bucket += 1
+            buckets[bucket] += 1
+            total += scores[number]
     _count(counters, 3 * entities + SCORE_SUM, int(total * unit))
     _count(counters, 3 * entities + APPROVED, count - numbers[NOT_APPROVED])
-    if numbers[AGE_MS] > numbers[STALE_AFTER_MS]:
-        _count(counters, 3 * entities + STALE_FLAG, count)
-    if overlay_at != 0:
-        seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
-        if seen[overlays.IS_SURE] == 0:
+    if numbers[IS_FLAGGED] == 0:
+        presence = carray(_presence_at(frames), (count, entities), np.uint8)
+        for number in range(count):
+            for entity in range(entities):
+                if presence[number, entity] != ABSENT and presence[number, entity] != KNOWN:
+                    _count(counters, 3 * entity + 2, 1)
+            if _is_without_rate(frames[READ], number):
+                _count(counters, 3 * entities + RATE_FLAG, 1)
+        if numbers[AGE_MS] > numbers[STALE_AFTER_MS]:
+            _count(counters, 3 * entities + STALE_FLAG, count)
+        if numbers[IS_UNSURE] == 1:
             _count(counters, 3 * entities + ABSENT_FLAG, count)
+    if overlay_at != 0:
         _add_pending(overlay_at, counters, 3 * entities, count, numbers)

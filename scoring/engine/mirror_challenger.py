@@ -24,10 +24,11 @@ from paywarden.models.policy.policy import MIRROR_ABSENT, MODEL_ABSENT, Policy, 
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.challenger import FAILED, LATE, NO_PROFILES, Evaluated
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
@@ -84,9 +85,10 @@ class MirrorChallenger:
             raise Misconfigured(f"challenger {name}: its catalogue declares fields that no decision holds: {names}")
         self.name = name
         self._policy_digest, self._bundle_digest = policy.digest, bundle.manifest.digest
-        self._decoder, self._kept = decoder, _Kept()
+        self._kept = _Kept()
         self._scorer = PaymentScorer(
             engine=engine,
+            intake=decoder,
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=policy,
             mirror=mirror,
@@ -94,7 +96,9 @@ class MirrorChallenger:
             metrics=ScoringMetrics.declare(
                 MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
             ),
-            origins=(Origin(self._bundle_digest, self._policy_digest), Origin("", self._policy_digest)),
+            options=ScorerOptions(
+                origins=(Origin(self._bundle_digest, self._policy_digest), Origin("", self._policy_digest))
+            ),
         )
         self._now_ms, self._clock, self._look_at = now_ms, clock, 0.0
 
@@ -106,11 +110,10 @@ class MirrorChallenger:
             self._look_at = self._clock() + _LOOK_EVERY_S
         timely = [entry for entry in entries if now_ms - entry.decided_time_ms <= LATE_MS]
         found.leave_out(LATE, len(entries) - len(timely))
-        payments, errors = self._decoder.read([entry.request.SerializeToString() for entry in timely], now_ms)
-        found.leave_out(FAILED, len(errors))
-        decided = [entry for place, entry in enumerate(timely) if place not in errors]
         self._kept.entries.clear()
-        self._scorer.score_many(payments, now_ms)
+        answers = self._scorer.score(Chunk([entry.request.SerializeToString() for entry in timely]), now_ms)
+        decided = [entry for entry, answer in zip(timely, answers, strict=True) if isinstance(answer, bytes)]
+        found.leave_out(FAILED, len(timely) - len(decided))
         for champion, made in zip(decided, self._kept.entries, strict=True):
             if reason := _unusable(champion, made, now_ms):
                 found.leave_out(reason)

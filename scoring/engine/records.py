@@ -12,12 +12,11 @@ model, serialised once. Each tail names the origin of its records, so an origin 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,9 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
-from paywarden.scoring.state.outbox import PAYLOAD_BYTES_MAX
 
 # All combinations of actions, models and flags give a few hundred tails.
 KEPT_TAILS_MAX = 1024
-BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 # The tag of a record's trace, field 16, and its size.
 _TRACE_HEAD = bytes((0x82, 0x01, TRACE_BYTES))
 
@@ -61,41 +58,6 @@ class Origin:
         ).SerializeToString()
 
 
-class Written(NamedTuple):
-    """The decisions of a chunk: serialised responses, and the outbox frames of all, one after the other.
-
-    `starts`: the offset of each frame in `frames`.
-    """
-
-    responses: list[bytes]
-    frames: bytes
-    starts: list[int]
-
-
-def joined(parts: Iterable[Written]) -> Written:
-    """Returns the decisions of all parts, in order, to be appended at once."""
-    whole = Written([], b"", [])
-    for part in parts:
-        whole = Written(
-            whole.responses + part.responses,
-            whole.frames + part.frames,
-            whole.starts + [len(whole.frames) + start for start in part.starts],
-        )
-    return whole
-
-
-class RequestTexts(NamedTuple):
-    """The parts of a chunk's requests that go into records. Texts are in UTF-8."""
-
-    bodies: Sequence[bytes]
-    ids: Sequence[bytes]
-    callers: Sequence[bytes]
-    arrivals: Sequence[float] = ()
-    """When each request arrived, in seconds of one clock. Without arrivals the records have no latency."""
-    traces: Sequence[bytes] = ()
-    """The trace of each (trace_context.py of requests), empty where it has none; no items if none has."""
-
-
 class RecordWriter:
     """Writes the decisions about chunks. Not thread-safe."""
 
@@ -119,7 +81,9 @@ class RecordWriter:
         """The number of the next decision."""
         self._tails: list[bytes] = []
         self._longest_tail = 0
-        self._kept = 0
+        self._kept, self._catalogue_digest = 0, catalogue_digest
+        self.origins = tuple(origins)
+        """The origins of its records, by place."""
         origin_bytes = [origin.to_bytes() for origin in origins]
         self._longest_origin = max(map(len, origin_bytes))
         # Whether any caller has had a name, and whether any request has had a trace.
@@ -178,6 +142,20 @@ class RecordWriter:
         self._kept += 1
         return self.add_tail(tail, origin)
 
+    def kept_tail(self, number: int) -> bytes:
+        """Returns a tail that stays."""
+        return self._tails[number]
+
+    def joint(self, other: RecordWriter, prefix: str) -> RecordWriter:
+        """Returns a writer with the kept tails of this one, and the origins of both: the other's come behind.
+
+        `prefix`: of its decisions' ids.
+        """
+        made = RecordWriter(self._arrays["vectors"], self._catalogue_digest, prefix, (*self.origins, *other.origins))
+        for number in range(self._kept):
+            made.keep_tail(self._tails[number], int(self._arrays["tail_origins"][number]))
+        return made
+
     def begin(self) -> None:
         """Begin a chunk: the tails of the chunk before are dropped."""
         del self._tails[self._kept :]
@@ -195,46 +173,10 @@ class RecordWriter:
         self._arrays["tail_origins"][number] = origin
         return number
 
-    def write(
-        self,
-        requests: RequestTexts,
-        scores: Sequence[float | None],
-        tail_numbers: Sequence[int],
-        profile_age_ms: int | None,
-        decided_time_ms: int,
-        decided_s: float = math.nan,
-    ) -> Written:
-        """Write the decisions about at most `rows_max` payments. Times are epoch milliseconds.
-
-        `decided_s`: when they were decided, by the clock of their arrivals.
-        """
-        bodies, ids, arrivals = requests.bodies, requests.ids, requests.arrivals
-        count = len(bodies)
-        body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
-        # The outbox's reader would take a larger record for damage.
-        assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
-        self._fill("bodies", body_bytes)
-        self._fill("ids", id_bytes)
-        views, int64s = self._views, self._int64s[count]
-        int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
-        int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
-        int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
-        numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
-        self._doubles[count].pack_into(views["scores"], 0, *numbers)
-        if not arrivals:
-            decided_s = math.nan
-        self.put_callers(count, arrivals, requests.callers, requests.traces)
-        self.make_room(count, len(body_bytes) + len(id_bytes))
-        age_ms = -1 if profile_age_ms is None else profile_age_ms
-        size = loop.write_records(
-            self._frame.address, count, self.vector_bytes, self.decision, age_ms, decided_time_ms, decided_s
-        )
-        return self.written(count, size)
-
     def put_callers(
         self, count: int, arrivals: Sequence[float], callers: Sequence[bytes], traces: Sequence[bytes]
     ) -> None:
-        """Put the callers, arrivals and traces of a chunk's `count` payments where the loop reads them; see `write`."""
+        """Put the callers, arrivals and traces of a chunk's `count` payments where the loop reads them."""
         # As long as no caller has a name and no request a trace, all sizes are 0.
         if self._has_callers or (callers and any(callers)):
             self._has_callers = True
@@ -259,13 +201,11 @@ class RecordWriter:
         if len(self._views["out"]) < needed:
             self._make_room("out", 2 * needed)
 
-    def written(self, count: int, size: int) -> Written:
-        """Returns the `count` decisions that the loop has written in `size` bytes. The next ones get other numbers."""
-        frames = self.frames(count, size)
-        return Written(self.responses(count), frames, self._bounds[: 3 * count].tolist()[::3])
-
     def frames(self, count: int, size: int) -> bytes:
-        """Returns the outbox frames of `written` without the responses; call one of the two for each chunk."""
+        """Returns the outbox frames of `count` decisions, which the loop has written in `size` bytes.
+
+        Call it once for each chunk: the next decisions get other numbers.
+        """
         self.decision += count
         return self._views["out"][:size].tobytes()
 
@@ -306,10 +246,3 @@ def _packers(rows_max: int, kind: str) -> list[Struct]:
 def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:
     """Returns the serialised fields that follow the score in a response."""
     return ScoreResponse(action=action, reasons=reasons, model_version=model_version, flags=flags).SerializeToString()
-
-
-def warm_up() -> None:
-    """Load or compile the loop, so that no payment waits for it."""
-    writer = RecordWriter(np.zeros((1, 1), dtype=np.float32), "", "")
-    writer.keep_tail(b"")
-    writer.write(RequestTexts([b"a"], [b"b"], [b"c"]), [0.5], [0], None, 1)

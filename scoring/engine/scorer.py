@@ -1,23 +1,25 @@
 """Turns payments into decisions. This is the hot path: its only I/O is one append to the outbox.
 
-    payments ─► claim ids ─► look up profiles ─► feature vectors ─► model ─► policy ─► outbox ─► responses
-                   └─ answered before: the same response again
+    bodies ─► read ─► claim ids ─► look up ─► vectors ─► model ─► tails ─► records ─► outbox ─► settle ─► responses
+              └────────────────── one compiled call ───────────────────────────┘
 
-For a chunk of payments:
+One compiled call (scoring/engine/chunk_call.py) takes a chunk of payments from their bytes to their outbox records.
+Where a payment needs Python, the call ends, Python does that step, and calls again from the following step on:
 
-1. `DecisionCache.claim` claims the payments' ids. A payment that was answered in the last minutes gets its earlier
-   decision again and takes no further part (scoring/idempotency/decision_cache.py).
-2. `MirrorReader.look_up` fetches the profiles of all payments in one transaction.
-3. The compiled kernel fills one row of features for each payment, in one call. With an overlay it first adds to each
-   profile the payments that this host has answered and the profile lacks (scoring/state/overlay.py).
-4. The model chain scores all rows in one call (scoring/engine/model_chain.py).
-5. The policy turns each score, and the flags, into an action.
-6. `RecordWriter` writes responses and outbox records, and the outbox appends them in one write.
-7. The claims are settled, the payments are pending in the overlay, and the responses go back to the batcher.
+1. *Read.* Python says why a request is wrong (scoring/requests/decoder.py). The others go on, also one that the
+   compiled reader has left out although it is right, such as one with a name in UTF-8.
+2. *Claim.* If a payment is known, or another worker decides about it, the decision cache answers it
+   (scoring/idempotency/decision_cache.py). The others go on.
+3. *Vectors.* If there is no mirror, or a profile cannot be read, scoring/engine/vectors.py fills the vectors.
+4. *Model.* A model that is no native library, or that fails, is asked in Python (scoring/engine/model_chain.py). In a
+   rollout the candidate scores the payments of its share of the cards.
+5. *Policy.* A payment without a kept response goes to the policy: one that is not approved, one with other flags than
+   usual, every payment of a policy with conditions. Exploration may then approve a payment that it declines.
+6. The outbox appends all records of the chunk in one write, or none. Then the claims are settled, the payments are
+   pending in the overlay (scoring/state/overlay.py), and the responses go back to the batcher.
 
-A batch of payments is decided whole or not at all. If one of its payments conflicts with an earlier claim, its other
-claims are given back. A batch of more than ROWS_MAX payments goes through steps 2 to 5 in parts, and through step 6 at
-once: the outbox takes the records of all parts in one write, or none.
+A batch of payments is decided whole or not at all. If one of its payments is wrong or conflicts with an earlier claim,
+its other claims are given back.
 
 Each payment is answered exactly as it would be alone, to the bit. Everything is allocated at start: on this path
 nothing waits, logs or looks up a metric's label.
@@ -25,36 +27,53 @@ nothing waits, logs or looks up a metric's label.
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paywarden.features.kernel import AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.exploration import Exploration, Explored
-from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STALE, Facts, Policy
-from paywarden.schemas.errors import TemporaryFailure
+from paywarden.models.policy.policy import (
+    ACTIONS,
+    APPROVE,
+    DECLINE,
+    MIRROR_STALE,
+    OVERLAY_ABSENT,
+    UNKNOWN_RATE,
+    Facts,
+    Policy,
+)
+from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine import chunk_call as loop
 from paywarden.scoring.engine.arms import ArmSplit
 from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_batches
-from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of, units_of
+from paywarden.scoring.engine.batching.batcher import NOT_DECIDED, Chunk, Refusal, refusal_of, units_of
+from paywarden.scoring.engine.chunk_frame import ChunkFrame
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
-from paywarden.scoring.engine.records import Origin, RequestTexts, Written, joined, tail
+from paywarden.scoring.engine.records import Origin, tail
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
-from paywarden.scoring.state.neighbours.hops import Hops
+from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
+
+_LAPS = (
+    *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
+    *(("vector", loop.FILLED_AT), ("model", loop.SCORED), ("decide", loop.DECIDED)),
+)
 
 
 class Outbox(Protocol):
@@ -75,7 +94,7 @@ class Outbox(Protocol):
 class ScorerOptions:
     """The optional parts of a scorer."""
 
-    # The decision cache. Without it a repeated payment is decided anew.
+    # The decision cache. Without it a repeated payment is decided again.
     answered: DecisionCache | None = None
     stages: StageTimes | None = None
     # Approves a small random share of the payments that would be declined; None: no payment.
@@ -84,6 +103,8 @@ class ScorerOptions:
     overlay: Overlay | None = None
     # Without it, the mirror is taken to hold every card.
     held_cards: HeldCards | None = None
+    # The origin (bundle, policy, arm) in each record; see `PaymentScorer.served`. Empty: records have no origin.
+    origins: Sequence[Origin] = ()
 
 
 NO_OPTIONS = ScorerOptions()
@@ -96,24 +117,24 @@ class PaymentScorer:
         self,
         *,
         engine: FeatureEngine,
+        intake: RequestDecoder,
         models: ModelChain,
         policy: Policy,
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
-        origins: Sequence[Origin] = (),
         options: ScorerOptions = NO_OPTIONS,
     ) -> None:
-        """`origins`: the origin (bundle, policy, arm) in each record; see `served`. Empty: records have no origin."""
+        """`intake` serves this scorer alone."""
         plan = engine.plan
         answered, overlay, held_cards = options.answered, options.overlay, options.held_cards
         self._stages = options.stages or StageTimes(MetricsRegistry())
         # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
-        self._engine, self._outbox, self._metrics = engine, outbox, metrics
+        self._engine, self._outbox, self._metrics, self._intake = engine, outbox, metrics, intake
         self._profile_set = ""
-        self._exploration, self._overlay, self._holds_every_card = options.exploration, overlay, held_cards is None
+        self._exploration, self._overlay, self._held_cards = options.exploration, overlay, held_cards
         # In a rollout: the candidate, with its share of the cards.
         self._candidate: Served | None = None
         self._split: ArmSplit | None = None
@@ -121,8 +142,14 @@ class PaymentScorer:
         self._features = Vectors(
             engine, mirror, metrics=metrics, stages=self._stages, overlay=overlay, held_cards=held_cards
         )
-        self._rows, self._vectors = self._features.rows, self._features.vectors
-        self._serving = self.served(models, policy, origins)
+        self._rows, self._vectors = intake.fast.arrays["rows"], self._features.vectors
+        self._frame = ChunkFrame(engine, intake, self._features, metrics, answered, overlay)
+        self._numbers = self._frame.numbers
+        self._serving = self.served(models, policy, options.origins)
+        self._writer = self._serving.writer
+        # Of the chunk that is being scored: the flags of each payment where Python makes them, and its keys and ids.
+        self._flags: list[tuple[str, ...]] | None = None
+        self._read: CheckedPayments | None = None
         self.open_mirror()
 
     @property
@@ -154,43 +181,11 @@ class PaymentScorer:
             rest=rest,
         )
 
-    @property
-    def parts(self) -> ScorerParts:
-        """The parts that a faster path through the same steps uses (scoring/engine/one_call.py)."""
-        return ScorerParts(
-            self._engine,
-            self._outbox,
-            self._metrics,
-            self._answered,
-            self._stages,
-            self._vectors,
-            self._features.unknown_flags,
-            self._overlay,
-            self._features.hops,
-        )
-
-    @property
-    def usual_mirror(self) -> MirrorReader | None:
-        """The mirror, if it has every card and the serving model alone decides; else None.
-
-        "Alone" means no candidate and no exploration. An overlay must have its table; without marks it says so itself.
-        """
-        # It is asked for each chunk, so it makes nothing.
-        if self._split is not None or self._exploration is not None or not self._holds_every_card:
-            return None
-        return self._features.mirror if self._overlay is None or self._overlay.has_table else None
-
-    def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
-        """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.
-
-        The primary model gave the score. `others` gets the action, if it is not "approve".
-        """
-        return self._tail(serving, _NO_PAYMENTS, row, score, 0, flags, others, 0)
-
     def take_up(self, served: Served) -> Served:
         """Decide with this from the next chunk on; returns the one before. Call it between two chunks."""
         before, self._serving = self._serving, served
         self._note_profile_set()
+        self._take_writer()
         return before
 
     def divide(self, candidate: Served | None, split: ArmSplit | None = None) -> None:
@@ -201,6 +196,13 @@ class PaymentScorer:
         self._split = split if candidate is not None and "card" in self._names else None
         self._candidate = candidate
         self._note_profile_set()
+        self._take_writer()
+
+    def _take_writer(self) -> None:
+        """Take the writer of the serving model; in a rollout one that knows the candidate's origins, too."""
+        self._writer = self._serving.writer
+        if self._split is not None and self._candidate is not None:
+            self._writer = self._writer.joint(self._candidate.writer, os.urandom(8).hex())
 
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
@@ -229,9 +231,12 @@ class PaymentScorer:
         """Let records name the profile set that the mirror was filled from."""
         if (mirror := self._features.mirror) is not None:
             self._profile_set = mirror.profile_set()
+        before = self._serving, self._candidate
         self._serving = self._renamed(self._serving)
         if self._candidate is not None:
             self._candidate = self._renamed(self._candidate)
+        if before != (self._serving, self._candidate):
+            self._take_writer()
 
     def _renamed(self, served: Served) -> Served:
         origin = served.origins[0]
@@ -239,197 +244,278 @@ class PaymentScorer:
             return served
         return self.served(served.models, served.policy, served.origins)
 
-    def score_many(
-        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
-    ) -> Sequence[bytes | Refusal]:
+    def score(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Returns a serialised ScoreResponse or a refusal for each payment; see batcher.Scorer."""
-        if len(payments) <= ROWS_MAX:
-            return self._score(payments, now_ms, batches)
-        results: list[bytes | Refusal] = []
-        for part in _parts(len(payments), batches):
-            own = [
-                range(batch.start - part.start, batch.stop - part.start)
-                for batch in batches
-                if part.start <= batch.start < part.stop
-            ]
-            results += self._score(payments.chosen(part), now_ms, own)
+        count, frame = len(chunk.bodies), self._frame
+        if count == 0:
+            return []
+        if count > ROWS_MAX:
+            parts = map(chunk.chosen, _parts(count, chunk.batches))
+            return [result for part in parts for result in self.score(part, now_ms)]
+        self._numbers[loop.NOW_MS] = now_ms
+        status = loop.decide_chunk(frame.address, count, loop.FROM_READ) if self._put(chunk, now_ms) else loop.UNUSUAL
+        return self._score_read(chunk, now_ms, status) if status != loop.UNUSUAL else self._score_unread(chunk, now_ms)
+
+    def _put(self, chunk: Chunk, now_ms: int) -> bool:
+        """Begin a chunk. Returns whether the compiled reader can read it."""
+        numbers, writer, is_timed = self._numbers, self._writer, self._stages.is_timed
+        self._flags = self._read = None
+        self._frame.look(self._serving, writer)
+        is_put = self._frame.put(chunk, now_ms)
+        numbers[loop.DECISION], numbers[loop.OUTBOX_POSITION] = writer.decision, self._outbox.position
+        numbers[loop.IS_TIMED], numbers[loop.NOT_APPROVED], numbers[loop.IS_FLAGGED] = is_timed, 0, 0
+        numbers[loop.STOPS] = self._split is not None or not (self._held_cards is None or self._held_cards.are_all)
+        if is_timed:
+            for place in range(loop.LAP_COUNT):
+                self._frame.laps[place] = 0
+        return is_put
+
+    def _score_unread(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
+        """Score a chunk that the compiled reader cannot read whole. Wrong requests are refused, the others scored."""
+        intake, count = self._intake, len(chunk.bodies)
+        is_usual = intake.fast.usual(count) if intake.fast.fits else bytes(count)
+        bodies, wrong = [*chunk.bodies], dict[int, InvalidEvent]()
+        for place in (place for place, usual in enumerate(is_usual) if not usual):
+            try:
+                bodies[place] = intake.checked(bodies[place], now_ms)
+            except InvalidEvent as error:
+                wrong[place] = error
+        chunk = chunk._replace(bodies=bodies)
+        if not wrong:
+            return self._score_right(chunk, now_ms)
+        spoilt = {place for batch in chunk.batches if not wrong.keys().isdisjoint(batch) for place in batch}
+        results: list[bytes | Refusal] = [
+            refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)
+        ]
+        right = [place for place in range(count) if place not in wrong and place not in spoilt]
+        if right:
+            for place, result in zip(right, self._score_right(chunk.chosen(right), now_ms), strict=True):
+                results[place] = result
         return results
 
-    def _score(self, payments: CheckedPayments, now_ms: int, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
-        """Score payments whose decisions are appended together. When the outbox cannot take them, all are refused."""
+    def _score_right(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
+        """Score payments whose requests are right, whether the compiled reader takes them or not."""
+        self._put_right(chunk, now_ms)
+        return self._score_read(chunk, now_ms, self._go_on(chunk, loop.FROM_CLAIM))
+
+    def _put_right(self, chunk: Chunk, now_ms: int) -> None:
+        self._put(chunk, now_ms)
+        self._intake.read_right(chunk.bodies)
+        self._frame.make_room(len(chunk.bodies))
+
+    def _go_on(self, chunk: Chunk, step: int) -> int:
+        return loop.decide_chunk(self._frame.address, len(chunk.bodies), step)
+
+    def _score_read(self, chunk: Chunk, now_ms: int, status: int) -> Sequence[bytes | Refusal]:
+        """Score payments that are read. If their decisions cannot be recorded, all are refused."""
         try:
-            return self._score_new(payments, now_ms, batches)
+            if status == loop.CLAIMED_BEFORE:
+                return self._score_claimed(chunk, now_ms)
+            return self._decide(chunk, now_ms, status)
         except TemporaryFailure as error:
-            return [refusal_of(error)] * len(payments)
+            return [refusal_of(error)] * len(chunk.bodies)
 
-    def _score_new(self, payments: CheckedPayments, now_ms: int, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
-        """Decide the payments that are new, and repeat the earlier answer of the others. Raises TemporaryFailure."""
-        if self._answered is None:
-            return self._decide(payments, (), now_ms)
-        claims = self._answered.claim(payments)
-        if self._stages.is_timed:
-            self._stages.lap("claim", len(payments))
-        return self._score_claimed(self._answered, payments, claims, now_ms, batches)
-
-    def score_claimed(
-        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
-    ) -> Sequence[bytes | Refusal]:
-        """Do as `score_many`, for at most ROWS_MAX payments that the decision cache's loop has just claimed."""
-        try:
-            if self._answered is None:
-                return self._decide(payments, (), now_ms)
-            claims = self._answered.claimed(payments)
-            return self._score_claimed(self._answered, payments, claims, now_ms, batches)
-        except TemporaryFailure as error:
-            return [refusal_of(error)] * len(payments)
-
-    def _score_claimed(
-        self,
-        answered: DecisionCache,
-        payments: CheckedPayments,
-        claims: Sequence[Claim | Refusal],
-        now_ms: int,
-        batches: Sequence[range],
-    ) -> Sequence[bytes | Refusal]:
-        """Decide the payments whose claims were won. Raises TemporaryFailure."""
+    def _score_claimed(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
+        """Decide the payments whose claims were won, and answer the others. Raises TemporaryFailure."""
+        answered = self._answered
+        assert answered is not None
+        claims: Sequence[Claim | Refusal] = answered.claimed(self._payments(chunk))
+        if chunk.batches:
+            claims, given_back = whole_batches(claims, chunk.batches)
+            answered.release(given_back)
+        won = [place for place, claim in enumerate(claims) if isinstance(claim, int)]
         slots = [claim for claim in claims if isinstance(claim, int)]
-        are_new = len(slots) == len(claims)
-        if not are_new:
-            if batches:
-                claims, given_back = whole_batches(claims, batches)
-                answered.release(given_back)
-                slots = [claim for claim in claims if isinstance(claim, int)]
-            payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
         try:
-            decided = self._decide(payments, slots, now_ms)
+            if len(won) < len(claims):
+                chunk = chunk.chosen(won)
+                if won:
+                    self._put_right(chunk, now_ms)
+            answered.put_slots(slots)
+            decided = iter(self._decide(chunk, now_ms, self._go_on(chunk, loop.FROM_LOOK_UP)) if won else ())
         except BaseException:
             answered.release(slots)
             raise
-        if are_new:
-            return decided
-        following = iter(decided)
         results: list[bytes | Refusal] = []
         for claim in claims:
             if isinstance(claim, int):
-                results.append(next(following))
+                results.append(next(decided))
             else:
                 results.append(results[claim.index] if isinstance(claim, Repeat) else known_answer(claim))
         return results
 
-    def _decide(self, payments: CheckedPayments, slots: Sequence[int], now_ms: int) -> list[bytes]:
-        """Decide payments and append all decisions in one write: the outbox has all of them, or none.
-
-        `slots` are their claims; empty without a decision cache.
-        """
-        count = len(payments)
-        if count == 0:
-            return []
-        if self._split is not None:
-            return self._decide_divided(payments, slots, now_ms, self._split)
-        if count <= ROWS_MAX:
-            made = self._make(payments, now_ms)
-            written = made.written
-            self._append(written, slots)
-            self._count(made)
-        else:
-            parts = [
-                self._make(payments.chosen(range(first, min(first + ROWS_MAX, count))), now_ms)
-                for first in range(0, count, ROWS_MAX)
-            ]
-            written = joined(part.written for part in parts)
-            self._append(written, slots)
-            for part in parts:
-                self._count(part)
-        if self._overlay is not None:
-            self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
+    def _decide(self, chunk: Chunk, now_ms: int, status: int) -> list[bytes]:
+        """Take the payments from where the call has ended to their answers. Raises TemporaryFailure."""
+        count, writer, answered, others = len(chunk.bodies), self._writer, self._answered, list[str]()
+        try:
+            if status != loop.DONE and self._judge(chunk, now_ms, status, others):
+                self._numbers[loop.NOT_APPROVED] = len(others)
+                self._frame.make_room(count)
+                loop.write_chunk(self._frame.address, count)
+            frames = writer.frames(count, self._numbers[loop.SIZE])
+            if self._stages.is_timed:
+                self._note_laps(count)
+            try:
+                self._outbox.append_frames(frames)
+            except OutboxUnsynced:
+                # The companion ships these records, so a payment that is asked for again must get its decision of now.
+                if answered is not None:
+                    answered.settle(answered.slots_of(count))
+                raise
+        except BaseException:
+            if answered is not None:
+                answered.release(answered.slots_of(count))
+            raise
+        self._settle(chunk, now_ms, others)
         if self._stages.is_timed:
             self._stages.lap("append", count)
-        return written.responses
+        return writer.responses(count)
 
-    def _decide_divided(
-        self, payments: CheckedPayments, slots: Sequence[int], now_ms: int, split: ArmSplit
-    ) -> list[bytes]:
-        """Decide as `_decide`, each payment by the arm of its card. All decisions are appended in one write."""
-        assert self._candidate is not None
-        card, begun_s = self._names.index("card"), time.perf_counter()
-        arms = split.places(payments.keys[card :: self._entities])
-        parts: list[_Made] = []
-        for serving, indexes in zip((self._serving, self._candidate), arms, strict=True):
-            parts += [
-                self._make(payments.chosen(indexes[first : first + ROWS_MAX]), now_ms, serving, begun_s)
-                for first in range(0, len(indexes), ROWS_MAX)
-            ]
-        order = [*arms[0], *arms[1]]
-        written = joined(part.written for part in parts)
-        self._append(written, [slots[index] for index in order] if slots else ())
-        for part in parts:
-            self._count(part)
-        if self._overlay is not None:
+    def _settle(self, chunk: Chunk, now_ms: int, others: Sequence[str]) -> None:
+        """Settle the claims, make the payments pending, and count the decisions, which are appended."""
+        loop.settle_chunk(self._frame.address, len(chunk.bodies))
+        for action in others:
+            self._metrics.decisions[action].add(1)
+        if self._flags is not None:
+            for payment_flags in self._flags:
+                for flag in payment_flags:
+                    self._metrics.flags[flag].add(1)
+        if self._overlay is not None and not self._frame.has_overlay:
+            payments = self._payments(chunk)
             self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
-        if self._stages.is_timed:
-            self._stages.lap("append", len(order))
-        responses = [b""] * len(order)
-        for index, response in zip(order, written.responses, strict=True):
-            responses[index] = response
-        return responses
 
-    def _make(
-        self, payments: CheckedPayments, now_ms: int, serving: Served | None = None, begun_s: float | None = None
-    ) -> _Made:
-        """Decide at most ROWS_MAX payments. Nothing is appended yet.
+    def _note_laps(self, count: int) -> None:
+        for stage, place in _LAPS:
+            if self._frame.laps[place]:
+                self._stages.lap(stage, count, self._frame.laps[place] * 1e-9)
 
-        `begun_s`: when the decisions of all arms of a rollout began. The latency in a record leaves out the time
-        between that and now, which was the other arm's work.
+    # What the compiled call leaves to Python
+
+    def _judge(self, chunk: Chunk, now_ms: int, status: int, others: list[str]) -> bool:
+        """Give each payment without a tail one. `others` gets the actions other than "approve".
+
+        Returns whether the records are not written yet.
         """
-        count, serving = len(payments), serving or self._serving
-        others_s = 0.0 if begun_s is None else time.perf_counter() - begun_s
-        stages = self._stages
-        flags, complete_to_ms = self._features.fill(payments)
-        profile_age_ms = None
-        if complete_to_ms > 0:
-            profile_age_ms = max(0, now_ms - complete_to_ms)
-            self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
-            if profile_age_ms > serving.stale_after_ms:
-                flags = [(*payment_flags, MIRROR_STALE) for payment_flags in flags]
-        scored = serving.score_vectors(count)
-        if stages.is_timed:
-            stages.lap("model", count)
-        if any(scored.flags):
-            flags = [
-                (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
-            ]
-        tails, others = self._tails(serving, payments, scored, flags, now_ms)
-        texts = RequestTexts(payments.bodies, payments.ids, payments.callers, payments.arrivals, payments.traces)
-        decided_s = time.perf_counter() - others_s
-        written = serving.writer.write(texts, scored.scores, tails, profile_age_ms, now_ms, decided_s)
-        if stages.is_timed:
-            stages.lap("decide", count)
-        return _Made(written, scored, flags, others)
+        count = len(chunk.bodies)
+        if status == loop.NO_VECTORS:
+            self._fill(chunk, now_ms)
+            status = loop.FILLED if self._numbers[loop.STOPS] else self._go_on(chunk, loop.FROM_SCORE)
+        if status == loop.FILLED:
+            if self._look_at_cards(chunk, now_ms, others):
+                return True
+            status = self._go_on(chunk, loop.FROM_SCORE)
+        if status == loop.NO_SCORES:
+            scored = self._serving.score_vectors(count)
+            if any(scored.models) or any(scored.flags):
+                self._give_tails(self._serving, chunk, range(count), scored, now_ms, others)
+                return True
+            self._put_scores(range(count), scored)
+            status = self._go_on(chunk, loop.FROM_TAILS)
+        if status == loop.DONE:
+            return False
+        if self._flags is None:
+            self._ask_policy(chunk, now_ms, others)
+        else:
+            self._give_tails(self._serving, chunk, range(count), self._scored(count), now_ms, others)
+        return True
 
-    def _tails(
-        self, serving: Served, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]], now_ms: int
-    ) -> tuple[list[int], list[str]]:
-        """Returns the number of each response's tail (see records.py), and the actions other than "approve"."""
-        others: list[str] = []
-        serving.writer.begin()
-        approved, below = serving.approved, serving.approved_below
+    def _fill(self, chunk: Chunk, now_ms: int) -> None:
+        """Fill the vectors without the compiled call, and note the flags of the payments."""
+        flags, complete_to_ms = self._features.fill(self._payments(chunk))
+        self._note_flags(flags)
+        age_ms = max(0, now_ms - complete_to_ms) if complete_to_ms > 0 else -1
+        if age_ms >= 0:
+            self._metrics.mirror_age_seconds.set(age_ms / 1000)
+        self._numbers[loop.AGE_MS] = age_ms
+
+    def _look_at_cards(self, chunk: Chunk, now_ms: int, others: list[str]) -> bool:
+        """Flag cards that the mirror lacks, and let the candidate decide about its cards.
+
+        Returns whether all payments have their tails.
+        """
+        keys, held = self._payments(chunk).keys, self._held_cards
+        if self._flags is None and held is not None:
+            flags = [self._flags_of(row) for row in range(len(chunk.bodies))]
+            flagged = held.flagged(keys, [one[0] for one in flags])
+            if any(after is not before[0] for before, after in zip(flags, flagged, strict=True)):
+                self._note_flags([(*after, *before[1]) for before, after in zip(flags, flagged, strict=True)])
+        if self._split is None or self._candidate is None:
+            return False
+        arms = self._split.places(keys[self._names.index("card") :: self._entities])
+        if not arms[1]:
+            return False
+        spent_s = [0.0, 0.0]
+        for arm, (serving, rows) in enumerate(zip((self._serving, self._candidate), arms, strict=True)):
+            begun_s = time.perf_counter()
+            if rows:
+                scored = serving.models.score(self._vectors[rows])
+                self._give_tails(serving, chunk, rows, scored, now_ms, others)
+            spent_s[arm] = time.perf_counter() - begun_s
+        # The latency in a record leaves out the other arm's work.
+        if chunk.arrivals:
+            arrivals = self._writer.arrays["arrivals"]
+            for rows, others_s in zip(arms, reversed(spent_s), strict=True):
+                arrivals[rows] += others_s
+        return True
+
+    def _scored(self, count: int) -> Scored:
+        """Returns the scores of the compiled call."""
+        return Scored(self._writer.arrays["scores"][:count].tolist(), [0] * count, [()] * count)
+
+    def _put_scores(self, rows: Sequence[int], scored: Scored) -> None:
+        scores = self._writer.arrays["scores"]
+        for row, score in zip(rows, scored.scores, strict=True):
+            scores[row] = math.nan if score is None else score
+
+    def _note_flags(self, flags: list[tuple[str, ...]]) -> None:
+        """Note the flags of all payments, which Python counts then."""
+        self._flags, self._numbers[loop.IS_FLAGGED] = flags, 1
+
+    def _flags_of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns the flags of a payment whose vector the compiled call has filled: about profiles, and about money."""
+        mirror = self._features.mirror
+        assert mirror is not None
+        presence = self._overlay.presence if self._overlay is not None and self._frame.has_overlay else mirror.presence
+        flags = self._features.unknown_flags[presence[row * self._entities : (row + 1) * self._entities].tobytes()]
+        if self._numbers[loop.IS_UNSURE]:
+            flags = (*flags, OVERLAY_ABSENT)
+        return flags, (UNKNOWN_RATE,) if self._rows[row, AMOUNT] < 0 else ()
+
+    def _ask_policy(self, chunk: Chunk, now_ms: int, others: list[str]) -> None:
+        """Give each payment without a kept tail one."""
+        tails, scores = self._writer.arrays["tail_numbers"].data, self._writer.arrays["scores"].data
+        is_stale = self._numbers[loop.AGE_MS] > self._numbers[loop.STALE_AFTER_MS]
+        for row in range(len(chunk.bodies)):
+            if tails[row] == loop.NO_TAIL:
+                profiles, money = self._flags_of(row)
+                flags = (*profiles, *money, MIRROR_STALE) if is_stale else (*profiles, *money)
+                tails[row] = self._tail(self._serving, chunk, row, scores[row], 0, flags, others, now_ms)
+
+    def _give_tails(
+        self, serving: Served, chunk: Chunk, rows: Sequence[int], scored: Scored, now_ms: int, others: list[str]
+    ) -> None:
+        """Give payments their scores and tails, where the flags are not those of a usual chunk, or the model is not."""
+        if self._flags is None:
+            self._note_flags([(*profiles, *money) for profiles, money in map(self._flags_of, range(len(chunk.bodies)))])
+        assert self._flags is not None
+        self._put_scores(rows, scored)
+        tails, is_stale = self._writer.arrays["tail_numbers"].data, self._numbers[loop.AGE_MS] > serving.stale_after_ms
         # The kept tails name the version of the primary model.
-        if any(scored.models):
-            approved = {}
-        tails = []
-        for row, (score, payment_flags) in enumerate(zip(scored.scores, flags, strict=True)):
-            tail_number = approved.get(payment_flags)
-            if tail_number is None or score is None or score >= below:
-                tail_number = self._tail(
-                    serving, payments, row, score, scored.models[row], payment_flags, others, now_ms
-                )
-            tails.append(tail_number)
-        return tails, others
+        approved = serving.approved if not any(scored.models) else {}
+        for row, score, model, of_model in zip(rows, scored.scores, scored.models, scored.flags, strict=True):
+            flags = (*self._flags[row], *((MIRROR_STALE,) if is_stale else ()), *of_model)
+            self._flags[row] = flags
+            kept = approved.get(flags)
+            if kept is None or score is None or score >= serving.approved_below:
+                tails[row] = self._tail(serving, chunk, row, score, model, flags, others, now_ms)
+            elif serving is self._serving:
+                tails[row] = kept
+            else:
+                tails[row] = self._writer.add_tail(serving.writer.kept_tail(kept), self._origin(serving, 0))
 
     def _tail(
         self,
         serving: Served,
-        payments: CheckedPayments,
+        chunk: Chunk,
         row: int,
         score: float | None,
         model: int,
@@ -441,88 +527,43 @@ class PaymentScorer:
         facts, vector, policy = self._facts, self._vectors[row], serving.policy
         if policy.has_conditions:
             amount = int(self._rows[row, AMOUNT])
-            facts.payment, facts.amount, facts.vector = payments.facts_of(row), amount if amount >= 0 else None, vector
+            facts.payment = self._intake.schema.payment_of(chunk.bodies[row])
+            facts.amount, facts.vector = amount if amount >= 0 else None, vector
         facts.score, facts.flags = score, flags
         action, reasons = policy.decide(facts)
         propensity = 1.0
         if action != ACTIONS[APPROVE]:
             reasons += serving.models.reasons(vector, model, policy.reason_features_max)
             if self._exploration is not None and action == ACTIONS[DECLINE]:
-                action, reasons, propensity = self._explore(self._exploration, payments, row, reasons, now_ms)
+                action, reasons, propensity = self._explore(self._exploration, chunk, row, reasons, now_ms)
             if action != ACTIONS[APPROVE]:
                 others.append(action)
-        return serving.writer.add_tail(
-            tail(action, reasons, serving.models.versions[model], flags), serving.origin_of(model, propensity)
+        return self._writer.add_tail(
+            tail(action, reasons, serving.models.versions[model], flags), self._origin(serving, model, propensity)
         )
 
-    def _explore(
-        self, exploration: Exploration, payments: CheckedPayments, row: int, reasons: list[str], now_ms: int
-    ) -> Explored:
+    def _origin(self, serving: Served, model: int, propensity: float = 1.0) -> int:
+        """Returns the place of a model's origin in the writer."""
+        first = 0 if serving is self._serving else len(self._serving.writer.origins)
+        return first + serving.origin_of(model, propensity)
+
+    def _explore(self, exploration: Exploration, chunk: Chunk, row: int, reasons: list[str], now_ms: int) -> Explored:
         """Returns the action for a payment that the policy declines. The money is spent when this returns."""
         amount = int(self._rows[row, AMOUNT])
-        explored = exploration.explore(
-            ACTIONS[DECLINE], reasons, payment_id=payments.ids[row].decode(), amount=amount, now_ms=now_ms
-        )
+        payment_id = self._payments(chunk).ids[row].decode()
+        explored = exploration.explore(ACTIONS[DECLINE], reasons, payment_id=payment_id, amount=amount, now_ms=now_ms)
         if explored.action == ACTIONS[APPROVE]:
             self._metrics.explored.add(1)
             self._metrics.explored_minor.add(amount)
         return explored
 
-    def _append(self, written: Written, slots: Sequence[int]) -> None:
-        """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
-        if self._answered is None:
-            self._outbox.append_frames(written.frames)
-            return
-        begun = self._outbox.position
-        self._answered.place(slots, [begun + start for start in written.starts])
-        try:
-            self._outbox.append_frames(written.frames)
-        except OutboxUnsynced:
-            # The companion ships these records, so a payment that is asked for again must get its decision of now.
-            self._answered.settle(slots)
-            raise
-        self._answered.settle(slots)
-
-    def _count(self, made: _Made) -> None:
-        """Count decisions that are appended."""
-        metrics = self._metrics
-        metrics.decisions[ACTIONS[APPROVE]].add(len(made.flags) - len(made.others))
-        for action in made.others:
-            metrics.decisions[action].add(1)
-        metrics.score.observe_all([score for score in made.scored.scores if score is not None])
-        if any(made.flags):
-            for payment_flags in made.flags:
-                for flag in payment_flags:
-                    metrics.flags[flag].add(1)
-
-
-class ScorerParts(NamedTuple):
-    """The parts of a scorer that stay the same when the model is swapped."""
-
-    engine: FeatureEngine
-    outbox: Outbox
-    metrics: ScoringMetrics
-    answered: DecisionCache | None
-    stages: StageTimes
-    vectors: NDArray[np.float32]
-    unknown_flags: Mapping[bytes, tuple[str, ...]]
-    """The flags of a payment, by ABSENT, UNKNOWN or KNOWN of each of its entities."""
-    overlay: Overlay | None
-    hops: Hops
-    """What neighbours say about the chunk's payments."""
-
-
-# A policy without conditions reads nothing of a payment.
-_NO_PAYMENTS = CheckedPayments([], [], [], np.zeros((0, 0), dtype=np.int64))
-
-
-class _Made(NamedTuple):
-    """The decisions about at most ROWS_MAX payments. `others` are the actions other than "approve"."""
-
-    written: Written
-    scored: Scored
-    flags: Sequence[tuple[str, ...]]
-    others: Sequence[str]
+    def _payments(self, chunk: Chunk) -> CheckedPayments:
+        """Returns the keys, ids and rows of the payments that were read last."""
+        if self._read is None:
+            self._read = self._intake.payments_read(chunk.bodies)
+            if chunk.callers:
+                self._read.callers = chunk.callers
+        return self._read
 
 
 def _parts(count: int, batches: Sequence[range]) -> Iterator[range]:

@@ -16,14 +16,15 @@ from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.models.policy.policy import MIRROR_ABSENT, OVERLAY_ABSENT, PROFILE_UNREADABLE, UNKNOWN_RATE, unknown_flag
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.overlay import Overlay
 
-# The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
-ROWS_MAX = 64
+# The most payments in one call of the kernel: as many as the compiled reader takes.
+ROWS_MAX = READ_MAX
 
 
 class Vectors:

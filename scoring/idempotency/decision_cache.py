@@ -276,6 +276,10 @@ class DecisionCache:
         """Seconds for which a claim holds."""
         return self._window_s
 
+    def put_slots(self, slots: Sequence[int]) -> None:
+        """Put slots into the frame, for `place` and `settle` of compiled code."""
+        self._int64s[len(slots)].pack_into(self._slots, 0, *slots)
+
     def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Note in the slots where in this worker's outbox their records will begin. Call it before the append."""
         count = len(slots)

@@ -1,35 +1,35 @@
-"""Turns requests into payments that can be scored, and says why each of the others cannot.
+"""Reads requests for one scorer, and says what is wrong with each that cannot be scored.
 
-    requests ─ FastRequests (compiled, a chunk at once) ─► rows, keys, ids
-                  └─ unusual ─ RequestRules, RequestRows (one at a time) ─► row, keys, id, or InvalidEvent
+    requests ─ compiled reader, a chunk at once ─► rows, keys, ids
+                  └─ unusual ─► protobuf parser, RequestRules ─ right ─► compiled reader once more
+                                                              └─ wrong ─► InvalidEvent
 
-1. The compiled loop (scoring/requests/fast_requests.py) reads a chunk of requests from their protobuf bytes.
-2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. Such a request is checked and
-   coded here, in Python: a protobuf request is parsed first, a JSON request with such a name has its values already.
-3. Both ways give the same rows, keys and errors; only the time they take differs.
-4. The body that goes on to the outbox holds only fields that were understood. The compiled loop takes only bodies that
-   hold nothing else. A body that it leaves out is written anew from its parsed message, without unknown fields.
-   Otherwise a caller could put bytes into the outbox that its reader cannot parse.
+1. The compiled loop (scoring/requests/fast_requests.py) reads a chunk of requests from their protobuf bytes. A JSON
+   request comes as such bytes, too.
+2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. `checked` parses and checks it.
+3. `read_right` lets the loop read requests that are right. Python only completes what the loop cannot make: a key that
+   is too long, and the network of an address such as ::ffff:192.0.2.7.
+4. The body that goes on to the outbox holds only fields that were understood. A usual body holds nothing else. An
+   unusual one is written again from its parsed message, without unknown fields. Otherwise a caller could put bytes into
+   the outbox that its reader cannot parse.
 
 With fields of a project the body for the outbox ends where these begin: no declared field is kept (schema.py).
-
-The compiled loop reads JSON requests too, from the bytes that the outbox will keep. To make a row from the values in
-Python takes five times as long as to serialise them and read them back with the compiled loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from paywarden.features.catalogue.attributes import declared_column
+from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
-from paywarden.schemas.errors import InvalidEvent
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import request_bytes as loop
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
-from paywarden.scoring.requests.format import ParsedRequest, TakenRequest
-from paywarden.scoring.requests.payments import CheckedPayments, joined
-from paywarden.scoring.requests.protobuf_form import canonical, kept_of, parse
-from paywarden.scoring.requests.request_rows import RequestRows
+from paywarden.scoring.requests.payments import CheckedPayments
+from paywarden.scoring.requests.protobuf_form import canonical, parse
 from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 
@@ -42,71 +42,52 @@ class RequestDecoder:
         """The limits that every request is checked against."""
         self.schema = RequestSchema(plan.fields, ignores_unknown=limits.unknown_fields == "ignore")
         """The fields that every request may have."""
-        self._has_declared = self.schema.has_declared
         self._rules = RequestRules(limits, self.schema)
-        self._entities = plan.entity_count
-        self._rows = RequestRows(plan, rates, ROWS_MAX)
-        self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
+        self._plan = plan
+        self._rows = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
+        self.fast = FastRequests(plan, rates, limits, self._rows)
+        """The compiled reader, whose loop is part of the scorer's call (scoring/engine/chunk_call.py)."""
+        self._key_makers = [
+            key_maker(name, fields, plan.fields, plan.key)
+            for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
+        ]
 
-    def read(self, requests: Sequence[TakenRequest], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
-        """Returns the payments that can be scored, in order, and the error of every other request by its index.
+    def checked(self, body: bytes, now_ms: int) -> bytes:
+        """Returns the canonical bytes of a request that the compiled reader has left out.
 
-        The payments' rows hold until the next call.
+        Raises InvalidEvent if it is wrong.
         """
-        if len(requests) <= ROWS_MAX:
-            return self._read(requests, now_ms)
-        parts: list[CheckedPayments] = []
-        errors: dict[int, InvalidEvent] = {}
-        for first in range(0, len(requests), ROWS_MAX):
-            part, part_errors = self._read(requests[first : first + ROWS_MAX], now_ms)
-            part.rows = part.rows.copy()
-            parts.append(part)
-            errors |= {first + index: error for index, error in part_errors.items()}
-        return joined(parts), errors
+        message = parse(body, self.schema)
+        self._rules.check(message, now_ms)
+        return canonical(message)
 
-    @property
-    def fast(self) -> FastRequests:
-        """The compiled reader, for a caller that runs its loop as part of another (scoring/engine/one_call.py)."""
-        return self._fast
+    def read_right(self, bodies: Sequence[bytes]) -> None:
+        """Fill the compiled reader's arrays with requests that are right: usual ones, or as `checked` returns them."""
+        fast, count = self.fast, len(bodies)
+        fast.note_checked(count, are_checked=True)
+        is_put = fast.put(bodies) >= 0
+        assert is_put, "requests that are right are not too long"
+        loop.read_bodies(fast.frame_at, count)
+        fast.note_checked(count, are_checked=False)
+        is_usual = fast.usual(count)
+        assert loop.UNUSUAL not in is_usual, "every request that is right can be read"
+        if loop.INCOMPLETE in is_usual:
+            self._complete([place for place, usual in enumerate(is_usual) if usual == loop.INCOMPLETE], bodies)
+
+    def _complete(self, places: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Fill the columns of derived fields, and the keys, of requests of which the loop could not make all."""
+        plan, fast, entities = self._plan, self.fast, self._plan.entity_count
+        _, keys, ids = fast.pieces(len(bodies))
+        for place in places:
+            values = self.schema.values(parse(bodies[place], self.schema))
+            for derived in plan.fields.derived:
+                source, column = values.get(derived.of), declared_column(derived.number)
+                if text := derived.value_of(source) if source else "":
+                    self._rows[place, column : column + 2] = 1, plan.key.of(text)
+            keys[place * entities : (place + 1) * entities] = [make(values) for make in self._key_makers]
+        fast.put_pieces(keys, ids)
 
     def payments_read(self, bodies: Sequence[bytes]) -> CheckedPayments:
-        """Returns the payments of bodies that the compiled reader has just read, and found usual, all of them."""
-        _, keys, ids = self._fast.pieces(len(bodies))
-        kept = self._fast.kept(bodies) if self._has_declared else bodies
-        sent = bodies if self._has_declared else None
-        return CheckedPayments(kept, ids, keys, self._rows.attributes[: len(bodies)], sent, self.schema)
-
-    def _read(self, requests: Sequence[TakenRequest], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
-        """Read at most ROWS_MAX requests."""
-        bodies = [request if isinstance(request, bytes) else request.body for request in requests]
-        is_usual, keys, ids = self._fast.read(bodies, now_ms)
-        sent: list[bytes] | None = None
-        if self._has_declared:
-            sent, bodies = bodies, self._fast.kept(bodies)
-        errors: dict[int, InvalidEvent] = {}
-        if 0 in is_usual:
-            for index in (index for index, usual in enumerate(is_usual) if not usual):
-                try:
-                    message, body = self._checked(requests[index], now_ms)
-                    self._rows.write(index, message)
-                except InvalidEvent as error:
-                    errors[index] = error
-                    continue
-                bodies[index] = body
-                if sent is not None:
-                    sent[index], bodies[index] = body, kept_of(body)
-                ids[index] = message.payment_id.encode()
-                keys[index * self._entities : (index + 1) * self._entities] = self._rows.keys_of(message)
-        payments = CheckedPayments(bodies, ids, keys, self._rows.attributes[: len(bodies)], sent, self.schema)
-        if errors:
-            payments = payments.chosen([index for index in range(len(bodies)) if index not in errors])
-        return payments, errors
-
-    def _checked(self, request: TakenRequest, now_ms: int) -> tuple[ScoreRequest, bytes]:
-        """Returns the request and its canonical bytes. Raises InvalidEvent."""
-        if isinstance(request, ParsedRequest):
-            self._rules.check_values(request.values, now_ms)
-            return request.message, request.body
-        message = parse(request, self.schema)
-        self._rules.check(message, now_ms)
-        return message, canonical(message)
+        """Returns the payments of bodies whose rows, keys and ids the compiled reader's arrays hold, all of them."""
+        _, keys, ids = self.fast.pieces(len(bodies))
+        return CheckedPayments(self.fast.kept(bodies), ids, keys, self._rows[: len(bodies)])

@@ -6,8 +6,8 @@
    payment's id and the keys of its entities.
 2. A body is *usual* when every field appears at most once and has its type, all texts are ASCII, and it keeps the rules
    of schemas/payment_fields.py.
-3. Anything unusual falls back to the protobuf parser and `RequestRules` (decoder.py), which decide and word the error.
-   Tests compare the two ways.
+3. The protobuf parser and `RequestRules` (decoder.py) decide about an unusual body, and word the error. One that is
+   right is then read by the loop, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import CODES, KEYED, declared_column, identity_column
+from paywarden.features.catalogue.attributes import (
+    ATTRIBUTE_COUNT,
+    ATTRIBUTES,
+    CODES,
+    KEYED,
+    Attribute,
+    declared_column,
+    identity_column,
+)
 from paywarden.features.kernel.declared_texts import new_buffer
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles import money
@@ -31,6 +39,7 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores import base as store
 from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.payment_fields import (
+    AMOUNT_MINOR_MAX,
     DECLARED_MAX,
     FIELDS,
     TIME_MS_END,
@@ -38,18 +47,17 @@ from paywarden.schemas.payment_fields import (
     UTC_OFFSET_MINUTES_MAX,
     EmailDomain,
     Form,
-    PaymentField,
     PaymentFields,
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.request_proto import DECLARED_AFTER
 from paywarden.scoring.requests import request_bytes as loop
-from paywarden.scoring.requests.request_rows import table_attributes
-from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.requests.validation import BATCH_SIZE_MAX, RequestLimits
 
-# The most bodies per call.
-ROWS_MAX = 64
-# The average size that a chunk may have; a larger chunk is read the slow way. A request with the longest ids has
+# The most bodies per call: those of the largest batch. The profiles of a usual chunk, of 32 payments, fit into the L2
+# cache.
+ROWS_MAX = BATCH_SIZE_MAX
+# The average size that a chunk may have; a larger chunk is checked in Python first. A request with the longest ids has
 # about 1,300 bytes; a declared text has its largest size more, and any other declared field less than _FIELD_BYTES.
 _BODY_BYTES_MAX, _FIELD_BYTES = 2048, 16
 _KIND_OF_FORM = {
@@ -88,7 +96,7 @@ _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 
 class Pieces(NamedTuple):
-    """For each body: a byte that is 1 when it is usual, the keys of all its entities, and the payment's id.
+    """For each body: a byte that is not 0 when it is read, the keys of all its entities, and the payment's id.
 
     A key is empty where the payment has no such entity. An unusual body has empty keys and an empty id.
     """
@@ -108,11 +116,7 @@ class FastRequests:
         assert rows.flags.c_contiguous
         self._entities = plan.entity_count
         self._past_ms_max, self._future_ms_max = limits.past_ms_max, limits.future_ms_max
-        # The loop can make keys only from texts.
-        self._can_read = all(_is_text(field, plan) for fields in plan.entity_keys for field in fields)
-        amounts = [limits.amount_minor_max]
-        amounts += [field.maximum for field in plan.fields.declared if field.form is Form.MONEY]
-        self._can_read &= rates.rate_max * max(amounts) < 2**62
+        assert rates.rate_max * AMOUNT_MINOR_MAX < 2**63 - money.RATE_SCALE, "amounts in int64"
         entities, prefixes = _entity_program(plan)
         body_bytes = _BODY_BYTES_MAX + sum(field.size_max + _FIELD_BYTES for field in plan.fields.declared)
         # A keyed hash in a key has 16 bytes.
@@ -130,6 +134,7 @@ class FastRequests:
             "prefixes": prefixes,
             "texts": np.zeros(text_bytes, dtype=np.uint8),
             "ends": np.zeros(ROWS_MAX * (plan.entity_count + 1), dtype=np.int64),
+            "checked": np.zeros(ROWS_MAX, dtype=np.uint8),
             "is_usual": np.zeros(ROWS_MAX, dtype=np.uint8),
             "kept": np.zeros(ROWS_MAX, dtype=np.int64),
             "places": np.zeros(2 * loop.PLACES_MAX, dtype=np.int64),
@@ -145,6 +150,8 @@ class FastRequests:
         self._lengths = arrays["lengths"].data.cast("B")
         # The time for which the numbers hold the earliest and the latest time of a payment.
         self._now_ms: int | None = None
+        self.size = 0
+        """The size of the bodies that `put` got last."""
         self._numbers, self._ends, self._kept = arrays["numbers"].data, arrays["ends"].data, arrays["kept"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
@@ -156,20 +163,38 @@ class FastRequests:
         loop.read_bodies(self._frame_at, count)
         return self.pieces(count)
 
-    @property
-    def can_read(self) -> bool:
-        """Whether the loop can read the bodies of this catalogue's payments at all."""
-        return self._can_read
-
     def put(self, bodies: Sequence[bytes]) -> int:
-        """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if it cannot read them."""
+        """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if they are too long."""
         data = b"".join(bodies)
-        size = len(data)
-        if not self._can_read or size > len(self._data):
+        self.size = size = len(data)
+        if size > len(self._data):
             return -1
         self._data[:size] = data
         _LENGTHS[len(bodies)].pack_into(self._lengths, 0, *map(len, bodies))
         return size
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bodies that `put` got last are where the loop reads them."""
+        return self.size <= len(self._data)
+
+    def usual(self, count: int) -> bytes:
+        """Returns a byte for each of the first `count` bodies that were read: UNUSUAL, USUAL or INCOMPLETE."""
+        return self._usual[:count].tobytes()
+
+    def put_pieces(self, keys: Sequence[bytes], ids: Sequence[bytes]) -> None:
+        """Put the keys of all entities and the ids where the loop leaves them."""
+        entities, count = self._entities, len(ids)
+        pieces: list[bytes] = []
+        for place, identity in enumerate(ids):
+            pieces += [*keys[place * entities : (place + 1) * entities], identity]
+        texts = b"".join(pieces)
+        self._texts[: len(texts)] = texts
+        self.arrays["ends"][: count * (entities + 1)] = list(itertools.accumulate(map(len, pieces)))
+
+    def note_checked(self, count: int, *, are_checked: bool) -> None:
+        """Note whether the first `count` bodies were found right in Python."""
+        self.arrays["checked"][:count] = are_checked
 
     def set_time(self, now_ms: int) -> None:
         """Set the time, epoch milliseconds, by which the loop judges whether a payment's time is possible."""
@@ -186,7 +211,7 @@ class FastRequests:
         pieces = [texts[start:end] for start, end in itertools.pairwise((0, *ends))]
         ids = pieces[entities :: entities + 1]
         del pieces[entities :: entities + 1]
-        return Pieces(self._usual[:count].tobytes(), pieces, ids)
+        return Pieces(self.usual(count), pieces, ids)
 
     @property
     def frame_at(self) -> int:
@@ -204,6 +229,11 @@ def warm_up() -> None:
     # With no bodies the loop reads only one of the numbers.
     frame = Frame(loop.SLOT, dict.fromkeys(loop.RequestSlots._fields, numbers))
     loop.read_bodies(frame.address, 0)
+
+
+def table_attributes(plan: Plan) -> list[Attribute]:
+    """Returns the attributes of the fields that every payment has, as far as features use them."""
+    return [ATTRIBUTES[column] for column in plan.attribute_columns if column < ATTRIBUTE_COUNT]
 
 
 def _program(plan: Plan) -> NDArray[np.int64]:
@@ -252,13 +282,6 @@ def _entity_program(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     return np.array(program, dtype=np.int64), np.frombuffer(bytearray(prefixes), dtype=np.uint8)
 
 
-def _is_text(name: str, plan: Plan) -> bool:
-    if name in _KINDS:
-        return _KINDS[name] < loop.TIME
-    field = field_named(name, plan.fields)
-    return not isinstance(field, PaymentField) or field.is_text
-
-
 def _place_in_key(name: str, plan: Plan) -> int:
     """Returns the place of a text, or HASHED and the column of an identity."""
     if name in _NUMBERS_OF:
@@ -294,18 +317,24 @@ def _derived_program(fields: PaymentFields) -> NDArray[np.int64]:
 def _rate_tables(rates: RateTable) -> Mapping[str, NDArray[np.int64]]:
     """Returns the number of each currency code, where each currency's rates begin, their times, and the rates.
 
-    A payment in a currency without a rate is unusual: RequestRows makes its row.
+    A currency without a rate has NO_RATE in place of its number.
     """
     currencies = np.full(26**3, loop.NO_CURRENCY, dtype=np.int64)
+    for currency in MINOR_DIGITS:
+        currencies[_place_of(currency)] = loop.NO_RATE
     bounds, times, values = [0], [], []
     for currency, dated in rates.dated():
         # The rules of a payment refuse any other code.
         if currency not in MINOR_DIGITS:
             continue
-        first, second, third = (ord(letter) - ord("A") for letter in currency)
-        currencies[(26 * first + second) * 26 + third] = len(bounds) - 1
+        currencies[_place_of(currency)] = len(bounds) - 1
         times += [time_ms for time_ms, _ in dated]
         values += [rate for _, rate in dated]
         bounds.append(len(times))
     tables = {"currencies": currencies, "rate_bounds": bounds, "rate_times": times, "rates": values}
     return {name: np.array(table, dtype=np.int64) for name, table in tables.items()}
+
+
+def _place_of(currency: str) -> int:
+    first, second, third = (ord(letter) - ord("A") for letter in currency)
+    return (26 * first + second) * 26 + third

@@ -3,45 +3,28 @@
     body ─ Format.take ─► request ─ RequestDecoder ─► row, keys, payment id
     ScoreResponse ─ Format.render ─► body
 
-A request is its protobuf bytes, because the outbox keeps such bytes and the compiled reader reads them. A format that
-had to parse a request, and sees that the compiled reader will leave it out, hands on a ParsedRequest: nobody parses it
-again.
+A request is its protobuf bytes, because the outbox keeps such bytes and the compiled reader reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 
 
-class ParsedRequest(NamedTuple):
-    """One request that its format has parsed already: values of the right types, not checked any further."""
-
-    body: bytes
-    """The request as canonical protobuf."""
-    message: ScoreRequest
-    values: Mapping[str, Any]
-    """The values by field. A field that is absent is None, or not in here."""
-
-
-TakenRequest = bytes | ParsedRequest
-"""One request of a body: a serialised ScoreRequest, or a parsed one."""
-
-
 class Take(Protocol):
-    """Returns the one request of a body. `schema` has the fields that the deployment knows."""
+    """Returns the one request of a body, serialised. `schema` has the fields that the deployment knows."""
 
-    def __call__(self, body: bytes, schema: RequestSchema = PACKAGED, /) -> TakenRequest: ...
+    def __call__(self, body: bytes, schema: RequestSchema = PACKAGED, /) -> bytes: ...
 
 
 class TakeBatch(Protocol):
     """Returns the requests of a batch, at most `size_max`."""
 
-    def __call__(self, body: bytes, size_max: int, schema: RequestSchema = PACKAGED, /) -> Sequence[TakenRequest]: ...
+    def __call__(self, body: bytes, size_max: int, schema: RequestSchema = PACKAGED, /) -> Sequence[bytes]: ...
 
 
 @dataclass(frozen=True)

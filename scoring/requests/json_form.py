@@ -1,9 +1,8 @@
 """Requests and responses as JSON, and errors, which are always JSON.
 
-    {"payment_id": "p-1", "amount_minor": 1050, …} ─ types ─► ParsedRequest ─► the same checks as for protobuf
+    {"payment_id": "p-1", "amount_minor": 1050, …} ─ types ─► ScoreRequest's bytes ─► the same path as for protobuf
 
-The outbox keeps requests as protobuf, so a JSON request is serialised, once. The compiled reader reads the bytes of a
-request in ASCII; a request with other characters keeps its values, which are checked as they are (see format.py).
+The outbox keeps requests as protobuf, so a JSON request is serialised, once. From then on it is like any other.
 
 A table of field types checks the values of the JSON reader. Protobuf's own json_format takes ten times as long, and
 would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it is a typing
@@ -25,7 +24,7 @@ import orjson
 
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.requests.format import Format, ParsedRequest, TakenRequest
+from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.schema import INT64, PACKAGED, RequestSchema
 from paywarden.scoring.requests.validation import check_batch_size, in_batch
 
@@ -72,18 +71,15 @@ def _load_object(body: bytes) -> dict[str, Any]:
     return loaded
 
 
-def _request_from(fields: dict[str, Any], is_plain: bool, schema: RequestSchema) -> TakenRequest:
+def _request_from(fields: dict[str, Any], schema: RequestSchema) -> bytes:
     # Nearly every request is right, and two lists are compared faster than a loop runs.
     if list(map(schema.json_types.get, fields)) != list(map(type, fields.values())):
         fields = _checked_values(fields, schema)
     try:
-        message = schema.message(**fields)
-        body = message.SerializeToString()
+        return schema.message(**fields).SerializeToString()
     except ValueError:
         # Looked at below: protobuf's error quotes the value, and would stay in the context of ours.
         pass
-    else:
-        return body if is_plain else ParsedRequest(body, message, fields)
     # A number out of its range; or \ud800 alone, half a character, which JSON may hold and protobuf may not.
     _checked_values(fields, schema)
     raise InvalidEvent("is not valid Unicode text", field=_field_of_surrogate(fields))
@@ -132,9 +128,9 @@ def _field_of_surrogate(fields: dict[str, Any]) -> str:
     return ""
 
 
-def _take_json(body: bytes, schema: RequestSchema = PACKAGED) -> TakenRequest:
-    is_plain = _is_plain(body)
-    return (_take_quickly(body, schema) if is_plain else None) or _request_from(_load_object(body), is_plain, schema)
+def _take_json(body: bytes, schema: RequestSchema = PACKAGED) -> bytes:
+    taken = _take_quickly(body, schema) if _is_plain(body) else None
+    return _request_from(_load_object(body), schema) if taken is None else taken
 
 
 def _take_quickly(body: bytes, schema: RequestSchema) -> bytes | None:
@@ -164,9 +160,8 @@ def _is_plain(body: bytes) -> bool:
     return body.isascii() and b"\\" not in body
 
 
-def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGED) -> Sequence[TakenRequest]:
-    is_plain = _is_plain(body)
-    if is_plain and (taken := _take_batch_quickly(body, size_max, schema)) is not None:
+def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGED) -> Sequence[bytes]:
+    if _is_plain(body) and (taken := _take_batch_quickly(body, size_max, schema)) is not None:
         return taken
     batch = _load_object(body)
     for name in batch:
@@ -176,10 +171,10 @@ def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGE
     if type(elements) is not list:
         raise InvalidEvent("must be an array", field="requests")
     check_batch_size(len(elements), size_max)
-    return [_element(element, index, is_plain, schema) for index, element in enumerate(elements)]
+    return [_element(element, index, schema) for index, element in enumerate(elements)]
 
 
-def _take_batch_quickly(body: bytes, size_max: int, schema: RequestSchema) -> list[TakenRequest] | None:
+def _take_batch_quickly(body: bytes, size_max: int, schema: RequestSchema) -> list[bytes] | None:
     """Like `_take_quickly`, for the requests of a batch."""
     try:
         batch = orjson.loads(body)
@@ -187,7 +182,7 @@ def _take_batch_quickly(body: bytes, size_max: int, schema: RequestSchema) -> li
         if len(batch) != 1 or not 0 < len(elements) <= size_max:
             return None
         # The two quotes of "requests".
-        quotes, taken = 2, list[TakenRequest]()
+        quotes, taken = 2, list[bytes]()
         for fields in elements:
             kinds = list(map(type, fields.values()))
             if kinds != list(map(schema.json_types.get, fields)):
@@ -199,11 +194,11 @@ def _take_batch_quickly(body: bytes, size_max: int, schema: RequestSchema) -> li
     return taken if body.count(b'"') == quotes else None
 
 
-def _element(element: object, index: int, is_plain: bool, schema: RequestSchema) -> TakenRequest:
+def _element(element: object, index: int, schema: RequestSchema) -> bytes:
     if type(element) is not dict:
         raise InvalidEvent("must be an object", field=f"requests[{index}]")
     try:
-        return _request_from(element, is_plain, schema)
+        return _request_from(element, schema)
     except InvalidEvent as error:
         raise in_batch(error, index) from None
 

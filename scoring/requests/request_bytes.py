@@ -6,8 +6,10 @@ then a varint, or a length and that many bytes:
     0a 03 70 2d 31   field 1, bytes, length 3: "p-1"          10 80 b0 …   field 2, varint
 
 The *program* names the kind of each field. If anything is not exactly as expected, the body is unusual, and nothing
-that was read of it counts. The bytes of a usual body go into the outbox as they are. Therefore it holds known fields
-only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, even of a small number.
+that was read of it counts. Python then checks the body (decoder.py). If it is right, the loop reads it once more, as
+*checked*: its texts may be in UTF-8. The bytes of a usual body go into the outbox as they are. Therefore it holds known
+fields only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, even of a small
+number.
 
 The fields that a project declares stand behind the others, in the order of their numbers, since these are above 100. A
 tag has two bytes there, and a decimal is eight bytes of a double. `read_declared` reads them by a program of its own:
@@ -34,7 +36,15 @@ from paywarden.features.kernel.declared_texts import (
     network_identity,
     sign_of_email,
 )
-from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, F64, I64, NUMBER_ZERO, OFFSET_ZERO, U8
+from paywarden.features.kernel.layout import (
+    ATTRIBUTE_COUNT,
+    F64,
+    I64,
+    NUMBER_ZERO,
+    OFFSET_ZERO,
+    U8,
+    UNKNOWN_AMOUNT,
+)
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.byte_ranges import (
     capital_letters,
@@ -84,12 +94,14 @@ KEY_LOW, KEY_HIGH = 14, 15
 # fields are derived.
 ROW_WIDTH, DECLARED_COUNT, DECLARED_REQUIRED, HAS_MONEY, DERIVED_COUNT = range(16, 21)
 NUMBER_COUNT = 21
-# Stands for a code of three letters that is not a currency.
-NO_CURRENCY = -1
+# Stand for a code of three letters that is not a currency, and for a currency without a rate.
+NO_CURRENCY, NO_RATE = -1, -2
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
 RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
 # Wire types.
 _VARINT, _EIGHT, _BYTES = range(3)
+# Values of `is_usual`. INCOMPLETE is a checked body without derived columns and keys that only Python can make.
+UNUSUAL, USUAL, INCOMPLETE = range(3)
 # Rows of `places`: where each text of a body begins, and how long it is.
 _START, _SIZE = range(2)
 
@@ -112,7 +124,7 @@ class RequestSlots(NamedTuple):
     rows: int
     """Shape (bodies, ROW_WIDTH), int64. Filled: the attributes of each usual body."""
     currencies: int
-    """Shape (26**3,), int64: a currency's number by its code, or NO_CURRENCY."""
+    """Shape (26**3,), int64: a currency's number by its code, NO_RATE or NO_CURRENCY."""
     rate_bounds: int
     """Where the rates of each currency begin, and where the last ones end, int64."""
     rate_times: int
@@ -128,8 +140,10 @@ class RequestSlots(NamedTuple):
     """uint8. Filled: for each body the keys of its entities and the payment's id, concatenated."""
     ends: int
     """Shape (bodies, entities + 1), int64. Filled: where each key, and the id, ends in `texts`."""
+    checked: int
+    """Shape (bodies,), uint8: 1 for a body that Python has found right, else 0."""
     is_usual: int
-    """Shape (bodies,), uint8. Filled: 1 or 0."""
+    """Shape (bodies,), uint8. Filled: UNUSUAL, USUAL or INCOMPLETE."""
     kept: int
     """Shape (bodies,), int64. Filled: how many bytes of each usual body stand before its declared fields."""
     places: int
@@ -161,6 +175,8 @@ def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool
 @inlined
 def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times: I64, rates: I64) -> np.int64:
     """Convert an amount at the last rate not after the payment, or at the first rate if all are after it."""
+    if first == last:
+        return np.int64(UNKNOWN_AMOUNT)
     chosen = first
     for place in range(first + 1, last):
         if times[place] <= time_ms:
@@ -177,6 +193,7 @@ def _read_body(
     end: int,
     row: I64,
     places: I64,
+    is_checked: bool,
 ) -> int:
     """Fill `places` and the row, except the amount in the reference currency. Returns -1 for an unusual body.
 
@@ -213,9 +230,12 @@ def _read_body(
             if column >= 0:
                 row[column] = value + OFFSET_ZERO
         else:
-            if not 0 < value <= end - at or not _is_text_good(kind, numbers, data, at, value):
+            if not 0 < value <= end - at:
                 return -1
-            if not is_printable(data, at, at + value):
+            is_good = is_checked or (
+                _is_text_good(kind, numbers, data, at, value) and is_printable(data, at, at + value)
+            )
+            if not is_good:
                 return -1
             places[_START, field], places[_SIZE, field] = at, value
             if column >= 0:
@@ -259,6 +279,7 @@ def read_declared(
     scratch: U8,
     word: I64,
     double: F64,
+    is_checked: bool,
 ) -> bool:
     """Read the declared fields of a body, which begin at `at`, into the row and `places`.
 
@@ -300,7 +321,9 @@ def read_declared(
                 row[column + (1 if kind == MONEY else 0)] = value + NUMBER_ZERO
             continue
         stop = at + value
-        if not 0 < value <= rule[MOST] or stop > end or not _is_declared_text_good(kind, data, at, stop, scratch):
+        if not 0 < value <= rule[MOST] or stop > end:
+            return False
+        if not (is_checked or _is_declared_text_good(kind, data, at, stop, scratch)):
             return False
         places[_START, FIELDS_MAX + number - 1], places[_SIZE, FIELDS_MAX + number - 1] = at, value
         if kind == PLACE:
@@ -317,8 +340,8 @@ def read_declared(
 
 @compiled()
 def derive(derived: I64, numbers: I64, data: U8, row: I64, places: I64, scratch: U8) -> bool:
-    """Fill the columns of derived fields. Returns False for an unusual body: one with an address of another kind."""
-    low, high = numbers[KEY_LOW], numbers[KEY_HIGH]
+    """Fill the columns of derived fields. Returns False for an address of an unusual kind, and fills the others."""
+    low, high, are_all = numbers[KEY_LOW], numbers[KEY_HIGH], True
     for number in range(numbers[DERIVED_COUNT]):
         source, bits, column = derived[number, SOURCE], derived[number, BITS], derived[number, DERIVED_COLUMN]
         at, end = places[_START, source], places[_START, source] + places[_SIZE, source]
@@ -334,13 +357,13 @@ def derive(derived: I64, numbers: I64, data: U8, row: I64, places: I64, scratch:
             else:
                 ipv6 = ipv6_address(data, at, end, scratch)
                 if ipv6 == UNUSUAL_ADDRESS:
-                    return False
+                    are_all = False
                 # `ip` may hold any word.
                 if ipv6 != 1:
                     continue
                 row[column + 1] = ipv6_network_identity(derived[number, BITS_V6], low, high, scratch)
         row[column] = 1
-    return True
+    return are_all
 
 
 @inlined
@@ -351,7 +374,9 @@ def _convert_money(
         column = ATTRIBUTE_COUNT + 2 * number
         if declared[number, DECLARED_KIND] == MONEY and row[column + 1] != 0:
             amount = row[column + 1] - NUMBER_ZERO
-            row[column] = _converted(amount, time_ms, first, last, times, rates) + NUMBER_ZERO
+            converted = _converted(amount, time_ms, first, last, times, rates)
+            # Without a rate it is missing, as a field that was not sent.
+            row[column] = 0 if converted == UNKNOWN_AMOUNT else converted + NUMBER_ZERO
 
 
 @inlined
@@ -421,6 +446,7 @@ def read_bodies(frame_at: int, count: int) -> int:
     texts = carray(address(frame_at, SLOT.texts), size(frame_at, SLOT.texts), np.uint8)
     pieces = numbers[ENTITY_COUNT] + 1
     ends = carray(address(frame_at, SLOT.ends), (count, pieces), np.int64)
+    checked = carray(address(frame_at, SLOT.checked), count, np.uint8)
     is_usual = carray(address(frame_at, SLOT.is_usual), count, np.uint8)
     kept = carray(address(frame_at, SLOT.kept), count, np.int64)
     places = carray(address(frame_at, SLOT.places), (2, PLACES_MAX), np.int64)
@@ -429,16 +455,19 @@ def read_bodies(frame_at: int, count: int) -> int:
     double = carray(address(frame_at, SLOT.word), 1, np.float64)
     begun, start = 0, 0
     for number in range(count):
-        end, row = start + lengths[number], rows[number]
-        declared_at = _read_body(program, numbers, data, start, end, row, places)
+        end, row, is_checked, is_complete = start + lengths[number], rows[number], checked[number] == 1, True
+        declared_at = _read_body(program, numbers, data, start, end, row, places, is_checked)
         good = declared_at >= 0
         kept[number] = declared_at - start
         if good and declared_at < end:
-            good = read_declared(declared, numbers, data, declared_at, end, row, places, scratch, word, double)
+            good = read_declared(
+                declared, numbers, data, declared_at, end, row, places, scratch, word, double, is_checked
+            )
         elif good:
             good = numbers[DECLARED_REQUIRED] == 0
         if good and numbers[DERIVED_COUNT] > 0:
-            good = derive(derived, numbers, data, row, places, scratch)
+            is_complete = derive(derived, numbers, data, row, places, scratch)
+            good = is_complete or is_checked
         currency = NO_CURRENCY
         if good:
             code = capital_letters(data, places[_START, numbers[CURRENCY_FIELD]], 3)
@@ -447,17 +476,23 @@ def read_bodies(frame_at: int, count: int) -> int:
         position, at, prefix = begun, 0, 0
         if good:
             time_ms, minor = row[numbers[TIME_COLUMN]], row[numbers[MINOR_COLUMN]]
-            first, last = rate_bounds[currency], rate_bounds[currency + 1]
+            first = last = 0
+            if currency != NO_RATE:
+                first, last = rate_bounds[currency], rate_bounds[currency + 1]
             row[numbers[AMOUNT_COLUMN]] = _converted(minor, time_ms, first, last, rate_times, rates)
             if numbers[HAS_MONEY] == 1:
                 _convert_money(declared, numbers, row, time_ms, first, last, rate_times, rates)
             for entity in range(pieces - 1):
-                position = _write_key(
+                key_end = _write_key(
                     data, places, entities, at, prefixes, prefix, texts, position, numbers[KEY_BYTES_MAX], row
                 )
-                if position < 0:
-                    good = False
-                    break
+                if key_end < 0:
+                    is_complete = False
+                    good = is_checked
+                    if not good:
+                        break
+                else:
+                    position = key_end
                 ends[number, entity] = position
                 prefix, at = entities[at], at + 2 + entities[at + 1]
         if good:
@@ -467,6 +502,6 @@ def read_bodies(frame_at: int, count: int) -> int:
         else:
             for piece in range(pieces):
                 ends[number, piece] = begun
-        is_usual[number] = 1 if good else 0
+        is_usual[number] = UNUSUAL if not good else USUAL if is_complete else INCOMPLETE
         start = end
     return begun

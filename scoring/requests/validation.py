@@ -10,9 +10,7 @@ An error names the field, what was wanted and what was got, as in `mcc: is text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import (
@@ -33,6 +31,11 @@ from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 # The largest request of one payment. The longest values of all fields take 2 kB; the rest is room for fields of newer
 # clients, and for white space in JSON.
 REQUEST_BYTES_MAX = 128 * 1024
+
+
+# The most payments of a batch, and of one compiled call: it is scored in one go while other callers wait, and this
+# bounds the wait to a few milliseconds.
+BATCH_SIZE_MAX = 256
 
 
 class RequestTooLarge(InvalidEvent):
@@ -57,8 +60,7 @@ class RequestLimits:
     past_ms_max: int = 7 * 86_400_000
     # Clocks of payment systems are seconds apart; features "as of" a later time would see too much.
     future_ms_max: int = 60_000
-    # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
-    batch_size_max: int = 256
+    batch_size_max: int = BATCH_SIZE_MAX
     # A JSON request with a field that nobody declared: "refuse" the request, or "ignore" the field. protobuf knows
     # fields by number alone, and ignores unknown ones.
     unknown_fields: str = "refuse"
@@ -71,6 +73,7 @@ class RequestLimits:
             ("id_bytes_max", 1, ID_BYTES_MAX),
             ("text_bytes_max", 1, WORD_BYTES_MAX),
             ("amount_minor_max", 1, AMOUNT_MINOR_MAX),
+            ("batch_size_max", 1, BATCH_SIZE_MAX),
             ("past_ms_max", 0, TIME_BOUND_MS_MAX),
             ("future_ms_max", 0, TIME_BOUND_MS_MAX),
         ):
@@ -87,15 +90,8 @@ class RequestRules:
 
     def check(self, request: ScoreRequest, now_ms: int) -> None:
         """Raise InvalidEvent, naming the field, unless `request` can be scored."""
-        self.check_values(self._values_of(request), now_ms)
-
-    def check_values(self, values: Mapping[str, Any], now_ms: int) -> None:
-        """Raise InvalidEvent, naming the field, unless a request of these values can be scored.
-
-        The values are of their fields' types. A field that is absent is None, or not in `values`.
-        """
         # A payment arrives when its caller asks about it.
-        self._rules.check(values, arrived_ms=now_ms, now_ms=now_ms)
+        self._rules.check(self._values_of(request), arrived_ms=now_ms, now_ms=now_ms)
 
 
 def fields_of(limits: RequestLimits) -> tuple[PaymentField, ...]:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.scoring.engine import one_call, records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
@@ -195,9 +195,8 @@ def warm_up(host: ServerContext) -> None:
     host.engine.warm_up()
     answered.warm_up()
     fast_requests.warm_up()
-    records.warm_up()
     mirror.warm_up()
-    one_call.warm_up()
+    chunk_frame.warm_up()
     if host.engine.plan.hops:
         hops.warm_up()
     if host.overlay.enabled:

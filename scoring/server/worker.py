@@ -33,7 +33,6 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.grpc.front import GrpcServer
@@ -133,15 +132,17 @@ async def _work(
     held_cards = None
     if host.shards is not None:
         held_cards = HeldCards(host.shards, host.engine.plan.entity_keys, entities)
+    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     scorer = PaymentScorer(
         engine=host.engine,
+        intake=intake,
         models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=outbox,
         metrics=scoring_metrics,
-        origins=host.release.origins,
         options=ScorerOptions(
+            origins=host.release.origins,
             answered=table,
             stages=stages,
             exploration=None if host.exploration is None else host.exploration.open(),
@@ -152,14 +153,12 @@ async def _work(
     info = ReleaseInfo(host.metrics_directory, name)
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)
     switch.take_up_at_start()
-    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     batcher = MicroBatcher(
         scorer,
         intake=intake,
         settings=host.admission,
         stages=stages,
         busy_poll=host.busy_poll,
-        whole=OneCall(scorer, intake),
     )
     http = HttpServer(
         batcher,

@@ -39,6 +39,11 @@ class HeldCards:
         else:
             self._held = mask_of(held.complete, self._shards.count)
 
+    @property
+    def are_all(self) -> bool:
+        """Whether the mirror holds every card."""
+        return self._held is None
+
     def flagged(self, keys: Sequence[bytes], flags: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """Returns the payments' flags, with CARD_NOT_HELD where it belongs in place of flags of unknown entities.
 

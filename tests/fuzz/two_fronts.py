@@ -1,4 +1,4 @@
-"""The HTTP front with cached heads and the one call, and one without either: replies and records must be equal.
+"""The HTTP front with cached heads and the compiled call, and one that does all in steps: what they tell must be equal.
 
 An input is a byte and reads, with READ_END between them. Bit N of the byte says whether the loop turns after read N.
 Ten ids of payments, `payment_id(0)` to `payment_id(9)`, stand for others of the same length that no input before had.
@@ -16,7 +16,9 @@ from pathlib import Path
 import uvloop
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.state.outbox import OutboxReader
+from tests.oracles.step_scorer import StepScorer
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.http_worker import Worker, request
 
@@ -31,10 +33,9 @@ class Front:
 
     def __init__(self, folder: Path, *, is_plain: bool) -> None:
         folder.mkdir()
-        self.worker, self._read_to = Worker(folder), 0
+        self.worker, self._read_to = Worker(folder, scorer=StepScorer if is_plain else PaymentScorer), 0
         self._prefix = b""
         if is_plain:
-            self.worker.batcher._whole = None
             self.worker.server.heads.usual = lambda _: None  # type: ignore[assignment,method-assign]
 
     async def told(self, reads: Sequence[bytes], turns: int) -> tuple[bytes, list[bytes]]:

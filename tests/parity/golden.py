@@ -27,12 +27,13 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import TimeBounds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.records import RecordWriter, RequestTexts, tail
+from paywarden.scoring.engine.records import RecordWriter, tail
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.fast_intake import FastIntake
+from tests.oracles.step_records import RequestTexts, write
 from tests.parity.features_worlds import DECLARED, every_word
 from tests.unit.features.kernel.profiles import USUAL, Change, apply_groups, label, payment, row, vectors
 
@@ -153,7 +154,7 @@ def _outbox_frames() -> list[str]:
         ids = [f"payment-{'x' * (size % 140)}".encode() for size in sizes]
         numbers = [kept, own, kept][: len(sizes)]
         texts = RequestTexts(bodies, ids, [b""] * len(ids))
-        written = writer.write(texts, [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
+        written = write(writer, texts, [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
         small = len(written.frames) < 2000
         found += [written.frames.hex() if small else _hash(written.frames), _hash(b"".join(written.responses))]
     return found

@@ -135,18 +135,18 @@ def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list
     outbox = OutboxWriter(at, "0")
     scorer = PaymentScorer(
         engine=engine(),
+        intake=RequestDecoder(engine().plan, small_world.rates(), RequestLimits()),
         models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
         policy=policy_of(bundle),
         mirror=mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=("card",)),
     )
-    intake = RequestDecoder(engine().plan, small_world.rates(), RequestLimits())
     now_ms = (LAST_DAY + 1) * DAY_MS
     requests = requests_of(payments, id_prefix="")
     answers: list[ScoreResponse] = []
     for first in range(0, len(requests), 32):
-        for answer in score_many(scorer, requests[first : first + 32], intake, now_ms):
+        for answer in score_many(scorer, requests[first : first + 32], now_ms):
             assert isinstance(answer, ScoreResponse)
             answers.append(answer)
     outbox.close()

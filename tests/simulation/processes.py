@@ -34,7 +34,7 @@ from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared_policy import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
-from paywarden.scoring.engine import records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
@@ -135,7 +135,7 @@ def parts() -> Parts:
     engine.warm_up()
     decision_cache.warm_up()
     fast_requests.warm_up()
-    records.warm_up()
+    chunk_frame.warm_up()
     policy = Policy(PolicySettings(), review_at=0.3, decline_at=0.6)
     releases = [
         release_of((_bundle(version),), (digest * 32,), PreparedPolicy.of(policy))

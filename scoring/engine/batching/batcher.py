@@ -1,6 +1,6 @@
 """Scores together all the requests that one turn of the event loop has read.
 
-    front ─ submit ─► queue ─ once a turn ─► RequestDecoder.read ─► Scorer.score_many ─► Call.answer ─► flush
+    front ─ submit ─► queue ─ once a turn ─► Format.take ─► Scorer.score ─► Call.answer ─► flush
 
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
@@ -25,11 +25,10 @@ Not thread-safe: everything happens in the event loop.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
@@ -43,8 +42,7 @@ from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.format import Format, TakenRequest
-from paywarden.scoring.requests.payments import CheckedPayments
+from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.validation import RequestTooLarge, field_in_batch, message_of
 
 # Codes of refusals, under the names that gRPC has for them.
@@ -85,44 +83,50 @@ _BUG = Refusal(INTERNAL, "internal error")
 NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is refused")
 
 
+class Chunk(NamedTuple):
+    """Payments that are scored together: serialised ScoreRequests.
+
+    The last three lists have an item for each, or none.
+
+    `batches` are the places of payments that belong together, ascending. `arrivals` say when each request arrived, in
+    seconds of `time.perf_counter`. `callers` are names, and `traces` as in scoring/requests/trace_context.py; empty
+    where a request has none.
+    """
+
+    bodies: Sequence[bytes]
+    batches: Sequence[range] = ()
+    arrivals: Sequence[float] = ()
+    callers: Sequence[bytes] = ()
+    traces: Sequence[bytes] = ()
+
+    def chosen(self, places: Sequence[int]) -> Chunk:
+        """Returns the payments at `places`, which ascend. A batch is chosen whole or not at all."""
+        begins = (range(bisect_left(places, batch.start), bisect_left(places, batch.stop)) for batch in self.batches)
+        return Chunk(
+            [self.bodies[place] for place in places],
+            [batch for batch in begins if batch],
+            [self.arrivals[place] for place in places] if self.arrivals else (),
+            [self.callers[place] for place in places] if self.callers else (),
+            [self.traces[place] for place in places] if self.traces else (),
+        )
+
+
 class Scorer(Protocol):
     """Scores payments. The event loop calls it, so every microsecond it takes delays all callers."""
 
-    def score_many(
-        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
-    ) -> Sequence[bytes | Refusal]:
+    def score(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Returns a serialised ScoreResponse for each payment, in order, or a refusal.
 
-        The decision of every response is in the outbox already. IN_PROGRESS means: ask again in a moment.
+        The decision of every response is in the outbox already. IN_PROGRESS means: ask again in a moment. Either all
+        payments of a batch are answered, or none of them is decided. Then one has the refusal for the caller, the
+        others have NOT_DECIDED.
 
-        `batches` are the places of payments that belong together, ascending. Either all payments of a batch are
-        answered, or none of them is decided. Then one has the refusal for the caller, the others have NOT_DECIDED.
-
-        Raises TemporaryFailure for all of them. Any other exception is a bug: the batcher then scores batches and
-        single payments one by one, and those that raise again get "internal".
+        Raises TemporaryFailure for all of them. Any other exception is a bug, and nothing is claimed or recorded then:
+        the batcher scores batches and single payments one by one, and those that raise again get "internal".
         """
 
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing; an empty list when the scorer is ready."""
-
-
-class ChunkScorer(Protocol):
-    """Reads and scores usual chunks faster than decoder and scorer, with the same results."""
-
-    def score(
-        self,
-        requests: Sequence[TakenRequest],
-        now_ms: int,
-        batches: Sequence[range],
-        arrivals: Sequence[float],
-        callers: Sequence[bytes],
-        traces: Sequence[bytes],
-    ) -> Sequence[bytes | Refusal] | None:
-        """Returns the same as `Scorer.score_many`. None: nothing was done, so decoder and scorer must do it.
-
-        `callers` is empty if no caller has a name, and `traces` if no request has one. Any exception is a bug; nothing
-        is claimed or recorded then.
-        """
 
 
 class Flushable(Protocol):
@@ -232,15 +236,10 @@ class MicroBatcher:
         settings: AdmissionSettings,
         stages: StageTimes | None = None,
         busy_poll: BusyPoll | None = None,
-        whole: ChunkScorer | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`intake` must serve this scorer only. `stages` must be the object that the scorer has, too.
-
-        `whole` is asked first about each chunk. It must be of this scorer and intake.
-        """
-        self._whole = whole
+        """`intake` has the limits and the fields of requests. `stages` must be the object that the scorer has, too."""
         self._stages = stages or StageTimes(MetricsRegistry())
         self.settings, self._intake = settings, intake
         self.scorer = scorer
@@ -358,12 +357,12 @@ class MicroBatcher:
             self._budget.note_turn(self._submitted, began - self._busy_since)
         self._submitted = 0
         chunk = self._take(began)
-        if chunk.requests:
-            self._give(chunk.calls, chunk.counts, self._results(chunk))
+        if chunk.calls:
+            self._give(chunk.calls, chunk.counts, self._results(chunk.asked))
             ended = self._now_s()
             # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
             worked_s = ended - (began if self._busy_since is None else self._busy_since)
-            self._limit.note_chunk(len(chunk.requests), worked_s, self._queue.payments, ended)
+            self._limit.note_chunk(len(chunk.asked.bodies), worked_s, self._queue.payments, ended)
             self._busy_since = ended
         if self._turn:
             if not self._scheduled:
@@ -373,11 +372,11 @@ class MicroBatcher:
             self._limit.note_empty()
             self._busy_poll.extend(self._now_s())
 
-    def _take(self, now: float) -> _Chunk:
+    def _take(self, now: float) -> _Taken:
         """Take the next chunk from the queue; refuse the calls that are late or cannot be read."""
         calls: list[Call] = []
         counts: list[int] = []
-        requests: list[TakenRequest] = []
+        requests: list[bytes] = []
         batches: list[range] = []
         refused: dict[Flushable, None] = {}
         turn, fills = self._turn, True
@@ -427,7 +426,7 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, requests, batches, callers, arrivals, traces)
+        return _Taken(calls, counts, Chunk(requests, batches, arrivals, callers, traces))
 
     def _give(self, calls: Sequence[Call], counts: Sequence[int], results: Sequence[bytes | Refusal]) -> None:
         """Answer calls, each with its part of the results: `counts` says how many requests each call has."""
@@ -454,50 +453,23 @@ class MicroBatcher:
         if self._stages.is_timed:
             self._stages.lap("answer", len(results))
 
-    def _results(self, chunk: _Chunk) -> Sequence[bytes | Refusal]:
-        """Returns an answer or a refusal for each request of a chunk. A batch is scored whole or not at all."""
-        if self._whole is not None and (whole := self._score_whole(self._whole, chunk)) is not None:
-            return whole
-        payments, wrong = self._intake.read(chunk.requests, self._now_ms())
-        if self._stages.is_timed:
-            self._stages.lap("parse", len(chunk.requests))
-        if not wrong:
-            payments.arrivals = chunk.arrivals
-            if chunk.callers:
-                payments.callers = chunk.callers
-            if chunk.traces:
-                payments.traces = chunk.traces
-            return self._score(payments, chunk.batches)
-        count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
-        results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
-        right = [place for place in range(count) if place not in wrong]
-        payments.arrivals = [chunk.arrivals[place] for place in right]
-        if chunk.callers:
-            payments.callers = [chunk.callers[place] for place in right]
-        if chunk.traces:
-            payments.traces = [chunk.traces[place] for place in right]
-        decided = [index for index, place in enumerate(right) if place not in spoilt]
-        if not decided:
-            return results
-        answers: list[bytes | Refusal] = [*results]
-        places = [right[index] for index in decided]
-        batches = [
-            range(bisect_left(places, batch.start), bisect_left(places, batch.stop))
-            for batch in chunk.batches
-            if batch.start not in spoilt
-        ]
-        for place, answer in zip(places, self._score(payments.chosen(decided), batches), strict=True):
-            answers[place] = answer
-        return answers
-
-    def _score_whole(self, scorer: ChunkScorer, chunk: _Chunk) -> Sequence[bytes | Refusal] | None:
+    def _results(self, chunk: Chunk) -> Sequence[bytes | Refusal]:
+        """Returns an answer or a refusal for each request of a chunk. Never raises: nothing above could answer it."""
+        count = len(chunk.bodies)
         try:
-            return scorer.score(
-                chunk.requests, self._now_ms(), chunk.batches, chunk.arrivals, chunk.callers, chunk.traces
-            )
-        except Exception as error:  # noqa: BLE001 - the scorer tries again, and finds the request that has the bug
-            self._bugs.note(error, "scoring a chunk", _only(chunk.callers), _only(chunk.traces))
-            return None
+            return self.scorer.score(chunk, self._now_ms())
+        except TemporaryFailure as error:
+            return [refusal_of(error)] * count
+        except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
+            units, answers = list(units_of(count, chunk.batches)), list[bytes | Refusal]()
+            if len(units) == 1:
+                answers += [_BUG] * count
+            else:
+                for unit in units:
+                    answers += self._results(chunk.chosen(unit))
+            # A bug is logged once, and by now with the name of the caller whose payment has it.
+            self._bugs.note(error, "scoring", _only(chunk.callers), _only(chunk.traces))
+            return answers
 
     def _asks_again(self, call: Call, weight: int) -> bool:
         """Put a call back into the queue after a pause. Returns False when its deadline is nearer than the pause."""
@@ -512,37 +484,13 @@ class MicroBatcher:
         if not self._scheduled:
             self._schedule()
 
-    def _score(self, payments: CheckedPayments, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
-        """Score payments. Never raises: nothing above it could answer the request."""
-        try:
-            return self.scorer.score_many(payments, self._now_ms(), batches)
-        except TemporaryFailure as error:
-            return [refusal_of(error)] * len(payments)
-        except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
-            units, answers = list(units_of(len(payments), batches)), list[bytes | Refusal]()
-            if len(units) == 1:
-                answers += [_BUG] * len(payments)
-            else:
-                for unit in units:
-                    answers += self._score(payments.chosen(unit), [range(len(unit))] if unit in batches else ())
-            # A bug is logged once, and by now with the name of the caller whose payment has it.
-            self._bugs.note(error, "scoring", _only(payments.callers), _only(payments.traces))
-            return answers
 
-
-class _Chunk(NamedTuple):
-    """Calls, the number of requests in each, all requests with caller and arrival, and the places of each batch.
-
-    `callers` is empty as long as no caller has had a name, and `traces` if no request of the chunk has a trace.
-    """
+class _Taken(NamedTuple):
+    """Calls, the number of requests in each, and all requests."""
 
     calls: list[Call]
     counts: list[int]
-    requests: list[TakenRequest]
-    batches: list[range]
-    callers: list[bytes]
-    arrivals: list[float]
-    traces: list[bytes]
+    asked: Chunk
 
 
 def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
@@ -558,13 +506,6 @@ def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
 def _only(names: Sequence[bytes]) -> bytes:
     """Returns the name that all of these are; empty if they differ."""
     return names[0] if len(set(names)) == 1 else b""
-
-
-def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
-    """Yields the index of every request whose call holds a wrong one."""
-    ends = list(itertools.accumulate(counts))
-    for call in sorted({bisect_right(ends, place) for place in wrong}):
-        yield from range(ends[call] - counts[call], ends[call])
 
 
 def _answer_batch(call: Call, results: Sequence[bytes | Refusal]) -> None:

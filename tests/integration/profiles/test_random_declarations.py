@@ -39,14 +39,13 @@ from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, EmailDomain, Form
 from paywarden.schemas.request_proto import request_class
-from paywarden.scoring.engine import records
+from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import index_of
 from paywarden.scoring.state.mirror import MirrorSettings
@@ -61,6 +60,7 @@ from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSc
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from tests.oracles.step_decoder import StepDecoder
 from tests.parity.features_worlds import RATES
 from tests.parity.naive.comparison import differing
 from tests.parity.naive.events import Heard
@@ -308,13 +308,16 @@ def at_the_endpoint(
     declaration: Declaration, probes: Sequence[DeclaredPayment], folder: Path
 ) -> list[list[np.ndarray]]:
     """Returns for each probe its vectors as the endpoint scored them: asked in JSON, and in protobuf."""
-    for warm_up in (fast_requests.warm_up, records.warm_up):
+    for warm_up in (fast_requests.warm_up, chunk_frame.warm_up):
         warm_up()
     engine, outbox = FeatureEngine(declaration.catalogue), KeptEntries()
     engine.warm_up()
     plan = engine.plan
+    limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
+    intake = StepDecoder(plan, RATES, limits)
     scorer = PaymentScorer(
         engine=engine,
+        intake=intake,
         models=cast(ModelChain, EvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=mirror_of(folder),
@@ -323,9 +326,8 @@ def at_the_endpoint(
             MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
         ),
     )
-    limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX, future_ms_max=TIME_BOUND_MS_MAX)
     unhurried = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-    served = Served(scorer=scorer, intake=RequestDecoder(plan, RATES, limits), admission=unhurried)
+    served = Served(scorer=scorer, intake=intake, admission=unhurried)
     try:
         with served.connected() as client:
             for probe in probes:

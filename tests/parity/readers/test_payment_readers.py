@@ -38,16 +38,15 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, FIELDS, TIME_MS_END, TIME_MS_MIN
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests.decoder import RequestDecoder as Endpoint
-from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.requests.json_form import JSON
-from paywarden.scoring.requests.request_rows import RequestRows
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
 from paywarden.streams.profiles.decoder import EventDecoder as Stream
 from paywarden.streams.profiles.payment_columns import Position
+from tests.oracles.request_rows import RequestRows
+from tests.oracles.step_decoder import StepDecoder as Endpoint
 
 NOW_MS = 1_720_000_000_000
 DAY_MS = 86_400_000
@@ -88,7 +87,7 @@ def asked(payment: Payment) -> dict[str, Any]:
     return {name: value for name, value in payment.items() if value is not None and FIELD[name].at_endpoint}
 
 
-def of_endpoint(body: TakenRequest) -> Verdict:
+def of_endpoint(body: bytes) -> Verdict:
     payments, wrong = ENDPOINT.read([body], NOW_MS)
     if wrong:
         return wrong[0].field

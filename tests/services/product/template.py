@@ -67,9 +67,8 @@ _MODULES = (
 )
 # They load compiled code besides the engine's.
 _COMPILED = (
-    *("paywarden.scoring.engine.records", "paywarden.scoring.idempotency.decision_cache"),
+    *("paywarden.scoring.engine.chunk_frame", "paywarden.scoring.idempotency.decision_cache"),
     *("paywarden.scoring.requests.fast_requests", "paywarden.scoring.state.mirror"),
-    "paywarden.scoring.engine.one_call",
     "paywarden.streams.profiles.fast_intake",
 )
 _START_TIMEOUT_S = 240.0

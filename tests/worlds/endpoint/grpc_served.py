@@ -19,8 +19,9 @@ from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.tls import Tls
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.oracles.reading import ReadsFirst
+from tests.oracles.step_decoder import CheckedPayments
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
@@ -30,10 +31,11 @@ WAIT_S = PATIENCE_S
 PATIENT = AdmissionSettings(deadline_ms=20_000, wait_ms_max=10_000)
 
 
-class FakeScorer:
+class FakeScorer(ReadsFirst):
     """Scores every payment 0.5, except the payments in `refuses`."""
 
     def __init__(self) -> None:
+        self.intake = euro_intake()
         self.refuses: dict[str, Refusal] = {}
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []

@@ -14,7 +14,6 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
@@ -25,10 +24,10 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from tests.oracles.step_decoder import StepDecoder
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.http_world import PATIENT, Reply, post
 from tests.worlds.endpoint.requests import requests_of
@@ -53,6 +52,7 @@ class Worker:
         admission: AdmissionSettings = UNHURRIED,
         tokens: Tokens | None = None,
         http: HttpSettings = PATIENT,
+        scorer: type[PaymentScorer] = PaymentScorer,
     ) -> None:
         self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
         table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4096)
@@ -66,8 +66,10 @@ class Worker:
         self.outbox = OutboxWriter(self.where, "worker-0")
         self.cache = DecisionCache(table, self.where, 0, DecisionCacheMetrics.declare(registry))
         bundle = small_world.loaded_bundle()
-        self.scorer = PaymentScorer(
+        intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
+        self.scorer = scorer(
             engine=small_world.engine(),
+            intake=intake,
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),
             policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
             mirror=mirror,
@@ -75,12 +77,10 @@ class Worker:
             metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
             options=ScorerOptions(answered=self.cache),
         )
-        intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self.batcher = MicroBatcher(
             self.scorer,
             intake=intake,
             settings=admission,
-            whole=OneCall(self.scorer, intake),
             now_ms=lambda: NOW_MS,
         )
         self.metrics = HttpMetrics.declare(registry)

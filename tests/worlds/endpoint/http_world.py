@@ -24,9 +24,9 @@ from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.oracles.reading import ReadsFirst
+from tests.oracles.step_decoder import CheckedPayments, StepDecoder
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
@@ -38,10 +38,11 @@ PATIENT = HttpSettings(port=0)
 WAIT_SECONDS = PATIENCE_S
 
 
-class FakeScorer:
+class FakeScorer(ReadsFirst):
     """Scores every payment 0.5, or raises or refuses as a test has set."""
 
     def __init__(self) -> None:
+        self.intake = euro_intake()
         self.raises: Exception | None = None
         self.refuses: dict[str, Refusal] = {}
         self.missing: list[str] = []
@@ -90,16 +91,17 @@ class Served:
         tls: Tls | None = None,
         scorer: Scorer | None = None,
         limits: RequestLimits | None = None,
-        intake: RequestDecoder | None = None,
+        intake: StepDecoder | None = None,
         clock_ms: Callable[[], int] = lambda: NOW_MS,
     ) -> None:
         """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()
+        self.scorer.intake = intake = intake or euro_intake(limits or RequestLimits(batch_size_max=4))
         self.metrics = HttpMetrics.declare(MetricsRegistry())
         self.metrics_text = metrics_text
         self.batcher = MicroBatcher(
             scorer or self.scorer,
-            intake=intake or euro_intake(limits or RequestLimits(batch_size_max=4)),
+            intake=intake,
             settings=admission,
             now_ms=clock_ms,
         )

@@ -16,6 +16,8 @@ class EvenChain:
     """A model chain that gives every payment the score 0.5, in Python."""
 
     versions = ("even", "")
+    native: NativeModel | None = None
+    is_well = True
 
     def bind(self, _vectors: np.ndarray) -> Any:
         return lambda count: Scored([0.5] * count, [0] * count, [()] * count)
@@ -33,8 +35,6 @@ _MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_
 
 class NativeEvenChain(EvenChain):
     """The same, also by an address, as the one compiled call wants it."""
-
-    is_well = True
 
     def __init__(self) -> None:
         address = ctypes.cast(_MARGINS, ctypes.c_void_p).value or 0

@@ -19,9 +19,8 @@ from paywarden.features.catalogue.attributes import ATTRIBUTES, device_id, ident
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.schemas.request_proto import request_class
-from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.oracles.step_decoder import CheckedPayments, StepDecoder
 from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
 
@@ -69,9 +68,9 @@ def engine() -> FeatureEngine:
     return FeatureEngine(CATALOGUE)
 
 
-def decoder() -> RequestDecoder:
+def decoder() -> StepDecoder:
     limits = RequestLimits(past_ms_max=400 * 24 * 3_600_000, future_ms_max=24 * 3_600_000)
-    return RequestDecoder(engine().plan, RATES, limits)
+    return StepDecoder(engine().plan, RATES, limits)
 
 
 def drawn(random_: random.Random, number: int, time_ms: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
-from paywarden.scoring.engine.one_call import seeded_hash
+from paywarden.scoring.engine.chunk_frame import seeded_hash_address
 from paywarden.scoring.state import overlay_pending, overlay_walk
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
@@ -102,7 +102,7 @@ class ChunkWorker:
             self._files = overlay.files
         self._texts[: len(texts)] = np.frombuffer(texts, dtype=np.uint8)
         ends = np.array([list(accumulate(map(len, (*keys, name))))])
-        hash_at, now_ms = seeded_hash(), overlay.clock_ms()
+        hash_at, now_ms = seeded_hash_address(), overlay.clock_ms()
         assert hash_at is not None
         overlay_pending.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
         status = overlay_pending.fill_hashed(self._frame.address, 1, now_ms, snapshot)

@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
-from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import scorer as scorer_module
-from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
+from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, NOT_DECIDED, Chunk, Refusal, units_of
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions, _parts
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -38,7 +36,7 @@ from tests.worlds.small import small_world
 class World:
     """A scorer with a decision cache and a real outbox, without a mirror; another worker's access to the cache."""
 
-    def __init__(self, folder: Path, **outbox: Any) -> None:
+    def __init__(self, folder: Path, *, remembers: bool = True, **outbox: Any) -> None:
         self.where = replace(OutboxSettings(directory=str(folder / "outbox")), **outbox)
         answered = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4000)
         decision_cache.prepare(answered)
@@ -47,12 +45,13 @@ class World:
         engine, bundle = small_world.engine(), small_world.loaded_bundle()
         self.scorer = PaymentScorer(
             engine=engine,
+            intake=euro_intake(),
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
             mirror=MirrorSettings(path=str(folder / "mirror")),
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=engine.plan.entity_names),
-            options=ScorerOptions(answered=self.cache),
+            options=ScorerOptions(answered=self.cache if remembers else None),
         )
 
     def recorded(self) -> dict[str, list[str]]:
@@ -69,7 +68,7 @@ class World:
         return found
 
     def score(self, requests: Sequence[ScoreRequest], batches: Sequence[range]) -> list[bytes | Refusal]:
-        return [*self.scorer.score_many(payments_of(requests, euro_intake(), NOW_MS), NOW_MS, batches)]
+        return [*self.scorer.score(Chunk([each.SerializeToString() for each in requests], batches), NOW_MS)]
 
     def close(self) -> None:
         self.cache.close()
@@ -168,8 +167,9 @@ def test_an_id_twice_in_a_batch_for_different_payments_refuses_all_of_it(world: 
     assert isinstance(results[100], Refusal)
     assert results[100].code == "already_exists"
     assert set(results[:100]) == {NOT_DECIDED}
-    # The payment alone is one of the batch again. It is its own part here, and is decided.
-    assert set(world.recorded()) == {"b5"}
+    # The payment alone is one of the batch again.
+    assert results[101] is IN_PROGRESS
+    assert world.recorded() == {}
 
 
 def test_a_payment_that_repeats_one_of_a_refused_batch_is_asked_for_again(world: World) -> None:
@@ -275,36 +275,16 @@ def test_a_segment_that_cannot_be_begun_refuses_a_whole_batch(tmp_path: Path, mo
     world.close()
 
 
-def test_an_outbox_that_fails_in_the_second_half_has_nothing_of_the_first(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch of more than ROWS_MAX payments is decided in parts, and recorded at once."""
-    made: list[int] = []
-    make = PaymentScorer._make
-
-    def failing(scorer: PaymentScorer, payments: object, now_ms: int) -> object:
-        made.append(1)
-        if len(made) == 3:
-            raise TemporaryFailure("the third part fails")
-        return make(scorer, payments, now_ms)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(scorer_module.PaymentScorer, "_make", failing)
-    assert codes(world.score(numbered(3 * ROWS_MAX), [range(3 * ROWS_MAX)])) == ["unavailable"] * 3 * ROWS_MAX
-    assert world.recorded() == {}
-    monkeypatch.undo()
-    assert codes(world.score(numbered(3 * ROWS_MAX), [range(3 * ROWS_MAX)])) == ["decided"] * 3 * ROWS_MAX
-
-
 def test_a_bug_about_one_payment_of_a_batch_decides_none_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batcher asks again about what a bug has spoilt: alone, but never a part of a batch."""
-    make = PaymentScorer._make
+    fill = world.scorer._fill
 
-    def failing(scorer: PaymentScorer, payments: Sequence[ScoreRequest], now_ms: int) -> object:
-        if any(each.payment_id == "b80" for each in payments):
+    def failing(chunk: Chunk, now_ms: int) -> None:
+        if request("b80").SerializeToString() in chunk.bodies:
             raise ValueError("a bug")
-        return make(scorer, payments, now_ms)  # type: ignore[arg-type]
+        fill(chunk, now_ms)
 
-    monkeypatch.setattr(scorer_module.PaymentScorer, "_make", failing)
+    monkeypatch.setattr(world.scorer, "_fill", failing)
     with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
         assert ask(client, numbered(100)).status == 500
     assert world.recorded() == {}

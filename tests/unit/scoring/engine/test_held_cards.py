@@ -75,8 +75,3 @@ def test_a_mirror_of_all_cards_flags_none_and_one_of_another_table_all(host: Sha
     host._scorer = None
     host.note(HeldShards("another table's", frozenset(range(3)), is_clean=True))
     assert all(CARD_NOT_HELD in flags for flags in flags_by_card(host).values())
-
-
-def test_the_one_call_for_a_usual_chunk_leaves_such_a_host_alone(host: ShardedHost) -> None:
-    """The compiled call looks profiles up itself, and knows nothing of shards."""
-    assert host.scorer.usual_mirror is None

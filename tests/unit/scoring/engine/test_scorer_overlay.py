@@ -11,6 +11,7 @@ import pytest
 
 from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -18,7 +19,6 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
-from tests.worlds.endpoint.payments import payments_of
 from tests.worlds.small import small_world
 
 
@@ -80,9 +80,9 @@ def test_a_card_with_a_pending_payment_is_known(host: OverlaidHost) -> None:
 
 
 def test_payments_of_one_call_do_not_see_each_other(host: OverlaidHost) -> None:
-    count = ROWS_MAX + 6
-    asked = payments_of([payment(f"p{number}") for number in range(count)], default_intake(), NOW_MS)
-    host.scorer.score_many(asked, NOW_MS, [range(count)])
+    count = ROWS_MAX
+    asked = [payment(f"p{number}").SerializeToString() for number in range(count)]
+    host.scorer.score(Chunk(asked, [range(count)]), NOW_MS)
     assert counts(host) == [0] * count
     host.score(payment("after"))
     # All of them, though far more than are added one by one.

@@ -18,9 +18,8 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.policy import PROFILE_UNREADABLE, Policy, PolicySettings, flags_of
 from paywarden.scoring.engine import served_model
-from paywarden.scoring.engine.batching.batcher import Refusal
+from paywarden.scoring.engine.batching.batcher import Chunk, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -316,28 +315,26 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
     kept = KeptEntries()
     scorer = PaymentScorer(
         engine=two_hops.engine().clone_for_thread(),
+        intake=two_hops.decoder(),
         models=cast(ModelChain, NativeEvenChain()),
         policy=Policy(PolicySettings(), review_at=0.9, decline_at=0.95),
         mirror=settings,
         outbox=kept,
         metrics=metrics(),
     )
-    one_call = OneCall(scorer, two_hops.decoder())
-    in_steps = list[int]()
-    score_claimed = scorer.score_claimed
+    in_steps, fill = list[int](), scorer._fill
 
-    def noted(*given: Any) -> Any:
+    def noted(*given: Any) -> None:
         in_steps.append(1)
-        return score_claimed(*given)
+        fill(*given)
 
-    scorer.score_claimed = noted  # type: ignore[assignment,method-assign]
+    scorer._fill = noted  # type: ignore[assignment,method-assign]
     chunks_in_steps = 0
-    for count in (1, 5, ROWS_MAX, 1, 20):
+    for count in (1, 5, 64, 1, 20):
         kept.entries.clear()
         asked = past.asked(count)
         in_steps.clear()
-        results = one_call.score([two_hops.body_of(values) for values in asked], NOW_MS)
-        assert results is not None
+        results = scorer.score(Chunk([two_hops.body_of(values) for values in asked]), NOW_MS)
         assert not any(isinstance(result, Refusal) for result in results)
         chunks_in_steps += len(in_steps)
         found = np.array([np.frombuffer(entry.vector, dtype="<f4") for entry in kept.entries])

@@ -16,8 +16,8 @@ from paywarden.features.profiles.plan import compile_plan
 from paywarden.schemas.proto import reflection_pb2
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from paywarden.scoring.grpc.services import Reflection
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint.http_world import Client, Served, payment, post_json, post_protobuf, serving
 
 customer = Entity("customer", "customer_id")
@@ -25,7 +25,7 @@ PAYMENT = Payment(
     fields.text("customer_id", 1, required=True), fields.decimal("weight", 2, unit="kg", least=0, most=500)
 )
 PLAN = compile_plan(Catalogue([customer], [customer.count("payments", "1d")], PAYMENT))
-DECODER = RequestDecoder(PLAN, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits(batch_size_max=4))
+DECODER = StepDecoder(PLAN, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits(batch_size_max=4))
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,12 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import json_form
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
+from tests.oracles.step_decoder import StepDecoder
+from tests.unit.scoring.requests.test_decoder import check_as_a_scorer_reads
 from tests.worlds.stream.declarations import declarations
 
 NOW_MS = 1_700_000_000_000
@@ -148,7 +149,7 @@ def slowly(body: bytes, plan: Plan, schema: RequestSchema) -> Slowly | str:
 
 def check(bodies: list[bytes], plan: Plan) -> None:
     """Assert that the decoder reads every body as `slowly` does."""
-    decoder = RequestDecoder(plan, RATES, LIMITS)
+    decoder = StepDecoder(plan, RATES, LIMITS)
     expected = [slowly(body, plan, decoder.schema) for body in bodies]
     payments, wrong = decoder.read(bodies, NOW_MS)
     assert {place: f"{error.field}: {error}" for place, error in wrong.items()} == {
@@ -167,6 +168,7 @@ def check(bodies: list[bytes], plan: Plan) -> None:
         understood = parse(body, decoder.schema)
         understood.DiscardUnknownFields()
         assert parse(kept, decoder.schema) == understood
+    check_as_a_scorer_reads(decoder, bodies)
 
 
 # Random declarations and values.
@@ -252,9 +254,9 @@ def test_every_way_to_read_declared_fields_gives_the_same_row_keys_and_errors(
     schema = RequestSchema(plan.fields)
     bodies = [schema.message(**values).SerializeToString() for values in requests]
     check(bodies, plan)
-    in_protobuf, wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    in_protobuf, wrong = StepDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
     taken = [JSON.take(as_json(values), schema) for values in requests]
-    in_json, wrong_json = RequestDecoder(plan, RATES, LIMITS).read(taken, NOW_MS)
+    in_json, wrong_json = StepDecoder(plan, RATES, LIMITS).read(taken, NOW_MS)
     assert {place: str(error) for place, error in wrong.items()} == {p: str(error) for p, error in wrong_json.items()}
     assert list(in_json.bodies) == list(in_protobuf.bodies)
     assert list(in_json.keys) == list(in_protobuf.keys)
@@ -282,11 +284,11 @@ def damaged(draw: Any, body: bytes, schema: RequestSchema) -> bytes:
 
 def test_a_request_with_every_kind_of_field_is_read_by_the_compiled_loop() -> None:
     """Otherwise the property above would compare the slow way with itself."""
-    decoder = RequestDecoder(EVERYTHING, RATES, LIMITS)
+    decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     for address in (None, "2001:db8::1"):
         own = {} if address is None else dict.fromkeys(("login_address", "ip"), address)
         body = decoder.schema.message(**{**BASE, **VALUES, **own}).SerializeToString()
-        assert decoder._fast.read([body], NOW_MS).is_usual == b"\1"
+        assert decoder.fast.read([body], NOW_MS).is_usual == b"\1"
         check([body], EVERYTHING)
 
 
@@ -301,15 +303,15 @@ def test_a_request_with_every_kind_of_field_is_read_by_the_compiled_loop() -> No
     ],
 )
 def test_an_unusual_value_is_left_to_the_slow_way(name: str, value: Any) -> None:
-    decoder = RequestDecoder(EVERYTHING, RATES, LIMITS)
+    decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     body = decoder.schema.message(**{**BASE, **VALUES, name: value}).SerializeToString()
-    assert decoder._fast.read([body], NOW_MS).is_usual == b"\0"
+    assert decoder.fast.read([body], NOW_MS).is_usual == b"\0"
     check([body], EVERYTHING)
 
 
 def test_a_required_field_that_is_missing_is_refused_by_name() -> None:
     plan = plan_of(of_every_kind(required=True))
-    decoder = RequestDecoder(plan, RATES, LIMITS)
+    decoder = StepDecoder(plan, RATES, LIMITS)
     for left_out in (field.name for field in plan.fields.declared):
         values = {name: value for name, value in {**BASE, **VALUES}.items() if name != left_out}
         _, wrong = decoder.read([decoder.schema.message(**values).SerializeToString()], NOW_MS)
@@ -338,7 +340,7 @@ def test_json_refuses_wrong_types_in_the_words_of_the_table() -> None:
 
 
 def test_a_decimal_takes_whole_numbers_and_null_and_refuses_what_is_not_finite() -> None:
-    decoder = RequestDecoder(EVERYTHING, RATES, LIMITS)
+    decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     texts = ["12", "null", "NaN", "Infinity", "1e999", "1e308", "-5.0004"]
     taken = [JSON.take(as_json(BASE)[:-1] + f', "weight": {text}}}'.encode(), decoder.schema) for text in texts]
     payments, wrong = decoder.read(taken, NOW_MS)
@@ -351,7 +353,7 @@ def test_a_decimal_takes_whole_numbers_and_null_and_refuses_what_is_not_finite()
 def test_unknown_fields_are_refused_or_ignored_by_setting() -> None:
     body = as_json({**BASE, "colour": {"any": [1, None]}, "items": 3})
     assert json_error(RequestSchema(EVERYTHING.fields), body.decode()) == "colour: colour: is not a field of a request"
-    ignoring = RequestDecoder(EVERYTHING, RATES, RequestLimits(past_ms_max=5_000, unknown_fields="ignore"))
+    ignoring = StepDecoder(EVERYTHING, RATES, RequestLimits(past_ms_max=5_000, unknown_fields="ignore"))
     payments, wrong = ignoring.read([JSON.take(body, ignoring.schema)], NOW_MS)
     without, _ = ignoring.read([JSON.take(as_json({**BASE, "items": 3}), ignoring.schema)], NOW_MS)
     assert not wrong
@@ -364,7 +366,7 @@ def test_unknown_fields_are_refused_or_ignored_by_setting() -> None:
 
 
 def test_errors_hold_no_value_of_a_declared_field() -> None:
-    decoder = RequestDecoder(EVERYTHING, RATES, LIMITS)
+    decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     secrets = {"customer_id": "4111111111111111", "buyer_email": "ann.secret@nowhere@", "login_address": "10.secret.1"}
     for name, secret in secrets.items():
         body = decoder.schema.message(**{**BASE, name: secret}).SerializeToString()
@@ -375,7 +377,7 @@ def test_errors_hold_no_value_of_a_declared_field() -> None:
 
 
 def test_the_kept_part_of_a_request_has_no_declared_field() -> None:
-    decoder = RequestDecoder(EVERYTHING, RATES, LIMITS)
+    decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     usual = {**BASE, **VALUES}
     bodies = [decoder.schema.message(**{**usual, "product": product}).SerializeToString() for product in ("phone", "é")]
     payments, _ = decoder.read(bodies, NOW_MS)

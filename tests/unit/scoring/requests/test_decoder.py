@@ -20,11 +20,11 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
+from tests.oracles.step_decoder import StepDecoder, as_a_scorer_reads
 from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies, varint
 
 NOW_MS = 1_700_000_000_000
@@ -87,7 +87,8 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
 
 def check(bodies: list[bytes], plan: Plan) -> None:
     """Assert that the decoder reads every body as `slowly` does."""
-    payments, wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    decoder = StepDecoder(plan, RATES, LIMITS)
+    payments, wrong = decoder.read(bodies, NOW_MS)
     expected = [slowly(body, plan) for body in bodies]
     assert {place: f"{error.field}: {error}" for place, error in wrong.items()} == {
         place: each for place, each in enumerate(expected) if isinstance(each, str)
@@ -105,6 +106,21 @@ def check(bodies: list[bytes], plan: Plan) -> None:
     assert payments.rows.tolist() == [row for _, (row, _, _) in right]
     assert list(payments.keys) == [key for _, (_, keys, _) in right for key in keys]
     assert list(payments.ids) == [payment_id for _, (_, _, payment_id) in right]
+    for first in range(0, len(bodies), ROWS_MAX):
+        check_as_a_scorer_reads(decoder, bodies[first : first + ROWS_MAX])
+
+
+def check_as_a_scorer_reads(decoder: StepDecoder, bodies: list[bytes]) -> None:
+    """Assert that the compiled loop reads every request that is right, unusual ones too."""
+    expected, wrong = decoder.read(bodies, NOW_MS)
+    found, found_wrong = as_a_scorer_reads(decoder, bodies, NOW_MS)
+    assert {place: str(error) for place, error in found_wrong.items()} == {
+        place: str(error) for place, error in wrong.items()
+    }
+    assert found.rows.tolist() == expected.rows.tolist()
+    assert [*found.keys] == [*expected.keys]
+    assert [*found.ids] == [*expected.ids]
+    assert [*found.bodies] == [*expected.bodies]
 
 
 ids = st.text("abcXYZ0123456789-_ ", min_size=1, max_size=30)
@@ -208,7 +224,7 @@ def test_an_unknown_field_of_many_levels_does_not_reach_the_outbox() -> None:
     with pytest.raises(DecodeError):
         OutboxEntry.FromString(OutboxRecord(request=body).SerializeToString())
     check([body], PLANS[0])
-    payments, wrong = RequestDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
+    payments, wrong = StepDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
     assert (list(payments.bodies), wrong) == ([RIGHT.SerializeToString()], {})
 
 
@@ -219,8 +235,8 @@ def test_a_length_of_more_bytes_than_it_needs_is_left_to_protobuf(size: int) -> 
     rest.CopyFrom(RIGHT)
     rest.payment_id = ""
     body = b"\x0a" + varint(1, size) + b"p" + rest.SerializeToString()
-    assert RequestDecoder(PLANS[0], RATES, LIMITS)._fast.read([body], NOW_MS).is_usual == b"\0"
-    payments, wrong = RequestDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
+    assert StepDecoder(PLANS[0], RATES, LIMITS).fast.read([body], NOW_MS).is_usual == b"\0"
+    payments, wrong = StepDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
     assert (list(payments.bodies), len(wrong)) == (([RIGHT.SerializeToString()], 0) if size <= 5 else ([], 1))
 
 
@@ -241,8 +257,8 @@ def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> N
     def hold(sent: list[ScoreRequest]) -> None:
         as_json = [json.dumps({field.name: value for field, value in each.ListFields()}).encode() for each in sent]
         bodies = [each.SerializeToString() for each in sent]
-        payments, wrong = RequestDecoder(plan, RATES, LIMITS).read([JSON.take(body) for body in as_json], NOW_MS)
-        expected, expected_wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
+        payments, wrong = StepDecoder(plan, RATES, LIMITS).read([JSON.take(body) for body in as_json], NOW_MS)
+        expected, expected_wrong = StepDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
         assert {place: str(error) for place, error in wrong.items()} == {
             place: str(error) for place, error in expected_wrong.items()
         }
@@ -258,8 +274,8 @@ def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> N
 @given(usual)
 def test_usual_requests_are_read_by_the_compiled_loop(sent: ScoreRequest) -> None:
     """Otherwise the test above would compare the slow way with itself."""
-    intake = RequestDecoder(PLANS[0], RATES, LIMITS)
-    found = intake._fast.read([sent.SerializeToString()], NOW_MS)
+    intake = StepDecoder(PLANS[0], RATES, LIMITS)
+    found = intake.fast.read([sent.SerializeToString()], NOW_MS)
     # A text that may be a card number is looked at the slow way.
     numbers = [
         13 <= len(digits) <= 19 and digits.isdecimal()
@@ -288,29 +304,3 @@ def test_more_requests_than_one_chunk_holds_are_read_in_order() -> None:
 def test_a_chunk_of_bodies_that_are_too_long_is_read_all_the_same() -> None:
     long = [ScoreRequest(payment_id="p" * 200_000).SerializeToString(), *[b""] * (ROWS_MAX - 1)]
     check(long, PLANS[0])
-
-
-def test_chosen_payments_keep_their_rows_and_keys() -> None:
-    plan = PLANS[1]
-    bodies = [
-        ScoreRequest(
-            payment_id=f"p{n}", event_time_ms=NOW_MS, card_id=f"c{n}", merchant_id="m", amount_minor=n, currency="EUR"
-        ).SerializeToString()
-        for n in range(5)
-    ]
-    payments, _ = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
-    chosen = payments.chosen([1, 4])
-    alone, _ = RequestDecoder(plan, RATES, LIMITS).read([bodies[1], bodies[4]], NOW_MS)
-    assert (list(chosen.bodies), list(chosen.ids), list(chosen.keys)) == (alone.bodies, alone.ids, alone.keys)
-    np.testing.assert_array_equal(chosen.rows, alone.rows)
-    assert [each.payment_id for each in chosen] == ["p1", "p4"]
-
-
-def test_an_amount_that_could_overflow_is_converted_the_slow_way() -> None:
-    rates = RateTable({"EUR": [(0, 2**40)]})
-    intake = RequestDecoder(PLANS[0], rates, RequestLimits())
-    sent = ScoreRequest(
-        payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=10**11, currency="EUR"
-    )
-    payments, _ = intake.read([sent.SerializeToString()], NOW_MS)
-    assert payments.rows[0, 1] == rates.convert(10**11, "EUR", NOW_MS)

@@ -21,6 +21,7 @@ from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings, flags_of
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.idempotency import decision_cache
@@ -28,13 +29,13 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of
+from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.small.certain_bundle import CertainBundle
 
 NOW_MS = 1_720_000_000_000
@@ -83,16 +84,14 @@ VALUES: dict[str, Any] = {
 class Host:
     """A scorer with everything that it writes in a folder."""
 
-    decoder: RequestDecoder
+    decoder: StepDecoder
     scorer: PaymentScorer
     outbox: OutboxSettings
 
     def score(self, values: dict[str, Any], *, as_json: bool = False) -> ScoreResponse:
         body = self.decoder.schema.message(**values).SerializeToString()
         taken = JSON.take(json.dumps(values).encode(), self.decoder.schema) if as_json else body
-        payments, wrong = self.decoder.read([taken], NOW_MS)
-        assert not wrong
-        (answer,) = self.scorer.score_many(payments, NOW_MS)
+        (answer,) = self.scorer.score(Chunk([taken]), NOW_MS)
         assert isinstance(answer, bytes)
         return ScoreResponse.FromString(answer)
 
@@ -108,8 +107,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
         ConfiguredRule("dear", "fee_minor >= 20_00 and weight < 25.6", "decline"),
     )
     names = ENGINE.plan.entity_names
+    decoder = StepDecoder(ENGINE.plan, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits())
     scorer = PaymentScorer(
         engine=ENGINE,
+        intake=decoder,
         models=ModelChain(
             [cast(Bundle, CertainBundle("is_heavy", 3))], metrics=ModelMetrics.declare(MetricsRegistry())
         ),
@@ -121,8 +122,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
         metrics=ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(names), entities=names),
         options=ScorerOptions(answered=DecisionCache(cache, settings, 0)),
     )
-    rates = RateTable({"EUR": [(0, RATE_SCALE)]})
-    return Host(RequestDecoder(ENGINE.plan, rates, RequestLimits()), scorer, settings)
+    return Host(decoder, scorer, settings)
 
 
 def vector_of(host: Host) -> list[float]:
@@ -160,11 +160,10 @@ def test_no_declared_value_reaches_a_file_a_topic_or_a_log(
     caplog.set_level(logging.DEBUG)
     for number, more in enumerate(({}, {"customer_id": "é-whisper"}, {"buyer_email": "sec.ret@hush-hush@"})):
         values = {**VALUES, "payment_id": f"hidden-{number}", **more}
-        payments, wrong = host.decoder.read([host.decoder.schema.message(**values).SerializeToString()], NOW_MS)
-        told = [str(error) for error in wrong.values()]
-        told += [str(answer) for answer in host.scorer.score_many(payments, NOW_MS)]
+        chunk = Chunk([host.decoder.schema.message(**values).SerializeToString()])
+        told = [str(answer) for answer in host.scorer.score(chunk, NOW_MS)]
         # The same payment once more gets the decision that the outbox holds.
-        told += [str(answer) for answer in host.scorer.score_many(payments, NOW_MS)]
+        told += [str(answer) for answer in host.scorer.score(chunk, NOW_MS)]
         assert_no_secret("".join(told).encode(), "an answer")
     reader = OutboxReader(host.outbox, "worker-0")
     records = [payload for _, payload in reader.read(reader.oldest(), 100)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest, ScoreResponse
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
-from paywarden.scoring.requests.format import TakenRequest
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from paywarden.scoring.state.outbox import OutboxReader
@@ -22,7 +22,6 @@ from paywarden.streams.companion.shipping import decision_of
 from tests.unit.scoring.engine.test_batches import World
 from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies
 from tests.worlds.endpoint.http_world import NOW_MS
-from tests.worlds.endpoint.payments import euro_intake
 
 ids = st.text("abcXYZ019-é€", min_size=1, max_size=20)
 sent_requests = st.builds(
@@ -47,8 +46,7 @@ DECODER = Decoder("decisions", LocalSchemaIds())
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     # Without the decision cache: ids repeat between examples.
-    made = World(tmp_path_factory.mktemp("world"))
-    made.scorer._answered = None
+    made = World(tmp_path_factory.mktemp("world"), remembers=False)
     yield made
     made.close()
 
@@ -63,12 +61,12 @@ def as_json(request: ScoreRequest) -> bytes:
     return json.dumps({field.name: value for field, value in request.ListFields()}).encode()
 
 
-def check(world: World, taken: list[TakenRequest], expected: list[ScoreRequest | None]) -> None:
+def check(world: World, taken: list[bytes], expected: list[ScoreRequest | None]) -> None:
     """Score the requests and assert what the outbox holds about those that are answered. None: any, or no answer."""
     begun = world.outbox.position
-    payments, wrong = euro_intake().read(taken, NOW_MS)
-    answers = [ScoreResponse.FromString(bytes(each)) for each in world.scorer.score_many(payments, NOW_MS)]  # type: ignore[arg-type]
-    answered = [request for place, request in enumerate(expected) if place not in wrong]
+    results = world.scorer.score(Chunk(taken), NOW_MS)
+    answers = [ScoreResponse.FromString(each) for each in results if isinstance(each, bytes)]
+    answered = [each for each, result in zip(expected, results, strict=True) if isinstance(result, bytes)]
     records = OutboxReader(world.where, "worker-0").read(begun, 1000) if answers else []
     assert len(records) == len(answers) == len(answered)
     for (_, payload), answer, request in zip(records, answers, answered, strict=True):
@@ -83,7 +81,7 @@ def check(world: World, taken: list[TakenRequest], expected: list[ScoreRequest |
 @given(st.lists(sent_requests.map(lambda each: each.SerializeToString()) | hostile_bodies(sent_requests), max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_every_record_about_protobuf_is_read_as_what_was_understood(world: World, bodies: list[bytes]) -> None:
-    readable: list[tuple[TakenRequest, ScoreRequest | None]] = []
+    readable: list[tuple[bytes, ScoreRequest | None]] = []
     for body in bodies:
         try:
             readable.append((PROTOBUF.take(body), understood(body)))

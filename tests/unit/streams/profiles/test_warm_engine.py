@@ -69,14 +69,14 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             writer.close()
         scorer = PaymentScorer(
             engine=warm,
+            intake=RequestDecoder(warm.plan, load_rates(), RequestLimits()),
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry())),
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
-            outbox=SimpleNamespace(append_frames=lambda _: 0),
+            outbox=SimpleNamespace(append_frames=lambda _: 0, position=0),
             metrics=ScoringMetrics.declare(MetricsRegistry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
-        intake = RequestDecoder(warm.plan, load_rates(), RequestLimits())
-        (result,) = score_many(scorer, [request], intake, NOON_MS)
+        (result,) = score_many(scorer, [request], NOON_MS)
         assert isinstance(result, ScoreResponse)
         return list(result.flags)
 

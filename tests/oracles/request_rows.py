@@ -1,6 +1,6 @@
 """Turns one checked request into a row of attributes and the store keys of its entities, in Python.
 
-The compiled reader (fast_requests.py) does the same for usual requests.
+The oracle of the compiled reader (scoring/requests/fast_requests.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import (
-    ATTRIBUTE_COUNT,
-    ATTRIBUTES,
     CODES,
     KEYED,
-    Attribute,
     DeclaredRow,
     identity_column,
 )
@@ -28,6 +25,7 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.payment_fields import FIELD
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests.fast_requests import table_attributes
 from paywarden.scoring.requests.schema import RequestSchema
 
 # Entries in the memo of each attribute, with about a hundred bytes each.
@@ -92,11 +90,6 @@ class RequestRows:
             return _key_maker(entity, fields)
         of_values, values_of = key_maker(entity, fields, plan.fields, plan.key), self._values_of
         return lambda request: of_values(values_of(request))
-
-
-def table_attributes(plan: Plan) -> list[Attribute]:
-    """Returns the attributes of the fields that every payment has, as far as features use them."""
-    return [ATTRIBUTES[column] for column in plan.attribute_columns if column < ATTRIBUTE_COUNT]
 
 
 def _remembered(code: Callable[..., int]) -> Callable[..., int]:
