@@ -6,8 +6,8 @@ in turns, three open loops of two and a half seconds at half of that:
 1. `quiet`: nothing else happens;
 2. `asked`: the supervisor gets a SIGHUP as often as in 3, and finds nothing new;
 3. `swapping`: `[serve] bundle` is turned over from one to the next of three bundles of one size, each time with SIGHUP,
-   until the worker has taken it up. The bundles were checked before. Two of them are in memory at a time, so each swap
-   loads one and unloads another.
+   until a new worker has taken the sockets over. The bundles were checked before. Each swap loads one in the
+   supervisor, forks a worker that inherits it, and ends the worker before.
 
     python -m perf.swap [--swaps N] [--pause S] [--rate R] [--fresh] [--entities N] [--json FILE]
 
@@ -20,12 +20,10 @@ than half of the capacity.
 the larger of the two protocols' p99 with swaps to that of the quiet loads, each the median of its loads; `asked_ratio`
 is the same of the loads with signals alone. The difference of the two is the cost of a swap without its signal.
 `…_lag_p99_ms` and `…_lag_p99_ms_swapping` are how late the load itself was: it shares the machine with whatever else
-runs. A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs
-only when nothing else wants its core. `…_swap_cpu_ms` is the CPU time of a swap in the worker beside its loop, and
-`…_swap_faults` its page faults more than in a quiet load, both for each swap. `resident_ratio` is the worker's
-anonymous resident memory after the swaps to that after the first turn of loads, and the larger of the two protocols'.
-The mirror and the decision cache, which are mapped, do not count: they fill up with use.
-`swap_ms_p50` and `_max` count from the signal to the worker's count.
+runs. A process of its own asks for the swaps, and runs only when nothing else wants its core. `resident_ratio` is the
+memory that all processes of the host have each for itself, without mapped files: the most in a swapping load to that
+before it, and the larger of the two protocols'. `swap_ms_p50` and `_max` count from the signal to the supervisor's
+count.
 """
 
 from __future__ import annotations
@@ -36,15 +34,16 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from paywarden.models.bundle.bundle import MANIFEST, read_manifest
 from paywarden.ops.loadgen.bodies import stamped_bodies
@@ -53,10 +52,9 @@ from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared_metrics import count_reader
 from perf.tools.measuring import arguments_of, drive, finish
-from perf.tools.servers import pin_load, serving
+from perf.tools.servers import Server, pin_load, serving
 from perf.worlds.scoring_world import World, built_world
 
 _OPTIONS = LoadOptions(connections=8, streams=8)
@@ -68,6 +66,7 @@ _LOOK_S = 0.005
 # A signal without a swap is followed by as many looks as one with a swap.
 _ASKED_S = 0.05
 _SWAPS = "paywarden_swaps_total"
+_PRIVATE_LOOK_S = 0.1
 
 
 class Swaps:
@@ -144,7 +143,7 @@ class Swaps:
         os.kill(self._supervisor, signal.SIGHUP)
         while self._count() == before:
             if time.monotonic() > began + _SWAP_TIMEOUT_S:
-                raise RuntimeError("the worker does not take up the other bundle")
+                raise RuntimeError("no worker takes up the other bundle")
             time.sleep(_LOOK_S)
         return 1000 * (time.monotonic() - began)
 
@@ -166,18 +165,16 @@ def main() -> None:
     ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        count = count_reader(metrics, worker_name(0), _SWAPS)
-        swaps = Swaps(link, bundles, server.process.pid, count, arguments.pause)
+        swaps = Swaps(link, bundles, server.process.pid, lambda: _swaps_of(metrics), arguments.pause)
         swaps.run(3)
         swaps.took_ms.clear()
-        (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
         for name, target in (("http", f"{server.http}/v1/score"), ("grpc", server.grpc)):
             rate = arguments.rate
             if not rate:
                 rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
-            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2, worker)
+            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2, server)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
@@ -187,41 +184,36 @@ def main() -> None:
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
         }
-        assert server.worker_pids() == [worker], "the worker was restarted"
     finish(figures, arguments.json)
 
 
 def _measured(
-    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int, worker: int
+    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int, server: Server
 ) -> dict[str, float]:
     """Returns the figures of one protocol: quiet loads, with signals, and with `count` swaps in all, in turns."""
     quiet: list[LoadReport] = []
     asked: list[LoadReport] = []
     swapping: list[LoadReport] = []
-    resident_kb, cpu_ms, faults, before = 0.0, 0.0, 0, len(swaps.took_ms)
+    resident_ratio = 0.0
 
     def load() -> LoadReport:
         return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
 
     while len(swaps.took_ms) < count:
-        quiet_faults = _faults(worker)
         quiet.append(load())
-        quiet_faults = _faults(worker) - quiet_faults
         swaps.begin(swaps=False)
         asked.append(load())
         swaps.stop()
-        cpu_before, faults_before = _beside_ms(worker), _faults(worker)
+        usual_kb = _private_kb(server)
         swaps.begin(swaps=True)
-        swapping.append(load())
+        with _most_private(server) as most_kb:
+            swapping.append(load())
         swaps.stop()
-        # The load itself takes memory, and so do the first swaps beside it: the allocator keeps it for the next.
-        resident_kb = resident_kb or _resident_kb(worker)
-        cpu_ms += _beside_ms(worker) - cpu_before
-        faults += _faults(worker) - faults_before - quiet_faults
+        resident_ratio = max(resident_ratio, most_kb[0] / usual_kb)
     p99_ms, asked_p99_ms, swapping_p99_ms = (
         float(np.median([each.p99_ms for each in loads])) for loads in (quiet, asked, swapping)
     )
-    loads, swapped = [*quiet, *asked, *swapping], len(swaps.took_ms) - before
+    loads = [*quiet, *asked, *swapping]
     return {
         f"{name}_calls": sum(load.sent for load in loads),
         f"{name}_failed": _failed(loads),
@@ -236,45 +228,56 @@ def _measured(
         f"{name}_p99_ms_swapping": swapping_p99_ms,
         f"{name}_asked_ratio": asked_p99_ms / p99_ms,
         f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
-        f"{name}_swap_cpu_ms": cpu_ms / swapped,
-        f"{name}_swap_faults": faults / swapped,
-        f"{name}_resident_mb": resident_kb / 1024,
-        f"{name}_resident_ratio_loads": _resident_kb(worker) / resident_kb,
-        f"{name}_resident_ratio": _resident_ratio(target, bodies, rate / 4, swaps, worker, swapped),
+        f"{name}_private_mb": usual_kb / 1024,
+        f"{name}_resident_ratio": resident_ratio,
     }
-
-
-def _resident_ratio(target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, worker: int, count: int) -> float:
-    """Returns the worker's memory after `count` swaps to that after the first of them, over the same connections."""
-    options = replace(_OPTIONS, connections_max=_OPTIONS.connections)
-    resident_kb, wanted = 0.0, len(swaps.took_ms) + count
-    while not resident_kb or len(swaps.took_ms) < wanted:
-        swaps.begin(swaps=True)
-        drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=options))
-        swaps.stop()
-        resident_kb = resident_kb or _resident_kb(worker)
-    return _resident_kb(worker) / resident_kb
 
 
 def _failed(loads: Iterable[LoadReport]) -> int:
     return sum(load.sent - load.ok for load in loads)
 
 
-def _beside_ms(worker: int) -> float:
-    """Returns the CPU time of all threads of a process but the first."""
-    others = [task for task in Path(f"/proc/{worker}/task").iterdir() if task.name != str(worker)]
-    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in others) / 1e6
+def _swaps_of(metrics: Path) -> int:
+    """Returns the swaps that the supervisor has counted. It writes its file again for each count."""
+    return count_reader(metrics, "supervisor", _SWAPS)()
 
 
-def _faults(worker: int) -> int:
-    """Returns how many page faults a process had that needed no disk."""
-    # After the name, which ends with the last bracket, it is the eighth field.
-    return int(Path(f"/proc/{worker}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[7])
+def _private_kb(server: Server) -> float:
+    """Returns the memory that the host's processes have each for itself, without mapped files."""
+    parent = psutil.Process(server.process.pid)
+    return sum(_private_kb_of(process.pid) for process in (parent, *parent.children()))
 
 
-def _resident_kb(worker: int) -> float:
-    status = Path(f"/proc/{worker}/status").read_text(encoding="utf-8")
-    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+def _private_kb_of(pid: int) -> float:
+    total, is_file = 0.0, False
+    # It may have ended.
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, *values = line.split()
+            if not name.endswith(":"):
+                # The line of a mapping: addresses, permissions, offset, device, inode.
+                is_file = values[3] != "0"
+            elif name in ("Private_Clean:", "Private_Dirty:") and not is_file:
+                total += float(values[0])
+    return total
+
+
+@contextmanager
+def _most_private(server: Server) -> Iterator[list[float]]:
+    """Give a list whose one number is, at the end, the most that `_private_kb` has returned."""
+    most, over = [_private_kb(server)], threading.Event()
+
+    def look() -> None:
+        while not over.wait(_PRIVATE_LOOK_S):
+            most[0] = max(most[0], _private_kb(server))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
