@@ -179,9 +179,9 @@ def _part(
         except Misconfigured as error:
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
         rest()
-        # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
-        wanted, code = told.get("crc32"), read_regular(library, None)
-        if wanted is not None and zlib.crc32(code) != wanted:
+        # To load a part of a library kills the process.
+        code = read_regular(library, None)
+        if zlib.crc32(code) != told["crc32"]:
             raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
         rest()
         predictor = NativePredictor(library, len(manifest.feature_names), rest, content=code)
@@ -190,8 +190,7 @@ def _part(
             raise BundleRefused(f"prepared bundle {folder}: its {part.model_text} is damaged")
         predictor = GtilPredictor(copy / part.model_text)
     rest()
-    # One that an earlier release prepared has no checksums.
-    for file, wanted in told.get("checksums", {}).items():
+    for file, wanted in told["checksums"].items():
         if _checksum_of(folder / file, rest) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its {file} is damaged")
     with open_regular(folder / f"{name}.vectors.npy") as file:

@@ -6,7 +6,7 @@
     \\0complete_to        epoch ms, int64: the mirror contains every payment that reached Kafka before this moment;
                           0 while the mirror is still being filled
     \\0position:N         int64: the next offset of the changelog's partition N
-    \\0changelog          the id of the topic that the positions belong to; a mirror of an earlier release has none
+    \\0changelog          the id of the topic that the positions belong to
     \\0profile_set        the profile set that the mirror was filled from
     \\0identity           the digest of the key that the profiles are made with (features/catalogue/identity.py)
     \\0shards             the shards of cards that are complete (scoring/state/shards.py); absent: all
