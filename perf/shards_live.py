@@ -48,7 +48,7 @@ from paywarden.ops.demo.demo import prepare_world
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.scoring.state.shards import CardShards, ShardSettings, mask_of, ranked_hosts
 from paywarden.streams.companion.shard_moves import unheld
 from paywarden.streams.kafka.client import KafkaSettings
@@ -308,7 +308,7 @@ def _compared(left: list[Host], cards: CardShards) -> dict[str, float]:
     for host in left:
         shards = read_source(str(host.config)).section("shards", ShardSettings)
         not_held = unheld(list(profiles), cards, mask_of(shards.wanted(), _COUNT))
-        mirror = MirrorWriter(MirrorSettings(path=str(_mirror_of(host)), size_mb=256))
+        mirror = MirrorView(MirrorSettings(path=str(_mirror_of(host)), size_mb=256))
         try:
             found = mirror.read(profiles)
         finally:

@@ -38,7 +38,8 @@ from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from perf.swap import renamed
 from perf.tools.measuring import arguments_of, drive, finish
 from perf.tools.servers import Server, pin_load, server_core, wait_until_ready

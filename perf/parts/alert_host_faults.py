@@ -230,7 +230,7 @@ def disks(options: SiteOptions, stack: ExitStack) -> None:
             options,
             replaced={
                 f'directory = "{options.folder / options.name / "outbox"}"': f'directory = "{disk / "outbox"}"',
-                "size_mb = 256": "size_mb = 4",
+                "size_mb = 256": "size_mb = 8",
             },
         ),
         stack,
@@ -265,7 +265,7 @@ def disks(options: SiteOptions, stack: ExitStack) -> None:
 
     def larger_mirror() -> None:
         text = site.deployment.config.read_text(encoding="utf-8")
-        site.deployment.config.write_text(text.replace("size_mb = 4", "size_mb = 64"), encoding="utf-8")
+        site.deployment.config.write_text(text.replace("size_mb = 8", "size_mb = 64"), encoding="utf-8")
         site.restart("companion")
         site.restart("serve")
         site.start()

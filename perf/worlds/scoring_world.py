@@ -40,7 +40,8 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 
 CACHE = Path(".perf")
@@ -227,7 +228,6 @@ def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entitie
     """Put copies of the history's profiles into the mirror; returns the number of copies and of profiles."""
     base = profiles_of(history, engine)
     copies = max(1, -(-entities // len(base)))
-    # Writing in the order of keys fills LMDB's pages instead of splitting them.
     profiles = ((copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
     while some := dict(islice(profiles, _APPLY_AT_ONCE)):
         writer.apply(dict(some), {})

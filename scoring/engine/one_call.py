@@ -43,7 +43,8 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.fast_requests import FastRequests
 from paywarden.scoring.requests.format import TakenRequest
-from paywarden.scoring.state.mirror import LookUpKeys, MirrorReader
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import LookUpKeys
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
 
@@ -259,8 +260,6 @@ class OneCall:
     def _take_mirror(self, mirror: MirrorReader) -> None:
         """Make the frames of look-up and vectors for a mirror."""
         self._mirror, self._mirror_frames, self._overlay_files = mirror, None, None
-        if not mirror.is_compiled:
-            return
         keys = LookUpKeys(self._item_count, self._fast.arrays["texts"])
         words, values = self._engine.scratch
         vectors = Frame(

@@ -51,7 +51,8 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay

@@ -18,7 +18,8 @@ from paywarden.models.policy.policy import MIRROR_ABSENT, OVERLAY_ABSENT, PROFIL
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.overlay import Overlay
 

@@ -30,7 +30,7 @@ from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployment.deployer import is_served
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, read_deployment, release_key
 from paywarden.scoring.server.supervisor import serve, warm_up
-from paywarden.scoring.state.mirror import has_mirror
+from paywarden.scoring.state.mirror_file import has_mirror
 
 _log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ from paywarden.scoring.server.mapped_files import MappedFile
 from paywarden.scoring.server.takeover import HandOverDesk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state import mirror, overlay
-from paywarden.scoring.state.mirror import has_mirror
+from paywarden.scoring.state.mirror_file import has_mirror
 from paywarden.scoring.state.neighbours import hops
 
 _log = logging.getLogger(__name__)

@@ -42,7 +42,9 @@ from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks

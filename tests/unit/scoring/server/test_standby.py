@@ -13,7 +13,7 @@ import pytest
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from tests.services.product.processes import PaywardenProcess, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, Server
 from tests.unit.scoring.server.test_takeover import Caller
@@ -111,7 +111,7 @@ def test_a_version_without_a_mirror_does_not_take_over(versions: Versions) -> No
     versions.order("blue")
     versions.start("blue")
     address = versions.address_of("blue")
-    mirror = Path(versions.servers["green"].mirror.path) / "data.mdb"
+    mirror = versions.servers["green"].mirror.data_file
     os.rename(mirror, mirror.with_suffix(".away"))
     versions.start("green")
     with Caller(address) as caller:
