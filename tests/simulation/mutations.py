@@ -83,10 +83,6 @@ def _by_the_time_of_day(_: Any) -> Any:
     return lambda _self: int(importlib.import_module("tests.simulation.patches").TIME.time())
 
 
-def _unknown_fields_stay(_: Any) -> Any:
-    return lambda request: request.SerializeToString()
-
-
 def _never_begun_again(mend: Any) -> Any:
     def mended(self: Any) -> None:
         if self._begins_segment:
@@ -214,14 +210,6 @@ def _damaged_counts_end_it(_: Any) -> Any:
 
 
 MUTATIONS = {
-    "poisoned_outbox": Mutation(
-        "the outbox keeps bytes of a request that its reader cannot parse",
-        ("poisoned_request",),
-        30,
-        frozenset({"stuck", "decision_lost"}),
-        (Patch("scoring.requests.decoder", "canonical", _unknown_fields_stay),),
-        known=4,
-    ),
     "poisoned_topic": Mutation(
         "a header name that is not UTF-8 ends every stream worker",
         ("header_name",),

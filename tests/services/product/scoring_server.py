@@ -62,9 +62,7 @@ class Server:
 
         def found() -> bool:
             # A worker opens its port for gRPC first.
-            self.workers = [
-                child for child in parent.children() if port in {c.laddr.port for c in child.net_connections("tcp")}
-            ]
+            self.workers = [child for child in parent.children() if port in _ports_of(child)]
             return len(self.workers) == count
 
         wait_until(found, f"{count} workers listen")
@@ -79,3 +77,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         if hasattr(self, "parent") and self.parent.process.poll() is None:
             self.parent.stop()
+
+
+def _ports_of(process: psutil.Process) -> set[int]:
+    """Returns the TCP ports of a process; none of one that has ended meanwhile."""
+    try:
+        return {connection.laddr.port for connection in process.net_connections("tcp")}
+    except psutil.NoSuchProcess:
+        return set()
