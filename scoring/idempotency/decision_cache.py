@@ -282,16 +282,14 @@ class DecisionCache:
 
     def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Note in the slots where in this worker's outbox their records will begin. Call it before the append."""
-        count = len(slots)
-        self._int64s[count].pack_into(self._slots, 0, *slots)
-        self._int64s[count].pack_into(self._positions, 0, *positions)
-        claims.place_bound(self._frame_at, count)
+        self.put_slots(slots)
+        self._int64s[len(slots)].pack_into(self._positions, 0, *positions)
+        claims.place_bound(self._frame_at, len(slots))
 
     def settle(self, slots: Sequence[int]) -> None:
         """Note in the slots that the records are appended. Call it before the answers leave."""
-        count = len(slots)
-        self._int64s[count].pack_into(self._slots, 0, *slots)
-        claims.settle_bound(self._frame_at, count, self._owner)
+        self.put_slots(slots)
+        claims.settle_bound(self._frame_at, len(slots), self._owner)
 
     def release(self, slots: Sequence[int]) -> None:
         """Give claims back, since nothing was appended for them. The next worker that asks decides."""
