@@ -261,36 +261,26 @@ def companion(source: Source) -> None:
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes: about one for each core.")
 @click.option("--take-over", is_flag=True, help="Take the ports of the host that runs over, and end it.")
-@click.option("--standby", is_flag=True, help="Wait, loaded, until the deployment file names this feature catalogue.")
 @click.pass_obj
 @needs("serve")
-def serve(source: Source, bundle: str | None, workers: int, take_over: bool, standby: bool) -> None:
+def serve(source: Source, bundle: str | None, workers: int, take_over: bool) -> None:
     """Run the scoring workers.
 
     Their addresses are the first lines on stdout: HTTP, then gRPC, then "admin" with that of health and metrics.
 
-    SIGHUP reads [serve] bundle and [policy] anew, and the workers take them up without a refused call. New software
-    takes the place of the old without one by --take-over: it finds the host that runs by [serve] runtime.
-
-    With --standby two processes with different feature catalogues share [serve] runtime and the ports. The one whose
-    catalogue the deployment file names serves, and the other waits for its turn.
+    SIGHUP reads [serve] bundle and [policy] anew. Other workers that serve them take the sockets over, and no call is
+    refused. New software, or another feature catalogue, takes the place of the old in the same way by --take-over: it
+    finds the host that runs by [serve] runtime.
     """
     from paywarden.scoring.server import hang_ups
 
     hang_ups.hold()
-    from paywarden.scoring.server.standby import stand_by
-    from paywarden.scoring.server.supervisor import serve as run
+    from paywarden.scoring.server.host import serve as run
 
     def announce(addresses: Sequence[str]) -> None:
         click.echo("\n".join(addresses))
 
-    if standby and take_over:
-        raise Misconfigured("--standby: wanted without --take-over: it takes the ports over when it is its turn")
-    host = wiring.scoring_host(source, bundle)
-    if standby:
-        stand_by(host, workers, announce=announce)
-    else:
-        run(host, workers, announce=announce, takes_over=take_over)
+    run(wiring.scoring_host(source, bundle), workers, announce=announce, takes_over=take_over)
 
 
 @cli.command("warm-up")

@@ -2,16 +2,16 @@
 
 Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; then,
 in turns, open loops of two and a half seconds at half of that: `quiet`, and `swapping`, in which `[serve] bundle` is
-turned over from one to the next of three bundles of one size, each time with SIGHUP, until the worker has taken it up.
+turned over from one to the next of three bundles of one size, each time with SIGHUP, until new workers serve it.
 
     failed            calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones
     p99_ratio         p99 with swaps to that of the quiet loads, medians of the loads; the larger of the two protocols'
-    resident_ratio    the worker's anonymous memory after the swaps to that after the first turn of loads, likewise
-    swap_ms_p50, _max from the signal until the worker's count of swaps has risen
+    private_ratio     the most private memory of all of the host's processes during swaps to that before, likewise
+    swap_ms_p50, _max from the signal until the supervisor's count of swaps has risen
 
     python -m perf.swap [--swaps N] [--pause S] [--entities N] [--json FILE]
 
-A thread of the load asks for the swaps, and looks at one number of the worker, in memory that both map.
+Threads of the load ask for the swaps, look at the supervisor's count, and add up the memory.
 `…_lag_p99_ms` is how late the load itself was: it shares the machine.
 """
 
@@ -21,7 +21,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle
@@ -37,11 +37,10 @@ from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared_metrics import count_reader
 from perf.tools.measuring import arguments_of, drive, finish
-from perf.tools.processes import memory_kib
-from perf.tools.servers import pin_load, serving
+from perf.tools.processes import private_kib
+from perf.tools.servers import Server, pin_load, serving
 from perf.worlds.bundles import renamed
 from perf.worlds.scoring_world import World, built_world
 
@@ -49,9 +48,10 @@ from perf.worlds.scoring_world import World, built_world
 _OPTIONS = LoadOptions(connections=8, connections_max=8, streams=8)
 # Short loads in many turns: a moment of other work on the machine is in few of them.
 _SECONDS = 2.5
-# The longest time of a swap: a worker that has not taken it up by then never will.
+# The longest time of a swap: a host that has not followed by then never will.
 _SWAP_TIMEOUT_S = 30.0
 _LOOK_S = 0.005
+_MEMORY_LOOK_S = 0.1
 _BUNDLES = 3
 
 
@@ -70,41 +70,38 @@ def main() -> None:
     ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        count = count_reader(metrics, worker_name(0), "paywarden_swaps_total")
-        (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
-        swaps = _Swaps(link, bundles, server.process.pid, count, arguments.pause)
+        swaps = _Swaps(link, bundles, server.process.pid, metrics, arguments.pause)
         for name, target in (("http", server.http), ("grpc", server.grpc)):
             wanted = len(swaps.took_ms) + arguments.swaps // 2
-            figures |= _measured(name, target, bodies, swaps, wanted, worker)
+            figures |= _measured(name, target, bodies, swaps, wanted, server)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": figures["http_failed"] + figures["grpc_failed"],
-            **{name: max(figures[f"http_{name}"], figures[f"grpc_{name}"]) for name in ("p99_ratio", "resident_ratio")},
+            **{name: max(figures[f"http_{name}"], figures[f"grpc_{name}"]) for name in ("p99_ratio", "private_ratio")},
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
         }
-        assert server.worker_pids() == [worker], "the worker was restarted"
     finish(figures, arguments.json)
 
 
 def _measured(
-    name: str, target: str, bodies: Iterator[bytes], swaps: _Swaps, wanted: int, worker: int
+    name: str, target: str, bodies: Iterator[bytes], swaps: _Swaps, wanted: int, server: Server
 ) -> dict[str, float]:
     """Return the figures of one protocol: quiet loads and loads with swaps in turns, until there are `wanted` swaps."""
     rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
-    quiet, swapping, resident_kib = list[LoadReport](), list[LoadReport](), 0
+    quiet, swapping, private_ratio = list[LoadReport](), list[LoadReport](), 0.0
 
     def load() -> LoadReport:
         return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
 
     while len(swaps.took_ms) < wanted or not quiet:
         quiet.append(load())
-        with swaps.again_and_again():
+        before = private_kib(server.process.pid)
+        with swaps.again_and_again(), _most_private(server) as most_kib:
             swapping.append(load())
-        # The load itself takes memory, and so do the first swaps beside it: the allocator keeps it for the next.
-        resident_kib = resident_kib or memory_kib("RssAnon", worker)
+        private_ratio = max(private_ratio, most_kib[0] / before)
     p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, swapping))
     return {
         f"{name}_rate": rate,
@@ -115,25 +112,21 @@ def _measured(
         f"{name}_p99_ms": p99_ms,
         f"{name}_p99_ms_swapping": swapping_p99_ms,
         f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
-        f"{name}_resident_mb": resident_kib / 1024,
-        f"{name}_resident_ratio": memory_kib("RssAnon", worker) / resident_kib,
+        f"{name}_private_ratio": private_ratio,
     }
 
 
 class _Swaps:
-    """Turns a link over from bundle to bundle in a thread, and measures how long the worker takes to follow."""
+    """Turns a link over from bundle to bundle in a thread, and measures how long the host takes to follow."""
 
-    def __init__(
-        self, link: Path, bundles: Sequence[Path], supervisor: int, count: Callable[[], int], pause_s: float
-    ) -> None:
-        """`count` returns the swaps that the worker has made."""
+    def __init__(self, link: Path, bundles: Sequence[Path], supervisor: int, metrics: Path, pause_s: float) -> None:
         self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
-        self._count, self._pause_s = count, pause_s
+        self._metrics, self._pause_s = metrics, pause_s
         self.took_ms = list[float]()
 
     @contextmanager
     def again_and_again(self) -> Iterator[None]:
-        """Swap until the block ends. Raises RuntimeError if the worker did not follow once."""
+        """Swap until the block ends. Raises RuntimeError if the host did not follow once."""
         over = Event()
         with ThreadPoolExecutor(1) as pool:
             swapping = pool.submit(self._swap_until, over)
@@ -151,9 +144,31 @@ class _Swaps:
             os.kill(self._supervisor, signal.SIGHUP)
             while self._count() == before:
                 if time.monotonic() > began + _SWAP_TIMEOUT_S:
-                    raise RuntimeError("the worker does not take up the other bundle")
+                    raise RuntimeError("the host does not bring the other bundle into service")
                 time.sleep(_LOOK_S)
             self.took_ms.append(1000 * (time.monotonic() - began))
+
+    def _count(self) -> int:
+        # The supervisor writes its file again for each count.
+        return count_reader(self._metrics, "supervisor", "paywarden_swaps_total")()
+
+
+@contextmanager
+def _most_private(server: Server) -> Iterator[list[int]]:
+    """Give a list of one number: at the end, the most private memory of the host's processes, in KiB."""
+    most, over = [0], Event()
+
+    def look() -> None:
+        while not over.wait(_MEMORY_LOOK_S):
+            most[0] = max(most[0], private_kib(server.process.pid))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield most
+        finally:
+            over.set()
+        looking.result()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ A payment with card_count_1h = 7 and amount = 50000 goes right twice. card_count
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -307,11 +307,10 @@ class Explainer:
         *,
         slope: float,
         leaves: LeafFinder | None = None,
-        rest: Callable[[], object] = lambda: None,
     ) -> None:
         """`slope` is the calibration's: the score's log-odds change by `slope` when the margin changes by 1.
 
-        `leaves` finds the leaves of this model; without it the trees are walked. `rest` is called between two steps.
+        `leaves` finds the leaves of this model; without it the trees are walked.
         """
         self.base = trees.base
         self._names, self._slope = tuple(feature_names), slope
@@ -321,7 +320,7 @@ class Explainer:
         arrays: dict[str, NDArray[Any]] | None = None
         # A tree that is one leaf has no root here, but a number in the library.
         if leaves is not None and leaves.tree_count == len(trees.roots):
-            arrays = path_arrays(trees.nodes, trees.changes, trees.roots, rest)
+            arrays = path_arrays(trees.nodes, trees.changes, trees.roots)
         # Only while the library knows the leaves: it takes the place of the walk, whose records are not made then.
         self._leaves = None if arrays is None else leaves
         if arrays is None:

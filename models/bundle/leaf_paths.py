@@ -16,7 +16,6 @@ Example: in the tree of models/bundle/explanations.py the nodes are 0 and 1, and
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +34,6 @@ I32 = NDArray[np.int32]
 NODES_MAX = 127
 # The children of an inner node in `nodes`; see explanations.py, which takes no constants from here.
 _LEFT, _RIGHT = 2, 3
-# Trees that are listed between two rests.
-_TREES_A_STEP = 64
 
 
 class PathSlots(NamedTuple):
@@ -142,28 +139,21 @@ def add_paths(frame_at: int, leaves_at: int) -> None:
             contributions[not_negative(np.int64(features[node]))] += changes[not_negative(2 * first + way)]
 
 
-def path_arrays(
-    nodes: I32, changes: NDArray[np.float64], roots: I32, rest: Callable[[], object]
-) -> dict[str, NDArray[Any]] | None:
+def path_arrays(nodes: I32, changes: NDArray[np.float64], roots: I32) -> dict[str, NDArray[Any]] | None:
     """Returns the arrays of the frame for trees as in explanations.Trees, without vector and contributions.
 
-    None if there is no tree, one is too large, or one is no tree. `rest` is called between two steps.
+    None if there is no tree, one is too large, or one is no tree.
     """
     firsts = roots.astype(np.int64)
     counts = np.diff(firsts, append=len(nodes))
     if not len(firsts) or counts.max() > NODES_MAX:
         return None
     total = _leaves_below(nodes, np.zeros(len(nodes), dtype=np.int64))
-    rest()
     # A tree has one leaf more than nodes.
     leaves = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts + 1)])
     bounds, steps = _pages(int(leaves[-1]) + 1, np.int64), _pages(total, np.uint8)
-    for first in range(0, len(firsts), _TREES_A_STEP):
-        rest()
-        last = min(first + _TREES_A_STEP, len(firsts))
-        if not _list_paths(nodes, firsts, leaves, first, last, bounds, steps):
-            return None
-    rest()
+    if not _list_paths(nodes, firsts, leaves, 0, len(firsts), bounds, steps):
+        return None
     own, tested = _pages(2 * len(nodes), np.float64), _pages(len(nodes), np.int32)
     own[:], tested[:] = changes.ravel(), nodes[:, 0]
     return {

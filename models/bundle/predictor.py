@@ -49,17 +49,15 @@ class NativePredictor:
         self,
         library: Path,
         feature_count: int,
-        rest: Callable[[], object] = lambda: None,
         *,
         content: bytes | None = None,
     ) -> None:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load.
 
-        `rest` is called between two steps. `content`: the file's bytes, for a caller that has read it.
+        `content`: the file's bytes, for a caller that has read it.
         """
         try:
-            self._handle = _load(library, rest, read_regular(library, None) if content is None else content)
-            rest()
+            self._handle = _load(library, read_regular(library, None) if content is None else content)
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
             self._margins: Any = _MARGINS(self.address)
@@ -145,7 +143,7 @@ def _leaves_of(handle: int) -> int:
         return 0
 
 
-def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:
+def _load(library: Path, content: bytes) -> int:
     """Load a library, whose file holds `content`. For a path it has loaded before, the loader returns the old one.
 
     The loader maps the file. If somebody writes over that file, or cuts it short, the code of a running process
@@ -155,26 +153,24 @@ def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:
     copy = _copied(library.name, content)
     if copy is not None:
         try:
-            if handle := _opened(f"/proc/self/fd/{copy}", library.name, rest):
+            if handle := _opened(f"/proc/self/fd/{copy}", library.name):
                 return handle
         finally:
             os.close(copy)
     # Some systems load nothing from there.
-    handle = _opened(library.resolve(), library.name, rest)
+    handle = _opened(library.resolve(), library.name)
     # The second attempt raises the error.
     return handle or int(_ctypes.dlopen(str(library.resolve()), ctypes.DEFAULT_MODE))
 
 
-def _opened(file: Path | str, name: str, rest: Callable[[], object]) -> int:
+def _opened(file: Path | str, name: str) -> int:
     """Returns the loader's handle of a library, under a path that it has not seen yet; 0 if it does not load."""
     with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
         # The link can be deleted at once, because the loader has opened the file.
         link = Path(folder) / name
         link.symlink_to(file)
-        rest()
         # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
         handle = _dlopen()(str(link).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
-        rest()
         return int(handle or 0)
 
 

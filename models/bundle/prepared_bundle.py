@@ -4,15 +4,14 @@
     FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model, with their checksums
     FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
 
-`load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
-nobody. A process beside the workers does that once (`prepare_bundle`). A worker then reads the library and the
-arrays (`load_prepared`). The copy matters: the process loads the very bytes that were checked, whatever happens to the
-bundle later.
+`load_bundle` parses the model's text and computes checksums: some 100 ms of Python. A process beside the workers does
+that once (`prepare_bundle`). A serving process then reads the library and the arrays (`load_prepared`). The copy
+matters: the process loads the very bytes that were checked, whatever happens to the bundle later.
 
-A worker answers payments while a thread of it loads. The loading is therefore many steps of some tenths of a
-millisecond, and the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle
-that is dropped leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms
-no process that has loaded it. Compiled code follows the arrays without a check, so a file that has changed is refused.
+The supervisor of a host loads it, and its workers inherit it. The arrays and the explainer's records have pages of
+their own: the workers share them, and a bundle that is dropped leaves no holes in the heap. Nothing of a file is
+mapped: one that is cut short, or written over, harms no process that has loaded it. Compiled code follows the arrays
+without a check, so a file that has changed is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ _PREPARED, _COPY = "prepared.json", "bundle"
 _TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
 # Golden vectors that the loading process tries: enough to touch the pages of the library.
 _TRIED_ROWS = 64
-# A checksum of this many bytes takes a tenth of a millisecond.
 _STEP_BYTES = 1 << 18
 
 
@@ -107,7 +105,7 @@ def prepare_bundle(
         np.save(folder / f"{name}.vectors.npy", vectors[:_TRIED_ROWS], allow_pickle=False)
         np.save(folder / f"{name}.margins.npy", margins[:_TRIED_ROWS], allow_pickle=False)
         library = native_library(copy, part)
-        checksums = {file: _checksum_of(folder / file, no_rest) for file in _files_of(name)}
+        checksums = {file: _checksum_of(folder / file) for file in _files_of(name)}
         parts[name] = {"base": trees.base, "native": library.exists(), "checksums": checksums}
         if library.exists():
             parts[name]["crc32"] = zlib.crc32(library.read_bytes())
@@ -116,29 +114,22 @@ def prepare_bundle(
     return manifest
 
 
-def no_rest() -> None:
-    """Go on at once: for a process that answers nobody while it loads a bundle."""
-
-
-def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> PreparedBundle:
+def load_prepared(folder: Path) -> PreparedBundle:
     """Load the files that `prepare_bundle` wrote into a private folder, and try some golden vectors.
 
-    `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
+    Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
     try:
         text = without_checksum(read_regular(folder / _PREPARED).decode("utf-8"))
-        rest()
         content: dict[str, Any] = json.loads(text)
-        rest()
         if content["format"] != _FORMAT:
             raise BundleRefused(f"prepared bundle {folder}: wanted format {_FORMAT}, got {content['format']}")
         manifest = Manifest(**content["manifest"])
-        rest()
-        predictor, explainer = _part(folder, manifest, LARGE, content, rest, slope=manifest.calibration_slope)
+        predictor, explainer = _part(folder, manifest, LARGE, content, slope=manifest.calibration_slope)
         if not manifest.cascade:
             return PreparedBundle(Bundle(manifest, predictor, explainer), content["digest"])
         cascade = Cascade.of_record(manifest.cascade)
-        first, first_explainer = _part(folder, manifest, FIRST, content, rest, slope=cascade.calibration_slope)
+        first, first_explainer = _part(folder, manifest, FIRST, content, slope=cascade.calibration_slope)
     except (*UNREADABLE, AttributeError, RecursionError) as error:
         raise BundleRefused(f"prepared bundle {folder}: it is gone or damaged: {error}") from error
     both = CascadePredictor(
@@ -165,7 +156,6 @@ def _part(
     manifest: Manifest,
     part: ModelPart,
     content: dict[str, Any],
-    rest: Callable[[], object],
     *,
     slope: float,
 ) -> tuple[Predictor, Explainer]:
@@ -178,42 +168,33 @@ def _part(
             require_unwritable(library)
         except Misconfigured as error:
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
-        rest()
         # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
         wanted, code = told.get("crc32"), read_regular(library, None)
         if wanted is not None and zlib.crc32(code) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
-        rest()
-        predictor = NativePredictor(library, len(manifest.feature_names), rest, content=code)
+        predictor = NativePredictor(library, len(manifest.feature_names), content=code)
     else:
         if sha256_of(copy / part.model_text) != manifest.files[part.model_text]:
             raise BundleRefused(f"prepared bundle {folder}: its {part.model_text} is damaged")
         predictor = GtilPredictor(copy / part.model_text)
-    rest()
     # One that an earlier release prepared has no checksums.
     for file, wanted in told.get("checksums", {}).items():
-        if _checksum_of(folder / file, rest) != wanted:
+        if _checksum_of(folder / file) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its {file} is damaged")
     with open_regular(folder / f"{name}.vectors.npy") as file:
         vectors = np.load(file, allow_pickle=False)
-    rest()
     with open_regular(folder / f"{name}.margins.npy") as file:
         margins = np.load(file, allow_pickle=False)
-    rest()
     if predictor.margins(np.ascontiguousarray(vectors)).tolist() != margins.tolist():
         raise BundleRefused(f"prepared bundle {folder}: golden vectors get another score")
     arrays = {}
     for array in _TREES:
-        rest()
-        arrays[array] = _paged(folder / f"{name}.{array}.npy", rest)
-    rest()
+        arrays[array] = _paged(folder / f"{name}.{array}.npy")
     leaves = predictor if isinstance(predictor, NativePredictor) else None
     trees = Trees(**arrays, base=told["base"])
-    explainer = Explainer(trees, manifest.feature_names, slope=slope, leaves=leaves, rest=rest)
-    rest()
+    explainer = Explainer(trees, manifest.feature_names, slope=slope, leaves=leaves)
     if len(vectors):
         explainer.reasons(np.ascontiguousarray(vectors[0]), 1)
-    rest()
     return predictor, explainer
 
 
@@ -222,21 +203,19 @@ def _files_of(name: str) -> list[str]:
     return [f"{name}.{array}.npy" for array in (*_TREES, "vectors", "margins")]
 
 
-def _checksum_of(path: Path, rest: Callable[[], object]) -> int:
+def _checksum_of(path: Path) -> int:
     found = 0
     with open_regular(path) as file:
         while step := file.read(_STEP_BYTES):
             found = zlib.crc32(step, found)
-            rest()
     return found
 
 
-def _paged(path: Path, rest: Callable[[], object]) -> NDArray[Any]:
+def _paged(path: Path) -> NDArray[Any]:
     """Returns the array of a file, in pages of its own: a file that is cut short later does not kill the process."""
     open_regular(path).close()
     described: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     assert isinstance(described, np.memmap)
-    rest()
     pages = mmap.mmap(-1, max(1, described.nbytes))
     with open_regular(path) as file:
         file.seek(described.offset)

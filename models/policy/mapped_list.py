@@ -9,18 +9,17 @@
    and to free it again would take as long as 50 ms, in which a worker would answer nobody.
 3. No entry has the byte 0 (`can_be_mapped`). A text that has one is in no list.
 4. The file itself is never mapped. If somebody cut it short, each process that had it mapped would be killed (SIGBUS);
-   if somebody wrote over it, cards would leave a list or come to it. The supervisor of a host copies it into memory
-   that nobody can change (`sealed_copy`), which the workers map. Anybody else has a copy of its own.
+   if somebody wrote over it, cards would leave a list or come to it. It is copied. The supervisor of a host has the
+   copy, and its workers inherit it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from zlib import crc32
 
@@ -32,11 +31,7 @@ MAPPED_FROM = 10_000
 _MAGIC = b"PWLIST\x01\n"
 _HEAD = struct.Struct("=8sQQ")
 _ENTRIES_A_BUCKET = 4
-# A step of copying: some tenths of a millisecond.
 _STEP_BYTES = 1 << 18
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-# The memory holds no code. Python has no name for it yet.
-_MFD_NOEXEC_SEAL = 0x0008
 
 
 def can_be_mapped(entries: Set[str]) -> bool:
@@ -63,37 +58,6 @@ def write_mapped_list(path: Path, entries: Iterable[str]) -> int:
     return crc32(whole)
 
 
-def sealed_copy(path: Path, checksum: int | None, name: str) -> int:
-    """Copy the file of a list into memory that nobody can change; returns its descriptor.
-
-    `checksum`: the CRC-32 of the file. `name` tells this memory from other (`MappedList.sealed`). Raises OSError, and
-    Misconfigured if the file is damaged.
-    """
-    with open_regular(path) as file:
-        descriptor = _memory(name)
-        try:
-            found = 0
-            with open(descriptor, "wb", closefd=False) as copy:
-                while step := file.read(_STEP_BYTES):
-                    found = crc32(step, found)
-                    copy.write(step)
-            _require_checksum(path, found, checksum)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _memory(name: str) -> int:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
-    except OSError:
-        # A kernel before 6.3 does not know the flag.
-        return os.memfd_create(name, flags)
-
-
 def _require_checksum(path: Path, found: int, wanted: int | None) -> None:
     if wanted is not None and found != wanted:
         raise Misconfigured(f"{path}: the list is damaged: wanted the checksum {wanted:08x}, got {found:08x}")
@@ -104,11 +68,10 @@ class MappedList(Set[str]):
 
     __slots__ = ("_buckets", "_count", "_map", "_mask", "_starts")
 
-    def __init__(self, path: Path, checksum: int | None = None, rest: Callable[[], object] = lambda: None) -> None:
-        """Copy a file that `write_mapped_list` wrote into memory of this process.
+    def __init__(self, path: Path, checksum: int | None = None) -> None:
+        """Copy a file that `write_mapped_list` wrote into memory of this process and of those that it forks.
 
-        `checksum`: its CRC-32, if that is known. `rest` is called between two steps. Raises OSError, and Misconfigured
-        if it is damaged or something else.
+        `checksum`: its CRC-32, if that is known. Raises OSError, and Misconfigured if it is damaged or something else.
         """
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -118,34 +81,11 @@ class MappedList(Set[str]):
                 pages[place : place + len(step)] = step
                 found = crc32(step, found)
                 place += len(step)
-                rest()
         _require_checksum(path, found, checksum)
         self._take(pages, place, str(path))
 
-    @classmethod
-    def sealed(cls, path: str, name: str) -> MappedList | None:
-        """Map memory that `sealed_copy` made, by the path of its descriptor; None if something else is there."""
-        try:
-            # Nothing that may be there instead can hold this up.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            if os.readlink(f"/proc/self/fd/{descriptor}") != f"/memfd:{name} (deleted)":
-                return None
-            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-                return None
-            found: MappedList = cls.__new__(cls)
-            found._take(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), None, name)
-        except (OSError, ValueError, Misconfigured):
-            return None
-        finally:
-            os.close(descriptor)
-        return found
-
-    def _take(self, pages: mmap.mmap, size: int | None, name: str) -> None:
-        """Read from these pages. `size`: how many bytes of them are the list; None for all."""
-        size = len(pages) if size is None else size
+    def _take(self, pages: mmap.mmap, size: int, name: str) -> None:
+        """Read from these pages. `size`: how many bytes of them are the list."""
         self._map = pages
         try:
             magic, count, buckets = _HEAD.unpack(pages[: min(size, _HEAD.size)])

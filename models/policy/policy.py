@@ -203,12 +203,10 @@ class Policy:
         decline_at: float,
         lists: Mapping[str, Set[str]] | None = None,
         catalogue: Catalogue = CATALOGUE,
-        rest: Callable[[], object] = lambda: None,
     ) -> None:
         """`review_at`, `decline_at`: the bundle's thresholds. `lists`: from `read_lists`.
 
-        `catalogue`: declares the features of the vectors. `rest` is called after each condition: to compile one takes
-        some tenths of a millisecond. Raises Misconfigured naming the setting, rule or segment.
+        `catalogue`: declares the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
         self.settings, self.lists = settings, lists or {}
         self._of_bundle = review_at, decline_at
@@ -226,10 +224,8 @@ class Policy:
         if settings.segments or settings.rules:
             vocabulary = _vocabulary(catalogue, lists)
             for segment in settings.segments:
-                rest()
                 self._segments.append(_segment(segment, self.thresholds, vocabulary))
             for rule in settings.rules:
-                rest()
                 (self._overrides if rule.override else self._rules).append(_rule(rule, vocabulary))
 
     @cached_property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,6 @@ from paywarden.schemas.file_state import read_regular
 _POLICY, _LISTS = "policy.json", "lists.json"
 # The exceptions of reading damaged files.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-
-
-SharedList = Callable[[str], MappedList | None]
-"""Returns the list of a digest from memory that processes share; None if there is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LongList:
-    """A long list of a prepared policy: its digest, its file, and the file's CRC-32, if that is known."""
-
-    digest: str
-    path: Path
-    checksum: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +61,6 @@ def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at
     (folder / _POLICY).write_text(with_checksum(whole), encoding="utf-8")
 
 
-def long_lists(folder: Path) -> list[LongList]:
-    """Returns the long lists of a policy that `prepare_policy` wrote, none if it is gone.
-
-    Raises Misconfigured if it is damaged.
-    """
-    try:
-        content = json.loads(_text_of(folder / _POLICY))
-        return [
-            LongList(digest, path, content.get("list_checksums", {}).get(name))
-            for name, digest in content["list_digests"].items()
-            if (path := folder / f"{name}.list").exists()
-        ]
-    except FileNotFoundError:
-        return []
-    except _UNREADABLE as error:
-        raise _damaged(folder, error) from error
-
-
 def _text_of(path: Path) -> str:
     return without_checksum(read_regular(path).decode("utf-8"))
 
@@ -104,22 +73,17 @@ def load_policy(
     folder: Path,
     catalogue: Catalogue,
     earlier: PreparedPolicy | None = None,
-    rest: Callable[[], object] = lambda: None,
-    shared: SharedList = lambda _: None,
 ) -> PreparedPolicy:
     """Read the files of `prepare_policy`. If `earlier` is the same policy, or has the same lists, these are reused.
 
-    A long list that is not `shared` is copied into memory of this process. `rest` is called between two steps. Raises
-    Misconfigured if the files are gone or damaged.
+    A long list is copied into memory of this process. Raises Misconfigured if the files are gone or damaged.
     """
     try:
         text = _text_of(folder / _POLICY)
-        rest()
         content: dict[str, Any] = json.loads(text)
         thresholds = {name: content[name] for name in ("review_at", "decline_at")}
         if earlier is not None and earlier.digest == content["digest"] and earlier.policy.is_made_with(**thresholds):
             return PreparedPolicy(earlier.policy, content["digest"], content["list_digests"])
-        rest()
         settings = dict(content["settings"])
         settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
         settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
@@ -130,15 +94,12 @@ def load_policy(
             read = json.loads(_text_of(folder / _LISTS))
             checksums = content.get("list_checksums", {})
             lists = {}
-            for name, digest in content["list_digests"].items():
+            for name in content["list_digests"]:
                 if name in read:
                     lists[name] = frozenset(read[name])
-                elif (found := shared(digest)) is not None:
-                    lists[name] = found
                 else:
-                    lists[name] = MappedList(folder / f"{name}.list", checksums.get(name), rest)
-        made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
-        rest()
+                    lists[name] = MappedList(folder / f"{name}.list", checksums.get(name))
+        made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue)
         return PreparedPolicy(made, content["digest"], content["list_digests"])
     except _UNREADABLE as error:
         raise _damaged(folder, error) from error

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -162,12 +162,11 @@ class PaymentScorer:
         models: ModelChain,
         policy: Policy,
         origins: Sequence[Origin] = (),
-        rest: Callable[[], object] = lambda: None,
     ) -> Served:
-        """Returns a model and a policy made ready for `take_up`. Another thread may call it.
+        """Returns a model and a policy made ready for `take_up`.
 
         `origins`: one for each model of the chain, and the last for decisions without a model. Empty: records have no
-        origin. `rest` is called between two steps.
+        origin.
         """
         known = [replace(origin, profile_set=self._profile_set) for origin in origins]
         return Served(
@@ -178,7 +177,6 @@ class PaymentScorer:
             catalogue_digest=self._engine.plan.digest,
             usual_flags=self._features.usual_flags,
             explored_share=0.0 if self._exploration is None else self._exploration.share,
-            rest=rest,
         )
 
     def take_up(self, served: Served) -> Served:

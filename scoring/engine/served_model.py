@@ -4,14 +4,13 @@
     policy ─┼─► Served: bound scoring call, kept responses of approvals, record writer with the origins
     origins ┘
 
-`PaymentScorer` decides each chunk with one `Served`. A swap of the model replaces this one object: everything that
-takes time happens when it is made, which another thread may do.
+`PaymentScorer` decides each chunk with one `Served`. A share of a rollout replaces this one object.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +20,6 @@ from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_ABSENT, MIRR
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin, RecordWriter, tail
-
-# Tails of approvals that are made in one step: some 10 µs each.
-_KEPT_A_STEP = 8
 
 
 class Served:
@@ -54,12 +50,11 @@ class Served:
         catalogue_digest: str,
         usual_flags: Iterable[tuple[str, ...]],
         explored_share: float = 0.0,
-        rest: Callable[[], object] = lambda: None,
     ) -> None:
         """`origins`: one for each model of the chain, and the last for decisions without a model.
 
         `vectors`: the scorer's own, shape (rows_max, features). `usual_flags`: the sets of flags of most payments.
-        `explored_share`: of the coin that exploration tosses; 0 without it. `rest` is called between two steps.
+        `explored_share`: of the coin that exploration tosses; 0 without it.
         """
         self.models, self.policy, self.origins = models, policy, tuple(origins)
         self.score_vectors = models.bind(vectors)
@@ -74,13 +69,11 @@ class Served:
             self._propensities[propensity] = len(written)
             written += [replace(origin, propensity=propensity) for origin in self.origins]
         # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.
-        rest()
         self.writer = RecordWriter(vectors, catalogue_digest, os.urandom(8).hex(), written)
-        rest()
         self.approved: dict[tuple[str, ...], int] = {}
         """The number of the kept tail of an approval, by its flags. These tails name the primary model."""
         self.approved_below, _ = policy.thresholds
-        self._keep_approvals(usual_flags, rest)
+        self._keep_approvals(usual_flags)
 
     def origin_of(self, model: int, propensity: float = 1.0) -> int:
         """Returns the place of a model's origin. `model`: its index in the chain, or NO_MODEL.
@@ -89,15 +82,13 @@ class Served:
         """
         return self._propensities[propensity] + (model if model >= 0 else self._last_origin)
 
-    def _keep_approvals(self, usual_flags: Iterable[tuple[str, ...]], rest: Callable[[], object]) -> None:
+    def _keep_approvals(self, usual_flags: Iterable[tuple[str, ...]]) -> None:
         """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
         if self.policy.has_conditions:
             return
         usual = [*usual_flags, (MIRROR_ABSENT,)]
         facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), 0.0, ())
-        for number, flags in enumerate(dict.fromkeys((*usual, *((*some, MIRROR_STALE) for some in usual)))):
-            if number % _KEPT_A_STEP == _KEPT_A_STEP - 1:
-                rest()
+        for flags in dict.fromkeys((*usual, *((*some, MIRROR_STALE) for some in usual))):
             facts.flags = flags
             action, reasons = self.policy.decide(facts)
             if action == ACTIONS[APPROVE] and not reasons:

@@ -1,8 +1,7 @@
-"""The metrics of releases: which bundle and policy each worker serves, and how its swaps went."""
+"""The metrics of releases: which bundle and policy each worker serves, and how the swaps of its host went."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ def swap_failures(registry: MetricsRegistry, step: str) -> Counter:
 
 @dataclass(frozen=True)
 class SwapMetrics:
-    """Counts of a worker's swaps and failures, and the time of the last swap."""
+    """Counts of a host's swaps, of those whose new workers failed, and the time of the last swap."""
 
     swaps: Counter
     failures: Counter
@@ -34,11 +33,11 @@ class SwapMetrics:
     @classmethod
     def declare(cls, registry: MetricsRegistry) -> SwapMetrics:
         return cls(
-            registry.counter("paywarden_swaps_total", "Swaps of the release that a worker has made."),
+            registry.counter("paywarden_swaps_total", "Swaps of the release by a new generation of workers."),
             swap_failures(registry, TAKE_UP),
             registry.gauge(
                 "paywarden_swap_timestamp_seconds",
-                "Time of a worker's last swap of the release, in seconds since the epoch.",
+                "Time of a host's last swap of the release, in seconds since the epoch.",
             ),
         )
 
@@ -53,30 +52,21 @@ class ShownRelease(NamedTuple):
 
 
 class ReleaseInfo:
-    """Shows the releases of a worker as `paywarden_bundle_info`, in a file of their own: their labels change.
-
-    One thread may show releases while another closes it.
-    """
+    """Shows the releases of a worker as `paywarden_bundle_info`, in a file of their own: their labels change."""
 
     def __init__(self, directory: Path, worker: str) -> None:
         self._directory, self._name = directory, f"{worker}-release"
         self._registry = MetricsRegistry()
-        self._lock, self._is_closed = threading.Lock(), False
 
     def show(self, releases: Iterable[ShownRelease]) -> None:
-        """Show these releases and no other, unless it is closed. Writes a file. Raises Misconfigured."""
-        with self._lock:
-            if self._is_closed:
-                return
-            self._registry.close()
-            self._registry = MetricsRegistry()
-            declare_info(self._registry, releases)
-            self._registry.open(self._directory, self._name)
+        """Show these releases and no other. Writes a file. Raises Misconfigured."""
+        self._registry.close()
+        self._registry = MetricsRegistry()
+        declare_info(self._registry, releases)
+        self._registry.open(self._directory, self._name)
 
     def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            self._registry.close()
+        self._registry.close()
 
 
 def declare_info(registry: MetricsRegistry, releases: Iterable[ShownRelease]) -> None:

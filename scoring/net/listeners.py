@@ -1,6 +1,6 @@
 """Opens the listeners of a host: a TCP port that its workers share, and a Unix domain socket that they inherit.
 
-    TCP    parent: reserve_port ─ fork ─► each worker: open_listener (SO_REUSEPORT); the kernel spreads connections
+    TCP    parent: reserve_port, bound_socket (SO_REUSEPORT) ─ fork ─► worker: accept; the kernel spreads connections
     Unix   parent: unix_listener ─ fork ─► each worker accepts from the socket that it has inherited
 
 A Unix domain socket cannot be shared with SO_REUSEPORT, so the parent listens on it.
@@ -34,7 +34,7 @@ _PENDING_PLAIN_MAX = 4096
 
 
 def reserve_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
-    """Returns a bound socket that does not listen. It reserves the port for workers that call `open_listener` later.
+    """Returns a bound socket that does not listen. It reserves the port for those that listen there later.
 
     The parent of the workers keeps it until they have ended. If `port` is 0, `getsockname()[1]` is the port that was
     found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of the same user
@@ -50,6 +50,11 @@ def reserve_port(host: str, port: int, *, is_shared: bool = False) -> socket.soc
     # on, it makes another parent's probe fail.
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return held
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket on a reserved port, on which nobody listens yet (`accept`). Raises Misconfigured."""
+    return _bound(host, port, reuse_port=True)
 
 
 def open_listener(host: str, port: int, *, backlog: int) -> socket.socket:

@@ -42,6 +42,8 @@ _LIMITS = HttpSettings(connections_max=64, body_bytes_max=4096, idle_timeout_ms=
 _BACKLOG = 512
 # How often it looks for its parent and for changed tokens.
 _LOOK_S = 0.5
+# The last one: another host has taken the ports over.
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def admin_main(
@@ -51,8 +53,6 @@ def admin_main(
 
     `name` is that of its file of metrics. Returns its exit code.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(host, endpoints, parent, beat, name))
@@ -82,9 +82,9 @@ async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: C
         metrics_need_token=host.auth.metrics_need_token,
         readiness=lambda: _missing(host),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         loop.add_signal_handler(number, stopped.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     loop.add_reader(endpoints.demand.read_fd, _publish, endpoints, renderer)
     await server.start(open_listener(host.admin_host, endpoints.admin_port, backlog=_BACKLOG))
     while not stopped.is_set() and os.getppid() == parent:

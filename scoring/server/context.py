@@ -28,6 +28,7 @@ from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server.deployment.releases import Release, ReleaseSource
+from paywarden.scoring.server.places import Places
 from paywarden.scoring.server.takeover import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
@@ -60,7 +61,7 @@ class ServerContext:
 
     engine: FeatureEngine
     rates: RateTable
-    # The release that decides at first.
+    # The release that decides at first (scoring/server/deployment/deployer.py has later ones).
     release: Release
     chain: ChainSettings
     http: HttpSettings
@@ -157,17 +158,15 @@ class Endpoints:
     grpc_unix: socket.socket | None
     tokens: Tokens | None
     tls: Tls | None
-    # The sockets that an earlier host handed over, and the workers' ends of the sockets to the parent.
-    taken: Taken | None = None
-    controls: Sequence[socket.socket] = ()
+    # The sockets of the ports, by the worker's place.
+    places: Places
     # Set when another host takes this one's ports over.
     handed_over: Event = field(default_factory=Event)
 
-    @property
-    def shared(self) -> dict[str, socket.socket]:
-        """The listeners that the parent itself holds, by kind."""
-        found = {HTTP_UNIX: self.http_unix, GRPC_UNIX: self.grpc_unix}
-        return {kind: listener for kind, listener in found.items() if listener is not None}
+    def listeners(self) -> list[tuple[str, socket.socket]]:
+        """Returns all listeners with their kinds."""
+        unix = ((HTTP_UNIX, self.http_unix), (GRPC_UNIX, self.grpc_unix))
+        return [*self.places, *((kind, each) for kind, each in unix if each is not None)]
 
     def refresh(self) -> None:
         """Load tokens and certificates that have been replaced."""
@@ -186,7 +185,7 @@ class Endpoints:
 
 
 @contextmanager
-def open_endpoints(host: ServerContext, taken: Taken | None = None) -> Iterator[Endpoints]:
+def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None = None) -> Iterator[Endpoints]:
     """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
 
     `taken`: the sockets that the present host hands over. Raises Misconfigured naming the port, socket or file.
@@ -217,9 +216,13 @@ def open_endpoints(host: ServerContext, taken: Taken | None = None) -> Iterator[
         unix(http.unix_socket, http.backlog, HTTP_UNIX) as http_unix,
         unix(grpc.unix_socket if grpc.enabled else "", grpc.backlog, GRPC_UNIX) as grpc_unix,
     ):
+        http_port = http_held.getsockname()[1]
         grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
+        ports = {HTTP: (http.host, http_port)}
+        if grpc_port is not None:
+            ports[GRPC] = (grpc.host, grpc_port)
         yield Endpoints(
-            http_port=http_held.getsockname()[1],
+            http_port=http_port,
             admin_port=admin_held.getsockname()[1],
             demand=demand,
             http_unix=http_unix,
@@ -227,7 +230,7 @@ def open_endpoints(host: ServerContext, taken: Taken | None = None) -> Iterator[
             grpc_unix=grpc_unix,
             tokens=tokens,
             tls=tls,
-            taken=taken,
+            places=Places(worker_count, ports, taken),
             handed_over=handed_over,
         )
 

@@ -1,18 +1,18 @@
 """A second `paywarden serve` takes the ports of the first one over, and no call is refused.
 
-    new ── "listeners" ──► old parent ── asks ──► its workers
-    new ◄── the very sockets (SCM_RIGHTS) ◄────── their listening sockets
+    new ── "listeners" ──► old parent
+    new ◄── the very sockets (SCM_RIGHTS) ── of its ports (places.py), and the Unix domain sockets
     new workers accept from them, beside the old ones
     new ── "ready" ──────► old parent: its workers accept no more, answer what is in flight, and end
 
-1. A listening socket has a queue of connections that nobody has accepted yet. With SO_REUSEPORT each worker has a queue
-   of its own, and a worker that closes its socket drops the connections that wait there. Therefore the sockets
-   themselves are handed over: one queue, whose connections the new workers accept.
+1. A listening socket has a queue of connections that nobody has accepted yet. Therefore the sockets themselves are
+   handed over: one queue, whose connections the new workers accept.
 2. Until "ready" nothing has changed for the old host. If the new one dies before, the old one goes on.
 3. Both hosts share the decision cache, so a payment that is asked for again gets its decision from either. Each has
    outboxes of its own: the new workers take other numbers than the old ones.
 4. Callers' connections are not handed over. Each is closed after its next answer, or when it was idle for 0.6 s.
    The old host ends with the last of them.
+5. The new host may have another feature catalogue, if it has a mirror and no deployment file names another one.
 
 The socket is RUNTIME/take-over.sock, in a folder of this user alone.
 """
@@ -20,14 +20,11 @@ The socket is RUNTIME/take-over.sock, in a folder of this user alone.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import os
-import select
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +36,12 @@ from paywarden.schemas.private_files import require_not_planted
 _log = logging.getLogger(__name__)
 
 _NAME = "take-over.sock"
-_ASK, _READY, _YIELD = b"listeners", b"ready", b"yield"
+_ASK, _READY = b"listeners", b"ready"
 _VERSION = 1
 # The kernel passes at most 253 descriptors in a message. A worker has two listeners.
 _FDS_MAX = 200
 _MESSAGE_MAX = 1 << 16
-# A worker answers in its next turn; the old parent has to answer within this time.
-_WORKER_TIMEOUT_S = 2.0
+# The old parent answers in its next turn, or has loaded a release before.
 _TIMEOUT_S = 10.0
 HTTP, GRPC, HTTP_UNIX, GRPC_UNIX = "http", "grpc", "http_unix", "grpc_unix"
 
@@ -56,11 +52,16 @@ class Taken:
 
     sockets: Mapping[str, list[socket.socket]]
     admin_port: int
-    # The numbers of the earlier host's workers: the first number, and how many workers there are.
+    # The numbers that the earlier host's workers may have.
     earlier: range
     connection: socket.socket
-    # Whether the earlier host asks for the catalogue of the new host.
-    asks_for_catalogue: bool = False
+    # The digest of the earlier host's feature catalogue; "" if it does not say.
+    catalogue: str = ""
+
+    @property
+    def ports(self) -> dict[str, list[socket.socket]]:
+        """The sockets of ports, by kind."""
+        return {kind: self.sockets[kind] for kind in (HTTP, GRPC) if kind in self.sockets}
 
     def port_of(self, kind: str) -> int | None:
         """Returns the port of a kind's listeners; None if there are none."""
@@ -76,17 +77,11 @@ class Taken:
         """Returns the number of the first new worker: no number is used by both hosts at a time."""
         return 0 if count <= self.earlier.start else self.earlier.stop
 
-    def ready(self, catalogue: str) -> None:
-        """Tell the earlier host that all new workers accept, and keep no listener here any more.
-
-        `catalogue`: the digest of the new host's feature catalogue.
-        """
+    def ready(self) -> None:
+        """Report to the earlier host that all new workers accept."""
         with contextlib.suppress(OSError):
-            self.connection.send(_READY + b" " + catalogue.encode() if self.asks_for_catalogue else _READY)
+            self.connection.send(_READY)
         self.connection.close()
-        for kind in (HTTP, GRPC):
-            for listener in self.sockets.get(kind, ()):
-                listener.close()
 
 
 def take_over(runtime: Path) -> Taken | None:
@@ -117,7 +112,7 @@ def take_over(runtime: Path) -> Taken | None:
                 sockets.setdefault(kind, []).append(socket.socket(fileno=fd))
             if told["is_last"]:
                 earlier = range(told["first_worker"], told["first_worker"] + told["workers"])
-                return Taken(sockets, told["admin_port"], earlier, connection, bool(told.get("asks_for_catalogue")))
+                return Taken(sockets, told["admin_port"], earlier, connection, str(told.get("catalogue", "")))
     except (OSError, ValueError, KeyError) as error:
         connection.close()
         raise TemporaryFailure(f"the host that runs does not hand its ports over: {error}") from error
@@ -128,13 +123,6 @@ def name_after(name: str, first_worker: int) -> str:
     return f"{name}-{first_worker}" if first_worker else name
 
 
-def close_taken(taken: Taken | None) -> None:
-    """Close the listeners that were handed over, in a process that accepts from none of them."""
-    if taken is not None:
-        for listener in itertools.chain.from_iterable(taken.sockets.values()):
-            listener.close()
-
-
 class HandOverDesk:
     """The old parent's side. It takes part in the supervisor's loop: `files` are polled, then `turn` is called."""
 
@@ -142,21 +130,18 @@ class HandOverDesk:
         self,
         runtime: Path,
         *,
-        controls: Sequence[socket.socket],
-        running: Callable[[], Sequence[int]],
-        shared: Mapping[str, socket.socket],
+        listeners: Callable[[], Iterable[tuple[str, socket.socket]]],
         admin_port: int,
         workers: range,
-        hand_over: Callable[[str], object],
+        catalogue: str,
+        hand_over: Callable[[], object],
     ) -> None:
-        """`controls`: by place, the socket to each worker's `Control`; `running`: the places of those that run.
+        """`listeners`: those of the host, with their kinds. `workers`: the numbers that its workers may have.
 
-        `shared`: listeners that the parent itself holds, by kind. `hand_over` is called when the new host is ready,
-        with the digest of its feature catalogue; "" if it does not say.
-        Raises Misconfigured if the socket cannot be made.
+        `hand_over` is called when the new host is ready. Raises Misconfigured if the socket cannot be made.
         """
-        self._controls, self._running, self._shared = controls, running, shared
-        self._admin_port, self._workers, self._hand_over = admin_port, workers, hand_over
+        self._listeners, self._admin_port, self._workers = listeners, admin_port, workers
+        self._catalogue, self._hand_over = catalogue, hand_over
         self._caller: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
@@ -177,7 +162,7 @@ class HandOverDesk:
         return [self._listener, *([self._caller] if self._caller is not None else [])]
 
     def turn(self) -> None:
-        """Handle each socket that is ready. It waits two seconds at most, for workers."""
+        """Handle each socket that is ready. It does not wait."""
         with contextlib.suppress(BlockingIOError):
             caller, _ = self._listener.accept()
             if self._caller is not None:
@@ -195,12 +180,9 @@ class HandOverDesk:
             asked = b""
         if asked == _ASK:
             self._give()
-        elif asked.partition(b" ")[0] == _READY:
+        elif asked.startswith(_READY):
             _log.info("another host has taken the ports over: the workers of this one end")
-            for place in self._running():
-                with contextlib.suppress(OSError):
-                    self._controls[place].send(_YIELD)
-            self._hand_over(asked.partition(b" ")[2].decode(errors="replace"))
+            self._hand_over()
         else:
             self._caller.close()
             self._caller = None
@@ -215,106 +197,24 @@ class HandOverDesk:
 
     def _give(self) -> None:
         assert self._caller is not None
-        kinds, fds = self._collected()
-        kinds += list(self._shared)
-        given = [*fds, *(listener.fileno() for listener in self._shared.values())]
+        given = [(kind, listener.fileno()) for kind, listener in self._listeners()]
         try:
             for first in range(0, len(given), _FDS_MAX):
+                part = given[first : first + _FDS_MAX]
                 told = {
                     "version": _VERSION,
-                    "kinds": kinds[first : first + _FDS_MAX],
+                    "kinds": [kind for kind, _ in part],
                     "is_last": first + _FDS_MAX >= len(given),
                     "admin_port": self._admin_port,
                     "first_worker": self._workers.start,
                     "workers": len(self._workers),
-                    "asks_for_catalogue": True,
+                    "catalogue": self._catalogue,
                 }
-                socket.send_fds(self._caller, [json.dumps(told).encode()], given[first : first + _FDS_MAX])
+                socket.send_fds(self._caller, [json.dumps(told).encode()], [fd for _, fd in part])
         except OSError as error:
             _log.error("the ports cannot be handed over: %s", error.strerror)
             self._caller.close()
             self._caller = None
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _collected(self) -> tuple[list[str], list[int]]:
-        """Returns the listeners of all workers that answer: kinds and descriptors, which the caller closes."""
-        kinds: list[str] = []
-        fds: list[int] = []
-        waiting = {}
-        for place in self._running():
-            control = self._controls[place]
-            # The answer of a worker that was too late, or has died since.
-            while received := _received(control):
-                for fd in received[1]:
-                    os.close(fd)
-            with contextlib.suppress(OSError):
-                control.send(_ASK)
-                waiting[control.fileno()] = control
-        deadline = time.monotonic() + _WORKER_TIMEOUT_S
-        poll = select.poll()
-        for fd in waiting:
-            poll.register(fd, select.POLLIN)
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for fd, _ in poll.poll(left * 1000):
-                if received := _received(waiting[fd]):
-                    kinds += json.loads(received[0])
-                    fds += received[1]
-                    poll.unregister(fd)
-                    del waiting[fd]
-        if waiting:
-            _log.warning("%d workers do not hand their listeners over in time", len(waiting))
-        return kinds, fds
-
-
-class Control:
-    """A worker's side: gives its listeners to the parent, and learns that another host takes over."""
-
-    def __init__(self, control: socket.socket, yielded: Callable[[], object]) -> None:
-        """`yielded` is called when another host has taken over. `control` does not block."""
-        self._control, self._yielded = control, yielded
-        self._listeners: list[tuple[str, socket.socket]] = []
-        self.is_taken_over = False
-
-    @property
-    def file(self) -> socket.socket:
-        return self._control
-
-    def add(self, kind: str, listener: socket.socket) -> None:
-        """Note a listener of this worker."""
-        self._listeners.append((kind, listener))
-
-    def turn(self) -> None:
-        """Answer the parent."""
-        while received := _received(self._control):
-            if received[0] == _YIELD:
-                self.is_taken_over = True
-                self._yielded()
-            elif received[0] == _ASK:
-                # A listener that is closed has no descriptor.
-                found = [(kind, each.fileno()) for kind, each in self._listeners if each.fileno() >= 0]
-                with contextlib.suppress(OSError):
-                    socket.send_fds(
-                        self._control, [json.dumps([kind for kind, _ in found]).encode()], [fd for _, fd in found]
-                    )
-
-
-def control_pairs(count: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Returns for each worker the parent's and the worker's end, which do not block. Make them before the fork."""
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
-    for pair in pairs:
-        for end in pair:
-            end.setblocking(False)
-    return pairs
-
-
-def _received(control: socket.socket) -> tuple[bytes, list[int]] | None:
-    try:
-        message, fds, _, _ = socket.recv_fds(control, _MESSAGE_MAX, 8)
-    except OSError:
-        return None
-    return (message, fds) if message else None
 
 
 @contextmanager

@@ -6,10 +6,13 @@
 
 1. The worker opens its metrics and its outbox. The outbox's lock ensures that no earlier process of this worker
    appends any more. Only then does it open the decision cache, which ends the claims of that process.
-2. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
-3. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another bundle or policy
-   (worker_swap.py), mends the outbox, and checks that its parent lives. Its heart beats meanwhile.
-4. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
+2. It inherits its releases from the parent. Only the candidate's share of the cards may change (rollout_share.py).
+3. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
+4. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another share, mends the outbox,
+   and checks that its parent lives. Its heart beats meanwhile.
+5. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
+6. On SIGUSR1 another worker accepts from its sockets. It accepts no more, answers one more call of each connection,
+   closes the connection after it, and ends.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -41,17 +44,17 @@ from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
 from paywarden.scoring.metrics.exposition import SharedRendering
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
+from paywarden.scoring.metrics.release import ReleaseInfo
 from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
-from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.deployment.releases import Serving, orders_path
 from paywarden.scoring.server.mapped_files import map_pages
-from paywarden.scoring.server.takeover import GRPC, HTTP, Control
+from paywarden.scoring.server.rollout_share import RolloutShare
+from paywarden.scoring.server.takeover import GRPC, HTTP
 from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
-from paywarden.scoring.server.worker_swap import ReleaseSwitch
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
@@ -60,6 +63,8 @@ _log = logging.getLogger(__name__)
 
 # The exit status of a worker that a bug ended.
 BUG = 70
+RETIRE = signal.SIGUSR1
+"""Asks a worker to end while another one accepts from its sockets."""
 # An idle worker tries its disk in one of this many rounds, every five seconds: the next payment may have to wait for
 # it.
 _DISK_TRIED_EVERY = 10
@@ -83,17 +88,23 @@ class Front(Protocol):
 
 
 def worker_main(
-    host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None], place: int = 0
+    host: ServerContext,
+    worker: int,
+    gate: Endpoints,
+    parent: int,
+    beat: Callable[[], None],
+    place: int,
+    serving: Serving,
 ) -> int:
     """Run a worker that the process `parent` has forked. Returns its exit code.
 
-    `place` is its number among the workers of this parent, from 0.
+    `worker` is its number, which no other worker of the machine has; it listens on the sockets of `place`.
 
     The worker calls `beat` as long as its event loop turns.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, worker, gate, parent, beat, place))
+            runner.run(_work(host, worker, gate, parent, beat, place, serving))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -110,14 +121,20 @@ def worker_main(
 
 
 async def _work(
-    host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None], place: int = 0
+    host: ServerContext,
+    worker: int,
+    gate: Endpoints,
+    parent: int,
+    beat: Callable[[], None],
+    place: int,
+    serving: Serving,
 ) -> None:
     name, registry = worker_name(worker), MetricsRegistry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
-    model_metrics, swap_metrics = ModelMetrics.declare(registry), SwapMetrics.declare(registry)
+    model_metrics = ModelMetrics.declare(registry)
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
     overlay_metrics = OverlayMetrics.declare(registry) if host.overlay.enabled else None
     watch_failures = declare_failures(registry)
@@ -132,17 +149,18 @@ async def _work(
     held_cards = None
     if host.shards is not None:
         held_cards = HeldCards(host.shards, host.engine.plan.entity_keys, entities)
+    release = serving.active
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     scorer = PaymentScorer(
         engine=host.engine,
         intake=intake,
-        models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
-        policy=host.policy,
+        models=ModelChain(release.bundles, metrics=model_metrics, settings=host.chain),
+        policy=release.policy.policy,
         mirror=host.mirror,
         outbox=outbox,
         metrics=scoring_metrics,
         options=ScorerOptions(
-            origins=host.release.origins,
+            origins=release.origins,
             answered=table,
             stages=stages,
             exploration=None if host.exploration is None else host.exploration.open(),
@@ -151,8 +169,9 @@ async def _work(
         ),
     )
     info = ReleaseInfo(host.metrics_directory, name)
-    switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)
-    switch.take_up_at_start()
+    share = RolloutShare(
+        scorer, serving, orders_path(host.runtime, parent), models=model_metrics, chain=host.chain, info=info
+    )
     batcher = MicroBatcher(
         scorer,
         intake=intake,
@@ -171,35 +190,37 @@ async def _work(
     caller_of = None if gate.tokens is None else gate.tokens.caller_of
     fields = host.engine.plan.fields
     grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, caller_of=caller_of, fields=fields)
-    stopped = asyncio.Event()
+    stopped, retired = asyncio.Event(), asyncio.Event()
+
+    def retire() -> None:
+        retired.set()
+        stopped.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    loop.add_signal_handler(signal.SIGHUP, switch.look)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    loop.add_signal_handler(RETIRE, retire)
+    loop.add_signal_handler(signal.SIGHUP, share.look_at_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, RETIRE))
+    share.look_at_once()
     gate.refresh()
-    control = Control(gate.controls[place], stopped.set) if gate.controls else None
     scorer.open_mirror()
     mapped = [host.mirror.data_file, Path(host.answered.path), *([Path(host.overlay.path)] if overlay else ())]
     for file in mapped:
         map_pages(file)
-    await _listen(http, grpc, host, gate, _inherited(gate, place), control)
-    if control is not None:
-        loop.add_reader(control.file, control.turn)
+    await _listen(http, grpc, gate, place)
     # All objects of now live until the end, so exclude them from every later garbage collection.
     gc.collect()
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
     unshipped = InThread(outbox.note_unshipped)
-    steps = _steps(scorer, switch, outbox, unshipped, gate, parent, ready)
+    steps = _steps(scorer, share, outbox, unshipped, gate, parent, ready)
     watch = asyncio.create_task(WorkerWatch(steps, watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
-    if control is not None:
-        control.turn()
-    is_taken_over = control is not None and control.is_taken_over
+    is_taken_over = retired.is_set()
     await asyncio.gather(http.stop(is_taken_over=is_taken_over), grpc.stop(is_taken_over=is_taken_over))
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -213,56 +234,22 @@ async def _work(
     registry.close()
 
 
-async def _listen(
-    http: Front,
-    grpc: Front,
-    host: ServerContext,
-    gate: Endpoints,
-    inherited: Mapping[str, Sequence[socket.socket]],
-    control: Control | None,
-) -> None:
-    """Listen on every port and socket. `inherited`: listeners of an earlier host, by kind, in place of own ones."""
-
-    async def start(front: Front, kind: str, address: str, port: int, backlog: int) -> None:
-        for listener in inherited.get(kind) or [open_listener(address, port, backlog=backlog)]:
-            if control is not None:
-                control.add(kind, listener)
-            await front.start(listener, gate.tls)
-
-    if gate.grpc_port is not None:
-        await start(grpc, GRPC, host.grpc.host, gate.grpc_port, host.grpc.backlog)
+async def _listen(http: Front, grpc: Front, gate: Endpoints, place: int) -> None:
+    """Listen on every port and socket."""
+    for listener in gate.places.of(place, GRPC):
+        await grpc.start(listener, gate.tls)
     if gate.grpc_unix is not None:
         await grpc.start(gate.grpc_unix)
     # HTTP last: when /readyz can be asked, every other way to call the worker is open.
-    await start(http, HTTP, host.http.host, gate.http_port, host.http.backlog)
+    for listener in gate.places.of(place, HTTP):
+        await http.start(listener, gate.tls)
     if gate.http_unix is not None:
         await http.start(gate.http_unix)
 
 
-def _inherited(gate: Endpoints, place: int) -> dict[str, list[socket.socket]]:
-    """Returns this worker's share of the listeners that an earlier host has handed over, and closes all others.
-
-    Otherwise a listener would go on taking connections when its own worker has died. A worker that is started again
-    has no share: the parent has closed them by then.
-    """
-    if gate.taken is None:
-        return {}
-    count = len(gate.controls)
-    shares: dict[str, list[socket.socket]] = {}
-    for kind in (HTTP, GRPC):
-        for number, listener in enumerate(gate.taken.sockets.get(kind, ())):
-            if listener.fileno() < 0:
-                continue
-            if number % count == place:
-                shares.setdefault(kind, []).append(listener)
-            else:
-                listener.close()
-    return shares
-
-
 def _steps(
     scorer: PaymentScorer,
-    switch: ReleaseSwitch,
+    share: RolloutShare,
     outbox: OutboxWriter,
     unshipped: InThread,
     gate: Endpoints,
@@ -273,7 +260,7 @@ def _steps(
     rounds = itertools.count()
     return {
         "mirror": lambda: scorer.open_mirror() or True,
-        "release": switch.look,
+        "release": share.look,
         "tokens": lambda: gate.tokens is None or gate.tokens.refresh(),
         "certificate": lambda: gate.tls is None or gate.tls.refresh(),
         "outbox": lambda: _look_after(outbox, parent, tries_disk=next(rounds) % _DISK_TRIED_EVERY == 0),

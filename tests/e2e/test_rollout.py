@@ -23,7 +23,7 @@ from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.rollout import Phase, Rollout
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest
-from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import make_consumer
@@ -102,11 +102,11 @@ class Host:
             thread.join(PATIENCE_S)
 
     def decisions(self) -> list[OutboxEntry]:
-        """Returns all decisions of both workers."""
+        """Returns all decisions of all workers that there were."""
         outbox = OutboxSettings(directory=str(self._deployment.outbox))
         return [
             OutboxEntry.FromString(payload)
-            for worker in ("worker-0", "worker-1")
+            for worker in workers(outbox)
             for _, payload in OutboxReader(outbox, worker).read(0, 1 << 26)
         ]
 

@@ -73,7 +73,7 @@ def _host_file() -> Iterator[bytes]:
 
     paths = ReleasePaths("/b", bundle_digest="00")
     yield json.dumps(content_of(Deployment(paths, candidate=paths, rollout="r", share=5, salt="00" * 16))).encode()
-    yield json.dumps(asdict(ReleaseOrders(3, "a", "b", lists={"d": 5}))).encode()
+    yield json.dumps(asdict(ReleaseOrders("a", "b", "c", "r", 5, "00" * 16))).encode()
     yield b"17,%08x" % zlib.crc32(b"17")
     yield ShippedTo(5, 6, "boot").to_bytes()
     yield HeldShards("00", frozenset({1, 9}), is_clean=True).to_bytes()
@@ -212,7 +212,7 @@ def policy_files() -> Target:
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.models.policy import mapped_list
     from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
-    from paywarden.models.policy.prepared_policy import load_policy, long_lists, prepare_policy
+    from paywarden.models.policy.prepared_policy import load_policy, prepare_policy
     from paywarden.schemas.errors import Misconfigured
 
     folder = _folder()
@@ -232,8 +232,6 @@ def policy_files() -> Target:
         path = files[data[0] % len(files) if data else 0]
         path.unlink()
         path.write_bytes(patched(whole[path], data[1:]))
-        with suppress(Misconfigured):
-            long_lists(folder)
         with suppress(Misconfigured):
             loaded = load_policy(folder, CATALOGUE)
             assert "c-9" not in loaded.policy.lists["long"]

@@ -385,19 +385,16 @@ class History:
     def _swap(self, arguments: dict[str, Any], _: random.Random) -> None:
         """Order the workers to decide by another release, for all cards or half of them; or damage the orders."""
         own, other = parts().releases
-        orders, to = self.deployment.orders, arguments["to"]
-        number = orders.generation + 1
+        to = arguments["to"]
         if to == "damaged":
             path = orders_path(self.deployment.root / "serve", 1)
             if path.exists():
                 path.write_bytes(path.read_bytes()[:40])
             return
         wanted = {
-            "other": ReleaseOrders(number, other, previous=own),
-            "back": ReleaseOrders(number, own, previous=other),
-            "canary": ReleaseOrders(number, own, candidate=other, rollout="r-1", share=5000, salt=SALT),
-            # Nobody can load it: what decides goes on.
-            "gone": ReleaseOrders(number, own, candidate="gone", rollout="r-2", share=5000, salt=SALT),
+            "other": ReleaseOrders(other, previous=own),
+            "back": ReleaseOrders(own, previous=other),
+            "canary": ReleaseOrders(own, candidate=other, rollout="r-1", share=5000, salt=SALT),
         }
         self.deployment.order(wanted[to])
 

@@ -185,16 +185,6 @@ def _failed_fork_ends_it(_: Any) -> Any:
     return postpone
 
 
-def _failure_escapes(load: Any) -> Any:
-    def loaded(self: Any, *arguments: Any) -> Any:
-        result = load(self, *arguments)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return loaded
-
-
 def _damaged_counts_end_it(_: Any) -> Any:
     def kept(path: Any) -> Any:
         shared = importlib.import_module("paywarden.scoring.metrics.shared_metrics")
@@ -366,14 +356,6 @@ MUTATIONS = {
         60,
         frozenset({"restart_late"}),
         (Patch("scoring.server.supervisor", "Supervisor._pause", _one_pause_for_all),),
-    ),
-    "release_never_loaded": Mutation(
-        "after a release that cannot be loaded, a worker loads no other",
-        ("swap",),
-        100,
-        frozenset({"release", "arm", "bug"}),
-        (Patch("scoring.server.worker_swap", "ReleaseSwitch._load", _failure_escapes),),
-        known=30,
     ),
     "arms_of_all_cards": Mutation(
         "the candidate of a rollout decides about all cards",

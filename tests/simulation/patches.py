@@ -24,10 +24,9 @@ import paywarden.scoring
 import paywarden.streams.companion
 import paywarden.streams.kafka
 import paywarden.streams.profiles
-from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
-from paywarden.scoring.server import supervisor, worker, worker_swap
+from paywarden.scoring.server import supervisor
 from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state.outbox import writer as outbox_writer
 from paywarden.streams.kafka import producers
@@ -132,30 +131,6 @@ class SimulatedPoll:
         if not ended:
             world.sleep(3600.0 if wait_ms is None else wait_ms / 1000)
         return [(self._fds[0], real_select.POLLIN)] if ended else []
-
-
-class SimulatedQueue:
-    """The module `queue`: a thread that waits for something to do waits virtually."""
-
-    class SimpleQueue:
-        def __init__(self) -> None:
-            self._items: list[Any] = []
-            self._waiting: Actor | None = None
-
-        def __class_getitem__(cls, _: Any) -> Any:
-            return cls
-
-        def put(self, item: Any) -> None:
-            self._items.append(item)
-            if self._waiting is not None:
-                files.files().world.wake(self._waiting)
-
-        def get(self) -> Any:
-            world = files.files().world
-            while not self._items:
-                self._waiting = world.current
-                world.wait()
-            return self._items.pop(0)
 
 
 class SimulatedThreading:
@@ -310,10 +285,7 @@ def patched() -> Iterator[None]:
     put(lmdb_calls, "functions", lambda: None)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
-    put(worker, "open_listener", lambda *_, **__: None)
     put(supervisor, "select", SimulatedSelect())
-    put(worker_swap, "queue", SimulatedQueue())
-    put(worker_swap, "load_release", _load_release)
     for step in _DECISION_CACHE_STEPS:
         put(DecisionCache, step, _as_seam(getattr(DecisionCache, step), step))
     levels = logging.root.manager.disable
@@ -347,22 +319,6 @@ def _patch_defaults(function: FunctionType, put: Callable[[Any, str, Any], None]
 
 def _token_hex(size: int) -> str:
     return files.files().world.random.randbytes(size).hex()
-
-
-def _load_release(key: str, *_: object, rest: Callable[[], object], **__: object) -> Any:
-    """Returns a release that a checker has prepared: there is nothing to load here."""
-    for _step in range(3):
-        files.files().world.seam("load a release")
-        rest()
-    if key not in Releases.by_key:
-        raise BundleRefused(f"prepared bundle {key}: it is gone or damaged")
-    return Releases.by_key[key]
-
-
-class Releases:
-    """The releases that workers may be ordered to take up, by key."""
-
-    by_key: dict[str, Any] = {}  # noqa: RUF012 - filled once, by processes.py
 
 
 class Cluster:

@@ -274,7 +274,7 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
     elif kind in ("failed_fork", "crash_loop"):
         arguments |= {"process": chance.choice(PROCESSES[:2]), "seconds": chance.choice((0.5, 3.0, 8.0))}
     elif kind == "swap":
-        arguments["to"] = chance.choice(("other", "back", "canary", "damaged", "gone"))
+        arguments["to"] = chance.choice(("other", "back", "canary", "damaged"))
     elif kind == "partition_stall":
         arguments["process"] = chance.choice(("companion", "stream-0", "stream-1"))
     elif kind == "topic_recreated":

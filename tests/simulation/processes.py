@@ -49,8 +49,16 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
 from paywarden.scoring.server.context import Endpoints, ServerContext
-from paywarden.scoring.server.deployment.releases import Release, ReleaseOrders, orders_path, release_of
-from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
+from paywarden.scoring.server.deployment.releases import (
+    Release,
+    ReleaseOrders,
+    Serving,
+    orders_path,
+    release_of,
+)
+from paywarden.scoring.server.places import Places
+from paywarden.scoring.server.supervisor import HostParts, Supervisor, SupervisorMetrics, Worker
+from paywarden.scoring.server.takeover import HTTP
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
@@ -62,7 +70,6 @@ from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
-from tests.simulation import patches
 from tests.simulation.cluster.broker import Broker
 from tests.simulation.cluster.clients import clients_of
 from tests.simulation.files import Files
@@ -153,7 +160,8 @@ def _no_endpoints() -> Endpoints:
     """Returns endpoints without ports: `Listening` stands for the HTTP port."""
     make: Any = Endpoints
     none = dict.fromkeys(field.name for field in fields(Endpoints))
-    known = {"http_port": 0, "admin_port": 0, "demand": SimpleNamespace(read_fd=-1, write_fd=-1)}
+    places = SimpleNamespace(of=lambda _, kind: [None] if kind == HTTP else [])
+    known = {"http_port": 0, "admin_port": 0, "demand": SimpleNamespace(read_fd=-1, write_fd=-1), "places": places}
     return cast(Endpoints, make(**none | {name: value for name, value in known.items() if name in none}))
 
 
@@ -342,7 +350,9 @@ class Deployment:
         # When a worker ended, and whether it had run long enough to be started again at once.
         self.ends: dict[str, tuple[float, bool]] = {}
         # The release that every worker should serve.
-        self.orders = ReleaseOrders(0, parts().release.key)
+        self.orders = ReleaseOrders(parts().release.key)
+        # The generation of each worker that was started.
+        self.servings: dict[str, Serving] = {}
         self.world, self.broker, self.files, self.root = world, broker, own, root
         self.kafka = KafkaSettings()
         for name, count in TOPICS.items():
@@ -382,7 +392,6 @@ class Deployment:
 
     def start(self) -> None:
         decision_cache.prepare(self.answered)
-        patches.Releases.by_key = parts().releases
         for process in self.processes.values():
             if not (self.is_supervised and process.name.startswith("worker-")):
                 self.begin(process)
@@ -437,7 +446,10 @@ class Deployment:
         HostSupervisor(self).run()
 
     def order(self, orders: ReleaseOrders) -> None:
-        """Order workers to serve releases, as a supervisor's deployer does."""
+        """Order workers to serve releases, as a supervisor's deployer does.
+
+        A generation that cannot serve them ends at once: here a new one shares no sockets with it.
+        """
         self.orders = orders
         pid = 1
         if self.is_supervised:
@@ -449,6 +461,10 @@ class Deployment:
         path = orders_path(self.root / "serve", pid)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_text(json.dumps(asdict(orders)), encoding="utf-8")
+        for process in self.alive("worker-"):
+            if process.name in self.servings and not self.servings[process.name].covers(orders):
+                assert process.actor is not None
+                self.world.kill(process.actor.life)
 
     def forked(self, number: int, work: Callable[[], object]) -> int:
         """Start the process of a worker for the supervisor, which is running. Returns its pid. Raises OSError."""
@@ -518,8 +534,10 @@ class Deployment:
 
         actor.accept = lambda factory: self._listen(actor, loop, factory)
         endpoints = _no_endpoints()
+        known = {key: shared.releases[key] for key in self.orders.keys}
+        serving = self.servings[f"worker-{number}"] = Serving(self.orders, known)
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
-        loop.run_until_complete(scoring_worker._work(context, number, endpoints, parent, beat))
+        loop.run_until_complete(scoring_worker._work(context, number, endpoints, parent, beat, 0, serving))
 
     def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:
         self.listening[actor.name] = Listening(actor, loop, factory)
@@ -576,10 +594,11 @@ class HostSupervisor(Supervisor):
         self._starting = 0
         super().__init__(
             WORKERS,
-            self._run_worker,
+            HostParts(self._run_worker, Places(WORKERS, {})),
             stop_s=5.0,
             hang_timeout_s=HANG_S,
             metrics=SupervisorMetrics.declare(MetricsRegistry()),
+            serving=Serving.of(parts().release),
         )
 
     def _start(self, worker: Any) -> None:
@@ -589,11 +608,11 @@ class HostSupervisor(Supervisor):
     def fork_apart(self, work: Callable[[], int]) -> int:
         return self._deployment.forked(self._starting, work)
 
-    def _run_worker(self, number: int, beat: Callable[[], None]) -> int:
+    def _run_worker(self, worker: Worker, beat: Callable[[], None]) -> int:
         actor = self._deployment.world.current
         assert actor is not None
         assert actor.life.parent is not None
-        self._deployment.score(number, actor, actor.life.parent.pid, beat)
+        self._deployment.score(worker.number, actor, actor.life.parent.pid, beat)
         return 0
 
 

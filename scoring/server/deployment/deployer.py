@@ -1,4 +1,4 @@
-"""The supervisor's half of a swap: has another process check the new releases, then orders the workers to serve them.
+"""Decides which releases a host serves: has a process check new ones, loads them, and orders workers for them.
 
     SIGHUP, or deployment.json changed
         │
@@ -6,20 +6,22 @@
     a checker is forked ── copies, builds, loads and checks each release below RUNTIME/ready
         │ it ends with 0                          │ it fails, crashes, is killed or takes too long
         ▼                                         ▼
-    orders-PID.json, SIGHUP to the workers     one line in the log, one count, nothing changes
+    the supervisor loads the checked files,      one line in the log, one count, nothing changes
+    and forks the next generation of workers
 
-1. The supervisor loads no code of a new bundle. A library that crashes takes the checker along, and nothing else.
+1. A library that crashes takes its checker along, and nothing else. The supervisor then loads the very files that the
+   checker has written and tried. Workers inherit them, so no worker reads a file of a release.
 2. One checker runs at a time. Requests that come meanwhile lead to one look after it has ended: a storm of signals
    costs one look more.
 3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
-   size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
-4. If the workers' orders have not changed, nothing is written.
+   size), nothing is forked. The previous release stays loaded. A way back is therefore a few looks at files, and forks.
+4. A change of the candidate's share alone is a small file that is written, `orders-PID.json`, and a SIGHUP to the
+   workers (rollout_share.py). So is a candidate that is dropped. If nothing has changed, nothing is written.
 5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
    would keep releases that the file no longer names. A bundle that crashes its checker is not tried again.
-6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
+6. A file for another feature catalogue is not for this host.
 7. Where there is a registry, a file that names a release without its approvals changes nothing.
-8. Orders and releases that somebody changes or deletes are made again. Without them a worker that starts would decide
-   by the release that `serve` was started with, and hear of nothing newer.
+8. Orders that somebody changes or deletes are written again. A checked release that cannot be loaded is prepared again.
 9. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
    that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
 10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
@@ -39,12 +41,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paywarden.models.policy.prepared_policy import long_lists
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.memory_bound import bound_memory, half_of_memory
@@ -63,13 +64,14 @@ from paywarden.scoring.server.deployment.deployment_file import (
     unfinished_prefix,
 )
 from paywarden.scoring.server.deployment.releases import (
+    Release,
     ReleaseOrders,
     ReleaseSource,
+    Serving,
     orders_path,
     read_orders,
     write_orders,
 )
-from paywarden.scoring.server.deployment.shared_lists import SharedLists
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
-# How often it looks whether its orders and releases are still as it wrote them.
+# How often it looks whether its orders are still as it wrote them.
 MEND_S = 1.0
 # How long it waits before it tries again to write orders that could not be written.
 _AGAIN_S = 5.0
@@ -94,7 +96,6 @@ _NICENESS = 10
 
 
 _State = FileState | None
-_FolderState = tuple[tuple[str, _State], ...]
 # Stands in for the state of a configuration file that does not exist.
 _NO_FILE: FileState = (0, 0, 0, 0)
 # Errors that an operator's file may cause, or the file of a checker, which has run a bundle's code.
@@ -160,8 +161,10 @@ class HostProcesses(NamedTuple):
 
     fork: Callable[[Callable[[], int]], int]
     """Runs a function in a child, with its result as the exit code. Returns the child's id."""
-    tell: Callable[[], object]
-    """Lets the workers look at their orders."""
+    load: Callable[[str], Release]
+    """Loads the checked release of a key in this process. Raises BundleRefused, Misconfigured."""
+    serve: Callable[[Serving], object]
+    """Lets workers serve these releases: present ones if they can, else a new generation."""
 
 
 @dataclass(frozen=True)
@@ -180,23 +183,25 @@ class Deployer:
         self,
         source: ReleaseSource,
         runtime: Path,
-        initial_key: str,
+        initial: Release,
         *,
         catalogue: str,
         failures: Counter,
         processes: HostProcesses,
         limits: CheckLimits | None = None,
     ) -> None:
-        """`initial_key`: the release that the workers are forked with. `catalogue`: the digest of the host's.
+        """`initial`: the release that the first workers are forked with. `catalogue`: the digest of the host's.
 
         Raises Misconfigured if `runtime` cannot be used.
         """
         self._source, self._runtime, self._ready = source, runtime, runtime / READY
         self._catalogue, self._failures = catalogue, failures
-        self._fork, self._tell = processes.fork, processes.tell
+        self._fork, self._load, self._serve = processes
         self._limits = limits or CheckLimits()
         self._path = orders_path(runtime, os.getpid())
-        self._orders = ReleaseOrders(0, initial_key)
+        self._orders = ReleaseOrders(initial.key)
+        # The releases in memory, by key.
+        self._releases = {initial.key: initial}
         self._pid, self._started, self._is_late = 0, 0.0, False
         # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
         self._has_share = self._is_starved = False
@@ -215,10 +220,6 @@ class Deployer:
         # A file that was there at the start may name more releases than were loaded then.
         self._is_asked = self._seen is not None
         self._due = self._mend_due = 0.0
-        # The ordered releases as they were prepared, by key, and those that somebody has changed since.
-        self._prepared: dict[str, _FolderState] = {}
-        self._changed: set[str] = set()
-        self._lists = SharedLists()
         try:
             make_private_folder(runtime)
             make_private_folder(self._ready)
@@ -319,9 +320,28 @@ class Deployer:
         if deployment is not None:
             self._again.note_failure(time.monotonic())
 
-    def leave_to_parent(self) -> None:
-        """In a process that was forked: give up the shared lists that the supervisor alone keeps."""
-        self._lists.keep(())
+    def give_up(self, proven: Serving, why: str) -> None:
+        """Note that no worker could serve the newest orders, and that a generation before goes on.
+
+        Its candidate goes on only with the newest share: a rollback may be among the orders that nobody could serve.
+        """
+        refused, orders = self._orders, proven.orders
+        is_same = (refused.candidate, refused.rollout) == (orders.candidate, orders.rollout)
+        orders = replace(orders, share=refused.share if is_same else 0)
+        with contextlib.suppress(OSError):
+            self._write(orders)
+        self._orders = orders
+        _log.error("a release cannot be taken up, and %s goes on: %s", proven.active.model_version, why)
+        self._again.note_failure(time.monotonic())
+        self._serve(Serving(orders, dict(self._releases)))
+
+    def keep(self, servings: Iterable[Serving]) -> None:
+        """Unload the releases that are neither ordered nor served by one of these generations."""
+        keys = {*self._orders.keys}
+        for serving in servings:
+            keys |= {serving.orders.active, serving.orders.candidate}
+        for key in self._releases.keys() - keys:
+            self._releases.pop(key).bundles[0].close()
 
     def close(self) -> None:
         """End the checker, and remove the orders."""
@@ -415,8 +435,7 @@ class Deployer:
         if not (paths.bundle_digest and paths.policy_digest):
             return ""
         key = release_key(paths.bundle_digest, paths.policy_digest)
-        is_ordered = key in self._orders.keys and key not in self._changed
-        return key if is_ordered or (self._ready / key).is_dir() else ""
+        return key if key in self._releases or (self._ready / key).is_dir() else ""
 
     def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
         """In the child: prepare every release, and write the findings or the error. Returns the exit code."""
@@ -475,51 +494,58 @@ class Deployer:
             # The release that served until now is the one to go back to.
             previous = now.active if active != now.active else now.previous
         orders = ReleaseOrders(
-            now.generation,
-            active,
-            previous,
-            keys.get("candidate", ""),
-            deployment.rollout,
-            deployment.share,
-            deployment.salt,
+            active, previous, keys.get("candidate", ""), deployment.rollout, deployment.share, deployment.salt
         )
+        orders = self._loaded(orders)
         if not orders.candidate:
             # It could not be prepared: the champion decides about its cards.
             orders = replace(orders, share=0)
-        self._prepared = {key: state for key in orders.keys if (state := _state_below(self._ready / key)) is not None}
-        again = self._changed & self._prepared.keys()
-        self._changed -= again
-        orders = replace(orders, lists=self._held_lists(orders))
-        if orders == now and not again:
+        if orders == now:
             _log.info("the wanted releases are served already: nothing changes")
             return
         try:
-            self._write(replace(orders, generation=now.generation + 1))
+            self._write(orders)
         except OSError:
             # Nothing is ordered while the disk is full.
             self._is_asked, self._due = True, time.monotonic() + _AGAIN_S
             raise
-        self._lists.keep(orders.lists)
         _log.info("checked: release %s is to decide; the workers take it up", active)
-        self._tell()
+        self._serve(Serving(orders, dict(self._releases)))
 
-    def _held_lists(self, orders: ReleaseOrders) -> dict[str, int]:
-        """Returns where workers find the long lists of the ordered releases. Raises Misconfigured if one is damaged.
+    def _loaded(self, orders: ReleaseOrders) -> ReleaseOrders:
+        """Load the releases that are not in memory. Returns the orders without roles whose release cannot be loaded.
 
-        Nobody has watched a release that another supervisor has prepared. If it is damaged, it is prepared again.
+        Raises BundleRefused or Misconfigured if the active one cannot be loaded.
         """
-        lists = {}
         for key in orders.keys:
-            folder = self._ready / key
+            if key in self._releases:
+                continue
             try:
-                lists.update(self._lists.hold(long_lists(folder)))
-            except Misconfigured:
-                shutil.rmtree(folder, ignore_errors=True)
-                self._prepared.pop(key, None)
-                self._changed.add(key)
-                self._is_asked, self._due = True, time.monotonic() + _AGAIN_S
-                raise
-        return lists
+                self._releases[key] = self._loaded_one(key)
+            except PaywardenError as error:
+                # It was damaged since it was checked: it is prepared again.
+                shutil.rmtree(self._ready / key, ignore_errors=True)
+                self._again.note_failure(time.monotonic())
+                if key == orders.active:
+                    raise
+                role = orders.role_of(key)
+                self._failures.add(1)
+                _log.error("a release cannot be kept ready: %s: %s", role, error)
+                if key == orders.previous:
+                    orders = replace(orders, previous="")
+                if key == orders.candidate:
+                    orders = replace(orders, candidate="")
+        return orders
+
+    def _loaded_one(self, key: str) -> Release:
+        try:
+            return self._load(key)
+        except PaywardenError:
+            raise
+        except Exception as error:
+            # Not for the host: it goes on.
+            _log.exception("a bug ended the loading of a release")
+            raise Misconfigured(f"release {key}: {type(error).__name__}") from error
 
     def _write(self, orders: ReleaseOrders) -> None:
         """Write orders. Raises OSError."""
@@ -527,14 +553,7 @@ class Deployer:
         self._orders, self._written = orders, file_state(self._path)
 
     def _mend(self) -> None:
-        """Make orders and releases again that somebody has changed or deleted."""
-        for key, state in [*self._prepared.items()]:
-            if _state_below(self._ready / key) != state:
-                _log.error("release %s below %s was changed or deleted: it is prepared again", key, self._ready)
-                shutil.rmtree(self._ready / key, ignore_errors=True)
-                del self._prepared[key]
-                self._changed.add(key)
-                self._is_asked = True
+        """Write orders again that somebody has changed or deleted."""
         if file_state(self._path) != self._written:
             try:
                 self._write(self._orders)
@@ -543,7 +562,7 @@ class Deployer:
                 _log.debug("the orders cannot be written again yet: %s", _told(error))
                 return
             _log.error("%s was changed or deleted: it is written again", self._path)
-            self._tell()
+            self._serve(Serving(self._orders, dict(self._releases)))
 
     def _fail(self, error: Exception) -> None:
         self._failures.add(1)
@@ -574,18 +593,6 @@ class Deployer:
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _state_below(folder: Path) -> _FolderState | None:
-    """Returns the state of all files below a folder, to compare with a later one; None if the folder is gone."""
-    if not folder.is_dir():
-        return None
-    return tuple(sorted((str(path), file_state(path)) for path in folder.rglob("*") if not path.is_dir()))
-
-
-def is_served(runtime: Path) -> bool:
-    """Returns whether a supervisor with this folder runs."""
-    return any(_lives(path) for path in runtime.glob("orders-*.json"))
 
 
 def _yield_cores(*, has_share: bool) -> None:

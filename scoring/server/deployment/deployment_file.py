@@ -6,14 +6,14 @@
      "candidate": {"bundle": "/models/b-42", "policy": "/policies/strict.toml"},
      "rollout": "r-7", "share": 500, "salt": "000102030405060708090a0b0c0d0e0f"}
 
-1. `active` decides. `previous` and `candidate` are loaded and stay in memory, so that a change to one of them takes a
-   moment: write the file again with the two exchanged.
+1. `active` decides. `previous` and `candidate` are loaded and stay in the supervisor's memory, so that a change to one
+   of them takes a moment: write the file again with the two exchanged.
 2. `bundle` is a folder, `policy` a file with a section `[policy]`; an empty policy is that of the configuration. A
    symbolic link is followed when the file is read. Where a digest is given, anything else is refused.
 3. `candidate` decides about `share` of the cards, in basis points (500 are 5 %). `salt` chooses the cards
    (scoring/engine/arms.py). With the share 0 it only stays in memory.
 4. `catalogue` is the digest of the feature catalogue that all of them are for. A host of another one leaves the file
-   alone: on a host with two complete versions it says which of them serves (scoring/server/standby.py).
+   alone, and takes no ports over (scoring/server/takeover.py).
 5. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
 
 Without the file, `[serve] bundle` and `[policy]` are served.

@@ -137,7 +137,7 @@ class RegisteredDeployment:
             return known.get((version.bundle, version.policy)) or self._checked(registry, state, version)
 
         active, previous, candidate, troubles = found(champion), None, None, list[str]()
-        # A version of another catalogue is that of another process (scoring/server/standby.py).
+        # A version of another catalogue is served by another `serve` (scoring/server/takeover.py).
         if state.previous is not None and state.previous.catalogue == champion.catalogue:
             try:
                 previous = found(state.previous)

@@ -1,9 +1,11 @@
-"""Releases: a bundle and a policy that decide together, as files ready for the workers, and in a worker's memory.
+"""Releases: a bundle and a policy that decide together, as checked files, and in memory.
 
     RUNTIME/
       deployment.json    what should be served (deployment_file.py); written by an operator's command
       ready/KEY/         a release that was checked: models/bundle/prepared_bundle.py, models/policy/prepared_policy.py
-      orders-PID.json    what the workers of the supervisor PID take up; written by that supervisor
+      orders-PID.json    the releases that the supervisor PID serves, and the candidate's share, which workers read
+
+The supervisor loads a release once, before it forks the workers that serve it. They inherit it, and share its memory.
 
 A release's key is made of the digests of its bundle and its policy. Equal keys mean equal decisions, so a folder that
 is there is never written again.
@@ -13,16 +15,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.bundle.prepared_bundle import load_prepared, no_rest
-from paywarden.models.policy.prepared_policy import PreparedPolicy, SharedList, load_policy
-from paywarden.models.rollout.shares import BASIS_POINTS
+from paywarden.models.bundle.prepared_bundle import load_prepared
+from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy
+from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.engine.records import Origin
@@ -63,23 +65,18 @@ class ReleaseSource(Protocol):
 
 @dataclass(frozen=True)
 class ReleaseOrders:
-    """The keys of the releases that workers load. A higher generation replaces a lower one.
+    """The keys of the releases that a host serves, and the candidate's share of the cards."""
 
-    `lists`: where the long lists of their policies are, by digest (scoring/server/deployment/shared_lists.py).
-    """
-
-    generation: int
     active: str
     previous: str = ""
     candidate: str = ""
     rollout: str = ""
     share: int = 0
     salt: str = ""
-    lists: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all releases that stay in memory, each once."""
+        """The keys of all releases that stay in the supervisor's memory, each once."""
         return [key for key in dict.fromkeys((self.active, self.previous, self.candidate)) if key]
 
     def role_of(self, key: str) -> str:
@@ -114,6 +111,27 @@ class Release:
         return ShownRelease(role, origin.bundle_digest, origin.policy_digest, self.model_version)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """The releases that a generation of workers has in memory, by key, and the orders that it was forked for."""
+
+    orders: ReleaseOrders
+    releases: Mapping[str, Release]
+
+    @classmethod
+    def of(cls, release: Release) -> Serving:
+        """Returns a generation that serves one release."""
+        return cls(ReleaseOrders(release.key), {release.key: release})
+
+    @property
+    def active(self) -> Release:
+        return self.releases[self.orders.active]
+
+    def covers(self, orders: ReleaseOrders) -> bool:
+        """Whether this generation can follow the orders: only the candidate's share is another, or it is dropped."""
+        return orders.active == self.orders.active and orders.candidate in ("", self.orders.candidate)
+
+
 def release_of(bundles: Sequence[Bundle], digests: Sequence[str], policy: PreparedPolicy) -> Release:
     """Returns a release of bundles with these digests. The bundles behind the first one are fallbacks."""
     origins = tuple(Origin(digest, policy.digest) for digest in (*digests, ""))
@@ -128,15 +146,10 @@ def load_release(
     fallbacks: Sequence[Bundle],
     fallback_digests: Sequence[str],
     earlier: PreparedPolicy,
-    rest: Callable[[], object] = no_rest,
-    shared: SharedList = lambda _: None,
 ) -> Release:
-    """Load a prepared release: a few milliseconds, in steps of some tenths of one. `rest` is called between two steps.
-
-    `shared` gives the long lists that processes of this host share. Raises BundleRefused, Misconfigured.
-    """
-    prepared = load_prepared(ready / key, rest)
-    policy = load_policy(ready / key, catalogue, earlier, rest, shared)
+    """Load a prepared release: a few milliseconds. Raises BundleRefused, Misconfigured."""
+    prepared = load_prepared(ready / key)
+    policy = load_policy(ready / key, catalogue, earlier)
     return release_of((prepared.bundle, *fallbacks), (prepared.digest, *fallback_digests), policy)
 
 
@@ -151,12 +164,12 @@ def read_orders(path: Path) -> ReleaseOrders:
         content: dict[str, Any] = json.loads(read_regular(path))
         orders = ReleaseOrders(**content)
         texts = (orders.active, orders.previous, orders.candidate, orders.rollout, orders.salt)
-        numbers = (orders.generation, orders.share, *orders.lists.values())
-        is_right = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+        is_right = all(isinstance(text, str) for text in texts) and type(orders.share) is int
+        is_right = is_right and 0 <= orders.share <= BASIS_POINTS and len(bytes.fromhex(orders.salt)) in (0, SALT_BYTES)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Misconfigured(f"{path} cannot be read: {error}") from error
     if not is_right:
-        raise Misconfigured(f"{path} cannot be read: a field has another type")
+        raise Misconfigured(f"{path} cannot be read: a field has another type or value")
     return orders
 
 

@@ -30,7 +30,7 @@ from paywarden.models.bundle.signature import BundleSettings, TrustedKeys, sign_
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.mapped_list import MappedList
-from paywarden.models.policy.prepared_policy import load_policy, long_lists
+from paywarden.models.policy.prepared_policy import load_policy
 from paywarden.models.registry.artefacts import check_files
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
@@ -123,7 +123,6 @@ READERS: dict[str, Read] = {
     "a policy's list": lambda path: read_lists({"cards": [f"@{path}"]}),
     "a long list": MappedList,
     "a prepared policy": lambda path: load_policy(_prepared(path, "policy.json"), CATALOGUE),
-    "a prepared policy's lists": lambda path: long_lists(_prepared(path, "policy.json")),
     "a prepared bundle": lambda path: load_prepared(_prepared(path, "prepared.json")),
     "a bundle's manifest": lambda path: load_bundle(_bundle(path, "manifest.json"), catalogue_digest=DIGEST),
     "a bundle's model": lambda path: load_bundle(_bundle(path, "model.txt"), catalogue_digest=DIGEST),

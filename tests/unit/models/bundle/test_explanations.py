@@ -188,8 +188,7 @@ def test_contributions_have_the_same_bits_where_the_library_finds_the_leaves(
 ) -> None:
     _, path = trained(tmp_path, random_rows(3000, seed=1), num_leaves=LEAVES_MAX, **parameters)
     trees, library = read_trees(path, FEATURE_COUNT), built(path)
-    rests: list[None] = []
-    explainer = Explainer(trees, NAMES, slope=1.0, leaves=library, rest=lambda: rests.append(None))
+    explainer = Explainer(trees, NAMES, slope=1.0, leaves=library)
     walked = Explainer(trees, NAMES, slope=1.0)
     assert library.tree_count == len(trees.roots) == 40
     calls = calls_of(library)
@@ -197,7 +196,6 @@ def test_contributions_have_the_same_bits_where_the_library_finds_the_leaves(
         assert explainer.contributions(row).tolist() == added_one_by_one(trees, row)
         assert explainer.reasons(row, 4) == walked.reasons(row, 4)
     assert len(calls) == 400
-    assert len(rests) >= 3
     library.close()
     with pytest.raises(AssertionError, match="unloaded"):
         explainer.reasons(random_rows(1, seed=5)[0], 4)
@@ -231,8 +229,8 @@ def test_nodes_that_share_a_child_have_no_paths(tmp_path: Path, child: int) -> N
     trees = read_trees(path, FEATURE_COUNT)
     nodes = trees.nodes.copy()
     nodes[0, LEFT : LEFT + 2] = child
-    assert path_arrays(nodes, trees.changes, trees.roots, lambda: None) is None
-    assert path_arrays(trees.nodes, trees.changes, trees.roots, lambda: None) is not None
+    assert path_arrays(nodes, trees.changes, trees.roots) is None
+    assert path_arrays(trees.nodes, trees.changes, trees.roots) is not None
 
 
 def test_a_model_of_leaves_alone_explains_nothing(tmp_path: Path) -> None:

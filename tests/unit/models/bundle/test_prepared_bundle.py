@@ -71,19 +71,10 @@ def test_a_closed_bundle_leaves_no_library_behind_and_can_be_loaded_again(tmp_pa
         loaded.predictor.margins(np.zeros((1, len(loaded.manifest.feature_names)), dtype=np.float32))
 
 
-def test_a_bundle_is_loaded_in_steps(tmp_path: Path) -> None:
-    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
-    rests: list[None] = []
-    loaded = load_prepared(folder, lambda: rests.append(None)).bundle
-    # The manifest, the library, golden vectors, and twice for each of the six arrays.
-    assert len(rests) >= 20
-    loaded.close()
-
-
 def test_what_is_written_to_an_array_is_not_written_to_its_file(tmp_path: Path) -> None:
     folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
     before = {path: path.read_bytes() for path in folder.rglob("*.npy")}
-    changes = _paged(folder / "large.changes.npy", lambda: None)
+    changes = _paged(folder / "large.changes.npy")
     changes += 1.0
     assert {path: path.read_bytes() for path in before} == before
 
@@ -195,15 +186,10 @@ def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(
                     facts = Facts(payment, amount, vector, score, flags)
                     assert loaded.policy.decide(facts) == policy.decide(facts)
     assert load_policy(tmp_path, CATALOGUE, loaded).policy.lists is loaded.policy.lists
-    rests: list[None] = []
-    assert load_policy(tmp_path, CATALOGUE, loaded, lambda: rests.append(None)).policy is loaded.policy
-    # It rests once it has read the file, and makes nothing.
-    assert len(rests) == 1
-    rests.clear()
+    assert load_policy(tmp_path, CATALOGUE, loaded).policy is loaded.policy
     looser = PreparedPolicy.of(Policy(settings, review_at=0.4, decline_at=0.9, lists=lists))
-    again = load_policy(tmp_path, CATALOGUE, looser, lambda: rests.append(None)).policy
-    # Another bundle's thresholds make another policy: each condition is a step of its own.
-    assert (again.thresholds, len(rests)) == ((0.3, 0.9), 5)
+    # Another bundle's thresholds make another policy.
+    assert load_policy(tmp_path, CATALOGUE, looser).policy.thresholds == (0.3, 0.9)
     other = Policy(settings, review_at=0.3, decline_at=0.9, lists={"good": frozenset({"c-9"})})
     assert load_policy(tmp_path, CATALOGUE, PreparedPolicy.of(other)).policy.lists == lists
     whole = (tmp_path / "policy.json").read_text(encoding="utf-8")

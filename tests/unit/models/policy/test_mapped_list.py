@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, sealed_copy, write_mapped_list
+from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
 from paywarden.schemas.errors import Misconfigured
 
 # Few letters, so that texts meet; half of a surrogate pair, which has no UTF-8.
@@ -49,18 +47,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 MANY = {f"c-{number}" for number in range(20_000)}
 
 
-@pytest.mark.parametrize("is_shared", [False, True], ids=["of its own", "shared"])
-def test_a_list_whose_file_is_cut_short_or_written_over_answers_as_before(tmp_path: Path, *, is_shared: bool) -> None:
+def test_a_list_whose_file_is_cut_short_or_written_over_answers_as_before(tmp_path: Path) -> None:
     """Each process that had the file mapped was killed by the next look at it."""
     path = tmp_path / "list"
-    checksum = write_mapped_list(path, MANY)
-    if is_shared:
-        descriptor = sealed_copy(path, checksum, "cards")
-        found = MappedList.sealed(f"/proc/{os.getpid()}/fd/{descriptor}", "cards")
-        os.close(descriptor)
-    else:
-        found = MappedList(path, checksum)
-    assert found is not None
+    found = MappedList(path, write_mapped_list(path, MANY))
     path.chmod(0o600)
     path.write_bytes(b"x" * path.stat().st_size)
     os.truncate(path, 0)
@@ -69,8 +59,7 @@ def test_a_list_whose_file_is_cut_short_or_written_over_answers_as_before(tmp_pa
     assert set(found) == MANY
 
 
-@pytest.mark.parametrize("read", [MappedList, lambda path, checksum: sealed_copy(path, checksum, "cards")])
-def test_a_list_of_which_a_byte_was_changed_is_refused(tmp_path: Path, read: Any) -> None:
+def test_a_list_of_which_a_byte_was_changed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list"
     checksum = write_mapped_list(path, MANY)
     path.chmod(0o600)
@@ -78,37 +67,13 @@ def test_a_list_of_which_a_byte_was_changed_is_refused(tmp_path: Path, read: Any
     content[-2] ^= 1
     path.write_bytes(content)
     with pytest.raises(Misconfigured, match=r"list: the list is damaged: wanted the checksum [0-9a-f]{8}, got"):
-        read(path, checksum)
+        MappedList(path, checksum)
 
 
 def test_a_pipe_in_place_of_a_list_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "list")
-    for read in (lambda path: MappedList(path), lambda path: sealed_copy(path, None, "cards")):
-        with pytest.raises(OSError, match="no regular file"):
-            read(tmp_path / "list")
-
-
-def test_shared_memory_can_be_neither_written_nor_cut_short_and_is_known_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "list"
-    write_mapped_list(path, MANY)
-    descriptor = sealed_copy(path, None, "cards")
-    other, pipe = os.memfd_create("cards"), os.pipe()
-    os.write(other, path.read_bytes())
-    try:
-        with pytest.raises(PermissionError):
-            os.ftruncate(descriptor, 100)
-        with pytest.raises(PermissionError):
-            os.write(descriptor, b"x")
-        with pytest.raises(PermissionError):
-            mmap.mmap(descriptor, 100)
-        at = f"/proc/{os.getpid()}/fd/{{}}".format
-        assert MappedList.sealed(at(descriptor), "merchants") is None
-        # The same list in memory that is not sealed, a pipe that nobody writes to, and nothing.
-        assert [MappedList.sealed(at(fd), "cards") for fd in (other, pipe[0], 999)] == [None] * 3
-        assert MappedList.sealed(at(descriptor), "cards") is not None
-    finally:
-        for fd in (descriptor, other, *pipe):
-            os.close(fd)
+    with pytest.raises(OSError, match="no regular file"):
+        MappedList(tmp_path / "list")
 
 
 def test_a_short_list_and_one_with_a_zero_byte_are_no_mapped_lists() -> None:

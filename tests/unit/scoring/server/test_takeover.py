@@ -1,8 +1,9 @@
-"""A second `serve --take-over` takes the place of the first one, and no call is refused."""
+"""A second `serve --take-over` takes the place of the first one, of another catalogue or not. No call is refused."""
 
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import threading
@@ -13,13 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.server.takeover import HTTP_UNIX, take_over
+from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
-from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
+from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT, Server
+from tests.worlds.small import small_world
 
 
 class Caller:
@@ -172,3 +178,97 @@ def test_without_a_host_it_starts_as_usual(server: Server) -> None:
     server.start("--take-over")
     server.listening()
     assert "there is no host to take over" in server.log()
+
+
+# A version takes the digest of its catalogue from its first argument. All else of the two is in their configurations.
+PROGRAM = """
+import sys
+from paywarden.ops.cli import main
+from paywarden.scoring.server.context import ServerContext
+name = sys.argv.pop(1)
+ServerContext.catalogue_digest = property(lambda _: name)
+main()
+"""
+BUNDLES = {"blue": small_world.trained_bundle, "green": small_world.other_bundle}
+
+
+class Versions:
+    """Two versions with own catalogues, mirrors and outboxes, which share runtime, ports and decision cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runtime = folder, folder / "serve"
+        self.servers = {name: Server(self._made(name), bundle=BUNDLES[name](), more=PATIENT) for name in BUNDLES}
+        self.processes: list[PaywardenProcess] = []
+        for server in self.servers.values():
+            text = server.config.read_text(encoding="utf-8")
+            for shared in ("serve", "answered"):
+                text = text.replace(f"{server.folder / shared}", f"{folder / shared}")
+            server.config.write_text(text, encoding="utf-8")
+            writer = MirrorWriter(server.mirror)
+            writer.apply({}, {0: 1}, 1)
+            writer.close()
+
+    def _made(self, name: str) -> Path:
+        (self.folder / name).mkdir()
+        return self.folder / name
+
+    def start(self, name: str) -> PaywardenProcess:
+        config = str(self.servers[name].config)
+        arguments = ("--config", config, "serve", "--take-over")
+        self.processes.append(PaywardenProcess.of_program(self.folder, PROGRAM, name, *arguments))
+        return self.processes[-1]
+
+    def refused(self, name: str) -> str:
+        """Start a version that does not take over; returns its error."""
+        process = self.start(name)
+        assert process.process.wait(timeout=PATIENCE_S) == 1
+        return process.log.read_text(encoding="utf-8").splitlines()[-1]
+
+    def order(self, name: str) -> None:
+        bundle = BUNDLES[name]()
+        paths = ReleasePaths(str(bundle), "", read_manifest(bundle).digest, policy_digest(PolicySettings(), {}))
+        self.runtime.mkdir(mode=0o700, exist_ok=True)
+        write_deployment(self.runtime / DEPLOYMENT, Deployment(paths, catalogue=name))
+
+    def model_of(self, name: str) -> str:
+        return read_manifest(BUNDLES[name]()).model_version
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Iterator[Versions]:
+    made = Versions(tmp_path)
+    yield made
+    for process in made.processes:
+        process.stop()
+
+
+def test_a_version_of_another_catalogue_takes_over_and_back_without_a_refused_call(versions: Versions) -> None:
+    versions.order("blue")
+    address = urllib.parse.urlsplit(versions.start("blue").first_line()).netloc
+    wait_for_listener(address)
+    with Caller(address) as caller:
+        caller.goes_on(5)
+        for name in ("green", "blue"):
+            versions.order(name)
+            before = versions.processes[-1]
+            assert versions.start(name).first_line() == f"http://{address}"
+            wait_until(lambda name=name: caller.model == versions.model_of(name), f"{name} decides")  # type: ignore[misc]
+            assert before.process.wait(timeout=PATIENCE_S) == 0
+            caller.goes_on(5)
+    assert caller.trouble == []
+
+
+def test_a_version_takes_over_only_with_a_mirror_and_when_its_catalogue_is_named(versions: Versions) -> None:
+    versions.order("blue")
+    address = urllib.parse.urlsplit(versions.start("blue").first_line()).netloc
+    wait_for_listener(address)
+    with Caller(address) as caller:
+        caller.goes_on(5)
+        assert "deployment.json lets the catalogue blue decide, and this host's is green" in versions.refused("green")
+        versions.order("green")
+        mirror = Path(versions.servers["green"].mirror.path) / "data.mdb"
+        os.rename(mirror, mirror.with_suffix(".away"))
+        assert f"there is no mirror at {mirror.parent} yet" in versions.refused("green")
+        caller.goes_on(5)
+    assert caller.trouble == []
+    assert caller.model == versions.model_of("blue")

@@ -32,6 +32,6 @@ def test_a_worker_for_which_a_host_has_no_room_ended_of_no_bug(
 
     monkeypatch.setattr(workers, "_work", work)
     nobody: Any = None
-    assert workers.worker_main(nobody, 3, nobody, 0, lambda: None) == code
+    assert workers.worker_main(nobody, 3, nobody, 0, lambda: None, 0, nobody) == code
     assert [record.getMessage() for record in caplog.records] == [logged]
     assert (caplog.records[0].exc_info is not None) == (code == workers.BUG)

@@ -13,10 +13,12 @@ from tests.services.product.processes import run_program
 # which is a minute and more, the run ends with what there is: the test then says what is missing.
 RUN = """
 import ctypes, errno, json, logging, os, signal, sys, time
+from types import SimpleNamespace
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.server import hang_ups
-from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
+from paywarden.scoring.server.places import Places
+from paywarden.scoring.server.supervisor import HostParts, Supervisor, SupervisorMetrics
 
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 TURNS_MAX = 1200
@@ -36,7 +38,8 @@ def starts(number):
     return [int(line.split()[1]) for line in open(sys.argv[2]) if line.startswith(f"{number} ")]
 
 
-def work(number, beat):
+def work(worker, beat):
+    number = worker.number
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     with open(sys.argv[2], "a") as file:
@@ -63,7 +66,9 @@ def work(number, beat):
             os.kill(os.getppid(), signal.SIGTERM)
 
 
-supervisor = Supervisor(2, work, stop_s=30, hang_timeout_s=4, metrics=metrics, fork=fork)
+serving = SimpleNamespace(orders=None, covers=lambda _: True)
+parts = HostParts(work, Places(2, {}))
+supervisor = Supervisor(2, parts, stop_s=30, hang_timeout_s=4, metrics=metrics, serving=serving, fork=fork)
 # A reload while the process starts, as `serve` holds it.
 hang_ups.hold()
 os.kill(os.getpid(), signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""The supervisor's half of a swap: it orders only a release that was checked, whatever the checker does."""
+"""The deployer orders only a release that was checked, whatever the checker does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from paywarden.models.policy.mapped_list import MappedList, write_mapped_list
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
@@ -30,7 +30,13 @@ from paywarden.scoring.server.deployment.deployment_file import (
     unfinished_prefix,
     write_deployment,
 )
-from paywarden.scoring.server.deployment.releases import Release, ReleaseOrders, orders_path, read_orders
+from paywarden.scoring.server.deployment.releases import (
+    Release,
+    ReleaseOrders,
+    Serving,
+    orders_path,
+    read_orders,
+)
 from tests.services.product.processes import wait_until
 
 SALT = "00" * 16
@@ -83,15 +89,17 @@ class Host:
         self.source, self.folder = Source(folder.parent / "paywarden.toml"), folder
         self.source.serve("a")
         self.failures = swap_failures(MetricsRegistry(), CHECK)
-        self.told, self.pid, self.forks = 0, 0, 0
+        self.served, self.pid, self.forks = list[Serving](), 0, 0
+        # The releases that cannot be loaded although they were checked, and those that were unloaded.
+        self.damaged, self.closed = set[str](), list[str]()
         self.fork: Callable[[Callable[[], int]], int] = self._fork
         self.deployer = Deployer(
             self.source,
             folder,
-            "a",
+            self._load("a"),
             catalogue="c0ffee",
             failures=self.failures,
-            processes=HostProcesses(lambda work: self.fork(work), self._tell),
+            processes=HostProcesses(lambda work: self.fork(work), self._load, self.served.append),
             limits=CheckLimits(**more),
         )
 
@@ -116,8 +124,13 @@ class Host:
         self.end()
         return self.orders
 
-    def _tell(self) -> None:
-        self.told += 1
+    def _load(self, key: str) -> Release:
+        if key in self.damaged:
+            raise BundleRefused(f"prepared bundle {key}: it is gone or damaged")
+        bundle = SimpleNamespace(
+            manifest=SimpleNamespace(model_version=f"m-{key}"), close=lambda: self.closed.append(key)
+        )
+        return Release(key, [cast(Any, bundle)], cast(Any, None), ())
 
     def _fork(self, work: Callable[[], int]) -> int:
         self.forks += 1
@@ -139,14 +152,20 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_a_checked_release_is_ordered_and_what_decided_is_the_way_back(host: Host) -> None:
-    assert host.orders == ReleaseOrders(0, "a")
+    assert host.orders == ReleaseOrders("a")
     host.source.serve("b")
-    assert host.swap() == ReleaseOrders(1, "b", "a")
+    assert host.swap() == ReleaseOrders("b", "a")
     host.source.serve("c")
-    assert host.swap() == ReleaseOrders(2, "c", "b")
+    assert host.swap() == ReleaseOrders("c", "b")
     # Nothing orders "a" any more.
     assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
-    assert (host.told, host.failures.value) == (2, 0)
+    assert [list(serving.releases) for serving in host.served] == [["a", "b"], ["a", "b", "c"]]
+    assert host.failures.value == 0
+    # Workers of a generation may be started again until another one has taken over.
+    host.deployer.keep(host.served)
+    assert host.closed == ["a"]
+    host.deployer.keep([])
+    assert host.closed == ["a"]
 
 
 def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same(host: Host) -> None:
@@ -154,9 +173,9 @@ def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same
         host.source.serve(bundle)
         host.swap()
     path, forks = host.folder / "deployment.json", host.forks
-    for number, active in enumerate(["b", "c", "b"], start=3):
+    for active in ("b", "c", "b"):
         write_deployment(path, Deployment(ReleasePaths(active), ReleasePaths("b" if active == "c" else "c")))
-        assert host.swap() == ReleaseOrders(number, active, "b" if active == "c" else "c")
+        assert host.swap() == ReleaseOrders(active, "b" if active == "c" else "c")
     # Only the first: the configuration had changed since "b" was checked.
     assert host.forks == forks + 1
     host.source.config.touch()
@@ -165,8 +184,8 @@ def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same
 
 
 def test_what_is_served_already_changes_nothing(host: Host) -> None:
-    assert host.swap() == ReleaseOrders(0, "a")
-    assert (host.told, host.failures.value) == (0, 0)
+    assert host.swap() == ReleaseOrders("a")
+    assert (host.served, host.failures.value) == ([], 0)
 
 
 def dies(_: str) -> None:
@@ -208,13 +227,13 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     host.source.serve("b")
     host.source.how = how
     with caplog.at_level(logging.ERROR):
-        assert host.swap() == ReleaseOrders(0, "a")
+        assert host.swap() == ReleaseOrders("a")
     assert [record.getMessage() for record in caplog.records] == [
         f"the swap is not made, and what decides goes on: {line.format(folder=host.folder)}"
     ]
-    assert (host.told, host.failures.value) == (0, 1)
+    assert (host.served, host.failures.value) == ([], 1)
     host.source.how = lambda _: None
-    assert host.swap() == ReleaseOrders(1, "b", "a")
+    assert host.swap() == ReleaseOrders("b", "a")
     assert [path.name for path in host.folder.glob("check-*")] == []
 
 
@@ -234,7 +253,7 @@ def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
     for _ in range(KILLS_MAX):
         host.begin()
         host.end()
-    assert (host.forks, host.orders) == (KILLS_MAX + 1, ReleaseOrders(1, "b", "a"))
+    assert (host.forks, host.orders) == (KILLS_MAX + 1, ReleaseOrders("b", "a"))
     host.source.how = lambda _: is_killed(99)
     host.source.serve("c")
     host.swap()
@@ -256,7 +275,7 @@ def test_a_storm_of_signals_costs_one_check(host: Host) -> None:
     host.begin()
     host.end()
     host.begin()
-    assert (host.forks, host.orders) == (1, ReleaseOrders(1, "b", "a"))
+    assert (host.forks, host.orders) == (1, ReleaseOrders("b", "a"))
 
 
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,7 +287,7 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.Log
     host.begin()
     host.end()
     assert "took more than 0 s" in caplog.text
-    assert host.orders == ReleaseOrders(0, "a")
+    assert host.orders == ReleaseOrders("a")
     host.deployer.close()
 
 
@@ -391,7 +410,7 @@ def test_a_library_that_takes_all_memory_ends_its_checker_alone(
     host.source.serve("b")
     host.source.how = takes_all
     with caplog.at_level(logging.ERROR):
-        assert host.swap() == ReleaseOrders(0, "a")
+        assert host.swap() == ReleaseOrders("a")
     assert "the process that checks it wanted more than 0.2 GiB of memory" in caplog.text
     host.source.how = lambda _: None
     assert host.swap().active == "b"
@@ -444,19 +463,19 @@ def test_a_fork_that_fails_changes_nothing(host: Host) -> None:
     host.fork = fails
     host.deployer.hang_up()
     host.begin()
-    assert (host.orders, host.failures.value) == (ReleaseOrders(0, "a"), 1)
+    assert (host.orders, host.failures.value) == (ReleaseOrders("a"), 1)
 
 
 def test_a_deployment_file_is_noticed_and_two_releases_stay_ready(host: Host) -> None:
     path = host.folder / "deployment.json"
     blue, green = ReleasePaths("b"), ReleasePaths("g")
-    for number, (active, previous) in enumerate([(blue, None), (green, blue), (blue, green)], start=1):
+    for active, previous in ((blue, None), (green, blue), (blue, green)):
         write_deployment(path, Deployment(active, previous, active, "r", 5000, SALT))
         host.deployer._due = 0.0
         host.begin()
         host.end()
         assert host.orders == ReleaseOrders(
-            number, active.bundle, previous.bundle if previous else "", active.bundle, "r", 5000, SALT
+            active.bundle, previous.bundle if previous else "", active.bundle, "r", 5000, SALT
         )
     path.write_text("{", encoding="utf-8")
     host.deployer._due = 0.0
@@ -473,7 +492,7 @@ def test_a_way_back_does_not_fail_because_another_release_is_gone(host: Host, ca
     host.source.how = refuses_x
     path = host.folder / "deployment.json"
     write_deployment(path, Deployment(ReleasePaths("b"), ReleasePaths("x"), ReleasePaths("x"), "r", 500, SALT))
-    assert host.swap() == ReleaseOrders(1, "b", "", "", "r", 0, SALT)
+    assert host.swap() == ReleaseOrders("b", "", "", "r", 0, SALT)
     assert (caplog.text.count("a release cannot be kept ready"), host.failures.value) == (2, 2)
 
 
@@ -483,14 +502,14 @@ def test_a_release_that_is_named_by_its_digests_needs_no_file_any_more(host: Hos
     host.source.how = refuses
     named = ReleasePaths("gone", "", "ab" * 32, "cd" * 32)
     write_deployment(host.folder / "deployment.json", Deployment(named))
-    assert host.swap() == ReleaseOrders(1, key)
+    assert host.swap() == ReleaseOrders(key)
     assert (host.forks, host.failures.value) == (0, 0)
 
 
 def test_a_file_that_the_registry_does_not_allow_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.source.refusal = "active: wanted a version that the registry has promoted"
     write_deployment(host.folder / "deployment.json", Deployment(ReleasePaths("b", "", "bb", "pp")))
-    assert host.swap() == ReleaseOrders(0, "a")
+    assert host.swap() == ReleaseOrders("a")
     assert (host.forks, host.failures.value) == (0, 1)
     assert "deployment.json: active: wanted a version that the registry has promoted" in caplog.text
     host.source.refusal = ""
@@ -554,81 +573,98 @@ def test_a_deployment_file_with_a_name_that_no_file_can_have_changes_nothing(hos
 def test_orders_that_somebody_damages_are_written_again(
     host: Host, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that started decided by what `serve` was started with, and no swap was possible any more."""
+    """Workers read the candidate's share from them."""
     host.source.serve("b")
-    wanted, path, told = host.swap(), orders_path(host.folder, os.getpid()), host.told
+    wanted, path, served = host.swap(), orders_path(host.folder, os.getpid()), len(host.served)
     if damage == "emptied":
         os.truncate(path, 0)
     else:
         path.unlink()
     looks(host)
-    assert (host.orders, host.told) == (wanted, told + 1)
+    assert (host.orders, len(host.served)) == (wanted, served + 1)
     assert "orders-" in caplog.text
     looks(host)
-    assert host.told == told + 1
+    assert len(host.served) == served + 1
     os.truncate(path, 0)
     host.source.serve("c")
-    assert host.swap() == ReleaseOrders(2, "c", "b")
+    assert host.swap() == ReleaseOrders("c", "b")
 
 
-@pytest.mark.parametrize("damage", ["cut", "deleted"])
-def test_a_release_that_somebody_damages_is_prepared_again_and_ordered_again(host: Host, damage: str) -> None:
-    """Workers that are started again refuse what is damaged, and go back to what `serve` was started with."""
-
-    def prepare(name: str) -> None:
-        folder = host.folder / "ready" / name
-        folder.mkdir(exist_ok=True)
-        (folder / "cards.list").write_text("whole")
-
-    host.source.how = prepare
+def test_a_checked_release_that_cannot_be_loaded_is_prepared_again(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was damaged after its check, and no worker has heard of it."""
     host.source.serve("b")
-    host.swap()
-    prepared, told, forks = host.folder / "ready" / "b", host.told, host.forks
-    if damage == "cut":
-        os.truncate(prepared / "cards.list", 2)
-    else:
-        shutil.rmtree(prepared)
-    looks(host)
-    assert (prepared / "cards.list").read_text() == "whole"
-    assert (host.orders, host.told, host.forks) == (ReleaseOrders(2, "b", "a"), told + 1, forks + 1)
-    looks(host)
-    assert (host.told, host.forks) == (told + 1, forks + 1)
+    host.damaged = {"b"}
+    assert host.swap() == ReleaseOrders("a")
+    assert (host.served, host.failures.value) == ([], 1)
+    assert "what decides goes on: prepared bundle b: it is gone or damaged" in caplog.text
+    host.damaged.clear()
+    host.deployer.look(host.deployer._again.at)
+    host.end()
+    assert (host.orders, host.failures.value) == (ReleaseOrders("b", "a"), 1)
 
 
-def test_a_list_that_was_damaged_while_nobody_watched_is_refused_in_one_line_and_prepared_again(
+def test_a_bug_in_the_loading_of_a_release_ends_no_host_and_others_are_loaded_later(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def prepare(name: str) -> None:
-        folder = host.folder / "ready" / name
-        if name == "b" and not folder.exists():
-            folder.mkdir()
-            checksum = write_mapped_list(folder / "cards.list", {f"c-{number}" for number in range(100)})
-            policy = {"list_digests": {"cards": "c0ffee"}, "list_checksums": {"cards": checksum}}
-            (folder / "policy.json").write_text(json.dumps(policy), encoding="utf-8")
-
-    monkeypatch.setattr("paywarden.scoring.server.deployment.deployer._AGAIN_S", 0.0)
-    host.source.how = prepare
-    prepare("b")
-    path = host.folder / "ready" / "b" / "cards.list"
-    os.truncate(path, path.stat().st_size // 2)
-    host.source.serve("b")
-    assert host.swap() == ReleaseOrders(0, "a")
-    assert host.failures.value == 1
-    assert [line for line in caplog.messages if "the swap is not made" in line and "the list is damaged" in line]
-    looks(host)
-    assert (host.orders, host.failures.value) == (ReleaseOrders(1, "b", "a"), 1)
-    (held,) = host.orders.lists.values()
-    assert set(MappedList.sealed(f"/proc/{os.getpid()}/fd/{held}", "paywarden-list-c0ffee") or ()) == {
-        f"c-{number}" for number in range(100)
-    }
+    with monkeypatch.context() as patched:
+        patched.setattr(host.deployer, "_load", lambda _: 1 // 0)
+        host.source.serve("b")
+        assert host.swap() == ReleaseOrders("a")
+    assert "what decides goes on: release b: ZeroDivisionError" in caplog.text
     host.source.serve("c")
+    assert host.swap() == ReleaseOrders("c", "a")
+
+
+def test_a_way_back_does_not_fail_because_another_release_cannot_be_loaded(host: Host) -> None:
+    host.damaged = {"x"}
+    path = host.folder / "deployment.json"
+    write_deployment(path, Deployment(ReleasePaths("b"), ReleasePaths("x"), ReleasePaths("x"), "r", 500, SALT))
+    assert host.swap() == ReleaseOrders("b", "", "", "r", 0, SALT)
+    assert host.failures.value == 1
+
+
+def test_a_release_is_in_memory_for_the_way_back_whatever_happens_to_its_files(host: Host) -> None:
+    host.source.serve("b")
     host.swap()
-    host.source.serve("d")
+    host.damaged = {"a", "b"}
+    shutil.rmtree(host.folder / "ready")
+    path = host.folder / "deployment.json"
+    for active, previous in (("a", "b"), ("b", "a")):
+        write_deployment(path, Deployment(ReleasePaths(active), ReleasePaths(previous)))
+        assert host.swap() == ReleaseOrders(active, previous)
+    assert host.failures.value == 0
+
+
+def test_orders_that_no_worker_could_serve_are_taken_back_and_tried_again_later(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = host.orders
+    host.source.serve("b")
     host.swap()
-    # No release that is ordered has the list.
-    assert host.orders.lists == {}
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(held)
+    host.deployer.give_up(Serving(before, {"a": host._load("a")}), "worker 1 ended with -9")
+    assert host.orders == before
+    assert "a release cannot be taken up, and m-a goes on: worker 1 ended with -9" in caplog.text
+    host.deployer.keep([])
+    assert host.closed == ["b"]
+    host.deployer.look(host.deployer._again.at)
+    host.end()
+    assert host.orders.active == "b"
+
+
+@pytest.mark.parametrize(("candidate", "share", "restored"), [("c", 700, 700), ("c", 0, 0), ("d", 700, 0), ("", 0, 0)])
+def test_a_rollback_among_orders_that_no_worker_could_serve_holds(
+    host: Host, candidate: str, share: int, restored: int
+) -> None:
+    path = host.folder / "deployment.json"
+    write_deployment(path, Deployment(ReleasePaths("b"), None, ReleasePaths("c"), "r", 500, SALT))
+    proven = host.swap()
+    refused = Deployment(ReleasePaths("x"), None, ReleasePaths(candidate) if candidate else None, "r", share, SALT)
+    write_deployment(path, refused)
+    host.swap()
+    host.deployer.give_up(host.served[0], "worker 1 ended with -9")
+    assert host.orders == host.served[-1].orders == replace(proven, share=restored)
 
 
 def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -639,11 +675,11 @@ def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkey
 
     host.source.serve("b")
     monkeypatch.setattr("paywarden.scoring.server.deployment.deployer.write_orders", no_room)
-    assert host.swap() == ReleaseOrders(0, "a")
+    assert host.swap() == ReleaseOrders("a")
     assert host.failures.value == 1
     looks(host)
-    assert host.orders == ReleaseOrders(0, "a")
+    assert host.orders == ReleaseOrders("a")
     monkeypatch.undo()
     # Nobody asks again.
     looks(host)
-    assert host.orders == ReleaseOrders(1, "b", "a")
+    assert host.orders == ReleaseOrders("b", "a")

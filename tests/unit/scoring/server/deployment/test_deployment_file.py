@@ -79,8 +79,8 @@ def test_a_file_that_is_no_json_or_cannot_be_written_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, "[]", "7", '{"generation": 1, "active": 7}', '{"generation": "1", "active": "a"}',
-                '{"generation": 1, "active": "a", "lists": 3}', '{"generation": 1, "active": "a", "lists": {"d": "x"}}']
+    "content", ["[" * 100_000, "[]", "7", '{"active": 7}', '{"generation": "1", "active": "a"}',
+                '{"active": "a", "share": 10001}', '{"active": "a", "salt": "0x"}', '{"active": "a", "share": true}']
 )  # fmt: skip
 def test_orders_of_another_form_are_refused_by_their_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "orders-1.json"
