@@ -53,8 +53,6 @@ _log = logging.getLogger(__name__)
 # The file beside the mirror that says in which boot of the machine it is written, and whether it was closed since.
 _BOOT_FILE, _CLOSED = "boot", "closed"
 _NEW_SUFFIX = ".new"
-# The mirror's files of releases before version 1.0.0, which no process of this release reads.
-_FORMER_FILES = ("data.mdb", "lock.mdb")
 # A full mirror keeps these free: to empty a segment, and to begin with an index of nothing. One more is written to.
 _RESERVED = 2
 _NOT_FOR_PROFILES = _RESERVED + 1
@@ -540,8 +538,6 @@ def _create(path: Path) -> None:
         file.write(struct.pack(f"<{form.HEADER_WORDS}q", *words))
     # Readers see the whole file or none.
     new.replace(path)
-    for name in _FORMER_FILES:
-        path.with_name(name).unlink(missing_ok=True)
 
 
 def _index_bytes(bits: int) -> int:

@@ -266,7 +266,7 @@ def test_a_version_takes_over_only_with_a_mirror_and_when_its_catalogue_is_named
         caller.goes_on(5)
         assert "deployment.json lets the catalogue blue decide, and this host's is green" in versions.refused("green")
         versions.order("green")
-        mirror = Path(versions.servers["green"].mirror.path) / "data.mdb"
+        mirror = versions.servers["green"].mirror.data_file
         os.rename(mirror, mirror.with_suffix(".away"))
         assert f"there is no mirror at {mirror.parent} yet" in versions.refused("green")
         caller.goes_on(5)

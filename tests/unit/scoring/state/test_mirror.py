@@ -330,15 +330,6 @@ def test_a_size_that_no_mirror_can_have_is_refused(size_mb: int) -> None:
         MirrorSettings(size_mb=size_mb)
 
 
-def test_files_of_an_earlier_form_go_when_a_mirror_is_made(settings: MirrorSettings) -> None:
-    folder = Path(settings.path)
-    folder.mkdir(parents=True)
-    for name in ("data.mdb", "lock.mdb"):
-        (folder / name).write_bytes(b"an earlier form")
-    MirrorWriter(settings).close()
-    assert sorted(path.name for path in folder.iterdir()) == ["boot", FILE_NAME]
-
-
 # Bytes that stay of a file: none, a part of the header, the header, and a part of the index and of the records.
 CUTS = (0, 100, 4096, 1_500_000, 2_500_000)
 
