@@ -196,7 +196,6 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
     hints = get_type_hints(Manifest)
     content.setdefault("cascade", {})
-    content.setdefault("identity_digest", "")
     content.setdefault("evidence", {})
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())

@@ -251,7 +251,7 @@ def repartition_frame() -> Target:
 
     def target(data: bytes) -> None:
         with suppress(InvalidEvent, Misconfigured):
-            events, _ = decode_frame(data, 6)
+            events = decode_frame(data, 6)
             assert len(events.keys) == len(events.rows)
 
     return target
