@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT
-from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library
+from paywarden.models.bundle.compiler import BIT_VECTORS, WALK, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.servers import pin_load
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _ours(text: Path, features: int, folder: Path) -> dict[str, Margins]:
     engines: dict[str, Margins] = {}
-    for name, generator in (("bit_vectors", BIT_VECTORS), ("conditions", TL2CGEN)):
+    for name, generator in (("bit_vectors", BIT_VECTORS), ("walk", WALK)):
         library, started = folder / f"{name}.so", time.perf_counter()
         compile_library(text, features, library, generator=generator)
         print(f"{name} compiled in {time.perf_counter() - started:.1f} s", flush=True)

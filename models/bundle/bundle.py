@@ -236,7 +236,7 @@ def build_native(bundle: Path, gates: Mapping[ModelPart, ParityGate] = MappingPr
 
 
 def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate | None) -> None:
-    # Only builds import Treelite and TL2cgen, which import SciPy. A scoring process never loads them.
+    # Only builds import Treelite, which imports SciPy. A scoring process never loads them.
     from paywarden.models.bundle.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 
     library = native_library(bundle, part)
