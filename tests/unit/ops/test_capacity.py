@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
 from paywarden.ops.capacity.measured_costs import MEASURED
-from paywarden.ops.capacity.plan import UTILISATION, KeptBytes, Requirements, busy_cores, plan
+from paywarden.ops.capacity.plan import KeptBytes, Requirements, busy_cores, plan
 from paywarden.ops.commands.run.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
@@ -48,14 +48,6 @@ KEPT = KeptBytes(
     outbox_bytes_max=1 << 30,
 )
 rates = st.floats(0, 1e5)
-
-
-def test_one_host_keeps_busy_what_the_line_says() -> None:
-    busy = busy_cores(COSTS, Requirements(1000, 1e6, 1), 3)
-    assert busy == pytest.approx({"serve": 0.04, "companion": 0.12, "stream": 0.23, "kafka": 0.25})
-    assert plan(COSTS, Requirements(1000, 1e6, 1), replace(KEPT, kafka_replication=1)).cores == pytest.approx(
-        sum(busy.values()) / UTILISATION
-    )
 
 
 def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
@@ -94,19 +86,6 @@ def test_a_higher_rate_never_needs_less(one: float, other: float, entities: floa
     assert less.host_memory_bytes <= more.host_memory_bytes
 
 
-def test_more_entities_need_memory_on_every_host_and_disk_in_the_store() -> None:
-    small, large = (plan(COSTS, Requirements(100, entities, 2), KEPT) for entities in (0, 50e6))
-    assert large.host_memory_bytes - small.host_memory_bytes == 50e6 * 410
-    assert large.needs["store"].disk_bytes - small.needs["store"].disk_bytes == 2 * 50e6 * 460
-
-
-def test_a_rebuild_leaves_a_marker_of_each_payment_and_profile() -> None:
-    small, large = (plan(COSTS, Requirements(1000, entities, 2), KEPT).marker_bytes for entities in (10e6, 60e6))
-    assert large - small == 2 * 50e6 * 164
-    payments = 1000 * 0.4 * 86_400 * 120
-    assert small == 2 * (10e6 + payments) * 164
-
-
 def test_what_more_hosts_cannot_carry_is_said() -> None:
     assert plan(COSTS, Requirements(1000, 1e6, 2), KEPT).warnings == ()
     warnings = plan(COSTS, Requirements(200_000, 1e6, 40), KEPT).warnings
@@ -138,11 +117,6 @@ def test_figures_of_benchmarks_replace_those_of_before(tmp_path: Path) -> None:
     # At 900 a second the processes kept 1.6 of 2 cores busy: what each takes there says nothing.
     assert found == replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.2))), cpu_us_per_profile=7.5)
     assert Coefficients.read([], MEASURED) == MEASURED
-
-
-def test_between_two_rates_and_beyond_the_last_it_goes_by_a_line() -> None:
-    costs = replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.3), (300.0, 0.4))))
-    assert [costs.busy("stream", rate) for rate in (0, 50, 200, 500)] == pytest.approx([0.1, 0.2, 0.35, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,6 @@ def test_lines_come_less_often_the_longer_the_work_takes() -> None:
     assert said[-1] == "features: 3,600 done in 1 h 0 min"
 
 
-def test_short_work_prints_nothing() -> None:
-    clock, said = Clock(), list[str]()
-    lines = ProgressLines("features", 10, write=said.append, clock=clock)
-    for _ in range(10):
-        clock.now += 0.4
-        lines.advance(1)
-    lines.finish()
-    assert said == []
-
-
 @pytest.mark.parametrize(("seconds", "spoken"), [(0.4, "0 s"), (59.4, "59 s"), (72, "1 min 12 s"), (7500, "2 h 5 min")])
 def test_durations_are_spoken_in_the_two_largest_units(seconds: float, spoken: str) -> None:
     assert spoken_duration(seconds) == spoken

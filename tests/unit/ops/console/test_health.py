@@ -57,23 +57,6 @@ def test_readings_are_in_words_and_say_what_is_bad() -> None:
     assert quantile([({"le": "1"}, 0.0), ({"le": "+Inf"}, 1.0)], 0.99) == math.inf
 
 
-def test_a_process_that_does_not_answer_is_shown_since_when(tmp_path: Path) -> None:
-    def fetch(url: str) -> tuple[int, str]:
-        if url.startswith("http://gone"):
-            raise OSError
-        return (200, METRICS) if url.endswith("/metrics") else (503, '{"store": "away <b>"}')
-
-    console = console_under_test(tmp_path)
-    health = Health(["stream=http://s:1", "http://gone:2"], fetch, console.clock)
-    text = console.browser([health.section()], "demo-operator").get("/health").text
-    assert "It does not answer, since 2025-10-09" in text
-    assert "Store: away &lt;b&gt;" in text
-    assert text.count("<dt>Since its start</dt>") == 0
-    nothing = console.browser([Health([]).section()], "demo-operator").get("/health").text
-    assert "nothing is known" in nothing
-    console.database.close()
-
-
 def test_why_a_process_is_not_ready_is_told_in_its_own_words(tmp_path: Path) -> None:
     """The page had the form of the answer as well: `ready: False, missing: ['the mirror is …']`."""
 
@@ -259,15 +242,6 @@ def test_a_process_that_hangs_holds_up_neither_page_nor_others(tmp_path: Path) -
     processes.hang["http://b:2"].set()
     wait_until(lambda: "two is not ready." in browser.get("/health").text, "it is told")
     console.database.close()
-
-
-def test_a_quantile_beyond_all_buckets_is_more_than_the_largest() -> None:
-    """It was "at most more than is measured"."""
-    name = "paywarden_request_seconds_bucket"
-    samples = {name: [({"le": "0.5"}, 0.0), ({"le": "1.0"}, 1.0), ({"le": "+Inf"}, 9.0)]}
-    assert readings_of(samples) == (
-        Reading("99th percentile of answers since its start", "more than 1.0 s", True, "at most 42 ms"),
-    )
 
 
 def test_the_page_says_first_which_processes_are_not_ready_and_what_each_is_for(tmp_path: Path) -> None:

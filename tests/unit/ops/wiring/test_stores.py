@@ -77,12 +77,6 @@ def test_the_former_default_is_ignored_if_a_store_is_elsewhere(
     assert not caplog.records
 
 
-def test_a_path_that_is_set_wins_over_the_former_default(empty_folder: Path) -> None:
-    store_at("data/profiles")
-    stores.open_store(Source({"lmdb": {"path": ".paywarden/store"}}, {})).close()
-    assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
-
-
 # Metrics and findings of an Aerospike store
 
 
