@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
@@ -71,19 +70,6 @@ def test_a_sharded_host_needs_its_cards_and_all_that_is_no_card() -> None:
     assert Requirements(1000, 1e7, 2, sharded_share=0.8).mirror_profiles == 1e7
     with pytest.raises(Misconfigured, match="sharded share: wanted 0 to 1"):
         Requirements(1000, 1e7, 2, sharded_share=1.5)
-
-
-@given(rates, rates, st.floats(0, 1e9), st.integers(1, 50))
-def test_a_higher_rate_never_needs_less(one: float, other: float, entities: float, hosts: int) -> None:
-    less, more = (plan(COSTS, Requirements(rate, entities, hosts), KEPT) for rate in sorted((one, other)))
-    for part in (*PARTS, "store"):
-        low, high = less.needs[part], more.needs[part]
-        assert low.cores <= high.cores
-        assert low.processes <= high.processes
-        assert low.disk_bytes <= high.disk_bytes
-        assert low.network_bytes_per_second <= high.network_bytes_per_second
-    assert less.partitions <= more.partitions
-    assert less.host_memory_bytes <= more.host_memory_bytes
 
 
 def test_what_more_hosts_cannot_carry_is_said() -> None:

@@ -15,21 +15,6 @@ class Clock:
         return self.now
 
 
-def test_long_work_prints_its_progress_and_the_time_left() -> None:
-    clock, said = Clock(), list[str]()
-    lines = ProgressLines("features", 1000, write=said.append, clock=clock)
-    for _ in range(10):
-        clock.now += 4
-        lines.advance(100)
-    lines.finish()
-    assert said == [
-        "features: 200 of 1,000 (20%), about 32 s left",
-        "features: 500 of 1,000 (50%), about 20 s left",
-        "features: 800 of 1,000 (80%), about 8 s left",
-        "features: 1,000 done in 40 s",
-    ]
-
-
 def test_lines_come_less_often_the_longer_the_work_takes() -> None:
     clock, said = Clock(), list[str]()
     lines = ProgressLines("features", 3600, write=said.append, clock=clock)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +16,6 @@ from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.ops.cli import cli
-from paywarden.ops.configuration import settings_types
 from paywarden.ops.reference import data as reference_data
 from paywarden.ops.reference import pages as reference
 from paywarden.ops.reference import settings as reference_settings
@@ -27,7 +23,6 @@ from paywarden.ops.reference.data import field_docs
 from paywarden.ops.reference.metrics import unit_of
 from paywarden.ops.reference.page import Undocumented
 from paywarden.ops.reference.pages import PAGES, main
-from paywarden.ops.reference.settings import bounds_of
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
@@ -94,36 +89,8 @@ def test_a_number_without_a_unit_is_an_error() -> None:
         list(reference_data._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))
 
 
-def commands_below(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    yield path, command
-    if isinstance(command, click.Group):
-        for name, below in command.commands.items():
-            yield from commands_below(below, f"{path} {name}")
-
-
-def test_every_one_line_help_fits_a_narrow_terminal() -> None:
-    for path, command in commands_below(cli, "paywarden"):
-        assert command.help is not None, path
-        assert "..." not in command.get_short_help_str(58), path
-
-
 def test_the_example_describes_every_setting() -> None:
     assert list(reference_settings.undescribed()) == []
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "hint", "bounds"),
-    [
-        ("admission", "deadline_ms", int, "at least 1"),
-        ("aerospike", "tend_interval_ms", int, "at least 250"),
-        ("store", "kind", str, "lmdb, aerospike or memory"),
-        ("costs", "fraud_loss_share", float, "a share from 0 to 1"),
-        ("outcomes", "unsaved_max", int, "at least save_records"),
-        ("lmdb", "path", str, ""),
-    ],
-)
-def test_bounds_are_what_the_code_says_it_wants(section: str, name: str, hint: type, bounds: str) -> None:
-    assert bounds_of(section, settings_types()[section], name, hint) == bounds
 
 
 def test_a_metric_without_a_unit_is_an_error() -> None:

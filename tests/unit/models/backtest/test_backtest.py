@@ -145,19 +145,6 @@ def test_each_metric_has_its_own_choice_and_is_measured_with_it() -> None:
     assert mean_of(both.test, "auc_roc") > mean_of(alone[1].test, "auc_roc")
 
 
-def test_published_parameters_are_measured_but_never_chosen() -> None:
-    published = dict(zip(METRICS, ({"column": 2}, {"column": 1}, {"column": 1}), strict=True))
-    columns = Columns(1, 0)
-    result = backtest(ROWS, PROTOCOL, columns.family(published=published))
-    assert result.chosen["auc_roc"] == {"column": 0}
-    assert result.as_published is not None
-    for metric, column in (("auc_roc", 2), ("average_precision", 1)):
-        alone = backtest(ROWS, PROTOCOL, Columns(column).family())
-        assert mean_of(result.as_published, metric) == mean_of(alone.test, metric)
-    # Two metrics choose column 1, which is trained once per fold.
-    assert [column for split, column in columns.asked if split == TEST[0]] == [0, 2, 1]
-
-
 # Folds and their summary
 
 
@@ -256,17 +243,6 @@ def test_a_search_starts_with_the_training_settings_and_repeats_nothing() -> Non
         assert value == getattr(settings, name)
     assert settings.trees in paths[0].sizes
     assert len({tuple(path.parameters.items()) for path in paths}) == 40
-
-
-def test_a_search_depends_on_its_seed_and_a_larger_one_holds_the_smaller() -> None:
-    small, large, other = (
-        boosted_paths(seed=0, budget=8),
-        boosted_paths(seed=0, budget=20),
-        boosted_paths(seed=1, budget=8),
-    )
-    assert large[:8] == small
-    assert small != other
-    assert small[0] == other[0]
 
 
 def test_a_search_without_a_budget_is_refused() -> None:

@@ -100,19 +100,6 @@ def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: 
         assert spread[number] == pytest.approx(payments.var() if len(payments) else 0, abs=1e-12), signal
 
 
-def test_a_segment_without_payments_is_expected_to_be_like_all() -> None:
-    counts = count_rows(BINNING, rows_of(1, 200))
-    empty = BINNING.segments.index("mcc=none")
-    for array in counts.arrays:
-        array[empty] = 0
-    layout = layout_of(counts)
-    means, _ = layout.moments(counts)
-    for signal, number in layout.numbers.items():
-        if signal.segment == "mcc=none" and signal.subject != "traffic":
-            overall = layout.numbers[Signal(signal.subject, signal.statistic, OVERALL)]
-            assert means[number] == pytest.approx(means[overall]), signal
-
-
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_overall_is_the_mean_of_the_segments_of_each_dimension_by_payments(seed: int, count: int) -> None:
     layout = layout_of(count_rows(BINNING, rows_of(seed, 40)), Kinds.SCORE | Kinds.INPUTS)
@@ -134,23 +121,6 @@ def test_places_as_ranks_rise_evenly_from_0_to_1() -> None:
     assert ranks.features.shape == (len(FEATURES), MISSING)
     assert (ranks.features == ranks.features[0]).all()
     assert np.diff(ranks.features[0]) == pytest.approx(1 / (MISSING - 1))
-
-
-@pytest.mark.parametrize("kinds", [Kinds.SCORE, Kinds.QUALITY, Kinds.SCORE | Kinds.QUALITY])
-def test_without_inputs_there_are_only_signals_of_all_payments(kinds: Kinds) -> None:
-    counts = count_rows(BINNING, rows_of(1, 40))
-    layout = layout_of(counts, kinds)
-    assert layout.segments == (OVERALL,)
-    assert {signal.segment for signal in layout.signals} == {OVERALL}
-    assert not layout.is_followed.any()
-    whole = layout_of(counts, ALL)
-    same = [whole.numbers[signal] for signal in layout.signals]
-    for mine, all_of_them in zip(
-        (*layout.values_and_spread(counts), *layout.moments(counts)),
-        (*whole.values_and_spread(counts), *whole.moments(counts)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, all_of_them[same])
 
 
 def test_a_layout_has_the_signals_of_its_kinds() -> None:

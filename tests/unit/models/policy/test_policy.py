@@ -17,7 +17,6 @@ from paywarden.models.policy.policy import (
     FLAGS,
     MIRROR_ABSENT,
     MODEL_ABSENT,
-    UNKNOWN_CARD,
     ConfiguredRule,
     ConfiguredSegment,
     Facts,
@@ -133,16 +132,6 @@ def test_a_rule_that_overrides_decides_alone_and_the_first_one_does() -> None:
     assert checked.decide(facts(0.99, [MODEL_ABSENT], ours)) == ("approve", ["rule:own_shops"])
     assert checked.decide(facts(0.0, (), stolen)) == ("decline", ["rule:stolen"])
     assert checked.decide(facts(0.0)) == ("decline", ["rule:strict"])
-
-
-def test_rules_see_score_and_flags() -> None:
-    checked = with_rules(
-        ("doubt", "score >= 0.2 and score < 0.3", "review", False),
-        ("blind", 'missing(score) and "unknown_card" in flags', "decline", False),
-    )
-    assert checked.decide(facts(0.25))[1] == ["rule:doubt"]
-    assert checked.decide(facts(0.1)) == ("approve", [])
-    assert checked.decide(facts(None, [UNKNOWN_CARD])) == ("decline", ["rule:blind"])
 
 
 # Segments

@@ -213,20 +213,6 @@ def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
         assert decisions[name].to_pylist() == small_world.history().texts(name, rows_of(WINDOW)).tolist()
 
 
-def test_features_become_named_columns_with_null_for_missing_values(tmp_path: Path) -> None:
-    run(tmp_path, with_features=True)
-    decisions = pq.read_table(tmp_path / "decisions.parquet")
-    names = list(small_world.engine().plan.names)
-    assert decisions.column_names == [*COLUMNS, *names]
-    wanted = passage_vectors()[rows_of(WINDOW)]
-    for place, name in enumerate(names):
-        column = decisions[name]
-        assert column.type == pa.float32()
-        assert np.array_equal(column.is_null().to_numpy(), np.isnan(wanted[:, place]))
-        known = ~np.isnan(wanted[:, place])
-        assert np.array_equal(column.drop_null().to_numpy(), wanted[known, place])
-
-
 def test_a_feature_with_the_name_of_another_column_is_refused(tmp_path: Path) -> None:
     bundle = small_world.loaded_bundle()
     names = ["score", *bundle.manifest.feature_names[1:]]
@@ -349,37 +335,6 @@ def test_differences_are_the_payments_that_get_another_action(tmp_path: Path) ->
     assert differences["challenger_score"].to_pylist() == challenger["score"].take(rows).to_pylist()
     labels = final_labels(small_world.history())[rows_of(WINDOW)[rows]]
     assert differences["label"].to_pylist() == [{1: "fraud", 0: "genuine", -1: None}[int(label)] for label in labels]
-
-
-def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Path) -> None:
-    window = Days(TRAINING_DAYS.last, WINDOW.last)
-    other = contestant(small_world.other_loaded_bundle(), PolicySettings(review_at=0.01, decline_at=0.02))
-    comparison = run(tmp_path / "both", window=window, challenger=other).comparison
-    run(tmp_path / "other", window=window, champion=other)
-    champion, challenger = (
-        np.array(pq.read_table(tmp_path / name / "decisions.parquet")["action"].to_pylist())
-        for name in ("both", "other")
-    )
-    # The window begins in the training days, so all its payments are measured.
-    rows = rows_of(window)
-    fraud = final_labels(small_world.history())[rows] == 1
-    amounts = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
-    passed, passes = champion == "approve", challenger == "approve"
-    wanted = {
-        "fraud_caught": fraud & passed & ~passes,
-        "fraud_missed": fraud & ~passed & passes,
-        "genuine_declined": ~fraud & (champion != "decline") & (challenger == "decline"),
-        "genuine_reviewed": ~fraud & passed & (challenger == "review"),
-        "genuine_released": ~fraud & ~passed & passes,
-    }
-    assert comparison is not None
-    assert comparison.changes.keys() == wanted.keys()
-    for kind, is_changed in wanted.items():
-        change = comparison.changes[kind]
-        assert (change.payments, change.amount_minor) == (is_changed.sum(), amounts[is_changed].sum())
-    assert sum(change.payments > 0 for change in comparison.changes.values()) >= 3
-    same = (champion == challenger).mean()
-    assert comparison.agreement.share == pytest.approx(same)
 
 
 def test_a_replay_that_fails_leaves_the_results_that_were_there(tmp_path: Path) -> None:

@@ -94,16 +94,6 @@ def test_a_run_holds_settings_metrics_tags_and_the_bundle(mlflow: FakeMlflow) ->
     assert line.startswith("experiment night: run r1 at ")
 
 
-def test_each_fold_of_the_chosen_candidate_is_a_step(mlflow: FakeMlflow) -> None:
-    of = manifest()
-    record_training("night", of, small_world.trained_bundle())
-    assert mlflow.metrics == [
-        (None, of.metrics),
-        (0, {"validation_trees": 7.0, "validation_average_precision": 0.5}),
-        (1, {"validation_trees": 9.0, "validation_average_precision": 0.6}),
-    ]
-
-
 @pytest.mark.parametrize("kind", [FakeMlflow.MlflowException, OSError])
 def test_an_mlflow_that_fails_is_one_line_that_says_the_bundle_is_there(
     mlflow: FakeMlflow, kind: type[Exception]

@@ -25,7 +25,6 @@ from paywarden.ops.console.pages import Missing
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, Clock, console_under_test
-from tests.services.product.processes import wait_until
 
 METRICS = """\
 # TYPE paywarden_mirror_age_seconds gauge
@@ -221,26 +220,6 @@ def test_an_open_page_is_told_what_changes_and_how_old_it_is(tmp_path: Path) -> 
     assert "two is not ready." in text
     assert text.count("400,000 (usual: at most 100,000)") == 2
     assert text.count("The numbers are those of 2025-10-09 08:53:21 UTC.") == 1
-    console.database.close()
-
-
-def test_a_process_that_hangs_holds_up_neither_page_nor_others(tmp_path: Path) -> None:
-    """It was asked while everybody waited, four seconds long, and its neighbours were as old as that."""
-    console, processes = console_under_test(tmp_path), Processes()
-    health = Health(["one=http://a:1", "two=http://b:2"], processes, console.clock, kept_s=0)
-    browser = console.browser([health.section()], "demo-operator")
-    assert "All 2 processes are ready." in browser.get("/health").text
-    processes.hang["http://b:2"] = threading.Event()
-    processes.lag = 77
-    # The other one is new, and this one is as it was.
-    wait_until(lambda: "<dd>77</dd>" in browser.get("/health").text, "the other one is new")
-    assert browser.get("/health").text.count("<dd>3</dd>") == 1
-    for _ in range(3):
-        browser.get("/health/version")
-    # It is asked once, however many look.
-    assert processes.held == 1
-    processes.hang["http://b:2"].set()
-    wait_until(lambda: "two is not ready." in browser.get("/health").text, "it is told")
     console.database.close()
 
 

@@ -115,19 +115,6 @@ def test_meanings_come_when_a_broken_catalogue_is_mended_and_stay_when_it_is_rep
     assert meaning_of(name) == known
 
 
-def test_the_worst_alert_comes_first_and_a_cleared_one_goes(world: World) -> None:
-    world.topics.put(alert_record(0), alert_record(1), alert_record(2))
-    world.read()
-    rows = world.store.page(Wanted(), NOW_MS, limit=10)
-    assert [row.severity for row in rows] == ["critical", "warning", "info"]
-    text = world.browser().get("/inbox").text
-    assert text.index("alert-00002") < text.index("alert-00001") < text.index("alert-00000")
-    world.topics.put(alert_record(2, state=State.CLEARED, time_ms=NOW_MS + 1))
-    world.read()
-    assert "alert-00002" not in world.browser().get("/inbox").text
-    assert "alert-00002" in world.browser().get("/inbox?state=cleared").text
-
-
 def test_a_text_that_is_searched_for_is_in_no_address(world: World) -> None:
     """A person searches for a card or a colleague: browsers' histories and proxies' logs keep addresses."""
     world.topics.put(*(alert_record(number) for number in range(120)))

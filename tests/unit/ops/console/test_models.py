@@ -223,7 +223,7 @@ def plan_view(browser: TestClient, person: str, **fields: str) -> dict[str, Any]
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=120
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
 )
 @given(data=st.data())
 def test_no_endpoint_lets_somebody_approve_their_own(

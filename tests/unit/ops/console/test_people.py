@@ -392,17 +392,3 @@ def test_a_file_of_people_that_cannot_be_used_changes_nobody_and_is_told(
     path.chmod(0o600)
     assert _looked(file) == [False, True]
     assert (sorted(file.people.people), file.missing()) == (["anna", "ben"], [])
-
-
-def test_half_a_file_of_people_ends_no_session(tmp_path: Path) -> None:
-    """An editor writes the file in two steps. Half of it is right TOML, without the people of its other half."""
-    path = tmp_path / "people.toml"
-    both = _person("anna", "lead") + _person("ben", "analyst")
-    path.write_text(both)
-    path.chmod(0o600)
-    file = PeopleFile(path)
-    path.write_text(both[: both.index("[[person]]", 1)])
-    assert not file.look()
-    path.write_text(both)
-    assert _looked(file) == [False, True]
-    assert sorted(file.people.people) == ["anna", "ben"]

@@ -241,42 +241,6 @@ def test_a_missed_deadline_is_an_error_of_its_own_and_a_refusal() -> None:
     assert 0 < report.shed_p50_ms <= report.shed_p99_ms <= report.shed_max_ms
 
 
-def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
-    """The server answers in pieces, with something between that is no answer."""
-
-    async def run() -> LoadReport:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            refusal = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 X\r\ncontent-length:0\r\n\r\n"
-            for answer in (OK, refusal) * 3:
-                await reader.readuntil(b"\r\n\r\n")
-                await reader.readexactly(4)
-                for at in range(0, len(answer), 7):
-                    writer.write(answer[at : at + 7])
-                    await asyncio.sleep(0.001)
-            writer.close()
-            served.set()
-
-        served = asyncio.Event()
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        options = LoadOptions(connections_max=1, timeout_ms=60_000)
-        try:
-            return await run_load(
-                f"http://127.0.0.1:{port}",
-                itertools.repeat(b"body", 6),
-                rate=1000,
-                seconds=1,
-                arrivals="fixed",
-                options=options,
-            )
-        finally:
-            server.close()
-            await asyncio.wait_for(served.wait(), PATIENCE_S)
-
-    report = uvloop.run(run())
-    assert (report.sent, report.ok, report.shed, report.errors) == (6, 3, 3, 0)
-
-
 def test_answers_in_chunks_are_read_too() -> None:
     async def chunked(fake: FakeServer, _: bytes) -> bytes:
         if len(fake.bodies) % 2:

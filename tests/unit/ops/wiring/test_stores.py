@@ -53,30 +53,6 @@ def test_a_store_at_the_former_default_is_used_and_logged_once(
     assert not (empty_folder / ".paywarden").exists()
 
 
-def test_the_former_default_is_used_for_further_profile_sets_too(empty_folder: Path) -> None:
-    (empty_folder / "data" / "profiles.sets").mkdir(parents=True)
-    stores.open_store(Source({}, {})).close()
-    assert (empty_folder / "data" / "profiles" / "data.mdb").exists()
-
-
-@pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize(
-    ("settings", "wanted"),
-    [
-        (Source({}, {}), b".paywarden/store"),
-        (Source({"lmdb": {"path": "elsewhere"}}, {}), b"elsewhere"),
-        (Source({}, {"PAYWARDEN_LMDB_PATH": "elsewhere"}), b"elsewhere"),
-    ],
-)
-def test_the_former_default_is_ignored_if_a_store_is_elsewhere(
-    caplog: pytest.LogCaptureFixture, settings: Source, wanted: bytes
-) -> None:
-    for path in ("data/profiles", wanted.decode()):
-        store_at(path)
-    assert value_in(settings) == wanted
-    assert not caplog.records
-
-
 # Metrics and findings of an Aerospike store
 
 
