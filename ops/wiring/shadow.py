@@ -196,7 +196,7 @@ class ChallengerFiles:
         from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
         from paywarden.scoring.requests.decoder import RequestDecoder
         from paywarden.scoring.requests.validation import RequestLimits
-        from paywarden.scoring.state.mirror import MirrorSettings
+        from paywarden.scoring.state.mirror_file import MirrorSettings
 
         if self._open is not None:
             # A process opens a mirror once.

@@ -356,7 +356,6 @@ class Overlay:
             self._frame = None
             return
         if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
-            mirror.notes_snapshot = True
             self._bound = self._arrays(mirror, attributes, out, self._table, self._marks) | {"hops": self._hops(hops)}
             self._frame = Frame(tables.SLOT, self._bound)
 

@@ -7,7 +7,7 @@
    ends. Without a store (`fill_from_store = false`) read the compacted changelog from its beginning.
 3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
    progress is known: then the companion is ready.
-4. In every round apply a batch of the changelog. About once a second free the places of dead readers in the mirror.
+4. In every round apply a batch of the changelog. About once a second check a part of the mirror for damage.
 5. If features look from an entity at others, keep an index of their profiles (scoring/state/identity_index.py). It is
    made before step 2, where a mirror lacks it.
 6. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
@@ -53,8 +53,8 @@ from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
 from paywarden.scoring.state.identity_index import IdentityIndex
-from paywarden.scoring.state.mirror import MirrorDamaged, MirrorSettings, MirrorUnavailable, MirrorWriter, discard
-from paywarden.scoring.state.mirror_check import MirrorCheck
+from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, MirrorUnavailable
+from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
@@ -189,7 +189,6 @@ class Companion:
         self._mirror_settings = files.mirror
         self._identity_digest = files.identity_digest
         self._open_mirror: MirrorWriter | None = None
-        self._mirror_check = MirrorCheck(files.mirror.path, files.mirror.size_mb)
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
         self._marks_trouble = ""
@@ -285,7 +284,6 @@ class Companion:
                 step()
             except Exception as error:  # noqa: BLE001  # `run` raises it
                 errors.append(error)
-        self._mirror_check.close()
         if self._open_mirror is not None:
             self._open_mirror.close()
         if self._marks is not None:
@@ -293,7 +291,7 @@ class Companion:
         return errors if self._shipping.error is None else [self._shipping.error, *errors]
 
     def look_around(self) -> None:
-        """Do the work that not every round needs: check the client and the mirror's readers, set the metrics."""
+        """Do the work that not every round needs: check the client and a part of the mirror, set the metrics."""
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
             positions = self._positions()
@@ -302,7 +300,7 @@ class Companion:
             if stalled:
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
-        self._check_readers()
+        self._mirror.check()
         self._look_at_marks()
         self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
@@ -389,7 +387,6 @@ class Companion:
         if self._marks is not None:
             self._marks.close()
         self._open_mirror = self._marks = None
-        self._mirror_check.close()
         try:
             discard(self._mirror_settings)
         except OSError as error:
@@ -402,26 +399,16 @@ class Companion:
             self._marks.begin(transaction)
 
     def _note_trouble(self, error: MirrorUnavailable) -> None:
-        """Log once why the mirror takes no changes, and free the slots of dead readers before the next try."""
+        """Log once why the mirror takes no changes."""
         if self.health.mirror_trouble != str(error):
             _log.error("companion: %s; its profiles grow old, and it is tried again every second", error)
         self.health.mirror_trouble = str(error)
-        self._check_readers()
-
-    def _check_readers(self) -> None:
-        if freed := self._mirror.check_readers():
-            _log.info("companion: freed the places of %d dead readers in the mirror", freed)
-            # A damaged page may have ended them, and would end those that are started in their place.
-            self._mirror_check.begin()
-        if damage := self._mirror_check.damage():
-            raise MirrorDamaged(f"the mirror is damaged: {damage}")
 
     def _apply_patiently(
         self, profiles: Mapping[bytes, bytes | None], positions: Mapping[int, int], stop: Event
     ) -> bool:
         """Apply changes, and wait while the mirror does not take them. Returns False if stopped first."""
         while True:
-            self._check_readers()
             if self._marks is not None and profiles:
                 # The store does not say which payments its profiles contain.
                 self._marks.note_filled(filter(None, profiles.values()), self._now_ms())

@@ -24,7 +24,8 @@ from paywarden.scoring.engine.mirror_challenger import LATE_MS, MirrorChallenger
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many

@@ -24,10 +24,10 @@ from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.neighbours import hops as hops_module
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -45,7 +45,7 @@ def settings(tmp_path: Path) -> MirrorSettings:
 
 
 def write(settings: MirrorSettings, profiles: Mapping[bytes, bytes | None], index: IdentityIndex | None = None) -> None:
-    """Write a mirror as a companion does. LMDB may be open only once in a process."""
+    """Write a mirror as a companion does."""
     with closing(MirrorWriter(settings)) as writer:
         list(writer.keep_index(index_of(two_hops.engine().plan) if index is None else index))
         writer.apply(profiles, {0: 1}, NOW_MS - 100)
@@ -97,12 +97,7 @@ def test_the_world_has_neighbours_of_every_kind(past: Past) -> None:
         assert len(np.unique(vectors[:, place])) > 2, NAMES[place]
 
 
-@pytest.mark.parametrize("through_python", [False, True])
-def test_vectors_have_the_bits_of_the_kernel_alone(
-    settings: MirrorSettings, monkeypatch: pytest.MonkeyPatch, through_python: bool
-) -> None:
-    if through_python:
-        monkeypatch.setattr(lmdb_calls, "functions", lambda: None)
+def test_vectors_have_the_bits_of_the_kernel_alone(settings: MirrorSettings) -> None:
     random_ = random.Random(4)
     for seed in range(3):
         past = Past(seed)
