@@ -17,7 +17,7 @@ export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 .DEFAULT_GOAL := help
 # The one that takes longest first.
 CHECKS := check-types check-clients check-style check-imports check-pages check-proto check-contract
-.PHONY: help install services demo test test-again fuzz check ready format perf proto generated clean $(CHECKS)
+.PHONY: help install services demo test fuzz check ready format perf proto generated clean $(CHECKS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,12 +85,6 @@ demo: ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
-
-# More than three are no accident.
-test-again: services ## the tests that failed in the last run, one at a time, if they are at most three
-	@$(BIN)/python -c 'import json, sys; failed = list(json.load(open(".pytest_cache/v/cache/lastfailed"))); \
-		print(f"{len(failed)} failed:", *failed[:20], sep="\n  "); sys.exit(not 0 < len(failed) <= 3)'
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.fuzz ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage

@@ -25,7 +25,6 @@ LONGEST = (
     "tests/integration/operate/test_units_run.py",
     "tests/simulation/test_simulation.py",
     "tests/integration/topics/test_archive.py",
-    "tests/e2e/test_demo_broken.py",
     "tests/integration/profiles/test_chaos.py",
     "tests/integration/topics/test_dead_letters.py",
     "tests/integration/profiles/test_stream.py",

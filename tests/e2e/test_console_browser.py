@@ -102,21 +102,6 @@ def test_an_alert_is_found_and_acknowledged_by_keys_and_the_list_is_live(page: A
     page.get_by_role("heading", name="Then and now").wait_for()
 
 
-def test_what_one_person_does_appears_in_the_browser_of_another(
-    page: Any, chromium: Any, running_console: Running
-) -> None:
-    other, errors = _logged_in(chromium, running_console, "demo-lead")
-    other.goto("/inbox/alert-00003")
-    page.wait_for_selector("[data-rows] tr")
-    other.get_by_role("button", name="Take").click()
-    began = time.monotonic()
-    other.get_by_text("Assigned to you: alert alert-00003.").wait_for()
-    page.locator("tr", has=page.locator("a[href='/inbox/alert-00003']")).get_by_text("demo-lead").wait_for()
-    _log.info("the other browser had it after %.0f ms", (time.monotonic() - began) * 1000)
-    assert errors == []
-    other.context.close()
-
-
 def test_an_open_inbox_says_that_its_topics_are_lost_and_heals(page: Any, running_console: Running) -> None:
     """It went on to say "Live" over the alerts of then: nobody who looked at it knew that Kafka was away."""
     page.wait_for_selector("[data-rows] tr")
@@ -201,40 +186,6 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     _tab_to(page, "nav a[href='/inbox']")
 
 
-def test_two_people_close_a_large_case_without_a_mouse(page: Any, chromium: Any, running_console: Running) -> None:
-    page.goto("/decisions/pay-002")
-    _tab_to(page, "a[href^='/cases?item=']")
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/cases?item=payment*pay-002")
-    _tab_to(page, "input[name=title]")
-    page.keyboard.type("Closed by two")
-    page.keyboard.press("Enter")
-    page.get_by_role("heading", name="Closed by two").wait_for()
-    page.get_by_role("link", name="payment:pay-002").wait_for()
-    _tab_to(page, "input[inputmode=decimal]")
-    page.keyboard.press("Control+a")
-    page.keyboard.type("20,000.50")
-    page.keyboard.press("Enter")
-    page.get_by_text("it takes two people to close it").wait_for()
-    _tab_to(page, "select[name=verdict]")
-    page.keyboard.type("fraud")
-    _tab_to(page, "button[value=propose]")
-    page.keyboard.press("Enter")
-    page.get_by_text("demo-analyst proposes to close it as fraud").wait_for()
-    # The person who proposed it cannot close it.
-    case = page.url
-    _tab_to(page, "button[value=close]")
-    page.keyboard.press("Enter")
-    page.get_by_text("another one closes what you propose").wait_for()
-    lead, errors = _logged_in(chromium, running_console, "demo-lead")
-    lead.goto(case)
-    _tab_to(lead, "button[value=close]")
-    lead.keyboard.press("Enter")
-    lead.get_by_text("closed: fraud").wait_for()
-    assert errors == []
-    lead.context.close()
-
-
 def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any, running_console: Running) -> None:
     page.goto("/cases")
     page.get_by_label("What it is about").fill("A ring of cards")
@@ -311,41 +262,6 @@ def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_
     assert "card-of-customer-3" not in page.url
     script = context.request.get("/static/console.js")
     assert 0 < len(script.body()) < _SCRIPT_BYTES_MAX
-    context.close()
-
-
-def test_without_script_a_second_click_opens_no_second_case(chromium: Any, running_console: Running) -> None:
-    context = chromium.new_context(base_url=running_console.url, java_script_enabled=False)
-    page = context.new_page()
-    page.goto("/cases")
-    page.get_by_role("button", name="demo-analyst").click()
-    answers = list[int]()
-
-    def lose_the_first_answer(route: Any) -> None:
-        if answers:
-            answers.append(0)
-            route.continue_()
-        else:
-            # The console acts, and the browser waits for ever: the person clicks again.
-            answers.append(route.fetch(max_redirects=0).status)
-
-    page.route("**/cases/open", lose_the_first_answer)
-    page.get_by_label("What it is about").fill("Clicked twice without script")
-    # By the mouse itself: Playwright's own click waits for the page that the first one asked for.
-    box = page.get_by_role("button", name="Open a case").bounding_box()
-    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.click(*at)
-    while not answers:
-        page.wait_for_timeout(50)
-    page.mouse.click(*at)
-    page.get_by_role("heading", name="Clicked twice without script").wait_for()
-    assert "The form was sent twice, and counts once." in page.content()
-    assert answers == [303, 0]
-    page.goto("/cases")
-    page.get_by_label("Text").fill("clicked twice")
-    page.get_by_role("button", name="Show").click()
-    page.wait_for_url("**/cases?*sealed=*")
-    assert page.get_by_role("link", name="Clicked twice without script").count() == 1
     context.close()
 
 

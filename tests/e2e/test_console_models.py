@@ -198,19 +198,6 @@ def test_a_rollout_is_planned_and_started_by_keys(desk: Desk, chromium: Any) -> 
         page.context.close()
 
 
-def test_a_rollout_is_planned_without_javascript(desk: Desk, chromium: Any) -> None:
-    context = chromium.new_context(viewport=_PHONE, base_url=desk.running.url, java_script_enabled=False)
-    context.set_default_timeout(_PATIENCE_MS)
-    page = context.new_page()
-    page.goto("/login?next=/rollout/plan")
-    page.locator("button[value=anna]").click()
-    page.locator("select[name=candidate]").select_option(index=1)
-    page.locator("input[name=cards_a_day]").fill("200000")
-    page.get_by_role("button", name="Show the plan").click()
-    page.get_by_role("heading", name="What each step could find").wait_for()
-    context.close()
-
-
 @dataclass
 class Canary:
     """A console without a registry, and a rollout at one in ten of the cards."""
@@ -264,37 +251,3 @@ def test_a_rollout_is_watched_paused_resumed_and_aborted_by_keys(canary: Canary,
     _look(lead, "rollout-aborted")
     for page in (lead, owner):
         page.context.close()
-
-
-def test_a_page_says_why_a_rollout_was_rolled_back_by_itself(canary: Canary, chromium: Any) -> None:
-    analyst = _logged_in(chromium, canary.running, "demo-analyst")
-    canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
-    canary.look(6_000)
-    analyst.get_by_text("Not known yet").first.wait_for()
-    canary.look(60_000, decline=1.6)
-    analyst.get_by_text("It was rolled back by itself").wait_for()
-    text = analyst.locator("main").inner_text()
-    assert "Decline is more frequent with the candidate" in text
-    assert "harm: stops the rollout" in text
-    assert "Since then the champion decides about all cards" in text
-    assert "10 % stopped here" in " ".join(text.split())
-    assert analyst.locator("main form").count() == 0
-    _look(analyst, "rollout-harmful")
-    analyst.context.close()
-
-
-def test_a_page_that_is_live_no_more_says_so(canary: Canary, chromium: Any) -> None:
-    """After the first change the words "not live" went to a part of the page that nobody saw any more."""
-    page = _logged_in(chromium, canary.running, "demo-lead")
-    canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
-    page.get_by_text("The candidate has 10 % of the cards").wait_for()
-    _tab_to(page, "form[action='/rollout/stop'] input[name=why]")
-    page.keyboard.type("half a sentence")
-    page.keyboard.press("Tab")
-    canary.look(6_000)
-    page.wait_for_timeout(2_500)
-    # Typed text stays.
-    assert page.locator("form[action='/rollout/stop'] input[name=why]").input_value() == "half a sentence"
-    page.route("**/models/version", lambda route: route.abort())
-    page.get_by_text("Not live: the console does not answer").wait_for()
-    page.context.close()

@@ -28,7 +28,7 @@ from tests.services.product.processes import ROOT, run_paywarden, wait_until
 
 
 def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Path) -> None:
-    """The demo fails if a process has not done its work: tests/e2e/test_demo_broken.py."""
+    """The demo fails if a process has not done its work: tests/unit/ops/demo/test_verdict.py."""
     summary_file, log_file = tmp_path / "summary.json", tmp_path / "log"
     temporary, here = tmp_path / "temporary", tmp_path / "here"
     temporary.mkdir()

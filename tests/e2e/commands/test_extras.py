@@ -149,14 +149,6 @@ def test_a_command_without_its_extra_says_how_to_install_it(command: str, extra:
     assert ended[command] == (1, "", line)
 
 
-def test_a_command_without_two_of_its_extras_names_both(with_extra: Only) -> None:
-    done = run_paywarden(
-        *("load", "--target", "http://127.0.0.1:1", "--rate", "1", "--seconds", "1"), environment=with_extra("")
-    )
-    wanted = "load needs the extras `serve` and `history`: pip install 'paywarden[serve,history]'"
-    assert done.stderr == f"paywarden: {wanted}\n"
-
-
 def test_stream_worker_and_scoring_host_run_with_only_their_extras(
     deployment: Deployment, settings: KafkaSettings, with_extra: Only
 ) -> None:

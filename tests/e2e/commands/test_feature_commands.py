@@ -88,15 +88,6 @@ def test_backfill_prints_the_counts_of_written_records(filled: tuple[Shell, str]
     assert "of these, written before" not in found
 
 
-def test_a_finished_backfill_says_so_and_does_nothing(filled: tuple[Shell, str], history: Path) -> None:
-    shell, _ = filled
-    before = shell.contents()
-    assert (
-        shell.run("backfill", "--data", str(history)) == "all of this history is in the store already: nothing to do\n"
-    )
-    assert shell.contents() == before
-
-
 def test_backfill_continues_after_kill_9(
     tmp_path: Path, history: Path, filled: tuple[Shell, str], kafka: KafkaServer, topic_prefix: str
 ) -> None:
@@ -135,28 +126,11 @@ def test_backfill_refuses_a_store_with_profiles_without_overwrite(shell: Shell, 
     assert shell.contents()[b"card:somebody"] == b"precious"
 
 
-def test_backfill_refuses_a_store_in_memory(shell: Shell, history: Path) -> None:
-    assert "memory" in shell.refused("backfill", "--data", str(history), PAYWARDEN_STORE_KIND="memory")
-
-
-def test_backfill_without_a_history_is_one_line_that_names_the_file(shell: Shell, tmp_path: Path) -> None:
-    assert "payments.parquet" in shell.refused("backfill", "--data", str(tmp_path / "nowhere"))
-
-
 def test_a_full_store_is_one_line_and_the_backfill_can_continue(shell: Shell, history: Path) -> None:
     line = shell.refused("backfill", "--data", str(history), PAYWARDEN_LMDB_MAP_SIZE_BYTES=str(2 << 20))
     assert "raise map_size_bytes" in line
     assert line.endswith("the same command goes on where this ended")
     assert "of these, written before" in shell.run("backfill", "--data", str(history))
-
-
-def test_show_prints_a_profile_and_its_features(filled: tuple[Shell, str], card_id: str) -> None:
-    said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00Z")
-    assert "first payment  2024-01-" in said
-    assert "tiles of 1d: " in said
-    assert "contains, by source partition: nothing of a topic" in said
-    assert "features as of 2024-01-31T00:00:00Z" in said
-    assert "card_count_30d" in said
 
 
 def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
@@ -167,21 +141,6 @@ def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -
     assert {"tables", "memories", "sources", "features"} <= found.keys()
     values = {feature["name"]: feature["value"] for feature in found["features"]}
     assert values["card_count_30d"] > 0
-
-
-def test_show_gives_features_as_of_now_by_default(filled: tuple[Shell, str], card_id: str) -> None:
-    found = json.loads(filled[0].run("features", "show", f"card:{card_id}", "--json"))
-    assert found["as_of"] > "2024-01-31"
-
-
-def test_show_names_sources_by_topic_and_partition(filled: tuple[Shell, str]) -> None:
-    from paywarden.features.profiles.engine import FeatureEngine
-    from tests.unit.features.kernel.profiles import label, payment, profile
-
-    events = [payment(1_706_000_000_000, 1, source=6, offset=12), label(1_706_000_000_000, 1, source=3, offset=4)]
-    filled[0].write(b"merchant:streamed", profile(FeatureEngine(), "merchant", events))
-    found = json.loads(filled[0].run("features", "show", "merchant:streamed", "--json"))
-    assert found["sources"] == {"payments/3": 12, "outcomes/1": 4}
 
 
 def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Shell, str], tmp_path: Path) -> None:
@@ -204,13 +163,6 @@ def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str,
     shell.write(b"card:old", b"\x01" + stored[1:])
     assert shell.refused("features", "show", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
     assert "it is not of layout version" in shell.refused("features", "show", "card:old")
-
-
-@pytest.mark.parametrize("at", ["yesterday", "2024-13-01", "1960-01-01T00:00:00Z"])
-def test_an_impossible_time_is_named(filled: tuple[Shell, str], at: str) -> None:
-    line = filled[0].refused("features", "show", "card:any", "--at", at)
-    assert "--at" in line
-    assert at in line
 
 
 def test_forget_erases_a_card_of_a_backfilled_store(
@@ -268,16 +220,3 @@ def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_
     assert "no Kafka broker answers at 127.0.0.1:9" in line
     assert card_id not in line
     assert shell.contents() == before
-
-
-def test_forget_refuses_impossible_arguments(shell: Shell) -> None:
-    assert "one of card, merchant, device" in shell.refused("forget", "crad:4000123412341234")
-    assert "memory" in shell.refused("forget", "card:C1", PAYWARDEN_STORE_KIND="memory")
-
-
-def test_every_command_has_help_and_forget_lists_what_it_keeps() -> None:
-    for command in (["backfill"], ["features"], ["features", "show"], ["forget"]):
-        done = run_paywarden(*command, "--help")
-        assert done.returncode == 0, command
-        assert "Usage" in done.stdout
-    assert "These stay:" in done.stdout

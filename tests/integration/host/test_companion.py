@@ -38,9 +38,8 @@ from paywarden.streams.kafka.reading import make_consumer
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running
-from tests.services.product.processes import PaywardenProcess, get, is_ready, wait_until
+from tests.services.product.processes import PaywardenProcess, is_ready, wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
-from tests.standin.aerospike_server import StandIn
 from tests.worlds.stream.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 
 
@@ -327,25 +326,6 @@ def test_a_companion_waits_for_a_store_that_the_stream_will_make(
             stored = read_store(deployment.store)
         assert read_mirror(deployment, stored) == stored
     assert [record.getMessage() for record in caplog.records].count(f"companion: {problem}") == 1
-
-
-def test_a_companion_waits_for_aerospike_and_a_stop_ends_the_wait(tmp_path: Path, settings: KafkaSettings) -> None:
-    with StandIn() as standin:
-        """The test gives an address on which no server listens."""
-    waiting = "the mirror waits for the profile store: "
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployment:
-        deployment.create_topics()
-        companion = Companion(deployment)
-        wait_until(lambda: companion.problems()[0].startswith(waiting), "it says what it waits for")
-        assert companion.process.stop() == 0
-        companion = Companion(deployment)
-        wait_until(lambda: companion.problems()[0].startswith(waiting), "it says what it waits for")
-        assert get(f"{companion.address}/livez")[0] == 200
-        with standin:
-            deployment.start("stream")
-            companion.wait_until_ready()
-            assert companion.process.stop() == 0
-        assert companion.process.log.read_text(encoding="utf-8").count(waiting) == 1
 
 
 def test_without_kafka_a_companion_lives_and_is_ready_when_it_returns(tmp_path: Path, topic_prefix: str) -> None:

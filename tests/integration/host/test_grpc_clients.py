@@ -83,29 +83,6 @@ def test_the_python_client_gets_the_field_in_message_and_trailer(channel: grpc.C
     assert dict(error.trailing_metadata())["paywarden-field"] == "amount_minor"
 
 
-@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_the_python_client_may_compress(channel: grpc.Channel, compression: grpc.Compression) -> None:
-    assert score_stub(channel)(payment("x" * 200), compression=compression).payment_id == "x" * 200
-
-
-def test_the_python_client_may_send_metadata(channel: grpc.Channel) -> None:
-    metadata = (("x-request-id", "7"), ("trace-bin", b"\x00\xff"))
-    assert score_stub(channel)(payment("m"), metadata=metadata).payment_id == "m"
-
-
-def test_the_python_client_may_cancel_and_go_on(channel: grpc.Channel) -> None:
-    score = score_stub(channel)
-    for _ in range(100):
-        score.future(payment("dropped")).cancel()
-    assert score(payment("kept")).payment_id == "kept"
-
-
-def test_the_python_client_may_make_a_thousand_calls_at_once(channel: grpc.Channel) -> None:
-    score = score_stub(channel)
-    futures = [score.future(payment(f"n{number}")) for number in range(1000)]
-    assert [future.result().payment_id for future in futures] == [f"n{number}" for number in range(1000)]
-
-
 def test_the_python_client_may_watch_health(channel: grpc.Channel, served: GrpcServed) -> None:
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch",
@@ -127,15 +104,6 @@ def test_grpcs_own_health_and_reflection_packages_work_with_us(served: GrpcServe
     assert set(found["services"]) == SERVICES
     assert found["methods"] == ["Score", "ScoreBatch"]
     assert found["fields"] == ["payment_id", "event_time_ms", "card_id"]
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_python_client_connects_over_a_unix_socket(library: str, tmp_path: Path) -> None:
-    with (
-        GrpcServed(GrpcSettings(library=library), unix_path=tmp_path / "score.sock"),
-        grpc.insecure_channel(f"unix:{tmp_path}/score.sock") as channel,
-    ):
-        assert score_stub(channel)(payment("u"), timeout=PATIENCE_S).payment_id == "u"
 
 
 @pytest.fixture(scope="module")

@@ -119,14 +119,6 @@ def test_a_request_has_body_and_headers_and_an_answer_is_a_decision(driver: Driv
     assert PATIENT_MS / 2 < int(request.headers["x-deadline-ms"]) <= PATIENT_MS
 
 
-@pytest.mark.parametrize("word", ["answer", "chunked", "continue"])
-def test_a_connection_is_used_again(driver: Driver, word: str) -> None:
-    with ScriptedHost(word) as host:
-        make(driver, host, idle_ms=PATIENT_MS)
-        assert [score(driver, f"p-{number}")["outcome"] for number in range(3)] == ["answered"] * 3
-    assert host.connections == 1
-
-
 @pytest.mark.parametrize("word", ["then_close", "say_close", "to_end", "old"])
 def test_a_connection_that_ends_is_not_used_again_and_costs_no_attempt(driver: Driver, word: str) -> None:
     with ScriptedHost(word) as host:
@@ -150,14 +142,6 @@ def test_a_kept_connection_that_its_host_has_closed_costs_no_attempt(driver: Dri
 
         wait_until(is_closed, "the host has closed the connection")
         assert score(driver, "p-2")["attempts"] == 1
-
-
-def test_an_idle_connection_is_not_used_again(driver: Driver) -> None:
-    with ScriptedHost() as host:
-        make(driver, host, idle_ms=0.001)
-        score(driver, "p-1")
-        score(driver, "p-2")
-    assert host.connections == 2
 
 
 @pytest.mark.parametrize("word", ["break", "half", 503])
@@ -191,16 +175,6 @@ def test_a_call_without_an_answer_gets_a_stand_in_by_the_policy(driver: Driver, 
         "outcome": cause,
         "attempts": 2 if cause in ("broken", "unavailable") else 1,
     }
-
-
-@pytest.mark.parametrize(
-    ("word", "cause"), [(429, "overloaded"), (401, "unauthorized"), (504, "late"), ("other", "failed")]
-)
-def test_other_answers_are_no_reason_to_ask_again(driver: Driver, word: str | int, cause: str) -> None:
-    with ScriptedHost(word) as host:
-        make(driver, host)
-        assert score(driver, "p-1")["outcome"] == cause
-    assert len(host.requests) == 1
 
 
 def test_a_host_that_is_silent_is_left_at_the_deadline(driver: Driver) -> None:
@@ -304,14 +278,6 @@ def test_a_payment_that_is_asked_again_goes_where_it_was_sent(driver: Driver) ->
     assert "p-1" not in {request.payment["payment_id"] for request in staying.requests}
 
 
-def test_a_host_may_have_a_name_with_several_addresses(driver: Driver) -> None:
-    with ScriptedHost("say_close") as host:
-        # Where the name is an address of IPv6, too, nobody listens there.
-        make(driver, host, urls=[f"http://localhost:{host.port}"])
-        assert [score(driver, f"p-{number}")["outcome"] for number in range(4)] == ["answered"] * 4
-    assert {request.headers["host"] for request in host.requests} == {f"localhost:{host.port}"}
-
-
 # Reconciliation, shadow, close
 
 
@@ -322,15 +288,6 @@ def test_a_stand_in_is_reconciled_with_the_answer_that_comes_later(driver: Drive
         found = event(driver, "reconciled")
     assert found == {"event": "reconciled", "payment_id": "p-1", "end": "answered", "action": "approve"}
     assert len({request.body for request in host.requests}) == 1
-
-
-def test_a_payment_asked_again_is_reconciled_by_its_own_answer(driver: Driver) -> None:
-    with ScriptedHost(429, "answer") as host:
-        make(driver, host)
-        assert score(driver, "p-1")["outcome"] == "overloaded"
-        driver.tell(score=payment("p-1"))
-        assert driver.answer()["decision"]["stand_in"] is False
-        assert event(driver, "reconciled")["end"] == "answered"
 
 
 def test_a_full_queue_and_a_closed_client_tell_of_each_stand_in(driver: Driver) -> None:
@@ -365,14 +322,6 @@ def test_shadow_mode_returns_the_callers_own_decision(
         assert driver.ask(shadow=payment("p-1"), own="decline") == {"own": "decline"}
         found = event(driver, "shadow")
     assert found == {"event": "shadow", "payment_id": "p-1", "own": "decline", "action": action, "cause": cause}
-
-
-def test_calls_beyond_the_connections_wait_for_one(driver: Driver) -> None:
-    with ScriptedHost() as host:
-        make(driver, host, connections_max=1, idle_ms=PATIENT_MS)
-        load = driver.ask(load={"rate": 1000, "seconds": 0.05, "id": "l", "cards": 5})["load"]
-    assert (load["calls"], load["answered"]) == (50, 50)
-    assert host.connections == 1
 
 
 def test_a_call_that_finds_no_free_connection_in_time_is_busy(driver: Driver) -> None:

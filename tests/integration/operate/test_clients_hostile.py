@@ -135,15 +135,6 @@ def test_a_handshake_that_drips_is_left_at_the_deadline(driver: Driver, tls: Tls
     assert host.requests == []
 
 
-def test_two_records_that_come_together_are_not_two_answers(driver: Driver, tls: Tls) -> None:
-    """Bytes that the language's TLS has read ahead are no answer to the next request."""
-    with ExitStack() as stack:
-        host = stack.enter_context(ScriptedHost("twice", "answer", tls=tls.server))
-        relay = stack.enter_context(SlowRelay(host.port, gathers=lambda: len(host.requests) > host.played))
-        make(driver, host, urls=[f"https://127.0.0.1:{relay.port}"], idle_ms=PATIENT_MS, **tls.settings)
-        assert [score(driver, f"p-{number}")["outcome"] for number in range(2)] == ["answered", "answered"]
-
-
 def test_a_shadow_call_of_a_hostile_host_ends_and_is_counted(driver: Driver) -> None:
     with ScriptedHost("endless_continues") as host:
         make(driver, host)

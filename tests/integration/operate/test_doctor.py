@@ -143,23 +143,6 @@ def _rule(topic: str, operation: AclOperation, permission: AclPermissionType) ->
     return AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, *everybody, operation, permission)
 
 
-def test_topics_with_too_few_partitions_are_named_and_more_are_right(source: Source, settings: KafkaSettings) -> None:
-    def with_partitions(count: int) -> list[str]:
-        return seen(read_source(source.name, {"PAYWARDEN_TOPICS_PARTITIONS": str(count)}))[1:]
-
-    assert [line.split()[0] for line in with_partitions(3)] == ["ok"]
-    short = with_partitions(5)
-    assert len(short) == 5
-    assert short[0].startswith(f"warning {settings.topic('payments')} has 4 partitions where [topics] asks for 5, so ")
-
-
-def test_topics_that_are_missing_are_named(tmp_path: Path, settings: KafkaSettings) -> None:
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
-        _, missing = seen(read_source(str(deployment.config)))
-    assert missing.startswith(f"error topics do not exist: {settings.topic('payments')}, ")
-    assert missing.endswith(f"and {len(TOPICS)} more: run `paywarden topics create`")
-
-
 def test_the_topics_of_a_rebuilt_set_are_looked_for(
     source: Source, deployment: Deployment, settings: KafkaSettings
 ) -> None:
@@ -172,10 +155,3 @@ def test_the_topics_of_a_rebuilt_set_are_looked_for(
     assert missing == f"error topics do not exist: {', '.join(names)}: run `paywarden topics create --live-set`"
     assert deployment.run("topics", "create", "--live-set").returncode == 0
     assert [line.split()[0] for line in seen(source)] == ["ok", "ok"]
-
-
-def test_a_store_that_is_away_hides_only_its_own_topics(source: Source) -> None:
-    away = {"PAYWARDEN_STORE_KIND": "aerospike", "PAYWARDEN_AEROSPIKE_HOSTS": "127.0.0.1:1"}
-    _, hidden, others = seen(read_source(source.name, away))
-    assert hidden.startswith("skipped the store does not say which profile set is live")
-    assert others.startswith(f"ok {len(TOPICS) + 5} topics have the settings")

@@ -297,15 +297,6 @@ def test_mature_outcomes_roll_back_a_provisional_rollout_or_let_a_person_promote
     assert (deployed.active.bundle_digest, deployed.candidate, deployed.share) == ("b" * 64, None, 0)
 
 
-def test_a_candidate_that_is_gone_is_rolled_back(world: World) -> None:
-    world.decide(100)
-    world.start()
-    world.gone = "bundle candidate: there is no manifest.json"
-    with world.led() as leader:
-        leader.join(PATIENCE_S)
-    assert world.rollout.cause == "the candidate is gone: bundle candidate: there is no manifest.json"
-
-
 # Events that less than half of the cards have are rare enough here, so every step goes on after a few dozen cards.
 PLAN_OF_MANY_STEPS = plan_of(
     [20, 50, 80, 100], step_hours=(1e-9,) * 3, rare_share=0.9, margin=9.0, cards_min=10, settle_s=0.5
@@ -376,29 +367,3 @@ def _raised(run: Callable[[threading.Event], object]) -> str:
     with pytest.raises(Misconfigured) as refused:
         run(threading.Event())
     return str(refused.value)
-
-
-def test_without_decisions_of_the_champion_nothing_begins(world: World) -> None:
-    leader = world.leader()
-    assert "there has been no rollout" in _raised(leader.run)
-    world.start()
-    leader = world.leader()
-    assert "wanted decisions of the champion from before the rollout" in _raised(leader.run)
-
-
-def test_a_rollout_that_leaves_the_shadow_is_held_against_the_hour_before_that(world: World) -> None:
-    """The champion may have no history at the start: its time beside the shadow is one, and a newer one."""
-    begun = Start("r-1", SALT, *VERSIONS, PLAN, shadow=True)
-    world.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
-    # Hosts that have the candidate loaded name the rollout, and the champion decides about all cards.
-    world.decide(2_000, rollout="r-1")
-    time.sleep(0.05)
-    world.keeper.take(RolloutEvent(EventKind.RESUMED, now_ms(), "ann", "they agree"))
-    with world.led() as leader:
-        world.decide(10, rollout="r-1")
-        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
-        world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
-        leader.join(PATIENCE_S)
-        assert not leader.is_alive()
-    assert world.rollout.phase is Phase.ROLLED_BACK
-    assert "decline" in world.rollout.cause

@@ -70,16 +70,6 @@ def paywarden(deployment: Deployment, *arguments: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def refusal(deployment: Deployment, *arguments: str) -> str:
-    """Run a command that must fail. Returns its one line."""
-    done = deployment.run(*arguments)
-    assert done.returncode == 1, done.stderr
-    lines = done.stderr.splitlines()
-    assert "Traceback" not in done.stderr
-    assert sum(line.startswith("paywarden: ") for line in lines) == 1
-    return lines[-1]
-
-
 def encoder_of(topic: str) -> Callable[[dict[str, Any]], bytes]:
     return Encoder(topic, IDS.id_of(topic)).encode
 
@@ -294,26 +284,3 @@ def test_foreign_schemas_are_read_and_one_that_lacks_a_column_is_named(
     assert "amount_minor" in logged
     rows = archived(tmp_path / "archive")
     assert [{name: row[name] for name in payment} for row in rows] == [payment, payment]
-
-
-def test_a_source_without_readable_records_is_refused_in_one_line(
-    deployment: Deployment, settings: KafkaSettings, tmp_path: Path, kafka: KafkaServer
-) -> None:
-    later, out = "2100-01-01T00:00:00Z", str(tmp_path)
-    archive = ("archive", "--topic", "payments", "--out", out)
-    said = refusal(deployment, *archive, "--from", later)
-    assert said == f"paywarden: topic {settings.topic('payments')} holds nothing of that time"
-    assert refusal(deployment, *archive, "--from", "spring").startswith("paywarden: --from: wanted a time such as")
-    replay = ("replay", "--bundle", str(small_world.trained_bundle()), "--out", out)
-    said = refusal(deployment, *replay, "--from-topic", "--since", later)
-    assert said == "paywarden: topic payments holds no payment of that time"
-    (tmp_path / "payments").mkdir(exist_ok=True)
-    said = refusal(deployment, *replay, "--data", out)
-    assert "outcomes is not there: `paywarden archive --topic outcomes" in said
-    elsewhere = tmp_path / "elsewhere.toml"
-    elsewhere.write_text(f'[kafka]\nbootstrap = "{kafka.bootstrap}"\ntopic_prefix = "none-"\n', encoding="utf-8")
-    done = run_paywarden("--config", str(elsewhere), *archive)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "paywarden: topic none-payments does not exist: run `paywarden topics create`\n",
-    )

@@ -11,7 +11,6 @@ from paywarden.streams.kafka.client import COMPRESSIONS, KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.patience import PATIENCE_S
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.stream.topics import read_topic
 
 # A batch of records begins with 21 bytes. The codec is in the lowest three bits of the next two.
 _CODEC_AT = 22
@@ -57,14 +56,3 @@ def test_both_kinds_of_producers_use_the_configured_compression(
     sender.send(other, bytes(1000), key=b"k")
     sender.flush(PATIENCE_S)
     assert codec_on_disk(kafka, other) == compression
-
-
-def test_a_record_that_fits_only_compressed_is_always_compressed(
-    settings: KafkaSettings, topic: str, kafka: KafkaServer
-) -> None:
-    del kafka
-    settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression="none")
-    sender = Sender(settings, linger_ms=0)
-    sender.send(topic, bytes(20_000_000), key=b"k")
-    sender.flush(PATIENCE_S)
-    assert [record.value for record in read_topic(settings, "compressed")] == [bytes(20_000_000)]

@@ -10,16 +10,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
-from paywarden.streams.dead_letters.writer import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
+from paywarden.streams.dead_letters.writer import DeadLetters, Letter, LetterId, LetterReader
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
@@ -218,23 +216,6 @@ def test_a_record_of_the_brokers_largest_size_is_retried_too(
     wait_until(lambda: len(read_topic(settings, "dead-letters")) >= 7, "it has failed again", every_s=0.3)
 
 
-def test_a_record_that_fits_only_when_compressed_is_retried_too(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    """The broker limits the compressed size. The letter of such a record must not stop the stream."""
-    producer = Producer(
-        {"bootstrap.servers": settings.bootstrap, "compression.type": "zstd", "message.max.bytes": 50_000_000}
-    )
-    value = bytes(40_000_000)
-    producer.produce(settings.topic("payments"), value, key=b"k")
-    assert producer.flush(PATIENCE_S) == 0
-    stream = deployment.start("stream")
-    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.5)
-    assert stream.stop() == 0
-    assert len(run_retry(settings).sent) == 1
-    assert [record.value == value for record in read_topic(settings, "payments")] == [True, True]
-
-
 def test_a_letter_is_retried_once_and_again_only_on_request(deployment: Deployment, settings: KafkaSettings) -> None:
     del deployment
     send_letters(settings, *odd_records(settings)[:2])
@@ -306,33 +287,3 @@ def test_show_lists_the_newest_letters_without_their_content(
         "0-4.damaged": b"\xffsecret",
     }
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
-
-
-def test_a_letter_that_does_not_exist_is_named(deployment: Deployment, settings: KafkaSettings) -> None:
-    del deployment
-    with closing(LetterReader(settings, IDS)) as reader:
-        with pytest.raises(Misconfigured, match=r"there is no letter 0-0: \S+ holds none"):
-            list(reader.some([LetterId(0, 0)]))
-        send_letters(settings, odd_records(settings)[0])
-        with pytest.raises(Misconfigured, match=r"there is no letter 0-1: \S+ holds letters 0-0 to 0-0"):
-            list(reader.some([LetterId(0, 1)]))
-        with pytest.raises(Misconfigured, match="no partition 5"):
-            list(reader.some([LetterId(5, 0)]))
-        (letter,) = reader.some([LetterId(0, 0)])
-        assert not isinstance(letter, DamagedLetter)
-
-
-def test_reading_ends_at_the_end_that_the_topic_had_at_the_start(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    """More letters keep coming while the command reads."""
-    del deployment
-    send_letters(settings, *odd_records(settings))
-    with closing(LetterReader(settings, IDS)) as reader:
-        letters = reader.all()
-        seen = [next(letters)]
-        send_letters(settings, *odd_records(settings))
-        seen += letters
-    assert [letter.letter_id.offset for letter in seen] == [0, 1, 2, 3, 4]
-    with closing(LetterReader(settings, IDS)) as reader:
-        assert len(list(reader.all())) == 10

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka.schema_registry import Schema as RegistrySchema
-from confluent_kafka.schema_registry import SchemaReference, SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -154,34 +154,6 @@ def test_we_read_records_of_confluents_serialiser(
         assert Decoder(topic, ids).decode(serialise(record, context(topic))) == record
 
 
-def test_both_serialisers_write_the_same_bytes(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    ids = connect()
-    conf = {"auto.register.schemas": False, "normalize.schemas": True}
-    serialise = AvroSerializer(client, schema_text("payments"), conf=conf)
-    assert Encoder("payments", ids.id_of("payments")).encode(PAYMENT) == serialise(PAYMENT, context("payments"))
-
-
-def test_a_second_start_registers_nothing_new(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    first, second = connect(), connect()
-    assert [first.id_of(topic) for topic in TOPICS] == [second.id_of(topic) for topic in TOPICS]
-    assert sorted(client.get_subjects()) == sorted(f"{topic}-value" for topic in TOPICS)
-    assert all(client.get_versions(f"{topic}-value") == [1] for topic in TOPICS)
-
-
-def test_a_registered_schema_in_another_layout_counts_as_ours(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    for topic in TOPICS:
-        layout = json.dumps(json.loads(schema_text(topic)), indent=7)
-        client.register_schema(f"{topic}-value", RegistrySchema(layout, "AVRO"))
-    connect(auto_register=False)
-    assert all(client.get_versions(f"{topic}-value") == [1] for topic in TOPICS)
-
-
 def test_without_auto_register_a_missing_schema_stops_the_start(
     server: RegistryServer, client: SchemaRegistryClient
 ) -> None:
@@ -202,18 +174,6 @@ def test_records_of_a_newer_compatible_version_are_read(
     serialise = AvroSerializer(client, newer)
     assert decoder.decode(serialise(PAYMENT | {"wallet": "w"}, context("payments"))) == PAYMENT
     assert client.get_versions("payments-value") == [1, 2]
-
-
-def test_we_start_beside_a_newer_version_and_write_our_own(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    connect()
-    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
-    newest = client.register_schema("payments-value", RegistrySchema(newer, "AVRO"))
-    ids = connect()
-    assert ids.id_of("payments") != newest
-    value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
-    assert AvroDeserializer(client, newer)(value, context("payments")) == PAYMENT | {"wallet": None}
 
 
 def test_declarations_come_and_go_under_full_compatibility(
@@ -257,32 +217,6 @@ def test_each_record_of_a_foreign_incompatible_schema_is_refused(
     value = serialise({k: v for k, v in PAYMENT.items() if k != "currency"}, context("payments"))
     with pytest.raises(InvalidEvent, match="No default value for field currency"):
         decoder.decode(value)
-
-
-def test_a_record_of_another_subject_is_refused(connect: Callable[..., RegistrySchemaIds]) -> None:
-    ids = connect()
-    value = Encoder("profiles", ids.id_of("profiles")).encode({"entity": "card", "state": b"", "written_time_ms": 1})
-    with pytest.raises(InvalidEvent, match=r"wanted paywarden\.v1\.Payment"):
-        Decoder("payments", ids).decode(value)
-
-
-def test_a_protobuf_schema_is_refused(client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]) -> None:
-    text = 'syntax = "proto3"; message A { string a = 1; }'
-    schema_id = client.register_schema("other-value", RegistrySchema(text, "PROTOBUF"))
-    with pytest.raises(InvalidEvent, match="is PROTOBUF, wanted AVRO"):
-        connect().schema_of(schema_id)
-
-
-def test_a_schema_that_refers_to_other_subjects_is_refused(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    part = {"type": "record", "name": "Part", "fields": [{"name": "a", "type": "int"}]}
-    client.register_schema("part-value", RegistrySchema(json.dumps(part), "AVRO"))
-    whole = {"type": "record", "name": "Whole", "fields": [{"name": "part", "type": "Part"}]}
-    references = [SchemaReference("Part", "part-value", 1)]
-    schema_id = client.register_schema("whole-value", RegistrySchema(json.dumps(whole), "AVRO", references))
-    with pytest.raises(InvalidEvent, match="refers to other schemas"):
-        connect().schema_of(schema_id)
 
 
 HOSTILE_AND_REGISTERED = (
@@ -365,16 +299,6 @@ def test_a_foreign_schema_is_remembered_when_it_is_first_read(
     assert Decoder("payments", FingerprintSchemaIds(remembered)).decode(value) == PAYMENT
 
 
-def test_a_second_start_remembers_nothing_new(connect: Callable[..., RegistrySchemaIds]) -> None:
-    class ReadOnly(MemoryRememberedSchemas):
-        def add(self, schemas: Any) -> None:
-            raise AssertionError(schemas)
-
-    remembered = MemoryRememberedSchemas()
-    connect(remembered)
-    connect(ReadOnly(remembered.read()))
-
-
 def test_an_id_that_already_means_another_schema_stops_the_start(
     server: RegistryServer, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
@@ -394,14 +318,6 @@ def registry_answer(schema_id: int, text: str) -> bytes:
     return json.dumps(answer).encode()
 
 
-def test_an_id_equal_to_another_schemas_fingerprint_stops_the_start() -> None:
-    fingerprint = LocalSchemaIds().id_of("outcomes")
-    with answering(200, registry_answer(fingerprint, schema_text("payments"))) as url:
-        message = refused_at_start(RegistrySettings(url=url))
-    assert f"gives subject payments-value the id {fingerprint}" in message
-    assert "already means another schema, paywarden.v1.Outcome" in message
-
-
 def test_an_id_that_is_also_a_fingerprint_means_the_fingerprint() -> None:
     fingerprint = LocalSchemaIds().id_of("payments")
     stranger = payments_with({"name": "wallet", "type": "string"})
@@ -409,40 +325,6 @@ def test_an_id_that_is_also_a_fingerprint_means_the_fingerprint() -> None:
         ids = RegistrySchemaIds(RegistrySettings(url=url), MemoryRememberedSchemas(), topics=["payments"])
         assert Decoder("payments", ids).decode(Encoder("payments", fingerprint).encode(PAYMENT)) == PAYMENT
         ids.close()
-
-
-def test_subjects_begin_with_the_topic_prefix(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    connect(topic_prefix="eu-")
-    assert sorted(client.get_subjects()) == sorted(f"eu-{topic}-value" for topic in TOPICS)
-
-
-def test_schemas_registered_by_hand_without_the_prefix_are_found(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    wanted = connect()
-    ids = connect(topic_prefix="eu-", auto_register=False)
-    assert {topic: ids.id_of(topic) for topic in TOPICS} == {topic: wanted.id_of(topic) for topic in TOPICS}
-    assert sorted(client.get_subjects()) == sorted(f"{topic}-value" for topic in TOPICS)
-
-
-def test_without_a_url_there_is_no_registry() -> None:
-    ids = schema_ids(RegistrySettings(), MemoryRememberedSchemas())
-    assert {topic: ids.id_of(topic) for topic in TOPICS} == {topic: LocalSchemaIds().id_of(topic) for topic in TOPICS}
-
-
-def test_a_url_selects_that_registry(server: RegistryServer, client: SchemaRegistryClient) -> None:
-    ids = schema_ids(RegistrySettings(url=server.url), MemoryRememberedSchemas(), topics=["payments"])
-    assert isinstance(ids, RegistrySchemaIds)
-    ids.close()
-    assert client.get_subjects() == ["payments-value"]
-
-
-def test_an_unreachable_registry_is_one_line_with_its_url() -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    message = refused_at_start(RegistrySettings(url=url))
-    assert message.startswith(f"schema registry {url} did not answer: ")
 
 
 def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, client: SchemaRegistryClient) -> None:
@@ -531,8 +413,3 @@ def test_impossible_settings_stop_the_start(settings: RegistrySettings, words: s
     message = refused_at_start(settings)
     assert words in message
     assert "hunter2" not in message
-
-
-def test_secrets_are_not_shown() -> None:
-    shown = repr(RegistrySettings(url="http://127.0.0.1:1", password="hunter2", key_password="hunter3"))
-    assert "hunter" not in shown

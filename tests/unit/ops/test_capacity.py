@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
 from paywarden.ops.capacity.measured_costs import MEASURED
-from paywarden.ops.capacity.plan import UTILISATION, KeptBytes, Requirements, busy_cores, plan
+from paywarden.ops.capacity.plan import KeptBytes, Requirements, busy_cores, plan
 from paywarden.ops.commands.run.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
@@ -50,14 +49,6 @@ KEPT = KeptBytes(
 rates = st.floats(0, 1e5)
 
 
-def test_one_host_keeps_busy_what_the_line_says() -> None:
-    busy = busy_cores(COSTS, Requirements(1000, 1e6, 1), 3)
-    assert busy == pytest.approx({"serve": 0.04, "companion": 0.12, "stream": 0.23, "kafka": 0.25})
-    assert plan(COSTS, Requirements(1000, 1e6, 1), replace(KEPT, kafka_replication=1)).cores == pytest.approx(
-        sum(busy.values()) / UTILISATION
-    )
-
-
 def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
     one, four = (busy_cores(COSTS, Requirements(1000, 1e6, hosts), 3) for hosts in (1, 4))
     # Three profiles of 10 us for each payment and host; the other 70 us only once.
@@ -79,32 +70,6 @@ def test_a_sharded_host_needs_its_cards_and_all_that_is_no_card() -> None:
     assert Requirements(1000, 1e7, 2, sharded_share=0.8).mirror_profiles == 1e7
     with pytest.raises(Misconfigured, match="sharded share: wanted 0 to 1"):
         Requirements(1000, 1e7, 2, sharded_share=1.5)
-
-
-@given(rates, rates, st.floats(0, 1e9), st.integers(1, 50))
-def test_a_higher_rate_never_needs_less(one: float, other: float, entities: float, hosts: int) -> None:
-    less, more = (plan(COSTS, Requirements(rate, entities, hosts), KEPT) for rate in sorted((one, other)))
-    for part in (*PARTS, "store"):
-        low, high = less.needs[part], more.needs[part]
-        assert low.cores <= high.cores
-        assert low.processes <= high.processes
-        assert low.disk_bytes <= high.disk_bytes
-        assert low.network_bytes_per_second <= high.network_bytes_per_second
-    assert less.partitions <= more.partitions
-    assert less.host_memory_bytes <= more.host_memory_bytes
-
-
-def test_more_entities_need_memory_on_every_host_and_disk_in_the_store() -> None:
-    small, large = (plan(COSTS, Requirements(100, entities, 2), KEPT) for entities in (0, 50e6))
-    assert large.host_memory_bytes - small.host_memory_bytes == 50e6 * 410
-    assert large.needs["store"].disk_bytes - small.needs["store"].disk_bytes == 2 * 50e6 * 460
-
-
-def test_a_rebuild_leaves_a_marker_of_each_payment_and_profile() -> None:
-    small, large = (plan(COSTS, Requirements(1000, entities, 2), KEPT).marker_bytes for entities in (10e6, 60e6))
-    assert large - small == 2 * 50e6 * 164
-    payments = 1000 * 0.4 * 86_400 * 120
-    assert small == 2 * (10e6 + payments) * 164
 
 
 def test_what_more_hosts_cannot_carry_is_said() -> None:
@@ -138,11 +103,6 @@ def test_figures_of_benchmarks_replace_those_of_before(tmp_path: Path) -> None:
     # At 900 a second the processes kept 1.6 of 2 cores busy: what each takes there says nothing.
     assert found == replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.2))), cpu_us_per_profile=7.5)
     assert Coefficients.read([], MEASURED) == MEASURED
-
-
-def test_between_two_rates_and_beyond_the_last_it_goes_by_a_line() -> None:
-    costs = replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.3), (300.0, 0.4))))
-    assert [costs.busy("stream", rate) for rate in (0, 50, 200, 500)] == pytest.approx([0.1, 0.2, 0.35, 0.5])
 
 
 @pytest.mark.parametrize(

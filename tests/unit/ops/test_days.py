@@ -40,11 +40,6 @@ def test_relative_days_of_topics_count_from_today() -> None:
     assert day in (before - 3, now_ms() // DAY_MS - 3)
 
 
-def test_a_date_needs_no_data(tmp_path: Path) -> None:
-    assert day_option("--from", "2024-01-03", asked(tmp_path / "nowhere")) == FIRST_DAY + 2
-    assert day_option("--from", None, asked(tmp_path / "nowhere")) is None
-
-
 def test_relative_days_of_data_without_an_end_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"a history needs the file .*payments\.parquet"):
         day_option("--from", "-3d", asked(tmp_path))
@@ -55,9 +50,3 @@ def test_relative_days_of_data_without_an_end_are_refused_by_name(tmp_path: Path
     (tmp_path / "archive/payments").mkdir(parents=True)
     with pytest.raises(Misconfigured, match="archive holds no payments: no day can be counted back"):
         day_option("--from", "-3d", asked(tmp_path / "archive"))
-
-
-@pytest.mark.parametrize("text", ["14d", "-d", "-1.5d", "-2w", "yesterday", "2024-02-30", ""])
-def test_a_text_that_is_no_day_is_refused_with_the_options_name(text: str) -> None:
-    with pytest.raises(Misconfigured, match=f"--train-to: wanted a date such as .* got '{text}'"):
-        day_option("--train-to", text, asked(None))

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 
 import click
-import pytest
 
 from tests.checkout import CHECKOUT
 from tests.unit.ops.monitoring.test_runbook import check
@@ -50,9 +49,3 @@ def test_commands_in_documents_exist_with_these_options() -> None:
             wrong += [(page, text, faults)] if faults else []
     assert wrong == []
     assert len(commands) > 150
-
-
-@pytest.mark.parametrize("text", ["trian --data data", "doctor --onyl kafka", "store check now"])
-def test_a_command_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(click.UsageError):
-        check(shlex.split(text))

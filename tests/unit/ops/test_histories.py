@@ -74,16 +74,6 @@ def test_an_archive_replays_as_the_two_files_do(tmp_path: Path) -> None:
     assert f"payments from {first} on are read; features reach back 400 days" in of_archive[2]
 
 
-def test_a_shorter_warm_up_still_reads_all_training_days(tmp_path: Path) -> None:
-    whole, _, _ = replay(tmp_path / "a", "--data", str(data() / "archive"))
-    options = ("--data", str(data() / "archive"), "--warm-up-days", "1")
-    fewer, _, said = replay(tmp_path / "b", *options)
-    assert f"payments from {date_of_day(FIRST_DAY + 2)} on are read" in said
-    assert fewer["payments_replayed"] < whole["payments_replayed"]
-    assert fewer["payments"] == whole["payments"]
-    assert "outcomes of payments that are not among those read" in said
-
-
 def test_an_archive_trains_the_bundle_of_the_two_files(tmp_path: Path) -> None:
     quick = tmp_path / "quick.toml"
     quick.write_text("[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n", encoding="utf-8")
@@ -132,22 +122,9 @@ def test_options_of_topics_are_refused_for_two_files(options: tuple[str, ...], s
     assert not (tmp_path / "a").exists()
 
 
-def test_a_text_that_is_no_time_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="--until: wanted a time such as"):
-        replay(tmp_path / "a", "--data", str(data() / "archive"), "--until", "spring")
-
-
 def test_a_range_in_which_nothing_came_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="archive holds no payment of that time"):
         replay(tmp_path / "a", "--data", str(data() / "archive"), "--since", "2100-01-01")
-
-
-def test_days_outside_of_an_archive_are_refused_with_its_extent(tmp_path: Path) -> None:
-    archive = ("--data", str(data() / "archive"), "--bundle", str(small_world.trained_bundle()), "--out", str(tmp_path))
-    with pytest.raises(Misconfigured, match=r"no payment of that time: its payments .* from 2024-01-01 to 2024-01-3"):
-        run("replay", *archive, "--from", "2020-01-01", "--to", "2020-02-01")
-    with pytest.raises(Misconfigured, match="--from 2025-01-01: the data ends on 2024-01-30"):
-        run("replay", *archive, "--from", "2025-01-01")
 
 
 def test_a_folder_that_is_both_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from paywarden.models.bundle.bundle import FIRST, load_bundle, native_library
+from paywarden.models.bundle.bundle import load_bundle, native_library
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.signature import TrustedKeys, fingerprint, sign_bundle
 from paywarden.ops.libraries import build_missing
@@ -50,25 +50,6 @@ def test_another_process_builds_a_missing_library_that_passes_parity(foreign: Pa
     assert loaded.predictor.native
     vectors = small_world.table().vectors
     assert (loaded.score(vectors) == small_world.loaded_bundle().score(vectors)).all()
-
-
-@needs_compiler
-@pytest.mark.usefixtures("forked")
-def test_the_missing_library_of_a_cascades_first_model_is_built(tmp_path: Path) -> None:
-    """Only the large model's was looked for, and the first one would have been scored by the interpreter."""
-    bundle = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
-    native_library(bundle, FIRST).unlink()
-    build_missing(bundle)
-    assert load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest).predictor.native
-
-
-@needs_compiler
-@pytest.mark.usefixtures("forked")
-def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
-    build_missing(foreign)
-    before = native_library(foreign).stat().st_mtime_ns
-    build_missing(foreign)
-    assert native_library(foreign).stat().st_mtime_ns == before
 
 
 @needs_compiler

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import jsonschema_rs
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,10 +13,7 @@ from paywarden.ops.openapi import openapi_document
 from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import field_rows
-from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.http import refusals
-from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.worker import ROUTES
 from paywarden.scoring.requests.json_form import JSON
@@ -52,25 +48,6 @@ def test_every_payment_of_a_declaration_fits_its_description(data: st.DataObject
 
 def test_every_route_of_the_server_is_described() -> None:
     assert operations(openapi_document()).keys() == set(ROUTES) - {"none"}
-
-
-@pytest.mark.parametrize("operation", ["score", "score_batch"])
-def test_every_refusal_is_among_the_answers_of_scoring(operation: str) -> None:
-    given_by_http = [value for value in vars(refusals).values() if isinstance(value, HttpRefusal)]
-    codes = [value for name, value in vars(batcher).items() if name.isupper() and isinstance(value, str)]
-    statuses = {str(refusal.status) for refusal in given_by_http} | {str(refusals.status_of(code)) for code in codes}
-    # No such path, no such method: these are answers of no operation.
-    assert statuses - {"404", "405"} <= operations(openapi_document())[operation]["responses"].keys()
-
-
-def test_the_examples_of_errors_fit_the_schema_of_errors() -> None:
-    document = openapi_document()
-    validator = jsonschema_rs.validator_for(document["components"]["schemas"]["Error"])
-    for name, answer in document["components"]["responses"].items():
-        (content,) = answer["content"].values()
-        assert content["examples"], name
-        for example in content["examples"].values():
-            validator.validate(example["value"])
 
 
 def test_an_answer_has_the_described_fields_and_no_others() -> None:

@@ -26,10 +26,3 @@ def test_pyproject_lists_every_package_once() -> None:
     listed = content["tool"]["setuptools"]["packages"]
     assert len(listed) == len(set(listed))
     assert set(listed) == packages_of(CHECKOUT) | {"paywarden"}
-
-
-def test_a_new_folder_with_an_init_file_is_a_package(tmp_path: Path) -> None:
-    (tmp_path / "streams" / "kafka" / "new").mkdir(parents=True)
-    (tmp_path / "streams" / "kafka" / "new" / "__init__.py").touch()
-    (tmp_path / "streams" / "kafka" / "data").mkdir()
-    assert packages_of(tmp_path) == {"paywarden.streams.kafka.new"}

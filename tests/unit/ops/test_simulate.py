@@ -11,9 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.features.catalogue.loading import load_catalogue
-from paywarden.features.datasets.shop_people import PRODUCTS
 from paywarden.features.datasets.shop_situations import SECURE
-from paywarden.features.datasets.shop_world import SHOP_COLUMNS
 from paywarden.features.datasets.simulator import DEFAULT_START_MS
 from paywarden.features.history.history import read_history
 from paywarden.ops.cli import cli
@@ -43,27 +41,12 @@ def test_a_stream_that_ends_now_knows_no_outcome_of_the_future(tmp_path: Path) -
     assert known < len(history), "payments of the last days have no outcome yet"
 
 
-def test_the_printed_end_gives_the_same_stream_again(tmp_path: Path) -> None:
-    said = run(tmp_path / "a", "--end", "now")
-    end = said.rsplit(", up to ", 1)[1].removesuffix(" UTC\n")
-    run(tmp_path / "b", "--end", end)
-    for name in ("payments.parquet", "outcomes.parquet"):
-        assert pq.read_table(tmp_path / "a" / name).equals(pq.read_table(tmp_path / "b" / name))
-
-
 def test_a_date_is_where_the_stream_ends(tmp_path: Path) -> None:
     run(tmp_path, "--end", "2024-03-01")
     history = read_history(tmp_path)
     end_ms = DEFAULT_START_MS + 60 * DAY_MS
     assert end_ms - DAY_MS < history.event_time_ms[-1] < end_ms
     assert history.outcome_time_ms[-1] < end_ms
-
-
-def test_without_an_end_the_stream_starts_on_a_fixed_day_with_all_outcomes(tmp_path: Path) -> None:
-    run(tmp_path)
-    history = read_history(tmp_path)
-    assert DEFAULT_START_MS <= history.event_time_ms[0] < DEFAULT_START_MS + DAY_MS
-    assert set(history.outcome_payment.tolist()) == set(range(len(history)))
 
 
 @pytest.mark.parametrize("end", ["tomorrow", "2999-01-01", "1.3.2024"])
@@ -91,15 +74,6 @@ def test_the_shop_needs_a_project_with_its_fields(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"--world shop: .* declares none of its fields: customer_id, .* init DIR"):
         run(tmp_path / "data", "--world", "shop")
     assert not (tmp_path / "data").exists()
-
-
-def test_a_project_as_it_is_made_declares_what_the_shop_has(tmp_path: Path) -> None:
-    make_project(tmp_path / "shop")
-    payment = load_catalogue(tmp_path / "shop" / "catalogue.py").payment
-    assert {field.name for field in payment.fields.declared} == set(SHOP_COLUMNS)
-    told = {one.name: one.field.among for one in payment.attributes if one.field is not None}
-    assert told["product"] == PRODUCTS
-    assert told["three_d_secure"] == SECURE
 
 
 def test_a_history_of_the_shop_has_what_is_declared_and_its_truth(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 import lightgbm
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.models.backtest.backtest import (
@@ -25,20 +23,16 @@ from paywarden.models.backtest.backtest import (
     backtest,
     facts_of,
     fold_of,
-    path_to,
     rows_of,
 )
 from paywarden.models.backtest.handbook import (
-    BEST_PUBLISHED,
     FIRST_DAY,
     PREQUENTIAL,
-    PROTOCOLS,
-    PUBLISHED,
     SINGLE,
     require_handbook,
 )
 from paywarden.models.backtest.models import MODELS, family
-from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, HandbookMetrics, Split, date_of_day, measure
+from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, HandbookMetrics, Split, date_of_day
 from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
@@ -128,15 +122,6 @@ def test_the_candidate_with_the_best_validation_mean_is_chosen() -> None:
     assert mean_of(result.validation, "auc_roc") == max(mean_of(tried.validation, "auc_roc") for tried in result.grid)
 
 
-def test_only_chosen_candidates_are_measured_on_the_test_folds() -> None:
-    columns = Columns(2, 1, 0)
-    backtest(ROWS, PROTOCOL, columns.family())
-    assert [asked for asked in columns.asked if asked[0] in TEST] == [(TEST[0], 0), (TEST[1], 0)]
-    assert [asked for asked in columns.asked if asked[0] in VALIDATION] == [
-        (split, column) for split in VALIDATION for column in (2, 1, 0)
-    ]
-
-
 def test_the_test_days_cannot_change_the_choice() -> None:
     spoilt = replace(ROWS, vectors=ROWS.vectors.copy())
     later = ROWS.day > VALIDATION[-1].test.last
@@ -160,47 +145,6 @@ def test_each_metric_has_its_own_choice_and_is_measured_with_it() -> None:
     assert mean_of(both.test, "auc_roc") > mean_of(alone[1].test, "auc_roc")
 
 
-def test_one_metric_can_choose_for_all() -> None:
-    by_precision = backtest(ROWS, PROTOCOL, ByMetric(0, 1).family(chosen_by="average_precision"))
-    assert by_precision.chosen == for_all({"column": 1})
-
-
-def test_the_first_of_equally_good_candidates_is_chosen() -> None:
-    rows = replace(ROWS, vectors=ROWS.vectors[:, [0, 0]])
-    assert backtest(rows, PROTOCOL, Columns(1, 0).family()).chosen["auc_roc"] == {"column": 1}
-
-
-def test_published_parameters_are_measured_but_never_chosen() -> None:
-    published = dict(zip(METRICS, ({"column": 2}, {"column": 1}, {"column": 1}), strict=True))
-    columns = Columns(1, 0)
-    result = backtest(ROWS, PROTOCOL, columns.family(published=published))
-    assert result.chosen["auc_roc"] == {"column": 0}
-    assert result.as_published is not None
-    for metric, column in (("auc_roc", 2), ("average_precision", 1)):
-        alone = backtest(ROWS, PROTOCOL, Columns(column).family())
-        assert mean_of(result.as_published, metric) == mean_of(alone.test, metric)
-    # Two metrics choose column 1, which is trained once per fold.
-    assert [column for split, column in columns.asked if split == TEST[0]] == [0, 2, 1]
-
-
-def test_a_model_without_published_parameters_has_no_such_row() -> None:
-    assert backtest(ROWS, PROTOCOL, Columns(0).family()).as_published is None
-
-
-def test_every_step_that_was_announced_is_reported() -> None:
-    announced: dict[str, int] = {}
-    done: list[str] = []
-
-    @contextmanager
-    def begin(what: str, steps: int) -> Iterator[Callable[[int], object]]:
-        announced[what] = steps
-        yield lambda count: done.extend([what] * count)
-
-    backtest(ROWS, PROTOCOL, Columns(0, 1, 2).family(), progress=begin)
-    assert announced == {"columns: choosing": 6, "columns: testing": 2}
-    assert {what: done.count(what) for what in announced} == announced
-
-
 # Folds and their summary
 
 
@@ -210,15 +154,6 @@ def test_mean_and_spread_are_over_the_folds() -> None:
     assert [round(value, 12) for value in summary.std.of_the_book().values()] == [0.1, 0.1, 0.0]
 
 
-def test_known_compromised_cards_are_trained_on_and_not_tested_on() -> None:
-    fold = fold_of(ROWS, TEST[0])
-    assert len(fold.train.label) == 4 * 120
-    compromised = set(fold.train.card[fold.train.label == 1].tolist())
-    assert compromised
-    assert compromised.isdisjoint(fold.test.card.tolist())
-    assert len(fold.test.label) < 3 * 120
-
-
 @pytest.mark.parametrize("days", [TEST[1].train, TEST[1].test])
 def test_a_fold_without_fraud_is_refused_by_its_days(days: Days) -> None:
     label = np.where(days.contains(ROWS.day), 0, ROWS.label)
@@ -226,19 +161,6 @@ def test_a_fold_without_fraud_is_refused_by_its_days(days: Days) -> None:
         Misconfigured, match=f"from {date_of_day(days.first)} to {date_of_day(days.last)}, got 0 frauds"
     ):
         facts_of(replace(ROWS, label=label), TEST)
-
-
-def test_a_folds_facts_are_its_sizes_and_the_oracles_precision() -> None:
-    (facts,) = facts_of(ROWS, TEST[:1])
-    fold = fold_of(ROWS, TEST[0])
-    assert (facts.train_payments, facts.train_frauds) == (480, int(fold.train.label.sum()))
-    assert (facts.test_payments, facts.test_frauds) == (len(fold.test.label), int(fold.test.label.sum()))
-    perfect = measure(fold.test.day, fold.test.card, fold.test.label, fold.test.label.astype(np.float64))
-    assert facts.card_precision_ceiling == pytest.approx(perfect.card_precision_at_100)
-
-
-def test_a_protocols_days_are_all_that_its_folds_need() -> None:
-    assert PROTOCOL.days == Days(0, 19)
 
 
 def test_rows_have_their_own_cards_and_vectors_with_earlier_history() -> None:
@@ -251,14 +173,6 @@ def test_rows_have_their_own_cards_and_vectors_with_earlier_history() -> None:
 
 
 # Paths
-
-
-def test_a_path_gives_each_candidate_the_scores_it_gets_alone() -> None:
-    path = CandidatePath({"depth": 3}, (10, 20))
-    assert path.candidates() == [{"trees": 10, "depth": 3}, {"trees": 20, "depth": 3}]
-    assert path_to(path.candidates()[1]) == CandidatePath({"depth": 3}, (20,))
-    assert CandidatePath({"C": 1.0}).candidates() == [{"C": 1.0}]
-    assert path_to({"C": 1.0}) == CandidatePath({"C": 1.0})
 
 
 def scores_of(model: str, path: CandidatePath, rows: BacktestRows = ROWS) -> list[Scores]:
@@ -309,33 +223,11 @@ def test_sharing_bins_gives_the_same_model_as_training_alone() -> None:
     assert not np.array_equal(scores, fit(CandidatePath(BOOSTED, (20,)))[0])
 
 
-def test_logistic_regression_is_scaled_by_training_rows_only() -> None:
-    fold = fold_of(ROWS, TEST[0])
-    train, test = (np.nan_to_num(part.vectors).astype(np.float64) for part in (fold.train, fold.test))
-    mean, spread = train.mean(axis=0), train.std(axis=0)
-    model = LogisticRegression(C=0.1, max_iter=1000).fit((train - mean) / spread, fold.train.label)
-    (scores,) = scores_of("lr", CandidatePath({"C": 0.1}))
-    assert scores == pytest.approx(model.predict_proba((test - mean) / spread)[:, 1], abs=1e-6)
-
-
-@pytest.mark.parametrize("model", ["lr", "rf", "dt"])
-def test_missing_values_become_zero_for_models_that_need_a_number(model: str) -> None:
-    path = path_to(family(model, seed=0, budget=1).paths[0].candidates()[0])
-    filled = replace(ROWS, vectors=np.nan_to_num(ROWS.vectors))
-    assert np.array_equal(scores_of(model, path)[0], scores_of(model, path, filled)[0])
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_seed_gives_the_same_bits(model: str) -> None:
     path = family(model, seed=0, budget=1).paths[0]
     short = replace(path, sizes=path.sizes[:1])
     assert np.array_equal(scores_of(model, short)[0], scores_of(model, short)[0])
-
-
-def test_another_seed_gives_another_forest() -> None:
-    fold, path = fold_of(ROWS, TEST[0]), CandidatePath({"max_depth": 4}, (5,))
-    first, second = (family("rf", seed=seed, budget=1).prepare(fold)(path)[0] for seed in (0, 1))
-    assert not np.array_equal(first, second)
 
 
 # The search
@@ -353,22 +245,6 @@ def test_a_search_starts_with_the_training_settings_and_repeats_nothing() -> Non
     assert len({tuple(path.parameters.items()) for path in paths}) == 40
 
 
-def test_a_search_depends_on_its_seed_and_a_larger_one_holds_the_smaller() -> None:
-    small, large, other = (
-        boosted_paths(seed=0, budget=8),
-        boosted_paths(seed=0, budget=20),
-        boosted_paths(seed=1, budget=8),
-    )
-    assert large[:8] == small
-    assert small != other
-    assert small[0] == other[0]
-
-
-def test_a_search_ends_where_the_grid_does() -> None:
-    paths = boosted_paths(seed=0, budget=100_000)
-    assert len(paths) == len({tuple(path.parameters.items()) for path in paths}) < 100_000
-
-
 def test_a_search_without_a_budget_is_refused() -> None:
     with pytest.raises(Misconfigured, match="at least 1 training, got 0"):
         boosted_paths(seed=0, budget=0)
@@ -379,37 +255,7 @@ def test_an_unknown_model_is_refused() -> None:
         family("svm", seed=0, budget=1)
 
 
-def test_the_books_models_have_the_books_grids() -> None:
-    counts = {name: sum(len(path.candidates()) for path in family(name, seed=0, budget=1).paths) for name in MODELS}
-    assert (counts["lr"], counts["rf"], counts["dt"]) == (4, 12, 11)
-
-
 # The handbook's protocol
-
-
-def starts(splits: Sequence[Split]) -> list[str]:
-    return [date_of_day(split.train.first) for split in splits]
-
-
-def test_the_books_folds_start_on_the_books_days() -> None:
-    assert starts(SINGLE.validation) == ["2018-07-11"]
-    assert starts(SINGLE.test) == ["2018-07-25"]
-    assert starts(PREQUENTIAL.validation) == ["2018-07-11", "2018-07-04", "2018-06-27", "2018-06-20"]
-    assert starts(PREQUENTIAL.test) == ["2018-08-15", "2018-08-08", "2018-08-01", "2018-07-25"]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS.values())
-def test_the_test_days_take_no_part_in_the_choice(protocol: Protocol) -> None:
-    last_choosing = max(split.test.last for split in protocol.validation)
-    assert last_choosing < min(split.test.first for split in protocol.test)
-
-
-def test_every_protocol_has_a_published_row_for_every_model() -> None:
-    for name in PROTOCOLS:
-        assert set(PUBLISHED[name]) == set(MODELS)
-        assert name in BEST_PUBLISHED
-        for row in PUBLISHED[name].values():
-            assert row.parameters is None or set(row.parameters) == set(METRICS)
 
 
 def history_of_days(days: NDArray[np.int64]) -> History:
@@ -435,10 +281,6 @@ def history_of_days(days: NDArray[np.int64]) -> History:
         }
     )
     return history_of_tables(payments, outcomes)
-
-
-def test_a_history_of_all_the_days_is_the_handbooks() -> None:
-    require_handbook(history_of_days(np.arange(FIRST_DAY, PREQUENTIAL.days.last + 1)), PREQUENTIAL)
 
 
 @pytest.mark.parametrize(

@@ -59,17 +59,6 @@ def test_a_genuine_payment_after_the_fraud_clears_the_terminal() -> None:
     assert at_a_terminal((3, True), (4, False), asked=12) < 0.01
 
 
-def test_without_a_label_the_share_of_newly_drawn_terminals_remains() -> None:
-    known_genuine = [(float(day), False) for day in range(30)]
-    assert 0.001 < at_a_terminal(*known_genuine, asked=30) < 0.004
-
-
-def test_an_amount_above_the_limit_is_fraud() -> None:
-    history = history_of([(0, "c", "t", 50.0, False), (1, "d", "u", 220.01, True), (2, "d", "u", 220.0, False)])
-    assert ceiling_scores(history, np.array([1]))[0] == 1.0
-    assert ceiling_scores(history, np.array([2]))[0] < 1.0
-
-
 def test_a_customer_is_suspicious_for_large_amounts_and_more_so_after_a_known_fraud() -> None:
     usual = [(float(day), "c", f"t{day}", 20.0 + day % 5, False) for day in range(20)]
     later = (29.0, "c", "t99", 100.0, True)

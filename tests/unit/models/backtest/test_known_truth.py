@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.backtest.known_truth import Reached, against_ceiling, reached
+from paywarden.models.backtest.known_truth import against_ceiling, reached
 from paywarden.schemas.errors import Misconfigured
 
 COUNT = 1000
@@ -65,13 +65,6 @@ def test_a_replay_stands_beside_the_ceiling_of_its_payments(tmp_path: Path) -> N
     assert (usual.situation, usual.frauds, usual.recall, usual.ceiling_recall) == ("usual", 3, 0.0, 0.0)
 
 
-def test_payments_without_a_label_or_outside_of_the_replay_are_left_out(tmp_path: Path) -> None:
-    label = labels({600, 700})
-    label[800:] = [None] * (COUNT - 800)
-    found = against_ceiling(tmp_path, write(tmp_path, score=np.zeros(COUNT), label=label, first=500))
-    assert (found.payments, found.frauds) == (300, 2)
-
-
 def test_without_a_fraud_nothing_can_be_reached(tmp_path: Path) -> None:
     found = against_ceiling(tmp_path, write(tmp_path, score=np.zeros(COUNT), label=labels(set())))
     assert all(math.isnan(value) for value in (found.share, *vars(found.model).values()))
@@ -88,12 +81,6 @@ def test_labels_drawn_with_the_probabilities_are_ranked_best_by_them(seed: int) 
     assert best.average_precision > other.average_precision - 0.02
     assert best.auc_roc > other.auc_roc - 0.02
     assert best.recall_at_1_percent >= other.recall_at_1_percent - 0.02
-
-
-def test_equal_scores_are_in_the_order_of_payments() -> None:
-    is_fraud = np.zeros(COUNT, dtype=np.bool_)
-    is_fraud[:5] = True
-    assert reached(is_fraud, np.zeros(COUNT)) == Reached(0.5, 0.005, 1.0)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

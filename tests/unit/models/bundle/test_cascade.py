@@ -25,12 +25,10 @@ from paywarden.models.bundle.bundle import (
     native_library,
     parity_summary,
     read_manifest,
-    sha256_of,
 )
 from paywarden.models.bundle.cascade import Cascade, CascadePredictor, microseconds_a_row
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.explanations import Explainer, read_trees
-from paywarden.models.bundle.predictor import GtilPredictor
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
@@ -38,7 +36,6 @@ from tests.services.missing_tools import COMPILER
 from tests.worlds.small import small_world
 from tests.worlds.small.small_cascade import CASCADE, DIGEST, Column, loaded, payments, predictor
 
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
@@ -58,15 +55,6 @@ def test_the_large_model_scores_only_the_rows_that_are_not_clear() -> None:
     np.testing.assert_allclose(scores[[0, 4]], own, rtol=1e-12)
 
 
-def test_where_all_is_clear_the_large_model_is_not_asked() -> None:
-    large = Column(1)
-    both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
-    both.margins(np.full((5, 2), -3.0, dtype=np.float32))
-    both.margins(np.full((1, 2), -3.0, dtype=np.float32))
-    assert both.margins(np.zeros((0, 2), dtype=np.float32)).shape == (0,)
-    assert large.asked == []
-
-
 def test_a_row_scores_alone_what_it_scores_in_any_batch_to_the_bit() -> None:
     rows = payments()
     together = predictor().margins(rows)
@@ -76,14 +64,6 @@ def test_a_row_scores_alone_what_it_scores_in_any_batch_to_the_bit() -> None:
     backwards = predictor().margins(np.ascontiguousarray(rows[::-1]))[::-1]
     assert np.array_equal(together.view(np.int64), alone.view(np.int64))
     assert np.array_equal(together.view(np.int64), backwards.view(np.int64))
-
-
-def test_unclear_rows_get_the_large_models_bits() -> None:
-    rows = payments()
-    early = predictor().cascade.is_clear(predictor().first.margins(rows))
-    wanted = GtilPredictor(small_world.cascade_bundle() / LARGE.model_text).margins(rows)
-    assert np.array_equal(predictor().margins(rows)[~early], wanted[~early])
-    assert not np.array_equal(predictor().margins(rows)[early], wanted[early])
 
 
 def test_reasons_are_of_the_model_that_decided() -> None:
@@ -130,19 +110,6 @@ def refusal(bundle: Path) -> str:
     return str(caught.value)
 
 
-def test_the_manifest_says_what_was_measured() -> None:
-    manifest = read_manifest(small_world.cascade_bundle())
-    told = Cascade.of_record(manifest.cascade)
-    assert 0 < told.share_early < 1
-    assert told.disagreement <= told.disagreement_max == small_world.CASCADE_SETTINGS.cascade_disagreement_max
-    assert told.average_precision_alone - told.average_precision_loss == pytest.approx(
-        manifest.metrics["average_precision"]
-    )
-    assert set(manifest.files) == {"model.txt", "golden.npz", "first.txt", "first_golden.npz", "reference.npz"}
-    assert manifest.parameters["cascade_trees"] == 6
-    assert (small_world.cascade_bundle() / FIRST.model_text).read_text(encoding="utf-8").count("\nTree=") == 6
-
-
 def test_the_large_model_is_the_one_that_is_trained_without_a_cascade() -> None:
     alone, both = small_world.trained_bundle(), small_world.cascade_bundle()
     assert (alone / LARGE.model_text).read_bytes() == (both / LARGE.model_text).read_bytes()
@@ -150,32 +117,6 @@ def test_the_large_model_is_the_one_that_is_trained_without_a_cascade() -> None:
     assert thresholds[0] == thresholds[1]
     assert read_manifest(alone).cascade == {}
     assert not any(name.startswith("cascade") for name in read_manifest(alone).parameters)
-
-
-def test_a_bundle_from_before_cascades_is_loaded(tmp_path: Path) -> None:
-    bundle = small_world.copied_bundle(tmp_path)
-    edit_manifest(bundle, lambda manifest: manifest.pop("cascade"))
-    load_bundle(bundle, catalogue_digest=DIGEST)
-
-
-@pytest.mark.parametrize("name", [FIRST.model_text, FIRST.golden])
-def test_a_first_model_with_one_other_byte_or_none_is_refused(bundle: Path, name: str) -> None:
-    content = bytearray((bundle / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / name).write_bytes(content)
-    assert f"{name} has a wrong checksum" in refusal(bundle)
-    (bundle / name).unlink()
-    assert f"{name} is missing" in refusal(bundle)
-
-
-def test_a_different_golden_margin_of_the_first_model_is_refused(bundle: Path) -> None:
-    with np.load(bundle / FIRST.golden) as golden:
-        vectors, margins = golden["vectors"], golden["margins"]
-    margins[5] = np.nextafter(margins[5], np.inf)
-    np.savez(bundle / FIRST.golden, vectors=vectors, margins=margins)
-    digest = sha256_of(bundle / FIRST.golden)
-    edit_manifest(bundle, lambda manifest: manifest["files"].update({FIRST.golden: digest}))
-    assert "1 of 1024 golden vectors get another score, the first is number 5" in refusal(bundle)
 
 
 @pytest.mark.parametrize(
@@ -208,22 +149,7 @@ def test_both_libraries_are_built_and_gtil_gives_the_same_bits(bundle: Path) -> 
     assert np.array_equal(rebuilt.score(payments()), wanted)
 
 
-@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
-def test_the_first_models_library_with_a_wrong_checksum_is_refused(bundle: Path) -> None:
-    library = native_library(bundle, FIRST)
-    library.write_bytes(library.read_bytes() + b"\0")
-    assert "the native library has a wrong checksum" in refusal(bundle)
-
-
 # Training
-
-
-def test_the_same_data_and_settings_give_the_same_cascade(tmp_path: Path) -> None:
-    settings = replace(small_world.CASCADE_SETTINGS, threads=1)
-    table, engine = small_world.table(), small_world.engine()
-    manifest = train_bundle(table, small_world.TRAINING_DAYS, tmp_path / "b", engine=engine, settings=settings)
-    assert manifest.digest == read_manifest(small_world.cascade_bundle()).digest
-    assert manifest.model_version != read_manifest(small_world.trained_bundle()).model_version
 
 
 @pytest.mark.parametrize(
@@ -281,19 +207,6 @@ def test_actions_differ_within_the_tolerance_and_the_record_is_right(tolerance: 
     Cascade.of_record(asdict(cascade))
 
 
-def test_a_higher_tolerance_answers_more_payments_early() -> None:
-    shares = [choose_cascade(out_of_fold(), LARGE_MODEL, most)[0].share_early for most in (0.002, 0.01, 0.05)]
-    assert shares == sorted(set(shares))
-
-
-def test_a_first_model_like_the_large_one_answers_all_but_those_to_review() -> None:
-    rows = out_of_fold()
-    same = OutOfFold(rows.large, rows.large, rows.fold, rows.label)
-    cascade, _ = choose_cascade(same, LARGE_MODEL, 0.01)
-    to_review = (actions(calibrated(rows.large, 1.0, 0.0)) == 1).mean()
-    assert 1 - to_review - 0.02 < cascade.share_early <= 1 - to_review + 0.02
-
-
 def test_a_first_model_that_disagrees_everywhere_is_refused() -> None:
     rows = out_of_fold()
     wanted = actions(calibrated(rows.large, 1.0, 0.0))
@@ -303,12 +216,6 @@ def test_a_first_model_that_disagrees_everywhere_is_refused() -> None:
     rows = OutOfFold(first, rows.large, rows.fold, rows.label)
     with pytest.raises(Misconfigured, match=r"training\.cascade: the first model can answer no payment"):
         choose_cascade(rows, LARGE_MODEL, 0.001)
-
-
-def test_thresholds_are_moved_apart_until_the_payments_left_out_agree_too() -> None:
-    cascade, _ = choose_cascade(out_of_fold(300), LARGE_MODEL, 1e-4)
-    assert cascade.disagreement == cascade.disagreement_held_out == 0
-    assert cascade.share_early > 0
 
 
 @pytest.mark.parametrize("margin", [-20.0, 20.0])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.models.bundle import explanations
 from paywarden.models.bundle.bitvectors import LEAVES_MAX
-from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
+from paywarden.models.bundle.bundle import GOLDEN, load_bundle, read_manifest, sha256_of
 from paywarden.models.bundle.compiler import compile_library
 from paywarden.models.bundle.explanations import (
     CATEGORICAL,
@@ -32,7 +32,7 @@ from paywarden.models.bundle.explanations import (
     choose,
     read_trees,
 )
-from paywarden.models.bundle.leaf_paths import add_paths, path_arrays
+from paywarden.models.bundle.leaf_paths import path_arrays
 from paywarden.models.bundle.predictor import NativePredictor
 from paywarden.schemas.errors import BundleRefused
 from tests.worlds.small import small_world
@@ -49,12 +49,6 @@ def sums(explainer: Explainer, rows: NDArray[np.float32]) -> NDArray[np.float64]
 def assert_adds_up(explainer: Explainer, model: lightgbm.Booster, rows: NDArray[np.float32]) -> None:
     wanted = model.predict(rows.astype(np.float64), raw_score=True)
     np.testing.assert_allclose(sums(explainer, rows), wanted, rtol=1e-9, atol=1e-12)
-
-
-def of_the_small_world() -> Explainer:
-    explainer = small_world.loaded_bundle().explainer
-    assert isinstance(explainer, Explainer)
-    return explainer
 
 
 def random_rows(count: int, seed: int) -> NDArray[np.float32]:
@@ -79,17 +73,6 @@ def trained(
     path = folder / "model.txt"
     model.save_model(path)
     return model, path
-
-
-def test_real_rows_add_up_to_lightgbms_margins() -> None:
-    bundle = small_world.trained_bundle()
-    model = lightgbm.Booster(model_file=str(bundle / MODEL_TEXT))
-    rows = np.ascontiguousarray(small_world.table().vectors[::4])
-    assert_adds_up(of_the_small_world(), model, rows)
-    random = np.random.default_rng(3)
-    spoilt = rows.copy()
-    spoilt[random.random(rows.shape) < 0.3] = np.nan
-    assert_adds_up(of_the_small_world(), model, spoilt)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"zero_as_missing": True}, {"use_missing": False}, {"boosting": "dart"}])
@@ -275,17 +258,6 @@ def test_the_named_features_are_the_first_of_a_stable_sort(contributions: list[f
     assert places[:told].tolist() == wanted[:count_max]
 
 
-def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
-    """Compiling during the first declined payment would delay it by a second."""
-    explainer = small_world.loaded_bundle().explainer
-    dispatchers: list[Any] = [add_paths, choose]
-    compiled = [len(dispatcher.signatures) for dispatcher in dispatchers]
-    buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
-    explainer.reasons(buffer[2], 4)
-    assert [len(dispatcher.signatures) for dispatcher in dispatchers] == compiled
-    assert min(compiled) > 0
-
-
 def test_an_explainer_runs_its_choice_when_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above sees code that other tests have compiled. The first declined payment waited 250 ms for it."""
     asked: list[tuple[Any, ...]] = []
@@ -298,11 +270,6 @@ def test_an_explainer_runs_its_choice_when_it_is_made(tmp_path: Path, monkeypatc
     _, path = trained(tmp_path, random_rows(2000, seed=1))
     Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
     assert len(asked) == 1
-
-
-def test_a_limit_of_zero_reasons_gives_no_reason() -> None:
-    row = small_world.table().vectors[0]
-    assert small_world.loaded_bundle().explainer.reasons(row, 0) == []
 
 
 @pytest.mark.parametrize(

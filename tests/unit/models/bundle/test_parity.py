@@ -67,10 +67,6 @@ def reached(trees: Trees, row: F32, node: int) -> bool:
     return bool(at == node)
 
 
-def test_a_predictor_that_gives_lightgbms_bits_passes() -> None:
-    gate().require(GtilPredictor(text()))
-
-
 def test_every_split_is_tried_below_at_and_above_its_threshold() -> None:
     trees = read_trees(text(), FEATURES)
     count = len(trees.nodes)
@@ -86,15 +82,6 @@ def test_every_split_is_tried_below_at_and_above_its_threshold() -> None:
         # Skip paths that test the same feature again, because its value has changed.
         others = [row for row in rows[node] if reached(trees, row, node)]
         assert others, f"no row comes to split {node}"
-
-
-def test_a_payment_is_changed_no_more_than_it_must_be() -> None:
-    trees = read_trees(text(), FEATURES)
-    rows = edge_rows(trees, payments(), np.arange(len(trees.nodes)))
-    bases = np.repeat(payments()[np.arange(len(trees.nodes)) % len(payments())], 4, axis=0)
-    same = (rows == bases) | (np.isnan(rows) & np.isnan(bases))
-    # Trees are no deeper than four.
-    assert (FEATURES - same.sum(axis=1)).max() <= 4
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -115,15 +102,6 @@ def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
         gate().require(WrongFor(lambda rows: rows[:, feature] == np.nextafter(threshold, np.float32(np.inf))))
 
 
-@pytest.mark.parametrize(
-    "picks",
-    [lambda rows: np.isneginf(rows[:, 3]), lambda rows: np.isposinf(rows[:, FEATURES - 1])],
-)
-def test_an_infinite_value_that_is_scored_otherwise_refuses(picks: object) -> None:
-    with pytest.raises(BundleRefused, match="differently from LightGBM"):
-        gate().require(WrongFor(picks))
-
-
 def test_a_margin_of_negative_zero_is_not_zero() -> None:
     rows = parity.GateRows("rows", payments()[:1], np.array([0.0]))
 
@@ -135,14 +113,6 @@ def test_a_margin_of_negative_zero_is_not_zero() -> None:
 
     with pytest.raises(BundleRefused, match="1 of 1 rows"):
         parity.require_same_bits(Zero(), rows)
-
-
-def test_with_too_many_splits_an_even_part_is_tried_and_the_rest_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = gate().splits
-    monkeypatch.setattr(parity, "SPLITS_MAX", 50)
-    some = ParityGate.of(text(), payments())
-    assert (some.splits, some.splits_left_out) == (50, everything - 50)
-    assert gate().splits_left_out == 0
 
 
 def test_a_categorical_split_is_tried_inside_outside_unseen_and_missing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +24,6 @@ def test_a_library_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_a_library_of_something_else_is_refused() -> None:
-    import lmdb.cpython as foreign
-
-    with pytest.raises(BundleRefused, match="does not load"):
-        NativePredictor(Path(foreign.__file__), FEATURES)
-
-
-@needs_compiler
-def test_loading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    predictor = NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
-    assert list(tmp_path.iterdir()) == []
-    assert predictor.margins(np.zeros((1, FEATURES), dtype=np.float32)).shape == (1,)
-
-
-@needs_compiler
 def test_where_there_are_no_files_in_memory_the_library_itself_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_here(_: str) -> int:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -53,13 +36,6 @@ def test_where_there_are_no_files_in_memory_the_library_itself_is_loaded(monkeyp
     monkeypatch.setattr(os, "memfd_create", lambda _: os.dup(empty))
     NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
     os.close(empty)
-
-
-@needs_compiler
-def test_a_library_is_loaded_through_a_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native_library(small_world.trained_bundle())
-    monkeypatch.chdir(library.parent)
-    NativePredictor(Path(library.name), FEATURES)
 
 
 def test_text_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:

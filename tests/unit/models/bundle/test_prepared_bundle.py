@@ -129,15 +129,6 @@ def test_a_prepared_bundle_with_one_other_bit_is_refused(tmp_path: Path, damage:
         load_prepared(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"null"])
-@pytest.mark.parametrize("name", ["prepared.json", "large.nodes.npy", "large.vectors.npy"])
-def test_a_prepared_bundle_with_a_file_of_something_else_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
-    (folder / name).write_bytes(content)
-    with pytest.raises(BundleRefused, match="damaged"):
-        load_prepared(folder)
-
-
 def test_a_machine_that_gives_golden_vectors_another_score_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

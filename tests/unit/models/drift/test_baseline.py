@@ -242,21 +242,6 @@ def test_new_blocks_deviate_as_much_as_the_baseline_says(world: World, length_ms
     assert 0.6 < squares.mean() < 1.3
 
 
-def test_clustered_payments_have_a_higher_dispersion() -> None:
-    (layout, alone), (_, alike) = learnt(IID), learnt(CLUSTERED)
-    score = layout.numbers[SCORE]
-    assert (alone.dispersion[:, score] < 1.3).all()
-    assert (alike.dispersion[:, score] > 3).all()
-
-
-def test_no_shorter_block_is_taken_to_vary_less_than_a_longer_one() -> None:
-    for world in (IID, CLUSTERED, WANDERING, OTHER_DAYS):
-        _, baseline = learnt(world)
-        assert (baseline.dispersion >= 1).all()
-        assert (np.diff(baseline.dispersion, axis=0) <= 0).all()
-        assert (np.diff(baseline.wander, axis=0) <= 0).all()
-
-
 @pytest.mark.parametrize("length_ms", LENGTHS_MS)
 def test_differing_days_give_a_range_that_counts_as_unchanged(length_ms: int) -> None:
     layout, baseline = learnt(OTHER_DAYS)
@@ -272,17 +257,6 @@ def test_differing_days_give_a_range_that_counts_as_unchanged(length_ms: int) ->
     assert inside > 0.9 * len(blocks)
 
 
-def test_beyond_the_range_its_nearest_end_is_expected() -> None:
-    layout, baseline = learnt(OTHER_DAYS)
-    first = layout.numbers[FIRST]
-    for moved, side in ((9.0, 1), (-9.0, -1)):
-        ((start_ms, counts),) = replace(OTHER_DAYS, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-        block = baseline.block(layout, counts, start_ms, DAY_MS)
-        expected = baseline.expected(layout, start_ms, DAY_MS)[0][first]
-        assert block.expected[first] == pytest.approx(expected + side * baseline.range[first])
-        assert side * (block.value[first] - block.expected[first]) > 4 * block.sd[first]
-
-
 def test_feature_levels_follow_the_last_days_and_score_levels_do_not() -> None:
     world = World(seed=6, trend=0.03)
     layout, baseline = learnt(world)
@@ -293,44 +267,11 @@ def test_feature_levels_follow_the_last_days_and_score_levels_do_not() -> None:
     assert baseline.level[layout.numbers[SCORE]] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_features_that_move_slowly_are_followed_and_scores_are_not() -> None:
-    layout, baseline = learnt(IID)
-    later = replace(IID, moved=0.1)
-    moved = np.zeros(len(layout.signals), dtype=np.float32)
-    for start_ms, counts in later.blocks(FIRST_DAY + DAYS, 50, DAY_MS):
-        moved = followed(baseline, layout, moved, baseline.block(layout, counts, start_ms, DAY_MS, moved))
-    first = layout.numbers[FIRST]
-    shift = (truth(later, layout, NEXT_WEEK_MS) - truth(IID, layout, NEXT_WEEK_MS))[first]
-    assert moved[first] == pytest.approx(shift, rel=0.25)
-    assert not moved[~layout.is_followed].any()
-
-
-def test_one_wild_day_moves_a_level_by_a_fraction_of_what_days_vary() -> None:
-    layout, baseline = learnt(IID)
-    none = np.zeros(len(layout.signals), dtype=np.float32)
-    for moved in (9.0, -9.0):
-        ((start_ms, counts),) = replace(IID, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-        day = baseline.block(layout, counts, start_ms, DAY_MS)
-        after = followed(baseline, layout, none, day)[layout.numbers[FIRST]]
-        assert 0 < np.sign(moved) * after < 0.25 * day.sd[layout.numbers[FIRST]]
-
-
 def test_a_day_without_payments_moves_no_level() -> None:
     layout, baseline = learnt(IID)
     before = np.linspace(-0.1, 0.1, len(layout.signals), dtype=np.float32)
     day = baseline.block(layout, Counts.empty(IID.binning), NEXT_WEEK_MS, DAY_MS, before)
     np.testing.assert_array_equal(followed(baseline, layout, before, day), before)
-
-
-def test_the_expected_value_follows_the_levels() -> None:
-    layout, baseline = learnt(SEASONAL)
-    moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
-    ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-    block = baseline.block(layout, counts, start_ms, DAY_MS, moved)
-    # The levels are far above the value, so the nearest end of the range is its lower end.
-    lowest = baseline.expected(layout, start_ms, DAY_MS)[0] + moved - baseline.range
-    there = block.count > 0
-    assert block.expected[there] == pytest.approx(lowest[there])
 
 
 def test_an_effect_is_a_psi_for_histograms_and_relative_for_shares() -> None:
@@ -355,14 +296,6 @@ def test_without_five_minute_blocks_their_spread_is_that_of_hours() -> None:
         np.testing.assert_array_equal(baseline.wander[0], baseline.wander[1])
 
 
-def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
-    world = World(seed=7)
-    (layout, calm), (_, bursting) = learnt(world), learnt(replace(world, bursts=0.002))
-    # This signal has the same payments in both.
-    other = layout.numbers[Signal("score", "location", "channel=c1")]
-    assert bursting.dispersion[0, other] > 1.5 * calm.dispersion[0, other]
-
-
 def test_without_a_past_nothing_is_expected() -> None:
     layout, _ = learnt(IID)
     baseline, detectors = empty_baseline(layout), Detectors(layout.signals, DetectorSettings())
@@ -371,21 +304,6 @@ def test_without_a_past_nothing_is_expected() -> None:
         block = baseline.block(layout, counts, start_ms, length_ms)
         assert np.isnan(block.expected).all()
         assert not detectors.step(block).counted.any()
-
-
-def test_an_hour_missing_in_the_past_is_expected_as_on_other_days() -> None:
-    layout, _ = learnt(SEASONAL)
-    total = Counts.empty(SEASONAL.binning)
-    for _, counts in SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS):
-        total.add(counts)
-    baseline = learn_baseline(layout, total, SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS))
-    score = layout.numbers[SCORE]
-    for hour in (3, 18):
-        known, unknown = (
-            baseline.expected(layout, (FIRST_DAY + day) * DAY_MS + hour * HOUR_MS, HOUR_MS) for day in (1, 6)
-        )
-        assert unknown[0][score] == pytest.approx(known[0][score], abs=1e-6)
-        assert unknown[1][score] > 0
 
 
 def test_detectors_stay_silent_for_weeks_and_fire_after_a_feature_moved() -> None:

@@ -14,11 +14,6 @@ EDGES = np.array([[0.0, 1.0] + [INFINITY] * (FEATURE_BINS - 3)], dtype=np.float3
 BINNING = Binning(np.array([0.1, 0.5]), EDGES, (("pos", "ecom"), ("DE",), ()))
 
 
-def test_a_score_at_an_edge_is_in_the_bin_above_it() -> None:
-    assert BINNING.bins_of_scores(np.array([0.0, 0.1, 0.4999, 0.5, 1.0])).tolist() == [0, 1, 1, 2, 2]
-    assert BINNING.score_bins == 3
-
-
 def test_features_have_bins_and_a_count_of_missing_values() -> None:
     vectors = np.array([[-5.0], [0.0], [0.5], [1.0], [1e30], [np.nan]], dtype=np.float32)
     assert BINNING.bins_of_features(vectors)[:, 0].tolist() == [0, 1, 1, 2, 2, MISSING]
@@ -29,19 +24,3 @@ def test_every_value_has_a_place(vectors: np.ndarray) -> None:
     bins = BINNING.bins_of_features(vectors)
     assert (bins <= MISSING).all()
     assert ((bins == MISSING) == np.isnan(vectors)).all()
-
-
-def test_segments_are_overall_and_one_of_each_dimension() -> None:
-    assert BINNING.segments == (
-        "overall",
-        *("channel=pos", "channel=ecom", "channel=none", "channel=other"),
-        *("country=DE", "country=none", "country=other"),
-        *("mcc=none", "mcc=other"),
-    )
-    found = BINNING.segments_of([["ecom", None, "fax"], ["DE", "FR", None], ["5411", None, "x"]])
-    named = [[BINNING.segments[number] for number in row] for row in found]
-    assert named == [
-        ["overall", "channel=ecom", "country=DE", "mcc=other"],
-        ["overall", "channel=none", "country=other", "mcc=none"],
-        ["overall", "channel=other", "country=none", "mcc=other"],
-    ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, Binning
+from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, DecisionRows, count_rows
 from paywarden.schemas.errors import InvalidEvent
 
@@ -19,7 +19,6 @@ EDGES = np.array(
     dtype=np.float32,
 )
 BINNING = Binning(np.array([0.1, 0.5]), EDGES, (("pos",), ("DE",), ()), ("unknown_card", "mirror_stale"))
-SEGMENTS = {name: number for number, name in enumerate(BINNING.segments)}
 
 
 def rows_of(seed: int, count: int) -> DecisionRows:
@@ -76,21 +75,6 @@ def test_counts_of_parts_add_up_to_those_of_the_whole(seed: int) -> None:
     whole.count(other)
     whole.count(one)
     assert same(added, whole)
-
-
-def test_every_payment_is_in_one_segment_of_each_dimension() -> None:
-    counts = count_rows(BINNING, rows_of(1, 50))
-    for array in counts.arrays:
-        for dimension in DIMENSIONS:
-            numbers = [number for name, number in SEGMENTS.items() if name.startswith(f"{dimension}=")]
-            assert np.array_equal(array[numbers].sum(axis=0), array[SEGMENTS["overall"]])
-
-
-def test_missing_values_have_their_own_count() -> None:
-    rows = replace(rows_of(1, 1), scores=np.array([np.nan]), vectors=np.full((1, 2), np.nan, dtype=np.float32))
-    counts = count_rows(BINNING, rows)
-    assert counts.scores.sum() == 0
-    assert counts.features[0, :, MISSING].tolist() == [1, 1]
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 255, 256, 70_000, 2**40]))

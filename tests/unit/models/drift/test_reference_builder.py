@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, NONE, OTHER
+from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, NONE, OTHER
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.reference_builder import Live, PastDecisions, make_reference
@@ -78,12 +78,6 @@ def test_thresholds_are_edges_of_scores() -> None:
     assert value[reference.layout.numbers[Signal("score", "high_risk", "overall")]] == np.mean(scores >= THRESHOLDS[0])
 
 
-def test_scores_lie_evenly_in_their_bins() -> None:
-    shares = made(past_of(scores=np.random.default_rng(2).beta(1, 20, 3000))).counts.scores[0] / 3000
-    assert shares.sum() == 1
-    assert shares.max() < 0.06
-
-
 def test_payments_that_no_model_scored_are_in_no_bin_of_scores() -> None:
     scores = np.random.default_rng(3).random(3000)
     scores[::3] = np.nan
@@ -91,22 +85,6 @@ def test_payments_that_no_model_scored_are_in_no_bin_of_scores() -> None:
     assert np.isfinite(reference.binning.score_edges).all()
     assert reference.counts.scores[0].sum() == 2000
     assert reference.counts.payments[0] == 3000
-
-
-def test_decisions_without_scores_still_give_a_reference() -> None:
-    reference = made(past_of(scores=np.full(3000, np.nan)))
-    assert reference.binning.score_edges.tolist() == list(THRESHOLDS)
-    assert reference.counts.scores.sum() == 0
-
-
-@pytest.mark.parametrize("distinct", [1, 2, 5, FEATURE_BINS - 2])
-def test_few_values_have_a_bin_each_and_there_is_room_below_and_above(distinct: int) -> None:
-    values = (np.arange(distinct) ** 2).astype(np.float32)
-    edges = edges_of(np.resize(values, 600))
-    bins = bins_of(edges, values.tolist())
-    assert bins == list(range(1, distinct + 1))
-    above = float(np.nextafter(values[-1], np.float32(np.inf)))
-    assert bins_of(edges, [-1.0, above, np.inf]) == [0, distinct + 1, distinct + 1]
 
 
 def test_a_value_that_many_payments_have_has_a_bin_of_its_own() -> None:
@@ -132,37 +110,6 @@ def test_edges_of_any_feature_rise_and_are_no_more_than_there_is_room_for(column
     for number in np.unique(bins):
         inside = finite[bins == number]
         assert len(np.unique(inside)) == 1 or len(inside) <= 2 * (len(finite) / (FEATURE_BINS - 1) + 1)
-
-
-def test_all_payments_of_an_always_missing_feature_count_as_missing() -> None:
-    reference = made(past_of())
-    absent = NAMES.index("absent")
-    assert np.isinf(reference.binning.feature_edges[absent]).all()
-    assert reference.counts.features[0, absent, MISSING] == 3000
-    value, _ = reference.layout.values(reference.counts)
-    assert value[reference.layout.numbers[Signal(f"feature:f{absent}", "missing", "overall")]] == 1
-
-
-def test_a_constant_feature_has_its_value_in_one_bin() -> None:
-    reference = made(past_of())
-    constant = NAMES.index("constant")
-    assert reference.counts.features[0, constant].tolist() == [0, 3000, *[0] * (FEATURE_BINS - 1)]
-    assert reference.binning.bins_of_features(np.full((1, 4), 6, dtype=np.float32))[0, constant] == 0
-    assert reference.binning.bins_of_features(np.full((1, 4), 8, dtype=np.float32))[0, constant] == 2
-
-
-def test_only_frequent_values_have_a_segment_of_their_own() -> None:
-    rows = 3000
-    channels = ["pos"] * 1000 + ["ecom"] * 1000 + ["atm"] * 15 + ["rare"] * 14 + [None] * 971
-    reference = made(past_of(rows=rows, values={"channel": channels}))
-    assert reference.binning.values == (("atm", "ecom", "pos"), (), ())
-
-
-def test_the_twenty_most_frequent_values_have_segments() -> None:
-    # 100 payments with the first value, 99 with the second, and so on.
-    countries = [f"{chr(65 + number)}X" for number in range(26) for _ in range(100 - number)]
-    reference = made(past_of(rows=len(countries), values={"country": list(countries)}))
-    assert reference.binning.values[1] == tuple(f"{chr(65 + number)}X" for number in range(20))
 
 
 def test_values_named_none_or_other_get_no_segment_of_their_own() -> None:
@@ -217,15 +164,3 @@ def test_only_live_decisions_have_quality_signals() -> None:
         number = reference.layout.numbers[Signal(subject, statistic, "overall")]
         assert value[number] == pytest.approx(share)
         assert reference.baseline.level[number] == pytest.approx(share, abs=0.01)
-
-
-def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
-    reference = made(past_of(days=2.5))
-    assert reference.model_version == "v1"
-    assert reference.feature_names == ("f0", "f1", "f2", "f3")
-    assert reference.counts.payments[0] == 3000
-    # Every hour of the two and a half days, and estimates for the other hours.
-    of_hours = reference.baseline.payments[:, 0]
-    first = FIRST_MS // HOUR_MS % 168
-    np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
-    assert (of_hours > 0).all()

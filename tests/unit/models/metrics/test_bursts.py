@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from paywarden.models.metrics.bursts import BURST_GAP_MS, BurstMeasures, measure_bursts
+from paywarden.models.metrics.bursts import BurstMeasures, measure_bursts
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
 
 
@@ -28,15 +26,3 @@ def test_payments_before_the_first_stop_are_counted_by_burst() -> None:
     assert found == BurstMeasures(
         bursts=2, payments=8, stopped=1, approved_before_stop=2.5, approved_share=6 / 8, approved_minor=60
     )
-
-
-def test_a_pause_ends_a_burst() -> None:
-    times = [0, 1, BURST_GAP_MS + 1, 2 * BURST_GAP_MS + 2, 2 * BURST_GAP_MS + 3]
-    found = measured([(1, time_ms, True, APPROVED) for time_ms in times])
-    assert (found.bursts, found.payments) == (1, 3)
-
-
-def test_without_bursts_there_are_no_means() -> None:
-    found = measured([(1, 0, True, APPROVED), (1, 1, False, APPROVED), (2, 2, True, APPROVED)])
-    assert (found.bursts, found.payments, found.approved_minor) == (0, 0, 0)
-    assert math.isnan(found.approved_before_stop)

@@ -33,12 +33,6 @@ def test_the_net_is_loss_avoided_less_reviews_and_lost_margin() -> None:
     assert money.net_minor == 44_000 - 21_000 - 600
 
 
-def test_approving_everything_is_worth_nothing() -> None:
-    nothing = np.zeros_like(COUNT)
-    nothing[0] = COUNT.sum(axis=0)
-    assert money_of(nothing, nothing, CostSettings()).net_minor == 0
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [

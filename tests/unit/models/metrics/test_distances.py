@@ -18,23 +18,11 @@ HISTOGRAMS = hnp.arrays(np.int64, (2, 3, 6), elements=st.integers(0, 1000))
 
 
 @pytest.mark.parametrize("distance", ALL)
-@given(both=HISTOGRAMS, times=st.integers(1, 1000))
-def test_equal_shares_are_at_no_distance(distance: Distance, both: np.ndarray, times: int) -> None:
-    assert np.allclose(distance(both[0], both[0] * times), 0.0, atol=1e-12)
-
-
-@pytest.mark.parametrize("distance", ALL)
 @given(both=HISTOGRAMS)
 def test_distances_are_symmetric_and_not_negative(distance: Distance, both: np.ndarray) -> None:
     one, other = both
     assert np.allclose(distance(one, other), distance(other, one))
     assert (distance(one, other) >= -1e-15).all()
-
-
-@pytest.mark.parametrize("distance", [jensen_shannon, kolmogorov_smirnov])
-@given(both=HISTOGRAMS, times=st.integers(1, 1000))
-def test_distances_do_not_depend_on_the_number_of_payments(distance: Distance, both: np.ndarray, times: int) -> None:
-    assert np.allclose(distance(both[0] * times, both[1]), distance(both[0], both[1]))
 
 
 @pytest.mark.parametrize("distance", [jensen_shannon, kolmogorov_smirnov])
@@ -47,16 +35,6 @@ def test_histograms_without_a_common_bin_have_distance_one(distance: Distance) -
 def test_adding_the_other_comes_no_further_from_it(distance: Distance, both: np.ndarray) -> None:
     one, other = both
     assert (distance(one + other, other) <= distance(one, other) + 1e-9).all()
-
-
-@pytest.mark.parametrize("distance", ALL)
-def test_an_empty_histogram_has_distance_zero(distance: Distance) -> None:
-    assert distance(np.zeros((2, 3)), np.array([[1, 0, 4], [0, 0, 0]])).tolist() == [0.0, 0.0]
-
-
-def test_with_many_payments_psi_is_that_of_the_shares() -> None:
-    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
-    assert psi(p * 1e9, q * 1e9) == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-6)
 
 
 def test_with_few_payments_psi_is_smoothed_as_documented() -> None:

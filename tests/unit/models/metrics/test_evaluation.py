@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ from paywarden.models.metrics.evaluation import (
     average_precision,
     card_precision_at_k,
     card_precision_ceiling,
-    date_of_day,
     day_of_date,
     day_of_time,
     exclude_known_compromised,
@@ -77,22 +75,6 @@ def slow_card_precision(rows: list[Row], k: int) -> list[float]:
     return per_day
 
 
-def test_a_ranking_without_a_mistake_has_perfect_curves() -> None:
-    label, score = ints(0, 0, 1, 1), floats(0.1, 0.2, 0.8, 0.9)
-    assert auc_roc(label, score) == 1.0
-    assert average_precision(label, score) == 1.0
-    assert auc_roc(label, -score) == 0.0
-
-
-def test_average_precision_is_not_interpolated() -> None:
-    # Found at ranks 1 and 3: half of 1/1 and half of 2/3.
-    assert average_precision(ints(1, 0, 1, 0), floats(0.9, 0.8, 0.7, 0.6)) == pytest.approx((1 + 2 / 3) / 2)
-
-
-def test_equal_scores_count_half_in_the_auc() -> None:
-    assert auc_roc(ints(0, 1, 0, 1), floats(0.5, 0.5, 0.5, 0.5)) == 0.5
-
-
 @pytest.mark.parametrize("label", [ints(), ints(0, 0), ints(1, 1)])
 def test_the_auc_of_one_class_is_nan(label: npt.NDArray[np.int64]) -> None:
     assert math.isnan(auc_roc(label, np.zeros(len(label))))
@@ -112,27 +94,6 @@ def test_a_found_card_leaves_the_pool_and_a_missed_one_stays() -> None:
     assert result.per_day.tolist() == [1.0, 1.0]
     assert result.compromised_per_day.tolist() == [2, 1]
     assert result.mean == 1.0
-
-
-def test_a_card_counts_once_a_day_by_its_highest_score_and_label() -> None:
-    day, card = ints(0, 0, 0), ints(1, 1, 2)
-    result = card_precision_at_k(day, card, ints(1, 0, 0), floats(0.1, 0.9, 0.5), k=2)
-    assert result.per_day.tolist() == [0.5]
-    assert card_precision_at_k(day, card, ints(1, 0, 0), floats(0.1, 0.9, 0.5), k=1).per_day.tolist() == [1.0]
-
-
-def test_fewer_cards_than_k_are_divided_by_k_all_the_same() -> None:
-    assert card_precision_at_k(ints(0), ints(0), ints(1), floats(0.0), k=100).mean == 0.01
-
-
-def test_with_equal_scores_the_lower_card_code_comes_first() -> None:
-    day, score = ints(0, 0), floats(0.5, 0.5)
-    assert card_precision_at_k(day, ints(4, 3), ints(0, 1), score, k=1).mean == 1.0
-    assert card_precision_at_k(day, ints(4, 3), ints(1, 0), score, k=1).mean == 0.0
-
-
-def test_a_day_whose_cards_were_all_found_before_counts_as_zero() -> None:
-    assert card_precision_at_k(ints(0, 1), ints(7, 7), ints(1, 1), floats(1, 1), k=1).per_day.tolist() == [1.0, 0.0]
 
 
 def test_no_row_has_no_card_precision() -> None:
@@ -167,26 +128,6 @@ def test_perfect_scores_reach_the_ceiling_where_no_day_is_too_short(rows: list[R
     assert card_precision_at_k(day, card, label, label.astype(np.float64), k=6).mean == pytest.approx(ceiling)
 
 
-def test_the_ceiling_puts_every_card_on_the_day_that_suits_all() -> None:
-    # One card a day: 1 must wait for day 1, so that 2, which is compromised on day 0 only, is found as well.
-    assert card_precision_ceiling(ints(0, 0, 1), ints(1, 2, 1), ints(1, 1, 1), k=1) == 1.0
-
-
-@given(rows=ROWS, k=st.integers(1, 7), order=st.randoms(use_true_random=False))
-def test_card_precision_does_not_depend_on_the_order_of_rows(rows: list[Row], k: int, order: Random) -> None:
-    shuffled = order.sample(rows, len(rows))
-    assert (
-        card_precision_at_k(*arrays_of(rows), k=k).per_day.tolist()
-        == card_precision_at_k(*arrays_of(shuffled), k=k).per_day.tolist()
-    )
-
-
-def test_days_and_dates_go_both_ways() -> None:
-    assert day_of_date("1970-01-01") == 0
-    assert date_of_day(day_of_date("2018-07-25")) == "2018-07-25"
-    assert day_of_time(ints(-1, 0, 86_399_999, 86_400_000)).tolist() == [-1, 0, 0, 1]
-
-
 @pytest.mark.parametrize("text", ["25.07.2018", "2018-02-30", ""])
 def test_a_text_that_is_not_a_date_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="must be a date like 2018-07-25"):
@@ -202,50 +143,6 @@ def test_windows_that_run_backwards_or_overlap_are_refused() -> None:
         Split(train=Days(1, 7), test=Days(8, 9), delay_days=-1)
 
 
-def test_the_books_split_is_seven_days_each() -> None:
-    split = handbook_split(day_of_date("2018-07-25"))
-    dates = [date_of_day(day) for day in (split.train.first, split.train.last, split.test.first, split.test.last)]
-    assert dates == ["2018-07-25", "2018-07-31", "2018-08-08", "2018-08-14"]
-    assert split.delay_days == 7
-
-
-def test_each_fold_starts_seven_days_before_the_last() -> None:
-    starts = [date_of_day(split.train.first) for split in prequential_splits(day_of_date("2018-08-15"))]
-    assert starts == ["2018-08-15", "2018-08-08", "2018-08-01", "2018-07-25"]
-
-
-SPLIT = Split(train=Days(10, 11), test=Days(14, 17), delay_days=2)
-
-
-def days_still_asked(fraud_day: int, split: Split = SPLIT) -> list[int]:
-    """Returns the test days on which a card is still measured, if its one fraud was on the given day."""
-    days = np.arange(5, 30)
-    asked = exclude_known_compromised(days, np.zeros(len(days), dtype=np.int64), (days == fraud_day) * 1, split)
-    return [int(day) for day in days[asked]]
-
-
-@pytest.mark.parametrize(
-    ("fraud_day", "asked"),
-    [
-        (9, [14, 15, 16, 17]),  # before the training days: not looked at
-        (10, []),  # a training day
-        (11, []),  # the last training day, known on day 14
-        (12, [14]),  # known on day 15, when day 12 and two more are over
-        (13, [14, 15]),
-        (14, [14, 15, 16]),
-        (15, [14, 15, 16, 17]),
-        (28, [14, 15, 16, 17]),  # after the test
-    ],
-)
-def test_a_card_is_measured_until_its_fraud_is_known(fraud_day: int, asked: list[int]) -> None:
-    assert days_still_asked(fraud_day) == asked
-
-
-def test_frauds_of_the_training_days_are_known_even_without_a_gap() -> None:
-    split = Split(train=Days(10, 13), test=Days(14, 15), delay_days=7)
-    assert days_still_asked(13, split) == []
-
-
 @given(rows=ROWS, delay_days=st.integers(0, 3))
 def test_exclusion_agrees_with_its_definition(rows: list[Row], delay_days: int) -> None:
     split = Split(train=Days(1, 1), test=Days(3, 4), delay_days=delay_days)
@@ -257,13 +154,6 @@ def test_exclusion_agrees_with_its_definition(rows: list[Row], delay_days: int) 
             for then, other, fraud, _ in rows
         )
         assert asked[index] == (3 <= today <= 4 and not known)
-
-
-def test_no_row_is_excluded_from_training() -> None:
-    day, card, label = ints(10, 10, 11, 14, 14), ints(0, 0, 0, 0, 1), ints(1, 0, 1, 0, 0)
-    train, test = split_rows(day, card, label, SPLIT)
-    assert train.tolist() == [True, True, True, False, False]
-    assert test.tolist() == [False, False, False, False, True]
 
 
 @pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason)

@@ -47,13 +47,6 @@ def test_where_most_payments_have_an_outcome_the_others_are_not_known() -> None:
     assert mask == [True, True, False, False]
 
 
-def test_a_payment_that_is_too_new_counts_as_genuine() -> None:
-    """On the newest day only the fraud is reported yet. Without the others, the day would have only frauds."""
-    mask, counts = kept([(0, False, True), (1, False, False), (-1, False, False), (-1, True, False)], "auto")
-    assert all(mask)
-    assert counts.taken_for_genuine == 2
-
-
 def test_payments_are_mature_when_most_genuine_outcomes_have_arrived() -> None:
     history = small_history.history()
     known_by_ms = int(history.event_time_ms[-1])
@@ -70,12 +63,6 @@ def test_where_only_frauds_are_reported_the_others_are_genuine_unless_declined()
     assert counts.in_words() == (
         "labels: 1 fraud, 0 genuine, 2 without an outcome taken for genuine, 1 not known and left out"
     )
-
-
-def test_without_a_single_outcome_no_payment_is_left_out() -> None:
-    mask, counts = kept([(-1, False, True), (-1, True, True)], "auto")
-    assert all(mask)
-    assert counts.taken_for_genuine == 2
 
 
 def test_a_wrong_setting_is_refused_with_the_values_there_are() -> None:

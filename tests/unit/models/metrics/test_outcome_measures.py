@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss
 
 from paywarden.models.metrics.costs import CostSettings, money_of
 from paywarden.models.metrics.curves import SCORE_EDGES
-from paywarden.models.metrics.outcome_measures import measure, shares_of
+from paywarden.models.metrics.outcome_measures import measure
 from paywarden.models.metrics.outcome_tally import (
     EDGES,
     LAG_EDGES_MS,
@@ -103,23 +103,6 @@ def test_an_empty_tally_has_no_measures() -> None:
     assert (found.brier_score, found.calibration_error, found.mean_score, found.fraud_share) == (None,) * 4
     assert all(share.value is None and share.whole == 0 for share in found.shares.values())
     assert found.fraud_lag_p99_ms is None
-
-
-def test_a_payment_without_a_score_counts_only_for_precision() -> None:
-    found = OutcomeTally()
-    found.count(score_units=NO_SCORE, action=1, amount_minor=5, label=FRAUD, lag_ms=DAY_MS)
-    measured = measure(found, COSTS)
-    assert measured.shares["precision"].value == 1.0
-    assert measured.shares["average_precision"].value is None
-    assert measured.brier_score is None
-
-
-def test_an_interval_is_around_its_share() -> None:
-    for share in shares_of(Payments(7).tally).values():
-        assert share.low is not None
-        assert share.value is not None
-        assert share.high is not None
-        assert 0 <= share.low <= share.value <= share.high <= 1
 
 
 def test_a_lag_beyond_all_bins_is_the_last_edge() -> None:

@@ -15,7 +15,7 @@ from paywarden.models.metrics.propensity import (
     weight_counts,
 )
 from paywarden.models.metrics.weighted_measures import weighted_measures
-from paywarden.models.training.calibration import brier_score, fit_calibration, log_loss, reliability
+from paywarden.models.training.calibration import brier_score, fit_calibration, log_loss
 from paywarden.schemas.errors import Misconfigured
 
 RANDOM = np.random.default_rng(8)
@@ -55,14 +55,6 @@ def test_weighted_measures_are_those_of_the_repeated_payments() -> None:
     # The interval is no narrower than that of the payments that there are.
     alone = mean_calibration(LABEL == 1, SCORE, np.arange(ROWS))
     assert weighted.ratio_high - weighted.ratio_low > alone.ratio_high - alone.ratio_low
-
-
-def test_weights_of_1_change_nothing() -> None:
-    ones = np.ones(ROWS)
-    assert reliability(LABEL, SCORE, ones) == reliability(LABEL, SCORE)
-    assert mean_calibration(LABEL == 1, SCORE, np.arange(ROWS), ones).ratio == pytest.approx(
-        mean_calibration(LABEL == 1, SCORE, np.arange(ROWS)).ratio
-    )
 
 
 @pytest.mark.parametrize("wrong", [-1.0, 0.5, float("inf"), float("nan")])

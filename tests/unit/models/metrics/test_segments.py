@@ -42,23 +42,6 @@ def test_each_group_is_measured_as_if_it_were_alone() -> None:
         assert group.money == money_of(alone.count[0], alone.amount_minor[0], CostSettings())
 
 
-def test_a_group_that_is_never_stopped_has_no_precision() -> None:
-    none = DecidedPayments(
-        np.zeros(3, np.int8), np.zeros(3), np.array([True, False, False]), np.ones(3, np.int64), True
-    )
-    (group,) = by_group(["a"], np.zeros(3, np.int64), none, CostSettings())
-    assert math.isnan(group.precision)
-    assert group.recall == 0.0
-
-
-def test_without_outcomes_nothing_is_said_about_frauds_or_money() -> None:
-    unknown = DecidedPayments(ACTION, SCORE, np.zeros(ROWS, bool), AMOUNT, has_outcomes=False)
-    for group in by_group(NAMES, GROUP, unknown, CostSettings()):
-        assert group.money is None
-        assert all(math.isnan(value) for value in (group.fraud_share, group.precision, group.recall, group.auc_roc))
-        assert group.reviewed > 0
-
-
 @pytest.mark.parametrize("digits", [0, 1, 2, 17])
 def test_areas_are_those_of_the_evaluation_however_many_scores_are_equal(digits: int) -> None:
     score = SCORE.round(digits)

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.policy.exploration import (
-    EXPLORED,
     Exploration,
     ExplorationSettings,
     FileLedger,
@@ -70,14 +69,6 @@ def test_one_process_never_spends_more_than_its_part_on_a_day() -> None:
     assert 25_000 - 1_900 < approved <= 25_000
 
 
-def test_a_clock_that_jumps_back_gives_no_second_budget() -> None:
-    explored = exploration()
-    for number in range(2_000):
-        declined(explored, number, 5_000, 3 * DAY_MS)
-    assert {declined(explored, number, 5_000, 2 * DAY_MS) for number in range(100)} == {("decline", 1.0)}
-    assert declined(explored, 0, 5_000, 4 * DAY_MS)[1] < 1
-
-
 def test_weighed_by_the_propensity_the_explored_are_all_that_were_declined() -> None:
     settings = ExplorationSettings(share=0.1, budget_minor_a_day=1 << 50, payment_minor_max=8_000)
     explored, amounts = exploration(settings), np.random.default_rng(0).integers(0, 8_000, 20_000)
@@ -116,21 +107,6 @@ def test_nothing_else_is_explored(action: str, reasons: list[str], amount: int) 
     for number in range(50):
         found = explored.explore(action, reasons, payment_id=f"p-{number}", amount=amount, now_ms=DAY_MS)
         assert found == (action, reasons, 1.0)
-
-
-def test_an_explored_payment_says_so_and_why_it_would_have_been_declined() -> None:
-    explored = exploration()
-    found = [
-        explored.explore("decline", ["score"], payment_id=f"p-{number}", amount=1, now_ms=DAY_MS)
-        for number in range(100)
-    ]
-    assert {tuple(each.reasons) for each in found if each.action == "approve"} == {(EXPLORED, "score")}
-    assert {each.propensity for each in found} == {0.25, 0.75}
-
-
-def test_it_is_off_by_default() -> None:
-    off = exploration(ExplorationSettings())
-    assert {declined(off, number, 0) for number in range(100)} == {("decline", 1.0)}
 
 
 def test_a_ledger_in_a_file_outlives_its_process_and_is_private(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
+from paywarden.models.policy.mapped_list import MappedList, write_mapped_list
 from paywarden.schemas.errors import Misconfigured
 
 # Few letters, so that texts meet; half of a surrogate pair, which has no UTF-8.
@@ -74,10 +74,3 @@ def test_a_pipe_in_place_of_a_list_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "list")
     with pytest.raises(OSError, match="no regular file"):
         MappedList(tmp_path / "list")
-
-
-def test_a_short_list_and_one_with_a_zero_byte_are_no_mapped_lists() -> None:
-    many = {f"c-{number}" for number in range(10_000)}
-    assert can_be_mapped(many)
-    assert not can_be_mapped(many - {"c-0"})
-    assert not can_be_mapped(many | {"c\0"})

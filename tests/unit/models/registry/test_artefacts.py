@@ -161,17 +161,6 @@ def test_a_revocation_frees_a_bundle_for_the_files_of_others(
     assert state.libraries(proposal.version) == {"native/x86_64/model.so": sha256(b"good").hexdigest()}
 
 
-def test_a_library_beside_a_bundle_registered_without_one_is_refused(tmp_path: Path) -> None:
-    """Hosts would have loaded it: nobody had registered it, or approved it."""
-    store = FolderStore(tmp_path)
-    store.put(BUNDLES, NAME, {"manifest.json": b"{}"})
-    library = tmp_path / BUNDLES / NAME / "native" / "x86_64" / "model.so"
-    library.parent.mkdir(parents=True)
-    library.write_bytes(b"code")
-    with pytest.raises(RegistryRefused, match="was added after the bundle was registered: it is code"):
-        store.folder(BUNDLES, NAME, checksums_of({"manifest.json": b"{}"}))
-
-
 def test_a_full_log_still_takes_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer one is read by nobody: the last entry that fitted would have been the last of all."""
     registry = Registry(LogFile(tmp_path / "log.jsonl"), people_of(), Rules(), FolderStore(tmp_path))

@@ -336,15 +336,6 @@ def test_an_approval_dated_ahead_counts_no_longer_once_the_clock_is_set() -> Non
     assert state_of(later.log, EVERYBODY, TWO).champion == version("one")
 
 
-def test_an_ignored_entry_of_another_time_moves_no_other() -> None:
-    writer = Writer()
-    champion(writer, "one")
-    when = writer.now_ms
-    writer.add(kinds.APPROVED, "eve", time_ms=0, proposal=digest("nothing"))
-    assert state_of(writer.log, EVERYBODY, TWO, at_ms=when - 1).champion is None
-    assert state_of(writer.log, EVERYBODY, TWO, at_ms=when).champion == version("one")
-
-
 def test_roles_names_keys_and_the_last_day_decide_who_counts() -> None:
     roles = {"anna": {PROPOSE}, "ben": {APPROVE}, "cleo": {APPROVE, ROLL_BACK}, "dora": {PROMOTE, ADMIN}}
     people = people_of({name: frozenset(held) for name, held in roles.items()})

@@ -48,12 +48,6 @@ def test_scores_and_vectors_come_back_as_they_were(tmp_path: Path) -> None:
     assert [parts[0].chunk.first, parts[-1].chunk.last] == [FIRST, LAST]
 
 
-def test_part_of_the_file_can_be_read(tmp_path: Path) -> None:
-    parts = list(opened(tmp_path, decisions()).chunks(FIRST + 900, LAST - 200))
-    assert np.array_equal(np.concatenate([part.score for part in parts]), SCORES[900:-200])
-    assert np.array_equal(np.concatenate([part.chunk.vectors for part in parts]), VECTORS[900:-200])
-
-
 def test_payments_missing_in_the_file_are_refused(tmp_path: Path) -> None:
     earlier = opened(tmp_path, decisions())
     for first, last in ((FIRST - 1, LAST), (FIRST, LAST + 1)):
@@ -80,12 +74,6 @@ def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_vectors_of_another_width_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="wanted vectors of 4 features"):
         list(opened(tmp_path, decisions(), features=4).chunks(FIRST, LAST))
-
-
-def test_a_file_without_vectors_gives_scores(tmp_path: Path) -> None:
-    earlier = opened(tmp_path, decisions().drop_columns(["vector"]))
-    assert not earlier.has_vectors
-    assert sum(len(part.score) for part in earlier.chunks(FIRST, LAST)) == LAST - FIRST
 
 
 def test_an_unreadable_reference_file_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import History, final_labels, history_of_tables, write_history
 from paywarden.features.history.mapped_history import open_history
-from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.drift.binning import DIMENSIONS
-from paywarden.models.metrics.evaluation import Days, Split, day_of_time, exclude_known_compromised
+from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
-from paywarden.models.replay import replay as replay_module
 from paywarden.models.replay.files import ReplayFiles
 from paywarden.models.replay.measures import HANDBOOK, Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
@@ -103,18 +100,6 @@ def test_metrics_have_the_names_that_callers_depend_on(tmp_path: Path) -> None:
     assert results.facts.payments_replayed == rows_of(WINDOW)[-1] + 1
 
 
-def test_decisions_are_the_windows_payments_in_order(tmp_path: Path) -> None:
-    run(tmp_path)
-    decisions = pq.read_table(tmp_path / "decisions.parquet")
-    assert decisions.column_names == COLUMNS
-    rows = rows_of(WINDOW)
-    payments = small_world.tables()[0].take(pa.array(rows))
-    for name in ("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"):
-        assert decisions[name].to_pylist() == payments[name].to_pylist()
-    amounts = reference_amounts(small_world.history(), small_world.rates(), MemoryAllocator())
-    assert np.array_equal(decisions["amount_reference_minor"].to_numpy(), amounts[rows])
-
-
 def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Path) -> None:
     champion = run(tmp_path).champion
     decisions = pq.read_table(tmp_path / "decisions.parquet")
@@ -152,31 +137,6 @@ def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Pat
     earlier = tmp_path / "shared" / "decisions.parquet"
     run(tmp_path / "again", history=opened, threads=threads, room=room, earlier=earlier, **options)
     assert (tmp_path / "again" / "decisions.parquet").read_bytes() == earlier.read_bytes()
-
-
-def test_chunks_are_written_in_order_though_the_first_takes_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Short(PointInTimeReplay):
-        def chunks(self, **options: Any) -> Iterator[Chunk]:
-            return super().chunks(**options | {"rows": 500})
-
-    write = ReplayFiles.write
-
-    def write_first_slowly(
-        self: ReplayFiles, chunk: Chunk, decided: list[Decisions], causes: list[ActionReasons]
-    ) -> None:
-        if chunk.first == rows_of(WINDOW)[0]:
-            time.sleep(0.5)
-        write(self, chunk, decided, causes)
-
-    monkeypatch.setattr(replay_module, "PointInTimeReplay", Short)
-    monkeypatch.setattr(ReplayFiles, "write", write_first_slowly)
-    run(tmp_path, threads=3)
-    file = pq.ParquetFile(tmp_path / "decisions.parquet")
-    assert file.num_row_groups > 2
-    times = small_world.history().event_time_ms[rows_of(WINDOW)]
-    assert np.array_equal(file.read(columns=["event_time_ms"])["event_time_ms"].to_numpy(), times)
 
 
 def test_a_failure_while_writing_beside_leaves_no_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,22 +202,6 @@ def test_a_currency_without_a_rate_is_replayed_as_it_is_scored(when: str, tmp_pa
     assert decided == [{("review", "unknown_rate")}, {("decline", "rule:any") if when else ("approve",)}]
 
 
-def test_only_texts_that_repeat_are_written_with_a_dictionary(tmp_path: Path) -> None:
-    """Dictionaries of numbers and ids made the file a quarter larger, and took half of the time of writing it."""
-    challenger = contestant(small_world.loaded_bundle(), PolicySettings(review_at=0.05))
-    run(tmp_path, challenger=challenger, with_vectors=True, with_features=True)
-    encodings: dict[str, tuple[str, ...]] = {}
-    for name in ("differences.parquet", "decisions.parquet"):
-        group = pq.ParquetFile(tmp_path / name).metadata.row_group(0)
-        encodings |= {group.column(at).path_in_schema: group.column(at).encodings for at in range(group.num_columns)}
-    with_dictionary = {name for name, used in encodings.items() if "RLE_DICTIONARY" in used}
-    names = ("card_id", "merchant_id", "currency", "action", "reasons.list.element", "model_version", "label")
-    of_both = ("champion_action", "challenger_action")
-    assert with_dictionary == {*names, *of_both, *DIMENSIONS}
-    as_differences = {name for name, used in encodings.items() if "DELTA_BINARY_PACKED" in used}
-    assert as_differences == {"event_time_ms", "amount_minor", "amount_reference_minor"}
-
-
 def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     run(tmp_path, with_vectors=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
@@ -267,20 +211,6 @@ def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     # With them stands what drift detection needs besides: the segments of each payment.
     for name in DIMENSIONS:
         assert decisions[name].to_pylist() == small_world.history().texts(name, rows_of(WINDOW)).tolist()
-
-
-def test_features_become_named_columns_with_null_for_missing_values(tmp_path: Path) -> None:
-    run(tmp_path, with_features=True)
-    decisions = pq.read_table(tmp_path / "decisions.parquet")
-    names = list(small_world.engine().plan.names)
-    assert decisions.column_names == [*COLUMNS, *names]
-    wanted = passage_vectors()[rows_of(WINDOW)]
-    for place, name in enumerate(names):
-        column = decisions[name]
-        assert column.type == pa.float32()
-        assert np.array_equal(column.is_null().to_numpy(), np.isnan(wanted[:, place]))
-        known = ~np.isnan(wanted[:, place])
-        assert np.array_equal(column.drop_null().to_numpy(), wanted[known, place])
 
 
 def test_a_feature_with_the_name_of_another_column_is_refused(tmp_path: Path) -> None:
@@ -301,25 +231,6 @@ def test_labels_are_those_known_in_the_end_and_null_where_none_is(tmp_path: Path
     names = {1: "fraud", 0: "genuine", -1: None}
     assert label == [names[number] for number in final_labels(history)[rows_of(WINDOW)].tolist()]
     assert set(label) == {"fraud", "genuine", None}
-
-
-def test_reasons_are_those_of_the_thresholds_and_the_rules_that_asked(tmp_path: Path) -> None:
-    rules = (ConfiguredRule("large", "amount > 100_00", "review"),)
-    run(tmp_path, settings=PolicySettings(rules=rules))
-    decisions = pq.read_table(tmp_path / "decisions.parquet").to_pylist()
-    manifest = small_world.loaded_bundle().manifest
-    seen = set()
-    for row in decisions:
-        if row["score"] >= manifest.decline_at:
-            wanted = ["score_at_or_above_decline_threshold"]
-        else:
-            # A part that asks for a milder action is not a reason.
-            wanted = ["score_at_or_above_review_threshold"] if row["score"] >= manifest.review_at else []
-            wanted += ["rule:large"] if row["amount_reference_minor"] > 10_000 else []
-        assert sorted(row["reasons"]) == sorted(wanted)
-        assert (row["action"] == "approve") == (not wanted)
-        seen.add(tuple(sorted(wanted)))
-    assert len(seen) == 5
 
 
 def test_two_replays_write_the_same_bytes(tmp_path: Path) -> None:
@@ -345,43 +256,11 @@ def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     assert whole.drop_columns("label").equals(cut.drop_columns("label"))
 
 
-def test_an_old_result_is_replaced_and_no_unfinished_file_remains(tmp_path: Path) -> None:
-    run(tmp_path, window=Days(WINDOW.first, WINDOW.first))
-    run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decisions.parquet", "metrics.json", "report.html"]
-    assert pq.read_metadata(tmp_path / "decisions.parquet").num_rows == len(rows_of(WINDOW))
-
-
-def test_every_payment_of_the_window_is_measured(tmp_path: Path) -> None:
-    """Also those of cards with a known fraud, which the handbook's protocol leaves out."""
-    metrics = run(tmp_path).facts
-    labels = final_labels(small_world.history())[rows_of(WINDOW)]
-    assert (metrics.protocol, metrics.excluded_known_compromised, metrics.left_out_unknown) == ("all", 0, 0)
-    assert (metrics.payments, metrics.frauds) == (len(rows_of(WINDOW)), int((labels == 1).sum()))
-    assert f"curves are of all {metrics.payments:,} payments, {metrics.frauds} frauds among" in report_of(tmp_path)
-
-
-def test_with_the_handbooks_protocol_known_compromised_cards_are_not_measured(tmp_path: Path) -> None:
-    metrics = run(tmp_path, protocol=HANDBOOK).facts
-    history = small_world.history()
-    days, label = day_of_time(history.event_time_ms), (final_labels(history) == 1).astype(np.int64)
-    asked = exclude_known_compromised(days, history.card.codes, label, Split(TRAINING_DAYS, WINDOW, LABEL_DELAY_DAYS))
-    assert metrics.payments == int(asked.sum()) > 0
-    assert metrics.frauds == int(label[asked].sum()) > 0
-    assert metrics.excluded_known_compromised == len(rows_of(WINDOW)) - metrics.payments > 0
-
-
 def test_in_the_training_days_nothing_is_left_out(tmp_path: Path) -> None:
     window = Days(TRAINING_DAYS.last, WINDOW.last)
     metrics = run(tmp_path, window=window, protocol=HANDBOOK).facts
     assert metrics.excluded_known_compromised == 0
     assert metrics.payments == len(rows_of(window))
-
-
-def test_card_precision_is_the_mean_of_its_days(tmp_path: Path) -> None:
-    metrics = run(tmp_path).champion
-    assert len(metrics.card_precision_per_day) == WINDOW.last - WINDOW.first + 1
-    assert metrics.card_precision_at_100 == pytest.approx(np.mean(metrics.card_precision_per_day))
 
 
 def test_without_a_fraud_the_metrics_that_need_one_are_null(tmp_path: Path) -> None:
@@ -417,12 +296,6 @@ def test_a_destination_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("", encoding="utf-8")
     with pytest.raises(Misconfigured, match="cannot write results to"):
         run(tmp_path / "out")
-
-
-def test_progress_counts_every_payment_that_is_run_through(tmp_path: Path) -> None:
-    seen: list[int] = []
-    results = run(tmp_path, progress=seen.append)
-    assert sum(seen) == results.facts.payments_replayed
 
 
 def test_a_challenger_changes_nothing_of_what_the_champion_decides(tmp_path: Path) -> None:
@@ -462,43 +335,6 @@ def test_differences_are_the_payments_that_get_another_action(tmp_path: Path) ->
     assert differences["challenger_score"].to_pylist() == challenger["score"].take(rows).to_pylist()
     labels = final_labels(small_world.history())[rows_of(WINDOW)[rows]]
     assert differences["label"].to_pylist() == [{1: "fraud", 0: "genuine", -1: None}[int(label)] for label in labels]
-
-
-def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Path) -> None:
-    window = Days(TRAINING_DAYS.last, WINDOW.last)
-    other = contestant(small_world.other_loaded_bundle(), PolicySettings(review_at=0.01, decline_at=0.02))
-    comparison = run(tmp_path / "both", window=window, challenger=other).comparison
-    run(tmp_path / "other", window=window, champion=other)
-    champion, challenger = (
-        np.array(pq.read_table(tmp_path / name / "decisions.parquet")["action"].to_pylist())
-        for name in ("both", "other")
-    )
-    # The window begins in the training days, so all its payments are measured.
-    rows = rows_of(window)
-    fraud = final_labels(small_world.history())[rows] == 1
-    amounts = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
-    passed, passes = champion == "approve", challenger == "approve"
-    wanted = {
-        "fraud_caught": fraud & passed & ~passes,
-        "fraud_missed": fraud & ~passed & passes,
-        "genuine_declined": ~fraud & (champion != "decline") & (challenger == "decline"),
-        "genuine_reviewed": ~fraud & passed & (challenger == "review"),
-        "genuine_released": ~fraud & ~passed & passes,
-    }
-    assert comparison is not None
-    assert comparison.changes.keys() == wanted.keys()
-    for kind, is_changed in wanted.items():
-        change = comparison.changes[kind]
-        assert (change.payments, change.amount_minor) == (is_changed.sum(), amounts[is_changed].sum())
-    assert sum(change.payments > 0 for change in comparison.changes.values()) >= 3
-    same = (champion == challenger).mean()
-    assert comparison.agreement.share == pytest.approx(same)
-
-
-def test_differences_of_an_earlier_challenger_are_deleted(tmp_path: Path) -> None:
-    run(tmp_path, challenger=contestant(small_world.other_loaded_bundle()))
-    run(tmp_path)
-    assert not (tmp_path / "differences.parquet").exists()
 
 
 def test_a_replay_that_fails_leaves_the_results_that_were_there(tmp_path: Path) -> None:
@@ -571,15 +407,6 @@ def test_each_reason_is_counted_with_the_frauds_it_found(tmp_path: Path) -> None
         assert one.action == ("approve" if reason == "rule:first" else "review")
 
 
-def test_without_rules_the_reasons_are_the_thresholds(tmp_path: Path) -> None:
-    """A policy applied to whole columns gives the same reasons as one applied to each payment."""
-    champion = run(tmp_path / "columns").champion
-    nothing = PolicySettings(rules=(ConfiguredRule("never", "amount < 0", "review"),))
-    asked = run(tmp_path / "rules", settings=nothing).champion
-    assert champion.by_reason == asked.by_reason
-    assert sum(one.payments for one in champion.by_reason) == champion.whole.reviewed + champion.whole.declined
-
-
 @pytest.mark.parametrize("challenger", ["policy", "model"])
 def test_earlier_decisions_give_what_a_full_replay_gives(challenger: str, tmp_path: Path) -> None:
     bundle = small_world.loaded_bundle() if challenger == "policy" else small_world.other_loaded_bundle()
@@ -596,14 +423,6 @@ def test_earlier_decisions_give_what_a_full_replay_gives(challenger: str, tmp_pa
         full.pop(name)
         reused.pop(name)
     assert full == reused
-
-
-def test_earlier_decisions_of_more_days_may_be_used_for_fewer(tmp_path: Path) -> None:
-    fewer = Days(WINDOW.first + 1, WINDOW.last - 1)
-    run(tmp_path / "earlier", with_vectors=True)
-    run(tmp_path / "full", window=fewer)
-    run(tmp_path / "reused", window=fewer, earlier=tmp_path / "earlier/decisions.parquet")
-    assert (tmp_path / "full/decisions.parquet").read_bytes() == (tmp_path / "reused/decisions.parquet").read_bytes()
 
 
 def test_earlier_decisions_without_vectors_do_for_thresholds_alone(tmp_path: Path) -> None:

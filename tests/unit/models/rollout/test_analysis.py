@@ -153,19 +153,6 @@ def test_nothing_is_counted_while_nothing_is_compared() -> None:
     assert analysis.look(2) == ended
 
 
-def test_the_bits_of_a_payment_are_its_events_in_the_order_of_the_plan() -> None:
-    decisions = decisions_at(0, 1_000)
-    bits = event_bits(PLAN, BOUNDS, decisions)
-    names = [measure.name for measure in PLAN.measures]
-    for name, happened in (
-        ("slow", decisions.latency_ms >= 20),
-        ("decline", decisions.action == DECLINE),
-        ("score_top", decisions.score >= 0.99),
-        ("review country=FR", (decisions.action == REVIEW) & decisions.in_segment["country=FR"]),
-    ):
-        assert (((bits >> np.uint64(names.index(name))) & np.uint64(1)).astype(bool) == happened).all()
-
-
 def test_an_unknown_latency_is_refused_unless_latency_is_left_out() -> None:
     decisions = decisions_at(0, 1_000)
     unknown = replace(decisions, latency_ms=np.full(len(decisions.position), np.nan))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from paywarden.models.rollout.evidence import (
     WeightedEvidence,
     log_evidence,
-    log_evidence_below,
     log_share_evidence,
     log_threshold,
     ratio_interval,
@@ -34,10 +33,6 @@ def running_counts(share: float, ratio: float = 1.0, seed: int = 0) -> tuple[np.
     coin = share * ratio / (share * ratio + 1 - share)
     ours = np.cumsum(np.random.default_rng(seed).random((ROUNDS, CARDS)) < coin, axis=1)
     return ours[..., None], np.arange(1, CARDS + 1)[:, None] - ours[..., None]
-
-
-def test_the_worked_example_of_the_module() -> None:
-    assert log_evidence([7], [13], 0.05) == pytest.approx(7.06, abs=0.005)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
@@ -66,24 +61,6 @@ def test_an_interval_holds_exactly_the_ratios_that_are_not_refuted(
         if 0 < end < math.inf:
             assert log_evidence([ours], [theirs], share, ratio=end * inside, falls=falls) < needed
             assert log_evidence([ours], [theirs], share, ratio=end / inside**2, falls=falls) >= needed - 1e-6
-
-
-def test_strata_count_like_one_when_their_shares_are_equal() -> None:
-    split = log_evidence([3, 4], [5, 8], [0.05, 0.05])
-    assert split == pytest.approx(float(log_evidence([7], [13], 0.05)))
-
-
-def test_no_data_is_no_evidence_of_anything() -> None:
-    assert log_evidence([0], [0], 0.05) == 0
-    assert log_evidence_below(0, 0, 0.01) == 0
-    low, high = ratio_interval([0], [0], 0.05, 3.0)
-    assert (float(low), float(high)) == (0.0, math.inf)
-
-
-def test_a_rare_event_is_shown_to_be_rare_by_cards_without_it() -> None:
-    assert log_evidence_below(0, 6_000, 0.001) > log_threshold(ALPHA)
-    hits = np.cumsum(np.random.default_rng(2).random((ROUNDS, CARDS)) < 0.01, axis=1)
-    assert ever_share(log_evidence_below(hits, np.arange(1, CARDS + 1), 0.01)) <= ALPHA + _SLACK
 
 
 def test_weighted_evidence_finds_money_and_is_rarely_misled_by_heavy_tails() -> None:

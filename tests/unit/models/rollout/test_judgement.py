@@ -22,7 +22,7 @@ from paywarden.models.rollout.judgement import (
     judgement_record,
     within_margin,
 )
-from paywarden.models.rollout.plan import OUTCOME_MEASURES, Part, RolloutPlan, plan_of
+from paywarden.models.rollout.plan import RolloutPlan, plan_of
 from paywarden.models.rollout.tally import StepCounts
 from paywarden.schemas.errors import Misconfigured
 
@@ -70,10 +70,6 @@ def test_a_look_finds_what_there_is(counts: StepCounts, finding: Finding, line: 
     assert judgement.line.startswith(line)
 
 
-def test_fewer_errors_than_the_champion_has_are_no_harm() -> None:
-    assert judge(PLAN, STEP, counts_of(400_000, ratios={"flag": 0.2, "slow": 0.2})).finding is Finding.WITHIN
-
-
 def test_a_candidate_that_is_meant_to_differ_is_no_harm_within_its_tolerance() -> None:
     counts = counts_of(4_000_000, ratios={"decline": 1.12, "review": 0.9})
     assert judge(PLAN, STEP, counts).finding is Finding.HARM
@@ -88,21 +84,6 @@ def test_a_harm_that_begins_on_a_later_day_is_found_by_the_evidence_of_that_day(
     late[NAMES.index("decline"), 1] *= 2
     judgement = judge(PLAN, STEP, replace(calm, day=late))
     assert (judgement.finding, judgement.measure) == (Finding.HARM, "decline")
-
-
-def test_the_next_share_decides_how_far_the_candidate_may_be_off() -> None:
-    limits = [PLAN.ratio_limits(step) for step in range(PLAN.last_step)]
-    assert limits == [(0.0, 6.0), (0.0, 3.5), (0.0, 2.0), (0.5, 1.5), (0.75, 1.25)]
-    off = {"review": 1.15}
-    assert judge(PLAN, 2, counts_of(100_000, ratios=off, step=2)).finding is Finding.WITHIN
-    assert judge(PLAN, 4, counts_of(20_000, ratios=off, step=4)).finding is Finding.INCONCLUSIVE
-
-
-def test_the_shares_of_alpha_sum_to_alpha() -> None:
-    steps = PLAN.last_step
-    spent = sum(PLAN.alpha_of(measure.part) * len(measure.directions) * steps for measure in PLAN.measures)
-    spent += PLAN.alpha_of(Part.OUTCOMES) * len(OUTCOME_MEASURES) + PLAN.alpha_of(Part.SPLIT) * steps
-    assert spent == pytest.approx(PLAN.alpha)
 
 
 @settings(max_examples=40)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from paywarden.models.policy.policy import APPROVE, DECLINE
 from paywarden.models.rollout.judgement import Finding, judge_outcomes
 from paywarden.models.rollout.outcome_join import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin
-from paywarden.models.rollout.outcomes import MatureOutcomes, outcome_counts
+from paywarden.models.rollout.outcomes import outcome_counts
 from paywarden.models.rollout.plan import plan_of
-from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CIRCLE
+from paywarden.models.rollout.shares import CIRCLE
 
 PLAN = plan_of([10, 50, 100], label_days=1.0)
 STEPS_MS = [1_000, 2_000, 3_000]
@@ -58,13 +58,6 @@ def outcomes_of(rows: list[Told]) -> KnownOutcomes:
     )
 
 
-def joined(decided: list[Decided], told: list[Told], now_ms: int) -> MatureOutcomes:
-    join = OutcomeJoin(PLAN)
-    join.add_decisions(decisions_of(decided))
-    join.add_outcomes(outcomes_of(told))
-    return join.mature(STEPS_MS, now_ms)
-
-
 # Few payments and few moments, so that rows often meet.
 PAYMENTS = st.integers(1, 4)
 DECIDED = st.lists(
@@ -106,14 +99,6 @@ def test_any_order_and_any_repetition_gives_what_one_payment_after_the_other_giv
     found = join.mature(STEPS_MS, now_ms)
     columns = (found.amount // 10, found.step, found.arm, found.action, found.is_fraud, found.is_labelled)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == [row[1:] for row in sorted(wanted)]
-
-
-def test_a_decision_of_another_arm_than_its_step_says_is_left_out() -> None:
-    """A host acts on the share of before for a moment."""
-    join = OutcomeJoin(PLAN)
-    late = Decided(1, 2_010, 0.3, APPROVE)
-    join.add_decisions(decisions_of([late, late._replace(payment=2)], arms=[CHAMPION, CANDIDATE]))
-    assert (join.mature(STEPS_MS, 2 * DAY_MS).amount // 10).tolist() == [2]
 
 
 def many(count: int, *, frauds: float) -> tuple[JoinedDecisions, KnownOutcomes]:

@@ -60,12 +60,6 @@ def test_a_card_counts_once_and_cards_of_an_earlier_step_not_at_all() -> None:
     assert counts.amount_evidence == pytest.approx(math.log(float((gain / (1 - share + share * gain)).mean())))
 
 
-def test_no_outcomes_are_no_data() -> None:
-    counts = outcome_counts(PLAN, outcomes_of([]))
-    assert counts.money is None
-    assert judge_outcomes(PLAN, counts).finding is Finding.NO_DATA
-
-
 def test_the_interval_of_money_rarely_misses_and_is_the_same_after_it_was_written() -> None:
     missed = 0
     for seed in range(60):

@@ -399,10 +399,6 @@ def test_without_a_key_a_log_is_only_read(tmp_path: Path) -> None:
     assert log.events() == []
 
 
-def test_every_event_has_a_kind_of_entry() -> None:
-    assert {kind_of(event(kind, 0)) for kind in EventKind} <= set(kinds.KINDS)
-
-
 MOVES: Sequence[tuple[str, str, EventKind | RolloutEvent]] = (
     (kinds.ROLLOUT_STEP, "lead", EventKind.READY),
     (kinds.ROLLOUT_STEP, "lead", look(Finding.WITHIN, 1)),

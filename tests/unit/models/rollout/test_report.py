@@ -71,13 +71,6 @@ def test_the_share_changes_at_once_also_where_nobody_looked() -> None:
     assert all(here == there or hour == at for (hour, here), (at, there) in pairwise(corners))
 
 
-def test_a_rollout_that_has_just_started_has_a_report() -> None:
-    page = rollout_html(EVENTS[:1], "r-1", currency="")
-    assert "Nobody has looked yet." in page
-    assert "No outcome has been looked at: labels take 1 days." in page
-    assert "There is no registry, so nobody had to approve it." in page
-
-
 def test_texts_of_people_are_escaped() -> None:
     rude = replace(EVENTS[0], why="<script>alert(1)</script>")
     assert "<script>" not in rollout_html([rude], "r-1", currency="")

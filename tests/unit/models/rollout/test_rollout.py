@@ -12,7 +12,6 @@ from paywarden.models.rollout.judgement import Finding, Judgement, MeasureEviden
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import (
     ENDED,
-    LOOK_GAP_MAX_MS,
     EventKind,
     Phase,
     Rollout,
@@ -181,21 +180,6 @@ def test_a_rollout_in_the_shadow_gets_no_card_before_somebody_resumes_it() -> No
     assert (begun.phase, begun.share) == (Phase.RUNNING, 1_000)
     aborted = after(state, event(EventKind.ABORTED, 5))
     assert (aborted.phase, aborted.in_shadow) == (Phase.ABORTED, False)
-
-
-def test_a_clock_that_jumps_ahead_skips_no_step() -> None:
-    state = after(running(), look(Finding.WITHIN, 365 * DAY_MS))
-    assert (state.phase, state.step, state.elapsed_ms) == (Phase.RUNNING, 0, LOOK_GAP_MAX_MS)
-
-
-@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED])
-@pytest.mark.parametrize("watched_ms", [-DAY_MS, 0, 11 * MINUTE_MS, 365 * DAY_MS])
-def test_a_look_that_claims_more_time_than_there_was_gets_no_more(phase: Phase, watched_ms: int) -> None:
-    claimed = replace(look(Finding.INCONCLUSIVE, 20 * MINUTE_MS), watched_ms=watched_ms)
-    counted_ms = min(max(0, watched_ms), 20 * MINUTE_MS)
-    if phase is Phase.RUNNING:
-        counted_ms = max(counted_ms, LOOK_GAP_MAX_MS)
-    assert after(replace(running(), phase=phase), claimed).elapsed_ms == counted_ms
 
 
 def test_a_rollout_whose_clock_was_a_year_ahead_hinders_no_later_one() -> None:

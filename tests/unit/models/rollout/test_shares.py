@@ -70,15 +70,6 @@ def test_another_language_computes_the_committed_arms(tmp_path: Path) -> None:
     assert (told.stderr, told.returncode) == (f"{first['card_key']}: another position or arm\n", 1)
 
 
-@given(
-    st.lists(st.binary(max_size=300), min_size=1, max_size=20), st.lists(st.integers(0, 5000), min_size=2, max_size=2)
-)
-def test_one_card_and_many_get_the_same_arm(keys: list[bytes], shares: list[int]) -> None:
-    split, edges = CardSplit(SALT), arm_edges(shares)
-    many = arms_at(split.positions(keys), edges)
-    assert many.tolist() == [arm_of(key, SALT, shares) for key in keys]
-
-
 @given(st.integers(0, CIRCLE - 1), st.integers(1, 4), st.data())
 def test_a_candidates_share_only_gains_cards_when_it_rises(position: int, candidates: int, data: st.DataObject) -> None:
     most = BASIS_POINTS // candidates
@@ -87,12 +78,6 @@ def test_a_candidates_share_only_gains_cards_when_it_rises(position: int, candid
     cards = np.array([position], dtype=np.uint64)
     before, after = arms_at(cards, arm_edges(small))[0], arms_at(cards, arm_edges(large))[0]
     assert before in (CHAMPION, after)
-
-
-def test_another_salt_splits_cards_independently() -> None:
-    keys = [b"card:%d" % number for number in range(20_000)]
-    halves = [arms_at(CardSplit(salt).positions(keys), arm_edges([5_000])) for salt in (SALT, bytes(16))]
-    assert abs(float((halves[0] == halves[1]).mean()) - 0.5) < 0.02
 
 
 @pytest.mark.parametrize(

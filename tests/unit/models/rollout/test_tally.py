@@ -46,13 +46,6 @@ def test_a_card_of_an_earlier_step_does_not_count() -> None:
     assert tally_of([(EARLIER_CARD, DECLINE, 1)]).counts(START_MS + 2).cards.tolist() == [0, 0]
 
 
-def test_a_day_begins_anew_and_the_step_does_not() -> None:
-    tally = tally_of([(CHAMPION_CARD, DECLINE, 5), (CHAMPION_CARD, DECLINE, DAY_MS + 5)], parts=2)
-    counts = tally.counts(START_MS + DAY_MS + 6)
-    assert (counts.step.sum(), counts.day.sum(), int(counts.day_number)) == (1, 1, 2)
-    assert tally.counts(START_MS + 3 * DAY_MS).day.sum() == 0
-
-
 def test_a_card_keeps_the_arm_that_decided_first() -> None:
     tally = StepTally(PLAN, STEP, START_MS)
     for ms, arm in ((1, 0), (2, 1)):

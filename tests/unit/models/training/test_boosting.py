@@ -29,10 +29,6 @@ def grown(settings: TrainingSettings) -> Any:
 # Rows
 
 
-def test_trees_are_grown_on_every_row_unless_a_share_is_set() -> None:
-    assert grown_on(TABLE.label, SETTINGS).all()
-
-
 def test_sampling_drops_only_genuine_rows_and_repeats_with_the_seed() -> None:
     settings = replace(SETTINGS, genuine_sample_share=0.3)
     used = grown_on(TABLE.label, settings)
@@ -67,12 +63,6 @@ def test_growing_stops_at_the_lowest_held_out_log_loss(share: float) -> None:
     assert model.best_score["valid_0"]["log_loss"] == pytest.approx(min(seen))
 
 
-def test_growing_uses_all_trees_while_the_log_loss_falls() -> None:
-    settings = replace(SETTINGS, trees=3, early_stopping_rounds=10)
-    held_out = HeldOut(AFTER.vectors, AFTER.label)
-    assert grow_until_worse(binned(TABLE.vectors, TABLE.label, settings, NAMES), held_out, settings, NAMES)[1] == 3
-
-
 # Directions
 
 
@@ -91,11 +81,6 @@ def test_margins_never_go_against_the_direction_of_a_feature(feature: int, direc
     assert bound.min() >= 0
 
 
-def test_a_direction_binds_its_own_feature_alone() -> None:
-    bound = np.diff(scanned(grown(replace(SETTINGS, monotone={"noise_a": 1})), 3))
-    assert bound.min() < 0 < bound.max()
-
-
 # Text and refusals
 
 
@@ -104,17 +89,6 @@ def test_the_model_text_omits_the_threads_and_can_be_read_back() -> None:
     assert len(texts) == 1
     again = lightgbm.Booster(model_str=texts.pop())
     assert np.array_equal(again.predict(AFTER.vectors), grown(SETTINGS).predict(AFTER.vectors))
-
-
-def test_the_number_of_threads_does_not_change_the_sampling() -> None:
-    partly = replace(SETTINGS, feature_fraction=0.5, bagging_fraction=0.5, seed=3)
-    assert len({model_text(grown(replace(partly, threads=threads))) for threads in (1, 2)}) == 1
-
-
-def test_progress_counts_every_tree() -> None:
-    told: list[int] = []
-    grow(binned(TABLE.vectors, TABLE.label, SETTINGS, NAMES), SETTINGS, NAMES, on_tree=told.append)
-    assert told == [1] * SETTINGS.trees
 
 
 def test_lightgbms_refusal_becomes_one_line() -> None:

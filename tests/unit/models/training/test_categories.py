@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paywarden.models.bundle.bundle import MODEL_TEXT, load_bundle, native_library, read_manifest
+from paywarden.models.bundle.bundle import MODEL_TEXT, native_library
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
@@ -69,12 +69,6 @@ def test_trees_learn_sets_of_the_feature_and_of_no_other(bundle: Path) -> None:
     assert any({2, 11, 19} <= trees.categories(node) for node in np.flatnonzero(asks_sets).tolist())
 
 
-def test_hours_without_order_are_told_apart(bundle: Path) -> None:
-    scores = load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest).score(rows_at(*range(24)))
-    by_hour = scores.reshape(20, 24).mean(axis=0)
-    assert set(np.argsort(by_hour)[-3:].tolist()) == {2, 11, 19}
-
-
 def test_categories_never_seen_and_missing_ones_score_as_lightgbm_has_it(bundle: Path) -> None:
     rows = rows_at(2, 23, 24, 31, 32, 99, CATEGORY_MAX, 2.0**24, -1, np.nan, np.inf, -np.inf)
     wanted = np.asarray(lightgbm.Booster(model_file=str(bundle / MODEL_TEXT)).predict(rows, raw_score=True))
@@ -84,11 +78,6 @@ def test_categories_never_seen_and_missing_ones_score_as_lightgbm_has_it(bundle:
     # Values in no set (never seen, too large, negative, missing) all score alike.
     unseen = wanted.reshape(20, 12)[:, 2:]
     assert (unseen == unseen[:, :1]).all()
-
-
-def test_the_manifest_remembers_the_features(bundle: Path) -> None:
-    assert read_manifest(bundle).parameters["categorical"] == ["hour"]
-    assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["cascade"]
 
 
 @pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)

@@ -33,10 +33,6 @@ def test_a_soft_label_lies_between_the_label_and_what_teachers_of_other_days_say
     assert not np.allclose(other[~own], soft[~own])
 
 
-def test_one_block_has_no_teacher_and_keeps_its_labels() -> None:
-    assert soft_labels(VECTORS, LABEL, np.zeros(ROWS, np.int64), SETTINGS, NAMES).tolist() == LABEL.tolist()
-
-
 def test_a_student_has_the_served_size_and_the_form_of_any_model() -> None:
     student = grow_student(VECTORS, soft_labels(VECTORS, LABEL, BLOCK, SETTINGS, NAMES), SETTINGS, NAMES)
     assert student.num_trees() == SETTINGS.trees

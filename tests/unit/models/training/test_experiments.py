@@ -94,33 +94,6 @@ def test_a_run_holds_settings_metrics_tags_and_the_bundle(mlflow: FakeMlflow) ->
     assert line.startswith("experiment night: run r1 at ")
 
 
-def test_each_fold_of_the_chosen_candidate_is_a_step(mlflow: FakeMlflow) -> None:
-    of = manifest()
-    record_training("night", of, small_world.trained_bundle())
-    assert mlflow.metrics == [
-        (None, of.metrics),
-        (0, {"validation_trees": 7.0, "validation_average_precision": 0.5}),
-        (1, {"validation_trees": 9.0, "validation_average_precision": 0.6}),
-    ]
-
-
-def test_a_training_without_validation_has_no_steps(mlflow: FakeMlflow) -> None:
-    of = read_manifest(small_world.trained_bundle())
-    record_training("night", of, small_world.trained_bundle())
-    assert mlflow.metrics == [(None, of.metrics)]
-
-
-def test_runs_go_into_the_working_directory_by_default(
-    mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    record_training("night", manifest(), small_world.trained_bundle())
-    assert mlflow.uri == (tmp_path / "mlruns").as_uri()
-    mlflow.uri = "as the environment says"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
-    record_training("night", manifest(), small_world.trained_bundle())
-    assert mlflow.uri == "as the environment says"
-
-
 @pytest.mark.parametrize("kind", [FakeMlflow.MlflowException, OSError])
 def test_an_mlflow_that_fails_is_one_line_that_says_the_bundle_is_there(
     mlflow: FakeMlflow, kind: type[Exception]

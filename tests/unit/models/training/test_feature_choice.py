@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,12 +62,6 @@ def test_the_same_seed_gives_the_same_choice_and_a_manifest_keeps_it(choice: Fea
     assert choose_features([fold()], SETTINGS, NAMES, is_over=lambda: False) == choice
     kept = told_of(json.loads(json.dumps(choice.record())))
     assert (kept, kept.dropped) == (choice, choice.dropped)
-
-
-def test_what_is_left_out_already_is_not_weighed() -> None:
-    settings = replace(SETTINGS, leave_out=NOISE[1:])
-    choice = choose_features([fold()], settings, NAMES, is_over=lambda: False)
-    assert {*(choice.rise or ())} == {"tells", "day", NOISE[0]}
 
 
 @pytest.mark.parametrize("calls", [0, 3, 24])

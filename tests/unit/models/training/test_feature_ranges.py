@@ -39,7 +39,3 @@ def test_a_drift_is_told_with_its_range() -> None:
     assert words["clock"].endswith("of the later values are outside -1 to 19")
     assert words["new_half"].endswith("of the later values are new")
     assert words["gone"] == "gone: missing in 0% of the earlier rows, 100% later"
-
-
-def test_a_few_rows_say_nothing() -> None:
-    assert drifting_features(VECTORS[::30], DAY[::30], NAMES) == []

@@ -34,11 +34,6 @@ def test_scores_follow_the_fraud_of_the_newest_days() -> None:
     assert (found.later.first_day, found.later.last_day) == ("1970-01-26", "1970-01-30")
 
 
-def test_chance_alone_moves_nothing_much() -> None:
-    label = label_of(TRUTH)
-    assert abs(calibrate(TRUTH, label, DAY, NEWEST, follow=True).shift) < 0.05
-
-
 def test_the_days_it_is_measured_on_have_no_part_in_its_calibration() -> None:
     """The second half of the newest days turns into pure fraud: the scores it is measured with cannot know."""
     label = label_of(TRUTH)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -73,11 +71,6 @@ def test_a_search_takes_the_highest_mean_average_precision() -> None:
     assert {name: getattr(choice.settings, name) for name in best.parameters} == dict(best.parameters)
 
 
-def test_the_settings_win_against_equally_good_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_result", lambda *_: FoldResult(7, 0.5, 0.5, 0.5, 0.5))
-    assert chosen(settings=replace(SETTINGS, search_budget=4)).chosen == 0
-
-
 def test_a_search_begins_with_the_settings_and_its_seed_draws_the_rest() -> None:
     settings = replace(SETTINGS, search_budget=6, l2=3.5)
     candidates = candidate_parameters(settings)
@@ -87,36 +80,10 @@ def test_a_search_begins_with_the_settings_and_its_seed_draws_the_rest() -> None
     assert candidate_parameters(replace(settings, seed=1))[1:] != candidates[1:]
 
 
-@pytest.mark.parametrize("budget", [0, 1])
-def test_a_budget_up_to_one_tries_the_settings_alone(budget: int) -> None:
-    assert len(candidate_parameters(replace(SETTINGS, search_budget=budget))) == 1
-
-
 def test_a_search_without_early_stopping_keeps_the_number_of_trees() -> None:
     choice = chosen(settings=replace(SETTINGS, trees=5, early_stopping_rounds=0, search_budget=3))
     assert {fold.trees for one in choice.tried for fold in one.folds} == {5}
     assert choice.settings.trees == 5
-
-
-def test_the_same_seed_makes_the_same_choice() -> None:
-    settings = replace(SETTINGS, search_budget=4, seed=2)
-    assert chosen(settings=settings) == chosen(settings=settings)
-
-
-def test_progress_counts_every_training() -> None:
-    told: list[tuple[str, int]] = []
-    done: list[int] = []
-
-    @contextmanager
-    def progress(what: str, steps: int) -> Iterator[Callable[[int], object]]:
-        told.append((what, steps))
-        yield done.append
-
-    choose(TABLE, WINDOW, replace(SETTINGS, search_budget=3, validation_folds=2), NAMES, progress=progress)
-    trees = 6 * SETTINGS.trees
-    assert told == [("choosing parameters", trees)]
-    assert sum(done) == trees
-    assert len(done) > 12, "one for each tree, and not only one for each training"
 
 
 # Labels that may be used
@@ -137,13 +104,6 @@ def test_held_out_rows_come_after_the_gap_and_are_not_sampled(monkeypatch: pytes
     assert held_out[0].vectors.tobytes() == TABLE.vectors[is_last].tobytes()
     assert held_out[0].label.tolist() == TABLE.label[is_last].tolist()
     assert grown_from[0] < 0.2 * (TABLE.day <= 116).sum()
-
-
-def test_days_in_the_gap_change_nothing() -> None:
-    in_gap = (TABLE.day > 116) & (TABLE.day < 124)
-    vectors, label = TABLE.vectors.copy(), TABLE.label.copy()
-    vectors[in_gap], label[in_gap] = 9.0, 1
-    assert chosen(TrainingTable(vectors, label, TABLE.day)) == chosen()
 
 
 def with_outcomes(known_on_day: int) -> TrainingTable:
@@ -191,13 +151,6 @@ def test_a_window_too_short_for_folds_keeps_the_settings_and_says_why() -> None:
 def test_a_search_in_a_window_that_is_too_short_is_refused() -> None:
     with pytest.raises(Misconfigured, match="parameters cannot be searched: 8 days are too short"):
         choose(TABLE, Days(100, 107), replace(SETTINGS, search_budget=2), NAMES, progress=no_progress)
-
-
-def test_without_a_choice_no_tree_is_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_result", None)
-    choice = chosen(settings=replace(SETTINGS, early_stopping_rounds=0))
-    assert choice.settings.trees == SETTINGS.trees
-    assert choice.left_out == "the settings leave nothing to choose"
 
 
 # Features

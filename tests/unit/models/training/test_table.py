@@ -12,7 +12,6 @@ from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.staleness import Staleness
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.labels import LabelCounts
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, require_both_kinds, training_table, window_labels
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small import small_world
@@ -60,11 +59,6 @@ def test_rows_of_stale_profiles_lack_what_came_last() -> None:
     assert counts == {"0": [0, 1, 2], "1s": [0, 0, 2]}
 
 
-def test_a_lag_is_of_the_model_and_none_changes_no_name() -> None:
-    assert "profile_lag" not in TrainingSettings().of_the_model()
-    assert TrainingSettings(profile_lag="1s").of_the_model()["profile_lag"] == "1s"
-
-
 def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
     """Two payments on day 10 and one on day 11; outcomes are (payment, time ms, label)."""
     times = [day_ms(10) + 5, day_ms(10) + 6, day_ms(11)]
@@ -88,14 +82,6 @@ def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
     return history_of_tables(payments, pa.table(columns))
 
 
-def test_the_table_holds_the_window_and_nothing_else() -> None:
-    table, history = small_world.table(), small_world.history()
-    of_payments = history.event_time_ms // DAY_MS
-    assert table.vectors.shape == (int(TRAINING_DAYS.contains(of_payments).sum()), len(small_world.engine().plan.names))
-    assert table.vectors.dtype == np.float32
-    assert (table.day.min(), table.day.max()) == (TRAINING_DAYS.first, TRAINING_DAYS.last)
-
-
 def test_labels_that_arrive_after_the_window_and_the_delay_are_not_used() -> None:
     known_by_ms = day_ms(10 + 1 + 7)
     history = history_with_outcomes([(0, known_by_ms, "fraud"), (1, known_by_ms + 1, "fraud")])
@@ -108,10 +94,6 @@ def test_a_correction_counts_if_it_arrives_in_time() -> None:
     corrections = [(0, known_by_ms, "genuine"), (1, known_by_ms + 1, "genuine")]
     history = history_with_outcomes(outcomes + corrections)
     assert table_of(history, days(10, 10)).label.tolist() == [0, 1]
-
-
-def test_a_payment_without_an_outcome_counts_as_genuine() -> None:
-    assert table_of(history_with_outcomes([]), days(10, 11)).label.tolist() == [0, 0, 0]
 
 
 def test_features_know_nothing_that_came_after_the_window() -> None:
@@ -141,11 +123,6 @@ def test_data_without_a_payment_is_refused() -> None:
         table_of(nothing, TRAINING_DAYS)
 
 
-def test_labels_can_be_had_without_the_vectors() -> None:
-    labels = window_labels(small_world.history(), TRAINING_DAYS, small_world.LABEL_DELAY_DAYS)
-    assert labels.label.tolist() == small_world.table().label.tolist()
-
-
 def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
     said = [(0, day_ms(12), "fraud"), (1, day_ms(12) + 1, "fraud"), (0, day_ms(14), "genuine")]
     table = table_of(history_with_outcomes(said), days(10, 11))
@@ -153,13 +130,6 @@ def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
     assert table.label_known_by(day_ms(12)).tolist() == [1, 0, 0]
     assert table.label_known_by(day_ms(14) - 1).tolist() == [1, 1, 0]
     assert table.label_known_by(day_ms(14)).tolist() == [0, 1, 0] == table.label.tolist()
-
-
-def test_a_table_never_knows_more_than_its_labels() -> None:
-    """Outcomes too late for the labels stay unknown, for any time that is given."""
-    known_by_ms = day_ms(10 + 1 + 7)
-    history = history_with_outcomes([(0, day_ms(12), "fraud"), (0, known_by_ms + 1, "genuine")])
-    assert table_of(history, days(10, 10)).label_known_by(day_ms(999)).tolist() == [1, 0]
 
 
 def test_the_outcomes_of_other_days_are_not_in_a_table() -> None:
@@ -197,11 +167,6 @@ def test_the_delay_of_a_fraud_is_that_of_its_first_report() -> None:
     wanted = sorted([day_ms(12) - int(history.event_time_ms[0]), day_ms(14) - int(history.event_time_ms[2])])
     assert table.fraud_delay_ms is not None
     assert table.fraud_delay_ms.tolist() == wanted
-
-
-def test_a_window_of_unknown_labels_alone_is_refused() -> None:
-    with pytest.raises(Misconfigured, match=r"none has an outcome by 2024-01-19: training\.unknown_labels leaves"):
-        window_labels(history_with_outcomes([]), days(10, 11), 7, "leave_out")
 
 
 def test_a_row_weighs_the_inverse_of_its_propensity_and_1_on_average() -> None:

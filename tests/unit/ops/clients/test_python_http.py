@@ -65,12 +65,6 @@ def test_an_answer_with_an_odd_head_is_refused(head: bytes) -> None:
         AnswerReader().feed(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
 
 
-def test_bytes_that_nobody_asked_for_end_a_connection() -> None:
-    reader = AnswerReader()
-    assert reader.feed(ANSWERS[0] + b"H")
-    assert not reader.keeps
-
-
 def test_an_address_that_failed_is_left_out_for_a_second_unless_all_have() -> None:
     one, other = ((socket.AF_INET, (host, 1)) for host in ("127.0.0.1", "127.0.0.2"))
     addresses: Addresses = Addresses()

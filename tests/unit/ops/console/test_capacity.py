@@ -5,9 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from paywarden.ops.console.background_values import Kept
 from paywarden.ops.console.review.capacity import worth_of_one_more
-from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from tests.unit.streams.decision_index.test_index import made
@@ -49,22 +47,3 @@ def test_one_more_analyst_is_worth_what_the_next_payments_save(tmp_path: Path) -
         assert worth(review_cost_minor=200) == (20, 300, 150)
         # Everything is reviewed already.
         assert worth(analysts=3) == (0, None, None)
-
-
-def test_what_is_found_in_the_background_is_shown_with_its_age_and_its_trouble() -> None:
-    answers: list[int | Exception] = [1, TemporaryFailure("away"), 2]
-
-    def find(_: int) -> int:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    kept = Kept(find, empty=0, old_ms=10)
-    assert (kept.known(100), kept.found_ms) == (0, 0)
-    kept.step(100)
-    assert (kept.known(105), kept.found_ms, kept.trouble) == (1, 100, "")
-    kept.step(111)
-    assert (kept.value, kept.found_ms, kept.trouble) == (1, 100, "away")
-    kept.step(122)
-    assert (kept.value, kept.found_ms, kept.trouble) == (2, 122, "")

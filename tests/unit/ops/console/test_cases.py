@@ -62,21 +62,6 @@ def test_a_second_submit_of_the_form_opens_no_second_case(world: tuple[World, Se
     assert len(KnownCases(world[0].store, LARGE).all()) == 1
 
 
-def test_a_case_begins_where_somebody_looks_and_closes_with_a_verdict_that_is_chosen(
-    world: tuple[World, Section],
-) -> None:
-    analyst = world[0].console.browser([world[1]], "demo-analyst")
-    page = analyst.get("/cases?item=payment:p%221").text
-    assert 'name="item" value="payment:p&#34;1"' in page
-    assert "There is no case yet" in page or "No case is known here" in page
-    form = {"csrf": csrf_of(page), "title": "A ring", "item": "payment:p1"}
-    place = analyst.post("/cases/open", data=form).headers["location"]
-    assert '<option value="">choose</option>' in analyst.get(place).text
-    refused = analyst.post(f"{place}/act", data={"csrf": form["csrf"], "act": "close", "verdict": ""})
-    assert (refused.status_code, "wanted one of fraud" in refused.text) == (409, True)
-    assert analyst.post(f"{place}/act", data={**form, "title": ""}).status_code == 400
-
-
 def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) -> None:
     console, section = world[0].console, world[1]
     analyst, lead = (console.browser([section], f"demo-{name}") for name in ("analyst", "lead"))
@@ -133,21 +118,6 @@ def test_a_person_who_was_faster_sees_that_it_is_done(world: tuple[World, Sectio
     assert "the case is closed" in text, "the history has the edit that came too late"
     answer = analyst.post(f"{place}/change", data=edit)
     assert (answer.status_code, "The case is closed." in answer.text) == (409, True)
-
-
-def test_a_case_that_is_not_read_yet_leads_to_the_list(
-    world: tuple[World, Section], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If Kafka was slow, the person who had opened a case saw "there is no such case"."""
-    console, section = world[0].console, world[1]
-    monkeypatch.setattr("paywarden.ops.console.inbox.reader._SEE_OWN_S", 0.0)
-    world[0].reader._make_writer = lambda: world[0].topics
-    browser = console.browser([section], "demo-analyst")
-    opened = browser.post("/cases/open", data={"csrf": csrf_of(browser.get("/cases").text), "title": "A ring"})
-    assert opened.headers["location"] == "/cases"
-    assert "when the console has read it" in browser.get("/cases").text
-    world[0].read()
-    assert "A ring" in browser.get("/cases").text
 
 
 def test_a_file_is_kept_checked_and_never_runs_as_a_page(world: tuple[World, Section], tmp_path: Path) -> None:

@@ -24,13 +24,12 @@ from paywarden.ops.console.audit_page import AuditView
 from paywarden.ops.console.decisions.decision_page import OnePage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.pages import DecisionPages
-from paywarden.ops.console.decisions.usual_values import features_of
 from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.sealed_searches import Seal
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
+from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
 from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
@@ -118,18 +117,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.database.close()
 
 
-def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
-    browser = world.browser("demo-analyst")
-    page = searched(browser, card_id=CARD, action="review")
-    assert page.status_code == 200
-    assert "pay3" in page.text
-    assert "pay5" not in page.text
-    assert CARD in page.text
-    entries = world.console.audit.newest(5)
-    assert [each.act for each in entries if each.subject == "decisions"] == ["viewed", "viewed"]
-    assert CARD not in str(entries)
-
-
 def test_each_page_says_how_old_the_newest_decision_is(world: World) -> None:
     """The console of a demonstration that had stopped sending showed decisions of nine minutes ago as if current."""
     console = world.console
@@ -181,11 +168,10 @@ def more(count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", PERSONAL)
-def test_personal_values_stand_in_no_address(world: World, name: str) -> None:
+def test_personal_values_stand_in_no_address(world: World) -> None:
     world.put(more(60))
     browser = world.browser("demo-analyst")
-    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), name: PERSONAL[name]})
+    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), **PERSONAL})
     addresses = [sent.headers["location"]]
     found = set[str]()
     for _ in range(3):
@@ -196,7 +182,7 @@ def test_personal_values_stand_in_no_address(world: World, name: str) -> None:
         assert re.findall("more[0-9]+", again) == re.findall("more[0-9]+", page.text)
         found |= set(re.findall("more[0-9]+", page.text))
         # The form has it still, for another search.
-        assert f'value="{PERSONAL[name]}"' in page.text
+        assert all(f'value="{value}"' in page.text for value in PERSONAL.values())
         addresses += [unescape(one) for one in re.findall(r'href="(/decisions\?[^"]*after=[^"]+)"', page.text)]
     assert len(found) == 60
     for address in addresses:
@@ -244,26 +230,6 @@ def test_the_longest_names_in_any_script_can_be_searched_for(world: World) -> No
     assert page.text.count(names["ip"]) == 3
 
 
-def test_programs_search_for_cards_by_post_alone(world: World) -> None:
-    program = world.browser("")
-    program.headers["authorization"] = f"Bearer {TOKEN}"
-    world.put(more(60))
-    assert program.get(f"/api/v1/decisions?card_id={CARD}").status_code == 400
-    answer = program.post("/api/v1/decisions", json={"card_id": CARD})
-    found = set[str]()
-    while True:
-        view = answer.json()["view"]
-        found |= {row["payment_id"] for row in view["rows"]}
-        if not view["next_path"]:
-            break
-        assert CARD not in view["next_path"]
-        answer = program.get("/api/v1" + view["next_path"])
-    assert len(found) == 70
-    # A key of an act is no matter for a search: nothing of it is kept on a topic.
-    headers = {"Idempotency-Key": "a-random-text-of-some-length"}
-    assert program.post("/api/v1/decisions", json={"card_id": CARD}, headers=headers).status_code == 200
-
-
 def test_an_auditor_sees_no_card_and_cannot_ask_for_one(world: World) -> None:
     browser = world.browser("demo-auditor")
     for address in ("/decisions", world.address("pay3"), "/review"):
@@ -272,26 +238,6 @@ def test_an_auditor_sees_no_card_and_cannot_ask_for_one(world: World) -> None:
         assert CARD not in page.text
     assert searched(browser, card_id=CARD).status_code == 403
     assert browser.post("/review/claim", data={"csrf": csrf_of(page.text)}).status_code == 403
-
-
-def test_the_page_of_one_decides_again_and_says_what_is_around_it(world: World) -> None:
-    page = world.browser("demo-analyst").get(world.address("pay7"))
-    assert page.status_code == 200, page.text
-    assert "Equal to the bit" in page.text
-    assert "What would have changed it" in page.text
-    # The features of that time, in the catalogue's words.
-    text = unescape(page.text)
-    assert re.search(r"number of the card's payments in the last .*?</td><td>card</td>", text, re.I)
-    assert re.search(r"</td><td>merchant</td>", text)
-    assert re.search(r"</td><td>payment</td>", text)
-    for neighbour in ("pay6", "pay8"):
-        assert neighbour in page.text
-    assert '<strong class="critical">1</strong>' in page.text
-    # Alerts and cases link to payments.
-    assert "Equal to the bit" in world.browser("demo-analyst").get("/decisions/pay7").text
-    changed = world.browser("demo-analyst").get(world.address("pay3"))
-    assert "Not equal:" in changed.text
-    assert world.browser("demo-analyst").get("/decisions/nowhere").status_code == 404
 
 
 def test_a_review_is_claimed_once_and_its_verdict_is_kept(world: World) -> None:
@@ -313,33 +259,6 @@ def test_a_review_is_claimed_once_and_its_verdict_is_kept(world: World) -> None:
     assert [(said.verdict, said.note) for said in world.queue.verdicts_of("d-review")] == [("fraud", "called")]
     assert first.get("/review/mine").status_code == 404
     assert "1 verdict is kept here, and not yet on the topic" in first.get("/review").text
-
-
-def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: World) -> None:
-    world.is_lost = True
-    browser = world.browser("demo-analyst")
-    for address in ("/decisions", "/review"):
-        page = browser.get(address)
-        assert page.status_code == 503
-        assert "PostgreSQL does not answer" in page.text
-        assert "No decision" not in page.text
-        # The page shows nothing of then.
-        assert "cannot be shown until then" in page.text
-        assert "The pages show the state of that time" not in page.text
-    assert [each.since_ms for each in world.opened.missing()] == [NOW_MS]
-    world.is_lost = False
-    assert browser.get("/decisions").status_code == 200
-    assert world.opened.missing() == []
-
-
-def test_an_index_that_nobody_has_begun_to_fill_says_that_it_is_not_whole(world: World) -> None:
-    """For the first seconds of a console, an empty index was an empty list without a word."""
-    filled = OpenedIndex(world._opens, lambda *_: (None, None), now_ms=lambda: NOW_MS)  # type: ignore[arg-type]
-    one = OnePage(filled, KnownDeciders(world.source, None, None), lambda _: {}, listed_catalogue(world.source))
-    pages = ReviewPages(filled, CostSettings()).section(), DecisionPages(filled, one).section()
-    browser = world.console.browser(pages, "demo-analyst")
-    for address in ("/decisions", "/review"):
-        assert "The index is being filled: the newest decisions are not in it yet" in browser.get(address).text
 
 
 def test_a_database_that_says_nothing_is_asked_by_one_for_all(world: World) -> None:
@@ -387,19 +306,6 @@ def test_an_index_whose_folder_cannot_be_made_takes_no_other_page_with_it(tmp_pa
     assert "index.duckdb cannot be opened: Not a directory" in page.text
     assert opened.missing()
     console.database.close()
-
-
-def test_a_feature_outside_the_range_of_the_card_comes_first() -> None:
-    def decision(*values: float) -> dict[str, Any]:
-        return {"vector": np.array(values, dtype="<f4").tobytes(), "catalogue_digest": "c"}
-
-    past = [decision(1.0, float(number)) for number in range(20)]
-    usual = features_of(decision(1.0, 30.0), past, ["still", "moved"], None)
-    assert [(view.name, view.is_unusual) for view in usual] == [("moved", True), ("still", False)]
-    assert usual[0].high == pytest.approx(18.0)
-    # Vectors of another catalogue do not count.
-    other = [one | {"catalogue_digest": "d"} for one in past]
-    assert features_of(decision(1.0, 30.0), other, ["still", "moved"], None)[0].low is None
 
 
 def odd_decisions(vector: bytes) -> dict[str, dict[str, Any]]:
@@ -479,55 +385,6 @@ def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, na
     address = f"/api/v1/decisions/{quote(f'{name} of {CARD}', safe='')}"
     answer = odd_world.browser("demo-analyst").get(address, headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200, answer.text
-
-
-def test_what_a_decision_has_leads_to_others_that_have_it(odd_world: World) -> None:
-    odd_world.put(
-        [{**decisions()[0], "payment_id": "linked", "device_id": "a device/1", "ip": "10.0.0.1", "flags": ["late"]}]
-    )
-    browser = odd_world.browser("demo-analyst")
-    text = browser.get("/decisions/linked").text
-    for shown, wanted in (
-        ("a device/1", "linked"),
-        ("10.0.0.1", "linked"),
-        (CARD, f'value="{CARD}"'),
-        ("late", "linked"),
-    ):
-        (address,) = re.findall(rf'href="(/decisions\?[^"]+)">{re.escape(shown)}<', text)
-        page = browser.get(unescape(address))
-        assert page.status_code == 200, shown
-        assert wanted in page.text, shown
-    # A person who may not search for a device gets no link to it.
-    assert "sealed=" not in odd_world.browser("demo-auditor").get("/decisions/linked").text
-
-
-def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> None:
-    """It had one of 0 %, which looked like a safe payment."""
-    browser = odd_world.browser("demo-analyst")
-    name = "no model, and no vector"
-    number = ODD.index(name)
-    text = browser.get(f"/decisions/{quote(f'{name} of card-of-{number}', safe='')}").text
-    assert "without a score" in text
-    assert "probability" not in text
-    assert "0.0000" not in text
-
-
-def test_an_odd_decision_stops_neither_a_list_nor_the_queue(odd_world: World) -> None:
-    browser = odd_world.browser("demo-analyst")
-    for address in ("/decisions", "/review"):
-        assert browser.get(address).status_code == 200
-    assert searched(browser, card_id=CARD).status_code == 200
-
-
-def test_trees_that_are_gone_take_only_their_part_of_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_trees(_: Path, __: int) -> None:
-        raise BundleRefused("model.txt is not a LightGBM model whose scores can be explained: no such file")
-
-    monkeypatch.setattr("paywarden.models.bundle.explanations.read_trees", read_trees)
-    page = world.browser("demo-analyst").get(world.address("pay7"))
-    assert page.status_code == 200, page.text
-    assert "Equal to the bit" in page.text
-    assert "Not known: model.txt is not a LightGBM model" in page.text
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from paywarden.ops.console.pages import Missing
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, Clock, console_under_test
-from tests.services.product.processes import wait_until
 
 METRICS = """\
 # TYPE paywarden_mirror_age_seconds gauge
@@ -55,23 +54,6 @@ def test_readings_are_in_words_and_say_what_is_bad() -> None:
     assert readings["99th percentile of answers since its start"] == ("at most 50 ms", True)
     assert samples_of("nonsense {") is None
     assert quantile([({"le": "1"}, 0.0), ({"le": "+Inf"}, 1.0)], 0.99) == math.inf
-
-
-def test_a_process_that_does_not_answer_is_shown_since_when(tmp_path: Path) -> None:
-    def fetch(url: str) -> tuple[int, str]:
-        if url.startswith("http://gone"):
-            raise OSError
-        return (200, METRICS) if url.endswith("/metrics") else (503, '{"store": "away <b>"}')
-
-    console = console_under_test(tmp_path)
-    health = Health(["stream=http://s:1", "http://gone:2"], fetch, console.clock)
-    text = console.browser([health.section()], "demo-operator").get("/health").text
-    assert "It does not answer, since 2025-10-09" in text
-    assert "Store: away &lt;b&gt;" in text
-    assert text.count("<dt>Since its start</dt>") == 0
-    nothing = console.browser([Health([]).section()], "demo-operator").get("/health").text
-    assert "nothing is known" in nothing
-    console.database.close()
 
 
 def test_why_a_process_is_not_ready_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -239,35 +221,6 @@ def test_an_open_page_is_told_what_changes_and_how_old_it_is(tmp_path: Path) -> 
     assert text.count("400,000 (usual: at most 100,000)") == 2
     assert text.count("The numbers are those of 2025-10-09 08:53:21 UTC.") == 1
     console.database.close()
-
-
-def test_a_process_that_hangs_holds_up_neither_page_nor_others(tmp_path: Path) -> None:
-    """It was asked while everybody waited, four seconds long, and its neighbours were as old as that."""
-    console, processes = console_under_test(tmp_path), Processes()
-    health = Health(["one=http://a:1", "two=http://b:2"], processes, console.clock, kept_s=0)
-    browser = console.browser([health.section()], "demo-operator")
-    assert "All 2 processes are ready." in browser.get("/health").text
-    processes.hang["http://b:2"] = threading.Event()
-    processes.lag = 77
-    # The other one is new, and this one is as it was.
-    wait_until(lambda: "<dd>77</dd>" in browser.get("/health").text, "the other one is new")
-    assert browser.get("/health").text.count("<dd>3</dd>") == 1
-    for _ in range(3):
-        browser.get("/health/version")
-    # It is asked once, however many look.
-    assert processes.held == 1
-    processes.hang["http://b:2"].set()
-    wait_until(lambda: "two is not ready." in browser.get("/health").text, "it is told")
-    console.database.close()
-
-
-def test_a_quantile_beyond_all_buckets_is_more_than_the_largest() -> None:
-    """It was "at most more than is measured"."""
-    name = "paywarden_request_seconds_bucket"
-    samples = {name: [({"le": "0.5"}, 0.0), ({"le": "1.0"}, 1.0), ({"le": "+Inf"}, 9.0)]}
-    assert readings_of(samples) == (
-        Reading("99th percentile of answers since its start", "more than 1.0 s", True, "at most 42 ms"),
-    )
 
 
 def test_the_page_says_first_which_processes_are_not_ready_and_what_each_is_for(tmp_path: Path) -> None:

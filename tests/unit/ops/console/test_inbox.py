@@ -115,33 +115,6 @@ def test_meanings_come_when_a_broken_catalogue_is_mended_and_stay_when_it_is_rep
     assert meaning_of(name) == known
 
 
-def test_the_worst_alert_comes_first_and_a_cleared_one_goes(world: World) -> None:
-    world.topics.put(alert_record(0), alert_record(1), alert_record(2))
-    world.read()
-    rows = world.store.page(Wanted(), NOW_MS, limit=10)
-    assert [row.severity for row in rows] == ["critical", "warning", "info"]
-    text = world.browser().get("/inbox").text
-    assert text.index("alert-00002") < text.index("alert-00001") < text.index("alert-00000")
-    world.topics.put(alert_record(2, state=State.CLEARED, time_ms=NOW_MS + 1))
-    world.read()
-    assert "alert-00002" not in world.browser().get("/inbox").text
-    assert "alert-00002" in world.browser().get("/inbox?state=cleared").text
-
-
-def test_filters_orders_and_pages(world: World) -> None:
-    world.topics.put(*(alert_record(number) for number in range(120)))
-    world.read()
-    browser = world.browser()
-    view = browser.get(f"{API}/inbox?severity=critical&sort=evidence", headers=BEARER).json()["view"]
-    assert view["total"] == 40
-    assert view["alerts"][0]["evidence"] >= view["alerts"][1]["evidence"]
-    assert browser.get(f"{API}/inbox?page=3", headers=BEARER).json()["view"]["page"] == 3
-    assert browser.post(f"{API}/inbox", json={"q": "alert-00007"}, headers=BEARER).json()["view"]["total"] == 1
-    assert browser.post(f"{API}/inbox", json={"q": "%"}, headers=BEARER).json()["view"]["total"] == 0
-    assert browser.get(f"{API}/inbox?page=999", headers=BEARER).json()["view"]["page"] == 3
-    assert browser.get("/inbox?sort=; DROP TABLE alerts").status_code == 400
-
-
 def test_a_text_that_is_searched_for_is_in_no_address(world: World) -> None:
     """A person searches for a card or a colleague: browsers' histories and proxies' logs keep addresses."""
     world.topics.put(*(alert_record(number) for number in range(120)))
@@ -233,39 +206,6 @@ def test_lost_topics_are_never_an_empty_list_that_looks_like_peace(world: World)
     assert "Nothing was done" in refused.text
 
 
-def test_an_open_page_is_told_that_something_is_missing_and_that_it_is_back(world: World) -> None:
-    """The number stayed the same while Kafka was away, and an open inbox called itself live."""
-    world.topics.put(alert_record(1))
-    world.read()
-    browser = world.browser()
-
-    def told() -> tuple[int, str]:
-        answer = browser.get("/inbox/version").json()
-        assert f'data-version="{answer["version"]}"' in browser.get("/inbox").text
-        return answer["version"], answer["said"]
-
-    whole = told()
-    assert whole[1] == "Live"
-    world.reader._lost("no Kafka broker answers")
-    lost = told()
-    assert lost[0] != whole[0]
-    assert lost[1] == "Not live: the topics of alerts cannot be read."
-    world.read()
-    assert told() == whole
-
-
-def test_an_act_that_kafka_does_not_confirm_may_be_done_or_not(world: World) -> None:
-    """The page said that Kafka had not taken it, but it may have: a person who repeats the act does it twice."""
-    world.topics.put(alert_record(1))
-    world.read()
-    world.topics.is_away = True
-    world.reader._make_writer = lambda: world.topics
-    refused = world.act(world.browser(), alert="alert-00001", act="take")
-    assert refused.status_code == 503
-    assert "Nobody can say whether this was done" in refused.text
-    assert "Look at the page again before you repeat it" in refused.text
-
-
 def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> None:
     world.topics.put(alert_record(1, subject="feature:amount"), alert_record(2))
     world.topics.put(
@@ -290,91 +230,10 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
     assert view["alert"]["affected"] == affected_of(alert_record(1)) == 400
 
 
-def test_an_alert_page_says_what_its_numbers_are(world: World) -> None:
-    """A value of 0.4, "1,000 payments, expected" and a distance without a unit meant nothing to an analyst."""
-    times: dict[str, Any] = {
-        "reference_start_time_ms": NOW_MS - 86_400_000,
-        "reference_end_time_ms": NOW_MS,
-        "reference_count": 9000,
-    }
-    moved = [
-        {"subject": "feature:b", "signal": "location", "segment": "overall", "value": 7.316, "deviation": 7.2},
-        {"subject": "feature:c", "signal": "missing", "segment": "overall", "value": 0.9976, "deviation": -4.9},
-    ]
-    world.topics.put(alert_record(0, subject="feature:amount", moved=moved, **times), alert_record(4))
-    world.read()
-    meanings = {"amount": "amount in the reference currency"}.get
-    page = AlertPage(world.store, lambda: "", meanings=lambda name: meanings(name, ""))
-    browser = world.console.browser([Inbox(world.store, world.reader, page).section()], "demo-analyst")
-    text = browser.get("/inbox/alert-00000").text
-    for words in (
-        "<p>Amount in the reference currency.</p>",
-        "the mean place of these payments among usual ones",
-        "9,000 payments that say what is usual, 2025-10-08 08:53 to 2025-10-09 08:53 UTC",
-        "PSI 7.316",
-        "99.8 %",
-    ):
-        assert words in text, words
-    # The age of profiles has no place among usual ones.
-    assert "the mean place" not in browser.get("/inbox/alert-00004").text
-
-
-@pytest.mark.parametrize(
-    ("samples", "said", "not_said"),
-    [
-        (None, "They are being looked for", "has no decision"),
-        (((), ("p1",)), "The topic has no decision of this model and segment from that hour", "being looked for"),
-        ((("p0",), ()), "from that window any more", "from that hour"),
-    ],
-)
-def test_an_alert_without_samples_says_why(
-    world: World, samples: tuple[tuple[str, ...], tuple[str, ...]] | None, said: str, not_said: str
-) -> None:
-    world.topics.put(alert_record(1))
-    world.read()
-    inbox = Inbox(world.store, world.reader, AlertPage(world.store, lambda: "", None, lambda _: samples))
-    text = world.console.browser([inbox.section()], "demo-analyst").get("/inbox/alert-00001").text
-    assert said in text
-    assert not_said not in text
-
-
-def test_a_count_and_a_page_each_use_the_index_made_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, Any]] = []
-    read = ConsoleDatabase.read
-
-    def noted(database: ConsoleDatabase, statement: str, values: Any = ()) -> Any:
-        asked.append((statement, values))
-        return read(database, statement, values)
-
-    monkeypatch.setattr(ConsoleDatabase, "read", noted)
-    world.store.count(Wanted(is_snoozed=False), NOW_MS)
-    world.store.page(Wanted(is_snoozed=False), NOW_MS, limit=50)
-    world.store.page(Wanted(is_snoozed=False, sort="newest"), NOW_MS, limit=50)
-    monkeypatch.undo()
-    plans = [
-        " ".join(row["detail"] for row in world.console.database.read(f"EXPLAIN QUERY PLAN {statement}", values))
-        for statement, values in asked
-    ]
-    assert len(plans) == 3
-    for plan, index in zip(plans, ("alerts_counted", "alerts_worst", "alerts_newest"), strict=True):
-        assert index in plan, plan
-        assert "TEMP B-TREE FOR ORDER BY" not in plan, plan
-
-
 def test_a_record_that_cannot_be_read_is_counted_and_told(world: World) -> None:
     world.topics.put(None, alert_record(1))
     world.read()
     assert "1 records of the topics could not be read" in world.browser().get("/inbox").text
-
-
-def test_a_topic_that_was_made_anew_takes_the_place_of_the_old(world: World) -> None:
-    world.topics.put(alert_record(1))
-    world.read()
-    world.topics.topics[ALERTS_TOPIC].clear()
-    world.topics.identity = "made-again"
-    world.topics.put(alert_record(2))
-    world.read()
-    assert [row.alert_id for row in world.store.page(Wanted(), NOW_MS, limit=9)] == ["alert-00002"]
 
 
 def test_what_a_topic_had_before_it_was_made_anew_is_told_for_a_week(world: World) -> None:

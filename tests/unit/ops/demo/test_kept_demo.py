@@ -20,9 +20,6 @@ from paywarden.ops.console.inbox.store import TABLES, AlertStore
 from paywarden.ops.demo import kept_load
 from paywarden.ops.demo.kept_demo import _prometheus, shift_time_ms
 from paywarden.ops.demo.kept_load import (
-    SHIFTED_CHANNEL,
-    SHIFTED_SHARE,
-    SHIFTED_TIMES,
     LaterPayments,
     Silence,
     send_until,
@@ -41,7 +38,6 @@ from tests.worlds.small import small_world
 
 # As few as the demonstration has at its start.
 _PAYMENTS_A_BLOCK = 75
-DAY_MS = 86_400_000
 _TEXTS = ("payment_id", "card_id", "merchant_id", "currency")
 
 
@@ -59,30 +55,6 @@ def test_later_payments_come_at_their_own_times_and_none_twice() -> None:
     assert [len(minute) for minute in minutes] == [60, 60, 0]
     assert [payment.event_time_ms for payment in minutes[1]] == [NOON_MS + 60_000 + 1_000 * n for n in range(60)]
     assert len({payment.payment_id for minute in minutes for payment in minute}) == 120
-
-
-def test_after_the_simulated_days_they_come_again_with_new_ids() -> None:
-    """In one span over the end of a round, too."""
-    payments = later(48, 3_600_000)
-    days = [payments.between(NOON_MS + day * DAY_MS, NOON_MS + (day + 1) * DAY_MS) for day in range(7)]
-    assert [len(day) for day in days] == [24] * 7
-    assert len({payment.payment_id for day in days for payment in day}) == 7 * 24
-    assert [payment.event_time_ms - 2 * DAY_MS for payment in days[2]] == [each.event_time_ms for each in days[0]]
-    seam = payments.between(NOON_MS + 2 * DAY_MS - 7_200_000, NOON_MS + 2 * DAY_MS + 7_200_000)
-    assert [payment.event_time_ms for payment in seam] == [
-        NOON_MS + 2 * DAY_MS + hours * 3_600_000 for hours in (-2, -1, 0, 1)
-    ]
-
-
-def test_a_share_of_the_payments_is_shifted_from_a_time_on() -> None:
-    """The page of an alert had nothing to compare with: the first block of drift detection was shifted already."""
-    sent: list[ScoreRequest] = []
-    requests = (ScoreRequest(payment_id=f"live-{n}", amount_minor=100, channel="ecom") for n in range(200))
-    sent.extend(shifted(requests, lambda: len(sent) >= 100))
-    assert {request.channel for request in sent[:100]} == {"ecom"}
-    changed = [request for request in sent if request.channel == SHIFTED_CHANNEL]
-    assert len(changed) == 100 * SHIFTED_SHARE
-    assert {request.amount_minor for request in changed} == {100 * SHIFTED_TIMES}
 
 
 @pytest.mark.parametrize("hangs_in", ["the first wait", "its end"])
@@ -136,14 +108,6 @@ def test_a_demo_without_answers_says_so_once_and_when_they_come_again() -> None:
         "no payment was answered for 10 s; the demonstration goes on sending",
         "payments are answered again, after 30 s",
     ]
-
-
-@pytest.mark.parametrize("since_block_ms", [0, 1, 200_000, 270_000, 270_001, 299_999])
-def test_the_shift_begins_with_a_block_and_after_usual_payments(since_block_ms: int) -> None:
-    now = 7_000_000 * LENGTHS_MS[0] + since_block_ms
-    shift = shift_time_ms(now)
-    assert shift % LENGTHS_MS[0] == 0
-    assert 30_000 <= shift - now < 30_000 + LENGTHS_MS[0]
 
 
 def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Path) -> None:

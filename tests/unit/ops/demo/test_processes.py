@@ -33,15 +33,6 @@ class Clock:
         return self.now_s
 
 
-def test_a_wait_tells_now_and_then_what_is_missing() -> None:
-    clock, told = Clock(), list[str]()
-    patience = Patience(900.0, told.append, clock)
-    for _ in range(40):
-        clock.now_s += 1.0
-        assert patience.goes_on("`paywarden stream` is not ready")
-    assert told == [f"waiting for {after} s: `paywarden stream` is not ready" for after in (15, 30)]
-
-
 def test_a_wait_goes_on_as_long_as_more_is_done() -> None:
     clock = Clock()
     patience = Patience(60.0, lambda _: None, clock)
@@ -52,15 +43,6 @@ def test_a_wait_goes_on_as_long_as_more_is_done() -> None:
     assert patience.goes_on("not all", 99)
     clock.now_s += 50.0
     assert not patience.goes_on("not all", 99)
-
-
-def test_a_wait_without_a_count_ends_at_its_time() -> None:
-    clock = Clock()
-    patience = Patience(900.0, lambda _: None, clock)
-    clock.now_s += 899.0
-    assert patience.goes_on("not ready")
-    clock.now_s += 1.0
-    assert not patience.goes_on("still not ready")
 
 
 def test_a_frozen_worker_ends_with_its_process(tmp_path: Path) -> None:

@@ -63,11 +63,6 @@ def test_a_part_that_has_ended_is_named_with_its_last_line(name: str) -> None:
     assert str(failure.value) == wanted
 
 
-def test_a_part_that_was_killed_is_named_with_the_signal() -> None:
-    killed = replace(GOOD[1], exit_status=-9)
-    assert trouble_of(SENT, with_part(killed)).startswith("`paywarden companion` has ended with signal 9;")
-
-
 @pytest.mark.parametrize("name", ["stream", "companion", "serve"])
 def test_a_part_that_is_not_ready_is_named_and_says_why(name: str) -> None:
     [one] = [one for one in GOOD if one.name == name]
@@ -76,11 +71,6 @@ def test_a_part_that_is_not_ready_is_named_and_says_why(name: str) -> None:
         f"`paywarden {name}` is not ready (the store is away; it is stopping); its last log line: last words of {name}"
     )
     assert trouble_of(SENT, with_part(unready)) == wanted
-
-
-def test_a_part_that_has_ended_is_named_before_one_not_ready() -> None:
-    readings = [replace(GOOD[0], missing=("no broker",)), GOOD[1], replace(GOOD[2], exit_status=70)]
-    assert trouble_of(SENT, readings).startswith("`paywarden serve` has ended with exit status 70;")
 
 
 @pytest.mark.parametrize(
@@ -112,13 +102,6 @@ def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, w
 )
 def test_a_demonstration_with_work_undone_is_in_trouble(sent: SentPayments, wanted: str) -> None:
     assert trouble_of(sent, GOOD).startswith(wanted)
-
-
-def test_profiles_of_a_busy_machine_are_old_and_those_that_nothing_follows_older() -> None:
-    """`demo --keep` did not come up beside fifteen other processes, although all was done."""
-    busy = replace(SENT, seconds=30.0, profile_age_p99_ms=9_000.0)
-    assert trouble_of(busy, GOOD) == ""
-    assert trouble_of(replace(busy, profile_age_p99_ms=29_000.0), GOOD).startswith("profiles were 29000 ms old")
 
 
 def test_the_summary_says_what_each_part_has_done() -> None:

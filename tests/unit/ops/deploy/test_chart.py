@@ -23,7 +23,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -211,21 +210,6 @@ def test_every_combination_is_right_for_every_version_of_kubernetes(program: Pat
     assert len({text for texts in made for text in texts}) > 50
 
 
-def test_what_is_rendered_at_once_is_what_helm_renders_alone(program: Path, tmp_path: Path) -> None:
-    choices = [{}, dict.fromkeys(SWITCHES, True), *itertools.islice(pairwise(), 2)]
-    for choice, texts in zip(choices, rendered_at_once(program, choices, tmp_path), strict=True):
-        together = [document for text in texts for document in documents_of(text)]
-        assert sorted(map(json.dumps, together)) == sorted(map(json.dumps, rendered(program, choice)))
-
-
-def test_the_schemas_refuse_what_kubernetes_does_not_know(program: Path) -> None:
-    scoring = of_kind(rendered(program, {}), "StatefulSet", "-scoring")
-    scoring["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
-    for version in KUBERNETES:
-        with pytest.raises(kubernetes_validate.ValidationError, match="livenessProb"):
-            validate(scoring, version)
-
-
 def test_no_container_of_ours_has_a_right_that_it_does_not_need(program: Path) -> None:
     documents = rendered(program, dict.fromkeys(SWITCHES, True))
     for name, spec in pods(documents):
@@ -242,30 +226,6 @@ def test_no_container_of_ours_has_a_right_that_it_does_not_need(program: Path) -
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             claims = {"state"} if "state" in mounted else set()
             assert mounted <= {volume["name"] for volume in spec["volumes"]} | claims, name
-
-
-def test_no_mount_lies_in_a_mount_that_nothing_can_be_made_in(program: Path) -> None:
-    """A container with one does not start: the folder of the inner mount cannot be made in the outer one."""
-    for name, spec in pods(rendered(program, dict.fromkeys(SWITCHES, True))):
-        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
-            fixed = [Path(mount["mountPath"]) for mount in container["volumeMounts"] if mount.get("readOnly")]
-            places = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
-            assert not [place for place in places if set(place.parents) & set(fixed)], (name, container["name"])
-
-
-def test_memory_files_are_counted_in_limits(program: Path) -> None:
-    choice = {"scoring.mirror.sizeMb": 8192, "scoring.answered.payments": 50_000_000}
-    spec = of_kind(rendered(program, choice), "StatefulSet", "-scoring")["spec"]["template"]["spec"]
-    answered_mb = 50_000_000 * 24 / 2**20
-    limits = {
-        container["name"]: int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
-        for container in [*spec["initContainers"], *spec["containers"]]
-    }
-    assert limits["companion"] >= 8192 + 512
-    assert limits["serve"] >= answered_mb + 1024
-    (memory,) = [volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "shm"]
-    assert memory["medium"] == "Memory"
-    assert int(memory["sizeLimit"].removesuffix("Mi")) >= 8192 + answered_mb
 
 
 def test_the_companion_outlives_serve_and_both_see_the_same_processes(program: Path) -> None:
@@ -341,13 +301,6 @@ def test_each_container_gets_the_secrets_of_its_own_work_alone(program: Path) ->
     }
 
 
-def test_a_setting_that_names_the_folder_of_secrets_gets_all_of_it(program: Path) -> None:
-    choice = {**dict.fromkeys(SWITCHES, True), **_SECRETS, "config.console": {"keys": _FOLDER}}
-    specs = dict(pods(rendered(program, choice)))
-    (volume,) = [one for one in specs["pw-paywarden-console"]["volumes"] if one["name"] == "secrets-console"]
-    assert "items" not in volume["secret"]
-
-
 def test_the_settings_are_right_and_say_what_the_chart_says(program: Path, tmp_path: Path) -> None:
     text = of_kind(rendered(program, {}), "ConfigMap")["data"]["paywarden.toml"]
     settings = tomllib.loads(text)
@@ -414,15 +367,6 @@ def test_what_was_rendered_is_of_this_chart_and_right_for_every_version() -> Non
 
 def test_what_was_rendered_is_what_helm_makes(program: Path) -> None:
     assert EVERYTHING.read_text(encoding="utf-8") == everything(program)
-
-
-def test_the_defaults_fit_their_schema() -> None:
-    """Without helm, too."""
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-    jsonschema.Draft7Validator.check_schema(schema)
-    jsonschema.validate(defaults, schema)
-    assert set(schema["properties"]) - {"global"} == set(defaults)
 
 
 if __name__ == "__main__":

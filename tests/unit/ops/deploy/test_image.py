@@ -5,16 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
-import subprocess
 import sys
 import tomllib
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import pytest
 
 from tests.checkout import CHECKOUT
 
@@ -61,10 +56,6 @@ def test_the_image_has_extras_that_exist() -> None:
     assert set(extras.split(",")) <= set(project()["project"]["optional-dependencies"])
 
 
-def test_the_image_has_the_version_of_the_package() -> None:
-    assert f"ARG VERSION={project()['project']['version']}" in DOCKERFILE
-
-
 def test_every_folder_of_packages_is_copied_and_not_ignored() -> None:
     copied = {source for step in steps() if step.word == "COPY" and not step.options for source in step.words[:-1]}
     roots = {folder for folder in project()["tool"]["setuptools"]["package-dir"].values() if folder != "."}
@@ -83,10 +74,6 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
     assert not [step for step in after if step.word in ("RUN", "COPY", "ADD")]
 
 
-def test_a_container_that_is_short_of_cpu_is_not_called_unhealthy() -> None:
-    assert re.findall(r"^HEALTHCHECK .*--timeout=(\d+)s .*--retries=(\d+) ", DOCKERFILE, re.MULTILINE) == [("15", "3")]
-
-
 def test_debian_packages_are_components_in_one_order() -> None:
     lines = "zlib1g\t1:1.2.13.dfsg-1\tamd64\nbase-files\t12.4+deb12u1\tamd64\n"
     components = script("sbom").debian_components(lines, "debian-12")
@@ -95,22 +82,3 @@ def test_debian_packages_are_components_in_one_order() -> None:
     assert json.dumps(components) == json.dumps(
         script("sbom").debian_components("".join(reversed(lines.splitlines(keepends=True))), "debian-12")
     )
-
-
-def test_the_list_of_parts_is_made_of_the_last_stage() -> None:
-    """It named the compiler of the stage that builds, and not the certificates of the image."""
-    last_from = max(place for place, step in enumerate(steps()) if step.word == "FROM")
-    makers = [place for place, step in enumerate(steps()) if step.word == "RUN" and "sbom.cdx.json" in step.rest]
-    installs = [place for place, step in enumerate(steps()) if step.word == "RUN" and "apt-get" in step.rest]
-    assert len(makers) == 1
-    assert makers[0] > last_from
-    assert makers[0] > max(installs)
-
-
-@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="needs Debian's dpkg")
-def test_the_list_of_parts_adds_what_dpkg_has(tmp_path: Path) -> None:
-    source, target = tmp_path / "python.json", tmp_path / "sbom.cdx.json"
-    source.write_text('{"components": [{"name": "numpy"}]}', encoding="utf-8")
-    subprocess.run([sys.executable, IMAGE / "sbom.py", source, target], check=True)
-    names = {part["name"] for part in json.loads(target.read_text(encoding="utf-8"))["components"]}
-    assert {"numpy", "dpkg", "libc6"} <= names

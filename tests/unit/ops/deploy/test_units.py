@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import stat
 import string
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -75,10 +73,6 @@ def _parsed(words: Sequence[str]) -> list[str]:
     return names
 
 
-def test_there_is_a_unit_for_every_process() -> None:
-    assert {path.stem for path in FOLDER.glob("*.service")} == {f"paywarden-{name}" for name in NAMES}
-
-
 @pytest.mark.parametrize(
     ("name", "commands"),
     [
@@ -94,14 +88,6 @@ def test_a_unit_starts_a_command_with_options_that_exist(name: str, commands: Se
     program, *words = _started(name)
     assert program == "/opt/paywarden/bin/paywarden"
     assert _parsed(words) == commands
-
-
-@pytest.mark.parametrize(
-    "words", ["serve --worker-count 2", "serve --workers two", "shadow runs", "rollout lead --keys k", "streams"]
-)
-def test_a_command_or_option_that_does_not_exist_is_found(words: str) -> None:
-    with pytest.raises(click.UsageError):
-        _parsed(words.split())
 
 
 def test_a_process_gets_the_secrets_of_its_own_work_alone() -> None:
@@ -124,44 +110,6 @@ def test_the_page_of_deploying_makes_every_file_that_a_unit_names() -> None:
         missing = [path for path in named if not path.startswith("/opt/paywarden/") and path not in section]
         assert missing == [], name
     assert "python3 -m venv /opt/paywarden" in section
-
-
-def test_sysusers_makes_the_user_of_the_units_with_the_folder_of_their_state(tmp_path: Path) -> None:
-    program = shutil.which("systemd-sysusers")
-    if program is None:
-        pytest.skip(SYSTEMD.reason)
-    file = FOLDER / "paywarden.sysusers.conf"
-    (tmp_path / "etc").mkdir()
-    made = subprocess.run([program, f"--root={tmp_path}", str(file)], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text(encoding="utf-8").splitlines()]
-    groups = [line.split(":")[0] for line in (tmp_path / "etc/group").read_text(encoding="utf-8").splitlines()]
-    (paywarden,) = [user for user in users if user[0] == "paywarden"]
-    # A system user (below 1000), and nobody can log in as it.
-    assert (int(paywarden[2]) < 1000, paywarden[5]) == (True, "/var/lib/paywarden")
-    assert paywarden[6].endswith("nologin")
-    for name in NAMES:
-        assert unit(name)["User"] == unit(name)["Group"] == ["paywarden"]
-        assert "paywarden" in groups
-        assert f"/var/lib/{unit(name)['StateDirectory'][0]}" == unit(name)["WorkingDirectory"][0] == paywarden[5]
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
-def test_tmpfiles_gives_the_memory_folder_to_the_user_of_the_units(tmp_path: Path) -> None:
-    program = shutil.which("systemd-tmpfiles")
-    if program is None:
-        pytest.skip(SYSTEMD.reason)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/passwd").write_text("paywarden:x:4711:4712::/var/lib/paywarden:/usr/sbin/nologin\n", "ascii")
-    (tmp_path / "etc/group").write_text("paywarden:x:4712:\n", "ascii")
-    (tmp_path / "dev/shm").mkdir(parents=True)
-    command = [program, f"--root={tmp_path}", "--create", str(FOLDER / "paywarden.tmpfiles.conf")]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    for name in NAMES:
-        (path,) = unit(name)["ReadWritePaths"]
-        status = (tmp_path / path.removeprefix("/")).stat()
-        assert (stat.filemode(status.st_mode), status.st_uid, status.st_gid) == ("drwx------", 4711, 4712)
 
 
 def test_systemd_finds_no_fault_and_few_rights(tmp_path: Path) -> None:
@@ -193,17 +141,3 @@ def test_systemd_waits_longer_than_a_process_takes_to_stop() -> None:
     stop_s = max(one.drain_delay_ms + one.stop_timeout_ms for one in (HttpSettings(), GrpcSettings())) / 1000
     # A hanging worker is killed after this long.
     assert int(unit("serve")["TimeoutStopSec"][0]) > stop_s + ServeSettings().hang_timeout_s
-
-
-def test_serve_ends_before_the_companion() -> None:
-    """systemd stops in the reverse order of its starts: what is in the outbox is shipped."""
-    assert "paywarden-companion.service" in unit("serve")["After"][0].split()
-
-
-def test_all_processes_of_a_host_are_one_user_and_share_its_folders() -> None:
-    for name in NAMES:
-        assert (unit(name)["User"], unit(name)["StateDirectory"]) == (["paywarden"], ["paywarden"])
-        assert unit(name)["ReadWritePaths"] == ["/dev/shm/paywarden"]
-    assert "d /dev/shm/paywarden 0700 paywarden paywarden" in (FOLDER / "paywarden.tmpfiles.conf").read_text(
-        encoding="utf-8"
-    )

@@ -88,11 +88,3 @@ def test_one_line_names_the_setting_of_a_file_that_cannot_be_used(
     told = refusal(tmp_path, spoil=spoil)
     assert told.startswith(message)
     assert "\n" not in told
-
-
-def test_files_for_the_way_to_hosts_are_looked_at_too(tmp_path: Path) -> None:
-    (tmp_path / "hosts.pem").write_text("no PEM", encoding="ascii")
-    read = described(tmp_path, TEXT.replace('secret_file = "secret"', TO_HOSTS.replace('"clients', '"hosts')))
-    write_credentials(tmp_path)
-    with pytest.raises(Misconfigured, match=r"\[to_hosts\] ca: wanted a certificate in PEM"):
-        check_credentials(read, NOW)

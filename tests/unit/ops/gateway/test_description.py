@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
-from paywarden.ops.gateway.description import Host, Limits, Listen, NginxSettings, ToHosts, read_description
+from paywarden.ops.gateway.description import read_description
 from paywarden.schemas.errors import Misconfigured
-from tests.checkout import CHECKOUT
 from tests.worlds.operate.gateway_described import ISSUER, KEY, TEXT, described, write_credentials, write_description
 
 WHOLE = TEXT + ISSUER
@@ -119,26 +117,6 @@ def test_a_key_in_place_of_its_hash_is_refused_and_not_repeated(tmp_path: Path) 
     assert (
         refusal(tmp_path, TEXT.replace(f'"{found}"', three)) == '[[clients]] "checkout" keys: wanted at most 2, got 3'
     )
-
-
-def test_a_file_that_is_away_or_no_toml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"cannot read the gateway's description .*away\.toml: No such file"):
-        read_description(tmp_path / "away.toml")
-    assert "is not TOML" in refusal(tmp_path, "listen = [")
-
-
-def test_files_that_are_elsewhere_are_not_looked_for(tmp_path: Path) -> None:
-    path = write_description(tmp_path, TEXT.replace("clients.pem", "away.pem"))
-    assert read_description(path, looks_for_files=False).tls.client_ca == str(tmp_path / "away.pem")
-
-
-@pytest.mark.parametrize("section", [Listen, ToHosts, Limits, Host, NginxSettings])
-def test_the_page_tells_the_default_of_each_number(section: type) -> None:
-    """It said 5000 for `request_timeout_ms`, whose default is 2000."""
-    page = (CHECKOUT / "docs" / "operate" / "gateway.md").read_text(encoding="utf-8")
-    defaults = {field.name: field.default for field in fields(section) if field.default is not MISSING}
-    numbers = {name: value for name, value in defaults.items() if type(value) is int}
-    assert [name for name, value in numbers.items() if f"`{name}` ({value})" not in page] == []
 
 
 @pytest.mark.parametrize("name", ["no-such-host.invalid", "x" * 64 + ".invalid"])

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
-from paywarden.ops.gateway.description import GatewayDescription, ToHosts
+from paywarden.ops.gateway.description import GatewayDescription
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from paywarden.schemas.errors import Misconfigured
@@ -59,15 +59,6 @@ def test_envoy_never_takes_a_host_out_for_what_it_answers(tmp_path: Path) -> Non
         assert cluster["lb_policy"] == "MAGLEV"
 
 
-def test_a_slow_health_check_is_waited_for_and_a_vanished_host_stays_out() -> None:
-    """While one of two hosts was replaced on a busy machine, two checks of a second took out the other one."""
-    to_hosts = ToHosts("secret")
-    silent_ms = to_hosts.health_failures * to_hosts.health_timeout_ms + to_hosts.health_interval_ms
-    assert silent_ms >= 5 * to_hosts.timeout_ms
-    # Calls have taken it out after `timeout_ms`, for `out_ms`.
-    assert silent_ms <= to_hosts.timeout_ms + to_hosts.out_ms
-
-
 @pytest.mark.parametrize("render", [envoy_configuration, nginx_configuration])
 def test_hosts_have_an_order_only_if_they_hold_a_part_of_the_cards(tmp_path: Path, render: Renderer) -> None:
     assert "local shard" not in render(described(tmp_path))
@@ -83,23 +74,6 @@ def test_envoy_sends_a_call_again_only_if_no_host_has_taken_it(tmp_path: Path) -
     # No predicate and no priority: the same hash finds the same host.
     assert {name for policy in policies for name in policy} == {"retry_on", "num_retries", "retry_back_off"}
     assert {budget["budget_percent"]["value"] for budget in values_of(configuration, "retry_budget")} == {20}
-
-
-@pytest.mark.parametrize("rate", [1, 2, 3, 19, 20, 500])
-@pytest.mark.parametrize("times", [1.1, 1.5, 2.0, 5.0])
-def test_envoys_bucket_gives_a_client_its_share_however_it_sends(tmp_path: Path, rate: int, times: float) -> None:
-    text = TEXT.replace("calls_per_second = 500", f"calls_per_second = {rate}")
-    configuration = json.loads(envoy_configuration(described(tmp_path, text)))
-    ((one,), *_) = values_of(configuration, "descriptors")
-    bucket = one["token_bucket"]
-    assert (bucket["tokens_per_fill"], bucket["fill_interval"]) == (rate, "1s")
-    # Envoy's bucket is full at first and fills all the time, up to its size.
-    tokens, taken, calls = float(bucket["max_tokens"]), 0, 1000
-    for _ in range(calls):
-        if tokens >= 1:
-            tokens, taken = tokens - 1, taken + 1
-        tokens = min(tokens + 1 / times, bucket["max_tokens"])
-    assert taken - bucket["max_tokens"] == pytest.approx(calls / times, rel=0.02)
 
 
 def test_envoy_does_only_what_a_description_needs(tmp_path: Path) -> None:
@@ -132,18 +106,6 @@ def test_envoy_does_only_what_a_description_needs(tmp_path: Path) -> None:
     assert "stats_config" not in json.loads(envoy_configuration(described(tmp_path, with_page)))
 
 
-def test_the_same_names_of_hosts_are_hashed_for_http_and_grpc(tmp_path: Path) -> None:
-    clusters = json.loads(envoy_configuration(described(tmp_path)))["static_resources"]["clusters"]
-    keys = [list(values_of(cluster, "hash_key")) for cluster in clusters]
-    assert keys == [["scoring-1", "scoring-2"], ["scoring-2"]] * 2
-
-
-def test_a_health_check_asks_the_admin_port_if_there_is_one(tmp_path: Path) -> None:
-    configuration = json.loads(envoy_configuration(described(tmp_path)))
-    ports = [value["port_value"] for value in values_of(configuration, "health_check_config")]
-    assert ports == [8082, 8080, 8080] * 2
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -157,17 +119,6 @@ def test_settings_that_nginx_lacks_are_refused(tmp_path: Path, change: str, mess
     text = TEXT.replace(section, change, 1) if section and section in TEXT else TEXT + change
     with pytest.raises(Misconfigured, match=message):
         nginx_configuration(described(tmp_path, text))
-
-
-def test_nginx_has_room_for_the_shares_of_all_clients(tmp_path: Path) -> None:
-    """A zone that is full forgets what a client has called, and then refuses calls of all."""
-    one = '[[clients]]\nname = "client-{0}"\nkeys = ["{0:064x}"]\ncalls_per_second = 7\n'
-    many = "".join(one.format(number) for number in range(9_000))
-    zones = {
-        line.strip() for line in nginx_configuration(described(tmp_path, TEXT + many)).splitlines() if "=share_" in line
-    }
-    assert "limit_req_zone $share_7_1 zone=share_7_1:3m rate=7r/s;" in zones
-    assert "limit_req_zone $share_500_50 zone=share_500_50:1m rate=500r/s;" in zones
 
 
 def run(*arguments: str) -> tuple[int, str]:

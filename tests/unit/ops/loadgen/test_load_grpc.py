@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import ipaddress
 import itertools
@@ -22,11 +21,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
+from paywarden.ops.loadgen.load import LoadAnswer, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
-from tests.patience import PATIENCE_S
 from tests.unit.ops.loadgen.test_load import FakeServer, always_ok
 
 METHOD = "/paywarden.scoring.v1.Scoring/Score"
@@ -147,68 +145,6 @@ def test_no_more_streams_are_used_than_the_server_allows() -> None:
     assert 1 < most <= 10
 
 
-def test_a_closed_loop_keeps_all_streams_busy() -> None:
-    all_at_once, calls = threading.Barrier(4), itertools.count()
-
-    def together(body: bytes, _: Any) -> bytes:
-        # The first eight calls are answered in two groups of four, as many as the server takes at once.
-        if next(calls) < 8:
-            all_at_once.wait(PATIENCE_S)
-        return body
-
-    with serving(together) as (address, _):
-        options = LoadOptions(connections=2, streams=4)
-        report = uvloop.run(run_closed(f"grpc://{address}", itertools.repeat(b"x"), seconds=0.3, options=options))
-    assert report.ok == report.sent >= 8
-
-
-def test_calls_that_get_no_answer_in_time_are_errors() -> None:
-    hanging = threading.Event()
-
-    def hang(_: bytes, __: Any) -> bytes:
-        hanging.wait(PATIENCE_S)
-        return b""
-
-    with serving(hang) as (address, _):
-        report = loaded(address, timeout_ms=200)
-        hanging.set()
-    assert (report.sent, report.ok, report.errors) == (50, 0, 50)
-
-
-def test_one_stream_is_used_until_the_server_names_its_limit() -> None:
-    """grpcio gave up a connection that began with more streams than it takes, and 14 of 50 calls failed."""
-    connections: list[bytearray] = []
-
-    async def run() -> None:
-        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            received = bytearray()
-            connections.append(received)
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(65536):
-                    received.extend(data)
-            writer.close()
-
-        server = await asyncio.start_server(listen, "127.0.0.1", 0)
-        target = f"grpc://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        options = LoadOptions(connections=1, streams=100, timeout_ms=200)
-        try:
-            await run_load(target, itertools.repeat(b""), rate=500, seconds=0.1, options=options)
-        finally:
-            server.close()
-
-    uvloop.run(run())
-    assert max(map(streams_begun, connections)) == 1
-
-
-def streams_begun(sent: bytearray) -> int:
-    """HEADERS frames of a client's connection."""
-    count, at = 0, len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-    while at < len(sent):
-        count += sent[at + 3] == 1
-        at += 9 + int.from_bytes(sent[at : at + 3], "big")
-    return count
-
-
 def test_a_server_without_http2_makes_errors_not_a_standstill() -> None:
     async def run() -> LoadReport:
         async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -253,13 +189,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
-
-
-def test_grpc_goes_through_tls(certificate: tuple[Path, Path]) -> None:
-    credentials = grpc.ssl_server_credentials([(certificate[1].read_bytes(), certificate[0].read_bytes())])
-    with serving(lambda body, _: body, credentials=credentials) as (address, _):
-        report = loaded(address, scheme="grpcs", ca_file=str(certificate[0]))
-    assert report.ok == 50
 
 
 def test_https_works_and_an_unsigned_certificate_is_refused(certificate: tuple[Path, Path]) -> None:

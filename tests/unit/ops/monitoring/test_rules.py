@@ -13,9 +13,9 @@ import pytest
 from paywarden.ops.reference.metric_uses import rules_in
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
-from tests.services.missing_tools import ALERTMANAGER, PROMTOOL
+from tests.services.missing_tools import PROMTOOL
 from tests.worlds.operate import alert_table
-from tests.worlds.operate.alert_faults import DAY_S, FAULTS
+from tests.worlds.operate.alert_faults import FAULTS
 
 OPS = CHECKOUT / "ops"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
@@ -41,13 +41,6 @@ def test_each_alert_fires_and_clears_within_the_seconds_of_the_page() -> None:
 @needs_promtool
 def test_nothing_fires_on_a_quiet_day_with_an_empty_night() -> None:
     assert alert_table.firing_on_a_quiet_day() == set()
-
-
-@needs_promtool
-def test_promtool_takes_the_recording_rules_and_the_example() -> None:
-    subprocess.run(
-        ["promtool", "check", "config", str(OPS / "prometheus.yml")], check=True, capture_output=True, timeout=60
-    )
 
 
 @needs_promtool
@@ -92,61 +85,3 @@ def test_recording_rules_compute_shares_and_quantiles(tmp_path: Path) -> None:
     file.write_text(json.dumps(document), encoding="utf-8")
     done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@needs_promtool
-@pytest.mark.parametrize(("silent_s", "fires"), [(8_000, False), (11_000, True)])
-def test_nobody_is_paged_for_the_rare_notes_of_a_step_of_ten_days(
-    tmp_path: Path, silent_s: int, *, fires: bool
-) -> None:
-    """The keeper notes a look that says nothing new when a hundredth of the step's age has passed."""
-    begun_s, now_s = 60, 10 * DAY_S
-    metrics = {"phase": 1, "since_timestamp_seconds": begun_s, "event_timestamp_seconds": now_s - silent_s}
-    labels = 'instance="a:1", job="companion"'
-    test = {
-        "interval": "300s",
-        "input_series": [
-            {
-                "series": f'paywarden_rollout_{name}{{{labels}, phase="running"}}'
-                if name == "phase"
-                else f"paywarden_rollout_{name}{{{labels}}}",
-                "values": f"{value}+0x{now_s // 300}",
-            }
-            for name, value in metrics.items()
-        ],
-        "promql_expr_test": [
-            {
-                "expr": 'count(ALERTS{alertname="PaywardenRolloutNotLed", alertstate="firing"}) > bool 0',
-                "eval_time": f"{now_s}s",
-                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
-            }
-        ],
-    }
-    file = tmp_path / "tests.yml"
-    document = {"rule_files": [str(OPS / "alerts.yml")], "evaluation_interval": "300s", "tests": [test]}
-    file.write_text(json.dumps(document), encoding="utf-8")
-    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.skipif(shutil.which("amtool") is None, reason=ALERTMANAGER.reason)
-def test_amtool_takes_the_configuration() -> None:
-    subprocess.run(
-        ["amtool", "check-config", str(OPS / "alertmanager.yml")], check=True, capture_output=True, timeout=60
-    )
-
-
-def test_inhibition_speaks_of_alerts_that_there_are() -> None:
-    """An alert is held back only by an alert of the same or a higher severity."""
-    severities = {name: rule.severity for name, rule in alert_table.rules().items()}
-    text = (OPS / "alertmanager.yml").read_text(encoding="utf-8")
-    matchers = re.findall(r"(source|target)_matchers: \['alertname=~?\"([\w|]+)\"", text)
-    pairs = list(zip(matchers[::2], matchers[1::2], strict=True))
-    assert len(pairs) > 15
-    for (first, sources), (second, targets) in pairs:
-        assert (first, second) == ("source", "target")
-        for name in (*sources.split("|"), *targets.split("|")):
-            assert name in severities, name
-        if "ticket" in {severities[name] for name in sources.split("|")}:
-            held_back = [name for name in targets.split("|") if severities[name] == "page"]
-            assert held_back == [], f"a page is held back by a ticket: {sources}"

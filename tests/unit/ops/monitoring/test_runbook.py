@@ -16,8 +16,6 @@ from paywarden.ops.reference.metrics import families
 from tests.worlds.operate.runbook import Command, commands
 
 COMMANDS = list(commands())
-# Programs of the machine, not ours.
-OF_THE_SYSTEM = {"cat", "df", "dmesg", "free", "ls", "ps", "ss"}
 _ENDINGS = {"histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -55,22 +53,11 @@ def check(words: list[str]) -> None:
             raise click.UsageError(f"{parameter.name} is missing")
 
 
-def test_there_are_commands_on_every_page() -> None:
-    assert len({command.page for command in COMMANDS}) >= 55
-    assert {command.program for command in COMMANDS} <= OF_THE_SYSTEM | {"curl", "paywarden"}
-
-
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.program == "paywarden"], ids=lambda c: f"{c.page}: {c.text}"
 )
 def test_the_command_and_its_options_exist(command: Command) -> None:
     check(command.words[1:])
-
-
-def test_commands_that_do_not_exist_are_found() -> None:
-    for words in (["drift", "stats"], ["dead-letters", "show", "--sinze", "2h"], ["source", "show", "more"]):
-        with pytest.raises(click.UsageError):
-            check(words)
 
 
 def test_each_curl_asks_a_path_that_there_is_and_greps_for_metrics_that_there_are() -> None:

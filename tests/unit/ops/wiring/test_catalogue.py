@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops import wiring
 from paywarden.ops.cli import cli
 from paywarden.ops.configuration import problems_of
@@ -31,10 +30,6 @@ def config(tmp_path: Path) -> Path:
     (tmp_path / "shop" / "catalogue.py").write_text(SHOP, encoding="utf-8")
     (tmp_path / "paywarden.toml").write_text('[features]\ncatalogue = "shop/catalogue.py"\n', encoding="utf-8")
     return tmp_path / "paywarden.toml"
-
-
-def test_without_the_setting_the_catalogue_is_the_packaged_one() -> None:
-    assert wiring.catalogue(read_source(None, {})) is CATALOGUE
 
 
 def test_parts_get_the_catalogue_of_the_settings(config: Path) -> None:

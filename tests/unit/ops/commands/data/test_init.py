@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
 import stat
 from pathlib import Path
@@ -15,14 +14,10 @@ from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.datasets.catalogue_check import check_catalogue, made_payments
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.profiles.plan import compile_plan
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.ops.cli import cli
 from paywarden.ops.commands.data.init import make_project
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form
-from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.overlay import OverlaySettings, marks_head, shape_of, table_head
 from tests.parity.features_worlds import DECLARED, every_word
 
 
@@ -84,26 +79,6 @@ def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
 def test_the_tests_of_a_project_pass(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(shop / "tests" / "test_catalogue.py"), run_name="__main__")
     assert capsys.readouterr().out == "the catalogue is right\n"
-
-
-def test_the_policy_of_a_project_is_right(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shop)
-    result = run(shop, "policy", "check", "--config", "paywarden.toml")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert "card_testing" in result.stdout
-
-
-def test_a_project_trains_and_replays_what_its_hosts_will_see(shop: Path) -> None:
-    source = read_source(str(shop / "paywarden.toml"), {})
-    overlay, training = source.section("overlay", OverlaySettings), source.section("training", TrainingSettings)
-    assert overlay.enabled
-    assert (training.profile_lag, training.overlay_hosts) == ("1s", 1)
-    # The file says what memory that takes.
-    plan = compile_plan(load_catalogue(shop / "catalogue.py"))
-    size = table_head(overlay, plan)[1] + marks_head(shape_of(overlay, plan))[1]
-    said = re.search(r"takes (\d+) MB of /dev/shm", (shop / "paywarden.toml").read_text(encoding="utf-8"))
-    assert said is not None
-    assert int(said[1]) == -(-size // 1_000_000)
 
 
 def test_made_payments_obey_the_rules_of_every_field(shop: Path) -> None:

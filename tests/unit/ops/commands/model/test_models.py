@@ -171,22 +171,6 @@ def test_a_key_that_was_revoked_signs_nothing_and_approves_nothing(desk: Desk) -
     assert "of cleo was revoked" in desk.refusal("approve", proposal, by="cleo")
 
 
-def test_a_bundle_that_cannot_be_served_is_not_registered(desk: Desk, tmp_path: Path) -> None:
-    bundle = small_world.copied_bundle(tmp_path)
-    (bundle / "golden.npz").write_bytes(b"changed")
-    assert "golden.npz has a wrong checksum" in desk.refusal("register", str(bundle), by="anna")
-    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
-    manifest["catalogue_digest"] = "0" * 16
-    shutil.rmtree(bundle)
-    small_world.copied_bundle(tmp_path)
-    (bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    assert "it was trained with the feature catalogue 0000000000000000" in desk.refusal(
-        "register", str(bundle), by="anna"
-    )
-    assert "there is no manifest.json" in desk.refusal("register", str(tmp_path / "absent"), by="anna")
-    assert not desk.log.exists()
-
-
 @needs_compiler
 def test_a_bundle_without_the_processors_of_the_hosts_is_not_registered(tmp_path: Path) -> None:
     desk = Desk(tmp_path, f'processors = ["{platform.machine()}", "riscv64"]\n')

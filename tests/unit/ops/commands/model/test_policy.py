@@ -10,7 +10,6 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from tests.checkout import CHECKOUT
-from tests.worlds.small import small_world
 
 EXAMPLE = CHECKOUT / "ops" / "paywarden.toml"
 
@@ -56,19 +55,6 @@ def test_the_tables_of_the_example_are_right_and_printed(tmp_path: Path) -> None
     assert "gambling 3" in lines
     assert "own_shops 2" in lines
     assert "model_absent review" in lines
-
-
-def test_brackets_in_a_condition_are_printed_as_they_are(tmp_path: Path) -> None:
-    when = "score in [1] or 'unknown_card' in flags or mcc in ['[bold]']"
-    text = f'[[policy.rules]]\nname = "a"\nwhen = "{when}"\naction = "review"'
-    assert when in check(tmp_path, text)
-
-
-def test_thresholds_that_the_settings_leave_open_are_the_bundles(tmp_path: Path) -> None:
-    manifest = small_world.loaded_bundle().manifest
-    output = check(tmp_path, "", "--bundle", str(small_world.trained_bundle()))
-    assert f"{manifest.review_at:.4g}" in output
-    assert f"{manifest.decline_at:.4g}" in output
 
 
 @pytest.mark.parametrize(
@@ -172,19 +158,6 @@ def test_a_setting_of_the_environment_is_checked_too(tmp_path: Path, monkeypatch
     assert problems(tmp_path, "[http]\nbacklog = 0") == [
         "PAYWARDEN_HTTP_PORT: wanted a whole number",
         "[http] backlog: wanted at least 1, got 0",
-    ]
-
-
-def test_a_segment_may_set_one_threshold_without_a_bundle(tmp_path: Path) -> None:
-    assert "every section is right" in check(
-        tmp_path, '[[policy.segments]]\nname = "s"\nwhen = "amount > 5"\ndecline_at = 0.4'
-    )
-
-
-def test_a_segments_threshold_is_checked_against_the_general_one(tmp_path: Path) -> None:
-    text = '[policy]\nreview_at = 0.5\n[[policy.segments]]\nname = "s"\nwhen = "amount > 5"\ndecline_at = 0.4'
-    assert problems(tmp_path, text) == [
-        'policy.segments "s" review_at (0.5) must not be above policy.segments "s" decline_at (0.4)'
     ]
 
 

@@ -116,17 +116,6 @@ def test_an_abort_reaches_a_host_that_takes_part_without_leader_and_without_kafk
     assert (found.active.bundle, found.candidate, found.share) == (str(bundles / "old"), None, 0)
 
 
-def test_the_same_bundle_with_another_policy_is_a_candidate(tmp_path: Path, bundles: Path) -> None:
-    began = start(tmp_path, bundles, "--candidate-policy", "c" * 64, "--json", candidate="old")
-    orders = json.loads(began.output)["rollout"]["orders"]
-    assert (orders["champion"]["policy_digest"], orders["candidate"]["policy_digest"]) == ("", "c" * 64)
-
-
-def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> None:
-    assert start(tmp_path, bundles, "--dry-run").exit_code == 0
-    assert not (tmp_path / "rollouts.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("candidate", "settings", "more", "message"),
     [

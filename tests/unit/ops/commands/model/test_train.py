@@ -119,21 +119,6 @@ def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_
 
 
 @pytest.mark.usefixtures("without_library")
-def test_there_is_no_cascade_by_default(data: Path, tmp_path: Path) -> None:
-    settings = QUICK | {"cascade": True, "trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.01}
-    done = run(data, tmp_path / "bundle", "--no-cascade", settings=settings)
-    assert "cascade: " not in done.stdout
-    assert read_manifest(tmp_path / "bundle").cascade == {}
-
-
-@pytest.mark.usefixtures("without_library")
-def test_the_same_command_gives_the_same_digest(data: Path, tmp_path: Path) -> None:
-    first, second = (run(data, tmp_path / name, *LONG_WINDOW, settings=VALIDATED) for name in ("a", "b"))
-    assert first.stdout.splitlines()[1] == second.stdout.splitlines()[1]
-    assert read_manifest(tmp_path / "a").digest == read_manifest(tmp_path / "b").digest
-
-
-@pytest.mark.usefixtures("without_library")
 def test_an_experiment_without_mlflow_is_a_line_and_a_bundle(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,20 +225,6 @@ def test_a_window_that_cannot_be_trained_on_is_one_line(
 def test_a_window_without_a_mature_day_is_refused(data: Path, tmp_path: Path) -> None:
     line = refusal(data, tmp_path, settings=QUICK | {"label_delay_days": 300})
     assert re.match(r"no day of the window is mature: the data ends on 2024-\d\d-\d\d, and labels take 300 days", line)
-
-
-@pytest.mark.usefixtures("without_library")
-def test_a_window_counted_back_from_the_last_day_is_that_of_its_dates(data: Path, tmp_path: Path) -> None:
-    done = run(data, tmp_path / "bundle", "--train-from", "-27d", "--train-to", "-10d")
-    assert done.exit_code == 0, done.output
-    manifest = read_manifest(tmp_path / "bundle")
-    assert (manifest.train_from, manifest.train_to) == ("2024-01-03", "2024-01-20")
-
-
-@pytest.mark.usefixtures("without_features")
-def test_settings_that_cannot_work_are_one_line(data: Path, tmp_path: Path) -> None:
-    wrong = QUICK | {"monotone": {"card_fraud_share": 1}}
-    assert "there is no feature 'card_fraud_share'; did you mean " in refusal(data, tmp_path, settings=wrong)
 
 
 @pytest.mark.usefixtures("without_features")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import platform
-import re
 import resource
 import shutil
 import socket
@@ -20,7 +18,6 @@ from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.plan import compile_plan
-from paywarden.models.bundle.bundle import native_library
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host, kafka
 from paywarden.schemas.errors import BrokerUnavailable
@@ -32,7 +29,6 @@ from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description
-from tests.worlds.small import small_world
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +62,6 @@ def test_a_folder_without_a_configuration_is_told(folder: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", "--only", "settings"])
     assert done.exit_code == 0
     assert f"there is no paywarden.toml in {folder}: defaults" in done.output
-
-
-def test_the_currencies_that_have_a_rate_are_listed(folder: Path) -> None:
-    (folder / "rates.csv").write_text("currency,valid_from,reference_per_unit\nNGN,2000-01-01,1\nXOF,2000-01-01,0.2\n")
-    found = rows('[features]\nrates = "rates.csv"\n[policy]\non_unknown_rate = "decline"\n', "settings")
-    assert found[1]["seen"] == (
-        "2 currencies have an exchange rate to NGN: NGN, XOF. A payment in another one is scored without its amount, "
-        "and [policy] on_unknown_rate asks for decline"
-    )
 
 
 def test_an_area_that_cannot_be_reached_does_not_end_the_others() -> None:
@@ -118,13 +105,6 @@ def test_what_the_processor_can_do_is_told(
     assert (result.state, result.seen.startswith(told)) == (state, True)
 
 
-def test_a_compiled_model_scores_as_many_rows_together_as_is_told() -> None:
-    """The library asks the processor itself, when it scores."""
-    (result,) = host.check_processor(read_source(None, {}))
-    lanes = ctypes.CDLL(str(native_library(small_world.trained_bundle()))).paywarden_lanes()
-    assert f"a model scores {lanes} rows together" in result.seen
-
-
 def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_file_system", lambda _: "ext4")
     real = shutil.disk_usage
@@ -133,27 +113,6 @@ def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypa
     warned = [row["seen"] for row in found if row["state"] == "warning"]
     assert any(f"[mirror] path: {folder}/m is on ext4" in seen for seen in warned)
     assert any(seen.startswith("[mirror] size_mb allows 2000 MiB") for seen in warned)
-
-
-def test_a_full_disk_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was a warning like a disk that might get full, and none for the store."""
-    real = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=2 * 1024 * 1024))
-    config = f'[mirror]\npath = "{folder}/m"\n[store]\nkind = "lmdb"\n[lmdb]\npath = "{folder}/s"\n'
-    errors = [row["seen"] for row in rows(config, "host") if row["state"] == "error"]
-    where = f"the file system of {folder} is full, with 2 MiB left"
-    for setting in ("[mirror] size_mb", "[outbox] total_bytes_max", "[lmdb] path"):
-        assert f"{setting}: {where}" in errors
-
-
-def test_the_decision_cache_of_a_running_host_is_no_fault(folder: Path) -> None:
-    """It is a file that nobody can execute, which used to count as one that nobody can write."""
-    cache = folder / "answered"
-    cache.touch(mode=0o600)
-    found = rows(
-        f'[answered]\npath = "{cache}"\n[mirror]\npath = "{folder}/m"\n[serve]\nmetrics = "{folder}/n"\n', "host"
-    )
-    assert [row["seen"] for row in found if row["state"] == "error" and "answered" in row["seen"]] == []
 
 
 def test_the_overlay_has_room_and_was_made_with_the_same_settings(
@@ -268,20 +227,6 @@ def test_a_certificate_that_is_not_valid_yet_is_an_error(folder: Path) -> None:
     assert f"{certificate} is not valid before " in str(row)
 
 
-def test_a_variable_that_nothing_reads_is_told_with_what_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("PAYWARDEN_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PAYWARDEN_KAFKA_BOOTSTRAP", "kafka:9092")
-    # Kubernetes makes such variables of a service's name.
-    monkeypatch.setenv("PAYWARDEN_PORT_8080_TCP_ADDR", "10.0.0.1")
-    assert [row["state"] for row in rows("", "settings")] == ["ok", "ok"]
-    monkeypatch.setenv("PAYWARDEN_KAFKA_BOOTSTRP", "kafka:9092")
-    *_, row = rows("", "settings")
-    assert (row["state"], row["mend"]) == ("warning", "PAYWARDEN_KAFKA_BOOTSTRAP may have been meant")
-    assert "PAYWARDEN_KAFKA_BOOTSTRP" in row["seen"]
-    assert "'bootstrap' may have been meant" in rows('[kafka]\nbootstrp = "x"\n', "settings")[0]["seen"]
-
-
 def test_a_port_that_is_taken_or_given_twice_is_told_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(config: str) -> list[str]:
         return [row["seen"] for row in rows(config, "host") if row["seen"].startswith(("[http] port", "the ports"))]
@@ -321,28 +266,6 @@ def test_a_file_that_this_user_may_not_read_is_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(host, "require_not_planted", refused)
     (row,) = (row for row in rows("", "host") if row["state"] == "error")
     assert row["seen"] == "cannot look at /secret/mirror: Permission denied"
-
-
-@pytest.mark.parametrize("place", ["[features]\nidentity_key_file", "[auth]\ntokens_file", "[serve]\nbundle"])
-def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder: Path, place: str) -> None:
-    (folder / "bundle").mkdir()
-    for name in ("pipe", "bundle/manifest.json"):
-        os.mkfifo(folder / name)
-    path = folder / ("bundle" if "bundle" in place else "pipe")
-    area = "access" if "auth" in place else "bundle"
-    (row,) = (row for row in rows(f'{place} = "{path}"\n', area) if row["state"] == "error")
-    assert "it is no regular file" in row["seen"]
-
-
-def test_the_key_that_doctor_asks_for_is_one_that_it_takes(folder: Path) -> None:
-    """It asked for `openssl rand -hex 32`, and refused the key that this made."""
-    (row,) = [one for one in rows("", "bundle") if "identity_key_file is not set" in one["seen"]]
-    (count,) = re.findall(r"openssl rand -hex (\d+)", row["mend"])
-    key = folder / "identity.key"
-    key.write_text(os.urandom(int(count)).hex(), encoding="utf-8")
-    key.chmod(0o600)
-    said = [one["seen"] for one in rows(f'[features]\nidentity_key_file = "{key}"\n', "bundle")]
-    assert [one for one in said if "identity_key_file" in one] == []
 
 
 def test_an_identity_key_that_everybody_may_read_is_told(folder: Path) -> None:
@@ -394,8 +317,3 @@ def test_copies_that_are_missing_are_told(replicas: int, in_sync: int, leader: b
     described = SimpleNamespace(partitions=[partition], authorized_operations=None)
     results = list(kafka._topic_results(NewTopic("payments", 1), described, {}, brokers=3))
     assert [(result.state, result.seen) for result in results] == ([(state, told)] if state else [])
-
-
-def test_the_nearest_mount_says_what_a_path_is_on() -> None:
-    assert host._file_system(Path("/proc/self")) == "proc"
-    assert host._file_system(Path("/nothing/is/here")) == host._file_system(Path("/"))

@@ -82,11 +82,6 @@ def test_what_a_registry_answers_is_told_with_how_to_mend_it(status: int, body: 
     assert "html" not in seen
 
 
-def test_a_registry_that_is_one_is_right() -> None:
-    with answering(200, b"[]") as url:
-        assert told(url)[0] == "ok"
-
-
 @pytest.mark.parametrize(("ahead_s", "words"), [(120, "behind"), (-120, "ahead of")])
 def test_a_clock_that_is_two_minutes_off_the_registrys_is_told(ahead_s: int, words: str) -> None:
     with answering(200, b"[]", ahead_s=ahead_s) as url:

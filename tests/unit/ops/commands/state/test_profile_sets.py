@@ -163,15 +163,6 @@ def first_card(store: ProfileStore) -> bytes | None:
         return store.read([b"card:0"])[0]
 
 
-def test_the_store_that_processes_open_is_the_live_set(source: Source, swapped: ProfileSets) -> None:
-    assert first_card(wiring.open_live_store(source)) == b"b20260101t0900"
-    assert first_card(wiring.open_live_store(source, readonly=True)) == b"b20260101t0900"
-    assert first_card(wiring.open_store(source)) == b""
-    assert first_card(wiring.open_store(source, readonly=True, profile_set="b20260101t0900")) == b"b20260101t0900"
-    swapped.finish_swap(swapped.begin_swap(swapped.read(), ""))
-    assert first_card(wiring.open_live_store(source)) == b""
-
-
 def test_features_show_shows_the_live_set(tmp_path: Path, swapped: ProfileSets, lmdb_sets: LmdbSets) -> None:
     with closing(lmdb_sets.open("b20260101t0900")) as store:
         store.write({b"card:C1": profile(FeatureEngine(), "card", [payment(BEGUN_MS, 100)])}, ttl_s=0)

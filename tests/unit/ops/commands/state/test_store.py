@@ -59,14 +59,6 @@ def test_an_error_is_status_1_and_every_finding_is_printed(folder: Path, server:
     assert all("nsup-period is 0" in one["what"] for one in found[:2])
 
 
-def test_without_writing_it_only_looks(folder: Path, server: StandIn) -> None:
-    use(folder, server)
-    before = len(server.record_counts)
-    assert run("check", "--no-write").exit_code == 0
-    # The probe of opening, and nothing else.
-    assert len(server.record_counts) == before + 1
-
-
 def test_a_cluster_that_is_away_is_an_error_in_one_line(folder: Path, server: StandIn) -> None:
     use(folder, server, "connect_timeout_ms = 200\n")
     server.stop()

@@ -99,15 +99,6 @@ def explained(folder: Path, *arguments: str) -> tuple[Result, dict[str, Any]]:
     return done, told
 
 
-@pytest.mark.parametrize("payment_id", ["same", "declined"])
-def test_a_decision_that_is_made_again_is_equal_to_the_bit(folder: Path, payment_id: str) -> None:
-    done, told = explained(folder, payment_id)
-    assert (done.exit_code, told["equal"], told["why"]) == (0, True, "")
-    assert told["stored"] == told["recomputed"]
-    assert (told["bundle_digest"], told["policy_digest"]) == (manifest().digest, policy().digest)
-    assert bool(told["stored"]["reasons"]) == (payment_id == "declined")
-
-
 @pytest.mark.parametrize(
     ("payment_id", "why"),
     [
@@ -129,14 +120,6 @@ def test_another_policy_is_not_taken_for_it_and_one_in_a_folder_is_found(folder:
     assert explained(tmp_path, "same")[1]["why"].startswith(f"there is no policy of digest {policy().digest}")
     (tmp_path / "one.toml").write_text("[policy]\nreview_at = 0.02\n", encoding="utf-8")
     assert explained(tmp_path, "same", "--policies", str(tmp_path))[1]["equal"]
-
-
-def test_a_bundle_in_a_folder_is_found_by_its_digest(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "paywarden.toml").read_text(encoding="utf-8")
-    other = text.replace(str(small_world.trained_bundle()), str(small_world.other_bundle()))
-    (tmp_path / "paywarden.toml").write_text(other, encoding="utf-8")
-    shutil.copytree(small_world.trained_bundle(), tmp_path / "bundles" / "b-1")
-    assert explained(tmp_path, "same", "--bundles", str(tmp_path / "bundles"))[1]["equal"]
 
 
 def test_in_words_it_says_what_decided(folder: Path) -> None:

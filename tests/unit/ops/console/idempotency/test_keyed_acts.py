@@ -16,19 +16,15 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
-from paywarden.ops.console.cases.pages import Cases
-from paywarden.ops.console.idempotency.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, PREFIX, Body, KeyedActs, keyed
-from paywarden.ops.console.inbox.alert import AlertPage
-from paywarden.ops.console.inbox.pages import Inbox
+from paywarden.ops.console.idempotency.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.ops.console.openapi import openapi
 from paywarden.ops.console.pages import Answer, Done, Field, Page, PageRefused, Section, Visit
 from paywarden.ops.console.people.people import Person, Role, token_digest
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import Source
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.events import ConsoleEvent
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test
 from tests.services.product.processes import wait_until
@@ -329,19 +325,6 @@ def test_events_that_change_places_or_are_made_up_free_no_key(two: Two) -> None:
         acts.answer(sent, "program", lambda: Body(200, {}), NOW_MS + 1)
 
 
-def test_the_topic_has_neither_the_key_nor_what_the_answer_shows(two: Two) -> None:
-    def act(_: Visit) -> Answer:
-        return Done("/", "card-of-somebody is yours", {"card_id": "card-of-somebody"})
-
-    section = Section("things", "Things", "/things", (Page("/things/act", act, method="POST"),))
-    program = two.hosts[0].program([section])
-    answer = program.post(f"{API}/things/act", json={}, headers={**BEARER, "idempotency-key": f'"{KEY}"'})
-    assert answer.json()["view"] == {"card_id": "card-of-somebody"}
-    written = [one for one in two.topics.topics[EVENTS_TOPIC] if one is not None and one["subject"].startswith(PREFIX)]
-    assert {ANSWERED, BEGAN} <= {one["kind"] for one in written}
-    assert not any(secret in str(written) for secret in (KEY, "somebody"))
-
-
 def test_keys_that_are_none_are_refused(two: Two) -> None:
     acts = Acts()
     program = two.hosts[0].program([acts.section()])
@@ -350,41 +333,3 @@ def test_keys_that_are_none_are_refused(two: Two) -> None:
     headers = [*BEARER.items(), ("idempotency-key", KEY), ("idempotency-key", KEY)]
     assert program.post(f"{API}/things/act", json={}, headers=headers).status_code == 400
     assert not acts.done
-
-
-def test_old_keys_leave_the_database(two: Two) -> None:
-    first = two.hosts[0]
-    old = ConsoleEvent(f"{PREFIX}old", BEGAN, "program", NOW_MS - KEPT_MS - 1, {})
-    two.topics.write(old)
-    wait_until(lambda: first.store.has_event(old.event_id), "it is read")
-    assert send(first.program([Acts().section()]), "leave-0123456789")[0] == 200
-    assert not first.store.has_event(old.event_id)
-
-
-def test_a_case_and_a_note_that_are_sent_twice_are_there_once(two: Two, tmp_path: Path) -> None:
-    """With the console's own pages: without a key the second one opened a second case."""
-    programs = []
-    for number, one in enumerate(two.hosts):
-        cases = Cases(one.store, one.reader, tmp_path / str(number), 1_000_000)
-        inbox = Inbox(one.store, one.reader, AlertPage(one.store, lambda: ""))
-        programs.append(one.program([inbox.section(), cases.section()]))
-    opened = [send(program, "open-0123456789ab", "/cases/open", title="A ring") for program in programs]
-    assert opened[0] == opened[1]
-    assert opened[0][0] == 200
-    for program in programs:
-        assert (
-            send(program, "note-0123456789ab", "/inbox/act", alert="alert-00001", act="comment", note="seen")[0] == 200
-        )
-    listed = programs[0].get(f"{API}/cases", headers=BEARER).json()["view"]
-    assert listed["total"] == 1
-    found = two.hosts[0].store.find("alert-00001")
-    assert found is not None
-    assert found[0].comments == 1
-
-
-def test_the_documents_name_the_header_for_each_act(acting_pages: tuple[Page, ...]) -> None:
-    section = Section("all", "All", "/all", acting_pages)
-    for methods in openapi([section], API)["paths"].values():
-        (header,) = [one for one in methods["post"]["parameters"] if one["in"] == "header"]
-        assert (header["name"], header["required"]) == ("Idempotency-Key", False)
-        assert {"409", "422"} <= set(methods["post"]["responses"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.idempotency.sent_forms import SentForms, digest_of
 from paywarden.ops.console.pages import Answer, Done, Field, Page, PageRefused, Section, Visit
-from paywarden.ops.console.rendering.templates import TEMPLATES
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 
@@ -69,15 +67,6 @@ def test_the_token_of_one_person_does_not_answer_another(console: ConsoleUnderTe
     assert acts.words == ["a", "a"]
 
 
-def test_a_refused_form_may_be_sent_again(console: ConsoleUnderTest) -> None:
-    acts = Acts()
-    browser = console.browser([acts.section()], "demo-analyst")
-    acts.refused.add("a")
-    assert post(browser, word="a", once="k1")[0] == 409
-    acts.refused.clear()
-    assert post(browser, word="a", once="k1") == (303, "/things/1")
-
-
 def test_a_sending_waits_for_the_same_one_that_is_under_way(console: ConsoleUnderTest) -> None:
     """A double click sends the second form while the first one still waits for Kafka."""
     forms, acts, begun, goes_on = SentForms(console.database, DAY_MS), list[int](), threading.Event(), threading.Event()
@@ -123,14 +112,3 @@ def test_the_digest_says_where_one_field_ends_and_knows_no_passphrase() -> None:
     assert digest(("a", "1"), ("b", "2")) == digest(("b", "2"), ("a", "1"))
     assert digest(("a", "1"), ("passphrase", "x")) == digest(("a", "1"), ("passphrase", "y"))
     assert digest_of("s", "/p", (), {}) != digest_of("t", "/p", (), {})
-
-
-# Second clicks of these do no harm: nothing new comes into being.
-_MAKE_NOTHING = ("/review/claim", "/logout", "/login")
-
-
-def test_every_form_that_makes_something_has_a_token() -> None:
-    for template in TEMPLATES.rglob("*.html"):
-        for form in re.findall(r'<form method="post".*?</form>', template.read_text(encoding="utf-8"), re.DOTALL):
-            if not form.startswith(tuple(f'<form method="post" action="{path}"' for path in _MAKE_NOTHING)):
-                assert 'name="once" value="{{ once() }}"' in form, f"{template.name}: {form[:80]}"

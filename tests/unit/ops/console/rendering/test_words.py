@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paywarden.ops.console.rendering.words import what_moved, where
+from paywarden.ops.console.rendering.words import what_moved
 from paywarden.streams.alerts.causes import OUTCOME_PREFIX
 
 
@@ -23,7 +23,3 @@ from paywarden.streams.alerts.causes import OUTCOME_PREFIX
 )
 def test_a_subject_is_told_in_words(subject: str, signal: str, words: str) -> None:
     assert what_moved(subject, signal) == words
-
-
-def test_a_segment_is_told_as_its_payments() -> None:
-    assert [where("overall"), where("country=BR"), where("note=a=b")] == ["all payments", "country BR", "note a=b"]
