@@ -3,7 +3,7 @@
 jit           the decorators; machine_code keeps compiled code from one start to the next
 intrinsics    processor instructions that numba does not offer
 frame         many arrays as one argument
-varint, byte_ranges, crc, siphash, sha256    read, write and hash bytes
+varint, byte_ranges, crc, siphash    read, write and hash bytes
 checksum      finds damage in the stored form of a profile
 columns       reads and writes the columns of numbers in that form
 """
