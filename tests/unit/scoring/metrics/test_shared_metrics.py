@@ -1,9 +1,7 @@
 import errno
 import gc
-import json
 import os
 import signal
-import struct
 import tempfile
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics import shared_metrics
-from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, count_reader, render
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
 
@@ -55,21 +53,6 @@ def test_the_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
     assert shown["size_count", ()] == 2
     for worker in workers:
         worker.close()
-
-
-def test_another_process_reads_one_count_as_it_goes_up(tmp_path: Path) -> None:
-    registry = MetricsRegistry()
-    registry.histogram("size", "Sizes.", bounds=(1, 2)).observe(2)
-    turns = registry.counter("turns_total", "Turns.")
-    registry.counter("things_total", "Things.", ("kind",), ("a",)).add(7)
-    registry.open(tmp_path, "w0")
-    read = count_reader(tmp_path, "w0", "turns_total")
-    for count in range(3):
-        assert read() == count
-        turns.add(1)
-    with pytest.raises(KeyError):
-        count_reader(tmp_path, "w0", "things_total")
-    registry.close()
 
 
 def test_buckets_are_cumulative_and_include_values_equal_to_their_bound(tmp_path: Path) -> None:
@@ -325,22 +308,6 @@ def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
     things(registry).add(1)
     assert samples(tmp_path)[COUNT] == 6
     registry.close()
-
-
-def test_a_file_of_the_release_before_without_checksum_is_gone_on_from(tmp_path: Path) -> None:
-    registry = opened(tmp_path, "w0")
-    things(registry).add(5)
-    registry.close()
-    path = tmp_path / "w0.metrics"
-    content = path.read_bytes()
-    (size,) = struct.unpack_from("<I", content, 8)
-    header = json.loads(content[12 : 12 + size])
-    del header["crc"]
-    described = json.dumps(header).encode()
-    head = content[:8] + struct.pack("<I", len(described)) + described
-    path.write_bytes(head + bytes(-len(head) % 8) + content[-8 * 6 :])
-    opened(tmp_path, "w0").close()
-    assert samples(tmp_path)[COUNT] == 5
 
 
 def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:
