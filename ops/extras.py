@@ -20,7 +20,7 @@ from paywarden.schemas.errors import Misconfigured
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_SERVE = ("h2", "httptools", "ngh2", "uvloop")
+_SERVE = ("httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
 _GATEWAY = ("cryptography", "jinja2")

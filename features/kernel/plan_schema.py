@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import NamedTuple, TypeVar
 
 from paywarden.features.kernel.layout import I64, LENGTHS_AT
-from paywarden.features.kernel.toolkit.intrinsics import not_negative
 from paywarden.features.kernel.toolkit.jit import inlined
+from paywarden.features.kernel.toolkit.words import not_negative
 
 
 class Head(NamedTuple):

@@ -62,8 +62,8 @@ from paywarden.features.kernel.plan_schema import (
     table_length_at,
 )
 from paywarden.features.kernel.recollection import recollect
-from paywarden.features.kernel.toolkit.intrinsics import bit_count, not_negative
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.words import bit_count, not_negative
 
 
 @inlined

@@ -34,7 +34,7 @@ from paywarden.scoring.grpc.calls import (
     ScoreCall,
     ServiceCall,
 )
-from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session, Receiver
+from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session
 from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.net.connections import unread_of
 from paywarden.scoring.requests.trace_context import packed_trace
@@ -93,9 +93,6 @@ class GrpcConnectionServer(CallServer, Protocol):
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with bytes that nobody has read."""
 
-    def open_session(self, receiver: Receiver) -> Http2Session:
-        """Returns the HTTP/2 session of a new connection."""
-
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""
 
@@ -105,7 +102,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def __init__(self, server: GrpcConnectionServer) -> None:
         self.server = server
-        self.session = server.open_session(self)
+        self.session = Http2Session(self, server.settings)
         self.watches: dict[int, HealthStream] = {}
         # About the current read: whether it submitted calls, and whether it needs a write before their answers.
         self.submitted = self.write_now = False

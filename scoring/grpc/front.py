@@ -3,8 +3,7 @@
     socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► MicroBatcher
     socket ◄─ one write per connection and turn ◄─ Session ◄─ ScoreCall ◄─┘
 
-1. A connection gives the bytes of a read to its session. The session, behind the interface of
-   `scoring/grpc/http2.py`, hides the library that speaks HTTP/2.
+1. A connection gives the bytes of a read to its session. The session (`scoring/grpc/http2.py`) speaks HTTP/2.
 2. A complete Score or ScoreBatch call goes to `MicroBatcher`. gRPC's standard health and reflection services
    (`scoring/grpc/services.py`) answer at once.
 3. One timer per server checks the timeouts of all connections; no connection has a timer of its own.
@@ -22,7 +21,6 @@ from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.scoring.engine.batching.batcher import MicroBatcher, Refusal
 from paywarden.scoring.grpc.calls import CallKind, Method
 from paywarden.scoring.grpc.connection import GrpcConnection
-from paywarden.scoring.grpc.http2 import Http2Session, Receiver, SessionBounds
 from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHealth, Reflection
@@ -57,15 +55,6 @@ class GrpcServer:
         self.health = GrpcHealth(self._is_serving)
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
-        self._open_session = _session_class(settings.library)
-        self._session_limits = SessionBounds(
-            streams_max=settings.streams_max,
-            header_bytes_max=settings.header_bytes_max,
-            header_count_max=settings.header_count_max,
-            stream_window_bytes=settings.stream_window_bytes,
-            connection_window_bytes=settings.connection_window_bytes,
-            continuation_frames_max=settings.continuation_frames_max,
-        )
         self._draining = False
         self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
@@ -112,10 +101,6 @@ class GrpcServer:
         if self._sweeper is None:
             self._sweep()
         return is_admitted
-
-    def open_session(self, receiver: Receiver) -> Http2Session:
-        """Returns the HTTP/2 session of a new connection."""
-        return self._open_session(receiver, self._session_limits)
 
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""
@@ -172,14 +157,3 @@ class GrpcServer:
             **{f"/{name}/ServerReflectionInfo": reflect for name in REFLECTIONS},
         }
         return {path.encode(): method for path, method in by_path.items()}
-
-
-def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Http2Session]:
-    """Returns the session class. Only the library in use is imported."""
-    if library == "h2":
-        from paywarden.scoring.grpc.http2_hyper import HyperSession
-
-        return HyperSession
-    from paywarden.scoring.grpc.http2_ngh2 import Ngh2Session
-
-    return Ngh2Session

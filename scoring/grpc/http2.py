@@ -1,29 +1,38 @@
-"""The interface between the gRPC front and the library that speaks HTTP/2.
+"""Speaks HTTP/2 with ngh2, a binding of libnghttp2: the server's side of one connection.
 
-    socket ─ Session.receive ─► on_request, on_data, … of the connection
-    answers ─► Session.respond, refuse, … ─ Session.take ─► one write
+    socket ─► Http2Session.receive ─► on_request, on_data, … of the connection
+    answers ─► Http2Session.respond, refuse, … ─ Http2Session.take ─► one write
 
-1. Two libraries implement it: `scoring/grpc/http2_ngh2.py` (libnghttp2, the fast one) and
-   `scoring/grpc/http2_hyper.py` (hyper-h2: pure Python, about twenty times slower, much older). The front and its tests
-   import neither.
-2. A session does no I/O and reads no clock.
-3. A session refuses bytes that break HTTP/2. It only reports frames that ask for nothing (`on_idle_frame`, `on_gone`),
-   and the front decides how many of them are too many.
+1. A session does no I/O and reads no clock.
+2. A session refuses bytes that break HTTP/2. It only reports frames that ask for nothing (`on_idle_frame`, `on_gone`),
+   and the connection decides how many of them are too many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+import ngh2
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    PingAcknowledged,
+    RequestReceived,
+    SettingsAcknowledged,
+    SettingsReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+
+from paywarden.scoring.grpc.settings import GrpcSettings
 
 # Error codes of HTTP/2 (RFC 9113, section 7).
 NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
 INTERNAL_ERROR = 0x2
-FRAME_SIZE_ERROR = 0x6
 REFUSED_STREAM = 0x7
-CANCEL = 0x8
 ENHANCE_YOUR_CALM = 0xB
 
 # The last stream in a GOAWAY that excludes no stream.
@@ -38,6 +47,11 @@ OK_TRAILERS: Http2Headers = ((b"grpc-status", b"0"),)
 _GOAWAY_TYPE = 0x7
 _SETTINGS_TYPE = 0x4
 
+# libnghttp2 answers a flood of resets with INTERNAL_ERROR. The front's own allowances are lower and name the reason.
+_NO_NATIVE_LIMIT = (2**32, 2**32)
+# Acknowledgements of PING and SETTINGS that wait for `take`. A read holds at most 256 KiB, or 15,000 of them.
+_ACKNOWLEDGEMENTS_MAX = 20_000
+
 
 class BrokenConnection(Exception):
     """The connection cannot be used any further. `code` and `reason` go into the GOAWAY."""
@@ -46,18 +60,6 @@ class BrokenConnection(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class SessionBounds:
-    """The limits that a session enforces."""
-
-    streams_max: int
-    header_bytes_max: int
-    header_count_max: int
-    stream_window_bytes: int
-    connection_window_bytes: int
-    continuation_frames_max: int
 
 
 class Receiver(Protocol):
@@ -82,51 +84,161 @@ class Receiver(Protocol):
         """The peer has answered our PING."""
 
 
-class Http2Session(Protocol):
-    """The server's side of one HTTP/2 connection. Calls about a stream that is gone do nothing."""
+class Http2Session:
+    """The server's side of one HTTP/2 connection. Calls about a stream that is gone do nothing.
+
+    `receive` parses all frames of a read, then calls the receiver back for all. `closed`: nothing more is sent or
+    received on this connection.
+    """
+
+    def __init__(self, receiver: Receiver, settings: GrpcSettings) -> None:
+        self._receiver = receiver
+        self.closed = False
+        connection = ngh2.Connection(
+            ngh2.Role.SERVER,
+            ngh2.Configuration(
+                max_inbound_header_list_size=settings.header_bytes_max,
+                max_inbound_header_count=settings.header_count_max,
+                max_continuations=settings.continuation_frames_max,
+                max_outbound_ack=_ACKNOWLEDGEMENTS_MAX,
+                stream_reset_rate_limit=_NO_NATIVE_LIMIT,
+            ),
+        )
+        connection.initiate_connection(_settings_of(settings))
+        connection.set_local_window_size(settings.connection_window_bytes)
+        self._connection = connection
+        # Bound methods, kept because they run for every request.
+        self._receive, self._events, self._take = connection.receive_data, connection.events, connection.data_to_send
+        self._send_head, self._send_data = connection.send_response, connection.send_data
+        self._send_trailers = connection.send_trailers
+        self._resets: list[tuple[int, int]] = []
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the peer. Raises BrokenConnection; after that, `take` returns nothing."""
+        try:
+            self._receive(data)
+        except ngh2.DenialOfServiceError as error:
+            raise BrokenConnection(ENHANCE_YOUR_CALM, str(error)) from None
+        except ngh2.ProtocolError as error:
+            raise BrokenConnection(PROTOCOL_ERROR, str(error)) from None
+        except ngh2.NGH2Error as error:
+            raise BrokenConnection(INTERNAL_ERROR, str(error)) from None
+        self._report(self._events())
 
     def take(self) -> bytes:
         """Returns all bytes that may be sent now."""
+        try:
+            data = self._take()
+            if self._resets:
+                data += self._take_resets()
+        except ngh2.ConnectionStateError:
+            return b""
+        # These events include the end of every answered stream, which needs no action.
+        self._report(self._events())
+        return data
 
     def respond(self, stream_id: int, message: bytes) -> None:
         """Send a whole answer: head, `message` as DATA, trailers with status OK."""
+        try:
+            self._send_head(stream_id, RESPONSE_HEAD)
+            self._send_data(stream_id, message)
+            self._send_trailers(stream_id, OK_TRAILERS)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
 
     def refuse(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
         """Send a whole answer without DATA. With `reset` the peer must send no more of its request."""
+        try:
+            self._send_head(stream_id, headers, end_stream=True)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
+        if reset:
+            # Reset only after the answer is sent, because a reset stream sends nothing any more.
+            self._resets.append((stream_id, NO_ERROR))
 
     def begin(self, stream_id: int) -> None:
         """Send the head of an answer that `send` and `end` complete."""
+        try:
+            self._send_head(stream_id, RESPONSE_HEAD)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
 
     def send(self, stream_id: int, message: bytes) -> None:
         """Send DATA of an answer that was begun."""
+        try:
+            self._send_data(stream_id, message)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
 
     def end(self, stream_id: int, trailers: Http2Headers) -> None:
         """End an answer that was begun."""
+        try:
+            self._send_trailers(stream_id, trailers)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
 
     def reset(self, stream_id: int, code: int) -> None:
         """End a stream without an answer."""
+        try:
+            self._connection.reset_stream(stream_id, code)
+        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+            return
 
     def ping(self) -> None:
         """Send a PING; `on_pong` follows."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing more is sent or received on this connection."""
+        try:
+            self._connection.ping()
+        except ngh2.ConnectionStateError:
+            return
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of DATA that wait for the peer to open its window."""
+        return self._connection.queued_body_size()
+
+    def _take_resets(self) -> bytes:
+        for stream_id, code in self._resets:
+            self.reset(stream_id, code)
+        self._resets.clear()
+        return self._take()
+
+    def _report(self, events: Iterable[ngh2.Event]) -> None:
+        receiver = self._receiver
+        for event in events:
+            if isinstance(event, RequestReceived):
+                receiver.on_request(event.stream_id, event.headers, event.end_stream)
+            elif isinstance(event, DataReceived):
+                receiver.on_data(event.stream_id, event.data, event.end_stream)
+            elif isinstance(event, StreamClosed):
+                if event.error_code:
+                    receiver.on_gone(event.stream_id)
+            else:
+                self._report_rare(event)
+
+    def _report_rare(self, event: ngh2.Event) -> None:
+        receiver = self._receiver
+        if isinstance(event, StreamReset):
+            receiver.on_gone(event.stream_id)
+        elif isinstance(event, TrailersReceived):
+            receiver.on_data(event.stream_id, b"", True)
+        elif isinstance(event, PingAcknowledged):
+            receiver.on_pong()
+            receiver.on_idle_frame()
+        elif isinstance(event, ConnectionClosed):
+            self.closed = True
+        elif isinstance(event, SettingsReceived):
+            receiver.on_greeting()
+            receiver.on_idle_frame()
+        elif not isinstance(event, SettingsAcknowledged):
+            receiver.on_idle_frame()
 
 
-def settings_of(limits: SessionBounds) -> dict[int, int]:
+def _settings_of(settings: GrpcSettings) -> dict[int, int]:
     """Returns our SETTINGS: the values by HTTP/2's numbers."""
     return {
-        0x3: limits.streams_max,
-        0x4: limits.stream_window_bytes,
-        0x6: limits.header_bytes_max,
+        0x3: settings.streams_max,
+        0x4: settings.stream_window_bytes,
+        0x6: settings.header_bytes_max,
     }
 
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields
 
 from paywarden.schemas.errors import Misconfigured
 
-LIBRARIES = ("ngh2", "h2")
-
 
 @dataclass(frozen=True)
 class GrpcSettings:
-    """The gRPC front's addresses, its HTTP/2 library, and its limits: per connection unless they say per worker."""
+    """The gRPC front's addresses and limits: per connection unless they say per worker."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
@@ -19,8 +17,6 @@ class GrpcSettings:
     port: int = 8081
     # A path to listen on beside the port, without TLS; empty for none.
     unix_socket: str = ""
-    # "ngh2" (libnghttp2) or "h2" (hyper-h2, about twenty times slower).
-    library: str = "ngh2"
     backlog: int = 4096
     # Per worker.
     connections_max: int = 4096
@@ -73,8 +69,6 @@ class GrpcSettings:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting."""
-        if self.library not in LIBRARIES:
-            raise Misconfigured(f"[grpc] library: wanted {' or '.join(LIBRARIES)}, got {self.library!r}")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("port", "drain_delay_ms", "continuation_frames_max") else 1

@@ -187,7 +187,7 @@ def warm_up() -> None:
 
 
 class DecisionCache:
-    """One worker's access to the table. For each chunk: claim, place, append, settle; or release. Not thread-safe."""
+    """One worker's access to the table. For each chunk, compiled code claims, places and settles. Not thread-safe."""
 
     def __init__(
         self,
@@ -226,21 +226,11 @@ class DecisionCache:
         del self._table, self._frame
         self._mapping.close()
 
-    def claim(self, payments: CheckedPayments) -> Sequence[Claim]:
-        """Returns for each payment, in order, the slot that was won, or the result of an earlier claim."""
-        count = len(payments)
-        self.make_room(count)
-        now_s = self.now_s()
-        callers = payments.callers
-        keys = map(key_of, callers, payments.ids) if any(callers) else payments.ids
-        self._int64s[count].pack_into(self._tags, 0, *map(tag_of, keys))
-        won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
-        if won == count:
-            return self.slots_of(count)
-        return self.claimed(payments)
-
     def claimed(self, payments: CheckedPayments) -> Sequence[Claim]:
-        """Returns the same as `claim`, for payments whose tags the frame's loop has just claimed."""
+        """Returns for each payment, in order, the slot that was won, or the result of an earlier claim.
+
+        The frame's loop has just claimed the tags of the payments.
+        """
         now_s, slots = self.now_s(), self.slots_of(len(payments))
         results: list[Claim] = []
         try:
@@ -277,14 +267,8 @@ class DecisionCache:
         return self._window_s
 
     def put_slots(self, slots: Sequence[int]) -> None:
-        """Put slots into the frame, for `place` and `settle` of compiled code."""
+        """Put slots into the frame, for the steps of compiled code that place and settle them."""
         self._int64s[len(slots)].pack_into(self._slots, 0, *slots)
-
-    def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
-        """Note in the slots where in this worker's outbox their records will begin. Call it before the append."""
-        self.put_slots(slots)
-        self._int64s[len(slots)].pack_into(self._positions, 0, *positions)
-        claims.place_bound(self._frame_at, len(slots))
 
     def settle(self, slots: Sequence[int]) -> None:
         """Note in the slots that the records are appended. Call it before the answers leave."""
@@ -302,11 +286,12 @@ class DecisionCache:
 
     def _grow(self, count: int) -> None:
         """Make room for `count` payments at a time."""
-        arrays = {name: np.zeros(count, dtype=np.int64) for name in ("tags", "slots", "positions")}
-        self._tags, self._slots, self._positions = (array.data.cast("B") for array in arrays.values())
+        self.arrays = {name: np.zeros(count, dtype=np.int64) for name in ("tags", "slots", "positions")}
+        """The arrays of the frame beside the table. They are others when the frame has grown."""
+        self._slots = self.arrays["slots"].data.cast("B")
         # Packers, indexed by the number of payments.
         self._int64s = [Struct(f"={number}q") for number in range(count + 1)]
-        self._frame = Frame(claims.SLOT, {"table": self._table, **arrays})
+        self._frame = Frame(claims.SLOT, {"table": self._table, **self.arrays})
         self._frame_at = self._frame.address
 
     def _known(self, result: int, index: int, payments: CheckedPayments, before: Sequence[Claim], now_s: int) -> Claim:

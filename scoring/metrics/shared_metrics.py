@@ -48,7 +48,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_state, open_regular, read_regular
+from paywarden.schemas.file_state import file_state, read_regular
 from paywarden.schemas.private_files import make_private_folder, private_opener
 
 _log = logging.getLogger(__name__)
@@ -180,16 +180,6 @@ class MetricHistogram:
         slots = self._slots
         slots[self._index + bisect_left(self._bounds, value)] += 1
         slots[self._sum_index] += int(value * self._per_unit)
-
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count each of `values`."""
-        slots, index, bounds = self._slots, self._index, self._bounds
-        total = 0.0
-        for value in values:
-            slots[index + bisect_left(bounds, value)] += 1
-            total += value
-        # Not Python's `sum`, which adds floats more exactly in some versions than compiled code does.
-        slots[self._sum_index] += int(total * self._per_unit)
 
     def observe_many(self, value: float, count: int) -> None:
         """Count `value` `count` times."""
@@ -513,9 +503,9 @@ def _lives(pid: int) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _tell_unread(path: Path, why: str | None) -> None:
+def _log_unread(path: Path, why: str | None) -> None:
     """Log once that the counts of a file are left out: it is read every second."""
-    _log.error("metrics: the counts in %s are left out until its process makes it anew: %s", path, why)
+    _log.error("metrics: the counts in %s are left out until its process writes it again: %s", path, why)
 
 
 def totals(directory: Path) -> dict[Series, list[int]]:
@@ -527,7 +517,7 @@ def totals(directory: Path) -> dict[Series, list[int]]:
             pid, counted = _read_file(path)
         except (_DamagedFile, OSError) as error:
             # Its worker puts the file aside, or logs its error, when it is started again. It may be gone by now.
-            _tell_unread(path, error.strerror if isinstance(error, OSError) else "it holds no counts")
+            _log_unread(path, error.strerror if isinstance(error, OSError) else "it holds no counts")
             continue
         alive = _lives(pid)
         for series, slots in counted:
@@ -540,24 +530,6 @@ def totals(directory: Path) -> dict[Series, list[int]]:
             _, earlier = merged.get(series.key, (series, None))
             merged[series.key] = series, slots if earlier is None else list(map(merge, earlier, slots))
     return dict(merged.values())
-
-
-def count_reader(directory: Path, worker: str, name: str) -> Callable[[], int]:
-    """Returns a function that reads the counter `name`, which has no labels, of one worker in less than a microsecond.
-
-    It holds until another process counts as this worker. Raises KeyError if the worker has no such counter, and
-    OSError if it has no file.
-    """
-    path = directory / f"{worker}{_SUFFIX}"
-    with open_regular(path) as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _, counted = _read_file(path)
-    series = [one for one, _ in counted]
-    indexes = {one.name: index for one, index in zip(series, _slot_indexes(series), strict=True) if not one.labels}
-    slots_at = len(mapping) - 8 * sum(one.slot_count for one in series)
-    slot = struct.Struct("q")
-    at = slots_at + 8 * indexes[name]
-    return lambda: int(slot.unpack_from(mapping, at)[0])
 
 
 class _DirectoryCollector(Collector):

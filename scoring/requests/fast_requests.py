@@ -110,7 +110,7 @@ class FastRequests:
     """Reads chunks of requests. Not thread-safe. See the module."""
 
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits, rows: NDArray[np.int64]) -> None:
-        """`rows`: shape (ROWS_MAX, plan.row_width), int64, C-contiguous. `read` fills this array."""
+        """`rows`: shape (ROWS_MAX, plan.row_width), int64, C-contiguous. The loop fills this array."""
         assert rows.shape == (ROWS_MAX, plan.row_width)
         assert rows.dtype == np.int64
         assert rows.flags.c_contiguous
@@ -145,7 +145,8 @@ class FastRequests:
         arrays = self.arrays
         # Keep the frame alive: the loop gets only its address.
         self._frame = Frame(loop.SLOT, arrays)
-        self._frame_at = self._frame.address
+        self.frame_at = self._frame.address
+        """The address of the frame of `request_bytes.read_bodies`."""
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
         self._lengths = arrays["lengths"].data.cast("B")
         # The time for which the numbers hold the earliest and the latest time of a payment.
@@ -153,15 +154,6 @@ class FastRequests:
         self.size = 0
         """The size of the bodies that `put` got last."""
         self._numbers, self._ends, self._kept = arrays["numbers"].data, arrays["ends"].data, arrays["kept"].data
-
-    def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
-        """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
-        count = len(bodies)
-        if self.put(bodies) < 0:
-            return Pieces(bytes(count), [b""] * (count * self._entities), [b""] * count)
-        self.set_time(now_ms)
-        loop.read_bodies(self._frame_at, count)
-        return self.pieces(count)
 
     def put(self, bodies: Sequence[bytes]) -> int:
         """Put at most ROWS_MAX bodies where the loop reads them. Returns their size, or -1 if they are too long."""
@@ -212,11 +204,6 @@ class FastRequests:
         ids = pieces[entities :: entities + 1]
         del pieces[entities :: entities + 1]
         return Pieces(self.usual(count), pieces, ids)
-
-    @property
-    def frame_at(self) -> int:
-        """The address of the frame of `request_bytes.read_bodies`."""
-        return self._frame_at
 
     def kept(self, bodies: Sequence[bytes]) -> list[bytes]:
         """Returns the bodies of the last `read` without their declared fields, as far as they are usual."""

@@ -35,11 +35,6 @@ def canonical(request: ScoreRequest) -> bytes:
     return request.SerializeToString()
 
 
-def kept_of(body: bytes) -> bytes:
-    """Returns the part of canonical bytes that the outbox keeps: the fields that every payment has."""
-    return canonical(ScoreRequest.FromString(body))
-
-
 def _take_protobuf(body: bytes, _: RequestSchema = PACKAGED) -> bytes:
     return body
 

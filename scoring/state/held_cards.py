@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paywarden.models.policy.policy import CARD_NOT_HELD, unknown_flag
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.shards import CardShards, mask_of
@@ -27,7 +24,7 @@ class HeldCards:
         self._prefix = len(f"{entities[self._card]}:")
         self._entities = len(entities)
         self._not_known = frozenset(unknown_flag(entities[place]) for place in own)
-        self._held: NDArray[np.bool_] | None = None
+        self._held: list[bool] | None = None
 
     def look(self, mirror: MirrorReader) -> None:
         """Read the mirror's note about its shards. A mirror without such a note holds everything."""
@@ -35,9 +32,9 @@ class HeldCards:
         if held is None or len(held.complete) == self._shards.count:
             self._held = None
         elif held.digest != self._shards.digest:
-            self._held = mask_of((), self._shards.count)
+            self._held = [False] * self._shards.count
         else:
-            self._held = mask_of(held.complete, self._shards.count)
+            self._held = mask_of(held.complete, self._shards.count).tolist()
 
     @property
     def are_all(self) -> bool:

@@ -27,8 +27,9 @@ import numpy as np
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.layout import I64, OK, PAYMENT, U8
 from paywarden.features.kernel.plan_schema import HEAD
-from paywarden.features.kernel.toolkit.intrinsics import load_atomic, load_word, prefetch_element, swap_atomic
+from paywarden.features.kernel.toolkit.intrinsics import load_atomic, prefetch_element, swap_atomic
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.words import load_word
 from paywarden.features.kernel.update import add_payments, mix, update
 from paywarden.scoring.state.overlay_table import (
     BUCKET_SLOTS,

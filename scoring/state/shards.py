@@ -17,7 +17,6 @@ Nothing of this is used while `[shards] count` is 0: then each mirror holds ever
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 import struct
@@ -29,7 +28,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.toolkit.sha256 import first_words, unmarked_rows, work_of
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.key_files import read_hex_key
@@ -39,6 +37,8 @@ COUNT_MAX = 16_384
 
 ROUTE_BITS_DIGITS = 8
 """The hexadecimal digits of a route that decide about the shard: 32 bits."""
+_FIRST_WORD = struct.Struct(">I")
+_BLOCK_BYTES = 64  # of SHA-256
 
 CARD_FIELD = "card_id"
 _ROUTE_KEY_BYTES_MIN = 16
@@ -149,7 +149,7 @@ class HeldShards:
 
 
 class CardShards:
-    """Finds the shards of profiles by their keys. Not thread-safe."""
+    """Finds the shards of profiles by their keys."""
 
     def __init__(self, count: int, route_key: bytes, entities: Mapping[str, int]) -> None:
         """`entities`: the entities that are held by card, and how many fields identify each."""
@@ -157,35 +157,26 @@ class CardShards:
         self.count = count
         self.entities = tuple(entities)
         self._kinds = [(f"{name}:".encode(), fields == 1) for name, fields in entities.items()]
-        self._work = work_of(route_key)
-        # For `unheld_rows`: packers by the number of cards, and the places that they fill.
-        self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._packers: list[struct.Struct] = []
+        # An HMAC is one hash inside another. The key's part of both is made once: `hmac.digest` takes twice the time.
+        padded = route_key if len(route_key) <= _BLOCK_BYTES else hashlib.sha256(route_key).digest()
+        padded = padded.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded)).copy
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded)).copy
         said = json.dumps([count, sorted(entities)]).encode()
         self.digest = hashlib.sha256(b"paywarden shards" + said + route_key).hexdigest()[:16]
         """16 hex digits. Mirrors with equal ones have put equal cards into a shard. It reveals no key."""
 
-    def of_cards(self, cards: Sequence[bytes]) -> NDArray[np.int64]:
-        """Returns the shards of cards by their ids. Shape (cards,)."""
-        found = np.empty(len(cards), dtype=np.int64)
-        if cards:
-            # A spare byte, since NumPy makes no array of nothing.
-            data = np.frombuffer(b"".join((*cards, b"\0")), dtype=np.uint8)
-            first_words(data, np.cumsum(list(map(len, cards)), dtype=np.int64), self._work, found)
-        return found % self.count
+    def of_card(self, card: bytes) -> int:
+        """Returns the shard of a card by its id."""
+        inner, outer = self._inner(), self._outer()
+        inner.update(card)
+        outer.update(inner.digest())
+        return int(_FIRST_WORD.unpack_from(outer.digest())[0]) % self.count
 
-    def unheld_rows(self, cards: Sequence[bytes], held: NDArray[np.bool_]) -> list[int]:
-        """Returns the places of the cards whose shard is not held. `held`: of `mask_of`. For few cards."""
-        count = len(cards)
-        if count >= len(self._packers):
-            self._ends = np.zeros(count, dtype=np.int64)
-            self._rows = np.zeros(count, dtype=np.int64)
-            self._packers = [struct.Struct(f"={size}q") for size in range(count + 1)]
-        self._packers[count].pack_into(self._ends.data.cast("B"), 0, *itertools.accumulate(map(len, cards)))
-        data = np.frombuffer(b"".join((*cards, b"\0")), dtype=np.uint8)
-        found = unmarked_rows(data, self._ends, count, self._work, held, self._rows)
-        return self._rows[:found].tolist() if found else []
+    def unheld_rows(self, cards: Sequence[bytes], held: Sequence[bool]) -> list[int]:
+        """Returns the places of the cards whose shard is not held. `held`: by shard, whether it is."""
+        of_card = self.of_card
+        return [row for row, card in enumerate(cards) if not held[of_card(card)]]
 
     def of_keys(self, keys: Collection[bytes | None]) -> tuple[list[bytes], NDArray[np.int64]]:
         """Returns the keys of entities that are held by card, and the shard of each. All others are on every host."""
@@ -204,7 +195,7 @@ class CardShards:
                 if separator:
                     found.append(key)
                     cards.append(card)
-        return found, self.of_cards(cards)
+        return found, np.array([self.of_card(card) for card in cards], dtype=np.int64)
 
 
 def mask_of(shards: Iterable[int], count: int) -> NDArray[np.bool_]:

@@ -21,9 +21,9 @@ from paywarden.features.kernel.layout import I64, U8
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes, is_ascii, is_same
 from paywarden.features.kernel.toolkit.frame import address, size
-from paywarden.features.kernel.toolkit.intrinsics import load_word, store_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.toolkit.varint import read_varint, write_varint, zigzag
+from paywarden.features.kernel.toolkit.words import load_word, store_word
 from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES
 
 # Places in `numbers`. An age above ASKED_ABOVE_MS is a question for the policy.

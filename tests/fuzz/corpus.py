@@ -32,8 +32,7 @@ def seeds(name: str) -> Iterator[bytes]:
     make = {
         "http": _http,
         "http_one_call": _http_one_call,
-        "http2_ngh2": _http2,
-        "http2_hyper": _http2,
+        "http2": _http2,
         "request_protobuf": _request_protobuf,
         "request_json": _request_json,
         "avro_payment": _avro_payment,

@@ -263,6 +263,7 @@ def answered_table() -> Target:
     from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
     from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+    from tests.oracles.claims import claim_all, place_all
     from tests.unit.scoring.idempotency.test_decision_cache import asked, entry_of, payment
 
     folder = _folder()
@@ -272,12 +273,12 @@ def answered_table() -> Target:
     numbers = iter(range(1 << 40))
 
     def decide(table: DecisionCache, requests: Sequence[Any]) -> None:
-        for request, claim in zip(requests, table.claim(asked(requests)), strict=True):
+        for request, claim in zip(requests, claim_all(table, asked(requests)), strict=True):
             if isinstance(claim, OutboxEntry):
                 assert claim.request == request
             elif isinstance(claim, int):
                 record = entry_of(request, f"d{next(numbers)}").SerializeToString()
-                table.place([claim], [outbox.position])
+                place_all(table, [claim], [outbox.position])
                 outbox.append(record)
                 table.settle([claim])
 

@@ -84,7 +84,8 @@ def http_one_call() -> Target:
     return fronts.compare
 
 
-def _http2(library: str) -> Target:
+def http2() -> Target:
+    """The gRPC front: one connection."""
     from paywarden.scoring.engine.batching.batcher import MicroBatcher
     from paywarden.scoring.grpc.connection import GrpcConnection
     from paywarden.scoring.grpc.front import GrpcServer
@@ -108,7 +109,7 @@ def _http2(library: str) -> Target:
         if not servers:
             batcher = MicroBatcher(FakeScorer(), intake=euro_intake(), settings=PATIENT, now_ms=lambda: NOW_MS)
             metrics = GrpcMetrics.declare(MetricsRegistry())
-            servers.append(GrpcServer(batcher, settings=GrpcSettings(library=library), metrics=metrics))
+            servers.append(GrpcServer(batcher, settings=GrpcSettings(), metrics=metrics))
         connection, transport = GrpcConnection(servers[0]), Transport()
         connection.connection_made(transport)
         for chunk in _chunks(data):
@@ -117,16 +118,6 @@ def _http2(library: str) -> Target:
         connection.connection_lost(None)
 
     return _in_loop(handle)
-
-
-def http2_ngh2() -> Target:
-    """The gRPC front on libnghttp2: one connection."""
-    return _http2("ngh2")
-
-
-def http2_hyper() -> Target:
-    """The gRPC front on hyper-h2: one connection."""
-    return _http2("h2")
 
 
 def request_protobuf() -> Target:
@@ -550,8 +541,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     for make in (
         http,
         http_one_call,
-        http2_ngh2,
-        http2_hyper,
+        http2,
         request_protobuf,
         request_json,
         avro_payment,

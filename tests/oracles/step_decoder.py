@@ -17,9 +17,10 @@ from paywarden.models.policy.rules import ConditionFields
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import payments
+from paywarden.scoring.requests import request_bytes as loop
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.fast_requests import ROWS_MAX
-from paywarden.scoring.requests.protobuf_form import canonical, kept_of, parse
+from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests, Pieces
+from paywarden.scoring.requests.protobuf_form import canonical, parse
 from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.oracles.request_rows import RequestRows
@@ -93,7 +94,7 @@ class StepDecoder(RequestDecoder):
         return joined([part for part, _ in read]), errors
 
     def _read(self, requests: Sequence[bytes], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
-        is_usual, keys, ids = self.fast.read(requests, now_ms)
+        is_usual, keys, ids = read_pieces(self.fast, requests, now_ms)
         sent, bodies = [*requests], self.fast.kept(requests)
         rows, entities = self._rows[: len(requests)].copy(), self._plan.entity_count
         errors: dict[int, InvalidEvent] = {}
@@ -118,7 +119,9 @@ def as_a_scorer_reads(
 ) -> tuple[payments.CheckedPayments, dict[int, InvalidEvent]]:
     """Returns the same as `StepDecoder.read`, read by the compiled loop alone."""
     bodies, errors = [*requests], dict[int, InvalidEvent]()
-    for index in (index for index, usual in enumerate(decoder.fast.read(requests, now_ms).is_usual) if not usual):
+    for index in (
+        index for index, usual in enumerate(read_pieces(decoder.fast, requests, now_ms).is_usual) if not usual
+    ):
         try:
             bodies[index] = decoder.checked(requests[index], now_ms)
         except InvalidEvent as error:
@@ -126,6 +129,21 @@ def as_a_scorer_reads(
     right = [body for index, body in enumerate(bodies) if index not in errors]
     decoder.read_right(right)
     return decoder.payments_read(right), errors
+
+
+def read_pieces(fast: FastRequests, bodies: Sequence[bytes], now_ms: int) -> Pieces:
+    """Read at most ROWS_MAX bodies with the compiled loop, and fill the rows of the usual ones."""
+    count = len(bodies)
+    if fast.put(bodies) < 0:
+        return Pieces(bytes(count), [b""] * (count * fast._entities), [b""] * count)
+    fast.set_time(now_ms)
+    loop.read_bodies(fast.frame_at, count)
+    return fast.pieces(count)
+
+
+def kept_of(body: bytes) -> bytes:
+    """Returns the part of canonical bytes that the outbox keeps: the fields that every payment has."""
+    return canonical(ScoreRequest.FromString(body))
 
 
 def joined(parts: Sequence[CheckedPayments]) -> CheckedPayments:

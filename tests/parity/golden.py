@@ -33,6 +33,7 @@ from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.fast_intake import FastIntake
+from tests.oracles.step_decoder import read_pieces
 from tests.oracles.step_records import RequestTexts, write
 from tests.parity.features_worlds import DECLARED, every_word
 from tests.unit.features.kernel.profiles import USUAL, Change, apply_groups, label, payment, row, vectors
@@ -182,7 +183,8 @@ def _requests(engine: FeatureEngine) -> list[object]:
     # A request that is cut short, a repeated field, an unknown tag, and a number of ten bytes.
     bodies += [bodies[0][:-3], bodies[0] + bodies[0], bodies[0] + b"\x78\x01", b"\x10" + b"\xff" * 9 + b"\x01", b""]
     rows = np.zeros((ROWS_MAX, len(row(0))), dtype=np.int64)
-    pieces = FastRequests(engine.plan, RATES, RequestLimits(), rows).read(bodies, NOW_MS)
+    fast = FastRequests(engine.plan, RATES, RequestLimits(), rows)
+    pieces = read_pieces(fast, bodies, NOW_MS)
     usual = [place for place, is_usual in enumerate(pieces.is_usual) if is_usual]
     return [
         pieces.is_usual.hex(),

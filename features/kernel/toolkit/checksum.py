@@ -17,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.layout import U8
-from paywarden.features.kernel.toolkit.intrinsics import load_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.words import load_word
 
 # Odd numbers with well mixed bits: the 64-bit primes of xxHash (Collet 2012).
 _PRIME_1 = 0x9E3779B185EBCA87

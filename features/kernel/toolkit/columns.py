@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.layout import I64, U8
-from paywarden.features.kernel.toolkit.intrinsics import leading_zeros, load_word, store_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.words import load_word, store_word
 
 # With at least this many rows, a vectorised loop for widths 1 and 2 is worth its start-up cost.
 _VECTOR_ROWS = 8
@@ -72,7 +72,10 @@ def write_column(numbers: I64, at: int, rows: int, out: U8, widths: int, column:
     bits = np.int64(0)
     for row in range(rows):
         bits |= values[row]
-    width = (71 - leading_zeros(bits)) >> 3
+    width, left = 0, np.uint64(bits)
+    while left != 0:
+        left >>= np.uint64(8)
+        width += 1
     if column & 1:
         out[widths + (column >> 1)] |= width << 4
     else:

@@ -1,6 +1,11 @@
-"""Processor instructions that numba does not offer, made with LLVM. Only compiled code can call them.
+"""Instructions of the processor that plain numba cannot express, each a few lines for LLVM. For compiled code only.
 
-For example, `load_word(data, 3)` reads data[3:11] as one little-endian int64 with a single instruction.
+    word_at, put_word_at, pointer    memory at an address: the frames of toolkit/frame.py, and files that are mapped
+    load_atomic, store_atomic, swap_atomic, fence    tables that several processes read and write at the same time
+    prefetch_element    several cache misses at the same time, instead of one after the other
+    call_c    a C function at an address: the bundle's native model, xxHash, the clock
+
+docs/decisions/compiled-instructions.md has the reasons and what each saves. No other file makes instructions.
 """
 
 from __future__ import annotations
@@ -25,60 +30,6 @@ def _fetch_line(builder: Any, place: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [_I8.as_pointer()], kind)
     builder.call(function, [place, *[ir.Constant(_I32, number) for number in (0, 3, 1)]])
-
-
-@intrinsic
-def _load_word(typing_context: Any, data: Any, position: Any) -> Any:  # noqa: ARG001
-    """Read eight bytes at any position as an int64. numba has no unaligned load, and eight loads take far longer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
-        return builder.load(place, align=1)
-
-    return types.int64(data, types.int64), generate
-
-
-@intrinsic
-def _store_word(typing_context: Any, data: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
-    """Write the eight bytes of an int64 at any position."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
-        builder.store(arguments[2], place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(data, types.int64, types.int64), generate
-
-
-@intrinsic
-def _not_negative(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """Returns the same number, and promises that it is not negative. Indexing with it needs no check of its sign."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        builder.assume(builder.icmp_signed(">=", arguments[0], ir.Constant(_I64, 0)))
-        return arguments[0]
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _leading_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """Returns how many of an int64's 64 bits are 0 before the first 1."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _bit_count(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """Returns how many of an int64's 64 bits are 1."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.int64), generate
 
 
 @intrinsic
@@ -191,11 +142,6 @@ def _call_c(
 
 
 # Compiled code calls these without the typing context, which a type checker cannot know.
-load_word: Any = _load_word
-store_word: Any = _store_word
-not_negative: Any = _not_negative
-leading_zeros: Any = _leading_zeros
-bit_count: Any = _bit_count
 word_at: Any = _word_at
 put_word_at: Any = _put_word_at
 pointer: Any = _pointer

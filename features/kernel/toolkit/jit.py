@@ -53,7 +53,7 @@ def _made(function: _Function, **options: Any) -> _Function:
 def _for_any_value(template_of: Callable[..., Any]) -> Callable[..., Any]:
     """Make compiled callers that give a constant call the code for any value.
 
-    numba would compile the function once more for each constant: `read_columns` nine times more, SHA-256's shift ten
-    times. An inlined function sees the constant all the same, as soon as it is part of its caller.
+    numba would compile the function once more for each constant: `read_columns` nine times more. An inlined function
+    sees the constant all the same, as soon as it is part of its caller.
     """
     return lambda args, kws: template_of([*map(unliteral, args)], {name: unliteral(kws[name]) for name in kws})

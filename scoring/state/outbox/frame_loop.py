@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from paywarden.features.kernel.layout import I64, U8
 from paywarden.features.kernel.toolkit.crc import crc32_of_record
-from paywarden.features.kernel.toolkit.intrinsics import load_word
 from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.words import load_word
 
 # The size of a record's head (files.RECORD): its payload's size and CRC-32.
 HEAD_BYTES = 8

@@ -17,7 +17,7 @@ import pytest
 
 from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from tests.patience import PATIENCE_S
 from tests.services.clients.grpc_clients import go_client, java_client
@@ -36,9 +36,9 @@ SERVICES = {
 }
 
 
-@pytest.fixture(params=LIBRARIES, scope="module")
-def served(request: pytest.FixtureRequest) -> Iterator[GrpcServed]:
-    with GrpcServed(GrpcSettings(library=str(request.param))) as one:
+@pytest.fixture(scope="module")
+def served() -> Iterator[GrpcServed]:
+    with GrpcServed(GrpcSettings()) as one:
         yield one
 
 
@@ -118,13 +118,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return chain, key
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_python_client_uses_tls_and_a_client_without_h2_is_cut(
-    library: str, certificate: tuple[Path, Path]
-) -> None:
+def test_the_python_client_uses_tls_and_a_client_without_h2_is_cut(certificate: tuple[Path, Path]) -> None:
     chain, key = certificate
     tls = Tls(TlsSettings(certificate=str(chain), key=str(key)))
-    with GrpcServed(GrpcSettings(library=library), tls=tls) as served:
+    with GrpcServed(GrpcSettings(), tls=tls) as served:
         credentials = grpc.ssl_channel_credentials(chain.read_bytes())
         with grpc.secure_channel(f"localhost:{served.port}", credentials) as channel:
             assert score_stub(channel)(payment("t"), timeout=PATIENCE_S).payment_id == "t"
@@ -143,17 +140,17 @@ def read_or_reset(connection: socket.socket) -> bytes:
         return b""
 
 
-def hand_over(library: str, calls: Callable[[str, threading.Event], None]) -> int:
+def hand_over(calls: Callable[[str, threading.Event], None]) -> int:
     """Make calls while their server stops and another takes the port. Returns how many servers took some.
 
     The event is set when the other server has taken some. `calls` may go on for longer.
     """
     both = threading.Event()
-    first = GrpcServed(GrpcSettings(library=library), shared_port=0)
+    first = GrpcServed(GrpcSettings(), shared_port=0)
     thread = threading.Thread(target=calls, args=(first.target, both))
     thread.start()
     wait_until(lambda: bool(first.scorer.chunks), "the first server gets calls")
-    with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
+    with GrpcServed(GrpcSettings(), shared_port=first.port) as second:
         first.begin_stop()
         first.join()
         wait_until(lambda: bool(second.scorer.chunks) or not thread.is_alive(), "the second server gets calls")
@@ -162,8 +159,7 @@ def hand_over(library: str, calls: Callable[[str, threading.Event], None]) -> in
         return bool(first.scorer.chunks) + bool(second.scorer.chunks)
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_a_graceful_stop_fails_no_call_of_the_python_client(library: str) -> None:
+def test_a_graceful_stop_fails_no_call_of_the_python_client() -> None:
     failures: list[str] = []
 
     def calls(target: str, both: threading.Event) -> None:
@@ -173,7 +169,7 @@ def test_a_graceful_stop_fails_no_call_of_the_python_client(library: str) -> Non
                 futures = [score.future(payment(f"h{number}")) for number in range(16)]
                 failures.extend(str(f.exception()) for f in futures if f.exception() is not None)
 
-    assert hand_over(library, calls) == 2
+    assert hand_over(calls) == 2
     assert failures == []
 
 
@@ -204,10 +200,9 @@ def test_the_go_client_passes_all_its_checks(served: GrpcServed, go: str) -> Non
     }
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_a_graceful_stop_fails_no_call_of_the_go_client(library: str, go: str) -> None:
+def test_a_graceful_stop_fails_no_call_of_the_go_client(go: str) -> None:
     printed: list[str] = []
-    assert hand_over(library, lambda target, _: printed.append(run_client(go, "steady", target))) == 2
+    assert hand_over(lambda target, _: printed.append(run_client(go, "steady", target))) == 2
     found = json.loads(printed[0])
     assert found["failed"] == 0
     assert found["ok"] > 100

@@ -28,6 +28,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, writer
+from tests.oracles.claims import claim_all
 from tests.worlds.endpoint.http_world import NOW_MS, Client, Reply, post_protobuf, serving
 from tests.worlds.endpoint.payments import euro_intake, payments_of
 from tests.worlds.small import small_world
@@ -147,14 +148,14 @@ def test_a_wrong_payment_refuses_its_batch_and_nothing_of_it_is_decided(world: W
 
 
 def test_a_batch_with_a_payment_that_another_worker_decides_waits_whole(world: World) -> None:
-    (slot,) = world.other.claim(payments_of([request("b70")], euro_intake(), NOW_MS))
+    (slot,) = claim_all(world.other, payments_of([request("b70")], euro_intake(), NOW_MS))
     assert isinstance(slot, int)
     results = world.score([request("before"), *numbered(130), request("after")], [range(1, 131)])
     assert results[71] is IN_PROGRESS
     assert set(results[1:71] + results[72:131]) == {NOT_DECIDED}
     assert set(world.recorded()) == {"before", "after"}
     # The other worker may decide every payment of the batch meanwhile.
-    claims = world.other.claim(payments_of(numbered(70), euro_intake(), NOW_MS))
+    claims = claim_all(world.other, payments_of(numbered(70), euro_intake(), NOW_MS))
     assert all(isinstance(claim, int) for claim in claims)
     world.other.release([slot, *(claim for claim in claims if isinstance(claim, int))])
     assert codes(world.score(numbered(130), [range(130)])) == ["decided"] * 130
@@ -193,7 +194,7 @@ def test_whatever_conflicts_a_batch_is_recorded_whole_or_not_at_all(
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=8))
     ids = st.sampled_from("abcdefgh")
     requests = [request(data.draw(ids), amount_minor=data.draw(st.integers(1, 2))) for _ in range(sum(sizes))]
-    held = world.other.claim(payments_of([request(data.draw(ids))], euro_intake(), NOW_MS))
+    held = claim_all(world.other, payments_of([request(data.draw(ids))], euro_intake(), NOW_MS))
     batches, place = [], 0
     for size in sizes:
         if size > 1 or data.draw(st.booleans()):

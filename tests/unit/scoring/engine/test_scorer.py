@@ -41,6 +41,7 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
+from tests.oracles.claims import claim_all
 from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint import payments
 from tests.worlds.endpoint.requests import requests_of
@@ -859,7 +860,7 @@ def test_a_decision_that_could_not_be_synced_is_the_answer_when_it_is_asked_for_
     position = outbox.position
     answer = answered(scorer, STRANGER)
     assert outbox.position == position
-    (entry,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS))
+    (entry,) = claim_all(other, payments.payments_of([STRANGER], default_intake(), NOW_MS))
     assert isinstance(entry, OutboxEntry)
     assert entry.response == answer
 
@@ -870,7 +871,7 @@ def test_another_worker_may_decide_a_payment_that_the_outbox_refused(
     outbox, scorer, other = remembering
     outbox.fails = True
     assert score_many(scorer, [STRANGER]) == [Refusal("unavailable", "the outbox is full")]
-    (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS))
+    (slot,) = claim_all(other, payments.payments_of([STRANGER], default_intake(), NOW_MS))
     assert isinstance(slot, int)
     outbox.fails = False
     assert score_many(scorer, [STRANGER])[0] is IN_PROGRESS

@@ -16,10 +16,9 @@ from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.grpc import connection
-from paywarden.scoring.grpc.front import GrpcServer
-from paywarden.scoring.grpc.http2 import Http2Session, Receiver
+from paywarden.scoring.grpc.http2 import Http2Session
 from paywarden.scoring.grpc.messages import frame
-from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.net import connections
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.patience import PATIENCE_S
@@ -43,14 +42,9 @@ REFLECTION = b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 PAYMENT = payment().SerializeToString()
 
 
-@pytest.fixture(params=LIBRARIES, scope="module")
-def library(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def shared(library: str) -> Iterator[GrpcServed]:
-    with GrpcServed(GrpcSettings(library=library)) as served:
+def shared() -> Iterator[GrpcServed]:
+    with GrpcServed(GrpcSettings()) as served:
         yield served
 
 
@@ -225,9 +219,9 @@ def test_bytes_of_incomplete_requests_are_counted_and_released(client: RawClient
     wait_until(lambda: served.server.arriving_bytes == 0, "none is held")
 
 
-def test_parts_of_requests_are_limited_over_all_connections(library: str) -> None:
+def test_parts_of_requests_are_limited_over_all_connections() -> None:
     with (
-        GrpcServed(GrpcSettings(library=library, arriving_bytes_max=1000)) as served,
+        GrpcServed(GrpcSettings(arriving_bytes_max=1000)) as served,
         RawClient(served) as one,
         RawClient(served) as two,
     ):
@@ -296,8 +290,8 @@ def test_the_callers_deadline_counts_from_the_head_of_the_call(client: RawClient
 
 
 @pytest.mark.parametrize("timeout", [b"1H", b"99999999S"])
-def test_our_own_deadline_holds_where_the_callers_is_later(library: str, timeout: bytes) -> None:
-    with GrpcServed(GrpcSettings(library=library), admission=AdmissionSettings(deadline_ms=30)) as served:
+def test_our_own_deadline_holds_where_the_callers_is_later(timeout: bytes) -> None:
+    with GrpcServed(GrpcSettings(), admission=AdmissionSettings(deadline_ms=30)) as served:
         held = threading.Event()
         with RawClient(served) as client:
             client.ask(PAYMENT)
@@ -338,11 +332,9 @@ def test_calls_of_a_connection_that_is_gone_are_not_scored(served: GrpcServed, c
     wait_until(lambda: served.counted("Score", "cancelled") == counted + 1, "the call is given up")
 
 
-def test_scoring_and_reflection_need_a_token_but_health_does_not(library: str) -> None:
+def test_scoring_and_reflection_need_a_token_but_health_does_not() -> None:
     with (
-        GrpcServed(
-            GrpcSettings(library=library), caller_of=lambda value: b"good" if value == b"Bearer good" else None
-        ) as served,
+        GrpcServed(GrpcSettings(), caller_of=lambda value: b"good" if value == b"Bearer good" else None) as served,
         RawClient(served) as client,
     ):
         for headers in (call_headers(), [*call_headers(), (b"authorization", b"Bearer bad")], call_headers(REFLECTION)):
@@ -401,8 +393,8 @@ def test_a_watch_tells_every_change(client: RawClient, served: GrpcServed) -> No
     assert client.ask(PAYMENT).status == 0
 
 
-def test_a_watch_gets_the_last_status_and_ends_with_ok(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library)) as served, RawClient(served) as client:
+def test_a_watch_gets_the_last_status_and_ends_with_ok() -> None:
+    with GrpcServed(GrpcSettings()) as served, RawClient(served) as client:
         stream_id = client.call(b"", call_headers(HEALTH_WATCH))
         client.push()
         client.wait(lambda: statuses(client.answers[stream_id].data) == [1])
@@ -462,9 +454,9 @@ def test_reflection_answers_each_question_in_order(client: RawClient, version: b
     assert answer.status == 0
 
 
-def test_answers_wait_for_the_callers_window_and_come_when_it_opens(library: str) -> None:
+def test_answers_wait_for_the_callers_window_and_come_when_it_opens() -> None:
     with (
-        GrpcServed(GrpcSettings(library=library)) as served,
+        GrpcServed(GrpcSettings()) as served,
         RawClient(served, settings={4: 10}) as client,
     ):
         client.wait(lambda: client.read_count > 0)
@@ -479,9 +471,9 @@ def test_answers_wait_for_the_callers_window_and_come_when_it_opens(library: str
         assert response_of(client.answer(stream_id)).payment_id == "p1"
 
 
-def test_a_window_that_stays_shut_ends_the_connection_in_time(library: str) -> None:
+def test_a_window_that_stays_shut_ends_the_connection_in_time() -> None:
     with (
-        GrpcServed(GrpcSettings(library=library, write_timeout_ms=200)) as served,
+        GrpcServed(GrpcSettings(write_timeout_ms=200)) as served,
         RawClient(served, settings={4: 0}) as client,
     ):
         client.call(PAYMENT)
@@ -490,9 +482,9 @@ def test_a_window_that_stays_shut_ends_the_connection_in_time(library: str) -> N
         assert client.goaways[-1][1:] == (0xB, b"answers are not read")
 
 
-def test_more_calls_are_refused_while_answers_wait_for_the_window(library: str) -> None:
+def test_more_calls_are_refused_while_answers_wait_for_the_window() -> None:
     with (
-        GrpcServed(GrpcSettings(library=library, unread_bytes_max=100)) as served,
+        GrpcServed(GrpcSettings(unread_bytes_max=100)) as served,
         RawClient(served, settings={4: 0}) as client,
     ):
         streams = [client.call(PAYMENT) for _ in range(20)]
@@ -502,8 +494,8 @@ def test_more_calls_are_refused_while_answers_wait_for_the_window(library: str) 
         assert (late.status, late.message) == (8, b"answers are not read")
 
 
-def test_a_caller_who_does_not_read_is_not_read_from_and_ends_in_time(library: str) -> None:
-    settings = GrpcSettings(library=library, write_timeout_ms=300, idle_frames_burst=10**9)
+def test_a_caller_who_does_not_read_is_not_read_from_and_ends_in_time() -> None:
+    settings = GrpcSettings(write_timeout_ms=300, idle_frames_burst=10**9)
     with GrpcServed(settings) as served, RawClient(served) as client:
         client.wait(lambda: client.read_count > 0)
         pings = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
@@ -527,8 +519,8 @@ def stop_with_calls(served: GrpcServed, client: RawClient, count: int) -> list[A
     return [client.answer(stream_id) for stream_id in streams]
 
 
-def test_a_stop_answers_what_is_in_flight_then_closes(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library)) as served:
+def test_a_stop_answers_what_is_in_flight_then_closes() -> None:
+    with GrpcServed(GrpcSettings()) as served:
         with RawClient(served) as client:
             answers = stop_with_calls(served, client, 3)
             client.wait_closed()
@@ -537,8 +529,8 @@ def test_a_stop_answers_what_is_in_flight_then_closes(library: str) -> None:
         served.join()
 
 
-def test_a_call_that_crosses_the_notice_of_a_stop_is_answered(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library)) as served:
+def test_a_call_that_crosses_the_notice_of_a_stop_is_answered() -> None:
+    with GrpcServed(GrpcSettings()) as served:
         with RawClient(served) as client:
             client.ask(PAYMENT)
             served.begin_stop()
@@ -550,8 +542,8 @@ def test_a_call_that_crosses_the_notice_of_a_stop_is_answered(library: str) -> N
         served.join()
 
 
-def test_a_stop_does_not_wait_for_ever(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, stop_timeout_ms=300)) as served:
+def test_a_stop_does_not_wait_for_ever() -> None:
+    with GrpcServed(GrpcSettings(stop_timeout_ms=300)) as served:
         with RawClient(served) as client:
             client.open()
             client.push()
@@ -560,8 +552,8 @@ def test_a_stop_does_not_wait_for_ever(library: str) -> None:
         served.join()
 
 
-def test_a_delayed_stop_reports_not_serving_and_still_answers_calls(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, drain_delay_ms=3_000)) as served, RawClient(served) as client:
+def test_a_delayed_stop_reports_not_serving_and_still_answers_calls() -> None:
+    with GrpcServed(GrpcSettings(drain_delay_ms=3_000)) as served, RawClient(served) as client:
         client.ask(PAYMENT)
         served.begin_stop()
         wait_until(lambda: statuses(health(client).data) == [2], "health says so", every_s=0.01)
@@ -578,8 +570,8 @@ def test_pings_are_answered_also_beside_calls(client: RawClient) -> None:
     assert client.answer(stream_id).status == 0
 
 
-def test_connections_are_limited_and_one_too_many_is_refused(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, connections_max=1)) as served, RawClient(served) as first:
+def test_connections_are_limited_and_one_too_many_is_refused() -> None:
+    with GrpcServed(GrpcSettings(connections_max=1)) as served, RawClient(served) as first:
         first.ask(PAYMENT)
         with RawClient(served) as second:
             second.wait_closed()
@@ -594,9 +586,9 @@ QUICK: dict[str, Callable[[RawClient], object]] = {
 
 
 @pytest.mark.parametrize("what", QUICK)
-def test_a_connection_that_never_speaks_http2_ends_in_time(library: str, what: str) -> None:
+def test_a_connection_that_never_speaks_http2_ends_in_time(what: str) -> None:
     with (
-        GrpcServed(GrpcSettings(library=library, request_timeout_ms=200)) as served,
+        GrpcServed(GrpcSettings(request_timeout_ms=200)) as served,
         RawClient(served, greets=False) as client,
     ):
         QUICK[what](client)
@@ -605,9 +597,9 @@ def test_a_connection_that_never_speaks_http2_ends_in_time(library: str, what: s
             pass
 
 
-def test_a_request_that_arrives_too_slowly_is_refused_alone(library: str) -> None:
+def test_a_request_that_arrives_too_slowly_is_refused_alone() -> None:
     with (
-        GrpcServed(GrpcSettings(library=library, request_timeout_ms=300)) as served,
+        GrpcServed(GrpcSettings(request_timeout_ms=300)) as served,
         RawClient(served) as client,
     ):
         stream_id = client.open()
@@ -618,16 +610,16 @@ def test_a_request_that_arrives_too_slowly_is_refused_alone(library: str) -> Non
         assert client.ask(PAYMENT).status == 0
 
 
-def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, idle_timeout_ms=200)) as served:
+def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one() -> None:
+    with GrpcServed(GrpcSettings(idle_timeout_ms=200)) as served:
         for _ in range(2):
             with FrameClient(served) as client:
                 client.wait_for(GOAWAY)
             wait_until(lambda: served.server._sweeper is None, "no timer is left")
 
 
-def test_an_idle_connection_is_closed_without_hurting_a_call(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, idle_timeout_ms=200)) as served, FrameClient(served) as client:
+def test_an_idle_connection_is_closed_without_hurting_a_call() -> None:
+    with GrpcServed(GrpcSettings(idle_timeout_ms=200)) as served, FrameClient(served) as client:
         client.send(client.call_frames(1, frame(PAYMENT)))
         client.wait_for(GOAWAY)
         assert client.goaways() == [(2**31 - 1, 0)]
@@ -638,8 +630,8 @@ def test_an_idle_connection_is_closed_without_hurting_a_call(library: str) -> No
         assert served.scorer.scored == ["p1", "p1"]
 
 
-def test_an_idle_connection_whose_caller_is_gone_is_cut(library: str) -> None:
-    settings = GrpcSettings(library=library, idle_timeout_ms=1_000, stop_timeout_ms=200, linger_ms=200)
+def test_an_idle_connection_whose_caller_is_gone_is_cut() -> None:
+    settings = GrpcSettings(idle_timeout_ms=1_000, stop_timeout_ms=200, linger_ms=200)
     with GrpcServed(settings) as served, RawClient(served) as client:
         client.ask(PAYMENT)
         client.socket.settimeout(PATIENCE_S)
@@ -647,8 +639,8 @@ def test_an_idle_connection_whose_caller_is_gone_is_cut(library: str) -> None:
             pass
 
 
-def test_a_silent_watcher_gets_a_ping(library: str) -> None:
-    settings = GrpcSettings(library=library, keepalive_ms=150, keepalive_timeout_ms=3_000)
+def test_a_silent_watcher_gets_a_ping() -> None:
+    settings = GrpcSettings(keepalive_ms=150, keepalive_timeout_ms=3_000)
     with GrpcServed(settings) as served, RawClient(served) as there, RawClient(served) as gone:
         for client in (there, gone):
             client.call(b"", call_headers(HEALTH_WATCH))
@@ -666,15 +658,13 @@ def test_a_silent_watcher_gets_a_ping(library: str) -> None:
         assert not there.closed
 
 
-@pytest.mark.parametrize(("name", "value"), [("library", "nghttp3"), ("streams_max", 0), ("linger_ms", -1)])
+@pytest.mark.parametrize(("name", "value"), [("streams_max", 0), ("linger_ms", -1)])
 def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | int) -> None:
     with pytest.raises(Misconfigured, match=f"grpc. {name}"):
         GrpcSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
-    library: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusal_budget, "HOLD_S", (2.0, 2.0))
     monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 2.0)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
@@ -683,7 +673,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
     monkeypatch.setattr(QueueLimit, "note_begun", lambda *_: None)
     admission = replace(PATIENT, queue_payments_max=1)
     with (
-        GrpcServed(GrpcSettings(library=library), admission=admission) as served,
+        GrpcServed(GrpcSettings(), admission=admission) as served,
         RawClient(served) as hasty,
         RawClient(served) as patient,
     ):
@@ -703,30 +693,23 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(
 def pieces_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how many bytes sessions receive at once from now on."""
     pieces: list[int] = []
-    open_session = GrpcServer.open_session
+    receive = Http2Session.receive
 
-    def opened(server: GrpcServer, receiver: Receiver) -> Http2Session:
-        session = open_session(server, receiver)
-        receive = session.receive
+    def note(session: Http2Session, data: bytes) -> None:
+        pieces.append(len(data))
+        receive(session, data)
 
-        def note(data: bytes) -> None:
-            pieces.append(len(data))
-            receive(data)
-
-        session.receive = note  # type: ignore[method-assign]
-        return session
-
-    monkeypatch.setattr(GrpcServer, "open_session", opened)
+    monkeypatch.setattr(Http2Session, "receive", note)
     return pieces
 
 
-def test_every_call_of_a_large_read_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_of_a_large_read_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large read is taken piece by piece, wherever that cuts a frame: others come in between."""
     pieces = pieces_read(monkeypatch)
     monkeypatch.setattr(connection, "_READ_BYTES", 50)
     admission = replace(PATIENT, caller_payments_per_second=20)
     with (
-        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
+        GrpcServed(GrpcSettings(), admission=admission, caller_of=lambda value: value) as served,
         RawClient(served) as quiet,
         RawClient(served) as noisy,
     ):

@@ -26,6 +26,7 @@ from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings, worker_name
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from tests.oracles.claims import claim_all, place_all
 from tests.unit.scoring.state.outboxes import append_all, starts
 
 # Payments that are repeated until other payments replace them.
@@ -90,7 +91,7 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
         requests = [ScoreRequest(payment_id=i, card_id="c", merchant_id="m", currency="EUR") for i in ids]
         bodies = [request.SerializeToString() for request in requests]
         asked = CheckedPayments(bodies, [i.encode() for i in ids], [], np.zeros((len(ids), 0), dtype=np.int64))
-        claims = table.claim(asked)
+        claims = claim_all(table, asked)
         won: list[tuple[int, OutboxEntry]] = []
         answers: list[OutboxEntry] = []
         for request, claim in zip(requests, claims, strict=True):
@@ -103,7 +104,7 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
                 won.append((claim, OutboxEntry(request=request, response=response)))
         if won:
             slots, payloads = [slot for slot, _ in won], [entry.SerializeToString() for _, entry in won]
-            table.place(slots, starts(outbox, payloads))
+            place_all(table, slots, starts(outbox, payloads))
             append_all(outbox, payloads)
             table.settle(slots)
             answers += [entry for _, entry in won]

@@ -32,6 +32,7 @@ from paywarden.scoring.idempotency.decision_cache import (
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
+from tests.oracles.claims import claim_all, place_all
 from tests.unit.scoring.state.outboxes import append_all, starts
 
 # Milliseconds since the boot, and far from its beginning.
@@ -73,7 +74,7 @@ class Worker:
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> list[Claim]:
         self.now_ms = now_ms
-        return [*self.answered.claim(asked(requests, caller))]
+        return [*claim_all(self.answered, asked(requests, caller))]
 
     def decide(self, request: ScoreRequest, slot: int, caller: str = "") -> str:
         """Place, append and settle one payment that was won. Returns the decision's id."""
@@ -88,7 +89,7 @@ class Worker:
         return entry_of(request, f"d{Worker.made}", caller)
 
     def place(self, slot: int, entry: OutboxEntry) -> None:
-        self.answered.place((slot,), starts(self.outbox, [entry.SerializeToString()]))
+        place_all(self.answered, (slot,), starts(self.outbox, [entry.SerializeToString()]))
 
     def ask(self, request: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> str | Claim:
         """Returns what a caller gets: the decision's id, or the conflict."""
@@ -194,7 +195,7 @@ def test_a_chunk_tells_callers_apart_even_if_their_hashes_are_one(host: Host, mo
     worker = host.start(0)
     both = asked([payment("p"), payment("p")])
     both.callers = [b"checkout", b"wallet"]
-    slot, other = worker.answered.claim(both)
+    slot, other = claim_all(worker.answered, both)
     assert isinstance(slot, int)
     assert other == UNREMEMBERED
     worker.decide(payment("p"), slot, "checkout")
@@ -497,7 +498,7 @@ class Crashes(RuleBasedStateMachine):
         slots, payloads = [slot for _, _, slot in doing], [entry.SerializeToString() for _, entry, _ in doing]
         following = {"claimed": "placed", "placed": "appended", "appended": ""}[step]
         if step == "claimed" and not fails:
-            worker.answered.place(slots, starts(worker.outbox, payloads))
+            place_all(worker.answered, slots, starts(worker.outbox, payloads))
         elif step == "placed" and not fails:
             append_all(worker.outbox, payloads)
         elif step == "appended":

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics import shared_metrics
-from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, count_reader, render
+from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
 
@@ -53,21 +53,6 @@ def test_the_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
     assert shown["size_count", ()] == 2
     for worker in workers:
         worker.close()
-
-
-def test_another_process_reads_one_count_as_it_goes_up(tmp_path: Path) -> None:
-    registry = MetricsRegistry()
-    registry.histogram("size", "Sizes.", bounds=(1, 2)).observe(2)
-    turns = registry.counter("turns_total", "Turns.")
-    registry.counter("things_total", "Things.", ("kind",), ("a",)).add(7)
-    registry.open(tmp_path, "w0")
-    read = count_reader(tmp_path, "w0", "turns_total")
-    for count in range(3):
-        assert read() == count
-        turns.add(1)
-    with pytest.raises(KeyError):
-        count_reader(tmp_path, "w0", "things_total")
-    registry.close()
 
 
 def test_buckets_are_cumulative_and_include_values_equal_to_their_bound(tmp_path: Path) -> None:

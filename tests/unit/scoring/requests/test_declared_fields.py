@@ -26,7 +26,7 @@ from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
-from tests.oracles.step_decoder import StepDecoder
+from tests.oracles.step_decoder import StepDecoder, read_pieces
 from tests.unit.scoring.requests.test_decoder import check_as_a_scorer_reads
 from tests.worlds.stream.declarations import declarations
 
@@ -288,7 +288,7 @@ def test_a_request_with_every_kind_of_field_is_read_by_the_compiled_loop() -> No
     for address in (None, "2001:db8::1"):
         own = {} if address is None else dict.fromkeys(("login_address", "ip"), address)
         body = decoder.schema.message(**{**BASE, **VALUES, **own}).SerializeToString()
-        assert decoder.fast.read([body], NOW_MS).is_usual == b"\1"
+        assert read_pieces(decoder.fast, [body], NOW_MS).is_usual == b"\1"
         check([body], EVERYTHING)
 
 
@@ -305,7 +305,7 @@ def test_a_request_with_every_kind_of_field_is_read_by_the_compiled_loop() -> No
 def test_an_unusual_value_is_left_to_the_slow_way(name: str, value: Any) -> None:
     decoder = StepDecoder(EVERYTHING, RATES, LIMITS)
     body = decoder.schema.message(**{**BASE, **VALUES, name: value}).SerializeToString()
-    assert decoder.fast.read([body], NOW_MS).is_usual == b"\0"
+    assert read_pieces(decoder.fast, [body], NOW_MS).is_usual == b"\0"
     check([body], EVERYTHING)
 
 

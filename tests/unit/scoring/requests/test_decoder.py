@@ -24,7 +24,7 @@ from paywarden.scoring.requests.fast_requests import ROWS_MAX
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
-from tests.oracles.step_decoder import StepDecoder, as_a_scorer_reads
+from tests.oracles.step_decoder import StepDecoder, as_a_scorer_reads, read_pieces
 from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies, varint
 
 NOW_MS = 1_700_000_000_000
@@ -235,7 +235,7 @@ def test_a_length_of_more_bytes_than_it_needs_is_left_to_protobuf(size: int) -> 
     rest.CopyFrom(RIGHT)
     rest.payment_id = ""
     body = b"\x0a" + varint(1, size) + b"p" + rest.SerializeToString()
-    assert StepDecoder(PLANS[0], RATES, LIMITS).fast.read([body], NOW_MS).is_usual == b"\0"
+    assert read_pieces(StepDecoder(PLANS[0], RATES, LIMITS).fast, [body], NOW_MS).is_usual == b"\0"
     payments, wrong = StepDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
     assert (list(payments.bodies), len(wrong)) == (([RIGHT.SerializeToString()], 0) if size <= 5 else ([], 1))
 
@@ -275,7 +275,7 @@ def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> N
 def test_usual_requests_are_read_by_the_compiled_loop(sent: ScoreRequest) -> None:
     """Otherwise the test above would compare the slow way with itself."""
     intake = StepDecoder(PLANS[0], RATES, LIMITS)
-    found = intake.fast.read([sent.SerializeToString()], NOW_MS)
+    found = read_pieces(intake.fast, [sent.SerializeToString()], NOW_MS)
     # A text that may be a card number is looked at the slow way.
     numbers = [
         13 <= len(digits) <= 19 and digits.isdecimal()
