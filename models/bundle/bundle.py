@@ -97,11 +97,11 @@ class Manifest:
     score_edges: list[float]
     score_counts: list[int]
     files: dict[str, str]
-    # The fields of a Cascade (models/bundle/cascade.py). Empty without a cascade; old bundles lack the key.
+    # The fields of a Cascade (models/bundle/cascade.py). Empty without a cascade.
     cascade: dict[str, Any] = field(default_factory=dict)
-    # The digest of the key that made identities of texts. Empty: an old bundle, whose features knew no key.
+    # The digest of the key that made identities of texts. An empty one accepts any key.
     identity_digest: str = ""
-    # The findings of the training about its data (models/training/evidence.py). Old bundles lack the key.
+    # The findings of the training about its data (models/training/evidence.py).
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -110,11 +110,7 @@ class Manifest:
         return (LARGE, FIRST) if self.cascade else (LARGE,)
 
     def to_json(self) -> str:
-        content = asdict(self)
-        if not self.evidence:
-            # The digest of an old bundle stays what it was.
-            del content["evidence"]
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @property
     def digest(self) -> str:
@@ -195,8 +191,6 @@ def read_manifest(bundle: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
     hints = get_type_hints(Manifest)
-    content.setdefault("cascade", {})
-    content.setdefault("evidence", {})
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks fields, or has unknown ones: {', '.join(odd)}")

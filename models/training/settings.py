@@ -125,11 +125,6 @@ class TrainingSettings:
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
         }
-        if self.profile_lag == "0":
-            # Models of before there was such a setting keep their names.
-            del stored["profile_lag"]
-        if not self.overlay_hosts:
-            del stored["overlay_hosts"]
         # A list, as JSON gives it back.
         return stored | {"categorical": [*self.categorical], "leave_out": [*self.leave_out]}
 

@@ -1,8 +1,8 @@
-"""Bytes that compiled code makes from fixed input. The next version must write the same bytes as an earlier one.
+"""Bytes that compiled code makes from fixed input. The next version must write the same bytes.
 
     python -m tests.parity.golden        rewrites golden.json: only for a change that is meant to change bytes
 
-The code before the kernel became a package made `golden.json`. The catalogues belong to the tests.
+The catalogues belong to the tests.
 """
 
 from __future__ import annotations

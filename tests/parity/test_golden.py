@@ -1,4 +1,4 @@
-"""Compare today's compiled code with the bytes that an earlier version wrote; see tests/parity/golden.py."""
+"""Compare today's compiled code with the bytes that the last release wrote; see tests/parity/golden.py."""
 
 from __future__ import annotations
 

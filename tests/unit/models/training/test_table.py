@@ -59,6 +59,11 @@ def test_rows_of_stale_profiles_lack_what_came_last() -> None:
     assert counts == {"0": [0, 1, 2], "1s": [0, 0, 2]}
 
 
+def test_a_lag_is_stored_with_the_model() -> None:
+    assert TrainingSettings().of_the_model()["profile_lag"] == "0"
+    assert TrainingSettings(profile_lag="1s").of_the_model()["profile_lag"] == "1s"
+
+
 def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
     """Two payments on day 10 and one on day 11; outcomes are (payment, time ms, label)."""
     times = [day_ms(10) + 5, day_ms(10) + 6, day_ms(11)]

@@ -105,7 +105,7 @@ def test_payments_are_named_unless_a_change_may_hold_others() -> None:
     }
     # The same events again: the first write may have had others behind it that nobody named.
     assert naming.update({0: tagged})[0].named == {}
-    # An earlier worker has sent payments without tags.
+    # A worker that names no payments sends them without tags.
     fresh = Updater(
         store=MemoryStore(), engine=small_world.engine(), routes=ROUTES, changelog=None, names_payments=True
     )
