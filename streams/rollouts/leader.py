@@ -246,7 +246,7 @@ class RolloutLeader:
         if len(kept) < len(decided):
             self._warn(
                 "latency",
-                '%d decisions have no latency and do not count: upgrade serve, or set [rollout] leave_out = ["slow"]',
+                '%d decisions have no latency and do not count: set [rollout] leave_out = ["slow"]',
                 len(decided) - len(kept),
             )
         return kept
@@ -285,7 +285,7 @@ class RolloutLeader:
         elif scores and not latencies:
             raise Misconfigured(
                 "rollout lead: the champion's decisions before the rollout have no latency: "
-                'upgrade serve, or start with [rollout] leave_out = ["slow"]'
+                'start with [rollout] leave_out = ["slow"]'
             )
         return EventBounds.of_champion(np.array(latencies), np.array(scores))
 
@@ -293,8 +293,8 @@ class RolloutLeader:
 def is_by_champion(decision: Mapping[str, Any], rollout: Rollout) -> bool:
     """Returns whether a decision from before a rollout's first cards is its champion's, by the bundle that scored it.
 
-    The champion may have been an arm of an earlier rollout then, or have been promoted a moment ago. Decisions of
-    before release 0.1.0 name no bundle: those of no other rollout count.
+    The champion may have been an arm of an earlier rollout then, or have been promoted a moment ago. A decision that
+    no model scored names no bundle: it counts if it is of no other rollout.
     """
     digest = decision["bundle_digest"]
     if digest:
