@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.idempotency import decision_cache as answers
 from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, key_of
-from paywarden.scoring.requests.decoder import CheckedPayments
+from paywarden.scoring.requests.payments import CheckedPayments
 
 
 def claim_all(cache: DecisionCache, payments: CheckedPayments) -> Sequence[Claim]:

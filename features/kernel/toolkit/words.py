@@ -2,9 +2,13 @@
 
 For example, `load_word(data, 3)` reads data[3:11] as one little-endian int64. The compiler makes one instruction of the
 eight bytes, as of the sum in `bit_count`, because no index here can be negative.
+
+Numbers are of any type, since compiled code passes Python's and NumPy's alike.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -22,16 +26,16 @@ def _byte(data: U8, at: np.uint64, place: int) -> np.uint64:
 
 
 @inlined
-def load_word(data: U8, position: int) -> int:
+def load_word(data: U8, position: Any) -> Any:
     """Read eight bytes at any position as an int64."""
     at = np.uint64(position)
     low = _byte(data, at, 0) | _byte(data, at, 1) | _byte(data, at, 2) | _byte(data, at, 3)
     high = _byte(data, at, 4) | _byte(data, at, 5) | _byte(data, at, 6) | _byte(data, at, 7)
-    return np.int64(low | high)  # type: ignore[return-value]
+    return np.int64(low | high)
 
 
 @inlined
-def store_word(data: U8, position: int, value: int) -> None:
+def store_word(data: U8, position: Any, value: Any) -> None:
     """Write the eight bytes of an int64 at any position."""
     at, word = np.uint64(position), np.uint64(value)
     for place in range(8):
@@ -39,16 +43,16 @@ def store_word(data: U8, position: int, value: int) -> None:
 
 
 @inlined
-def not_negative(value: int) -> int:
+def not_negative(value: Any) -> Any:
     """Returns the same number, which must not be negative. Indexing with it needs no check of its sign."""
     return value & _LARGEST
 
 
 @inlined
-def bit_count(value: int) -> int:
+def bit_count(value: Any) -> Any:
     """Returns how many of an int64's 64 bits are 1."""
     bits = np.uint64(value)
     bits -= (bits >> np.uint64(1)) & _HALVES
     bits = (bits & _PAIRS) + ((bits >> np.uint64(2)) & _PAIRS)
     bits = (bits + (bits >> np.uint64(4))) & _NIBBLES
-    return np.int64((bits * _ALL_BYTES) >> np.uint64(56))  # type: ignore[return-value]
+    return np.int64((bits * _ALL_BYTES) >> np.uint64(56))

@@ -375,7 +375,7 @@ def explore(side: Side, folder: Path) -> None:
 def hold_half_of_the_cards(side: Side, _: Path) -> None:
     shards = CardShards(4, b"a route key of the tests", {"card": 1})
     held = HeldCards(shards, PLAN.entity_keys, PLAN.entity_names)
-    held._held = np.array([True, False, True, False])
+    held._held = [True, False, True, False]
     side.scorer._held_cards = side.scorer._features._held_cards = held
     held.look = lambda mirror: None  # type: ignore[method-assign]  # noqa: ARG005
 
