@@ -22,7 +22,6 @@ from tests.standin.aerospike_server import Fault, StandIn
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with nothing in it."""
     monkeypatch.chdir(tmp_path)
-    stores._tell_former_path.cache_clear()
     return tmp_path
 
 
@@ -41,16 +40,6 @@ def test_a_new_store_lies_outside_the_folder_of_histories(empty_folder: Path) ->
     stores.open_store(Source({}, {})).close()
     assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
     assert not (empty_folder / "data").exists()
-
-
-def test_a_store_at_the_former_default_is_used_and_logged_once(
-    empty_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store_at("data/profiles")
-    assert value_in(Source({}, {})) == value_in(Source({}, {})) == b"data/profiles"
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert 'set [lmdb] path = "data/profiles" to keep it there' in line
-    assert not (empty_folder / ".paywarden").exists()
 
 
 # Metrics and findings of an Aerospike store
