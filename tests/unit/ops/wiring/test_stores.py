@@ -10,7 +10,6 @@ from threading import Event
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.companion import fill_source
 from paywarden.ops.wiring.stream import await_store
@@ -23,17 +22,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with nothing in it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def store_at(path: str) -> None:
-    """A store with one profile, whose value is the path."""
-    with closing(LmdbStore(path, map_size_bytes=1 << 20)) as store:
-        store.write({b"card:1": path.encode()}, ttl_s=0)
-
-
-def value_in(settings: Source) -> bytes | None:
-    with closing(stores.open_live_store(settings, readonly=True)) as store:
-        return store.read([b"card:1"])[0]
 
 
 def test_a_new_store_lies_outside_the_folder_of_histories(empty_folder: Path) -> None:
