@@ -22,7 +22,7 @@ from paywarden.ops.commands.data.init import make_project
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.overlay import OverlaySettings, marks_head, shape_of, table_head
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, marks_head, shape_of, table_head
 from tests.parity.features_worlds import DECLARED, every_word
 
 
