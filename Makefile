@@ -30,7 +30,7 @@ packages = $(PYTHON) ops/deploy/requirements.py $(1) > $@.txt && $(PIP) --requir
 
 # Off by default in a host, and in the tests of many: they would compile it at the same time.
 COMPILE_OVERLAY := from paywarden.features.profiles.engine import FeatureEngine; \
-	from paywarden.scoring.state import overlay; overlay.warm_up(FeatureEngine())
+	from paywarden.scoring.state.overlay import overlay; overlay.warm_up(FeatureEngine())
 
 # What runs beside what: packages come while numba compiles. `make ready` checks meanwhile, too.
 BESIDE := @$(MAKE) --no-print-directory --jobs

@@ -41,7 +41,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
     from paywarden.scoring.state.shards import ShardSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings

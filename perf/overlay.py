@@ -9,9 +9,8 @@ Measured:
   process, one with an overlay, decide in turns; the least of the rounds. The stream lags half a second behind 500
   payments a second, one in 50 of them of a hot merchant. `added_us_p50` is `added_us_1`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
-  companions, and `forget`; every second world has another host that reports its payments over a bad network, and every
-  second pair of worlds keeps folds of all entities with two pending payments. Each vector is compared with an oracle's
-  (tests/worlds/stream/overlay_world.py).
+  companions, and `forget`; in every second world few payments of an entity count, the newest. Each vector is compared
+  with an oracle's (tests/worlds/stream/overlay_world.py).
 Used for: whether the overlay may be on.
 
     python -m perf.overlay [--pairs N] [--steps N] [--payments N] [--json FILE]
@@ -34,14 +33,15 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.vectors import ROWS_MAX
-from paywarden.scoring.state import overlay
-from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay import overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load, running
 from perf.worlds.scoring_host import ScorerInProcess, open_host, scorer_of
 from perf.worlds.scoring_world import World, WorldSize, built_world
-from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
+from tests.worlds.stream.overlay_world import OverlayWorld
 
 # The model takes its time with and without an overlay: a small one is trained in seconds.
 _SIZE = WorldSize(
@@ -62,7 +62,6 @@ _ROUNDS = 9
 _ALL_TRANSACTIONS = 1 << 60
 _CONNECTIONS = 16
 _STEPS_EACH = 2000
-_FOLDED = {"singly_max": 1, "events_max": 300}
 
 
 def main() -> None:
@@ -84,13 +83,10 @@ def _against_oracle(steps: int) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for seed in range(max(1, steps // _STEPS_EACH)):
         with tempfile.TemporaryDirectory(prefix="paywarden-overlay-") as folder:
-            # Every second world hears of another host's payments, and every second pair of worlds keeps folds.
-            kind, kept = TwoHosts if seed % 2 else OverlayWorld, _FOLDED if seed % 4 >= 2 else {}
-            world = kind(Path(folder), seed=seed, **kept)
+            world = OverlayWorld(Path(folder), seed=seed, events_max=64 if seed % 2 else 6)
             world.run(min(steps, _STEPS_EACH))
         counts += Counter(scores=world.scores, folded=world.folded, wrong_bits=world.wrong, unsure=world.unsure)
-        counts["rows_received"] += world.received if isinstance(world, TwoHosts) else 0
-    names = ("scores", "folded", "rows_received", "wrong_bits")
+    names = ("scores", "folded", "wrong_bits")
     return {name: counts[name] for name in names} | {"unsure_share": counts["unsure"] / counts["scores"]}
 
 

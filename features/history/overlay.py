@@ -4,7 +4,7 @@
     lag 1s, 4 hosts      … and each payment since then whose card belongs to the same host
 
 A gateway sends a card to one host by a hash of its number. A card therefore sees all of its own last payments, and a
-merchant the share that its host has answered. scoring/state/overlay.py does the same in serving; a test compares them.
+merchant the share that its host has answered. scoring/state/overlay does the same in serving; a test compares them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HistoryOverlay:
 
     hosts: int = 1
     lifetime_ms: int = 10_000
-    events_max: int = 4096
+    events_max: int = 16
 
     @classmethod
     def read(cls, text: str, *, lifetime_ms: int, events_max: int) -> HistoryOverlay | None:

@@ -1,4 +1,4 @@
-"""Adds one event to a profile, `update`, or many payments at once, `add_payments`.
+"""Adds one event to a profile.
 
 For each table it finds the tile of the event and adds to that tile's measures. For example, a table has a hop of one
 hour and keeps the count and the sum of amounts. A payment of 25.00 at 14:35 arrives:
@@ -54,7 +54,6 @@ from paywarden.features.kernel.plan_schema import (
     COLUMN,
     COLUMN_SIZE,
     ENTITY,
-    HEAD,
     MEMORY,
     TABLE,
     entity_at,
@@ -113,47 +112,6 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         else:
             _add_label(plan, where, words, row, attributes, held, weight)
     return late
-
-
-@compiled()
-def add_payments(plan: I64, entity: int, words: I64, rows: I64, places: I64, count: int) -> None:
-    """Add payments to a profile in one go. The result has the bits of an `update` for each, at a part of its price.
-
-    `places`, shape (at least count, 2): the attributes of payment i stand at rows[places[i, 0]:]. What was in
-    places[:, 1] is overwritten. The order may be any; it is fast if payments of a tile follow each other.
-    """
-    section, width = entity_at(plan, entity), plan[HEAD.row_width]
-    tables, has_memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count] > 0
-    # The newest first: a full memory then drops all others at once.
-    for item in range(count - 1, -1, -1):
-        attributes = rows[places[item, 0] : places[item, 0] + width]
-        words[NEWEST_MS] = max(words[NEWEST_MS], attributes[TIME_MS])
-        _note_payment_time(words, attributes[TIME_MS])
-        if has_memories:
-            _remember_payment(plan, section, words, attributes)
-        places[item, 1] = answers(plan, attributes)
-    for table in range(tables):
-        where, length = table_at(plan, section, table), table_length_at(table)
-        hop_ms = plan[where + TABLE.hop_ms]
-        newest_tile = words[NEWEST_MS] // hop_ms
-        _drop_expired(plan, where, words, length, newest_tile)
-        if plan[where + TABLE.kind] != PAYMENT:
-            continue
-        first = 0
-        while first < count:
-            tile = rows[places[first, 0] + TIME_MS] // hop_ms
-            begin_ms, last = tile * hop_ms, first + 1
-            while last < count and 0 <= rows[places[last, 0] + TIME_MS] - begin_ms < hop_ms:
-                last += 1
-            if tile > newest_tile - plan[where + TABLE.capacity]:
-                row = _row_of_tile(plan, where, words, length, words[length], tile)
-                column = plan[where + TABLE.columns_at]
-                for _ in range(plan[where + TABLE.column_count]):
-                    for item in range(first, last):
-                        attributes = rows[places[item, 0] : places[item, 0] + width]
-                        _add_to_column(plan, where, column, words, row, attributes, places[item, 1])
-                    column += COLUMN_SIZE
-            first = last
 
 
 @inlined

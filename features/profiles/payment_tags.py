@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from xxhash import xxh3_64_digest, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.kernel import layout
@@ -51,11 +51,3 @@ class PaymentTags:
         """Returns the hash of each store key."""
         digest, seed = xxh3_64_intdigest, self._seed
         return [digest(key, seed) >> 1 | 1 if key else 0 for key in keys]
-
-    def digests(self, texts: Sequence[bytes]) -> bytes:
-        """Returns eight bytes for each text, the highest first. A hash or a tag is their number, shifted right by one.
-
-        This is the quick half of `of_all` and `hashes_of_keys`: compiled code does the other half.
-        """
-        digest, seed = xxh3_64_digest, self._seed
-        return b"".join([digest(text, seed) for text in texts])

@@ -160,20 +160,6 @@ _DECISIONS = DashboardSection(
             alerts=("PaywardenOverlayFull", "PaywardenOverlayUnused"),
         ),
         Panel(
-            "Overlay of other hosts",
-            "With [overlay] exchange: answered payments a second that went to other hosts, and that came from them; "
-            "and those lost on the way, or not added here.",
-            "short",
-            tuple(
-                Query(_rate("instance", f"paywarden_companion_overlay_{name}_total"), text)
-                for name, text in (
-                    *(("rows_sent", "sent"), ("rows_received", "pending here"), ("rows_missed", "not sent")),
-                    *(("rows_refused", "not added"), ("datagrams_dropped", "datagrams dropped")),
-                    ("exchange_failures", "begun anew"),
-                )
-            ),
-        ),
-        Panel(
             "Payments named by the changelog",
             "Payments a second that the changelog named as contained in a profile, and changes that named none.",
             "short",

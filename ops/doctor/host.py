@@ -31,7 +31,7 @@ from paywarden.scoring.server.descriptors import FILES_RESERVE
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 from paywarden.scoring.state.shards import ShardSettings
 from paywarden.streams.companion.companion import CompanionSettings
 

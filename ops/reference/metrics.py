@@ -183,7 +183,6 @@ def _companion() -> Iterable[_Family]:
     from paywarden.models.rollout.log import MemoryRolloutLog
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
-    from paywarden.streams.companion.overlay_exchange import ExchangeMetrics
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
     from paywarden.streams.registry.follower import FollowerMetrics
     from paywarden.streams.rollouts.metrics import RolloutCollector
@@ -193,7 +192,6 @@ def _companion() -> Iterable[_Family]:
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
     transaction_gauge(registry)
-    ExchangeMetrics(registry)
     FollowerMetrics(registry)
     registry.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(registry)
@@ -219,7 +217,7 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.server.supervisor import SupervisorMetrics
     from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics
-    from paywarden.scoring.state.overlay import OverlayMetrics
+    from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 
     registry, entities = MetricsRegistry(), tuple(_objectives())
     HttpMetrics.declare(registry)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.registry import following_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
-from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 _log = logging.getLogger(__name__)
@@ -19,9 +18,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from paywarden.features.profiles.plan import Plan
     from paywarden.features.stores.profile_sets import LiveSet
-    from paywarden.scoring.state.overlay import OverlaySettings
     from paywarden.streams.companion.companion import Companion, FillSource
     from paywarden.streams.companion.shard_moves import HostShards
     from paywarden.streams.kafka.clients import KafkaClients
@@ -47,8 +44,8 @@ def companion(
     from paywarden.scoring.state.identity_index import index_of
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay import OverlaySettings
-    from paywarden.scoring.state.overlay_marks import OverlayMarks
+    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
+    from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
     from paywarden.streams.companion.catalogues import publish_catalogue
     from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles
     from paywarden.streams.health.health import metrics_registry
@@ -67,12 +64,9 @@ def companion(
     overlay = source.section("overlay", OverlaySettings)
     open_marks = None
     registry = metrics_registry()
-    exchange: AbstractContextManager[object] = nullcontext()
     plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
     if overlay.enabled:
         open_marks = partial(OverlayMarks, overlay, plan, mirror.path)
-        if overlay.exchange:
-            exchange = _overlay_exchange(overlay, plan, registry)
     shards = host_shards(source)
     require_broker(kafka)
     clients = clients or KafkaClients.of(kafka)
@@ -102,7 +96,7 @@ def companion(
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
         announce(address)
-        with following, exchange, transactions.looking():
+        with following, transactions.looking():
             yield built
 
 
@@ -117,21 +111,6 @@ def host_shards(source: Source) -> HostShards | None:
     shards = HostShards(source.section("shards", ShardSettings), cards)
     _log.info("%s holds %d of %d shards of cards", shards.settings.host, len(shards.wanted), cards.count)
     return shards
-
-
-def _overlay_exchange(
-    overlay: OverlaySettings, plan: Plan, registry: CollectorRegistry
-) -> AbstractContextManager[object]:
-    """Returns the exchange of the overlay's rows with other hosts. Raises Misconfigured."""
-    from paywarden.features.catalogue.identity import LAPTOP_KEY
-    from paywarden.streams.companion.overlay_exchange import ExchangeMetrics, OverlayExchange
-
-    if plan.key == LAPTOP_KEY and not overlay.exchange_address.startswith(("127.", "localhost:", "[::1]:")):
-        raise Misconfigured(
-            "[overlay] exchange: wanted an identity key of this deployment ([features] identity_key_file), got the "
-            "public one: anyone who reaches exchange_address could make payments up"
-        )
-    return OverlayExchange(overlay, plan, ExchangeMetrics(registry))
 
 
 def fill_source(source: Source, registry: CollectorRegistry | None = None) -> FillSource:

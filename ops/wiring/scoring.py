@@ -41,7 +41,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     settings = source.section("serve", ServeSettings)
     engine = stores.feature_engine(source)

@@ -24,7 +24,7 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.state import mirror
 from paywarden.scoring.state.outbox import OutboxWriter
-from paywarden.scoring.state.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ from paywarden.scoring.requests import request_bytes as requests
 from paywarden.scoring.requests.request_bytes import read_bodies
 from paywarden.scoring.state import mirror_form as forms
 from paywarden.scoring.state import mirror_look_up as mirror
-from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
 from paywarden.scoring.state.neighbours.hop_call import fill_bound_hops
-from paywarden.scoring.state.overlay_pending import fill_hashed, hash_texts
-from paywarden.scoring.state.overlay_table import add_bound
+from paywarden.scoring.state.overlay import overlay_table as overlays
+from paywarden.scoring.state.overlay.overlay_reader import fill_hashed, hash_texts
+from paywarden.scoring.state.overlay.overlay_table import add_bound
 
 # Results of `decide_chunk`: DONE, or why it ended. FILLED is no trouble: the vectors are there, and STOPS is set.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_VECTORS, FILLED, NO_SCORES, WANTS_POLICY = range(7)

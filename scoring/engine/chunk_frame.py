@@ -32,7 +32,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import LookUpKeys
-from paywarden.scoring.state.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
 
 # Room for a caller's name beside the payment's id; it grows when a longer name comes.
 _CALLER_BYTES = 1024

@@ -16,7 +16,7 @@ Where a payment needs Python, the call ends, Python does that step, and calls ag
 5. *Policy.* A payment without a kept response goes to the policy: one that is not approved, one with other flags than
    usual, every payment of a policy with conditions. Exploration may then approve a payment that it declines.
 6. The outbox appends all records of the chunk in one write, or none. Then the claims are settled, the payments are
-   pending in the overlay (scoring/state/overlay.py), and the responses go back to the batcher.
+   pending in the overlay (scoring/state/overlay/overlay.py), and the responses go back to the batcher.
 
 A batch of payments is decided whole or not at all. If one of its payments is wrong or conflicts with an earlier claim,
 its other claims are given back.
@@ -68,7 +68,7 @@ from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
-from paywarden.scoring.state.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
 
 _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),

@@ -22,7 +22,7 @@ from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.neighbours.hops import Hops
-from paywarden.scoring.state.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
 
 # The most payments in one call of the kernel: as many as the compiled reader takes.
 ROWS_MAX = READ_MAX

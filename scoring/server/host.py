@@ -39,9 +39,11 @@ from paywarden.scoring.server.supervisor import (
 )
 from paywarden.scoring.server.takeover import HandOverDesk, Taken, name_after, take_over
 from paywarden.scoring.server.worker import worker_main
-from paywarden.scoring.state import mirror, overlay
+from paywarden.scoring.state import mirror
 from paywarden.scoring.state.mirror_file import has_mirror
 from paywarden.scoring.state.neighbours import hops
+from paywarden.scoring.state.overlay import overlay
+from paywarden.scoring.state.overlay.overlay_files import prepare
 
 _log = logging.getLogger(__name__)
 
@@ -236,7 +238,7 @@ def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[],
         return claims.mend, lambda: False
     pending = MappedFile(
         host.overlay.path,
-        lambda: overlay.prepare(host.overlay, host.engine.plan),
+        lambda: prepare(host.overlay, host.engine.plan),
         "payments of the last seconds are missing in it",
     )
     return claims.mend, pending.mend

@@ -57,7 +57,7 @@ from paywarden.scoring.server.takeover import GRPC, HTTP
 from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
-from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
+from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
 
 _log = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ from paywarden.scoring.state.identity_index import IdentityIndex
 from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, MirrorUnavailable
 from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
 from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
 from paywarden.streams.companion.cursors import HostIdentity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -312,61 +311,8 @@ def _answered_table() -> Iterator[bytes]:
     yield b"".join(bytes([place, 1]) + b"\1" + bytes(6) + b"\x80" for place in range(120))
 
 
-def overlay_datagram() -> Target:
-    """A datagram of another host about pending payments, with the code that only a holder of the key can make."""
-    import struct
-
-    from paywarden.scoring.state.overlay import OverlaySettings, prepare
-    from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
-    from tests.worlds.small import small_world
-
-    folder = _folder()
-    plan = small_world.engine().plan
-    settings = OverlaySettings(enabled=True, path=str(folder / "overlay"), payments_max=64, marks_max=256)
-    numbers = iter(range(1, 1 << 60))
-
-    def target(data: bytes) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        prepare(settings, plan)
-        rows, receiver, sender = SharedRows(settings, plan), RowDatagrams(plan), RowDatagrams(plan)
-        assert rows.look()
-        assert isinstance(receiver.read(data), Drop)
-        # The place among a sender's datagrams must rise, or it is dropped.
-        body = struct.pack("<4s8sQQ", b"PWR1", sender._digest, 7, next(numbers)) + data
-        found = receiver.read(body + sender._code_of(body))
-        if not isinstance(found, Drop):
-            rows.add(found, 1_700_000_000_000)
-            rows.add(found, 1_700_000_000_000)
-            rows.take_new()
-        rows.close()
-
-    return target
-
-
-def _overlay_datagram() -> Iterator[bytes]:
-    import numpy as np
-
-    from paywarden.features import kernel
-    from paywarden.features.kernel.layout import TAG_MIN
-    from tests.worlds.small import small_world
-
-    plan = small_world.engine().plan
-    width = 1 + plan.entity_count + plan.row_width
-    rows = np.zeros((3, width), dtype="<i8")
-    rows[:, 0] = TAG_MIN + np.arange(3)
-    rows[:, 1 : 1 + plan.entity_count] = 17
-    rows[:, 1 + plan.entity_count + kernel.TIME_MS] = 1_700_000_000_000
-    yield rows.tobytes()
-    yield rows[:1].tobytes()
-    rows[:, 1:] = (1 << 63) - 1
-    yield rows.tobytes()
-    yield rows.tobytes()[:-3]
-
-
 TARGETS: dict[str, Callable[[], Target]] = {
-    make.__name__: make
-    for make in (host_file, operator_file, bundle_files, policy_files, answered_table, overlay_datagram)
+    make.__name__: make for make in (host_file, operator_file, bundle_files, policy_files, answered_table)
 }
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "host_file": _host_file,
@@ -374,5 +320,4 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "bundle_files": _bundle_files,
     "policy_files": _policy_files,
     "answered_table": _answered_table,
-    "overlay_datagram": _overlay_datagram,
 }

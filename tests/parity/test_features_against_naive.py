@@ -13,7 +13,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paywarden.features import kernel
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from paywarden.features.history.history import History, history_of_tables
@@ -44,7 +43,7 @@ from tests.parity.features_worlds import (
 from tests.parity.naive import naive_features as naive
 from tests.parity.naive.comparison import differing, same_bits
 from tests.parity.naive.events import FIELDS, Heard, Payment, tables_of
-from tests.unit.features.kernel.profiles import apply, bound_vector, profile, row, vector, vectors, with_payments
+from tests.unit.features.kernel.profiles import apply, bound_vector, profile, row, vector, vectors
 from tests.worlds.stream import joined as together
 from tests.worlds.stream.packed import sources_of, without_sources
 
@@ -288,18 +287,6 @@ def test_profiles_do_not_depend_on_the_order_of_arrival(world: World, data: st.D
     for (entity, key), own in own_events(world, engine()).items():
         shuffled = data.draw(st.permutations(own))
         assert profile(engine(), entity, [change_of(event) for event in shuffled]) == profiles[key]
-
-
-@settings(max_examples=60)
-@given(world=worlds(20), data=st.data())
-def test_payments_added_at_once_give_the_bits_of_one_by_one(world: World, data: st.DataObject) -> None:
-    for (entity, _), own in own_events(world, engine()).items():
-        shuffled = [change_of(event) for event in data.draw(st.permutations(own))]
-        cut = data.draw(st.integers(0, len(shuffled)))
-        state = profile(engine(), entity, shuffled[:cut]) if cut else None
-        payments = [change for change in shuffled[cut:] if change.kind == kernel.PAYMENT]
-        one_by_one, at_once = with_payments(engine(), entity, payments, state)
-        assert one_by_one == at_once
 
 
 @settings(max_examples=20)

@@ -29,7 +29,7 @@ from tests.parity.features_worlds import (
 from tests.parity.naive import naive_features as naive
 from tests.parity.naive.comparison import differing, same_bits
 from tests.parity.naive.events import Heard, Payment, tables_of
-from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors, with_payments
+from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
 
 Vectors = NDArray[np.float32]
 OWN_WORLDS = worlds(10, st.builds(lambda fields, own: {**fields, **own}, FIELDS, OWN))
@@ -153,9 +153,6 @@ def test_profiles_of_own_fields_do_not_depend_on_order_or_batches(world: World, 
         shuffled = data.draw(st.permutations(changes))
         cut = data.draw(st.integers(0, len(shuffled)))
         assert profile(of, entity, shuffled[cut:], profile(of, entity, shuffled[:cut])) == profiles[key]
-        payments = [change for change in shuffled[cut:] if change.kind == kernel.PAYMENT]
-        one_by_one, at_once = with_payments(of, entity, payments, profile(of, entity, shuffled[:cut]))
-        assert one_by_one == at_once
 
 
 def test_a_sum_of_the_largest_numbers_does_not_overflow() -> None:

@@ -31,7 +31,7 @@ from paywarden.scoring.server import supervisor
 from paywarden.scoring.state import mirror_write
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.outbox import writer as outbox_writer
-from paywarden.scoring.state.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files

@@ -150,7 +150,7 @@ def replay(
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
     from paywarden.models.training.settings import TrainingSettings
-    from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     training = source.section("training", TrainingSettings)

@@ -134,7 +134,7 @@ def _trained(
     from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.ops.times import now_ms
-    from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     rates = wiring.rate_table(source)
     engine = wiring.feature_engine(source)

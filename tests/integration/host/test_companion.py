@@ -26,10 +26,10 @@ from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import Source, read_source
-from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorSettings, MirrorView
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
-from paywarden.scoring.state.overlay import MARKS_FILE
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE
 from paywarden.streams.companion import companion as companions
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.admin import end_offsets

@@ -48,7 +48,6 @@ CLUSTER = "shown with an Aerospike cluster"
 CHANGE = "shown once a worker has changed what decides"
 REGISTRY = "shown by a companion with [models] topic"
 OVERLAY = "shown with [overlay] enabled"
-EXCHANGE = "shown with [overlay] exchange"
 SHARDS = "shown with [shards] count"
 EVENT = "has a series for each kind of event, once there was one"
 MADE = {
@@ -75,12 +74,6 @@ MADE = {
     "paywarden_swap_timestamp_seconds": CHANGE,
     "paywarden_companion_model_registry_synced_timestamp_seconds": REGISTRY,
     "paywarden_companion_model_registry_failures_total": REGISTRY,
-    "paywarden_companion_overlay_datagrams_dropped_total": EXCHANGE,
-    "paywarden_companion_overlay_exchange_failures_total": EXCHANGE,
-    "paywarden_companion_overlay_rows_missed_total": EXCHANGE,
-    "paywarden_companion_overlay_rows_received_total": EXCHANGE,
-    "paywarden_companion_overlay_rows_refused_total": EXCHANGE,
-    "paywarden_companion_overlay_rows_sent_total": EXCHANGE,
     "paywarden_companion_shards": SHARDS,
     "paywarden_companion_shard_table_info": SHARDS,
     "paywarden_overlay_added_total": OVERLAY,

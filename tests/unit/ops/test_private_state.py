@@ -21,11 +21,10 @@ from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.listeners import unix_listener
 from paywarden.scoring.server.takeover import take_over
-from paywarden.scoring.state import overlay
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
-from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
 from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 from paywarden.streams.decision_index.database import DuckDbDatabase
 
@@ -64,7 +63,7 @@ def _answered(folder: Path) -> None:
 
 
 def _overlay(folder: Path) -> None:
-    overlay.prepare(OverlaySettings(enabled=True, path=str(folder / "overlay")), FeatureEngine(CATALOGUE).plan)
+    prepare(OverlaySettings(enabled=True, path=str(folder / "overlay")), FeatureEngine(CATALOGUE).plan)
 
 
 def _metrics(folder: Path) -> None:

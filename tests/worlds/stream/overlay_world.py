@@ -30,12 +30,12 @@ from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.scoring.engine.chunk_frame import seeded_hash_address
-from paywarden.scoring.state import overlay_pending, overlay_walk
-from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
-from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
-from paywarden.scoring.state.overlay_marks import OverlayMarks
-from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
+from paywarden.scoring.state.overlay import overlay_reader
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.worlds.small import small_history
 
 START_MS = 1_767_866_400_000
@@ -104,8 +104,8 @@ class ChunkWorker:
         ends = np.array([list(accumulate(map(len, (*keys, name))))])
         hash_at, now_ms = seeded_hash_address(), overlay.clock_ms()
         assert hash_at is not None
-        overlay_pending.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
-        status = overlay_pending.fill_hashed(self._frame.address, 1, now_ms, snapshot)
+        overlay_reader.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
+        status = overlay_reader.fill_hashed(self._frame.address, 1, now_ms, snapshot)
         assert status == kernel.OK
         self._filled = keys, name
         return overlay._count(1)
@@ -125,10 +125,8 @@ class ChunkWorker:
 class OverlayWorld:
     """See the module. `wrong` counts scores whose bits differ from the oracle's."""
 
-    def __init__(self, folder: Path, *, seed: int, singly_max: int = 16, **settings: Any) -> None:
-        """With `singly_max` below events_max, workers keep folds."""
+    def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
         chosen = {"payments_max": 256, "marks_max": 4096, "lifetime_ms": 1000, "events_max": 6, **settings}
-        self._singly_max = singly_max
         self.settings = OverlaySettings(enabled=True, path=str(folder / "overlay"), **chosen)
         self.engine: FeatureEngine = small_history.engine()
         self.plan = self.engine.plan
@@ -172,7 +170,6 @@ class OverlayWorld:
             self.engine.clone_for_thread(),
             rows_max=1,
             clock_ms=lambda: self.now_ms,
-            singly_max=self._singly_max,
         )
         return self._look(worker, reader)
 
@@ -404,11 +401,11 @@ class OverlayWorld:
         found: list[int] = []
         # A lifetime has sixteen steps, and a payment is pending until the step that it was answered in is sixteen old.
         life_ms, now_step = self.settings.lifetime_ms, self.now_ms * 16 // self.settings.lifetime_ms
-        keeps_folds = self._singly_max < self.settings.events_max
+        visits_max = self.settings.events_max + overlay_reader.VISITS_BEYOND
         for visits, row in enumerate(reversed(self.answered.get(key, ()) if key else ())):
             if now_step - row.moment_ms * 16 // life_ms >= 16 or row.moment_ms > self.now_ms + life_ms:
                 break
-            if (visits == overlay_walk.VISITS_MAX and not keeps_folds) or len(found) == self.settings.events_max:
+            if visits == visits_max or len(found) == self.settings.events_max:
                 break
             if row.payment >= 0 and row.payment != number and row.payment not in contains and row.payment not in found:
                 found.append(row.payment)
@@ -504,82 +501,3 @@ class NewHost(OverlayWorld):
 
     def _time_of(self, number: int) -> int:
         return self.payments[number].row[kernel.TIME_MS]
-
-
-class TwoHosts(OverlayWorld):
-    """A world whose host hears of what another one answers, over a network that loses, repeats and breaks datagrams."""
-
-    def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
-        super().__init__(folder, seed=seed, **settings)
-        self.others_settings = replace(self.settings, path=str(folder / "others"))
-        prepare(self.others_settings, self.plan)
-        self._others_reader = self._reader()
-        self.other = Overlay(
-            self.others_settings, self.engine.clone_for_thread(), rows_max=1, clock_ms=lambda: self.now_ms
-        )
-        self._look(self.other, self._others_reader)
-        self.rows, self.others_rows = (
-            SharedRows(one, self.plan, clock_ms=lambda: self.now_ms) for one in (self.settings, self.others_settings)
-        )
-        assert self.rows.look()
-        assert self.others_rows.look()
-        self.datagrams, self.others_datagrams = RowDatagrams(self.plan), RowDatagrams(self.plan)
-        self.under_way: list[bytes] = []
-        self.own: set[int] = set()
-        self.received = self.dropped = 0
-
-    def steps(self) -> tuple[list[Callable[[], object]], list[int]]:
-        kinds, weights = super().steps()
-        return [*kinds, self.answer_elsewhere, self.exchange], [*weights, 20, 25]
-
-    def answer_elsewhere(self) -> None:
-        """Let the other host answer a payment of now, or one that this host has answered too."""
-        recent = range(max(0, len(self.payments) - 4), len(self.payments))
-        number = self.random.choice(recent) if recent and self.random.random() < 0.2 else self.make()
-        made = self.payments[number]
-        keys = made.keys if self.random.random() < 0.95 else [made.keys[0], *[b""] * (len(made.keys) - 1)]
-        self.other.add(keys, [made.name], np.array([made.row], dtype=np.int64), START_MS + self.now_ms)
-
-    def answer(self, number: int, worker: int, entities: int | None = None) -> None:
-        """Add a payment to the overlay."""
-        super().answer(number, worker, entities)
-        self.own.add(number)
-
-    def exchange(self) -> None:
-        """Let hosts look for new rows, and some datagrams arrive."""
-        told = {int(row[0]) for row in self.rows.take_new()}
-        # This host does not send on the rows that it got from the other one.
-        assert told <= {self.tags.of(self.payments[number].name) for number in self.own}
-        self.under_way += self.others_datagrams.of_rows(self.others_rows.take_new())
-        self.random.shuffle(self.under_way)
-        for _ in range(self.random.choice((0, 1, 1, 4))):
-            if self.under_way:
-                datagram = self.under_way.pop(0) if self.random.random() < 0.9 else self.under_way[0]
-                self.deliver(datagram if self.random.random() < 0.9 else self._damaged(datagram))
-
-    def _damaged(self, datagram: bytes) -> bytes:
-        at = self.random.randrange(len(datagram))
-        return self.random.choice(
-            (datagram[:at], datagram[:at] + bytes([datagram[at] ^ 1]) + datagram[at + 1 :], datagram + b"\0")
-        )
-
-    def deliver(self, datagram: bytes) -> None:
-        """Let a datagram arrive."""
-        rows = self.datagrams.read(datagram)
-        if isinstance(rows, Drop):
-            self.dropped += 1
-            return
-        self.received += len(rows)
-        assert self.rows.add(rows, START_MS + self.now_ms)[1] == 0
-        numbers = {self.tags.of(made.name): number for number, made in enumerate(self.payments)}
-        for row in rows:
-            made = self.payments[number := numbers[int(row[0])]]
-            if abs(made.row[kernel.TIME_MS] - START_MS - self.now_ms) <= self.settings.lifetime_ms:
-                self.note_row(number, [key if row[1 + place] else b"" for place, key in enumerate(made.keys)])
-
-    def forget(self, key: bytes) -> None:
-        """Forget an entity on both hosts."""
-        super().forget(key)
-        table, entity = self.other._table, self.plan.entity_names.index(key.split(b":")[0].decode())
-        assert table is not None
-        tables.erase(table, self.other._shape, entity, self.tags.hash_of_key(key))

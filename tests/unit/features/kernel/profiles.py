@@ -13,8 +13,6 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.catalogue.expressions import Feature
-from paywarden.features.kernel.codec import pack, packed_bytes_max, unpack
-from paywarden.features.kernel.update import add_payments, update
 from paywarden.features.profiles.engine import AppliedEvents, Events, FeatureEngine
 
 card = Entity("card", key="card_id")
@@ -136,33 +134,6 @@ def profile(engine: FeatureEngine, entity: str, changes: Sequence[Change], state
     """The packed profile that `apply` gives."""
     (packed,) = apply(engine, entity, changes, state).states
     return packed
-
-
-def with_payments(
-    engine: FeatureEngine, entity: str, changes: Sequence[Change], state: bytes | None
-) -> tuple[bytes, bytes]:
-    """Returns a profile with more payments: added one by one, and in one go."""
-    plan, number, width = engine.plan, engine.plan.entity_names.index(entity), engine.plan.row_width
-    packed = np.frombuffer(state or b"", dtype=np.uint8)
-    # Rows with gaps between them, in another order than that of the places.
-    rows = np.full(len(changes) * (width + 3), -7, dtype=np.int64)
-    places = np.full((len(changes) + 1, 2), -7, dtype=np.int64)
-    for place, change in enumerate(changes):
-        places[place, 0] = (len(changes) - 1 - place) * (width + 3) + 1
-        rows[places[place, 0] :][:width] = change.row
-    made = []
-    for is_at_once in (False, True):
-        words = np.zeros_like(engine.scratch[0])
-        if state:
-            assert unpack(plan.words, number, packed, 0, len(packed), words) == kernel.OK
-        if is_at_once:
-            add_payments(plan.words, number, words, rows, places, len(changes))
-        else:
-            for change in changes:
-                update(plan.words, number, words, kernel.PAYMENT, np.array(change.row), 1)
-        out = np.zeros(packed_bytes_max(plan.words, number, words), dtype=np.uint8)
-        made.append(out[: pack(plan.words, number, words, out, 0)].tobytes())
-    return made[0], made[1]
 
 
 def of_card(*features: Feature) -> FeatureEngine:

@@ -22,7 +22,7 @@ from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, Scoring
 from paywarden.scoring.server.supervisor import SupervisorMetrics
 from paywarden.scoring.server.watch import declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics
-from paywarden.scoring.state.overlay import OverlayMetrics
+from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.dead_letters.counts import DeadLetterCounts

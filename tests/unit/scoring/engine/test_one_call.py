@@ -41,15 +41,16 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state import overlay as overlays
-from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
-from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay import overlay as overlays
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards
 from tests.oracles.step_decoder import StepDecoder
 from tests.oracles.step_scorer import StepScorer
@@ -93,7 +94,7 @@ class Side:
         self.overlay_settings = replace(OVERLAY, path=str(folder / "overlay"))
         self.overlay: Overlay | None = None
         if overlay_clock_ms is not None:
-            overlays.prepare(self.overlay_settings, PLAN)
+            prepare(self.overlay_settings, PLAN)
             self.overlay = Overlay(
                 self.overlay_settings,
                 small_world.engine().clone_for_thread(),
@@ -223,7 +224,7 @@ class Pair:
         numbers[tables.LIFE_MS] = OVERLAY.lifetime_ms
         tags = np.array([TAGS.of(b"elsewhere")], dtype=np.int64)
         rows = payments.rows.copy()
-        tables.add_all(table, shape, rows, hashes, tags, numbers, self.clock_ms, 0, 2**62, tables.OTHERS)
+        tables.add_all(table, shape, rows, hashes, tags, numbers, self.clock_ms, 0, 2**62)
 
     def ask(self, requests: Sequence[bytes], now_ms: int = NOW_MS, **more: Any) -> list[bytes | Refusal]:
         """Ask both, and compare everything they leave behind."""

@@ -24,13 +24,13 @@ from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.neighbours import hops as hops_module
-from paywarden.scoring.state.overlay import Overlay, OverlaySettings
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay.overlay import Overlay
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.worlds.small import two_hops
 from tests.worlds.small.even_chain import KeptEntries, NativeEvenChain
 from tests.worlds.small.two_hops import CATALOGUE, NOW_MS, Past
@@ -268,7 +268,7 @@ def test_pending_payments_are_no_neighbours_and_in_no_neighbours_profile(
     overlay_settings = OverlaySettings(
         enabled=True, path=str(tmp_path / "overlay"), lifetime_ms=10_000, payments_max=150, marks_max=512
     )
-    overlays.prepare(overlay_settings, plan)
+    prepare(overlay_settings, plan)
     with closing(MirrorWriter(settings)) as writer:
         newest = writer.newest_transaction()
     if has_marks:

@@ -23,8 +23,8 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.mapped_files import MappedFile, map_pages
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.services.product.scoring_server import Server

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from paywarden.features.kernel.pending import pending_from_ms
 from paywarden.features.kernel.update import mix
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.state import overlay_folds
-from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
-from paywarden.scoring.state.overlay_marks import OverlayMarks
-from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld, TwoHosts
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld
 
-FOLDED = {"singly_max": 1, "events_max": 300}
+# Few payments of an entity count, or all that a world has.
+MANY = {"events_max": 200}
 
 
 @contextmanager
@@ -50,11 +50,7 @@ def counted(world: OverlayWorld, name: str) -> int:
     return sum(getattr(worker.metrics, name).value for worker in world.workers)
 
 
-# Each payment is added anew for each score, or entities with two pending payments have a fold.
-FEW_OR_MANY = st.sampled_from([{}, FOLDED])
-
-
-@given(st.integers(0, 2**32), FEW_OR_MANY)
+@given(st.integers(0, 2**32), st.sampled_from([{}, MANY]))
 @settings(max_examples=16, deadline=None)
 def test_profile_with_pending_payments_has_the_oracles_bits(seed: int, chosen: dict[str, int]) -> None:
     with made_world(seed, **chosen) as world:
@@ -62,16 +58,7 @@ def test_profile_with_pending_payments_has_the_oracles_bits(seed: int, chosen: d
     assert world.wrong == 0
 
 
-@given(st.integers(0, 2**32), FEW_OR_MANY)
-@settings(max_examples=12, deadline=None)
-def test_rows_of_another_host_count_once_and_have_the_oracles_bits(seed: int, chosen: dict[str, int]) -> None:
-    with TemporaryDirectory() as folder:
-        world = TwoHosts(Path(folder), seed=seed, **chosen)
-        world.run(250)
-    assert world.wrong == 0
-
-
-@given(st.integers(0, 2**32), FEW_OR_MANY)
+@given(st.integers(0, 2**32), st.sampled_from([{}, MANY]))
 @settings(max_examples=12, deadline=None)
 def test_a_new_host_has_the_oracles_bits_from_its_first_payment(seed: int, chosen: dict[str, int]) -> None:
     with TemporaryDirectory() as folder:
@@ -223,53 +210,21 @@ def test_a_torn_row_is_seen_and_left_out(world: OverlayWorld, change: Callable[[
     assert (world.wrong, counted(world, "folded"), counted(world, "broken") > 0) == (0, 0, broken)
 
 
-@pytest.mark.parametrize("number", [-(1 << 63), 1 << 62, 1 << 51, 0], ids=["sign", "bit 62", "bit 51", "none"])
-def test_a_damaged_number_of_the_newest_row_is_mended_within_two_lifetimes(world: OverlayWorld, number: int) -> None:
+@pytest.mark.parametrize("number", [-(1 << 63), 1 << 62, 1 << 51], ids=["sign", "bit 62", "bit 51"])
+def test_a_new_table_replaces_one_whose_newest_number_cannot_be(world: OverlayWorld, number: int) -> None:
     for _ in range(20):
         world.answer(world.make(), worker=0)
         world.check(world.make(), worker=1)
     table = world.workers[0]._table
     assert table is not None
     table[tables.NEXT_AT] = number
+    prepare(world.settings, world.plan)
     for worker, reader in zip(world.workers, world._readers, strict=True):
         world._look(worker, reader)
-    world.now_ms += 2 * world.settings.lifetime_ms + 1
     world.answered.clear()
     world.answer(again := world.make(), worker=0)
     for place in range(2):
         assert score_one_like(world, again, place) > 0
-    assert world.wrong == 0
-    assert counted(world, "broken") == (number != 0)
-
-
-@pytest.mark.parametrize("chosen", [{}, FOLDED])
-@pytest.mark.parametrize("number", [1 << 62, 1 << 49, 5000])
-def test_a_worker_that_has_seen_a_damaged_number_is_not_blind_once_another_has_mended_it(
-    tmp_path: Path, number: int, chosen: dict[str, int]
-) -> None:
-    """It took all later rows for old ones, until it was started again: it never looked at a row any more."""
-    world = trusted(tmp_path, **chosen)
-    first = answer_many(world, 5)
-    table = world.workers[0]._table
-    assert table is not None
-    before, table[tables.NEXT_AT] = int(table[tables.NEXT_AT]), number
-    score_one_like(world, first, worker=1)
-    world.now_ms += world.settings.lifetime_ms // 8
-    score_one_like(world, first, worker=1)
-    # The other worker looks sooner, or whoever damaged it puts it right.
-    world._look(world.workers[0], world._readers[0])
-    table[tables.NEXT_AT] = min(before, int(table[tables.NEXT_AT]))
-    score_one_like(world, first, worker=1)
-    for _ in range(20):
-        world.now_ms += world.settings.lifetime_ms // 5
-        score_one_like(world, world.make(), worker=1)
-    world._look(world.workers[1], world._readers[1])
-    world.answered.clear()
-    world.wrong = 0
-    for _ in range(4):
-        world.payments[again := world.make()].keys = world.payments[first].keys
-        world.answer(again, worker=0)
-        assert score_one_like(world, first, worker=1) > 0
     assert world.wrong == 0
 
 
@@ -517,70 +472,47 @@ def answer_many(world: OverlayWorld, count: int, worker: int = 0) -> int:
     return first
 
 
-def test_every_pending_payment_of_a_hot_merchant_counts(tmp_path: Path) -> None:
-    """Sixteen are added anew for each score. The others are in a fold, to which each score adds what is new."""
-    world = trusted(tmp_path, events_max=200)
-    first = answer_many(world, 60)
-    entities = len(list(filter(None, world.payments[first].keys)))
-    for more in range(40):
-        assert score_one_like(world, first, more % 2) == (60 + more) * entities
-        world.payments[again := world.make()].keys = world.payments[first].keys
-        world.answer(again, worker=more % 2)
-    assert (world.wrong, counted(world, "left_out")) == (0, 0)
-
-
-@pytest.mark.parametrize("count", [9, 40])
-def test_with_more_payments_than_events_max_at_least_half_that_many_count_the_newest(
-    tmp_path: Path, count: int
-) -> None:
-    world = trusted(tmp_path, singly_max=2, events_max=8)
-    first = answer_many(world, count)
-    for _ in range(20):
-        world.payments[number := world.make()].keys = world.payments[first].keys
-        before, left_out = counted(world, "folded"), counted(world, "left_out")
-        world.check(number, worker=0)
-        entities = len(list(filter(None, world.payments[first].keys)))
-        each = (counted(world, "folded") - before) // entities
-        assert 4 <= each <= 8
-        assert counted(world, "left_out") == left_out + entities
-        # Exactly the newest ones, to the bit.
-        wrong, world.settings = world.wrong, replace(world.settings, events_max=each)
-        world.check(number, worker=0)
-        assert world.wrong == wrong
-        world.answer(number, worker=0)
-
-
+@pytest.mark.parametrize("count", [8, 9, 40, 150])
 @pytest.mark.parametrize("worker", [0, 1])
-def test_a_forgotten_payment_leaves_the_folds_of_its_other_entities(tmp_path: Path, worker: int) -> None:
-    world = trusted(tmp_path, **FOLDED)
-    first = answer_many(world, 5)
-    assert score_one_like(world, first, worker) > 0
-    card, *others = world.payments[first].keys
-    for key in world.answered:
-        assert key in (card, *others)
-    world.forget(card)
-    assert score_one_like(world, first, worker) == 0
+def test_the_newest_payments_count_up_to_events_max(tmp_path: Path, count: int, worker: int) -> None:
+    world = trusted(tmp_path, events_max=8)
+    first = answer_many(world, count)
+    entities = len(list(filter(None, world.payments[first].keys)))
+    assert score_one_like(world, first, worker) == 8 * entities
+    assert (world.wrong, counted(world, "left_out")) == (0, entities if count > 8 else 0)
+
+
+def test_payments_in_profiles_do_not_hide_older_pending_ones(tmp_path: Path) -> None:
+    """One partition may lag far behind the other: then the newest payments are the first in a profile."""
+    world = trusted(tmp_path, events_max=8)
+    first = answer_many(world, 4)
+    newer = [world.make() for _ in range(60)]
+    for number in newer:
+        world.payments[number].keys = world.payments[first].keys
+        world.answer(number, worker=0)
+    bring(world, newer)
+    assert score_one_like(world, first, worker=1) == 4 * len(list(filter(None, world.payments[first].keys)))
     assert world.wrong == 0
 
 
-def test_a_torn_row_is_left_out_of_a_fold(tmp_path: Path) -> None:
-    world = trusted(tmp_path, **FOLDED)
-    first = answer_many(world, 5)
-    assert score_one_like(world, first, worker=1) > 0
-    world.payments[torn := world.make()].keys = world.payments[first].keys
-    world.answer(torn, worker=0)
-    damage(world, flip)
-    for key in filter(None, world.payments[first].keys):
-        world.answered[key].pop()
-    for worker in range(2):
-        score_one_like(world, first, worker)
+def test_a_payment_with_two_rows_counts_until_the_second_is_over(tmp_path: Path) -> None:
+    world = trusted(tmp_path, events_max=64, lifetime_ms=1600)
+    first = answer_many(world, 6)
+    entities = len(list(filter(None, world.payments[first].keys)))
+    world.now_ms += 800
+    world.answer(first, worker=1)
+    assert score_one_like(world, first, worker=0) == 6 * entities
+    # The first row is over: the payment counts by its second.
+    world.now_ms += 800
+    assert score_one_like(world, first, worker=0) == entities
+    world.now_ms += 800
+    assert score_one_like(world, first, worker=0) == 0
     assert world.wrong == 0
-    assert counted(world, "broken") > 0
 
 
 def test_an_entity_with_two_slots_counts_all_of_its_payments_once(tmp_path: Path) -> None:
     """Two workers may each give an entity a slot if they add its first payments at one time."""
-    world = trusted(tmp_path, **FOLDED)
+    world = trusted(tmp_path, **MANY)
     first = answer_many(world, 3)
     assert score_one_like(world, first, worker=0) > 0
     table, shape = world.workers[0]._table, world.workers[0]._shape
@@ -600,22 +532,17 @@ def test_an_entity_with_two_slots_counts_all_of_its_payments_once(tmp_path: Path
     assert (world.wrong, counted(world, "left_out")) == (0, 0)
 
 
-def test_entities_without_room_for_a_fold_have_their_newest_payments_until_another_is_idle(tmp_path: Path) -> None:
-    world = trusted(tmp_path, singly_max=1, events_max=50, payments_max=4096)
-    firsts = []
-    for number in range(3 * overlay_folds.FOLDS):
-        firsts.append(first := world.make())
-        for again in (first, world.make(), world.make()):
-            world.payments[again].keys = [b"", b"merchant:%d" % number, b""]
-            world.answer(again, worker=0)
-    seen = [score_one_like(world, first, worker=0) for first in firsts]
-    assert set(seen) == {1, 3}
-    assert overlay_folds.FOLDS * 3 // 4 <= seen.count(3) <= overlay_folds.FOLDS
-    # The oracle counts all three.
-    assert world.wrong == counted(world, "left_out") == seen.count(1)
-    world.now_ms += 300
-    assert score_one_like(world, firsts[seen.index(1)], worker=0) == 3
-    assert world.wrong == seen.count(1)
+def test_a_walk_along_rows_in_a_circle_ends(world: OverlayWorld) -> None:
+    first = answer_many(world, 5)
+
+    def link_to_itself(table: Any, at: int) -> None:
+        entities = world.plan.entity_count
+        table[at + tables.ROW_HEAD + entities : at + tables.ROW_HEAD + 2 * entities] = table[tables.NEXT_AT]
+
+    damage(world, link_to_itself)
+    for worker in range(2):
+        score_one_like(world, first, worker)
+        assert 0 < world.workers[worker]._numbers[tables.VISITED] <= 1000
 
 
 def test_without_marks_nothing_is_pending(world: OverlayWorld, tmp_path: Path) -> None:
@@ -658,7 +585,7 @@ def test_workers_killed_at_any_moment_leave_a_table_that_works(world: OverlayWor
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 65_537), ("marks_max", 0)],
+    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 257), ("marks_max", 0)],
 )
 def test_wrong_settings_are_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"\[overlay\] {name}: wanted"):

@@ -13,9 +13,9 @@ import pytest
 
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.schemas.avro import Decoder
-from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.streams.companion.companion import Companion
 from paywarden.streams.kafka.reading import Consumed, Record
 from tests.unit.streams.companion.test_changelog_reader import ENTITIES, IDS, named, record, state

@@ -24,8 +24,8 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.overlay import OverlaySettings, prepare
-from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description

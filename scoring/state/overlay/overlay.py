@@ -19,17 +19,14 @@
    sixteen steps, and the payments of one step are gone together.
 5. Our answer is not the issuer's: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
+7. At most `events_max` payments count in one profile: the newest.
 
-scoring/state/overlay_table.py has the layout, and the effect of a kill at any instruction;
-scoring/state/overlay_pending.py reads it, and scoring/state/overlay_folds.py keeps what hot entities have pending.
+overlay_files.py has the settings and the files; overlay_table.py the layout, and the effect of a kill at any
+instruction; overlay_reader.py reads the table; overlay_marks.py is the companion's side.
 """
 
 from __future__ import annotations
 
-import logging
-import mmap
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,82 +40,25 @@ from paywarden.features import kernel
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.payment_tags import PaymentTags
-from paywarden.features.profiles.plan import Plan
-from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_at, open_regular
-from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
+from paywarden.schemas.file_state import file_at
 from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
-from paywarden.scoring.state import overlay_folds, overlay_pending
-from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.overlay import overlay_reader
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay_files import (
+    MARKS_FILE,
+    OverlaySettings,
+    mapped,
+    marks_head,
+    monotonic_ms,
+    open_table,
+    shape_of,
+    table_head,
+)
 
-_log = logging.getLogger(__name__)
-
-# "PWOVER" and the layout's version.
-_MAGIC = int.from_bytes(b"PWOVER03", "little")
-MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
-MARKS_FILE = "overlay-marks"
-"""The file of the marks, in the mirror's folder."""
-# A directory is sparsely filled: its slots are at most half in use.
-_SLOTS_PER_ENTITY = 2
-_EVENTS_MAX = 1 << 16
-# Pending payments that are added to a profile for one score. More than these are kept added: a few microseconds.
-_SINGLY_MAX = 16
-# More rows than a host ever adds: 36 years of a million payments a second.
-_NUMBERS_MAX = 1 << 50
 # Marks that are complete for no transaction: no bucket of them is looked at.
 _NO_MARKS = np.full(tables.MARK_HEAD_SIZE, -1, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class OverlaySettings:
-    """Answered payments that count before the stream has them. The same for serve, companion and stream."""
-
-    # False: a payment sees the profiles in the mirror, and nothing later.
-    enabled: bool = False
-    path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
-    # How long an answered payment is pending at most: fifteen sixteenths of this to all of it. The stream has most of
-    # them in their profiles within a second.
-    lifetime_ms: int = 10_000
-    # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
-    payments_max: int = 100_000
-    # The most pending payments that count in one profile: the newest. A card has few; a large merchant has many.
-    events_max: int = 4096
-    # Payments of all hosts within three lifetimes, 48 bytes each.
-    marks_max: int = 1_000_000
-    # True: the companion sends this host's answered payments to the hosts in `peers` over UDP, and receives theirs.
-    exchange: bool = False
-    # Where the companion hears of other hosts' payments: host:port. One port of every host.
-    exchange_address: str = "127.0.0.1:7946"
-    # The other hosts' addresses, host:port. A name may stand for many hosts, and this one may be among them.
-    peers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Raises Misconfigured."""
-        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "events_max": (1, _EVENTS_MAX)}
-        limits["marks_max"] = (64, 1 << 30)
-        for name, (least, most) in limits.items():
-            if not least <= getattr(self, name) <= most:
-                raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")
-        for name, addresses in (("exchange_address", (self.exchange_address,)), ("peers", self.peers)):
-            for address in addresses:
-                if not is_address(address):
-                    raise Misconfigured(f"[overlay] {name}: wanted host:port, got {address!r}")
-
-    @property
-    def marks_keep_ms(self) -> int:
-        """The lifetime of a mark. A payment may be on Kafka before it is answered, and clocks differ."""
-        return 3 * self.lifetime_ms
-
-    @property
-    def doubt_ms(self) -> int:
-        """The time in which nobody trusts the marks after a change whose payments are not named.
-
-        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
-        that was made this long ago is therefore not pending any more.
-        """
-        return 2 * self.lifetime_ms
 
 
 @dataclass(frozen=True)
@@ -151,129 +91,6 @@ class OverlayMetrics:
         )
 
 
-def is_address(text: str) -> bool:
-    """Whether a text has the form host:port."""
-    return host_and_port(text, port_min=0) is not None
-
-
-def monotonic_ms() -> int:
-    """Returns the host's own clock, which all its processes share: milliseconds since its start."""
-    return time.monotonic_ns() // 1_000_000
-
-
-def shape_of(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64]:
-    """Returns the sizes of a table of this catalogue, as compiled code takes them."""
-    entities = plan.entity_count
-    shape = np.zeros(tables.SHAPE_COUNT, dtype=np.int64)
-    shape[tables.SHAPE_ENTITIES], shape[tables.SHAPE_WIDTH] = entities, plan.row_width
-    shape[tables.SHAPE_ROWS] = settings.payments_max
-    slots = settings.payments_max * entities * _SLOTS_PER_ENTITY
-    shape[tables.SHAPE_BUCKETS] = max(2, -(-slots // tables.BUCKET_SLOTS))
-    shape[tables.SHAPE_MARK_BUCKETS] = max(2, -(-2 * settings.marks_max // tables.BUCKET_SLOTS))
-    return shape
-
-
-def prepare(settings: OverlaySettings, plan: Plan) -> None:
-    """Create the table, unless one of this catalogue and size exists. The parent calls it before any worker.
-
-    A process that still has a table of another catalogue open keeps that one. A table on a disk outlives its host's
-    clock: one with rows of the future is made anew, since they would be pending again when that time comes. Raises
-    Misconfigured when the path cannot be used, or there is no room.
-    """
-    head, size = table_head(settings, plan)
-    path, what = Path(settings.path), f"overlay: cannot use {settings.path}"
-    try:
-        if path.exists() and _has_rows_of_the_future(mapped(path, head, size), settings, plan):
-            _log.warning("overlay: %s has payments of an earlier start of this host: it is made anew", path)
-            path.unlink()
-    except OSError as error:
-        raise Misconfigured(f"{what}: {error.strerror}") from error
-    prepare_file(path, head, size, what)
-
-
-def _has_rows_of_the_future(table: NDArray[np.int64] | None, settings: OverlaySettings, plan: Plan) -> bool:
-    """Whether a row of a table is later than the host's own clock."""
-    if table is None:
-        return False
-    first = tables.HEAD_SIZE + int(shape_of(settings, plan)[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
-    newest_ms = int(table[first + tables.MOMENT :: tables.row_size(plan.entity_count, plan.row_width)].max())
-    # The clock is read last: a row that another worker adds meanwhile is not later.
-    return newest_ms > monotonic_ms()
-
-
-def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:
-    """Make a file of `size` bytes that begins with `head`, unless there is one. Raises Misconfigured."""
-    try:
-        make_parent(path)
-        if has_form(path, head, size):
-            return
-        new = path.with_name(path.name + ".new")
-        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
-            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
-            os.posix_fallocate(file.fileno(), 0, size)
-            file.write(head.tobytes())
-        new.replace(path)
-    except OSError as error:
-        raise Misconfigured(f"{what}: {error.strerror} (it needs {size >> 20} MiB)") from error
-
-
-def has_form(path: Path, head: NDArray[np.int64], size: int) -> bool:
-    """Whether there is a file of `size` bytes that begins with `head`. Raises OSError."""
-    return path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes()
-
-
-def mapped(path: Path, head: NDArray[np.int64], size: int) -> NDArray[np.int64] | None:
-    """Returns a file's content, shared; None if it is no such file. Raises OSError, Misconfigured."""
-    require_not_planted(path)
-    with os.fdopen(open_private(path, os.O_RDWR), "r+b") as file:
-        if os.fstat(file.fileno()).st_size != size:
-            return None
-        found = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.int64)
-    return found if found[: len(head)].tobytes() == head.tobytes() else None
-
-
-def marks_head(shape: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Returns how a file of marks begins, and its size in bytes."""
-    head = np.array([MARKS_MAGIC, shape[tables.SHAPE_MARK_BUCKETS]], dtype=np.int64)
-    return head, 8 * int(tables.MARK_HEAD_SIZE + shape[tables.SHAPE_MARK_BUCKETS] * tables.MARK_BUCKET_SIZE)
-
-
-def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
-    """Returns how a table of this catalogue begins, and its size in bytes."""
-    shape = shape_of(settings, plan)
-    head = np.zeros(tables.BUCKETS_AT + 1, dtype=np.int64)
-    head[tables.MAGIC_AT], head[tables.DIGEST_AT] = _MAGIC, int(plan.digest[:15], 16)
-    head[tables.ENTITIES_AT], head[tables.WIDTH_AT] = plan.entity_count, plan.row_width
-    head[tables.ROWS_AT], head[tables.BUCKETS_AT] = shape[tables.SHAPE_ROWS], shape[tables.SHAPE_BUCKETS]
-    row = tables.row_size(plan.entity_count, plan.row_width)
-    words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
-    return head, 8 * words
-
-
-def new_folds(engine: FeatureEngine, settings: OverlaySettings) -> NDArray[np.int64]:
-    """Returns room for a worker's folds. Only folds that are made take memory."""
-    words, _ = engine.scratch
-    size, sizes = overlay_folds.fold_words(
-        len(words), settings.events_max, engine.profile_bytes_max, engine.plan.row_width
-    )
-    folds = np.zeros(size, dtype=np.int64)
-    folds[: len(sizes)] = sizes
-    return folds
-
-
-def _begin_of(path: Path, size: int) -> bytes:
-    with open_regular(path) as file:
-        return file.read(size)
-
-
-def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
-    """Returns the host's table; None if there is none of this catalogue and size."""
-    try:
-        return mapped(Path(settings.path), *table_head(settings, plan))
-    except (OSError, Misconfigured):
-        return None
-
-
 class Overlay:
     """One worker's access to the overlay. Not thread-safe. The compiled call of whole chunks has a frame of its own.
 
@@ -289,12 +106,8 @@ class Overlay:
         rows_max: int,
         metrics: OverlayMetrics | None = None,
         clock_ms: Callable[[], int] = monotonic_ms,
-        singly_max: int = _SINGLY_MAX,
     ) -> None:
-        """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker.
-
-        `singly_max`: the most pending payments that are added to a profile anew for each score.
-        """
+        """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker."""
         plan = engine.plan
         self._settings, self._engine, self._rows_max, self.clock_ms = settings, engine, rows_max, clock_ms
         self.metrics = metrics or OverlayMetrics.declare(MetricsRegistry())
@@ -306,21 +119,15 @@ class Overlay:
         # Scratch of a walk, and of one row.
         self._chain = np.zeros((settings.events_max, 2), dtype=np.int64)
         self._row = np.zeros(tables.row_size(plan.entity_count, plan.row_width), dtype=np.int64)
-        self._folds = new_folds(engine, settings)
         self._folded = np.zeros(rows_max * plan.entity_count, dtype=np.uint8)
         self._numbers = np.zeros(tables.NUMBER_COUNT, dtype=np.int64)
         self._numbers[tables.LIFE_MS], self._numbers[tables.EVENTS_MAX] = settings.lifetime_ms, settings.events_max
-        self._numbers[tables.SINGLY_MAX] = singly_max
         self._hash_bytes, self._tag_bytes = self._hashes.data.cast("B"), self._tags.data.cast("B")
-        self._digests = np.zeros(rows_max * (plan.entity_count + 1), dtype=np.int64)
-        self._digest_bytes = self._digests.data.cast("B")
         self._number_view = self._numbers.data.cast("B").cast("q")
         self._folded_view = self._folded.data
         # Packers, indexed by how many numbers.
         self._int64s = [Struct(f"={count}q") for count in range(len(self._hashes) + 1)]
         self._is_quick = False
-        # The keys of the last `fill`, whose hashes are in the buffers.
-        self._filled: Sequence[bytes] | None = None
         self._table: NDArray[np.int64] | None = None
         self._marks: NDArray[np.int64] | None = None
         self._marks_file: tuple[int, int] | None = None
@@ -366,33 +173,15 @@ class Overlay:
             table = open_table(self._settings, self._engine.plan)
             if table is not None:
                 self._table, self._table_file, self._frame = table, file, None
-                self._forget_rows()
-        if self._table is not None:
-            self._mend_numbers(self._table)
+                # What this worker knows of old rows is about the table before.
+                self._numbers[tables.OVER :] = 0
         try:
             file = file_at(marks_path)
             if file is None or file != self._marks_file or self._marks is None:
                 self._marks, self._frame = mapped(marks_path, *marks_head(self._shape)), None
-                self._forget_rows()
             self._marks_file = file
         except (OSError, Misconfigured):
             self._marks = self._marks_file = self._frame = None
-
-    def _mend_numbers(self, table: NDArray[np.int64]) -> None:
-        """Let rows count from 1 again if the number of the newest one cannot be: then no reader would find any."""
-        if not 0 <= table[tables.NEXT_AT] < _NUMBERS_MAX:
-            table[tables.NEXT_AT] = 0
-            # Rows with the numbers of others come: no worker may take them for those that its folds have.
-            table[tables.ERASED_AT] += 1
-            self.metrics.broken.add(1)
-        if self._numbers[tables.SEEN] > table[tables.NEXT_AT]:
-            # This worker's knowledge of rows is about the numbers before.
-            self._forget_rows()
-
-    def _forget_rows(self) -> None:
-        """Forget which rows are old, and which ones folds have."""
-        self._numbers[tables.OVER :] = 0
-        self._folds[overlay_folds.KEYS_AT :][: overlay_folds.FOLDS] = 0
 
     def _arrays(
         self,
@@ -419,10 +208,8 @@ class Overlay:
             "tags": self._tags,
             "chain": self._chain,
             "row": self._row,
-            "folds": self._folds,
             "folded": self._folded,
             "numbers": self._numbers,
-            "digests": self._digests,
         }
 
     def _hops(self, hops: NDArray[np.float64] | None) -> NDArray[np.float64]:
@@ -477,10 +264,8 @@ class Overlay:
         frame, count = self._frame, len(ids)
         assert frame is not None
         assert count <= self._rows_max
-        digests = self._payment_tags.digests((*keys, *ids))
-        self._digest_bytes[: len(digests)] = digests
-        self._filled = keys
-        status = overlay_pending.fill_bound(frame.address, count, self.clock_ms(), snapshot)
+        self._hash(keys, ids)
+        status = overlay_reader.fill_hashed(frame.address, count, self.clock_ms(), snapshot)
         self._is_quick = status == kernel.OK
         if status != kernel.OK:
             self._fill(status, slice(0, count), None)
@@ -513,13 +298,6 @@ class Overlay:
         if self._table is None:
             return
         earliest_ms, latest_ms = now_ms - self._keeps_ms, now_ms + self._keeps_ms
-        if self._frame is not None and keys is self._filled:
-            missed = tables.add_bound(self._frame.address, len(ids), self.clock_ms(), earliest_ms, latest_ms)
-            if missed:
-                self._count_added()
-            else:
-                self.metrics.added.add(len(ids))
-            return
         entities, size = self._entities, self._rows_max
         for first in range(0, len(ids), size):
             last = min(first + size, len(ids))
@@ -527,7 +305,7 @@ class Overlay:
             part = np.ascontiguousarray(rows[first:last])
             tables.add_all(
                 self._table, self._shape, part, self._hashes, self._tags, self._numbers,
-                self.clock_ms(), earliest_ms, latest_ms, tables.OWN,
+                self.clock_ms(), earliest_ms, latest_ms,
             )  # fmt: skip
             self._count_added()
 
@@ -550,7 +328,6 @@ class Overlay:
         self.has_table = False
 
     def _hash(self, keys: Sequence[bytes], ids: Sequence[bytes]) -> None:
-        self._filled = None
         self._int64s[len(keys)].pack_into(self._hash_bytes, 0, *self._payment_tags.hashes_of_keys(keys))
         self._int64s[len(ids)].pack_into(self._tag_bytes, 0, *self._payment_tags.of_all(ids))
 
@@ -565,10 +342,10 @@ class Overlay:
 
         def filled(states: NDArray[np.uint8], bounds: NDArray[np.int64]) -> int:
             return int(
-                overlay_pending.fill_with_pending(
+                overlay_reader.fill_with_pending(
                     bound["plan"], bound["attributes"][rows], presence, states, bounds, bound["words"],
                     bound["values"], bound["out"][rows], bound["table"], bound["marks"], self._shape,
-                    self._hashes[items], self._tags[rows], self._chain, self._row, self._folds,
+                    self._hashes[items], self._tags[rows], self._chain, self._row,
                     self._folded[items], self._numbers, bound["hops"][rows],
                 )
             )  # fmt: skip
@@ -607,7 +384,7 @@ def warm_up(engine: FeatureEngine) -> None:
     numbers = np.ones(tables.NUMBER_COUNT, dtype=np.int64)
     attributes = np.ones((1, plan.row_width), dtype=np.int64)
     tables.mark_all(marks, shape, ones, ones, ones, 1, 1)
-    tables.add_all(table, shape, attributes, ones, ones, numbers, 1, 0, 2, tables.OWN)
+    tables.add_all(table, shape, attributes, ones, ones, numbers, 1, 0, 2)
     tables.erase(table, shape, 0, 1)
     arrays: dict[str, NDArray[Any]] = {
         "plan": plan.words,
@@ -625,15 +402,12 @@ def warm_up(engine: FeatureEngine) -> None:
         "tags": ones,
         "chain": np.zeros((settings.events_max, 2), dtype=np.int64),
         "row": np.zeros(tables.row_size(plan.entity_count, plan.row_width), dtype=np.int64),
-        "folds": new_folds(engine, settings),
         "folded": np.zeros(plan.entity_count, dtype=np.uint8),
         "numbers": numbers,
         "hops": engine.new_hops(1),
-        "digests": np.ones(plan.entity_count + 1, dtype=np.int64),
     }
     assert len(head) <= tables.HEAD_SIZE
     frame = Frame(tables.SLOT, arrays)
-    overlay_pending.fill_bound(frame.address, 1, 1, 1)
+    overlay_reader.fill_hashed(frame.address, 1, 1, 1)
     tables.add_bound(frame.address, 1, 1, 0, 2)
-    del arrays["digests"]
-    overlay_pending.fill_with_pending(*arrays.values())
+    overlay_reader.fill_with_pending(*arrays.values())

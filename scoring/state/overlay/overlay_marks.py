@@ -1,4 +1,4 @@
-"""The companion's side of the overlay: says which payments the mirror's profiles contain (scoring/state/overlay.py).
+"""The companion's side of the overlay: says which payments the mirror's profiles contain (overlay.py).
 
     changelog record of card:C1     state, and "adds payment 4127… of payments/3 at offset 88"
     1. note     marks: 4127… stands at payments/3, 88
@@ -32,8 +32,8 @@ from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at
-from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import (
+from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.overlay.overlay_files import (
     MARKS_FILE,
     OverlaySettings,
     mapped,

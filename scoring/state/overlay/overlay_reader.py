@@ -1,12 +1,15 @@
 """The compiled reader of the overlay: adds to each profile the payments of the table that it does not contain.
 
-1. The keys and ids of a chunk's payments are hashed: `take_hashes` from digests, `hash_texts` from the texts.
-2. Most entities have nothing pending, which one look at their buckets says.
-3. The rows of the others are read, the newest first, up to a cut, an expired row, or the first row of the entity.
-4. Rows that the profile does not contain are added to it, between unpack and roll-up (scoring/state/overlay_folds.py).
-   Those of a hot entity stay added, in a fold, which takes the place of the profile.
+    card C1 ─► row 907 ─► row 311 ─► row 12, which the profile contains, as all before it
+               pending    pending    the end of the walk, noted in row 12 as its cut
 
-scoring/state/overlay_table.py has the layout of rows, slots and marks, and their writers.
+1. `hash_texts` hashes the keys and ids of a chunk's payments.
+2. Most entities have nothing pending, which one look at their buckets says.
+3. The reader walks along the rows of the others, the newest first, up to a cut, an expired row, or the first row of the
+   entity.
+4. It adds rows that the profile does not contain to it, between unpack and roll-up: at most EVENTS_MAX, the newest.
+
+overlay_table.py has the layout of rows, slots and marks, and their writers.
 """
 
 from __future__ import annotations
@@ -23,36 +26,40 @@ from paywarden.features.kernel.layout import (
     F64,
     I64,
     KNOWN,
+    LENGTHS_AT,
     OK,
+    PAYMENT,
+    SOURCES_MAX,
     STATUS_UNIT,
     TAG_MIN,
     U8,
     UNKNOWN,
 )
 from paywarden.features.kernel.pending import pending_from_ms
-from paywarden.features.kernel.plan_schema import HEAD
+from paywarden.features.kernel.plan_schema import ENTITY, HEAD, entity_at
 from paywarden.features.kernel.rollup import clear_slots, roll_up
 from paywarden.features.kernel.toolkit.frame import address, size
-from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element
+from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element, swap_atomic
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.update import mix
-from paywarden.scoring.state.overlay_folds import FOLDS, KEYS_AT, WORDS_SIZE, add_pending, use_fold
-from paywarden.scoring.state.overlay_table import (
+from paywarden.features.kernel.update import mix, update
+from paywarden.scoring.state.overlay.overlay_table import (
     BROKEN,
     BUCKET_SLOTS,
+    CHECK,
+    EVENTS_MAX,
     FOLDED,
     IS_SURE,
     LEFT_OUT,
     LIFE_MS,
     MARK_SNAPSHOT_AT,
     MARK_UNSURE_UNTIL_AT,
+    MOMENT,
     NEXT_AT,
     NOW_MS,
     NUMBER_BITS,
-    NUMBER_COUNT,
     OVER,
     PENDING_FROM_MS,
-    REFOLDED,
+    ROW_HEAD,
     SAMPLES,
     SAMPLES_AT,
     SEEN,
@@ -61,16 +68,173 @@ from paywarden.scoring.state.overlay_table import (
     SHAPE_WIDTH,
     SLOT,
     SNAPSHOT,
+    SOURCE_SHIFT,
+    STATE,
+    TAG,
     VISITED,
     bucket_at,
+    check_of,
+    mark_bucket_at,
     number_of,
     print_of,
     row_at,
     row_size,
 )
 
+# A payment looks at this many rows of one entity beyond those that it adds: contained and expired ones.
+VISITS_BEYOND = 64
 # New rows that the processor fetches while a chunk is scored.
 _ROWS_FETCHED = 8
+
+
+@inlined
+def _contains(plan: I64, entity: int, words: I64, source: int, offset: int) -> bool:
+    """Whether a profile contains the event of this source partition at this offset."""
+    first = plan[entity_at(plan, entity) + ENTITY.sources_at]
+    for at in range(first, first + words[LENGTHS_AT]):
+        if words[at] == source:
+            return bool(offset <= words[at + SOURCES_MAX])
+    return False
+
+
+@compiled()
+def _is_contained(marks: I64, shape: I64, plan: I64, entity: int, words: I64, tag: int) -> bool:
+    """Whether a profile contains a payment. Without a mark no profile does."""
+    for choice in range(2):
+        at = mark_bucket_at(shape, tag, choice)
+        for slot in range(at, at + BUCKET_SLOTS):
+            if load_atomic(marks, slot) != tag:
+                continue
+            source, offset = load_atomic(marks, slot + BUCKET_SLOTS), load_atomic(marks, slot + 2 * BUCKET_SLOTS)
+            if load_atomic(marks, slot) == tag:
+                return _contains(plan, entity, words, source >> SOURCE_SHIFT, offset)
+    return False
+
+
+@inlined
+def _link_of(table: I64, at: int, shape: I64, entity: int, wanted: int) -> int:
+    """Returns the number of the row after this one, in the rows of an entity."""
+    entities, mine = shape[SHAPE_ENTITIES], entity
+    if table[at + ROW_HEAD + entity] != wanted:
+        # Another entity whose slot looks alike, perhaps one of another kind.
+        for other in range(entities):
+            if print_of(mix(table[at + ROW_HEAD + other])) == print_of(mix(wanted)):
+                mine = other
+    return int(load_atomic(table, at + ROW_HEAD + entities + mine))
+
+
+@compiled()
+def _walk(
+    table: I64,
+    marks: I64,
+    shape: I64,
+    plan: I64,
+    entity: int,
+    wanted: int,
+    own: int,
+    words: I64,
+    chain: I64,
+    found: int,
+    number: int,
+    numbers: I64,
+) -> tuple[int, bool]:
+    """Collect the rows of an entity that its profile does not contain, from row `number` on, the newest first.
+
+    Their numbers and tags go to chain[found:]. A payment has one place there, with its first row. The walk passes over
+    rows of the payment that asks, whose tag is `own`. Returns how many rows are in `chain` now, and whether the walk
+    came to the end of what is pending.
+    """
+    entities, limit = shape[SHAPE_ENTITIES], numbers[EVENTS_MAX]
+    visits, latest_ms = limit + VISITS_BEYOND, numbers[NOW_MS] + numbers[LIFE_MS]
+    # The newest of the rows that are contained up to where the loop is.
+    cut_at, cut_number = 0, 0
+    while number > 0:
+        at = row_at(shape, number)
+        moment_ms = load_atomic(table, at + MOMENT)
+        following = _link_of(table, at, shape, entity, wanted)
+        cut = load_atomic(table, at + ROW_HEAD + 2 * entities + entity)
+        state = load_atomic(table, at + STATE)
+        if state >> 1 == number and state & 1 == 0:
+            # A row that is being erased is no end.
+            return found, False
+        is_mine = table[at + ROW_HEAD + entity] == wanted
+        is_cut = is_mine and 0 < cut <= numbers[SNAPSHOT]
+        is_over = moment_ms < numbers[PENDING_FROM_MS] or moment_ms > latest_ms
+        if state != 2 * number + 1 or is_over or is_cut:
+            break
+        if visits == 0 or found == limit:
+            return found, False
+        visits -= 1
+        numbers[VISITED] += 1
+        tag = table[at + TAG]
+        if is_mine and (tag == 0 or _is_contained(marks, shape, plan, entity, words, tag)):
+            if cut_at == 0:
+                cut_at, cut_number = at + ROW_HEAD + 2 * entities + entity, number
+        else:
+            cut_at = 0
+            if is_mine and tag != own:
+                place = found
+                for newer in range(found):
+                    if chain[newer, 1] == tag:
+                        place = newer
+                chain[place, 0], chain[place, 1] = number, tag
+                found = max(found, place + 1)
+        number = following
+    if cut_at != 0 and numbers[SNAPSHOT] > 0:
+        swap_atomic(table, cut_at, -cut_number, numbers[SNAPSHOT])
+    return found, True
+
+
+@compiled()
+def _has_copied(table: I64, shape: I64, number: int, row: I64, numbers: I64) -> bool:
+    """Copy a row of the table. Returns False if it is another one by now, erased or damaged."""
+    at = row_at(shape, number)
+    for word in range(len(row)):
+        row[word] = table[at + word]
+    if load_atomic(table, at + STATE) != 2 * number + 1 or row[TAG] == 0:
+        return False
+    if row[CHECK] != check_of(row, 0, shape):
+        numbers[BROKEN] += 1
+        return False
+    return True
+
+
+@compiled()
+def _add_pending(
+    table: I64,
+    marks: I64,
+    shape: I64,
+    plan: I64,
+    entity: int,
+    wanted: int,
+    own: int,
+    words: I64,
+    chain: I64,
+    row: I64,
+    numbers: I64,
+) -> None:
+    """Add the newest payments of an entity that its profile, `words`, does not contain.
+
+    `chain` and `row` are scratch. An entity has several slots if workers added its first payments at one time.
+    """
+    mixed, next_number = mix(wanted), load_atomic(table, NEXT_AT)
+    found, is_all = 0, True
+    for choice in range(2):
+        bucket = bucket_at(shape, mixed, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            word = load_atomic(table, slot)
+            if word >> NUMBER_BITS == print_of(mixed):
+                newest = number_of(word, next_number)
+                found, is_end = _walk(
+                    table, marks, shape, plan, entity, wanted, own, words, chain, found, newest, numbers
+                )
+                is_all &= is_end
+    numbers[LEFT_OUT] += 0 if is_all else 1
+    attributes = row[ROW_HEAD + 3 * shape[SHAPE_ENTITIES] :]
+    for item in range(found):
+        if _has_copied(table, shape, chain[item, 0], row, numbers):
+            update(plan, entity, words, PAYMENT, attributes, 1)
+            numbers[FOLDED] += 1
 
 
 @compiled()
@@ -94,15 +258,6 @@ def _note_time(table: I64, numbers: I64) -> None:
 
 
 @inlined
-def _forget_rows(folds: I64, numbers: I64) -> None:
-    """Forget which rows are old, and which ones folds have: a damaged number of the newest row was mended."""
-    for place in range(OVER, NUMBER_COUNT):
-        numbers[place] = 0
-    for place in range(KEYS_AT, KEYS_AT + FOLDS):
-        folds[place] = 0
-
-
-@inlined
 def _has_slot(table: I64, shape: I64, mixed: int, next_number: int, over: int) -> bool:
     """Whether a slot of the directory may be an entity's, with a row that is not known to be over."""
     hits = 0
@@ -112,24 +267,6 @@ def _has_slot(table: I64, shape: I64, mixed: int, next_number: int, over: int) -
             is_alike = table[slot] >> NUMBER_BITS == print_of(mixed)
             hits += is_alike & (number_of(table[slot], next_number) > over)
     return hits != 0
-
-
-@inlined
-def _hash_of(digest: int) -> int:
-    """Returns the hash in a digest's eight bytes, as PaymentTags makes it but for its last bits."""
-    found = np.uint64(0)
-    for place in range(8):
-        found |= ((np.uint64(digest) >> np.uint64(8 * place)) & np.uint64(255)) << np.uint64(56 - 8 * place)
-    return int(found >> np.uint64(1))
-
-
-@inlined
-def take_hashes(digests: I64, presence: U8, rows: int, entities: int, hashes: I64, tags: I64) -> None:
-    """Make hashes of entities and tags of payments from PaymentTags.digests: of all entities first, then of ids."""
-    for item in range(rows * entities):
-        hashes[item] = 0 if presence[item] == ABSENT else _hash_of(digests[item]) | 1
-    for row in range(rows):
-        tags[row] = _hash_of(digests[rows * entities + row]) | TAG_MIN
 
 
 @compiled(releases_gil=True)
@@ -149,7 +286,6 @@ def fill_with_pending(
     tags: I64,
     chain: I64,
     row_now: I64,
-    folds: I64,
     folded: U8,
     numbers: I64,
     hops: F64,
@@ -180,53 +316,21 @@ def fill_with_pending(
             if presence[item] == ABSENT:
                 clear_slots(plan, entity, values)
                 continue
-            begin, end = bounds[item], bounds[item + 1] if presence[item] == KNOWN else bounds[item]
-            has_slot = False
-            if is_sure and hashes[item] != 0:
-                has_slot = _has_slot(table, shape, mix(hashes[item]), next_number, over)
-            before, words_at = numbers[FOLDED], 0
-            if has_slot:
-                words_at = use_fold(
-                    table, marks, shape, plan, entity, hashes[item], tags[row], states, begin, end,
-                    chain, row_now, folds, numbers,
-                )  # fmt: skip
-            if words_at == 0:
-                if presence[item] == UNKNOWN:
-                    clear(plan, entity, words)
-                else:
-                    status = unpack(plan, entity, states, begin, end, words)
-                    if status != OK:
-                        return int(status * STATUS_UNIT + item)
-                if has_slot:
-                    words_at = add_pending(
-                        table, marks, shape, plan, entity, hashes[item], tags[row], states, begin, end, words,
-                        chain, row_now, folds, numbers,
-                    )  # fmt: skip
+            if presence[item] == UNKNOWN:
+                clear(plan, entity, words)
+            else:
+                status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
+                if status != OK:
+                    return int(status * STATUS_UNIT + item)
+            before = numbers[FOLDED]
+            if is_sure and hashes[item] != 0 and _has_slot(table, shape, mix(hashes[item]), next_number, over):
+                _add_pending(table, marks, shape, plan, entity, hashes[item], tags[row], words, chain, row_now, numbers)
             if numbers[FOLDED] != before:
                 folded[item] = KNOWN
-            seen = words
-            if words_at > 0:
-                seen = folds[words_at : words_at + folds[WORDS_SIZE]]
-            roll_up(plan, entity, seen, attributes[row], values)
+            roll_up(plan, entity, words, attributes[row], values)
         take_hops(plan, hops, row, values)
         assemble(plan, attributes[row], values, out[row])
     return OK
-
-
-@compiled(makes_arrays=True)
-def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
-    """Run `fill_with_pending` for the first `rows` payments of a frame, whose digests are there."""
-    plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
-    take_hashes(
-        carray(address(frame_at, SLOT.digests), size(frame_at, SLOT.digests), np.int64),
-        carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
-        rows,
-        plan[HEAD.entity_count],
-        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
-        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
-    )
-    filled: int = fill_hashed(frame_at, rows, now_ms, snapshot)
-    return filled
 
 
 @inlined
@@ -277,11 +381,8 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[PENDING_FROM_MS] = pending_from_ms(now_ms, numbers[LIFE_MS])
-    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = numbers[VISITED] = numbers[REFOLDED] = 0
+    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = numbers[VISITED] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
-    folds = carray(address(frame_at, SLOT.folds), size(frame_at, SLOT.folds), np.int64)
-    if load_atomic(table, NEXT_AT) < numbers[SEEN]:
-        _forget_rows(folds, numbers)
     _note_time(table, numbers)
     return fill_with_pending(
         plan,
@@ -299,7 +400,6 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
         carray(address(frame_at, SLOT.chain), (size(frame_at, SLOT.chain) // 2, 2), np.int64),
         carray(address(frame_at, SLOT.row), size(frame_at, SLOT.row), np.int64),
-        folds,
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
         carray(address(frame_at, SLOT.hops), (rows, plan[HEAD.hop_slot_count]), np.float64),

@@ -1,11 +1,11 @@
-"""The compiled half of scoring/state/overlay.py: a table of the payments that a host has answered, without a lock.
+"""The compiled half of overlay.py: a table of the payments that a host has answered, without a lock.
 
 Two arrays of int64 in shared memory:
 
     table    head │ directory: buckets of 8 slots │ rows, used in turn            workers write it, workers read it
     marks    head │ buckets of 8: 8 tags │ 8 sources and times │ 8 offsets        the companion writes it
 
-A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ origin │ an entity's hash, for each │ the next row, for
+A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ an entity's hash, for each │ the next row, for
 each │ the cut, for each │ attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity,
 in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache.
 Most entities have nothing pending, and one look at their two buckets says so. Each row names the entity's row before
@@ -20,7 +20,7 @@ it:
 3. A row is used again when it is twice as old as the lifetime. A reader that finds another number in a row than its
    link says is at the end of the entity's rows.
 4. A slot is used again when its newest row is that old, by compare-and-swap of its one word.
-5. A reader (scoring/state/overlay_pending.py) takes a payment's rows, the newest first, and adds those to the profile
+5. A reader (overlay_reader.py) takes a payment's rows, the newest first, and adds those to the profile
    that it does not contain.
 6. `mark_all` notes where on Kafka a payment stands. A profile says up to which offset of each partition it contains
    payments. For a payment with a mark, the two offsets tell whether the profile contains it. A payment without a mark
@@ -45,9 +45,9 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix
 
-# The head of the table: the kind of file, the catalogue's digest, its sizes; how often `erase` began or ended, or rows
-# were numbered anew; and the number of the newest row, which all workers change and which has a cache line to itself.
-MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, ERASED_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 6, 8
+# The head of the table: the kind of file, the catalogue's digest, its sizes; and the number of
+# the newest row, which all workers change and which has a cache line to itself.
+MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 8
 HEAD_SIZE = 16
 # Eight words are a line of the cache.
 BUCKET_SLOTS = BUCKET_SIZE = 8
@@ -56,9 +56,7 @@ NUMBER_BITS = 37
 _NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _PRINT_MASK = (1 << 26) - 1
 # A row. Hashes, links, cuts and attributes follow.
-STATE, MOMENT, TAG, CHECK, ORIGIN, ROW_HEAD = range(6)
-# The host that answered a payment.
-OWN, OTHERS = 0, 1
+STATE, MOMENT, TAG, CHECK, ROW_HEAD = range(5)
 # The head of the marks: the mirror's newest transaction whose payments are all marked, and the time until which nobody
 # knows which payments profiles contain.
 MARK_MAGIC_AT, MARK_BUCKETS_AT, MARK_SNAPSHOT_AT, MARK_UNSURE_UNTIL_AT = 0, 1, 8, 9
@@ -71,18 +69,16 @@ _ROWS_TRIED = 8
 _LINKS_TRIED = 64
 
 # The numbers of a call, one int64 array. The first ones are given: the moment, the lifetime, the most payments that are
-# added to one profile, the mirror's transaction that profiles were read in, the most payments that are added one by one
-# (scoring/state/overlay_folds.py), and the first moment whose rows are still pending. The others are results.
-NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT, SINGLY_MAX, PENDING_FROM_MS = range(6)
-IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 13)
-# Results of one walk along an entity's rows: how it ended, and whether it met a row of the payment that asks.
-ENDED, HAS_OWN = 13, 14
-# What a call has done: rows of the table that its walks have looked at, and payments that it has added to folds.
-VISITED, REFOLDED = 15, 16
+# added to one profile, the mirror's transaction that profiles were read in, and the first moment whose rows are still
+# pending. The others are results.
+NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT, PENDING_FROM_MS = range(5)
+IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(5, 12)
+# A result: how many rows of the table the walks have looked at.
+VISITED = 12
 # State that a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the
 # lifetime; the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all
 # rows up to a number were made. A worker begins with zeros.
-OVER, SEEN, SAMPLES_AT, SAMPLES = 17, 18, 19, 32
+OVER, SEEN, SAMPLES_AT, SAMPLES = 13, 14, 15, 32
 NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
 SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)
@@ -90,7 +86,7 @@ SHAPE_COUNT = 5
 
 
 class OverlaySlots(NamedTuple):
-    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: arguments of `fill_with_pending`, and digests."""
+    """The frame of `fill_hashed` and `add_bound`: arguments of `fill_with_pending`."""
 
     plan: int
     attributes: int
@@ -107,11 +103,9 @@ class OverlaySlots(NamedTuple):
     tags: int
     chain: int
     row: int
-    folds: int
     folded: int
     numbers: int
     hops: int
-    digests: int
 
 
 SLOT = positions(OverlaySlots)
@@ -255,11 +249,10 @@ def add_all(
     now_ms: int,
     earliest_ms: int,
     latest_ms: int,
-    origin: int,
 ) -> None:
     """Add payments that are answered, if their times are from `earliest_ms` to `latest_ms`.
 
-    `now_ms`: by the host's own clock. `origin`: OWN or OTHERS.
+    `now_ms`: by the host's own clock.
 
     `attributes` has shape (payments, row width), `hashes` (payments * entities,), 0 where a payment has no such entity.
     numbers[ADDED], [FULL] and [UNTIMELY] count them.
@@ -278,7 +271,6 @@ def add_all(
         at = row_at(shape, number)
         table[at + MOMENT] = now_ms
         table[at + TAG] = tags[payment]
-        table[at + ORIGIN] = origin
         for entity in range(entities):
             table[at + ROW_HEAD + entity] = hashes[payment * entities + entity]
             table[at + ROW_HEAD + entities + entity] = 0
@@ -295,22 +287,10 @@ def add_all(
         numbers[ADDED if has_room else FULL] += 1
 
 
-@inlined
-def _count_erasing(table: I64) -> None:
-    while True:
-        count = load_atomic(table, ERASED_AT)
-        if swap_atomic(table, ERASED_AT, count, count + 1) == 1:
-            break
-
-
 @compiled()
 def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
-    """Erase every payment of an entity: its rows stay as links, with nothing in them. Returns how many there were.
-
-    Workers that have added its payments to a fold see the count of ERASED_AT, and make the fold anew.
-    """
+    """Erase every payment of an entity: its rows stay as links, with nothing in them. Returns how many there were."""
     entities, width, erased = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH], 0
-    _count_erasing(table)
     for place in range(shape[SHAPE_ROWS]):
         at = row_at(shape, place + 1)
         state = load_atomic(table, at + STATE)
@@ -324,8 +304,6 @@ def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
         table[at + CHECK] = check_of(table, at, shape)
         store_atomic(table, at + STATE, state)
         erased += 1
-    # Again: a fold that was made meanwhile may have rows that are erased now.
-    _count_erasing(table)
     return erased
 
 
@@ -367,7 +345,7 @@ def mark_all(marks: I64, shape: I64, tags: I64, sources: I64, offsets: I64, now_
 
 @compiled(makes_arrays=True)
 def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms: int) -> int:
-    """Run `add_all` for the first `rows` payments of a frame, those of its last `fill_bound` or `fill_hashed`.
+    """Run `add_all` for the first `rows` payments of a frame, those of its last `fill_hashed`.
 
     Returns how many were not added.
     """
@@ -383,52 +361,5 @@ def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms
         now_ms,
         earliest_ms,
         latest_ms,
-        OWN,
     )
     return int(rows - numbers[ADDED])
-
-
-# State that a reader of new rows keeps from call to call: the number it goes on with, a row that was being written when
-# it looked, the moment when it first saw it so, and how many rows it has missed.
-GOES_ON_AT, WRITTEN_AT, WRITTEN_SINCE_AT, MISSED_AT = range(4)
-READING_COUNT = 4
-# A row that is being written for this long belongs to a worker that was killed.
-_WRITING_MS = 1000
-
-
-@compiled()
-def take_new(table: I64, shape: I64, reading: I64, now_ms: int, out: I64) -> int:
-    """Copy the host's own payments that were added since the last call, the oldest first. Returns how many.
-
-    `out` has shape (rows, 1 + entities + row width): tag, hashes, attributes. Who falls behind by more than twice as
-    many rows misses the older ones: reading[MISSED_AT] counts them. A row of another host, or erased, is passed over.
-    """
-    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
-    newest = load_atomic(table, NEXT_AT)
-    number, found = reading[GOES_ON_AT], 0
-    if newest - number + 1 > 2 * len(out):
-        reading[MISSED_AT] += newest + 1 - len(out) - number
-        number = newest + 1 - len(out)
-    while number <= newest and found < len(out):
-        at = row_at(shape, number)
-        state = load_atomic(table, at + STATE)
-        if state <= 2 * number:
-            # Its worker will finish it soon.
-            if reading[WRITTEN_AT] != number:
-                reading[WRITTEN_AT], reading[WRITTEN_SINCE_AT] = number, now_ms
-            if now_ms - reading[WRITTEN_SINCE_AT] <= _WRITING_MS:
-                break
-        elif state == 2 * number + 1 and table[at + ORIGIN] == OWN and table[at + TAG] != 0:
-            out[found, 0] = table[at + TAG]
-            for entity in range(entities):
-                out[found, 1 + entity] = table[at + ROW_HEAD + entity]
-            for column in range(width):
-                out[found, 1 + entities + column] = table[at + ROW_HEAD + 3 * entities + column]
-            is_whole = table[at + CHECK] == check_of(table, at, shape)
-            if is_whole and load_atomic(table, at + STATE) == state:
-                found += 1
-            else:
-                reading[MISSED_AT] += 1
-        number += 1
-    reading[GOES_ON_AT] = number
-    return found

@@ -1,0 +1,188 @@
+"""The overlay's settings and files: the table of answered payments, and the marks beside the mirror.
+
+    /dev/shm/paywarden/overlay                 the table: `prepare` makes it, workers open it
+    /dev/shm/paywarden/mirror/overlay-marks    the marks: the companion makes them, workers open them
+
+overlay_table.py has the layout of both.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
+from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
+from paywarden.scoring.state.overlay import overlay_table as tables
+
+_log = logging.getLogger(__name__)
+
+# "PWOVER" and the layout's version.
+_MAGIC = int.from_bytes(b"PWOVER04", "little")
+MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
+MARKS_FILE = "overlay-marks"
+"""The file of the marks, in the mirror's folder."""
+# A directory is sparsely filled: its slots are at most half in use.
+_SLOTS_PER_ENTITY = 2
+_EVENTS_MAX = 256
+# More rows than a host ever adds: 36 years of a million payments a second.
+_NUMBERS_MAX = 1 << 50
+
+
+@dataclass(frozen=True)
+class OverlaySettings:
+    """Answered payments that count before the stream has them. The same for serve, companion and stream."""
+
+    # False: a payment sees the profiles in the mirror, and nothing later.
+    enabled: bool = False
+    path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
+    # How long an answered payment is pending at most: fifteen sixteenths of this to all of it. The stream has most of
+    # them in their profiles within a second.
+    lifetime_ms: int = 10_000
+    # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
+    payments_max: int = 100_000
+    # The most pending payments that count in one profile: the newest. Each costs a third of a microsecond.
+    events_max: int = 16
+    # Payments of all hosts within three lifetimes, 48 bytes each.
+    marks_max: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "events_max": (1, _EVENTS_MAX)}
+        limits["marks_max"] = (64, 1 << 30)
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")
+
+    @property
+    def marks_keep_ms(self) -> int:
+        """The lifetime of a mark. A payment may be on Kafka before it is answered, and clocks differ."""
+        return 3 * self.lifetime_ms
+
+    @property
+    def doubt_ms(self) -> int:
+        """The time in which nobody trusts the marks after a change whose payments are not named.
+
+        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
+        that was made this long ago is therefore not pending any more.
+        """
+        return 2 * self.lifetime_ms
+
+
+def monotonic_ms() -> int:
+    """Returns the host's own clock, which all its processes share: milliseconds since its start."""
+    return time.monotonic_ns() // 1_000_000
+
+
+def shape_of(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64]:
+    """Returns the sizes of a table of this catalogue, as compiled code takes them."""
+    entities = plan.entity_count
+    shape = np.zeros(tables.SHAPE_COUNT, dtype=np.int64)
+    shape[tables.SHAPE_ENTITIES], shape[tables.SHAPE_WIDTH] = entities, plan.row_width
+    shape[tables.SHAPE_ROWS] = settings.payments_max
+    slots = settings.payments_max * entities * _SLOTS_PER_ENTITY
+    shape[tables.SHAPE_BUCKETS] = max(2, -(-slots // tables.BUCKET_SLOTS))
+    shape[tables.SHAPE_MARK_BUCKETS] = max(2, -(-2 * settings.marks_max // tables.BUCKET_SLOTS))
+    return shape
+
+
+def prepare(settings: OverlaySettings, plan: Plan) -> None:
+    """Create the table, unless one of this catalogue and size exists. The parent calls it before any worker.
+
+    A process that still has a table of another catalogue open keeps that one. A table on a disk outlives its host's
+    clock: `prepare` replaces one with rows of the future, since they would be pending again when that time comes. It
+    replaces one whose newest number cannot be, too. Raises Misconfigured when the path cannot be used, or there is no
+    room.
+    """
+    head, size = table_head(settings, plan)
+    path, what = Path(settings.path), f"overlay: cannot use {settings.path}"
+    try:
+        if path.exists() and _is_outdated(mapped(path, head, size), settings, plan):
+            _log.warning("overlay: %s has payments of an earlier start of this host: a new table replaces it", path)
+            path.unlink()
+    except OSError as error:
+        raise Misconfigured(f"{what}: {error.strerror}") from error
+    prepare_file(path, head, size, what)
+
+
+def _is_outdated(table: NDArray[np.int64] | None, settings: OverlaySettings, plan: Plan) -> bool:
+    """Whether a row of a table is later than the host's own clock, or the newest number is damaged."""
+    if table is None:
+        return False
+    if not 0 <= table[tables.NEXT_AT] < _NUMBERS_MAX:
+        return True
+    first = tables.HEAD_SIZE + int(shape_of(settings, plan)[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
+    newest_ms = int(table[first + tables.MOMENT :: tables.row_size(plan.entity_count, plan.row_width)].max())
+    # The clock is read last: a row that another worker adds meanwhile is not later.
+    return newest_ms > monotonic_ms()
+
+
+def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:
+    """Make a file of `size` bytes that begins with `head`, unless there is one. Raises Misconfigured."""
+    try:
+        make_parent(path)
+        if has_form(path, head, size):
+            return
+        new = path.with_name(path.name + ".new")
+        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
+            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.write(head.tobytes())
+        new.replace(path)
+    except OSError as error:
+        raise Misconfigured(f"{what}: {error.strerror} (it needs {size >> 20} MiB)") from error
+
+
+def has_form(path: Path, head: NDArray[np.int64], size: int) -> bool:
+    """Whether there is a file of `size` bytes that begins with `head`. Raises OSError."""
+    return path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes()
+
+
+def mapped(path: Path, head: NDArray[np.int64], size: int) -> NDArray[np.int64] | None:
+    """Returns a file's content, shared; None if it is no such file. Raises OSError, Misconfigured."""
+    require_not_planted(path)
+    with os.fdopen(open_private(path, os.O_RDWR), "r+b") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            return None
+        found = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.int64)
+    return found if found[: len(head)].tobytes() == head.tobytes() else None
+
+
+def marks_head(shape: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Returns how a file of marks begins, and its size in bytes."""
+    head = np.array([MARKS_MAGIC, shape[tables.SHAPE_MARK_BUCKETS]], dtype=np.int64)
+    return head, 8 * int(tables.MARK_HEAD_SIZE + shape[tables.SHAPE_MARK_BUCKETS] * tables.MARK_BUCKET_SIZE)
+
+
+def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
+    """Returns how a table of this catalogue begins, and its size in bytes."""
+    shape = shape_of(settings, plan)
+    head = np.zeros(tables.BUCKETS_AT + 1, dtype=np.int64)
+    head[tables.MAGIC_AT], head[tables.DIGEST_AT] = _MAGIC, int(plan.digest[:15], 16)
+    head[tables.ENTITIES_AT], head[tables.WIDTH_AT] = plan.entity_count, plan.row_width
+    head[tables.ROWS_AT], head[tables.BUCKETS_AT] = shape[tables.SHAPE_ROWS], shape[tables.SHAPE_BUCKETS]
+    row = tables.row_size(plan.entity_count, plan.row_width)
+    words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
+    return head, 8 * words
+
+
+def _begin_of(path: Path, size: int) -> bytes:
+    with open_regular(path) as file:
+        return file.read(size)
+
+
+def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
+    """Returns the host's table; None if there is none of this catalogue and size."""
+    try:
+        return mapped(Path(settings.path), *table_head(settings, plan))
+    except (OSError, Misconfigured):
+        return None
