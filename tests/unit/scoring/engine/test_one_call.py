@@ -49,7 +49,7 @@ from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxW
 from paywarden.scoring.state.overlay import overlay as overlays
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards
 from tests.oracles.step_decoder import StepDecoder
@@ -544,7 +544,7 @@ def test_the_policy_hears_of_what_is_pending_and_of_marks_that_nobody_trusts(ove
 def test_without_marks_the_one_call_says_that_the_last_seconds_were_not_seen(
     overlaid: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = Path(overlaid.mirror.path) / overlays.MARKS_FILE
+    path = Path(overlaid.mirror.path) / MARKS_FILE
     kept = path.rename(path.with_suffix(".gone"))
 
     def answer(place: int, now_ms: int = NOW_MS) -> list[str]:
@@ -598,11 +598,11 @@ def test_the_one_call_reads_the_hosts_own_clock_for_the_overlay(overlaid: Pair) 
     side = overlaid.quick
     assert side.overlay is not None
     assert side.overlay._table is not None
-    side.overlay.clock_ms = overlays.monotonic_ms
+    side.overlay.clock_ms = monotonic_ms
     frame = ChunkFrame(
         small_world.engine(), side.intake, side.scorer._features, side.scorer._metrics, side.cache, side.overlay
     )
-    side.scorer._frame, side.scorer._numbers, before_ms = frame, frame.numbers, overlays.monotonic_ms()
+    side.scorer._frame, side.scorer._numbers, before_ms = frame, frame.numbers, monotonic_ms()
     side.ask([body(0)])
     moment_ms = side.overlay._table[tables.row_at(side.overlay._shape, 1) + tables.MOMENT]
-    assert before_ms <= moment_ms <= overlays.monotonic_ms()
+    assert before_ms <= moment_ms <= monotonic_ms()
