@@ -316,14 +316,6 @@ def test_a_claim_from_the_future_counts_up_to_now() -> None:
     assert copy.complete_to_ms({0: 5}, 20_001) == 20_000
 
 
-def test_a_copy_that_begins_anew_forgets_what_it_has_read() -> None:
-    copy, key = copy_with_key()
-    copy.saw(0, key, 500)
-    copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.begin_anew(20_000)
-    assert copy.complete_to_ms({0: 5}, 20_000) == 0
-
-
 def test_a_copy_that_begins_anew_waits_for_a_claim_before_it_goes_by_progress() -> None:
     """Progress says too much of a partition that a worker's client has silently lost; claims do not."""
     copy, key = copy_with_key()

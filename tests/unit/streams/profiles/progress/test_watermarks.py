@@ -135,19 +135,6 @@ def copy_of(*seen: tuple[int, int, int], partitions: int = 2) -> int:
     return progress.complete_to_ms({}, 100_000)
 
 
-def test_a_copy_without_any_progress_is_not_complete() -> None:
-    assert copy_of() == 0
-
-
-def test_a_copy_needs_all_progress_in_every_changelog_partition() -> None:
-    assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500)) == 0
-    assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500), (1, 1, 300)) == 300
-
-
-def test_the_newest_progress_of_a_partition_counts() -> None:
-    assert copy_of((0, 0, 500), (0, 1, 900), (0, 0, 600), partitions=1) == 600
-
-
 def test_progress_of_a_removed_partition_is_ignored() -> None:
     progress = CopyProgress([0], [progress_key("card", 0)])
     progress.saw(0, b"progress:7", 100)
