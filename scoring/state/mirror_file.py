@@ -2,7 +2,7 @@
 
     card:c-1              a packed profile; the keys are those of the store
     \\0positions           the next offset of each partition of the changelog
-    \\0changelog           the id of the topic that the positions belong to; a mirror of an earlier release has none
+    \\0changelog           the id of the topic that the positions belong to
     \\0profile_set         the profile set that the mirror was filled from
     \\0identity            the digest of the key that the profiles are made with (features/catalogue/identity.py)
     \\0shards              the shards of cards that are complete (scoring/state/shards.py); absent: all

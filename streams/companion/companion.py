@@ -76,10 +76,10 @@ from paywarden.streams.kafka.reading import Consumed, consume_when_there
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
 from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
-from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.profiles.changelog import ChangelogDecoder
 from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
-from paywarden.streams.profiles.progress.watermarks import CopyProgress, progress_key
+from paywarden.streams.profiles.progress.watermarks import CopyProgress
 
 _log = logging.getLogger(__name__)
 
@@ -200,14 +200,7 @@ class Companion:
         self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = ChangelogDecoder(ids)
-        self._progress = CopyProgress(
-            self._partitions,
-            (
-                progress_key(entity, partition)
-                for entity in entities
-                for partition in clients.partitions(repartition_topic(entity))
-            ),
-        )
+        self._progress = CopyProgress()
         encoder = Encoder("decisions", ids.id_of("decisions"))
         self._identity = HostIdentity(Path(files.outbox.directory))
         # Raises unless the topic is there.
@@ -436,7 +429,7 @@ class Companion:
         """Replace the consumer. Records that it has delivered and the mirror does not hold are read again."""
         self._stalls.clear()
         self._held = None
-        self._progress.begin_anew(self._now_ms())
+        self._progress.begin_anew()
         self._consumer.close()
         self._consumer = self._new_consumer()
 
@@ -479,7 +472,7 @@ class Companion:
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self._moves = None if self._shards is None else self._moves_of(self._shards)
-        self._progress.begin_anew(self._now_ms())
+        self._progress.begin_anew()
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
@@ -628,10 +621,7 @@ class Companion:
         now_ms = self._now_ms()
         for claim in changes.claims:
             self._progress.claimed(claim, now_ms)
-        # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
-        for partition, key, moment_ms in changes.progress:
-            self._progress.saw(partition, key, min(moment_ms, now_ms))
-        return self._progress.complete_to_ms(read_to, now_ms)
+        return self._progress.complete_to_ms(read_to)
 
 
 def make_index(mirror: MirrorWriter, index: IdentityIndex, health: CompanionHealth, stop: Event) -> bool:

@@ -255,7 +255,7 @@ def test_a_neighbour_that_cannot_be_read_is_missing_for_its_own_payments_alone(
     wide_world: WideWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = b"merchant:m-1"
-    wide_world.write(index_of(wide().plan), {damaged: b"\x05 no profile"})
+    wide_world.write(index_of(wide().plan), {damaged: b"\x06 no profile"})
     gone = {key: state for key, state in wide_world.profiles.items() if key != damaged}
     with closing(wide_world.challenger(monkeypatch)) as own:
         assert own.evaluate(wide_world.champions).left_out == {}

@@ -170,7 +170,7 @@ class Pair:
         self.marks: OverlayMarks | None = None
         clock = (lambda: self.clock_ms) if has_overlay else None
         writer = MirrorWriter(mirror)
-        writer.apply({**profiles(), **known_cards(), DAMAGED: b"\x05 no profile"}, {0: 1}, NOW_MS)
+        writer.apply({**profiles(), **known_cards(), DAMAGED: b"\x06 no profile"}, {0: 1}, NOW_MS)
         if has_overlay:
             self.open_marks(writer.newest_transaction())
         writer.close()

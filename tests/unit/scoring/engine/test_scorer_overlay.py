@@ -173,7 +173,7 @@ def test_a_mirror_that_somebody_else_wrote_is_not_trusted(tmp_path: Path) -> Non
 
 def test_a_damaged_profile_counts_as_none_beside_what_is_pending(tmp_path: Path) -> None:
     host = OverlaidHost(tmp_path)
-    host.fill({b"card:nobody": b"\x05damaged"})
+    host.fill({b"card:nobody": b"\x06damaged"})
     host.open_marks()
     responses = [answered(host.scorer, payment(name)) for name in ("first", "second")]
     assert all("profile_unreadable" in response.flags for response in responses)

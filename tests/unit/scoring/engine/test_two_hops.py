@@ -121,7 +121,7 @@ def test_the_usual_chunk_is_one_compiled_call(host: Host, past: Past, monkeypatc
 # Neighbours that cannot be read
 
 
-@pytest.mark.parametrize("state", [b"", b"\x05 no profile", b"\x00" * 300, None])
+@pytest.mark.parametrize("state", [b"", b"\x06 no profile", b"\x00" * 300, None])
 def test_a_neighbour_that_cannot_be_read_counts_as_one_that_is_gone_and_is_told(
     settings: MirrorSettings, past: Past, state: bytes | None
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_neighbour_that_cannot_be_read_counts_as_one_that_is_gone_and_is_told(
 def test_a_payment_whose_own_profile_cannot_be_read_has_no_neighbours(
     settings: MirrorSettings, past: Past, own: bytes
 ) -> None:
-    write(settings, {**past.profiles, own: b"\x05 no profile"})
+    write(settings, {**past.profiles, own: b"\x06 no profile"})
     asked = past.asked(50)
     checked = two_hops.checked(asked)
     host = Host(settings)
@@ -306,7 +306,7 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
 ) -> None:
     monkeypatch.setattr(served_model, "os", SimpleNamespace(urandom=bytes))
     damaged = next(key for key in past.profiles if key.startswith(b"merchant:"))
-    write(settings, {**past.profiles, damaged: b"\x05 no profile"})
+    write(settings, {**past.profiles, damaged: b"\x06 no profile"})
     kept = KeptEntries()
     scorer = PaymentScorer(
         engine=two_hops.engine().clone_for_thread(),

@@ -146,7 +146,7 @@ def test_changes_by_a_companion_without_an_index_are_noticed(settings: MirrorSet
     with closing(MirrorWriter(settings)) as writer:
         make(writer)
         writer.apply({b"merchant:1": b"one", b"merchant:2": b"two"}, {})
-    # Such as a companion of an earlier release: it knows nothing of records and note.
+    # A companion without two-hop features knows nothing of records and note.
     with closing(MirrorWriter(settings)) as writer:
         writer.apply({b"merchant:1": None, b"merchant:3": b"three"}, {})
     with closing(MirrorWriter(settings)) as writer:
