@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from paywarden.features.catalogue.expressions import (
     Reduction,
     Remembered,
     WindowedMeasure,
+    stored_values,
 )
 from paywarden.features.catalogue.windows import HOUR_MS, MINUTE_MS, Window
 
@@ -60,9 +61,16 @@ class PlainEvents:
     payments: list[Row] = field(default_factory=list)
     labels: list[tuple[Row, int]] = field(default_factory=list)
 
+    def rows(self) -> Iterator[Row]:
+        """Yields the rows of all events."""
+        yield from self.payments
+        yield from (row for row, _ in self.labels)
+
 
 Others = Mapping[tuple[str, int], PlainEvents]
 """The events of entities by name and identity."""
+Reaches = Mapping[tuple[str, int, bool], int]
+"""How many milliseconds back an entity keeps tiles of a hop, of payments or (True) of labels."""
 
 
 def plain_vector(
@@ -73,7 +81,8 @@ def plain_vector(
     `known` has the events of each entity that the payment has, by the entity's name; `others` those of all entities
     that may be neighbours.
     """
-    moment = _Moment(now, known, {feature.name: feature.value for feature in features}, others)
+    named = {feature.name: feature.value for feature in features}
+    moment = _Moment(now, known, named, others, _reaches(named.values()))
     found = {}
     for feature in features:
         try:
@@ -87,10 +96,15 @@ class _Moment:
     """A payment with what is known of its entities."""
 
     def __init__(
-        self, now: Row, known: Mapping[str, PlainEvents], named: Mapping[str, Expression], others: Others
+        self,
+        now: Row,
+        known: Mapping[str, PlainEvents],
+        named: Mapping[str, Expression],
+        others: Others,
+        reaches: Reaches,
     ) -> None:
         self._now, self._now_ms, self._known = now, now[kernel.TIME_MS], known
-        self._named, self._others = named, others
+        self._named, self._others, self._reaches = named, others, reaches
         self._values: dict[str, float] = {}
 
     def value(self, value: Expression) -> float:
@@ -104,12 +118,18 @@ class _Moment:
             return math.nan
         events = self._known[value.entity]
         if isinstance(value, WindowedMeasure):
-            return _Inside(value.window, events, self._now_ms).value(value)
+            return self._inside(value, events).value(value)
         if isinstance(value, EntityRecency):
             return self._recency(value, events)
         if isinstance(value, Neighbours):
             return self._neighbours(value, events)
         return self._of_latest(value, events) if isinstance(value, Latest) else self._remembered(value, events)
+
+    def _inside(self, value: WindowedMeasure, events: PlainEvents) -> _Inside:
+        hop_ms = value.window.hop_ms
+        newest = max((row[kernel.TIME_MS] for row in events.rows()), default=0) // hop_ms * hop_ms
+        firsts = [newest - self._reaches.get((value.entity, hop_ms, is_label), 0) for is_label in (False, True)]
+        return _Inside(value.window, events, self._now_ms, firsts)
 
     # Features of the payment itself, and of other values.
 
@@ -149,7 +169,7 @@ class _Moment:
         assert isinstance(measure, WindowedMeasure)
         if measure.entity not in self._known:
             return math.nan
-        inside = _Inside(measure.window, self._known[measure.entity], self._now_ms)
+        inside = self._inside(measure, self._known[measure.entity])
         if value.operation is Operation.DEVIATION:
             column = measure.column
             if column.measure is Measure.COUNT:
@@ -260,7 +280,7 @@ class _Moment:
         for identity in self._latest(value, events):
             other = self._others.get((value.target, identity))
             if other is not None:
-                there = _Moment(self._now, {value.target: other}, self._named, {})
+                there = _Moment(self._now, {value.target: other}, self._named, {}, self._reaches)
                 found.append(float(np.float32(there.value(value.feature))))
         found = [number for number in found if not math.isnan(number)]
         if not found:
@@ -284,11 +304,25 @@ class _Moment:
         return {identity: time_ms for identity, time_ms in order if time_ms <= self._now_ms}
 
 
-class _Inside:
-    """The events of an entity in a window."""
+def _reaches(values: Iterable[Expression]) -> Reaches:
+    """Returns how far before the tile of its newest event an entity keeps tiles: as far as its longest window."""
+    reaches: dict[tuple[str, int, bool], int] = {}
+    for stored in (stored for value in values for stored in stored_values(value)):
+        if isinstance(stored, WindowedMeasure):
+            reach_ms = stored.window.length_ms + stored.window.delay_ms
+            for column in (stored.column, stored.beside, stored.summed):
+                if column is not None:
+                    is_label = column.measure in (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
+                    key = (stored.entity, stored.window.hop_ms, is_label)
+                    reaches[key] = max(reaches.get(key, 0), reach_ms)
+    return reaches
 
-    def __init__(self, window: Window, events: PlainEvents, now_ms: int) -> None:
-        self._window, self._events, self._now_ms = window, events, now_ms
+
+class _Inside:
+    """The events of an entity in a window, without those in tiles before `firsts`: of payments, and of labels."""
+
+    def __init__(self, window: Window, events: PlainEvents, now_ms: int, firsts: Sequence[int]) -> None:
+        self._window, self._events, self._now_ms, self._firsts = window, events, now_ms, firsts
 
     def value(self, value: WindowedMeasure) -> float:
         column, measure, reduction = value.column, value.column.measure, value.reduction
@@ -313,7 +347,7 @@ class _Inside:
         raise NotPlain(reduction)
 
     def payments(self, condition: Condition | None) -> list[Row]:
-        return [row for row in self._events.payments if self._is_inside(row) and _met(row, condition)]
+        return [row for row in self._events.payments if self._is_inside(row, 0) and _met(row, condition)]
 
     def numbers(self, column: Column) -> list[int]:
         """Returns the numbers that a column's payments have."""
@@ -321,11 +355,15 @@ class _Inside:
         return [number for number in found if number is not None]
 
     def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
-        return [(row, weight) for row, weight in self._events.labels if self._is_inside(row) and _met(row, condition)]
+        labels = self._events.labels
+        return [(row, weight) for row, weight in labels if self._is_inside(row, 1) and _met(row, condition)]
 
-    def _is_inside(self, row: Row) -> bool:
+    def _is_inside(self, row: Row, kind: int) -> bool:
         hop_ms, length_ms, delay_ms = self._window.hop_ms, self._window.length_ms, self._window.delay_ms
         start = row[kernel.TIME_MS] // hop_ms * hop_ms
+        if start < self._firsts[kind]:
+            # The entity has dropped the tile: a newer event came first.
+            return False
         if delay_ms == 0:
             # Tiles that touch (now - length, now].
             return start <= self._now_ms and start + hop_ms > self._now_ms - length_ms

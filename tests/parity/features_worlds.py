@@ -1,15 +1,16 @@
 """Random worlds in which features are compared: a catalogue with every word, payments with and without each field.
 
-`every_word` is written once and read twice: with the words of features/catalogue/entity.py and with the naive words.
+`Said` describes a feature of a random catalogue; its attributes, places and conditions are read by their names.
 """
 
 from __future__ import annotations
 
+import operator
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import strategies as st
 
@@ -21,9 +22,6 @@ from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PaymentFields
-from tests.parity.naive import naive_features as naive
-from tests.parity.naive.attributes import ATTRIBUTES, OPERATORS, PLACES_DECLARED, Attribute, Condition, Coordinates
-from tests.parity.naive.events import REFERENCE, Heard, Payment
 from tests.unit.features.kernel.profiles import Change, label, payment
 
 # A Sunday at midnight, so that the times below lie on the edges of every hop.
@@ -31,7 +29,7 @@ START_MS = 1_530_403_200_000
 # Small amounts of several currencies: halves that must be rounded, and a currency above the reference.
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)], "JPY": [(0, 610_000)], "KWD": [(0, 3_000_000)]})
 
-# Fields that a project declares. naive/events.py has their decimals once more.
+# Fields that a project declares.
 OWN_FIELDS: dict[str, attributes.Attribute] = {
     one.name: one
     for one in (
@@ -59,6 +57,50 @@ DECLARED = types.SimpleNamespace(
     **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
 )
 """The language in which a catalogue is read."""
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True)
+class Payment:
+    """`amount` is in minor units of the reference currency, and below 0 it is not known.
+
+    `fields` is by name; a missing field is absent or None.
+    """
+
+    time_ms: int
+    amount: int
+    amount_minor: int
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One arrival: a new payment (`weight` None), or a change of its label (+1 fraud, -1 fraud taken back)."""
+
+    payment: Payment
+    weight: int | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """An attribute, or coordinates, among the arguments of a word."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition among the arguments of a word."""
+
+    field: str
+    operator: str
+    value: object
 
 
 def every_word(words: Any) -> Any:
@@ -247,16 +289,15 @@ OWN_ENTITY_KEYS = {"product": ("product",), "route": ("billed_to", "shipped_to")
 
 
 @cache
-def engine() -> FeatureEngine:
-    """Returns the compiled engine of `every_word`."""
-    return FeatureEngine(every_word(DECLARED))
+def catalogue() -> declare.Catalogue:
+    """Returns the catalogue of `every_word`."""
+    return cast(declare.Catalogue, every_word(DECLARED))
 
 
 @cache
-def oracle() -> naive.Catalogue:
-    """Returns the naive features of `every_word`."""
-    catalogue: naive.Catalogue = every_word(naive.WORDS)
-    return catalogue
+def engine() -> FeatureEngine:
+    """Returns the compiled engine of `every_word`."""
+    return FeatureEngine(catalogue())
 
 
 def identity(entity: str, of: Payment) -> tuple[object, ...] | None:
@@ -270,12 +311,8 @@ def declared_row(fields: PaymentFields) -> DeclaredRow | None:
     if not fields.declared:
         return None
 
-    def convert(_: int, payment: Mapping[str, Any]) -> int | None:
-        # A world says its amounts of money in the reference currency.
-        converted: int | None = payment[REFERENCE["tip"]]
-        return converted
-
-    return DeclaredRow(fields, convert)
+    # No rate changes with time.
+    return DeclaredRow(fields, lambda minor, payment: RATES.convert(minor, payment["currency"], START_MS))
 
 
 def change_of(event: Heard, *, source: int = -1, offset: int = 0, declared: DeclaredRow | None = None) -> Change:
@@ -359,9 +396,6 @@ OWN = st.fixed_dictionaries(
 
 def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment:
     amount = RATES.convert(amount_minor, fields["currency"], time_ms)
-    tip = fields.get("tip")
-    if tip is not None:
-        fields = {**fields, REFERENCE["tip"]: RATES.convert(tip, fields["currency"], time_ms)}
     return Payment(time_ms, UNKNOWN_AMOUNT if amount is None else amount, amount_minor, fields)
 
 
@@ -438,7 +472,7 @@ class OfEntity:
 
 @dataclass(frozen=True)
 class Said:
-    """One feature of a catalogue. Attributes and conditions among its arguments are naive ones."""
+    """One feature of a catalogue."""
 
     name: str
     entity: str
@@ -462,17 +496,16 @@ class Said:
 def _read(words: Any, argument: object) -> Any:
     if isinstance(argument, tuple):
         return tuple(_read(words, one) for one in argument)
-    if isinstance(argument, Coordinates):
-        return getattr(words, argument.name)
-    if isinstance(argument, Attribute):
+    if isinstance(argument, Named):
         return getattr(words, argument.name)
     if isinstance(argument, Condition):
         return OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
     return argument
 
 
-def catalogue_of(words: Any, said: Sequence[Said], *, is_own: bool = False) -> Any:
-    """Returns the catalogue, read with the words of one of the two languages; `is_own`: with a project's fields."""
+def catalogue_of(said: Sequence[Said], *, is_own: bool = False) -> declare.Catalogue:
+    """Returns the catalogue; `is_own`: with a project's fields."""
+    words = DECLARED
     keys_of = ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS
     entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in keys_of.items()}
     features = [words.request.amount("amount")]
@@ -480,7 +513,8 @@ def catalogue_of(words: Any, said: Sequence[Said], *, is_own: bool = False) -> A
         made = feature.read(words, entities)
         features += made if isinstance(made, tuple) else [made]
     features.append(words.ratio("ratio", "amount", features[-1].name))
-    return words.Catalogue(tuple(entities.values()), tuple(features), **({"payment": words.PAYMENT} if is_own else {}))
+    payment = {"payment": OWN_PAYMENT} if is_own else {}
+    return declare.Catalogue(tuple(entities.values()), tuple(features), **payment)
 
 
 _CONDITIONS = st.one_of(
@@ -488,18 +522,18 @@ _CONDITIONS = st.one_of(
     st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
     st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
     st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
-    st.just(ATTRIBUTES["declined"]),
+    st.just(Named("declined")),
 )
-_COUNTED = st.sampled_from([ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
+_COUNTED = st.sampled_from([Named(name) for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
 _OWN_CONDITIONS = st.one_of(
     _CONDITIONS,
     st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
     st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
 )
-_OWN_COUNTED = st.sampled_from([ATTRIBUTES[name] for name in ("product", "shipped_to", "ship_country", "mcc")])
-_NUMBERS = st.just(ATTRIBUTES["amount"])
-_OWN_NUMBERS = st.sampled_from([ATTRIBUTES[name] for name in ("amount", "basket_kg", "items", "opened", "tip")])
-_PLACES = st.sampled_from(list(PLACES_DECLARED.values()))
+_OWN_COUNTED = st.sampled_from([Named(name) for name in ("product", "shipped_to", "ship_country", "mcc")])
+_NUMBERS = st.just(Named("amount"))
+_OWN_NUMBERS = st.sampled_from([Named(name) for name in ("amount", "basket_kg", "items", "opened", "tip")])
+_PLACES = st.sampled_from([Named(name) for name in OWN_PLACES])
 # Hops that a window may have, as number and unit. Some windows are long.
 _CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
 LABEL_WORDS = (

@@ -1,4 +1,4 @@
-"""Random declarations of fields, entities and features: the kernel gives the bits of the naive features."""
+"""Random declarations of fields, entities and features: the kernel gives the bits of the plain features."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import identity_column
-from tests.parity.naive.comparison import differing, same_bits
-from tests.parity.naive.events import Heard
+from tests.parity.comparison import differing, same_bits
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
 from tests.worlds.stream.declarations import declarations, heard_histories
 
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_random_declarations_give_the_naive_bits(data: st.DataObject) -> None:
+def test_random_declarations_give_the_plain_bits(data: st.DataObject) -> None:
     declaration = data.draw(declarations(hops_max=2))
     history = data.draw(heard_histories(declaration, count_min=3, count_max=10))
     engine, profiles = declaration.engine, dict[bytes, bytes]()
@@ -39,5 +38,4 @@ def test_random_declarations_give_the_naive_bits(data: st.DataObject) -> None:
             profiles[key] = profile(engine, entity, [Change(kind, row, weight or 1)], profiles.get(key))
             if entity in columns:
                 key_of[entity, row[columns[entity]]] = key
-    wanted = declaration.oracle.vectors([Heard(declaration.naive_of(one), weight) for one, weight in history])
-    assert list(differing(engine.plan.names, np.array(found), wanted)) == []
+    assert list(differing(engine.plan.names, np.array(found), declaration.plain_vectors(history))) == []

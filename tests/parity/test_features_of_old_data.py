@@ -25,6 +25,8 @@ from tests.parity.features_worlds import (
     DECLARED,
     FIELDS,
     OWN,
+    Heard,
+    Payment,
     change_of,
     declared_row,
     every_word,
@@ -32,7 +34,6 @@ from tests.parity.features_worlds import (
     payment_of,
     payments_in,
 )
-from tests.parity.naive.events import Heard, Payment
 from tests.parity.test_own_fields_against_naive import keys_of
 from tests.unit.features.kernel.profiles import events_of
 

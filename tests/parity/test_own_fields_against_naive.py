@@ -1,9 +1,10 @@
-"""Features of the fields that a project declares: training, stream and scoring give the bits of the naive path."""
+"""Features of the fields that a project declares: training, stream and scoring give the bits of the plain path."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import cast
 
 import numpy as np
 from hypothesis import given, settings
@@ -11,12 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
+from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
+from tests.parity.comparison import differing, same_bits
 from tests.parity.features_worlds import (
     DECLARED,
     FIELDS,
     OWN,
+    Heard,
+    Payment,
     Said,
     World,
     catalogue_of,
@@ -26,9 +31,7 @@ from tests.parity.features_worlds import (
     own_fields_words,
     worlds,
 )
-from tests.parity.naive import naive_features as naive
-from tests.parity.naive.comparison import differing, same_bits
-from tests.parity.naive.events import Heard, Payment, tables_of
+from tests.parity.plain import plain_vectors
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
 
 Vectors = NDArray[np.float32]
@@ -36,14 +39,13 @@ OWN_WORLDS = worlds(10, st.builds(lambda fields, own: {**fields, **own}, FIELDS,
 
 
 @cache
-def engine() -> FeatureEngine:
-    return FeatureEngine(own_fields_words(DECLARED))
+def catalogue() -> Catalogue:
+    return cast(Catalogue, own_fields_words(DECLARED))
 
 
 @cache
-def oracle() -> naive.Catalogue:
-    catalogue: naive.Catalogue = own_fields_words(naive.WORDS)
-    return catalogue
+def engine() -> FeatureEngine:
+    return FeatureEngine(catalogue())
 
 
 def keys_of(of: FeatureEngine, payment: Payment) -> dict[str, bytes]:
@@ -57,6 +59,18 @@ def keys_of(of: FeatureEngine, payment: Payment) -> dict[str, bytes]:
 def changes_of(heard: Sequence[Heard], of: FeatureEngine) -> list[Change]:
     declared = declared_row(of.plan.fields)
     return [change_of(event, declared=declared) for event in heard]
+
+
+def plainly(of: Catalogue, heard: Sequence[Heard], engine: FeatureEngine) -> Vectors:
+    """Returns the vectors of the plain way."""
+    changes = changes_of(heard, engine)
+    return plain_vectors(
+        of,
+        [
+            (keys_of(engine, event.payment), change.row, event.weight)
+            for event, change in zip(heard, changes, strict=True)
+        ],
+    )
 
 
 def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[bytes, bytes]]:
@@ -107,37 +121,29 @@ def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine) -> None:
     assert list(differing(of.plan.names, got, wanted)) == []
 
 
-def test_the_naive_catalogue_has_the_same_features() -> None:
-    assert oracle().names == engine().plan.names
-
-
 @settings(max_examples=40)
 @given(world=OWN_WORLDS, data=st.data())
-def test_features_of_own_fields_have_the_naive_bits_in_any_order(world: World, data: st.DataObject) -> None:
+def test_features_of_own_fields_have_the_plain_bits_in_any_order(world: World, data: st.DataObject) -> None:
     # Labels arrive before their payments too, and some events come weeks too late for some tables.
     heard = data.draw(st.one_of(st.just(world.heard()), st.permutations(world.heard())))
     one_by_one, profiles = streamed(heard, engine())
     together, same_profiles = at_once(heard, engine())
     assert_same(one_by_one, together, engine())
     assert same_profiles == profiles
-    asked = [place for place, event in enumerate(heard) if event.weight is None]
-    for number in {len(asked) - 1, data.draw(st.integers(0, len(asked) - 1))}:
-        before = tables_of(heard[: asked[number]])
-        wanted = oracle().vector(heard[asked[number]].payment, *before)[None]
-        assert_same(one_by_one[number : number + 1], wanted, engine())
+    assert_same(one_by_one, plainly(catalogue(), heard, engine()), engine())
 
 
 @settings(max_examples=40)
 @given(said=catalogues(is_own=True), world=OWN_WORLDS)
-def test_any_catalogue_of_own_fields_gives_the_naive_vectors(said: list[Said], world: World) -> None:
-    of = FeatureEngine(catalogue_of(DECLARED, said, is_own=True))
+def test_any_catalogue_of_own_fields_gives_the_plain_vectors(said: list[Said], world: World) -> None:
+    read = catalogue_of(said, is_own=True)
+    of = FeatureEngine(read)
     heard = world.heard()
     one_by_one, profiles = streamed(heard, of)
     together, same_profiles = at_once(heard, of)
     assert_same(one_by_one, together, of)
     assert same_profiles == profiles
-    judge: naive.Catalogue = catalogue_of(naive.WORDS, said, is_own=True)
-    assert_same(one_by_one, judge.vectors(heard), of)
+    assert_same(one_by_one, plainly(read, heard, of), of)
 
 
 @settings(max_examples=60)
@@ -161,7 +167,7 @@ def test_a_sum_of_the_largest_numbers_does_not_overflow() -> None:
     payments = [Payment(1_764_000_000_000, 1, 1, {"card_id": "c", "items": sign * most}) for sign in (1, -1, 1, 1)]
     heard = [Heard(payment) for payment in payments]
     found, _ = streamed(heard, of)
-    assert_same(found, oracle().vectors(heard), of)
+    assert_same(found, plainly(catalogue(), heard, of), of)
     by_name = dict(zip(of.plan.names, found[-1].tolist(), strict=True))
     assert by_name["items"] == most
     assert by_name["items_std_30d"] == np.float32(np.std([most, -most, most], ddof=1))

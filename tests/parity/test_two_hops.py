@@ -1,4 +1,4 @@
-"""Features two hops away: replay, scoring and the naive way give the same bits, with any threads, lag and overlay."""
+"""Features two hops away: replay, scoring and the plain way give the same bits, with any threads, lag and overlay."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import identity_column
+from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.catalogue_check import check_catalogue
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
+from tests.parity.comparison import differing, same_bits
 from tests.parity.features_worlds import (
-    DECLARED,
     ENTITY_KEYS,
     RATES,
+    Heard,
     OfEntity,
     Outcome,
     Said,
@@ -31,10 +33,7 @@ from tests.parity.features_worlds import (
     two_hops,
     worlds,
 )
-from tests.parity.naive import naive_features as naive
-from tests.parity.naive.comparison import differing, same_bits
-from tests.parity.naive.events import Heard
-from tests.parity.test_features_against_naive import history_of, keys_of, passed, row_of
+from tests.parity.test_features_against_naive import history_of, keys_of, passed, plainly, row_of
 from tests.unit.features.kernel.profiles import bound_vector, profile, vectors
 
 Vectors = NDArray[np.float32]
@@ -49,7 +48,7 @@ def streamed(heard: Sequence[Heard], of: FeatureEngine) -> Vectors:
     key_of: dict[tuple[str, int], bytes] = {}
     rows = []
     for event in heard:
-        keys, row = keys_of(of, event.payment), row_of(event.payment)
+        keys, row = keys_of(of.plan, event.payment), row_of(event.payment)
 
         def neighbour(entity: str, identity: int) -> bytes | None:
             return profiles.get(key_of.get((entity, identity), b""))
@@ -65,8 +64,9 @@ def streamed(heard: Sequence[Heard], of: FeatureEngine) -> Vectors:
     return np.array(rows, dtype=np.float32).reshape(len(rows), plan.feature_count)
 
 
-def engine_and_oracle(said: Sequence[Said]) -> tuple[FeatureEngine, naive.Catalogue]:
-    return FeatureEngine(catalogue_of(DECLARED, said)), catalogue_of(naive.WORDS, said)
+def read(said: Sequence[Said]) -> tuple[FeatureEngine, Catalogue]:
+    catalogue = catalogue_of(said)
+    return FeatureEngine(catalogue), catalogue
 
 
 def replayed(world: World, of: FeatureEngine, **options: Any) -> Vectors:
@@ -83,11 +83,11 @@ def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine) -> None:
 
 @settings(max_examples=15)
 @given(said=two_hops(ENTITY_KEYS, ()), world=worlds(), rows=st.sampled_from([1, 2, 3, 7, 1000]))
-def test_replay_and_scoring_give_the_naive_bits(said: list[Said], world: World, rows: int) -> None:
-    of, oracle = engine_and_oracle(said)
+def test_replay_and_scoring_give_the_plain_bits(said: list[Said], world: World, rows: int) -> None:
+    of, catalogue = read(said)
     heard = world.heard()
     one_by_one = streamed(heard, of)
-    assert_same(one_by_one, oracle.vectors(heard), of)
+    assert_same(one_by_one, plainly(catalogue, heard), of)
     assert_same(passed(world, of, rows)[0], one_by_one, of)
     with ThreadPool(2) as crew:
         assert_same(replayed(world, of, rows=rows, crew=crew), one_by_one, of)
@@ -95,16 +95,16 @@ def test_replay_and_scoring_give_the_naive_bits(said: list[Said], world: World, 
 
 @settings(max_examples=8)
 @given(said=two_hops(ENTITY_KEYS, ()), world=worlds(), data=st.data())
-def test_events_in_any_order_give_the_naive_bits(said: list[Said], world: World, data: st.DataObject) -> None:
-    of, oracle = engine_and_oracle(said)
+def test_events_in_any_order_give_the_plain_bits(said: list[Said], world: World, data: st.DataObject) -> None:
+    of, catalogue = read(said)
     heard = data.draw(st.permutations(world.heard()))
-    assert_same(streamed(heard, of), oracle.vectors(heard), of)
+    assert_same(streamed(heard, of), plainly(catalogue, heard), of)
 
 
 @settings(max_examples=8)
 @given(said=two_hops(ENTITY_KEYS, ()), world=worlds(8), rows=st.integers(1, 8), data=st.data())
 def test_neighbours_lag_like_all_profiles(said: list[Said], world: World, rows: int, data: st.DataObject) -> None:
-    of, oracle = engine_and_oracle(said)
+    of, catalogue = read(said)
     lag_ms = data.draw(st.sampled_from([1, 60_000, 3_600_000, DAY_MS]))
     lag = Staleness.read(f"{lag_ms}ms")
     found = replayed(world, of, rows=rows, staleness=lag)
@@ -116,7 +116,7 @@ def test_neighbours_lag_like_all_profiles(said: list[Said], world: World, rows: 
         known = [outcome for outcome in world.outcomes if outcome.time_ms < until and outcome.payment in seen]
         outcomes = [Outcome(seen.index(one.payment), one.time_ms, one.is_fraud) for one in known]
         heard = World([world.payments[place] for place in seen], outcomes).heard()
-        wanted = oracle.vectors([*heard, Heard(payment)])[-1:]
+        wanted = plainly(catalogue, [*heard, Heard(payment)])[-1:]
         assert_same(found[row : row + 1], wanted, of)
     # Payments that only an overlay knows stand in no list and in no neighbour's profile.
     overlay = HistoryOverlay(1, 600_000, 16)
@@ -129,7 +129,7 @@ def test_neighbours_lag_like_all_profiles(said: list[Said], world: World, rows: 
 @settings(max_examples=5)
 @given(said=two_hops(ENTITY_KEYS, ()), seed=st.integers(0, 1000))
 def test_a_catalogues_check_knows_neighbours(said: list[Said], seed: int) -> None:
-    checked = check_catalogue(catalogue_of(DECLARED, said), payments=60, seed=seed)
+    checked = check_catalogue(catalogue_of(said), payments=60, seed=seed)
     assert checked.differences == ()
     assert not {one.name for one in said if one.word.endswith("_of_last")} & set(checked.not_plain)
 
@@ -144,7 +144,7 @@ RING = (
 
 def told(world: World, name: str) -> list[float]:
     """The values of a feature of RING, the same in a replay and event by event."""
-    of, _ = engine_and_oracle(RING)
+    of, _ = read(RING)
     found = replayed(world, of)
     assert_same(streamed(world.heard(), of), found, of)
     values: list[float] = found[:, of.plan.names.index(name)].tolist()
@@ -190,7 +190,7 @@ def test_a_pending_payment_stands_in_no_list_and_in_no_neighbours_profile() -> N
         payment_of(START_MS + DAY_MS + 1, card_id="c2", merchant_id="m1"),
         payment_of(START_MS + DAY_MS + 2, card_id="c1", merchant_id="m2"),
     ]
-    of, _ = engine_and_oracle(RING)
+    of, _ = read(RING)
     column = of.plan.names.index("mean_count")
     lag, overlay = Staleness.read("1h"), HistoryOverlay(1, 600_000, 16)
     now = replayed(World(payments, []), of)[-1, column]

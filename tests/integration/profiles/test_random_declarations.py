@@ -2,7 +2,7 @@
 
     payments, outcomes ─Avro─► topics ─► stream ─► store ─► changelog ─► companion ─► mirror ─► HTTP endpoint: vectors
             └──────────────► files ─► point-in-time pass, as training and replay make it: profiles, vectors
-            └──────────────► naive features, from the list of events: vectors
+            └──────────────► plain features, from the list of events: vectors
 
 Each declaration has fields, entities and features of its own (tests/worlds/stream/declarations.py). Then two payments
 come that nobody has seen. The endpoint scores each of them on top of the same past, in JSON and in protobuf.
@@ -61,9 +61,8 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.oracles.step_decoder import StepDecoder
+from tests.parity.comparison import differing
 from tests.parity.features_worlds import RATES
-from tests.parity.naive.comparison import differing
-from tests.parity.naive.events import Heard
 from tests.services.product.in_process import running
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
@@ -209,7 +208,7 @@ def test_random_declarations_give_the_same_bits_through_every_process(
         assert stored == profiles, declaration
         for probe, scored in zip(world.probes, at_the_endpoint(declaration, world.probes, folder), strict=True):
             heard = [*world.heard, (probe, None)]
-            wanted = declaration.oracle.vectors([Heard(declaration.naive_of(one), weight) for one, weight in heard])
+            wanted = declaration.plain_vectors(heard)
             trained, _ = point_in_time(declaration, [*world.past, probe], world.outcomes, folder / "with")
             for found in (trained[-1:], *scored):
                 assert list(differing(declaration.engine.plan.names, found, wanted[-1:])) == [], declaration

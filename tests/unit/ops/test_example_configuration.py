@@ -36,7 +36,5 @@ def test_processes_listen_on_a_loopback_address_unless_they_are_told_another() -
         for field in dataclasses.fields(kind)
         if field.name.endswith(("host", "address")) and (section, field.name) not in others
     }
-    assert {"http", "grpc", "serve", "companion", "stream", "shadow", "console", "overlay"} <= {
-        name for name, _ in found
-    }
+    assert {"http", "grpc", "serve", "companion", "stream", "shadow", "console"} <= {name for name, _ in found}
     assert {place: default for place, default in found.items() if default.partition(":")[0] != "127.0.0.1"} == {}

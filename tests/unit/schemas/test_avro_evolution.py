@@ -106,20 +106,6 @@ def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataO
         passed_on(topic, record, writer=poorer, reader=today(topic))
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data(), body=st.binary(max_size=60))
-def test_any_body_of_a_newer_writer_is_a_record_or_refused(topic: str, data: st.DataObject, body: bytes) -> None:
-    newer, its_records = with_a_field(topic, 1)
-    value = Encoder(topic, fingerprint(newer), schema=newer).encode(data.draw(its_records))
-    start = data.draw(st.integers(5, len(value)))
-    decoder = Decoder(topic, LocalSchemaIds(past=[newer]))
-    try:
-        decoder.decode(value[:start] + body)
-    except InvalidEvent:
-        return
-
-
 def test_a_field_of_another_type_is_refused() -> None:
     def amounts_become_words(fields: Fields) -> None:
         next(field for field in fields if field["name"] == "amount_minor")["type"] = "string"

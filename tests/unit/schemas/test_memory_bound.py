@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from paywarden.schemas.memory_bound import half_of_memory
 from tests.patience import PATIENCE_S
 
 # The bound counts from what the process has, however much that is.
@@ -30,7 +29,3 @@ def test_what_is_beyond_the_bound_is_refused_to_the_process_and_its_children() -
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert done.stdout.splitlines() == ["1000", "refused", "refused to a child"]
-
-
-def test_half_of_the_memory_is_more_than_a_release_needs() -> None:
-    assert half_of_memory() > 2**28

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import SECTIONS, Source, read_source
+from paywarden.schemas.settings import Source, read_source
 from tests.checkout import CHECKOUT
 
 
@@ -92,21 +92,12 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert (read.port, read.share) == (2, 0.1)
 
 
-def test_sections_do_not_see_each_others_settings(tmp_path: Path) -> None:
-    assert from_file("[http]\nport = 1\n", tmp_path, PAYWARDEN_HTTP_PORT="2").port == 8080
-
-
 def test_an_unknown_section_is_refused_with_a_list_of_sections(tmp_path: Path) -> None:
     with pytest.raises(
         Misconfigured,
         match=r"some\.toml: there is no section \[sevre\]; .serve. may have been meant; there are admission, .*serve",
     ):
         from_file("[sevre]\nport = 1\n", tmp_path)
-
-
-def test_a_setting_outside_of_a_section_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"there is no section \[serve\]"):
-        from_file("serve = 3\n", tmp_path)
 
 
 def test_an_unknown_setting_is_refused_with_file_section_and_name(tmp_path: Path) -> None:
@@ -252,10 +243,6 @@ def test_tables_and_lists_by_name_come_from_the_file(tmp_path: Path) -> None:
     assert read == Tables(2, (Row("a", 1.0), Row("b", 0.5, True)), {"one": ("x", "y"), "none": ()})
 
 
-def test_tables_and_lists_by_name_may_be_empty(tmp_path: Path) -> None:
-    assert tables_from("[policy]\nrows = []\nlists = {}\n", tmp_path) == Tables()
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -282,7 +269,3 @@ def test_a_table_does_not_come_from_the_environment(name: str) -> None:
     source = Source({}, {f"PAYWARDEN_POLICY_{name.upper()}": "a"})
     with pytest.raises(Misconfigured, match=rf"PAYWARDEN_POLICY_{name.upper()}: .* can be set in the file only"):
         source.section("policy", Tables)
-
-
-def test_sections_are_in_order() -> None:
-    assert list(SECTIONS) == sorted(SECTIONS)

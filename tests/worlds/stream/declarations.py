@@ -3,12 +3,11 @@
     declaration = draw(declarations())
     declaration.catalogue                the catalogue, in the words of features/catalogue
     declaration.fields                   the fields of its payments (schemas/payment_fields.py)
-    declaration.oracle                   the same features, computed the naive way
     payments = draw(declared_payments(declaration))
     payments[0].values                   values by name, as every reader of payments takes them
     declaration.row_of(payments[0])      the row that every reader must make of them
     declaration.keys_of(payments[0])     the store keys of its entities
-    declaration.naive_of(payments[0])    the payment for the oracle
+    declaration.plain_vectors(history)   the vectors of its payments, computed the plain way
 
 Every kind of field is drawn, with small and large bounds, and every option of a catalogue. A field that is not required
 is sometimes missing; values repeat, since features are about values that come again.
@@ -16,7 +15,6 @@ is sometimes missing; values repeat, since features are about values that come a
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import math
 import types
@@ -25,8 +23,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
@@ -35,7 +35,6 @@ from paywarden.features.catalogue.attributes import Attribute, AttributeKind, De
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.features.catalogue.windows import DAY_MS
-from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
@@ -44,7 +43,6 @@ from paywarden.schemas.payment_fields import (
     DECIMALS_MAX,
     ID_BYTES_MAX,
     WHOLE_MAX,
-    DerivedField,
     Form,
     PaymentField,
     PaymentFields,
@@ -58,15 +56,14 @@ from tests.parity.features_worlds import (
     SPANS_MS,
     START_MS,
     SUMMING_WORDS,
+    Condition,
+    Named,
     Said,
     catalogues,
     moments,
     two_hops,
 )
-from tests.parity.naive import attributes as naive_attributes
-from tests.parity.naive import naive_features as naive
-from tests.parity.naive.attributes import Condition
-from tests.parity.naive.events import CountryText, HashedText, Payment
+from tests.parity.plain import plain_vectors
 
 NUMBERS = range(1, 65)
 FIELDS_MAX = 8
@@ -113,7 +110,7 @@ class DeclaredPayment:
 
 @dataclass(frozen=True, eq=False)
 class Declaration:
-    """A project's declaration. `entities` are (name, key fields); `said` are the features, in naive attributes."""
+    """A project's declaration. `entities` are (name, key fields); `said` are the features."""
 
     payment: declare.Payment
     entities: tuple[tuple[str, tuple[str, ...]], ...]
@@ -131,13 +128,6 @@ class Declaration:
         own |= {one.name: one for one in places_of(self.payment)}
         words = types.SimpleNamespace(**{**vars(DECLARED), **own})
         return Catalogue(*self._read(words), self.payment, self.label_delay, self.seconds_most)
-
-    @cached_property
-    def oracle(self) -> naive.Catalogue:
-        more: dict[str, object] = {one.name: _naive_attribute(one) for one in self.payment.attributes}
-        more |= {one.name: naive_attributes.Coordinates(one.name) for one in places_of(self.payment)}
-        entities, features = self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more}))
-        return naive.Catalogue(entities, features, None, self.label_delay, self.seconds_most)
 
     @cached_property
     def engine(self) -> FeatureEngine:
@@ -160,22 +150,17 @@ class Declaration:
         keys = {name: make(payment.values) for name, make in self._key_makers.items()}
         return {name: key for name, key in keys.items() if key}
 
-    def naive_of(self, payment: DeclaredPayment) -> Payment:
-        """Returns the payment as the oracle takes it: texts that tell their kind, and numbers as features see them."""
-        values = payment.values
-        said: dict[str, object] = dict.fromkeys(one.name for one in self.payment.attributes)
-        said |= {field.name: _naive_value(field, values) for field in self.fields.declared if field.name in values}
-        said |= {one.name: _naive_derived(one, values) for one in self.fields.derived if values.get(one.of)}
-        amount = _converted(values["amount_minor"], values)
-        amount = UNKNOWN_AMOUNT if amount is None else amount
-        return Payment(payment.time_ms, amount, values["amount_minor"], {**values, **said})
+    def plain_vectors(self, heard: Sequence[Event]) -> NDArray[np.float32]:
+        """Returns the vectors of payments, computed the plain way."""
+        told = [(self.keys_of(payment), self.row_of(payment), weight) for payment, weight in heard]
+        return plain_vectors(self.catalogue, told)
 
     @cached_property
     def _key_makers(self) -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
         return {name: key_maker(name, keys, self.fields, LAPTOP_KEY) for name, keys in self.entities}
 
     def _read(self, words: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Returns the entities and features, read with the words of one of the two languages."""
+        """Returns the entities and features, read with these words."""
         entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in self.entities}
         spoken = {"request": words.request, **entities}
         features = [words.request.amount("amount")]
@@ -193,38 +178,8 @@ def places_of(payment: declare.Payment) -> list[declare.Coordinates]:
     return [declare.Coordinates(name, by_name[f"{name}_latitude"], by_name[f"{name}_longitude"]) for name in names]
 
 
-def _naive_attribute(one: Attribute) -> naive_attributes.Attribute:
-    if one.kind is not AttributeKind.NUMBER:
-        return naive_attributes.Attribute(one.name)
-    assert one.field is not None
-    return naive_attributes.Attribute(one.name, None if one.field.form is Form.INSTANT else one.field.decimals)
-
-
 def _converted(amount_minor: int, values: Mapping[str, Any]) -> int | None:
     return RATES.convert(amount_minor, values["currency"], values["event_time_ms"])
-
-
-def _naive_value(field: PaymentField, values: Mapping[str, Any]) -> object:
-    value = values[field.name]
-    if field.form is Form.COUNTRY:
-        return CountryText(value)
-    if field.is_text:
-        return HashedText(value.lower() if field.form is Form.EMAIL else value)
-    if field.form is Form.MONEY:
-        return _converted(value, values)
-    # A number as it is kept: to the field's digits after the point.
-    return round(value * 10.0**field.decimals) / 10**field.decimals if field.is_decimal else value
-
-
-def _naive_derived(field: DerivedField, values: Mapping[str, Any]) -> object:
-    source = values[field.of]
-    if "@" in source:
-        return HashedText(source.split("@")[-1].lower())
-    address = ipaddress.ip_address(source)
-    bits = field.bits if address.version == 4 else field.bits_v6  # type: ignore[union-attr]
-    width = 32 if address.version == 4 else 128
-    first = int(address) >> width - bits << width - bits
-    return HashedText(f"{type(address)(first)}/{bits}")
 
 
 # Fields.
@@ -350,15 +305,15 @@ def _with_fields(
         if isinstance(argument, tuple):
             return tuple(dict.fromkeys(map(changed, argument)))
         if getattr(argument, "name", "") == "amount" and numbers and draw(st.booleans()):
-            return _naive_attribute(draw(st.sampled_from(numbers)))
-        is_text = isinstance(argument, naive_attributes.Attribute) and argument.name not in ("declined", "amount")
+            return Named(draw(st.sampled_from(numbers)).name)
+        is_text = isinstance(argument, Named) and argument.name not in ("declined", "amount")
         if is_text and texts and draw(st.booleans()):
-            return naive_attributes.Attribute(draw(st.sampled_from(texts)))
+            return Named(draw(st.sampled_from(texts)))
         is_condition = isinstance(argument, Condition) or getattr(argument, "name", "") == "declined"
         return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument
 
     if places and draw(st.integers(0, 4)) == 0:
-        place = naive_attributes.Coordinates(draw(st.sampled_from(places)).name)
+        place = Named(draw(st.sampled_from(places)).name)
         return Said(said.name, entity, draw(st.sampled_from(["distance_to_last_km", "speed_kmh"])), (place,), ())
     arguments = tuple(map(changed, said.arguments))
     options = {name: changed(one) for name, one in said.options}
@@ -375,8 +330,8 @@ def _about(draw: st.DrawFn, name: str, one: Attribute, entities: Sequence[tuple[
         return Said(name, entity, "count", ("1d",), (("where", Condition(one.name, "==", True)),))
     if one.kind is AttributeKind.NUMBER:
         word = draw(st.sampled_from(["last_value", "difference_to_last"]))
-        return Said(name, entity, word, (), (("of", _naive_attribute(one)),))
-    attribute = naive_attributes.Attribute(one.name)
+        return Said(name, entity, word, (), (("of", Named(one.name)),))
+    attribute = Named(one.name)
     if draw(st.booleans()):
         return Said(name, entity, "seconds_since_same", (attribute,), ())
     return Said(name, entity, "distinct", (attribute, "30d"), (("bits", 64),))
@@ -434,7 +389,6 @@ def _both_told(one: Attribute, other: Attribute) -> bool:
 
 
 def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment) -> Said:
-    attribute = naive_attributes.Attribute
     if word == "below_limit":
         return Said(name, "request", word, ((50_00, 100_00),), ())
     if word == "category":
@@ -443,12 +397,12 @@ def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment)
         named |= {"channel": ("pos", "ecom"), "mcc": ("5411", "4829"), "country": ("NZ", "DE"), "currency": ("EUR",)}
         chosen = draw(st.sampled_from(sorted(named)))
         among = named[chosen]
-        return Said(name, "request", word, (attribute(chosen), draw(st.permutations(among)).copy()), ())
+        return Said(name, "request", word, (Named(chosen), draw(st.permutations(among)).copy()), ())
     if word == "equal":
-        return Said(name, "request", word, tuple(map(attribute, draw(st.sampled_from(_pairs(payment))))), ())
+        return Said(name, "request", word, tuple(map(Named, draw(st.sampled_from(_pairs(payment))))), ())
     if word == "distance_km":
         chosen_places = draw(st.permutations(places_of(payment)))[:2]
-        return Said(name, "request", word, tuple(naive_attributes.Coordinates(one.name) for one in chosen_places), ())
+        return Said(name, "request", word, tuple(Named(one.name) for one in chosen_places), ())
     if word not in ("number", "seconds_since"):
         return Said(name, "request", word, (), ())
     is_moment = word == "seconds_since"
@@ -459,7 +413,7 @@ def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment)
         if one.field is not None and (one.field.form is Form.INSTANT) is is_moment
     ]
     most = (("most", draw(st.sampled_from(["10m", "2d"]))),) if is_moment and draw(st.booleans()) else ()
-    return Said(name, "request", word, (_naive_attribute(draw(st.sampled_from(fitting))),), most)
+    return Said(name, "request", word, (Named(draw(st.sampled_from(fitting)).name),), most)
 
 
 def _conditions(payment: declare.Payment) -> st.SearchStrategy[object]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from importlib import resources
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, AttributeKind, Condition, row_of
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Condition, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.features.history.history import History, history_of_tables
@@ -36,13 +34,6 @@ def test_an_attribute_stands_at_its_place() -> None:
         *("event_time_ms", "amount", "amount_minor", "currency", "utc_offset_minutes", "declined", "card_id"),
         *("merchant_id", "device_id", "ip", "mcc", "country", "channel"),
     ]
-
-
-def test_attributes_are_fields_of_payments() -> None:
-    schema = json.loads(resources.files("paywarden.schemas.avsc").joinpath("payments.avsc").read_text(encoding="utf-8"))
-    fields = {field["name"] for field in schema["fields"]}
-    # The amount in the reference currency is worked out.
-    assert {attribute.name for attribute in ATTRIBUTES} - fields == {"amount"}
 
 
 # Codes.
@@ -80,10 +71,6 @@ def test_a_text_that_is_no_country_gets_no_countrys_code(wrong: str, text: str) 
 @pytest.mark.parametrize(("minutes", "code"), [(0, 1440), (-1439, 1), (1439, 2879), (1440, 0), (-1440, 0), (2**31, 0)])
 def test_an_offset_that_no_clock_has_is_not_there(minutes: int, code: int) -> None:
     assert attributes.offset_code(minutes) == code
-
-
-def test_a_false_flag_differs_from_a_missing_flag() -> None:
-    assert [attributes.flag_code(value) for value in (False, True)] == [1, 2]
 
 
 # Rows.
@@ -232,10 +219,6 @@ def test_a_condition_has_no_truth_value() -> None:
         card.count("x", "1d", where=condition and attributes.declined)
 
 
-def test_an_attribute_can_be_a_key() -> None:
-    assert {attributes.channel: 1}[attributes.channel] == 1
-
-
 AMOUNT = "is compared with {!r}; it can be compared with a whole number of minor units"
 TEXT = "is compared with {!r}; it can be compared with printable text of 1 to 64 bytes"
 COUNTRY = "is compared with {!r}; it can be compared with two capital letters"
@@ -292,21 +275,6 @@ def test_a_comparison_that_makes_no_sense_is_refused(what: str) -> None:
     assert message in str(refused.value)
 
 
-def test_an_impossible_amount_is_refused() -> None:
-    with pytest.raises(Misconfigured, match="amount is compared with"):
-        _ = attributes.amount >= 2**70
-
-
 def test_an_invalid_comparison_is_refused_with_its_line() -> None:
     with pytest.raises(Misconfigured, match=r"^feature catalogue, test_attributes\.py:[0-9]+:[0-9]+: "):
         _ = attributes.channel == 5
-
-
-def test_every_kind_that_has_a_code_can_be_read_from_a_field() -> None:
-    assert {attribute.kind for attribute in ATTRIBUTES} == set(AttributeKind) - {AttributeKind.NUMBER}
-    assert set(attributes.CODES) == set(AttributeKind) - {
-        AttributeKind.TIME,
-        AttributeKind.AMOUNT,
-        AttributeKind.NUMBER,
-    }
-    assert all(isinstance(attribute, Attribute) for attribute in ATTRIBUTES)

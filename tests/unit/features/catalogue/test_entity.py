@@ -72,11 +72,6 @@ def derived(value: Expression) -> Derived:
 # Declarations.
 
 
-def test_the_order_of_features_is_the_order_of_names() -> None:
-    features = [card.count("b", "1d"), request.hour("c"), request.night("a")]
-    assert Catalogue((card,), features).names == ("b", "c", "a")
-
-
 def test_a_mean_is_a_sum_over_a_count_of_the_same_window() -> None:
     mean = derived(card.amount_mean("mean", "3d").value)
     total, count = map(windowed, mean.operands)
@@ -166,10 +161,6 @@ def test_a_hop_is_at_most_a_quarter_of_its_window(length: str, hop_ms: int) -> N
 @pytest.mark.parametrize(("length", "hop_ms"), [("6h", 6 * HOUR_MS), ("7d", 6 * HOUR_MS), ("8d", DAY_MS)])
 def test_a_hop_of_a_window_with_a_delay_is_six_hours_or_a_day(length: str, hop_ms: int) -> None:
     assert windowed(card.count("x", length, delay="1d").value).window.hop_ms == hop_ms
-
-
-def test_a_hop_can_be_chosen() -> None:
-    assert windowed(card.count("x", "30d", hop="6h").value).window == Window(30 * DAY_MS, 6 * HOUR_MS, 0)
 
 
 def test_a_window_of_whole_hops_ends_with_the_tile_that_it_still_touches() -> None:
@@ -571,13 +562,6 @@ def test_more_conditions_than_one_number_has_bits_are_refused() -> None:
         compile_plan(Catalogue((card,), features(CONDITIONS_MAX + 1)))
 
 
-def test_columns_and_values_can_be_keys() -> None:
-    # The plan stores each once by putting them into dictionaries.
-    one, other = card.count("x", "1d", where=declined).value, card.count("y", "1d", where=declined).value
-    assert {one: 1}[other] == 1
-    assert Column(Measure.COUNT) != Column(Measure.COUNT, attributes.amount >= 5)
-
-
 # The shipped catalogue.
 
 
@@ -601,11 +585,3 @@ def test_the_catalogue_has_the_features_that_models_expect() -> None:
     shares = [f for f in CATALOGUE.features if f.name.startswith("merchant_fraud_share")]
     stored = [windowed(value) for share in shares for value in stored_values(share.value)]
     assert {value.window.delay_ms for value in stored} == {7 * DAY_MS}
-
-
-def test_every_feature_of_the_catalogue_has_a_line_and_a_meaning() -> None:
-    for feature in CATALOGUE.features:
-        assert re.fullmatch(r"catalogue\.py:[0-9]+:[0-9]+", feature.line)
-        assert feature.meaning
-        assert feature.unit
-        assert feature.missing

@@ -83,34 +83,6 @@ def test_a_field_that_is_missing_is_0() -> None:
     assert row[kernel.ATTRIBUTE_COUNT :] == [0] * 28
 
 
-def test_a_catalogue_uses_declared_fields_as_it_uses_the_others() -> None:
-    customer = Entity("customer", key="customer_id")
-    catalogue = Catalogue(
-        (customer,),
-        (
-            customer.count("heavy", "1d", where=WEIGHT >= 2.5),
-            customer.count("light", "1d", where=WEIGHT < 2.5),
-            request.holds("is_gift_card", GIFT),
-            request.category("product", PRODUCT, ["book", "phone"]),
-        ),
-        PAYMENT,
-    )
-    engine = FeatureEngine(catalogue)
-    rows = engine.plan.words  # The plan compiles.
-    assert len(rows)
-    assert engine.plan.row_width == kernel.ATTRIBUTE_COUNT + 28
-
-
-def conditions_met(catalogue: Catalogue, weight: float | None) -> list[float]:
-    engine = FeatureEngine(catalogue)
-    row = row_of(
-        {"weight": weight}, event_time_ms=1, amount=0, amount_minor=0,
-        declared=DeclaredRow(catalogue.payment.fields, lambda amount, _: amount),
-    )  # fmt: skip
-    vectors = engine.vectors_of_slots(np.array([row], dtype=np.int64), engine.new_slots(1))
-    return list(map(float, vectors[0]))
-
-
 def test_a_moment_may_be_a_date_of_birth() -> None:
     born = fields.time("born", 1, earliest="1900-01-01")
     assert born.field is not None
@@ -122,12 +94,6 @@ def test_a_moment_may_be_a_date_of_birth() -> None:
     )  # fmt: skip
     engine = FeatureEngine(catalogue)
     assert engine.vectors_of_slots(np.array([row], dtype=np.int64), engine.new_slots(1)).tolist() == [[86_401.0]]
-
-
-@pytest.mark.parametrize(("weight", "wanted"), [(2.5, [1, 0]), (2.499, [0, 1]), (-5.0, [0, 1]), (500.0, [1, 0])])
-def test_numbers_are_compared_in_their_order(weight: float, wanted: list[float]) -> None:
-    features = request.holds("heavy", WEIGHT >= 2.5), request.holds("light", WEIGHT < 2.5)
-    assert conditions_met(Catalogue((Entity("card", "card_id"),), features, PAYMENT), weight) == wanted
 
 
 def test_the_digest_follows_the_meaning_of_fields_in_use_and_nothing_else() -> None:

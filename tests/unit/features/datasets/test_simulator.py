@@ -26,14 +26,11 @@ from paywarden.features.datasets.fraud_patterns import (
 from paywarden.features.datasets.simulated_columns import COUNTRIES
 from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate, simulate_columns, split_at
 from paywarden.features.history.history import (
-    OUTCOME_COLUMNS,
-    PAYMENT_COLUMNS,
     History,
     final_labels,
     history_of_tables,
     labels_known_by,
 )
-from paywarden.features.profiles.money import load_rates
 from paywarden.schemas.errors import Misconfigured
 
 CARDS, DAYS, SEED = 2000, 60, 7
@@ -82,16 +79,6 @@ def test_the_same_arguments_give_the_same_valid_history(
     assert (final_labels(history) >= 0).all()
 
 
-def test_another_seed_gives_other_payments() -> None:
-    first, second = (simulate(cards=20, days=5, seed=seed)[0] for seed in (1, 2))
-    assert not first.equals(second)
-
-
-def test_columns_are_those_of_a_history_in_their_order(tables: tuple[pa.Table, pa.Table]) -> None:
-    assert tables[0].column_names == list(PAYMENT_COLUMNS)
-    assert tables[1].column_names == list(OUTCOME_COLUMNS)
-
-
 def test_payment_ids_are_unique_and_sort_by_time(tables: tuple[pa.Table, pa.Table]) -> None:
     ids = tables[0]["payment_id"].to_pylist()
     assert ids == sorted(set(ids))
@@ -102,20 +89,9 @@ def test_about_one_payment_in_a_hundred_is_fraud(history: History) -> None:
     assert 0.005 < (final_labels(history) == 1).mean() < 0.015
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_share_of_fraud_holds_for_other_seeds(seed: int) -> None:
-    payments = simulate_columns(cards=1000, seed=seed, start_ms=DAY_MS, end_ms=61 * DAY_MS)[1]
-    assert 0.005 < payments.is_fraud.mean() < 0.015
-
-
 @pytest.mark.parametrize("pattern", PATTERNS[1:])
 def test_every_pattern_is_there(columns: tuple[SimulatedWorld, SimulatedPayments], pattern: str) -> None:
     assert len(frauds(columns, pattern)) > 0.02 * columns[1].is_fraud.sum()
-
-
-def test_genuine_payments_are_not_fraud(columns: tuple[SimulatedWorld, SimulatedPayments]) -> None:
-    payments = columns[1]
-    assert not payments.is_fraud[payments.pattern == PATTERNS.index("genuine")].any()
 
 
 def test_card_testing_is_tiny_amounts_at_one_device_then_big_ones(
@@ -211,10 +187,6 @@ def test_households_share_devices(columns: tuple[SimulatedWorld, SimulatedPaymen
     counts = cards_per_device(columns, "genuine")
     assert 0.05 < (counts > 1).mean() < 0.5
     assert counts.max() < 12
-
-
-def test_every_currency_has_a_rate() -> None:
-    assert {country.currency for country in COUNTRIES} <= load_rates().currencies
 
 
 def test_a_country_pays_in_its_currency_and_yen_have_no_decimals(history: History) -> None:

@@ -59,10 +59,6 @@ def test_a_column_without_users_frees_its_disk_space(tmp_path: Path) -> None:
     room.release()
 
 
-def test_a_column_of_length_zero_is_empty(tmp_path: Path) -> None:
-    assert MmapAllocator(tmp_path).new(0, np.int64).shape == (0,)
-
-
 def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=f"cannot write columns to {tmp_path}: "):
         MmapAllocator(tmp_path).new(2**59, np.int64)

@@ -114,12 +114,6 @@ def test_codes_do_not_depend_on_encoding_and_chunks() -> None:
         assert card.names.to_pylist() == ["card-a", "card-b"]
 
 
-def test_dictionary_encoded_strings_survive_the_files(tmp_path: Path) -> None:
-    encoded = pa.array(TEXT_COLUMNS["device_id"]).dictionary_encode()
-    write_history(tmp_path, payments_table(device_id=encoded), outcomes_table())
-    assert strings(read_history(tmp_path).device) == TEXT_COLUMNS["device_id"]
-
-
 def test_columns_beyond_ours_are_ignored(tmp_path: Path) -> None:
     write_history(tmp_path, payments_table(), outcomes_table())
     wider = payments_table().append_column("scenario", pa.array([0, 1, 0]))

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from paywarden.features.catalogue.attributes import channel, country, declined
-from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.event_order import order_by_code
@@ -23,7 +21,7 @@ from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import Misconfigured
-from tests.unit.features.kernel.profiles import USUAL, card
+from tests.unit.features.kernel.profiles import USUAL
 from tests.worlds.small import small_history
 
 SUNDAY_MS = 1_530_403_200_000
@@ -99,23 +97,11 @@ def test_outcomes_of_one_moment_count_in_their_order() -> None:
     assert changes([(0, 15, False), (0, 15, True)]) == [(0, 1, 1)]
 
 
-def test_outcomes_of_several_payments_do_not_mix() -> None:
-    said = [(1, 20, True), (0, 25, True), (1, 26, False), (0, 27, True)]
-    assert changes(said) == [(1, 2, 1), (0, 2, 1), (1, 2, -1)]
-
-
 def test_a_payment_comes_before_an_outcome_of_its_millisecond() -> None:
     assert changes([(0, 20, True)]) == [(0, 2, 1)]
 
 
 # Point in time.
-
-
-def test_a_payment_does_not_see_itself_nor_what_comes_later() -> None:
-    made = chunks(history([SUNDAY_MS, SUNDAY_MS + 1, SUNDAY_MS + 1, SUNDAY_MS + 2]))
-    assert column("card_count_1h", made) == [0, 1, 2, 3]
-    assert np.isnan(column("card_amount_mean_1d", made)[0])
-    assert column("merchant_count_1h", made) == [0, 1, 2, 3]
 
 
 def test_a_label_is_not_seen_before_it_is_known() -> None:
@@ -140,21 +126,6 @@ def test_a_corrected_label_is_seen_as_corrected_from_then_on() -> None:
     assert column("merchant_fraud_share_7d", made)[1:] == [1, 0, 0]
 
 
-def test_a_label_goes_to_every_entity_of_its_payment_and_to_no_other() -> None:
-    times = [SUNDAY_MS, SUNDAY_MS, SUNDAY_MS + 10 * DAY_MS, SUNDAY_MS + 10 * DAY_MS]
-    made = chunks(
-        history(
-            times,
-            [(0, SUNDAY_MS, True)],
-            merchant_id=pa.array(["a", "b", "a", "b"]),
-            device_id=pa.array(["x", None, "x", None]),
-        )
-    )
-    assert column("merchant_fraud_share_7d", made)[2:] == [1, 0]
-    assert column("device_fraud_share_30d", made)[2] == 1
-    assert np.isnan(column("device_count_1h", made)[3])
-
-
 # Attributes and combinations.
 
 
@@ -166,74 +137,7 @@ def vectors(of: FeatureEngine, history_of: History) -> list[dict[str, float]]:
     return [dict(zip(of.plan.names, vector, strict=True)) for vector in found]
 
 
-def test_conditions_use_each_payments_own_attributes() -> None:
-    of = FeatureEngine(
-        Catalogue(
-            (card,),
-            (
-                card.count("ecom", "1h", where=channel == "ecom"),
-                card.count("declined", "1h", where=declined),
-                card.is_new("new_country", country),
-                request.hour("hour"),
-                request.holds("is_declined", declined),
-            ),
-        )
-    )
-    made = vectors(
-        of,
-        history(
-            [SUNDAY_MS + number for number in range(4)],
-            channel=pa.array(["ecom", None, "ecom", "pos"]),
-            country=pa.array(["DE", "DE", None, "FR"]),
-            declined=pa.array([True, None, False, True]),
-            utc_offset_minutes=pa.array([None, 60, -60, 0]),
-        ),
-    )
-    assert [found["ecom"] for found in made] == [0, 1, 1, 2]
-    assert [found["declined"] for found in made] == [0, 1, 1, 1]
-    assert [found["hour"] for found in made] == [0, 1, 23, 0]
-    assert [found["new_country"] for found in made if not np.isnan(found["new_country"])] == [1, 0, 1]
-    assert np.isnan(made[2]["new_country"])
-    assert [made[number]["is_declined"] for number in (0, 2, 3)] == [1, 0, 1]
-    assert np.isnan(made[1]["is_declined"])
-
-
-def test_a_label_meets_the_conditions_of_its_payment() -> None:
-    # It is worked in with a later chunk, in which its payment is not.
-    frauds = card.fraud_count("frauds", "7d", delay="1d", where=channel == "ecom")
-    of = FeatureEngine(Catalogue((card,), (frauds,)))
-    days = [SUNDAY_MS + day * DAY_MS for day in (0, 0, 2, 2, 3)]
-    said = [(0, SUNDAY_MS + DAY_MS, True), (1, SUNDAY_MS + DAY_MS, True)]
-    made = vectors(of, history(days, said, channel=pa.array(["ecom", "pos", "pos", "pos", "pos"])))
-    assert [found["frauds"] for found in made] == [0, 0, 1, 1, 1]
-
-
-def test_a_combination_has_a_profile_of_its_own() -> None:
-    pair = Entity("pair", key=("card_id", "device_id"))
-    of = FeatureEngine(Catalogue((card, pair), (card.count("card", "1h"), pair.count("pair", "1h"))))
-    told = history(
-        [SUNDAY_MS + number for number in range(5)],
-        card_id=pa.array(["a", "a", "b", "a", "a"]),
-        device_id=pa.array(["x", "y", "x", None, "x"]),
-    )
-    made = vectors(of, told)
-    assert [found["card"] for found in made] == [0, 1, 0, 2, 3]
-    assert [found["pair"] for found in made if not np.isnan(found["pair"])] == [0, 0, 0, 1]
-    assert np.isnan(made[3]["pair"])
-    passage = PointInTimeReplay(told, of, RATES)
-    assert len(list(passage.chunks())) == 1
-    assert passage.entities[1].store_keys() == [b"pair:a\x1fx", b"pair:a\x1fy", b"pair:b\x1fx"]
-    assert all(state is not None for state in passage.profiles[1])
-
-
 # Chunks.
-
-
-def test_chunks_cover_the_payments_in_order() -> None:
-    made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2)
-    assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 4), (4, 5)]
-    assert {chunk.vectors.shape[1] for chunk in made} == {engine().plan.feature_count}
-    assert all(chunk.vectors.dtype == np.float32 for chunk in made)
 
 
 def test_a_replay_may_stop_before_the_end() -> None:
@@ -320,24 +224,10 @@ def test_an_empty_history_has_no_chunks() -> None:
     assert passage.profiles == [[], [], []]
 
 
-def test_no_event_is_late_in_an_ordered_history() -> None:
-    times = [SUNDAY_MS + day * DAY_MS for day in range(60)]
-    said = [(row, SUNDAY_MS + (row + 9) * DAY_MS, True) for row in range(50)]
-    assert sum(chunk.late for chunk in chunks(history(times, said), rows=7)) == 0
-
-
 def test_a_label_beyond_all_windows_is_counted_as_late() -> None:
     times = [SUNDAY_MS, SUNDAY_MS + 50 * DAY_MS, SUNDAY_MS + 51 * DAY_MS]
     # Late for the merchant, whose shares reach back 37 days; the card has no shares, the device is not there.
     assert sum(chunk.late for chunk in chunks(history(times, [(0, SUNDAY_MS + 50 * DAY_MS, True)]))) == 1
-
-
-def test_amounts_are_in_the_reference_currency() -> None:
-    of = history([SUNDAY_MS, SUNDAY_MS], currency=pa.array(["USD", "EUR"]))
-    passage = PointInTimeReplay(of, engine(), RATES)
-    assert passage.amounts.tolist() == [50, 100]
-    (chunk,) = passage.chunks()
-    assert column("card_amount_mean_1d", [chunk])[1] == 50
 
 
 def test_a_currency_without_a_rate_counts_and_adds_no_amount() -> None:

@@ -16,9 +16,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
-from paywarden.features.profiles.money import _RATE_MAX, RATE_SCALE
 from paywarden.features.profiles.plan import compile_plan
-from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.unit.features.kernel.profiles import (
     USUAL,
     Change,
@@ -37,7 +35,6 @@ from tests.unit.features.kernel.profiles import (
 # A Sunday at midnight: the beginning of a tile of every hop.
 SUNDAY_MS = 1_530_403_200_000
 NOON_MS = SUNDAY_MS + 12 * HOUR_MS
-AMOUNT_MAX = AMOUNT_MINOR_MAX * _RATE_MAX // RATE_SCALE
 
 
 @cache
@@ -158,43 +155,10 @@ def test_sums_means_and_maxima_are_of_the_window() -> None:
     assert seen("amount_to_card_max_30d", NOON_MS, changes, amount=120) == 2
 
 
-def test_without_payments_a_mean_is_missing_and_a_count_is_zero() -> None:
-    for changes in ([], [payment(NOON_MS - 60 * DAY_MS, 5)]):
-        assert seen("card_count_30d", NOON_MS, changes) == 0
-        assert seen("card_amount_sum_1h", NOON_MS, changes) == 0
-        for name in (
-            "card_amount_mean_30d",
-            "card_amount_max_30d",
-            "amount_to_card_mean_30d",
-            "amount_to_card_max_30d",
-        ):
-            assert np.isnan(seen(name, NOON_MS, changes, amount=5))
-        assert np.isnan(seen("merchant_fraud_share_30d", NOON_MS, changes))
-
-
 def test_a_mean_of_zero_makes_its_ratio_missing() -> None:
     assert seen("card_amount_mean_1d", NOON_MS, [payment(NOON_MS, 0)]) == 0
     assert np.isnan(seen("amount_to_card_mean_1d", NOON_MS, [payment(NOON_MS, 0)], amount=5))
     assert seen("card_amount_max_30d", NOON_MS, [payment(NOON_MS, 0)]) == 0
-
-
-def test_features_of_an_absent_entity_are_missing() -> None:
-    found = features(engine(), NOON_MS, 7, {"card": None, "merchant": None})
-    assert all(np.isnan(value) for name, value in found.items() if name.startswith("device"))
-    assert found["card_count_1d"] == found["merchant_count_1d"] == 0
-    # Nothing of the one before is left in the scratch.
-    device = profile(engine(), "device", [payment(NOON_MS, 1)])
-    assert features(engine(), NOON_MS, 7, {"device": device})["device_count_1d"] == 1
-    assert np.isnan(features(engine(), NOON_MS, 7, {})["device_count_1d"])
-
-
-def test_recency_is_seconds_since_the_newest_and_the_oldest_payment() -> None:
-    changes = [payment(NOON_MS - 400 * DAY_MS), payment(NOON_MS - 1500), payment(NOON_MS - 2 * DAY_MS)]
-    assert seen("card_seconds_since_last", NOON_MS, changes) == 1.5
-    assert seen("card_seconds_since_first", NOON_MS, changes) == 400 * 86_400
-    assert seen("card_seconds_since_last", NOON_MS - 1600, changes) == 0
-    assert np.isnan(seen("card_seconds_since_last", NOON_MS, []))
-    assert np.isnan(seen("card_seconds_since_first", NOON_MS, []))
 
 
 # Point in time.
@@ -301,12 +265,6 @@ def test_repeated_offsets_change_nothing(offsets: list[int], first: int, length:
     assert repeated.late == 0
     newer = apply(engine(), "card", [*again, payment(SUNDAY_MS, 3, source=4, offset=offsets[-1] + 1)], state)
     assert newer.applied.tolist() == [0] * len(again) + [1]
-
-
-def test_offsets_of_one_source_do_not_affect_another() -> None:
-    state = profile(engine(), "card", [payment(NOON_MS, 1, source=3, offset=100)])
-    for source in (0, 2, 4):
-        assert apply(engine(), "card", [payment(NOON_MS, 1, source=source, offset=0)], state).applied.tolist() == [1]
 
 
 def test_the_largest_number_of_sources_are_told_apart() -> None:

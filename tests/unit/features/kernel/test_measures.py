@@ -46,17 +46,6 @@ CONDITIONS: dict[str, tuple[Condition | Attribute, Fields, Fields | None]] = {
 }
 
 
-@pytest.mark.parametrize("what", list(CONDITIONS))
-def test_a_condition_counts_only_matching_payments(what: str) -> None:
-    condition, holding, failing = CONDITIONS[what]
-    good = payment(NOON_MS, 0, **holding)
-    bad = payment(NOON_MS, 1, **failing) if failing is not None else payment(NOON_MS, 1)
-    for count, changes in ((0, [bad]), (1, [good, bad]), (2, [bad, good, good])):
-        assert one(card.count("x", "1d", where=condition), good, changes) == count
-    assert one(request.holds("x", condition), good, []) == 1
-    assert one(request.holds("x", condition), bad, []) == 0
-
-
 @pytest.mark.parametrize("what", [what for what in CONDITIONS if "amount" not in what])
 def test_without_the_attribute_a_condition_fails_and_holds_is_missing(what: str) -> None:
     condition, holding, _ = CONDITIONS[what]
@@ -91,11 +80,6 @@ def test_each_of_the_longest_list_of_categories_has_its_place() -> None:
     for place in (*range(0, CATEGORIES_MAX, 273), CATEGORIES_MAX - 1):
         assert one(feature, payment(NOON_MS, 0, mcc=among[place]), []) == place
     assert one(feature, payment(NOON_MS, 0, mcc="other"), []) == CATEGORIES_MAX
-
-
-def test_a_payment_without_the_attribute_is_in_no_category() -> None:
-    feature = request.category("x", attributes.channel, ("ecom",))
-    assert np.isnan(one(feature, payment(NOON_MS, 0), []))
 
 
 # Each word that takes a condition, over two payments that it holds for (60 and 20) and a third (1000) it does not.
@@ -188,12 +172,6 @@ def test_a_full_bitmap_gives_its_largest_estimate(bits: int) -> None:
     changes = [payment(NOON_MS, merchant_id=f"m{number}") for number in range(20 * bits)]
     feature = card.distinct("x", attributes.merchant_id, "1d", bits=bits)
     assert one(feature, payment(NOON_MS), changes) == np.float32(bits * math.log(bits))
-
-
-def test_distinct_values_of_several_tiles_are_those_of_all_together() -> None:
-    changes = [payment(NOON_MS - hour * HOUR_MS, mcc=code) for hour in range(5) for code in ("5411", "5812", None)]
-    wanted = np.float32(64 * math.log(64 / 62))
-    assert one(card.distinct("x", attributes.mcc, "1d"), payment(NOON_MS), changes) == wanted
 
 
 def test_entropy_and_top_share_tell_one_place_from_many() -> None:
@@ -296,14 +274,6 @@ def test_the_mean_amount_of_a_streak_is_that_of_its_frauds_alone() -> None:
     assert np.isnan(one(mean, now, [*streak, *days_ago(2, [], genuine=1)]))
     assert np.isnan(one(mean, now, days_ago(2, [500], genuine=1)))
     assert np.isnan(one(mean, now, []))
-
-
-def test_this_payment_is_included_where_the_feature_says_so() -> None:
-    now = payment(NOON_MS, 50)
-    assert one(card.count("x", "1d", including_this=True), now, []) == 1
-    assert one(card.count("x", "1d", including_this=True), now, [now, now]) == 3
-    assert one(card.amount_mean("x", "1d", including_this=True), now, []) == 50
-    assert one(card.amount_mean("x", "1d", including_this=True), now, [payment(NOON_MS, 10)]) == 30
 
 
 def test_the_smallest_amount_may_be_zero() -> None:

@@ -54,31 +54,11 @@ def test_a_memory_holds_the_latest_distinct_values_whatever_their_order(
     assert profile(of, "card", shuffled[cut:], profile(of, "card", shuffled[:cut])) == state
 
 
-def test_a_value_is_new_again_after_enough_other_values() -> None:
-    changes = [payment(NOON_MS + number, merchant_id=f"m{number}") for number in range(4)]
-    now = payment(NOON_MS + 1000, merchant_id="m1")
-    new = [one(card.is_new("x", attributes.merchant_id, among=2), now, changes[:seen]) for seen in range(5)]
-    assert new == [1, 1, 0, 0, 1]
-    assert one(card.is_new("x", attributes.merchant_id), now, changes) == 0
-
-
 def test_a_payment_that_lacks_the_attribute_is_neither_new_nor_remembered() -> None:
     none, some = payment(NOON_MS), payment(NOON_MS, country="DE")
     assert np.isnan(one(card.is_new("x", attributes.country), none, [some]))
     assert np.isnan(one(card.seconds_since_same("x", attributes.country), none, [none, some]))
     assert one(card.is_new("x", attributes.country), some, [none]) == 1
-
-
-def test_time_since_the_same_value_is_that_of_its_latest_payment() -> None:
-    changes = [
-        payment(NOON_MS - 5000, merchant_id="m"),
-        payment(NOON_MS - 3000, merchant_id="m"),
-        payment(NOON_MS - 4000, merchant_id="m"),
-        payment(NOON_MS - 1000, merchant_id="n"),
-    ]
-    now = payment(NOON_MS, merchant_id="m")
-    assert one(card.seconds_since_same("x", attributes.merchant_id), now, changes) == 3
-    assert np.isnan(one(card.seconds_since_same("x", attributes.merchant_id, among=1), now, changes))
 
 
 def test_the_last_amount_is_the_largest_of_the_newest_moment() -> None:

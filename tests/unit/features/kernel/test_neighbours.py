@@ -93,17 +93,6 @@ def test_a_list_has_the_latest_different_merchants_newest_first(engine: FeatureE
     assert listed(engine, START_MS + 9 * MINUTE_MS, {"card": card_at(engine, "m1")}) == [m1, 0, m1, 0, 0, 0, 0]
 
 
-def test_a_list_has_no_merchant_of_a_later_payment(engine: FeatureEngine) -> None:
-    m1, m2 = LAPTOP_KEY.of_all(["m1", "m2"])
-    state = card_at(engine, "m1", "m2", "m3")
-    assert listed(engine, START_MS + MINUTE_MS, {"card": state})[2:5] == [m2, m1, 0]
-    assert listed(engine, START_MS - 1, {"card": state})[2:5] == [0, 0, 0]
-
-
-def test_an_unknown_card_and_a_missing_device_have_no_neighbours(engine: FeatureEngine) -> None:
-    assert listed(engine, START_MS, {"card": None}) == [0] * 7
-
-
 def test_results_are_the_largest_and_the_mean_of_known_profiles(engine: FeatureEngine) -> None:
     cheap, dear = merchant_with(engine, 100, 300), merchant_with(engine, 1_001)
     result = hops_of(engine, START_MS + MINUTE_MS, [dear, None, cheap, None, dear, None, None])

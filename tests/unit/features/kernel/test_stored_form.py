@@ -186,26 +186,6 @@ def test_the_stored_form_is_as_described() -> None:
     )
 
 
-def test_the_profile_of_a_usual_card_is_small() -> None:
-    # Once a day for two months: the sketch in the design asks for under 500 bytes. A day's tile takes six bytes.
-    changes = [payment(NOON_MS + day * DAY_MS, 4200 + day, source=6, offset=10**7 + day) for day in range(60)]
-    assert len(profile(engine(), "card", changes)) < 300
-
-
-def test_an_entity_without_events_takes_only_a_head() -> None:
-    packed = read_packed(profile(engine(), "card", []))
-    assert set(packed.numbers) == {0}
-    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + (len(packed.columns) + 1) // 2 + 8
-
-
-def test_a_column_is_as_wide_as_its_largest_number_and_no_other_column() -> None:
-    day = SUNDAY_MS // DAY_MS
-    days = [(day - number, [1, amount, 0]) for number, amount in enumerate([5, 70_000, 2**40, 0, 9])][::-1]
-    packed = read_packed(stored("card", newest_ms=SUNDAY_MS, tables=[[], [], [], days]))
-    assert widths_of(packed)[-6:] == [1, 1, 6, 0, 0, 0]
-    assert profile(engine(), "card", [], write_packed(packed)) == write_packed(packed)
-
-
 NUMBERS = st.one_of(st.lists(INT64, max_size=6), st.lists(st.integers(-1, 2**10), max_size=60))
 
 
@@ -237,18 +217,6 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     tight = np.full(count, 77, dtype=np.int64)
     assert kernel.decode(data, len(before), len(before) + len(body), widths, tight[:-1]) == -kernel.DAMAGED
     assert tight[-1] == 77
-
-
-@pytest.mark.parametrize("number", [0, 1, 255, 256, 2**16, 2**24, 2**32, 2**40, 2**48, 2**56, 2**62, -1, -(2**62)])
-def test_measures_of_every_width_are_kept(number: int) -> None:
-    # A sum, and a count of frauds below zero.
-    day = SUNDAY_MS // DAY_MS
-    days, frauds = [(day, [1, number])], [(day, [number])]
-    state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [], days, frauds])
-    assert read_packed(state).columns[-5] == (number,)
-    assert profile(engine(), "merchant", [], state) == state
-    then = payment(SUNDAY_MS, 1)
-    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-5] == (number + 1,)
 
 
 ROWS = st.fixed_dictionaries(
@@ -340,16 +308,6 @@ def full(entity: str, *, tiles_to_ms: int = 2**43, newest_ms: int = 2**43, of: F
     return stored(entity, sources=sources, **times, tables=tables, memories=memories, latest=latest, of=of)
 
 
-@pytest.mark.parametrize("hop_ms", [MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS])
-@pytest.mark.parametrize("entity", ENTITIES)
-def test_events_that_each_need_a_tile_and_a_source_find_room(entity: str, hop_ms: int) -> None:
-    changes = [
-        payment(SUNDAY_MS + number * hop_ms, AMOUNT_MAX, source=2**30 + number, offset=2**62) for number in range(60)
-    ]
-    for of in (engine(), rich()):
-        assert len(profile(of, entity, changes)) <= of.profile_bytes_max
-
-
 @pytest.mark.parametrize("entity", ENTITIES)
 @pytest.mark.parametrize("of", [engine, rich])
 def test_a_full_profile_is_read_and_stays_within_the_largest_size(entity: str, of: Callable[[], FeatureEngine]) -> None:
@@ -439,16 +397,6 @@ def test_the_checksum_is_as_described_wherever_the_bytes_stand(content: bytes, b
     data = np.frombuffer(bytearray(before + content + after), dtype=np.uint8)
     found = kernel.checksum(data, len(before), len(before) + len(content))
     assert found.to_bytes(8, "little", signed=True) == checksum_of(content)
-
-
-def test_zeros_at_the_end_change_the_checksum() -> None:
-    assert len({checksum_of(bytes(size)) for size in range(100)}) == 100
-
-
-def test_a_profile_of_another_shape_is_migrated() -> None:
-    # Two kinds of entities: both have windows of hours and days.
-    state = profile(engine(), "card", GOOD)
-    assert status_of("merchant", state) == ""
 
 
 DAY = SUNDAY_MS // DAY_MS

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
@@ -45,25 +43,9 @@ def engine() -> FeatureEngine:
     return FeatureEngine(USUAL)
 
 
-def test_each_group_gets_only_its_own_events() -> None:
-    groups = [[payment(NOON_MS, 1)], [], [payment(NOON_MS, 2), payment(NOON_MS, 3)]]
-    known = profile(engine(), "card", [payment(NOON_MS, 9)])
-    states = [None, known, known]
-    together = apply_groups(engine(), "card", groups, states)
-    singly = [profile(engine(), "card", group, state) for group, state in zip(groups, states, strict=True)]
-    assert together.states == singly
-    assert together.applied.tolist() == [1, 1, 1]
-
-
 def test_an_engine_accepts_no_groups() -> None:
     result = apply_groups(engine(), "card", [], [])
     assert (result.states, result.applied.tolist(), result.late) == ([], [], 0)
-
-
-def test_an_entity_without_events_counts_as_unknown() -> None:
-    empty = profile(engine(), "card", [])
-    left = vector(engine(), NOON_MS, 5, {"card": empty})
-    np.testing.assert_array_equal(left, vector(engine(), NOON_MS, 5, {"card": None}))
 
 
 def test_an_unknown_entity_shows_nothing_of_an_earlier_one() -> None:
@@ -86,12 +68,6 @@ def test_an_unknown_entity_shows_nothing_of_an_earlier_one() -> None:
             if feature.entity not in ("", known) and feature.unit != "ratio"
         ]
         np.testing.assert_array_equal(found[1][of_others], alone[of_others])
-
-
-def test_new_slots_are_all_missing() -> None:
-    slots = engine().new_slots(3)
-    assert slots.shape == (3, engine().plan.slot_count)
-    assert np.isnan(slots).all()
 
 
 def too_many_sources(state: bytes) -> bytes:
@@ -189,36 +165,9 @@ def test_a_catalogue_whose_profiles_might_not_fit_a_store_is_refused() -> None:
 # Bound arrays: what a scoring worker calls, a thousand times a second, with arrays that stay.
 
 
-CHANGES = st.lists(
-    st.one_of(
-        st.builds(
-            lambda time_ms, amount, country, merchant: payment(time_ms, amount, country=country, merchant_id=merchant),
-            st.integers(NOON_MS - 10**9, NOON_MS),
-            st.integers(0, 10**9),
-            st.sampled_from([None, "DE", "FR", "ZZ"]),
-            st.sampled_from(["m1", "m2"]),
-        ),
-        st.builds(label, st.integers(NOON_MS - 10**9, NOON_MS), st.sampled_from([1, -1])),
-    ),
-    max_size=6,
-)
-
-
 @cache
 def rich() -> FeatureEngine:
     return FeatureEngine(every_word(DECLARED))
-
-
-@settings(max_examples=60)
-@given(changes=CHANGES, presence=st.lists(st.sampled_from(["absent", "unknown", "known"]), min_size=4, max_size=4))
-def test_a_bound_call_gives_the_bits_of_an_unbound_one(changes: list[Any], presence: list[str]) -> None:
-    asked = row(NOON_MS, 777, country="US", merchant_id="m1", channel="ecom")
-    states = {
-        name: profile(rich(), name, changes) if kind == "known" else None
-        for name, kind in zip(rich().plan.entity_names, presence, strict=True)
-        if kind != "absent"
-    }
-    assert bound_vector(rich(), asked, states).tobytes() == vectors(rich(), [asked], [states])[0].tobytes()
 
 
 def test_a_bound_call_sees_the_current_content_of_its_arrays() -> None:

@@ -25,10 +25,6 @@ def table(tmp_path: Path, *lines: str) -> RateTable:
     return load_rates(str(path))
 
 
-def test_an_amount_in_the_reference_currency_is_unchanged() -> None:
-    assert load_rates().convert(1050, "EUR", NEW_YEAR_2020_MS) == 1050
-
-
 def test_the_reference_currency_is_the_one_that_is_not_converted(tmp_path: Path) -> None:
     assert load_rates().reference_currency == "EUR"
     assert table(tmp_path, "USD,2020-01-01,1", "EUR,2020-01-01,1", "EUR,2021-01-01,1.1").reference_currency == "USD"
@@ -156,10 +152,6 @@ def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, re
     with pytest.raises(Misconfigured, match=rf"rates\.csv, line 3: .*({reason})") as refused:
         table(tmp_path, "EUR,2020-01-01,1", line, "GBP,2020-01-01,1.2")
     assert "\n" not in str(refused.value)
-
-
-def test_the_largest_rate_is_accepted(tmp_path: Path) -> None:
-    assert table(tmp_path, "CHF,2020-01-01,50").convert(1, "CHF", 1) == 50
 
 
 @pytest.mark.parametrize("header", ["", "currency,rate", f"{HEADER},note"])

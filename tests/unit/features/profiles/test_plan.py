@@ -10,7 +10,6 @@ import pytest
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.attributes import channel, country, declined, mcc, merchant_id
-from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.catalogue.expressions import Feature, Measure, Operation, Recency, Recollection, Reduction
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
@@ -273,12 +272,6 @@ def test_measures_of_labels_stand_in_a_table_of_their_own() -> None:
     assert [len(table.columns) for table in tables] == [2, 1]
 
 
-def test_a_table_is_kept_for_the_second_column_of_a_reduction() -> None:
-    # How many payments there were decides where a streak of frauds ends.
-    plan = plan_of(merchant.fraud_streak("a", "7d", delay="7d", hop="6h"), merchant.count("b", "1d", hop="6h"))
-    assert plan.capacities[1] == (57, 57)
-
-
 def test_tables_stand_by_ascending_hop() -> None:
     plan = plan_of(card.count("a", "30d"), card.count("b", "10m"), card.count("c", "1d"))
     assert [table.hop_ms for table in plan.shapes[0].tables] == [60_000, HOUR_MS, DAY_MS]
@@ -308,12 +301,6 @@ def test_a_profiles_working_form_has_room_for_what_it_may_hold() -> None:
     assert plan.words.dtype == np.int64
 
 
-def test_a_plan_has_places_only_if_a_feature_needs_them() -> None:
-    assert plan_of(card.is_new("x", country)).words[HEAD.places_at] == 0
-    plan = plan_of(card.travel_kmh("x"))
-    assert len(plan.words) - plan.words[HEAD.places_at] == 2 * 677
-
-
 def test_a_condition_asked_twice_is_answered_once() -> None:
     plan = plan_of(
         card.count("a", "1d", where=declined),
@@ -327,11 +314,3 @@ def test_a_condition_asked_twice_is_answered_once() -> None:
 def test_an_operation_used_twice_is_computed_once() -> None:
     once = plan_of(card.amount_mean("a", "1d"))
     assert plan_of(card.amount_mean("a", "1d"), card.amount_mean("b", "1d")).value_count == once.value_count
-
-
-def test_names_entities_and_keys_are_in_catalogue_order() -> None:
-    plan = compile_plan(CATALOGUE)
-    assert plan.names == CATALOGUE.names
-    assert plan.feature_count == len(CATALOGUE.features)
-    assert plan.entity_names == ("card", "merchant", "device")
-    assert plan.entity_keys == (("card_id",), ("merchant_id",), ("device_id",))

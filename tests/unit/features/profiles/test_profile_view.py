@@ -189,12 +189,6 @@ def test_a_memory_shows_countries_and_amounts_and_checksums_of_others() -> None:
     assert "2024-05-01T12:00:00.001Z (only a checksum)" in lines()
 
 
-def test_each_remembered_value_has_its_own_time() -> None:
-    events = tuple(payment(NOON_MS + 1000 * n, 1, country=name) for n, name in enumerate(("DE", "FR", "IT")))
-    (memory,) = [memory for memory in view(events).memories if memory.attribute == "country"]
-    assert [(item.value, item.seen_ms - NOON_MS) for item in memory.values] == [("IT", 2000), ("FR", 1000), ("DE", 0)]
-
-
 def test_a_text_that_is_no_country_is_shown_as_a_checksum() -> None:
     shown = view((payment(NOON_MS, 1, country="Elbonia"), payment(NOON_MS - 1, 1, country="ZZ")))
     (memory,) = [memory for memory in shown.memories if memory.attribute == "country"]
@@ -206,10 +200,6 @@ def test_sources_are_named_with_the_newest_offset_of_each() -> None:
     shown = lines()
     at = shown.index("contains, by source partition: 3")
     assert shown[at + 1 : at + 4] == ["source 0 offset 40", "source 1 offset 8", "source 6 offset 3"]
-
-
-def test_a_backfilled_profile_contains_nothing_of_a_topic() -> None:
-    assert "contains, by source partition: nothing of a topic" in lines(view((payment(NOON_MS, 1),)))
 
 
 def test_features_are_what_a_payment_at_that_time_would_see() -> None:
@@ -261,21 +251,6 @@ def test_a_profile_of_another_catalogue_is_shown_as_migrated() -> None:
     assert any(line.endswith("of another catalogue: shown as migrated to this one") for line in lines(shown))
     assert [tile.cells[table("1m", shown).columns.index("count")] for tile in table("1m", shown).tiles] == [2, 1]
     assert shown.sources == view().sources
-
-
-def test_a_profile_of_another_layout_is_refused() -> None:
-    state = profile(ENGINE, "card", EVENTS)
-    with pytest.raises(UnreadableProfile, match="card profile cannot be read: it is not of layout version"):
-        view_profile(ENGINE, CATALOGUE, 0, b"\x01" + state[1:], as_of_ms=NOON_MS)
-
-
-def test_every_cut_of_a_profile_is_refused_as_damaged() -> None:
-    state = profile(ENGINE, "card", EVENTS)
-    for size in range(1, len(state)):
-        with pytest.raises(UnreadableProfile, match="it is damaged"):
-            view_profile(ENGINE, CATALOGUE, 0, state[:size], as_of_ms=NOON_MS)
-    with pytest.raises(UnreadableProfile):
-        view_profile(ENGINE, CATALOGUE, 0, b"", as_of_ms=NOON_MS)
 
 
 def test_a_wrong_byte_anywhere_is_refused_or_shown_and_never_a_bug() -> None:

@@ -13,7 +13,6 @@ from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.attributes import channel, declined, merchant_id
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import Feature
-from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.features.profiles.shape import (
     MEASURES,
@@ -185,56 +184,7 @@ def test_the_digest_changes_with_how_many_tiles_are_kept() -> None:
 # Offsets.
 
 
-def test_a_column_starts_after_the_words_of_earlier_columns() -> None:
-    found = shape(
-        card.count("a", "1d"),
-        card.distinct("b", merchant_id, "1d", bits=256),
-        card.entropy("c", merchant_id, "1d", buckets=8),
-        card.amount_sum("d", "1d"),
-    ).tables[0]
-    assert [column.parts for column in found.columns] == [1, 1, 4, 8]
-    assert found.offsets == (1, 2, 3, 7)
-    assert found.width == 15
-
-
 # The translation of an old profile's numbers. `kernel.migrate` describes its layout.
-
-
-def test_every_word_that_both_tables_have_goes_over() -> None:
-    old = shape(card.count("a", "1d"), card.entropy("b", merchant_id, "1d", buckets=2), card.amount_max("c", "1d"))
-    new = shape(card.amount_max("c", "1d"), card.entropy("b", merchant_id, "1d", buckets=2), card.amount_min("d", "1d"))
-    # Old rows: tile, count, maximum, two buckets. New rows: tile, maximum, minimum, two buckets.
-    assert translation(old, new).tolist() == [1, 0, 5, 0, 3, 2, 1, 0, 3, 3, 0, 4, 4, 0]
-
-
-def test_tables_of_payments_and_of_labels_become_their_own_kind() -> None:
-    old = shape(card.count("a", "7d", hop="6h"), card.fraud_count("b", "7d", delay="7d"))
-    new = shape(card.fraud_count("b", "7d", delay="7d"))
-    assert translation(old, new).tolist() == [2, 0, 2, -1, 0, 2, 0, 1, 1, 1, 1]
-    assert translation(new, old).tolist() == [1, 0, 2, 1, 1, 1, 1, 1]
-
-
-def test_a_label_is_marked_as_one() -> None:
-    frauds = shape(card.fraud_count("a", "7d", delay="7d"))
-    assert translation(frauds, frauds).tolist() == [1, 0, 2, 0, 1, 1, 1, 1]
-
-
-def test_a_table_of_a_removed_hop_is_dropped_and_a_new_one_is_empty() -> None:
-    old = shape(card.count("a", "1d"), card.count("b", "30d"))
-    new = shape(card.count("a", "10m"), card.count("b", "30d"))
-    assert [table.hop_ms for table in old.tables] == [HOUR_MS, DAY_MS]
-    assert translation(old, new).tolist() == [2, 0, 2, -1, 0, 2, 1, 1, 1, 1, 0]
-
-
-def test_another_condition_is_another_column() -> None:
-    old = shape(card.count("a", "1d", where=channel == "ecom"))
-    assert translation(old, shape(card.count("a", "1d", where=channel == "pos"))).tolist() == [1, 0, 2, 0, 0]
-    assert translation(old, shape(card.count("b", "1d", where=channel == "ecom"))).tolist() == [1, 0, 2, 0, 1, 1, 1, 0]
-
-
-def test_a_sketch_of_another_size_is_another_column() -> None:
-    old = shape(card.distinct("a", merchant_id, "1d", bits=64))
-    assert translation(old, shape(card.distinct("a", merchant_id, "1d", bits=128))).tolist() == [1, 0, 2, 0, 0]
 
 
 def test_a_memory_goes_to_the_same_attribute_and_size_if_possible() -> None:

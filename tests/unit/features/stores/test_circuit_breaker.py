@@ -40,12 +40,6 @@ def ticket(breaker: CircuitBreaker, now_ms: int) -> int:
     return given_ticket
 
 
-def test_a_breaker_starts_closed_and_lets_everything_through(breaker: CircuitBreaker) -> None:
-    assert state_of(breaker) is BreakerState.CLOSED
-    assert all(breaker.admit(0) is not None for _ in range(100))
-    assert breaker.wait_ms(0) == 0
-
-
 def test_a_breaker_opens_at_exactly_the_last_allowed_failure(breaker: CircuitBreaker) -> None:
     fail(breaker, 0, times=FAILURE_COUNT_MAX - 1)
     assert state_of(breaker) is BreakerState.CLOSED

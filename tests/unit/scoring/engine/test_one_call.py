@@ -46,7 +46,6 @@ from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
-from paywarden.scoring.state.overlay import overlay as overlays
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings, monotonic_ms, prepare

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archived, Archiver
-from paywarden.streams.archive.files import ArchiveFile, ArchiveUnwritable, missing_ranges, read_archive, read_parts
+from paywarden.streams.archive.files import ArchiveUnwritable, missing_ranges, read_archive, read_parts
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.fakes.topic_memory import IDS, Killed, MemoryTopic
 from tests.worlds.operate.backup_page import run_copies
@@ -132,13 +132,6 @@ def test_undecodable_records_are_named_in_the_footer(tmp_path: Path) -> None:
     assert list(read_archive(tmp_path, "payments", SCHEMA).undecoded) == done.undecoded
 
 
-def test_a_topic_without_decodable_records_is_still_covered(tmp_path: Path) -> None:
-    topic = MemoryTopic("payments")
-    topic.append_bytes(0, b"nonsense", MONDAY)
-    assert archive(topic, tmp_path).files == 1
-    assert archive(topic, tmp_path).files == 0
-
-
 def test_offsets_without_records_leave_no_gap_between_files(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
     for number in range(15):
@@ -202,15 +195,6 @@ def test_a_lost_file_is_written_again(tmp_path: Path) -> None:
     archive(topic, tmp_path)
     (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
     assert archive(topic, tmp_path).rows == 10
-    assert places(tmp_path) == all_places(topic)
-
-
-def test_a_lost_file_without_visible_records_is_covered_again(tmp_path: Path) -> None:
-    topic = topic_of(30)
-    archive(topic, tmp_path)
-    (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
-    topic.partitions[0][10:20] = [None] * 10
-    archive(topic, tmp_path)
     assert places(tmp_path) == all_places(topic)
 
 
@@ -368,13 +352,6 @@ def test_files_of_other_days_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     times = [row["event_time_ms"] for row in rows(tmp_path, times_ms=(MONDAY + DAY_MS, MONDAY + 3 * DAY_MS - 1))]
     assert read == ["2024-01-02", "2024-01-03"]
     assert {time // DAY_MS for time in times} == {MONDAY // DAY_MS + 1, MONDAY // DAY_MS + 2}
-
-
-def test_a_part_describes_its_file(tmp_path: Path) -> None:
-    archive(topic_of(3), tmp_path)
-    path = tmp_path / "payments/date=2024-01-01/part-0-0.parquet"
-    wanted = ArchiveFile(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), (), "id-1")
-    assert read_parts(tmp_path, "payments") == {0: [wanted]}
 
 
 def test_a_topic_made_anew_is_not_added_to_the_files_of_the_old_one(tmp_path: Path) -> None:

@@ -70,14 +70,6 @@ def test_any_bytes_on_the_topic_are_a_letter_or_a_damaged_one(value: bytes | Non
     assert (letter.letter_id, letter.value, letter.failed_time_ms) == (LetterId(0, 17), value, 99)
 
 
-@given(record=records, cut=st.integers(1, 30))
-def test_a_letter_cut_short_is_damaged_and_its_bytes_are_kept(record: Record, cut: int) -> None:
-    value = (sent_letter(record, "why", 5)[1] or b"")[:-cut]
-    letter = DECODER.letter(on_topic(value))
-    assert isinstance(letter, DamagedLetter)
-    assert letter.value == value
-
-
 def test_the_reason_of_a_damaged_letter_does_not_quote_it() -> None:
     whole = sent_letter(Record("t", 0, 0, b"4000123412341234", b"4000123412341234", 1, []), "why", 5)[1] or b""
     for cut in range(1, len(whole)):

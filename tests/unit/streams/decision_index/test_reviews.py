@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent
@@ -25,7 +23,6 @@ from paywarden.streams.decision_index.reviews import (
     ReviewSettings,
     agreement_of,
 )
-from tests.checkout import CHECKOUT
 from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.servers.postgres import PostgresServer
 from tests.unit.streams.decision_index.test_index import made
@@ -163,12 +160,6 @@ def test_kappa_is_agreement_beyond_chance() -> None:
     assert agreement_of({("fraud", "fraud"): 9}).kappa is None
 
 
-@given(st.dictionaries(st.tuples(st.sampled_from(VERDICTS), st.sampled_from(VERDICTS)), st.integers(1, 9)))
-def test_kappa_is_at_most_one(pairs: dict[tuple[str, str], int]) -> None:
-    kappa = agreement_of(pairs).kappa
-    assert kappa is None or -1.0 <= kappa <= 1.0
-
-
 def test_a_verdict_is_no_outcome(database: Database) -> None:
     queue, index = queue_of(database, {"p1": 1}), DecisionIndex(database)
     with database.transaction() as transaction:
@@ -177,17 +168,6 @@ def test_a_verdict_is_no_outcome(database: Database) -> None:
     assert claim is not None
     queue.decide("ann", claim.token, "fraud", "other", "", NOW_MS + 1)
     assert [row.outcome for row in index.about("p1")] == [None]
-
-
-def test_only_the_index_and_the_console_read_the_topic_of_verdicts() -> None:
-    named = {
-        file.relative_to(CHECKOUT).parts[:2]
-        for root in ("features", "models", "scoring", "streams", "ops")
-        for file in (CHECKOUT / root).rglob("*.py")
-        if '"verdicts"' in file.read_text(encoding="utf-8")
-    }
-    # Besides: which topics there are, and how long they keep records.
-    assert named <= {("streams", "decision_index"), ("streams", "kafka"), ("ops", "reference"), ("ops", "console")}
 
 
 # Nothing is lost

@@ -86,19 +86,9 @@ def test_a_bug_is_logged_in_full_and_reported_in_one_last_line() -> None:
     assert "Traceback (most recent call last):" in lines
 
 
-def test_a_cancellation_that_leaves_the_block_is_a_failure() -> None:
-    status, lines = ended(started("raise asyncio.CancelledError"))
-    assert (status, lines[-1]) == (1, "paywarden: a bug ended the stream: CancelledError")
-
-
 def test_the_first_failure_is_reported_when_the_stop_hangs() -> None:
     act = f"end.begin(StoreUnavailable('first')); end.begin(StoreUnavailable('second')); {SLEEP_ON}"
     assert ended(started(act)) == (1, ["paywarden: first"])
-
-
-def test_a_failure_is_reported_once_when_threads_delay_the_exit() -> None:
-    status, lines = ended(started(f"{NON_DAEMON_THREAD}; raise StoreUnavailable('the store is gone')"))
-    assert (status, lines) == (1, ["paywarden: the store is gone"])
 
 
 def test_threads_that_delay_a_clean_exit_are_ended_silently() -> None:

@@ -159,10 +159,6 @@ class Elected:
         return 0, 10 + place.partition
 
 
-def test_the_end_of_a_partition_is_asked_until_it_has_a_leader() -> None:
-    assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
-
-
 def test_a_leader_is_waited_for_until_another_broker_can_be_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kafka takes a broker for dead after 9 s, and then elects another leader."""
     clock = [0.0]
@@ -198,12 +194,6 @@ def test_a_partition_without_a_leader_is_asked_again_for_its_offset() -> None:
     client = Answering()
     assert offsets_at(cast("Consumer", client), "t", {0: 9}, 1) == {0: 5}
     assert client.errors == []
-
-
-def test_no_password_is_in_the_settings_repr() -> None:
-    shown = repr(KafkaSettings(sasl_password="s3cret", ssl_key_password="t0psecret"))
-    assert "s3cret" not in shown
-    assert "t0psecret" not in shown
 
 
 def offsets_between(topic: FakeTopic, offsets: range, timeout_s: float = 30.0) -> list[int]:

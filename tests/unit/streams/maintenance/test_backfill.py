@@ -30,7 +30,6 @@ from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_p
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, PREFIX
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess
 from tests.worlds.small import small_world
@@ -113,11 +112,6 @@ def test_backfilled_profiles_equal_those_of_the_stream(backfilled: MemoryStore) 
     assert profiles_of(backfilled) == wanted
 
 
-def test_a_backfill_returns_the_number_of_profiles() -> None:
-    store = MemoryStore()
-    assert fill(small_world.tables(), store) == len(profiles_of(store))
-
-
 def test_later_outcomes_find_the_backfilled_payments() -> None:
     """Backfilling half a history and streaming the rest gives the same store as backfilling all of it."""
     payments, outcomes = small_world.tables()
@@ -139,19 +133,6 @@ def test_a_backfilled_payment_that_comes_again_is_a_duplicate(backfilled: Memory
     before = profiles_of(backfilled)
     assert stream([payment_event(row, offset) for offset, row in enumerate(rows)], [], backfilled) == 100
     assert profiles_of(backfilled) == before
-
-
-def test_records_of_payments_hold_what_an_outcome_needs(backfilled: MemoryStore) -> None:
-    rows = small_world.tables()[0].to_pylist()
-    fraud = small_world.history().outcome_payment[small_world.history().outcome_fraud][0]
-    abroad = next(row for row in rows if row["currency"] == "JPY")
-    for row in (rows[0], rows[-1], rows[fraud], abroad):
-        (stored,) = backfilled.read([record_key(row["payment_id"])])
-        assert stored is not None
-        record, event = PaymentRecord.FromString(stored), payment_event(row, 0)
-        assert (record.source, record.offset) == (BACKFILL_SOURCE, 0)
-        assert list(record.attributes) == event.attributes[:CODE_COUNT]
-        assert tuple(key.encode() for key in record.keys) == event.keys
 
 
 def test_only_payments_that_may_still_get_an_outcome_are_kept() -> None:
@@ -487,18 +468,6 @@ def test_overwrite_replaces_its_own_records_and_keeps_others(whole: dict[bytes, 
     assert contents(store) == {**whole, b"card:somebody": b"precious", b"payment:p": b"kept"}
 
 
-def test_a_killed_overwriting_backfill_resumes(whole: dict[bytes, bytes]) -> None:
-    store = Mortal()
-    store.write({key: b"old" for key in whole if key.startswith(b"merchant:")}, ttl_s=0)
-    for _ in range(3):
-        store.writes_left = 4
-        with pytest.raises(Killed):
-            run(job_of(store, overwrite=True))
-    store.writes_left = -1
-    run(job_of(store, overwrite=True))
-    assert contents(store) == whole
-
-
 def test_a_backfill_never_overwrites_what_the_stream_wrote_meanwhile(whole: dict[bytes, bytes]) -> None:
     """The backfill was killed and the stream started before it was finished: the stream's profiles are newer."""
     store = Mortal()
@@ -534,8 +503,3 @@ def test_unreadable_progress_counts_as_another_backfill() -> None:
         assert read_progress(store) is None
         with pytest.raises(Misconfigured, match="card profiles"):
             job_of(store)
-
-
-def test_the_backfills_progress_key_is_none_of_the_changelog() -> None:
-    assert PROGRESS_KEY != CLAIM_KEY
-    assert PROGRESS_KEY.startswith(PREFIX)

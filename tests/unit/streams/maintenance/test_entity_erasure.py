@@ -10,7 +10,7 @@ import pytest
 from paywarden.features.catalogue.entity import Catalogue, Entity
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import SEPARATOR, entity_key
-from paywarden.features.stores.base import ProfileStore, split_key
+from paywarden.features.stores.base import ProfileStore
 from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
@@ -114,16 +114,6 @@ def test_forgetting_a_card_removes_all_of_it_and_nothing_else(store: ProfileStor
     assert (done.profiles, done.payment_records, done.rounds, done.has_begun_anew) == (3, 3, 1, False)
 
 
-def test_only_erased_profiles_get_a_tombstone(store: ProfileStore) -> None:
-    world = World(store, PAYMENTS)
-    world.forget(b"card:C1")
-    assert set(world.changelog.sent) == {b"card:C1", PAIR, f"card_merchant:C1{SEPARATOR}M2".encode()}
-    assert {split_key(key)[1] for key, state in world.changelog.last.items() if state is not None} == {
-        *(b"C2", b"C10", b"XC1", b"M1", b"M2"),
-        *(f"{card_id}{SEPARATOR}M1".encode() for card_id in ("C2", "C10", "XC1")),
-    }
-
-
 def test_a_second_tombstone_follows_the_deletion() -> None:
     """A new mirror reads the store before the deletion and follows the changelog from behind the first tombstone."""
     world = World(MemoryStore(), PAYMENTS)
@@ -215,14 +205,6 @@ def test_an_unreadable_profile_is_erased(store: ProfileStore) -> None:
     assert store.read([b"card:C1"]) == [None]
 
 
-def test_forgetting_twice_finds_nothing_the_second_time(store: ProfileStore) -> None:
-    world = World(store, PAYMENTS)
-    world.forget(b"card:C1")
-    after = world.contents()
-    assert world.forget(b"card:C1").profiles == 0
-    assert world.contents() == after
-
-
 def test_forgetting_reports_the_progress_of_its_scan() -> None:
     world = World(MemoryStore(), PAYMENTS)
     seen: list[tuple[int, int | None]] = []
@@ -267,18 +249,6 @@ def test_a_profile_back_in_the_store_alone_is_erased_again() -> None:
 
     assert world.forget(b"card:C1", meanwhile=write_store).rounds == 2
     assert world.store.read([b"card:C1"]) == [None]
-
-
-def test_a_combination_that_is_written_back_is_erased_again() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[PAIR]
-
-    def write_back(number: int) -> None:
-        if number == 1:
-            world.write(PAIR, state)
-
-    assert world.forget(b"card:C1", meanwhile=write_back).rounds == 2
-    assert world.store.read([PAIR]) == [None]
 
 
 def test_a_state_after_the_tombstone_gets_another_tombstone() -> None:
@@ -331,13 +301,6 @@ def test_an_old_state_left_only_on_the_changelog_is_an_error() -> None:
     state = world.contents()[b"card:C1"]
     with pytest.raises(TemporaryFailure, match="stop the stream"):
         world.forget(b"card:C1", meanwhile=lambda _: world.changelog.last.update({b"card:C1": state}))
-
-
-def test_an_unreadable_profile_that_comes_back_is_an_error() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    world.write(b"card:C1", b"\x07of another time")
-    with pytest.raises(TemporaryFailure):
-        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", b"\x07of another time"))
 
 
 def test_an_unknown_entity_may_begin_with_its_first_payments() -> None:

@@ -81,13 +81,6 @@ class Worker:
             self.open.remove(name)
 
 
-def test_a_worker_works_for_the_live_set_until_it_is_stopped() -> None:
-    with Worker() as worker:
-        wait_until(lambda: worker.worked == [""], "it works")
-        assert worker.worker.problems() == []
-    assert worker.error is None
-
-
 def test_a_worker_leaves_during_a_swap_and_then_serves_the_new_set() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
@@ -157,10 +150,6 @@ def test_a_register_of_another_release_ends_the_worker() -> None:
         worker.failure = Misconfigured("damaged")
         wait_until(lambda: worker.error is not None, "it has ended")
     assert isinstance(worker.error, Misconfigured)
-
-
-def test_a_worker_that_never_started_says_so() -> None:
-    assert list(Worker().worker.problems()) == ["it has not started yet"]
 
 
 def test_an_error_of_the_pipeline_is_raised() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from paywarden.features.kernel import ATTRIBUTE_COUNT
 from paywarden.features.profiles.engine import Events, FeatureEngine
-from paywarden.features.profiles.profile_view import sources_of
 from paywarden.features.stores.aerospike.store import AerospikeStore
 from paywarden.features.stores.base import ProfileStore, TtlS
 from paywarden.features.stores.memory import MemoryStore
@@ -80,12 +79,6 @@ def verdicts_of(
     assert ends == ({0: records[-1].offset + 1} if records else {})
     verification.look_again(came_later)
     return verification.verdicts
-
-
-def test_sources_of_a_profile_are_the_newest_offsets_it_contains() -> None:
-    assert sources_of(NEWEST) == {1: 12}
-    assert sources_of(state(NEWEST, (7, 3), (9, 0))) == {1: 12, 7: 3, 9: 0}
-    assert sources_of(b"no profile") is None
 
 
 def test_equal_bytes_are_whole_and_the_last_record_of_a_key_counts(store: ProfileStore) -> None:

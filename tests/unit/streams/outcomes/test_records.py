@@ -15,7 +15,6 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.companion.companion import CompanionSettings
 from paywarden.streams.companion.shipping import decision_of
-from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_count
 from paywarden.streams.outcomes.payments import (
     Arm,
     CountedDecision,
@@ -132,14 +131,3 @@ def test_a_record_that_tallies_cannot_count_is_refused(damaged: JoinedPayment) -
 def test_every_payment_id_has_a_key_that_stores_take(name: str) -> None:
     assert len(payment_key(name)) <= KEY_BYTES_MAX
     assert payment_key(name) != payment_key(name + "x")
-
-
-def test_metrics_of_outcomes_are_few_and_kept_as_long_as_alerts() -> None:
-    settings = TopicSettings(drift_days=2)
-    assert _partition_count("outcome-metrics", settings) == 1
-    assert _config("outcome-metrics", settings) == {
-        "cleanup.policy": "delete",
-        "message.timestamp.type": "LogAppendTime",
-        "min.insync.replicas": "1",
-        "retention.ms": "172800000",
-    }

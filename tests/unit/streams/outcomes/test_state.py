@@ -200,16 +200,6 @@ def joined(decisions: Sequence[Record], outcomes: Sequence[Record], *, first: st
     return world
 
 
-@pytest.mark.parametrize("first", [DECISIONS, OUTCOMES])
-def test_either_topic_may_come_first(first: str) -> None:
-    decisions = [decision("p1", NOON_MS, action="review")]
-    outcomes = [outcome("p1", NOON_MS + DAY_MS, "fraud"), outcome("p2", NOON_MS + DAY_MS, "fraud")]
-    world = joined(decisions, outcomes, first=first)
-    assert_same(world.cells(), recount(decisions, outcomes, 90))
-    totals = world.totals()
-    assert (totals["decided"], totals["waited"], totals["labelled"]) == ((1, 1, 1) if first == DECISIONS else (1, 2, 0))
-
-
 def test_repeated_older_and_late_outcomes_change_nothing() -> None:
     decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 5, action="decline")]
     outcomes = [
@@ -233,14 +223,6 @@ def test_a_later_outcome_corrects_or_confirms() -> None:
     assert (totals["labelled"], totals["corrected"], totals["confirmed"]) == (1, 1, 1)
     (tally,) = world.cells().values()
     assert tally.counts.sum(axis=(1, 2)).tolist() == [1, 0, 0]
-
-
-def test_variants_of_a_payment_are_counted_apart_and_share_its_outcome() -> None:
-    decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 50, variant="shadow", model_version="m2")]
-    world = joined(decisions, [outcome("p1", NOON_MS + DAY_MS, "fraud")])
-    cells = world.cells()
-    assert set(cells) == {TallyCell(FIRST_DAY, Arm("m1", "")), TallyCell(FIRST_DAY, Arm("m2", "shadow"))}
-    assert all(tally.counts[1].sum() == 1 for tally in cells.values())
 
 
 def test_versions_and_variants_beyond_the_limit_are_counted_together() -> None:
@@ -272,15 +254,6 @@ def test_a_damaged_payment_record_is_counted_and_holds_nothing_up() -> None:
     assert (world.totals()["unreadable"], world.totals()["decided"]) == (1, 1)
 
 
-def test_a_former_owner_meets_a_conflict() -> None:
-    world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
-    old = world.take(SourcePartition(DECISIONS, 0))
-    world.take(SourcePartition(DECISIONS, 0))
-    world.feed(old, 1)
-    with pytest.raises(StoreConflict):
-        old.save(0)
-
-
 def test_a_former_owner_takes_nothing_back_of_what_a_day_has() -> None:
     """The newer one has died between days and head, so its successor looks again at what the day says that it has."""
     decisions = [decision(f"p{number}", NOON_MS) for number in (0, 2, 4, 6)]
@@ -310,12 +283,6 @@ def test_the_quiet_mark_waits_until_all_rows_are_worked_in() -> None:
     owner.save(0)
     assert read_heads(world.store, SOURCES)[owner.source].quiet_ms == NOON_MS
     assert not owner.has_news
-
-
-def test_a_payment_id_longer_than_a_key_is_stored() -> None:
-    name = "p" + "0" * 600
-    world = joined([decision(name, NOON_MS)], [outcome(name, NOON_MS + 1, "fraud")])
-    assert world.totals()["labelled"] == 1
 
 
 @given(

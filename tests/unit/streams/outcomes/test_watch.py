@@ -67,14 +67,6 @@ def test_a_drop_of_precision_is_named_precision() -> None:
     assert world.watch.open_alerts[0].subject in ("outcome:precision", "outcome:average_precision")
 
 
-def test_an_improvement_raises_no_alert() -> None:
-    world = World(Days(3))
-    world.days.recall = 0.4
-    world.pass_days(30)
-    world.days.recall, world.days.wrongly_declined = 0.95, 0.0005
-    assert world.pass_days(40) == []
-
-
 def test_a_drop_too_small_to_matter_raises_no_alert() -> None:
     world = World(Days(4, payments=100_000))
     world.pass_days(30)

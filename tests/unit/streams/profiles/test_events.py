@@ -17,7 +17,7 @@ from paywarden.streams.profiles.events import Joined, OutcomeEvent, ProfileUpdat
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.worlds.small import small_world
 from tests.worlds.stream.joined import apply, touched
-from tests.worlds.stream.packed import sources_of, without_sources
+from tests.worlds.stream.packed import sources_of
 
 Event = PaymentEvent | OutcomeEvent
 ENTITIES = small_world.engine().plan.entity_count
@@ -96,17 +96,6 @@ def test_a_new_payment_changes_its_profiles_and_is_stored() -> None:
     assert sources_of(store.profiles[b"card:c"]) == {0: 7}
 
 
-def test_the_same_record_again_gives_the_same_profiles() -> None:
-    store = Store()
-    store.take(payment(7))
-    before = dict(store.profiles)
-    joined, applied = store.take(payment(7))
-    assert store.profiles == before
-    assert applied.profiles == before
-    assert applied.replayed == 2
-    assert joined.duplicates == 0
-
-
 def test_the_same_payment_from_another_record_is_a_duplicate() -> None:
     store = Store()
     store.take(payment(7))
@@ -124,24 +113,6 @@ def test_a_duplicate_within_a_batch_is_dropped() -> None:
     once.take(payment(7), payment(8, "q"))
     assert joined.duplicates == 1
     assert store == once
-
-
-def test_a_profile_with_many_events_is_written_once() -> None:
-    joined, applied = Store().take(*(payment(offset, f"p{offset}") for offset in range(50)))
-    assert len(touched(joined)) == len(applied.profiles) == 2
-
-
-def test_a_batch_does_not_change_its_inputs() -> None:
-    store = Store()
-    store.take(payment(1))
-    records, profiles = dict(store.records), dict(store.profiles)
-    store.work([payment(2, "q"), outcome(0)])
-    assert (store.records, store.profiles) == (records, profiles)
-
-
-def test_an_empty_batch_does_nothing() -> None:
-    joined, applied = Store().take()
-    assert (joined.records, touched(joined), applied) == ({}, [], ProfileUpdates({}, 0, 0, 0))
 
 
 def test_a_payment_that_is_too_late_for_some_tiles_is_counted() -> None:
@@ -182,22 +153,6 @@ def test_an_outcome_of_an_unknown_payment_is_an_orphan() -> None:
     joined, _ = store.take(outcome(3, "nobody"))
     assert joined.orphans == [outcome(3, "nobody")]
     assert store == Store()
-
-
-def test_a_genuine_outcome_changes_nothing() -> None:
-    store = Store()
-    store.take(payment())
-    joined, _ = store.take(outcome(3, is_fraud=False))
-    assert (joined.records, touched(joined), joined.orphans) == ({}, [], [])
-
-
-def test_the_same_outcome_from_another_record_counts_once() -> None:
-    store = Store()
-    store.take(payment())
-    store.take(outcome(3))
-    store.take(outcome(4))
-    store.take(outcome(5), outcome(6))
-    assert store.frauds() == 1.0
 
 
 def test_a_correction_removes_the_label_and_may_set_it_again() -> None:
@@ -307,12 +262,6 @@ def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Eve
 
 
 @settings(max_examples=100)
-@given(consumed(), st.integers(1, 10))
-def test_the_size_of_batches_does_not_matter(events: list[Event], size: int) -> None:
-    assert final_state(events, size) == final_state(events, 1)
-
-
-@settings(max_examples=100)
 @given(consumed())
 def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     store, once = final_state(events, 4), final_state(events, 4)
@@ -328,12 +277,3 @@ def test_the_order_of_partitions_does_not_matter(events: list[Event]) -> None:
     reordered = sorted(events, key=lambda event: (event.position.source % 2, -event.position.source))
     ordered, other = final_state(events, 4), final_state(reordered, 4)
     assert other == ordered
-
-
-def test_other_partitions_change_only_the_sources_in_profiles() -> None:
-    one, other = Store(), Store()
-    one.take(payment(5, source=0))
-    other.take(payment(9, source=2))
-    key = b"merchant:m"
-    assert one.profiles[key] != other.profiles[key]
-    assert without_sources(one.profiles[key]) == without_sources(other.profiles[key])

@@ -158,7 +158,3 @@ def test_todays_schema_takes_the_fast_way_under_both_of_its_ids(schema_id: int) 
     fast = EventDecoder(ENGINES["usual"], small_world.rates(), Registered())._fast
     (event,) = fast.payments([record_of(Encoder("payments", schema_id).encode(USUAL))], NOW_MS, slowly)
     assert isinstance(event, PaymentEvent)
-
-
-def test_an_empty_batch_of_payments_gives_an_empty_list() -> None:
-    assert INTAKES["usual"].payments([], NOW_MS) == []

@@ -116,13 +116,6 @@ def test_a_later_record_that_differs_is_counted_apart_and_changes_nothing(change
     assert (store.profiles, store.records) == before
 
 
-def test_a_payment_of_another_card_under_a_known_id_is_changed() -> None:
-    store = Store()
-    store.take(record(0, None))
-    other = record(1, None)._replace(keys=(b"card:other", KEYS[1]))
-    assert kinds(store.take(other)) == {"changed": 1}
-
-
 def test_a_decline_that_comes_later_counts_as_if_it_had_come_first() -> None:
     store = Store()
     store.take(record(0, False))

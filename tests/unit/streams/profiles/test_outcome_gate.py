@@ -48,14 +48,6 @@ def test_outcomes_of_a_revoked_partition_are_forgotten() -> None:
     assert waiting.take_due({}) == [outcome(1, 0)]
 
 
-def test_clear_forgets_all_outcomes() -> None:
-    waiting = WaitingOutcomes()
-    waiting.add([outcome(0, 0)])
-    waiting.clear()
-    waiting.wait_for({})
-    assert waiting.take_due({}) == []
-
-
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), max_size=40), st.lists(st.integers(0, 60), max_size=10)
 )

@@ -339,17 +339,3 @@ def test_latest_payments_of_another_size_keep_the_latest() -> None:
     kept = vector(engine(8, KG), NOON_MS + 9, 0, {"card": state}, declared=DECLARED)
     assert kept[1::2].tolist()[:4] == [4, 3, 2, 1]
     assert np.isnan(kept[8:]).all()
-
-
-def test_numbers_of_both_catalogues_go_over() -> None:
-    old = FeatureEngine(Catalogue((card,), (card.max("a", "1d", of=KG), card.sum("b", "1d", of=ITEMS_BOUNDED)), OWN))
-    new = FeatureEngine(Catalogue((card,), (card.max("a", "1d", of=KG), card.min("c", "1d", of=KG)), OWN))
-    events = [paid(NOON_MS, kg=-3), paid(NOON_MS + 1, kg=2)]
-    state = profile(old, "card", [*events])
-    found = vector(new, NOON_MS + 2, 0, {"card": state}, declared=DECLARED)
-    assert found[0] == 2
-    assert np.isnan(found[1])
-
-
-ITEMS_BOUNDED = fields.integer("items", 2, unit="pieces", least=0, most=99)
-OWN = Payment(KG, ITEMS_BOUNDED, OPENED, TIP, SHOP, HOME, PAYER, RECEIVER, EMAIL, WEIGHT)

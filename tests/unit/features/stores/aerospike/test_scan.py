@@ -91,11 +91,6 @@ def test_time_the_caller_takes_counts_and_gives_no_credit(server: StandIn, open_
     assert time.slept_s == [0.3, 0.5]
 
 
-def test_without_a_rate_it_does_not_wait(server: StandIn, open_store: Open, time: FakeTime) -> None:
-    list(open_store(server.address).scan("card"))
-    assert time.slept_s == []
-
-
 # Progress
 
 
@@ -103,10 +98,6 @@ def test_progress_is_reported_after_each_page(server: StandIn, open_store: Open)
     store = open_store(server.address)
     store.write({b"merchant:1": b"of another set"}, ttl_s=0)
     assert told_by(store) == [(0, 35), (10, 35), (20, 35), (30, 35), (35, 35)]
-
-
-def test_a_set_that_no_server_knows_has_no_records(server: StandIn, open_store: Open) -> None:
-    assert told_by(open_store(server.address), "device") == [(0, 0), (0, 0)]
 
 
 def test_a_record_that_is_kept_twice_is_expected_once(cluster: StandInCluster, open_store: Open) -> None:
@@ -146,16 +137,6 @@ def test_a_half_received_page_is_read_again_without_loss_or_repeats(
 ) -> None:
     """The client's query, asked again after such an error, goes on behind the records it has thrown away."""
     store = open_store(server.address, max_retries=0, scan_patience_ms=1_000)
-    server.faults.add(Fault(), times=page)
-    server.faults.add(Fault.drop_midway())
-    scanned = list(store.scan("card"))
-    assert len(scanned) == 35
-    assert dict(scanned) == CARDS
-
-
-@pytest.mark.parametrize("page", [0, 1, 2, 3])
-def test_a_client_that_may_retry_completes_a_half_received_page(server: StandIn, open_store: Open, page: int) -> None:
-    store = open_store(server.address)
     server.faults.add(Fault(), times=page)
     server.faults.add(Fault.drop_midway())
     scanned = list(store.scan("card"))
@@ -222,14 +203,6 @@ def test_a_missing_partition_ends_a_scan_with_an_error(server: StandIn, open_sto
     server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=50)
     with pytest.raises(StoreUnavailable):
         list(store.scan("card"))
-
-
-def test_a_partition_that_comes_back_is_read(server: StandIn, open_store: Open) -> None:
-    store = open_store(server.address, scan_patience_ms=1_000)
-    server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=5)
-    scanned = list(store.scan("card"))
-    assert len(scanned) == 35
-    assert dict(scanned) == CARDS
 
 
 def test_a_scan_waits_until_another_node_takes_over(cluster: StandInCluster, open_store: Open, time: FakeTime) -> None:

@@ -28,28 +28,6 @@ def looks(
     return [look(watch, ends, each) for each in positions]
 
 
-def test_a_partition_that_is_behind_and_does_not_move_stalls_in_time() -> None:
-    watch = StallWatch(3 * ASK_EVERY_S)
-    positions = {A: 5, B: 9}
-    assert looks(watch, {A: 9, B: 9}, *[positions] * 4) == [[], [], [], [A]]
-
-
-def test_a_partition_that_moves_slowly_has_not_stalled() -> None:
-    watch = StallWatch(2 * ASK_EVERY_S)
-    assert looks(watch, {A: 99}, *({A: step // 2} for step in range(20))) == [[]] * 20
-
-
-def test_a_partition_read_to_its_end_starts_its_count_again() -> None:
-    watch = StallWatch(2 * ASK_EVERY_S)
-    assert looks(watch, {A: 9}, {A: 5}, {A: 5}, {A: 9}, {A: 9}, {A: 9}) == [[]] * 5
-    assert looks(watch, {A: 10}, {A: 9}, {A: 9}, {A: 9}) == [[], [], [A]]
-
-
-def test_an_empty_partition_that_never_reports_its_end_has_stalled() -> None:
-    watch = StallWatch(ASK_EVERY_S)
-    assert looks(watch, {A: 0}, {A: NOTHING_HEARD}, {A: NOTHING_HEARD}) == [[], [A]]
-
-
 def test_a_paused_or_revoked_partition_never_counts_as_stalled() -> None:
     watch = StallWatch(ASK_EVERY_S)
     assert looks(watch, {A: 9}, {A: 5}, {}, {A: 5}, {}, {A: 5}) == [[]] * 5

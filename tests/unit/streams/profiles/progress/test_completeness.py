@@ -299,10 +299,3 @@ def test_a_claim_from_the_future_counts_up_to_now() -> None:
     copy = CopyProgress()
     copy.claimed(Claim(9_000_000, {0: 5}), 20_000)
     assert copy.complete_to_ms({0: 5}) == 20_000
-
-
-def test_a_copy_that_begins_anew_forgets_what_it_has_read() -> None:
-    copy = CopyProgress()
-    copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.begin_anew()
-    assert copy.complete_to_ms({0: 5}) == 0
