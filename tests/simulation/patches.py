@@ -45,7 +45,7 @@ _FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.", _DURABILITY
 _CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.", _DURABILITY)
 # The shortest wait of an idle thread.
 _IDLE_S = 0.25
-_DECISION_CACHE_STEPS = ("claim", "place", "settle", "release")
+_DECISION_CACHE_STEPS = ("claimed", "settle", "release")
 # A companion may die before each of them.
 _MIRROR_STEPS = ("begin_write", "put_all", "move_segment", "grow_index", "commit_write", "note_allocated")
 
