@@ -312,7 +312,7 @@ def declared_row(fields: PaymentFields) -> DeclaredRow | None:
         return None
 
     # No rate changes with time.
-    return DeclaredRow(fields, lambda minor, payment: RATES.convert(minor, payment["currency"], START_MS))
+    return DeclaredRow(fields, lambda minor, payment: RATES.convert(minor, str(payment["currency"]), START_MS))
 
 
 def change_of(event: Heard, *, source: int = -1, offset: int = 0, declared: DeclaredRow | None = None) -> Change:
@@ -513,8 +513,8 @@ def catalogue_of(said: Sequence[Said], *, is_own: bool = False) -> declare.Catal
         made = feature.read(words, entities)
         features += made if isinstance(made, tuple) else [made]
     features.append(words.ratio("ratio", "amount", features[-1].name))
-    payment = {"payment": OWN_PAYMENT} if is_own else {}
-    return declare.Catalogue(tuple(entities.values()), tuple(features), **payment)
+    payment = OWN_PAYMENT if is_own else fields.NO_FIELDS
+    return declare.Catalogue(tuple(entities.values()), tuple(features), payment)
 
 
 _CONDITIONS = st.one_of(

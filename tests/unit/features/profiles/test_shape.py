@@ -187,6 +187,17 @@ def test_the_digest_changes_with_how_many_tiles_are_kept() -> None:
 # The translation of an old profile's numbers. `kernel.migrate` describes its layout.
 
 
+def test_another_condition_is_another_column() -> None:
+    old = shape(card.count("a", "1d", where=channel == "ecom"))
+    assert translation(old, shape(card.count("a", "1d", where=channel == "pos"))).tolist() == [1, 0, 2, 0, 0]
+    assert translation(old, shape(card.count("b", "1d", where=channel == "ecom"))).tolist() == [1, 0, 2, 0, 1, 1, 1, 0]
+
+
+def test_a_sketch_of_another_size_is_another_column() -> None:
+    old = shape(card.distinct("a", merchant_id, "1d", bits=64))
+    assert translation(old, shape(card.distinct("a", merchant_id, "1d", bits=128))).tolist() == [1, 0, 2, 0, 0]
+
+
 def test_a_memory_goes_to_the_same_attribute_and_size_if_possible() -> None:
     column = merchant_id.column
     old = Shape((), ((column, 4), (column, 8), (attributes.mcc.column, 8)))

@@ -132,6 +132,13 @@ def test_undecodable_records_are_named_in_the_footer(tmp_path: Path) -> None:
     assert list(read_archive(tmp_path, "payments", SCHEMA).undecoded) == done.undecoded
 
 
+def test_a_topic_without_decodable_records_is_still_covered(tmp_path: Path) -> None:
+    topic = MemoryTopic("payments")
+    topic.append_bytes(0, b"nonsense", MONDAY)
+    assert archive(topic, tmp_path).files == 1
+    assert archive(topic, tmp_path).files == 0
+
+
 def test_offsets_without_records_leave_no_gap_between_files(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
     for number in range(15):
@@ -195,6 +202,15 @@ def test_a_lost_file_is_written_again(tmp_path: Path) -> None:
     archive(topic, tmp_path)
     (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
     assert archive(topic, tmp_path).rows == 10
+    assert places(tmp_path) == all_places(topic)
+
+
+def test_a_lost_file_without_visible_records_is_covered_again(tmp_path: Path) -> None:
+    topic = topic_of(30)
+    archive(topic, tmp_path)
+    (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
+    topic.partitions[0][10:20] = [None] * 10
+    archive(topic, tmp_path)
     assert places(tmp_path) == all_places(topic)
 
 

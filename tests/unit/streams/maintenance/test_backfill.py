@@ -468,6 +468,18 @@ def test_overwrite_replaces_its_own_records_and_keeps_others(whole: dict[bytes, 
     assert contents(store) == {**whole, b"card:somebody": b"precious", b"payment:p": b"kept"}
 
 
+def test_a_killed_overwriting_backfill_resumes(whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    store.write({key: b"old" for key in whole if key.startswith(b"merchant:")}, ttl_s=0)
+    for _ in range(3):
+        store.writes_left = 4
+        with pytest.raises(Killed):
+            run(job_of(store, overwrite=True))
+    store.writes_left = -1
+    run(job_of(store, overwrite=True))
+    assert contents(store) == whole
+
+
 def test_a_backfill_never_overwrites_what_the_stream_wrote_meanwhile(whole: dict[bytes, bytes]) -> None:
     """The backfill was killed and the stream started before it was finished: the stream's profiles are newer."""
     store = Mortal()

@@ -251,6 +251,18 @@ def test_a_profile_back_in_the_store_alone_is_erased_again() -> None:
     assert world.store.read([b"card:C1"]) == [None]
 
 
+def test_a_combination_that_is_written_back_is_erased_again() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[PAIR]
+
+    def write_back(number: int) -> None:
+        if number == 1:
+            world.write(PAIR, state)
+
+    assert world.forget(b"card:C1", meanwhile=write_back).rounds == 2
+    assert world.store.read([PAIR]) == [None]
+
+
 def test_a_state_after_the_tombstone_gets_another_tombstone() -> None:
     """The worker wrote the store before the erasure and the changelog after it: the store alone looks clean."""
     world = World(MemoryStore(), PAYMENTS)
@@ -301,6 +313,13 @@ def test_an_old_state_left_only_on_the_changelog_is_an_error() -> None:
     state = world.contents()[b"card:C1"]
     with pytest.raises(TemporaryFailure, match="stop the stream"):
         world.forget(b"card:C1", meanwhile=lambda _: world.changelog.last.update({b"card:C1": state}))
+
+
+def test_an_unreadable_profile_that_comes_back_is_an_error() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    world.write(b"card:C1", b"\x07of another time")
+    with pytest.raises(TemporaryFailure):
+        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", b"\x07of another time"))
 
 
 def test_an_unknown_entity_may_begin_with_its_first_payments() -> None:

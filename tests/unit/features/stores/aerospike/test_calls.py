@@ -268,6 +268,18 @@ def test_failures_are_counted_by_reason(
     assert value(registry, "records_total", what="written") == 0
 
 
+def test_silence_is_counted_as_a_timeout(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
+    server.faults.add(Fault.never_answer())
+    with pytest.raises(StoreUnavailable):
+        store.write(CARDS, ttl_s=0)
+    assert value(registry, "failures_total", operation="write", reason="timeout") == 1
+    store.close()
+
+
 def test_a_call_the_breaker_refused_is_a_failure_and_no_call(
     server: StandIn, store: AerospikeStore, registry: CollectorRegistry
 ) -> None:

@@ -205,6 +205,14 @@ def test_a_missing_partition_ends_a_scan_with_an_error(server: StandIn, open_sto
         list(store.scan("card"))
 
 
+def test_a_partition_that_comes_back_is_read(server: StandIn, open_store: Open) -> None:
+    store = open_store(server.address, scan_patience_ms=1_000)
+    server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=5)
+    scanned = list(store.scan("card"))
+    assert len(scanned) == 35
+    assert dict(scanned) == CARDS
+
+
 def test_a_scan_waits_until_another_node_takes_over(cluster: StandInCluster, open_store: Open, time: FakeTime) -> None:
     store = open_store(*cluster.hosts, scan_patience_ms=60_000)
     scan = store.scan("card")
