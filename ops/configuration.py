@@ -22,6 +22,7 @@ _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$")
 
 def settings_types() -> dict[str, type[Any]]:
     """Returns the dataclass of each section's settings."""
+    from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.features.stores.aerospike.store import AerospikeSettings
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.models.bundle.signature import BundleSettings
@@ -41,7 +42,6 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
     from paywarden.scoring.state.shards import ShardSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings

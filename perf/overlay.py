@@ -30,12 +30,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.overlay import overlay
 from paywarden.scoring.state.overlay.overlay import Overlay
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load, running

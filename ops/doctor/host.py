@@ -15,6 +15,7 @@ from pathlib import Path
 
 import llvmlite.binding
 
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.models.bundle.bitvectors import LANES
 from paywarden.ops import wiring
@@ -31,7 +32,6 @@ from paywarden.scoring.server.descriptors import FILES_RESERVE
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 from paywarden.scoring.state.shards import ShardSettings
 from paywarden.streams.companion.companion import CompanionSettings
 

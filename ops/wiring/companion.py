@@ -38,13 +38,13 @@ def companion(
 
     Raises Misconfigured, BrokerUnavailable.
     """
+    from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.features.profiles.plan import compile_plan
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.identity_index import index_of
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
     from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
     from paywarden.streams.companion.catalogues import publish_catalogue
     from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles

@@ -27,6 +27,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
     Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
     """
+    from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.request_proto import request_class
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
@@ -41,7 +42,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     settings = source.section("serve", ServeSettings)
     engine = stores.feature_engine(source)

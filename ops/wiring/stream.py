@@ -30,7 +30,7 @@ class StreamParts:
         """Raises Misconfigured, BrokerUnavailable."""
         from prometheus_client import CollectorRegistry
 
-        from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
+        from paywarden.features.profiles.overlay_settings import OverlaySettings
         from paywarden.streams.kafka.admin import require_broker
         from paywarden.streams.kafka.clients import KafkaClients
         from paywarden.streams.profiles.guards.broker_clock import BrokerClock

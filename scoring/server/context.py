@@ -13,6 +13,7 @@ from threading import Event
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
 from paywarden.models.policy.policy import Policy
@@ -32,7 +33,6 @@ from paywarden.scoring.server.places import Places
 from paywarden.scoring.server.takeover import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 from paywarden.scoring.state.shards import CardShards
 
 _ADMIN = "admin"

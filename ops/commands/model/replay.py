@@ -143,6 +143,7 @@ def replay(
     from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
+    from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.evaluation import day_of_date
@@ -150,7 +151,6 @@ def replay(
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
     from paywarden.models.training.settings import TrainingSettings
-    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     training = source.section("training", TrainingSettings)

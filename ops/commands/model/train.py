@@ -129,12 +129,12 @@ def _trained(
     from paywarden.features.history.history import require_past
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
+    from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.ops.times import now_ms
-    from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 
     rates = wiring.rate_table(source)
     engine = wiring.feature_engine(source)

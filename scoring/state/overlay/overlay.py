@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at
@@ -48,7 +49,6 @@ from paywarden.scoring.state.overlay import overlay_reader
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import (
     MARKS_FILE,
-    OverlaySettings,
     mapped,
     marks_head,
     monotonic_ms,

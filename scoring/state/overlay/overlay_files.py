@@ -1,4 +1,4 @@
-"""The overlay's settings and files: the table of answered payments, and the marks beside the mirror.
+"""The overlay's files: the table of answered payments, and the marks beside the mirror.
 
     /dev/shm/paywarden/overlay                 the table: `prepare` makes it, workers open it
     /dev/shm/paywarden/mirror/overlay-marks    the marks: the companion makes them, workers open them
@@ -12,12 +12,12 @@ import logging
 import mmap
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import open_regular
@@ -33,49 +33,8 @@ MARKS_FILE = "overlay-marks"
 """The file of the marks, in the mirror's folder."""
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
-_EVENTS_MAX = 256
 # More rows than a host ever adds: 36 years of a million payments a second.
 _NUMBERS_MAX = 1 << 50
-
-
-@dataclass(frozen=True)
-class OverlaySettings:
-    """Answered payments that count before the stream has them. The same for serve, companion and stream."""
-
-    # False: a payment sees the profiles in the mirror, and nothing later.
-    enabled: bool = False
-    path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
-    # How long an answered payment is pending at most: fifteen sixteenths of this to all of it. The stream has most of
-    # them in their profiles within a second.
-    lifetime_ms: int = 10_000
-    # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
-    payments_max: int = 100_000
-    # The most pending payments that count in one profile: the newest. Each costs a third of a microsecond.
-    events_max: int = 16
-    # Payments of all hosts within three lifetimes, 48 bytes each.
-    marks_max: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        """Raises Misconfigured."""
-        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "events_max": (1, _EVENTS_MAX)}
-        limits["marks_max"] = (64, 1 << 30)
-        for name, (least, most) in limits.items():
-            if not least <= getattr(self, name) <= most:
-                raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")
-
-    @property
-    def marks_keep_ms(self) -> int:
-        """The lifetime of a mark. A payment may be on Kafka before it is answered, and clocks differ."""
-        return 3 * self.lifetime_ms
-
-    @property
-    def doubt_ms(self) -> int:
-        """The time in which nobody trusts the marks after a change whose payments are not named.
-
-        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
-        that was made this long ago is therefore not pending any more.
-        """
-        return 2 * self.lifetime_ms
 
 
 def monotonic_ms() -> int:

@@ -28,6 +28,7 @@ from paywarden.features.kernel.layout import I64
 from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atomic
 from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.profiles.newest_payment import newest_payment_ms
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured
@@ -35,7 +36,6 @@ from paywarden.schemas.file_state import file_at
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import (
     MARKS_FILE,
-    OverlaySettings,
     mapped,
     marks_head,
     monotonic_ms,

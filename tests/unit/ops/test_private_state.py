@@ -12,6 +12,7 @@ import pytest
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.policy.exploration import FileLedger
 from paywarden.schemas.errors import Misconfigured
@@ -24,7 +25,7 @@ from paywarden.scoring.server.takeover import take_over
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 from paywarden.streams.decision_index.database import DuckDbDatabase
 

@@ -28,13 +28,14 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.scoring.engine.chunk_frame import seeded_hash_address
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import overlay_reader
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import Overlay
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.worlds.small import small_history
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paywarden.features.profiles.engine import Events
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
 from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, ConfiguredRule, Policy, PolicySettings
@@ -48,7 +49,7 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
-from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards
 from tests.oracles.step_decoder import StepDecoder

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import Chunk
@@ -18,7 +19,7 @@ from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay import Overlay
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, monotonic_ms, prepare
+from paywarden.scoring.state.overlay.overlay_files import monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
 from tests.worlds.small import small_world

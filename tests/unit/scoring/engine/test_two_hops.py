@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import PROFILE_UNREADABLE, Policy, PolicySettings, flags_of
 from paywarden.scoring.engine import served_model
 from paywarden.scoring.engine.batching.batcher import Chunk, Refusal
@@ -29,7 +30,7 @@ from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.neighbours import hops as hops_module
 from paywarden.scoring.state.overlay.overlay import Overlay
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.worlds.small import two_hops
 from tests.worlds.small.even_chain import KeptEntries, NativeEvenChain

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until

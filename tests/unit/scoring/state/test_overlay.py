@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from paywarden.features.kernel.pending import pending_from_ms
 from paywarden.features.kernel.update import mix
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.overlay import overlay_table as tables
-from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings, monotonic_ms, prepare
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld
 

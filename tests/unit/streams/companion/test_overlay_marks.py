@@ -11,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.schemas.avro import Decoder
 from paywarden.scoring.state.overlay import overlay_table as tables
-from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, OverlaySettings
+from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.streams.companion.companion import Companion
 from paywarden.streams.kafka.reading import Consumed, Record

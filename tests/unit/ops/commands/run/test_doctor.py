@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host, kafka
@@ -24,7 +25,7 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.overlay.overlay_files import OverlaySettings, prepare
+from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
