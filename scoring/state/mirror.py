@@ -53,6 +53,7 @@ from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import file_at, open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
+from paywarden.schemas.settings import internal
 from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
 from paywarden.scoring.state.identity_index import INDEX, INDEXED, IdentityIndex, IndexNote
@@ -81,7 +82,7 @@ class MirrorSettings:
     # An upper bound; memory is taken as it is used. With 500 bytes per profile it holds 8 million entities.
     size_mb: int = 4096
     # LMDB's reader table has a slot for each worker process.
-    readers_max: int = 126
+    readers_max: int = internal(126)
 
     @property
     def data_file(self) -> Path:

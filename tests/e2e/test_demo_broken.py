@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.ops.demo import live_run as demo_live
 from paywarden.ops.demo import processes as demo_processes
 from paywarden.ops.demo.live_run import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
-from paywarden.ops.demo.verdict import MetricsReading, SentPayments, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import TemporaryFailure
@@ -117,22 +116,3 @@ def test_a_part_that_does_not_answer_at_the_end_is_named(
     monkeypatch.setattr(demo_processes, "_STOP_TIMEOUT_S", 1.0)
     with pytest.raises(TemporaryFailure, match=r"^demo: `paywarden companion` is not ready"):
         demonstrate(past, tmp_path, when_sending=lambda: forks["companion"].send_signal(signal.SIGSTOP))
-
-
-@pytest.mark.usefixtures("forks")
-def test_missing_counts_are_reported_as_missing_counts(
-    past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted = "drift detection has counted 0 of "
-
-    def unfinished_besides(sent: SentPayments, readings: Sequence[MetricsReading]) -> str:
-        """Returns what `unfinished` does, and nothing once the missing counts are all that is left."""
-        trouble = unfinished(sent, readings)
-        return "" if trouble.startswith(counted) else trouble
-
-    monkeypatch.setattr(demo_live, "unfinished", unfinished_besides)
-    # Counts are kept in memory for longer than the demonstration takes.
-    monkeypatch.setenv("PAYWARDEN_DRIFT_SAVE_EVERY_MS", "600000")
-    wanted = rf"^demo: {counted}\d+ decisions; the last log line of `paywarden stream`: "
-    with pytest.raises(TemporaryFailure, match=wanted):
-        demonstrate(past, tmp_path)

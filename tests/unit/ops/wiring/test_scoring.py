@@ -39,11 +39,6 @@ def test_a_fallback_bundle_is_checked_like_the_first(tmp_path: Path) -> None:
         scoring_host(source(fallback_bundle=str(fallback)), None)
 
 
-def test_settings_of_the_chain_are_checked_before_any_worker_starts() -> None:
-    with pytest.raises(Misconfigured, match=r"^\[serve\] model_failure_count_max: wanted at least 1, got 0"):
-        scoring_host(source(model_failure_count_max=0), None)
-
-
 def test_a_host_explores_only_with_a_share_and_only_with_a_key(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("00" * 16)

@@ -259,7 +259,7 @@ def answers(url: str) -> bool:
             "connections_max = 2_000_000_000\n",
             "a worker needs 2000004192 open files ([http] connections_max 2000000000 + ",
         ),
-        ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
+        ("idle_timeout_ms = 0\n", "[http] idle_timeout_ms: wanted at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_any_worker_starts(tmp_path: Path, more: str, named: str) -> None:
