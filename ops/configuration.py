@@ -38,7 +38,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
     from paywarden.scoring.requests.validation import RequestLimits
-    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.overlay import OverlaySettings
     from paywarden.scoring.state.shards import ShardSettings

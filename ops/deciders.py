@@ -92,7 +92,7 @@ class KnownDeciders:
         Raises Misconfigured for a bundle or policy that this host does not find, BundleRefused.
         """
         if not decision["policy_digest"]:
-            raise Misconfigured("the decision names no policy: it was made by an earlier release")
+            raise Misconfigured("the decision names no policy")
         digest = decision["bundle_digest"]
         bundle, folder = self.bundle(digest, decision["catalogue_digest"]) if digest else (None, None)
         return bundle, self.policy(decision["policy_digest"], folder), folder

@@ -36,7 +36,7 @@ _CONSOLE = (
     "starlette",
     "uvicorn",
 )
-_COMPILE = ("lightgbm", "tl2cgen", "treelite")
+_COMPILE = ("lightgbm", "treelite")
 _INDEX = ("duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)

@@ -13,7 +13,7 @@ from paywarden.schemas.errors import BundleRefused
 
 _log = logging.getLogger(__name__)
 
-# TL2cgen takes half a minute for a large model on a slow machine.
+# The C compiler takes a second for a large model, and longer on a busy machine.
 _TIMEOUT_S = 300
 
 

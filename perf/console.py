@@ -38,7 +38,7 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC

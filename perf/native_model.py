@@ -1,6 +1,6 @@
 """The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
-Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
+Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `walk`
 are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL and ONNX
 Runtime. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
 scores.
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT
-from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library
+from paywarden.models.bundle.compiler import BIT_VECTORS, WALK, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.servers import pin_load
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _ours(text: Path, features: int, folder: Path) -> dict[str, Margins]:
     engines: dict[str, Margins] = {}
-    for name, generator in (("bit_vectors", BIT_VECTORS), ("conditions", TL2CGEN)):
+    for name, generator in (("bit_vectors", BIT_VECTORS), ("walk", WALK)):
         library, started = folder / f"{name}.so", time.perf_counter()
         compile_library(text, features, library, generator=generator)
         print(f"{name} compiled in {time.perf_counter() - started:.1f} s", flush=True)
@@ -128,7 +128,7 @@ def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
     wanted = engines["lightgbm"](some)
     for name, margins in engines.items():
         got = margins(some)
-        if name.startswith(("bit_vectors", "conditions", "gtil")):
+        if name.startswith(("bit_vectors", "walk", "gtil")):
             assert np.array_equal(got, wanted), f"{name} differs from LightGBM"
         else:
             assert np.allclose(1 / (1 + np.exp(-got)), 1 / (1 + np.exp(-wanted)), atol=_NEAR), f"{name} is far"

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -156,10 +155,7 @@ def _times(world: World, count: int) -> dict[str, float]:
         prepare(settings, host.engine.plan)
         clock, scorers = _Clock(), dict[str, ScorerInProcess]()
         for name in ("plain", "overlay"):
-            # LMDB may be open once in a process.
-            copy = f"{settings.path}-{name}"
-            shutil.copytree(world.mirror.path, copy)
-            own = replace(host, engine=host.engine.clone_for_thread(), mirror=replace(host.mirror, path=copy))
+            own = replace(host, engine=host.engine.clone_for_thread())
             pending = None
             if name == "overlay":
                 pending = Overlay(settings, host.engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)

@@ -131,7 +131,7 @@ def _topic_schema(topic: str, fields: PaymentFields) -> Schema:
 
 
 def past_schemas(folder: Traversable | None = None) -> list[Schema]:
-    """Returns the schemas that topics had in earlier releases: `history/*.avsc`."""
+    """Returns the schemas that topics had in earlier releases: `history/*.avsc`. The first release has none."""
     return [parsed(text) for text in _past_texts(folder).values()]
 
 

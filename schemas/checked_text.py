@@ -20,13 +20,10 @@ def with_checksum(text: str) -> str:
 
 
 def without_checksum(content: str) -> str:
-    """Returns the text without the line of `with_checksum`. Raises ValueError if it is damaged.
-
-    A text without a checksum, as earlier releases wrote it, is returned as it is.
-    """
+    """Returns the text without the line of `with_checksum`. Raises ValueError if it is damaged."""
     found = _LAST_LINE.search(content)
     if found is None:
-        return content
+        raise ValueError("its checksum is missing")
     text = content[: found.start()]
     if int(found[1], 16) != crc32(text.encode()):
         raise ValueError("its checksum is wrong")

@@ -309,7 +309,7 @@ FIELDS = (
         minimum=-UTC_OFFSET_MINUTES_MAX,
         maximum=UTC_OFFSET_MINUTES_MAX,
         column_may_lack=True,
-        differs="A Parquet file may lack the column: files of earlier releases do.",
+        differs="A Parquet file may lack the column.",
     ),
     PaymentField(
         "declined",
@@ -317,8 +317,7 @@ FIELDS = (
         "true or false",
         at_endpoint=False,
         column_may_lack=True,
-        differs="A request has no such field: the payment is not declined yet. A Parquet file may lack the column: "
-        "files of earlier releases do.",
+        differs="A request has no such field: the payment is not declined yet. A Parquet file may lack the column.",
     ),
 )
 FIELD = {field.name: field for field in FIELDS}

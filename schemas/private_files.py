@@ -31,10 +31,9 @@ _OF_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def make_private_folder(folder: Path) -> None:
     """Make a folder for this user alone, and the missing folders above it.
 
-    A folder that exists and belongs to this user loses the permissions of others, and so do the files in it: earlier
-    releases made them with wider ones. A folder of root stays as it is, for example the mount point of a volume.
-    Raises Misconfigured if the folder, a link on the way or a file in it belongs to a user who is not trusted;
-    OSError.
+    A folder that exists and belongs to this user loses the permissions of others, and so do the files in it. A folder
+    of root stays as it is, for example the mount point of a volume. Raises Misconfigured if the folder, a link on the
+    way or a file in it belongs to a user who is not trusted; OSError.
     """
     make_parent(folder)
     folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)

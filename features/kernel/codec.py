@@ -23,26 +23,23 @@ bytes as the largest of them needs. Therefore reading one number never depends o
               of one number); the lengths of the sections, as one column: sources, tables, memories; then for each
               table the tiles as how many hops they are older than the newest event's, and the measures; for each
               memory the values, and the times relative to the one before, the first to the newest event; sources;
-              offsets; the moment until which sketches hold public codes (0: none does)
+              offsets
     8 bytes   the checksum of all bytes before it (features/kernel/toolkit/checksum.py)
-
-A profile of the version before, 4, ends with the offsets and has no checksum. Its memories and sketches hold public
-codes of texts, all from tiles that begin before its newest event. It is read, and written as version 5.
 
 Example: a card made its first payment at time 1,700,000,000,000 ms and its last 60,000 ms later; that one is its newest
 event. Its only table has a hop of one hour and one measure, the count; both payments lie in one tile. It has no memory,
 and no sources:
 
-    05                       LAYOUT_VERSION
+    06                       LAYOUT_VERSION
     8D AA 3A 04              digest
     06 00                    the shape has 6 bytes
     01 90 1C 01 00 00        the shape: 1 table, hop 3600 s, 1 column, which is the count; no memories
-    26 10 10 00 00           widths: 6 (first), 2 (last), 0 (newest), 1 (lengths), 0 (age), 1 (count), 0, 0 (sources), 0
+    26 10 10 00              widths: 6 (first), 2 (last), 0 (newest), 1 (lengths), 0 (age), 1 (count), 0, 0 (sources)
     00 68 E5 CF 8B 01        first payment, ms
     60 EA                    last payment: 60,000 ms after the first
     00 01                    lengths: 0 sources, 1 tile
     02                       count of the tile, whose age of 0 hops takes no bytes
-    02 BF 4B 2B 3A E0 E7 F8  checksum
+    57 2D 4D F2 5F EC 03 91  checksum
 """
 
 from __future__ import annotations
@@ -52,7 +49,6 @@ import numpy as np
 from paywarden.features.kernel.latest_payments import are_in_order
 from paywarden.features.kernel.layout import (
     CHECKSUM_BYTES,
-    CRC_UNTIL_MS,
     DAMAGED,
     DISTINCT_VALUES,
     FIRST_MS,
@@ -60,7 +56,6 @@ from paywarden.features.kernel.layout import (
     LABEL,
     LAST_MS,
     LAYOUT_VERSION,
-    LAYOUT_WITHOUT_CHECKSUM,
     LENGTHS_AT,
     NEWEST_MS,
     OK,
@@ -174,7 +169,6 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     for at in (plan[section + ENTITY.sources_at], plan[section + ENTITY.sources_at] + SOURCES_MAX):
         position = write_column(words, at, words[LENGTHS_AT], out, widths, column, position)
         column += 1
-    position = write_column(words, CRC_UNTIL_MS, 1, out, widths, column, position)
     # The checksum reads up to eight bytes at a time, and none of those behind the profile counts.
     store_word(out, position, checksum(out, start, position))
     return position + CHECKSUM_BYTES
@@ -219,18 +213,16 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         return DAMAGED
     head = load_word(data, start) & _HEAD_MASK
     version = head & 0xFF
-    if version == LAYOUT_VERSION:
-        # Checked before anything else is believed, the digest included.
-        end -= CHECKSUM_BYTES
-        if end - start < SHAPE_BYTES_AT or load_word(data, end) != checksum(data, start, end):
-            return DAMAGED
-    elif version != LAYOUT_WITHOUT_CHECKSUM:
+    if version != LAYOUT_VERSION:
         return WRONG_VERSION
+    # Checked before anything else is believed, the digest included.
+    end -= CHECKSUM_BYTES
+    if end - start < SHAPE_BYTES_AT or load_word(data, end) != checksum(data, start, end):
+        return DAMAGED
     if head >> 8 != plan[section + ENTITY.digest] | plan[section + ENTITY.shape_size] << 32:
         return DAMAGED if head >> 8 & 0xFFFFFFFF == plan[section + ENTITY.digest] else WRONG_DIGEST
-    is_old = version == LAYOUT_WITHOUT_CHECKSUM
     widths = start + SHAPE_BYTES_AT + plan[section + ENTITY.shape_size]
-    columns = plan[section + ENTITY.stored_columns] - is_old
+    columns = plan[section + ENTITY.stored_columns]
     position = widths + ((columns + 1) >> 1)
     if position > end or (columns & 1 and data[position - 1] >> 4 != 0):
         return DAMAGED
@@ -282,11 +274,7 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
     if sources < 0:
         return DAMAGED
     position = read_columns(data, widths, column, 2, position, end, sources, words, sources_at, SOURCES_MAX)
-    if is_old:
-        words[CRC_UNTIL_MS] = crc_until_ms(words[NEWEST_MS])
-    elif position >= 0:
-        position = read_columns(data, widths, column + 2, 1, position, end, 1, words, CRC_UNTIL_MS, 1)
-    if position != end or not 0 <= words[CRC_UNTIL_MS] <= TIME_MS_MAX:
+    if position != end:
         return DAMAGED
     previous = np.int64(-1)
     for at in range(sources_at, sources_at + sources):
@@ -294,12 +282,6 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
             return DAMAGED
         previous = words[at]
     return OK
-
-
-@inlined
-def crc_until_ms(newest_ms: int) -> int:
-    """Returns CRC_UNTIL_MS of a profile of version 4: all of its tiles hold public codes."""
-    return newest_ms + 1 if newest_ms > 0 else 0
 
 
 @inlined

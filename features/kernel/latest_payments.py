@@ -132,9 +132,7 @@ def _value_of(plan: I64, field: int, attributes: I64) -> int:
     """Returns a field of a payment as it is kept: 0 if the payment lacks it."""
     column, reading = plan[field + REMEMBERED.column], plan[field + REMEMBERED.reading]
     if reading == READ_TEXT:
-        value = attributes[column]
-        # An event that a worker of an earlier release has sent has no identity.
-        return int(value if value != 0 else attributes[plan[field + REMEMBERED.code]])
+        return int(attributes[column])
     return kept_number(number_of(attributes, column, reading)) if has_number(attributes, column, reading) else 0
 
 

@@ -111,21 +111,18 @@ HOPS_MAX, NEIGHBOURS_MAX = 8, 8
     CLIP,
 ) = range(23)
 
-# A profile's words begin with four times: of the first payment, the last payment, and the newest event of any kind; and
-# CRC_UNTIL_MS, the moment before which tiles begin whose sketches hold public codes. It is 0 in a profile that never
-# was one of layout version 4. The length of each section follows: sources, tables, memories.
-FIRST_MS, LAST_MS, NEWEST_MS, CRC_UNTIL_MS, LENGTHS_AT = range(5)
+# A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
+# The length of each section follows: sources, tables, memories.
+FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
 # A profile may get events from every partition of `payments` and `outcomes`. 128 allows 64 partitions of each.
 SOURCES_MAX = 128
 
-# Profiles are written in this version. Those of the version before are read too: they have no checksum, and hold public
-# codes of texts instead of identities.
-LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM = 5, 4
+# The version of the stored form. Profiles of any other version are refused.
+LAYOUT_VERSION = 6
 # Where the shape begins in a stored profile.
 SHAPE_BYTES_AT = 7
-# The columns of every stored profile besides its tables and memories: three times, the lengths, sources, offsets, and
-# the fourth time, which version 4 does not have.
-FIXED_COLUMNS = 7
+# The columns of every stored profile besides its tables and memories: three times, the lengths, sources and offsets.
+FIXED_COLUMNS = 6
 # The size of the checksum at the end of a stored profile.
 CHECKSUM_BYTES = 8
 # The codec writes eight bytes for every number, however narrow. A buffer needs this much room behind its end.

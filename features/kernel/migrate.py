@@ -17,7 +17,6 @@ from typing import NamedTuple
 from paywarden.features.kernel.codec import add_up_times, clear
 from paywarden.features.kernel.latest_payments import insert
 from paywarden.features.kernel.layout import (
-    CRC_UNTIL_MS,
     DAMAGED,
     DISTINCT_VALUES,
     FIXED_COLUMNS,
@@ -25,7 +24,6 @@ from paywarden.features.kernel.layout import (
     NEWEST_MS,
     OK,
     SOURCES_MAX,
-    TIME_MS_MAX,
     U8,
 )
 from paywarden.features.kernel.plan_schema import (
@@ -71,17 +69,15 @@ _CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
 
 
 @compiled(releases_gil=True)
-def decode(data: U8, start: int, end: int, widths: I64, is_old: int, numbers: I64) -> int:
+def decode(data: U8, start: int, end: int, widths: I64, numbers: I64) -> int:
     """Read the stored numbers of a profile of any shape. Returns how many, or -DAMAGED.
-
-    `is_old` is 1 for a profile of layout version 4, which lacks the last number, and 0 otherwise.
 
     `start` is where the widths of its columns stand; `widths` holds the number of columns of each of its tables, then
     of each of its memories. `numbers` gets the three times, the lengths, and the columns one after the other. Data that
     needs more room than `numbers` has is damaged.
     """
     sections = len(widths)
-    columns = FIXED_COLUMNS - is_old
+    columns = FIXED_COLUMNS
     for width in widths:
         columns += width
     position = start + ((columns + 1) >> 1)
@@ -103,11 +99,6 @@ def decode(data: U8, start: int, end: int, widths: I64, is_old: int, numbers: I6
         position = read_columns(data, start, column, width, position, end, rows, numbers, at, rows)
         at += rows * width
         column += width
-    if is_old == 0:
-        if position < 0 or at >= len(numbers):
-            return -DAMAGED
-        position = read_columns(data, start, column, 1, position, end, 1, numbers, at, 1)
-        at += 1
     return at if position == end else -DAMAGED
 
 
@@ -157,15 +148,14 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
                 if plan[where + MEMORY.kind] != DISTINCT_VALUES:
                     insert(plan, where, words, length, numbers, at + item, items, seen)
                 else:
-                    remember(plan, where, words, length, numbers[at + item], numbers[at + item], seen)
+                    remember(plan, where, words, length, numbers[at + item], seen)
         at = times_at + items
     sources = numbers[3]
     if sources > SOURCES_MAX:
         return DAMAGED
     for source in range(at, at + sources):
         advance_source(plan, entity, words, numbers[source], numbers[source + sources])
-    words[CRC_UNTIL_MS] = numbers[at + 2 * sources]
-    return OK if 0 <= words[CRC_UNTIL_MS] <= TIME_MS_MAX else DAMAGED
+    return OK
 
 
 @compiled()

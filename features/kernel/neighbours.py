@@ -28,7 +28,6 @@ from paywarden.features.kernel.layout import (
     F32,
     F64,
     I64,
-    IDENTITY_BIT,
     KNOWN,
     MEAN_OF,
     OK,
@@ -213,7 +212,7 @@ def _begin(plan: I64, entity: int, profiles: PackedProfiles, group: int, words: 
 def _list(plan: I64, hop: int, words: I64, as_of_ms: int, identities: I64) -> None:
     """Write the values of a memory seen by a moment into a group's part of `identities`, the newest first.
 
-    A public code, which profiles of layout version 4 hold, names no neighbour: it becomes 0, and so does what is left.
+    What is left of the part becomes 0.
     """
     section = entity_at(plan, plan[hop + HOP.source])
     where = memory_at(plan, section, plan[hop + HOP.memory])
@@ -222,8 +221,7 @@ def _list(plan: I64, hop: int, words: I64, as_of_ms: int, identities: I64) -> No
     place = plan[hop + HOP.listed_at]
     for item in range(items):
         if words[times_at + item] <= as_of_ms:
-            value = words[values_at + item]
-            identities[place] = value if value & IDENTITY_BIT else 0
+            identities[place] = words[values_at + item]
             place += 1
     for rest in range(place, plan[hop + HOP.listed_at] + plan[hop + HOP.last]):
         identities[rest] = 0

@@ -126,8 +126,6 @@ class Result(NamedTuple):
     window_count: int
     windows_at: int
     summed_at: int
-    is_keyed: int
-    """1 if the column counts identities of texts."""
 
 
 class PlanWindow(NamedTuple):
@@ -163,8 +161,6 @@ class PlanRemembered(NamedTuple):
     """Its column in a payment's row: for a text that of its identity."""
     reading: int
     """READ_AMOUNT, READ_NUMBER, READ_AGE or READ_TEXT."""
-    code: int
-    """The column of its public code."""
 
 
 class PlanRecollection(NamedTuple):

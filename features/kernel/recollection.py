@@ -33,9 +33,7 @@ from paywarden.features.kernel.toolkit.jit import compiled, inlined
 def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64) -> None:
     """Answer the questions to a memory about a payment. Only values seen by the time of the payment count."""
     as_of_ms = attributes[TIME_MS]
-    code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
-    if value == 0:
-        value = code
+    value = attributes[plan[where + MEMORY.identity]]
     is_there = value > 0 or (value == 0 and plan[where + MEMORY.attribute] <= AMOUNT_MINOR)
     values = words[plan[where + MEMORY.values_at] :]
     times_ms = values[plan[where + MEMORY.capacity] :]
@@ -43,8 +41,7 @@ def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, sl
     while newest < items and times_ms[newest] > as_of_ms:
         newest += 1
     same = newest
-    # A memory that was of layout version 4 may still hold the public code.
-    while same < items and values[same] != value and values[same] != code:
+    while same < items and values[same] != value:
         same += 1
     for number in range(plan[where + MEMORY.recollection_count]):
         at = plan[where + MEMORY.recollections_at] + number * RECOLLECTION_SIZE

@@ -24,7 +24,6 @@ import numpy as np
 from paywarden.features.kernel.latest_payments import recall
 from paywarden.features.kernel.layout import (
     COUNT,
-    CRC_UNTIL_MS,
     DECAY_ONE,
     DECAYED,
     DISTINCT_VALUES,
@@ -282,13 +281,7 @@ def _reduce_others(
     for _ in range(plan[result + RESULT.window_count]):
         low = not_negative(lows[plan[window + WINDOW.bound]])
         if reduction == UNION:
-            parts, split = plan[result + RESULT.parts], low
-            if plan[result + RESULT.is_keyed] == 1 and words[CRC_UNTIL_MS] > 0:
-                # A value has one bit among public codes and another one among identities: never count both.
-                split = max(low, min(top, _count_below(tiles, top, (words[CRC_UNTIL_MS] - 1) // hop_ms + 1)))
-            value = _distinct(words, at, room, parts, split, top)
-            if split > low:
-                value = max(value, _distinct(words, at, room, parts, low, split))
+            value = _distinct(words, at, room, plan[result + RESULT.parts], low, top)
         elif reduction == DECAYED:
             weights = plan[result + RESULT.weights_at]
             value = 0.0

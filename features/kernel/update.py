@@ -30,7 +30,6 @@ from paywarden.features.kernel.layout import (
     AMOUNT_SUM,
     BUCKET_COUNTS,
     COUNT,
-    CRC_UNTIL_MS,
     DECLINE,
     DECLINE_BITS,
     DISTINCT_BITS,
@@ -108,10 +107,9 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
             continue
         row = _row_of_tile(plan, where, words, length, count, tile)
         if kind == PAYMENT:
-            _add_payment(plan, where, words, row, attributes, held, tile * hop_ms < words[CRC_UNTIL_MS])
+            _add_payment(plan, where, words, row, attributes, held)
         elif kind == DECLINE:
-            is_crc = tile * hop_ms < words[CRC_UNTIL_MS]
-            _move_payment(plan, where, words, row, attributes, held_before, held, label, is_crc)
+            _move_payment(plan, where, words, row, attributes, held_before, held, label)
         else:
             _add_label(plan, where, words, row, attributes, held, weight)
     return late
@@ -149,12 +147,11 @@ def add_payments(plan: I64, entity: int, words: I64, rows: I64, places: I64, cou
                 last += 1
             if tile > newest_tile - plan[where + TABLE.capacity]:
                 row = _row_of_tile(plan, where, words, length, words[length], tile)
-                is_crc = begin_ms < words[CRC_UNTIL_MS]
                 column = plan[where + TABLE.columns_at]
                 for _ in range(plan[where + TABLE.column_count]):
                     for item in range(first, last):
                         attributes = rows[places[item, 0] : places[item, 0] + width]
-                        _add_to_column(plan, where, column, words, row, attributes, places[item, 1], is_crc)
+                        _add_to_column(plan, where, column, words, row, attributes, places[item, 1])
                     column += COLUMN_SIZE
             first = last
 
@@ -176,13 +173,10 @@ def _remember_payment(plan: I64, section: int, words: I64, attributes: I64) -> N
         if plan[where + MEMORY.kind] != DISTINCT_VALUES:
             keep_payment(plan, where, words, length, attributes, plan[section + ENTITY.scratch_at])
             continue
-        code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
-        # An event that a worker of an earlier release has sent has no identity.
-        if value == 0:
-            value = code
+        value = attributes[plan[where + MEMORY.identity]]
         # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
         if value > 0 or (value == 0 and plan[where + MEMORY.attribute] <= AMOUNT_MINOR):
-            remember(plan, where, words, length, value, code, time_ms)
+            remember(plan, where, words, length, value, time_ms)
 
 
 @compiled()
@@ -251,32 +245,17 @@ def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, til
 
 
 @compiled()
-def remember(plan: I64, where: int, words: I64, length: int, value: int, code: int, time_ms: int) -> None:
+def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
     """Keep a value among the latest distinct ones, ordered by the time it was last seen, then by the value itself.
 
     The memory always holds the first values of that order over all values ever seen. A dropped value had `capacity`
-    later values, and their times only grow. If the memory holds the text's public `code`, from layout version 4, the
-    text's identity, `value`, takes its place.
+    later values, and their times only grow.
     """
     count, room, values_at = words[length], plan[where + MEMORY.capacity], plan[where + MEMORY.values_at]
     times_at = values_at + room
     found = 0
     while found < count and words[values_at + found] != value:
         found += 1
-    if code != value:
-        old = 0
-        while old < count and words[values_at + old] != code:
-            old += 1
-        if old < count:
-            time_ms = max(time_ms, words[times_at + old])
-            count -= 1
-            words[length] = count
-            for place in range(old, count):
-                words[values_at + place] = words[values_at + place + 1]
-                words[times_at + place] = words[times_at + place + 1]
-            # A value that is not there is "found" at the end.
-            if found > old:
-                found -= 1
     if found < count and words[times_at + found] >= time_ms:
         return
     place = found
@@ -299,27 +278,25 @@ def remember(plan: I64, where: int, words: I64, length: int, value: int, code: i
 
 
 @inlined
-def _sketched(plan: I64, column: int, attributes: I64, is_crc: bool) -> int:
+def _sketched(plan: I64, column: int, attributes: I64) -> int:
     """Returns the value that a column's sketch takes in: the identity of a text, or its public code without one."""
     value = attributes[plan[column + COLUMN.identity]]
-    if is_crc or value == 0:
+    if value == 0:
         value = attributes[plan[column + COLUMN.attribute]]
     return int(value)
 
 
 @inlined
-def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool) -> None:
-    """Add a payment to one tile. `is_crc`: the tile's sketches hold public codes, and no identity is added to them."""
+def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
+    """Add a payment to one tile."""
     column = plan[where + TABLE.columns_at]
     for _ in range(plan[where + TABLE.column_count]):
-        _add_to_column(plan, where, column, words, row, attributes, held, is_crc)
+        _add_to_column(plan, where, column, words, row, attributes, held)
         column += COLUMN_SIZE
 
 
 @inlined
-def _add_to_column(
-    plan: I64, where: int, column: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool
-) -> None:
+def _add_to_column(plan: I64, where: int, column: int, words: I64, row: int, attributes: I64, held: int) -> None:
     """Add a payment to one measure of a tile, if the measure's condition holds."""
     condition = plan[column + COLUMN.condition]
     if condition == 0 or (held >> (condition - 1)) & 1:
@@ -345,7 +322,7 @@ def _add_to_column(
         elif measure >= NUMBER_COUNT:
             add_number(plan, column, words, at, attributes, 1)
         else:
-            value = _sketched(plan, column, attributes, is_crc)
+            value = _sketched(plan, column, attributes)
             if value > 0:
                 bits = mix(value)
                 if measure == DISTINCT_BITS:
@@ -367,7 +344,7 @@ def _is_asked(plan: I64, where: int, conditions: int) -> bool:
 
 @compiled()
 def _move_payment(
-    plan: I64, where: int, words: I64, row: int, attributes: I64, before: int, after: int, label: int, is_crc: bool
+    plan: I64, where: int, words: I64, row: int, attributes: I64, before: int, after: int, label: int
 ) -> None:
     """Add a payment, or its label, to the columns whose condition holds now, and take it from those that held before.
 
@@ -406,7 +383,7 @@ def _move_payment(
         elif measure >= NUMBER_COUNT:
             add_number(plan, column, words, at, attributes, sign)
         else:
-            value = _sketched(plan, column, attributes, is_crc)
+            value = _sketched(plan, column, attributes)
             if value > 0:
                 bits = mix(value)
                 if measure == BUCKET_COUNTS:

@@ -34,12 +34,10 @@ from paywarden.schemas.errors import Misconfigured
 __all__ = ["AppliedEvents", "Events", "FeatureEngine", "UnreadableProfile"]
 
 _WRONG = {
-    kernel.WRONG_VERSION: (f"it is not of layout version {kernel.LAYOUT_VERSION} or {kernel.LAYOUT_WITHOUT_CHECKSUM}"),
+    kernel.WRONG_VERSION: f"it is not of layout version {kernel.LAYOUT_VERSION}",
     kernel.DAMAGED: "it is damaged",
     kernel.TOO_MANY_SOURCES: f"it has more than {kernel.SOURCES_MAX} source partitions",
 }
-# The layout versions of stored profiles that an engine reads.
-LAYOUT_VERSIONS = (kernel.LAYOUT_VERSION, kernel.LAYOUT_WITHOUT_CHECKSUM)
 # The types of the arrays that `bind` takes, in their order.
 _BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32, np.float64)
 # The bytes that an event adds to a profile on average, with a new tile in every table. If the room is too small, the
@@ -371,7 +369,7 @@ class FeatureEngine:
 
         Raises UnreadableProfile for another layout version or a damaged profile.
         """
-        if not state or state[0] not in LAYOUT_VERSIONS:
+        if not state or state[0] != kernel.LAYOUT_VERSION:
             raise self._unreadable(kernel.WRONG_VERSION, entity)
         try:
             shape_and_steps = self._translation(entity, *shape_of(state))

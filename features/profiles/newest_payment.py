@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from paywarden.features.kernel.layout import LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM, SHAPE_BYTES_AT
+from paywarden.features.kernel.layout import LAYOUT_VERSION, SHAPE_BYTES_AT
 from paywarden.features.profiles.shape import decode_shape, shape_of
 from paywarden.schemas.errors import Misconfigured
 
@@ -21,7 +21,7 @@ def newest_payment_ms(state: bytes) -> int | None:
 
     The checksum is not verified.
     """
-    if not state or state[0] not in (LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM):
+    if not state or state[0] != LAYOUT_VERSION:
         return None
     try:
         shape = shape_of(state)[1]

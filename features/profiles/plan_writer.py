@@ -223,10 +223,6 @@ class EntityWriter:
             window_count=len(windows),
             windows_at=words.extend([number for place in places for number in place]),
             summed_at=summed_at,
-            is_keyed=int(
-                result.column.measure not in NUMBER_MEASURES
-                and identity_column(result.column.attribute) != result.column.attribute
-            ),
         )
         words.put(at, section)
 
@@ -258,7 +254,7 @@ class EntityWriter:
         fields = []
         for attribute, is_number in latest.shape.fields:
             column, reading = reading_of(attribute) if is_number else (identity_column(attribute), kernel.READ_TEXT)
-            fields.append(plan_schema.PlanRemembered(column, reading, column if is_number else attribute))
+            fields.append(plan_schema.PlanRemembered(column, reading))
         section = plan_schema.PlanMemory(
             attribute=0,
             identity=0,

@@ -32,7 +32,7 @@ from paywarden.features.catalogue.expressions import (
 )
 from paywarden.features.catalogue.windows import in_units
 from paywarden.features.kernel.toolkit.varint import decode_zigzag
-from paywarden.features.profiles.engine import LAYOUT_VERSIONS, FeatureEngine
+from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key, field_named, key_text
 from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
 from paywarden.features.profiles.plan import Plan
@@ -240,7 +240,7 @@ def view_profile(
 
 def first_payment_ms(state: bytes) -> int | None:
     """Returns the time of the first payment in a profile of any catalogue; 0 without one, None if unreadable."""
-    if not state or state[0] not in LAYOUT_VERSIONS:
+    if not state or state[0] != kernel.LAYOUT_VERSION:
         return None
     try:
         return int(numbers_of(state, decode_shape(shape_of(state)[1]))[0])
@@ -250,11 +250,11 @@ def first_payment_ms(state: bytes) -> int | None:
 
 def sources_of(state: bytes) -> dict[int, int] | None:
     """Returns the newest offset by source in a profile of any catalogue, None if it is unreadable."""
-    if not state or state[0] not in LAYOUT_VERSIONS:
+    if not state or state[0] != kernel.LAYOUT_VERSION:
         return None
     try:
-        # The sources and their offsets are the last but one: see `kernel.decode`.
-        numbers = numbers_of(state, decode_shape(shape_of(state)[1])).tolist()[:-1]
+        # The sources and their offsets are the last: see `kernel.decode`.
+        numbers = numbers_of(state, decode_shape(shape_of(state)[1])).tolist()
     except Misconfigured:
         return None
     count = numbers[3]

@@ -181,21 +181,16 @@ def decode_shape(data: bytes) -> Shape:
 
 
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
-    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured.
-
-    The numbers of a profile of version 4 get the last one that version 5 has.
-    """
+    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured."""
     data = np.frombuffer(bytearray(state), dtype=np.uint8)
-    end, is_old = len(data), state[0] == kernel.LAYOUT_WITHOUT_CHECKSUM
-    if not is_old:
-        end -= kernel.CHECKSUM_BYTES
-        stored = int.from_bytes(state[end:], "little", signed=True)
-        if end < kernel.SHAPE_BYTES_AT or stored != kernel.checksum(data, 0, end):
-            raise Misconfigured(_DAMAGED)
+    end = len(data) - kernel.CHECKSUM_BYTES
+    stored = int.from_bytes(state[end:], "little", signed=True)
+    if end < kernel.SHAPE_BYTES_AT or stored != kernel.checksum(data, 0, end):
+        raise Misconfigured(_DAMAGED)
     widths = np.array(shape.widths, dtype=np.int64)
     numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
     start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
-    count = kernel.decode(data, start, end, widths, int(is_old), numbers)
+    count = kernel.decode(data, start, end, widths, numbers)
     if count < 0:
         raise Misconfigured(_DAMAGED)
     # Zeros take no bytes: the bytes alone do not bound how many payments of one moment a memory says it holds.
@@ -206,11 +201,7 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
         for length, capacity in zip(numbers[first : first + len(capacities)].tolist(), capacities, strict=True)
     ):
         raise Misconfigured(_DAMAGED)
-    if not is_old:
-        return numbers[:count]
-    # The three times add up to the newest event's. `kernel.migrate` refuses times of no clock.
-    newest_ms = sum(numbers[:3].tolist())
-    return np.append(numbers[:count], newest_ms + 1 if 0 < newest_ms < kernel.TIME_MS_MAX else 0)
+    return numbers[:count]
 
 
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:

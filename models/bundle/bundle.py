@@ -196,7 +196,6 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
     hints = get_type_hints(Manifest)
     content.setdefault("cascade", {})
-    content.setdefault("identity_digest", "")
     content.setdefault("evidence", {})
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())
@@ -237,7 +236,7 @@ def build_native(bundle: Path, gates: Mapping[ModelPart, ParityGate] = MappingPr
 
 
 def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate | None) -> None:
-    # Only builds import Treelite and TL2cgen, which import SciPy. A scoring process never loads them.
+    # Only builds import Treelite, which imports SciPy. A scoring process never loads them.
     from paywarden.models.bundle.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 
     library = native_library(bundle, part)

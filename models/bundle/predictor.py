@@ -136,7 +136,7 @@ def _address(array: NDArray[Any]) -> int:
 
 
 def _leaves_of(handle: int) -> int:
-    """Returns the address of paywarden_leaves; 0 if TL2cgen or an earlier release made the library, which has none."""
+    """Returns the address of paywarden_leaves; 0 if the library walks a table of nodes, and has none."""
     try:
         return int(_ctypes.dlsym(handle, "paywarden_leaves"))
     except OSError:

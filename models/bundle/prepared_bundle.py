@@ -168,17 +168,16 @@ def _part(
             require_unwritable(library)
         except Misconfigured as error:
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
-        # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
-        wanted, code = told.get("crc32"), read_regular(library, None)
-        if wanted is not None and zlib.crc32(code) != wanted:
+        # To load a part of a library kills the process.
+        code = read_regular(library, None)
+        if zlib.crc32(code) != told["crc32"]:
             raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
         predictor = NativePredictor(library, len(manifest.feature_names), content=code)
     else:
         if sha256_of(copy / part.model_text) != manifest.files[part.model_text]:
             raise BundleRefused(f"prepared bundle {folder}: its {part.model_text} is damaged")
         predictor = GtilPredictor(copy / part.model_text)
-    # One that an earlier release prepared has no checksums.
-    for file, wanted in told.get("checksums", {}).items():
+    for file, wanted in told["checksums"].items():
         if _checksum_of(folder / file) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its {file} is damaged")
     with open_regular(folder / f"{name}.vectors.npy") as file:

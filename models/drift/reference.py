@@ -29,7 +29,7 @@ from paywarden.schemas.errors import BundleRefused
 
 REFERENCE = "reference.npz"
 _FORMAT = 1
-# Optional: references of earlier releases have none.
+# Optional: a past without whole weeks has none.
 _NATURAL, _NATURAL_PAYMENTS = "natural_psi", "natural_payments"
 _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
 
@@ -38,7 +38,7 @@ _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
 class Reference:
     """`counts`: of the whole past. `review_at`: the score from which on the risk is high; one of the score edges.
 
-    `natural`: how far weeks of the past lay from it, None in files of earlier releases. `start_ms`, `end_ms`: the days
+    `natural`: how far weeks of the past lay from it, None where that was not measured. `start_ms`, `end_ms`: the days
     of the past, 0 where they are not known.
     """
 
@@ -123,7 +123,7 @@ def read_reference(path: Path) -> Reference:
         if _NATURAL in arrays:
             natural = Natural(arrays[_NATURAL], float(arrays[_NATURAL_PAYMENTS]))
             fits = fits and natural.psi.shape == (len(Subjects(binning, names).all),)
-        times_ms = int(head.get("start_ms", 0)), int(head.get("end_ms", 0))
+        times_ms = int(head["start_ms"]), int(head["end_ms"])
     except UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
     layout = layout_of(counts, names, review_at, kinds) if fits else None

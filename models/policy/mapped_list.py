@@ -53,7 +53,7 @@ def write_mapped_list(path: Path, entries: Iterable[str]) -> int:
         starts.append(len(content))
     whole = _HEAD.pack(_MAGIC, len(encoded), len(buckets)) + starts.tobytes() + content
     path.write_bytes(whole)
-    # Workers of an earlier release have it mapped, and would be killed if somebody wrote over it.
+    # Workers that still use it have it mapped, and would be killed if somebody wrote over it.
     path.chmod(0o400)
     return crc32(whole)
 

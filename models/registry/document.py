@@ -151,7 +151,7 @@ class Paper:
         for name, value in _sorted(self.manifest.metrics):
             interval = ""
             if name == "auc_roc":
-                # Bundles of earlier releases lack the interval. That of areas of this size in general is wider.
+                # Without the interval of these scores, that of areas of this size in general, which is wider.
                 stored = self.manifest.evidence.get("auc_roc_interval")
                 if frauds and genuine:
                     interval = _interval(tuple(stored) if stored else auc_interval(value, frauds, genuine))
@@ -246,7 +246,7 @@ class Paper:
         if manifest.training_frauds < FRAUDS_FEW:
             yield f"It was trained on {manifest.training_frauds} frauds: its figures say little."
         if not evidence:
-            yield "The bundle is of an earlier release: it does not say how far scores are off on later days."
+            yield "The bundle does not say how far scores are off on later days."
             return
         later = evidence.get("later") or {}
         if later.get("not_measured"):

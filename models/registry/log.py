@@ -250,7 +250,7 @@ class LogFile:
     def remembered(self) -> tuple[str, str]:
         """Returns the note of the last writer on this host: the head, and the sha256 of the lines up to it.
 
-        Empty if it could not; the second also if an earlier release noted it. Raises Misconfigured.
+        Empty if it could not. Raises Misconfigured.
         """
         try:
             noted = read_regular(self._head_path).decode("ascii", errors="replace")

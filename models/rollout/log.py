@@ -63,7 +63,7 @@ OUTCOMES_NOTED_EVERY_MS = 21_600_000
 # Everything that reading a record of something else may raise.
 NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 _FIELDS = {"kind", "time_ms", "by", "why", "start", "step", "judgement"}
-# Only looks that need it have it, and the records of earlier releases lack it.
+# Only looks that need it have it.
 _WATCHED = "watched_ms"
 
 
@@ -346,11 +346,7 @@ def event_of(record: Mapping[str, Any]) -> RolloutEvent:
 
 
 def _start_record(start: Start) -> dict[str, Any]:
-    record = asdict(start)
-    if not start.shadow:
-        # The records of earlier releases lack it.
-        del record["shadow"]
-    return record
+    return asdict(start)
 
 
 def _start_of(record: Mapping[str, Any]) -> Start:
@@ -361,7 +357,7 @@ def _start_of(record: Mapping[str, Any]) -> Start:
     plan: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record["plan"].items()
     }
-    shadow = record.get("shadow", False)
+    shadow = record["shadow"]
     if type(shadow) is not bool:
         raise TypeError("wanted true or false")
     salt = _text(record["salt"])

@@ -29,6 +29,8 @@ from paywarden.models.metrics.intervals import Z_95
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, REVIEW
 from paywarden.schemas.errors import InvalidEvent
 
+SHADOW_TOPIC = "shadow-decisions"
+
 Floats = NDArray[np.float64]
 
 

@@ -104,7 +104,7 @@ def _figures_in(file: Path) -> Mapping[str, Any]:
 class Sizes:
     """Sizes in bytes that neither Kafka nor settings give. Measured with the packaged catalogue."""
 
-    # A profile with its key in the mirror, with LMDB's pages (a million entities).
+    # A profile with its key and slot in the mirror (a million entities).
     mirror_profile: int = 410
     # A profile in the store, with the 64 bytes of Aerospike's index.
     store_profile: int = 460

@@ -28,7 +28,8 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.tls import TlsSettings
 from paywarden.scoring.server.context import connections_of
 from paywarden.scoring.server.descriptors import FILES_RESERVE
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings
 from paywarden.scoring.state.shards import ShardSettings

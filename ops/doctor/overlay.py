@@ -14,7 +14,7 @@ from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
 from paywarden.schemas.settings import Source
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, has_form, marks_head, shape_of, table_head
 from paywarden.streams.kafka.admin import partitions_of, require_broker, watermarks
 from paywarden.streams.kafka.reading import Record, make_consumer, records_between

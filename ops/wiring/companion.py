@@ -45,7 +45,7 @@ def companion(
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.identity_index import index_of
-    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.overlay import OverlaySettings
     from paywarden.scoring.state.overlay_marks import OverlayMarks

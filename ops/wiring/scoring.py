@@ -39,7 +39,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.net.tokens import AuthSettings
     from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.server.context import ServerContext
-    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.overlay import OverlaySettings
 

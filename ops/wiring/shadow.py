@@ -87,11 +87,11 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
 
     Raises Misconfigured, BundleRefused, BrokerUnavailable, TemporaryFailure.
     """
+    from paywarden.models.rollout.shadow import SHADOW_TOPIC
     from paywarden.schemas.avro import Encoder
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.kafka.clients import KafkaClients
     from paywarden.streams.shadow.evaluation import ShadowEvaluator
-    from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
     from paywarden.streams.shadow.settings import ShadowSettings
     from paywarden.streams.shadow.spare_time import SpareTime
 
@@ -192,7 +192,7 @@ class ChallengerFiles:
         from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
         from paywarden.scoring.requests.decoder import RequestDecoder
         from paywarden.scoring.requests.validation import RequestLimits
-        from paywarden.scoring.state.mirror import MirrorSettings
+        from paywarden.scoring.state.mirror_file import MirrorSettings
 
         if self._open is not None:
             # A process opens a mirror once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from paywarden.streams.kafka.client import KafkaSettings
 
 _log = logging.getLogger(__name__)
-
-# The default path of an embedded store in earlier releases: inside the folder that examples write histories to.
-_FORMER_LMDB_PATH = "data/profiles"
 
 
 @dataclass(frozen=True)
@@ -248,28 +245,8 @@ def _memory_sets() -> MemorySets:
 
 
 def _lmdb_sets(source: Source) -> LmdbSets:
-    """Returns the sets at `[lmdb] path`. If the path is not set and empty, takes a store at the former default path."""
+    """Returns the sets at `[lmdb] path`."""
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.features.stores.lmdb_sets import LmdbSets
 
-    settings = source.section("lmdb", LmdbSettings)
-    sets = LmdbSets(settings)
-    if source.has("lmdb", "path") or sets.is_there():
-        return sets
-    former = LmdbSets(replace(settings, path=_FORMER_LMDB_PATH))
-    if not former.is_there():
-        return sets
-    _tell_former_path(settings.path)
-    return former
-
-
-@cache
-def _tell_former_path(path: str) -> None:
-    """Log once in a process that the former default is used: the store is opened again and again."""
-    _log.warning(
-        'the store at %s, the former default, is used: set [lmdb] path = "%s" to keep it there, '
-        "or stop all processes and move it and its .sets folder to %s",
-        _FORMER_LMDB_PATH,
-        _FORMER_LMDB_PATH,
-        path,
-    )
+    return LmdbSets(source.section("lmdb", LmdbSettings))

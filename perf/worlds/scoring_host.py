@@ -51,7 +51,7 @@ def open_host(config: Path) -> ServerContext:
 
 
 def scorer_of(host: ServerContext, worker: str, overlay: Overlay | None = None) -> ScorerInProcess:
-    """Return a scorer of a host, with an outbox of this name. A mirror has one in a process: LMDB allows no second."""
+    """Return a scorer of a host, with an outbox of this name."""
     entities, registry = host.engine.plan.entity_names, MetricsRegistry()
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     scorer = PaymentScorer(

@@ -40,7 +40,8 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 
 CACHE = Path(".perf")
@@ -49,7 +50,7 @@ _LABEL_DELAY_DAYS = 7
 # Days before the first training day, so that profiles are not empty.
 _WARM_DAYS = 20
 _UNKNOWN_SHARE = 0.02
-# Profiles, keys and LMDB's own pages. An upper bound: memory is taken only as it is used.
+# Profiles, keys and slots. An upper bound: memory is taken only as it is used.
 _MIRROR_BYTES_PER_ENTITY = 1500
 _APPLY_AT_ONCE = 100_000
 _FRESH_EVERY_S = 1.0
@@ -227,7 +228,6 @@ def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entitie
     """Put copies of the history's profiles into the mirror; returns the number of copies and of profiles."""
     base = profiles_of(history, engine)
     copies = max(1, -(-entities // len(base)))
-    # Writing in the order of keys fills LMDB's pages instead of splitting them.
     profiles = ((copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
     while some := dict(islice(profiles, _APPLY_AT_ONCE)):
         writer.apply(dict(some), {})

@@ -33,6 +33,7 @@ from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.idempotency.claim_table import claim_bound, place_bound, settle_bound
 from paywarden.scoring.requests import request_bytes as requests
 from paywarden.scoring.requests.request_bytes import read_bodies
+from paywarden.scoring.state import mirror_form as forms
 from paywarden.scoring.state import mirror_look_up as mirror
 from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
@@ -170,7 +171,7 @@ def _claim(frame_at: int, claim_at: int, read_at: int, record_at: int, count: in
 
 @compiled(makes_arrays=True)
 def _look_up(look_up_at: int, read_at: int, count: int, entities: int) -> int:
-    """Look up the keys that were read. Returns 0 or LMDB's error."""
+    """Look up the keys that were read. Returns OK to BUSY of scoring/state/mirror_form.py."""
     ends = carray(address(read_at, requests.SLOT.ends), (count, entities + 1), np.int64)
     starts = carray(address(look_up_at, mirror.SLOT.key_starts), count * entities, np.int64)
     sizes = carray(address(look_up_at, mirror.SLOT.key_sizes), count * entities, np.int64)
@@ -271,8 +272,8 @@ def _fill(frame_at: int, count: int) -> bool:
         _hash_for_overlay(frame_at, overlay_at, read_at, count)
     if _look_up(look_up_at, read_at, count, entities) != 0:
         return False
-    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
-    complete_to_ms, snapshot = found[mirror.COMPLETE_TO_MS], found[mirror.SNAPSHOT]
+    found = carray(address(look_up_at, mirror.SLOT.numbers), forms.NUMBER_COUNT, np.int64)
+    complete_to_ms, snapshot = found[forms.COMPLETE_TO_MS], found[forms.SNAPSHOT]
     numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
     if numbers[IS_TIMED] == 1:
         _note_lap(frame_at, LOOKED_UP)

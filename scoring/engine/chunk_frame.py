@@ -30,7 +30,8 @@ from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.state.mirror import LookUpKeys, MirrorReader
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import LookUpKeys
 from paywarden.scoring.state.overlay import Overlay
 
 # Room for a caller's name beside the payment's id; it grows when a longer name comes.
@@ -154,7 +155,7 @@ class ChunkFrame:
         """Make the frames of look-up and vectors for a mirror."""
         self._mirror, self._mirror_frames, self._overlay_files = mirror, None, None
         self._frames[loop.LOOK_UP] = self._frames[loop.FILL] = self._frames[loop.HOPS] = 0
-        if mirror is None or not mirror.is_compiled:
+        if mirror is None:
             return
         keys, hops = LookUpKeys(self._item_count, self._fast.arrays["texts"]), self._features.hops
         words, values = self._engine.scratch
@@ -181,7 +182,7 @@ class ChunkFrame:
         """Make the frame of an overlay's files, which the call then uses in place of that of vectors."""
         self._overlay_frame, self._overlay_files, self._frames[loop.OVERLAY] = None, overlay.files, 0
         self.numbers[loop.LOST] = not overlay.has_table
-        if mirror is not None and mirror.is_compiled and overlay.has_table:
+        if mirror is not None and overlay.has_table:
             hops = self._features.hops.values
             self._overlay_frame = overlay.frame_for(mirror, self._fast.arrays["rows"], self._features.vectors, hops)
             self._frames[loop.OVERLAY] = self._overlay_frame.address

@@ -33,7 +33,7 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 
 LATE_MS = 1000
 """A payment reaches the profiles some hundred milliseconds after it is answered, or later."""

@@ -19,7 +19,8 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.neighbours.hops import Hops
 from paywarden.scoring.state.overlay import Overlay
 

@@ -496,8 +496,7 @@ def _parsed_header(content: bytes) -> tuple[int, list[Series], int]:
     (size,) = _HEADER_SIZE.unpack_from(content, len(_MAGIC))
     header = json.loads(content[start : start + size])
     pid, listed = header["pid"], header["series"]
-    # A file of the release before has no checksum.
-    if header.get("crc", checksum := _checksum(pid, listed)) != checksum:
+    if header["crc"] != _checksum(pid, listed):
         raise ValueError("the checksum is wrong")
     series = [Series.from_json(values) for values in listed]
     return int(pid), series, start + size + (-(start + size) % 8)

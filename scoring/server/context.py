@@ -30,7 +30,7 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server.deployment.releases import Release, ReleaseSource
 from paywarden.scoring.server.places import Places
 from paywarden.scoring.server.takeover import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings
 from paywarden.scoring.state.shards import CardShards

@@ -40,7 +40,7 @@ from paywarden.scoring.server.supervisor import (
 from paywarden.scoring.server.takeover import HandOverDesk, Taken, name_after, take_over
 from paywarden.scoring.server.worker import worker_main
 from paywarden.scoring.state import mirror, overlay
-from paywarden.scoring.state.mirror import has_mirror
+from paywarden.scoring.state.mirror_file import has_mirror
 from paywarden.scoring.state.neighbours import hops
 
 _log = logging.getLogger(__name__)

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Linux 5.14. Earlier ones refuse it.
 _MADV_POPULATE_READ = 22
+# The unit of st_blocks.
+_BLOCK_BYTES = 512
 # A gigabyte takes some 80 ms. A worker that is started again is wanted soon.
 _MAPPED_AHEAD_MAX = 1 << 30
 
@@ -79,6 +81,8 @@ def map_pages(path: Path) -> int:
     taken = 0
     try:
         status = path.stat()
+        # A file may be longer than what it has memory for, and to read the rest would take memory.
+        in_memory = min(status.st_size, status.st_blocks * _BLOCK_BYTES)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         if not _is_memory(device):
             return 0
@@ -86,7 +90,7 @@ def map_pages(path: Path) -> int:
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         page_bytes = os.sysconf("SC_PAGE_SIZE")
         for begin, end, offset in _mappings_of(device, status.st_ino):
-            size = min(end - begin, status.st_size - offset, _MAPPED_AHEAD_MAX) // page_bytes * page_bytes
+            size = min(end - begin, in_memory - offset, _MAPPED_AHEAD_MAX) // page_bytes * page_bytes
             if size > 0 and madvise(begin, size, _MADV_POPULATE_READ) == 0:
                 taken += size
     except (OSError, ValueError):

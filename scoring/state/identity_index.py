@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -30,17 +30,30 @@ from paywarden.features.profiles.plan import Plan
 
 INDEXED = b"\0indexed"
 INDEX = b"\0index:"
-# The keys of a transaction while the index is made.
-_STEP_KEYS = 5_000
 # An identity in 16 digits. Its highest bit but one is set (kernel.IDENTITY_BIT), and the highest is not.
 _HASHED_ID = re.compile(rb"[4-7][0-9a-f]{15}")
 _TEXT, _HASHED = "text", "hashed"
 _FORMS = {_TEXT: False, _HASHED: True}
 
-Changing = Callable[[], AbstractContextManager[Any]]
-"""Begins a transaction that changes the mirror: an lmdb.Transaction."""
-KeysFrom = Callable[[bytes, int], list[bytes]]
-"""Returns at most so many keys of the mirror, from the first that is not before a key."""
+
+class Changes(Protocol):
+    """A transaction that changes the mirror (scoring/state/mirror_writer.py)."""
+
+    numbered: dict[bytes, Callable[[int], bytes]]
+
+    def put(self, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, key: bytes) -> None: ...
+
+    def missing(self, keys: list[bytes]) -> list[bytes]: ...
+
+    def before(self, key: bytes) -> bytes | None: ...
+
+
+Changing = Callable[[], AbstractContextManager[Changes]]
+"""Begins a transaction."""
+Walk = Callable[[], Iterable[list[bytes]]]
+"""Returns all keys of the mirror, in parts."""
 
 
 def record_prefix(entity: str) -> bytes:
@@ -73,7 +86,7 @@ class IndexNote:
 
 
 class IdentityIndex:
-    """Keeps the index of one mirror. The transactions that it gets are of the type lmdb.Transaction, and write."""
+    """Keeps the index of one mirror."""
 
     def __init__(self, entities: Mapping[str, bool], key: IdentityKey) -> None:
         """`entities`: those whose profiles are found by identity, and whether their keys hold hashed ids."""
@@ -104,61 +117,63 @@ class IdentityIndex:
             found[b"%b%b:%016x" % (INDEX, key.partition(b":")[0], number)] = key
         return found
 
-    def follow(self, transaction: Any, profiles: Mapping[bytes, bytes | None]) -> None:
-        """Add the records of profiles that the mirror lacks so far, and delete those of erased ones (None).
-
-        Call it before the profiles are written, in the same transaction.
-        """
+    def follow(self, changes: Changes, profiles: Mapping[bytes, bytes | None]) -> None:
+        """Add the records of profiles that the mirror lacks so far, and delete those of erased ones (None)."""
         own = [key for key in profiles if key.startswith(self._prefixes)]
-        new = [key for key in own if profiles[key] is not None and transaction.get(key) is None]
+        new = changes.missing([key for key in own if profiles[key] is not None])
         for record, key in self.records(new).items():
-            transaction.put(record, key)
+            changes.put(record, key)
         for record in self.records([key for key in own if profiles[key] is None]):
-            transaction.delete(record)
+            changes.delete(record)
 
-    def sign(self, transaction: Any) -> None:
+    def sign(self, changes: Changes) -> None:
         """Note that the index is as new as this transaction. Call it in every transaction."""
-        note = IndexNote.of_bytes(transaction.get(INDEXED))
-        self._note(transaction, {} if note is None else note.entities)
+        if INDEXED not in changes.numbered:
+            note = IndexNote.of_bytes(changes.before(INDEXED))
+            self._note(changes, {} if note is None else note.entities)
 
-    def begin_anew(self, transaction: Any) -> None:
+    def begin_anew(self, changes: Changes) -> None:
         """Note that an empty mirror has all records that it needs."""
-        self._note(transaction, self.entities)
+        self._note(changes, self.entities)
 
-    def steps(self, note: IndexNote | None, changing: Changing, keys_from: KeysFrom) -> Iterator[None]:
+    def steps(self, note: IndexNote | None, changing: Changing, walk: Walk, *, has_records: bool) -> Iterator[None]:
         """Make the index as these entities need it, step by step; no steps if it is so already.
 
-        `note`: of the index as it is; None if it cannot be used. Between the steps no profile may change, unless by
-        `follow`. Raises what `changing` raises.
+        `note`: of the index as it is; None if it cannot be used. `has_records`: whether there may be any. Between the
+        steps no profile may change, unless by `follow`. Raises what `changing` raises.
         """
         found = note.entities if note is not None and note.key_digest == self._key.digest else {}
         kept = {name: form for name, form in self.entities.items() if found.get(name) == form}
-        if kept == self.entities == found and (kept or not _records_from(keys_from, INDEX)):
+        if kept == self.entities == found and (kept or not has_records):
             return
-        with changing() as transaction:
-            self._note(transaction, kept)
+        with changing() as changes:
+            self._note(changes, kept)
         yield
-        yield from _delete_all(changing, keys_from, kept)
-        for name, is_hashed in self.entities.items():
-            if name in kept:
-                continue
-            prefix = f"{name}:".encode()
-            begin = prefix
-            while keys := [key for key in keys_from(begin, _STEP_KEYS) if key.startswith(prefix)]:
-                with changing() as transaction:
-                    for record, key in self.records(keys).items():
-                        transaction.put(record, key)
-                begin = keys[-1] + b"\0"
-                yield
-            kept[name] = is_hashed
-            with changing() as transaction:
-                self._note(transaction, kept)
-        if not self.entities:
-            with changing() as transaction:
-                transaction.delete(INDEXED)
+        left = tuple(map(record_prefix, kept))
+        for keys in walk() if has_records else ():
+            gone = [key for key in keys if key.startswith(INDEX) and not (left and key.startswith(left))]
+            if gone:
+                with changing() as changes:
+                    for key in gone:
+                        changes.delete(key)
+            yield
+        lacking = tuple(f"{name}:".encode() for name in self.entities if name not in kept)
+        for keys in walk() if lacking else ():
+            records = self.records([key for key in keys if key.startswith(lacking)])
+            if records:
+                with changing() as changes:
+                    for record, key in records.items():
+                        changes.put(record, key)
+            yield
+        with changing() as changes:
+            if self.entities:
+                self._note(changes, self.entities)
+            else:
+                changes.delete(INDEXED)
 
-    def _note(self, transaction: Any, entities: Mapping[str, bool]) -> None:
-        transaction.put(INDEXED, IndexNote(transaction.id(), self._key.digest, entities).to_bytes())
+    def _note(self, changes: Changes, entities: Mapping[str, bool]) -> None:
+        noted = dict(entities)
+        changes.numbered[INDEXED] = lambda number: IndexNote(number, self._key.digest, noted).to_bytes()
 
     def _identities_of(self, texts: Sequence[bytes]) -> list[int]:
         if not texts:
@@ -174,21 +189,3 @@ def index_of(plan: Plan) -> IdentityIndex:
     targets = sorted(set(plan.listed))
     keys = {plan.entity_names[target]: plan.entity_keys[target][0] for target in targets}
     return IdentityIndex({name: has_hashed_key(field_named(key, plan.fields)) for name, key in keys.items()}, plan.key)
-
-
-def _records_from(keys_from: KeysFrom, begin: bytes) -> list[bytes]:
-    return [key for key in keys_from(begin, _STEP_KEYS) if key.startswith(INDEX)]
-
-
-def _delete_all(changing: Changing, keys_from: KeysFrom, kept: Iterable[str]) -> Iterator[None]:
-    """Delete the records of all entities but those that are kept."""
-    left = tuple(map(record_prefix, kept))
-    begin = INDEX
-    while keys := _records_from(keys_from, begin):
-        begin = keys[-1] + b"\0"
-        gone = [key for key in keys if not (left and key.startswith(left))]
-        if gone:
-            with changing() as transaction:
-                for key in gone:
-                    transaction.delete(key)
-        yield

@@ -12,10 +12,9 @@
    they stand (streams/profiles/changelog.py). The companion notes that in the *marks* before it writes the profile.
    The profile itself says up to which offsets it contains payments.
 3. Nobody trusts marks that may be incomplete. Each of the mirror's transactions is noted in the marks before it is
-   committed. A reader whose transaction is not noted, since an older companion wrote it, adds nothing. The same holds
-   for two lifetimes after a change whose payments the stream has not named: a rebuilt profile, a replay after a crash,
-   an older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the
-   mirror.
+   committed. A reader whose transaction is not noted adds nothing. The same holds for two lifetimes after a change
+   whose payments the stream has not named: a rebuilt profile, a replay after a crash, a gap in the changelog. The
+   payments then get the flag overlay_absent, and are scored from the mirror.
 4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not. A lifetime has
    sixteen steps, and the payments of one step are gone together.
 5. Our answer is not the issuer's: `declined` of a pending payment is not known, also if we declined it.
@@ -356,7 +355,6 @@ class Overlay:
             self._frame = None
             return
         if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
-            mirror.notes_snapshot = True
             self._bound = self._arrays(mirror, attributes, out, self._table, self._marks) | {"hops": self._hops(hops)}
             self._frame = Frame(tables.SLOT, self._bound)
 

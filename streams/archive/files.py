@@ -70,7 +70,7 @@ class ArchiveFile:
     """The earliest and the latest of the events' own times; None for a file without rows."""
     undecoded: tuple[Undecoded, ...]
     topic_id: str = ""
-    """The id of the topic that the offsets belong to; "" if an earlier release wrote the file."""
+    """The id of the topic that the offsets belong to; "" if the cluster has no ids."""
     key_digest: str = ""
     """Which key made the hashes in the file (features/catalogue/identity.py); "" for a file without hashes."""
 
@@ -186,7 +186,7 @@ def _part(path: Path, topic: str) -> ArchiveFile:
             content["timestamp_ms_max"],
             times,
             undecoded,
-            topic_id=content.get("topic_id", ""),
+            topic_id=content["topic_id"],
             key_digest=content.get("key_digest", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -57,8 +57,7 @@ def archived_decisions_of(archive: Path, times_ms: tuple[int | None, int | None]
     if not topic_folder(archive, "decisions").is_dir():
         return None
     schema = _nullable(rows_schema("decisions", columns=COLUMNS))
-    # Decisions of earlier releases have no propensity.
-    return read_archive(archive, "decisions", schema, times_ms=times_ms, optional=("propensity",))
+    return read_archive(archive, "decisions", schema, times_ms=times_ms)
 
 
 def topic_decisions(

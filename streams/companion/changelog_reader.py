@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class ProfileChanges:
     """`profiles`: the newest state by key, None if it is erased. `positions`: the next offset by partition.
 
-    `progress`: partition, key and moment of each progress record, in order. `claims`: the claims, in order.
+    `claims`: the claims, in order.
     `arrived_ms`: by kind of entity, the time at which a state's newest event reached Kafka, for every record that has
     an age. `unreadable`: records left out. `skipped`: records of profiles that the copy does not hold.
 
@@ -34,7 +34,6 @@ class ProfileChanges:
     arrived_ms: dict[str, list[int]]
     profiles: dict[bytes, bytes | None] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
-    progress: list[tuple[int, bytes, int]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     unreadable: int = 0
     skipped: int = 0
@@ -87,7 +86,7 @@ def read_changes(
             changes.unnamed += 1
             continue
         if key.startswith(PREFIX):
-            _note_progress(changes, partition, key, value)
+            _note_claim(changes, key, value)
             continue
         profiles[key] = value["state"]
         _note_payments(changes, record)
@@ -107,11 +106,9 @@ def _note_payments(changes: ProfileChanges, record: Record) -> None:
     changes.unnamed += 1
 
 
-def _note_progress(changes: ProfileChanges, partition: int, key: bytes, value: Mapping[str, Any]) -> None:
+def _note_claim(changes: ProfileChanges, key: bytes, value: Mapping[str, Any]) -> None:
     moment_ms = value["complete_to_time_ms"]
-    if moment_ms is None:
+    if key != CLAIM_KEY or moment_ms is None:
         return
-    if key != CLAIM_KEY:
-        changes.progress.append((partition, key, moment_ms))
-    elif (claim := claim_of(moment_ms, value["state"])) is not None:
+    if (claim := claim_of(moment_ms, value["state"])) is not None:
         changes.claims.append(claim)

@@ -7,7 +7,7 @@
    ends. Without a store (`fill_from_store = false`) read the compacted changelog from its beginning.
 3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
    progress is known: then the companion is ready.
-4. In every round apply a batch of the changelog. About once a second free the places of dead readers in the mirror.
+4. In every round apply a batch of the changelog. About once a second check a part of the mirror for damage.
 5. If features look from an entity at others, keep an index of their profiles (scoring/state/identity_index.py). It is
    made before step 2, where a mirror lacks it.
 6. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
@@ -54,8 +54,8 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 from paywarden.schemas.payment_fields import require_between
 from paywarden.schemas.settings import internal
 from paywarden.scoring.state.identity_index import IdentityIndex
-from paywarden.scoring.state.mirror import MirrorDamaged, MirrorSettings, MirrorUnavailable, MirrorWriter, discard
-from paywarden.scoring.state.mirror_check import MirrorCheck
+from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, MirrorUnavailable
+from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
@@ -77,10 +77,10 @@ from paywarden.streams.kafka.reading import Consumed, consume_when_there
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
 from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
-from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.profiles.changelog import ChangelogDecoder
 from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
-from paywarden.streams.profiles.progress.watermarks import CopyProgress, progress_key
+from paywarden.streams.profiles.progress.watermarks import CopyProgress
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +190,6 @@ class Companion:
         self._mirror_settings = files.mirror
         self._identity_digest = files.identity_digest
         self._open_mirror: MirrorWriter | None = None
-        self._mirror_check = MirrorCheck(files.mirror.path, files.mirror.size_mb)
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
         self._marks_trouble = ""
@@ -202,14 +201,7 @@ class Companion:
         self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = ChangelogDecoder(ids)
-        self._progress = CopyProgress(
-            self._partitions,
-            (
-                progress_key(entity, partition)
-                for entity in entities
-                for partition in clients.partitions(repartition_topic(entity))
-            ),
-        )
+        self._progress = CopyProgress()
         encoder = Encoder("decisions", ids.id_of("decisions"))
         self._identity = HostIdentity(Path(files.outbox.directory))
         # Raises unless the topic is there.
@@ -286,7 +278,6 @@ class Companion:
                 step()
             except Exception as error:  # noqa: BLE001  # `run` raises it
                 errors.append(error)
-        self._mirror_check.close()
         if self._open_mirror is not None:
             self._open_mirror.close()
         if self._marks is not None:
@@ -294,7 +285,7 @@ class Companion:
         return errors if self._shipping.error is None else [self._shipping.error, *errors]
 
     def look_around(self) -> None:
-        """Do the work that not every round needs: check the client and the mirror's readers, set the metrics."""
+        """Do the work that not every round needs: check the client and a part of the mirror, set the metrics."""
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
             positions = self._positions()
@@ -303,7 +294,7 @@ class Companion:
             if stalled:
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
-        self._check_readers()
+        self._mirror.check()
         self._look_at_marks()
         self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
@@ -390,7 +381,6 @@ class Companion:
         if self._marks is not None:
             self._marks.close()
         self._open_mirror = self._marks = None
-        self._mirror_check.close()
         try:
             discard(self._mirror_settings)
         except OSError as error:
@@ -403,26 +393,16 @@ class Companion:
             self._marks.begin(transaction)
 
     def _note_trouble(self, error: MirrorUnavailable) -> None:
-        """Log once why the mirror takes no changes, and free the slots of dead readers before the next try."""
+        """Log once why the mirror takes no changes."""
         if self.health.mirror_trouble != str(error):
             _log.error("companion: %s; its profiles grow old, and it is tried again every second", error)
         self.health.mirror_trouble = str(error)
-        self._check_readers()
-
-    def _check_readers(self) -> None:
-        if freed := self._mirror.check_readers():
-            _log.info("companion: freed the places of %d dead readers in the mirror", freed)
-            # A damaged page may have ended them, and would end those that are started in their place.
-            self._mirror_check.begin()
-        if damage := self._mirror_check.damage():
-            raise MirrorDamaged(f"the mirror is damaged: {damage}")
 
     def _apply_patiently(
         self, profiles: Mapping[bytes, bytes | None], positions: Mapping[int, int], stop: Event
     ) -> bool:
         """Apply changes, and wait while the mirror does not take them. Returns False if stopped first."""
         while True:
-            self._check_readers()
             if self._marks is not None and profiles:
                 # The store does not say which payments its profiles contain.
                 self._marks.note_filled(filter(None, profiles.values()), self._now_ms())
@@ -450,7 +430,7 @@ class Companion:
         """Replace the consumer. Records that it has delivered and the mirror does not hold are read again."""
         self._stalls.clear()
         self._held = None
-        self._progress.begin_anew(self._now_ms())
+        self._progress.begin_anew()
         self._consumer.close()
         self._consumer = self._new_consumer()
 
@@ -493,7 +473,7 @@ class Companion:
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self._moves = None if self._shards is None else self._moves_of(self._shards)
-        self._progress.begin_anew(self._now_ms())
+        self._progress.begin_anew()
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
@@ -642,10 +622,7 @@ class Companion:
         now_ms = self._now_ms()
         for claim in changes.claims:
             self._progress.claimed(claim, now_ms)
-        # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
-        for partition, key, moment_ms in changes.progress:
-            self._progress.saw(partition, key, min(moment_ms, now_ms))
-        return self._progress.complete_to_ms(read_to, now_ms)
+        return self._progress.complete_to_ms(read_to)
 
 
 def make_index(mirror: MirrorWriter, index: IdentityIndex, health: CompanionHealth, stop: Event) -> bool:

@@ -65,7 +65,7 @@ class CompanionMetrics:
         self.failures = counter("failures", "Times a part of the companion failed and began anew.", "part")
         for part in PARTS:
             self.failures.labels(part)
-        self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's file, free pages included.")
+        self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's limit; with all of them it is full.")
         self._mirror_limit = gauge("mirror_limit_bytes", "The size in bytes that the mirror may grow to.")
         gauge("mirror_refuses", "Whether the mirror takes no changes: it is full or fails.").set_function(
             lambda: bool(health.mirror_trouble)

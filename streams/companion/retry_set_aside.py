@@ -1,11 +1,10 @@
 """Ships entries that were set aside, once their cause is mended: `paywarden outbox retry`.
 
-    worker-0/set-aside/…4312-…4981.record ─ mended ─► outbox `retried` ─► topic decisions
+    worker-0/set-aside/…4312-…4981.record ─ parsed ─► outbox `retried` ─► topic decisions
                                                           └─ the companion ships it like a worker's outbox
 
 1. Read the entry as records: a record is one, and bytes that were damaged must be whole records by now.
-2. Parse each as the companion does. Where that fails, read its request once more without protobuf's limits, and take
-   the fields that this release knows: an earlier release let callers put unknown fields and overlong numbers in.
+2. Parse each as the companion does.
 3. Append all decisions of the entry to the outbox `retried` in one write, on disk, and delete the entry's file.
 
 If the command is killed between the write and the deletion, the next run finds the decisions in the outbox `retried`,
@@ -19,13 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from google.protobuf.message import DecodeError
 
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import (
     RETRIED,
     Cursor,
@@ -39,8 +34,6 @@ from paywarden.scoring.state.outbox import (
 from paywarden.streams.companion.set_aside_entries import GAP, RECORD, SetAsideEntries, SetAsideEntry, Unreadable
 from paywarden.streams.companion.shipment import read_entry
 
-_VARINT, _EIGHT, _BYTES, _BEGIN, _END, _FOUR = range(6)
-_FIELDS = {field.number: field for field in ScoreRequest.DESCRIPTOR.fields}
 _READ_BATCH = 1000
 
 
@@ -92,13 +85,9 @@ def why_not(settings: OutboxSettings, entry: SetAsideEntry, encode: Callable[[Ou
     return ""
 
 
-def mended(payload: bytes) -> OutboxEntry:
-    """Returns the decision in a record, also if its request is none that protobuf parses. Raises Unreadable."""
-    try:
-        entry = read_entry(payload)
-    except Unreadable:
-        entry = _with_request_read_anew(payload)
-    entry.DiscardUnknownFields()
+def readable(payload: bytes) -> OutboxEntry:
+    """Returns the decision in a record. Raises Unreadable."""
+    entry = read_entry(payload)
     if not (entry.request.payment_id and entry.response.action):
         raise Unreadable("it holds no decision about a payment")
     return entry
@@ -119,7 +108,7 @@ def _decisions(
         if end < len(data):
             raise Unreadable(f"no whole record begins at byte {end} of {len(data)}: the bytes are damaged")
     for payload in payloads:
-        decision = mended(payload)
+        decision = readable(payload)
         try:
             encode(decision)
         except InvalidEvent as error:
@@ -134,65 +123,3 @@ def _payloads(settings: OutboxSettings) -> Iterator[bytes]:
     while records := reader.read(position, _READ_BATCH):
         position = records[-1][0]
         yield from (payload for _, payload in records)
-
-
-def _with_request_read_anew(payload: bytes) -> OutboxEntry:
-    try:
-        # The same bytes, with the request as bytes.
-        record = OutboxRecord.FromString(payload)
-        outer = OutboxRecord(
-            response=record.response,
-            decided_time_ms=record.decided_time_ms,
-            vector=record.vector,
-            catalogue_digest=record.catalogue_digest,
-        )
-        entry = OutboxEntry.FromString(outer.SerializeToString())
-        fields: dict[str, Any] = dict(_fields(record.request))
-        entry.request.CopyFrom(ScoreRequest(**fields))
-    except (DecodeError, ValueError, IndexError):
-        raise Unreadable("it is no decision that can be parsed") from None
-    return entry
-
-
-def _fields(data: bytes) -> Iterator[tuple[str, str | int]]:
-    """Yields name and value of each field of a request that this release knows. Raises ValueError, IndexError."""
-    at, depth = 0, 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, stored = tag >> 3, tag & 7
-        value: int | bytes = b""
-        if stored == _VARINT:
-            value, at = _varint(data, at)
-        elif stored in (_EIGHT, _FOUR):
-            at += 8 if stored == _EIGHT else 4
-        elif stored == _BYTES:
-            size, at = _varint(data, at)
-            value, at = data[at : at + size], at + size
-        elif stored == _BEGIN:
-            depth += 1
-        elif stored == _END and depth > 0:
-            depth -= 1
-        else:
-            raise ValueError("no field of a message")
-        if at > len(data):
-            raise ValueError("a field has no end")
-        known = _FIELDS.get(number)
-        if known is None or depth > 0 or stored == _END:
-            continue
-        if known.type == known.TYPE_STRING and isinstance(value, bytes) and stored == _BYTES:
-            yield known.name, value.decode()
-        elif known.type != known.TYPE_STRING and isinstance(value, int):
-            bits = 32 if known.type == known.TYPE_INT32 else 64
-            low = value & (1 << bits) - 1
-            yield known.name, low - (1 << bits) if low >> bits - 1 else low
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Returns a number of any length up to ten bytes, and where it ends."""
-    value = 0
-    for place in range(10):
-        byte = data[at + place]
-        value |= (byte & 127) << 7 * place
-        if byte < 128:
-            return value & (1 << 64) - 1, at + place + 1
-    raise ValueError("a number has no end")

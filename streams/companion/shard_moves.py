@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings, mask_of
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 # A worker looks at the mirror's note every half second.
 _SEEN_S = 2.0
 _LOOK_AGAIN_S = 1.0
-_SWEEP_BATCH = 5_000
 # A slice of work between two batches of the changelog: it adds to the age of profiles while shards move.
 _SLICE_S = 0.05
 
@@ -182,14 +181,10 @@ class ShardMoves:
 
     def _sweep(self) -> Iterator[None]:
         """Delete all that is of shards which are not held."""
-        for entity in self._cards.entities:
-            prefix = f"{entity}:".encode()
-            begin = prefix
-            while keys := [key for key in self._mirror.keys_from(begin, _SWEEP_BATCH) if key.startswith(prefix)]:
-                if leaving := unheld(keys, self._cards, self._held):
-                    self._put(dict.fromkeys(leaving))
-                begin = keys[-1] + b"\0"
-                yield
+        for keys in self._mirror.walk():
+            if leaving := unheld(keys, self._cards, self._held):
+                self._put(dict.fromkeys(leaving))
+            yield
 
     def _copy(self, kept: frozenset[int], missing: frozenset[int]) -> Iterator[None]:
         self._touched, self._copied = set(), self._mask(missing)

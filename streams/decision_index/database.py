@@ -172,7 +172,7 @@ class DuckDbDatabase:
         self._path, self._errors, self._fatal = path, duckdb.Error, duckdb.FatalException
         try:
             make_parent(path)
-            # They have ids of cards. Earlier releases made them readable for everybody.
+            # They have ids of cards.
             for file in (path, path.with_name(f"{path.name}.wal")):
                 require_not_planted(file)
                 take_from_others(file)

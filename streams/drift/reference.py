@@ -81,8 +81,7 @@ def decisions_of_days(archive: Path, window: Days, *, version: str = "", variant
     names = (*_COLUMNS, "variant") if variant else _COLUMNS
     schema = rows_schema("decisions", columns=names)
     # An archive sorts its files by the payment's time, which may be on the day before the decision.
-    optional = ("variant",) if variant else ()
-    table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms), optional=optional).table
+    table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms)).table
     time_ms = table["decided_time_ms"]
     is_wanted = pc.and_(pc.greater_equal(time_ms, first_ms), pc.less(time_ms, end_ms))
     if version:

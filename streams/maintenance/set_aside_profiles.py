@@ -162,7 +162,7 @@ class KafkaParts:
     def remind(self, entity: int, key: bytes, record: SetAsideEvents) -> None:
         """See Remind. Raises BrokerUnavailable."""
         topic, partition_count = self._routes[entity]
-        frame = encode_frame(EntityEvents([key], record.rows[-1:]), {}, partition_count)
+        frame = encode_frame(EntityEvents([key], record.rows[-1:]), partition_count)
         self._sender.send(topic, frame, key=None, partition=partition_of(key, partition_count))
 
     def flush(self) -> None:

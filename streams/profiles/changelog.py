@@ -61,22 +61,6 @@ class Changelog:
         for key in keys:
             self._sender.send(self._topic, None, key=key)
 
-    def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
-        """Queue the changelog's progress, by progress key, into each of its partitions.
-
-        Raises BrokerUnavailable.
-        """
-        for key, complete_to_ms in moments.items():
-            record = {
-                "entity": "progress",
-                "state": b"",
-                "written_time_ms": now_ms,
-                "complete_to_time_ms": complete_to_ms,
-            }
-            value = self._encoder.encode(record)
-            for partition in self._partitions:
-                self._sender.send(self._topic, value, key=key, partition=partition)
-
     def send_claim(self, claim: Claim, now_ms: int) -> None:
         """Queue a claim of completeness. It holds for mirrors that have read to the claim's ends.
 

@@ -145,7 +145,7 @@ class RecordLayout:
         return self._codes_of(row) if self.width > kernel.ATTRIBUTE_COUNT else row[: kernel.CODE_COUNT]
 
     def row_of(self, codes: Sequence[int]) -> list[int]:
-        """Returns a payment's row without identities. A record of an earlier release or declaration has fewer codes."""
+        """Returns a payment's row without identities. A record of another declaration may have fewer codes."""
         row = [0] * self.width
         for column, code in zip(self.columns, codes, strict=False):
             row[column] = code

@@ -12,10 +12,9 @@ One call of `step` is one batch:
 2. Route payments and due outcomes: write the payments' records to the store, queue frames for the profiles' owners.
 3. Apply frames, those of this batch that this worker would read itself included (`BatchConsumer.take_ahead`): write
    new profiles to the store, queue them for the changelog.
-4. Queue progress behind the records it speaks of, for companions and workers of earlier releases.
-5. Flush the sender: the broker has all frames and changelog records.
-6. Commit the offsets.
-7. One worker of the group asks the broker how complete the profiles are, and tells it on the changelog
+4. Flush the sender: the broker has all frames and changelog records.
+5. Commit the offsets.
+6. One worker of the group asks the broker how complete the profiles are, and tells it on the changelog
    (streams/profiles/progress/completeness.py).
 
 This order is the guarantee: the worker commits an offset only after the store and the broker have acknowledged all its
@@ -65,7 +64,7 @@ from paywarden.streams.kafka.admin import ask_end_offsets, end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
-from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
+from paywarden.streams.kafka.reading import Consumed, Record
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
 from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_names import repartition_topic
@@ -89,7 +88,6 @@ from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.payment_columns import PaymentColumns, Position
 from paywarden.streams.profiles.progress.arrivals import Arrivals
 from paywarden.streams.profiles.progress.completeness import CompletenessRounds
-from paywarden.streams.profiles.progress.watermarks import RoutedProgress, SourceProgress
 from paywarden.streams.profiles.router import Decoded, Router
 from paywarden.streams.profiles.settings import (
     PipelineOptions,
@@ -97,7 +95,7 @@ from paywarden.streams.profiles.settings import (
     freshness_objectives_ms,
     stream_metrics,
 )
-from paywarden.streams.profiles.updater import Arrived, Updater
+from paywarden.streams.profiles.updater import Updater
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -172,10 +170,7 @@ class Pipeline:
             limit=RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max, "profiles"),
             names_payments=options.names_payments,
         )
-        self._progress = SourceProgress()
         self._arrivals = Arrivals()
-        self._routed = RoutedProgress(self._payments_partitions)
-        self._progress_due_ms = 0
         # None: nothing that this worker writes is in a mirror.
         self._rounds: CompletenessRounds | None = None
         if changelog is not None:
@@ -196,12 +191,10 @@ class Pipeline:
         self._ask_others_at = 0.0
         self._waiting = WaitingOutcomes()
         self._outcomes_wait = False
-        self._ask_at = self._alone_at = self._lag_at = 0.0
+        self._ask_at = self._alone_at = self._lag_at = self._time_at = 0.0
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self._gather_ms = gather_ms_of(freshness_objectives_ms(settings, entities))
-        # The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
-        self._fetch_age_ms = 2 * max(FETCH_WAIT_MS, self._gather_ms)
         self._clients, self._group_id = clients, settings.group_of(options.profile_set)
         self._consumer = self._new_consumer()
         self._ends = EndsWatch(
@@ -338,7 +331,6 @@ class Pipeline:
         """
         self._note_turn()
         self._store_retry.look()
-        asked_ms = self._now_ms() - self._fetch_age_ms
         with self._timed("read"):
             consumed = self._take()
         payments = [record for record in consumed.records if record.topic == self._payments]
@@ -347,7 +339,7 @@ class Pipeline:
             self._ask_time()
             if self._clock.disagrees():
                 raise ClocksDisagree(self._clock.trouble)
-        arrived_ms = self._note_progress(payments, consumed)
+        arrived_ms = self._corrected_arrivals(payments)
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
         outcomes = self._due_outcomes(has_payments=bool(payments))
@@ -366,10 +358,12 @@ class Pipeline:
         except Abandoned:
             self.metrics.abandoned.inc()
             self._waiting.clear()
-            again = self._consumer.abandon()
-            self._progress.read_again(partition for topic, partition in again if topic == self._payments)
+            self._consumer.abandon()
             return
-        self._send_progress(asked_ms, consumed.is_all)
+        if time.monotonic() >= self._time_at:
+            # For the broker's time, which its acknowledgement of any frame has.
+            self._time_at = time.monotonic() + self._timing.ask_time_every_s
+            self._router.ask_time()
         records = [*payments, *outcomes, *frames]
         if records:
             with self._timed("flush"):
@@ -565,7 +559,6 @@ class Pipeline:
                 if applied.no_room is not None:
                     self._refuse([(record, NO_ROOM) for record in self._updater.refused(entity, applied.no_room)])
                 self._count_applied(entity, arrived.events[entity], applied)
-        self._note_routed(arrived)
 
     def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]
@@ -589,42 +582,17 @@ class Pipeline:
 
     # Progress
 
-    def _note_progress(self, payments: Sequence[Record], consumed: Consumed) -> dict[tuple[int, int], int]:
+    def _corrected_arrivals(self, payments: Sequence[Record]) -> dict[tuple[int, int], int]:
         """Returns by partition and offset when payments arrived whose producer's clock is wrong."""
         corrected: dict[tuple[int, int], int] = {}
         now_ms = self._now_ms()
         for record in payments:
             if record.is_broker_time:
-                self._progress.consumed(record.partition, min(record.timestamp_ms, now_ms))
                 continue
-            self._progress.consumed(record.partition, self._arrivals.complete_to_ms(record, now_ms))
             arrived_ms = self._arrivals.arrived_ms(record, now_ms)
             if arrived_ms != record.timestamp_ms:
                 corrected[record.partition, record.offset] = arrived_ms
-        for topic, partition in consumed.ended:
-            if topic == self._payments:
-                self._progress.reached_end(partition)
         return corrected
-
-    def _note_routed(self, arrived: Arrived) -> None:
-        for entity, partition, progress in arrived.progress:
-            self._routed.heard(entity, partition, progress)
-
-    def _send_progress(self, asked_ms: int, is_all: bool) -> None:
-        """Queue progress behind this batch's frames and changelog records, which it speaks of.
-
-        `is_all` says that the batch holds everything the client had. Otherwise newer records may wait in the client,
-        and the clock proves nothing about them.
-        """
-        self._updater.send_progress(self._routed.news(), self._now_ms())
-        if is_all:
-            self._progress.written(asked_ms)
-        if asked_ms < self._progress_due_ms:
-            return
-        self._progress_due_ms = asked_ms + self._timing.frames_every_ms
-        progress = {partition: moment for partition, moment in self._progress.complete_to_ms().items() if moment > 0}
-        if progress:
-            self._router.send_progress(progress)
 
     def _claim_completeness(self) -> None:
         """Tell mirrors how complete the profiles are, if this worker is the one that does."""
@@ -657,7 +625,7 @@ class Pipeline:
 
     def _retry_while_store_down(self, action: Callable[[], _Result], stop: Event) -> _Result:
         """Returns the action's result; tries it again while the store is down or in conflict. Raises Abandoned."""
-        return self._store_retry.run(action, self._consumer, stop, self._progress.stood_still)
+        return self._store_retry.run(action, self._consumer, stop)
 
     def _note_turn(self) -> None:
         self._turned_at = time.monotonic()
@@ -690,12 +658,9 @@ class Pipeline:
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())
 
-    def _on_assigned(self, places: Sequence[PartitionId]) -> None:
+    def _on_assigned(self, _places: Sequence[PartitionId]) -> None:
         self._sources.is_due = True
         self._has_joined = True
-        # The client reads nothing during a rebalance.
-        self._progress.stood_still()
-        self._progress.assigned(partition for topic, partition in places if topic == self._payments)
 
     def _on_expired(self, place: PartitionId, count: int) -> None:
         self.metrics.expired.labels(place[0]).inc(count)
@@ -703,13 +668,9 @@ class Pipeline:
     def _on_revoked(self, places: Sequence[PartitionId]) -> None:
         # This batch may be abandoned now. Its records must reach the broker before anything the next owner sends.
         self._sender.flush(self._settings.flush_timeout_s)
-        self._progress.stood_still()
-        self._progress.revoked(partition for topic, partition in places if topic == self._payments)
         self._waiting.drop({partition for topic, partition in places if topic == self._outcomes})
-        for topic, partition in places:
-            self._arrivals.forget((topic, partition))
-            if (entity := self._updater.entity_of(topic)) is not None:
-                self._routed.revoked(entity, partition)
+        for place in places:
+            self._arrivals.forget(place)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -7,13 +7,11 @@ hundreds of events, and costs little for each.
 
     1. partition_of(key)    crc32("card:c") % 6 = 5: the event goes to repartition-card/5
     2. encode_frame         the events of a batch for that partition, at most 1000, in their order
-    3. decode_frame         the owner gets the same events, and the progress of payments
+    3. decode_frame         the owner gets the same events
 
-    byte      FRAME_VERSION, or FRAME_WITH_DECLARED
+    byte      FRAME_VERSION
     byte      the number of attributes of a payment in this frame
     2 bytes   the number of partitions that keys are spread over (all numbers are little endian)
-    4 bytes   the number of progress entries, 16 bytes each: a partition of payments, and the moment up to which all
-              its payments are in this frame or earlier ones
     4 bytes   the number of events
     rows      int64, one row for each event: streams/profiles/events.py has the columns
     lengths   2 bytes for each event: the length of its key
@@ -26,34 +24,28 @@ therefore hold an event twice, but the first copies stand in the order of their 
 What can go wrong:
 
 - A frame made for another number of partitions would give a profile two owners. `decode_frame` then raises
-  Misconfigured, and the worker stops before it commits. The same holds for a frame of a later release.
+  Misconfigured, and the worker stops before it commits. The same holds for a frame of another version.
 - A record is no frame at all. It is refused, and the next one is read. Bytes at random must not stop every worker, so a
-  number of partitions counts only in a frame that is whole, and a later version only with the right number.
+  number of partitions counts only in a frame that is whole, and another version only with the right number.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from paywarden.features import kernel
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.profiles.events import ATTRIBUTES_AT, ROW_WIDTH, ROW_WIDTH_MAX, EntityEvents, joined_rows
 
-# A worker of an earlier release stops at a frame of version 2 and loses nothing: it would take the identities of texts
-# for garbage. Frames of version 1 are read. Their events have no identities, and profiles take the public codes.
-FRAME_VERSION, FRAME_WITHOUT_IDENTITIES = 2, 1
-# A frame whose rows have declared fields. A worker of a release that knows none stops at it, and loses nothing.
-FRAME_WITH_DECLARED = 3
-_VERSIONS = (FRAME_WITHOUT_IDENTITIES, FRAME_VERSION, FRAME_WITH_DECLARED)
+FRAME_VERSION = 4
 # Even with the longest keys such a frame stays under Kafka's default limit of 1 MiB.
 FRAME_EVENTS_MAX, _FRAME_BYTES_MAX = 1000, 1_000_000
 
-_HEADER = struct.Struct("<BBHII")
+_HEADER = struct.Struct("<BBHI")
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
@@ -81,18 +73,15 @@ def frames_of(events: EntityEvents, partition_count: int, zeros: Sequence[int] =
         begin, end = end, end + int(counts[partition])
         for first in range(begin, end, count_max):
             last = min(first + count_max, end)
-            yield partition, encode_frame(EntityEvents(keys[first:last], rows[first:last]), {}, partition_count)
+            yield partition, encode_frame(EntityEvents(keys[first:last], rows[first:last]), partition_count)
 
 
-def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partition_count: int) -> bytes:
-    """Returns one frame. `complete_to_ms`: the progress of partitions of payments."""
-    progress = np.array(list(complete_to_ms.items()), dtype="<i8")
+def encode_frame(events: EntityEvents, partition_count: int) -> bytes:
+    """Returns one frame."""
     attribute_count = events.rows.shape[1] - ATTRIBUTES_AT
-    version = FRAME_VERSION if attribute_count == kernel.ATTRIBUTE_COUNT else FRAME_WITH_DECLARED
     return b"".join(
         (
-            _HEADER.pack(version, attribute_count, partition_count, len(complete_to_ms), len(events.keys)),
-            progress.tobytes(),
+            _HEADER.pack(FRAME_VERSION, attribute_count, partition_count, len(events.keys)),
             np.ascontiguousarray(events.rows, dtype="<i8").tobytes(),
             np.array([len(key) for key in events.keys], dtype="<u2").tobytes(),
             *events.keys,
@@ -100,30 +89,27 @@ def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partit
     )
 
 
-def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvents, dict[int, int]]:
-    """Returns the events and the progress in a frame of a topic with `partition_count` partitions.
+def decode_frame(value: bytes | None, partition_count: int) -> EntityEvents:
+    """Returns the events in a frame of a topic with `partition_count` partitions.
 
     The rows have the declared fields of the worker that sent them, which may be others than the reader's.
 
-    Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another release, or for
+    Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another version, or for
     another number of partitions: a profile would have two owners, so the worker must stop and lose nothing.
     """
     if value is None or len(value) < _HEADER.size:
         raise InvalidEvent("not a frame: it is too short")
-    version, attribute_count, spread_over, progress_count, event_count = _HEADER.unpack_from(value)
-    if version not in _VERSIONS:
-        if version < FRAME_WITH_DECLARED or spread_over != partition_count:
+    version, attribute_count, spread_over, event_count = _HEADER.unpack_from(value)
+    if version != FRAME_VERSION:
+        if spread_over != partition_count:
             raise InvalidEvent(f"not a frame: it is of version {version}, for {spread_over} partitions")
-        known = FRAME_WITH_DECLARED
-        raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {known}")
+        raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {FRAME_VERSION}")
     width = ATTRIBUTES_AT + attribute_count
-    rows_at = _HEADER.size + 16 * progress_count
-    lengths_at = rows_at + 8 * width * event_count
+    lengths_at = _HEADER.size + 8 * width * event_count
     keys_at = lengths_at + 2 * event_count
-    if width > (ROW_WIDTH_MAX if version == FRAME_WITH_DECLARED else ROW_WIDTH) or keys_at > len(value):
+    if width > ROW_WIDTH_MAX or keys_at > len(value):
         raise InvalidEvent("not a frame: it ends before its events do, or has attributes no one knows")
-    progress = np.frombuffer(value, "<i8", 2 * progress_count, _HEADER.size).reshape(-1, 2)
-    rows = np.frombuffer(value, "<i8", width * event_count, rows_at).reshape(-1, width).astype(np.int64)
+    rows = np.frombuffer(value, "<i8", width * event_count, _HEADER.size).reshape(-1, width).astype(np.int64)
     if width < ROW_WIDTH:
         rows = joined_rows([rows])
     ends = np.cumsum(np.frombuffer(value, "<u2", event_count, lengths_at), dtype=np.int64) + keys_at
@@ -138,4 +124,4 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
     for end in ends.tolist():
         keys.append(value[start:end])
         start = end
-    return EntityEvents(keys, rows), {int(partition): int(time_ms) for partition, time_ms in progress.tolist()}
+    return EntityEvents(keys, rows)

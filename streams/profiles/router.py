@@ -172,14 +172,7 @@ class Router:
     def ask_time(self) -> None:
         """Send a frame without events, for the broker's time in its acknowledgement. Raises BrokerUnavailable."""
         topic, partition_count = self._routes[0]
-        self._send(topic, 0, encode_frame(_NO_EVENTS, {}, partition_count))
-
-    def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
-        """Send every owner the progress of partitions of payments. Raises BrokerUnavailable."""
-        for topic, partition_count in self._routes:
-            frame = encode_frame(_NO_EVENTS, complete_to_ms, partition_count)
-            for partition in range(partition_count):
-                self._send(topic, partition, frame)
+        self._send(topic, 0, encode_frame(_NO_EVENTS, partition_count))
 
 
 def _record_keys(payments: Sequence[PaymentEvent]) -> list[bytes]:

@@ -107,7 +107,7 @@ def decode(state: bytes) -> SetAsideEvents:
     if not unpacking.eof or len(packed) % (8 * width):
         raise InvalidEvent("it was set aside, and is damaged")
     rows = np.frombuffer(packed, "<i8").reshape(width, -1).T.astype(np.int64)
-    # Rows of an earlier release have fewer attributes.
+    # Rows of another declaration may have fewer columns.
     return SetAsideEvents(state[_HEADER.size : end], joined_rows([rows]))
 
 

@@ -16,10 +16,6 @@ from paywarden.streams.profiles.decoder import TIMES
 from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 
-# How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
-# by it, and a mirror may be 30 s old.
-_FRAMES_EVERY_MS = 10_000
-
 
 @dataclass(frozen=True)
 class StreamSettings:
@@ -88,8 +84,8 @@ class PipelineTiming:
     outcomes_alone_after_s: float = 0.5
     # How often the worker asks the broker where its partitions end.
     ask_ends_every_s: float = ASK_EVERY_S
-    # How often it sends the progress that travels with the frames.
-    frames_every_ms: int = _FRAMES_EVERY_MS
+    # How often the worker asks the broker for its time.
+    ask_time_every_s: float = 10.0
 
 
 @dataclass(frozen=True)

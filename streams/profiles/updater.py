@@ -34,13 +34,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Arrived:
-    """Events by kind of entity, their progress, and the unusable records with the reason.
-
-    `progress`: kind of entity, partition and moments, in reading order.
-    """
+    """Events by kind of entity, and the unusable records with the reason."""
 
     events: dict[int, EntityEvents] = field(default_factory=dict)
-    progress: list[tuple[str, int, dict[int, int]]] = field(default_factory=list)
     refused: list[tuple[Record, str]] = field(default_factory=list)
 
 
@@ -69,26 +65,19 @@ class Updater:
         self._numbers = {routes[name][0]: number for number, name in enumerate(self.entities)}
         self._partition_counts = [routes[name][1] for name in self.entities]
 
-    def entity_of(self, topic: str) -> str | None:
-        """Returns the kind of entity of a repartition topic; None for another topic."""
-        number = self._numbers.get(topic)
-        return None if number is None else self.entities[number]
-
     def decode(self, records: Sequence[Record]) -> Arrived:
-        """Returns the events and the progress in these frames."""
+        """Returns the events in these frames."""
         arrived = Arrived()
         parts: dict[int, list[EntityEvents]] = {}
         for record in records:
             entity = self._numbers[record.topic]
             try:
-                events, progress = decode_frame(record.value, self._partition_counts[entity])
+                events = decode_frame(record.value, self._partition_counts[entity])
             except InvalidEvent as error:
                 arrived.refused.append((record, str(error)))
                 continue
             if events.keys:
                 parts.setdefault(entity, []).append(events)
-            if progress:
-                arrived.progress.append((self.entities[entity], record.partition, progress))
         arrived.events = {entity: batch.merged(events) for entity, events in sorted(parts.items())}
         return arrived
 
@@ -209,11 +198,6 @@ class Updater:
         if self._changelog is not None:
             arrived_ms = applied.arrived_ms or None
             self._changelog.send(self.entities[entity], applied.profiles, now_ms, arrived_ms, named=applied.named)
-
-    def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
-        """Queue the changelog's progress. Raises BrokerUnavailable."""
-        if self._changelog is not None:
-            self._changelog.send_progress(moments, now_ms)
 
     def send_claim(self, claim: Claim, now_ms: int) -> None:
         """Queue a claim for the changelog. Raises BrokerUnavailable."""

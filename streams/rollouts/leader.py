@@ -16,7 +16,7 @@
    the records behind it cannot be read. Harm that is seen meanwhile rolls back. Other looks find no data, and enter
    that in the log of rollouts, which shows that somebody leads. This process's log names the partitions that are held
    up.
-8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
+8. Decisions without a latency do not count if the plan measures it.
 9. If the log or the deployment file cannot be used once the leader leads (a full disk, a file that was replaced), it
    warns, keeps its counts and tries again. It does not end before the deployment file is as the log says.
 """

@@ -49,7 +49,6 @@ from paywarden.scoring.state.outbox import Frames, OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.shadow.fast_records import FastRecordWriter
 from paywarden.streams.shadow.outbox_tail import OutboxTail
-from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime
 
@@ -110,7 +109,7 @@ class ShadowEvaluator:
         """`topic`: the name on the cluster. Raises Misconfigured, BundleRefused if the challenger cannot be loaded."""
         self._name, self._source, self._now_ms = name, source, now_ms
         self._outbox, self._settings = outbox, settings
-        self._sender, self._topic, self._writer = sender, topic, ShadowRecordWriter(encoder)
+        self._sender, self._topic, self._encoder = sender, topic, encoder
         self._spare_time: SpareTime | None = None
         # The sender in spare time, and the sender with a share of a core.
         self._senders = sender, sender
@@ -253,7 +252,7 @@ class ShadowEvaluator:
         challenger = self._source.load()
         self._fast = None
         if isinstance(challenger, VectorChallenger):
-            self._fast = FastRecordWriter(challenger, self._writer)
+            self._fast = FastRecordWriter(challenger, self._encoder.header)
         return challenger
 
     def _evaluate(self, frames: Frames) -> None:
@@ -271,7 +270,8 @@ class ShadowEvaluator:
         self._newest_ms = max(self._newest_ms, entries[-1].decided_time_ms)
         found = self._challenger.evaluate(entries)
         self._send(
-            [record.payment_id.encode() for record in found.records], list(map(self._writer.write, found.records))
+            [record.payment_id.encode() for record in found.records],
+            [self._encoder.encode(record.value()) for record in found.records],
         )
         self._left_out.update(found.left_out)
 

@@ -1,12 +1,12 @@
 """Writes the shadow records of usual decisions with two compiled calls, from the bytes of an outbox.
 
     frames ─► read_entries ─► challenger's model, all vectors at once ─► write_records ─► values, keys
-                   └─ unusual ─► protobuf ─► VectorChallenger ─► ShadowRecordWriter ◄─┘ to be asked: the policy
+                   └─ unusual ─► protobuf ─► VectorChallenger ─► schemas/avro.py ◄─┘ to be asked: the policy
 
 Most payments are approved, and none of their flags asks for an action. A policy without conditions approves such a
-payment by its score alone. To make objects of it, ask the policy, and write the record took 9 µs of CPU time; here it
-takes a tenth of that. A policy with conditions is asked about each payment, and only its record is written here. The
-records are the same, to the bit. Everything else is left to the caller.
+payment by its score alone. To make objects of it, ask the policy, and write the record with fastavro takes 30 µs of CPU
+time; the compiled calls take 1.8 µs. A policy with conditions is asked about each payment, and only its record is
+written here. The records are the same, to the bit. Everything else is left to the caller.
 
 The entries that the caller had to read teach two things: which flags ask for nothing, and how decisions of a champion
 (an *origin*, its digests of bundle and policy) are handled: `learn`.
@@ -29,8 +29,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.challenger import LEFT_OUT, VectorChallenger
 from paywarden.scoring.state.outbox import Frames
 from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES
+from paywarden.streams.kafka.avro_bytes import text_bytes
 from paywarden.streams.shadow import record_loop as loop
-from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 
 # Champions that are known at a time. After a swap there are two.
 _ORIGINS_MAX = 16
@@ -70,13 +70,14 @@ class FastRecords:
 class FastRecordWriter:
     """Writes the usual records of one challenger. Not thread-safe."""
 
-    def __init__(self, challenger: VectorChallenger, writer: ShadowRecordWriter) -> None:
-        self._challenger, self._writer = challenger, writer
+    def __init__(self, challenger: VectorChallenger, header: bytes) -> None:
+        """`header`: the bytes that each value begins with (schemas/avro.py)."""
+        self._challenger = challenger
         self._known_flags: set[str] = set()
         self._origins: dict[tuple[bytes, bytes], int] = {}
         self._row_bytes, self._rows = challenger.vector_bytes, 0
         self._most_name_bytes = 0
-        constants = writer.header, challenger.catalogue_digest.encode(), writer.names_of(challenger.digests)
+        constants = header, challenger.catalogue_digest.encode(), _avro_texts(*challenger.digests)
         self._constant_bytes = sum(map(len, constants))
         self._arrays: dict[str, NDArray[Any]] = {
             "numbers": np.zeros(loop.NUMBER_COUNT, dtype=np.int64),
@@ -202,7 +203,9 @@ class FastRecordWriter:
         arrays["origin_status"][number] = loop.LEFT_OUT + LEFT_OUT.index(reason) if reason else loop.USUAL
         arrays["numbers"][loop.ORIGIN_COUNT] = len(self._origins)
         bundle, policy = (digest.hex() for digest in digests)
-        self._names.append(self._writer.names_of((challenger.name, False, challenger.catalogue_digest, bundle, policy)))
+        # Challenger, `is_shadow_host`, the catalogue, the champion: neighbours in the schema.
+        names = _avro_texts(challenger.name) + b"\0" + _avro_texts(challenger.catalogue_digest, bundle, policy)
+        self._names.append(names)
         self._most_name_bytes = max(map(len, self._names))
         self._put_texts("names", "name_ends", self._names)
 
@@ -228,6 +231,10 @@ class FastRecordWriter:
 def _payload(frames: Frames, row: int) -> bytes:
     begin = int(frames.ends[row - 1]) if row else 0
     return frames.data[begin + HEAD_BYTES : int(frames.ends[row])]
+
+
+def _avro_texts(*texts: str) -> bytes:
+    return b"".join(map(text_bytes, texts))
 
 
 def _texts(name: str, ends: str, texts: Sequence[bytes]) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@
    that a shadow record does not need, but every field must have its usual form, and every text must be ASCII.
 2. An entry is usual if its origin (the digests of bundle and policy) is known and none of its flags asks for an action.
    Then the policy approves it if its score is below the threshold.
-3. `write_records` writes the usual ones in Avro (schemas/avsc/shadow-decisions.avsc), as record_writer.py does.
+3. `write_records` writes the usual ones in Avro (schemas/avsc/shadow-decisions.avsc).
 """
 
 from __future__ import annotations

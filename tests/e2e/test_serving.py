@@ -25,7 +25,7 @@ from paywarden.models.training.training import train_bundle
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
@@ -94,7 +94,7 @@ class LiveTopics:
         self._producer = make_producer(settings, linger_ms=0)
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
-        self._mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+        self._mirror = MirrorView(MirrorSettings(path=str(deployment.mirror), size_mb=256))
         self._awaited: dict[tuple[bytes, int], int] = {}
 
     def send_payment(self, row: dict[str, Any]) -> None:

@@ -157,8 +157,8 @@ def _repartition_frame() -> Iterator[bytes]:
     from tests.unit.streams.profiles.test_updater import card_events
 
     events = card_events()
-    yield encode_frame(events, {0: 1, 3: 2}, 6)
-    yield encode_frame(events, {}, 6)[:-2]
+    yield encode_frame(events, 6)
+    yield encode_frame(events, 6)[:-2]
 
 
 def _profile() -> Iterator[bytes]:
@@ -169,7 +169,7 @@ def _profile() -> Iterator[bytes]:
     states = apply(0, card_events(), {}, FeatureEngine()).profiles
     yield from list(states.values())[:2]
     # The example of the codec's documentation: another shape, which is migrated.
-    yield bytes.fromhex("048daa3a04060001901c01000026101000" + "0068e5cf8b0160ea000102")
+    yield bytes.fromhex("068daa3a04060001901c010000261010000068e5cf8b0160ea000102" + "572d4df25fec0391")
 
 
 def _profile_set_aside() -> Iterator[bytes]:

@@ -251,7 +251,7 @@ def repartition_frame() -> Target:
 
     def target(data: bytes) -> None:
         with suppress(InvalidEvent, Misconfigured):
-            events, _ = decode_frame(data, 6)
+            events = decode_frame(data, 6)
             assert len(events.keys) == len(events.rows)
 
     return target
@@ -385,7 +385,6 @@ def outbox_records() -> Target:
     from paywarden.streams.companion.shipment import read_entry
     from paywarden.streams.companion.shipping import decision_of
     from paywarden.streams.shadow.fast_records import FastRecordWriter
-    from paywarden.streams.shadow.record_writer import ShadowRecordWriter
     from tests.fuzz.corpus import with_checksums
     from tests.parity.test_shadow_records import ENCODER, RULES, SETTINGS, challenger, check, plain
     from tests.unit.streams.companion.test_decision_writer import ENCODER as DECISIONS
@@ -394,7 +393,7 @@ def outbox_records() -> Target:
     decisions, pairs = writer(), []
     for settings, is_alone in ((SETTINGS, False), (RULES, False), (SETTINGS, True)):
         own = challenger(settings, is_policy_alone=is_alone)
-        fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+        fast = FastRecordWriter(own, ENCODER.header)
         fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.digests[0]))])
         pairs.append((own, fast))
 

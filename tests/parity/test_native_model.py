@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from paywarden.models.bundle import bitvectors
 from paywarden.models.bundle.bitvectors import LANES
 from paywarden.models.bundle.bundle import MODEL_TEXT, build_native, load_bundle, native_library
-from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
+from paywarden.models.bundle.compiler import BIT_VECTORS, WALK, compile_library, compiler_name
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor, bound
 from paywarden.schemas.errors import BundleRefused
 from tests.services.missing_tools import COMPILER
@@ -56,11 +56,11 @@ class LanesPredictor:
 def engines() -> tuple[list[Predictor], Any]:
     """The small world's model in all engines: the native library that serves, all others, and LightGBM."""
     bundle, folder = small_world.trained_bundle(), Path(tempfile.mkdtemp(prefix="paywarden-parity-"))
-    text, library, conditions = bundle / MODEL_TEXT, native_library(bundle), folder / "conditions.so"
+    text, library, walk = bundle / MODEL_TEXT, native_library(bundle), folder / "conditions.so"
     assert compile_library(text, FEATURES, folder / "vectors.so") == BIT_VECTORS
-    assert compile_library(text, FEATURES, conditions, generator=TL2CGEN) == TL2CGEN
+    assert compile_library(text, FEATURES, walk, generator=WALK) == WALK
     widest = ctypes.CDLL(str(library)).paywarden_lanes()
-    found: list[Predictor] = [NativePredictor(library, FEATURES), NativePredictor(conditions, FEATURES)]
+    found: list[Predictor] = [NativePredictor(library, FEATURES), NativePredictor(walk, FEATURES)]
     found += [LanesPredictor(library, lanes) for lanes in (0, 1, *LANES) if lanes <= widest]
     shutil.rmtree(folder)
     return [*found, GtilPredictor(text)], lightgbm.Booster(model_file=str(text))
@@ -155,15 +155,6 @@ def test_any_nan_is_missing_whatever_its_bits() -> None:
             assert np.array_equal(engine.margins(rows), np.repeat(wanted, 3))
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_a_float32_widened_never_looks_missing_to_tl2cgen(bits: int) -> None:
-    """TL2cgen 1.0.0 marks a missing value by ones in the low half of an 8-byte entry, which a float64 can have by
-    chance (80 of 67,080 real rows were scored wrong). A float32 widened to float64 ends in 29 zero bits."""
-    value = np.array([bits], dtype=np.uint32).view(np.float32)
-    if not np.isnan(value[0]):
-        assert int(value.astype(np.float64).view(np.uint64)[0]) & (2**29 - 1) == 0
-
-
 @settings(max_examples=200)
 @given(st.lists(st.floats(width=32), min_size=FEATURES, max_size=FEATURES))
 def test_engines_agree_on_any_row_of_float32(values: list[float]) -> None:
@@ -219,7 +210,7 @@ def test_batches_of_any_size_up_to_three_blocks_score_as_single_rows() -> None:
 
 
 @pytest.mark.parametrize("leaves", [2, 63, 64, 65, 200])
-def test_trees_of_any_size_agree_and_large_ones_become_conditions(tmp_path: Path, leaves: int) -> None:
+def test_trees_of_any_size_agree_and_large_ones_are_walked(tmp_path: Path, leaves: int) -> None:
     random = np.random.default_rng(leaves)
     data = random.normal(size=(4000, 6)).astype(np.float32)
     data[random.random(data.shape) < 0.1] = np.nan
@@ -229,7 +220,7 @@ def test_trees_of_any_size_agree_and_large_ones_become_conditions(tmp_path: Path
     text = tmp_path / MODEL_TEXT
     booster.save_model(text)
     assert max(tree["num_leaves"] for tree in booster.dump_model()["tree_info"]) == leaves
-    assert compile_library(text, 6, tmp_path / "model.so") == (BIT_VECTORS if leaves <= 64 else TL2CGEN)
+    assert compile_library(text, 6, tmp_path / "model.so") == (BIT_VECTORS if leaves <= 64 else WALK)
     assert np.array_equal(
         NativePredictor(tmp_path / "model.so", 6).margins(data), booster.predict(data, raw_score=True)
     )
@@ -265,7 +256,7 @@ def test_models_of_any_width_agree_and_those_that_do_not_fit_are_not_walked(
     assert np.array_equal(NativePredictor(library, features).margins(data), wanted)
 
 
-def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> None:
+def test_a_model_with_categorical_nodes_is_walked(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
     label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)
@@ -273,21 +264,25 @@ def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> No
     booster = lightgbm.train({"objective": "binary", "verbosity": -1}, dataset, num_boost_round=5)
     text = tmp_path / MODEL_TEXT
     booster.save_model(text)
-    assert compile_library(text, 2, tmp_path / "model.so") == TL2CGEN
+    assert compile_library(text, 2, tmp_path / "model.so") == WALK
     data[::7, 0] = np.nan
+    odd = np.array([-7, -1, -0.5, 0.5, 31, 32, 33, 4095, 1e9], dtype=np.float32)
+    data[1::7, 0] = random.choice(odd, len(data[1::7]))
     assert np.array_equal(
         NativePredictor(tmp_path / "model.so", 2).margins(data), booster.predict(data, raw_score=True)
     )
 
 
-def test_a_model_whose_trees_are_averaged_is_not_summed(tmp_path: Path) -> None:
+def test_a_forest_gives_the_raw_score_of_lightgbm(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = random.normal(size=(2000, 3)).astype(np.float32)
     forest = {"objective": "binary", "boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5, "verbosity": -1}
     booster = lightgbm.train(forest, lightgbm.Dataset(data, (data[:, 0] > 0).astype(int)), num_boost_round=4)
     text = tmp_path / MODEL_TEXT
     booster.save_model(text)
-    assert compile_library(text, 3, tmp_path / "model.so") == TL2CGEN
+    assert compile_library(text, 3, tmp_path / "model.so") == WALK
+    wanted = booster.predict(data, raw_score=True)
+    assert np.array_equal(NativePredictor(tmp_path / "model.so", 3).margins(data), wanted)
 
 
 @pytest.mark.parametrize("trees", [1, 16, 17, 79, 80, 81, 95, 160])

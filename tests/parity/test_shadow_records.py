@@ -1,4 +1,4 @@
-"""The compiled way to shadow records against the obvious one: protobuf, challenger, policy and writer, one by one."""
+"""The compiled way to shadow records against the obvious one: protobuf, challenger, policy, fastavro, one by one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from paywarden.models.policy.policy import (
     Policy,
     PolicySettings,
 )
+from paywarden.models.rollout.shadow import SHADOW_TOPIC
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -30,7 +31,6 @@ from paywarden.scoring.engine.challenger import CHAMPION, OTHER_BUNDLE, VectorCh
 from paywarden.scoring.state.outbox import Frames, framed
 from paywarden.streams.shadow import record_loop
 from paywarden.streams.shadow.fast_records import FastRecords, FastRecordWriter, warm_up
-from paywarden.streams.shadow.record_writer import SHADOW_TOPIC, ShadowRecordWriter
 from tests.worlds.small import small_world
 
 ENCODER = Encoder(SHADOW_TOPIC, LocalSchemaIds().id_of(SHADOW_TOPIC))
@@ -125,7 +125,6 @@ def frames_of(payloads: Sequence[bytes]) -> Frames:
 def check(own: VectorChallenger, fast: FastRecordWriter, payloads: Sequence[bytes]) -> FastRecords:
     """Compare with the obvious way; returns what the fast one has written."""
     written = fast.write(frames_of(payloads))
-    writer = ShadowRecordWriter(ENCODER)
     rest = list(written.rest)
     values, keys, left_out = [], [], Counter[str]()
     for payload in payloads:
@@ -136,7 +135,7 @@ def check(own: VectorChallenger, fast: FastRecordWriter, payloads: Sequence[byte
         found = own.evaluate([entry])
         left_out.update(found.left_out)
         for record in found.records:
-            values.append(writer.write(record))
+            values.append(ENCODER.encode(record.value()))
             keys.append(record.payment_id.encode())
     assert not rest, "the rest is in order"
     assert (written.values, written.keys, written.left_out) == (values, keys, left_out)
@@ -155,7 +154,7 @@ def test_usual_records_are_those_of_the_obvious_way_to_the_bit(
             entry.bundle_digest = bytes.fromhex(own.digests[0])
         if seed % 3:
             entry.policy_digest = bytes.fromhex(own.digests[1])
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     payloads = [entry.SerializeToString() for entry in decided]
     assert check(own, fast, payloads).rest == payloads, "nothing is known yet"
     fast.learn(decided)
@@ -198,7 +197,7 @@ def test_with_rules_a_payment_that_is_simply_approved_is_written_in_compiled_cod
     approved, large = plain(), plain()
     for entry, amount in ((approved, 1), (large, 1_000_00)):
         entry.request.amount_minor, entry.request.currency = amount, "EUR"
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     fast.learn([approved])
     written = check(own, fast, [one.SerializeToString() for one in (approved, large, approved)])
     assert (len(written.values), written.rest) == (2, [large.SerializeToString()])
@@ -211,7 +210,7 @@ def test_payments_that_are_approved_without_a_question_take_the_compiled_way(is_
     decided = [plain(bundle_digest=digest) for _ in range(100)]
     asked = plain(bundle_digest=digest)
     asked.response.flags.append("unknown_card")
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     fast.learn(decided[:1])
     written = check(own, fast, [one.SerializeToString() for one in [*decided, asked, *decided]])
     assert (len(written.values), written.rest) == (200, [asked.SerializeToString()])
@@ -221,7 +220,7 @@ def test_a_decision_with_a_champion_that_is_left_out_costs_no_look() -> None:
     own = challenger(NEUTRAL, is_policy_alone=True)
     bundle, policy = map(bytes.fromhex, own.digests)
     champion, other = plain(bundle_digest=bundle, policy_digest=policy), plain(bundle_digest=DIGESTS[1])
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     fast.learn([champion, other])
     written = check(own, fast, [one.SerializeToString() for one in (champion, other, champion)])
     assert (written.left_out, written.rest) == ({CHAMPION: 2, OTHER_BUNDLE: 1}, [])
@@ -229,7 +228,7 @@ def test_a_decision_with_a_champion_that_is_left_out_costs_no_look() -> None:
 
 def test_many_champions_and_flags_stay_bounded() -> None:
     own = challenger(NEUTRAL, is_policy_alone=False)
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     for number in range(300):
         entry = plain(bundle_digest=number.to_bytes(32, "little"))
         entry.response.flags.append(f"unknown_{number}")
@@ -244,7 +243,7 @@ def test_a_decision_without_a_score_is_left_to_the_policy() -> None:
     own = challenger(PolicySettings(on_model_absent="approve"), is_policy_alone=True)
     entry = plain(bundle_digest=b"")
     entry.response.flags.append(MODEL_ABSENT)
-    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast = FastRecordWriter(own, ENCODER.header)
     fast.learn([entry])
     assert len(check(own, fast, [entry.SerializeToString()]).rest) == 1
 
@@ -255,5 +254,5 @@ def test_nothing_is_compiled_in_the_middle_of_a_batch() -> None:
     warm_up()
     compiled = [list(loop.signatures) for loop in loops]
     assert all(compiled)
-    FastRecordWriter(challenger(NEUTRAL, is_policy_alone=True), ShadowRecordWriter(ENCODER)).write(frames_of([b"x"]))
+    FastRecordWriter(challenger(NEUTRAL, is_policy_alone=True), ENCODER.header).write(frames_of([b"x"]))
     assert [list(loop.signatures) for loop in loops] == compiled

@@ -3,7 +3,7 @@
     python -m tests.simulation --seeds 1000 --minutes 5 --jobs 2      as many seeds as fit into the time
     python -m tests.simulation --seed 4711 --trace                    one history, with its last steps
     python -m tests.simulation --seed 4711 --keep-faults 2 --keep-operations 3,8-9
-    python -m tests.simulation --mutation reader_check --seeds 50     with a fix undone
+    python -m tests.simulation --mutation source_identity --seeds 50     with a fix undone
 
 Exit status: 0 when no history failed, 1 when one did.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from paywarden.models.rollout.shares import CIRCLE, CardSplit
 from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.state.mirror_file import MirrorView, has_mirror
 from paywarden.scoring.state.outbox import records_in
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
@@ -201,8 +203,8 @@ def _check_copies(history: History, stored: dict[bytes, bytes]) -> None:
         raise Failed(
             "changelog", f"{len(differing)} of {len(stored)} profiles differ from the store's: {differing[:3]}"
         )
-    with history.files.environments[history.deployment.mirror.path].begin() as transaction:
-        mirrored = {key: transaction.get(key) for key in stored}
+    with closing(MirrorView(history.deployment.mirror)) as mirror:
+        mirrored = mirror.read(stored)
     differing = sorted(key for key in stored if mirrored[key] != last[key])
     if differing:
         raise Failed("mirror", f"{len(differing)} profiles differ from the changelog's: {differing[:3]}")
@@ -211,13 +213,11 @@ def _check_copies(history: History, stored: dict[bytes, bytes]) -> None:
 def check_watermark(history: History) -> None:
     """Raises Failed if the mirror lacks a payment from before the moment up to which it says it is complete."""
     # A worker's clock that is ahead claims too much, and so does what a frozen worker sends later: docs/limits.md.
-    environment = history.files.environments.get(history.deployment.mirror.path)
     # A client that has silently lost a partition is no excuse: claims go by what is committed.
-    if history.left_alone - {"stalled"} or history.damaged_profiles or environment is None:
+    if history.left_alone - {"stalled"} or history.damaged_profiles or not has_mirror(history.deployment.mirror):
         return
-    with environment.begin() as transaction:
-        value = transaction.get(b"\0complete_to")
-        complete_to_ms = 0 if value is None else int.from_bytes(value, "little")
+    with closing(MirrorView(history.deployment.mirror)) as mirror:
+        complete_to_ms = mirror.complete_to_ms() or 0
         if complete_to_ms <= history.watermark_ms:
             return
         history.watermark_ms = complete_to_ms
@@ -232,7 +232,7 @@ def check_watermark(history: History) -> None:
                     continue
                 key = f"{entity}:{identity}".encode()
                 if key not in sources:
-                    state = transaction.get(key)
+                    state = mirror.read([key])[key]
                     sources[key] = {} if state is None else sources_of(state)
                 if sources[key].get(batch.payments_source(place[1]), -1) < offset:
                     raise Failed(

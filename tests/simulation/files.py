@@ -1,4 +1,4 @@
-"""The file system of the simulated machines: real files, through an `os`, a `Path` and an `lmdb` that can fail.
+"""The file system of the simulated machines: real files, through an `os` and a `Path` that can fail.
 
 The modules of the scoring host get these in place of the real ones (patches.py). A fault belongs to one process:
 
@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
 
-import lmdb as real_lmdb
-
-from tests.simulation.world import Actor, World
+from tests.simulation.world import World
 
 _READ_ONLY = "r"
 # The supervisor's pipe: nothing is written to it.
@@ -50,16 +48,13 @@ class Files:
         self.faults: dict[str, list[FileFault]] = {}
         self.mtimes: dict[str, float] = {}
         self._paths: dict[int, str] = {}
-        self.environments: dict[str, Any] = {}
-        # Read transactions of dead processes. Their slots keep pages of the mirror.
-        self.stale: list[tuple[Actor, Any]] = []
         self.descriptors_most = 0
         # Whether room can be reserved on this disk; up to which byte it is, by descriptor.
         self.can_reserve = random.Random(f"disk {world.seed}").random() < 0.5
         self.reserved: dict[int, int] = {}
         # Parts of writes that a full disk cut short, until their writer removes them.
         self.cut_short: list[bytes] = []
-        # Workers that die in the middle of their next look-up.
+        # Workers that die in their next look-up.
         self.dies_reading: set[str] = set()
 
     def add(self, process: str, fault: FileFault) -> None:
@@ -109,13 +104,6 @@ class Files:
         if (path := self._paths.get(fd)) is not None:
             self.mtimes[path] = self.world.wall_s()
 
-    def close(self) -> None:
-        for _, transaction in self.stale:
-            transaction.abort()
-        for environment in self.environments.values():
-            environment.close()
-        self.environments.clear()
-
 
 FILES: Files | None = None
 
@@ -133,7 +121,6 @@ def using(own: Files) -> Iterator[Files]:
     try:
         yield own
     finally:
-        own.close()
         FILES = None
 
 
@@ -216,6 +203,14 @@ class SimulatedOs:
         os.ftruncate(fd, length)
         own.reserved.pop(fd, None)
         own.written(fd)
+
+    def posix_fallocate(self, fd: int, offset: int, length: int) -> None:
+        """Give a file memory. A mirror that grows may meet a full file system."""
+        own = files()
+        own.seam("fallocate")
+        if offset and own.fault("enospc") is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(fd, offset, length)
 
     def truncate(self, path: Any, length: int) -> None:
         files().seam("truncate")
@@ -342,8 +337,8 @@ class SimulatedPath(PosixPath):
             mtime = files().world.wall_s()
         fields = list(found)
         fields[8] = int(mtime)
-        times = {"st_atime": mtime, "st_mtime": mtime, "st_ctime": mtime}
-        return os.stat_result(fields, times)
+        others = {"st_atime": mtime, "st_mtime": mtime, "st_ctime": mtime, "st_blocks": found.st_blocks}
+        return os.stat_result(fields, others)
 
     def replace(self, target: Any) -> SimulatedPath:
         own = files()
@@ -373,85 +368,3 @@ def _proc(name: str) -> str:
     if life is None or life.is_dead:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return f"{pid} (paywarden) S " + "0 " * 18 + str(int(life.started_at * 100)) + " 0 0\n"
-
-
-class SimulatedLmdb:
-    """The module `lmdb` for the mirror. All processes of a host share one environment, as they share one file."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(real_lmdb, name)
-
-    def open(self, path: str, **options: Any) -> SimulatedEnvironment:
-        _check_open("lmdb.open")
-        own = files()
-        data = os.path.join(path, "data.mdb")
-        shared = own.environments.get(path)
-        if shared is None:
-            if options.get("readonly"):
-                raise real_lmdb.Error(f"{path}: no such file")
-            options["max_readers"] = 2000
-            shared = own.environments[path] = real_lmdb.open(path, **options)
-        elif options.get("readonly") and not os.path.exists(data):
-            raise real_lmdb.Error(f"{path}: no such file")
-        return SimulatedEnvironment(own, shared, is_writer=not options.get("readonly"))
-
-
-class SimulatedEnvironment:
-    """One process's view of the mirror's file."""
-
-    def __init__(self, own: Files, shared: Any, *, is_writer: bool) -> None:
-        self._files, self._shared, self._is_writer = own, shared, is_writer
-
-    def begin(self, *, write: bool = False, buffers: bool = False, **more: Any) -> Any:
-        self._files.seam("begin" if write else "look up")
-        if write and self._files.fault("enospc") is not None:
-            raise real_lmdb.DiskError("No space left on device")
-        transaction = self._shared.begin(write=write, buffers=buffers, **more)
-        if write or self._is_writer:
-            return transaction
-        return _Reading(self._files, transaction)
-
-    def reader_check(self) -> int:
-        """Free the slots of dead processes; returns how many there were."""
-        stale = [(actor, transaction) for actor, transaction in self._files.stale if actor.is_over]
-        for pair in stale:
-            pair[1].abort()
-            self._files.stale.remove(pair)
-        return len(stale)
-
-    def set_mapsize(self, size: int) -> None:
-        del size
-
-    def close(self) -> None:
-        """The file stays open for the other processes."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shared, name)
-
-
-class _Reading:
-    """A read transaction of a process. If the process dies in it, its slot stays."""
-
-    def __init__(self, own: Files, transaction: Any) -> None:
-        self._files, self._transaction = own, transaction
-
-    def get(self, key: bytes, default: Any = None) -> Any:
-        actor = self._files.world.current
-        assert actor is not None
-        if actor.name in self._files.dies_reading and not actor.is_dead:
-            self._files.dies_reading.discard(actor.name)
-            self._files.stale.append((actor, self._transaction))
-            self._files.world.die()
-        return self._transaction.get(key, default)
-
-    def abort(self) -> None:
-        self._transaction.abort()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transaction, name)
-
-    def __enter__(self) -> _Reading:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._transaction.abort()

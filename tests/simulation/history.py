@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.server.deployment.releases import ReleaseOrders, orders_path
+from paywarden.scoring.state.mirror_file import MirrorView
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
@@ -49,8 +51,6 @@ from tests.simulation.processes import (
 from tests.simulation.world import START_S, Died, Failed, Life, World
 
 SETTLE_S = 150.0
-# How long the mirror is watched when a dead reader holds back its pages.
-ENDURANCE_S = 120.0
 _PROBE_EVERY_S = 1.0
 _FOR_EVER_S = 1e6
 _ROOT = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -130,9 +130,6 @@ class History:
             world.run_until(lambda: False, 3.0)
         self._send_probes()
         world.run_until(lambda: not self.unsettled(), SETTLE_S)
-        if self.files.stale:
-            # Pages that a dead reader holds show only after many writes.
-            world.run_until(lambda: False, ENDURANCE_S)
         if reasons := self.unsettled():
             raise Failed("stuck", f"{SETTLE_S:g} s after everything was healed: " + "; ".join(reasons))
         check_all(self)
@@ -271,8 +268,7 @@ class History:
         if (actor := self._actor(arguments["process"])) is not None:
             actor.life.fuse = arguments["after"]
 
-    def _stale_reader(self, arguments: dict[str, Any], _: random.Random) -> None:
-        """Kill a worker in the middle of its next look-up."""
+    def _death_in_look_up(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.files.dies_reading.add(arguments["process"])
 
     def _freeze(self, arguments: dict[str, Any], _: random.Random) -> None:
@@ -623,16 +619,12 @@ class History:
 
     def _is_mirror_behind(self) -> bool:
         """Whether states wait on the changelog. Records that only tell progress never stop."""
-        environment = self.files.environments[self.deployment.mirror.path]
-        read_to: dict[int, int] = {}
-        with environment.begin() as transaction:
-            for number in range(len(self.broker.topics["profiles"].logs)):
-                value = transaction.get(b"\0position:%d" % number)
-                read_to[number] = 0 if value is None else int.from_bytes(value, "little")
+        with closing(MirrorView(self.deployment.mirror)) as mirror:
+            read_to = mirror.positions()
         return any(
             entry.is_visible and entry.key is not None and not entry.key.startswith(PREFIX)
             for number, log in enumerate(self.broker.topics["profiles"].logs)
-            for entry in log.entries[read_to[number] :]
+            for entry in log.entries[read_to.get(number, 0) :]
         )
 
     def _cursors(self) -> dict[str, int]:

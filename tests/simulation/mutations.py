@@ -239,13 +239,6 @@ MUTATIONS = {
         (Patch("scoring.state.outbox", "OutboxWriter._take_back", _positions_again),),
         known=14,
     ),
-    "reader_check": Mutation(
-        "slots of dead readers are never freed",
-        ("stale_reader",),
-        20,
-        frozenset({"stuck"}),
-        (Patch("scoring.state.mirror", "MirrorWriter.check_readers", _constant(0)),),
-    ),
     "source_identity": Mutation(
         "payments of a topic made anew are taken for replays",
         ("topic_recreated",),

@@ -1,7 +1,7 @@
 """Puts the simulated clock, files and producers in place of the real ones, in the modules that use them.
 
 Production code knows nothing of it. A seam is the name of a module that another module of ours imports: `time`, `os`,
-`Path`, `lmdb`, `secrets`. What takes a clock or a client as an argument is handed the simulated one instead.
+`Path`, `secrets`. What takes a clock or a client as an argument is handed the simulated one instead.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ import paywarden.scoring
 import paywarden.streams.companion
 import paywarden.streams.kafka
 import paywarden.streams.profiles
+from paywarden.scoring.engine.chunk_frame import ChunkFrame
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import supervisor
-from paywarden.scoring.state import lmdb_calls
+from paywarden.scoring.state import mirror_write
+from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.outbox import writer as outbox_writer
+from paywarden.scoring.state.overlay import Overlay
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
@@ -43,6 +46,8 @@ _CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.
 # The shortest wait of an idle thread.
 _IDLE_S = 0.25
 _DECISION_CACHE_STEPS = ("claim", "place", "settle", "release")
+# A companion may die before each of them.
+_MIRROR_STEPS = ("begin_write", "put_all", "move_segment", "grow_index", "commit_write", "note_allocated")
 
 
 class VirtualTime:
@@ -251,7 +256,7 @@ def patched() -> Iterator[None]:
         setattr(owner, name, value)
         undo.append(lambda: setattr(owner, name, before))
 
-    sim_os, sim_lmdb = files.SimulatedOs(), files.SimulatedLmdb()
+    sim_os = files.SimulatedOs()
     for module in _import_all():
         name = module.__name__
         if name.startswith(_CLOCK_ROOMS) and getattr(module, "time", None) is real_time:
@@ -261,8 +266,6 @@ def patched() -> Iterator[None]:
                 put(module, "os", sim_os)
             if getattr(module, "Path", None) is Path:
                 put(module, "Path", files.SimulatedPath)
-            if getattr(module, "lmdb", None) is sys.modules["lmdb"]:
-                put(module, "lmdb", sim_lmdb)
             if getattr(module, "gc", None) is sys.modules["gc"]:
                 put(module, "gc", _NoCollector())
             if getattr(module, "threading", None) is threading:
@@ -281,8 +284,12 @@ def patched() -> Iterator[None]:
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)
     put(outbox_writer, "reserve", files.reserve)
-    # The simulated LMDB has no C functions.
-    put(lmdb_calls, "functions", lambda: None)
+    # Compiled code knows no virtual time: profiles are looked up, and vectors filled, in Python.
+    put(ChunkFrame, "_take_mirror", _take_mirror)
+    put(ChunkFrame, "_take_overlay", _take_overlay)
+    for step in _MIRROR_STEPS:
+        put(mirror_write, step, _as_seam(getattr(mirror_write, step), step))
+    put(MirrorReader, "look_up", _look_up)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(supervisor, "select", SimulatedSelect())
@@ -340,6 +347,29 @@ async def _accept(factory: Callable[[], Any], _: object, **__: object) -> Any:
     assert actor is not None
     assert actor.accept is not None
     return actor.accept(factory)
+
+
+_real_look_up = MirrorReader.look_up
+_real_take_mirror, _real_take_overlay = ChunkFrame._take_mirror, ChunkFrame._take_overlay
+
+
+def _take_mirror(self: ChunkFrame, mirror: MirrorReader | None) -> None:
+    _real_take_mirror(self, None)
+    self._mirror = mirror
+
+
+def _take_overlay(self: ChunkFrame, overlay: Overlay, _: MirrorReader | None) -> None:
+    _real_take_overlay(self, overlay, None)
+
+
+def _look_up(self: MirrorReader, keys: Sequence[bytes]) -> int:
+    own = files.files()
+    own.seam("look up")
+    actor = own.world.current
+    if actor is not None and actor.name in own.dies_reading and not actor.is_dead:
+        own.dies_reading.discard(actor.name)
+        own.world.die()
+    return _real_look_up(self, keys)
 
 
 def _as_seam(method: Callable[..., Any], name: str) -> Callable[..., Any]:

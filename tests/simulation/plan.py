@@ -48,7 +48,7 @@ DEFAULT = (
     "poisoned_record",
     "emfile",
     "enospc",
-    "stale_reader",
+    "death_in_look_up",
     "poisoned_request",
     "hostile_batch",
     "header_name",
@@ -238,7 +238,7 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
         arguments["process"] = chance.choice(names)
     if kind == "death":
         arguments["after"] = chance.choice((0, 1, 2, 3, 5, 8, 13, 30, 80))
-    elif kind == "stale_reader":
+    elif kind == "death_in_look_up":
         arguments["process"] = chance.choice(PROCESSES[:2])
     elif kind == "freeze":
         arguments["seconds"] = chance.choice((0.05, 0.5, 3.0, 8.0, 12.0))

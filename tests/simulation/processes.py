@@ -59,7 +59,7 @@ from paywarden.scoring.server.deployment.releases import (
 from paywarden.scoring.server.places import Places
 from paywarden.scoring.server.supervisor import HostParts, Supervisor, SupervisorMetrics, Worker
 from paywarden.scoring.server.takeover import HTTP
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
 from paywarden.streams.decision_index.database import DuckDbDatabase
@@ -359,7 +359,7 @@ class Deployment:
             broker.create(name, count)
         self.store_state = StoreState()
         self.store = MemoryStore(clock=lambda: world.wall_s("store"))
-        self.mirror = MirrorSettings(path=str(root / "mirror"), size_mb=1)
+        self.mirror = MirrorSettings(path=str(root / "mirror"), size_mb=8)
         self.outbox = OutboxSettings(
             directory=str(root / "outbox"),
             segment_bytes=SEGMENT_BYTES,

@@ -30,8 +30,6 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NoReturn
 
-import lmdb
-
 from paywarden.schemas.errors import PaywardenError
 
 # The wall clock at the start of every history: 2027-01-15 08:00 UTC.
@@ -318,7 +316,7 @@ class World:
             actor.outcome = "killed"
         except PaywardenError as error:
             actor.outcome = f"{type(error).__name__}: {error}"
-        except (OSError, lmdb.Error) as error:
+        except OSError as error:
             actor.outcome = f"{type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001 - the top of a process
             actor.outcome = "bug"

@@ -103,59 +103,6 @@ def _put_word_at(typing_context: Any, address: Any, value: Any) -> Any:  # noqa:
 
 
 @intrinsic
-def _loose_word_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Read the int64 at any address in memory, a multiple of eight or not."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()), align=1)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _half_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Read the two bytes at any address in memory as a number from 0 to 65,535."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        half = builder.load(builder.inttoptr(arguments[0], ir.IntType(16).as_pointer()), align=1)
-        return builder.zext(half, _I64)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _byte_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Read the byte at an address in memory as a number from 0 to 255."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.zext(builder.load(builder.inttoptr(arguments[0], _I8.as_pointer())), _I64)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _swapped_word(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """Returns an int64 with its bytes in the opposite order."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bswap(arguments[0])
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _prefetch(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """Let the processor fetch the cache line of an address. Any address may be given."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        place = builder.inttoptr(arguments[0], _I8.as_pointer())
-        _fetch_line(builder, place)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
     """Returns an address as a pointer, from which `numba.carray` makes an array."""
 
@@ -200,6 +147,17 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
 
 
 @intrinsic
+def _fence(typing_context: Any) -> Any:  # noqa: ARG001
+    """Keep what is read and written before it before what is read and written after it, for other processes, too."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.fence("acq_rel")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def _prefetch_element(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
     """Let the processor fetch the cache line of one element."""
 
@@ -240,14 +198,10 @@ leading_zeros: Any = _leading_zeros
 bit_count: Any = _bit_count
 word_at: Any = _word_at
 put_word_at: Any = _put_word_at
-loose_word_at: Any = _loose_word_at
-half_at: Any = _half_at
-byte_at: Any = _byte_at
-swapped_word: Any = _swapped_word
-prefetch: Any = _prefetch
 pointer: Any = _pointer
 load_atomic: Any = _load_atomic
 store_atomic: Any = _store_atomic
 swap_atomic: Any = _swap_atomic
+fence: Any = _fence
 prefetch_element: Any = _prefetch_element
 call_c: Any = _call_c

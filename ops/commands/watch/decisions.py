@@ -268,16 +268,8 @@ def _held_up(source: Source) -> str:
 def _archived(archive: Path, payment_id: str) -> Iterator[dict[str, Any]]:
     import pyarrow.compute as pc
 
-    from paywarden.schemas.avro import topic_schema
     from paywarden.streams.archive.files import read_archive
     from paywarden.streams.kafka.topic_rows import rows_schema
 
-    schema = rows_schema("decisions")
-    # Files of earlier releases lack the fields that were added since.
-    added = {field["name"]: field["default"] for field in topic_schema("decisions")["fields"] if "default" in field}
-    for number, field in enumerate(schema):
-        if field.name in added:
-            schema = schema.set(number, field.with_nullable(True))
-    table = read_archive(archive, "decisions", schema, optional=tuple(added)).table
-    for row in table.filter(pc.equal(pc.cast(table["payment_id"], "string"), payment_id)).to_pylist():
-        yield row | {name: default for name, default in added.items() if row[name] is None}
+    table = read_archive(archive, "decisions", rows_schema("decisions")).table
+    yield from table.filter(pc.equal(pc.cast(table["payment_id"], "string"), payment_id)).to_pylist()

@@ -75,10 +75,10 @@ class Hops:
     def frame_for(self, attributes: NDArray[np.int64]) -> Frame | None:
         """Returns a frame of `fill_bound_hops` for the payments in `attributes`, of the shape of the chunk's rows.
 
-        It holds until the mirror is closed. None without hops, and for a mirror that is read through Python.
+        It holds until the mirror is closed. None without hops.
         """
         opened = self._opened
-        if opened is None or not opened.neighbours.frame_at:
+        if opened is None:
             return None
         values, vector, found = self._engine.neighbour_scratch
         arrays: dict[str, NDArray[Any]] = {

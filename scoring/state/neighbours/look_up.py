@@ -1,8 +1,8 @@
-"""The compiled half of `NeighbourReader`: looks up profiles by identity, all of a chunk in one read transaction.
+"""The compiled half of `NeighbourReader`: looks up profiles by identity, all of a chunk as of one transaction.
 
-    identities ─► keys of records ─► find all ─► keys of profiles, where LMDB has them ─► find all ─► copy
+    identities ─► keys of records ─► find all ─► keys of profiles, in the mirror's file ─► find all ─► copy
 
-The keys of the profiles are not copied: the second search reads them in the mirror's own pages.
+The keys of the profiles are not copied: the second search reads them in the mirror's file.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.layout import ABSENT, I64, IDENTITY_BIT, KNOWN, U8, UNKNOWN
 from paywarden.features.kernel.plan_schema import positions
-from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes
-from paywarden.features.kernel.toolkit.frame import address, address_number, size
-from paywarden.features.kernel.toolkit.intrinsics import byte_at, pointer
+from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes, is_same
+from paywarden.features.kernel.toolkit.frame import address, size
+from paywarden.features.kernel.toolkit.intrinsics import pointer
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.scoring.state.lmdb_pages import find_all
-from paywarden.scoring.state.mirror_look_up import (
-    FUNCTION_COUNT,
+from paywarden.scoring.state.mirror_form import (
+    BUSY,
+    CLOSED,
+    DAMAGED,
+    GREW,
+    MAPPED_AT,
+    MAPPED_BYTES,
     NUMBER_COUNT,
-    PAGE_BYTES,
-    VALUE_WORDS,
-    begin_look_up,
-    end_look_up,
-    get_all,
+    OK,
+    TRIES_MAX,
+    WORD_BYTES,
+    begin_read,
+    find_all,
+    is_current,
 )
+from paywarden.scoring.state.mirror_look_up import copy_value
 
 # Places in `limits`: the size of the index's mark, and that of the largest profile.
 MARK_BYTES, PROFILE_BYTES_MAX = range(2)
@@ -41,11 +47,8 @@ _ZERO, _LETTERS_AFTER = 48, 39
 class NeighbourSlots(NamedTuple):
     """The frame of `look_up_neighbours`. A payment has one neighbour for each place; places are the same for all."""
 
-    functions: int
     numbers: int
-    values: int
-    complete_key: int
-    """These four are those of the mirror's own look-up, with its transaction (mirror_look_up.LookUpSlots)."""
+    """The numbers of the opened mirror, as in the frame of its own look-up (mirror_look_up.LookUpSlots)."""
     prefixes: int
     """uint8. How the keys of each place's records begin: the index's mark, the entity and a colon."""
     prefix_bounds: int
@@ -82,51 +85,72 @@ def _put_hex(number: int, out: U8, at: int) -> int:
 
 
 @inlined
-def _begins_with(text_at: int, text_size: int, prefixes: U8, start: int, end: int) -> bool:
-    """Whether the text at an address begins with prefixes[start:end], and goes on."""
-    if text_size <= end - start:
-        return False
-    is_same = True
-    for place in range(start, end):
-        is_same &= byte_at(text_at + place - start) == prefixes[place]
-    return is_same
+def _begins_with(text: U8, at: int, text_size: int, prefixes: U8, start: int, end: int) -> bool:
+    """Whether text[at:at + text_size] begins with prefixes[start:end], and goes on."""
+    return bool(text_size > end - start and is_same(text, at, prefixes, start, end - start))
 
 
-@inlined
-def _find(
-    functions: I64,
+@compiled()
+def _put_keys(identities: I64, prefixes: U8, prefix_bounds: I64, keys: U8, starts: I64, sizes: I64) -> int:
+    """Write the keys of the records, an empty one where there is no neighbour. Returns how many bytes they take."""
+    places, at = len(prefix_bounds) - 1, 0
+    for item in range(len(identities)):
+        starts[item], sizes[item] = at, 0
+        if identities[item] < IDENTITY_BIT:
+            continue
+        start, end = prefix_bounds[item % places], prefix_bounds[item % places + 1]
+        at = _put_hex(identities[item], keys, copy_bytes(prefixes, start, end - start, keys, at))
+        sizes[item] = at - starts[item]
+    return at
+
+
+@compiled()
+def _look_up(
+    words: I64,
+    data: U8,
     numbers: I64,
-    values: I64,
-    values_at: int,
-    keys_at: int,
+    keys: U8,
     starts: I64,
     sizes: I64,
-    pages: tuple[int, int, int, int],
+    prefixes: U8,
+    prefix_bounds: I64,
+    limits: I64,
     found: I64,
+    states: U8,
+    bounds: I64,
+    presence: U8,
 ) -> int:
-    """Find all keys that are not empty. Returns 0 or LMDB's error. `pages`: what `root_of` returns."""
-    first_at, root, last, depth = pages
-    count = len(sizes)
-    if depth != 0 and find_all(
-        *(keys_at, starts, sizes, count, first_at, root, last, depth, numbers[PAGE_BYTES]),
-        *(found[0], found[1], found[2]),
-    ):
-        return 0
-    status: int = get_all(functions, numbers, values, values_at, keys_at, starts, sizes, count, found[0], found[1])
-    return status
+    """Look up in one turn. `starts` and `sizes` then stand for the keys of the profiles, in `data`."""
+    status: int = begin_read(words, numbers)
+    if status != OK:
+        return status
+    count, places = len(sizes), len(prefix_bounds) - 1
+    is_whole = find_all(words, data, numbers, keys, starts, sizes, count, found[0], found[1], found[2])
+    for item in range(count):
+        presence[item] = ABSENT if sizes[item] == 0 else UNKNOWN
+        start, end = prefix_bounds[item % places] + limits[MARK_BYTES], prefix_bounds[item % places + 1]
+        starts[item], sizes[item] = found[0, item], found[1, item]
+        if sizes[item] > _KEY_BYTES_MAX or not _begins_with(data, starts[item], sizes[item], prefixes, start, end):
+            sizes[item] = 0
+    is_whole &= find_all(words, data, numbers, data, starts, sizes, count, found[0], found[1], found[2])
+    at = 0
+    for item in range(count):
+        if found[1, item] >= 0:
+            at = copy_value(data, found[0, item], found[1, item], limits[PROFILE_BYTES_MAX], states, at)
+            presence[item] = KNOWN
+        bounds[item + 1] = at
+    return OK if is_whole else DAMAGED
 
 
 @compiled(makes_arrays=True)
 def look_up_neighbours(frame_at: int, rows: int) -> int:
-    """Look up the neighbours of the frame's first `rows` payments. Returns 0 or LMDB's error.
+    """Look up the neighbours of the frame's first `rows` payments. Returns OK to BUSY of mirror_form.py.
 
     A record that names no profile of its entity counts as none. A profile above PROFILE_BYTES_MAX is cut off there.
     """
     places = size(frame_at, SLOT.prefix_bounds) - 1
     count = rows * places
-    functions = carray(address(frame_at, SLOT.functions), FUNCTION_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
-    values = carray(address(frame_at, SLOT.values), VALUE_WORDS, np.int64)
     prefixes = carray(address(frame_at, SLOT.prefixes), size(frame_at, SLOT.prefixes), np.uint8)
     prefix_bounds = carray(address(frame_at, SLOT.prefix_bounds), places + 1, np.int64)
     limits = carray(address(frame_at, SLOT.limits), LIMIT_COUNT, np.int64)
@@ -138,41 +162,20 @@ def look_up_neighbours(frame_at: int, rows: int) -> int:
     states = carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8)
     bounds = carray(address(frame_at, SLOT.bounds), count + 1, np.int64)
     presence = carray(address(frame_at, SLOT.presence), count, np.uint8)
-    values_at = address_number(frame_at, SLOT.values)
-    at, bounds[0] = 0, 0
-    for item in range(count):
-        starts[item], sizes[item], presence[item], bounds[item + 1] = at, 0, ABSENT, 0
-        if identities[item] < IDENTITY_BIT:
-            continue
-        start, end = prefix_bounds[item % places], prefix_bounds[item % places + 1]
-        at = _put_hex(identities[item], keys, copy_bytes(prefixes, start, end - start, keys, at))
-        sizes[item], presence[item] = at - starts[item], UNKNOWN
-    if at == 0:
-        return 0
-    status, first_at, root, last, depth = begin_look_up(
-        *(functions, numbers, address_number(frame_at, SLOT.numbers), values, values_at),
-        *(address_number(frame_at, SLOT.complete_key), size(frame_at, SLOT.complete_key)),
-    )
-    if status != 0:
-        return status
-    pages, keys_at = (first_at, root, last, depth), address_number(frame_at, SLOT.keys)
-    status = _find(functions, numbers, values, values_at, keys_at, starts, sizes, pages, found)
-    if status == 0:
-        for item in range(count):
-            start, end = prefix_bounds[item % places] + limits[MARK_BYTES], prefix_bounds[item % places + 1]
-            key_at, key_size = found[0, item], found[1, item] if sizes[item] > 0 else 0
-            is_key = key_size <= _KEY_BYTES_MAX and _begins_with(key_at, key_size, prefixes, start, end)
-            starts[item], sizes[item] = key_at, key_size if is_key else 0
-        status = _find(functions, numbers, values, values_at, 0, starts, sizes, pages, found)
-    if status != 0:
-        end_look_up(functions, numbers)
-        return status
-    at = 0
-    for item in range(count):
-        if sizes[item] > 0 and found[1, item] >= 0:
-            length = min(found[1, item], limits[PROFILE_BYTES_MAX])
-            at = copy_bytes(carray(pointer(found[0, item]), length, np.uint8), 0, length, states, at)
-            presence[item] = KNOWN
-        bounds[item + 1] = at
-    end_look_up(functions, numbers)
-    return 0
+    if numbers[MAPPED_AT] == 0:
+        return CLOSED
+    words = carray(pointer(numbers[MAPPED_AT]), numbers[MAPPED_BYTES] // WORD_BYTES, np.int64)
+    data = carray(pointer(numbers[MAPPED_AT]), numbers[MAPPED_BYTES], np.uint8)
+    bounds[0] = 0
+    for _ in range(TRIES_MAX):
+        if _put_keys(identities, prefixes, prefix_bounds, keys, starts, sizes) == 0:
+            presence[:] = ABSENT
+            bounds[1:] = 0
+            return OK
+        status: int = _look_up(
+            *(words, data, numbers, keys, starts, sizes, prefixes, prefix_bounds, limits, found),
+            *(states, bounds, presence),
+        )
+        if status == GREW or is_current(words, numbers):
+            return status
+    return BUSY

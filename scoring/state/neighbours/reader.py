@@ -8,10 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
-from paywarden.features.kernel.layout import IDENTITY_BIT
 from paywarden.features.kernel.toolkit.frame import Frame
-from paywarden.features.profiles.keys import hashed_id
 from paywarden.scoring.state.identity_index import INDEX, record_prefix
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.neighbours import look_up as loop
@@ -22,9 +19,7 @@ class NeighbourReader:
 
     def __init__(self, mirror: MirrorReader, entities: Sequence[str], *, rows_max: int, profile_bytes_max: int) -> None:
         """`entities`: by place, of which entity the neighbour is. `rows_max`: the most payments of a look-up."""
-        self._mirror, self._places = mirror, len(entities)
-        self._prefixes = [record_prefix(name) for name in entities]
-        self._profile_bytes_max = profile_bytes_max
+        self._mirror = mirror
         items = rows_max * len(entities)
         self.identities: NDArray[np.int64] = np.zeros(items, dtype=np.int64)
         """By payment and place, payments outermost: an identity, or another number where there is no neighbour."""
@@ -33,57 +28,34 @@ class NeighbourReader:
         # The memory of profiles that are never looked up is never touched, and takes no room.
         self.states: NDArray[np.uint8] = np.zeros(items * profile_bytes_max, dtype=np.uint8)
         self.bounds: NDArray[np.int64] = np.zeros(items + 1, dtype=np.int64)
-        self._frame: Frame | None = None
-        if mirror.is_compiled:
-            prefix_bounds = [0, *itertools.accumulate(map(len, self._prefixes))]
-            key_bytes = max(map(len, self._prefixes)) + loop.IDENTITY_DIGITS
-            self._frame = Frame(
-                loop.SLOT,
-                mirror.transaction_arrays()
-                | {
-                    "prefixes": np.frombuffer(bytearray(b"".join(self._prefixes)), dtype=np.uint8),
-                    "prefix_bounds": np.array(prefix_bounds, dtype=np.int64),
-                    "limits": np.array([len(INDEX), profile_bytes_max], dtype=np.int64),
-                    "identities": self.identities,
-                    "keys": np.zeros(items * key_bytes, dtype=np.uint8),
-                    "key_starts": np.zeros(items, dtype=np.int64),
-                    "key_sizes": np.zeros(items, dtype=np.int64),
-                    "found": np.zeros((3, items), dtype=np.int64),
-                    "states": self.states,
-                    "bounds": self.bounds,
-                    "presence": self.presence,
-                },
-            )
+        prefixes = [record_prefix(name) for name in entities]
+        key_bytes = max(map(len, prefixes)) + loop.IDENTITY_DIGITS
+        self._frame = Frame(
+            loop.SLOT,
+            {
+                "numbers": mirror.numbers,
+                "prefixes": np.frombuffer(bytearray(b"".join(prefixes)), dtype=np.uint8),
+                "prefix_bounds": np.array([0, *itertools.accumulate(map(len, prefixes))], dtype=np.int64),
+                "limits": np.array([len(INDEX), profile_bytes_max], dtype=np.int64),
+                "identities": self.identities,
+                "keys": np.zeros(items * key_bytes, dtype=np.uint8),
+                "key_starts": np.zeros(items, dtype=np.int64),
+                "key_sizes": np.zeros(items, dtype=np.int64),
+                "found": np.zeros((3, items), dtype=np.int64),
+                "states": self.states,
+                "bounds": self.bounds,
+                "presence": self.presence,
+            },
+        )
 
     @property
     def frame_at(self) -> int:
-        """The address of the frame of `look_up.look_up_neighbours`; 0 for a mirror that is read through Python."""
-        return 0 if self._frame is None else self._frame.address
+        """The address of the frame of `look_up.look_up_neighbours`."""
+        return self._frame.address
 
     def look_up(self, rows: int) -> None:
         """Fill `presence`, `states` and `bounds` for the first `rows` payments' `identities`, all of one moment.
 
         Raises MirrorAbsent.
         """
-        if self._frame is None:
-            self._look_up_in_python(rows * self._places)
-            return
-        frame_at = self._frame.address
-        self._mirror.run(lambda: loop.look_up_neighbours(frame_at, rows))
-
-    def _look_up_in_python(self, count: int) -> None:
-        identities = self.identities[:count].tolist()
-        prefixes = [self._prefixes[item % self._places] for item in range(count)]
-        records = [
-            prefix + hashed_id(identity).encode() if identity >= IDENTITY_BIT else b""
-            for prefix, identity in zip(prefixes, identities, strict=True)
-        ]
-        found = self._mirror.profiles_at(records, [prefix[len(INDEX) :] for prefix in prefixes])
-        states = [b"" if state is None else state[: self._profile_bytes_max] for state in found]
-        self.presence[:count] = [
-            KNOWN if state is not None else UNKNOWN if record else ABSENT
-            for state, record in zip(found, records, strict=True)
-        ]
-        self.bounds[1 : count + 1] = list(itertools.accumulate(map(len, states)))
-        joined = b"".join(states)
-        self.states[: len(joined)] = np.frombuffer(joined, dtype=np.uint8)
+        self._mirror.run(lambda: loop.look_up_neighbours(self._frame.address, rows))

@@ -36,9 +36,8 @@ _log = logging.getLogger(__name__)
 # The outbox into which `paywarden outbox retry` puts decisions that were set aside. It is shipped like a worker's.
 RETRIED = "retried"
 _WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
-# A cursor: the position and the CRC-32 of its digits. Earlier releases wrote the position alone. No flipped bit makes
-# the comma a digit, so a damaged cursor with a checksum is not taken for one without.
-_POSITION = re.compile(r"([0-9]{1,19})(?:,([0-9a-f]{8}))?", re.ASCII)
+# A cursor: the position and the CRC-32 of its digits.
+_POSITION = re.compile(r"([0-9]{1,19}),([0-9a-f]{8})", re.ASCII)
 # The first read for a single record.
 _USUAL_BYTES = 4096
 # A file that seems to come from further in the future than this was written before the clock was set back.
@@ -324,7 +323,7 @@ class Cursor:
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read the cursor: {error.strerror}") from error
         match = _POSITION.fullmatch(text)
-        if match is None or (match[2] is not None and match[2] != _checksum_of(match[1])):
+        if match is None or match[2] != _checksum_of(match[1]):
             if not self._is_told:
                 _log.error("outbox: %s holds no position and counts as missing", self._path)
             self._is_told = True

@@ -274,9 +274,6 @@ class RegistrySchemaIds:
         schema_id = self._looked_up(name, ours)
         if schema_id is None and auto_register:
             return self._registered(name, ours)
-        if schema_id is None and self._topic_prefix:
-            # Earlier releases left the prefix out, and an operator may have registered our schemas by hand for them.
-            schema_id = self._looked_up(subject(topic), ours)
         if schema_id is None:
             raise Misconfigured(
                 f"schema registry {self._url}: subject {name} does not have our schema, "

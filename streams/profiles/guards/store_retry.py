@@ -45,10 +45,8 @@ class StoreRetry:
         """Why acknowledged records may read as absent; empty if none do."""
         self._look_at = 0.0
 
-    def run(
-        self, action: Callable[[], _Result], consumer: BatchConsumer, stop: Event, on_hold: Callable[[], None]
-    ) -> _Result:
-        """Returns the action's result. `on_hold` is called when the consumer is held. Raises Abandoned."""
+    def run(self, action: Callable[[], _Result], consumer: BatchConsumer, stop: Event) -> _Result:
+        """Returns the action's result. Raises Abandoned."""
         pause_s = self._first_pause_s
         is_held = False
         try:
@@ -68,7 +66,6 @@ class StoreRetry:
                     return result
                 if not is_held:
                     consumer.hold()
-                    on_hold()
                     is_held = True
                 if not _wait(pause_s, consumer, stop):
                     raise Abandoned

@@ -7,8 +7,7 @@ The worker therefore notes every two seconds where each partition ends, by its o
     12:00:02   payments/3 ends at 100       a record at offset 120 reached Kafka
     12:00:04   payments/3 ends at 150       between 12:00:02 and 12:00:04
 
-A producer's time outside of these bounds is moved to the nearer one. A claim that everything up to a time was read
-never goes by the time of a producer: a worker at offset 100 has read all that was there at 12:00:02.
+A producer's time outside of these bounds is moved to the nearer one.
 
 Without marks, as for records from before the worker's start, only the upper bound is known: a record that is there has
 arrived.
@@ -73,12 +72,3 @@ class Arrivals:
             return min(record.timestamp_ms, now_ms)
         earliest_ms, latest_ms = self.bounds(record, now_ms)
         return min(max(record.timestamp_ms, earliest_ms), latest_ms)
-
-    def complete_to_ms(self, record: Record, now_ms: int) -> int:
-        """Returns a time such that whatever reached the partition before it was read, this record included.
-
-        0 if there is none yet.
-        """
-        if record.is_broker_time:
-            return min(record.timestamp_ms, now_ms)
-        return self.bounds(record, now_ms)[0]

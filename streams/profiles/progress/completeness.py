@@ -42,7 +42,7 @@ _REST_FACTOR = 2
 # While the group is behind, at most this many rounds are under way.
 _ROUNDS_MAX = 4
 # While no claim can be made, the last one is repeated this often. Companions then know that it is their workers who are
-# behind, and that the workers are of a release that makes claims (streams/profiles/progress/watermarks.py).
+# behind, also companions that have just started.
 REPEAT_EVERY_MS = 5_000
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +13,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
@@ -23,19 +21,9 @@ from paywarden.streams.kafka.producers import Sender
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import running
-from tests.services.product.processes import ROOT, samples, wait_until
+from tests.services.product.processes import samples, wait_until
 
-SIZE_MB, CARDS, STATE_BYTES = 4, 500, 500
-# Stands in a look-up, as a worker does for microseconds, until it is killed.
-READER = f"""
-import sys, time
-import lmdb
-
-transaction = lmdb.open(sys.argv[1], map_size={SIZE_MB} << 20, readonly=True).begin(buffers=True)
-assert transaction.get(b"card:1") is not None
-print("inside", flush=True)
-time.sleep(600)
-"""
+SIZE_MB, LARGER_MB, CARDS, STATE_BYTES = 8, 64, 10_000, 500
 
 
 class Changelog:
@@ -63,61 +51,43 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     with closing(EmbeddedBroker()) as broker:
         made = Deployment(tmp_path, broker.bootstrap, "")
         made.configure("companion", "fill_from_store = false\n")
-        made.configure_internally("companion", batch_max=100)
+        made.configure_internally("companion", batch_max=1000)
         made.configure("kafka", "check_crcs = false\n")
         text = made.config.read_text(encoding="utf-8").replace("size_mb = 256", f"size_mb = {SIZE_MB}")
         made.config.write_text(text, encoding="utf-8")
         yield made
 
 
-@pytest.mark.parametrize("is_killed_first", [True, False], ids=["killed", "stopped"])
-def test_a_reader_that_ends_in_a_look_up_costs_no_change_and_no_decision(
-    deployment: Deployment, is_killed_first: bool
-) -> None:
-    """A reader that was killed is noticed within a second. One that only stands still fills the mirror."""
+def test_a_full_mirror_costs_no_change_and_no_decision(deployment: Deployment) -> None:
+    """Its companion says so, and goes on when it is started again with more room."""
     source = read_source(str(deployment.config))
-    bootstrap = wiring.kafka_settings(source).bootstrap
+    changelog = Changelog(wiring.kafka_settings(source).bootstrap)
     addresses: list[str] = []
-    changelog = Changelog(bootstrap)
     writer = OutboxWriter(OutboxSettings(directory=str(deployment.outbox)), "worker-0")
     with wiring.companion(source, addresses.append) as companion, running(companion):
         changelog.change()
-        wait_until(lambda: companion.profiles_applied >= CARDS, "the first states are in the mirror")
-        reader = subprocess.Popen(
-            [sys.executable, "-c", READER, str(deployment.mirror)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        wait_until(lambda: companion.health.mirror_trouble != "", "the mirror is full")
+        assert companion.health.problems()[0] == f"the mirror is full: mirror.size_mb is {SIZE_MB}"
+        assert companion.health.live()
+        assert samples(addresses[0])[("paywarden_companion_mirror_refuses",)] == 1
+        # Decisions are shipped all the while.
+        writer.append(_decision())
+        wait_until(
+            lambda: samples(addresses[0]).get(("paywarden_companion_decisions_shipped_total",)) == 1,
+            "the decision is shipped",
         )
-        with reader:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == "inside\n"
-            if is_killed_first:
-                reader.kill()
-                reader.wait()
-            for _ in range(30):
-                changelog.change()
-            if not is_killed_first:
-                wait_until(lambda: companion.health.mirror_trouble != "", "the mirror is full")
-                assert companion.health.problems()[0] == f"the mirror is full: mirror.size_mb is {SIZE_MB}"
-                assert companion.health.live()
-                assert samples(addresses[0])[("paywarden_companion_mirror_refuses",)] == 1
-            # Decisions are shipped all the while.
-            writer.append(_decision())
-            wait_until(
-                lambda: samples(addresses[0]).get(("paywarden_companion_decisions_shipped_total",)) == 1,
-                "the decision is shipped",
-            )
-            reader.kill()
-
-        def has_applied_all() -> bool:
-            # The slot of a dead reader was not freed: nothing more can come.
-            assert not (is_killed_first and companion.health.mirror_trouble), companion.health.mirror_trouble
-            return companion.profiles_applied >= 31 * CARDS
-
-        wait_until(has_applied_all, "all changes are in the mirror")
-        assert companion.health.mirror_trouble == ""
+        assert 0 < companion.profiles_applied < CARDS
         assert ("paywarden_companion_failures_total", "mirror") not in samples(addresses[0])
+    text = deployment.config.read_text(encoding="utf-8").replace(f"size_mb = {SIZE_MB}", f"size_mb = {LARGER_MB}")
+    deployment.config.write_text(text, encoding="utf-8")
+    source = read_source(str(deployment.config))
+    with wiring.companion(source, addresses.append) as companion, running(companion):
+        with closing(MirrorView(MirrorSettings(path=str(deployment.mirror), size_mb=LARGER_MB))) as mirror:
+            wait_until(lambda: mirror.profile_count() == CARDS, "all changes are in the mirror")
+            changelog.change()
+            wait_until(lambda: mirror.read(changelog.states) == changelog.states, "it goes on", every_s=0.2)
+        assert companion.health.mirror_trouble == ""
     writer.close()
-    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=SIZE_MB))) as mirror:
-        assert mirror.read(changelog.states) == changelog.states
 
 
 def _decision() -> bytes:

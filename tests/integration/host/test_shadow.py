@@ -12,6 +12,7 @@ import pytest
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.rollout.shadow import SHADOW_TOPIC
 from paywarden.ops.wiring import shadow_tables
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
@@ -22,7 +23,6 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.shadow.evaluation import ShadowEvaluator
-from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.report import shadow_report
 from paywarden.streams.shadow.settings import ShadowSettings
 from tests.services.product.processes import wait_until

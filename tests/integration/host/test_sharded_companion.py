@@ -21,7 +21,7 @@ from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView, has_mirror
 from paywarden.scoring.state.shards import CardShards, HeldShards, held_by
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
@@ -130,7 +130,16 @@ class Host:
         self._folder.mkdir()
         self.process: PaywardenProcess | None = None
         self.address = ""
-        self.mirror = MirrorWriter(MirrorSettings(path=str(self._folder / "mirror"), size_mb=_MIRROR_MB))
+        self._settings = MirrorSettings(path=str(self._folder / "mirror"), size_mb=_MIRROR_MB)
+        self._view: MirrorView | None = None
+
+    @property
+    def mirror(self) -> MirrorView:
+        """The mirror, which the companion makes."""
+        if self._view is None:
+            wait_until(lambda: has_mirror(self._settings), f"{self.name} has a mirror")
+            self._view = MirrorView(self._settings)
+        return self._view
 
     def start(self, *, hosts: str, next_hosts: str = "", **settings: str) -> None:
         """Start the companion with these hosts."""
@@ -168,11 +177,11 @@ class Host:
 
     def is_moving(self) -> bool:
         """Whether the mirror says that shards are on the move."""
-        note = self.mirror.shards()
+        note = self.mirror.held_shards()
         return note is not None and not note.is_clean
 
     def is_settled(self) -> bool:
-        return self.mirror.shards() == HeldShards(CARDS.digest, self.wanted, is_clean=True)
+        return self.mirror.held_shards() == HeldShards(CARDS.digest, self.wanted, is_clean=True)
 
     def wait_until_settled(self) -> None:
         """Wait until the mirror holds what it is to hold, and the companion tells its operator so."""
@@ -196,13 +205,14 @@ class Host:
 
     def snapshot(self, when: str) -> Snapshot:
         """Returns what the mirror holds. Only while no companion writes it, or none changes it."""
-        keys = [key for key in self.mirror.keys_from(b"", 1_000_000) if not key.startswith(b"\0")]
-        note = self.mirror.shards()
+        keys = [key for key in self.mirror.all_keys() if not key.startswith(b"\0")]
+        note = self.mirror.held_shards()
         assert note is not None
         return Snapshot(f"{self.name}, {when}", self.mirror.read(keys), self.mirror.positions(), note)
 
     def close(self) -> None:
-        self.mirror.close()
+        if self._view is not None:
+            self._view.close()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
@@ -285,5 +285,5 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
     assert stream.stop() == 0
     stored = read_store(deployment.store)
     assert len(stored) > 50
-    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=MIRROR_MB))) as mirror:
+    with closing(MirrorView(MirrorSettings(path=str(deployment.mirror), size_mb=MIRROR_MB))) as mirror:
         wait_until(lambda: mirror.read(stored) == stored, "the mirror is the store", every_s=0.1)

@@ -31,7 +31,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
-from paywarden.streams.profiles.progress.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import Claim
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
@@ -95,11 +95,11 @@ def test_a_stream_that_does_not_name_its_payments_is_told(source: Source, settin
     sender = Sender(settings, linger_ms=0)
     changelog = Changelog(sender, KafkaClients.of(settings), LocalSchemaIds(), ["card"])
     changelog.send("card", {b"card:c": b"state"}, 1)
-    changelog.send_progress({PREFIX + b"card/0": 1}, 1)
+    changelog.send_claim(Claim(1, {0: 1}), 1)
     sender.flush(PATIENCE_S)
     assert told() == ["warning"]
     changelog.send("card", {b"card:c": b"state"}, 2, named={b"card:c": b"\1" * 20})
-    changelog.send_progress({PREFIX + b"card/0": 2}, 2)
+    changelog.send_claim(Claim(2, {0: 1}), 2)
     sender.flush(PATIENCE_S)
     assert told() == ["ok"]
 

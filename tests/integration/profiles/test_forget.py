@@ -13,7 +13,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.profile_view import first_payment_ms
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView, has_mirror
 from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
@@ -57,8 +57,7 @@ def test_a_forgotten_card_is_nowhere_and_other_cards_are_untouched(
     stream = deployment.start("stream")
     wait_until(lambda: len(read_store(deployment)) > 0, "there is a store", every_s=0.1)
     companion = deployment.start("companion")
-    # This mirror is only for reading: the companion is its writer.
-    mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+    mirror = opened_mirror(deployment)
 
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream", "payments")
     before = read_store(deployment)
@@ -105,7 +104,7 @@ def test_a_new_mirror_never_has_a_card_that_was_forgotten_before(
     run_forget(deployment, settings, key)
     deployment.configure("companion", "fill_from_store = false\n")
     companion = deployment.start("companion")
-    mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+    mirror = opened_mirror(deployment)
     profiles = profiles_among(read_store(deployment))
     ends = {partition: end for partition, end in _ends(settings).items() if end > 0}
     wait_until(lambda: ends.items() <= mirror.positions().items(), "the mirror has read the changelog to its end")
@@ -113,6 +112,13 @@ def test_a_new_mirror_never_has_a_card_that_was_forgotten_before(
     assert mirror.read(profiles) == profiles
     mirror.close()
     assert companion.stop() == 0
+
+
+def opened_mirror(deployment: Deployment) -> MirrorView:
+    """Returns the mirror, once the companion has made it."""
+    settings = MirrorSettings(path=str(deployment.mirror), size_mb=256)
+    wait_until(lambda: has_mirror(settings), "the companion has made a mirror", every_s=0.1)
+    return MirrorView(settings)
 
 
 def _ends(settings: KafkaSettings) -> dict[int, int]:

@@ -48,7 +48,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import index_of
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
 from paywarden.streams.kafka.admin import topics_of

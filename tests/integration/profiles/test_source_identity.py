@@ -27,7 +27,7 @@ from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
@@ -213,7 +213,7 @@ def test_a_changelog_made_anew_fills_the_mirror_anew(tmp_path: Path, settings: K
         def mirrored() -> dict[bytes, bytes | None]:
             with wiring.companion(source, lambda _: None, fill=fill) as companion, running(companion):
                 wait_until(lambda: not companion.health.problems(), "the mirror is complete", every_s=0.05)
-            with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
+            with closing(MirrorView(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
                 return dict(mirror.read(world.profiles()))
 
         topics.send_payments(before)

@@ -16,7 +16,7 @@ from paywarden.features.datasets.simulator import simulate
 from paywarden.schemas.avro import LocalSchemaIds, schema_text
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
@@ -135,7 +135,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     wait_until(lambda: is_ready(address) or companion.process.poll() is not None, "the new mirror is full", every_s=0.1)
     assert companion.stop() == 0
     stored = read_store(deployment.store)
-    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
+    with closing(MirrorView(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
         assert dict(mirror.read(set(stored))) == stored
 
     # A process on another machine, which has only Kafka, reads the whole topics.

@@ -295,7 +295,7 @@ def streamed(world: World, events: Sequence[PaymentEvent]) -> Iterator[np.ndarra
             assert not joined.refused
             records |= joined.records
             for entity, of_entity in enumerate(joined.of_entities()):
-                received, _ = decode_frame(encode_frame(of_entity, {}, 4), 4)
+                received = decode_frame(encode_frame(of_entity, 4), 4)
                 profiles[entity] |= batch.apply(entity, received, profiles[entity], engine).profiles
 
 
@@ -386,7 +386,7 @@ def test_records_and_frames_of_another_declaration_are_read_by_number() -> None:
         assert {column: row[batch.ATTRIBUTES_AT + column] for column in columns} == columns
         assert len(row) == batch.ATTRIBUTES_AT + row_width(later.fields)
         joined = batch.join([first], [], {}, len(first.keys), RecordLayout(sender.fields))
-        received, _ = decode_frame(encode_frame(joined.of_entities()[0], {}, 4), 4)
+        received = decode_frame(encode_frame(joined.of_entities()[0], 4), 4)
         batch.apply(0, received, {}, later.engine)
 
 

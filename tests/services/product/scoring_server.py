@@ -10,7 +10,7 @@ from typing import Self
 import psutil
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.worlds.small import small_world

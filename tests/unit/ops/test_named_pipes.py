@@ -53,7 +53,9 @@ from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.server.deployment.deployment_file import read_deployment
 from paywarden.scoring.server.deployment.releases import read_orders
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import locked
 from paywarden.streams.companion.cursors import HostIdentity
@@ -81,7 +83,7 @@ def _outbox(path: Path) -> OutboxSettings:
 
 def _mirror(path: Path) -> MirrorSettings:
     (path.parent / "mirror").mkdir(mode=0o700)
-    path.rename(path.parent / "mirror" / "data.mdb")
+    path.rename(path.parent / "mirror" / FILE_NAME)
     return MirrorSettings(path=str(path.parent / "mirror"), size_mb=16)
 
 

@@ -49,7 +49,7 @@ def test_folders_and_files_are_made_for_one_user(tmp_path: Path) -> None:
     assert mode_of(tmp_path / "c" / "d") == 0o700
 
 
-def test_wider_permissions_of_an_earlier_release_are_taken_away(tmp_path: Path) -> None:
+def test_wider_permissions_are_taken_away(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     (folder / "inner").mkdir(parents=True)
     (folder / "data.mdb").write_bytes(b"x")

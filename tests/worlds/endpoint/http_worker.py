@@ -25,7 +25,8 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from tests.oracles.step_decoder import StepDecoder
 from tests.patience import PATIENCE_S

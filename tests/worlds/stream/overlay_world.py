@@ -162,7 +162,6 @@ class OverlayWorld:
             presence=np.zeros(entities, dtype=np.uint8),
             states=np.zeros(entities * size, dtype=np.uint8),
             bounds=np.zeros(entities + 1, dtype=np.int64),
-            notes_snapshot=False,
             attributes=np.zeros((1, self.plan.row_width), dtype=np.int64),
             out=np.zeros((1, self.plan.feature_count), dtype=np.float32),
         )

@@ -9,8 +9,6 @@ from paywarden.features.profiles.shape import decode_shape
 
 _SHAPE_AT = 7
 _CHECKSUM_BYTES = 8
-# Profiles of this version have no checksum.
-WITHOUT_CHECKSUM = 4
 _MASK = (1 << 64) - 1
 _PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63)
 # The columns before the tables: three times, then the lengths of the sections.
@@ -42,8 +40,8 @@ class Packed:
 
     @property
     def sources_at(self) -> int:
-        """The number of the column of sources. Offsets follow, then, since version 5, the end of public codes."""
-        return len(self.columns) - (2 if self.version == WITHOUT_CHECKSUM else 3)
+        """The number of the column of sources. Offsets follow."""
+        return len(self.columns) - 2
 
     def with_number(self, place: int, number: int) -> Packed:
         """Returns the profile with another number at index `place` of `numbers`."""
@@ -57,14 +55,13 @@ class Packed:
 
 def read_packed(state: bytes) -> Packed:
     """Returns the content of a packed profile. Raises ValueError for a wrong checksum or a wrong number of bytes."""
-    if state[0] != WITHOUT_CHECKSUM:
-        state, stored = state[:-_CHECKSUM_BYTES], state[-_CHECKSUM_BYTES:]
-        if checksum_of(state) != stored:
-            raise ValueError("the checksum is wrong")
+    state, stored = state[:-_CHECKSUM_BYTES], state[-_CHECKSUM_BYTES:]
+    if checksum_of(state) != stored:
+        raise ValueError("the checksum is wrong")
     shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
     shape = decode_shape(state[_SHAPE_AT:shape_end])
     sections = list(shape.widths)
-    count = _TABLES_AT + sum(sections) + 2 + (state[0] != WITHOUT_CHECKSUM)
+    count = _TABLES_AT + sum(sections) + 2
     position = shape_end + (count + 1) // 2
     nibbles = [width for pair in state[shape_end:position] for width in (pair & 15, pair >> 4)]
     widths = iter(nibbles)
@@ -84,8 +81,6 @@ def read_packed(state: bytes) -> Packed:
     for rows, width in zip([*lengths, source_count], [*sections, 2], strict=True):
         for _ in range(width):
             read(rows)
-    if state[0] != WITHOUT_CHECKSUM:
-        read(1)
     if position != len(state) or sum(nibbles[count:]) != 0:
         raise ValueError(f"wanted {position} bytes, got {len(state)}")
     return Packed(state[0], int.from_bytes(state[1:5], "little"), state[_SHAPE_AT:shape_end], tuple(columns))
@@ -114,20 +109,14 @@ def with_widths(packed: Packed, widths: list[int]) -> bytes:
         for number in column
     )
     state = head + packed.shape + pairs + body
-    return state if packed.version == WITHOUT_CHECKSUM else state + checksum_of(state)
+    return state + checksum_of(state)
 
 
 def resealed(state: bytes) -> bytes:
     """Returns a profile whose bytes were changed with the checksum of its new bytes."""
-    if state[0] == WITHOUT_CHECKSUM or len(state) <= _CHECKSUM_BYTES:
+    if len(state) <= _CHECKSUM_BYTES:
         return state
     return state[:-_CHECKSUM_BYTES] + checksum_of(state[:-_CHECKSUM_BYTES])
-
-
-def as_before(state: bytes) -> bytes:
-    """Returns a profile in the form of the layout version before."""
-    packed = read_packed(state)
-    return write_packed(replace(packed, version=WITHOUT_CHECKSUM, columns=packed.columns[:-1]))
 
 
 def checksum_of(content: bytes) -> bytes:

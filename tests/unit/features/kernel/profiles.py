@@ -14,7 +14,6 @@ from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.catalogue.expressions import Feature
 from paywarden.features.kernel.codec import pack, packed_bytes_max, unpack
-from paywarden.features.kernel.layout import CRC_UNTIL_MS
 from paywarden.features.kernel.update import add_payments, update
 from paywarden.features.profiles.engine import AppliedEvents, Events, FeatureEngine
 
@@ -140,12 +139,9 @@ def profile(engine: FeatureEngine, entity: str, changes: Sequence[Change], state
 
 
 def with_payments(
-    engine: FeatureEngine, entity: str, changes: Sequence[Change], state: bytes | None, *, crc_until_ms: int = 0
+    engine: FeatureEngine, entity: str, changes: Sequence[Change], state: bytes | None
 ) -> tuple[bytes, bytes]:
-    """Returns a profile with more payments: added one by one, and in one go.
-
-    `crc_until_ms`: sketches of tiles before hold public codes, as in a profile of a layout before.
-    """
+    """Returns a profile with more payments: added one by one, and in one go."""
     plan, number, width = engine.plan, engine.plan.entity_names.index(entity), engine.plan.row_width
     packed = np.frombuffer(state or b"", dtype=np.uint8)
     # Rows with gaps between them, in another order than that of the places.
@@ -159,7 +155,6 @@ def with_payments(
         words = np.zeros_like(engine.scratch[0])
         if state:
             assert unpack(plan.words, number, packed, 0, len(packed), words) == kernel.OK
-        words[CRC_UNTIL_MS] = max(words[CRC_UNTIL_MS], crc_until_ms)
         if is_at_once:
             add_payments(plan.words, number, words, rows, places, len(changes))
         else:

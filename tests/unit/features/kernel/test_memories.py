@@ -18,7 +18,7 @@ NOON_MS = 1_530_446_400_000
 
 def remembered(state: bytes) -> list[tuple[int, int]]:
     """(value, when last seen) in a profile that holds only one memory."""
-    (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _, _ = read_packed(state).columns
+    (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _ = read_packed(state).columns
     seen_ms, found = first + last + newest, []
     for value, before in zip(values, ages_ms, strict=True):
         seen_ms -= before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -36,9 +36,7 @@ from tests.unit.features.kernel.profiles import (
     vector,
 )
 from tests.worlds.stream.packed import (
-    WITHOUT_CHECKSUM,
     Packed,
-    as_before,
     checksum_of,
     read_packed,
     resealed,
@@ -82,7 +80,6 @@ def stored(
     tables: Sequence[Table] = (),
     memories: Sequence[Sequence[tuple[int, int]]] = (),
     latest: Sequence[Sequence[tuple[Sequence[int], int]]] = (),
-    crc_until_ms: int = 0,
     of: FeatureEngine | None = None,
 ) -> bytes:
     """The stored form as the head of the kernel describes it.
@@ -113,7 +110,7 @@ def stored(
         times_ms = [newest_ms, *(time_ms for _, time_ms in payments)]
         columns += [[values[field] for values, _ in payments] for field in range(len(kept.fields))]
         columns.append([before - time_ms for before, time_ms in itertools.pairwise(times_ms)])
-    columns += [[source for source, _ in sources], [offset for _, offset in sources], [crc_until_ms]]
+    columns += [[source for source, _ in sources], [offset for _, offset in sources]]
     packed = read_packed(profile(of, entity, []))
     return write_packed(replace(packed, columns=tuple(map(tuple, columns))))
 
@@ -145,11 +142,10 @@ def test_the_stored_form_is_these_bytes() -> None:
             (301).to_bytes(2, "little"),
         ]
     )
-    # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2;
-    # public codes 0.
-    widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21, 0x00])
+    # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
+    widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
     digest = struct.pack("<I", entity_section(of.plan.words, 0).digest)
-    head = bytes([5]) + digest + struct.pack("<H", len(shape)) + shape
+    head = bytes([6]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers + checksum_of(head + widths + numbers)
 
 
@@ -206,7 +202,7 @@ def test_a_column_is_as_wide_as_its_largest_number_and_no_other_column() -> None
     day = SUNDAY_MS // DAY_MS
     days = [(day - number, [1, amount, 0]) for number, amount in enumerate([5, 70_000, 2**40, 0, 9])][::-1]
     packed = read_packed(stored("card", newest_ms=SUNDAY_MS, tables=[[], [], [], days]))
-    assert widths_of(packed)[-7:] == [1, 1, 6, 0, 0, 0, 0]
+    assert widths_of(packed)[-6:] == [1, 1, 6, 0, 0, 0]
     assert profile(engine(), "card", [], write_packed(packed)) == write_packed(packed)
 
 
@@ -228,18 +224,18 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     one, two, memory, source = columns
     lengths = [len(source), len(one), len(two), len(memory)]
     table = [[time_ms] for time_ms in times] + [lengths, one, two, two[::-1], memory, memory, source, source[::-1]]
-    packed = Packed(WITHOUT_CHECKSUM, 0, b"", tuple(map(tuple, table)))
-    body = write_packed(packed)[7:]
+    packed = Packed(kernel.LAYOUT_VERSION, 0, b"", tuple(map(tuple, table)))
+    body = write_packed(packed)[7:-8]
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
     found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
     widths = np.array([1, 2, 2], dtype=np.int64)
-    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, found)
+    count = kernel.decode(data, len(before), len(before) + len(body), widths, found)
     assert count == len(packed.numbers)
     assert found[:count].tolist() == list(packed.numbers)
     assert found[count] == 77
     # Where there is room for one number less, none is written behind it.
     tight = np.full(count, 77, dtype=np.int64)
-    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, tight[:-1]) == -kernel.DAMAGED
+    assert kernel.decode(data, len(before), len(before) + len(body), widths, tight[:-1]) == -kernel.DAMAGED
     assert tight[-1] == 77
 
 
@@ -249,10 +245,10 @@ def test_measures_of_every_width_are_kept(number: int) -> None:
     day = SUNDAY_MS // DAY_MS
     days, frauds = [(day, [1, number])], [(day, [number])]
     state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [], days, frauds])
-    assert read_packed(state).columns[-6] == (number,)
+    assert read_packed(state).columns[-5] == (number,)
     assert profile(engine(), "merchant", [], state) == state
     then = payment(SUNDAY_MS, 1)
-    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-6] == (number + 1,)
+    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-5] == (number + 1,)
 
 
 ROWS = st.fixed_dictionaries(
@@ -401,11 +397,10 @@ def test_every_truncation_is_refused(of: Callable[[], FeatureEngine]) -> None:
     assert status_of("merchant", state + b"\0", of()) == "it is damaged"
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 255])
+@pytest.mark.parametrize("version", [0, 1, 5, 7, 255])
 def test_another_version_is_refused_by_its_number(version: int) -> None:
     state = profile(engine(), "card", GOOD)
-    assert (kernel.LAYOUT_VERSION, kernel.LAYOUT_WITHOUT_CHECKSUM) == (5, 4)
-    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 5 or 4"
+    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 6"
 
 
 # The checksum.
@@ -448,33 +443,6 @@ def test_the_checksum_is_as_described_wherever_the_bytes_stand(content: bytes, b
 
 def test_zeros_at_the_end_change_the_checksum() -> None:
     assert len({checksum_of(bytes(size)) for size in range(100)}) == 100
-
-
-def added(changes: list[Change]) -> Iterator[Change]:
-    """Yields the changes that a profile does not know yet: offsets of a source rise."""
-    known: dict[int, int] = {}
-    for change in changes:
-        if change.source < 0 or change.offset > known.get(change.source, -1):
-            known[change.source] = change.offset
-            yield change
-
-
-@settings(max_examples=100)
-@given(changes=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
-def test_a_profile_of_the_version_before_is_read_and_written_anew(
-    changes: list[Change], entity: str, of: Callable[[], FeatureEngine]
-) -> None:
-    state = profile(of(), entity, changes)
-    old = as_before(state)
-    assert old[0] == WITHOUT_CHECKSUM
-    assert status_of(entity, old, of()) == status_of(entity, state, of()) == ""
-    anew = read_packed(profile(of(), entity, [], old))
-    newest_ms = max(
-        (change.time_ms for change in added(changes) if change.kind == kernel.PAYMENT or change.weight), default=0
-    )
-    # All that its sketches hold counts as public codes.
-    assert anew.columns[-1] == ((newest_ms + 1 if newest_ms else 0),)
-    assert write_packed(replace(anew, columns=(*anew.columns[:-1], (0,)))) == state
 
 
 def test_a_profile_of_another_shape_is_migrated() -> None:
@@ -529,8 +497,6 @@ DAMAGED = {
     "a last time beyond all clocks": stored("card", last_ms=2**60, newest_ms=2**60),
     "a newest time beyond all clocks": stored("card", newest_ms=2**60),
     "a time below zero": stored("card", first_ms=-1),
-    "public codes until before 1970": stored("card", crc_until_ms=-1),
-    "public codes until after all clocks": stored("card", crc_until_ms=2**60 + 1),
     "a last payment before the first": stored("card", first_ms=5, last_ms=4, newest_ms=5),
     "a newest event before the last payment": stored("card", first_ms=5, last_ms=5, newest_ms=4),
     "two columns less than there are": write_packed(
@@ -609,16 +575,16 @@ def test_valid_bytes_next_to_those_are_accepted() -> None:
 @pytest.mark.parametrize("widths", ["one too wide", "one too narrow", "a width of nine", "one for no column"])
 @pytest.mark.parametrize("entity", ["card", "merchant"])
 def test_widths_that_do_not_add_up_are_refused(entity: str, widths: str) -> None:
-    # A merchant has an even number of columns, a card an odd one: its last nibble is for none.
+    # A card has an even number of columns, a merchant an odd one: its last nibble is for none.
     packed = read_packed(profile(engine(), entity, GOOD))
     good, number = widths_of(packed), engine().plan.entity_names.index(entity)
     assert write_packed(packed) == with_widths(packed, good)
-    assert len(packed.columns) % 2 == (entity == "card")
+    assert len(packed.columns) % 2 == (entity == "merchant")
     if widths == "a width of nine":
         # As long as the width says, so that only the width is wrong.
         wrong = with_widths(packed, [9, *good[1:]])
     elif widths == "one for no column":
-        if entity == "merchant":
+        if entity == "card":
             return
         state = bytearray(write_packed(packed))
         state[7 + len(packed.shape) + len(packed.columns) // 2] |= 0x10

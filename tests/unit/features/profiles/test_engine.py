@@ -100,7 +100,7 @@ def too_many_sources(state: bytes) -> bytes:
 
 
 BROKEN = {
-    "it is not of layout version 5 or 4": lambda state: bytes([0]) + state[1:],
+    "it is not of layout version 6": lambda state: bytes([0]) + state[1:],
     "it is damaged": lambda state: state[:-1],
     "it has more than 128 source partitions": too_many_sources,
 }

@@ -29,4 +29,4 @@ def test_damaged_bytes_have_a_time_or_none_and_never_raise(size: int, more: byte
 def test_other_bytes_than_a_profile_have_none() -> None:
     assert newest_payment_ms(b"") is None
     assert newest_payment_ms(b"\xff\x01") is None
-    assert newest_payment_ms(b"\x05" + bytes(20)) is None
+    assert newest_payment_ms(b"\x06" + bytes(20)) is None

@@ -203,7 +203,7 @@ def test_contributions_have_the_same_bits_where_the_library_finds_the_leaves(
 
 def test_a_model_is_walked_where_the_library_does_not_know_its_leaves(tmp_path: Path) -> None:
     rows = random_rows(3000, seed=1)
-    # A library counts a tree of one leaf, which the explainer's trees leave out. TL2cgen's library finds no leaves.
+    # A library counts a tree of one leaf, which the explainer's trees leave out. A library that walks finds no leaves.
     _, path = trained(tmp_path, rows)
     text = path.read_text(encoding="utf-8")
     stump = re.sub(r"(?s)(Tree=3\n).*?(\n\nTree=4\n)", rf"\1{STUMP}\2", text)

@@ -152,7 +152,7 @@ def test_a_ledger_has_its_room_on_disk_before_anything_is_spent(tmp_path: Path) 
     path = tmp_path / "spent"
     FileLedger(path).close()
     assert path.stat().st_blocks > 0
-    # As an earlier release has left it.
+    # Somebody has taken the room away.
     os.truncate(path, 0)
     os.truncate(path, 16)
     FileLedger(path).close()

@@ -94,9 +94,6 @@ def test_a_late_rollback_that_was_removed_or_moved_is_found(tmp_path: Path) -> N
     file.path.write_bytes(changed)
     file.append(lambda log: [note(log)])
     assert file.remembered() == noted
-    # An earlier release noted the head alone.
-    (tmp_path / "log.jsonl.head").write_text(noted[0] + "\n")
-    assert problems_of(changed, PEOPLE, noted=file.remembered()) == []
 
 
 def test_any_byte_that_is_changed_removed_or_moved_is_found() -> None:

@@ -264,19 +264,6 @@ def test_a_lead_that_is_killed_costs_its_step_a_hundredth_of_its_age() -> None:
     assert 5 * DAY_MS - lost - MINUTE_MS <= shown.elapsed_ms <= 5 * DAY_MS
 
 
-def test_a_log_of_an_earlier_release_has_the_time_that_it_had() -> None:
-    """It has a look every five minutes, and no look says how long the lead looked."""
-    log = MemoryRolloutLog()
-    looks = [look(Finding.INCONCLUSIVE, number * NOTED_EVERY_MS) for number in range(1, 500)]
-    for number, each in enumerate([*EVENTS[:2], *looks]):
-        record = event_record(each)
-        assert "watched_ms" not in record
-        assert log.append(event_of(record), number)
-    rollout = RolloutKeeper(log).rollout
-    assert rollout is not None
-    assert rollout.elapsed_ms == 499 * NOTED_EVERY_MS - 1
-
-
 def test_a_clock_that_was_ahead_in_one_rollout_keeps_no_look_out_of_the_next() -> None:
     log = MemoryRolloutLog()
     keeper = RolloutKeeper(log)

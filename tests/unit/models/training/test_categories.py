@@ -92,9 +92,9 @@ def test_the_manifest_remembers_the_features(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
-def test_sets_are_compiled_as_conditions(bundle: Path) -> None:
+def test_sets_are_compiled_as_a_walk(bundle: Path) -> None:
     note = json.loads((native_library(bundle).parent / "build.json").read_text(encoding="utf-8"))
-    assert note["generator"] == "tl2cgen"
+    assert note["generator"] == "walk"
 
 
 @pytest.mark.parametrize(

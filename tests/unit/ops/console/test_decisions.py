@@ -421,7 +421,7 @@ def odd_decisions(vector: bytes) -> dict[str, dict[str, Any]]:
         "no model, and no flag that says so": {"bundle_digest": "", "flags": []},
         "an unknown model": {"bundle_digest": "ab" * 32, "model_version": "m-gone"},
         "a policy that is gone": {"policy_digest": "cd" * 32},
-        "an earlier release's record": {"policy_digest": "", "bundle_digest": "", "catalogue_digest": ""},
+        "a record without digests": {"policy_digest": "", "bundle_digest": "", "catalogue_digest": ""},
         "another catalogue": {"catalogue_digest": "another"},
         "no reasons for a decline": {"action": "decline", "reasons": []},
         "an empty reason": {"action": "review", "reasons": [""]},

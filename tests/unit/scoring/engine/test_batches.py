@@ -26,7 +26,7 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, writer
 from tests.worlds.endpoint.http_world import NOW_MS, Client, Reply, post_protobuf, serving
 from tests.worlds.endpoint.payments import euro_intake, payments_of

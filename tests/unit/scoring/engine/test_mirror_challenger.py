@@ -24,7 +24,8 @@ from paywarden.scoring.engine.mirror_challenger import LATE_MS, MirrorChallenger
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many
@@ -254,7 +255,7 @@ def test_a_neighbour_that_cannot_be_read_is_missing_for_its_own_payments_alone(
     wide_world: WideWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = b"merchant:m-1"
-    wide_world.write(index_of(wide().plan), {damaged: b"\x05 no profile"})
+    wide_world.write(index_of(wide().plan), {damaged: b"\x06 no profile"})
     gone = {key: state for key, state in wide_world.profiles.items() if key != damaged}
     with closing(wide_world.challenger(monkeypatch)) as own:
         assert own.evaluate(wide_world.champions).left_out == {}

@@ -44,7 +44,9 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -157,7 +159,7 @@ class Side:
 
 
 class Pair:
-    """Both ways over one mirror. LMDB may be open only once in a process, so they share its reader.
+    """Both ways over one mirror. They share its reader.
 
     With an overlay each way has a table of its own, and both have the same marks.
     """
@@ -168,7 +170,7 @@ class Pair:
         self.marks: OverlayMarks | None = None
         clock = (lambda: self.clock_ms) if has_overlay else None
         writer = MirrorWriter(mirror)
-        writer.apply({**profiles(), **known_cards(), DAMAGED: b"\x05 no profile"}, {0: 1}, NOW_MS)
+        writer.apply({**profiles(), **known_cards(), DAMAGED: b"\x06 no profile"}, {0: 1}, NOW_MS)
         if has_overlay:
             self.open_marks(writer.newest_transaction())
         writer.close()

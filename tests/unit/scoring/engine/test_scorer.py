@@ -38,7 +38,8 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
 from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint import payments
@@ -93,7 +94,7 @@ class Host:
         self.options = NO_OPTIONS
 
     def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
-        """Write the mirror. Call it before the scorer opens the mirror: LMDB can be open only once in a process."""
+        """Write the mirror."""
         writer = MirrorWriter(self.mirror)
         writer.apply(profiles, {0: 1}, complete_to_ms)
         writer.close()

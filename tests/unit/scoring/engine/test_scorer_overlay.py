@@ -15,7 +15,8 @@ from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.engine.vectors import ROWS_MAX
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
@@ -172,7 +173,7 @@ def test_a_mirror_that_somebody_else_wrote_is_not_trusted(tmp_path: Path) -> Non
 
 def test_a_damaged_profile_counts_as_none_beside_what_is_pending(tmp_path: Path) -> None:
     host = OverlaidHost(tmp_path)
-    host.fill({b"card:nobody": b"\x05damaged"})
+    host.fill({b"card:nobody": b"\x06damaged"})
     host.open_marks()
     responses = [answered(host.scorer, payment(name)) for name in ("first", "second")]
     assert all("profile_unreadable" in response.flags for response in responses)
@@ -186,5 +187,4 @@ def test_without_an_overlay_nothing_is_opened_or_flagged(tmp_path: Path) -> None
     response: ScoreResponse = host.score(payment("first"))
     assert list(response.flags) == ["unknown_card", "unknown_merchant"]
     assert host.scorer._features.mirror is not None
-    assert not host.scorer._features.mirror.notes_snapshot
     host.close()

@@ -24,10 +24,10 @@ from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state import overlay as overlays
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.neighbours import hops as hops_module
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -45,7 +45,7 @@ def settings(tmp_path: Path) -> MirrorSettings:
 
 
 def write(settings: MirrorSettings, profiles: Mapping[bytes, bytes | None], index: IdentityIndex | None = None) -> None:
-    """Write a mirror as a companion does. LMDB may be open only once in a process."""
+    """Write a mirror as a companion does."""
     with closing(MirrorWriter(settings)) as writer:
         list(writer.keep_index(index_of(two_hops.engine().plan) if index is None else index))
         writer.apply(profiles, {0: 1}, NOW_MS - 100)
@@ -97,12 +97,7 @@ def test_the_world_has_neighbours_of_every_kind(past: Past) -> None:
         assert len(np.unique(vectors[:, place])) > 2, NAMES[place]
 
 
-@pytest.mark.parametrize("through_python", [False, True])
-def test_vectors_have_the_bits_of_the_kernel_alone(
-    settings: MirrorSettings, monkeypatch: pytest.MonkeyPatch, through_python: bool
-) -> None:
-    if through_python:
-        monkeypatch.setattr(lmdb_calls, "functions", lambda: None)
+def test_vectors_have_the_bits_of_the_kernel_alone(settings: MirrorSettings) -> None:
     random_ = random.Random(4)
     for seed in range(3):
         past = Past(seed)
@@ -126,7 +121,7 @@ def test_the_usual_chunk_is_one_compiled_call(host: Host, past: Past, monkeypatc
 # Neighbours that cannot be read
 
 
-@pytest.mark.parametrize("state", [b"", b"\x05 no profile", b"\x00" * 300, None])
+@pytest.mark.parametrize("state", [b"", b"\x06 no profile", b"\x00" * 300, None])
 def test_a_neighbour_that_cannot_be_read_counts_as_one_that_is_gone_and_is_told(
     settings: MirrorSettings, past: Past, state: bytes | None
 ) -> None:
@@ -157,7 +152,7 @@ def test_a_neighbour_that_cannot_be_read_counts_as_one_that_is_gone_and_is_told(
 def test_a_payment_whose_own_profile_cannot_be_read_has_no_neighbours(
     settings: MirrorSettings, past: Past, own: bytes
 ) -> None:
-    write(settings, {**past.profiles, own: b"\x05 no profile"})
+    write(settings, {**past.profiles, own: b"\x06 no profile"})
     asked = past.asked(50)
     checked = two_hops.checked(asked)
     host = Host(settings)
@@ -311,7 +306,7 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
 ) -> None:
     monkeypatch.setattr(served_model, "os", SimpleNamespace(urandom=bytes))
     damaged = next(key for key in past.profiles if key.startswith(b"merchant:"))
-    write(settings, {**past.profiles, damaged: b"\x05 no profile"})
+    write(settings, {**past.profiles, damaged: b"\x06 no profile"})
     kept = KeptEntries()
     scorer = PaymentScorer(
         engine=two_hops.engine().clone_for_thread(),

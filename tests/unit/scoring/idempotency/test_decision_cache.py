@@ -201,8 +201,7 @@ def test_a_chunk_tells_callers_apart_even_if_their_hashes_are_one(host: Host, mo
     assert worker.claim(payment("p"), caller="wallet") == [UNREMEMBERED]
 
 
-def test_an_answer_of_before_callers_had_names_is_found_without_one(host: Host) -> None:
-    """The table and the outbox of an earlier release are read on: nobody without a name is decided about anew."""
+def test_a_caller_without_a_name_gets_its_earlier_answer(host: Host) -> None:
     worker = host.start(0)
     earlier = worker.ask(payment("p"))
     assert worker.ask(payment("p")) == earlier

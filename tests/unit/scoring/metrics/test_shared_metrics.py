@@ -1,9 +1,7 @@
 import errno
 import gc
-import json
 import os
 import signal
-import struct
 import tempfile
 from pathlib import Path
 
@@ -325,22 +323,6 @@ def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
     things(registry).add(1)
     assert samples(tmp_path)[COUNT] == 6
     registry.close()
-
-
-def test_a_file_of_the_release_before_without_checksum_is_gone_on_from(tmp_path: Path) -> None:
-    registry = opened(tmp_path, "w0")
-    things(registry).add(5)
-    registry.close()
-    path = tmp_path / "w0.metrics"
-    content = path.read_bytes()
-    (size,) = struct.unpack_from("<I", content, 8)
-    header = json.loads(content[12 : 12 + size])
-    del header["crc"]
-    described = json.dumps(header).encode()
-    head = content[:8] + struct.pack("<I", len(described)) + described
-    path.write_bytes(head + bytes(-len(head) % 8) + content[-8 * 6 :])
-    opened(tmp_path, "w0").close()
-    assert samples(tmp_path)[COUNT] == 5
 
 
 def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay import OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.patience import PATIENCE_S

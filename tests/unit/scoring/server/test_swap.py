@@ -17,7 +17,7 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import samples, wait_until

@@ -20,7 +20,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.server.takeover import HTTP_UNIX, take_over
-from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_for_listener, wait_until
@@ -266,7 +266,7 @@ def test_a_version_takes_over_only_with_a_mirror_and_when_its_catalogue_is_named
         caller.goes_on(5)
         assert "deployment.json lets the catalogue blue decide, and this host's is green" in versions.refused("green")
         versions.order("green")
-        mirror = Path(versions.servers["green"].mirror.path) / "data.mdb"
+        mirror = versions.servers["green"].mirror.data_file
         os.rename(mirror, mirror.with_suffix(".away"))
         assert f"there is no mirror at {mirror.parent} yet" in versions.refused("green")
         caller.goes_on(5)

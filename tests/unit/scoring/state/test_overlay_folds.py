@@ -188,7 +188,7 @@ def test_a_fold_of_a_profile_that_cannot_be_read_is_given_up(tmp_path: Path) -> 
     world.mirror[HOT[MERCHANT]] = good
     assert world.work()[2] == 23
     # Once more, and the next look-up is of an earlier transaction.
-    world.mirror[HOT[MERCHANT]] = b"\x05 damaged", good[1]
+    world.mirror[HOT[MERCHANT]] = b"\x06 damaged", good[1]
     world.answer_many(2)
     with pytest.raises(UnreadableProfile):
         world.work()

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.keys import entity_key
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.state import mirror as mirrors
-from paywarden.scoring.state.mirror import MirrorDamaged, MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import SHARDS, MirrorDamaged, MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import (
     CardShards,
     HeldShards,
@@ -147,7 +148,7 @@ def test_only_what_belongs_to_a_card_can_be_sharded(tmp_path: Path) -> None:
 def test_a_damaged_note_makes_a_mirror_that_is_filled_anew_and_holds_no_card(tmp_path: Path, note: bytes) -> None:
     settings = MirrorSettings(path=str(tmp_path / "mirror"), size_mb=16)
     with closing(MirrorWriter(settings)) as writer:
-        writer._write_note(mirrors._SHARDS, note or b" ")
+        writer._write_note(SHARDS, note or b" ")
         with pytest.raises(MirrorDamaged, match="which cards it holds"):
             writer.shards()
         with closing(MirrorReader(settings, item_max=1, profile_bytes_max=64)) as reader:

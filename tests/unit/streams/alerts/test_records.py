@@ -9,7 +9,7 @@ import pytest
 
 from paywarden.models.drift.binning import FEATURE_BINS, Binning
 from paywarden.models.drift.detectors import DetectorSettings
-from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, fingerprint, past_schemas, topic_schema
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, topic_schema
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State
 from paywarden.streams.alerts.journal import Journal
@@ -62,18 +62,6 @@ def test_every_field_of_an_alert_is_read_back_from_its_record(
     record = record_of(alert_of(**changes), histograms=histograms, reference_count=77)
     assert set(record) == {field["name"] for field in topic_schema(ALERTS_TOPIC)["fields"]}
     assert coded(record) == record
-
-
-def test_an_alert_of_an_earlier_release_is_read_with_defaults() -> None:
-    first = next(schema for schema in past_schemas() if schema["name"] == "paywarden.v1.DriftAlert")
-    now = record_of(alert_of(), histograms=HISTOGRAMS)
-    names = [field["name"] for field in first["fields"]]
-    then = {name: now[name] for name in names}
-    for name in ("reference_histogram", "current_histogram"):
-        then[name] = {"edges": then[name]["edges"], "counts": then[name]["counts"]}
-    read = Decoder(ALERTS_TOPIC, IDS).decode(Encoder(ALERTS_TOPIC, fingerprint(first), schema=first).encode(then))
-    assert (read["subject"], read["cause"], read["moved"], read["acknowledged_by"]) == ("feature:amount", "", [], None)
-    assert read["current_histogram"]["missing"] == 0
 
 
 def test_a_record_says_what_moved_how_much_and_where() -> None:

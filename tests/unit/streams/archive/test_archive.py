@@ -384,7 +384,7 @@ def test_a_topic_made_anew_is_not_added_to_the_files_of_the_old_one(tmp_path: Pa
     with pytest.raises(Misconfigured, match=r"its id is id-2, the files have offsets of id-1; go on in another folder"):
         archive(another, tmp_path)
     assert len(rows(tmp_path)) == 5
-    # A cluster without ids cannot say which topic it is, and files of an earlier release do not know.
+    # A cluster without ids cannot say which topic it is.
     another.id = ""
     archive(another, tmp_path)
     assert len(rows(tmp_path)) == 8

@@ -8,7 +8,7 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
-from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, Claim, progress_key
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, Claim
 
 IDS = LocalSchemaIds()
 ENCODER = Encoder("profiles", IDS.id_of("profiles"))
@@ -27,9 +27,9 @@ def state(
     return record(key, value, offset, partition)
 
 
-def progress(moment_ms: int | None, offset: int) -> Record:
+def claim(moment_ms: int, offset: int) -> Record:
     value = {"entity": "progress", "state": b"", "written_time_ms": 1, "complete_to_time_ms": moment_ms}
-    return record(progress_key("card", 2), ENCODER.encode(value), offset)
+    return record(CLAIM_KEY, ENCODER.encode(value), offset)
 
 
 def changes(*records: Record, ageless_before: dict[int, int] | None = None) -> ProfileChanges:
@@ -48,13 +48,6 @@ def test_the_last_record_of_a_key_counts_and_positions_follow_it() -> None:
     assert got.positions == {0: 5, 1: 11}
 
 
-def test_progress_records_come_in_order_and_are_no_profiles() -> None:
-    got = changes(progress(5, 0), progress(None, 1), progress(7, 2))
-    assert got.progress == [(0, progress_key("card", 2), 5), (0, progress_key("card", 2), 7)]
-    assert got.profiles == {}
-    assert got.positions == {0: 3}
-
-
 def test_claims_are_read_and_those_of_another_format_left_out() -> None:
     claims = [Claim(5, {0: 7, 1: 9}), Claim(6, {0: 8})]
     states = [claims[0].encoded_ends(), b"\xff", claims[1].encoded_ends()]
@@ -63,7 +56,7 @@ def test_claims_are_read_and_those_of_another_format_left_out() -> None:
         for state, moment_ms in zip(states, (5, 5, 6), strict=True)
     ]
     got = changes(*(record(CLAIM_KEY, value, offset) for offset, value in enumerate(values)))
-    assert (got.claims, got.progress, got.profiles) == (claims, [], {})
+    assert (got.claims, got.profiles) == (claims, {})
 
 
 @pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1), b"\0shards"])
@@ -111,7 +104,7 @@ def test_payments_are_named_and_a_change_without_them_is_counted() -> None:
     got = changes(
         named(state(b"card:1", offset=3), mark),
         named(state(b"card:2", offset=4), b""),
-        progress(7, 5),
+        claim(7, 5),
         record(b"card:1", None, 6),
     )
     assert (got.named, got.unnamed) == ([mark, b""], 0)

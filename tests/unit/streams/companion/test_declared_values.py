@@ -31,7 +31,7 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorUnavailable
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from paywarden.streams.companion.shard_moves import CopyInterrupted, HostShards, ShardMoves, States
 

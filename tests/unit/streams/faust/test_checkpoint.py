@@ -1,4 +1,4 @@
-"""The head of a partition: only its owner writes it, and its bytes stay those that earlier releases wrote."""
+"""The head of a partition: only its owner writes it, and its bytes are fixed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_packed_cells_are_a_length_a_json_header_and_the_cells() -> None:
     assert unpack(data) == ({"next_offset": 500}, [(["m1", "a"], b"abc"), (["m2", ""], b"d")])
 
 
-def test_heads_and_tiles_keep_the_bytes_of_earlier_releases() -> None:
+def test_heads_and_tiles_have_these_bytes() -> None:
     cells = {CountCell(60_000, Model("m1", "b1")): b"xyz"}
     progress = CountingProgress(7, 1, 2, {"m1": 2}, Totals(decisions=6))
     header = (

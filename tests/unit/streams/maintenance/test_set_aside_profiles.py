@@ -102,7 +102,7 @@ def test_the_last_states_and_the_reminders_go_over_kafka() -> None:
     kafka_parts.flush()
     with closing(make_consumer(kafka, group_id="test")) as consumer:
         ((record,),) = records_to_end(consumer, "repartition-card", [0])
-    events, _ = decode_frame(record.value, 1)
+    events = decode_frame(record.value, 1)
     applied = update(store, events)
     assert (applied.restored, applied.set_aside) == (1, {})
     broker.close()

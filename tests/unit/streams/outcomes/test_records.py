@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.stores.base import KEY_BYTES_MAX
-from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, fingerprint, past_schemas
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -71,21 +71,6 @@ def test_a_decision_has_the_variant_of_its_host() -> None:
     record = decision_of(ENTRY, "arm-b")
     read = Decoder("decisions", IDS).decode(Encoder("decisions", IDS.id_of("decisions")).encode(record))
     assert (read["variant"], decision_of(ENTRY)["variant"]) == ("arm-b", "")
-
-
-def test_decisions_of_earlier_releases_have_no_variant() -> None:
-    fields = [
-        (schema, {field["name"] for field in schema["fields"]})
-        for schema in past_schemas()
-        if schema["name"] == "paywarden.v1.Decision"
-    ]
-    earlier = [(schema, names) for schema, names in fields if "propensity" not in names]
-    assert len(earlier) == 4
-    for schema, names in earlier:
-        record = {name: value for name, value in decision_of(ENTRY).items() if name in names}
-        written = Encoder("decisions", fingerprint(schema), schema=schema).encode(record)
-        read = Decoder("decisions", IDS).decode(written)
-        assert (read["variant"], read["bundle_digest"], read["propensity"]) == ("", "", 1.0)
 
 
 @pytest.mark.parametrize("variant", ["a b", "x" * 65, "ä", "a\n"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paywarden.features.catalogue.entity import Catalogue, Entity
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.schemas.avro import Encoder, LocalSchemaIds, fingerprint, past_schemas
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, ID_BYTES_MAX, TIME_MS_END, TIME_MS_MIN
 from paywarden.streams.kafka.reading import Record
@@ -125,15 +125,6 @@ def test_damaged_bytes_are_refused_and_spoil_no_other_payment(payment: dict[str,
     records = [good, record_of(damaged), good]
     intake = INTAKES["usual"]
     assert together(intake, records) == one_by_one(intake, records)
-
-
-def test_a_record_of_an_earlier_schema_is_read() -> None:
-    (past,) = [schema for schema in past_schemas() if schema["name"].endswith("Payment")]
-    old_id = fingerprint(past)
-    record = record_of(Encoder("payments", old_id, schema=past).encode(USUAL))
-    (event,) = together(INTAKES["usual"], [record])
-    assert isinstance(event, PaymentEvent)
-    assert [event] == one_by_one(INTAKES["usual"], [record])
 
 
 def test_the_usual_payment_takes_the_fast_way() -> None:

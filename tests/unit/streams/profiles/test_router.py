@@ -191,7 +191,7 @@ def test_events_of_an_entity_go_in_order_to_the_partition_of_its_key() -> None:
         found: list[tuple[bytes, int]] = []
         for sent_to, _, value in sender.sent:
             if sent_to == topic:
-                part, _ = decode_frame(value, count)
+                part = decode_frame(value, count)
                 assert part.rows[:, OFFSET].tolist() == sorted(part.rows[:, OFFSET].tolist())
                 found += zip(part.keys, part.rows[:, OFFSET].tolist(), strict=True)
         number = list(ROUTES).index(entity)
@@ -207,24 +207,14 @@ def test_a_frame_holds_the_identities_that_its_profiles_take_in_and_a_record_hol
     for (topic, count), used in zip(ROUTES.values(), plan.entity_identities, strict=True):
         for sent_to, _, value in sender.sent:
             if sent_to == topic:
-                rows = decode_frame(value, count)[0].rows[:, ATTRIBUTES_AT:]
+                rows = decode_frame(value, count).rows[:, ATTRIBUTES_AT:]
                 for column in range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT):
                     by_offset = {event.position.offset: event.attributes[column] for event in events.payments}
-                    offsets = decode_frame(value, count)[0].rows[:, OFFSET].tolist()
+                    offsets = decode_frame(value, count).rows[:, OFFSET].tolist()
                     wanted = [by_offset[offset] if column in used else 0 for offset in offsets]
                     assert rows[:, column].tolist() == wanted
     kept = [value for value in store.read([record_key(event.payment_id) for event in events.payments]) if value]
-    # An earlier release takes a row of more attributes for a damaged one.
     assert {len(PaymentRecord.FromString(value).attributes) for value in kept} == {kernel.CODE_COUNT}
-
-
-def test_progress_goes_to_every_partition_of_every_kind_of_entity() -> None:
-    sender = FakeSender()
-    router(MemoryStore(), sender).send_progress({3: 99})
-    assert [(topic, partition) for topic, partition, _ in sender.sent] == [
-        (topic, partition) for topic, count in ROUTES.values() for partition in range(count)
-    ]
-    assert {tuple(decode_frame(value, 2)[1].items()) for _, _, value in sender.sent} == {((3, 99),)}
 
 
 def outcome_record(payment_id: str, offset: int, label: str = "fraud") -> Record:

@@ -100,7 +100,7 @@ def test_a_release_that_can_read_the_bytes_heals_without_help() -> None:
     first, second = parts(one_card(4), 2, 2)
     whole, store, key = MemoryStore(), MemoryStore(), first.keys[0]
     update(whole, first)
-    # An earlier release has set it aside, which could not read it.
+    # A release that could not read it has set it aside.
     store.write({key: set_aside_profile.set_aside(stored(whole, key)).encode()}, ttl_s=0)
     update(whole, second)
     assert update(store, second).restored == 1
@@ -117,7 +117,7 @@ def test_events_beyond_the_room_become_dead_letters_in_their_order() -> None:
     check_record(key, stored(store, key))
     assert applied.no_room is not None
     (record,) = updater(store).refused(0, applied.no_room)
-    left, _ = decode_frame(record.value, 1)
+    left = decode_frame(record.value, 1)
     assert (record.topic, left.keys) == ("repartition-card", [key] * 7)
     assert left.rows[:, OFFSET].tolist() == list(range(EVENTS_MAX, EVENTS_MAX + 7))
 

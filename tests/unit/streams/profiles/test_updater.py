@@ -33,22 +33,21 @@ def card_events(first_offset: int = 0) -> EntityEvents:
     return built.keep(events).of_entities()[0]
 
 
-def frame(events: EntityEvents, progress: dict[int, int], offset: int = 0, topic: str = "repartition-card") -> Record:
-    return Record(topic, 0, offset, None, encode_frame(events, progress, 1), 0, ())
+def frame(events: EntityEvents, offset: int = 0, topic: str = "repartition-card") -> Record:
+    return Record(topic, 0, offset, None, encode_frame(events, 1), 0, ())
 
 
-def test_frames_decode_to_events_in_order_and_progress() -> None:
+def test_frames_decode_to_events_in_order() -> None:
     first, second = card_events(), card_events(5)
     nothing = EntityEvents([], first.rows[:0])
-    arrived = updater(MemoryStore()).decode([frame(first, {0: 1}), frame(nothing, {0: 2}, 1), frame(second, {}, 2)])
+    arrived = updater(MemoryStore()).decode([frame(first), frame(nothing, 1), frame(second, 2)])
     assert arrived.events[0].keys == first.keys + second.keys
     assert arrived.events[0].rows[:, OFFSET].tolist() == list(range(10))
-    assert arrived.progress == [("card", 0, {0: 1}), ("card", 0, {0: 2})]
 
 
 def test_a_value_that_is_no_frame_is_refused_and_others_go_on() -> None:
     damaged = Record("repartition-card", 0, 0, None, b"x", 0, ())
-    arrived = updater(MemoryStore()).decode([damaged, frame(card_events(), {}, 1)])
+    arrived = updater(MemoryStore()).decode([damaged, frame(card_events(), 1)])
     assert [record for record, _ in arrived.refused] == [damaged]
     assert len(arrived.events[0].keys) == 5
 

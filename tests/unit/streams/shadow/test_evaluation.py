@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import KafkaError
 
-from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
+from paywarden.models.rollout.shadow import SHADOW_TOPIC, ShadowRecord, ShadowSide
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -23,7 +23,6 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.shadow import evaluation
 from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
-from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime
 from tests.patience import PATIENCE_S

@@ -25,7 +25,8 @@ from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host, kafka
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
@@ -126,10 +127,12 @@ def test_a_compiled_model_scores_as_many_rows_together_as_is_told() -> None:
 
 def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_file_system", lambda _: "ext4")
-    found = rows(f'[mirror]\npath = "{folder}/m"\nsize_mb = 100000000\n', "host")
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1 << 30))
+    found = rows(f'[mirror]\npath = "{folder}/m"\nsize_mb = 2000\n', "host")
     warned = [row["seen"] for row in found if row["state"] == "warning"]
     assert any(f"[mirror] path: {folder}/m is on ext4" in seen for seen in warned)
-    assert any(seen.startswith("[mirror] size_mb allows 100000000 MiB") for seen in warned)
+    assert any(seen.startswith("[mirror] size_mb allows 2000 MiB") for seen in warned)
 
 
 def test_a_full_disk_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from paywarden.scoring.state.outbox import OutboxWriter
-from tests.unit.streams.companion.test_set_aside_entries import MANY_LEVELS
+from tests.unit.streams.companion.test_set_aside_entries import shipping_bug
 from tests.worlds.stream.shipped import World
 
 
@@ -21,10 +21,11 @@ def world(tmp_path: Path) -> Iterator[World]:
     """A host with a record that can be shipped now, and one that cannot."""
     built = World(tmp_path / "outbox")
     (tmp_path / "paywarden.toml").write_text(f'[outbox]\ndirectory = "{tmp_path / "outbox"}"\n', encoding="utf-8")
-    built.writer.append(MANY_LEVELS)
+    built.decide("p")
     with closing(OutboxWriter(built.settings, "worker-1")) as other:
         other.append(b"no decision")
-    built.settle()
+    with shipping_bug():
+        built.settle()
     yield built
     built.writer.close()
 
@@ -40,7 +41,7 @@ def test_the_list_says_what_can_be_shipped_and_why_the_rest_cannot(world: World,
         ["worker-1/0", "record", "19", "bytes"],
     ]
     assert lines[0].endswith("can be shipped: run `paywarden outbox retry`")
-    assert lines[1].endswith("it is no decision that can be parsed")
+    assert lines[1].endswith("it is no decision that protobuf can parse")
     rows = json.loads(run(tmp_path, "list", "--json").output)
     assert [row["id"] for row in rows] == ["worker-0/0", "worker-1/0"]
     assert Path(rows[1]["file"]).read_bytes() == b"no decision"
@@ -50,7 +51,7 @@ def test_a_retry_ships_what_it_can_and_fails_with_the_reason_of_the_rest(world: 
     done = run(tmp_path, "retry", "--all")
     assert done.exit_code == 1
     assert "worker-0/0: 1 decision handed to the companion" in done.output
-    assert "worker-1/0: it is no decision that can be parsed" in done.output
+    assert "worker-1/0: it is no decision that protobuf can parse" in done.output
     assert "1 of them stay set aside" in done.output
     world.settle()
     assert world.broker.decisions == ["p"]

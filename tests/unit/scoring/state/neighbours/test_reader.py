@@ -1,4 +1,4 @@
-"""Profiles looked up by identity: compiled, by LMDB key for key, and through Python."""
+"""Profiles looked up by identity."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import lmdb
 import pytest
 
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.features.profiles.keys import hashed_id
-from paywarden.scoring.state import lmdb_calls, mirror_look_up
 from paywarden.scoring.state.identity_index import IdentityIndex, record_prefix
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
+from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.neighbours.reader import NeighbourReader
 from tests.patience import PATIENCE_S
 from tests.services.product import template
@@ -27,7 +27,6 @@ INDEX = IdentityIndex({"merchant": False, "device": True}, LAPTOP_KEY)
 PLACES = ("merchant", "merchant", "device")
 PROFILE_BYTES_MAX = 64
 ROWS_MAX = 8
-WAYS = ("compiled", "by LMDB", "through Python")
 
 Found = list[tuple[int, bytes]]
 
@@ -53,39 +52,29 @@ def record(entity: str, identity: int) -> bytes:
     return record_prefix(entity) + hashed_id(identity).encode()
 
 
-class Readers:
-    """A reader for each of the ways, in processes of their own, as LMDB may be open only once in a process."""
+class Reader:
+    """A reader in a process of its own."""
 
     def __init__(self, settings: MirrorSettings, *, size_mb: int | None = None) -> None:
         wanted = MirrorSettings(path=settings.path, size_mb=size_mb or settings.size_mb)
-        self._calls = {way: template.call(_answer, wanted, way) for way in WAYS}
-        for _, here in self._calls.values():
-            assert here.recv() == "open"
+        self._process, self._here = template.call(_answer, wanted)
+        assert self._here.recv() == "open"
 
     def look_up(self, *identities: int) -> Found:
-        """Returns presence and profile by place. All ways find the same."""
-        found: list[Found] = []
-        for _, here in self._calls.values():
-            here.send(identities)
-            found.append(here.recv())
-        assert found[0] == found[1] == found[2]
-        return found[0]
+        """Returns presence and profile by place."""
+        self._here.send(identities)
+        found: Found = self._here.recv()
+        return found
 
     def close(self) -> None:
-        for process, here in self._calls.values():
-            here.send(None)
-            assert process.wait(PATIENCE_S) == 0
-            here.close()
+        self._here.send(None)
+        assert self._process.wait(PATIENCE_S) == 0
+        self._here.close()
 
 
-def _answer(there: Connection, settings: MirrorSettings, way: str) -> None:
-    if way == "through Python":
-        lmdb_calls.functions = lambda: None  # type: ignore[assignment]
+def _answer(there: Connection, settings: MirrorSettings) -> None:
     with closing(MirrorReader(settings, item_max=4, profile_bytes_max=200)) as mirror:
-        if way == "by LMDB":
-            mirror.transaction_arrays()["numbers"][mirror_look_up.PAGE_BYTES] = 0
         reader = NeighbourReader(mirror, PLACES, rows_max=ROWS_MAX, profile_bytes_max=PROFILE_BYTES_MAX)
-        assert (reader.frame_at == 0) == (way == "through Python")
         there.send("open")
         while (identities := there.recv()) is not None:
             reader.identities[: len(identities)] = identities
@@ -103,49 +92,42 @@ def _answer(there: Connection, settings: MirrorSettings, way: str) -> None:
 
 
 @pytest.fixture
-def readers(settings: MirrorSettings) -> Iterator[Readers]:
+def reader(settings: MirrorSettings) -> Iterator[Reader]:
     with closing(MirrorWriter(settings)) as writer:
         list(writer.keep_index(INDEX))
         writer.apply({b"merchant:m-1": b"one", key_of_device(1): b"device", b"card:m-2": b"card"}, {}, 5)
-    opened = Readers(settings)
+    opened = Reader(settings)
     yield opened
     opened.close()
 
 
 def put(settings: MirrorSettings, values: Mapping[bytes, bytes | None]) -> None:
     """Change the mirror behind the index's back."""
-    with (
-        lmdb.open(settings.path, map_size=settings.size_mb << 20) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for key, value in values.items():
-            if value is None:
-                transaction.delete(key)
-            else:
-                transaction.put(key, value)
+    with closing(MirrorWriter(settings)) as writer:
+        writer.apply(values, {})
 
 
-def test_a_neighbour_is_known_unknown_or_absent(readers: Readers) -> None:
-    assert readers.look_up(merchant(1), 0, device(1)) == [(KNOWN, b"one"), (ABSENT, b""), (KNOWN, b"device")]
+def test_a_neighbour_is_known_unknown_or_absent(reader: Reader) -> None:
+    assert reader.look_up(merchant(1), 0, device(1)) == [(KNOWN, b"one"), (ABSENT, b""), (KNOWN, b"device")]
     # A place is of one entity: a merchant's identity names no device, and a device's no merchant.
-    assert readers.look_up(merchant(2), device(1), merchant(1)) == [(UNKNOWN, b"")] * 3
-    assert readers.look_up(0, 0, 0) == [(ABSENT, b"")] * 3
-    assert readers.look_up() == []
+    assert reader.look_up(merchant(2), device(1), merchant(1)) == [(UNKNOWN, b"")] * 3
+    assert reader.look_up(0, 0, 0) == [(ABSENT, b"")] * 3
+    assert reader.look_up() == []
 
 
 @pytest.mark.parametrize("number", [1, 2**32 - 1, -1, -(2**63), 2**62 - 1])
-def test_a_number_that_is_no_identity_stands_for_no_neighbour(readers: Readers, number: int) -> None:
-    assert readers.look_up(number, merchant(1), number) == [(ABSENT, b""), (KNOWN, b"one"), (ABSENT, b"")]
+def test_a_number_that_is_no_identity_stands_for_no_neighbour(reader: Reader, number: int) -> None:
+    assert reader.look_up(number, merchant(1), number) == [(ABSENT, b""), (KNOWN, b"one"), (ABSENT, b"")]
 
 
-def test_all_ways_find_the_neighbours_that_are_there(settings: MirrorSettings) -> None:
+def test_the_neighbours_that_are_there_are_found(settings: MirrorSettings) -> None:
     random_ = random.Random(3)
     states: dict[bytes, bytes] = {}
-    with closing(MirrorWriter(MirrorSettings(path=settings.path, size_mb=1))) as writer:
+    with closing(MirrorWriter(MirrorSettings(path=settings.path, size_mb=8))) as writer:
         list(writer.keep_index(INDEX))
         writer.apply({}, {}, 5)
-    # The mirror will grow beyond the map of these readers.
-    readers = Readers(settings, size_mb=1)
+    # The mirror will grow beyond what this reader has mapped.
+    reader = Reader(settings, size_mb=8)
     with closing(MirrorWriter(settings)) as writer:
         list(writer.keep_index(INDEX))
         for size in (1, 5, 50, 5000, 50):
@@ -159,8 +141,8 @@ def test_all_ways_find_the_neighbours_that_are_there(settings: MirrorSettings) -
             writer.apply(changes, {})
             for _ in range(10):
                 asked, wanted = _drawn(random_, states)
-                assert readers.look_up(*asked) == wanted
-    readers.close()
+                assert reader.look_up(*asked) == wanted
+    reader.close()
 
 
 def _drawn(random_: random.Random, states: Mapping[bytes, bytes]) -> tuple[list[int], Found]:
@@ -184,34 +166,32 @@ def _drawn(random_: random.Random, states: Mapping[bytes, bytes]) -> tuple[list[
     return asked, wanted
 
 
-def test_a_record_that_names_no_profile_is_no_neighbour(settings: MirrorSettings, readers: Readers) -> None:
+def test_a_record_that_names_no_profile_is_no_neighbour(settings: MirrorSettings, reader: Reader) -> None:
     put(settings, {b"merchant:m-1": None})
-    assert readers.look_up(merchant(1), merchant(1), device(1))[:2] == [(UNKNOWN, b"")] * 2
+    assert reader.look_up(merchant(1), merchant(1), device(1))[:2] == [(UNKNOWN, b"")] * 2
 
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", b"m", b"merchant:", b"card:m-2", b"\0complete_to", b"merchant:m-1\0", b"x" * 511, b"merchant:" + b"y" * 9000],
+    [b"", b"m", b"merchant:", b"card:m-2", b"\0positions", b"merchant:m-1\0", b"x" * 511, b"merchant:" + b"y" * 9000],
 )
-def test_a_damaged_record_is_no_neighbour(settings: MirrorSettings, readers: Readers, damaged: bytes) -> None:
+def test_a_damaged_record_is_no_neighbour(settings: MirrorSettings, reader: Reader, damaged: bytes) -> None:
     put(settings, {record("merchant", merchant(1)): damaged})
     found = [(UNKNOWN, b""), (ABSENT, b""), (KNOWN, b"device")]
-    assert readers.look_up(merchant(1), 0, device(1)) == found
+    assert reader.look_up(merchant(1), 0, device(1)) == found
     # The others of the same look-up are found all the same.
-    assert readers.look_up(merchant(1), 0, device(1), 0, merchant(1), device(1))[:3] == found
+    assert reader.look_up(merchant(1), 0, device(1), 0, merchant(1), device(1))[:3] == found
 
 
 def test_a_mirror_without_an_index_has_no_neighbours(settings: MirrorSettings) -> None:
     with closing(MirrorWriter(settings)) as writer:
         writer.apply({b"merchant:m-1": b"one"}, {})
-    readers = Readers(settings)
-    assert readers.look_up(merchant(1), 0, 0) == [(UNKNOWN, b""), (ABSENT, b""), (ABSENT, b"")]
-    readers.close()
+    reader = Reader(settings)
+    assert reader.look_up(merchant(1), 0, 0) == [(UNKNOWN, b""), (ABSENT, b""), (ABSENT, b"")]
+    reader.close()
 
 
-def _notes(there: Connection, settings: MirrorSettings, through_python: bool) -> None:
-    if through_python:
-        lmdb_calls.functions = lambda: None  # type: ignore[assignment]
+def _notes(there: Connection, settings: MirrorSettings) -> None:
     with closing(MirrorReader(settings, item_max=4, profile_bytes_max=200)) as mirror:
         there.send("open")
         while there.recv() is not None:
@@ -219,11 +199,10 @@ def _notes(there: Connection, settings: MirrorSettings, through_python: bool) ->
     there.close()
 
 
-@pytest.mark.parametrize("through_python", [False, True])
-def test_a_reader_knows_whether_the_index_is_whole_and_new(settings: MirrorSettings, through_python: bool) -> None:
+def test_a_reader_knows_whether_the_index_is_whole_and_new(settings: MirrorSettings) -> None:
     with closing(MirrorWriter(settings)) as writer:
         writer.apply({b"merchant:m-1": b"one"}, {})
-    process, here = template.call(_notes, settings, through_python)
+    process, here = template.call(_notes, settings)
     assert here.recv() == "open"
 
     def is_whole() -> bool:

@@ -67,12 +67,6 @@ def test_no_flipped_bit_makes_a_cursor_another_position(small: OutboxSettings) -
         assert cursor.load() in (None, 4_981), f"bit {bit} of byte {place}"
 
 
-def test_a_cursor_of_an_earlier_release_holds(small: OutboxSettings) -> None:
-    fill(small, [b"a"])
-    (Path(small.directory) / "w0" / "cursor").write_bytes(b"4981\n")
-    assert Cursor(small, "w0").load() == 4_981
-
-
 def test_without_a_cursor_reading_starts_at_the_oldest_segment(small: OutboxSettings) -> None:
     positions = fill(small, numbered(20))
     reader = OutboxReader(small, "w0")

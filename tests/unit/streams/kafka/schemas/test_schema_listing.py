@@ -29,14 +29,24 @@ def test_todays_schema_of_each_topic_is_listed_with_its_record_id() -> None:
         assert listed.version == len(schema_versions(topic))
 
 
-def test_earlier_schemas_are_listed_oldest_first() -> None:
+@pytest.fixture
+def _changed_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that has changed the schema of decisions."""
+    before = json.loads(schema_text("decisions"))
+    before["fields"] = [field for field in before["fields"] if "default" not in field]
+    monkeypatch.setattr("paywarden.schemas.avro._past_texts", lambda *_: {"decisions-1": json.dumps(before)})
+
+
+@pytest.mark.usefixtures("_changed_decisions")
+def test_schemas_of_earlier_releases_are_listed_oldest_first() -> None:
     decisions = [listed for listed in listed_schemas(KAFKA, {}) if listed.topic == "eu-decisions"]
     assert [listed.version for listed in decisions] == list(range(1, len(decisions) + 1))
-    assert [listed.file for listed in decisions[:2]] == ["history/decisions-1.avsc", "history/decisions-2.avsc"]
+    assert [listed.file for listed in decisions[:2]] == ["history/decisions-1.avsc", "decisions.avsc"]
     for listed in decisions:
         assert LocalSchemaIds().find(listed.fingerprint) is not None
 
 
+@pytest.mark.usefixtures("_changed_decisions")
 def test_registry_ids_are_listed_with_their_schema() -> None:
     earlier = schema_versions("decisions")[0]
     remembered = {5: schema_text("payments"), 9: schema_text("payments"), 6: earlier.text, 7: "no schema"}

@@ -18,7 +18,6 @@ from tests.fakes.kafka import Place
 from tests.services.product.processes import wait_until
 from tests.unit.streams.profiles.pipeline.worker import (
     FRAMES,
-    HOUR_MS,
     NOW_MS,
     O0,
     P0,
@@ -52,26 +51,26 @@ def test_payments_in_a_currency_without_a_rate_are_worked_in_and_counted(worker:
 
 
 def test_a_worker_does_not_wait_for_frames_that_it_has_written_to_itself() -> None:
-    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker = Worker(timing=replace(TIMING, ask_time_every_s=3_600.0))
     worker.sender.tells = True
     worker.step()
     worker.client.commits.clear()
     worker.pay(world()[0][:30])
     worker.step()
     assert_profiles_are_of(worker, 30)
-    # Payments and frames are committed together, and the frames are not worked in again. The first one tells progress.
-    assert worker.client.commits == [{P0: 30, **dict.fromkeys(FRAMES, 2)}]
+    # Payments and frames are committed together, and the frames are not worked in again. The first card frame is empty.
+    assert worker.client.commits == [{P0: 30, **dict.fromkeys(FRAMES, 1), FRAMES[0]: 2}]
     worker.step(3)
     assert worker.pipeline.metrics._replayed.labels("card")._value.get() == 0
     worker.pay(world()[0][30:])
     worker.step()
     assert_profiles_are_of(worker, 60)
-    assert worker.broker.committed == {P0: 60, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 3)}
+    assert worker.broker.committed == {P0: 60, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 2), FRAMES[0]: 3}
 
 
 def test_frames_behind_those_of_another_worker_are_read_from_the_topic() -> None:
     """Their order in the partition is that of the profile's events."""
-    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker = Worker(timing=replace(TIMING, ask_time_every_s=3_600.0))
     worker.sender.tells = True
     worker.step()
     worker.pay(world()[0])
@@ -86,7 +85,7 @@ def test_frames_behind_those_of_another_worker_are_read_from_the_topic() -> None
 
 
 def test_a_worker_abandons_its_own_frames_as_any_others() -> None:
-    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker = Worker(timing=replace(TIMING, ask_time_every_s=3_600.0))
     worker.sender.tells = True
     worker.step()
     worker.pay(world()[0])
@@ -112,7 +111,7 @@ def test_an_offset_is_committed_only_after_the_broker_has_its_results(worker: Wo
     with pytest.raises(BrokerUnavailable):
         worker.step()
     assert worker.broker.committed == {}
-    assert sum(count for count, _ in worker.sender.frames()) == 5
+    assert sum(worker.sender.frames()) == 5
 
 
 def test_no_event_is_sent_before_its_payment_is_stored(worker: Worker) -> None:

@@ -24,11 +24,11 @@ from tests.worlds.stream.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
-TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, outcomes_alone_after_s=0.0, frames_every_ms=0)
+TIMING = PipelineTiming(
+    retry_first_s=0.001, ask_committed_every_s=0.0, outcomes_alone_after_s=0.0, ask_time_every_s=0.0
+)
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
-# How old what a worker knows of a partition's end may be, with the usual objective: two answers of the broker.
-FETCH_AGE_MS = 666
 HOUR_MS = 3_600_000
 
 
@@ -78,14 +78,10 @@ class FakeSender:
         self.sent += self.queued
         self.queued = []
 
-    def frames(self) -> list[tuple[int, dict[int, int]]]:
-        """Returns the event count and the progress of each frame for cards, queued or sent."""
+    def frames(self) -> list[int]:
+        """Returns the event count of each frame for cards, queued or sent."""
         values = [value for topic, _, _, value in self.sent + self.queued if topic == "repartition-card"]
-        decoded = [decode_frame(value, 1) for value in values]
-        return [(len(events.keys), progress) for events, progress in decoded]
-
-    def claims(self) -> list[dict[int, int]]:
-        return [progress for _, progress in self.frames() if progress]
+        return [len(decode_frame(value, 1).keys) for value in values]
 
 
 class Store(MemoryStore):

@@ -23,9 +23,9 @@ def arrivals() -> Arrivals:
     return arrivals
 
 
-def test_a_time_of_the_broker_stays_and_is_a_claim(arrivals: Arrivals) -> None:
+def test_a_time_of_the_broker_stays(arrivals: Arrivals) -> None:
     at = record(120, NOW_MS - 1_500, is_broker_time=True)
-    assert arrivals.arrived_ms(at, NOW_MS) == arrivals.complete_to_ms(at, NOW_MS) == NOW_MS - 1_500
+    assert arrivals.arrived_ms(at, NOW_MS) == NOW_MS - 1_500
 
 
 def test_a_right_clock_of_a_producer_stays(arrivals: Arrivals) -> None:
@@ -45,21 +45,14 @@ def test_a_producer_an_hour_behind_is_moved_on(arrivals: Arrivals) -> None:
     assert arrivals.arrived_ms(record(20, NOW_MS - HOUR_MS), NOW_MS) == NOW_MS - HOUR_MS
 
 
-@pytest.mark.parametrize("clock_ms", [-HOUR_MS, 0, HOUR_MS])
-def test_a_claim_never_goes_by_the_clock_of_a_producer(arrivals: Arrivals, clock_ms: int) -> None:
-    claims = [arrivals.complete_to_ms(record(offset, NOW_MS + clock_ms), NOW_MS) for offset in (20, 99, 100, 149, 150)]
-    assert claims == [0, 0, NOW_MS - 2_010, NOW_MS - 2_010, NOW_MS - 10]
-
-
-def test_an_end_that_stays_moves_the_claim_on(arrivals: Arrivals) -> None:
+def test_an_end_that_stays_moves_the_bounds_on(arrivals: Arrivals) -> None:
     arrivals.ended({PLACE: 150}, asked_ms=NOW_MS + 5_000, answered_ms=NOW_MS + 5_010)
     late = record(150, NOW_MS - HOUR_MS)
-    assert arrivals.complete_to_ms(late, NOW_MS + 6_000) == NOW_MS + 5_000
     assert arrivals.arrived_ms(late, NOW_MS + 6_000) == NOW_MS + 5_000
 
 
 def test_records_that_are_read_again_have_wider_bounds(arrivals: Arrivals) -> None:
-    arrivals.complete_to_ms(record(160, NOW_MS), NOW_MS)
+    arrivals.bounds(record(160, NOW_MS), NOW_MS)
     assert arrivals.bounds(record(20, NOW_MS), NOW_MS + 9) == (0, NOW_MS)
 
 

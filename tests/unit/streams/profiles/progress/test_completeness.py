@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paywarden.streams.profiles.progress.completeness import REPEAT_EVERY_MS, CompletenessRounds
-from paywarden.streams.profiles.progress.watermarks import Claim, CopyProgress, claim_of, progress_key
+from paywarden.streams.profiles.progress.watermarks import Claim, CopyProgress, claim_of
 
 Place = tuple[str, int]
 PAYMENTS: list[Place] = [("payments", 0), ("payments", 1)]
@@ -32,7 +32,7 @@ class System:
         self.rounds = CompletenessRounds(STAGES, ask=self._ask, every_ms=EVERY_MS)
         self.claims: list[Claim] = []
         self.asked = 0
-        self.copy = CopyProgress([0, 1], [])
+        self.copy = CopyProgress()
         self.read_to: dict[int, int] = {0: 0, 1: 0}
 
     def _ask(self, places: Iterable[Place]) -> Mapping[Place, Future[Any]]:
@@ -90,7 +90,7 @@ class System:
             self.copy.claimed(self.claims.pop(0), self.now_ms)
 
     def complete_to_ms(self) -> int:
-        complete_to_ms = self.copy.complete_to_ms(self.read_to, self.now_ms)
+        complete_to_ms = self.copy.complete_to_ms(self.read_to)
         have = {payment for number, end in self.read_to.items() for payment in self.logs[CHANGELOG[number]][:end]}
         lacks = [at_ms for payment, at_ms in enumerate(self.arrived_ms) if payment not in have]
         assert complete_to_ms <= min(lacks, default=self.now_ms), "the copy claims a payment that it lacks"
@@ -272,65 +272,37 @@ def test_a_claim_of_another_format_is_none(ends: bytes) -> None:
     assert claim_of(7, ends) is None
 
 
-def copy_with_key() -> tuple[CopyProgress, bytes]:
-    key = progress_key("card", 0)
-    return CopyProgress([0], [key]), key
-
-
-def test_a_copy_goes_by_claims_while_there_are_any() -> None:
-    copy, key = copy_with_key()
-    copy.saw(0, key, 500)
-    assert copy.complete_to_ms({0: 0}, 20_000) == 500
+def test_a_copy_goes_by_claims() -> None:
+    copy = CopyProgress()
+    assert copy.complete_to_ms({0: 0}) == 0
     copy.claimed(Claim(900, {0: 5}), 20_000)
-    assert copy.complete_to_ms({0: 4}, 20_000) == 0
-    assert copy.complete_to_ms({0: 5}, 20_000) == 900
-
-
-def test_a_copy_whose_workers_make_no_claims_any_more_goes_by_their_progress() -> None:
-    """Workers of an earlier release have taken over."""
-    copy, key = copy_with_key()
-    copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.saw(0, key, 30_000)
-    assert copy.complete_to_ms({0: 5}, 34_000) == 900
-    assert copy.complete_to_ms({0: 5}, 36_000) == 30_000
+    assert copy.complete_to_ms({0: 4}) == 0
+    assert copy.complete_to_ms({0: 5}) == 900
 
 
 def test_a_copy_that_stays_behind_reaches_a_claim_all_the_same() -> None:
-    copy, _ = copy_with_key()
+    copy = CopyProgress()
     for number in range(1, 2_000):
         copy.claimed(Claim(number, {0: number}), 20_000)
-        assert copy.complete_to_ms({0: number - 500}, 20_000) >= number - 1_100
+        assert copy.complete_to_ms({0: number - 500}) >= number - 1_100
 
 
 def test_a_claim_that_cannot_be_reached_holds_up_no_later_one() -> None:
     """A worker asked where the changelog ended before it was made anew."""
-    copy, _ = copy_with_key()
+    copy = CopyProgress()
     copy.claimed(Claim(800, {0: 1_000_000}), 20_000)
     copy.claimed(Claim(900, {0: 5}), 20_000)
-    assert copy.complete_to_ms({0: 5}, 20_000) == 900
+    assert copy.complete_to_ms({0: 5}) == 900
 
 
 def test_a_claim_from_the_future_counts_up_to_now() -> None:
-    copy, _ = copy_with_key()
+    copy = CopyProgress()
     copy.claimed(Claim(9_000_000, {0: 5}), 20_000)
-    assert copy.complete_to_ms({0: 5}, 20_001) == 20_000
+    assert copy.complete_to_ms({0: 5}) == 20_000
 
 
 def test_a_copy_that_begins_anew_forgets_what_it_has_read() -> None:
-    copy, key = copy_with_key()
-    copy.saw(0, key, 500)
+    copy = CopyProgress()
     copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.begin_anew(20_000)
-    assert copy.complete_to_ms({0: 5}, 20_000) == 0
-
-
-def test_a_copy_that_begins_anew_waits_for_a_claim_before_it_goes_by_progress() -> None:
-    """Progress says too much of a partition that a worker's client has silently lost; claims do not."""
-    copy, key = copy_with_key()
-    copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.begin_anew(21_000)
-    copy.saw(0, key, 20_500)
-    assert copy.complete_to_ms({0: 5}, 35_999) == 0
-    copy.claimed(Claim(950, {0: 5}), 25_000)
-    assert copy.complete_to_ms({0: 5}, 25_000) == 950
-    assert copy.complete_to_ms({0: 5}, 40_000) == 20_500
+    copy.begin_anew()
+    assert copy.complete_to_ms({0: 5}) == 0
