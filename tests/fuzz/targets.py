@@ -317,7 +317,7 @@ def drift_and_outcome_state() -> Target:
     from paywarden.models.metrics.outcome_tally import OutcomeTally
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.streams.outcomes.payments import JoinedPayment, Outcome, SourcePartition
-    from tests.unit.streams.faust.test_checked_state import CHECKS, World
+    from tests.unit.streams.counts.test_checked_state import CHECKS, World
 
     world = World()
 

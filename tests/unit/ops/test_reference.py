@@ -149,7 +149,6 @@ def test_the_example_describes_every_setting() -> None:
         ("aerospike", "tend_interval_ms", int, "at least 250"),
         ("store", "kind", str, "lmdb, aerospike or memory"),
         ("costs", "fraud_loss_share", float, "a share from 0 to 1"),
-        ("outcomes", "unsaved_max", int, "at least save_records"),
         ("lmdb", "path", str, ""),
     ],
 )
