@@ -212,7 +212,7 @@ def _begin(plan: I64, entity: int, profiles: PackedProfiles, group: int, words: 
 def _list(plan: I64, hop: int, words: I64, as_of_ms: int, identities: I64) -> None:
     """Write the values of a memory seen by a moment into a group's part of `identities`, the newest first.
 
-    What is left of the part becomes 0.
+    The function fills the rest of the part with 0.
     """
     section = entity_at(plan, plan[hop + HOP.source])
     where = memory_at(plan, section, plan[hop + HOP.memory])

@@ -44,7 +44,7 @@ class OverlaySettings:
     def doubt_ms(self) -> int:
         """The time in which nobody trusts the marks after a change whose payments are not named.
 
-        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
-        that was made this long ago is therefore not pending any more.
+        A host may answer such a payment up to a lifetime after the change. The payment is pending for another lifetime.
+        A payment that was made two lifetimes ago is therefore not pending any more.
         """
         return 2 * self.lifetime_ms

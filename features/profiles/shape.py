@@ -181,7 +181,10 @@ def decode_shape(data: bytes) -> Shape:
 
 
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
-    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured."""
+    """Returns the numbers that a packed profile of this shape holds, as `kernel.decode` orders them.
+
+    Raises Misconfigured.
+    """
     data = np.frombuffer(bytearray(state), dtype=np.uint8)
     end = len(data) - kernel.CHECKSUM_BYTES
     stored = int.from_bytes(state[end:], "little", signed=True)

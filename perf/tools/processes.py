@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,18 +26,14 @@ def memory_kib(name: str, pid: int) -> int:
 def private_kib(pid: int) -> int:
     """Return the memory that a process and its children have each for itself, without mapped files, in KiB."""
     parent = psutil.Process(pid)
-    return sum(_private_kib(each.pid) for each in (parent, *parent.children()))
+    return sum(map(_private_kib, (parent, *parent.children())))
 
 
-def _private_kib(pid: int) -> int:
-    total, is_file = 0, False
-    # It may have ended.
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, *values = line.split()
-            if not name.endswith(":"):
-                # The line of a mapping: addresses, permissions, offset, device, inode.
-                is_file = values[3] != "0"
-            elif name in ("Private_Clean:", "Private_Dirty:") and not is_file:
-                total += int(values[0])
-    return total
+def _private_kib(process: psutil.Process) -> int:
+    try:
+        mappings = process.memory_maps(grouped=False)
+    except psutil.NoSuchProcess:
+        return 0
+    # A mapping of a file has the file's path.
+    held = (each.private_clean + each.private_dirty for each in mappings if not each.path.startswith("/"))
+    return int(sum(held) // 1024)

@@ -32,6 +32,7 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, totals
 from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics, ready_gauge
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.worker import RETIRE
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ _LIMITS = HttpSettings(connections_max=64, body_bytes_max=4096, idle_timeout_ms=
 _BACKLOG = 512
 # How often it looks for its parent and for changed tokens.
 _LOOK_S = 0.5
-# The last one: another host has taken the ports over.
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_STOPS = (signal.SIGTERM, signal.SIGINT, RETIRE)
 
 
 def admin_main(

@@ -65,7 +65,7 @@ class RolloutShare:
             self._follow(ReleaseOrders(own.active, own.previous))
 
     def look_at_once(self) -> None:
-        """Do the same after a signal. What cannot be read is looked at again by the worker's watch."""
+        """Do the same after a signal. The worker's watch tries again if the file cannot be read."""
         with suppress(Misconfigured):
             self.look()
 

@@ -125,7 +125,7 @@ class MirrorFile:
         self._map()
 
     def _map(self) -> None:
-        """Map the file as long as it is now. What is mapped before stays so if that fails."""
+        """Map the file as long as it is now. If that fails, the mapping from before stays."""
         descriptor = open_private(self._path, os.O_RDWR if self._is_writer else os.O_RDONLY)
         try:
             status = os.fstat(descriptor)
@@ -168,11 +168,9 @@ class MirrorFile:
 
         Raises `failure`.
         """
-        # A spare byte, since NumPy makes no array of nothing.
-        texts = np.frombuffer(bytearray(b"".join((*keys, b"\0"))), dtype=np.uint8)
-        sizes = np.array([len(key) for key in keys], dtype=np.int64)
+        texts, starts = joined(keys), bounds_of(keys)
+        sizes = np.diff(starts)
         sizes[sizes > KEY_BYTES_MAX] = 0
-        starts = np.array([0, *itertools.accumulate(map(len, keys))], dtype=np.int64)
         found = np.zeros((3, len(keys)), dtype=np.int64)
         for _ in range(form.TRIES_MAX):
             status = loop.find_values(self.numbers, texts, starts, sizes, found)
@@ -276,8 +274,18 @@ class MirrorFile:
         return self.as_of_one_transaction((), read)
 
 
+def joined(parts: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Returns texts one behind the other, with a spare byte, since NumPy makes no array of nothing."""
+    return np.frombuffer(bytearray(b"".join((*parts, b"\0"))), dtype=np.uint8)
+
+
+def bounds_of(parts: Iterable[bytes]) -> NDArray[np.int64]:
+    """Returns where each of the joined texts begins, and where the last one ends."""
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
+
 def _key_at(mapping: mmap.mmap, place: int) -> bytes:
-    """Returns the key of a record. Of a record that was overwritten it returns anything."""
+    """Returns the key of a record. If the record was overwritten, the result means nothing."""
     key_size = int.from_bytes(mapping[place + form.WORD_BYTES : place + form.WORD_BYTES + 2], "little")
     return mapping[place + form.RECORD_HEAD_BYTES : place + form.RECORD_HEAD_BYTES + key_size]
 

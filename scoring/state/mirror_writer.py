@@ -17,7 +17,7 @@ import fcntl
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from paywarden.scoring.state.mirror_file import (
     MirrorFull,
     MirrorSettings,
     MirrorUnavailable,
+    bounds_of,
+    joined,
 )
 from paywarden.scoring.state.shards import HeldShards
 
@@ -73,7 +75,7 @@ _NUMBER_MAX = 10**19
 
 
 class Changes:
-    """What one transaction writes: a value by key, None to delete it."""
+    """The values that one transaction writes, by key; None deletes a key."""
 
     def __init__(self, mirror: MirrorFile) -> None:
         self._mirror = mirror
@@ -160,7 +162,7 @@ class MirrorWriter(MirrorFile):
             discard(self._settings)
         write_synced(note, f"{now}\n".encode())
 
-    # What is known of the file in memory
+    # The writer's own knowledge of the file, in memory
 
     def _read_state(self) -> None:
         """Find out what is in use, and take back what a transaction that was never committed has left.
@@ -170,7 +172,7 @@ class MirrorWriter(MirrorFile):
         self._transaction, self._complete_to_ms = self.newest_transaction(), self.complete_to_ms() or 0
         self._state: NDArray[np.int64] = np.zeros(loop.STATE_COUNT, dtype=np.int64)
         allocated = int(self.numbers[form.LIMIT]) // form.SEGMENT_BYTES
-        # As large as the settings say, or as what is there.
+        # A row has a place for each segment: of the size in the settings, or of a file that is larger already.
         self._segments: NDArray[np.int64] = np.zeros((3, max(self._settings.size_mb, allocated)), dtype=np.int64)
         self._segments[loop.KIND, :allocated] = loop.FREE
         self._segments[loop.KIND, 0] = loop.HEADER
@@ -222,13 +224,14 @@ class MirrorWriter(MirrorFile):
     # Transactions
 
     @contextmanager
-    def _changing(self) -> Iterator[Changes]:
+    def _changing(self, complete_to_ms: int | None = None) -> Iterator[Changes]:
+        """Collect a transaction, and commit it at the end of the block."""
         self._require_file()
         changes = Changes(self)
         yield changes
-        self._write(changes)
+        self._write(changes, complete_to_ms)
 
-    def _write(self, changes: Changes, complete_to_ms: int | None = None) -> None:
+    def _write(self, changes: Changes, complete_to_ms: int | None) -> None:
         """Commit changes. Raises MirrorFull, MirrorUnavailable, MirrorDamaged."""
         if self._index is not None:
             self._index.sign(changes)
@@ -293,7 +296,7 @@ class MirrorWriter(MirrorFile):
 
         Raises MirrorFull, MirrorUnavailable, MirrorDamaged.
         """
-        # What a segment takes at least. Of two in a row with very large records, one may have less than its half.
+        # A segment takes at least this share. After two very large records in a row, one may be less than half full.
         share, is_large = form.SEGMENT_BYTES - min(largest, form.SEGMENT_BYTES // 2), 2 * largest > form.SEGMENT_BYTES
         # Each turn gains a segment or a part of one.
         for _ in range(2 * self._segments.shape[1]):
@@ -437,15 +440,13 @@ class MirrorWriter(MirrorFile):
 
         Raises MirrorFull, MirrorUnavailable, MirrorDamaged.
         """
-        self._require_file()
-        changes = Changes(self)
-        if self._index is not None:
-            self._index.follow(changes, profiles)
-        changes.values |= profiles
-        if positions:
-            reached = sorted((self.positions() | dict(positions)).items())
-            changes.put(POSITIONS, b"".join(POSITION.pack(*pair) for pair in reached))
-        self._write(changes, complete_to_ms)
+        with self._changing(complete_to_ms) as changes:
+            if self._index is not None:
+                self._index.follow(changes, profiles)
+            changes.values |= profiles
+            if positions:
+                reached = sorted((self.positions() | dict(positions)).items())
+                changes.put(POSITIONS, b"".join(POSITION.pack(*pair) for pair in reached))
 
     def keep_index(self, index: IdentityIndex) -> Iterator[None]:
         """Keep an index of profiles by identity from now on. Yields between the transactions that make it.
@@ -561,22 +562,13 @@ def _arrays(changes: Changes, transaction: int) -> tuple[NDArray[Any], ...]:
     values = changes.valued(transaction)
     found = list(values.values())
     return (
-        _joined(values),
-        _bounds(values),
-        _joined(value or b"" for value in found),
-        _bounds(value or b"" for value in found),
+        joined(values),
+        bounds_of(values),
+        joined(value or b"" for value in found),
+        bounds_of(value or b"" for value in found),
         np.array([value is None for value in found], dtype=np.uint8),
         np.zeros(len(found), dtype=np.int64),
     )
-
-
-def _joined(parts: Iterable[bytes]) -> NDArray[np.uint8]:
-    # A spare byte, since NumPy makes no array of nothing.
-    return np.frombuffer(bytearray(b"".join((*parts, b"\0"))), dtype=np.uint8)
-
-
-def _bounds(parts: Iterable[bytes]) -> NDArray[np.int64]:
-    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
 def warm_up() -> None:

@@ -68,7 +68,7 @@ class Swapping:
             connection.close()
 
     def answers(self, card: str = "c") -> list[ScoreResponse]:
-        """Send one payment over each connection. None is refused, and a connection closes only after a farewell."""
+        """Send one payment over each connection. The host refuses no payment, and says farewell before it closes."""
         found = []
         for connection in self.connections:
             self.asked += 1

@@ -203,7 +203,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_transaction_before(settings: M
                 assert view.read(KEYS) == content(version)
                 assert view.complete_to_ms() == version > last
             last = version
-            # The next writer takes back what was half done, and counts what is there.
+            # The next writer undoes a transaction that was not committed, and counts the profiles.
             with closing(MirrorWriter(settings)) as writer:
                 assert writer.profile_count() == len(writer.all_keys()) - 1
 
