@@ -284,18 +284,6 @@ def send_a_profile(broker: EmbeddedBroker) -> None:
     sender.flush(PATIENCE_S)
 
 
-def test_decisions_in_transactions_are_read_from_the_embedded_broker(
-    deployment: Deployment, broker: EmbeddedBroker
-) -> None:
-    with deployment:
-        stream = deployment.start("stream")
-        address = stream.first_line()
-        decide(broker)
-        wait_until(lambda: ("paywarden_drift_undecodable_total",) in samples(address), "decisions are read")
-        assert stream.stop() == 0
-        assert "Traceback" not in stream.log.read_text(encoding="utf-8")
-
-
 def test_a_record_with_a_wrong_checksum_ends_the_process(deployment: Deployment, broker: EmbeddedBroker) -> None:
     """The markers of the embedded broker's transactions have a wrong checksum. On a real broker it means damage."""
     text = deployment.config.read_text(encoding="utf-8")
