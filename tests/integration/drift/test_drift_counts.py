@@ -35,7 +35,8 @@ END_MS = START_MS + 13 * FIVE_MS
 def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
     address, prefix = settings.bootstrap, settings.topic_prefix
     with Deployment(tmp_path, address, prefix, aerospike=standin.address) as deployed:
-        deployed.configure("drift", "save_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
+        deployed.configure("drift", "grace_ms = 1000\n")
+        deployed.configure_internally("drift", save_every_ms=200, save_decisions=500)
         deployed.create_topics()
         yield deployed
 
@@ -177,7 +178,7 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
 def test_a_store_that_is_away_delays_only_decisions(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore, standin: StandIn
 ) -> None:
-    deployment.configure("drift", "unsaved_max = 1000\n")
+    deployment.configure_internally("drift", unsaved_max=1000)
     decisions = Decisions(settings)
     decisions.send(200)
     stream, address = started(deployment)
