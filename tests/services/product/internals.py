@@ -20,7 +20,7 @@ _section = Source.section
 
 def install() -> None:
     """Let `Source.section` of this process read the file, too."""
-    Source.section = section  # type: ignore[method-assign]
+    Source.section = section  # type: ignore[method-assign, assignment]
 
 
 def write(folder: Path, values: Mapping[str, Mapping[str, float | str]]) -> None:

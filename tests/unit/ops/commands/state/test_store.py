@@ -32,8 +32,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["store", *arguments])
 
 
-def use(folder: Path, server: StandIn) -> None:
-    text = f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{server.address}"]\n'
+def use(folder: Path, server: StandIn, more: str = "") -> None:
+    text = f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{server.address}"]\n{more}'
     (folder / "paywarden.toml").write_text(text, encoding="utf-8")
 
 
