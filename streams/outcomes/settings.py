@@ -21,8 +21,6 @@ class OutcomeSettings:
     # Records are processed and saved this often, or as soon as `save_records` records have been read.
     save_every_ms: int = 5000
     save_records: int = 10_000
-    # With this many records read and not saved, no more are fetched.
-    unsaved_max: int = 50_000
     # The most versions and variants counted apart at a time, in each partition. Later ones are counted together.
     arms_max: int = 8
     # The first days with mature labels are the reference for later days. It needs at least this many frauds.
@@ -49,8 +47,6 @@ class OutcomeSettings:
             raise Misconfigured(
                 f"[outcomes] window_days: wanted label_delay_days to {_WINDOW_DAYS_MAX}, got {self.window_days}"
             )
-        if self.unsaved_max < self.save_records:
-            raise Misconfigured("[outcomes] unsaved_max: wanted at least save_records")
         if not self.false_alarm_days > 0:
             raise Misconfigured(f"[outcomes] false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
         if not 0 < self.drop_min <= self.drop_warning <= self.drop_critical < 1:

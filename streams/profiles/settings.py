@@ -64,6 +64,11 @@ class StreamSettings:
         """Returns the consumer group of the Faust agents."""
         return f"{self.group_id}-faust"
 
+    @property
+    def counts_group(self) -> str:
+        """Returns the consumer group that counts decisions and joins outcomes."""
+        return f"{self.group_id}-counts"
+
     def group_of(self, profile_set: str) -> str:
         """Returns the consumer group of a profile set's workers: its committed offsets are part of the set."""
         return f"{self.group_id}-{profile_set}" if profile_set else self.group_id

@@ -49,7 +49,6 @@ def seeds(name: str) -> Iterator[bytes]:
         "register": _register,
         "policy_rule": _policy_rule,
         "configuration": _configuration,
-        "kafka_batch": _kafka_batch,
         "times_and_keys": _times_and_keys,
     }
     make |= topic_targets.SEEDS | file_targets.SEEDS | table_targets.SEEDS | console_targets.SEEDS
@@ -298,11 +297,6 @@ def _configuration() -> Iterator[bytes]:
     yield b'[kafka]\nbootstrap = "a:1"\ntopic_prefix = "x-"\n[stream]\nbatch_max = 5\nfreshness_exceptions = ["a=1"]\n'
     yield b"[http]\nport = -1\n[grpc]\nlibrary = 7\n[limits]\nbatch_size_max = true\n"
     yield b"stream = 7\n[nowhere]\na = 1\n"
-
-
-def _kafka_batch() -> Iterator[bytes]:
-    yield b"trace\0k\0v\0\xff\xfe\0k\0v\0ok\0\0"
-    yield b"\xc3\xa9\0k\0v\0\xed\xa0\x80\0k\0v"
 
 
 def _times_and_keys() -> Iterator[bytes]:

@@ -308,7 +308,7 @@ def drift_and_outcome_state() -> Target:
     from paywarden.models.metrics.outcome_tally import OutcomeTally
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.streams.outcomes.payments import JoinedPayment, Outcome, SourcePartition
-    from tests.unit.streams.faust.test_checked_state import CHECKS, World
+    from tests.unit.streams.counts.test_checked_state import CHECKS, World
 
     world = World()
 
@@ -496,25 +496,6 @@ def configuration() -> Target:
     return target
 
 
-def kafka_batch() -> Target:
-    """Header names of any bytes, as Faust's client reads them. Pieces behind zeros are name, key and value in turn.
-
-    The structure of the batch is good: a broker checks it, and aiokafka's own reader trusts that.
-    """
-    from paywarden.streams.faust.record_batches import TolerantRecords
-    from tests.services.servers.odd_headers import batch_with
-
-    def target(data: bytes) -> None:
-        pieces = data.split(b"\0")[:90]
-        records = [tuple((*pieces[at : at + 3], b"", b"")[:3]) for at in range(0, len(pieces), 3)]
-        read = TolerantRecords(batch_with([(key, value, [name]) for name, key, value in records]))
-        found = read.next_batch()
-        assert found.validate_crc()
-        assert [(record.key, record.value) for record in found] == [(key, value) for _, key, value in records]
-
-    return target
-
-
 def times_and_keys() -> Target:
     """Texts that an operator types: times, letters' ids, names of sets, keys."""
     from paywarden.features.profiles.engine import FeatureEngine
@@ -558,7 +539,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
         register,
         policy_rule,
         configuration,
-        kafka_batch,
         times_and_keys,
     )
 }
