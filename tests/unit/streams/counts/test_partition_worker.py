@@ -36,6 +36,7 @@ class Saved:
     def __init__(self) -> None:
         self.offsets: dict[int, list[int]] = {}
         self.quiet_ms: dict[int, int] = {}
+        self.unsaved_max = 0
         self.failures: list[BaseException | None] = []
 
     def check(self) -> None:
@@ -79,6 +80,7 @@ class Work:
         self._saved.quiet_ms[self._partition] = quiet_ms
 
     def save(self, _: int) -> None:
+        self._saved.unsaved_max = max(self._saved.unsaved_max, len(self))
         self._saved.check()
         self._saved.offsets.setdefault(self._partition, []).extend(self._rows)
         self._rows = []
@@ -197,6 +199,16 @@ def test_records_wait_while_the_store_is_away_and_none_is_lost() -> None:
     world.until_saved({0: [0, 1, 2]})
     assert world.metrics.retries.value == 3
     assert world.metrics.store_up.value == 1
+
+
+def test_a_worker_that_cannot_save_reads_no_more() -> None:
+    world = World(A)
+    for _ in range(1000):
+        world.broker.append(A)
+    world.saved.failures = [None, *[StoreUnavailable("away")] * 30]
+    world.until_saved({0: list(range(1003))})
+    # `save_records`, and the batch that reached it.
+    assert world.saved.unsaved_max <= 2 * 100
 
 
 def test_a_partition_that_moves_while_the_store_is_away_is_read_again() -> None:
