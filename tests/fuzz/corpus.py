@@ -240,9 +240,19 @@ def with_checksums(segment: bytes) -> bytes:
 
 
 def _outbox_records() -> Iterator[bytes]:
+    from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
     from paywarden.scoring.state.outbox import framed
-    from tests.parity.test_shadow_records import plain
+
+    def plain(**more: object) -> OutboxEntry:
+        fields = {"vector": bytes(60), "bundle_digest": b"\1" * 32, "policy_digest": b"\2" * 32} | more
+        return OutboxEntry(
+            request=ScoreRequest(payment_id="p-1", card_id="c-1"),
+            response=ScoreResponse(decision_id="d-1", score=0.01, action="approve", flags=["unknown_device"]),
+            decided_time_ms=1_700_000_000_000,
+            catalogue_digest="c" * 64,
+            **fields,
+        )
 
     usual = plain()
     flagged, long, other = plain(), plain(), plain(bundle_digest=b"\3" * 32, caller="a", profile_set="main")

@@ -375,18 +375,11 @@ def outbox_records() -> Target:
     from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES, fill_ends
     from paywarden.streams.companion.shipment import read_entry
     from paywarden.streams.companion.shipping import decision_of
-    from paywarden.streams.shadow.fast_records import FastRecordWriter
     from tests.fuzz.corpus import with_checksums
-    from tests.parity.test_shadow_records import ENCODER, RULES, SETTINGS, challenger, check, plain
     from tests.unit.streams.companion.test_decision_writer import ENCODER as DECISIONS
     from tests.unit.streams.companion.test_decision_writer import writer
 
-    decisions, pairs = writer(), []
-    for settings, is_alone in ((SETTINGS, False), (RULES, False), (SETTINGS, True)):
-        own = challenger(settings, is_policy_alone=is_alone)
-        fast = FastRecordWriter(own, ENCODER.header)
-        fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.digests[0]))])
-        pairs.append((own, fast))
+    decisions = writer()
 
     def general(entry: Any) -> bytes:
         return DECISIONS.encode(decision_of(entry, ""))
@@ -411,10 +404,6 @@ def outbox_records() -> Target:
                 entries.append(read_entry(payload))
         for entry in entries:
             assert written(decisions.write, entry) == written(general, entry)
-        if records:
-            for own, fast in pairs:
-                check(own, fast, frames.payloads)
-                fast.learn(entries)
 
     return target
 
