@@ -31,7 +31,7 @@ class StreamSettings:
     # How late an outcome may come. After that the record of its payment expires from the store.
     outcome_days: int = 120
     flush_timeout_s: int = 60
-    # The worker replaces a client that delivers nothing for this long although the broker has more records
+    # The worker ends if its client delivers nothing for this long although the broker has more records
     # (streams/kafka/stalls/stall_detector.py).
     stall_timeout_s: int = 60
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".

@@ -76,7 +76,6 @@ def test_a_full_mirror_costs_no_change_and_no_decision(deployment: Deployment) -
             "the decision is shipped",
         )
         assert 0 < companion.profiles_applied < CARDS
-        assert ("paywarden_companion_failures_total", "mirror") not in samples(addresses[0])
     text = deployment.config.read_text(encoding="utf-8").replace(f"size_mb = {SIZE_MB}", f"size_mb = {LARGER_MB}")
     deployment.config.write_text(text, encoding="utf-8")
     source = read_source(str(deployment.config))

@@ -224,41 +224,30 @@ def test_a_companion_that_cannot_ship_the_last_decisions_ends_and_says_so(
     assert (status, line.startswith(f"paywarden: {wanted}")) == (1, True), line
 
 
-FAILURES, SHIPPED = "paywarden_companion_failures_total", "paywarden_companion_decisions_shipped_total"
-APPLIED = "paywarden_companion_profiles_applied_total"
+APPLIED, WAITING = "paywarden_companion_profiles_applied_total", "paywarden_companion_outbox_waiting_bytes"
 
 
-@pytest.mark.parametrize("step", ["_start_following", "step"])
-def test_decisions_are_shipped_while_the_mirror_fails(deployment: Deployment, begin: Begin, step: str) -> None:
-    companion = begin(
-        ("paywarden.streams.companion.companion", "Companion", step), "error", command="companion", at_once=True
-    )
-    wait_until(lambda: samples(companion.address).get((FAILURES, "mirror"), 0) >= 2, "the mirror is tried again")
-    leave_a_decision(deployment)
-    wait_until(lambda: samples(companion.address).get((SHIPPED,), 0) == 1, "the decision is shipped")
-    status, _, body = get(f"{companion.address}/readyz")
-    assert (status, b"the mirror has failed and is tried again: a bug, RuntimeError" in body) == (503, True)
-    assert get(f"{companion.address}/livez")[0] == 200
-    companion.mend()
-    wait_until(lambda: b"has failed" not in get(f"{companion.address}/readyz")[2], "the mirror is followed again")
-    companion.process.send_signal(signal.SIGTERM)
-    assert companion.ended()[0] == 0
-
-
-def test_the_mirror_is_followed_while_shipping_fails(
-    deployment: Deployment, broker: EmbeddedBroker, begin: Begin
+@pytest.mark.parametrize(
+    "step",
+    [
+        ("paywarden.streams.companion.companion", "Companion", "_start_following"),
+        ("paywarden.streams.companion.companion", "Companion", "step"),
+        ("paywarden.streams.companion.shipping", "Shipper", "advance"),
+    ],
+    ids=["start", "mirror", "shipping"],
+)
+def test_a_failed_part_of_the_companion_ends_it_and_the_next_goes_on(
+    deployment: Deployment, broker: EmbeddedBroker, begin: Begin, step: tuple[str, str, str]
 ) -> None:
-    companion = begin(
-        ("paywarden.streams.companion.shipping", "Shipper", "advance"), "error", command="companion", at_once=True
-    )
-    wait_until(lambda: samples(companion.address).get((FAILURES, "shipping"), 0) >= 2, "shipping is tried again")
     leave_a_decision(deployment)
     send_a_profile(broker)
-    wait_until(lambda: samples(companion.address).get((APPLIED,), 0) >= 1, "the profile is in the mirror")
-    assert b"fail" not in get(f"{companion.address}/readyz")[2]
-    assert samples(companion.address).get((SHIPPED,), 0) == 0
+    companion = begin(step, "error", command="companion", at_once=True)
+    status, line = companion.ended()
+    assert (status, line) == (1, "paywarden: a bug ended the companion: RuntimeError: injected")
     companion.mend()
-    wait_until(lambda: samples(companion.address).get((SHIPPED,), 0) == 1, "the decision is shipped")
+    companion = begin(step, "error", command="companion")
+    wait_until(lambda: samples(companion.address).get((APPLIED,), 0) >= 1, "the profile is in the mirror")
+    wait_until(lambda: samples(companion.address).get((WAITING, "worker-0"), 1) == 0, "the decision is shipped")
     companion.process.send_signal(signal.SIGTERM)
     assert companion.ended()[0] == 0
 
