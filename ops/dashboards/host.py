@@ -318,8 +318,8 @@ _SHIPPING = DashboardSection(
         ),
         Panel(
             "Companion in trouble",
-            "Starts and unreadable records in 15 minutes; 1 while the mirror takes no changes; 1 while the companion is "
-            "not ready. 0 on a quiet day.",
+            "Starts and unreadable records in 15 minutes; 1 while the mirror takes no changes; 1 while the companion "
+            "is not ready. 0 on a quiet day.",
             "short",
             (
                 Query(
