@@ -53,7 +53,6 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
-from paywarden.streams.companion.decision_writer import DecisionWriter
 from paywarden.streams.companion.shipment import Decision, Shipment, ShippingOptions
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
@@ -106,9 +105,7 @@ class Shipper:
         self._settings, self._host, self._options = settings, host, options
         self._make_producer, self._read_cursors = make_producer, read_cursors
         self._topic, self._cursors_topic = topic, cursors_topic
-        self._writer = DecisionWriter(
-            encoder, options.variant, lambda entry: encoder.encode(decision_of(entry, options.variant))
-        )
+        self._encode: Callable[[OutboxEntry], bytes] = lambda entry: encoder.encode(decision_of(entry, options.variant))
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
@@ -219,7 +216,7 @@ class Shipper:
         """Begin to ship a worker's outbox. If it cannot be read, the next look for workers tries again."""
         remote = self._cursors.get(worker)
         try:
-            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._writer.write)
+            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._encode)
         except (PaywardenError, OSError) as error:
             if worker not in self._ignored:
                 _log.error("companion: the outbox of %s waits, the others do not: %s", worker, error)

@@ -29,7 +29,6 @@ from mode import ServiceT
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.credentials import credentials
-from paywarden.streams.faust.logs import calm_logs
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, broker_urls
 from paywarden.streams.profiles.settings import StreamSettings
 
@@ -67,7 +66,9 @@ class FaustAgents:
 
     def run(self, stop: threading.Event) -> None:
         """Run Faust until `stop` is set. Raises the error that ended Faust; BrokerUnavailable for Kafka's."""
-        calm_logs()
+        # They log each service, and each try to reach a broker. What ends Faust is raised here.
+        for name in ("faust", "mode", "aiokafka"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         # Faust makes a folder for the tables of an app. This app has none.
         with tempfile.TemporaryDirectory(prefix="paywarden-faust-") as folder:
             # Not asyncio.run: it waits without a limit for tasks that Faust has left behind.
