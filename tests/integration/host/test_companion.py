@@ -234,7 +234,7 @@ def test_a_client_that_silently_stops_reading_ends_the_companion(tmp_path: Path,
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
         deployment.create_topics()
-        deployment.configure("companion", "stall_timeout_s = 4\n")
+        deployment.configure_internally("companion", stall_timeout_s=4)
         source = read_source(str(deployment.config))
         stream = deployment.start("stream")
         topics.send_payments(payments[:200])

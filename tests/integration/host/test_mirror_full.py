@@ -50,7 +50,8 @@ class Changelog:
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
     with closing(EmbeddedBroker()) as broker:
         made = Deployment(tmp_path, broker.bootstrap, "")
-        made.configure("companion", "fill_from_store = false\nbatch_max = 1000\n")
+        made.configure("companion", "fill_from_store = false\n")
+        made.configure_internally("companion", batch_max=1000)
         made.configure("kafka", "check_crcs = false\n")
         text = made.config.read_text(encoding="utf-8").replace("size_mb = 256", f"size_mb = {SIZE_MB}")
         made.config.write_text(text, encoding="utf-8")
