@@ -233,11 +233,9 @@ def stream(source: Source, drain: bool) -> None:
             with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
                 pipeline.run(end.stop)
             return
-        from paywarden.streams.faust.app import run
-
         wiring.await_store(source, end.stop)
         if not end.stop.is_set():
-            run(wiring.stream_app(source, announce=click.echo), end)
+            wiring.run_stream(source, click.echo, end)
 
 
 @cli.command()

@@ -25,9 +25,9 @@ from paywarden.scoring.state.outbox import OutboxMetrics
 from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.counts.checked_state import SetAsideState
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
 from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
-from paywarden.streams.faust.checked_state import SetAsideState
 from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
