@@ -144,6 +144,17 @@ def test_a_batch_with_a_payment_that_another_worker_decides_waits_whole(world: W
     assert all(len(decisions) == 1 for decisions in world.recorded().values())
 
 
+def test_an_id_twice_in_a_batch_for_different_payments_refuses_all_of_it(world: World) -> None:
+    batch = [*numbered(100), request("b3", amount_minor=2)]
+    results = world.score([*batch, request("b5")], [range(101)])
+    assert isinstance(results[100], Refusal)
+    assert results[100].code == "already_exists"
+    assert set(results[:100]) == {NOT_DECIDED}
+    # The payment alone is one of the batch again.
+    assert results[101] is IN_PROGRESS
+    assert world.recorded() == {}
+
+
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_whatever_conflicts_a_batch_is_recorded_whole_or_not_at_all(

@@ -342,6 +342,25 @@ class _Slow(ModelChain):
         return super().score(vectors)
 
 
+@pytest.mark.parametrize(("card", "first"), [(b"card:C118", 95), (b"card:C1", 5131)])
+def test_a_card_is_in_from_its_position_on_and_stays_in(card: bytes, first: int) -> None:
+    """The positions are those of rollouts on other hosts and in other languages."""
+    salt, shares = bytes(range(16)), range(0, 10_001, 3)
+    assert [ArmSplit(salt, share).has(card) for share in shares] == [share >= first for share in shares]
+    assert (ArmSplit(salt, first - 1).has(card), ArmSplit(salt, first).has(card)) == (False, True)
+    assert not ArmSplit(salt, 10_000).has(b"")
+
+
+def test_unknown_entities_are_flagged_and_scored(host: Host) -> None:
+    host.fill(profiles())
+    response = host.score(STRANGER)
+    assert list(response.flags) == ["unknown_card", "unknown_merchant"]
+    assert 0 < response.score < 1
+    assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
+    assert host.vector()["card_count_30d"] == 0
+    assert np.isnan(host.vector()["device_count_30d"])
+
+
 @pytest.mark.parametrize("action", ["", "approve", "decline"])
 def test_a_currency_without_a_rate_is_scored_flagged_and_counted(tmp_path: Path, action: str) -> None:
     """A payment in naira was refused, although the page said any currency of ISO 4217."""
@@ -412,6 +431,21 @@ def test_payments_scored_together_get_the_answers_they_would_get_alone(host: Hos
         assert kept == [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
 
     check()
+
+
+def test_the_decisions_of_a_chunk_are_appended_in_one_write(host: Host) -> None:
+    host.fill(profiles())
+    writes: list[int] = []
+    keep = host.outbox.append_frames
+
+    def append(frames: bytes) -> int:
+        before = len(host.outbox.entries)
+        writes.append(keep(frames) - before)
+        return len(host.outbox.entries)
+
+    host.outbox.append_frames = append  # type: ignore[method-assign]
+    score_many(host.scorer, requests()[: ROWS_MAX + 6])
+    assert writes == [ROWS_MAX, 6]
 
 
 def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_unknown_frames_and_priorities_are_ignored(served: GrpcServed) -> None:
 VALID = GREETING + b"".join(FrameClient.call_frames(number, frame(PAYMENT)) for number in (1, 3, 5))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_stream_neither_ends_the_server_nor_gets_a_false_score(
     served: GrpcServed, data: st.DataObject

@@ -144,6 +144,16 @@ def test_a_caller_who_reads_nothing_is_cut_in_the_end() -> None:
             pytest.fail("the connection was not cut")
 
 
+@pytest.mark.usefixtures("many_scrapes")
+def test_a_caller_who_reads_late_gets_everything_in_order() -> None:
+    with serving(metrics_text=b"m" * 50_000) as served, served.connected() as client:
+        client.send(b"".join(get("/metrics") + post_json(payment(f"p-{i}")) for i in range(100)))
+        time.sleep(0.2)
+        for index in range(100):
+            assert len(client.reply().body) == 50_000
+            assert client.reply().json["payment_id"] == f"p-{index}"
+
+
 def test_a_caller_with_many_requests_lets_others_go_in_between(served: Served) -> None:
     order: list[str] = []
     served.scorer.seen = order

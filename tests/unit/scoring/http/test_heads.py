@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
@@ -156,6 +156,26 @@ def test_any_bytes_are_answered_as_by_the_parser_alone(connections: list[list[by
         for reads in connections * 2:
             expected = await world.answers(reads, parser_alone=True), world.traces
             assert (await world.answers(reads, parser_alone=False), world.traces) == expected
+
+    asyncio.run(main())
+
+
+def test_the_second_of_two_equal_heads_is_not_parsed() -> None:
+    class NoParser:
+        def feed_data(self, data: bytes) -> None:
+            raise AssertionError(f"parsed: {data!r}")
+
+    async def main() -> None:
+        world = World()
+        for request in USUAL:
+            assert (await world.answers([request], parser_alone=False))[0]
+        connection, transport = world.connect()
+        connection._reader._parser = cast(Any, NoParser())
+        connection.data_received(b"".join(USUAL))
+        connection.data_received(USUAL[6].replace(b"50000", b"51"))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert transport.written.count(b"HTTP/1.1 ") == len(USUAL) + 1
 
     asyncio.run(main())
 

@@ -100,9 +100,6 @@ class Swapping:
     def versions(self) -> set[str]:
         return {answer.model_version for answer in self.answers()}
 
-    def versions_of_cards(self) -> set[str]:
-        return {answer.model_version for number in range(8) for answer in self.answers(f"c-{number}")}
-
     def wait_for(self, bundle: Path, action: str = "approve") -> None:
         """Wait until all workers answer like this."""
         wanted = {(version(bundle), action)}
