@@ -22,7 +22,6 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
-from tests.services.product import internals
 from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PAYMENT, Server
 from tests.worlds.small import small_world
@@ -78,17 +77,6 @@ def test_a_stop_at_any_moment_of_the_start_is_a_clean_stop(server: Server, numbe
     parent._close()
 
 
-def test_a_killed_worker_is_started_again_on_the_same_port(server: Server) -> None:
-    server.start()
-    (first,) = server.listening()
-    first.kill()
-    wait_until(lambda: not first.is_running(), "the worker is gone")
-    (second,) = server.listening()
-    assert second.pid != first.pid
-    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
-    assert "worker 0 ended with -9; starting it again" in server.log()
-
-
 def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: Server) -> None:
     taken = OutboxWriter(server.outbox, "worker-0")
     parent = server.start()
@@ -99,29 +87,6 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
     assert parent.process.wait(timeout=PATIENCE_S) == 0
     parent._close()
     taken.close()
-
-
-def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> None:
-    internals.write(tmp_path, {"http": {"stop_timeout_ms": 100}, "grpc": {"stop_timeout_ms": 100}})
-    with Server(tmp_path) as server:
-        parent = server.start()
-        (worker,) = server.listening()
-        worker.suspend()
-        parent.process.send_signal(signal.SIGTERM)
-        assert parent.process.wait(timeout=PATIENCE_S) == 1
-        assert server.log().splitlines()[-1] == "paywarden: workers did not stop within 5.1 s and were killed"
-        assert not worker.is_running()
-        parent._close()
-
-
-def test_a_worker_whose_outbox_was_deleted_is_started_again(server: Server) -> None:
-    """Nobody would ever read the decisions that it goes on writing."""
-    server.start()
-    (first,) = server.listening()
-    shutil.rmtree(server.outbox.directory)
-    wait_until(lambda: not first.is_running(), "the worker has ended")
-    server.listening()
-    assert "outbox: its files were deleted: stopping" in server.log()
 
 
 def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:

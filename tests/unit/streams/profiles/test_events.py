@@ -243,7 +243,7 @@ def final_state(events: Sequence[Event], size: int) -> Store:
     return store
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(consumed(), st.data())
 def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Event], data: st.DataObject) -> None:
     """A crash leaves any part of a batch's writes and no commit; the next batch may have another size."""
@@ -261,7 +261,7 @@ def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Eve
     assert store == final_state(events, 1 + len(events))
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(consumed())
 def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     store, once = final_state(events, 4), final_state(events, 4)
@@ -270,7 +270,7 @@ def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     assert store == once
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(consumed())
 def test_the_order_of_partitions_does_not_matter(events: list[Event]) -> None:
     """Records have an order inside a partition, and none across partitions or topics."""
