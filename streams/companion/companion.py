@@ -245,8 +245,8 @@ class Companion:
             self.profiles_applied,
             self._shipping.shipped,
         )
-        for error in errors:
-            raise error
+        if errors:
+            raise errors[0]
 
     def _keep_working(self, stop: Event) -> None:
         next_look = time.monotonic()

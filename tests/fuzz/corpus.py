@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz import console_targets, file_targets, table_targets, topic_targets
 
@@ -244,8 +245,8 @@ def _outbox_records() -> Iterator[bytes]:
     from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
     from paywarden.scoring.state.outbox import framed
 
-    def plain(**more: object) -> OutboxEntry:
-        fields = {"vector": bytes(60), "bundle_digest": b"\1" * 32, "policy_digest": b"\2" * 32} | more
+    def plain(**more: Any) -> OutboxEntry:
+        fields: dict[str, Any] = {"vector": bytes(60), "bundle_digest": b"\1" * 32, "policy_digest": b"\2" * 32} | more
         return OutboxEntry(
             request=ScoreRequest(payment_id="p-1", card_id="c-1"),
             response=ScoreResponse(decision_id="d-1", score=0.01, action="approve", flags=["unknown_device"]),

@@ -62,7 +62,7 @@ def test_a_failure_of_fausts_start_is_raised_as_ours() -> None:
         async def start() -> None:
             raise KafkaConnectionError("no broker")
 
-        app.start = start
+        app.start = start  # type: ignore[method-assign]
 
     with pytest.raises(BrokerUnavailable, match="KafkaConnectionError"):
         FaustAgents(KAFKA, StreamSettings(), [fail]).run(threading.Event())
