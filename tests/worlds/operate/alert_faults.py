@@ -154,7 +154,6 @@ QUIET: tuple[Series, ...] = (
     Count(companion("companion_over_objective_total", entity="card"), 0.5),
     Count(companion("companion_event_to_mirror_seconds_count", entity="card"), 200),
     Gauge(companion("companion_outbox_set_aside_entries", worker="worker-0"), 0),
-    Count(companion("companion_failures_total", part="mirror"), 0),
     Gauge(companion("companion_mirror_refuses"), 0),
     Gauge(companion("companion_shard_table_info", table="5d3a91c2"), 1),
     Gauge(companion("companion_mirror_bytes"), 5e8),
