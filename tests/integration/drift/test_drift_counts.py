@@ -33,7 +33,8 @@ END_MS = START_MS + 13 * FIVE_MS
 def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
     address, prefix = settings.bootstrap, settings.topic_prefix
     with Deployment(tmp_path, address, prefix, aerospike=standin.address) as deployed:
-        deployed.configure("drift", "save_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
+        deployed.configure("drift", "grace_ms = 1000\n")
+        deployed.configure_internally("drift", save_every_ms=200, save_decisions=500)
         deployed.create_topics()
         yield deployed
 

@@ -97,7 +97,8 @@ def test_a_slow_store_causes_no_retries_and_no_rebalance(
 ) -> None:
     payments, outcomes = small_world()
     part = payments.slice(0, 800)
-    deployment.configure("aerospike", "socket_timeout_ms = 30000\ntotal_timeout_ms = 60000\n")
+    deployment.configure("aerospike", "total_timeout_ms = 60000\n")
+    deployment.configure_internally("aerospike", socket_timeout_ms=30000)
     stream = deployment.start("stream")
     target = stream.first_line()
     wait_until(lambda: is_ready(target), "ready")

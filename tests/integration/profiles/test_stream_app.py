@@ -100,7 +100,7 @@ def test_kafka_away_longer_than_a_flush_may_take_with_payments_in_flight_loses_n
         group = f"{topic_prefix}stream"
         with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=50) as deployment:
             deployment.create_topics()
-            deployment.configure("stream", "flush_timeout_s = 2\n")
+            deployment.configure_internally("stream", flush_timeout_s=2)
             topics = Topics(settings)
             topics.send_payments(world[0].to_pylist())
             stream = deployment.start("stream")

@@ -84,8 +84,9 @@ def broker() -> Iterator[EmbeddedBroker]:
 @pytest.fixture
 def deployment(tmp_path: Path, broker: EmbeddedBroker) -> Deployment:
     made = Deployment(tmp_path, broker.bootstrap, "")
-    made.configure("stream", f"stop_timeout_s = {STOP_TIMEOUT_S}\n")
-    made.configure("companion", f"stop_timeout_s = {STOP_TIMEOUT_S}\nfill_from_store = false\n")
+    made.configure_internally("stream", stop_timeout_s=STOP_TIMEOUT_S)
+    made.configure("companion", "fill_from_store = false\n")
+    made.configure_internally("companion", stop_timeout_s=STOP_TIMEOUT_S)
     made.configure("kafka", "check_crcs = false\n")
     return made
 

@@ -22,6 +22,7 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
+from tests.services.product import internals
 from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PAYMENT, Server
 from tests.worlds.small import small_world
@@ -87,6 +88,29 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
     assert parent.process.wait(timeout=PATIENCE_S) == 0
     parent._close()
     taken.close()
+
+
+def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> None:
+    internals.write(tmp_path, {"http": {"stop_timeout_ms": 100}, "grpc": {"stop_timeout_ms": 100}})
+    with Server(tmp_path) as server:
+        parent = server.start()
+        (worker,) = server.listening()
+        worker.suspend()
+        parent.process.send_signal(signal.SIGTERM)
+        assert parent.process.wait(timeout=PATIENCE_S) == 1
+        assert server.log().splitlines()[-1] == "paywarden: workers did not stop within 5.1 s and were killed"
+        assert not worker.is_running()
+        parent._close()
+
+
+def test_a_worker_whose_outbox_was_deleted_is_started_again(server: Server) -> None:
+    """Nobody would ever read the decisions that it goes on writing."""
+    server.start()
+    (first,) = server.listening()
+    shutil.rmtree(server.outbox.directory)
+    wait_until(lambda: not first.is_running(), "the worker has ended")
+    server.listening()
+    assert "outbox: its files were deleted: stopping" in server.log()
 
 
 def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
@@ -224,7 +248,7 @@ def answers(url: str) -> bool:
             "connections_max = 2_000_000_000\n",
             "a worker needs 2000004192 open files ([http] connections_max 2000000000 + ",
         ),
-        ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
+        ("idle_timeout_ms = 0\n", "[http] idle_timeout_ms: wanted at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_any_worker_starts(tmp_path: Path, more: str, named: str) -> None:

@@ -327,14 +327,7 @@ def test_an_unwell_server_at_opening_is_unavailable_and_leaves_no_client(
         ("hosts", ("127.0.0.1:70000",)),
         ("namespace", ""),
         ("namespace", "n" * 32),
-        ("bin_name", ""),
-        ("bin_name", "b" * 16),
-        ("socket_timeout_ms", 0),
         ("total_timeout_ms", 0),
-        ("tend_interval_ms", 249),
-        ("max_retries", -1),
-        ("batch_record_count_max", 0),
-        ("scan_page_record_count", 0),
     ],
 )
 def test_an_invalid_setting_is_named(settings: AerospikeSettings, setting: str, value: object) -> None:
