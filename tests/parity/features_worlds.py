@@ -324,6 +324,11 @@ def change_of(event: Heard, *, source: int = -1, offset: int = 0, declared: Decl
     return label(of.time_ms, event.weight, amount=of.amount, source=source, offset=offset, **fields)
 
 
+def own_changes(entity: str, ids: tuple[object, ...], heard: Sequence[Heard]) -> list[Change]:
+    """Returns the events of one entity, out of all events."""
+    return [change_of(event) for event in heard if identity(entity, event.payment) == ids]
+
+
 # Payments.
 
 MERCHANTS = ("m1", "m2", "m3", "m4")
