@@ -257,43 +257,6 @@ def test_a_client_that_silently_stops_reading_ends_the_companion(tmp_path: Path,
         assert read_mirror(deployment, stored) == stored
 
 
-def test_shards_move_from_store_and_changelog_while_the_stream_goes_on(tmp_path: Path, settings: KafkaSettings) -> None:
-    payments = small_world()[0].to_pylist()[:300]
-    topics, group = Topics(settings), f"{settings.topic_prefix}stream"
-    (tmp_path / "route-key").write_text("5d" * 32, encoding="ascii")
-    shards = {"COUNT": "8", "HOST": "a", "COPIES": "1", "ROUTE_KEY_FILE": str(tmp_path / "route-key")}
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
-        deployment.create_topics()
-        deployment.start("stream")
-
-        def follow(hosts: str, fill_from_store: str, sent: slice) -> set[bytes]:
-            """Run a companion until it holds its shards, and return the keys that it lacks."""
-            named = {f"PAYWARDEN_SHARDS_{name}": value for name, value in {**shards, "HOSTS": hosts}.items()}
-            named["PAYWARDEN_COMPANION_FILL_FROM_STORE"] = fill_from_store
-            source = read_source(str(deployment.config), named)
-            with wiring.companion(source, lambda _: None) as companion, running(companion):
-                topics.send_payments(payments[sent])
-                wait_until_worked_in(settings, group)
-                wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
-                moves = companion._moves
-                assert moves is not None
-                wait_until(lambda: moves.is_settled, f"it holds the shards of {hosts}", every_s=0.05)
-                wait_until_followed(companion, settings)
-                stored = read_store(deployment.store)
-            found = read_mirror(deployment, stored)
-            assert all(found[key] in (None, state) for key, state in stored.items())
-            return {key for key, state in found.items() if state is None}
-
-        wait_until(lambda: deployment.store.exists(), "the stream has made its store", every_s=0.05)
-        others = follow("a,b", "true", slice(0, 100))
-        assert len(others) > 0
-        assert {key.partition(b":")[0] for key in others} == {b"card"}
-        assert follow("a", "true", slice(100, 150)) == set()
-        later = follow("a,b", "true", slice(150, 200))
-        assert others <= later
-        assert follow("a", "false", slice(200, 300)) == set()
-
-
 def test_a_companion_waits_for_a_store_that_the_stream_will_make(
     tmp_path: Path, settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:

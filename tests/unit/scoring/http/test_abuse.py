@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
+from tests.services.hosts.flood import flooded
 from tests.worlds.endpoint.http_world import (
     PATIENT,
     WAIT_SECONDS,
@@ -242,6 +243,19 @@ def test_silent_connections_at_the_limit_keep_no_probe_and_no_caller_out() -> No
         assert bystander.ask(post_json(payment())).status == 200
         assert newcomer.ask(post_json(payment("new-2"))).status == 200
         assert served.metrics.connections.evicted.value >= 1
+        assert served.metrics.connections.refused.value == 0
+
+
+def test_connections_that_come_again_and_again_keep_no_caller_out() -> None:
+    with serving(replace(PATIENT, connections_max=200)) as served, served.connected() as bystander:
+        assert bystander.ask(post_json(payment())).status == 200
+        with flooded(f"http://127.0.0.1:{served.port}", "/v1/score", 400) as flood:
+            number = 0
+            while flood.made < 2000:
+                number += 1
+                with served.connected() as newcomer:
+                    assert newcomer.ask(post_json(payment(f"new-{number}"))).status == 200
+                assert bystander.ask(post_json(payment(f"old-{number}"))).status == 200
         assert served.metrics.connections.refused.value == 0
 
 

@@ -89,6 +89,29 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
     taken.close()
 
 
+def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> None:
+    internals.write(tmp_path, {"http": {"stop_timeout_ms": 100}, "grpc": {"stop_timeout_ms": 100}})
+    with Server(tmp_path) as server:
+        parent = server.start()
+        (worker,) = server.listening()
+        worker.suspend()
+        parent.process.send_signal(signal.SIGTERM)
+        assert parent.process.wait(timeout=PATIENCE_S) == 1
+        assert server.log().splitlines()[-1] == "paywarden: workers did not stop within 5.1 s and were killed"
+        assert not worker.is_running()
+        parent._close()
+
+
+def test_a_worker_whose_outbox_was_deleted_is_started_again(server: Server) -> None:
+    """Nobody would ever read the decisions that it goes on writing."""
+    server.start()
+    (first,) = server.listening()
+    shutil.rmtree(server.outbox.directory)
+    wait_until(lambda: not first.is_running(), "the worker has ended")
+    server.listening()
+    assert "outbox: its files were deleted: stopping" in server.log()
+
+
 def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
     """Workers left behind would hold the port and the outbox, and keep `serve` from starting again."""
     parent = server.start("--workers", "2")

@@ -398,20 +398,6 @@ def test_after_a_reboot_an_unreadable_record_hides_no_new_decision(world: World)
 # The command that ships it
 
 
-def test_a_retry_ships_a_decision_once_its_bug_is_gone(world: World) -> None:
-    with shipping_bug():
-        world.decide("p")
-        world.settle()
-    assert world.broker.decisions == []
-    (aside,) = entries(world)
-    assert why_not(world.settings, aside, encode) == ""
-    assert retry(world.settings, [aside], encode).sent == {aside: 1}
-    world.rounds()
-    assert world.broker.decisions == ["p"]
-    assert entries(world) == []
-    assert world.shipper.set_aside()["worker-0"] == (0, 0)
-
-
 @pytest.mark.parametrize(
     "payload",
     [
