@@ -58,6 +58,7 @@ from paywarden.models.metrics.evaluation import (
     day_of_time,
     exclude_known_compromised,
 )
+from paywarden.models.metrics.first_strikes import strikes_of
 from paywarden.models.metrics.labels import AUTO, LabelCounts, end_of_labels_ms, kept_labels, mature_before_ms
 from paywarden.models.replay.earlier_decisions import EarlierDecisions
 from paywarden.models.replay.files import DECISIONS, ReplayFiles, require_free_names, write_whole
@@ -346,6 +347,7 @@ def _measured(
         day,
         fraud,
         amount_minor,
+        strikes_of(history, frauds, row, fraud),
         has_outcomes=has_outcomes,
         propensity_weight_max=options.propensity_weight_max,
     )

@@ -251,6 +251,7 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts
+    from paywarden.models.metrics.value_detected import missed_of
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.evidence import LabelDelay
     from paywarden.models.training.feature_choice import told_of
@@ -270,6 +271,9 @@ def _print_evidence(manifest: Manifest) -> None:
     if manifest.evidence["distilled"]:
         record = manifest.evidence["distilled"]
         click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())
+    if manifest.evidence["missed"] and manifest.training_frauds:
+        for line in missed_of(manifest.evidence["missed"]).in_words():
+            click.echo(f"out of fold, {line}")
     drifting = [DriftingFeature(**record) for record in manifest.evidence["drifting"]]
     for feature in drifting[:FEATURES_SHOWN]:
         left_out = ", left out" if feature.name in manifest.parameters["leave_out"] else ""
