@@ -178,6 +178,7 @@ def window_labels(history: History, window: Days, label_delay_days: int, unknown
         history.declined_code[first:last] == flag_code(True),
         history.event_time_ms[first:last] < mature_before_ms(history, known_by_ms),
         unknown_labels,
+        None if history.never_labelled is None else history.never_labelled[first:last],
     )
     if not kept.any():
         raise Misconfigured(

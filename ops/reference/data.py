@@ -148,7 +148,8 @@ def _history() -> Iterator[str]:
         "Payments are sorted by `event_time_ms`, outcomes by `outcome_time_ms`. The columns "
         f"{_listed(ABSENT_COLUMNS)} may be left out, and columns beyond these are ignored. A later outcome corrects an "
         "earlier one of the same payment. `payments.parquet` may also have a column `propensity` (number or null): the "
-        "chance, above 0 and at most 1, that the payment was kept with its label."
+        "chance, above 0 and at most 1, that the payment was kept with its label; and a column `never_labelled` "
+        "(boolean or null): nobody knows, or will know, whether the payment was fraud."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         listed = ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
