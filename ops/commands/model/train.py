@@ -131,6 +131,7 @@ def _trained(
     from paywarden.features.history.staleness import Staleness
     from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.models.metrics.evaluation import DAY_MS, Days
+    from paywarden.models.training.memory import require_memory
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
@@ -159,7 +160,9 @@ def _trained(
     require_past(history, now_ms())
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))
-    require_both_kinds(window_labels(history, window, settings.label_delay_days, settings.unknown_labels).label)
+    labelled = window_labels(history, window, settings.label_delay_days, settings.unknown_labels)
+    require_both_kinds(labelled.label)
+    require_memory(len(labelled.row), engine.plan.feature_count, settings)
     _require_mature(history, window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
@@ -309,6 +312,12 @@ def _print_validation(manifest: Manifest) -> None:
         return
     tried = validation["tried"]
     chosen = tried[validation["chosen"]]
+    capped = [fold["trees"] for fold in chosen["folds"] if fold["trees"] == validation["trees_max"]]
+    if capped:
+        click.echo(
+            f"the cap on trees was reached: {capped[0]} of {validation['trees_max']} chosen in {len(capped)} of "
+            f"{len(chosen['folds'])} folds; more may do better (training.trees)"
+        )
     for days, fold in zip(validation["days"], chosen["folds"], strict=True):
         click.echo(
             f"validated {days['test_from']} to {days['test_to']}, trained {days['train_from']} to {days['train_to']}: "
