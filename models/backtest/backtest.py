@@ -87,8 +87,9 @@ class BacktestRows:
     def chosen(self, mask: NDArray[np.bool_]) -> BacktestRows:
         amount = None if self.amount_minor is None else self.amount_minor[mask]
         strikes = None if self.strikes is None else self.strikes.of(mask)
-        columns = (column[mask] for column in (self.vectors, self.label, self.day, self.card))
-        return BacktestRows(*columns, amount_minor=amount, strikes=strikes)
+        return BacktestRows(
+            self.vectors[mask], self.label[mask], self.day[mask], self.card[mask], None, amount, strikes
+        )
 
     def missed(self, score: NDArray[np.float64]) -> MissedFrauds | None:
         """Returns what scores of these payments find and miss; None if the payments have no amounts."""

@@ -47,10 +47,12 @@ class Strikes:
         """Returns the frauds among the chosen payments. `chosen`: (payments,)."""
         kept = chosen[self.place]
         place = (np.cumsum(chosen) - 1)[self.place[kept]]
-        entity, is_first = (
-            {name: column[kept] for name, column in columns.items()} for columns in (self.entity, self.is_first)
+        return Strikes(
+            place,
+            self.time_ms[kept],
+            {name: codes[kept] for name, codes in self.entity.items()},
+            {name: flags[kept] for name, flags in self.is_first.items()},
         )
-        return Strikes(place, self.time_ms[kept], entity, is_first)
 
 
 def strikes_of(

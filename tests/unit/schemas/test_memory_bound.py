@@ -47,4 +47,4 @@ def test_free_memory_is_the_rest_of_a_containers_limit(tmp_path: Path, monkeypat
         (tmp_path / name).write_text(text, encoding="ascii")
     assert free_memory() == 2_040
     (tmp_path / "memory.max").write_text("max", encoding="ascii")
-    assert free_memory() > 2_040
+    assert (free_memory() or 0) > 2_040

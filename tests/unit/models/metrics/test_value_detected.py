@@ -77,8 +77,14 @@ def test_order_and_numbers_of_cards_change_nothing() -> None:
     strikes = Strikes(
         place, place, {"card": payments.card[shuffled][place]}, {"card": payments.strikes.is_first["card"][found_at]}
     )
-    columns = (payments.fraud, payments.score, payments.amount_minor, numbers[payments.card])
-    assert detected(ScoredPayments(*(column[shuffled] for column in columns), strikes)) == detected(payments)
+    changed = ScoredPayments(
+        payments.fraud[shuffled],
+        payments.score[shuffled],
+        payments.amount_minor[shuffled],
+        numbers[payments.card].astype(np.int32)[shuffled],
+        strikes,
+    )
+    assert detected(changed) == detected(payments)
 
 
 def test_the_interval_holds_the_truth_in_most_worlds() -> None:
