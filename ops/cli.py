@@ -89,6 +89,9 @@ def main() -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"paywarden: {message}", err=True)
         sys.exit(1)
+    except MemoryError as error:
+        click.echo(f"paywarden: not enough memory{f': {error}' if str(error) else ''}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
 

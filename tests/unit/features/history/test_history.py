@@ -328,6 +328,18 @@ def test_numbers_that_do_not_fit_an_id_are_refused(number: int) -> None:
         numbered_ids("p", [number], width=4)
 
 
+def test_payments_that_nobody_will_label_are_kept_apart(tmp_path: Path) -> None:
+    table = payments_table().append_column("never_labelled", pa.array([True, None, False]))
+    write_history(tmp_path, table, outcomes_table())
+    for history in (read_history(tmp_path), open_history(tmp_path, MmapAllocator(tmp_path), part_rows=2)):
+        assert history.never_labelled is not None
+        assert history.never_labelled.tolist() == [True, False, False]
+    assert history_of_tables(payments_table(), outcomes_table()).never_labelled is None
+    numbers = payments_table().append_column("never_labelled", pa.array([1, 0, 0]))
+    with pytest.raises(Misconfigured, match="column never_labelled must be boolean or null"):
+        history_of_tables(numbers, outcomes_table())
+
+
 def test_a_propensity_is_kept_and_1_where_the_row_has_none(tmp_path: Path) -> None:
     table = payments_table().append_column("propensity", pa.array([0.25, None, 1.0]))
     write_history(tmp_path, table, outcomes_table())

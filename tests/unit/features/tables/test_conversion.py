@@ -252,6 +252,20 @@ def test_labels_have_the_time_of_their_column_or_a_delay(tmp_path: Path) -> None
     assert list(report.reasons) == ["column told, label time: lies before its payment"]
 
 
+def test_a_stated_unknown_label_reaches_the_history(tmp_path: Path) -> None:
+    rows = [ROW.replace("p1,", f"p{n},")[:-1] + label for n, label in enumerate(("1", "0", "?", ""))]
+    mapping = mapping_with().replace('genuine = ["0"]', 'genuine = ["0"]\nunknown = ["?"]')
+    payments, report = convert(tmp_path, csv_of(*rows), mapping)
+    assert column(payments, "never_labelled") == [False, False, True, True]
+    assert (report.frauds, report.genuine, report.unknown) == (1, 1, 2)
+    history = read_history(tmp_path / "out")
+    assert history.never_labelled is not None
+    assert history.never_labelled.tolist() == [False, False, True, True]
+    # Genuine payments whose label is not known yet are not among them.
+    payments, _ = convert(tmp_path, csv_of(*rows), mapping, now_ms=MAY_1_NOON_MS + DAY_MS)
+    assert column(payments, "never_labelled") == [False, False, True, True]
+
+
 def test_a_delay_depends_on_the_id_and_the_seed_alone(tmp_path: Path) -> None:
     rows = [f"p{number},2026-05-01,c,m,1,0" for number in range(200)]
     mapping = mapping_with().replace('delay = "7d"', 'delay = { median = "7d", sigma = 1 }\nseed = 3')

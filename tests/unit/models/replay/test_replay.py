@@ -466,3 +466,27 @@ def test_payments_whose_label_is_not_known_are_decided_but_not_measured(tmp_path
 def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="wanted one of all, handbook, got 'some'"):
         run(tmp_path, protocol="some")
+
+
+def test_first_frauds_values_and_lists_are_measured(tmp_path: Path) -> None:
+    history = small_world.history()
+    fraud = final_labels(history) == 1
+    rows = rows_of(WINDOW)
+    card = history.card.codes
+    first = [row for row in rows[fraud[rows]] if not fraud[:row][card[:row] == card[row]].any()]
+    known = {history.card.names[code].as_py() for code in card[np.flatnonzero(fraud[: rows[0]])]}
+    rule = ConfiguredRule("blocked", "card_id in lists.blocked", "decline")
+    results = run(
+        tmp_path, settings=PolicySettings(rules=(rule,)), lists={"blocked": frozenset(known)}, unknown_labels="genuine"
+    )
+    champion = results.champion
+    assert champion.first_strikes["card"].frauds == len(first) > 0
+    assert champion.stops is not None
+    listed = champion.stops.by["lists"]
+    assert listed.frauds == int(sum(card[row] in set(card[: rows[0]][fraud[: rows[0]]]) for row in rows[fraud[rows]]))
+    assert champion.whole.frauds_stopped == sum(part.frauds for part in champion.stops.by.values())
+    written = metrics_of(tmp_path)
+    assert [found["false_positives_per_fraud"] for found in written["detected"]] == [5, 10]
+    assert written["first_strikes"]["card"]["frauds"] == len(first)
+    assert "What is missed" in report_of(tmp_path)
+    assert "Frauds stopped by lists" in report_of(tmp_path)

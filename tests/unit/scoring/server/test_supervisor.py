@@ -22,6 +22,7 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
+from tests.services.product import internals
 from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PAYMENT, Server
 from tests.worlds.small import small_world
