@@ -69,6 +69,7 @@ class FaustAgents:
         # They log each service, and each try to reach a broker. What ends Faust is raised here.
         for name in ("faust", "mode", "aiokafka"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        threading.excepthook = _note_end
         # Faust makes a folder for the tables of an app. This app has none.
         with tempfile.TemporaryDirectory(prefix="paywarden-faust-") as folder:
             # Not asyncio.run: it waits without a limit for tasks that Faust has left behind.
@@ -103,6 +104,12 @@ class FaustAgents:
             if isinstance(service, ServiceT) and service.crashed:
                 raise _translated(service.crash_reason or asyncio.CancelledError())
         self._has_started = starting.done()
+
+
+def _note_end(ended: threading.ExceptHookArgs) -> None:
+    """Print no traceback when a stop cancels what Faust's own thread waits for, as it does while Kafka is away."""
+    if not issubclass(ended.exc_type, asyncio.CancelledError):
+        threading.__excepthook__(ended)
 
 
 async def _stopped(app: faust.App) -> None:

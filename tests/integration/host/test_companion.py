@@ -101,7 +101,7 @@ def wait_until_followed(companion: companions.Companion, settings: KafkaSettings
     """Wait until a companion of this process has worked in what the changelog holds now."""
     with closing(make_consumer(settings, group_id="ends")) as consumer:
         ends = end_offsets(consumer, settings.topic("profiles"), range(4))
-    wait_until(lambda: all(companion._read_to[n] >= end for n, end in ends.items()), "it has followed")
+    wait_until(lambda: all(companion._read_to.get(n, 0) >= end for n, end in ends.items()), "it has followed")
 
 
 def decide(deployment: Deployment, count: int) -> None:
