@@ -243,6 +243,9 @@ def _outcomes(rollout: Rollout, currency: str) -> list[PageBlock]:
                 f"difference lies between {low} and {high}: this holds at all looks, in the limit of many cards."
             )
         )
+    if found.missed is not None:
+        arms = zip(("Champion", "Candidate"), found.missed, strict=True)
+        blocks.append(Definitions([(name, f"{missed.line}.") for name, missed in arms]))
     return blocks
 
 

@@ -385,6 +385,8 @@ def _show(found: Rollout, *, as_json: bool) -> None:
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
         if judgement is not None:
             click.echo(f"  {title}: {judgement.line}")
+            for arm, missed in zip(("champion", "candidate"), judgement.missed or (), strict=False):
+                click.echo(f"  {arm}: {missed.line}")
             print_table(_HEADINGS, _rows(judgement, found.start.plan.with_margin), text_columns=2)
 
 
