@@ -233,17 +233,6 @@ def test_labels_are_those_known_in_the_end_and_null_where_none_is(tmp_path: Path
     assert set(label) == {"fraud", "genuine", None}
 
 
-def test_two_replays_write_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run(tmp_path / name, with_vectors=True, challenger=contestant(small_world.other_loaded_bundle()))
-    for name in ("decisions.parquet", "differences.parquet", "report.html"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    first, second = metrics_of(tmp_path / "a"), metrics_of(tmp_path / "b")
-    for metrics in (first, second):
-        assert metrics.pop("payments_per_second") > 0
-    assert json.dumps(first) == json.dumps(second)
-
-
 def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     payments, outcomes = small_world.tables()
     count = int(rows_of(WINDOW)[-1]) + 1
