@@ -115,7 +115,7 @@ class InputRows:
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
     held_out: HeldOut
-    card: NDArray[np.int64]
+    card: NDArray[np.integer]
     weight: Weight = None
 
 

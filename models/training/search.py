@@ -218,7 +218,7 @@ def _inputs(
     if not settings.choose_features or not changes:
         return None
     # Without cards, each payment is drawn by itself.
-    card = np.arange(len(table.label)) if table.card is None else table.card
+    card: NDArray[np.integer] = np.arange(len(table.label)) if table.card is None else table.card
     rows = [
         InputRows(
             table.vectors[fold.train],
