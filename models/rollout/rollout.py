@@ -13,7 +13,7 @@ Three rules hold on every path, whatever comes in which order:
 2. Harm, a mismatch, a candidate that is gone, a pause and an abort always work, whatever the clock says.
 3. After an end (promoted, rolled back, aborted) nothing moves. The next rollout is another one, with another salt.
 
-At 100 % the candidate decides about everything, but only provisionally: `keeps_champion` stays true until the end.
+At 100 % the candidate decides about everything, but only provisionally: hosts keep the champion until the end.
 
 A rollout that starts takes the clock as it is. Otherwise a clock that once was a year ahead would keep the next rollout
 from starting for a year.
@@ -172,11 +172,6 @@ class Rollout:
         return self.phase in ENDED
 
     @property
-    def keeps_champion(self) -> bool:
-        """Whether the champion must stay loaded, for the way back."""
-        return self.phase is not Phase.PROMOTED
-
-    @property
     def may_be_promoted(self) -> bool:
         """Whether a person may promote the candidate: its mature outcomes are within the margin."""
         return (
@@ -194,29 +189,6 @@ class Rollout:
         return f"{self.start.name}: {self.phase.value.replace('_', ' ')}{place}" + (
             f", {self.cause}" if self.cause else ""
         )
-
-
-@dataclass(frozen=True)
-class Orders:
-    """The orders to every host: `champion` decides, except about the candidate's cards: there `candidate` does.
-
-    `share`: basis points, for `arm_edges`. `salt`: hex, for CardSplit. Both versions stay loaded as long as `candidate`
-    is not None, so that every change of `share` takes effect at once, in either direction.
-    """
-
-    champion: Version
-    candidate: Version | None
-    share: int
-    rollout: str
-    salt: str
-
-
-def orders_of(rollout: Rollout) -> Orders:
-    """Returns the orders of a rollout. A host that cannot load the candidate serves the champion and reports GONE."""
-    start = rollout.start
-    if rollout.phase is Phase.PROMOTED:
-        return Orders(start.candidate, None, 0, start.name, start.salt)
-    return Orders(start.champion, None if rollout.has_ended else start.candidate, rollout.share, start.name, start.salt)
 
 
 def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:

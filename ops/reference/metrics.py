@@ -180,7 +180,6 @@ def _stream() -> Iterable[_Family]:
 
 def _companion() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
-    from paywarden.models.rollout.log import MemoryRolloutLog
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
@@ -193,7 +192,7 @@ def _companion() -> Iterable[_Family]:
     CompanionMetrics(registry, _objectives(), health)
     transaction_gauge(registry)
     FollowerMetrics(registry)
-    registry.register(RolloutCollector(MemoryRolloutLog()))
+    registry.register(RolloutCollector(None))
     AerospikeMetrics(registry)
     return list(registry.families())
 

@@ -1,8 +1,8 @@
 """Shows the registry and the log of rollouts, and lets a person act on them.
 
 The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: the proposer of a
-version cannot approve it, by any page or token. Where there is a registry, an act is signed with the key of the person
-who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
+version cannot approve it, by any page or token. An act is signed with the key of the person who does it. The console
+holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
 each act: without it the console can sign nothing.
 """
 
@@ -22,7 +22,7 @@ from paywarden.ops.console.rendering.charts import Intervals, intervals
 from paywarden.ops.console.rendering.templates import percent
 from paywarden.ops.wiring import registry as wiring
 from paywarden.ops.wiring import rollouts
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -176,8 +176,6 @@ class RolloutView:
     events: tuple[Happened, ...] = ()
     trouble: str = ""
     in_shadow: bool = False
-    # Where the log is, if it has no rollout.
-    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,12 +187,14 @@ class Desk:
 
     @property
     def has_registry(self) -> bool:
-        """Whether there is a registry at all."""
-        return rollouts.has_registry(self.source)
+        """Whether there is a registry."""
+        from paywarden.models.registry.settings import ModelRegistrySettings
+
+        return bool(self.source.section("models", ModelRegistrySettings).people)
 
     def may_sign(self, person: Person) -> bool:
-        """Whether the console has a key of the person, or needs none."""
-        return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
+        """Whether the console has a key of the person."""
+        return bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file()
 
     def registry(self, person: Person, now_ms: int) -> RegistryView:
         """Returns the present state of the registry."""
@@ -259,29 +259,24 @@ class Desk:
         shadow: bool,
     ) -> str:
         """Start a rollout, as `paywarden rollout start` does; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.log import RolloutKeeper
-        from paywarden.models.rollout.registry_log import RegistryRolloutLog
         from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 
         start = rollouts.start_of("", versions, plan, shadow=shadow, time_ms=now_ms)
-        event = RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name)).line
-        with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-            return RolloutKeeper(log).take(event).line
+        return self._taken(person, passphrase, RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start))
 
     def rollout(self) -> RolloutView:
         """Returns the newest rollout in the log."""
         from paywarden.models.rollout.log import RolloutKeeper
 
+        if not self.has_registry:
+            return RolloutView(version="none")
         try:
             keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
             history = _history(keeper.events)
         except PaywardenError as error:
             return RolloutView(trouble=str(error), version=f"not known: {error}")
         if not history:
-            return RolloutView(log=rollouts.log_in_words(self.source), version="none")
+            return RolloutView(version="none")
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
@@ -289,14 +284,15 @@ class Desk:
         from paywarden.models.rollout.log import RolloutKeeper
 
         found: list[Happened] = []
+        if not self.has_registry:
+            return found
         try:
             history = _history(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
             found += _happened(history)
-            if self.has_registry:
-                found += [
-                    Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
-                    for one in wiring.model_registry(self.source).state().history
-                ]
+            found += [
+                Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
+                for one in wiring.model_registry(self.source).state().history
+            ]
         except PaywardenError as error:
             found.append(Happened(last_ms, "not known", "", f"what models and rollouts did: {error}"))
         return [one for one in found if first_ms <= one.time_ms <= last_ms]
@@ -327,22 +323,17 @@ class Desk:
 
     def act_on_rollout(self, kind: str, person: Person, passphrase: str, why: str, now_ms: int) -> str:
         """Pause, resume, abort or promote the newest rollout; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.log import RolloutKeeper
-        from paywarden.models.rollout.registry_log import RegistryRolloutLog
         from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 
-        event = RolloutEvent(EventKind(kind), now_ms, person.name, why)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                found = RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name))
-        else:
-            with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-                found = RolloutKeeper(log).take(event)
-        try:
-            rollouts.deploy_here(self.source, found)
-        except Misconfigured as error:
-            return f"{found.line}; it is in the log, but this host does not act on it: {error}"
-        return found.line
+        return self._taken(person, passphrase, RolloutEvent(EventKind(kind), now_ms, person.name, why))
+
+    def _taken(self, person: Person, passphrase: str, event: RolloutEvent) -> str:
+        """Take an event of a rollout, signed by the person; returns the rollout's state."""
+        from paywarden.models.rollout.log import RolloutKeeper
+        from paywarden.models.rollout.registry_log import RegistryRolloutLog
+
+        with self._opened(person, passphrase) as (registry, signer):
+            return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(event).line
 
     @contextmanager
     def _opened(self, person: Person, passphrase: str) -> Iterator[tuple[Registry, Signer]]:
