@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement, judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import (
@@ -40,7 +41,6 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
     Start,
-    Version,
     after,
 )
 from paywarden.models.rollout.shares import CardSplit

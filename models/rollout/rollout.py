@@ -31,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.shares import BASIS_POINTS, percent_text
@@ -77,21 +78,6 @@ class EventKind(Enum):
 
 # Only a person does these, and says why.
 BY_A_PERSON = (EventKind.STARTED, EventKind.PAUSED, EventKind.RESUMED, EventKind.ABORTED, EventKind.PROMOTED)
-
-
-@dataclass(frozen=True)
-class Version:
-    """The version of one arm: a bundle and a policy, by digest. An empty policy is the one of the configuration."""
-
-    bundle_digest: str
-    policy_digest: str = ""
-    # Where the bundle is, for people and for hosts.
-    bundle: str = ""
-
-    def is_same(self, other: Version) -> bool:
-        """Returns whether both decide the same, wherever they lie."""
-        mine, others = ((one.bundle_digest, one.policy_digest) for one in (self, other))
-        return mine == others
 
 
 @dataclass(frozen=True)
@@ -233,10 +219,9 @@ def _started(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
         )
     if rollout is not None and rollout.start.name == start.name:
         raise Misconfigured(f"rollout not started: there was one with the name {start.name}: wanted another name")
-    if start.candidate.is_same(start.champion):
+    if start.candidate == start.champion:
         raise Misconfigured(
-            "rollout not started: candidate and champion are the same, with digest "
-            f"{start.candidate.bundle_digest[:12]}"
+            f"rollout not started: candidate and champion are the same, with digest {start.candidate.bundle[:12]}"
         )
     time_ms = event.time_ms
     cause = f"started by {event.by}: {event.why}"

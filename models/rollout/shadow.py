@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.metrics.comparison import Agreement, ScoreShift, agreement, score_shift
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.intervals import Z_95
@@ -36,12 +37,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ShadowSide:
-    """The decision of one side, and the bundle and policy that made it."""
+    """The decision of one side, and what made it. No model gave the score if the bundle is empty."""
 
     score: float
     action: str
-    bundle_digest: str
-    policy_digest: str
+    version: Version
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,20 @@ class ShadowRecord:
                 raise InvalidEvent(f"wanted 0 to 1, got {side.score:g}", field=f"{name}.score")
         if not self.challenger_name:
             raise InvalidEvent("wanted the name of a challenger, got an empty text", field="challenger_name")
-        if self.champion.bundle_digest == self.challenger.bundle_digest and (
-            self.champion.policy_digest == self.challenger.policy_digest
-        ):
+        if self.champion.version == self.challenger.version:
             raise InvalidEvent("the challenger is the champion", field="challenger.bundle_digest")
 
     def value(self) -> dict[str, Any]:
         """Returns the record of the topic `shadow-decisions`."""
         sides = {
-            f"{role}_{name}": getattr(side, name)
+            f"{role}_{name}": value
             for role, side in (("champion", self.champion), ("challenger", self.challenger))
-            for name in ("bundle_digest", "policy_digest", "score", "action")
+            for name, value in (
+                ("bundle_digest", side.version.bundle),
+                ("policy_digest", side.version.policy),
+                ("score", side.score),
+                ("action", side.action),
+            )
         }
         return {
             "decision_id": self.decision_id,

@@ -14,9 +14,10 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.registry_log import RegistryRolloutLog
-    from paywarden.models.rollout.rollout import Agreed, Start, Version
+    from paywarden.models.rollout.rollout import Agreed, Start
     from paywarden.streams.rollouts.leader import RolloutLeader
 
 
@@ -83,8 +84,8 @@ def require_candidate(source: Source, candidate: Version) -> None:
 
     found = registry.model_registry(source)
     state = found.state()
-    found.store.folder(BUNDLES, candidate.bundle_digest, state.bundles[candidate.bundle_digest].files)
-    found.store.folder(POLICIES, candidate.policy_digest, state.policies[candidate.policy_digest].files)
+    found.store.folder(BUNDLES, candidate.bundle, state.bundles[candidate.bundle].files)
+    found.store.folder(POLICIES, candidate.policy, state.policies[candidate.policy].files)
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def _trouble(source: Source, version: Version) -> str:
     found = registry.model_registry(source)
     state = found.state()
     rollout = state.rollout
-    if rollout is None or rollout.version.bundle != version.bundle_digest:
+    if rollout is None or rollout.version != version:
         return ""
     try:
         found.files_of(state, rollout.version, any_processor=True)

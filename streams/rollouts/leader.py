@@ -35,6 +35,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
 from paywarden.models.rollout.judgement import Judgement
@@ -45,7 +46,6 @@ from paywarden.models.rollout.rollout import (
     Phase,
     Rollout,
     RolloutEvent,
-    Version,
 )
 from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
@@ -290,7 +290,7 @@ def is_by_champion(decision: Mapping[str, Any], rollout: Rollout) -> bool:
     """
     digest = decision["bundle_digest"]
     if digest:
-        return bool(digest == rollout.start.champion.bundle_digest)
+        return bool(digest == rollout.start.champion.bundle)
     return decision["rollout"] in ("", rollout.start.name)
 
 

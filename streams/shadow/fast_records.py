@@ -77,7 +77,11 @@ class FastRecordWriter:
         self._origins: dict[tuple[bytes, bytes], int] = {}
         self._row_bytes, self._rows = challenger.vector_bytes, 0
         self._most_name_bytes = 0
-        constants = header, challenger.catalogue_digest.encode(), _avro_texts(*challenger.digests)
+        constants = (
+            header,
+            challenger.catalogue_digest.encode(),
+            _avro_texts(challenger.version.bundle, challenger.version.policy),
+        )
         self._constant_bytes = sum(map(len, constants))
         self._arrays: dict[str, NDArray[Any]] = {
             "numbers": np.zeros(loop.NUMBER_COUNT, dtype=np.int64),

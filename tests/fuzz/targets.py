@@ -385,7 +385,7 @@ def outbox_records() -> Target:
     for settings, is_alone in ((SETTINGS, False), (RULES, False), (SETTINGS, True)):
         own = challenger(settings, is_policy_alone=is_alone)
         fast = FastRecordWriter(own, ENCODER.header)
-        fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.digests[0]))])
+        fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.version.bundle))])
         pairs.append((own, fast))
 
     def general(entry: Any) -> bytes:

@@ -385,9 +385,10 @@ def rollout_events() -> Target:
 
 
 def _rollout_events() -> Iterator[bytes]:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.rollout.log import event_record
     from paywarden.models.rollout.plan import RolloutPlan
-    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
+    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
 
     start = Start("r-1", "00" * 16, Version("a"), Version("b"), RolloutPlan())
     events = [

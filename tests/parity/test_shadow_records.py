@@ -151,9 +151,9 @@ def test_usual_records_are_those_of_the_obvious_way_to_the_bit(
     own = challenger(settings, is_policy_alone=is_policy_alone)
     for entry in decided[1:]:
         if seed % 2:
-            entry.bundle_digest = bytes.fromhex(own.digests[0])
+            entry.bundle_digest = bytes.fromhex(own.version.bundle)
         if seed % 3:
-            entry.policy_digest = bytes.fromhex(own.digests[1])
+            entry.policy_digest = bytes.fromhex(own.version.policy)
     fast = FastRecordWriter(own, ENCODER.header)
     payloads = [entry.SerializeToString() for entry in decided]
     assert check(own, fast, payloads).rest == payloads, "nothing is known yet"
@@ -206,7 +206,7 @@ def test_with_rules_a_payment_that_is_simply_approved_is_written_in_compiled_cod
 @pytest.mark.parametrize("is_policy_alone", [False, True])
 def test_payments_that_are_approved_without_a_question_take_the_compiled_way(is_policy_alone: bool) -> None:
     own = challenger(SETTINGS, is_policy_alone=is_policy_alone)
-    digest = bytes.fromhex(own.digests[0]) if is_policy_alone else DIGESTS[1]
+    digest = bytes.fromhex(own.version.bundle) if is_policy_alone else DIGESTS[1]
     decided = [plain(bundle_digest=digest) for _ in range(100)]
     asked = plain(bundle_digest=digest)
     asked.response.flags.append("unknown_card")
@@ -218,7 +218,7 @@ def test_payments_that_are_approved_without_a_question_take_the_compiled_way(is_
 
 def test_a_decision_with_a_champion_that_is_left_out_costs_no_look() -> None:
     own = challenger(NEUTRAL, is_policy_alone=True)
-    bundle, policy = map(bytes.fromhex, own.digests)
+    bundle, policy = map(bytes.fromhex, (own.version.bundle, own.version.policy))
     champion, other = plain(bundle_digest=bundle, policy_digest=policy), plain(bundle_digest=DIGESTS[1])
     fast = FastRecordWriter(own, ENCODER.header)
     fast.learn([champion, other])

@@ -296,8 +296,8 @@ def _show(found: Rollout, *, as_json: bool) -> None:
         click.echo(json.dumps({"rollout": _record(found)}, indent=2))
         return
     click.echo(found.line)
-    click.echo(f"  champion   {found.start.champion.bundle}  {found.start.champion.bundle_digest[:16]}")
-    click.echo(f"  candidate  {found.start.candidate.bundle}  {found.start.candidate.bundle_digest[:16]}")
+    for role, version in (("champion ", found.start.champion), ("candidate", found.start.candidate)):
+        click.echo(f"  {role}  {version.model}  bundle {version.bundle[:16]}  policy {version.policy[:16]}")
     # After its end another version may decide: `models list` says which.
     click.echo(f"  {'ended     ' if found.has_ended else 'since     '} {spoken(found.since_ms)} UTC")
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):

@@ -26,12 +26,11 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
-    from paywarden.models.registry.rules import RegisteredVersion, RegistryState
     from paywarden.models.rollout.judgement import Judgement
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Rollout, RolloutEvent
-    from paywarden.models.rollout.rollout import Version as Compared
 
 StepState = Literal["done", "now", "stopped", "ahead"]
 _BASIS_POINTS = 10_000
@@ -209,7 +208,7 @@ class Desk:
         proposals = [
             ProposalRow(
                 one.digest,
-                _version(state, one.version),
+                _version(one.version),
                 one.by,
                 one.time_ms,
                 one.why,
@@ -224,12 +223,12 @@ class Desk:
             for one in state.proposals.values()
         ]
         history = [
-            DecidedRow(_version(state, one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
+            DecidedRow(_version(one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
             for one in reversed(state.history)
         ]
         return RegistryView(
-            None if state.champion is None else _version(state, state.champion),
-            None if state.previous is None else _version(state, state.previous),
+            None if state.champion is None else _version(state.champion),
+            None if state.previous is None else _version(state.previous),
             tuple(sorted(proposals, key=lambda one: -one.time_ms)),
             tuple(history),
             len(state.ignored),
@@ -251,7 +250,7 @@ class Desk:
         self,
         person: Person,
         passphrase: str,
-        versions: tuple[Compared, Compared],
+        versions: tuple[Version, Version],
         plan: RolloutPlan,
         why: str,
         now_ms: int,
@@ -375,10 +374,8 @@ def _nobody(_: str) -> None:
     return
 
 
-def _version(state: RegistryState, version: RegisteredVersion) -> VersionRow:
-    from paywarden.models.registry.registry import model_version
-
-    return VersionRow(model_version(state, version), version.digest, version.bundle, version.policy)
+def _version(version: Version) -> VersionRow:
+    return VersionRow(version.model, version.digest, version.bundle, version.policy)
 
 
 def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
@@ -439,8 +436,8 @@ def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> RolloutVie
         found.since_ms,
         found.has_ended,
         found.may_be_promoted,
-        found.start.champion.bundle_digest,
-        found.start.candidate.bundle_digest,
+        found.start.champion.bundle,
+        found.start.candidate.bundle,
         None if found.judgement is None else _judgement(found, found.judgement),
         None if found.outcomes is None else _judgement(found, found.outcomes),
         tuple(_happened(own)[-_EVENTS_MAX:][::-1]),

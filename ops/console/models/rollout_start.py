@@ -25,8 +25,8 @@ from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.rollout.plan import RolloutMeasure, RolloutPlan
-    from paywarden.models.rollout.rollout import Version
 
 STARTERS = frozenset({Role.MODEL_OWNER})
 PLAN_PATH = "/rollout/plan"
@@ -202,7 +202,7 @@ class Starting:
         hours = [one.goes_on_hours for one in steps]
         return replace(
             view,
-            champion=compared[0].bundle_digest,
+            champion=compared[0].bundle,
             steps=tuple(steps),
             measures=_meanings(plan.measures),
             hours=None if None in hours else sum(one or 0.0 for one in hours),

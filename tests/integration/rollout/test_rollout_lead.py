@@ -47,7 +47,7 @@ class World:
         self.signed = SignedRollouts.at(deployed.folder, begin_ms=now_ms() - 3_600_000)
         deployed.configure("models", self.signed.settings.removeprefix("[models]\n"))
         self.runtime = deployed.folder / "serve"
-        self.champion, self.candidate = (version.bundle_digest for version in self.signed.versions)
+        self.champion, self.candidate = (version.bundle for version in self.signed.versions)
         self._producer = make_producer(settings, linger_ms=5)
         ids = LocalSchemaIds()
         self._encoder = Encoder("decisions", ids.id_of("decisions"))

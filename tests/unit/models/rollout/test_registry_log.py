@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.copies import merge
@@ -22,7 +23,7 @@ from paywarden.models.registry.rules import MODES, Rules
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import RolloutKeeper, RolloutLog, event_record
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
-from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
 from tests.worlds.rollout.memory_log import MemoryRolloutLog
@@ -42,7 +43,7 @@ BEGIN_MS = START_MS + 20 * MINUTE_MS
 
 
 def version_of(name: str) -> Version:
-    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), name)
+    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), model=name)
 
 
 START = Start("r-1", "00" * 16, version_of("old"), version_of("new"), PLAN)
@@ -327,7 +328,7 @@ def test_a_start_of_another_candidate_than_the_approved_one_counts_for_nothing(t
     hosts.start()
     (entry,) = [one for one in hosts.file.read().entries if one.kind == kinds.ROLLOUT_STARTED]
     forged = json.loads(entry.text("event"))
-    forged["start"] |= {"name": "r-2", "candidate": {**forged["start"]["candidate"], "bundle_digest": "e" * 64}}
+    forged["start"] |= {"name": "r-2", "candidate": {**forged["start"]["candidate"], "bundle": "e" * 64}}
     hosts.of("anna").take(event(EventKind.ABORTED, 5))
     what = {**entry.what, "rollout": "r-2", "event": json.dumps(forged)}
     hosts.add(lambda writer: writer.entry(kinds.ROLLOUT_STARTED, "anna", what))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement, MeasureEvidence
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import (
@@ -17,7 +18,6 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
     Start,
-    Version,
     after,
     replayed,
 )

@@ -353,7 +353,8 @@ def test_a_plan_that_cannot_be_says_why(world: Registered, proposed: str, change
 
 def test_without_a_registry_the_pages_say_so_and_start_nothing(tmp_path: Path) -> None:
     console = console_under_test(tmp_path / "console")
-    desk = Desk(Source({"serve": {"bundle": manifest_in(tmp_path / "model-1").bundle}}, {}), "")
+    manifest_in(tmp_path / "model-1")
+    desk = Desk(Source({"serve": {"bundle": str(tmp_path / "model-1")}}, {}), "")
     browser = console.browser([Models(desk).section()], "demo-model-owner")
     text = browser.get("/models").text
     assert "There is no registry here" in text
@@ -400,6 +401,6 @@ def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: P
     text = browser.get("/models").text
     assert "Aborted by anna: enough." in text
     assert "has 50 % of the cards" not in text
-    candidate = log.versions[1].bundle_digest[:12]
+    candidate = log.versions[1].bundle[:12]
     assert f"It compared the candidate <code>{candidate}</code> with the champion of that time" in text
     console.database.close()

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from paywarden.features.profiles.money import load_rates
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import DECLINE
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
@@ -51,7 +52,7 @@ def test_in_the_shadow_a_leader_needs_no_kafka_and_takes_back_a_candidate_that_i
     served, looks = list[Phase](), list[str]()
 
     def gone(version: Version) -> str:
-        looks.append(version.bundle_digest)
+        looks.append(version.bundle)
         return "no manifest" if len(looks) == 3 else ""
 
     leader = RolloutLeader(

@@ -175,7 +175,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
         "approved",
     ]
     state = json.loads(run(tmp_path, "status", "--json", settings=settings).output)["rollout"]
-    assert (state["phase"], state["candidate"]["bundle_digest"]) == ("aborted", digest("bundle new"))
+    assert (state["phase"], state["candidate"]["bundle"]) == ("aborted", digest("bundle new"))
     assert [entry.kind for entry in file.read().entries[-2:]] == [kinds.ROLLOUT_STARTED, kinds.ROLLOUT_ABORTED]
 
 
