@@ -76,16 +76,7 @@ class ShadowRecord:
 
     def value(self) -> dict[str, Any]:
         """Returns the record of the topic `shadow-decisions`."""
-        sides = {
-            f"{role}_{name}": value
-            for role, side in (("champion", self.champion), ("challenger", self.challenger))
-            for name, value in (
-                ("bundle_digest", side.version.bundle),
-                ("policy_digest", side.version.policy),
-                ("score", side.score),
-                ("action", side.action),
-            )
-        }
+        champion, challenger = self.champion, self.challenger
         return {
             "decision_id": self.decision_id,
             "payment_id": self.payment_id,
@@ -95,7 +86,14 @@ class ShadowRecord:
             "is_shadow_host": self.is_shadow_host,
             "catalogue_digest": self.catalogue_digest,
             "challenger_reasons": list(self.challenger_reasons),
-            **sides,
+            "champion_bundle_digest": champion.version.bundle,
+            "champion_policy_digest": champion.version.policy,
+            "champion_score": champion.score,
+            "champion_action": champion.action,
+            "challenger_bundle_digest": challenger.version.bundle,
+            "challenger_policy_digest": challenger.version.policy,
+            "challenger_score": challenger.score,
+            "challenger_action": challenger.action,
         }
 
 

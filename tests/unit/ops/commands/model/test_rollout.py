@@ -64,7 +64,7 @@ def test_a_rollout_from_start_to_abort(world: SignedRollouts, tmp_path: Path) ->
     ben = ("--key", str(tmp_path / "ben.pem"))
     assert "r-1: aborted, aborted by ben: enough" in act(world, "abort", "--why", "enough", *ben).output
     page = tmp_path / "report.html"
-    assert act(world, "report", "--out", str(page)).exit_code == 0
+    assert act(world, "status", "--report", str(page)).exit_code == 0
     assert "aborted by ben: enough" in page.read_text(encoding="utf-8")
     assert start(world, "--name", "r-2").exit_code == 0
 
@@ -76,7 +76,7 @@ def test_a_rollout_in_the_shadow_waits_for_a_person_before_its_first_card(
     shown = json.loads(act(world, "status", "--json").output)["rollout"]
     assert (shown["phase"], shown["in_shadow"], shown["share"]) == ("pending", True, 0)
     page = tmp_path / "report.html"
-    assert act(world, "report", "--out", str(page)).exit_code == 0
+    assert act(world, "status", "--report", str(page)).exit_code == 0
     assert "in the shadow" in page.read_text(encoding="utf-8")
     resumed = act(world, "resume", "--why", "it agrees", "--key", str(tmp_path / "ben.pem")).output
     assert resumed.startswith("r-1: pending, out of the shadow by ben: it agrees")
@@ -161,7 +161,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
     assert "ben has not the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
     assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
     page = tmp_path / "report.html"
-    assert run(tmp_path, "report", "--out", str(page), settings=settings).exit_code == 0
+    assert run(tmp_path, "status", "--report", str(page), settings=settings).exit_code == 0
     _, _, approvals = page.read_text(encoding="utf-8").partition("Who approved the candidate")
     found = re.findall(r"<td[^>]*>(anna|ben|registered bundle|registered policy|proposed|approved)</td>", approvals)
     assert found[:8] == [
@@ -187,4 +187,4 @@ def test_without_a_registry_every_command_says_what_is_missing(tmp_path: Path) -
 def test_without_a_rollout_nothing_can_be_done_to_it(world: SignedRollouts, tmp_path: Path) -> None:
     for name in ("pause", "resume", "abort", "promote"):
         assert "there is no rollout" in refused(act(world, name, "--why", "x"))
-    assert "there has been no rollout" in refused(act(world, "report", "--out", str(tmp_path / "page.html")))
+    assert "there has been no rollout" in refused(act(world, "status", "--report", str(tmp_path / "page.html")))
