@@ -111,8 +111,7 @@ def _head(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
 
 
 def _version(version: Version) -> str:
-    policy = f"policy {version.policy_digest[:16]}" if version.policy_digest else "the policy of the configuration"
-    return f"bundle {version.bundle or NO_NUMBER}, digest {version.bundle_digest[:16]}; {policy}"
+    return f"{version.model or NO_NUMBER}: bundle {version.bundle[:16]}, policy {version.policy[:16]}"
 
 
 def _most(history: Sequence[tuple[RolloutEvent, Rollout]]) -> int:

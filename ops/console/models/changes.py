@@ -19,8 +19,9 @@ from paywarden.schemas.settings import read_source
 
 if TYPE_CHECKING:
     from paywarden.models.bundle.bundle import Manifest
+    from paywarden.models.bundle.version import Version
     from paywarden.models.registry.registry import Registry
-    from paywarden.models.registry.rules import RegisteredVersion, RegistryState
+    from paywarden.models.registry.rules import RegistryState
 
 # Lines around a change, and at most in all.
 _AROUND, _LINES_MAX = 2, 200
@@ -65,7 +66,7 @@ class _Policy:
     lists: Mapping[str, frozenset[str]]
 
 
-def changes_of(registry: Registry, state: RegistryState, version: RegisteredVersion) -> Changes:
+def changes_of(registry: Registry, state: RegistryState, version: Version) -> Changes:
     """Returns the changes of a version against the champion; for the first version, its whole content."""
     champion = state.champion
     try:

@@ -1,8 +1,8 @@
 """Shows the registry and the log of rollouts, and lets a person act on them.
 
 The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: the proposer of a
-version cannot approve it, by any page or token. Where there is a registry, an act is signed with the key of the person
-who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
+version cannot approve it, by any page or token. An act is signed with the key of the person who does it. The console
+holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
 each act: without it the console can sign nothing.
 """
 
@@ -22,16 +22,15 @@ from paywarden.ops.console.rendering.charts import Intervals, intervals
 from paywarden.ops.console.rendering.templates import percent
 from paywarden.ops.wiring import registry as wiring
 from paywarden.ops.wiring import rollouts
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
-    from paywarden.models.registry.rules import RegisteredVersion, RegistryState
     from paywarden.models.rollout.judgement import Judgement
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Rollout, RolloutEvent
-    from paywarden.models.rollout.rollout import Version as Compared
 
 StepState = Literal["done", "now", "stopped", "ahead"]
 _BASIS_POINTS = 10_000
@@ -176,8 +175,6 @@ class RolloutView:
     events: tuple[Happened, ...] = ()
     trouble: str = ""
     in_shadow: bool = False
-    # Where the log is, if it has no rollout.
-    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,12 +186,14 @@ class Desk:
 
     @property
     def has_registry(self) -> bool:
-        """Whether there is a registry at all."""
-        return rollouts.has_registry(self.source)
+        """Whether there is a registry."""
+        from paywarden.models.registry.settings import ModelRegistrySettings
+
+        return bool(self.source.section("models", ModelRegistrySettings).people)
 
     def may_sign(self, person: Person) -> bool:
-        """Whether the console has a key of the person, or needs none."""
-        return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
+        """Whether the console has a key of the person."""
+        return bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file()
 
     def registry(self, person: Person, now_ms: int) -> RegistryView:
         """Returns the present state of the registry."""
@@ -209,7 +208,7 @@ class Desk:
         proposals = [
             ProposalRow(
                 one.digest,
-                _version(state, one.version),
+                _version(one.version),
                 one.by,
                 one.time_ms,
                 one.why,
@@ -224,12 +223,12 @@ class Desk:
             for one in state.proposals.values()
         ]
         history = [
-            DecidedRow(_version(state, one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
+            DecidedRow(_version(one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
             for one in reversed(state.history)
         ]
         return RegistryView(
-            None if state.champion is None else _version(state, state.champion),
-            None if state.previous is None else _version(state, state.previous),
+            None if state.champion is None else _version(state.champion),
+            None if state.previous is None else _version(state.previous),
             tuple(sorted(proposals, key=lambda one: -one.time_ms)),
             tuple(history),
             len(state.ignored),
@@ -251,7 +250,7 @@ class Desk:
         self,
         person: Person,
         passphrase: str,
-        versions: tuple[Compared, Compared],
+        versions: tuple[Version, Version],
         plan: RolloutPlan,
         why: str,
         now_ms: int,
@@ -259,29 +258,24 @@ class Desk:
         shadow: bool,
     ) -> str:
         """Start a rollout, as `paywarden rollout start` does; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.log import RolloutKeeper
-        from paywarden.models.rollout.registry_log import RegistryRolloutLog
         from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 
         start = rollouts.start_of("", versions, plan, shadow=shadow, time_ms=now_ms)
-        event = RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name)).line
-        with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-            return RolloutKeeper(log).take(event).line
+        return self._taken(person, passphrase, RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start))
 
     def rollout(self) -> RolloutView:
         """Returns the newest rollout in the log."""
         from paywarden.models.rollout.log import RolloutKeeper
 
+        if not self.has_registry:
+            return RolloutView(version="none")
         try:
             keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
             history = _history(keeper.events)
         except PaywardenError as error:
             return RolloutView(trouble=str(error), version=f"not known: {error}")
         if not history:
-            return RolloutView(log=rollouts.log_in_words(self.source), version="none")
+            return RolloutView(version="none")
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
@@ -289,14 +283,15 @@ class Desk:
         from paywarden.models.rollout.log import RolloutKeeper
 
         found: list[Happened] = []
+        if not self.has_registry:
+            return found
         try:
             history = _history(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
             found += _happened(history)
-            if self.has_registry:
-                found += [
-                    Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
-                    for one in wiring.model_registry(self.source).state().history
-                ]
+            found += [
+                Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
+                for one in wiring.model_registry(self.source).state().history
+            ]
         except PaywardenError as error:
             found.append(Happened(last_ms, "not known", "", f"what models and rollouts did: {error}"))
         return [one for one in found if first_ms <= one.time_ms <= last_ms]
@@ -327,22 +322,17 @@ class Desk:
 
     def act_on_rollout(self, kind: str, person: Person, passphrase: str, why: str, now_ms: int) -> str:
         """Pause, resume, abort or promote the newest rollout; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.log import RolloutKeeper
-        from paywarden.models.rollout.registry_log import RegistryRolloutLog
         from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 
-        event = RolloutEvent(EventKind(kind), now_ms, person.name, why)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                found = RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name))
-        else:
-            with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-                found = RolloutKeeper(log).take(event)
-        try:
-            rollouts.deploy_here(self.source, found)
-        except Misconfigured as error:
-            return f"{found.line}; it is in the log, but this host does not act on it: {error}"
-        return found.line
+        return self._taken(person, passphrase, RolloutEvent(EventKind(kind), now_ms, person.name, why))
+
+    def _taken(self, person: Person, passphrase: str, event: RolloutEvent) -> str:
+        """Take an event of a rollout, signed by the person; returns the rollout's state."""
+        from paywarden.models.rollout.log import RolloutKeeper
+        from paywarden.models.rollout.registry_log import RegistryRolloutLog
+
+        with self._opened(person, passphrase) as (registry, signer):
+            return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(event).line
 
     @contextmanager
     def _opened(self, person: Person, passphrase: str) -> Iterator[tuple[Registry, Signer]]:
@@ -384,10 +374,8 @@ def _nobody(_: str) -> None:
     return
 
 
-def _version(state: RegistryState, version: RegisteredVersion) -> VersionRow:
-    from paywarden.models.registry.registry import model_version
-
-    return VersionRow(model_version(state, version), version.digest, version.bundle, version.policy)
+def _version(version: Version) -> VersionRow:
+    return VersionRow(version.model, version.digest, version.bundle, version.policy)
 
 
 def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
@@ -448,8 +436,8 @@ def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> RolloutVie
         found.since_ms,
         found.has_ended,
         found.may_be_promoted,
-        found.start.champion.bundle_digest,
-        found.start.candidate.bundle_digest,
+        found.start.champion.bundle,
+        found.start.candidate.bundle,
         None if found.judgement is None else _judgement(found, found.judgement),
         None if found.outcomes is None else _judgement(found, found.outcomes),
         tuple(_happened(own)[-_EVENTS_MAX:][::-1]),

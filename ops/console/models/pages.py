@@ -21,7 +21,7 @@ STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 """The roles that may take something back. An act that stops harm needs no model owner."""
 
 _WHY = Field("why", "Why, for the log", is_required=True)
-_PASSPHRASE = Field("passphrase", "The passphrase of your key, where there is a registry")
+_PASSPHRASE = Field("passphrase", "The passphrase of your key")
 _PROPOSAL = Field("proposal", "The digest of the proposal", is_required=True)
 _VERSION_S = 1.0
 _ROLLOUT_ACTS = {"pause": "paused", "resume": "resumed", "abort": "aborted", "promote": "promoted"}
@@ -36,7 +36,6 @@ class ModelsView:
 
     registry: RegistryView
     rollout: RolloutView
-    needs_passphrase: bool
     may_own: bool
     may_stop: bool
     may_sign: bool
@@ -98,7 +97,6 @@ class Models:
         view = ModelsView(
             self._desk.registry(visit.person, visit.now_ms),
             self._desk.rollout(),
-            self._desk.has_registry,
             visit.person.may(OWNERS),
             visit.person.may(STOPPERS),
             self._desk.may_sign(visit.person),

@@ -4,8 +4,8 @@
     /rollout/start   POST  the same, and that digest          ──► the same event as by `paywarden rollout start`
 
 The digest is of champion, candidate and plan. A person who starts a rollout has therefore seen its plan: if the
-champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: where
-there is a registry, the candidate is a proposal with its approvals.
+champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: the
+candidate is a proposal with its approvals.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from paywarden.ops.console.models.candidates import Candidate, bundles, proposals, versions
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Shown, Visit
 from paywarden.ops.console.people.people import Role
+from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.rollout.plan import RolloutMeasure, RolloutPlan
-    from paywarden.models.rollout.rollout import Version
 
 STARTERS = frozenset({Role.MODEL_OWNER})
 PLAN_PATH = "/rollout/plan"
@@ -35,7 +35,7 @@ _KNOWN_SHARES = {"slow": 0.01, "score_upper": 0.10}
 _ASKED_SHARES = ("review", "decline")
 _LIST_CHARS_MAX = 200
 
-_CANDIDATE = Field("candidate", "The digest of a proposal, or of a bundle where there is no registry")
+_CANDIDATE = Field("candidate", "The digest of a proposal")
 _PLAN_FIELDS = (
     Field("steps", "Shares of the cards in percent, the last one 100: 1, 5, 25, 100", chars_max=_LIST_CHARS_MAX),
     Field("hours", "How long each step but the last takes at least, in hours: 1, 6, 24", chars_max=_LIST_CHARS_MAX),
@@ -51,6 +51,16 @@ _TRAFFIC_FIELDS = (
     Field("review", "How many of 100 payments are sent to review now", kind="number", low=0, high=99),
     Field("decline", "How many of 100 payments are declined now", kind="number", low=0, high=99),
 )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An open proposal, by its digest. `is_approved`: it has its approvals."""
+
+    digest: str
+    name: str
+    about: str
+    is_approved: bool
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,6 @@ class PlanView:
     digest: str
     trouble: str
     seen: SeenTraffic | None
-    has_registry: bool
-    needs_passphrase: bool
     may_sign: bool
 
 
@@ -122,7 +130,7 @@ class Starting:
     def pages(self) -> tuple[Page, ...]:
         """Returns the pages."""
         why = Field("why", "Why, for the log", is_required=True)
-        passphrase = Field("passphrase", "The passphrase of your key, where there is a registry")
+        passphrase = Field("passphrase", "The passphrase of your key")
         digest = Field("plan", "The digest of the plan, as /rollout/plan gave it", is_required=True, chars_max=64)
         named = replace(_CANDIDATE, is_required=True)
         return (
@@ -160,8 +168,6 @@ class Starting:
             "",
             trouble or self._running(),
             self._seen(visit.now_ms),
-            self._desk.has_registry,
-            self._desk.has_registry,
             self._desk.may_sign(visit.person),
         )
         if chosen is not None and not view.trouble:
@@ -174,7 +180,7 @@ class Starting:
 
         try:
             plan = self._plan(visit)
-            compared = versions(self._desk.source, chosen.digest)
+            compared = rollouts.proposed(self._desk.source, chosen.digest)
             shares = {**_KNOWN_SHARES, **{name: visit.number(name) / 100 for name in _ASKED_SHARES if visit.text(name)}}
             lines = power(plan, Traffic(visit.number("cards_a_day"), shares)) if visit.text("cards_a_day") else []
         except PaywardenError as error:
@@ -196,7 +202,7 @@ class Starting:
         hours = [one.goes_on_hours for one in steps]
         return replace(
             view,
-            champion=compared[0].bundle_digest,
+            champion=compared[0].bundle,
             steps=tuple(steps),
             measures=_meanings(plan.measures),
             hours=None if None in hours else sum(one or 0.0 for one in hours),
@@ -210,7 +216,7 @@ class Starting:
         if candidate not in [one.digest for one in self._candidates(visit)[0]]:
             raise PageRefused(409, "There is no such candidate any more. Plan the rollout again.")
         plan = self._plan(visit)
-        compared = versions(self._desk.source, candidate)
+        compared = rollouts.proposed(self._desk.source, candidate)
         if visit.text("plan") != digest_of(compared, plan, visit.text("shadow")):
             raise PageRefused(409, "This is not the plan that was shown, or the champion has changed. Plan it again.")
         line = self._desk.start_rollout(
@@ -248,10 +254,17 @@ class Starting:
 
     def _candidates(self, visit: Visit) -> tuple[tuple[Candidate, ...], str]:
         """Returns the candidates, and why they are not known; "" if they are."""
-        if not self._desk.has_registry:
-            return bundles(self._desk.source), ""
         view = self._desk.registry(visit.person, visit.now_ms)
-        return proposals(view), view.trouble
+        candidates = (
+            Candidate(
+                one.digest,
+                f"{one.version.model_version or one.version.bundle[:12]} with the policy {one.version.policy[:12]}",
+                f"{one.why} ({one.by})",
+                one.is_approved,
+            )
+            for one in view.proposals
+        )
+        return tuple(candidates), view.trouble
 
     def _running(self) -> str:
         """Returns why no rollout can start now; empty if one can."""

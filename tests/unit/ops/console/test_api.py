@@ -49,7 +49,6 @@ def whole_console(folder: Path, **changed: Any) -> Iterator[Whole]:
             connection.execute(table)
     source = Source(
         {
-            "rollout": {"log": str(folder / "rollouts.jsonl")},
             "kafka": {"bootstrap": "127.0.0.1:1"},
             "decision_index": {"path": str(folder / "decisions.duckdb")},
         },

@@ -129,7 +129,6 @@ def acting_pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, ...]:
         for table in all_tables():
             connection.execute(table)
     settings = {
-        "rollout": {"log": str(folder / "rollouts.jsonl")},
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(folder / "decisions.duckdb")},
     }
