@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.replay.report.page import (
     NO_NUMBER,
     Card,
@@ -32,7 +33,7 @@ from paywarden.models.replay.report.plots import Plot, PlotLine, drawing_of, lin
 from paywarden.models.replay.report.renderer import render_page
 from paywarden.models.rollout.judgement import Judgement, MeasureEvidence
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
-from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, Version, after
+from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, after
 from paywarden.models.rollout.shares import percent_text
 from paywarden.schemas.errors import Misconfigured
 
