@@ -8,7 +8,7 @@ DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait for two thirds of their time: seven processes keep two cores busy. Each needs 1 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, 7 * os.cpu_count() // 2))')
-PERF := whole kernels pipeline drift_counts drift scoring companion overload swap shadow callers gateway clients rollout cold_start faults native_model replay soak overlay console tables
+PERF := whole kernels pipeline drift_counts drift scoring companion overload swap shadow callers gateway clients rollout cold_start faults native_model replay soak overlay console tables spark
 
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =

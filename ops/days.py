@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 _RELATIVE = re.compile(r"-([0-9]{1,5})d")
 
 
-def day_option(option: str, text: str | None, asked: HistoryAsked) -> int | None:
-    """Returns the UTC day number of an option's text; None without a text. Raises Misconfigured naming the option."""
+def day_option(option: str, text: str | None, asked: HistoryAsked | int) -> int | None:
+    """Returns the UTC day number of an option's text; None without a text. Raises Misconfigured naming the option.
+
+    `asked`: the history, or the day of its last payment.
+    """
     from paywarden.models.metrics.evaluation import day_of_date
 
     if text is None:
         return None
     relative = _RELATIVE.fullmatch(text)
     if relative is not None:
-        return _last_day(asked) - int(relative[1])
+        return (asked if isinstance(asked, int) else _last_day(asked)) - int(relative[1])
     try:
         return day_of_date(text)
     except Misconfigured:

@@ -41,6 +41,7 @@ _INDEX = ("duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)
 _OTEL = ("opentelemetry.proto",)
+_SPARK = (*_HISTORY, "pyspark")
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn", "threadpoolctl")
 
 # The attribute of a command's function that holds its extras.
@@ -57,6 +58,7 @@ MODULES = {
     "postgres": _POSTGRES,
     "registry": _REGISTRY,
     "otel": _OTEL,
+    "spark": _SPARK,
     "train": _TRAIN,
     "demo": (*_SERVE, *_STREAM, *_TRAIN, *_CONSOLE, *_INDEX),
 }

@@ -31,7 +31,7 @@ import enum
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,6 +168,10 @@ class PaymentField:
         return round(value * 10.0**self.decimals)
 
     # Made once for each field: a check of a whole payment takes only a few microseconds.
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what was cached: a function made here cannot be sent to another process.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def is_right(self) -> Callable[[Any], bool]:
         """Returns the rule, a function that says whether the field may hold a value of the right type."""

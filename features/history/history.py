@@ -207,19 +207,32 @@ def last_event_time_ms(directory: str | Path) -> int:
 
 def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFields = TABLE_ALONE) -> History:
     """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
-    check_columns(PAYMENTS_FILE, payments, read_columns(fields), (*absent_columns(fields), *ABOUT_LABELS))
+    history = payments_alone(payments, fields)
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
-    columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
-    payment_id, event_time_ms = columns.pop("payment_id"), columns["event_time_ms"]
-    refuse_unsorted(PAYMENTS_FILE, "event_time_ms", event_time_ms)
-    _refuse_repeated(payment_id)
-    outcome_payment = _rows_of_payments(payment_id, outcomes["payment_id"])
+    refuse_unsorted(PAYMENTS_FILE, "event_time_ms", history.event_time_ms)
+    _refuse_repeated(history.payment_id)
+    outcome_payment = _rows_of_payments(history.payment_id, outcomes["payment_id"])
     outcome_time_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
-    is_early = outcome_time_ms < event_time_ms[outcome_payment]
+    is_early = outcome_time_ms < history.event_time_ms[outcome_payment]
     refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early)
+    return replace(
+        history,
+        outcome_payment=outcome_payment,
+        outcome_time_ms=outcome_time_ms,
+        outcome_fraud=fraud_flags(outcomes["label"]),
+    )
+
+
+def payments_alone(payments: pa.Table, fields: PaymentFields = TABLE_ALONE) -> History:
+    """Returns payments in any order, even repeated ones, as a history without outcomes.
+
+    Raises Misconfigured that names the first row that breaks a rule.
+    """
+    check_columns(PAYMENTS_FILE, payments, read_columns(fields), (*absent_columns(fields), *ABOUT_LABELS))
+    columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
     history = History(
-        payment_id=payment_id,
-        event_time_ms=event_time_ms,
+        payment_id=columns["payment_id"],
+        event_time_ms=columns["event_time_ms"],
         amount_minor=columns["amount_minor"],
         card=columns["card_id"],
         merchant=columns["merchant_id"],
@@ -231,9 +244,9 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFie
         channel=columns["channel"],
         utc_offset_code=columns["utc_offset_minutes"],
         declined_code=columns["declined"],
-        outcome_payment=outcome_payment,
-        outcome_time_ms=outcome_time_ms,
-        outcome_fraud=fraud_flags(outcomes["label"]),
+        outcome_payment=np.zeros(0, dtype=np.int64),
+        outcome_time_ms=np.zeros(0, dtype=np.int64),
+        outcome_fraud=np.zeros(0, dtype=np.bool_),
         fields=fields,
         propensity=propensities(payments, fields),
         never_labelled=never_labelled(payments, fields),

@@ -84,15 +84,20 @@ def mature_before_ms(history: History, known_by_ms: int) -> int:
     Without any outcome "genuine", every payment is mature.
     """
     known = int(np.searchsorted(history.outcome_time_ms, known_by_ms, side="right"))
-    if known == 0:
-        return known_by_ms
-    # Quantiles of more outcomes than this hardly differ.
-    few = slice(0, known, max(1, known // _OUTCOMES_MAX))
+    few = slice(0, known, sampled_every(known))
     genuine = ~history.outcome_fraud[few]
-    if not genuine.any():
-        return known_by_ms
     made_ms = history.event_time_ms[history.outcome_payment[few][genuine]]
-    return known_by_ms - int(np.quantile(history.outcome_time_ms[few][genuine] - made_ms, _MATURE_SHARE))
+    return mature_of_delays(known_by_ms, history.outcome_time_ms[few][genuine] - made_ms)
+
+
+def sampled_every(outcomes: int) -> int:
+    """Returns of how many outcomes, in order, one is sampled: quantiles of more than a million hardly differ."""
+    return max(1, outcomes // _OUTCOMES_MAX)
+
+
+def mature_of_delays(known_by_ms: int, delays_ms: NDArray[np.int64]) -> int:
+    """Returns `mature_before_ms` from the delays of the sampled outcomes "genuine"."""
+    return known_by_ms - int(np.quantile(delays_ms, _MATURE_SHARE)) if len(delays_ms) else known_by_ms
 
 
 def end_of_labels_ms(history: History) -> int:

@@ -217,7 +217,7 @@ class Policy:
 
         `catalogue`: declares the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
-        self.settings, self.lists = settings, lists or {}
+        self.settings, self.lists, self._catalogue = settings, lists or {}, catalogue
         self._of_bundle = review_at, decline_at
         self.stale_after_ms = settings.stale_after_ms
         _check_reason_features_max(settings)
@@ -236,6 +236,10 @@ class Policy:
                 self._segments.append(_segment(segment, self.thresholds, vocabulary))
             for rule in settings.rules:
                 (self._overrides if rule.override else self._rules).append(_rule(rule, vocabulary))
+
+    def __reduce__(self) -> tuple[Callable[..., Policy], tuple[object, ...]]:
+        # Compiled conditions cannot be sent to another process; it compiles them again.
+        return _policy_of, (self.settings, *self._of_bundle, self.lists, self._catalogue)
 
     @cached_property
     def digest(self) -> str:
@@ -415,6 +419,12 @@ def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
 def _vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None) -> Vocabulary:
     flags = flags_of(entity.name for entity in catalogue.entities)
     return Vocabulary(catalogue.features, flags, lists or {}, catalogue.payment.fields)
+
+
+def _policy_of(
+    settings: PolicySettings, review_at: float, decline_at: float, lists: Mapping[str, Set[str]], catalogue: Catalogue
+) -> Policy:
+    return Policy(settings, review_at=review_at, decline_at=decline_at, lists=lists, catalogue=catalogue)
 
 
 def _check_reason_features_max(settings: PolicySettings) -> None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +100,89 @@ DIFFERENCE_COLUMNS = (
     _LABEL,
 )
 
+DIFFERENCE_SCHEMA = pa.schema([(column.name, column.kind) for column in DIFFERENCE_COLUMNS])
+
+
+@dataclass(frozen=True)
+class DecisionTables:
+    """Makes the tables of decisions.parquet and differences.parquet.
+
+    `feature_names`: the names of all features, to write each as a column; empty to write none.
+    """
+
+    model_version: str
+    with_vectors: bool
+    feature_names: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Returns the schema of decisions.parquet."""
+        vector = [(VECTOR, VECTOR_COLUMN.kind), *_fields(SEGMENT_COLUMNS)] if self.with_vectors else []
+        features = [(name, pa.float32()) for name in self.feature_names]
+        return pa.schema([*_fields(DECISION_COLUMNS), *vector, *features])
+
+    def decisions(
+        self,
+        history: History,
+        labels: NDArray[np.int8],
+        amounts: NDArray[np.int64],
+        chunk: Chunk,
+        decided: Decisions,
+        causes: Sequence[ActionReasons],
+    ) -> pa.Table:
+        """Returns the decisions about a chunk. `labels`, `amounts`: of all payments of the history."""
+        rows = slice(chunk.first, chunk.last)
+        codes = np.zeros(chunk.last - chunk.first, dtype=np.int8)
+        columns: dict[str, Any] = {
+            PAYMENT_ID: history.payment_id[rows].cast(pa.string()),
+            "event_time_ms": pa.array(history.event_time_ms[rows]),
+            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
+            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
+            "amount_minor": pa.array(history.amount_minor[rows]),
+            "currency": pa.DictionaryArray.from_arrays(pa.array(history.currency.codes[rows]), history.currency.names),
+            "amount_reference_minor": _known(amounts[rows]),
+            "score": pa.array(decided.score),
+            "action": _named(decided.action),
+            "reasons": pa.array([cause.reasons for cause in causes], pa.list_(pa.string())).take(
+                pa.array(decided.cause)
+            ),
+            "model_version": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([self.model_version])),
+            "label": _label_names(labels[rows]),
+        }
+        if self.with_vectors:
+            columns[VECTOR] = _packed(chunk.vectors)
+            columns |= {column.name: _coded(history, column.name, rows) for column in SEGMENT_COLUMNS}
+        for place, name in enumerate(self.feature_names):
+            # A missing value is NaN in a vector, and null in a column.
+            columns[name] = pa.array(chunk.vectors[:, place], from_pandas=True)
+        return pa.table(columns, schema=self.schema)
+
+    def differences(
+        self,
+        history: History,
+        labels: NDArray[np.int8],
+        amounts: NDArray[np.int64],
+        chunk: Chunk,
+        champion: Decisions,
+        challenger: Decisions,
+    ) -> pa.Table:
+        """Returns the payments of the chunk for which the two take different actions."""
+        changed = np.flatnonzero(champion.action != challenger.action)
+        rows = chunk.first + changed
+        columns = {
+            PAYMENT_ID: history.payment_id.take(pa.array(rows)).cast(pa.string()),
+            "event_time_ms": pa.array(history.event_time_ms[rows]),
+            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
+            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
+            "amount_reference_minor": _known(amounts[rows]),
+            "champion_score": pa.array(champion.score[changed]),
+            "challenger_score": pa.array(challenger.score[changed]),
+            "champion_action": _named(champion.action[changed]),
+            "challenger_action": _named(challenger.action[changed]),
+            "label": _label_names(labels[rows]),
+        }
+        return pa.table(columns, schema=DIFFERENCE_SCHEMA)
+
 
 class ReplayFiles:
     """Writes decisions.parquet and differences.parquet. A context manager: leaving without an error renames them."""
@@ -120,13 +205,10 @@ class ReplayFiles:
         `feature_names`: the names of all features, to write each as a column; empty to write none.
         """
         self._folder, self._history, self._labels, self._amounts = folder, history, labels, amounts
-        self._version, self._with_vectors, self._feature_names = model_version, with_vectors, feature_names
-        vector = [(VECTOR, VECTOR_COLUMN.kind), *_fields(SEGMENT_COLUMNS)] if with_vectors else []
-        features = [(name, pa.float32()) for name in feature_names]
-        schemas = {DECISIONS: pa.schema([*_fields(DECISION_COLUMNS), *vector, *features])}
+        self._tables = DecisionTables(model_version, with_vectors, tuple(feature_names))
+        schemas = {DECISIONS: self._tables.schema}
         if with_differences:
-            schemas[DIFFERENCES] = pa.schema(_fields(DIFFERENCE_COLUMNS))
-        self._schemas = schemas
+            schemas[DIFFERENCES] = DIFFERENCE_SCHEMA
         self._writers = {
             name: pq.ParquetWriter(_unfinished(folder, name), schema, **_encodings(schema))
             for name, schema in schemas.items()
@@ -139,6 +221,9 @@ class ReplayFiles:
         for name, writer in self._writers.items():
             writer.close()
             if kind is None:
+                if (self._folder / name).is_dir():
+                    # An engine has written a folder of files.
+                    shutil.rmtree(self._folder / name)
                 _unfinished(self._folder, name).replace(self._folder / name)
             else:
                 _unfinished(self._folder, name).unlink()
@@ -151,55 +236,10 @@ class ReplayFiles:
 
         `decided`: each contestant's decisions, the champion's first. `causes`: the champion's causes so far.
         """
-        self._writers[DECISIONS].write_table(self._decisions(chunk, decided[0], causes))
+        of_history, tables = (self._history, self._labels, self._amounts), self._tables
+        self._writers[DECISIONS].write_table(tables.decisions(*of_history, chunk, decided[0], causes))
         if DIFFERENCES in self._writers:
-            self._writers[DIFFERENCES].write_table(self._differences(chunk, decided[0], decided[1]))
-
-    def _decisions(self, chunk: Chunk, decided: Decisions, causes: Sequence[ActionReasons]) -> pa.Table:
-        history, rows = self._history, slice(chunk.first, chunk.last)
-        codes = np.zeros(chunk.last - chunk.first, dtype=np.int8)
-        columns: dict[str, Any] = {
-            PAYMENT_ID: history.payment_id[rows].cast(pa.string()),
-            "event_time_ms": pa.array(history.event_time_ms[rows]),
-            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
-            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
-            "amount_minor": pa.array(history.amount_minor[rows]),
-            "currency": pa.DictionaryArray.from_arrays(pa.array(history.currency.codes[rows]), history.currency.names),
-            "amount_reference_minor": _known(self._amounts[rows]),
-            "score": pa.array(decided.score),
-            "action": _named(decided.action),
-            "reasons": pa.array([cause.reasons for cause in causes], pa.list_(pa.string())).take(
-                pa.array(decided.cause)
-            ),
-            "model_version": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([self._version])),
-            "label": _label_names(self._labels[rows]),
-        }
-        if self._with_vectors:
-            columns[VECTOR] = _packed(chunk.vectors)
-            columns |= {column.name: _coded(history, column.name, rows) for column in SEGMENT_COLUMNS}
-        for place, name in enumerate(self._feature_names):
-            # A missing value is NaN in a vector, and null in a column.
-            columns[name] = pa.array(chunk.vectors[:, place], from_pandas=True)
-        return pa.table(columns, schema=self._schemas[DECISIONS])
-
-    def _differences(self, chunk: Chunk, champion: Decisions, challenger: Decisions) -> pa.Table:
-        """Returns the payments of the chunk for which the two take different actions."""
-        changed = np.flatnonzero(champion.action != challenger.action)
-        rows = chunk.first + changed
-        history = self._history
-        columns = {
-            PAYMENT_ID: history.payment_id.take(pa.array(rows)).cast(pa.string()),
-            "event_time_ms": pa.array(history.event_time_ms[rows]),
-            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
-            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
-            "amount_reference_minor": _known(self._amounts[rows]),
-            "champion_score": pa.array(champion.score[changed]),
-            "challenger_score": pa.array(challenger.score[changed]),
-            "champion_action": _named(champion.action[changed]),
-            "challenger_action": _named(challenger.action[changed]),
-            "label": _label_names(self._labels[rows]),
-        }
-        return pa.table(columns, schema=self._schemas[DIFFERENCES])
+            self._writers[DIFFERENCES].write_table(tables.differences(*of_history, chunk, decided[0], decided[1]))
 
 
 def _known(amounts: NDArray[np.int64]) -> pa.Array:

@@ -30,7 +30,7 @@ holds the profiles, two chunks, one label for each payment, and at the end the c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ from paywarden.models.replay.measures import (
     count_actions,
     measure_contestant,
 )
-from paywarden.models.replay.replayed_policy import Decisions, ReplayedPolicy
+from paywarden.models.replay.replayed_policy import ActionReasons, Decisions, ReplayedPolicy
 from paywarden.models.replay.report.report import report_html
 from paywarden.schemas.errors import Misconfigured
 
@@ -177,8 +177,15 @@ def replay(
             scored = _scored_earlier(reused, contestants, first, last, pool, progress)
         labels = final_labels(history)
         room.release()
-        measured, label_counts = _measured(
-            history, labels, amounts, slice(first, last), options, champion.bundle.manifest, room
+        measured, label_counts = measured_payments(
+            history,
+            labels,
+            amounts,
+            slice(first, last),
+            options,
+            champion.bundle.manifest,
+            mature_ms=mature_before_ms(history, end_of_labels_ms(history)),
+            room=room,
         )
         policies = [ReplayedPolicy(contestant.policy, history, amounts) for contestant in contestants]
         _make_folder(destination)
@@ -196,8 +203,8 @@ def replay(
         ) as files:
             _decide(scored, policies, decided, first, files, pool, room)
     per_second = replayed / (time.perf_counter() - started)
-    facts = _facts(measured, labels, label_counts, options, replayed, rates.reference_currency, costs)
-    results = _results(facts, measured, contestants, policies, decided, first)
+    facts = facts_of(measured, labels, label_counts, options, replayed, rates.reference_currency, costs)
+    results = results_of(facts, measured, contestants, [policy.causes for policy in policies], decided, first)
     write_whole(destination / METRICS, results.to_json(per_second))
     write_whole(destination / REPORT, report_html(results))
     return results
@@ -299,24 +306,27 @@ def _split(manifest: Manifest, options: ReplayOptions) -> Split | None:
     return Split(train, window, options.label_delay_days)
 
 
-def _measured(
+def measured_payments(
     history: History,
     labels: NDArray[np.int8],
     amounts: NDArray[np.int64],
     window_rows: slice,
     options: ReplayOptions,
     manifest: Manifest,
+    *,
+    mature_ms: int,
     room: ColumnAllocator,
 ) -> tuple[MeasuredPayments, LabelCounts]:
     """Returns the payments to measure, and the labels of all payments of the window.
 
     With the handbook's protocol, the champion's training days (`manifest`) decide which cards are known, for the
-    challenger as well. Raises Misconfigured where no payment remains.
+    challenger as well. `mature_ms`: payments before that time are mature (models/metrics/labels.py). Raises
+    Misconfigured where no payment remains.
     """
     split, days = _split(manifest, options), options.window
     days_text = f"{date_of_day(days.first)} to {date_of_day(days.last)}"
     is_declined = history.declined_code[window_rows] == flag_code(True)
-    is_mature = history.event_time_ms[window_rows] < mature_before_ms(history, end_of_labels_ms(history))
+    is_mature = history.event_time_ms[window_rows] < mature_ms
     never = None if history.never_labelled is None else history.never_labelled[window_rows]
     has_label, counts = kept_labels(labels[window_rows], is_declined, is_mature, options.unknown_labels, never)
     if counts.left_out == counts.payments:
@@ -364,7 +374,7 @@ def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: 
     return exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)[len(frauds) :]
 
 
-def _facts(
+def facts_of(
     measured: MeasuredPayments,
     labels: NDArray[np.int8],
     label_counts: LabelCounts,
@@ -373,6 +383,7 @@ def _facts(
     reference_currency: str,
     costs: CostSettings,
 ) -> ReplayFacts:
+    """Returns the facts of a replay. `labels`: of all payments of the history; `replayed`: how many were replayed."""
     return ReplayFacts(
         first_day=date_of_day(options.window.first),
         last_day=date_of_day(options.window.last),
@@ -393,14 +404,15 @@ def _facts(
     )
 
 
-def _results(
+def results_of(
     facts: ReplayFacts,
     measured: MeasuredPayments,
     contestants: list[Contestant],
-    policies: list[ReplayedPolicy],
+    causes: Sequence[Sequence[ActionReasons]],
     decided: list[Decisions],
     first: int,
 ) -> ReplayResults:
+    """Measure what each contestant has decided about the window, whose first payment is `first`."""
     # Nothing is copied if every payment is measured.
     is_whole = len(measured.row) == len(decided[0].score)
     of_measured = decided if is_whole else [whole.of(measured.row - first) for whole in decided]
@@ -409,11 +421,11 @@ def _results(
             contestant,
             measured,
             decisions,
-            causes=policy.causes,
+            causes=of_policy,
             actions=count_actions(whole.action),
             costs=facts.costs,
         )
-        for contestant, policy, whole, decisions in zip(contestants, policies, decided, of_measured, strict=True)
+        for contestant, of_policy, whole, decisions in zip(contestants, causes, decided, of_measured, strict=True)
     ]
     if len(measures) == 1:
         return ReplayResults(facts, measures[0], None, None)

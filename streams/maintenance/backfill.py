@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.history.declared_columns import holds_hashes
@@ -37,6 +38,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ABSENT, ProfileStore, StoreConflict
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.maintenance.backfill_progress import (
     FINISHED,
@@ -105,7 +107,7 @@ class Backfill:
             return
         self._progress = BackfillProgress(origin, self._phases[0].name, 0)
         if not overwrite:
-            self._check_empty(earlier)
+            require_empty(store, self.counts, earlier)
 
     @property
     def is_finished(self) -> bool:
@@ -176,45 +178,20 @@ class Backfill:
         return pairs_from
 
     def _payment_records_from(self, position: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yields the records of payments, from the oldest that is kept.
-
-        Encoded protobuf messages in a row are one message with all their fields, so the parts that all payments share
-        are encoded once.
-        """
+        """Yields the records of payments, from the oldest that is kept."""
         history, passage = self._history, self._passage
-        head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
-        fraud_note = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
-        is_fraud = final_labels(history) == 1
-        layout = RecordLayout(history.fields)
-        key_parts = [_encoded_keys(column.store_keys()) for column in passage.entities]
+        is_fraud, encoder = final_labels(history) == 1, RecordEncoder(history.fields)
+        key_parts = [encoded_keys(column.store_keys()) for column in passage.entities]
         for first in range(self._first_kept + position, len(history), self._batch_size):
             rows = slice(first, min(first + self._batch_size, len(history)))
             columns = [
                 [parts[code] for code in column.codes[rows].tolist()]
                 for parts, column in zip(key_parts, passage.entities, strict=True)
             ]
-            payments = zip(
-                history.payment_id[rows].to_pylist(),
-                map(b"".join, zip(*columns, strict=True)),
-                is_fraud[rows].tolist(),
-                passage.rows.of(rows).tolist(),
-                strict=True,
-            )
-            for payment_id, keys, fraud, row in payments:
-                encoded = PaymentRecord(
-                    attributes=layout.codes_of(row), beside=layout.beside(row), beside_fields=layout.beside_fields
-                ).SerializeToString()
-                yield record_key(payment_id), head + keys + (fraud_note if fraud else b"") + encoded
+            yield from encoder.records(history.payment_id[rows], columns, is_fraud[rows], passage.rows.of(rows))
 
     def _write(self, batch: dict[bytes, bytes], ttl_s: int) -> None:
-        versions = None if self._overwrite else dict.fromkeys(batch, ABSENT)
-        try:
-            self._store.write(batch, ttl_s=ttl_s, versions=versions)
-        except StoreConflict as error:
-            raise Misconfigured(
-                "something else has written to the store since this backfill began, and what it wrote may be newer: "
-                "stop the stream, and write over it with --overwrite"
-            ) from error
+        write_records(self._store, batch, ttl_s, overwrite=self._overwrite)
 
     def _note(self, phase: str, position: int) -> int:
         self._progress = dataclasses.replace(self._progress, phase=phase, position=position)
@@ -223,17 +200,30 @@ class Backfill:
         self._store.write({PROGRESS_KEY: self._progress.encode()}, ttl_s=ttl_s)
         return position
 
-    def _check_empty(self, earlier: BackfillProgress | None) -> None:
-        """Raises Misconfigured when the store has any record that a backfill could write over."""
-        for name in self.counts:
-            if next(self._store.scan(name), None) is None:
-                continue
-            what = "payment records" if name == PAYMENT_PHASE else f"{name} profiles"
-            whose = "from a backfill of something else" if earlier is not None else "that no backfill of this wrote"
-            raise Misconfigured(
-                f"the store holds {what} {whose}, and they may be newer: take an empty store, or write over them with "
-                "--overwrite"
-            )
+
+def write_records(store: ProfileStore, batch: dict[bytes, bytes], ttl_s: int, *, overwrite: bool) -> None:
+    """Write records of which the store has none, or the same ones. Raises Misconfigured if it has others."""
+    versions = None if overwrite else dict.fromkeys(batch, ABSENT)
+    try:
+        store.write(batch, ttl_s=ttl_s, versions=versions)
+    except StoreConflict as error:
+        raise Misconfigured(
+            "something else has written to the store since this backfill began, and what it wrote may be newer: "
+            "stop the stream, and write over it with --overwrite"
+        ) from error
+
+
+def require_empty(store: ProfileStore, kinds: Iterable[str], earlier: BackfillProgress | None) -> None:
+    """Raises Misconfigured when the store has any record of these kinds, which a backfill could write over."""
+    for name in kinds:
+        if next(store.scan(name), None) is None:
+            continue
+        what = "payment records" if name == PAYMENT_PHASE else f"{name} profiles"
+        whose = "from a backfill of something else" if earlier is not None else "that no backfill of this wrote"
+        raise Misconfigured(
+            f"the store holds {what} {whose}, and they may be newer: take an empty store, or write over them with "
+            "--overwrite"
+        )
 
 
 def backfill(
@@ -254,7 +244,32 @@ def _first_kept(history: History, outcome_days: int) -> int:
     return int(np.searchsorted(history.event_time_ms, oldest_ms))
 
 
-def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
+class RecordEncoder:
+    """Makes the records of payments that may still get an outcome."""
+
+    def __init__(self, fields: PaymentFields) -> None:
+        self._layout = RecordLayout(fields)
+        self._head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
+        self._fraud = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
+
+    def records(
+        self, payment_id: pa.Array, keys: Sequence[list[bytes]], is_fraud: NDArray[np.bool_], rows: NDArray[np.int64]
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yields the key and the record of each payment. `keys`: a column of `encoded_keys` for each kind of entity.
+
+        Encoded protobuf messages in a row are one message with all their fields, so the parts that all payments share
+        are encoded once.
+        """
+        layout = self._layout
+        columns = payment_id.to_pylist(), map(b"".join, zip(*keys, strict=True)), is_fraud.tolist(), rows.tolist()
+        for one, of_entities, fraud, row in zip(*columns, strict=True):
+            encoded = PaymentRecord(
+                attributes=layout.codes_of(row), beside=layout.beside(row), beside_fields=layout.beside_fields
+            ).SerializeToString()
+            yield record_key(one), self._head + of_entities + (self._fraud if fraud else b"") + encoded
+
+
+def encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
     """Returns the encoded field that names an entity, by the entity's number. The last one, number -1, names none."""
     return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
 

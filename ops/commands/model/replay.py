@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,20 +17,25 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.commands.model.ceiling import ceiling_lines
 from paywarden.ops.days import day_option, require_within
+from paywarden.ops.engines import SPARK, EngineAsked, engine_options, opened_passage, say, spark_path
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import DaysAsked, HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
     from paywarden.features.history.history import History
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.money import RateTable
     from paywarden.models.backtest.known_truth import AgainstCeiling
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.metrics.evaluation import Days
     from paywarden.models.replay.live_comparison import LiveDecisions
     from paywarden.models.replay.measures import Contestant, ReplayResults
+    from paywarden.models.replay.replay import ReplayOptions
 
 
 @click.command()
@@ -108,6 +115,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ceiling", is_flag=True, help="Compare with the best that any model can do, on data of `simulate --world shop`."
 )
+@engine_options
 @click.option("--threads", type=click.IntRange(1), help="Threads that share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
@@ -135,6 +143,10 @@ def replay(
     features: bool,
     decisions_file: str | None,
     archived_decisions: Path | None,
+    engine_name: str,
+    master: str | None,
+    partitions: int,
+    work: str | None,
     ceiling: bool,
     threads: int | None,
     out: str,
@@ -191,6 +203,42 @@ def replay(
     if challenger or challenger_policy_file:
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
+    on_engine = EngineAsked(engine_name, master, partitions, work)
+    options = partial(
+        ReplayOptions,
+        label_delay_days=label_delay_days,
+        protocol=protocol,
+        unknown_labels=unknown_labels or training.unknown_labels,
+        propensity_weight_max=training.propensity_weight_max,
+        costs=costs,
+        with_vectors=vectors,
+        with_features=features,
+        earlier=Path(decisions_file) if decisions_file else None,
+        staleness=staleness,
+        overlay=pending,
+    )
+    if not on_engine.is_local:
+        for name, is_asked in (
+            ("--from-topic", from_topic),
+            ("--archived-decisions", archived_decisions is not None),
+            ("--ceiling", ceiling),
+        ):
+            if is_asked:
+                raise Misconfigured(f"{name} works with --engine local alone")
+        contestants = [(champion, Path(bundle))]
+        if other is not None:
+            contestants.append((other, Path(challenger or bundle)))
+        _replay_on_engine(
+            on_engine,
+            asked,
+            (from_day, to_day),
+            Path(out) if "://" not in out else out,
+            engine=engine,
+            rates=rates,
+            contestants=contestants,
+            options=options,
+        )
+        return
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     click.get_current_context().with_resource(results_folder(Path(out)))
     # Arrays that may be larger than memory are files next to the results.
@@ -223,21 +271,7 @@ def replay(
             champion=champion,
             challenger=other,
             destination=Path(out),
-            options=ReplayOptions(
-                window=window,
-                label_delay_days=label_delay_days,
-                protocol=protocol,
-                unknown_labels=unknown_labels or training.unknown_labels,
-                propensity_weight_max=training.propensity_weight_max,
-                costs=costs,
-                with_vectors=vectors,
-                with_features=features,
-                earlier=earlier,
-                staleness=staleness,
-                overlay=pending,
-                threads=threads or len(os.sched_getaffinity(0)),
-                room=room,
-            ),
+            options=options(window=window, threads=threads or len(os.sched_getaffinity(0)), room=room),
             progress=advance,
         )
     headline = results.headline()
@@ -251,6 +285,48 @@ def replay(
     if reached is not None:
         click.echo("\n".join(["", *ceiling_lines(reached), ""]), err=True)
     click.echo(f"the report is {Path(out) / REPORT}", err=True)
+
+
+def _replay_on_engine(
+    on_engine: EngineAsked,
+    asked: HistoryAsked,
+    days: tuple[str | None, str | None],
+    out: Path | str,
+    *,
+    engine: FeatureEngine,
+    rates: RateTable,
+    contestants: list[tuple[Contestant, Path]],
+    options: Callable[..., ReplayOptions],
+) -> None:
+    """Replay on an engine of partitions, and print the results. `out`: a folder here, or a URL that Spark can write."""
+    from paywarden.models.metrics.evaluation import Days
+    from paywarden.models.replay.files import DECISIONS, DIFFERENCES, results_folder
+    from paywarden.models.replay.passage import days_of, replay_on
+    from paywarden.models.replay.replay import METRICS, REPORT
+
+    with ExitStack() as stack:
+        if isinstance(out, Path):
+            stack.enter_context(results_folder(out))
+        folder = out if isinstance(out, Path) else Path(stack.enter_context(TemporaryDirectory(prefix="paywarden-")))
+        data = asked.data or ""
+        passage, put = stack.enter_context(opened_passage(on_engine, data, str(out), features=engine, rates=rates))
+        if passage.places.payments == 0:
+            raise Misconfigured(f"{data} holds no payment")
+        whole = days_of(passage)
+        first, last = (day_option(name, text, whole.last) for name, text in zip(("--from", "--to"), days, strict=True))
+        results = replay_on(
+            passage,
+            contestants=contestants,
+            destination=folder,
+            decisions=f"{spark_path(str(out))}/{DECISIONS}" if on_engine.name == SPARK else str(folder / DECISIONS),
+            options=options(window=Days(whole.first if first is None else first, whole.last if last is None else last)),
+            say=say,
+        )
+        files = [folder / name for name in (DIFFERENCES, REPORT, METRICS)]
+        put([file for file in files if file.exists()])
+    click.echo(json.dumps(results.headline(), indent=2))
+    _tell(results)
+    click.echo(f"the report is {out}/{REPORT}", err=True)
 
 
 def _reached(data: str, out: Path) -> AgainstCeiling:

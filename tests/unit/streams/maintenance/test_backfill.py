@@ -14,6 +14,8 @@ import pytest
 
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.dataflow.processes import ProcessEngine
+from paywarden.features.dataflow.vectors import Passage
 from paywarden.features.datasets.simulator import split_at
 from paywarden.features.history.history import final_labels, history_of_tables, write_history
 from paywarden.features.kernel import CODE_COUNT, TIME_MS
@@ -26,6 +28,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.maintenance.backfill import BACKFILL_SOURCE, Backfill, backfill
+from paywarden.streams.maintenance.backfill_passage import PassageBackfill
 from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_progress
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent, record_key
@@ -110,6 +113,37 @@ def test_backfilled_profiles_equal_those_of_the_stream(backfilled: MemoryStore) 
     wanted = profiles_of(streamed)
     assert len(wanted) > 800
     assert profiles_of(backfilled) == wanted
+
+
+def filled_by_partitions(folder: Path, store: ProfileStore, **options: Any) -> dict[str, int]:
+    write_history(folder, *small_world.tables())
+    paths = str(folder / "payments.parquet"), str(folder / "outcomes.parquet")
+    with ProcessEngine(folder, partitions=3) as engine:
+        passage = Passage.open(engine, *paths, features=small_world.engine(), rates=small_world.rates())
+        return PassageBackfill(passage, store, 20, **options).write()
+
+
+def test_partitions_write_the_records_of_one_process(tmp_path: Path) -> None:
+    one, many = MemoryStore(), MemoryStore()
+    fill(small_world.tables(), one, outcome_days=20)
+    counts = filled_by_partitions(tmp_path, many)
+    names = (*PLAN.entity_names, "payment")
+    assert {name: dict(many.scan(name)) for name in names} == {name: dict(one.scan(name)) for name in names}
+    assert counts == {name: len(dict(one.scan(name))) for name in names}
+    # Again there is nothing to do, and a run that was killed writes over nothing.
+    assert filled_by_partitions(tmp_path, many) == {}
+    progress = read_progress(many)
+    assert progress is not None
+    many.write({PROGRESS_KEY: replace(progress, phase="card").encode()}, ttl_s=0)
+    assert filled_by_partitions(tmp_path, many) == counts
+
+
+def test_partitions_write_over_nothing_of_another_origin(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fill(small_world.tables(), store, outcome_days=20)
+    with pytest.raises(Misconfigured, match="the store holds card profiles from a backfill of something else"):
+        filled_by_partitions(tmp_path, store)
+    assert filled_by_partitions(tmp_path, store, overwrite=True)["card"] > 0
 
 
 def test_later_outcomes_find_the_backfilled_payments() -> None:

@@ -206,3 +206,36 @@ def test_a_replay_that_cannot_run_is_one_line_and_writes_nothing(
         run(tmp_path / "a", *options)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "a").exists()
+
+
+def test_processes_with_spill_files_give_the_same_results(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    propensity = pa.array([0.1 if row % 30 == 0 else None for row in range(len(payments))])
+    write_history(tmp_path / "data", payments.append_column("propensity", propensity), outcomes)
+    options = ["--data", str(tmp_path / "data"), "--from", "-6d", "--policy", policy_file(tmp_path), "--features"]
+    wanted = run(tmp_path / "one", *options)
+    found, said = told(tmp_path / "many", *options, "--engine", "processes", "--partitions", "2")
+    assert found | {"payments_per_second": 0} == wanted | {"payments_per_second": 0}
+    assert "payments are joined with their outcomes, and sorted" in said
+    folders = [tmp_path / name / "decisions.parquet" for name in ("one", "many")]
+    assert pq.read_table(folders[0]).to_pylist() == pq.read_table(folders[1]).to_pylist()
+    # A replay in one process puts its file in the place of the folder.
+    assert run(tmp_path / "many", *options)["payments"] == wanted["payments"]
+    assert (tmp_path / "many" / "decisions.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "processes", "--lag", "1s"], "--lag works with --engine local alone"),
+        (
+            ["--engine", "processes", "--archived-decisions", "d"],
+            "--archived-decisions works with --engine local alone",
+        ),
+        (["--master", "local[2]"], "--master is for --engine spark"),
+        (["--engine", "processes", "--to", "2020-01-01"], "there is no payment from "),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(Misconfigured, match=message):
+        run(tmp_path / "out", *options)

@@ -1,0 +1,1 @@
+"""Histories beyond one machine's memory: stages over sorted partitions, and engines that sort and move rows."""
