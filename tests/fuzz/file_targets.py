@@ -91,7 +91,7 @@ def operator_file() -> Target:
     from paywarden.models.registry.people import RegistryPeople as Signers
     from paywarden.ops.capacity.coefficients import Coefficients
     from paywarden.ops.capacity.measured_costs import MEASURED
-    from paywarden.ops.console.people.people import People
+    from paywarden.ops.console.people import People
     from paywarden.ops.gateway.description import read_description
     from paywarden.schemas.errors import Misconfigured
     from paywarden.schemas.key_files import read_hex_key

@@ -39,24 +39,26 @@ def console(context: click.Context, host: str | None, port: int | None) -> None:
 
 @console.command()
 @click.password_option(help="The password (default: it is asked for).")
+@needs("console")
 def password(password: str) -> None:
     """Make the line of a password for [console] people.
 
-    The line has a salt and a hash made by scrypt, and not the password.
+    The line has a salt and a hash made by Argon2id, and not the password.
     """
-    from paywarden.ops.console.people.people import hashed_password
+    from paywarden.ops.console.people import hashed_password
 
     click.echo(f'password = "{hashed_password(password)}"')
 
 
 @console.command()
+@needs("console")
 def token() -> None:
     """Make a token for a program, and its line.
 
     The first line of the output is the token, which the file does not hold. The second is the line for its table
     [[token]] in the file of [console] people.
     """
-    from paywarden.ops.console.people.people import new_token, token_digest
+    from paywarden.ops.console.people import new_token, token_digest
 
     made = new_token()
     click.echo(made)
@@ -77,7 +79,7 @@ def logout(source: Source, name: str) -> None:
 
     from paywarden.ops.console.audit import audit_log
     from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.people.sessions import TABLES
+    from paywarden.ops.console.sessions import TABLES
     from paywarden.ops.console.settings import ConsoleSettings
 
     settings = source.section("console", ConsoleSettings)

@@ -20,6 +20,7 @@ from typing import Final
 
 from paywarden.streams.alerts.events import ConsoleEvent
 
+PREFIX: Final = "case:"
 OPENED: Final = "opened"
 LINKED: Final = "linked"
 UNLINKED: Final = "unlinked"
@@ -83,28 +84,25 @@ class Case:
     history: tuple[CaseChange, ...] = ()
 
     def needs_two(self, large_minor: int) -> bool:
-        """Returns whether the case takes two people to close."""
+        """Return whether the case takes two people to close."""
         return self.money_minor_max >= large_minor
 
 
 def case_subject(case_id: str) -> str:
-    """Returns the subject of a case's events."""
-    return f"case:{case_id}"
+    """Return the subject of a case's events."""
+    return PREFIX + case_id
 
 
-def cases_of(events: Iterable[ConsoleEvent], large_minor: int) -> dict[str, Case]:
-    """Returns the cases by id after events in the order of their topic."""
-    cases: dict[str, Case] = {}
+def case_of(events: Iterable[ConsoleEvent], large_minor: int) -> Case | None:
+    """Return a case after its events, in the order of their topic; None without an event that opens it."""
+    case = None
     for event in events:
-        case_id = event.subject.partition(":")[2]
-        case = after(cases.get(case_id), event, large_minor)
-        if case is not None:
-            cases[case_id] = case
-    return cases
+        case = after(case, event, large_minor)
+    return case
 
 
 def after(case: Case | None, event: ConsoleEvent, large_minor: int) -> Case | None:
-    """Returns the case after an event; a breach of a rule is noted in the history. None: there is no such case."""
+    """Return the case after an event; a breach of a rule is noted in the history. None: there is no such case."""
     case_id, what = event.subject.partition(":")[2], event.what
     if case is None:
         if event.kind != OPENED:
@@ -128,7 +126,7 @@ def after(case: Case | None, event: ConsoleEvent, large_minor: int) -> Case | No
 
 
 def problem_of(case: Case, event: ConsoleEvent, large_minor: int) -> str:
-    """Returns the rule that an event breaks; empty for none."""
+    """Return the rule that an event breaks; empty for none."""
     what = event.what
     if event.kind == OPENED:
         return "there is a case with this id"

@@ -33,7 +33,7 @@ class Candidate:
 
 
 def proposals(view: RegistryView) -> tuple[Candidate, ...]:
-    """Returns the open proposals of a registry."""
+    """Return the open proposals of a registry."""
     return tuple(
         Candidate(
             one.digest,
@@ -46,7 +46,7 @@ def proposals(view: RegistryView) -> tuple[Candidate, ...]:
 
 
 def bundles(source: Source) -> tuple[Candidate, ...]:
-    """Returns the bundles in the folder of the bundle of [serve], other than it, for the same feature catalogue."""
+    """Return the bundles in the folder of the bundle of [serve], other than it, for the same feature catalogue."""
     from paywarden.models.bundle.bundle import read_manifest
 
     champion = Path(source.section("serve", ServeSettings).bundle).absolute()
@@ -65,7 +65,7 @@ def bundles(source: Source) -> tuple[Candidate, ...]:
 
 
 def versions(source: Source, candidate: str) -> tuple[Version, Version]:
-    """Returns champion and candidate: of the proposal, or of the bundle beside that of [serve], with this digest.
+    """Return champion and candidate: of the proposal, or of the bundle beside that of [serve], with this digest.
 
     Raises Misconfigured, PageRefused.
     """

@@ -66,7 +66,7 @@ class _Policy:
 
 
 def changes_of(registry: Registry, state: RegistryState, version: RegisteredVersion) -> Changes:
-    """Returns the changes of a version against the champion; for the first version, its whole content."""
+    """Return the changes of a version against the champion; for the first version, its whole content."""
     champion = state.champion
     try:
         policy = _policy(registry, state, version.policy)
@@ -127,7 +127,7 @@ def _read_model(folder: Path) -> ModelFacts:
 
 
 def facts_of(manifest: Manifest) -> ModelFacts:
-    """Returns the facts that people ask for first about a model."""
+    """Return the facts that people ask for first about a model."""
     return ModelFacts(
         manifest.model_version,
         manifest.train_from,

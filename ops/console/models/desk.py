@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from paywarden.ops.console.inbox.store import Happened
+from paywarden.models.replay.report.plots import Drawing
+from paywarden.ops.console.charts import intervals
+from paywarden.ops.console.inbox.alert_store import Happened
 from paywarden.ops.console.models.changes import Changes, ModelFacts, changes_of, facts_of
 from paywarden.ops.console.pages import PageRefused
-from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.rendering.charts import Intervals, intervals
-from paywarden.ops.console.rendering.templates import percent
+from paywarden.ops.console.people import Person
+from paywarden.ops.console.rendering import percent
 from paywarden.ops.wiring import registry as wiring
 from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError
@@ -124,7 +125,7 @@ class JudgementView:
     champion_cards: int
     candidate_cards: int
     measures: tuple[MeasureRow, ...]
-    chart: Intervals | None = None
+    chart: Drawing | None = None
     money_champion: float | None = None
     money_candidate: float | None = None
     money_low: float | None = None
@@ -197,7 +198,7 @@ class Desk:
         return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
 
     def registry(self, person: Person, now_ms: int) -> RegistryView:
-        """Returns the present state of the registry."""
+        """Return the present state of the registry."""
         if not self.has_registry:
             return RegistryView(trouble="there is no registry: [models] people is not set", is_set=False)
         try:
@@ -238,7 +239,7 @@ class Desk:
         )
 
     def configured(self) -> ModelFacts | None:
-        """Returns the facts of the bundle in the console's configuration; None without a readable one."""
+        """Return the facts of the bundle in the console's configuration; None without a readable one."""
         from paywarden.models.bundle.bundle import read_manifest
         from paywarden.ops.wiring import ServeSettings
 
@@ -272,7 +273,7 @@ class Desk:
             return RolloutKeeper(log).take(event).line
 
     def rollout(self) -> RolloutView:
-        """Returns the newest rollout in the log."""
+        """Return the newest rollout in the log."""
         from paywarden.models.rollout.log import RolloutKeeper
 
         try:
@@ -285,7 +286,7 @@ class Desk:
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
-        """Returns the changes of models and rollouts between two times, for the time line of an alert."""
+        """Return the changes of models and rollouts between two times, for the time line of an alert."""
         from paywarden.models.rollout.log import RolloutKeeper
 
         found: list[Happened] = []
@@ -354,7 +355,7 @@ class Desk:
 
 
 def signer_of(keys: Path | None, person: Person, passphrase: str, registry: Registry) -> Signer:
-    """Returns a person with their key. Raises PageRefused if the console has none, or not by this passphrase."""
+    """Return a person with their key. Raises PageRefused if the console has none, or not by this passphrase."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -391,7 +392,7 @@ def _version(state: RegistryState, version: RegisteredVersion) -> VersionRow:
 
 
 def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
-    """Returns the events of a log, each with the state after it."""
+    """Return the events of a log, each with the state after it."""
     from paywarden.models.rollout.rollout import after
 
     history: list[tuple[RolloutEvent, Rollout]] = []
@@ -403,7 +404,7 @@ def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout
 
 
 def _happened(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Happened]:
-    """Returns the changes of a rollout, without the looks every few minutes that change nothing."""
+    """Return the changes of a rollout, without the looks every few minutes that change nothing."""
     from paywarden.models.rollout.rollout import EventKind
 
     found: list[Happened] = []
@@ -493,7 +494,9 @@ def _judgement(rollout: Rollout, judgement: Judgement) -> JudgementView:
         )
         for one in judgement.measures
     )
-    chart = intervals([(one.name, one.low, one.high) for one in measures])
+    chart = intervals(
+        "How often, compared with the champion", [(one.name.replace("_", " "), one.low, one.high) for one in measures]
+    )
     view = JudgementView(judgement.line, *judgement.cards, measures, chart)
     if money is None:
         return view

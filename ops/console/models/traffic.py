@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from paywarden.ops.console.models.rollout_start import SeenTraffic
+from paywarden.ops.console.models.rollout_plan import SeenTraffic
 from paywarden.schemas.errors import PaywardenError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class IndexTraffic:
         self._known: tuple[int, SeenTraffic | None] = (0, None)
 
     def __call__(self, now_ms: int) -> SeenTraffic | None:
-        """Returns the traffic of the day before `now_ms`; None if the index cannot be read, or has no decisions."""
+        """Return the traffic of the day before `now_ms`; None if the index cannot be read, or has no decisions."""
         if not 0 <= now_ms - self._known[0] < _KEPT_MS:
             try:
                 self._known = now_ms, self._counted(now_ms)

@@ -16,8 +16,8 @@ from paywarden.ops.console.audit import AuditHead, audit_log
 from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.idempotency.keyed_acts import Body, KeyedActs, keyed
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore, Wanted
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds

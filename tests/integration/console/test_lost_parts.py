@@ -11,12 +11,12 @@ import httpx2
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.ops.console.background import running
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore, Wanted
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.models.models import Models
 from paywarden.ops.console.pages import Section
-from paywarden.ops.console.people.people import Person, Role
+from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import reading_registry, shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -29,7 +29,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
 from tests.services.ports import free_port
-from tests.services.product.console import csrf_of
+from tests.services.product.console import BY_A_BROWSER
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import produce
 from tests.worlds.drift.alerts_on_topics import alert_record
@@ -44,11 +44,10 @@ class _Analyst:
     """A person at a browser."""
 
     def __init__(self, address: str) -> None:
-        self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S)
+        self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S, headers=BY_A_BROWSER)
         self.post("/login", name="demo-analyst")
 
     def post(self, path: str, **form: str) -> httpx2.Response:
-        form["csrf"] = csrf_of(self.client.get("/login" if path == "/login" else "/api").text)
         return self.client.post(path, data=form)
 
     def text(self, path: str) -> str:
@@ -146,7 +145,7 @@ def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
         config.write_text(
             f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
             f'[registry]\nurl = "{registry}"\n'
-            f'[console]\nport = 0\nrequests_per_minute = 100000\nfolder = "{tmp_path / "console"}"\n'
+            f'[console]\nport = 0\nfolder = "{tmp_path / "console"}"\n'
             f'[decision_index]\npath = "{tmp_path / "console/index.duckdb"}"\nsecond_review_share = 0.0\n',
             encoding="utf-8",
         )

@@ -14,8 +14,8 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile
 from paywarden.ops.cli import cli
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore, Wanted
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable

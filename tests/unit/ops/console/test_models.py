@@ -22,17 +22,17 @@ from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
 from paywarden.ops.cli import cli
-from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
-from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.assembly import TABLES, sections
+from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.models.models import Models
 from paywarden.ops.console.pages import NothingDone, Section
-from paywarden.ops.console.people.people import People, Person, Role, token_digest
+from paywarden.ops.console.people import People, Person, Role, token_digest
 from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source
-from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.worlds.rollout.manifests import bundle_to_register, manifest_in, policy_to_register
 from tests.worlds.rollout.people_with_keys import people_with_keys
@@ -73,12 +73,12 @@ def test_a_proposer_cannot_approve_and_another_person_can(world: Registered) -> 
     sections = [Models(world.desk).section()]
     anna, ben = (world.console.browser(sections, name) for name in NAMES)
     form = {"proposal": world.proposal, "why": "I like it", "passphrase": PASSPHRASE}
-    refused = anna.post("/models/approve", data={**form, "csrf": csrf_of(anna.get("/models").text)})
+    refused = anna.post("/models/approve", data={**form})
     assert refused.status_code == 409
     assert "You proposed it" in anna.get("/models").text
-    wrong = ben.post("/models/approve", data={**form, "passphrase": "x", "csrf": csrf_of(ben.get("/models").text)})
+    wrong = ben.post("/models/approve", data={**form, "passphrase": "x"})
     assert wrong.status_code == 403
-    done = ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)})
+    done = ben.post("/models/approve", data={**form})
     assert done.status_code == 303
     text = ben.get("/models").text
     assert "Approved by ben; 1 needed" in text
@@ -105,7 +105,7 @@ def test_a_rollback_that_is_sent_twice_goes_back_once(world: Registered, tmp_pat
     assert form is not None
     once = re.search(r'name="once" value="([^"]+)"', form[0])
     assert once is not None
-    data = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(text), "once": once[1]}
+    data = {"why": "w", "passphrase": PASSPHRASE, "once": once[1]}
     assert [browser.post("/models/rollback", data=data).status_code for _ in range(2)] == [303, 303]
     assert "The form was sent twice, and counts once." in browser.get("/models").text
     champion = registry.state().champion
@@ -173,9 +173,9 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Commands about Kafka's topics alone approve nothing, and would wait for a broker.
     monkeypatch.setattr(AlertReader, "write", _kafka_is_away)
     shell, database = world.console.shell, world.console.database
-    shell.settings = replace(shell.settings, keys=world.desk.keys, requests_per_minute=1_000_000)
+    shell.settings = replace(shell.settings, keys=world.desk.keys)
     with database.write() as connection:
-        for table in all_tables():
+        for table in TABLES:
             connection.execute(table)
     values = {
         **world.desk.source.file,
@@ -183,7 +183,7 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
     }
-    made = tuple(sections(ConsoleParts(Source(values, {}), shell, database, world.console.audit)))
+    made = tuple(sections(Source(values, {}), shell, database, world.console.audit))
     yield made
     for section in made:
         section.close()
@@ -265,7 +265,7 @@ def test_no_endpoint_lets_somebody_approve_their_own(
     # A rollback of the first champion is no approval, and would leave nothing to try.
     if path != "/models/rollback":
         if data.draw(st.booleans()):
-            browser.post(path, data={**fields, "csrf": csrf_of(browser.get("/models").text)})
+            browser.post(path, data={**fields})
         else:
             browser.post(API + path, json=fields, headers={"authorization": "Bearer pwc_anna"})
     state = model_registry(world.desk.source).state()
@@ -288,8 +288,8 @@ def test_a_rollout_is_planned_and_started_like_from_the_terminal(world: Register
     answer = anna.post(f"{API}/rollout/start", json=forced, headers={"authorization": "Bearer pwc_anna"})
     assert answer.status_code == 409, answer.text
     assert "approv" in answer.json()["error"]
-    form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(page.text)}
-    assert ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)}).status_code == 303
+    form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE}
+    assert ben.post("/models/approve", data={**form}).status_code == 303
     sent = planned(anna, proposed)
     wrong = anna.post("/rollout/start", data={**sent, "why": "w", "passphrase": "x"})
     assert wrong.status_code == 403
@@ -380,7 +380,7 @@ def test_nobody_signs_with_the_key_of_another_person(world: Registered) -> None:
     keys = Path(world.desk.keys)
     (keys / "ben.pem").write_bytes((keys / "anna.pem").read_bytes())
     ben = world.console.browser([Models(world.desk).section()], "ben")
-    form = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(ben.get("/models").text)}
+    form = {"why": "w", "passphrase": PASSPHRASE}
     refused = ben.post("/models/approve", data={**form, "proposal": world.proposal})
     assert (refused.status_code, "somebody other than ben" in refused.text) == (403, True)
 
