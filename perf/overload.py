@@ -8,7 +8,8 @@ worker's capacity, in a closed loop of 64 calls. Then, of each front:
     stops                         half of the capacity while the worker is stopped for 5 to 50 ms, once a second
 
 `goodput_share` is the answers within the deadline (42 ms from when the call was due) a second, divided by the capacity.
-`answered_p99_ms` is over all answers, and `refused_p99_ms` over all refusals (429 and 504). `unanswered_share` is of
+`answered_p99_ms` is over all answers, and `refused_p99_ms` over all refusals (429 and 504); both count from when the
+caller sent the call, since a caller whose connections are all busy waits for one before. `unanswered_share` is of
 connections that were closed, and of calls that got nothing within five seconds. `recovery_seconds` is the time from
 the end of open_5x to the first of five tenths of a second in a row, at half of the capacity, in which nothing is
 refused and p99 is at most twice that of half of the capacity before. Of `stops`, `missed_share` is the share of the
@@ -148,11 +149,11 @@ def _open(
     )
     record = RequestLog()
     report = drive(run_arrivals(url, bodies, due, options=options, record=record))
-    due_s, status, latency_ms = _arrays(record)
+    due_s, status, latency_ms, wait_ms = _arrays(record)
     # A load that cannot keep up is still sending its overload after `overload_to`.
     here = (due_s >= before_s) & (due_s < overload_to)
     calm_ms = 2 * _percentile(latency_ms[(due_s < before_s) & (status == 200)], 99)
-    return _shares(status[here], latency_ms[here], capacity * seconds) | {
+    return _shares(status[here], latency_ms[here], wait_ms[here], capacity * seconds) | {
         "offered_per_second": float(here.sum() / seconds),
         "lag_p99_ms": report.lag_p99_ms,
         "recovery_seconds": recovery_seconds(due_s - overload_to, status == 200, latency_ms, calm_ms=calm_ms),
@@ -164,11 +165,11 @@ def _closed(url: str, bodies: Iterator[bytes], capacity: float, count: int, seco
     options = LoadOptions(connections=count, connections_max=count, streams=1)
     record = RequestLog()
     drive(run_closed(url, bodies, seconds=seconds + 1.0, options=options, record=record))
-    due_s, status, latency_ms = _arrays(record)
+    due_s, status, latency_ms, wait_ms = _arrays(record)
     ends = due_s + latency_ms / 1000
     first = float(due_s[min(len(due_s), count) - 1]) if len(due_s) else 0.0
     here = (ends >= first + 1.0) & (due_s < first + seconds)
-    return _shares(status[here], latency_ms[here], capacity * (seconds - 1.0))
+    return _shares(status[here], latency_ms[here], wait_ms[here], capacity * (seconds - 1.0))
 
 
 def _stopped(
@@ -201,7 +202,7 @@ def _stopped(
     finally:
         over.set()
         thread.join()
-    due_s, status, latency_ms = _arrays(record)
+    due_s, status, latency_ms, _ = _arrays(record)
     in_stop = np.zeros(len(due_s), dtype=bool)
     for stop_from, stop_to in stops:
         # The load begins a moment after `begun`: a tenth of a second covers it.
@@ -214,17 +215,22 @@ def _stopped(
     }
 
 
-def _arrays(record: RequestLog) -> tuple[NDArray[np.float64], NDArray[np.int16], NDArray[np.float32]]:
-    return np.array(record.due_s), np.array(record.status), np.array(record.latency_ms)
+def _arrays(
+    record: RequestLog,
+) -> tuple[NDArray[np.float64], NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
+    return np.array(record.due_s), np.array(record.status), np.array(record.latency_ms), np.array(record.wait_ms)
 
 
-def _shares(status: NDArray[np.int16], latency_ms: NDArray[np.float32], possible: float) -> dict[str, float | None]:
+def _shares(
+    status: NDArray[np.int16], latency_ms: NDArray[np.float32], wait_ms: NDArray[np.float32], possible: float
+) -> dict[str, float | None]:
     """Return the figures of calls; `possible` is how many the worker could have answered meanwhile."""
     ok, refused = status == 200, np.isin(status, _REFUSED)
+    worker_ms = latency_ms - wait_ms
     return {
         "goodput_share": float((ok & (latency_ms <= _DEADLINE_MS)).sum() / possible),
-        "answered_p99_ms": _percentile(latency_ms[ok], 99),
-        "refused_p99_ms": _percentile(latency_ms[refused], 99),
+        "answered_p99_ms": _percentile(worker_ms[ok], 99),
+        "refused_p99_ms": _percentile(worker_ms[refused], 99),
         "refused_share": float(refused.mean()) if len(status) else 0.0,
         "unanswered_share": float((~ok & ~refused).mean()) if len(status) else 0.0,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ConsoleSettings:
     session_hours: int = 12
     # Wrong passwords that a name may have from an address in five minutes, so that nobody locks another person out.
     # From all addresses that the person has not logged in from, a name may have ten times as many.
-    failed_logins_max: int = 10
+    failed_logins_max: int = internal(10)
     # The folder of people's registry keys, NAME.pem each, encrypted with the person's passphrase. Empty: acts on models
     # are for the command line, and for deployments without a registry.
     keys: str = ""
@@ -60,12 +61,7 @@ class ConsoleSettings:
         """Raises Misconfigured naming the setting."""
         if not 0 <= self.port <= 65_535:
             raise Misconfigured(f"[console] port: wanted 0 to 65535, got {self.port}")
-        for name in (
-            "session_idle_minutes",
-            "session_hours",
-            "failed_logins_max",
-            "large_case_minor",
-        ):
+        for name in ("session_idle_minutes", "session_hours", "large_case_minor"):
             if getattr(self, name) < 1:
                 raise Misconfigured(f"[console] {name}: wanted at least 1, got {getattr(self, name)}")
         for name, urls in (("url", (self.url,)), ("oidc_issuer", (self.oidc_issuer,)), ("webhooks", self.webhooks)):

@@ -307,6 +307,11 @@ class _Load:
         self.tally.answered(asked.number, 0, time.perf_counter() - asked.due)
         self._progress.set()
 
+    def send(self, channel: Channel, asked: Asked) -> None:
+        """Hand a request to a channel."""
+        self.tally.left(asked.number, asked.due)
+        channel.send(asked)
+
     # For channels
 
     def opened(self, channel: Channel) -> None:
@@ -322,7 +327,7 @@ class _Load:
     def freed(self, channel: Channel) -> None:
         is_newest_first = self._opener.options.give_up_ms > 0
         while self._backlog and channel.in_flight < channel.capacity:
-            channel.send(self._backlog.pop() if is_newest_first else self._backlog.popleft())
+            self.send(channel, self._backlog.pop() if is_newest_first else self._backlog.popleft())
         channel.flush()
         self.list_channel(channel)
 
@@ -396,7 +401,7 @@ class _OpenLoop(_Load):
             self._backlog.append(asked)
             self.open_if_needed()
             return
-        channel.send(asked)
+        self.send(channel, asked)
         touched.append(channel)
         self.list_channel(channel)
 

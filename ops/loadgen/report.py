@@ -7,6 +7,7 @@ sorting them in takes two operations on an array.
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass, field
 
@@ -110,14 +111,16 @@ class LoadReport:
 
 @dataclass
 class RequestLog:
-    """Every request of a load, in the order they were due: seconds from the start, status, latency.
+    """Every request of a load, in the order they were due: seconds from the start, status, latency, and wait.
 
-    A status is an HTTP status (those of gRPC are translated), and 0 when no answer came.
+    A status is an HTTP status (those of gRPC are translated), and 0 when no answer came. A latency counts from when the
+    request was due. The wait is the part of it before the request was sent: until the load had a free connection.
     """
 
     due_s: array[float] = field(default_factory=lambda: array("d"))
     status: array[int] = field(default_factory=lambda: array("h"))
     latency_ms: array[float] = field(default_factory=lambda: array("f"))
+    wait_ms: array[float] = field(default_factory=lambda: array("f"))
 
 
 class LoadTally:
@@ -137,6 +140,12 @@ class LoadTally:
             self._record.due_s.append(due_s)
             self._record.status.append(0)
             self._record.latency_ms.append(0.0)
+            self._record.wait_ms.append(0.0)
+
+    def left(self, index: int, due_s: float) -> None:
+        """Note that a request is sent now that was due at `due_s`, in seconds of `time.perf_counter`."""
+        if self._record is not None:
+            self._record.wait_ms[index] = (time.perf_counter() - due_s) * 1000
 
     def answered(self, index: int, status: int, latency_s: float) -> None:
         """Count the answer to a request. `status` is an HTTP status, 0 without an answer."""

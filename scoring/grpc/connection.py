@@ -206,7 +206,7 @@ class GrpcConnection(asyncio.Protocol):
         waiting = len(self._unread) + found.size
         self._stale_bytes = 0
         are_many = waiting > _ONE_CALL_BYTES
-        if are_many or (waiting and found.silent_s > self.server.deadline_s):
+        if are_many or (waiting and self.server.batcher.is_too_late(found.silent_s)):
             is_held_on = self.server.batcher.is_overloaded and not (are_many or found.has_gone)
             if is_held_on and (more_s := longer(held_s)):
                 asyncio.get_running_loop().call_later(more_s, self._end_hold, more_s)

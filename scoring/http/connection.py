@@ -109,8 +109,8 @@ class HttpConnectionServer(Protocol):
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
 
-    def is_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited for so long would pass its deadline."""
+    def is_too_late(self, waited_s: float) -> bool:
+        """Return whether a call that has waited unread for so long would come too late."""
 
     def may_hold(self, now: float) -> bool:
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
@@ -169,6 +169,12 @@ class HttpConnection(asyncio.Protocol):
             self._reader.refuse(refused.TOO_MANY)
             self._send()
             self._transport.close()
+        elif self._server.is_overloaded():
+            # The connection has waited to be accepted, and so has its first call.
+            found = unread_of(transport)
+            if found.size and self._server.is_too_late(found.silent_s):
+                self._arrived = time.perf_counter()
+                self.hold()
 
     def data_received(self, data: bytes) -> None:
         if self._last:
@@ -196,12 +202,12 @@ class HttpConnection(asyncio.Protocol):
             self._loop.call_later(held_s, self._end_hold, held_s)
 
     def _end_hold(self, held_s: float) -> None:
-        """Read again. If a call waits that is late already, hold on as long as the overload lasts, or close."""
+        """Read again. If a call waits that comes too late, hold on as long as the overload lasts, or close."""
         if self._transport.is_closing():
             return
         found = unread_of(self._transport)
         waits = bool(self._unread or self._waiting or found.size)
-        if not (waits and self._server.is_late(found.silent_s)):
+        if not (waits and self._server.is_too_late(found.silent_s)):
             self._is_held = False
             self.flush()
         elif not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):

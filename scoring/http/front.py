@@ -202,9 +202,9 @@ class HttpServer:
         """Return whether more is asked than can be answered."""
         return self._batcher is not None and self._batcher.is_overloaded
 
-    def is_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited for so long would pass its deadline."""
-        return self._batcher is None or waited_s * 1000 > self._batcher.settings.deadline_ms
+    def is_too_late(self, waited_s: float) -> bool:
+        """Return whether a call that has waited unread for so long would come too late."""
+        return self._batcher is None or self._batcher.is_too_late(waited_s)
 
     def count(self, call: HttpCall, now: float) -> None:
         """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""

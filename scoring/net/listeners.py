@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 
 # Read and write for the owner and the group. A gateway on the host joins the group; other users have no access.
 _UNIX_MODE = 0o660
-# Connections accepted in one turn of the loop: payments of other callers come in between.
-_ACCEPTS_PER_TURN = 64
+# Connections accepted in one turn of the loop: payments of other callers come in between. To accept one costs as much
+# as a payment, and the callers of an overload open thousands.
+_ACCEPTS_PER_TURN = 8
 # How long connections wait when one could not be accepted, or the front has refused one.
 _ACCEPT_PAUSE_S = 0.1
 _PENDING_PLAIN_MAX = 4096

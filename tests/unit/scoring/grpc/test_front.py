@@ -678,7 +678,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
         RawClient(served) as patient,
     ):
         served.batcher._budget._left_s, served.batcher._limit.stands = 0.0, True
-        served.server.deadline_s = 1.0
+        served.batcher._limit.wait_s_max = served.batcher._limit._stand_s = 1.0
         for client in (hasty, patient):
             calls = [client.call(PAYMENT) for _ in range(2)]
             client.push()

@@ -362,6 +362,33 @@ def test_a_call_that_comes_as_a_hold_ends_is_answered(
     in_worker(steps)
 
 
+@pytest.mark.parametrize(
+    ("is_overloaded", "waited_s", "is_held"), [(True, 1e6, True), (True, 0.0, False), (False, 1e6, False)]
+)
+def test_a_connection_accepted_too_late_is_held_under_overload(
+    in_worker: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_overloaded: bool,
+    waited_s: float,
+    is_held: bool,
+) -> None:
+    """Its first call has waited in the kernel's queue, and to score it helps nobody."""
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, waited_s, has_gone=False))
+
+    async def steps(worker: Worker) -> None:
+        worker.batcher._limit.stands = is_overloaded
+        theirs, ours = socket.socketpair()
+        with theirs:
+            _, made = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection.HttpConnection(worker.server), ours
+            )
+            assert made._is_held == is_held
+            made.abort()
+
+    in_worker(steps)
+
+
 def test_nothing_of_a_held_connection_is_read_however_it_came(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
