@@ -71,7 +71,7 @@ class DecisionPage:
         before, after = index.neighbours(row, _NEAR)
         bodies = index.bodies([row.place, *past])
         body = bodies.pop(row.decision_id, b"")
-        view = {
+        view: dict[str, Any] = {
             "row": row_view(row, visit),
             "before": [row_view(other, visit) for other in before],
             "after": [row_view(other, visit) for other in after],
@@ -83,7 +83,13 @@ class DecisionPage:
         decision = self._decoded(body)
         if decision is None:
             why = _UNREADABLE if body else "the index does not hold the record of this decision"
-            nothing = {"facts": {}, "profile_age_ms": None, "features": (), "flips": (), "past_count": 0}
+            nothing: dict[str, Any] = {
+                "facts": {},
+                "profile_age_ms": None,
+                "features": (),
+                "flips": (),
+                "past_count": 0,
+            }
             return {**view, **nothing, "vector_why": why, "again": _again(None, why)}
         recomputed = self._known.recomputed(decision)
         known_past = [one for body in bodies.values() if (one := self._decoded(body)) is not None]

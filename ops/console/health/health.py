@@ -183,8 +183,8 @@ class Health:
             status, text = self._fetch(f"{before.address}/readyz")
             _, metrics = self._fetch(f"{before.address}/metrics")
         except OSError:
-            numbers = {"readings": before.readings, "errors": before.errors, "read_ms": before.read_ms}
-            view = replace(view, **numbers, purpose=before.purpose)
+            view = replace(view, readings=before.readings, errors=before.errors, read_ms=before.read_ms)
+            view = replace(view, purpose=before.purpose)
         else:
             samples = samples_of(metrics)
             view = replace(

@@ -352,11 +352,11 @@ _EVENTS_OF = "SELECT * FROM events WHERE subject = ? ORDER BY rowid"
 
 def _note_gone(connection: sqlite3.Connection, topic: str, now_ms: int) -> None:
     if topic == ALERTS_TOPIC:
-        wanted, values = "SELECT count(*), coalesce(sum(is_open), 0) FROM alerts", ()
+        wanted, values = "SELECT count(*), coalesce(sum(is_open), 0) FROM alerts", list[str]()
     else:
         # The other events are the console's own, such as heads of the audit log.
         wanted = "SELECT count(*), 0 FROM events WHERE topic = ? AND (subject GLOB 'alert:*' OR subject GLOB 'case:*')"
-        values = (topic,)
+        values = [topic]
     count, open_count = connection.execute(wanted, values).fetchone()
     if count:
         connection.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?, ?)", (topic, now_ms, count, open_count))

@@ -61,8 +61,7 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     place = opened.headers["location"]
 
     def post(browser: object, page: str, **fields: str) -> int:
-        form = {**fields}  # type: ignore[attr-defined]
-        return int(browser.post(f"{place}/{page}", data=form).status_code)  # type: ignore[attr-defined]
+        return int(browser.post(f"{place}/{page}", data=fields).status_code)  # type: ignore[attr-defined]
 
     assert post(analyst, "change", field="money_minor", before="0", after="250000") == 303
     assert post(analyst, "change", field="money_minor", before="0", after="1") == 409
@@ -139,8 +138,7 @@ def test_one_person_alone_cannot_fill_the_disk(
     place = analyst.post("/cases/open", data=form).headers["location"]
 
     def attach(browser: TestClient, content: bytes) -> int:
-        data = {}
-        return browser.post(f"{place}/attach", data=data, files={"file": ("a.txt", content)}).status_code
+        return browser.post(f"{place}/attach", files={"file": ("a.txt", content)}).status_code
 
     assert [attach(analyst, bytes([number])) for number in range(4)] == [303, 303, 429, 429]
     assert attach(lead, b"another") == 303

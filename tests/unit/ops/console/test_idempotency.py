@@ -102,8 +102,8 @@ def test_a_key_that_is_none_is_refused(keys: list[str]) -> None:
 def test_a_refusal_frees_the_key_and_an_unknown_end_takes_it(console: ConsoleUnderTest) -> None:
     acts = Acts()
     program = console.browser([acts.section()])
-    for error, status in ((PageRefused(409, "Not now."), 409), (NothingDone("Kafka is away"), 503)):
-        acts.raises.append(error)
+    for refusal, status in ((PageRefused(409, "Not now."), 409), (NothingDone("Kafka is away"), 503)):
+        acts.raises.append(refusal)
         assert call(program, word="a")[0] == status
     assert call(program, word="a")[0] == 200
     for number, error in enumerate((TemporaryFailure("nobody can say"), KeyError("a bug"))):

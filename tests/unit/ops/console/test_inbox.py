@@ -65,7 +65,7 @@ class World:
         return self.console.browser([self.inbox.section()], person)
 
     def act(self, browser: TestClient, **fields: Any) -> Any:
-        return browser.post("/inbox/act", data={**fields})
+        return browser.post("/inbox/act", data=fields)
 
 
 @pytest.fixture

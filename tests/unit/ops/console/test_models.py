@@ -73,12 +73,12 @@ def test_a_proposer_cannot_approve_and_another_person_can(world: Registered) -> 
     sections = [Models(world.desk).section()]
     anna, ben = (world.console.browser(sections, name) for name in NAMES)
     form = {"proposal": world.proposal, "why": "I like it", "passphrase": PASSPHRASE}
-    refused = anna.post("/models/approve", data={**form})
+    refused = anna.post("/models/approve", data=form)
     assert refused.status_code == 409
     assert "You proposed it" in anna.get("/models").text
     wrong = ben.post("/models/approve", data={**form, "passphrase": "x"})
     assert wrong.status_code == 403
-    done = ben.post("/models/approve", data={**form})
+    done = ben.post("/models/approve", data=form)
     assert done.status_code == 303
     text = ben.get("/models").text
     assert "Approved by ben; 1 needed" in text
@@ -265,7 +265,7 @@ def test_no_endpoint_lets_somebody_approve_their_own(
     # A rollback of the first champion is no approval, and would leave nothing to try.
     if path != "/models/rollback":
         if data.draw(st.booleans()):
-            browser.post(path, data={**fields})
+            browser.post(path, data=fields)
         else:
             browser.post(API + path, json=fields, headers={"authorization": "Bearer pwc_anna"})
     state = model_registry(world.desk.source).state()
@@ -289,7 +289,7 @@ def test_a_rollout_is_planned_and_started_like_from_the_terminal(world: Register
     assert answer.status_code == 409, answer.text
     assert "approv" in answer.json()["error"]
     form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE}
-    assert ben.post("/models/approve", data={**form}).status_code == 303
+    assert ben.post("/models/approve", data=form).status_code == 303
     sent = planned(anna, proposed)
     wrong = anna.post("/rollout/start", data={**sent, "why": "w", "passphrase": "x"})
     assert wrong.status_code == 403

@@ -10,11 +10,12 @@ import pytest
 
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.policy.drafts import draft_source
+from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy import PolicySection
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
+from paywarden.streams.decision_index.index import DecisionIndex
 from tests.services.product.console import console_under_test
 from tests.unit.ops.console.test_shell import BEARER
 
@@ -39,20 +40,14 @@ class _Decisions:
         pass
 
 
-class NoIndex:
+class NoIndex(IndexedDecisions):
     """An index that cannot be used."""
 
-    def index(self) -> Any:
+    def __init__(self) -> None:
+        pass
+
+    def index(self) -> DecisionIndex:
         raise TemporaryFailure("the index does not answer")
-
-    rates: Any = None
-    catalogue_digest = ""
-
-    def decoded(self, _: bytes) -> Any:
-        raise AssertionError
-
-    def policies(self, _: str) -> Any:
-        raise AssertionError
 
 
 def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:

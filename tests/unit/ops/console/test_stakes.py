@@ -111,7 +111,7 @@ def test_features_flags_actions_and_traffic_are_counted_by_their_values() -> Non
     def counts(subject: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         record = alert_record(0, subject=subject, segment="country=BR")
         (found, *_) = segments.by_segment(record, before, now, lambda _, name: 1 if name == "amount" else None)
-        return found.before, found.now
+        return tuple(found.before), tuple(found.now)
 
     # The edges are 10 and 20, and what is missing comes last.
     assert counts("feature:amount") == ((0, 30, 0, 0), (0, 0, 0, 30))
