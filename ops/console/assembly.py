@@ -36,7 +36,7 @@ from paywarden.ops.console.inbox.stakes import Stakes
 from paywarden.ops.console.login import Login
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.models import Models
-from paywarden.ops.console.models.traffic import IndexTraffic
+from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.oidc import OidcProvider
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Missing, Section
@@ -151,7 +151,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         DecisionSearch(opened, one.page()).section(),
         Review(opened, source.section("costs", CostSettings)).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
-        Models(desk, IndexTraffic(opened, decode), follower).section(),
+        Models(desk, index_traffic(opened, decode), follower).section(),
         PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode)).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(audit, lambda event: reader.write([event])),

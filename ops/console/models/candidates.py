@@ -5,19 +5,18 @@ Nobody names a folder in a form: the answers would tell which folders the consol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from paywarden.ops.console.models.desk import RegistryView
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.rollout.rollout import Version
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.wiring import ServeSettings, rollouts
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
-
-if TYPE_CHECKING:
-    from paywarden.models.rollout.rollout import Version
 
 _BUNDLES_MAX = 100
 
@@ -32,23 +31,22 @@ class Candidate:
     is_approved: bool = True
 
 
-def proposals(view: RegistryView) -> tuple[Candidate, ...]:
-    """Return the open proposals of a registry."""
+def proposals(view: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    """Return the open proposals of a registry, as `Desk.registry` gives it."""
     return tuple(
         Candidate(
-            one.digest,
-            f"{one.version.model_version or one.version.bundle[:12]} with the policy {one.version.policy[:12]}",
-            f"{one.why} ({one.by})",
-            one.is_approved,
+            one["digest"],
+            f"{one['version']['model_version'] or one['version']['bundle'][:12]} with the policy "
+            f"{one['version']['policy'][:12]}",
+            f"{one['why']} ({one['by']})",
+            one["is_approved"],
         )
-        for one in view.proposals
+        for one in view["proposals"]
     )
 
 
 def bundles(source: Source) -> tuple[Candidate, ...]:
     """Return the bundles in the folder of the bundle of [serve], other than it, for the same feature catalogue."""
-    from paywarden.models.bundle.bundle import read_manifest
-
     champion = Path(source.section("serve", ServeSettings).bundle).absolute()
     found: dict[str, Candidate] = {}
     try:

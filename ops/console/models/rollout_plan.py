@@ -16,17 +16,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any
 
+from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.power import Traffic, power
+from paywarden.models.rollout.rollout import Version
+from paywarden.models.rollout.settings import RolloutSettings
+from paywarden.ops.console.background import remembered
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.models.candidates import Candidate, bundles, proposals, versions
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Shown, Visit
 from paywarden.ops.console.people import Role
 from paywarden.schemas.errors import Misconfigured, PaywardenError
-
-if TYPE_CHECKING:
-    from paywarden.models.rollout.plan import RolloutMeasure, RolloutPlan
-    from paywarden.models.rollout.rollout import Version
 
 STARTERS = frozenset({Role.MODEL_OWNER})
 PLAN_PATH = "/rollout/plan"
@@ -51,6 +53,14 @@ _TRAFFIC_FIELDS = (
     Field("review", "How many of 100 payments are sent to review now", kind="number", low=0, high=99),
     Field("decline", "How many of 100 payments are declined now", kind="number", low=0, high=99),
 )
+_START_FIELDS = (
+    Field("plan", "The digest of the plan, as /rollout/plan gave it", is_required=True, chars_max=64),
+    Field("why", "Why, for the log", is_required=True),
+    Field("passphrase", "The passphrase of your key, where there is a registry"),
+)
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_SAMPLE_MAX = 1_000
+_SEEN_KEPT_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -63,57 +73,37 @@ class SeenTraffic:
     decline: float
 
 
-@dataclass(frozen=True)
-class FoundRatio:
-    """The smallest ratio of a measure that a step finds with a probability of 80 %; None if it finds nothing."""
-
-    measure: str
-    ratio: float | None
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step of the plan. `low` and `high`: the ratios between which the candidate must lie to go on.
-
-    `goes_on_hours`: after how long it goes on, if nothing differs; None for never. `waits_for`: the slowest measure.
-    """
-
-    share: float
-    hours: float
-    low: float
-    high: float
-    found: tuple[FoundRatio, ...]
-    goes_on_hours: float | None
-    waits_for: str
-
-
-@dataclass(frozen=True)
-class PlanView:
-    """A plan. `trouble`: why there is none, or why it cannot start. `digest`: a start must name it; "" without one.
-
-    `asked`: the fields of the form. `measures`: the compared measures, with their meaning.
-    """
-
-    asked: Mapping[str, str]
-    candidates: tuple[Candidate, ...]
-    candidate: Candidate | None
-    champion: str
-    steps: tuple[PlannedStep, ...]
-    measures: tuple[tuple[str, str], ...]
-    hours: float | None
-    digest: str
-    trouble: str
-    seen: SeenTraffic | None
-    has_registry: bool
-    needs_passphrase: bool
-    may_sign: bool
-
-
 Seen = Callable[[int], SeenTraffic | None]
-"""Return the traffic of the day before a time; None if it is not known."""
+"""Returns the traffic of the day before a time; None if it is not known."""
 
 
-class Starting:
+def index_traffic(opened: OpenedIndex, decode: Callable[[bytes], Mapping[str, Any]]) -> Seen:
+    """Return a function that counts the last day in the index of decisions, at most once a minute."""
+
+    def counted(now_ms: int) -> SeenTraffic | None:
+        with opened.used() as (index, _):
+            hours = index.hours_between(now_ms - _DAY_MS, now_ms)
+            if not hours:
+                return None
+            newest = hours[-1][0] * _HOUR_MS
+            bodies = index.bodies_between(newest, newest + _HOUR_MS - 1, _SAMPLE_MAX)
+        actions = [decode(body)["action"] for _, body in bodies]
+        count = max(1, len(actions))
+        payments = sum(number for _, number in hours)
+        return SeenTraffic(payments, len(actions), actions.count("review") / count, actions.count("decline") / count)
+
+    known = remembered(counted, _SEEN_KEPT_MS)
+
+    def seen(now_ms: int) -> SeenTraffic | None:
+        try:
+            return known(now_ms)
+        except PaywardenError:
+            return None
+
+    return seen
+
+
+class RolloutPlanPages:
     """The pages that plan and start a rollout."""
 
     def __init__(self, desk: Desk, seen: Seen = lambda _: None) -> None:
@@ -121,87 +111,74 @@ class Starting:
 
     def pages(self) -> tuple[Page, ...]:
         """Return the pages."""
-        why = Field("why", "Why, for the log", is_required=True)
-        passphrase = Field("passphrase", "The passphrase of your key, where there is a registry")
-        digest = Field("plan", "The digest of the plan, as /rollout/plan gave it", is_required=True, chars_max=64)
-        named = replace(_CANDIDATE, is_required=True)
+        asked = (_CANDIDATE, *_PLAN_FIELDS, *_TRAFFIC_FIELDS)
+        start = (replace(_CANDIDATE, is_required=True), *_PLAN_FIELDS, *_START_FIELDS)
         return (
-            Page(
-                PLAN_PATH,
-                self.plan,
-                "The plan of a rollout, and the power of each step",
-                roles=STARTERS,
-                fields=(_CANDIDATE, *_PLAN_FIELDS, *_TRAFFIC_FIELDS),
-            ),
-            Page(
-                "/rollout/start",
-                self.start,
-                "Start a rollout by a plan that was shown",
-                "POST",
-                STARTERS,
-                (named, *_PLAN_FIELDS, digest, why, passphrase),
-            ),
+            Page(PLAN_PATH, self.plan, "The plan of a rollout, and the power of each step", "GET", STARTERS, asked),
+            Page("/rollout/start", self.start, "Start a rollout by a plan that was shown", "POST", STARTERS, start),
         )
 
     def plan(self, visit: Visit) -> Shown:
-        """Show a plan."""
-        asked = self._asked(visit)
+        """Show a plan. `trouble`: why there is none, or why it cannot start. `digest`: a start must name it."""
         candidates, trouble = self._candidates(visit)
+        asked = self._asked(visit)
         chosen = next((one for one in candidates if one.digest == asked.get("candidate")), None)
-        view = PlanView(
-            asked,
-            candidates,
-            chosen,
-            "",
-            (),
-            (),
-            None,
-            "",
-            trouble or self._running(),
-            self._seen(visit.now_ms),
-            self._desk.has_registry,
-            self._desk.has_registry,
-            self._desk.may_sign(visit.person),
-        )
-        if chosen is not None and not view.trouble:
-            view = self._planned(view, chosen, visit)
+        view = {
+            "asked": asked,
+            "candidates": candidates,
+            "candidate": chosen,
+            "champion": "",
+            "steps": [],
+            "measures": [],
+            "hours": None,
+            "digest": "",
+            "trouble": trouble or self._running(),
+            "seen": self._seen(visit.now_ms),
+            "has_registry": self._desk.has_registry,
+            "needs_passphrase": self._desk.has_registry,
+            "may_sign": self._desk.may_sign(visit.person),
+        }
+        if chosen is not None and not view["trouble"]:
+            try:
+                view |= self._planned(chosen, visit)
+            except PaywardenError as error:
+                view["trouble"] = str(error)
         return Shown("models/plan.html", view, "Plan a rollout")
 
-    def _planned(self, view: PlanView, chosen: Candidate, visit: Visit) -> PlanView:
-        """Return the view with steps and power, or with the fault of the plan."""
-        from paywarden.models.rollout.power import Traffic, power
-
-        try:
-            plan = self._plan(visit)
-            compared = versions(self._desk.source, chosen.digest)
-            shares = {**_KNOWN_SHARES, **{name: visit.number(name) / 100 for name in _ASKED_SHARES if visit.text(name)}}
-            lines = power(plan, Traffic(visit.number("cards_a_day"), shares)) if visit.text("cards_a_day") else []
-        except PaywardenError as error:
-            return replace(view, trouble=str(error))
+    def _planned(self, chosen: Candidate, visit: Visit) -> dict[str, Any]:
+        """Return steps and power. Raises PaywardenError with the fault of the plan."""
+        plan = self._plan(visit)
+        compared = versions(self._desk.source, chosen.digest)
+        shares = {**_KNOWN_SHARES, **{name: visit.number(name) / 100 for name in _ASKED_SHARES if visit.text(name)}}
+        lines = power(plan, Traffic(visit.number("cards_a_day"), shares)) if visit.text("cards_a_day") else []
         steps = []
         for step, those in groupby(lines, key=lambda line: line.step):
             of_step = list(those)
             slowest = max(of_step, key=lambda line: line.hours)
+            low, high = plan.ratio_limits(step)
             steps.append(
-                PlannedStep(
-                    of_step[0].share_percent / 100,
-                    of_step[0].step_hours,
-                    *plan.ratio_limits(step),
-                    tuple(FoundRatio(line.measure, _finite(line.ratio)) for line in of_step),
-                    _finite(slowest.hours),
-                    slowest.measure,
-                )
+                {
+                    "share": of_step[0].share_percent / 100,
+                    "hours": of_step[0].step_hours,
+                    # The ratios between which the candidate must lie to go on.
+                    "low": low,
+                    "high": high,
+                    # The smallest ratio that the step finds with a probability of 80 %; None if it finds nothing.
+                    "found": [{"measure": line.measure, "ratio": _finite(line.ratio)} for line in of_step],
+                    # After how long it goes on, if nothing differs; None for never.
+                    "goes_on_hours": _finite(slowest.hours),
+                    "waits_for": slowest.measure,
+                }
             )
-        hours = [one.goes_on_hours for one in steps]
-        return replace(
-            view,
-            champion=compared[0].bundle_digest,
-            steps=tuple(steps),
-            measures=_meanings(plan.measures),
-            hours=None if None in hours else sum(one or 0.0 for one in hours),
+        hours = [one["goes_on_hours"] for one in steps]
+        return {
+            "champion": compared[0].bundle_digest,
+            "steps": steps,
+            "measures": [(one.name, one.meaning) for one in plan.measures],
+            "hours": None if None in hours else sum(hours),
             # Nobody starts a rollout whose power they have not seen.
-            digest=digest_of(compared, plan, visit.text("shadow")) if steps else "",
-        )
+            "digest": digest_of(compared, plan, visit.text("shadow")) if steps else "",
+        }
 
     def start(self, visit: Visit) -> Done:
         """Start a rollout. Raises PageRefused, Misconfigured."""
@@ -220,8 +197,6 @@ class Starting:
 
     def _plan(self, visit: Visit) -> RolloutPlan:
         """Return the plan of the settings with the changes of the form. Raises Misconfigured."""
-        from paywarden.models.rollout.settings import RolloutSettings
-
         asked = self._asked(visit)
         return replace(
             self._desk.source.section("rollout", RolloutSettings),
@@ -234,8 +209,6 @@ class Starting:
 
     def _asked(self, visit: Visit) -> dict[str, str]:
         """Return the fields of the form: the sent values, else those of the settings."""
-        from paywarden.models.rollout.settings import RolloutSettings
-
         found = self._desk.source.section("rollout", RolloutSettings)
         asked = {
             "steps": ", ".join(f"{one:g}" for one in found.steps),
@@ -250,24 +223,20 @@ class Starting:
         if not self._desk.has_registry:
             return bundles(self._desk.source), ""
         view = self._desk.registry(visit.person, visit.now_ms)
-        return proposals(view), view.trouble
+        return proposals(view), view["trouble"]
 
     def _running(self) -> str:
         """Return why no rollout can start now; empty if one can."""
         found = self._desk.rollout()
-        if found.trouble:
-            return f"the log of rollouts cannot be read: {found.trouble}"
-        return "" if found.has_ended else f"the rollout {found.name} has not ended: one runs at a time"
+        if found["trouble"]:
+            return f"the log of rollouts cannot be read: {found['trouble']}"
+        return "" if found["has_ended"] else f"the rollout {found['name']} has not ended: one runs at a time"
 
 
 def digest_of(compared: Sequence[Version], plan: RolloutPlan, shadow: str) -> str:
     """Return the digest of the rollout that would start."""
     content = json.dumps([[asdict(one) for one in compared], asdict(plan), bool(shadow)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _meanings(measures: Sequence[RolloutMeasure]) -> tuple[tuple[str, str], ...]:
-    return tuple((one.name, one.meaning) for one in measures)
 
 
 def _finite(value: float) -> float | None:

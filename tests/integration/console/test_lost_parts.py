@@ -94,7 +94,7 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
     desk, follower = Desk(source("console"), ""), reading_registry(source("console"))
     assert follower is not None
     reader = Person("anna", frozenset({Role.MODEL_OWNER}))
-    assert desk.registry(reader, now_ms()).no_log == str(tmp_path / "console/log.jsonl")
+    assert desk.registry(reader, now_ms())["no_log"] == str(tmp_path / "console/log.jsonl")
     models = Models(desk, follower=follower)
     assert models.missing()
     with running([models.section()]):
@@ -103,13 +103,13 @@ def test_a_console_on_its_own_machine_shows_what_others_have_proposed(settings: 
             bundle = BundleFacts("a" * 64, "model-2", "c" * 64, "", {"manifest.json": b"{}"})
             policy = PolicyFacts("b" * 64, "[policy]\n")
             registry.register(Signer("anna", made.keys["anna"]), bundle, policy, why="better", now_ms=now_ms())
-        wait_until(lambda: len(desk.registry(reader, now_ms()).proposals) == 1, "the console shows the proposal")
-        assert desk.registry(reader, now_ms()).no_log == ""
+        wait_until(lambda: len(desk.registry(reader, now_ms())["proposals"]) == 1, "the console shows the proposal")
+        assert desk.registry(reader, now_ms())["no_log"] == ""
         make_anew(settings, "model-registry")
         # Its own copy has the log: the topic gets it again.
         wait_until(lambda: len(read_topic(settings, "model-registry")) > 0, "the topic has the log again")
         wait_until(lambda: not models.missing(), "it is whole again")
-        assert len(desk.registry(reader, now_ms()).proposals) == 1
+        assert len(desk.registry(reader, now_ms())["proposals"]) == 1
 
 
 def test_a_topic_that_is_made_anew_is_noticed_while_people_act(settings: KafkaSettings, tmp_path: Path) -> None:

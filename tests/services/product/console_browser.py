@@ -33,7 +33,7 @@ from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.stakes import AlertSample
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.models import Models
-from paywarden.ops.console.models.traffic import IndexTraffic
+from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people import Person
@@ -208,7 +208,7 @@ def served_console(
         DecisionSearch(opened, one.page()).section(),
         Review(opened, CostSettings()).section(),
         Cases(store, reader, folder / "files").section(),
-        Models(desk, IndexTraffic(opened, decoder.decode)).section(),
+        Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
             source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)
         ).section(),

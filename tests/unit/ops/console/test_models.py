@@ -123,7 +123,7 @@ def test_an_approver_sees_what_a_version_changes(world: Registered, tmp_path: Pa
     policy = policy_to_register(0.7, {"stolen": frozenset({"card-1", "card-2"})})
     registry.register(anna, bundle_to_register(tmp_path / "model-4"), policy, why="w", now_ms=NOW_MS)
     view = world.desk.registry(Person("ben", frozenset(Role)), NOW_MS)
-    changes, damaged = (one.changes for one in view.proposals)
+    changes, damaged = (one["changes"] for one in view["proposals"])
     told = [(line.kind, line.text) for line in changes.policy if line.kind != "same"]
     assert told == [("gone", "decline_at = 0.5"), ("new", "decline_at = 0.7"), ("new", "list stolen: 2 entries")]
     assert changes.model is not None
@@ -152,14 +152,16 @@ def test_the_page_tells_of_this_rollout_alone_and_of_what_changed_it(tmp_path: P
             keeper.take(RolloutEvent(EventKind.ABORTED, now + 1_800_000, "ben", "a bug"))
     desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
     view = desk.rollout()
-    assert [one.kind for one in view.events] == ["rollout ready", "rollout started"]
-    assert [(one.name, one.phase, one.cause) for one in view.earlier] == [("r-1", "aborted", "aborted by ben: a bug")]
-    assert [one.state for one in view.steps] == ["now", "ahead"]
+    assert [one.kind for one in view["events"]] == ["rollout ready", "rollout started"]
+    assert [(one["name"], one["phase"], one["cause"]) for one in view["earlier"]] == [
+        ("r-1", "aborted", "aborted by ben: a bug")
+    ]
+    assert [one["state"] for one in view["steps"]] == ["now", "ahead"]
     kinds = [one.kind for one in desk.happenings(NOW_MS, NOW_MS + 86_400_000)]
     assert kinds == ["rollout started", "rollout ready", "rollout aborted", "rollout started", "rollout ready"]
     console = console_under_test(tmp_path)
     version = console.browser([Models(desk).section()], "demo-analyst").get("/models/version").json()
-    assert version == {"version": view.version}
+    assert version == {"version": view["version"]}
     console.database.close()
 
 
