@@ -19,7 +19,7 @@ from paywarden.ops.console import idempotency, sessions, webhooks
 from paywarden.ops.console.audit import AuditLog, audit_log
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import Failures, running
-from paywarden.ops.console.cases.cases import Cases
+from paywarden.ops.console.cases import Cases
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex

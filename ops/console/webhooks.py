@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx2
 
-from paywarden.ops.console.cases.case import Case
+from paywarden.ops.console.case import Case
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.pages import Missing, Section
 from paywarden.ops.times import now_ms

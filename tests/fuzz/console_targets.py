@@ -22,7 +22,7 @@ def console_request() -> Target:
     """A request: a byte for who sends it and one for the page, then query, form or body, cookies and a header."""
     from starlette.testclient import TestClient
 
-    from paywarden.ops.console.cases.cases import Cases
+    from paywarden.ops.console.cases import Cases
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.alert_reader import AlertReader
     from paywarden.ops.console.inbox.alert_store import AlertStore

@@ -206,7 +206,7 @@ def _compared_rows(results: ReplayResults) -> list[_Cells]:
             ("Brier score (error)", "reliability", "small", -1),
         ]
     return [
-        _compared(name, *(_number(attrgetter(path)(one), form) for one in (a, b)), form, direction)
+        _compared(name, _number(attrgetter(path)(a), form), _number(attrgetter(path)(b), form), form, direction)
         for name, path, form, direction in measures
     ]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from paywarden.ops.alert_text import finite
-from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case
+from paywarden.ops.console import case as cases
+from paywarden.ops.console.case import Case
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject

@@ -66,7 +66,13 @@ class Desk:
         `is_set`: whether there is one. `trouble`: why it cannot be read, or empty. `no_log`: the log, where its file is
         not there: nothing was registered yet, or it is gone.
         """
-        nothing = {"is_set": self.has_registry, "champion": None, "previous": None, "proposals": [], "history": []}
+        nothing: dict[str, Any] = {
+            "is_set": self.has_registry,
+            "champion": None,
+            "previous": None,
+            "proposals": [],
+            "history": [],
+        }
         if not self.has_registry:
             return {**nothing, "trouble": "there is no registry: [models] people is not set"}
         try:

@@ -123,7 +123,7 @@ class RolloutPlanPages:
         candidates, trouble = self._candidates(visit)
         asked = self._asked(visit)
         chosen = next((one for one in candidates if one.digest == asked.get("candidate")), None)
-        view = {
+        view: dict[str, Any] = {
             "asked": asked,
             "candidates": candidates,
             "candidate": chosen,

@@ -137,7 +137,7 @@ def _require_away(analyst: _Analyst, held: str) -> None:
     refused = analyst.post("/review/decide", claim=held, verdict="fraud", reason="other")
     assert refused.status_code == 503
     # Pages that need no index are there, and show the same.
-    for path in ("/inbox", "/cases", "/api"):
+    for path in ("/inbox", "/cases", "/sessions"):
         page = analyst.get(path)
         assert page.status_code == 200
         assert _MISSING in page.text

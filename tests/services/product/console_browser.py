@@ -20,7 +20,7 @@ from paywarden.ops import wiring
 from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
-from paywarden.ops.console.cases.cases import Cases
+from paywarden.ops.console.cases import Cases
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import DecisionSearch

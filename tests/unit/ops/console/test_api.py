@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from paywarden.ops.console.assembly import sections
-from paywarden.ops.console.cases.case import case_subject
+from paywarden.ops.console.case import case_subject
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.openapi import openapi
 from paywarden.ops.console.pages import Done, Section

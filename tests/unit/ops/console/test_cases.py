@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case, case_of, case_subject
-from paywarden.ops.console.cases.cases import Cases
+from paywarden.ops.console import case as cases
+from paywarden.ops.console.case import Case, case_of, case_subject
+from paywarden.ops.console.cases import Cases
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
@@ -131,7 +131,7 @@ def test_a_file_is_kept_checked_and_never_runs_as_a_page(world: tuple[World, Sec
 def test_one_person_alone_cannot_fill_the_disk(
     world: tuple[World, Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paywarden.ops.console.cases.cases._FILES_A_DAY", 2)
+    monkeypatch.setattr("paywarden.ops.console.cases._FILES_A_DAY", 2)
     section = Cases(world[0].store, world[0].reader, tmp_path / "files").section()
     analyst, lead = (world[0].console.browser([section], name) for name in ("demo-analyst", "demo-lead"))
     form = {"title": "x"}

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.cases.case import OPENED, case_subject
+from paywarden.ops.console.case import OPENED, case_subject
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.pages import Field, Page

@@ -8,8 +8,8 @@ import secrets
 import time
 from pathlib import Path
 
-from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case, CaseChange, case_subject
+from paywarden.ops.console import case as cases
+from paywarden.ops.console.case import Case, CaseChange, case_subject
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
