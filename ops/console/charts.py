@@ -80,7 +80,7 @@ def intervals(title: str, ratios: Sequence[tuple[str, float, float]]) -> Drawing
         shapes.append(Word("tick", x, f"{base + 18}", words, "middle"))
     for place, (label, low, high) in enumerate(ratios):
         left, right, y = _ratio_x(low), _ratio_x(high), place * _ROW
-        shapes.append(Word("tick", f"{_RATIO_LEFT - 8}", f"{y + 17}", label, "end"))
+        shapes.append(Word("tick", f"{_RATIO_LEFT - 18}", f"{y + 17}", label, "end"))
         shapes.append(Box("now", f"{left:.1f}", f"{y + 8}", f"{max(2.0, right - left):.1f}", "10", ""))
         if low < _RATIOS[0][0]:
             shapes.append(Word("tick", f"{left - 4:.1f}", f"{y + 17}", "‹", "end"))
