@@ -354,7 +354,8 @@ class Shell:
         """
         site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
         is_ours = site in ("same-origin", "none") if site else origin is not None
-        if not is_ours or (origin and urlsplit(origin).netloc != request.headers.get("host", "")):
+        host = request.headers.get("host", "")
+        if not is_ours or (origin and origin not in (f"http://{host}", f"https://{host}")):
             raise PageRefused(403, "Another site sent this form. Open the page here, and do it again.")
 
     def _to_login(self, request: Request, page: Page) -> Response:

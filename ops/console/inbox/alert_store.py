@@ -97,7 +97,7 @@ _FILTERS = {
     "seen": "(acknowledged_by <> '') = (:seen = 'yes')",
     "q": "(" + " OR ".join(f"instr(casefold({name}), casefold(:q))" for name in _ANY_TEXT) + ")",
 }
-_VERSION, _UNREADABLE, _HEARD = "version", "unreadable", "heard_ms"
+_VERSION, _UNREADABLE, _HEARD, _LARGE = "version", "unreadable", "heard_ms", "large_case_minor"
 # The year 9999 ends.
 _TIME_MS_END, _TIME_DIGITS_MAX = 253_402_300_800_000, 16
 # JSON has no infinity: evidence beyond it is as good as this.
@@ -174,6 +174,8 @@ class AlertStore:
         """`large_case_minor`: from this money on a case takes two people to close."""
         self._database, self._queue, self._queue_case = database, queue, queue_case
         self.large_case_minor = large_case_minor
+        if self._counter(_LARGE) != large_case_minor:
+            self._fold_cases()
 
     # Records of the topics
 
@@ -234,6 +236,14 @@ class AlertStore:
             values += [len(case.items), case.is_open, case.verdict, case.changed_ms]
             connection.execute("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         return case
+
+    def _fold_cases(self) -> None:
+        """Put all cases in the list again: by another amount other acts break a rule."""
+        with self._database.write() as connection:
+            subjects = connection.execute("SELECT DISTINCT subject FROM events WHERE subject GLOB 'case:*'").fetchall()
+            for (subject,) in subjects:
+                self._take_case(connection, subject)
+            connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (_LARGE, self.large_case_minor))
 
     # Queries of the pages
 

@@ -216,6 +216,21 @@ def test_the_list_is_what_all_events_say_in_any_batches(world: tuple[World, Sect
     assert listed() == expected(others)
 
 
+def test_another_limit_of_large_cases_counts_for_old_acts_too(world: tuple[World, Section]) -> None:
+    """The list said that a case was closed, and its page that it is open."""
+    money = {"field": "money_minor", "before": "0", "after": "5000"}
+    acts = [(cases.OPENED, {"title": "t"}), (cases.CHANGED, money), (cases.CLOSED, {"verdict": "fraud"})]
+    events = [ConsoleEvent("case:c", kind, "anna", number, what) for number, (kind, what) in enumerate(acts)]
+    store, database = world[0].store, world[0].console.database
+    store.take(FeedBatch(tuple(_record(place, event) for place, event in enumerate(events))))
+    assert [one["is_open"] for one in store.cases("all", "", limit=9)[0]] == [False]
+    stricter = AlertStore(database, large_case_minor=1_000)
+    assert [one["is_open"] for one in stricter.cases("all", "", limit=9)[0]] == [True]
+    case = stricter.case("c")
+    assert case is not None
+    assert case.is_open
+
+
 def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -> None:
     store = world[0].store
     opened = [

@@ -83,6 +83,7 @@ FOREIGN = (
     {"sec-fetch-site": "cross-site"},
     {"sec-fetch-site": "same-site"},
     {"origin": "https://evil.example"},
+    {"origin": "https://[evil"},
     {"origin": "null", "sec-fetch-site": ""},
     # A program with a cookie, or a browser that nobody has updated for years.
     {"sec-fetch-site": ""},
