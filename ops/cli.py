@@ -89,6 +89,9 @@ def main() -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"paywarden: {message}", err=True)
         sys.exit(1)
+    except MemoryError as error:
+        click.echo(f"paywarden: not enough memory{f': {error}' if str(error) else ''}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
 
@@ -233,11 +236,9 @@ def stream(source: Source, drain: bool) -> None:
             with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
                 pipeline.run(end.stop)
             return
-        from paywarden.streams.faust.app import run
-
         wiring.await_store(source, end.stop)
         if not end.stop.is_set():
-            run(wiring.stream_app(source, announce=click.echo), end)
+            wiring.run_stream(source, click.echo, end)
 
 
 @cli.command()

@@ -110,13 +110,12 @@ _TROUBLE = DashboardSection(
         Panel(
             "Batches that wait or were dropped",
             "Times in 15 minutes that a batch waited for the store, met another worker's write, was dropped because "
-            "its partition moved, or that Kafka's client stalled. 0 on a quiet day.",
+            "its partition moved. 0 on a quiet day.",
             "short",
             (
                 Query(_recent("paywarden_stream_store_retries_total"), "waited for the store"),
                 Query(_recent("paywarden_stream_store_conflicts_total"), "conflict"),
                 Query(_recent("paywarden_stream_abandoned_batches_total"), "dropped"),
-                Query(_recent("paywarden_stream_client_stalls_total"), "stall"),
             ),
             alerts=("PaywardenStoreDown",),
         ),

@@ -30,7 +30,16 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
-from paywarden.models.metrics import bursts, comparison, costs, curves, segments, weighted_measures
+from paywarden.models.metrics import (
+    bursts,
+    comparison,
+    costs,
+    curves,
+    first_strikes,
+    segments,
+    value_detected,
+    weighted_measures,
+)
 from paywarden.models.replay import (
     files as replay_files,
 )
@@ -40,6 +49,7 @@ from paywarden.models.replay import (
 from paywarden.models.replay import (
     measures as replay_measures,
 )
+from paywarden.models.replay import stops
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
@@ -92,6 +102,9 @@ _OTHER_UNITS = {
     ("ReplayFacts", "overlay_hosts"): "count",
     ("BurstMeasures", "stopped"): "count",
     ("BurstMeasures", "approved_before_stop"): "payments",
+    ("BurstMeasures", "approved_before_stop_interval"): "payments",
+    ("FirstStrikes", "stopped"): "count",
+    ("Detected", "false_positives_per_fraud"): "payments",
     ("WeightedMeasures", "weight_max"): "payments",
     ("WeightedMeasures", "clipped"): "count",
     ("WeightedMeasures", "effective_payments"): "payments",
@@ -135,7 +148,8 @@ def _history() -> Iterator[str]:
         "Payments are sorted by `event_time_ms`, outcomes by `outcome_time_ms`. The columns "
         f"{_listed(ABSENT_COLUMNS)} may be left out, and columns beyond these are ignored. A later outcome corrects an "
         "earlier one of the same payment. `payments.parquet` may also have a column `propensity` (number or null): the "
-        "chance, above 0 and at most 1, that the payment was kept with its label."
+        "chance, above 0 and at most 1, that the payment was kept with its label; and a column `never_labelled` "
+        "(boolean or null): nobody knows, or will know, whether the payment was fraud."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         listed = ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
@@ -190,6 +204,10 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),
     ("Bursts of fraud", bursts.BurstMeasures),
+    ("First frauds", first_strikes.FirstStrikes),
+    ("Detected frauds", value_detected.Detected),
+    ("Who stopped payments", stops.Stops),
+    ("Stopped payments", stops.StoppedPayments),
     ("Score histogram", curves.ScoreHistogram),
     ("Champion against challenger", replay_measures.ReplayComparison),
     ("Agreement", comparison.Agreement),

@@ -46,6 +46,7 @@ from paywarden.models.replay.report.summary import (
     interval_text,
     measured_text,
     ratio_text,
+    stops_text,
     weighted_text,
 )
 
@@ -108,6 +109,10 @@ def report_html(results: ReplayResults, live: LiveComparison | None = None) -> s
         interval_text=interval_text,
         measured_text=measured_text,
         ratio_text=ratio_text,
+        stops_text=stops_text,
+        strike_rows=_strike_rows,
+        detected_rows=_detected_rows,
+        stop_rows=_stop_rows,
         reason_rows=_reason_rows,
         money_rows=lambda: [
             [title, *(amount(getattr(one.whole.money, name)) for _, one in both)] for title, name in _MONEY.items()
@@ -167,6 +172,47 @@ def _share_cell(group: GroupMeasures, share: float, interval: Interval) -> str:
         return fixed_percent(share)
     low, high = (f"{100 * end:.0f}" for end in interval)
     return f"{fixed_percent(share)} ({low}–{high})"
+
+
+# Missed frauds
+
+
+def _strike_rows(measures: ContestantMeasures) -> list[list[str]]:
+    rows = []
+    for name, found in measures.first_strikes.items():
+        burst = measures.bursts[name]
+        before = _with_interval(burst.approved_before_stop, burst.approved_before_stop_interval, decimal)
+        stopped = _with_interval(found.recall, found.recall_interval, fixed_percent)
+        rows.append([name, whole(found.frauds), stopped, amount(found.approved_minor), whole(burst.bursts), before])
+    return rows
+
+
+def _detected_rows(measures: ContestantMeasures) -> list[list[str]]:
+    rows = []
+    for found in measures.detected:
+        shares = (
+            (found.amount_recall, found.amount_recall_interval),
+            (found.recall, found.recall_interval),
+            (found.first_recall, found.first_recall_interval),
+        )
+        cells = [_with_interval(share, interval, fixed_percent) for share, interval in shares]
+        numbers = [whole(found.false_positives_per_fraud), decimal(found.threshold, 4), whole(found.flagged)]
+        rows.append([*numbers, *cells])
+    return rows
+
+
+def _stop_rows(measures: ContestantMeasures) -> list[list[str]]:
+    """Return who stopped what; nothing where that is not known."""
+    return [
+        [name, whole(of.payments), whole(of.frauds), amount(of.amount_minor), amount(of.fraud_minor)]
+        for name, of in (measures.stops.by.items() if measures.stops is not None else ())
+    ]
+
+
+def _with_interval(value: float, interval: Interval, form: Callable[[float, int], str]) -> str:
+    """Return a value and its interval, like "61.2% (50.1%–71.0%)"."""
+    text = form(value, 1)
+    return text if isnan(interval[0]) else f"{text} ({form(interval[0], 1)}–{form(interval[1], 1)})"
 
 
 # The challenger

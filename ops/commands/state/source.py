@@ -106,7 +106,7 @@ def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaC
             [
                 SourceReader("profiles", group, register(profiles, SOURCES_KEY, of_profiles), of_profiles),
                 SourceReader(
-                    "counts", settings.agents_group, register(beside, BESIDE_SOURCES_KEY, of_counts), of_counts
+                    "counts", settings.counts_group, register(beside, BESIDE_SOURCES_KEY, of_counts), of_counts
                 ),
             ],
         )

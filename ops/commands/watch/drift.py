@@ -170,7 +170,7 @@ def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms:
         alert = reader.read().find(alert_id)
         if not alert.is_open:
             raise Misconfigured(f"alert {alert.alert_id} cleared at {spoken(alert.record['time_ms'])} UTC")
-        reader.acknowledge(Acknowledgement(alert.alert_id, _now_ms(), who, until_ms, note))
+    _writer(source).write(Acknowledgement(alert.alert_id, _now_ms(), who, until_ms, note))
     done = f"snoozed until {spoken(until_ms)} UTC" if until_ms else "acknowledged"
     click.echo(f"alert {alert.alert_id} {done} by {who}")
 

@@ -53,7 +53,6 @@ _ERRORS = {
     "paywarden_swap_failures_total": "failed swaps of bundle or policy",
     "paywarden_stream_dead_letters_total": "records set aside as dead letters",
     "paywarden_store_failures_total": "failed calls of the store",
-    "paywarden_companion_failures_total": "failures of a part of the companion",
 }
 # The largest value, the sum, or the 99th percentile of a metric, and the most that is usual.
 _AGES = {

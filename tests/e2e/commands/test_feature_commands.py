@@ -123,33 +123,6 @@ def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str,
     assert "it is not of layout version" in shell.refused("features", "show", "card:old")
 
 
-def test_forget_erases_a_card_of_a_backfilled_store(
-    tmp_path: Path, history: Path, card_id: str, kafka: KafkaServer, topic_prefix: str
-) -> None:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
-        deployment.create_topics()
-
-        def run(*arguments: str) -> tuple[int, str, str]:
-            done = deployment.run(*arguments)
-            return done.returncode, done.stdout, done.stderr
-
-        assert run("backfill", "--data", str(history))[0] == 0
-        code, said, logged = run("forget", f"card:{card_id}")
-        assert code == 0, logged
-        assert card_id not in said + logged
-        payments = pq.read_table(history / "payments.parquet")["card_id"].to_pylist().count(card_id)
-        assert said.splitlines() == [
-            "profiles         1 erased from the store, and from the mirrors by the changelog",
-            f"payment records  {payments} erased",
-            "decisions        every index of decisions gets the erasure: it takes them out, and not in again",
-        ]
-        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
-        assert run("forget", f"card:{card_id}")[1].startswith("profiles         0 erased")
-        # A finished backfill does not bring the card back.
-        assert "nothing to do" in run("backfill", "--data", str(history))[1]
-        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
-
-
 def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
     tmp_path: Path, kafka: KafkaServer, topic_prefix: str
 ) -> None:

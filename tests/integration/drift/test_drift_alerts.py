@@ -9,7 +9,7 @@ from paywarden.models.drift.detectors import DetectorSettings
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.journal import JournalReader
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender, record_of
 from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -42,7 +42,7 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     alerts = AlertSender(sender, settings, IDS)
     # Some alerts are sent twice, as after a crash, and one record cannot be decoded.
     for alert in (*told, *told[:2]):
-        alerts.send(alert)
+        alerts.send(record_of(alert))
     sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")
     sender.flush(PATIENCE_S)
 
