@@ -82,7 +82,7 @@ def _history(events: Sequence[RolloutEvent], name: str) -> list[tuple[RolloutEve
         if rollout.start.name == name:
             history.append((event, rollout))
     if not history:
-        raise Misconfigured(f"rollout report: there is no rollout with the name {name!r} in the log")
+        raise Misconfigured(f"there is no rollout with the name {name!r} in the log")
     return history
 
 

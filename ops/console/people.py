@@ -10,8 +10,8 @@
     roles = ["auditor"]
     sha256 = "6f1d…"
 
-`paywarden console password` makes the line of a password, `paywarden console token` a token and its line. The file
-holds no password and no token: a password is hashed by Argon2id with a salt of its own, a token has 256 random bits.
+`paywarden admin console` makes the line of a password (--password), or a token and its line (--token). The file holds
+no password and no token: a password is hashed by Argon2id with a salt of its own, a token has 256 random bits.
 
 The console follows the file. If it has changed, and has stood still for a second, the console goes on with its people.
 A file that cannot be used changes nothing: the log and each page say why, and the people before stay.
@@ -219,7 +219,7 @@ def _person(where: str, entry: Mapping[str, Any], secret: str) -> Person:
 def _checked_hash(where: str, text: object) -> str:
     found = _HASH.fullmatch(text) if isinstance(text, str) else None
     if found is None or not 8 <= int(found[1]) <= _MEMORY_KB_MAX or not int(found[2]):
-        raise Misconfigured(f"{where}: password: wanted a line of `paywarden console password`")
+        raise Misconfigured(f"{where}: password: wanted a line of `paywarden admin console --password`")
     return found[0]
 
 

@@ -243,7 +243,7 @@ _AEROSPIKE = DashboardSection(
         ),
         Panel(
             "Findings about the cluster",
-            "Findings of `paywarden store check` about the cluster's settings, by level.",
+            "Findings of `paywarden doctor --only store` about the cluster's settings, by level.",
             "short",
             (Query("max by (level) (paywarden_store_findings)", "{{level}}"),),
             alerts=("PaywardenStoreUnsafe",),

@@ -159,8 +159,8 @@ def _history() -> Iterator[str]:
 def _truth() -> Iterator[str]:
     yield f"## The truth about made data: {TRUTH_FILE}\n"
     yield from prose(
-        "`simulate --world shop` writes it beside the history, and `ceiling` reads it. No other command does: a real "
-        "history has no such file."
+        "`simulate --world shop` writes it beside the history, and `replay --ceiling` reads it. No other command does: "
+        "a real history has no such file."
     )
     yield from _list([PageLine(*column) for column in TRUTH_COLUMNS])
 
@@ -223,8 +223,8 @@ def _archive() -> Iterator[str]:
     topics = ", ".join(f"`{topic}`" for topic in archive_files.TOPICS)
     yield "## An archive: DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet\n"
     yield from prose(
-        f"`paywarden archive` writes {topics}. The date is the UTC day on which the file's first record reached Kafka. "
-        "The columns are the topic's fields (below), and then where the record is in Kafka:"
+        f"`paywarden admin archive` writes {topics}. The date is the UTC day on which the file's first record reached "
+        "Kafka. The columns are the topic's fields (below), and then where the record is in Kafka:"
     )
     schema = rows_schema(archive_files.TOPICS[0])
     meanings = {

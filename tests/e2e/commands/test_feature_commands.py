@@ -92,7 +92,7 @@ def test_a_full_store_is_one_line_and_the_backfill_can_continue(shell: Shell, hi
 
 
 def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
-    said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
+    said = filled[0].run("features", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
     found = json.loads(said)
     assert found["entity"] == "card"
     assert found["as_of"] == "2024-01-31T00:00:00Z"
@@ -109,18 +109,18 @@ def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Sh
         ("4000123412341234", "one of card, merchant, device"),
         ("card:" + "4000" * 200, "at most 511 bytes"),
     ):
-        line = shell.refused("features", "show", typed)
+        line = shell.refused("features", typed)
         assert wanted in line
         assert "4000" not in line
-    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "show", "card:4000123412341234")
+    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "card:4000123412341234")
 
 
 def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str, shell: Shell) -> None:
     stored = filled[0].contents()[f"card:{card_id}".encode()]
     shell.write(b"card:cut", stored[:-1])
     shell.write(b"card:old", b"\x01" + stored[1:])
-    assert shell.refused("features", "show", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
-    assert "it is not of layout version" in shell.refused("features", "show", "card:old")
+    assert shell.refused("features", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
+    assert "it is not of layout version" in shell.refused("features", "card:old")
 
 
 def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
@@ -133,7 +133,7 @@ def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
         for name in ("", "b1"):
             with closing(sets.open(name)) as store:
                 store.write({b"card:C1": b"profile", b"card:C2": b"profile"}, ttl_s=0)
-        done = deployment.run("forget", "card:C1")
+        done = deployment.run("admin", "forget", "card:C1")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("profiles         2 erased")
         (line,) = done.stderr.strip().splitlines()
@@ -147,7 +147,7 @@ def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
 def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_id: str) -> None:
     shell, _ = filled
     before = shell.contents()
-    line = shell.refused("forget", f"card:{card_id}", PAYWARDEN_KAFKA_BOOTSTRAP="127.0.0.1:9")
+    line = shell.refused("admin", "forget", f"card:{card_id}", PAYWARDEN_KAFKA_BOOTSTRAP="127.0.0.1:9")
     assert "no Kafka broker answers at 127.0.0.1:9" in line
     assert card_id not in line
     assert shell.contents() == before

@@ -50,9 +50,9 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     assert (status["open"], status["unreadable"]) == (1, 1)
     alert_id = status["alerts"][0]["alert_id"]
     assert status["alerts"][0]["segment"] == "country=DE"
-    assert "traffic share" in deployment.run("drift", "explain", alert_id[:6]).stdout
+    assert "traffic share" in deployment.run("drift", "status", alert_id[:6]).stdout
 
-    done = deployment.run("drift", "snooze", alert_id, "--for", "2h", "--by", "ana", "--note", "a campaign")
+    done = deployment.run("drift", "note", alert_id, "a campaign", "--snooze", "2h", "--by", "ana")
     assert done.stdout.startswith(f"alert {alert_id} snoozed until ")
     assert "ana, snoozed until" in " ".join(deployment.run("drift", "status").stdout.split())
     with closing(JournalReader(settings, IDS)) as reader:
@@ -60,4 +60,4 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     assert [(said.by, said.note, said.until_ms > 0) for said in known.acknowledgements] == [("ana", "a campaign", True)]
 
     over = next(alert for alert in told if alert.state is State.CLEARED)
-    assert "cleared at" in deployment.run("drift", "ack", over.alert_id, "--by", "ana").stderr
+    assert "cleared at" in deployment.run("drift", "note", over.alert_id, "--ack", "--by", "ana").stderr

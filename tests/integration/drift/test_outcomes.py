@@ -169,7 +169,7 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
     status = json.loads(run_paywarden("--config", str(deployment.config), "drift", "status", "--json").stdout)
     assert {one["subject"] for one in status["alerts"]} <= {"outcome:recall", "outcome:average_precision"}
     assert status["open"] >= 1
-    explained = run_paywarden("--config", str(deployment.config), "drift", "explain", status["alerts"][0]["alert_id"])
+    explained = run_paywarden("--config", str(deployment.config), "drift", "status", status["alerts"][0]["alert_id"])
     assert "outcome-metrics" in explained.stdout
     wait_until(lambda: any(name[0] == "paywarden_outcomes_recall" for name in samples(address)), "measures are shown")
     assert last.stop() == 0

@@ -290,7 +290,14 @@ def assert_logs_keep_to_the_schema(deployment: Deployment) -> None:
 
 
 # Their result depends on settings that this deployment does not have: a registry, a rollout.
-HARMLESS = ("drift status", "outbox list", "profile-sets list", "set-aside list", "source show", "dead-letters show")
+HARMLESS = (
+    "drift status",
+    "admin outbox",
+    "admin profile-sets",
+    "admin set-aside",
+    "admin source",
+    "admin dead-letters",
+)
 
 
 def assert_runbook_works(running: Running) -> None:
