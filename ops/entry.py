@@ -34,6 +34,9 @@ def main() -> None:
     heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeds_ctrl_c:
         signal.signal(signal.SIGINT, _end_at_once)
+    # CPython answers Ctrl-C in the middle of this import with a TypeError. The client of Kafka and the console need it.
+    import ssl  # noqa: F401
+
     from paywarden.ops.cli import main as run
 
     if heeds_ctrl_c:

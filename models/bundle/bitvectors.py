@@ -47,13 +47,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import treelite
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.explanations import ZERO
+
+if TYPE_CHECKING:
+    import treelite
 
 LEAVES_MAX = 64
 _ALL = (1 << LEAVES_MAX) - 1

@@ -25,9 +25,9 @@ def refused(*arguments: str, **environment: str) -> str:
 
 
 def test_the_help_lists_every_command_in_one_section() -> None:
-    lines = run_paywarden("--help").stdout.partition("\nRun and try:\n")[2].splitlines()
+    lines = run_paywarden("--help").stdout.partition("\nEvery day:\n")[2].splitlines()
     sections = [line for line in lines if line.endswith(":")]
-    assert sections == ["Payments and features:", "Models and policy:", "What was decided:", "What is stored:"]
+    assert sections == ["Processes:", "Now and then:", "All the rest:"]
     assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(cli.commands)
 
 

@@ -103,7 +103,7 @@ def test_a_scoring_host_installs_no_training_and_no_faust() -> None:
 
 BASE = (
     ("compile",),
-    ("features"),
+    ("features",),
     ("topics", "create"),
     ("policy", "check"),
     ("admin", "dead-letters"),

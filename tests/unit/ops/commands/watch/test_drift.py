@@ -55,7 +55,7 @@ class _Reader:
     def read(self) -> Journal:
         return self.journal
 
-    def acknowledge(self, said: Acknowledgement) -> None:
+    def write(self, said: Acknowledgement) -> None:
         self.said.append(said)
 
     def close(self) -> None:
@@ -76,6 +76,7 @@ def run(
     not_known: str = "",
 ) -> tuple[str, BaseException | None]:
     monkeypatch.setattr(drift, "_reading", lambda _: reader)
+    monkeypatch.setattr(drift, "_writer", lambda _: reader)
     monkeypatch.setattr(drift, "_models", lambda _: (list(models), not_known))
     monkeypatch.setattr(drift, "_now_ms", lambda: NOW_MS)
     done = CliRunner().invoke(drift.drift, arguments)
