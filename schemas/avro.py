@@ -58,7 +58,6 @@ TOPICS: Final = (
     "catalogues",
     "model-registry",
     "shadow-decisions",
-    "rollouts",
     "verdicts",
 )
 

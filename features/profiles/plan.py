@@ -99,6 +99,8 @@ class Plan:
     """The fields of a payment."""
     label_delays_ms: tuple[int, ...] = ()
     """How long the features of known fraud wait for labels: each delay once, ascending."""
+    categories: tuple[str, ...] = ()
+    """The features whose values are names and not amounts."""
     hops: tuple[StoredHop, ...] = ()
     """The groups of features two hops away, in the order in which `listed` has their neighbours."""
 
@@ -215,6 +217,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         key=key,
         fields=catalogue.payment.fields,
         label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if knows_fraud(s)})),
+        categories=tuple(feature.name for feature in catalogue.features if feature.unit == "category"),
         hops=tuple(hops),
     )
 

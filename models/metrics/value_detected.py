@@ -215,7 +215,7 @@ def _draws(scored: ScoredPayments, used: NDArray[np.intp], cards: NDArray[np.int
     kind = scored.fraud[used].astype(np.uint64)
     kind[np.searchsorted(used, scored.strikes.place[scored.strikes.is_first["card"]])] += np.uint64(1)
     payment = _mixed(scored.amount_minor[used].astype(np.uint64) << np.uint64(2) ^ kind)
-    payment = _mixed(payment ^ scored.score[used].view(np.uint64))
+    payment = _mixed(payment ^ scored.score[used].astype(np.float64).view(np.uint64))
     # A sum of hashes of the card's payments does not depend on their order.
     key = np.zeros(len(cards), dtype=np.uint64)
     np.add.at(key, np.searchsorted(cards, scored.card[used]), payment)

@@ -19,6 +19,7 @@ from math import isnan
 from typing import Any
 
 from paywarden.models.bundle.bundle import Manifest
+from paywarden.models.bundle.version import Version
 from paywarden.models.metrics.intervals import (
     FRAUDS_FEW,
     Interval,
@@ -30,7 +31,7 @@ from paywarden.models.policy.policy import FLAGS, PolicySettings, unknown_flag
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import RegisteredVersion, RegistryState, Rules
+from paywarden.models.registry.rules import RegistryState, Rules
 
 # More drifting features than this are counted, and the manifest has them.
 _FEATURES_SHOWN = 20
@@ -43,7 +44,7 @@ class Paper:
     `list_sizes`: how many entries each list of the policy has.
     """
 
-    version: RegisteredVersion
+    version: Version
     manifest: Manifest
     policy: PolicySettings
     list_sizes: Mapping[str, int]
@@ -339,10 +340,8 @@ class Paper:
         yield ""
 
 
-def _proposes(entry: Entry, version: RegisteredVersion) -> bool:
-    return entry.kind == kinds.PROPOSED and version == RegisteredVersion(
-        entry.text("bundle"), entry.text("policy"), entry.text("catalogue")
-    )
+def _proposes(entry: Entry, version: Version) -> bool:
+    return entry.kind == kinds.PROPOSED and version == Version(entry.text("bundle"), entry.text("policy"))
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

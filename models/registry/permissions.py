@@ -11,39 +11,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import RegistryState
+from paywarden.models.registry.rules import RegistryState, version_of
 
 
-def refusal_of_deployment(log: RegistryLog, state: RegistryState, versions: Mapping[str, tuple[str, str]]) -> str:
+def refusal_of_deployment(log: RegistryLog, state: RegistryState, versions: Mapping[str, Version]) -> str:
     """Returns which of the versions nobody has allowed, in one line; empty if all are.
 
-    `versions`: digests of bundle and policy by role, as in a deployment file. `state`: the state of the log.
+    `versions`: by role, as in a deployment file. `state`: the state of the log.
     """
     if state.champion is None:
         return ""
-    promoted = {(one.version.bundle, one.version.policy) for one in state.history}
+    promoted = {one.version for one in state.history}
     tried = _tried(log, state)
-    for role, digests in versions.items():
-        if digests in promoted or (role == "candidate" and digests in tried):
+    for role, version in versions.items():
+        if version in promoted or (role == "candidate" and version in tried):
             continue
-        bundle, policy = (digest[:12] or "(none)" for digest in digests)
+        bundle, policy = (digest[:12] or "(none)" for digest in (version.bundle, version.policy))
         wanted = "promoted, or tried in a rollout" if role == "candidate" else "promoted"
         return f"{role}: wanted a version that the registry has {wanted}, got bundle {bundle}, policy {policy}"
     return ""
 
 
-def _tried(log: RegistryLog, state: RegistryState) -> set[tuple[str, str]]:
+def _tried(log: RegistryLog, state: RegistryState) -> set[Version]:
     """Returns the candidates of the rollouts that were started with their approvals."""
     ignored = {one.number for one in state.ignored}
-    proposed: dict[str, tuple[str, str]] = {}
-    tried = set()
+    proposed: dict[str, Version] = {}
+    tried = set[Version]()
     for number, entry in enumerate(log.entries, 1):
         if number in ignored:
             continue
         if entry.kind == kinds.PROPOSED:
-            proposed[entry.digest] = entry.text("bundle"), entry.text("policy")
+            proposed[entry.digest] = version_of(entry, state.bundles)
         elif entry.kind == kinds.ROLLOUT_STARTED:
             tried.add(proposed[entry.text("proposal")])
     return tried

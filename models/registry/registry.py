@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from paywarden.models.bundle.signature import fingerprint
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import (
     BUNDLES,
@@ -31,13 +32,13 @@ from paywarden.models.registry.people import RegistryPeople, read_signing_key
 from paywarden.models.registry.rules import (
     Proposal,
     Registered,
-    RegisteredVersion,
     RegistryState,
     Rules,
     files_of,
     find,
     refusal_of,
     state_of,
+    version_of,
 )
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.settings import read_source
@@ -74,7 +75,7 @@ class Signer:
 class ServedVersion:
     """The version that decides, the folder of its bundle and the file of its policy, as they were registered."""
 
-    version: RegisteredVersion
+    version: Version
     bundle: Path
     policy: Path
 
@@ -119,9 +120,7 @@ class Registry:
         state = self.state(at_ms)
         return None if state.champion is None else self.files_of(state, state.champion)
 
-    def files_of(
-        self, state: RegistryState, version: RegisteredVersion, *, any_processor: bool = False
-    ) -> ServedVersion:
+    def files_of(self, state: RegistryState, version: Version, *, any_processor: bool = False) -> ServedVersion:
         """Returns the folder and the file of a version. Raises RegistryRefused as `served`.
 
         With `any_processor` the bundle need not have a library for this machine.
@@ -139,7 +138,7 @@ class Registry:
             self.store.folder(BUNDLES, version.bundle, bundle.files),
             self.store.folder(POLICIES, version.policy, policy.files) / POLICY_FILE,
         )
-        _require_named(served, model_version(state, version))
+        _require_named(served)
         return served
 
     def register(
@@ -157,9 +156,9 @@ class Registry:
             if bundle is None:
                 if state.champion is None:
                     raise RegistryRefused("there is no champion whose bundle could be taken: name a bundle")
-                version = RegisteredVersion(state.champion.bundle, policy.digest, state.champion.catalogue)
+                version = replace(state.champion, policy=policy.digest)
             else:
-                version = RegisteredVersion(bundle.digest, policy.digest, bundle.catalogue)
+                version = Version(bundle.digest, policy.digest, bundle.catalogue, bundle.model_version)
                 record = _bundle_record(bundle)
                 if not _is_known(state.bundles.get(bundle.digest), "bundle", record):
                     drafts.append((kinds.REGISTERED_BUNDLE, record))
@@ -177,7 +176,7 @@ class Registry:
 
         return self.log.append(make)
 
-    def is_here(self, version: RegisteredVersion) -> bool:
+    def is_here(self, version: Version) -> bool:
         """Returns whether `files_of` a version asks nobody outside this host."""
         return self.store.is_here(BUNDLES, version.bundle) and self.store.is_here(POLICIES, version.policy)
 
@@ -193,9 +192,9 @@ class Registry:
 
         return self._about(signer, kinds.PROMOTED, text, why, now_ms, check)
 
-    def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[RegisteredVersion, RegisteredVersion, Entry]:
+    def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[Version, Version, Entry]:
         """Let the version before the champion decide again; returns it, the version that it replaces, and the entry."""
-        found: list[RegisteredVersion] = []
+        found: list[Version] = []
 
         def make(log: RegistryLog) -> list[Entry]:
             state = state_of(log, self.people, self.rules)
@@ -275,7 +274,7 @@ class Registry:
         return made
 
 
-def _require_named(served: ServedVersion, model: str) -> None:
+def _require_named(served: ServedVersion) -> None:
     """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
 
     The person who registered the files wrote their digests into the log, which could be those of any files.
@@ -291,7 +290,7 @@ def _require_named(served: ServedVersion, model: str) -> None:
         ("bundle", manifest.digest, served.version.bundle),
         ("policy", policy, served.version.policy),
         # Whose name people may have approved it by.
-        ("model", manifest.model_version, model or manifest.model_version),
+        ("model", manifest.model_version, served.version.model or manifest.model_version),
     ):
         if found != wanted:
             raise RegistryRefused(
@@ -312,7 +311,7 @@ def proposal_named(state: RegistryState, text: str) -> Proposal:
     for proposal in state.proposals.values():
         version = proposal.version
         digests = (proposal.digest, version.digest, version.bundle, version.policy)
-        if find(digests, text) or model_version(state, version) == text:
+        if find(digests, text) or version.model == text:
             named.append(proposal)
     if len(named) == 1:
         return named[0]
@@ -320,12 +319,12 @@ def proposal_named(state: RegistryState, text: str) -> Proposal:
         those = ", ".join(f"{proposal.digest} by {proposal.by}" for proposal in named[:_NAMED_MAX])
         raise RegistryRefused(f"{text!r} names {len(named)} proposals: {those}; give the whole digest of one")
     for version in state.way_back:
-        if find((version.digest, version.bundle), text) or model_version(state, version) == text:
+        if find((version.digest, version.bundle), text) or version.model == text:
             raise RegistryRefused(f"{text!r} was promoted already; to let it decide again, register it again")
     raise RegistryRefused(f"there is no open proposal {text!r}: `paywarden models list` has them")
 
 
-def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> RegisteredVersion:
+def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> Version:
     """Returns the version that a text names, among all that were ever proposed; the champion without a text.
 
     If several have that bundle or policy, it is the one that was proposed last. Raises RegistryRefused.
@@ -336,7 +335,7 @@ def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> R
         return state.champion
     ignored = {one.number for one in state.ignored}
     proposed = [
-        (entry.digest, RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")))
+        (entry.digest, version_of(entry, state.bundles))
         for number, entry in reversed([*enumerate(log.entries, 1)])
         if entry.kind == kinds.PROPOSED and number not in ignored
     ]
@@ -352,16 +351,9 @@ def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> R
     for digest, version in known:
         if find((digest, version.digest, version.bundle, version.policy), text):
             return version
-        if model_version(state, version) == text:
+        if version.model == text:
             return version
     raise RegistryRefused(f"there is no version {text!r}: `paywarden models list --log` has them")
-
-
-def model_version(state: RegistryState, version: RegisteredVersion) -> str:
-    """Returns the name that a version's bundle gives its model; empty if its entry has none."""
-    bundle: Registered | None = state.bundles.get(version.bundle)
-    value = "" if bundle is None else bundle.facts.get("model_version")
-    return value if isinstance(value, str) else ""
 
 
 def _is_known(registered: Registered | None, part: str, record: Mapping[str, Value]) -> bool:

@@ -40,13 +40,13 @@ was taken off, propose it again.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Final
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value, is_name
 from paywarden.models.registry.log import RegistryLog
@@ -112,20 +112,6 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class RegisteredVersion:
-    """The parts that decide together: the digests of a bundle, a policy and a feature catalogue."""
-
-    bundle: str
-    policy: str
-    catalogue: str
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the three, by which commands and entries name a version."""
-        return hashlib.sha256(f"{self.bundle}\n{self.policy}\n{self.catalogue}".encode()).hexdigest()
-
-
-@dataclass(frozen=True)
 class Registered:
     """A bundle or policy that was put into the registry, by whom and when. `facts` are those in the entry."""
 
@@ -159,7 +145,7 @@ class Proposal:
     """
 
     digest: str
-    version: RegisteredVersion
+    version: Version
     by: str
     key: str
     time_ms: int
@@ -181,7 +167,7 @@ class RegisteredRollout:
 
     name: str
     mode: str
-    version: RegisteredVersion
+    version: Version
     champion: str
     is_paused: bool
     events: tuple[Entry, ...]
@@ -192,7 +178,7 @@ class Decided:
     """A version that became champion. `entry` is the promotion or rollback that did it, `time_ms` when it took
     effect."""
 
-    version: RegisteredVersion
+    version: Version
     entry: Entry
     time_ms: int
 
@@ -213,7 +199,7 @@ class RegistryState:
     `newest_ms`: the newest time of each person's entries, for `Rules.oldest_ms`.
     """
 
-    way_back: tuple[RegisteredVersion, ...] = ()
+    way_back: tuple[Version, ...] = ()
     bundles: Mapping[str, Registered] = field(default_factory=dict)
     policies: Mapping[str, Registered] = field(default_factory=dict)
     proposals: Mapping[str, Proposal] = field(default_factory=dict)
@@ -225,16 +211,16 @@ class RegistryState:
     head: str = FIRST
 
     @property
-    def champion(self) -> RegisteredVersion | None:
+    def champion(self) -> Version | None:
         """The version that decides; None before the first promotion."""
         return self.way_back[-1] if self.way_back else None
 
     @property
-    def previous(self) -> RegisteredVersion | None:
+    def previous(self) -> Version | None:
         """The version that a rollback goes back to; None if there is no way back."""
         return self.way_back[-2] if len(self.way_back) > 1 else None
 
-    def libraries(self, version: RegisteredVersion) -> dict[str, str]:
+    def libraries(self, version: Version) -> dict[str, str]:
         """Returns the sha256 of the native libraries of a version's bundle, which its digest leaves out, by path."""
         files = self.bundles[version.bundle].files
         return {name: checksum for name, checksum in sorted(files.items()) if name.endswith(".so")}
@@ -310,14 +296,14 @@ class _Fold:
 
     def __init__(self, people: RegistryPeople, rules: Rules) -> None:
         self._people, self._rules = people, rules
-        self._stack: list[RegisteredVersion] = []
+        self._stack: list[Version] = []
         self._bundles: dict[str, Registered] = {}
         self._policies: dict[str, Registered] = {}
         self._proposals: dict[str, Proposal] = {}
         self._rollout: RegisteredRollout | None = None
         self._revoked: set[str] = set()
         # Each version that became champion, its entry, and the entry's number.
-        self._decided: list[tuple[RegisteredVersion, Entry, int]] = []
+        self._decided: list[tuple[Version, Entry, int]] = []
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
         self._newest_ms: dict[str, int] = {}
@@ -413,7 +399,7 @@ class _Fold:
         return _register(self._policies, "policy", entry)
 
     def _proposed(self, entry: Entry) -> str:
-        version = RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+        version = version_of(entry, self._bundles)
         bundle, policy = self._bundles.get(version.bundle), self._policies.get(version.policy)
         if bundle is None:
             return f"the bundle {_short(version.bundle)} was not registered"
@@ -484,7 +470,7 @@ class _Fold:
             return f"the way back leads to {_short(self._stack[-2].digest)}, not to {_short(good)}"
         return self._take_off(self._stack[-1])
 
-    def _take_off(self, version: RegisteredVersion | None) -> str:
+    def _take_off(self, version: Version | None) -> str:
         """Take a version off the stack, the uppermost of its places. The last one stays: something must decide."""
         if version is None:
             self._notes.append(f"line {self._number}: a late rollback of a version that was taken back already")
@@ -610,6 +596,14 @@ def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:
         return "files: wanted the sha256 of each file"
     known[digest] = Registered(digest, entry.by, entry.key, entry.time_ms, entry.what)
     return ""
+
+
+def version_of(entry: Entry, bundles: Mapping[str, Registered]) -> Version:
+    """Returns the version that an entry proposes. `bundles`: those that are registered, with the names of models."""
+    bundle = bundles.get(entry.text("bundle"))
+    model = None if bundle is None else bundle.facts.get("model_version")
+    named = model if isinstance(model, str) else ""
+    return Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"), named)
 
 
 def files_of(facts: Mapping[str, Value]) -> dict[str, str]:

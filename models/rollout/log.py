@@ -4,11 +4,9 @@
     {"kind": "ready", "time_ms": 1764230401000, "by": "host-1", "why": "", …}
     {"kind": "looked", "time_ms": 1764230411000, "by": "analysis", "step": 0, "judgement": {"finding": "no_data", …}}
 
-A `RolloutLog` keeps the events. `RegistryRolloutLog` (models/rollout/registry_log.py) has them in the signed log of the
-registry, which hosts share. `FileRolloutLog` is a file of JSON lines for a host without a registry.
-
-Events get in through `RolloutKeeper.take`: it refuses an event that must not happen, and writes nothing. After kill -9
-at any moment the next process reads the log and is where it says.
+The signed log of the registry, which hosts share, has the events (models/rollout/registry_log.py). They get in through
+`RolloutKeeper.take`: it refuses an event that must not happen, and writes nothing. After kill -9 at any moment the next
+process reads the log and is where it says.
 
 Looks come every few seconds, and a log that grew with each of them would be full after a month. The keeper therefore
 notes a look
@@ -26,14 +24,14 @@ their finding changes, and otherwise as rarely as the third rule says, but at mo
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement, judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import (
@@ -43,13 +41,10 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
     Start,
-    Version,
     after,
 )
 from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import open_regular
-from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_parent, open_private
 
 NOTED_EVERY_MS = 300_000
@@ -78,92 +73,6 @@ class RolloutLog(Protocol):
 
         Raises Misconfigured for a log that cannot be written.
         """
-
-
-class MemoryRolloutLog:
-    """A log that ends with its process: for tests and simulations."""
-
-    def __init__(self) -> None:
-        self._events: list[RolloutEvent] = []
-
-    def events(self) -> list[RolloutEvent]:
-        return list(self._events)
-
-    def append(self, event: RolloutEvent, known: int) -> bool:
-        if len(self._events) != known:
-            return False
-        self._events.append(event)
-        return True
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The events of a file up to byte `end`, and which file it is. A read makes a new one: threads may read at once."""
-
-    events: tuple[RolloutEvent, ...] = ()
-    end: int = 0
-    inode: int = -1
-
-
-class FileRolloutLog:
-    """A log in a file, one JSON object a line. Processes of one host may share it, and threads share this object.
-
-    A killed writer leaves a last line without its end. Its event never happened, and the next writer cuts it off. Any
-    other line that cannot be read is damage, and nothing is written behind damage.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = LineFile(path)
-        # The next read begins where this one ended.
-        self._seen = _Seen()
-
-    def events(self) -> list[RolloutEvent]:
-        return list(self._read().events)
-
-    def append(self, event: RolloutEvent, known: int) -> bool:
-        line = json.dumps(event_record(event), sort_keys=True, allow_nan=False).encode() + b"\n"
-        with self._file.locked():
-            seen = self._read()
-            if len(seen.events) != known:
-                return False
-            self._file.append(seen.end, line)
-        return True
-
-    @contextmanager
-    def leading(self) -> Iterator[None]:
-        """Keeps this process the only leader of the log's rollouts. See `only_leader`."""
-        with only_leader(self._file.path):
-            yield
-
-    def _read(self) -> _Seen:
-        """Returns the events of the file up to the end of its last whole line. Raises Misconfigured."""
-        try:
-            with open_regular(self._file.path) as file:
-                seen = self._continued(file)
-        except FileNotFoundError:
-            return _Seen()
-        except OSError as error:
-            raise Misconfigured(f"cannot read the rollouts in {self._file.path}: {error.strerror}") from error
-        self._seen = seen
-        return seen
-
-    def _continued(self, file: BinaryIO) -> _Seen:
-        seen, status = self._seen, os.fstat(file.fileno())
-        if status.st_ino != seen.inode or status.st_size < seen.end:
-            seen = _Seen(inode=status.st_ino)
-        file.seek(seen.end)
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        events = list(seen.events)
-        for line in whole.splitlines(keepends=True):
-            try:
-                events.append(event_of(json.loads(line)))
-            except (*NO_EVENT, Misconfigured) as error:
-                raise Misconfigured(
-                    f"{self._file.path}, line {len(events) + 1}: wanted an event of a rollout, got something else "
-                    f"({type(error).__name__}): the file is damaged, and nothing is written to it"
-                ) from error
-        return _Seen(tuple(events), seen.end + len(whole), seen.inode) if whole else seen
 
 
 @contextmanager

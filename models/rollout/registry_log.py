@@ -23,12 +23,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry import rules as registry
 from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import Overtaken, RegistryLog
-from paywarden.models.registry.registry import Registry, Signer, model_version, proposal_named
-from paywarden.models.registry.rules import Proposal, RegistryState, state_of
+from paywarden.models.registry.registry import Registry, Signer, proposal_named
+from paywarden.models.registry.rules import Proposal, RegistryState, state_of, version_of
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
 from paywarden.models.rollout.rollout import (
@@ -38,7 +38,6 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
     Start,
-    Version,
     after,
 )
 from paywarden.schemas.errors import Misconfigured
@@ -87,13 +86,12 @@ class _Fold:
         self.events: list[RolloutEvent] = []
         self.rollout: Rollout | None = None
         # The versions by the entries that propose them, and what the newest rollout compares: champion and candidate.
-        self._proposed: dict[str, registry.RegisteredVersion] = {}
+        self._proposed: dict[str, Version] = {}
         self._compared: tuple[str, str] = ("", "")
 
     def take(self, entry: Entry) -> None:
         if entry.kind == kinds.PROPOSED:
-            version = registry.RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
-            self._proposed[entry.digest] = version
+            self._proposed[entry.digest] = version_of(entry, {})
             return
         event = self._back(entry) if entry.kind == kinds.ROLLED_BACK else self._event(entry)
         if event is None or not self._took(event):
@@ -146,7 +144,7 @@ class _Fold:
         champions = [one for one in self._proposed.values() if one.digest == entry.text("champion")]
         if candidate is None or not champions or start.name != entry.text("rollout"):
             return False
-        return _is_of(start.candidate, candidate) and _is_of(start.champion, champions[-1])
+        return (start.candidate, start.champion) == (candidate, champions[-1])
 
 
 class RegistryRolloutLog:
@@ -281,11 +279,7 @@ def proposed_versions(state: RegistryState, text: str) -> tuple[Version, Version
             f"champion's is {state.champion.catalogue}: no host has both; "
             "`paywarden models promote` changes all cards at once"
         )
-    champion, candidate = (
-        Version(version.bundle, version.policy, model_version(state, version))
-        for version in (state.champion, proposal.version)
-    )
-    return champion, candidate
+    return state.champion, proposal.version
 
 
 def _what(event: RolloutEvent, rollout: Rollout, state: RegistryState) -> dict[str, Value]:
@@ -304,15 +298,11 @@ def _what(event: RolloutEvent, rollout: Rollout, state: RegistryState) -> dict[s
 
 def _proposal(state: RegistryState, version: Version) -> Proposal:
     for proposal in state.proposals.values():
-        if _is_of(version, proposal.version):
+        if proposal.version == version:
             return proposal
-    raise Misconfigured(f"there is no open proposal of the bundle {version.bundle_digest[:12]} with this policy")
+    raise Misconfigured(f"there is no open proposal of the bundle {version.bundle[:12]} with this policy")
 
 
 def _said(event: RolloutEvent) -> str:
     """Returns why the lead writes an entry."""
     return event.kind.value if event.judgement is None else event.judgement.line
-
-
-def _is_of(version: Version, registered: registry.RegisteredVersion) -> bool:
-    return (version.bundle_digest, version.policy_digest) == (registered.bundle, registered.policy)

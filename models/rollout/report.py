@@ -12,12 +12,13 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.replay.report.page import NO_NUMBER, Figure, decimal, percent
 from paywarden.models.replay.report.plots import Plot, PlotLine, drawing_of, linear_axis
 from paywarden.models.replay.report.renderer import render
 from paywarden.models.rollout.judgement import Judgement
 from paywarden.models.rollout.plan import OUTCOME_MEASURES
-from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, Version, after
+from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, after
 from paywarden.models.rollout.shares import percent_text
 from paywarden.schemas.errors import Misconfigured
 
@@ -87,8 +88,7 @@ def _history(events: Sequence[RolloutEvent], name: str) -> list[tuple[RolloutEve
 
 
 def _version(version: Version) -> str:
-    policy = f"policy {version.policy_digest[:16]}" if version.policy_digest else "the policy of the configuration"
-    return f"bundle {version.bundle or NO_NUMBER}, digest {version.bundle_digest[:16]}; {policy}"
+    return f"{version.model or NO_NUMBER}: bundle {version.bundle[:16]}, policy {version.policy[:16]}"
 
 
 def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Figure]:

@@ -13,7 +13,7 @@ Three rules hold on every path, whatever comes in which order:
 2. Harm, a mismatch, a candidate that is gone, a pause and an abort always work, whatever the clock says.
 3. After an end (promoted, rolled back, aborted) nothing moves. The next rollout is another one, with another salt.
 
-At 100 % the candidate decides about everything, but only provisionally: `keeps_champion` stays true until the end.
+At 100 % the candidate decides about everything, but only provisionally: hosts keep the champion until the end.
 
 A rollout that starts takes the clock as it is. Otherwise a clock that once was a year ahead would keep the next rollout
 from starting for a year.
@@ -31,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.shares import BASIS_POINTS, percent_text
@@ -77,21 +78,6 @@ class EventKind(Enum):
 
 # Only a person does these, and says why.
 BY_A_PERSON = (EventKind.STARTED, EventKind.PAUSED, EventKind.RESUMED, EventKind.ABORTED, EventKind.PROMOTED)
-
-
-@dataclass(frozen=True)
-class Version:
-    """The version of one arm: a bundle and a policy, by digest. An empty policy is the one of the configuration."""
-
-    bundle_digest: str
-    policy_digest: str = ""
-    # Where the bundle is, for people and for hosts.
-    bundle: str = ""
-
-    def is_same(self, other: Version) -> bool:
-        """Returns whether both decide the same, wherever they lie."""
-        mine, others = ((one.bundle_digest, one.policy_digest) for one in (self, other))
-        return mine == others
 
 
 @dataclass(frozen=True)
@@ -172,11 +158,6 @@ class Rollout:
         return self.phase in ENDED
 
     @property
-    def keeps_champion(self) -> bool:
-        """Whether the champion must stay loaded, for the way back."""
-        return self.phase is not Phase.PROMOTED
-
-    @property
     def may_be_promoted(self) -> bool:
         """Whether a person may promote the candidate: its mature outcomes are within the margin."""
         return (
@@ -194,29 +175,6 @@ class Rollout:
         return f"{self.start.name}: {self.phase.value.replace('_', ' ')}{place}" + (
             f", {self.cause}" if self.cause else ""
         )
-
-
-@dataclass(frozen=True)
-class Orders:
-    """The orders to every host: `champion` decides, except about the candidate's cards: there `candidate` does.
-
-    `share`: basis points, for `arm_edges`. `salt`: hex, for CardSplit. Both versions stay loaded as long as `candidate`
-    is not None, so that every change of `share` takes effect at once, in either direction.
-    """
-
-    champion: Version
-    candidate: Version | None
-    share: int
-    rollout: str
-    salt: str
-
-
-def orders_of(rollout: Rollout) -> Orders:
-    """Returns the orders of a rollout. A host that cannot load the candidate serves the champion and reports GONE."""
-    start = rollout.start
-    if rollout.phase is Phase.PROMOTED:
-        return Orders(start.candidate, None, 0, start.name, start.salt)
-    return Orders(start.champion, None if rollout.has_ended else start.candidate, rollout.share, start.name, start.salt)
 
 
 def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
@@ -261,10 +219,9 @@ def _started(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
         )
     if rollout is not None and rollout.start.name == start.name:
         raise Misconfigured(f"rollout not started: there was one with the name {start.name}: wanted another name")
-    if start.candidate.is_same(start.champion):
+    if start.candidate == start.champion:
         raise Misconfigured(
-            "rollout not started: candidate and champion are the same, with digest "
-            f"{start.candidate.bundle_digest[:12]}"
+            f"rollout not started: candidate and champion are the same, with digest {start.candidate.bundle[:12]}"
         )
     time_ms = event.time_ms
     cause = f"started by {event.by}: {event.why}"

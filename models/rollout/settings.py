@@ -6,14 +6,12 @@ from dataclasses import dataclass, fields
 
 from paywarden.models.rollout.plan import STEP_HOURS, STEPS, RolloutPlan
 from paywarden.models.rollout.shares import checked_steps
-from paywarden.schemas.errors import Misconfigured
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Where rollouts are written down, and the plan of the next one."""
+    """The plan of the next rollout."""
 
-    log: str = "rollouts.jsonl"
     # Percent of the cards.
     steps: tuple[float, ...] = STEPS
     step_hours: tuple[float, ...] = STEP_HOURS
@@ -29,11 +27,9 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""
-        if not self.log:
-            raise Misconfigured("rollout log: wanted the path of a file, got an empty text")
         self.plan()
 
     def plan(self) -> RolloutPlan:
         """Returns the plan of a rollout that starts now."""
-        rest = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("log", "steps")}
+        rest = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "steps"}
         return RolloutPlan(checked_steps(self.steps), **rest)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.metrics.comparison import Agreement, ScoreShift, agreement, score_shift
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.intervals import Z_95
@@ -36,12 +37,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ShadowSide:
-    """The decision of one side, and the bundle and policy that made it."""
+    """The decision of one side, and what made it. No model gave the score if the bundle is empty."""
 
     score: float
     action: str
-    bundle_digest: str
-    policy_digest: str
+    version: Version
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ class ShadowRecord:
                 raise InvalidEvent(f"wanted 0 to 1, got {side.score:g}", field=f"{name}.score")
         if not self.challenger_name:
             raise InvalidEvent("wanted the name of a challenger, got an empty text", field="challenger_name")
-        if self.champion.bundle_digest == self.challenger.bundle_digest and (
-            self.champion.policy_digest == self.challenger.policy_digest
-        ):
+        if self.champion.version == self.challenger.version:
             raise InvalidEvent("the challenger is the champion", field="challenger.bundle_digest")
 
     def value(self) -> dict[str, Any]:
@@ -88,12 +86,12 @@ class ShadowRecord:
             "is_shadow_host": self.is_shadow_host,
             "catalogue_digest": self.catalogue_digest,
             "challenger_reasons": list(self.challenger_reasons),
-            "champion_bundle_digest": champion.bundle_digest,
-            "champion_policy_digest": champion.policy_digest,
+            "champion_bundle_digest": champion.version.bundle,
+            "champion_policy_digest": champion.version.policy,
             "champion_score": champion.score,
             "champion_action": champion.action,
-            "challenger_bundle_digest": challenger.bundle_digest,
-            "challenger_policy_digest": challenger.policy_digest,
+            "challenger_bundle_digest": challenger.version.bundle,
+            "challenger_policy_digest": challenger.version.policy,
             "challenger_score": challenger.score,
             "challenger_action": challenger.action,
         }

@@ -13,7 +13,8 @@ How it works:
 3. Each candidate is grown on every fold with early stopping: until more trees raise the log loss of the held-out days.
 4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
    over the folds.
-5. With `choose_features`, features that do not help are looked for, and dropped if the same held-out days agree
+5. With `choose_features`, the same held-out days decide whether codes are categories and clocks are kept
+   (models/training/input_choice.py). Then features that do not help are looked for, and dropped if these days agree
    (models/training/feature_choice.py).
 6. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
    (models/training/distillation.py).
@@ -45,6 +46,7 @@ from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, gr
 from paywarden.models.training.calibration import brier_score, log_loss, true_probabilities
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.feature_choice import STANDARD_ERRORS, FeatureChoice, FoldRows, choose_features
+from paywarden.models.training.input_choice import ROUNDS, InputChange, InputChoice, InputRows, choose_inputs
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
@@ -98,6 +100,7 @@ class Choice:
     left_out: str = ""
     distilled: Distilled | None = None
     features: FeatureChoice | None = None
+    inputs: InputChoice | None = None
     trees_max: int = 0
     """The cap on trees with early stopping; 0 without it."""
 
@@ -122,8 +125,12 @@ def choose(
     feature_names: Sequence[str],
     *,
     progress: TrainingProgress,
+    changes: Sequence[InputChange] = (),
 ) -> Choice:
-    """Choose the settings to train with. Raises Misconfigured if a search is configured but no fold is possible."""
+    """Choose the settings to train with. `changes`: to inputs, tried with `choose_features`.
+
+    Raises Misconfigured if a search is configured but no fold is possible.
+    """
     searching = settings.search_budget > 1
     nothing_else = settings.seeds == 1 and not settings.choose_features
     if not searching and settings.early_stopping_rounds == 0 and nothing_else:
@@ -165,6 +172,10 @@ def choose(
     chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
     best = tried[chosen]
     best_settings = replace(settings, **best.parameters, trees=best.trees)
+    inputs = _inputs(table, folds, best_settings, feature_names, changes, is_over, progress)
+    if inputs is not None:
+        for one in inputs.taken:
+            best_settings = one.change.applied(best_settings)
     features = _features(table, folds, best_settings, feature_names, is_over, progress)
     if features is not None:
         best_settings = replace(best_settings, leave_out=(*best_settings.leave_out, *features.dropped))
@@ -175,6 +186,7 @@ def choose(
         chosen=chosen,
         distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
         features=features,
+        inputs=inputs,
         trees_max=settings.trees if settings.early_stopping_rounds else 0,
     )
 
@@ -191,6 +203,34 @@ def _in_time(candidates: Sequence[dict[str, Any]], is_over: Callable[[], bool]) 
         if number and is_over():
             return
         yield candidate
+
+
+def _inputs(
+    table: TrainingTable,
+    folds: Sequence[_Fold],
+    settings: TrainingSettings,
+    feature_names: Sequence[str],
+    changes: Sequence[InputChange],
+    is_over: Callable[[], bool],
+    progress: TrainingProgress,
+) -> InputChoice | None:
+    """Returns which changes to inputs to take; None if the settings keep the inputs, or there are no changes."""
+    if not settings.choose_features or not changes:
+        return None
+    # Without cards, each payment is drawn by itself.
+    card: NDArray[np.integer] = np.arange(len(table.label)) if table.card is None else table.card
+    rows = [
+        InputRows(
+            table.vectors[fold.train],
+            fold.known[fold.train],
+            HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
+            card[fold.test],
+            table.weight_of(fold.train),
+        )
+        for fold in folds
+    ]
+    with progress("choosing inputs", len(folds) * (1 + len(changes)) * ROUNDS * settings.trees) as advance:
+        return choose_inputs(rows, settings, feature_names, changes, is_over=is_over, on_tree=advance)
 
 
 def _features(

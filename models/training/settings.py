@@ -63,7 +63,8 @@ class TrainingSettings:
     search_budget: int = internal(1)
     # Try no further candidate after this many minutes. 0: no limit. The result then depends on the machine's speed.
     search_minutes: float = internal(0.0)
-    # Drop features that do not help, if held-out days agree (models/training/feature_choice.py): they join `leave_out`.
+    # Let held-out days choose whether codes are categories and clocks are kept (models/training/input_choice.py), and
+    # drop features that do not help (models/training/feature_choice.py): they join `leave_out`.
     choose_features: bool = internal(False)
     seed: int = internal(0)
     # How many models, of different seeds, to average and distil into the one that is served

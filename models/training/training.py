@@ -61,6 +61,7 @@ from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_ca
 from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.evidence import area_interval, label_delay, labels_record
 from paywarden.models.training.feature_ranges import clocks, drifting_features
+from paywarden.models.training.input_choice import input_changes
 from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
@@ -95,7 +96,8 @@ def train_bundle(
     drifting = drifting_features(table.vectors, table.day, names, settings.categorical)
     if settings.leave_out_clocks:
         settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
-    choice = choose(table, window, settings, names, progress=progress)
+    changes = input_changes(settings, engine.plan.categories, clocks(drifting))
+    choice = choose(table, window, settings, names, progress=progress, changes=changes)
     settings = choice.settings
     _require_larger(settings)
     fold = blocks_of(table.day, settings.folds)
@@ -176,6 +178,7 @@ def train_bundle(
             "later": calibration.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
+            "inputs": None if choice.inputs is None else choice.inputs.record(),
             "features": None if choice.features is None else choice.features.record(),
             "missed": None if (scored := table.scored(scores)) is None else missed_frauds(scored).record(),
             "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),

@@ -180,7 +180,6 @@ def _stream() -> Iterable[_Family]:
 
 def _companion() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
-    from paywarden.models.rollout.log import MemoryRolloutLog
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
@@ -193,7 +192,7 @@ def _companion() -> Iterable[_Family]:
     CompanionMetrics(registry, _objectives(), health)
     transaction_gauge(registry)
     FollowerMetrics(registry)
-    registry.register(RolloutCollector(MemoryRolloutLog()))
+    registry.register(RolloutCollector(None))
     AerospikeMetrics(registry)
     return list(registry.families())
 
@@ -207,6 +206,7 @@ def _shadow() -> Iterable[_Family]:
 
 
 def _serve() -> Iterable[_Family]:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.policy.policy import flags_of
     from paywarden.scoring.grpc.metrics import GrpcMetrics
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
@@ -231,7 +231,7 @@ def _serve() -> Iterable[_Family]:
     declare_failures(registry)
     SupervisorMetrics.declare(registry)
     SwapMetrics.declare(registry).time.set(0)
-    declare_info(registry, [ShownRelease("active", "", "", "")])
+    declare_info(registry, [ShownRelease("active", Version(""))])
     # A gauge without a value is not shown.
     ready = ready_gauge(registry)
     for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, ready, *models.is_out.values()):

@@ -86,9 +86,9 @@ _USES = {
     ),
     "model-registry": TopicUse(
         "`digest` of the entry",
-        "Changes of models: registered, proposed, approved, promoted, rolled back.",
-        "`models`",
-        "`models`",
+        "Changes of models: registered, proposed, approved, promoted, rolled back; and each event of a rollout.",
+        "`models`, `rollout`",
+        "`companion`, `models`, your systems",
     ),
     "catalogues": TopicUse(
         "`catalogue_digest`", "The features of a decision's vector, by name.", "`companion`", "your systems"
@@ -98,12 +98,6 @@ _USES = {
         "The decisions of challengers in the shadow, beside the live decisions.",
         "`shadow`",
         "`shadow report`, your systems",
-    ),
-    "rollouts": TopicUse(
-        "the rollout's name",
-        "Each event in the life of a rollout, and where the rollout was after it.",
-        "`rollout publish`",
-        "your systems",
     ),
     "verdicts": TopicUse(
         "`payment_id`",

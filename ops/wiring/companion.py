@@ -89,8 +89,9 @@ def companion(
         fill=fill or fill_source(source, registry),
         registry=registry,
     )
-    registry.register(RolloutCollector(read_rollouts(source)))
-    followed = (REGISTRY_TOPIC,) if source.section("models", ModelRegistrySettings).topic else ()
+    models = source.section("models", ModelRegistrySettings)
+    registry.register(RolloutCollector(read_rollouts(source) if models.people else None))
+    followed = (REGISTRY_TOPIC,) if models.topic else ()
     transactions = TransactionWatch(clients, ("profiles", CURSORS_TOPIC, *followed), registry)
     following = following_registry(source, registry)
     host, port = settings.http_host, settings.http_port

@@ -13,6 +13,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from paywarden.models.bundle.prepared_bundle import load_prepared, prepare_bundle
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy, prepare_policy
 from paywarden.ops.libraries import build_missing
@@ -54,7 +55,7 @@ class HostReleases:
 
         registry = model_registry(source)
         log = registry.log.read()
-        named = {role: (paths.bundle_digest, paths.policy_digest) for role, paths in deployment.releases.items()}
+        named = {role: paths.version for role, paths in deployment.releases.items()}
         return refusal_of_deployment(log, state_of(log, registry.people, registry.rules), named)
 
     def load(self, paths: ReleasePaths, *, with_fallback: bool = True) -> Release:
@@ -79,7 +80,7 @@ class HostReleases:
         manifest = bundles[0].manifest
         policy = self._policy(self._source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
         digests = [bundle.manifest.digest for bundle in bundles]
-        _require_digests(paths, digests[0], policy.digest)
+        _require(paths, Version(digests[0], policy.digest))
         return release_of(bundles, digests, PreparedPolicy.of(policy))
 
     def files_of(self, paths: ReleasePaths) -> list[Path]:
@@ -97,8 +98,9 @@ class HostReleases:
         bundle = _followed(paths.bundle)
         manifest = read_manifest(bundle)
         policy = self._policy(source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
-        _require_digests(paths, manifest.digest, policy.digest)
-        key = release_key(manifest.digest, policy.digest)
+        version = Version(manifest.digest, policy.digest)
+        _require(paths, version)
+        key = release_key(version)
         if (ready / key).is_dir():
             if trusted is not None:
                 trusted.require(bundle)
@@ -159,9 +161,10 @@ def _is_whole(folder: Path, catalogue: Catalogue) -> bool:
     return True
 
 
-def _require_digests(paths: ReleasePaths, bundle_digest: str, policy_digest: str) -> None:
-    if paths.bundle_digest not in ("", bundle_digest):
-        raise BundleRefused(f"bundle {paths.bundle}: wanted the digest {paths.bundle_digest}, got {bundle_digest}")
-    if paths.policy_digest not in ("", policy_digest):
+def _require(paths: ReleasePaths, found: Version) -> None:
+    wanted = paths.version
+    if wanted.bundle not in ("", found.bundle):
+        raise BundleRefused(f"bundle {paths.bundle}: wanted the digest {wanted.bundle}, got {found.bundle}")
+    if wanted.policy not in ("", found.policy):
         where = paths.policy or "of the configuration"
-        raise Misconfigured(f"policy {where}: wanted the digest {paths.policy_digest}, got {policy_digest}")
+        raise Misconfigured(f"policy {where}: wanted the digest {wanted.policy}, got {found.policy}")

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle, calibrated
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import (
     ACTIONS,
     APPROVE,
@@ -89,9 +90,8 @@ class VectorChallenger:
         self._bundle, self._policy, self._rates = bundle, policy, rates
         self._catalogue_digest, self._is_policy_alone = catalogue_digest, is_policy_alone
         # `digest` computes a checksum at every call.
-        self.digests = (bundle.manifest.digest, policy.digest)
-        """The digests of its bundle and its policy."""
-        self._bundle_digest, self._policy_digest = map(bytes.fromhex, self.digests)
+        self.version = Version(bundle.manifest.digest, policy.digest)
+        self._bundle_digest, self._policy_digest = map(bytes.fromhex, (self.version.bundle, self.version.policy))
         self._vector_bytes = 4 * len(bundle.manifest.feature_names)
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
 
@@ -152,8 +152,8 @@ class VectorChallenger:
         action, reasons = self._verdict(entry, vector, score, flags)
         if action != ACTIONS[APPROVE] and has_score:
             reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
-        bundle_digest, policy_digest = self.digests
-        champion = ShadowSide(response.score, response.action, entry.bundle_digest.hex(), entry.policy_digest.hex())
+        version = self.version if has_score else replace(self.version, bundle="")
+        champion = Version(entry.bundle_digest.hex(), entry.policy_digest.hex())
         try:
             return ShadowRecord(
                 decision_id=response.decision_id,
@@ -162,8 +162,8 @@ class VectorChallenger:
                 decided_time_ms=entry.decided_time_ms,
                 challenger_name=self.name,
                 catalogue_digest=entry.catalogue_digest,
-                champion=champion,
-                challenger=ShadowSide(score, action, bundle_digest if has_score else "", policy_digest),
+                champion=ShadowSide(response.score, response.action, champion),
+                challenger=ShadowSide(score, action, version),
                 challenger_reasons=tuple(reasons),
             )
         except InvalidEvent:

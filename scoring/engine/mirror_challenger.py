@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import MIRROR_ABSENT, MODEL_ABSENT, Policy, flags_of
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
@@ -84,7 +85,7 @@ class MirrorChallenger:
             names = ", ".join(sorted(field.name for field in plan.fields.declared))
             raise Misconfigured(f"challenger {name}: its catalogue declares fields that no decision holds: {names}")
         self.name = name
-        self._policy_digest, self._bundle_digest = policy.digest, bundle.manifest.digest
+        self._version = Version(bundle.manifest.digest, policy.digest)
         self._kept = _Kept()
         self._scorer = PaymentScorer(
             engine=engine,
@@ -96,9 +97,7 @@ class MirrorChallenger:
             metrics=ScoringMetrics.declare(
                 MetricsRegistry(), flags=flags_of(plan.entity_names), entities=plan.entity_names
             ),
-            options=ScorerOptions(
-                origins=(Origin(self._bundle_digest, self._policy_digest), Origin("", self._policy_digest))
-            ),
+            options=ScorerOptions(origins=(Origin(self._version.bundle, policy.digest), Origin("", policy.digest))),
         )
         self._now_ms, self._clock, self._look_at = now_ms, clock, 0.0
 
@@ -139,9 +138,11 @@ class MirrorChallenger:
             challenger_name=self.name,
             catalogue_digest=made.catalogue_digest,
             champion=ShadowSide(
-                response.score, response.action, champion.bundle_digest.hex(), champion.policy_digest.hex()
+                response.score,
+                response.action,
+                Version(champion.bundle_digest.hex(), champion.policy_digest.hex()),
             ),
-            challenger=ShadowSide(made.response.score, made.response.action, self._bundle_digest, self._policy_digest),
+            challenger=ShadowSide(made.response.score, made.response.action, self._version),
             challenger_reasons=tuple(made.response.reasons),
             is_shadow_host=True,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from paywarden.models.bundle.version import Version
 from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 
 CHECK, TAKE_UP = "check", "take_up"
@@ -46,9 +47,7 @@ class ShownRelease(NamedTuple):
     """A release that a worker has in memory. `role`: "active", "previous" or "candidate"."""
 
     role: str
-    bundle_digest: str
-    policy_digest: str
-    model_version: str
+    version: Version
 
 
 class ReleaseInfo:
@@ -76,5 +75,5 @@ def declare_info(registry: MetricsRegistry, releases: Iterable[ShownRelease]) ->
             "paywarden_bundle_info",
             "1 for each bundle and policy that a worker has in memory; only the active one decides.",
             ("role", "digest", "policy", "version"),
-            (release.role, release.bundle_digest, release.policy_digest, release.model_version),
+            (release.role, release.version.bundle, release.version.policy, release.version.model),
         ).set(1)

@@ -23,7 +23,7 @@ _NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_T
 _RETRIED_DAYS_MORE = 30
 # These topics have few records, and their readers need them in one order over all keys.
 _ONE_PARTITION = (
-    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC, "model-registry", "rollouts",
+    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC, "model-registry",
     "drift-alerts", "drift-acknowledgements", "console-events", "outcome-metrics", "verdicts",
     "dead-letters", "dead-letters-retried",
 )  # fmt: skip
@@ -43,7 +43,7 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # For drift alerts, people's acts on them, outcome metrics, rollouts and verdicts, which are few. An alert is open
+    # For drift alerts, people's acts on them, outcome metrics and verdicts, which are few. An alert is open
     # as long as its cause.
     drift_days: int = 400
     # Workers read events within a second. All of them may be down for this long without a loss.
@@ -218,7 +218,6 @@ def _cleanup(name: str, settings: TopicSettings) -> dict[str, str]:
         "drift-acknowledgements": settings.drift_days,
         "console-events": settings.drift_days,
         "outcome-metrics": settings.drift_days,
-        "rollouts": settings.drift_days,
         "shadow-decisions": settings.decisions_days,
         "verdicts": settings.drift_days,
     }

@@ -1,1 +1,1 @@
-"""Leads rollouts on live decisions and outcomes, and tells their events: the topic `rollouts`, and metrics."""
+"""Leads rollouts on live decisions and outcomes, and shows the newest one as metrics."""

@@ -1,6 +1,6 @@
-"""Leads a rollout on live decisions: orders releases, judges the decisions, and rolls back.
+"""Leads a rollout on live decisions: judges the decisions, takes steps, and rolls back.
 
-    log of rollouts ──► orders ──► deployment file of this host            `deploy`, at every change
+    log of rollouts ──► deployment file of this host            `deploy`, at every change; other hosts follow the log
     topic decisions ──► columns ──► RolloutAnalysis ──► a look every 10 s ──► log of rollouts
     decisions and outcomes, when labels are mature ──► OutcomeReader ──► a look every minute ──► log of rollouts
 
@@ -17,8 +17,8 @@
    that in the log of rollouts, which shows that somebody leads. This process's log names the partitions that are held
    up.
 8. Decisions without a latency do not count if the plan measures it.
-9. If the log or the deployment file cannot be used once the leader leads (a full disk, a file that was replaced), it
-   warns, keeps its counts and tries again. It does not end before the deployment file is as the log says.
+9. If the log cannot be used once the leader leads (a full disk, a file that was replaced), it warns, keeps its counts
+   and tries again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
 from paywarden.models.rollout.judgement import Judgement
@@ -42,12 +43,9 @@ from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import (
     ClockBehind,
     EventKind,
-    Orders,
     Phase,
     Rollout,
     RolloutEvent,
-    Version,
-    orders_of,
 )
 from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
@@ -86,21 +84,22 @@ class RolloutLeader:
         kafka: KafkaSettings,
         ids: SchemaIds,
         keeper: RolloutKeeper,
-        deploy: Callable[[Orders], object],
+        deploy: Callable[[], object],
         *,
         rates: RateTable,
         gone: Callable[[Version], str] = lambda _: "",
         look_every_s: float = 10.0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`deploy` makes this host serve orders; it is called at each change, and raises Misconfigured.
+        """`deploy` makes this host serve what the log says; it is called at each change, and raises nothing.
 
         `rates`: for the money of outcomes. `gone` returns why a version cannot be served any more; empty if it can.
         """
         self._kafka, self._ids, self._decoder, self._keeper = kafka, ids, Decoder("decisions", ids), keeper
         self._rates, self._gone = rates, gone
         self._deploy, self._look_every_s, self._now_ms = deploy, look_every_s, now_ms
-        self._orders: Orders | None = None
+        # What this host serves: the rollout, its phase and its share.
+        self._served: tuple[str, Phase, int] | None = None
         self._shown = ""
         # When the next warning of each kind is due.
         self._warn_at: dict[str, float] = {}
@@ -110,11 +109,9 @@ class RolloutLeader:
         rollout = self._follow()
         if rollout is None:
             raise Misconfigured("rollout lead: there has been no rollout: begin one with `paywarden rollout start`")
-        while not stop.is_set() and not (rollout.has_ended and self._orders == orders_of(rollout)):
+        while not (stop.is_set() or rollout.has_ended):
             try:
-                if rollout.has_ended:
-                    stop.wait(min(_RETRY_S, self._look_every_s))
-                elif rollout.in_shadow:
+                if rollout.in_shadow:
                     self._keep_in_shadow(rollout, stop)
                 else:
                     self._lead(rollout, stop)
@@ -126,29 +123,24 @@ class RolloutLeader:
     def _follow(self) -> Rollout | None:
         """Read the log, make this host serve its releases, and return the rollout.
 
-        The first time it raises Misconfigured if one of them fails. Later it warns, and the next call tries again.
+        The first time it raises Misconfigured if the log cannot be read. Later it warns, and the next call tries again.
         """
-        return self._followed() if self._orders is None else self._try("files", self._followed)
+        return self._followed() if self._served is None else self._try("files", self._followed)
 
     def _followed(self) -> Rollout | None:
         rollout = self._keeper.refresh()
         if rollout is None:
-            if self._orders is not None:
+            if self._served is not None:
                 raise Misconfigured("rollout lead: the log of rollouts is gone, or empty: put it back")
             return None
         if rollout.line != self._shown:
             self._shown = rollout.line
             _log.info("%s", rollout.line)
-        orders = orders_of(rollout)
-        if self._orders is None:
-            self._serve(orders)
-        elif orders != self._orders:
-            self._try("deployment", lambda: self._serve(orders))
+        wanted = rollout.start.name, rollout.phase, rollout.share
+        if wanted != self._served:
+            self._deploy()
+            self._served = wanted
         return rollout
-
-    def _serve(self, orders: Orders) -> None:
-        self._deploy(orders)
-        self._orders = orders
 
     def _keep_in_shadow(self, rollout: Rollout, stop: Event) -> None:
         """Wait until somebody resumes the rollout or ends it; `shadow report` compares meanwhile."""
@@ -298,7 +290,7 @@ def is_by_champion(decision: Mapping[str, Any], rollout: Rollout) -> bool:
     """
     digest = decision["bundle_digest"]
     if digest:
-        return bool(digest == rollout.start.champion.bundle_digest)
+        return bool(digest == rollout.start.champion.bundle)
     return decision["rollout"] in ("", rollout.start.name)
 
 

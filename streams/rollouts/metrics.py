@@ -3,11 +3,12 @@
     log of rollouts ──► RolloutCollector ──► /metrics of the companion ──► alerts
 
 Everything is read from the log when somebody asks. An alert about a rollback, or about a leader that does not look,
-therefore needs only the companion of the host that has the log. Where there is no log, all numbers are 0.
+therefore needs only the companion of a host. Where there is no registry, all numbers are 0.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily
@@ -26,9 +27,12 @@ _NOTHING = 0.0
 class RolloutCollector(Collector):
     """Shows the newest rollout of a log. A scrape reads the entries that came to the log since the last one."""
 
-    def __init__(self, log: RolloutLog) -> None:
+    def __init__(self, log: RolloutLog | None) -> None:
+        """`log`: None where there is no registry."""
         self._log = log
         self._keeper: RolloutKeeper | None = None
+        # Each scrape has a thread of its own.
+        self._lock = threading.Lock()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yields the gauges. A log that cannot be read is a number, not an error of the scrape."""
@@ -71,9 +75,12 @@ class RolloutCollector(Collector):
         )
 
     def _read(self) -> Rollout | None:
-        if self._keeper is None:
-            self._keeper = RolloutKeeper(self._log)
-        return self._keeper.refresh()
+        if self._log is None:
+            return None
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = RolloutKeeper(self._log)
+            return self._keeper.refresh()
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

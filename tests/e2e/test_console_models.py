@@ -15,9 +15,10 @@ import pytest
 from paywarden.models.registry.entries import ROLLOUT_STARTED
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.rollout.judgement import judge
-from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
-from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
+from paywarden.models.rollout.registry_log import RegistryRolloutLog, proposed_versions
+from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import model_registry
@@ -200,7 +201,7 @@ def test_a_rollout_is_planned_and_started_by_keys(desk: Desk, chromium: Any) -> 
 
 @dataclass
 class Canary:
-    """A console without a registry, and a rollout at one in ten of the cards."""
+    """A console, and a rollout at one in ten of the cards. `keeper` has the key of its lead."""
 
     running: Running
     keeper: RolloutKeeper
@@ -218,15 +219,26 @@ class Canary:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[Canary]:
-    with served_console(tmp_path) as running:
-        keeper = RolloutKeeper(FileRolloutLog(tmp_path / "rollouts.jsonl"))
-        start = Start("r-7", "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([10, 50, 100]))
-        keeper.take(RolloutEvent(EventKind.STARTED, now_ms() - 60_000, "anna", "finds more of the new pattern", start))
-        yield Canary(running, keeper)
+    made = people_with_keys(tmp_path, ("anna", "ben", "lead"), PASSPHRASE)
+    registry = model_registry(Source({"models": made.models, "serve": {"runtime": str(tmp_path / "none")}}, {}))
+    anna, ben, lead = (Signer(name, key) for name, key in made.keys.items())
+    now = now_ms() - 600_000
+    for number, policy in enumerate((policy_to_register(0.5), policy_to_register(0.6))):
+        bundle = None if number else bundle_to_register(tmp_path / "model-2")
+        *_, entry = registry.register(anna, bundle, policy, why="w", now_ms=now)
+        registry.approve(ben, entry.digest, why="w", now_ms=now + 1)
+        if not number:
+            registry.promote(anna, entry.digest, why="w", now_ms=now + 2)
+    start = Start("r-7", "00" * 16, *proposed_versions(registry.state(), entry.digest), plan_of([10, 50, 100]))
+    begun = RolloutEvent(EventKind.STARTED, now_ms() - 60_000, "anna", "finds more of the new pattern", start)
+    RolloutKeeper(RegistryRolloutLog(registry, anna)).take(begun)
+    people = [Person("anna", frozenset({Role.MODEL_OWNER})), Person("ben", frozenset({Role.LEAD}))]
+    with served_console(tmp_path / "console", made.models, str(made.folder), people) as running:
+        yield Canary(running, RolloutKeeper(RegistryRolloutLog(registry, lead)))
 
 
 def test_a_rollout_is_watched_paused_resumed_and_aborted_by_keys(canary: Canary, chromium: Any) -> None:
-    lead, owner = (_logged_in(chromium, canary.running, name) for name in ("demo-lead", "demo-model-owner"))
+    lead, owner = (_logged_in(chromium, canary.running, name) for name in ("ben", "anna"))
     lead.get_by_text("It waits until a host has loaded the candidate").wait_for()
     canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
     # Nobody reloads the page.
@@ -234,17 +246,17 @@ def test_a_rollout_is_watched_paused_resumed_and_aborted_by_keys(canary: Canary,
     canary.look(6_000)
     lead.get_by_text("Not known yet").first.wait_for()
     _look(lead, "rollout-runs")
-    _act(lead, "/rollout/stop", "button[value=pause]", "the shop has a sale")
+    _act(lead, "/rollout/stop", "button[value=pause]", "the shop has a sale", PASSPHRASE)
     lead.get_by_text("The candidate keeps 10 % of the cards, and gets no more.").wait_for()
-    owner.get_by_text("Paused by demo-lead: the shop has a sale.").wait_for()
-    _act(owner, "/rollout/go-on", "button[value=resume]", "the sale is over")
+    owner.get_by_text("Paused by ben: the shop has a sale.").wait_for()
+    _act(owner, "/rollout/go-on", "button[value=resume]", "the sale is over", PASSPHRASE)
     owner.get_by_text("The candidate has 10 % of the cards").wait_for()
     # A lead stops what may do harm, and lets nothing go on.
     lead.get_by_text("The candidate has 10 % of the cards").wait_for()
     assert lead.locator("form[action='/rollout/go-on']").count() == 0
-    _act(lead, "/rollout/stop", "button[value=abort]", "a bug in the candidate")
+    _act(lead, "/rollout/stop", "button[value=abort]", "a bug in the candidate", PASSPHRASE)
     lead.get_by_text("It ended at").wait_for()
-    assert "Aborted by demo-lead: a bug in the candidate." in lead.locator("main").inner_text()
+    assert "Aborted by ben: a bug in the candidate." in lead.locator("main").inner_text()
     found = canary.keeper.refresh()
     assert found is not None
     assert found.phase is Phase.ABORTED

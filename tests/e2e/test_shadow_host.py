@@ -28,6 +28,7 @@ from tests.patience import PATIENCE_S
 from tests.services.made_once import made_once
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import is_ready, post, samples, wait_for_listener, wait_until
+from tests.worlds.rollout.registry import people_file
 from tests.worlds.small import small_world
 from tests.worlds.stream.topics import Topics
 
@@ -85,7 +86,18 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
 ) -> None:
     deployment.bundle.symlink_to(small_world.trained_bundle())
     deployment.configure("companion", "fill_from_store = false\n")
-    deployment.configure("rollout", f'log = "{deployment.folder / "rollouts.jsonl"}"\n')
+    people = people_file(deployment.folder, {"anna": ("propose", "promote", "rollout"), "lead": ("lead",)})
+    keys = deployment.folder
+    deployment.configure(
+        "models", f'folder = "{keys / "registry"}"\npeople = "{people}"\nkey_file = "{keys / "anna.pem"}"\n'
+    )
+    for arguments in (
+        ("register", str(deployment.bundle)),
+        ("promote", read_manifest(deployment.bundle).model_version),
+        ("register", str(small_world.other_bundle())),
+    ):
+        done = deployment.run("models", *arguments, "--why", "a test")
+        assert done.returncode == 0, done.stderr
     deployment.configure(
         "shadow",
         f'cpu_share_max = 1.0\n[[shadow.challengers]]\nname = "wide"\nconfig = "{wide.config}"\n',
@@ -143,9 +155,9 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
     wait_until(lambda: compared() >= len(pairs), "the report has all pairs, whose decisions are shipped", every_s=0.5)
 
     # A rollout that begins in the shadow is one more challenger, until a person ends it.
-    begin = ("--champion", str(deployment.bundle), "--candidate", str(small_world.other_bundle()), "--name", "r-1")
+    begin = ("--candidate", str(small_world.other_bundle()), "--name", "r-1")
     assert deployment.run("rollout", "start", "--shadow", *begin, "--why", "a test").returncode == 0
-    leader = deployment.start("rollout", "lead", "--look-every", "0.5")
+    leader = deployment.start("rollout", "lead", "--look-every", "0.5", "--key", str(keys / "lead.pem"))
 
     def tried() -> set[str]:
         pay()

@@ -347,28 +347,32 @@ def _registry_line() -> Iterator[bytes]:
     yield writer.content
 
 
-def rollout_log() -> Target:
-    """The file of rollouts: read, and its events folded."""
-    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+def rollout_events() -> Target:
+    """Events of rollouts, one a line, as entries of the registry's log have them: read, and folded."""
+    from paywarden.models.rollout.log import NO_EVENT, event_of
+    from paywarden.models.rollout.rollout import after
     from paywarden.schemas.errors import Misconfigured
-    from paywarden.streams.rollouts.topic import rollout_records
-
-    path = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-")) / "rollouts.jsonl"
 
     def target(data: bytes) -> None:
-        path.write_bytes(data)
-        with suppress(Misconfigured):
-            RolloutKeeper(FileRolloutLog(path))
-        with suppress(Misconfigured):
-            list(rollout_records(FileRolloutLog(path).events()))
+        rollout = None
+        for line in data.split(b"\n")[:20]:
+            try:
+                event = event_of(json.loads(line))
+            except (*NO_EVENT, Misconfigured):
+                continue
+            with suppress(Misconfigured):
+                rollout = after(rollout, event)
+        if rollout is not None:
+            assert rollout.line
 
     return target
 
 
-def _rollout_log() -> Iterator[bytes]:
+def _rollout_events() -> Iterator[bytes]:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.rollout.log import event_record
     from paywarden.models.rollout.plan import RolloutPlan
-    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
+    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
 
     start = Start("r-1", "00" * 16, Version("a"), Version("b"), RolloutPlan())
     events = [
@@ -414,7 +418,7 @@ def _drift_watch() -> Iterator[bytes]:
 
 TARGETS: dict[str, Callable[[], Target]] = {
     make.__name__: make
-    for make in (decided, reported, console_event, drift_alert, registry_line, rollout_log, drift_watch)
+    for make in (decided, reported, console_event, drift_alert, registry_line, rollout_events, drift_watch)
 }
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "decided": _decided,
@@ -422,6 +426,6 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "console_event": _console_event,
     "drift_alert": _drift_alert,
     "registry_line": _registry_line,
-    "rollout_log": _rollout_log,
+    "rollout_events": _rollout_events,
     "drift_watch": _drift_watch,
 }

@@ -21,9 +21,10 @@ from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.version import Version
     from paywarden.models.registry.entries import Entry
     from paywarden.models.registry.registry import Registry, Signer
-    from paywarden.models.registry.rules import Proposal, RegisteredVersion, RegistryState
+    from paywarden.models.registry.rules import Proposal, RegistryState
 
 _SHOWN = 12
 _LINES_MAX = 20
@@ -205,10 +206,10 @@ def promote(source: Source, proposal: str, why: str, key: str | None, as_json: b
     with _opened(source, key) as (registry, signer):
         named, entry = registry.promote(signer, proposal, why=why, now_ms=now_ms())
     state = registry.state()
-    lines = [f"champion {_spoken(state, named.version)}, promoted by {signer.name}"]
+    lines = [f"champion {_spoken(named.version)}, promoted by {signer.name}"]
     if state.previous is not None:
-        lines.append(f"the way back is {_spoken(state, state.previous)}: paywarden models rollback --why TEXT")
-    _tell(as_json, [entry], lines, champion=_version_json(state, named.version))
+        lines.append(f"the way back is {_spoken(state.previous)}: paywarden models rollback --why TEXT")
+    _tell(as_json, [entry], lines, champion=_version_json(named.version))
 
 
 @models.command()
@@ -222,9 +223,8 @@ def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
     """
     with _opened(source, key) as (registry, signer):
         good, bad, entry = registry.roll_back(signer, why=why, now_ms=now_ms())
-    state = registry.state()
-    lines = [f"champion {_spoken(state, good)} again, {_spoken(state, bad)} rolled back by {signer.name}"]
-    _tell(as_json, [entry], lines, champion=_version_json(state, good))
+    lines = [f"champion {_spoken(good)} again, {_spoken(bad)} rolled back by {signer.name}"]
+    _tell(as_json, [entry], lines, champion=_version_json(good))
 
 
 def _revoke(source: Source, fingerprint: str, why: str, key: str | None, *, as_json: bool) -> None:
@@ -304,7 +304,7 @@ def at(source: Source, time: str, as_json: bool) -> None:
         return
     decided = state.history[-1]
     entry = decided.entry
-    click.echo(f"{spoken(at_ms)} UTC: {_spoken(state, state.champion)}")
+    click.echo(f"{spoken(at_ms)} UTC: {_spoken(state.champion)}")
     click.echo(
         printable(f"since {spoken(decided.time_ms)} UTC, {entry.kind.replace('_', ' ')} by {entry.by}: {entry.why}")
     )
@@ -475,10 +475,8 @@ def _subject(entry: Entry) -> str:
     return ""
 
 
-def _spoken(state: RegistryState, version: RegisteredVersion) -> str:
-    from paywarden.models.registry.registry import model_version
-
-    return f"{version.digest[:_SHOWN]} ({model_version(state, version)}, policy {version.policy[:_SHOWN]})"
+def _spoken(version: Version) -> str:
+    return f"{version.digest[:_SHOWN]} ({version.model}, policy {version.policy[:_SHOWN]})"
 
 
 def _still_needed(registry: Registry, proposal: Proposal) -> str:
@@ -495,19 +493,19 @@ def _print_state(registry: Registry, state: RegistryState) -> None:
     else:
         decided = state.history[-1]
         since = f"since {spoken(decided.time_ms)} UTC by {decided.entry.by}"
-        click.echo(f"champion  {_spoken(state, state.champion)}, {since}")
+        click.echo(f"champion  {_spoken(state.champion)}, {since}")
     if state.previous is not None:
-        click.echo(f"way back  {_spoken(state, state.previous)}")
+        click.echo(f"way back  {_spoken(state.previous)}")
     if state.rollout is not None:
         paused = ", paused" if state.rollout.is_paused else ""
         click.echo(
             f"rollout   {printable(state.rollout.name)} ({state.rollout.mode}{paused}) of "
-            f"{_spoken(state, state.rollout.version)}"
+            f"{_spoken(state.rollout.version)}"
         )
     rows = [
         (
             proposal.digest[:_SHOWN],
-            _spoken(state, proposal.version),
+            _spoken(proposal.version),
             proposal.by,
             f"{', '.join(proposal.approvers(now_ms())) or 'nobody'}{_still_needed(registry, proposal)}",
         )
@@ -532,7 +530,7 @@ def _newest_of(lines: Sequence[str]) -> list[str]:
     return [*more, *lines[-_LINES_MAX:]]
 
 
-def _libraries_in_words(state: RegistryState, version: RegisteredVersion) -> list[str]:
+def _libraries_in_words(state: RegistryState, version: Version) -> list[str]:
     """Returns a line for each native library of a version's bundle: the files that its digest leaves out."""
     by = state.bundles[version.bundle].by
     return [f"{name} of {by}: sha256 {checksum}" for name, checksum in state.libraries(version).items()]
@@ -543,22 +541,20 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     return {"digest": entry.digest, **whole}
 
 
-def _version_json(state: RegistryState, version: RegisteredVersion) -> dict[str, Any]:
-    from paywarden.models.registry.registry import model_version
-
+def _version_json(version: Version) -> dict[str, Any]:
     return {
         "version": version.digest,
         "bundle": version.bundle,
         "policy": version.policy,
         "catalogue": version.catalogue,
-        "model_version": model_version(state, version),
+        "model_version": version.model,
     }
 
 
 def _proposal_json(state: RegistryState, proposal: Proposal) -> dict[str, Any]:
     return {
         "proposal": proposal.digest,
-        **_version_json(state, proposal.version),
+        **_version_json(proposal.version),
         "by": proposal.by,
         "time_ms": proposal.time_ms,
         "why": proposal.why,
@@ -570,14 +566,14 @@ def _proposal_json(state: RegistryState, proposal: Proposal) -> dict[str, Any]:
 
 def _state_json(registry: Registry, state: RegistryState) -> dict[str, Any]:
     versions = {
-        name: None if version is None else _version_json(state, version)
+        name: None if version is None else _version_json(version)
         for name, version in (("champion", state.champion), ("previous", state.previous))
     }
     rollout = state.rollout and {
         "rollout": state.rollout.name,
         "mode": state.rollout.mode,
         "is_paused": state.rollout.is_paused,
-        **_version_json(state, state.rollout.version),
+        **_version_json(state.rollout.version),
     }
     return {
         **versions,

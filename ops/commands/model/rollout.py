@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -22,15 +21,11 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.models.rollout.judgement import Judgement
     from paywarden.models.rollout.log import RolloutKeeper
-    from paywarden.models.rollout.rollout import Rollout, Version
+    from paywarden.models.rollout.rollout import Rollout
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _BYTES_OF_TEXT_MAX = 500
 _HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
-_BY = click.option(
-    "--by", metavar="NAME", default="", help="Who does it, without a registry (default: the logged-in user)."
-)
 _KEY = click.option(
     "--key", metavar="FILE", type=click.Path(dir_okay=False), help="Your private key (default: [models] key_file)."
 )
@@ -42,24 +37,19 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="The state as JSON.
 def rollout() -> None:
     """Roll a candidate out card by card, by evidence.
 
-    The log of rollouts is the log of the registry, where [models] people is set, and each person signs. Otherwise it is
-    the file [rollout] log. The evidence decides about every step and about a rollback; people
-    start, pause, resume and abort, and they promote a candidate when mature outcomes allow it.
+    The log of rollouts is the log of the registry ([models] people), and each person signs. The evidence decides about
+    every step and about a rollback; people start, pause, resume and abort, and they promote a candidate when mature
+    outcomes allow it.
     """
 
 
 @rollout.command()
 @click.option(
     "--candidate",
-    metavar="BUNDLE",
+    metavar="VERSION",
     required=True,
-    help="The bundle to try: a folder, or what names an open proposal of the registry.",
+    help="The version to try: what names an open proposal of the registry, or the folder of its bundle.",
 )
-@click.option(
-    "--champion", type=click.Path(file_okay=False), help="The bundle that decides now (default: [serve] bundle)."
-)
-@click.option("--candidate-policy", metavar="DIGEST", default="", help="The candidate's policy (default: the same).")
-@click.option("--champion-policy", metavar="DIGEST", default="", help="The champion's policy (default: as configured).")
 @click.option("--name", metavar="NAME", default="", help="The rollout's name (default: r- and the time).")
 @click.option("--cards-a-day", type=float, help="Different cards a day, to compute the power.")
 @click.option(
@@ -72,7 +62,6 @@ def rollout() -> None:
     "--shadow", is_flag=True, help="Begin in the shadow: `shadow run` tries the candidate, and it gets no card."
 )
 @click.option("--dry-run", is_flag=True, help="Only check, and print the power.")
-@_BY
 @_KEY
 @_WHY
 @_JSON
@@ -80,23 +69,19 @@ def rollout() -> None:
 def start(
     source: Source,
     candidate: str,
-    champion: str | None,
-    candidate_policy: str,
-    champion_policy: str,
     name: str,
     cards_a_day: float | None,
     event_share: tuple[str, ...],
     shadow: bool,
     dry_run: bool,
-    by: str,
     key: str | None,
     why: str,
     as_json: bool,
 ) -> None:
     """Start a rollout of a candidate, by the plan in [rollout].
 
-    A candidate is a bundle, a policy, or both: the same bundle with another policy is one, too. With a registry it is a
-    proposal with its approvals, and the champion is the registry's.
+    A candidate is a proposal of the registry with its approvals: another bundle, another policy, or both. It is
+    compared with the registry's champion.
 
     It stays pending until a host has loaded the candidate. With --cards-a-day the command first prints the rises that
     each step can find, and when it will go on.
@@ -115,12 +100,7 @@ def start(
     time_ms = now_ms()
     if name and not _NAME.fullmatch(name):
         raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {name!r}")
-    if rollouts.has_registry(source):
-        if champion or champion_policy or candidate_policy:
-            raise Misconfigured("--champion, --champion-policy, --candidate-policy: the log of the registry has them")
-        versions = rollouts.registered_versions(source, candidate)
-    else:
-        versions = _named_versions(source, candidate, champion, champion_policy, candidate_policy)
+    versions = rollouts.proposed(source, candidate)
     begun = rollouts.start_of(name, versions, plan, shadow=shadow, time_ms=time_ms)
     if cards_a_day is not None:
         if not event_share:
@@ -131,10 +111,10 @@ def start(
         raise Misconfigured("--event-share: wanted --cards-a-day too")
     event = RolloutEvent(EventKind.STARTED, time_ms, "nobody", _text("--why", why), begun)
     if dry_run:
-        found = after(RolloutKeeper(rollouts.read_rollouts(source)).rollout, replace(event, by=_who(by)))
+        found = after(_keeper(source).rollout, event)
     else:
         with rollouts.written_rollouts(source, _warn, key) as (log, signer):
-            found = RolloutKeeper(log).take(replace(event, by=_who(by, signer)))
+            found = RolloutKeeper(log).take(replace(event, by=signer))
     _show(found, as_json=as_json)
 
 
@@ -177,12 +157,11 @@ def status(source: Source, report: str | None, name: str, as_json: bool) -> None
 def lead(source: Source, look_every: float, key: str | None) -> None:
     """Lead the newest rollout on live decisions.
 
-    It reads the topic `decisions`, looks at the evidence, takes the next step or rolls back, and writes the deployment
-    file that `serve` on this host acts on ([serve] runtime). When labels are mature it reads `outcomes`, too.
+    It reads the topic `decisions`, looks at the evidence, and takes the next step or rolls back; hosts follow the log.
+    When labels are mature it reads `outcomes`, too.
 
-    Run one for a deployment, with the settings of `serve`.
-    It ends when the rollout has ended. After a kill it goes on where it was. A second one of the same log refuses to
-    start. With a registry it needs a key of its own with the role `lead`, and other hosts follow the log.
+    Run one for a deployment, with a key of its own with the role `lead`. It ends when the rollout has ended. After a
+    kill it goes on where it was. A second one of the same log refuses to start.
     """
     from paywarden.ops.wiring.rollouts import rollout_leader
     from paywarden.streams.health.process_end import ProcessEnd
@@ -192,60 +171,56 @@ def lead(source: Source, look_every: float, key: str | None) -> None:
 
 
 @rollout.command()
-@_BY
 @_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def pause(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
+def pause(source: Source, key: str | None, why: str, as_json: bool) -> None:
     """Hold the share as it is.
 
     Harm still rolls back.
     """
-    _done(source, "paused", by, key, why, as_json=as_json)
+    _done(source, "paused", key, why, as_json=as_json)
 
 
 @rollout.command()
-@_BY
 @_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def resume(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
+def resume(source: Source, key: str | None, why: str, as_json: bool) -> None:
     """Let a paused rollout go on.
 
     One in the shadow gets its first cards.
     """
-    _done(source, "resumed", by, key, why, as_json=as_json)
+    _done(source, "resumed", key, why, as_json=as_json)
 
 
 @rollout.command()
-@_BY
 @_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def abort(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
+def abort(source: Source, key: str | None, why: str, as_json: bool) -> None:
     """Give all cards back to the champion, for good.
 
-    One person is enough. On a host that takes part, the command changes the deployment file itself: it works without a
-    leader and without Kafka.
+    One person is enough. On a scoring host the command changes the deployment file itself: it works without a leader
+    and without Kafka.
     """
-    _done(source, "aborted", by, key, why, as_json=as_json)
+    _done(source, "aborted", key, why, as_json=as_json)
 
 
 @rollout.command()
-@_BY
 @_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def promote(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
+def promote(source: Source, key: str | None, why: str, as_json: bool) -> None:
     """Make the candidate the champion, for good.
 
     It is refused until the candidate has all cards and its mature outcomes are within the margin.
     """
-    _done(source, "promoted", by, key, why, as_json=as_json)
+    _done(source, "promoted", key, why, as_json=as_json)
 
 
 @needs("history")
@@ -268,24 +243,6 @@ def _report(source: Source, name: str, out: str) -> None:
     click.echo(f"wrote {out}")
 
 
-@rollout.command()
-@click.pass_obj
-def publish(source: Source) -> None:
-    """Put the events of the log on the topic `rollouts`.
-
-    Events that are there already are left out. The log decides and the topic only tells, so nothing waits for it.
-    """
-    from paywarden.ops import wiring
-    from paywarden.ops.wiring import rollouts
-    from paywarden.streams.kafka.admin import require_broker
-    from paywarden.streams.rollouts.topic import publish as send
-
-    events = rollouts.read_rollouts(source).events()
-    kafka = wiring.kafka_settings(source)
-    require_broker(kafka)
-    click.echo(f"published {send(kafka, wiring.schema_ids(source), events, _warn)} of {len(events)} events")
-
-
 def _keeper(source: Source) -> RolloutKeeper:
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.ops.wiring import rollouts
@@ -293,7 +250,7 @@ def _keeper(source: Source) -> RolloutKeeper:
     return RolloutKeeper(rollouts.read_rollouts(source))
 
 
-def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_json: bool) -> None:
+def _done(source: Source, kind: str, key: str | None, why: str, *, as_json: bool) -> None:
     """Take an event of a person, let this host act on it, and show the rollout after it."""
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent
@@ -301,7 +258,7 @@ def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_j
 
     event = RolloutEvent(EventKind(kind), now_ms(), "nobody", _text("--why", why))
     with rollouts.written_rollouts(source, _warn, key) as (log, signer):
-        if event.kind is EventKind.ABORTED and (unread := rollouts.abort_unread(log, event)):
+        if event.kind is EventKind.ABORTED and (unread := log.abort_unread(event)):
             click.echo(json.dumps({"rollout": None, "aborted": unread}) if as_json else f"{unread}: aborted")
             return
         keeper = RolloutKeeper(log)
@@ -309,31 +266,8 @@ def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_j
         if event.kind in (EventKind.RESUMED, EventKind.PROMOTED) and newest is not None and not newest.has_ended:
             # No host could load it: nothing would happen, and nobody would know why.
             rollouts.require_candidate(source, newest.start.candidate)
-        found = keeper.take(replace(event, by=_who(by, signer)))
+        found = keeper.take(replace(event, by=signer))
     _show(found, as_json=as_json)
-    try:
-        rollouts.deploy_here(source, found)
-    except Misconfigured as error:
-        raise Misconfigured(f"rollout {kind}: it is in the log, but this host does not act on it: {error}") from error
-
-
-def _policy(option: str, digest: str) -> str:
-    if digest and not _DIGEST.fullmatch(digest):
-        raise Misconfigured(f"{option}: wanted the digest of a policy, 64 hex digits, got {digest!r}")
-    return digest
-
-
-def _named_versions(
-    source: Source, candidate: str, champion: str | None, champion_policy: str, candidate_policy: str
-) -> tuple[Version, Version]:
-    """Returns champion and candidate where there is no registry."""
-    from paywarden.ops.wiring import ServeSettings, rollouts
-
-    policies = [
-        _policy("--champion-policy", champion_policy),
-        _policy("--candidate-policy", candidate_policy or champion_policy),
-    ]
-    return rollouts.bundle_versions([champion or source.section("serve", ServeSettings).bundle, candidate], policies)
 
 
 def _shares(texts: tuple[str, ...], measures: list[str]) -> Mapping[str, float]:
@@ -353,20 +287,6 @@ def _warn(line: str) -> None:
     click.echo(f"paywarden: {line}", err=True)
 
 
-def _who(by: str, signer: str = "") -> str:
-    """Returns who does it. `signer`: the owner of the key, if there is one."""
-    if signer:
-        if by not in ("", signer):
-            raise Misconfigured(f"--by: the key is that of {signer}, got {by!r}")
-        return signer
-    if by:
-        return _text("--by", by)
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:
-        raise Misconfigured("the logged-in user is not known: give --by NAME") from error
-
-
 def _text(option: str, text: str) -> str:
     if not text.strip() or len(text.encode()) > _BYTES_OF_TEXT_MAX or printable(text) != text:
         raise Misconfigured(f"{option}: wanted 1 to {_BYTES_OF_TEXT_MAX} bytes of printable text")
@@ -378,8 +298,8 @@ def _show(found: Rollout, *, as_json: bool) -> None:
         click.echo(json.dumps({"rollout": _record(found)}, indent=2))
         return
     click.echo(found.line)
-    click.echo(f"  champion   {found.start.champion.bundle}  {found.start.champion.bundle_digest[:16]}")
-    click.echo(f"  candidate  {found.start.candidate.bundle}  {found.start.candidate.bundle_digest[:16]}")
+    for role, version in (("champion ", found.start.champion), ("candidate", found.start.candidate)):
+        click.echo(f"  {role}  {version.model}  bundle {version.bundle[:16]}  policy {version.policy[:16]}")
     # After its end another version may decide: `models list` says which.
     click.echo(f"  {'ended     ' if found.has_ended else 'since     '} {spoken(found.since_ms)} UTC")
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
@@ -401,7 +321,6 @@ def _rows(judgement: Judgement, with_margin: Collection[str]) -> list[list[str]]
 
 def _record(found: Rollout) -> dict[str, Any]:
     from paywarden.models.rollout.judgement import judgement_record
-    from paywarden.models.rollout.rollout import orders_of
 
     judgements = {"judgement": found.judgement, "outcomes": found.outcomes}
     return {
@@ -417,7 +336,6 @@ def _record(found: Rollout) -> dict[str, Any]:
         "salt": found.start.salt,
         "champion": asdict(found.start.champion),
         "candidate": asdict(found.start.candidate),
-        "orders": asdict(orders_of(found)),
         "plan": asdict(found.start.plan),
         **{name: None if one is None else judgement_record(one) for name, one in judgements.items()},
     }

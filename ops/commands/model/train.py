@@ -58,7 +58,7 @@ FEATURES_SHOWN = 10
 @click.option(
     "--choose-features/--all-features",
     default=None,
-    help="Whether to drop features that do not help on held-out days.",
+    help="Whether held-out days decide which codes are categories and which clocks and features to keep.",
 )
 @click.option(
     "--cascade/--no-cascade",
@@ -259,6 +259,7 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.training.evidence import LabelDelay
     from paywarden.models.training.feature_choice import told_of
     from paywarden.models.training.feature_ranges import DriftingFeature
+    from paywarden.models.training.input_choice import input_choice_of
     from paywarden.models.training.later_days import LaterDays
 
     labels, later = manifest.evidence["labels"], manifest.evidence["later"]
@@ -269,6 +270,9 @@ def _print_evidence(manifest: Manifest) -> None:
         click.echo(LabelDelay(**labels["fraud_delay"]).in_words(delays_ms))
     if manifest.evidence["propensity"]:
         click.echo(WeightCounts(**manifest.evidence["propensity"]).in_words())
+    if manifest.evidence["inputs"]:
+        for line in input_choice_of(manifest.evidence["inputs"]).in_words():
+            click.echo(line)
     if manifest.evidence["features"]:
         click.echo(told_of(manifest.evidence["features"]).in_words())
     if manifest.evidence["distilled"]:

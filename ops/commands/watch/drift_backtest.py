@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.alert_text import finite, size_of, values_of
 from paywarden.ops.extras import needs
+from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from paywarden.models.drift.reference import Reference
     from paywarden.models.metrics.evaluation import Days
     from paywarden.streams.drift.backtest import Backtest, Detected, VirtualDetection
+    from paywarden.streams.drift.backtest_files import PastPart
 
 _SECTIONS = ("drift", "drift_alerts", "drift_detection", "drift_training")
-_WEEK_MS = 7 * 86_400_000
+_DAY_MS = 86_400_000
+_WEEK_MS = 7 * _DAY_MS
 
 
 @click.command()
@@ -89,7 +92,8 @@ def backtest(
     run = Backtest(detection, length_ms=HOUR_MS if by_hour else FIVE_MS)
     parts = replayed(_file(decisions), window) if decisions is not None else archived(Path(archive or ""), window)
     names = next((reference.feature_names for reference in references.values()), ())
-    run.run(injected(parts, wanted, names, seed))
+    with progress_bar("days of decisions", _day_count(decisions, archive, window)) as advance:
+        run.run(_followed(injected(parts, wanted, names, seed), advance))
     if not run.decisions:
         raise Misconfigured(f"{decisions or archive} holds no decision of these days")
     found = [detected(injection, detection.told.alerts) for injection in wanted]
@@ -101,6 +105,33 @@ def backtest(
     if not any(alert.state is State.RAISED for alert in detection.told.alerts):
         click.echo("no alert")
     click.echo("\n".join(summary_lines(summary)))
+
+
+def _followed(parts: Iterable[PastPart], advance: Callable[[int], object]) -> Iterator[PastPart]:
+    """Yields the parts, and reports the days of each when it was taken."""
+    before: int | None = None
+    for part in parts:
+        first, last = (int(part.time_ms[place]) // _DAY_MS for place in (0, -1))
+        yield part
+        advance(last - (first - 1 if before is None else before))
+        before = last
+
+
+def _day_count(decisions: str | None, archive: str | None, window: Days | None) -> int:
+    """Returns about how many days the decisions are of; 0 where they cannot be read, which the backtest refuses."""
+    import pyarrow.parquet as pq
+
+    from paywarden.schemas.arrow_files import UNREADABLE
+
+    if window is not None:
+        return window.last - window.first + 1
+    if decisions is None:
+        return len([*Path(archive or "").glob("decisions/date=*")])
+    try:
+        times = pq.read_table(_file(decisions), columns=["event_time_ms"])["event_time_ms"]
+        return int(times[-1].as_py() // _DAY_MS - times[0].as_py() // _DAY_MS) + 1
+    except (*UNREADABLE, KeyError, IndexError):
+        return 0
 
 
 def _changed(source: Source, changes: Sequence[str]) -> Source:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from paywarden.models.bundle.bundle import Manifest, read_manifest
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.policy.text import policy_text
 from paywarden.models.registry.artefacts import BUNDLES, POLICIES, POLICY_FILE
 from paywarden.models.registry.registry import Registry
-from paywarden.models.registry.rules import RegisteredVersion, RegistryState
+from paywarden.models.registry.rules import RegistryState
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import read_source
 
@@ -66,7 +67,7 @@ class _Policy:
     lists: Mapping[str, frozenset[str]]
 
 
-def changes_of(registry: Registry, state: RegistryState, version: RegisteredVersion) -> Changes:
+def changes_of(registry: Registry, state: RegistryState, version: Version) -> Changes:
     """Return the changes of a version against the champion; for the first version, its whole content."""
     champion = state.champion
     try:

@@ -1,8 +1,8 @@
 """Shows the registry and the log of rollouts, and lets a person act on them.
 
 The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: the proposer of a
-version cannot approve it, by any page or token. Where there is a registry, an act is signed with the key of the person
-who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
+version cannot approve it, by any page or token. An act is signed with the key of the person who does it. The console
+holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the passphrase for
 each act: without it the console can sign nothing.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.bundle.signature import fingerprint
-from paywarden.models.registry.registry import PolicyFacts, Registry, Signer, model_version
-from paywarden.models.registry.rules import RegisteredVersion, RegistryState
+from paywarden.models.bundle.version import Version
+from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
+from paywarden.models.registry.settings import ModelRegistrySettings
 from paywarden.models.rollout.judgement import Judgement
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
 from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import BY_A_PERSON, EventKind, Rollout, RolloutEvent, after
-from paywarden.models.rollout.rollout import Version as Compared
 from paywarden.ops.console.charts import intervals
 from paywarden.ops.console.inbox.alert_store import Happened
 from paywarden.ops.console.models.changes import ModelFacts, changes_of, facts_of
@@ -35,13 +35,13 @@ from paywarden.ops.console.people import Person
 from paywarden.ops.console.rendering import percent
 from paywarden.ops.wiring import ServeSettings, rollouts
 from paywarden.ops.wiring import registry as wiring
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
 
 _BASIS_POINTS = 10_000
 _EARLIER_MAX, _EVENTS_MAX = 10, 50
-NO_ROLLOUT: dict[str, Any] = {"name": "", "trouble": "", "log": "", "version": "none", "has_ended": True}
-"""The view of a rollout where there is none. `trouble`: why it cannot be read; `log`: where it would be."""
+NO_ROLLOUT: dict[str, Any] = {"name": "", "trouble": "", "version": "none", "has_ended": True}
+"""The view of a rollout where there is none. `trouble`: why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Desk:
 
     @property
     def has_registry(self) -> bool:
-        """Whether there is a registry at all."""
-        return rollouts.has_registry(self.source)
+        """Whether there is a registry."""
+        return bool(self.source.section("models", ModelRegistrySettings).people)
 
     def may_sign(self, person: Person) -> bool:
-        """Whether the console has a key of the person, or needs none."""
-        return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
+        """Whether the console has a key of the person."""
+        return bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file()
 
     def registry(self, person: Person, now_ms: int) -> dict[str, Any]:
         """Return the present state of the registry, the newest first.
@@ -83,7 +83,7 @@ class Desk:
         proposals = [
             {
                 "digest": one.digest,
-                "version": _version(state, one.version),
+                "version": _version(one.version),
                 "by": one.by,
                 "time_ms": one.time_ms,
                 "why": one.why,
@@ -101,7 +101,7 @@ class Desk:
         ]
         history = [
             {
-                "version": _version(state, one.version),
+                "version": _version(one.version),
                 "kind": one.entry.kind,
                 "by": one.entry.by,
                 "time_ms": one.time_ms,
@@ -112,8 +112,8 @@ class Desk:
         return {
             "is_set": True,
             "trouble": "",
-            "champion": None if state.champion is None else _version(state, state.champion),
-            "previous": None if state.previous is None else _version(state, state.previous),
+            "champion": None if state.champion is None else _version(state.champion),
+            "previous": None if state.previous is None else _version(state.previous),
             "proposals": proposals,
             "history": history,
             "ignored": len(state.ignored),
@@ -132,7 +132,7 @@ class Desk:
         self,
         person: Person,
         passphrase: str,
-        versions: tuple[Compared, Compared],
+        versions: tuple[Version, Version],
         plan: RolloutPlan,
         why: str,
         now_ms: int,
@@ -141,35 +141,33 @@ class Desk:
     ) -> str:
         """Start a rollout, as `paywarden rollout start` does; returns its state. Raises Misconfigured, PageRefused."""
         start = rollouts.start_of("", versions, plan, shadow=shadow, time_ms=now_ms)
-        event = RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name)).line
-        with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-            return RolloutKeeper(log).take(event).line
+        return self._taken(person, passphrase, RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start))
 
     def rollout(self) -> dict[str, Any]:
         """Return the newest rollout in the log: see NO_ROLLOUT and `_rollout_view`."""
+        if not self.has_registry:
+            return NO_ROLLOUT
         try:
             keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
             history = _history(keeper.events)
         except PaywardenError as error:
             return {**NO_ROLLOUT, "trouble": str(error), "version": f"not known: {error}"}
         if not history:
-            return {**NO_ROLLOUT, "log": rollouts.log_in_words(self.source)}
+            return NO_ROLLOUT
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
         """Return the changes of models and rollouts between two times, for the time line of an alert."""
         found: list[Happened] = []
+        if not self.has_registry:
+            return found
         try:
             history = _history(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
             found += _happened(history)
-            if self.has_registry:
-                found += [
-                    Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
-                    for one in wiring.model_registry(self.source).state().history
-                ]
+            found += [
+                Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
+                for one in wiring.model_registry(self.source).state().history
+            ]
         except PaywardenError as error:
             found.append(Happened(last_ms, "not known", "", f"what models and rollouts did: {error}"))
         return [one for one in found if first_ms <= one.time_ms <= last_ms]
@@ -200,18 +198,12 @@ class Desk:
 
     def act_on_rollout(self, kind: str, person: Person, passphrase: str, why: str, now_ms: int) -> str:
         """Pause, resume, abort or promote the newest rollout; returns its state. Raises Misconfigured, PageRefused."""
-        event = RolloutEvent(EventKind(kind), now_ms, person.name, why)
-        if self.has_registry:
-            with self._opened(person, passphrase) as (registry, signer):
-                found = RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name))
-        else:
-            with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
-                found = RolloutKeeper(log).take(event)
-        try:
-            rollouts.deploy_here(self.source, found)
-        except Misconfigured as error:
-            return f"{found.line}; it is in the log, but this host does not act on it: {error}"
-        return found.line
+        return self._taken(person, passphrase, RolloutEvent(EventKind(kind), now_ms, person.name, why))
+
+    def _taken(self, person: Person, passphrase: str, event: RolloutEvent) -> str:
+        """Take an event of a rollout, signed by the person; returns the rollout's state."""
+        with self._opened(person, passphrase) as (registry, signer):
+            return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(event).line
 
     @contextmanager
     def _opened(self, person: Person, passphrase: str) -> Iterator[tuple[Registry, Signer]]:
@@ -247,10 +239,10 @@ def _nobody(_: str) -> None:
     return
 
 
-def _version(state: RegistryState, version: RegisteredVersion) -> dict[str, str]:
+def _version(version: Version) -> dict[str, str]:
     """Return a version: the model's own name, and digests."""
     names = {"digest": version.digest, "bundle": version.bundle, "policy": version.policy}
-    return {"model_version": model_version(state, version), **names}
+    return {"model_version": version.model, **names}
 
 
 def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
@@ -309,8 +301,8 @@ def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> dict[str, 
         "since_ms": found.since_ms,
         "has_ended": found.has_ended,
         "may_be_promoted": found.may_be_promoted,
-        "champion": found.start.champion.bundle_digest,
-        "candidate": found.start.candidate.bundle_digest,
+        "champion": found.start.champion.bundle,
+        "candidate": found.start.candidate.bundle,
         "live": None if found.judgement is None else _judgement(found, found.judgement),
         "outcomes": None if found.outcomes is None else _judgement(found, found.outcomes),
         "events": _happened(own)[-_EVENTS_MAX:][::-1],

@@ -14,7 +14,7 @@ STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 """The roles that may take something back. An act that stops harm needs no model owner."""
 
 _WHY = Field("why", "Why, for the log", is_required=True)
-_PASSPHRASE = Field("passphrase", "The passphrase of your key, where there is a registry")
+_PASSPHRASE = Field("passphrase", "The passphrase of your key")
 _PROPOSAL = Field("proposal", "The digest of the proposal", is_required=True)
 _SIGNED = (_WHY, _PASSPHRASE)
 _STOP = (Field("act", "What to do", is_required=True, choices=("pause", "abort")), *_SIGNED)
@@ -64,7 +64,6 @@ class Models:
         view = {
             "registry": self._desk.registry(visit.person, visit.now_ms),
             "rollout": self._desk.rollout(),
-            "needs_passphrase": has_registry,
             "may_own": visit.person.may(OWNERS),
             "may_stop": visit.person.may(STOPPERS),
             "may_sign": self._desk.may_sign(visit.person),

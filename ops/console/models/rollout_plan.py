@@ -4,8 +4,8 @@
     /rollout/start   POST  the same, and that digest          ──► the same event as by `paywarden rollout start`
 
 The digest is of champion, candidate and plan. A person who starts a rollout has therefore seen its plan: if the
-champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: where
-there is a registry, the candidate is a proposal with its approvals.
+champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: the
+candidate is a proposal with its approvals.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.power import Traffic, power
-from paywarden.models.rollout.rollout import Version
 from paywarden.models.rollout.settings import RolloutSettings
 from paywarden.ops.console.background import remembered
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.models.candidates import Candidate, bundles, proposals, versions
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Shown, Visit
 from paywarden.ops.console.people import Role
+from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 
 STARTERS = frozenset({Role.MODEL_OWNER})
@@ -37,7 +37,7 @@ _KNOWN_SHARES = {"slow": 0.01, "score_upper": 0.10}
 _ASKED_SHARES = ("review", "decline")
 _LIST_CHARS_MAX = 200
 
-_CANDIDATE = Field("candidate", "The digest of a proposal, or of a bundle where there is no registry")
+_CANDIDATE = Field("candidate", "The digest of a proposal")
 _PLAN_FIELDS = (
     Field("steps", "Shares of the cards in percent, the last one 100: 1, 5, 25, 100", chars_max=_LIST_CHARS_MAX),
     Field("hours", "How long each step but the last takes at least, in hours: 1, 6, 24", chars_max=_LIST_CHARS_MAX),
@@ -56,11 +56,21 @@ _TRAFFIC_FIELDS = (
 _START_FIELDS = (
     Field("plan", "The digest of the plan, as /rollout/plan gave it", is_required=True, chars_max=64),
     Field("why", "Why, for the log", is_required=True),
-    Field("passphrase", "The passphrase of your key, where there is a registry"),
+    Field("passphrase", "The passphrase of your key"),
 )
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _SAMPLE_MAX = 1_000
 _SEEN_KEPT_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An open proposal, by its digest. `is_approved`: it has its approvals."""
+
+    digest: str
+    name: str
+    about: str
+    is_approved: bool
 
 
 @dataclass(frozen=True)
@@ -134,8 +144,6 @@ class RolloutPlanPages:
             "digest": "",
             "trouble": trouble or self._running(),
             "seen": self._seen(visit.now_ms),
-            "has_registry": self._desk.has_registry,
-            "needs_passphrase": self._desk.has_registry,
             "may_sign": self._desk.may_sign(visit.person),
         }
         if chosen is not None and not view["trouble"]:
@@ -148,7 +156,7 @@ class RolloutPlanPages:
     def _planned(self, chosen: Candidate, visit: Visit) -> dict[str, Any]:
         """Return steps and power. Raises PaywardenError with the fault of the plan."""
         plan = self._plan(visit)
-        compared = versions(self._desk.source, chosen.digest)
+        compared = rollouts.proposed(self._desk.source, chosen.digest)
         shares = {**_KNOWN_SHARES, **{name: visit.number(name) / 100 for name in _ASKED_SHARES if visit.text(name)}}
         lines = power(plan, Traffic(visit.number("cards_a_day"), shares)) if visit.text("cards_a_day") else []
         steps = []
@@ -172,7 +180,7 @@ class RolloutPlanPages:
             )
         hours = [one["goes_on_hours"] for one in steps]
         return {
-            "champion": compared[0].bundle_digest,
+            "champion": compared[0].bundle,
             "steps": steps,
             "measures": [(one.name, one.meaning) for one in plan.measures],
             "hours": None if None in hours else sum(hours),
@@ -186,7 +194,7 @@ class RolloutPlanPages:
         if candidate not in [one.digest for one in self._candidates(visit)[0]]:
             raise PageRefused(409, "There is no such candidate any more. Plan the rollout again.")
         plan = self._plan(visit)
-        compared = versions(self._desk.source, candidate)
+        compared = rollouts.proposed(self._desk.source, candidate)
         if visit.text("plan") != digest_of(compared, plan, visit.text("shadow")):
             raise PageRefused(409, "This is not the plan that was shown, or the champion has changed. Plan it again.")
         line = self._desk.start_rollout(
@@ -220,10 +228,18 @@ class RolloutPlanPages:
 
     def _candidates(self, visit: Visit) -> tuple[tuple[Candidate, ...], str]:
         """Return the candidates, and why they are not known; "" if they are."""
-        if not self._desk.has_registry:
-            return bundles(self._desk.source), ""
         view = self._desk.registry(visit.person, visit.now_ms)
-        return proposals(view), view["trouble"]
+        candidates = (
+            Candidate(
+                one["digest"],
+                f"{one['version']['model_version'] or one['version']['bundle'][:12]} "
+                f"with the policy {one['version']['policy'][:12]}",
+                f"{one['why']} ({one['by']})",
+                one["is_approved"],
+            )
+            for one in view["proposals"]
+        )
+        return tuple(candidates), view["trouble"]
 
     def _running(self) -> str:
         """Return why no rollout can start now; empty if one can."""

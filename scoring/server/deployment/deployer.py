@@ -434,7 +434,7 @@ class Deployer:
         """Returns the key of a release that is named by its digests and ready, wherever its files are now; else ""."""
         if not (paths.bundle_digest and paths.policy_digest):
             return ""
-        key = release_key(paths.bundle_digest, paths.policy_digest)
+        key = release_key(paths.version)
         return key if key in self._releases or (self._ready / key).is_dir() else ""
 
     def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:

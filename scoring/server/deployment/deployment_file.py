@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
@@ -56,6 +57,11 @@ class ReleasePaths:
     bundle_digest: str = ""
     policy_digest: str = ""
 
+    @property
+    def version(self) -> Version:
+        """The version that must be there; empty digests accept any."""
+        return Version(self.bundle_digest, self.policy_digest)
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -79,9 +85,9 @@ class Deployment:
         return {role: paths for role, paths in found.items() if paths is not None}
 
 
-def release_key(bundle_digest: str, policy_digest: str) -> str:
+def release_key(version: Version) -> str:
     """Returns the key of a release, which is a file name as well. Equal keys mean equal decisions."""
-    return f"{bundle_digest[:_KEY_DIGITS]}-{policy_digest[:_KEY_DIGITS]}"
+    return f"{version.bundle[:_KEY_DIGITS]}-{version.policy[:_KEY_DIGITS]}"
 
 
 def unfinished_prefix(pid: int) -> str:

@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry.registry import Registry, ServedVersion
-from paywarden.models.registry.rules import RegisteredVersion, RegistryState, state_of
+from paywarden.models.registry.rules import RegistryState, state_of
 from paywarden.models.rollout.registry_log import folded
 from paywarden.models.rollout.rollout import Rollout
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
@@ -127,14 +128,14 @@ class RegisteredDeployment:
         self,
         registry: Registry,
         state: RegistryState,
-        champion: RegisteredVersion,
+        champion: Version,
         rollout: Rollout | None,
         now: Deployment | None,
     ) -> Deployment:
-        known = {} if now is None else {_digests(paths): paths for paths in now.releases.values()}
+        known = {} if now is None else {paths.version: paths for paths in now.releases.values()}
 
-        def found(version: RegisteredVersion) -> ReleasePaths:
-            return known.get((version.bundle, version.policy)) or self._checked(registry, state, version)
+        def found(version: Version) -> ReleasePaths:
+            return known.get(version) or self._checked(registry, state, version)
 
         active, previous, candidate, troubles = found(champion), None, None, list[str]()
         # A version of another catalogue is served by another `serve` (scoring/server/takeover.py).
@@ -155,12 +156,12 @@ class RegisteredDeployment:
         start = rollout.start
         return replace(named, candidate=candidate, rollout=start.name, share=rollout.share, salt=start.salt)
 
-    def _checked(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ReleasePaths:
+    def _checked(self, registry: Registry, state: RegistryState, version: Version) -> ReleasePaths:
         """Returns where a version is, when its files are those that were registered. Raises RegistryRefused."""
         try:
             served = self._fetches.served(registry, state, version)
         except Misconfigured:
-            ready = self._runtime / READY / release_key(version.bundle, version.policy)
+            ready = self._runtime / READY / release_key(version)
             if not ready.is_dir():
                 raise
             return ReleasePaths(str(ready.absolute()), "", version.bundle, version.policy)
@@ -181,7 +182,7 @@ class _Fetches:
         # The error of the version that was fetched last.
         self._failed: tuple[str, Misconfigured] | None = None
 
-    def served(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> ServedVersion:
+    def served(self, registry: Registry, state: RegistryState, version: Version) -> ServedVersion:
         """Returns a version's files, if they are on this host. Raises RegistryRefused while they are fetched.
 
         Raises the errors of `files_of`, once for each time that the files could not be fetched.
@@ -198,15 +199,11 @@ class _Fetches:
             self._thread.start()
         raise RegistryRefused(f"the files of bundle {version.bundle[:12]} are being fetched from the registry's store")
 
-    def _fetch(self, registry: Registry, state: RegistryState, version: RegisteredVersion) -> None:
+    def _fetch(self, registry: Registry, state: RegistryState, version: Version) -> None:
         try:
             registry.files_of(state, version)
         except Misconfigured as error:
             self._failed = version.digest, error
-
-
-def _digests(paths: ReleasePaths) -> tuple[str, str]:
-    return paths.bundle_digest, paths.policy_digest
 
 
 def _spoken(deployment: Deployment) -> str:

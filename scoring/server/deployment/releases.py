@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.prepared_bundle import load_prepared
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
 from paywarden.schemas.errors import Misconfigured
@@ -108,7 +109,7 @@ class Release:
     def shown(self, role: str) -> ShownRelease:
         """Returns the release as the metrics show it."""
         origin = self.origins[0]
-        return ShownRelease(role, origin.bundle_digest, origin.policy_digest, self.model_version)
+        return ShownRelease(role, Version(origin.bundle_digest, origin.policy_digest, model=self.model_version))
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Serving:
 def release_of(bundles: Sequence[Bundle], digests: Sequence[str], policy: PreparedPolicy) -> Release:
     """Returns a release of bundles with these digests. The bundles behind the first one are fallbacks."""
     origins = tuple(Origin(digest, policy.digest) for digest in (*digests, ""))
-    return Release(release_key(digests[0], policy.digest), bundles, policy, origins)
+    return Release(release_key(Version(digests[0], policy.digest)), bundles, policy, origins)
 
 
 def load_release(

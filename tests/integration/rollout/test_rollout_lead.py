@@ -14,14 +14,13 @@ import pytest
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.rollout.judgement import Finding, Judgement
-from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
-from paywarden.ops.wiring.rollouts import deployment_writer
+from paywarden.ops.wiring.registry import registered_deployment
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import Source, read_source
+from paywarden.schemas.settings import read_source
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, read_deployment
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
@@ -29,13 +28,11 @@ from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment as Deployed
 from tests.services.product.processes import wait_until
-from tests.worlds.rollout.manifests import manifest_in
+from tests.worlds.rollout.signed_rollouts import SALT, SignedRollouts
 from tests.worlds.stream.decision_records import decision
 from tests.worlds.stream.transactions import left_open, look_quickly
 
 PLAN = plan_of([50, 100], step_hours=(0.01,), settle_s=0.0)
-SALT = "00" * 16
-VERSIONS = (Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"))
 
 
 def now_ms() -> int:
@@ -43,12 +40,14 @@ def now_ms() -> int:
 
 
 class World:
-    """Decisions of 2,000 cards on a topic of this test, and a log of rollouts in a folder."""
+    """Decisions of 2,000 cards on a topic of this test, and a registry in a folder."""
 
-    def __init__(self, folder: Path, settings: KafkaSettings, source: Source, deployed: Deployed) -> None:
-        self.settings, self.source, self.deployed, self.folder = settings, source, deployed, folder
-        self.log = FileRolloutLog(folder / "rollouts.jsonl")
-        self.runtime = folder / "serve"
+    def __init__(self, settings: KafkaSettings, deployed: Deployed) -> None:
+        self.settings, self.deployed = settings, deployed
+        self.signed = SignedRollouts.at(deployed.folder, begin_ms=now_ms() - 3_600_000)
+        deployed.configure("models", self.signed.settings.removeprefix("[models]\n"))
+        self.runtime = deployed.folder / "serve"
+        self.champion, self.candidate = (version.bundle for version in self.signed.versions)
         self._producer = make_producer(settings, linger_ms=5)
         ids = LocalSchemaIds()
         self._encoder = Encoder("decisions", ids.id_of("decisions"))
@@ -58,24 +57,17 @@ class World:
         self.gone = ""
 
     @property
-    def keeper(self) -> RolloutKeeper:
-        return RolloutKeeper(self.log)
-
-    @property
     def rollout(self) -> Rollout:
-        found = self.keeper.rollout
-        assert found is not None
-        return found
+        return self.signed.rollout
 
     @property
     def deployment(self) -> Deployment | None:
         return read_deployment(self.runtime / DEPLOYMENT)
 
-    def start(self, name: str = "r-1", plan: RolloutPlan = PLAN, versions: tuple[Version, Version] = VERSIONS) -> None:
-        begun = Start(name, SALT, *versions, plan)
+    def start(self, name: str = "r-1", plan: RolloutPlan = PLAN) -> None:
         # A decision that the broker has got in the same millisecond is none of before the rollout.
         time.sleep(0.02)
-        self.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
+        self.signed.start(plan, now_ms(), name)
 
     def decide(
         self, count: int, *, rollout: str = "", share: int = 0, declines: float = 0.02, frauds: float | None = None
@@ -111,10 +103,16 @@ class World:
                 self._producer.produce(self.settings.topic("outcomes"), self._outcomes.encode(label))
         assert self._producer.flush(PATIENCE_S) == 0
 
-    def leader(self, deploy: Callable[[Orders], None] = lambda _: None) -> RolloutLeader:
-        keeper, rates = self.keeper, load_rates()
+    def leader(self) -> RolloutLeader:
+        source = read_source(str(self.deployed.config))
         return RolloutLeader(
-            self.settings, LocalSchemaIds(), keeper, deploy, rates=rates, gone=lambda _: self.gone, look_every_s=0.1
+            self.settings,
+            LocalSchemaIds(),
+            self.signed.keeper("lead"),
+            registered_deployment(source).update,
+            rates=load_rates(),
+            gone=lambda _: self.gone,
+            look_every_s=0.1,
         )
 
     def phase_after(self, count: int) -> Phase:
@@ -129,7 +127,7 @@ class World:
 
     @contextmanager
     def led(self) -> Iterator[threading.Thread]:
-        leader = self.leader(deployment_writer(self.source))
+        leader = self.leader()
         stop = threading.Event()
         thread = threading.Thread(target=leader.run, args=(stop,))
         thread.start()
@@ -145,8 +143,7 @@ class World:
 def world(tmp_path: Path, settings: KafkaSettings) -> Iterator[World]:
     with Deployed(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
         deployed.create_topics()
-        deployed.configure("rollout", f'log = "{tmp_path / "rollouts.jsonl"}"\n')
-        yield World(tmp_path, settings, read_source(str(deployed.config)), deployed)
+        yield World(settings, deployed)
 
 
 def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> None:
@@ -156,7 +153,7 @@ def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> Non
         wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
         loaded = world.deployment
         assert loaded is not None
-        assert (loaded.active.bundle_digest, loaded.share, loaded.rollout) == ("a" * 64, 0, "r-1")
+        assert (loaded.active.bundle_digest, loaded.share, loaded.rollout) == (world.champion, 0, "r-1")
         assert loaded.candidate is not None
         # A host has the candidate loaded: its decisions name the rollout.
         world.decide(10, rollout="r-1")
@@ -169,7 +166,7 @@ def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> Non
     assert "decline" in world.rollout.cause
     ended = world.deployment
     assert ended is not None
-    assert (ended.active.bundle_digest, ended.candidate, ended.share) == ("a" * 64, None, 0)
+    assert (ended.active.bundle_digest, ended.candidate, ended.share) == (world.champion, None, 0)
 
 
 def test_behind_an_open_transaction_no_step_goes_on_and_it_is_told(
@@ -202,9 +199,9 @@ WITHIN = Judgement(Finding.WITHIN, "decline", -1.0, (500, 500), ())
 def reach_all_cards(world: World, name: str, *, frauds: float) -> None:
     """Bring a rollout to 100 %, with decisions and outcomes of the step with half of the cards."""
     world.start(name, PLAN_WITH_OUTCOMES)
-    world.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host"))
+    world.signed.take(RolloutEvent(EventKind.READY, now_ms(), "host"))
     world.decide(4_000, rollout=name, share=5_000, declines=0.02, frauds=frauds)
-    world.keeper.take(RolloutEvent(EventKind.LOOKED, now_ms() + 1, "analysis", step=0, judgement=WITHIN))
+    world.signed.take(RolloutEvent(EventKind.LOOKED, now_ms() + 1, "analysis", step=0, judgement=WITHIN))
     assert world.rollout.phase is Phase.PROVISIONAL
 
 
@@ -218,17 +215,17 @@ def test_mature_outcomes_roll_back_a_provisional_rollout_or_let_a_person_promote
     assert world.rollout.outcomes.money is not None
     reach_all_cards(world, "r-2", frauds=0.2)
     promoted = RolloutEvent(EventKind.PROMOTED, now_ms() + 1_000, "ann", "outcomes are fine")
-    assert "none was looked at" in _raised(lambda _: world.keeper.take(promoted))
+    assert "none was looked at" in _raised(lambda _: world.signed.take(promoted))
     with world.led() as leader:
         wait_until(lambda: world.rollout.outcomes is not None, "outcomes are judged")
         assert world.rollout.outcomes is not None
         assert world.rollout.outcomes.finding is Finding.WITHIN
-        world.keeper.take(replace(promoted, time_ms=now_ms()))
+        world.signed.take(replace(promoted, time_ms=now_ms()))
         leader.join(PATIENCE_S)
         assert not leader.is_alive()
     deployed = world.deployment
     assert deployed is not None
-    assert (deployed.active.bundle_digest, deployed.candidate, deployed.share) == ("b" * 64, None, 0)
+    assert (deployed.active.bundle_digest, deployed.candidate, deployed.share) == (world.candidate, None, 0)
 
 
 # Events that less than half of the cards have are rare enough here, so every step goes on after a few dozen cards.
@@ -240,16 +237,14 @@ PLAN_OF_MANY_STEPS = plan_of(
 def test_a_leader_that_is_killed_again_and_again_skips_no_step_and_takes_none_twice(world: World) -> None:
     """The deployment file is never ahead of the log, and follows it after each start."""
     world.decide(500)
-    world.start(
-        plan=PLAN_OF_MANY_STEPS, versions=(manifest_in(world.folder / "old"), manifest_in(world.folder / "new"))
-    )
+    world.start(plan=PLAN_OF_MANY_STEPS)
     random, kills = np.random.default_rng(5), 0
-    lead = ("rollout", "lead", "--look-every", "0.1")
+    lead = ("rollout", "lead", "--look-every", "0.1", "--key", str(world.deployed.folder / "lead.pem"))
     leader = world.deployed.start(*lead)
     wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
     second = world.deployed.run(*lead)
     assert second.returncode == 1
-    assert f"process {leader.pid} leads the rollouts of {world.folder / 'rollouts.jsonl'} already" in second.stderr
+    assert f"process {leader.pid} leads the rollouts of {world.signed.path} already" in second.stderr
     with deciding(world):
         while (seen := world.rollout).phase is not Phase.PROVISIONAL:
             assert seen.phase in (Phase.PENDING, Phase.RUNNING), seen.line
@@ -266,10 +261,10 @@ def test_a_leader_that_is_killed_again_and_again_skips_no_step_and_takes_none_tw
             time.sleep(0.05)
     wait_until(lambda: world.deployment is not None and world.deployment.share == 10_000, "the host has followed")
     leader.kill()
-    steps = [event.step for event in world.log.events() if event.kind is EventKind.LOOKED]
+    steps = [event.step for event in world.signed.log.events() if event.kind is EventKind.LOOKED]
     assert sorted(set(steps)) == [0, 1, 2]
     assert steps == sorted(steps)
-    assert len(world.keeper.steps_ms) == 4
+    assert len(world.signed.keeper("lead").steps_ms) == 4
 
 
 @contextmanager

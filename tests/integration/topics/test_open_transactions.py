@@ -33,12 +33,10 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.registry.shared_log import SharedLog
 from paywarden.streams.registry.topic import REGISTRY_TOPIC, KafkaRegistryTopic
-from paywarden.streams.rollouts.topic import ROLLOUTS_TOPIC, publish
 from paywarden.streams.traces.decisions import DecisionRecords
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import produce
 from tests.unit.streams.decision_index.test_index import made
-from tests.unit.streams.rollouts.test_topic import EVENTS
 from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
 from tests.worlds.rollout.registry import Writer, people_of
 from tests.worlds.stream.transactions import left_open, look_quickly
@@ -125,20 +123,6 @@ def test_an_archive_names_what_it_lacks_and_gets_it_later(topics: KafkaSettings,
         assert "3 offsets are added when it has ended" in told
     added, told = archived()
     assert (added, "open transaction" in told) == ("2 decisions", False)
-
-
-def test_events_of_rollouts_behind_it_are_published_again_and_it_is_told(topics: KafkaSettings) -> None:
-    """The command published them again in silence, at each call."""
-    told: list[str] = []
-    assert publish(topics, IDS, EVENTS[:1], told.append) == 1
-    with left_open(topics, ROLLOUTS_TOPIC):
-        assert publish(topics, IDS, EVENTS[:2], told.append) == 1
-        assert publish(topics, IDS, EVENTS[:2], told.append) == 1
-    assert told[0].startswith(f"an open transaction of a producer holds up {topics.topic(ROLLOUTS_TOPIC)}/0: 1 records")
-    assert told[1].endswith("2 records wait for its end, and events among them are published again")
-    assert len(told) == 2
-    assert publish(topics, IDS, EVENTS, told.append) == 1
-    assert len(told) == 2
 
 
 def test_spans_of_decisions_behind_it_wait_and_it_is_told(

@@ -178,7 +178,6 @@ def served_console(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     console.shell.url = url
     settings: dict[str, Any] = {
-        "rollout": {"log": str(folder / "rollouts.jsonl")},
         "serve": {"bundle": str(folder / "none"), "runtime": str(folder)},
         "policy": POLICY,
         **({} if models is None else {"models": models}),

@@ -34,7 +34,6 @@ from paywarden.models.policy.prepared_policy import load_policy
 from paywarden.models.registry.artefacts import check_files
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
-from paywarden.models.rollout.log import FileRolloutLog
 from paywarden.ops.capacity.coefficients import _figures_in
 from paywarden.ops.commands.run.load import _token
 from paywarden.ops.console.audit import AuditLog
@@ -143,7 +142,6 @@ READERS: dict[str, Read] = {
     "a webhook's key": lambda path: read_key(str(path)),
     "a key of hex digits": lambda path: read_hex_key("key", str(path)) or _nothing(),
     "the registry's log": lambda path: LogFile(path).read(),
-    "the log of rollouts": lambda path: FileRolloutLog(path).events(),
     "an audit log": lambda path: AuditLog(path, Ed25519PrivateKey.generate()),
     "a deployment file": read_deployment,
     "orders": read_orders,

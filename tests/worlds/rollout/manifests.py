@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.policy.text import policy_text
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts
-from paywarden.models.rollout.rollout import Version
 
 
 def manifest_in(folder: Path) -> Version:
@@ -22,14 +22,14 @@ def manifest_in(folder: Path) -> Version:
     )  # fmt: skip
     folder.mkdir()
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Version(manifest.digest, "", str(folder))
+    return Version(manifest.digest, model=folder.name)
 
 
 def bundle_to_register(folder: Path) -> BundleFacts:
     """Make such a bundle, and return what a registry takes of it: a host would refuse it, but it may be promoted."""
     version = manifest_in(folder)
     files = {MANIFEST: (folder / MANIFEST).read_bytes()}
-    return BundleFacts(version.bundle_digest, folder.name, "1" * 16, "", files)
+    return BundleFacts(version.bundle, folder.name, "1" * 16, "", files)
 
 
 def policy_to_register(decline_at: float, lists: Mapping[str, frozenset[str]] | None = None) -> PolicyFacts:

@@ -22,7 +22,10 @@ class PeopleWithKeys:
 
 
 def people_with_keys(folder: Path, names: Sequence[str], passphrase: str) -> PeopleWithKeys:
-    """Make people with all roles, whose keys this passphrase opens. One approval is needed."""
+    """Make people with all roles, whose keys this passphrase opens; `lead` is the program that leads rollouts.
+
+    One approval is needed.
+    """
     keys = {name: Ed25519PrivateKey.generate() for name in names}
     sealed = folder / "keys"
     sealed.mkdir()
@@ -30,7 +33,7 @@ def people_with_keys(folder: Path, names: Sequence[str], passphrase: str) -> Peo
     for name, key in keys.items():
         encryption = BestAvailableEncryption(passphrase.encode())
         (sealed / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-        roles = '["propose", "approve", "promote", "roll_back", "rollout"]'
+        roles = '["lead"]' if name == "lead" else '["propose", "approve", "promote", "roll_back", "rollout"]'
         lines.append(f'[[person]]\nname = "{name}"\nroles = {roles}\nkeys = ["{public_text(key.public_key())}"]\n')
     people = folder / "registry-people.toml"
     people.write_text("".join(lines))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.permissions import refusal_of_deployment
@@ -11,13 +14,13 @@ from tests.worlds.rollout.registry import Writer, digest, people_of
 PEOPLE = people_of()
 
 
-def digests(name: str) -> tuple[str, str]:
-    return digest(f"bundle {name}"), digest(f"policy {name}")
+def version(name: str, policy: str = "") -> Version:
+    return Version(digest(f"bundle {name}"), digest(f"policy {policy or name}"))
 
 
 def refusal(writer: Writer, **roles: str) -> str:
     state = state_of(writer.log, PEOPLE, Rules("paywarden", approvals=1))
-    return refusal_of_deployment(writer.log, state, {role: digests(name) for role, name in roles.items()})
+    return refusal_of_deployment(writer.log, state, {role: version(name) for role, name in roles.items()})
 
 
 def approved(writer: Writer, name: str) -> Entry:
@@ -55,6 +58,6 @@ def test_a_bundle_with_the_policy_of_another_version_is_not_allowed() -> None:
     for name in ("a", "b"):
         writer.add(kinds.PROMOTED, "cleo", proposal=approved(writer, name).digest)
     state = state_of(writer.log, PEOPLE, Rules("paywarden", approvals=1))
-    mixed = digests("a")[0], digests("b")[1]
-    assert refusal_of_deployment(writer.log, state, {"active": mixed})
-    assert "policy (none)" in refusal_of_deployment(writer.log, state, {"active": (digests("a")[0], "")})
+    assert refusal_of_deployment(writer.log, state, {"active": version("a", "b")})
+    unknown = replace(version("a"), policy="")
+    assert "policy (none)" in refusal_of_deployment(writer.log, state, {"active": unknown})

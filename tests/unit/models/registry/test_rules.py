@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.models.bundle.signature import fingerprint
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import FORM, Entry, Value, entry_of
 from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, RegistryPeople
-from paywarden.models.registry.rules import MODES, RegisteredVersion, RegistryState, Rules, refusal_of, state_of
+from paywarden.models.registry.rules import MODES, RegistryState, Rules, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 
@@ -23,8 +24,8 @@ TWO = Rules(approvals=2)
 DAY_MS = 86_400_000
 
 
-def version(name: str) -> RegisteredVersion:
-    return RegisteredVersion(digest(f"bundle {name}"), digest(f"policy {name}"), CATALOGUE)
+def version(name: str) -> Version:
+    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), CATALOGUE)
 
 
 def champion(writer: Writer, name: str) -> Entry:
@@ -92,7 +93,7 @@ def counts(past: list[Entry], entry: Entry, rules: Rules) -> bool:
 
 
 def identity(entry: Entry) -> str:
-    return RegisteredVersion(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")).digest
+    return Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue")).digest
 
 
 def registrars(past: list[Entry], proposal: Entry) -> tuple[str, str] | None:

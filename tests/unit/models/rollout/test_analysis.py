@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import APPROVE, DECLINE, REVIEW
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
+from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.models.rollout.shares import CANDIDATE, CIRCLE, arm_edges, arms_at
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from tests.worlds.rollout.memory_log import MemoryRolloutLog
 
 PLAN = plan_of([10, 50, 100], step_hours=(0.5, 0.5), segments=("country=FR",))
 BOUNDS = EventBounds(slow_ms=20.0, score_upper=0.9, score_top=0.99)

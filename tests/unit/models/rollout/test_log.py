@@ -1,11 +1,9 @@
-"""The log of rollouts: after a crash at any byte, and with several writers, a rollout is where its log says."""
+"""What gets into the log of rollouts: events that may happen, and few of the looks."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.rollout import log as log_module
 from paywarden.models.rollout.judgement import Finding, MeasureEvidence
 from paywarden.models.rollout.log import (
+    NO_EVENT,
     NOTED_EVERY_MS,
     NOTES_A_STEP,
-    FileRolloutLog,
-    MemoryRolloutLog,
     RolloutKeeper,
     event_of,
     event_record,
+    only_leader,
 )
 from paywarden.models.rollout.rollout import (
     LOOK_GAP_MAX_MS,
@@ -36,6 +33,7 @@ from paywarden.models.rollout.rollout import (
 )
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.models.rollout.test_rollout import event, judgement, look, outcomes, start_of
+from tests.worlds.rollout.memory_log import MemoryRolloutLog
 
 EVENTS = [
     event(EventKind.STARTED, 0, start=start_of()),
@@ -48,96 +46,54 @@ EVENTS = [
 ]
 
 
-def filled(path: Path, events: list[RolloutEvent] = EVENTS) -> RolloutKeeper:
-    keeper = RolloutKeeper(FileRolloutLog(path))
+def filled(log: MemoryRolloutLog, events: list[RolloutEvent] = EVENTS) -> RolloutKeeper:
+    keeper = RolloutKeeper(log)
     for each in events:
         keeper.take(each)
     return keeper
 
 
-def test_killed_at_any_byte_the_rollout_is_where_the_whole_lines_say(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jsonl"
-    filled(whole)
-    content = whole.read_bytes()
-    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
-    cut = tmp_path / "cut.jsonl"
-    for size in {*range(0, len(content), 97), *(end + more for end in ends for more in (-1, 0, 1))}:
-        cut.write_bytes(content[:size])
-        lines = sum(end <= size for end in ends)
-        assert RolloutKeeper(FileRolloutLog(cut)).rollout == replayed(EVENTS[:lines])
-        # The next writer cuts off the torn line.
-        keeper = RolloutKeeper(FileRolloutLog(cut))
-        if lines and not (keeper.rollout is None or keeper.rollout.has_ended):
-            keeper.take(RolloutEvent(EventKind.ABORTED, 9, "ann", "over"))
-            assert cut.read_bytes()[: ends[lines - 1]] == content[: ends[lines - 1]]
-            assert len(FileRolloutLog(cut).events()) == lines + 1
-
-
-def _line(each: RolloutEvent, **changes: None) -> bytes:
-    return json.dumps(event_record(each) | changes).encode() + b"\n"
-
-
 @pytest.mark.parametrize("step", [99, -99, 10**30])
-def test_harm_at_a_step_that_the_plan_has_not_rolls_back(tmp_path: Path, step: int) -> None:
+def test_harm_at_a_step_that_the_plan_has_not_rolls_back(step: int) -> None:
     """It raised IndexError in every process that read it, and nobody could roll back."""
-    keeper = filled(tmp_path / "rollouts.jsonl", EVENTS[:2])
-    found = keeper.take(replace(look(Finding.HARM, 2), step=step))
+    log = MemoryRolloutLog()
+    found = filled(log, EVENTS[:2]).take(replace(look(Finding.HARM, 2), step=step))
     assert (found.phase, found.cause) == (Phase.ROLLED_BACK, judgement(Finding.HARM).line)
-    assert filled(tmp_path / "rollouts.jsonl", []).rollout == found
+    assert RolloutKeeper(log).rollout == found
 
 
-def test_damage_before_the_end_is_named_and_never_written_behind(tmp_path: Path) -> None:
-    path = tmp_path / "rollouts.jsonl"
-    filled(path, EVENTS[:3])
-    lines = path.read_bytes().splitlines(keepends=True)
-    for wrong in (
-        b"{}\n",
-        b"nothing\n",
-        lines[1].replace(b'"by": "ann"', b'"by": 3'),
-        b'{"kind": "ready"}\n',
+@pytest.mark.parametrize("each", [*EVENTS, outcomes(Finding.WITHIN, 9)])
+def test_an_event_is_read_as_it_was_written(each: RolloutEvent) -> None:
+    assert event_of(json.loads(json.dumps(event_record(each)))) == each
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        [1],
+        {"kind": "ready"},
+        event_record(EVENTS[1]) | {"by": 3},
+        event_record(EVENTS[1]) | {"kind": "flown"},
         # Read without a word, they ended the leader, the console and each command with an assertion.
-        _line(look(Finding.WITHIN, 1), judgement=None),
-        _line(outcomes(Finding.WITHIN, 1), judgement=None),
-        _line(EVENTS[0], start=None),
-        b"[1]\n",
-    ):
-        path.write_bytes(lines[0] + wrong + lines[2])
-        with pytest.raises(
-            Misconfigured, match=r"rollouts\.jsonl, line 2: wanted an event of a rollout, got something else"
-        ):
-            RolloutKeeper(FileRolloutLog(path))
-        assert path.read_bytes() == lines[0] + wrong + lines[2]
+        event_record(look(Finding.WITHIN, 1)) | {"judgement": None},
+        event_record(outcomes(Finding.WITHIN, 1)) | {"judgement": None},
+        event_record(EVENTS[0]) | {"start": None},
+    ],
+)
+def test_a_record_of_something_else_is_no_event(record: Any) -> None:
+    with pytest.raises((*NO_EVENT, Misconfigured)):
+        event_of(record)
 
 
-def test_two_keepers_of_one_log_never_write_past_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "rollouts.jsonl"
-    mine = filled(path, EVENTS[:2])
-    other = RolloutKeeper(FileRolloutLog(path))
+def test_two_keepers_of_one_log_never_write_past_each_other() -> None:
+    log = MemoryRolloutLog()
+    mine, other = filled(log, EVENTS[:2]), RolloutKeeper(log)
     other.take(event(EventKind.PAUSED, 3))
     with pytest.raises(Misconfigured, match="r-1 is paused, not running"):
         mine.take(event(EventKind.PAUSED, 4))
     assert mine.take(event(EventKind.RESUMED, 5)).phase is Phase.RUNNING
     assert other.refresh() == mine.rollout
-
-
-def test_threads_that_share_a_log_see_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The companion's metrics read it for each scrape. A second reader comes at each line that the first one reads."""
-    path = tmp_path / "rollouts.jsonl"
-    filled(path)
-    log, seen = FileRolloutLog(path), list[list[RolloutEvent]]()
-
-    def read_by_another_thread(record: Mapping[str, Any]) -> RolloutEvent:
-        monkeypatch.setattr(log_module, "event_of", event_of)
-        other = threading.Thread(target=lambda: seen.append(log.events()))
-        other.start()
-        other.join()
-        monkeypatch.setattr(log_module, "event_of", read_by_another_thread)
-        return event_of(record)
-
-    monkeypatch.setattr(log_module, "event_of", read_by_another_thread)
-    seen.append(log.events())
-    assert seen == [EVENTS] * (len(EVENTS) + 1)
-    assert log.events() == EVENTS
 
 
 def test_of_two_that_start_at_once_one_is_refused() -> None:
@@ -253,18 +209,10 @@ def test_outcomes_are_noted_when_their_finding_changes() -> None:
     assert [each.time_ms for each in log.events()] == [0, 1, 3, 5]
 
 
-def test_a_log_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"cannot read the rollouts in .*: Is a directory"):
-        RolloutKeeper(FileRolloutLog(tmp_path))
-    (tmp_path / "file").touch()
-    with pytest.raises(Misconfigured, match=r"cannot (read|write) the rollouts .*: Not a directory"):
-        filled(tmp_path / "file" / "rollouts.jsonl")
-
-
 def test_a_log_has_one_leader_and_the_next_one_is_told_who_leads(tmp_path: Path) -> None:
-    log = FileRolloutLog(tmp_path / "rollouts.jsonl")
-    with log.leading(), pytest.raises(Misconfigured) as refused, FileRolloutLog(tmp_path / "rollouts.jsonl").leading():
+    log = tmp_path / "log.jsonl"
+    with only_leader(log), pytest.raises(Misconfigured) as refused, only_leader(log):
         pass
-    assert f"process {os.getpid()} leads the rollouts of {tmp_path}/rollouts.jsonl already" in str(refused.value)
-    with log.leading():
+    assert f"process {os.getpid()} leads the rollouts of {log} already" in str(refused.value)
+    with only_leader(log):
         pass

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.copies import merge
@@ -20,11 +21,12 @@ from paywarden.models.registry.people import APPROVE, LEAD, PROMOTE, PROPOSE, RO
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.registry.rules import MODES, Rules
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper, RolloutLog, event_record
+from paywarden.models.rollout.log import RolloutKeeper, RolloutLog, event_record
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
-from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
+from tests.worlds.rollout.memory_log import MemoryRolloutLog
 from tests.worlds.rollout.registry import START_MS, Writer, digest, key_of, people_of
 
 PEOPLE = people_of(
@@ -41,7 +43,7 @@ BEGIN_MS = START_MS + 20 * MINUTE_MS
 
 
 def version_of(name: str) -> Version:
-    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), name)
+    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), model=name)
 
 
 START = Start("r-1", "00" * 16, version_of("old"), version_of("new"), PLAN)
@@ -124,6 +126,33 @@ def test_a_rollout_in_the_signed_log_is_what_it_is_in_memory(tmp_path: Path) -> 
     entries = [entry for entry in hosts.file.read().entries if entry.text("rollout")]
     assert len(entries) < 30
     assert {entry.by for entry in entries if entry.kind == kinds.ROLLOUT_STEP} == {"lead"}
+
+
+def test_killed_at_any_byte_the_rollout_is_where_the_whole_lines_say(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path)
+    begin = hosts.file.path.stat().st_size
+    for by, each in whole_life()[:8]:
+        hosts.of(by).take(replace(each, by=by))
+    content = hosts.file.path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n") and place + 1 >= begin]
+    states = {end: _rollout_in(hosts, content[:end]) for end in ends}
+    assert [states[ends[0]], states[ends[-1]]] == [None, hosts.of("anna").rollout]
+    for size in {*range(begin, len(content), 97), *(end + more for end in ends[:-1] for more in (-1, 0, 1))}:
+        if size >= begin:
+            assert _rollout_in(hosts, content[:size]) == states[max(end for end in ends if end <= size)]
+    # The next writer cuts off the torn line.
+    hosts.file.path.write_bytes(content[:-1])
+    hosts.of("anna").take(event(EventKind.ABORTED, DAY_MS))
+    assert hosts.file.path.read_bytes().startswith(content[: ends[-2]] + b'{"by":"anna"')
+    found = hosts.of("anna").rollout
+    assert found is not None
+    assert found.phase is Phase.ABORTED
+
+
+def _rollout_in(hosts: Hosts, content: bytes) -> Rollout | None:
+    """Returns the rollout in a log with this content."""
+    hosts.file.path.write_bytes(content)
+    return hosts.of("anna").rollout
 
 
 @pytest.mark.parametrize(
@@ -299,7 +328,7 @@ def test_a_start_of_another_candidate_than_the_approved_one_counts_for_nothing(t
     hosts.start()
     (entry,) = [one for one in hosts.file.read().entries if one.kind == kinds.ROLLOUT_STARTED]
     forged = json.loads(entry.text("event"))
-    forged["start"] |= {"name": "r-2", "candidate": {**forged["start"]["candidate"], "bundle_digest": "e" * 64}}
+    forged["start"] |= {"name": "r-2", "candidate": {**forged["start"]["candidate"], "bundle": "e" * 64}}
     hosts.of("anna").take(event(EventKind.ABORTED, 5))
     what = {**entry.what, "rollout": "r-2", "event": json.dumps(forged)}
     hosts.add(lambda writer: writer.entry(kinds.ROLLOUT_STARTED, "anna", what))

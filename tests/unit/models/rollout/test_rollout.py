@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.judgement import Finding, Judgement, MeasureEvidence
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import (
@@ -17,12 +18,9 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
     Start,
-    Version,
     after,
-    orders_of,
     replayed,
 )
-from paywarden.models.rollout.shares import arm_of
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = plan_of([10, 50, 100], step_hours=(0.5, 0.5), label_days=1.0)
@@ -67,11 +65,11 @@ def test_a_rollout_that_stays_within_reaches_all_cards_and_is_promoted_by_a_pers
         state = after(state, look(Finding.WITHIN, minute * MINUTE_MS, state.step))
         shares.append(state.share)
     assert (shares[28], shares[29], shares[58], shares[59]) == (1_000, 5_000, 5_000, 10_000)
-    assert (state.phase, state.keeps_champion) == (Phase.PROVISIONAL, True)
+    assert state.phase is Phase.PROVISIONAL
     end_ms = state.since_ms + DAY_MS
     state = after(state, outcomes(Finding.WITHIN, end_ms))
     state = after(state, event(EventKind.PROMOTED, end_ms))
-    assert (state.phase, state.share, state.keeps_champion) == (Phase.PROMOTED, 10_000, False)
+    assert (state.phase, state.share) == (Phase.PROMOTED, 10_000)
     assert state.line == "r-1: promoted, promoted by ann: a test"
 
 
@@ -171,8 +169,6 @@ def test_a_rollout_in_the_shadow_gets_no_card_before_somebody_resumes_it() -> No
         with pytest.raises(Misconfigured):
             after(state, event(kind, 1))
     assert after(state, look(Finding.WITHIN, MINUTE_MS)).share == 0
-    # Hosts keep the candidate ready, and nothing decides by it.
-    assert (orders_of(state).candidate, orders_of(state).share) == (CANDIDATE, 0)
     assert "pending in the shadow" in state.line
     resumed = after(state, event(EventKind.RESUMED, DAY_MS))
     assert (resumed.phase, resumed.in_shadow, resumed.share, resumed.since_ms) == (Phase.PENDING, False, 0, DAY_MS)
@@ -199,16 +195,10 @@ def test_a_candidate_that_goes_outside_the_margin_again_cannot_be_promoted() -> 
 
 
 @given(st.sampled_from(list(Phase)), st.integers(0, 1))
-def test_the_champion_stays_loaded_and_all_cards_are_somebodys_in_every_phase(phase: Phase, step: int) -> None:
-    orders = orders_of(replace(running(), phase=phase, step=step))
-    if phase in ENDED:
-        promoted = phase is Phase.PROMOTED
-        assert (orders.champion, orders.candidate, orders.share) == (CANDIDATE if promoted else CHAMPION, None, 0)
-    else:
-        assert (orders.champion, orders.candidate) == (CHAMPION, CANDIDATE)
-        assert orders.share == {Phase.PENDING: 0, Phase.PROVISIONAL: 10_000}.get(phase, PLAN.steps[step])
-    # The fields that a host needs are in a form that it accepts.
-    assert arm_of(b"card:C1", bytes.fromhex(orders.salt), [orders.share]) in (0, 1)
+def test_the_candidate_has_the_share_of_its_phase(phase: Phase, step: int) -> None:
+    state = replace(running(), phase=phase, step=step)
+    shares = {Phase.RUNNING: PLAN.steps[step], Phase.PAUSED: PLAN.steps[step]}
+    assert state.share == {**shares, Phase.PROVISIONAL: 10_000, Phase.PROMOTED: 10_000}.get(phase, 0)
 
 
 ENDED_STATE = replace(running(), phase=Phase.ABORTED, time_ms=5)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.rollout.shadow import ShadowColumns, ShadowRecord, ShadowSide, compare_shadow
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -16,7 +17,9 @@ from paywarden.schemas.errors import InvalidEvent
 APPROVE, REVIEW, DECLINE = range(3)
 COSTS = CostSettings(review_cost_minor=500, fraud_loss_share=1.0, declined_margin_share=0.05)
 RECORD = ShadowRecord(
-    "d-1", "p-1", "C7", 1, "b-42", "c" * 16, ShadowSide(0.1, "approve", "a", "p"), ShadowSide(0.7, "decline", "b", "p")
+    *("d-1", "p-1", "C7", 1, "b-42", "c" * 16),
+    ShadowSide(0.1, "approve", Version("a", "p")),
+    ShadowSide(0.7, "decline", Version("b", "p")),
 )
 
 

@@ -45,7 +45,6 @@ def whole_console(folder: Path, **changed: Any) -> Iterator[Whole]:
     console = console_under_test(folder, **changed)
     source = Source(
         {
-            "rollout": {"log": str(folder / "rollouts.jsonl")},
             "kafka": {"bootstrap": "127.0.0.1:1"},
             "decision_index": {"path": str(folder / "decisions.duckdb")},
         },

@@ -18,9 +18,8 @@ from starlette.testclient import TestClient
 
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.models.rollout.judgement import judge
-from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
-from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.console.assembly import TABLES, sections
 from paywarden.ops.console.inbox.alert_reader import AlertReader
@@ -36,6 +35,7 @@ from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_und
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.worlds.rollout.manifests import bundle_to_register, manifest_in, policy_to_register
 from tests.worlds.rollout.people_with_keys import people_with_keys
+from tests.worlds.rollout.signed_rollouts import SignedRollouts
 
 PASSPHRASE = "a passphrase"
 NAMES = ("anna", "ben")
@@ -138,19 +138,17 @@ def test_an_approver_sees_what_a_version_changes(world: Registered, tmp_path: Pa
 
 def test_the_page_tells_of_this_rollout_alone_and_of_what_changed_it(tmp_path: Path) -> None:
     """Looks that changed nothing, and events of earlier rollouts, stood between."""
-    log = tmp_path / "rollouts.jsonl"
-    keeper = RolloutKeeper(FileRolloutLog(log))
+    log, plan = SignedRollouts.at(tmp_path, begin_ms=NOW_MS - 1), plan_of([50, 100])
     for number, name in enumerate(("r-1", "r-2")):
-        start = Start(name, "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
         now = NOW_MS + number * 3_600_000
-        keeper.take(RolloutEvent(EventKind.STARTED, now, "anna", f"why {name}", start))
-        keeper.take(RolloutEvent(EventKind.READY, now + 1, "host-1"))
+        log.start(plan, now, name)
+        log.take(RolloutEvent(EventKind.READY, now + 1, "lead"))
         for look in range(3):
-            seen = judge(start.plan, 0, counts_of(1_000, step=0, plan=start.plan))
-            keeper.take(RolloutEvent(EventKind.LOOKED, now + 2 + look * 600_000, "lead", step=0, judgement=seen))
+            seen = judge(plan, 0, counts_of(1_000, step=0, plan=plan))
+            log.take(RolloutEvent(EventKind.LOOKED, now + 2 + look * 600_000, "lead", step=0, judgement=seen))
         if number == 0:
-            keeper.take(RolloutEvent(EventKind.ABORTED, now + 1_800_000, "ben", "a bug"))
-    desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
+            log.take(RolloutEvent(EventKind.ABORTED, now + 1_800_000, "ben", "a bug"), "ben")
+    desk = Desk(Source({"models": log.models}, {}), "")
     view = desk.rollout()
     assert [one.kind for one in view["events"]] == ["rollout ready", "rollout started"]
     assert [(one["name"], one["phase"], one["cause"]) for one in view["earlier"]] == [
@@ -181,7 +179,6 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
             connection.execute(table)
     values = {
         **world.desk.source.file,
-        "rollout": {"log": str(tmp_path / "rollouts.jsonl")},
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
     }
@@ -356,24 +353,20 @@ def test_a_plan_that_cannot_be_says_why(world: Registered, proposed: str, change
         assert re.search(rf'name="{name}"[^>]* value="{re.escape(value)}"', page.text)
 
 
-def test_without_a_registry_bundles_beside_the_champion_are_tried(tmp_path: Path) -> None:
-    champion, candidate = (manifest_in(tmp_path / name) for name in ("model-1", "model-2"))
-    source = Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}, "serve": {"bundle": champion.bundle}}, {})
+def test_without_a_registry_the_pages_say_so_and_start_nothing(tmp_path: Path) -> None:
     console = console_under_test(tmp_path / "console")
-    browser = console.browser([Models(Desk(source, "")).section()], "demo-model-owner")
-    sent = planned(browser, candidate.bundle_digest, shadow="yes")
-    # No folder is named in a form, and so none can be looked for.
-    outside = browser.post("/rollout/start", data={**sent, "candidate": candidate.bundle, "why": "w"})
-    assert outside.status_code == 409
-    sent = planned(browser, candidate.bundle_digest, shadow="yes")
-    assert browser.post("/rollout/start", data={**sent, "why": "w"}).status_code == 303
-    (event,) = read_rollouts(source).events()
-    assert event.start is not None
-    assert (event.start.champion, event.start.candidate, event.start.shadow) == (champion, candidate, True)
-    env = {"PAYWARDEN_ROLLOUT_LOG": str(tmp_path / "rollouts.jsonl")}
-    told = CliRunner().invoke(cli, ["rollout", "status"], env=env).stdout
-    assert event.start.name in told
-    lead = console.browser([Models(Desk(source, "")).section()], "demo-lead")
+    manifest_in(tmp_path / "model-1")
+    desk = Desk(Source({"serve": {"bundle": str(tmp_path / "model-1")}}, {}), "")
+    browser = console.browser([Models(desk).section()], "demo-model-owner")
+    text = browser.get("/models").text
+    assert "There is no registry here" in text
+    assert '<strong class="mono">model-1</strong>' in text
+    assert "There has been no rollout." in text
+    assert "There is no registry: [models] people is not set" in browser.get("/rollout/plan").text
+    form = {"candidate": "a" * 64, "plan": "b" * 64, "why": "w"}
+    assert browser.post("/rollout/start", data=form).status_code == 409
+    assert desk.happenings(0, NOW_MS) == []
+    lead = console.browser([Models(desk).section()], "demo-lead")
     assert lead.get("/rollout/plan").status_code == 403
     console.database.close()
 
@@ -389,27 +382,27 @@ def test_nobody_signs_with_the_key_of_another_person(world: Registered) -> None:
 
 def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: Path) -> None:
     """After a promotion and a rollback the page said that the candidate had 100 % of the cards."""
-    log = tmp_path / "rollouts.jsonl"
-    keeper = RolloutKeeper(FileRolloutLog(log))
-    start = Start("r-1", "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
-    keeper.take(RolloutEvent(EventKind.STARTED, NOW_MS, "anna", "a test", start))
-    keeper.take(RolloutEvent(EventKind.READY, NOW_MS + 1, "lead"))
-    seen = judge(start.plan, 0, counts_of(80_000, step=0, plan=start.plan))
-    keeper.take(RolloutEvent(EventKind.LOOKED, NOW_MS + 2, "lead", step=0, judgement=seen))
+    log, plan = SignedRollouts.at(tmp_path, begin_ms=NOW_MS - 1), plan_of([50, 100])
+    log.start(plan, NOW_MS)
+    log.take(RolloutEvent(EventKind.READY, NOW_MS + 1, "lead"))
+    seen = judge(plan, 0, counts_of(80_000, step=0, plan=plan))
+    log.take(RolloutEvent(EventKind.LOOKED, NOW_MS + 2, "lead", step=0, judgement=seen))
     console = console_under_test(tmp_path)
-    desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
+    desk = Desk(Source({"models": log.models}, {}), "")
     browser = console.browser([Models(desk).section()], "demo-model-owner")
     text = browser.get("/models").text
     assert "has 50 % of the cards" in text
     # No step waits for the highest one in a hundred, so it is neither within a margin nor beyond it.
     rows = re.findall(r'<span>(score \w+)<br>.*?data-name="Means"><span class="\w+">([^<]*)', text)
     assert dict(rows) == {"score upper": "within the margin", "score top": "watched for harm alone"}
-    told = CliRunner().invoke(cli, ["rollout", "status"], env={"PAYWARDEN_ROLLOUT_LOG": str(log)}).stdout
+    (tmp_path / "paywarden.toml").write_text(log.settings, encoding="utf-8")
+    told = CliRunner().invoke(cli, ["--config", str(tmp_path / "paywarden.toml"), "rollout", "status"]).stdout
     assert re.search(r"score_upper +yes ", told)
     assert re.search(r"score_top +– ", told)
-    keeper.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 3, "anna", "enough"))
+    log.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 3, "anna", "enough"))
     text = browser.get("/models").text
     assert "Aborted by anna: enough." in text
     assert "has 50 % of the cards" not in text
-    assert "It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of that time" in text
+    candidate = log.versions[1].bundle[:12]
+    assert f"It compared the candidate <code>{candidate}</code> with the champion of that time" in text
     console.database.close()

@@ -12,7 +12,6 @@ from prometheus_client.metrics_core import Metric
 
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.models.policy.policy import FLAGS
-from paywarden.models.rollout.log import MemoryRolloutLog
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -104,7 +103,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     OutcomeMetrics(prometheus)
     transaction_gauge(prometheus)
     FollowerMetrics(prometheus)
-    prometheus.register(RolloutCollector(MemoryRolloutLog()))
+    prometheus.register(RolloutCollector(None))
     AerospikeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
@@ -156,7 +155,7 @@ def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     OutcomeMetrics(prometheus)
     AerospikeMetrics(prometheus)
     StreamMetrics(prometheus, OBJECTIVES)
-    prometheus.register(RolloutCollector(MemoryRolloutLog()))
+    prometheus.register(RolloutCollector(None))
     shown |= {
         (sample.name, key, value)
         for family in prometheus.collect()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.ops.wiring.shadow import ChallengerFiles, _candidate_files, _challenger_files
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import read_source
@@ -49,19 +50,19 @@ def test_a_policy_alone_is_for_the_bundle_that_decides_also_after_a_swap(world: 
     files = world.files(policy=str(world.policy))
     made = files.load()
     assert isinstance(made, VectorChallenger)
-    assert made.digests[0] == first.digest
+    assert made.version.bundle == first.digest
     assert not world.has_changed(files)
     world.policy.write_text("[policy]\nreview_at = 0.02\n")
     assert world.has_changed(files)
     again = files.load()
     assert isinstance(again, VectorChallenger)
-    assert again.digests[1] != made.digests[1]
+    assert again.version.policy != made.version.policy
     assert not world.has_changed(files)
     write_deployment(world.runtime / DEPLOYMENT, Deployment(ReleasePaths(str(small_world.other_bundle()))))
     assert world.has_changed(files)
     swapped = files.load()
     assert isinstance(swapped, VectorChallenger)
-    assert swapped.digests == (other.digest, again.digests[1])
+    assert swapped.version == Version(other.digest, again.version.policy)
 
 
 def test_a_bundle_is_checked_and_one_that_is_gone_is_no_change(world: World, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_rollouts_candidate_is_a_challenger_with_the_digests_that_the_deployme
     write_deployment(path, Deployment(served, candidate=candidate, rollout="r-7"))
     made = _candidate_files(source, "r-7").load()
     assert isinstance(made, VectorChallenger)
-    assert made.digests[0] == other.digest
+    assert made.version.bundle == other.digest
     write_deployment(path, Deployment(served, candidate=replace(candidate, bundle_digest="0" * 64), rollout="r-7"))
     with pytest.raises(BundleRefused, match="wanted the digest 000"):
         _candidate_files(source, "r-7").load()

@@ -95,9 +95,9 @@ def test_it_decides_as_it_would_in_the_worker_to_the_bit(host: Host, is_policy_a
         assert list(record.challenger_reasons) == list(expected.response.reasons)
         assert (record.champion.score, record.champion.action) == (champion.response.score, champion.response.action)
         assert record.decision_id == champion.response.decision_id
-        assert record.champion.bundle_digest == first.manifest.digest
-        assert record.challenger.bundle_digest == manifest.digest
-        assert record.challenger.policy_digest == policy.digest
+        assert record.champion.version.bundle == first.manifest.digest
+        assert record.challenger.version.bundle == manifest.digest
+        assert record.challenger.version.policy == policy.digest
     assert {one.challenger.action for one in found.records} == {"approve", "review", "decline"}
 
 
@@ -123,7 +123,7 @@ def test_a_decision_without_a_score_is_decided_by_the_policy_alone(host: Host) -
     policy = Policy(PolicySettings(on_model_absent="decline"), review_at=0.5, decline_at=0.9)
     (record,) = challenger(bundle, policy, is_policy_alone=True).evaluate([entry]).records
     assert (record.challenger.action, record.challenger_reasons) == ("decline", ("model_absent",))
-    assert record.challenger.bundle_digest == ""
+    assert record.challenger.version.bundle == ""
     # A challenger with a model of its own has scored it.
     (own,) = challenger(bundle, policy).evaluate([entry]).records
     assert (own.challenger.score, own.challenger.action) == (requests_score(entry), "approve")

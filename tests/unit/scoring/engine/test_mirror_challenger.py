@@ -95,8 +95,8 @@ def test_a_decision_that_cannot_be_compared_fails_alone(champions: list[OutboxEn
     own = challenger(filled(tmp_path / "shadow", NOW_MS - 300), NOW_MS + 100)
     (first, *_) = own.evaluate(champions[:1]).records
     # The challenger has become the champion, and an action that nobody knows.
-    champions[1].bundle_digest = bytes.fromhex(first.challenger.bundle_digest)
-    champions[1].policy_digest = bytes.fromhex(first.challenger.policy_digest)
+    champions[1].bundle_digest = bytes.fromhex(first.challenger.version.bundle)
+    champions[1].policy_digest = bytes.fromhex(first.challenger.version.policy)
     champions[2].response.action = "perhaps"
     found = own.evaluate(champions[:4])
     assert found.left_out == {FAILED: 2}

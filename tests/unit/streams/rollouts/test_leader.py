@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -14,10 +11,11 @@ import numpy as np
 import pytest
 
 from paywarden.features.profiles.money import load_rates
+from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import DECLINE
-from paywarden.models.rollout.log import FileRolloutLog, MemoryRolloutLog, RolloutKeeper
+from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
@@ -28,6 +26,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record, make_consumer
 from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns, is_by_champion
 from tests.patience import PATIENCE_S
+from tests.worlds.rollout.memory_log import MemoryRolloutLog
 from tests.worlds.stream.decision_records import decision
 
 SALT = "00" * 16
@@ -43,25 +42,24 @@ def led(plan: RolloutPlan) -> tuple[RolloutLeader, Rollout]:
     keeper = RolloutKeeper(MemoryRolloutLog())
     start = Start("r-1", SALT, Version("a"), Version("b"), plan)
     rollout = keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
-    ignored: Callable[[object], None] = lambda _: None  # noqa: E731
-    return RolloutLeader(KafkaSettings(), LocalSchemaIds(), keeper, ignored, rates=load_rates()), rollout
+    return RolloutLeader(KafkaSettings(), LocalSchemaIds(), keeper, print, rates=load_rates()), rollout
 
 
 def test_in_the_shadow_a_leader_needs_no_kafka_and_takes_back_a_candidate_that_is_gone() -> None:
     keeper = RolloutKeeper(MemoryRolloutLog())
     start = Start("r-1", SALT, Version("a"), Version("b"), plan_of([50, 100]), shadow=True)
     keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
-    shares, looks = list[int](), list[str]()
+    served, looks = list[Phase](), list[str]()
 
     def gone(version: Version) -> str:
-        looks.append(version.bundle_digest)
+        looks.append(version.bundle)
         return "no manifest" if len(looks) == 3 else ""
 
     leader = RolloutLeader(
         KafkaSettings(bootstrap="127.0.0.1:1"),
         LocalSchemaIds(),
         keeper,
-        lambda orders: shares.append(orders.share),
+        lambda: served.append(keeper.rollout.phase if keeper.rollout else Phase.PENDING),
         rates=load_rates(),
         gone=gone,
         look_every_s=0.001,
@@ -69,82 +67,62 @@ def test_in_the_shadow_a_leader_needs_no_kafka_and_takes_back_a_candidate_that_i
     leader.run(Event())
     assert keeper.rollout is not None
     assert (keeper.rollout.phase, keeper.rollout.cause) == (Phase.ROLLED_BACK, "the candidate is gone: no manifest")
-    assert (shares, looks) == ([0, 0], ["b"] * 3)
+    assert (served, looks) == ([Phase.PENDING, Phase.ROLLED_BACK], ["b"] * 3)
 
 
-def test_a_log_and_a_deployment_file_that_cannot_be_used_end_no_leader(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+class BreakingLog(MemoryRolloutLog):
+    """A log that cannot be read or written while it has a trouble, and that may be gone."""
+
+    trouble = ""
+    is_gone = False
+
+    def events(self) -> list[RolloutEvent]:
+        if self.trouble:
+            raise Misconfigured(self.trouble)
+        return [] if self.is_gone else super().events()
+
+    def append(self, event: RolloutEvent, known: int) -> bool:
+        if event.kind is EventKind.GONE and self.writes_fail:
+            self.writes_fail -= 1
+            raise Misconfigured("cannot write")
+        return super().append(event, known)
+
+    writes_fail = 3
+
+
+def test_a_log_that_cannot_be_used_ends_no_leader(caplog: pytest.LogCaptureFixture) -> None:
     """A full disk ended it at the next step: a rollback that was in the log then reached no worker of this host."""
-    path, aside = tmp_path / "rollouts.jsonl", tmp_path / "aside"
+    log, served, looks = BreakingLog(), list[Phase](), 0
+    keeper = RolloutKeeper(log)
     start = Start("r-1", SALT, Version("a"), Version("b"), plan_of([50, 100]), shadow=True)
-    RolloutKeeper(FileRolloutLog(path)).take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
-    half = path.read_bytes()[:100] + b"\n"
-    deployed, troubles, looks = list[Orders](), list[str](), 0
-
-    def folder() -> None:
-        path.rename(aside)
-        path.mkdir()
-
-    def pipe() -> None:
-        path.rmdir()
-        os.mkfifo(path)
-
-    def damaged() -> None:
-        path.unlink()
-        path.write_bytes(half)
-
-    def healed() -> None:
-        aside.replace(path)
-        (tmp_path / "rollouts.jsonl.lock").unlink()
-        (tmp_path / "rollouts.jsonl.lock").mkdir()
-
-    breaks = iter([folder, pipe, damaged, path.unlink, healed])
+    keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
 
     def gone(_: Version) -> str:
-        """Break one thing a look. In the end the candidate is gone, and its way back cannot be written for a while."""
+        """Break one thing a look. In the end the candidate is gone, and that cannot be written for a while."""
         nonlocal looks
         looks += 1
         leader._warn_at.clear()
-        if (breaking := next(breaks, None)) is not None:
-            breaking()
-            return ""
-        if looks == 9:
-            (tmp_path / "rollouts.jsonl.lock").rmdir()
-            troubles.extend(["the disk is full"] * 3)
-        return "no manifest"
+        log.trouble, log.is_gone = {1: "Is a directory", 2: "line 2 is damaged"}.get(looks, ""), looks == 3
+        return "no manifest" if looks > 3 else ""
 
-    def deploy(orders: Orders) -> None:
-        if troubles:
-            raise Misconfigured(troubles.pop())
-        deployed.append(orders)
+    def deploy() -> None:
+        assert keeper.rollout is not None
+        served.append(keeper.rollout.phase)
 
-    keeper = RolloutKeeper(FileRolloutLog(path))
     kafka = KafkaSettings(bootstrap="127.0.0.1:1")
     leader = RolloutLeader(kafka, LocalSchemaIds(), keeper, deploy, rates=load_rates(), gone=gone, look_every_s=0.001)
     leader.run(Event())
-    assert keeper.rollout is not None
-    assert keeper.rollout.phase is Phase.ROLLED_BACK
-    assert [orders.candidate is None for orders in deployed] == [False, True]
-    for words in (
-        "rollouts.jsonl: Is a directory",
-        "rollouts.jsonl: it is no regular file",
-        "the file is damaged",
-        "the log of rollouts is gone, or empty",
-        "cannot write",
-        "the disk is full",
-    ):
+    assert served == [Phase.PENDING, Phase.ROLLED_BACK]
+    for words in ("Is a directory", "line 2 is damaged", "the log of rollouts is gone, or empty", "cannot write"):
         assert words in caplog.text, caplog.text
 
 
-def test_a_leader_that_cannot_write_at_its_start_says_so_and_ends() -> None:
+def test_a_leader_that_cannot_read_the_log_at_its_start_says_so_and_ends() -> None:
     leader, _ = led(plan_of([50, 100]))
-
-    def deploy(_: object) -> None:
-        raise Misconfigured("the disk is full")
-
-    leader._deploy = deploy
-    with pytest.raises(Misconfigured, match="the disk is full"):
+    log = BreakingLog()
+    leader._keeper = RolloutKeeper(log)
+    log.trouble = "line 2 is damaged"
+    with pytest.raises(Misconfigured, match="line 2 is damaged"):
         leader.run(Event())
 
 
@@ -212,8 +190,7 @@ def test_bounds_come_from_the_hour_before_on_the_broker_of_demonstrations_too(
     keeper = RolloutKeeper(MemoryRolloutLog())
     start = Start("r-1", SALT, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
     rollout = keeper.take(RolloutEvent(EventKind.STARTED, started_ms, "ann", "a test", start))
-    ignored: Callable[[object], None] = lambda _: None  # noqa: E731
-    leader = RolloutLeader(kafka, ids, keeper, ignored, rates=load_rates())
+    leader = RolloutLeader(kafka, ids, keeper, print, rates=load_rates())
     with closing(make_consumer(kafka, group_id="test")) as consumer, caplog.at_level(logging.INFO):
         ends = {partition: watermarks(consumer, "decisions", partition)[1] for partition in range(2)}
         leader._bounds(consumer, "decisions", ends, rollout)

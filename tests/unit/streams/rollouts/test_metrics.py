@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
-from paywarden.models.rollout.rollout import EventKind
+from paywarden.models.rollout.log import RolloutKeeper
+from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.rollouts.metrics import RolloutCollector
 from tests.unit.models.rollout.test_rollout import event, look, start_of
+from tests.worlds.rollout.memory_log import MemoryRolloutLog
 
 
 def shown(registry: CollectorRegistry) -> dict[str, float]:
@@ -23,11 +26,20 @@ def shown(registry: CollectorRegistry) -> dict[str, float]:
     }
 
 
-def test_the_newest_rollout_is_shown_from_its_start_to_its_end_and_damage_is_a_number(tmp_path: Path) -> None:
-    path, registry = tmp_path / "rollouts.jsonl", CollectorRegistry()
-    registry.register(RolloutCollector(FileRolloutLog(path)))
+class Log(MemoryRolloutLog):
+    trouble = ""
+
+    def events(self) -> list[RolloutEvent]:
+        if self.trouble:
+            raise Misconfigured(self.trouble)
+        return super().events()
+
+
+def test_the_newest_rollout_is_shown_to_its_end_and_damage_is_a_number() -> None:
+    log, registry = Log(), CollectorRegistry()
+    registry.register(RolloutCollector(log))
     assert shown(registry) == {}
-    keeper = RolloutKeeper(FileRolloutLog(path))
+    keeper = RolloutKeeper(log)
     keeper.take(event(EventKind.STARTED, 1_000, start=start_of()))
     assert shown(registry) == {"phase pending": 1, "since_timestamp_seconds": 1, "event_timestamp_seconds": 1}
     keeper.take(event(EventKind.READY, 2_000))
@@ -37,5 +49,29 @@ def test_the_newest_rollout_is_shown_from_its_start_to_its_end_and_damage_is_a_n
     keeper.take(look(Finding.MISMATCH, 4_000))
     times = {"since_timestamp_seconds": 4, "event_timestamp_seconds": 4}
     assert shown(registry) == {"phase rolled_back": 1, "finding mismatch": 1} | times
-    path.write_bytes(path.read_bytes()[5:])
+    log.trouble = "line 3 is damaged"
     assert shown(registry) == {"log_unreadable": 1}
+
+
+def test_scrapes_at_the_same_time_read_the_log_one_after_the_other() -> None:
+    class Slow(MemoryRolloutLog):
+        readers = most = 0
+
+        def events(self) -> list[RolloutEvent]:
+            self.readers += 1
+            self.most = max(self.most, self.readers)
+            time.sleep(0.02)
+            self.readers -= 1
+            return super().events()
+
+    log, registry = Slow(), CollectorRegistry(auto_describe=False)
+    registry.register(RolloutCollector(log))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: shown(registry), range(8)))
+    assert log.most == 1
+
+
+def test_without_a_registry_every_number_is_zero() -> None:
+    registry = CollectorRegistry()
+    registry.register(RolloutCollector(None))
+    assert shown(registry) == {}

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import KafkaError
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.shadow import SHADOW_TOPIC, ShadowRecord, ShadowSide
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused
@@ -47,12 +48,12 @@ class FakeChallenger:
             if entry.request.card_id == "bad":
                 found.leave_out(FAILED)
                 continue
-            champion = ShadowSide(entry.response.score, entry.response.action, entry.bundle_digest.hex(), "")
+            champion = ShadowSide(entry.response.score, entry.response.action, Version(entry.bundle_digest.hex()))
             found.records.append(
                 ShadowRecord(
                     *(entry.response.decision_id, entry.request.payment_id, "c", entry.decided_time_ms, "b-42", "x"),
                     champion,
-                    ShadowSide(0.9, "decline", self.version, "p"),
+                    ShadowSide(0.9, "decline", Version(self.version, "p")),
                 )
             )
         return found

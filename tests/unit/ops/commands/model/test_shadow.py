@@ -9,6 +9,7 @@ from threading import Event
 import pytest
 from click.testing import CliRunner, Result
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
 from paywarden.ops import wiring
 from paywarden.ops.cli import cli
@@ -39,8 +40,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number != 7:
             record = ShadowRecord(
                 *(f"d-{payment}", payment, card, MS, "b-42", "x"),
-                ShadowSide(0.1, "approve", "aa" * 32, "bb" * 32),
-                ShadowSide(0.4, "review" if number % 4 == 0 else "approve", "cc" * 32, "bb" * 32),
+                ShadowSide(0.1, "approve", Version("aa" * 32, "bb" * 32)),
+                ShadowSide(0.4, "review" if number % 4 == 0 else "approve", Version("cc" * 32, "bb" * 32)),
             )
             shadow.append(number % 3, record.value(), MS + number)
         label = "fraud" if number % 8 == 0 else "genuine"

@@ -146,6 +146,18 @@ def test_the_command_prints_each_alert_and_writes_the_same_as_json(replay: Path,
     assert "traffic share channel=app" in result.output
 
 
+def test_progress_is_shown_by_days(replay: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paywarden.ops.progress.FIRST_LINE_S", 0.0)
+    monkeypatch.setattr("paywarden.streams.drift.backtest_files._ROWS", 5_000)
+    result = run(replay)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("days of decisions: ")]
+    assert len(lines) >= 2
+    days = int(lines[-1].split()[3])
+    assert all(f" of {days} (" in line for line in lines[:-1])
+    assert " done in " in lines[-1]
+
+
 def test_days_that_the_model_was_trained_on_are_named(replay: Path, tmp_path: Path) -> None:
     assert "was trained on" not in run(replay).output
     own = replace(quiet_reference(), start_ms=ms_of(-TRAINING_DAYS), end_ms=ms_of(2))

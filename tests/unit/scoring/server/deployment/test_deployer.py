@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
@@ -355,7 +356,7 @@ def test_a_way_back_does_not_fail_because_another_release_is_gone(host: Host, ca
 
 
 def test_a_release_that_is_named_by_its_digests_needs_no_file_any_more(host: Host) -> None:
-    key = release_key("ab" * 32, "cd" * 32)
+    key = release_key(Version("ab" * 32, "cd" * 32))
     (host.folder / "ready" / key).mkdir()
     host.source.how = refuses
     named = ReleasePaths("gone", "", "ab" * 32, "cd" * 32)

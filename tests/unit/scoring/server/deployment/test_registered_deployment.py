@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import LogFile, RegistryLog
 from paywarden.models.registry.registry import Registry, ServedVersion, Signer
-from paywarden.models.registry.rules import RegisteredVersion, RegistryState, Rules
+from paywarden.models.registry.rules import RegistryState, Rules
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
-from paywarden.models.rollout.rollout import Version as Arm
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
@@ -53,7 +53,7 @@ class Folders(Registry):
 
     gone: frozenset[str] = frozenset()
 
-    def files_of(self, _: RegistryState, version: RegisteredVersion, **__: bool) -> ServedVersion:  # type: ignore[override]
+    def files_of(self, _: RegistryState, version: Version, **__: bool) -> ServedVersion:  # type: ignore[override]
         if version.bundle in self.gone:
             raise RegistryRefused("model.txt was registered and cannot be read")
         return ServedVersion(version, Path("/b") / version.bundle, Path("/p") / version.policy)
@@ -104,7 +104,9 @@ class Host:
 
     def start(self, champion: str, candidate: str) -> None:
         self.propose(candidate)
-        self.take(EventKind.STARTED, Start("r-1", SALT, Arm(*digests(champion)), Arm(*digests(candidate)), PLAN))
+        self.take(
+            EventKind.STARTED, Start("r-1", SALT, Version(*digests(champion)), Version(*digests(candidate)), PLAN)
+        )
 
     @property
     def says(self) -> Deployment | None:
@@ -169,7 +171,7 @@ def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplo
     with pytest.raises(RegistryRefused, match=r"model\.txt was registered"):
         host.deployment.update()
     assert host.says == served(paths("one"))
-    ready = host.runtime / READY / release_key(*digests("three"))
+    ready = host.runtime / READY / release_key(Version(*digests("three")))
     ready.mkdir(parents=True)
     host.deployment.update()
     assert host.says == served(ReleasePaths(str(ready), "", *digests("three")), paths("one"))
@@ -230,10 +232,10 @@ def test_a_store_that_hangs_keeps_no_rollback_from_the_host(host: Host) -> None:
     class Remote(Folders):
         """The files of two versions are in an object store that does not answer."""
 
-        def is_here(self, version: RegisteredVersion) -> bool:
+        def is_here(self, version: Version) -> bool:
             return version.bundle not in {digests("three")[0], digests("four")[0]} or answers.is_set()
 
-        def files_of(self, state: RegistryState, version: RegisteredVersion, **rest: bool) -> ServedVersion:  # type: ignore[override]
+        def files_of(self, state: RegistryState, version: Version, **rest: bool) -> ServedVersion:  # type: ignore[override]
             if not self.is_here(version):
                 answers.wait()
             return super().files_of(state, version, **rest)
@@ -267,10 +269,10 @@ def test_a_fetch_that_fails_says_why_and_is_tried_again(host: Host) -> None:
     tries = list[int]()
 
     class Failing(Folders):
-        def is_here(self, _: RegisteredVersion) -> bool:
+        def is_here(self, _: Version) -> bool:
             return False
 
-        def files_of(self, _: RegistryState, __: RegisteredVersion, **___: bool) -> ServedVersion:  # type: ignore[override]
+        def files_of(self, _: RegistryState, __: Version, **___: bool) -> ServedVersion:  # type: ignore[override]
             tries.append(1)
             raise Misconfigured("cannot read s3://bucket: 503")
 
@@ -349,7 +351,7 @@ def test_what_was_read_earlier_is_never_written_later(host: Host) -> None:
     other = threading.Thread(target=promote)
 
     class Slow(Folders):
-        def files_of(self, _: RegistryState, version: RegisteredVersion, **__: bool) -> ServedVersion:  # type: ignore[override]
+        def files_of(self, _: RegistryState, version: Version, **__: bool) -> ServedVersion:  # type: ignore[override]
             other.start()
             # The other one may be waiting for this one.
             other.join(0.2)
