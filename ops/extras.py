@@ -30,7 +30,6 @@ _CONSOLE = (
     "duckdb",
     "httpx2",
     "jinja2",
-    "joserfc",
     "pyarrow",
     "python_multipart",
     "starlette",

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from paywarden.ops.console.assembly import all_tables
 from paywarden.ops.console.inbox.alert import AlertPage
-from paywarden.ops.console.inbox.pages import PAGE_SIZE, Inbox
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import AlertStore
+from paywarden.ops.console.inbox.inbox import Inbox
+from paywarden.ops.console.pages import PAGE_SIZE
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -48,7 +48,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.search import ACTIONS, Place, Search, key_hash
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_host import open_host, scorer_of
-from tests.services.product.console import console_under_test, csrf_of
+from tests.services.product.console import console_under_test
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
@@ -89,10 +89,7 @@ def _quantiles(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def pages(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     """Return the figures of pages."""
-    console = console_under_test(folder, requests_per_minute=10_000_000)
-    with console.database.write() as connection:
-        for table in all_tables():
-            connection.execute(table)
+    console = console_under_test(folder)
     store = AlertStore(console.database)
     records = [FeedRecord(ALERTS_TOPIC, number, alert_record(number)) for number in range(alerts)]
     began = time.perf_counter()
@@ -110,7 +107,7 @@ def pages(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     reader.run(stop)
     client = console.browser([Inbox(store, reader, AlertPage(store, lambda: "")).section()], "demo-analyst")
     orders = [f"/inbox?sort={sort}" for sort in ("worst", "newest", "oldest", "affected", "money", "evidence")]
-    form = {"csrf": csrf_of(client.get("/inbox").text), "q": "country"}
+    form = {"q": "country"}
     by_text = client.post("/inbox", data=form).headers["location"]
     choices = [*orders, "/inbox?severity=critical", by_text, "/inbox?state=all&cause=traffic", "/inbox?page=150"]
     times: dict[str, list[float]] = {

@@ -10,29 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from paywarden.models.bundle.version import Version
-from paywarden.models.replay.report.page import (
-    NO_NUMBER,
-    Card,
-    Definitions,
-    Figure,
-    FigureCards,
-    Figures,
-    Heading,
-    PageBlock,
-    PageTable,
-    Paragraph,
-    decimal,
-    money,
-    notice,
-    percent,
-    whole,
-)
+from paywarden.models.replay.report.page import NO_NUMBER, Figure, decimal, percent
 from paywarden.models.replay.report.plots import Plot, PlotLine, drawing_of, linear_axis
-from paywarden.models.replay.report.renderer import render_page
-from paywarden.models.rollout.judgement import Judgement, MeasureEvidence
-from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
+from paywarden.models.replay.report.renderer import render
+from paywarden.models.rollout.judgement import Judgement
+from paywarden.models.rollout.plan import OUTCOME_MEASURES
 from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, after
 from paywarden.models.rollout.shares import percent_text
 from paywarden.schemas.errors import Misconfigured
@@ -58,30 +43,39 @@ def _title(rollout: Rollout) -> str:
 def rollout_html(
     events: Sequence[RolloutEvent], name: str, *, currency: str, agreed: Sequence[Agreed] | None = None
 ) -> str:
-    """Returns the whole file as text. `events`: of a log, in order. `currency`: the reference currency.
+    """Return the whole file as text. `events`: of a log, in order. `currency`: the reference currency.
 
     `agreed`: who approved the candidate; None if there is no registry that would know.
     Raises Misconfigured if there is no rollout with this name, or if an event does not fit.
     """
     history = _history(events, name)
     rollout = history[-1][1]
-    return render_page(
+    plan = rollout.start.plan
+    return render(
+        "rollout.html",
         title=f"Rollout {name}",
-        heading=f"Rollout {name}: {_title(rollout).lower()}",
-        blocks=[
-            *_head(history),
-            *_evidence(history),
-            *_steps(history),
-            *_outcomes(rollout, currency),
-            *_approvals(agreed),
-            *_people(history),
-            *_method(rollout.start.plan),
-        ],
+        state=_title(rollout),
+        rollout=rollout,
+        is_running=rollout.phase is Phase.RUNNING,
+        plan=plan,
+        began=_moment(history[0][0].time_ms),
+        now=_moment(rollout.time_ms),
+        hours=_hours_text((rollout.time_ms - history[0][0].time_ms) / _HOUR_MS),
+        most=max(one.share for _, one in history),
+        version=_version,
+        share_text=percent_text,
+        figures_of_evidence=_evidence(history),
+        steps=sorted(_newest(history).items()),
+        measure_rows=partial(_measure_rows, plan.with_margin),
+        currency=currency,
+        agreed=None if agreed is None else [[_moment(one.time_ms), one.by, one.what, one.why] for one in agreed],
+        acts=_acts(history),
+        measures=[(measure.name, measure.meaning) for measure in (*plan.measures, *OUTCOME_MEASURES)],
     )
 
 
 def _history(events: Sequence[RolloutEvent], name: str) -> list[tuple[RolloutEvent, Rollout]]:
-    """Returns the events of one rollout, each with the state after it."""
+    """Return the events of one rollout, each with the state after it."""
     history = []
     rollout: Rollout | None = None
     for event in events:
@@ -93,33 +87,12 @@ def _history(events: Sequence[RolloutEvent], name: str) -> list[tuple[RolloutEve
     return history
 
 
-def _head(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
-    (first, _), (_, rollout) = history[0], history[-1]
-    start, plan = rollout.start, rollout.start.plan
-    hours = (rollout.time_ms - first.time_ms) / _HOUR_MS
-    cards = [
-        Card("Share now", percent_text(rollout.share), f"The most it reached is {percent_text(_most(history))}."),
-        Card("Time", _hours_text(hours), f"{_moment(first.time_ms)} to {_moment(rollout.time_ms)}."),
-        Card("Margin", percent(plan.margin), "A step may change an event's frequency among all cards by at most this."),
-        Card("Risk", percent(plan.alpha), "The chance that an equal candidate is stopped, over all looks."),
-    ]
-    return [
-        Paragraph(f"{_title(rollout)}: {rollout.cause or 'the newest look decides about the next step'}.", "lead"),
-        *([notice("Time alone never widens a share.")] if rollout.phase is Phase.RUNNING else []),
-        Definitions([("Champion", _version(start.champion)), ("Candidate", _version(start.candidate))]),
-        FigureCards(cards),
-    ]
-
-
 def _version(version: Version) -> str:
     return f"{version.model or NO_NUMBER}: bundle {version.bundle[:16]}, policy {version.policy[:16]}"
 
 
-def _most(history: Sequence[tuple[RolloutEvent, Rollout]]) -> int:
-    return max(rollout.share for _, rollout in history)
-
-
-def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
+def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Figure]:
+    """Return the plots of evidence and share over time; none if nobody has looked yet."""
     start_ms = history[0][0].time_ms
     looks = [
         ((event.time_ms - start_ms) / _HOUR_MS, event.judgement, rollout)
@@ -127,7 +100,7 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
         if event.kind is EventKind.LOOKED and event.judgement is not None
     ]
     if not looks:
-        return [Heading("Evidence over time"), Paragraph("Nobody has looked yet.", "soft")]
+        return []
     points = [(hour, min(max(found.evidence, _EVIDENCE_MIN), _EVIDENCE_MAX)) for hour, found, _ in looks]
     hints = [f"{hour:.1f} hours: {found.measure}, {found.evidence:.1f}" for hour, found, _ in looks]
     shares = _shares(history)
@@ -147,23 +120,18 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
         [PlotLine(shares, "challenger")],
     )
     return [
-        Heading("Evidence over time"),
-        Figures(
-            [
-                Figure(
-                    "Evidence of harm",
-                    drawing_of(evidence),
-                    "The measure with the strongest evidence at each look: the logarithm of its e-value over its "
-                    "threshold. At 0 the rollout is rolled back. It may be looked at any number of times.",
-                ),
-                Figure("Share", drawing_of(share), "A step goes on when its least time is over and it is within."),
-            ]
+        Figure(
+            "Evidence of harm",
+            drawing_of(evidence),
+            "The measure with the strongest evidence at each look: the logarithm of its e-value over its threshold. At "
+            "0 the rollout is rolled back. It may be looked at any number of times.",
         ),
+        Figure("Share", drawing_of(share), "A step goes on when its least time is over and it is within."),
     ]
 
 
 def _shares(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[tuple[float, float]]:
-    """Returns the corners of the share over time: it changes at once, for a step and for the way back."""
+    """Return the corners of the share over time: it changes at once, for a step and for the way back."""
     corners = [(0.0, 0.0)]
     for event, rollout in history:
         hour, share = (event.time_ms - history[0][0].time_ms) / _HOUR_MS, rollout.share / 10_000
@@ -173,33 +141,19 @@ def _shares(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[tuple[float
     return corners
 
 
-def _steps(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
-    """The newest finding of each step, with every measure."""
-    newest: dict[int, Judgement] = {}
-    for event, _ in history:
-        if event.kind is EventKind.LOOKED and event.judgement is not None:
-            newest[event.step] = event.judgement
-    plan = history[-1][1].start.plan
-    blocks: list[PageBlock] = [Heading("The comparison of each step")]
-    for step, judgement in sorted(newest.items()):
-        low, high = plan.ratio_limits(step)
-        champion, candidate = judgement.cards
-        blocks += [
-            Heading(f"{percent_text(plan.steps[step])}: {judgement.finding.value.replace('_', ' ')}", 3),
-            Paragraph(
-                f"{judgement.line[0].upper()}{judgement.line[1:]}. To go on to {percent_text(plan.steps[step + 1])}, "
-                f"ratios must lie between {low:.2f} and {high:.2f}."
-            ),
-            _measures_table(judgement.measures, plan.with_margin, champion, candidate),
-        ]
-    return blocks if newest else []
+def _newest(history: Sequence[tuple[RolloutEvent, Rollout]]) -> dict[int, Judgement]:
+    """Return the newest finding of each step."""
+    return {
+        event.step: event.judgement
+        for event, _ in history
+        if event.kind is EventKind.LOOKED and event.judgement is not None
+    }
 
 
-def _measures_table(
-    found: Sequence[MeasureEvidence], with_margin: Collection[str], champion: int, candidate: int
-) -> PageTable:
+def _measure_rows(with_margin: Collection[str], judgement: Judgement) -> list[list[str]]:
+    champion, candidate = judgement.cards
     rows = []
-    for one in found:
+    for one in judgement.measures:
         theirs, ours = one.events
         within = NO_NUMBER if one.name not in with_margin else "yes" if one.is_within else "not yet"
         rows.append(
@@ -213,51 +167,11 @@ def _measures_table(
                 decimal(one.evidence, 1),
             ]
         )
-    heads = ["measure", "within", "champion's cards", "candidate's", "ratio at least", "at most", "evidence of harm"]
-    return PageTable(heads, rows, text_columns=2)
+    return rows
 
 
-def _outcomes(rollout: Rollout, currency: str) -> list[PageBlock]:
-    blocks: list[PageBlock] = [Heading("Outcomes and money")]
-    found, days = rollout.outcomes, rollout.start.plan.label_days
-    if found is None:
-        return [*blocks, Paragraph(f"No outcome has been looked at: labels take {days:g} days.", "soft")]
-    champion, candidate = found.cards
-    blocks += [
-        Paragraph(f"{found.line[0].upper()}{found.line[1:]}. Payments are at least {days:g} days old."),
-        _measures_table(found.measures, rollout.start.plan.with_margin, champion, candidate),
-    ]
-    if found.money is not None:
-        theirs, ours, low, high = (
-            money(value, currency, is_signed=is_signed)
-            for value, is_signed in (
-                (found.money.champion, False),
-                (found.money.candidate, False),
-                (found.money.low, True),
-                (found.money.high, True),
-            )
-        )
-        blocks.append(
-            Paragraph(
-                f"Approved fraud cost {ours} in 1,000 payments with the candidate and {theirs} with the champion. The "
-                f"difference lies between {low} and {high}: this holds at all looks, in the limit of many cards."
-            )
-        )
-    if found.missed is not None:
-        arms = zip(("Champion", "Candidate"), found.missed, strict=True)
-        blocks.append(Definitions([(name, f"{missed.line}.") for name, missed in arms]))
-    return blocks
-
-
-def _approvals(agreed: Sequence[Agreed] | None) -> list[PageBlock]:
-    heading = Heading("Who approved the candidate")
-    if agreed is None:
-        return [heading, Paragraph("There is no registry, so nobody had to approve it.", "soft")]
-    rows = [[_moment(one.time_ms), one.by, one.what, one.why] for one in agreed]
-    return [heading, PageTable(["time (UTC)", "by", "what", "why"], rows, text_columns=4)]
-
-
-def _people(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
+def _acts(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[list[str]]:
+    """Return who did what: the events that changed the rollout."""
     rows = []
     before: Rollout | None = None
     for event, rollout in history:
@@ -266,26 +180,7 @@ def _people(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
             became = f"{rollout.phase.value.replace('_', ' ')}, {percent_text(rollout.share)}"
             rows.append([_moment(event.time_ms), event.by, event.kind.value, became, event.why or rollout.cause])
         before = rollout
-    return [Heading("Who did what"), PageTable(["time (UTC)", "by", "event", "became", "why"], rows, text_columns=5)]
-
-
-def _method(plan: RolloutPlan) -> list[PageBlock]:
-    names = [(measure.name, measure.meaning) for measure in (*plan.measures, *OUTCOME_MEASURES)]
-    return [
-        Heading("How it was judged"),
-        Paragraph(
-            "A card belongs to one arm by a keyed hash of its id, and counts once for each event. If nothing differs, "
-            "the arm of the next card with an event is a coin whose odds the split alone decides. The evidence is the "
-            "gain of bets on other odds. It reaches its threshold with a probability of at most the risk, however "
-            "often one looks, and whatever the payments of one card have in common."
-        ),
-        Paragraph(
-            f"Steps: {', '.join(map(percent_text, plan.steps))}, with at least "
-            f"{', '.join(f'{hours:g}' for hours in plan.step_hours)} hours each. A step needs {whole(plan.cards_min)} "
-            f"new cards of each arm. An event of fewer than {percent(plan.rare_share)} of cards is within the margin."
-        ),
-        Definitions(names),
-    ]
+    return rows
 
 
 def _moment(time_ms: int) -> str:

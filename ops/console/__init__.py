@@ -1,11 +1,11 @@
-"""The analysts' pages: their declaration, access, rendering, and audit log.
+"""The analysts' pages.
 
-settings       the section [console]
-people/        people: names, roles, passwords, tokens, OpenID Connect, sessions
-pages          the declaration of a page: path, fields, roles and content
-shell          makes the application of all pages: login, roles, CSRF, headers, errors, the same as JSON
-rendering/     pages as HTML, charts, an analyst's words for signals
-idempotency/   a request that is sent twice acts once: forms, and requests with a key
+pages          the declaration of a page in one row: path, fields, roles and content
+shell          makes the application of all rows: login, roles, forms, headers, errors, the same as JSON
+assembly       builds the parts, and lists the sections
+inbox/ …       the sections, each with its rows and handlers; templates/ has their HTML
+people, sessions, login, oidc, limits      who may come in
+idempotency    a request that is sent twice acts once
 audit          the signed log of views and acts
 database       the SQLite file, which topics can rebuild
 """

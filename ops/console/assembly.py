@@ -1,188 +1,179 @@
-"""Builds the analysts' pages."""
+"""Builds the console: its parts, and the sections with their pages. A new page is a row in a section below."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from starlette.types import ASGIApp
+
+from paywarden.features.profiles.feature_docs import ListedFeature, listed_features
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops import wiring
+from paywarden.ops.console import idempotency, sessions, webhooks
+from paywarden.ops.console.audit import AuditLog, audit_log
+from paywarden.ops.console.audit_page import audit_section
+from paywarden.ops.console.background import Failures, running
+from paywarden.ops.console.cases import Cases
+from paywarden.ops.console.database import ConsoleDatabase
+from paywarden.ops.console.decisions.decision_page import DecisionPage
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.search import DecisionSearch
+from paywarden.ops.console.health import health_watch
+from paywarden.ops.console.health.health import Health
+from paywarden.ops.console.health.health_watch import HealthWatch
+from paywarden.ops.console.inbox import alert_store, stakes
+from paywarden.ops.console.inbox.alert import AlertPage
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import AlertStore, Happened
+from paywarden.ops.console.inbox.inbox import Inbox
+from paywarden.ops.console.inbox.stakes import Stakes
+from paywarden.ops.console.login import Login
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.models import Models
+from paywarden.ops.console.models.rollout_plan import index_traffic
+from paywarden.ops.console.oidc import OidcProvider
+from paywarden.ops.console.openapi import api_section
+from paywarden.ops.console.pages import Missing, Section
+from paywarden.ops.console.people import People, PeopleFile
+from paywarden.ops.console.policy.drafts import IndexedDecisions
+from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.rendering import Currencies
+from paywarden.ops.console.review.review import Review
+from paywarden.ops.console.settings import ConsoleSettings
+from paywarden.ops.console.shell import API, Shell
+from paywarden.ops.console.webhooks import Webhooks, read_key
+from paywarden.ops.deciders import KnownDeciders
+from paywarden.ops.times import now_ms
+from paywarden.ops.wiring import decisions, registry
+from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-
-if TYPE_CHECKING:
-    import threading
-
-    from starlette.types import ASGIApp
-
-    from paywarden.features.profiles.feature_docs import ListedFeature
-    from paywarden.ops.console.audit import AuditLog
-    from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.decisions.index_connection import OpenedIndex
-    from paywarden.ops.console.inbox.reader import AlertReader
-    from paywarden.ops.console.inbox.stakes import Stakes
-    from paywarden.ops.console.inbox.store import AlertStore, Happened
-    from paywarden.ops.console.models.traffic import IndexTraffic
-    from paywarden.ops.console.pages import Section
-    from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
-    from paywarden.ops.console.rendering.templates import Currencies
-    from paywarden.ops.console.settings import ConsoleSettings
-    from paywarden.ops.console.shell import Shell
-    from paywarden.ops.console.webhooks import Webhooks
-    from paywarden.streams.alerts.samples import DecisionSampler
+from paywarden.streams.alerts.events import EventWriter
+from paywarden.streams.alerts.feed import AlertFeed
+from paywarden.streams.alerts.samples import DecisionSampler
 
 _log = logging.getLogger(__name__)
 
+TABLES = (
+    *health_watch.TABLES,
+    *sessions.TABLES,
+    *idempotency.TABLES,
+    *alert_store.TABLES,
+    *stakes.TABLES,
+    *webhooks.TABLES,
+)
+"""The statements that make the tables of all sections."""
 
-@dataclass(frozen=True)
-class ConsoleParts:
-    """The parts from which sections are made."""
-
-    source: Source
-    shell: Shell
-    database: ConsoleDatabase
-    audit: AuditLog
+_MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
+_PEOPLE_EFFECT = "People, roles and tokens are those of that time."
 
 
 @dataclass(frozen=True)
 class Console:
-    """The application, and its sections, whose background work `running` starts."""
+    """The application, and its shell."""
 
     app: ASGIApp
     shell: Shell
-    sections: tuple[Section, ...]
 
 
 @contextmanager
 def console(source: Source, settings: ConsoleSettings, url: str, stop: threading.Event) -> Iterator[Console]:
-    """Yields the console, whose background work ends with the block, or earlier when `stop` is set.
+    """Yield the console, whose background work ends with the block, or earlier when `stop` is set.
 
-    `url`: its address where the settings have none.
-
-    Raises Misconfigured, DatabaseUnavailable.
+    `url`: its address where the settings have none. Raises Misconfigured, DatabaseUnavailable.
     """
-    from paywarden.ops.console.audit import audit_log
-    from paywarden.ops.console.background import Failures, running
-    from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.login.oidc import OidcProvider
-    from paywarden.ops.console.login.pages import Login
-    from paywarden.ops.console.login.people_file import PeopleFile
-    from paywarden.ops.console.people import sessions
-    from paywarden.ops.console.people.people import People
-    from paywarden.ops.console.shell import Shell
-
     file = PeopleFile(Path(settings.people)) if settings.people else None
     people = file.people if file is not None else People.demo() if settings.is_demo else People()
     audit = audit_log(Path(settings.folder))
-    database = ConsoleDatabase(settings.database_path, all_tables())
+    database = ConsoleDatabase(settings.database_path, TABLES)
     try:
-        limits = sessions.Sessions.of(
-            database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
-        )
-        shell = Shell(
-            settings, people, limits, audit, (settings.url or url).rstrip("/"), currencies=_currencies(source)
-        )
-        failures = Failures()
-        followed = () if file is None else (file.section(shell.take_people),)
-        made = (*sections(ConsoleParts(source, shell, database, audit)), *followed, failures.section())
-        login = Login(shell, OidcProvider.of(settings))
+        shell = shell_of(settings, people, database, audit, settings.url or url)
+        shell.currencies = Currencies(wiring.rate_table(source).reference_currency)
+        login, failures = Login(shell, OidcProvider.of(settings)), Failures()
+        made = [*sections(source, shell, database, audit), login.section()]
+        made.append(Section("background", "", "", (), missing=failures.missing))
+        if file is not None:
+            made.append(_people_section(file, shell))
         with running(made, stop, failures):
-            yield Console(shell.application(made, login.routes), shell, made)
+            yield Console(shell.application(made, login.routes), shell)
     finally:
         database.close()
 
 
-def _currencies(source: Source) -> Currencies:
-    from paywarden.ops import wiring
-    from paywarden.ops.console.rendering.templates import Currencies
+def shell_of(settings: ConsoleSettings, people: People, database: ConsoleDatabase, audit: AuditLog, url: str) -> Shell:
+    """Return the frame of all pages."""
+    limits = settings.session_idle_minutes * _MINUTE_MS, settings.session_hours * _HOUR_MS
+    return Shell(settings, people, sessions.Sessions(database, *limits), audit, url.rstrip("/"))
 
-    return Currencies(wiring.rate_table(source).reference_currency)
 
+def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: AuditLog) -> Sequence[Section]:
+    """Return the parts of the console, in the order of the navigation."""
+    settings = shell.settings
+    kafka, ids = wiring.kafka_settings(source), wiring.late_schema_ids(source)
+    decode = Decoder("decisions", ids).decode
+    hooks = None
+    if settings.webhooks:
+        hooks = Webhooks(database, settings.webhooks, read_key(settings.webhook_key_file), lambda: shell.url)
+    store = AlertStore(
+        database,
+        None if hooks is None else hooks.queue,
+        None if hooks is None else hooks.queue_case,
+        large_case_minor=settings.large_case_minor,
+    )
+    reader = AlertReader(store, lambda: AlertFeed(kafka, ids), lambda: EventWriter(kafka, ids))
+    opened = OpenedIndex(
+        lambda: decisions.decision_index(source),
+        lambda index, queue: decisions.index_filler(source, index, queue),
+        now_ms=now_ms,
+    )
+    shell.newest_ms = opened.newest_ms
+    desk, health = Desk(source, settings.keys), Health(settings.processes, missing=shell.missing)
+    watch = HealthWatch(database, health.read)
 
-def sections(parts: ConsoleParts) -> Sequence[Section]:
-    """Returns the parts of the console, in the order of the navigation."""
-    from paywarden.ops.console.audit_page import audit_section
-    from paywarden.ops.console.cases.pages import Cases
-    from paywarden.ops.console.health.health import Health
-    from paywarden.ops.console.health.watch import HealthWatch
-    from paywarden.ops.console.idempotency.keyed_acts import KeyedActs
-    from paywarden.ops.console.inbox.alert import AlertPage
-    from paywarden.ops.console.inbox.pages import Inbox
-    from paywarden.ops.console.login.own_sessions import OwnSessions
-    from paywarden.ops.console.models.desk import Desk
-    from paywarden.ops.console.models.pages import Models
-    from paywarden.ops.console.openapi import api_section
-    from paywarden.ops.console.policy.pages import PolicySection
-    from paywarden.ops.console.shell import API
-    from paywarden.ops.wiring import registry
-
-    settings = parts.shell.settings
-    desk = Desk(parts.source, settings.keys)
-    webhooks = _webhooks(parts)
-    store, reader = _alerts(parts, webhooks)
-    parts.shell.keyed_acts = KeyedActs(store, reader)
-    stakes = _stakes(parts)
-    health = Health(settings.processes, missing=parts.shell.missing)
-    watch = HealthWatch(parts.database, health.read)
-    opened = opened_index(parts.source)
-    parts.shell.newest_ms = opened.newest_ms
+    def sampler() -> DecisionSampler:
+        return DecisionSampler(kafka, ids)
 
     def happenings(first_ms: int, last_ms: int) -> Sequence[Happened]:
         return [*desk.happenings(first_ms, last_ms), *watch.happenings(first_ms, last_ms)]
 
-    meanings = feature_meanings(parts.source)
-    page = AlertPage(store, lambda: parts.shell.url, happenings, stakes.samples, stakes.segments, meanings)
+    money = Stakes(database, sampler, wiring.rate_table(source).convert, _feature_places(source))
+    alert = AlertPage(store, lambda: shell.url, happenings, money.sample_of, feature_meanings(source))
+    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
+    follower = registry.reading_registry(source)
     return [
-        Inbox(store, reader, page, stakes.run, missing=parts.shell.missing).section(),
-        *decision_sections(parts.source, opened),
-        Cases(
-            store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
-        ).section(),
-        Models(desk, index_traffic(parts.source, opened), registry.reading_registry(parts.source)).section(),
-        PolicySection(
-            parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)
-        ).section(),
+        Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
+        DecisionSearch(opened, one.page()).section(),
+        Review(opened, source.section("costs", CostSettings)).section(),
+        Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
+        Models(desk, index_traffic(opened, decode), follower).section(),
+        PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode)).section(),
         health.section((watch.run,) if settings.processes else ()),
-        audit_section(parts.audit, lambda event: reader.write([event])),
-        OwnSessions(parts.shell).section(),
-        *_told(webhooks),
-        api_section(lambda: parts.shell.sections, API),
+        audit_section(audit, lambda event: reader.write([event])),
+        *([] if hooks is None else [hooks.section()]),
+        api_section(lambda: shell.sections, API),
     ]
 
 
-def _alerts(parts: ConsoleParts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertReader]:
-    from paywarden.ops import wiring
-    from paywarden.ops.console.inbox.reader import AlertReader
-    from paywarden.ops.console.inbox.store import AlertStore
-    from paywarden.streams.alerts.events import EventWriter
-    from paywarden.streams.alerts.feed import AlertFeed
+def _people_section(file: PeopleFile, shell: Shell) -> Section:
+    """Return a section without pages, which follows the file of people."""
 
-    source = parts.source
-    kafka, ids = wiring.kafka_settings(source), wiring.late_schema_ids(source)
-    told = (None, None) if webhooks is None else (webhooks.queue, webhooks.queue_event)
-    store = AlertStore(parts.database, *told)
-    return store, AlertReader(
-        store,
-        lambda: AlertFeed(kafka, ids),
-        lambda: EventWriter(kafka, ids),
-    )
+    def missing() -> list[Missing]:
+        if not file.trouble:
+            return []
+        return [Missing("The file of people", file.trouble_since_ms, file.trouble, _PEOPLE_EFFECT, is_lasting=True)]
+
+    work = (lambda stop: file.follow(shell.take_people, stop),)
+    return Section("people", "", "", (), background=work, missing=missing)
 
 
-def _sampler(source: Source) -> DecisionSampler:
-    from paywarden.ops import wiring
-    from paywarden.streams.alerts.samples import DecisionSampler
-
-    return DecisionSampler(wiring.kafka_settings(source), wiring.late_schema_ids(source))
-
-
-def _stakes(parts: ConsoleParts) -> Stakes:
-    from paywarden.ops import wiring
-    from paywarden.ops.console.inbox.stakes import Stakes
-
-    source = parts.source
+def _feature_places(source: Source) -> Callable[[str, str], int | None]:
+    """Return a function that says where in a vector a feature is, by the digest of the catalogue and its name."""
 
     @cache
     def places() -> tuple[str, dict[str, int]]:
@@ -193,85 +184,18 @@ def _stakes(parts: ConsoleParts) -> Stakes:
         own, of_name = places()
         return of_name.get(name) if digest == own else None
 
-    return Stakes(parts.database, lambda: _sampler(source), wiring.rate_table(source).convert, place)
-
-
-def _webhooks(parts: ConsoleParts) -> Webhooks | None:
-    from paywarden.ops.console.webhooks import Webhooks, read_key
-
-    settings = parts.shell.settings
-    if not settings.webhooks:
-        return None
-    return Webhooks(
-        parts.database,
-        settings.webhooks,
-        read_key(settings.webhook_key_file),
-        lambda: parts.shell.url,
-        large_case_minor=settings.large_case_minor,
-    )
-
-
-def _told(webhooks: Webhooks | None) -> Sequence[Section]:
-    """Returns a section without pages that sends webhooks, where there are any."""
-    from paywarden.ops.console.pages import Section
-
-    if webhooks is None:
-        return ()
-    return (Section("webhooks", "", "", (), background=(webhooks.run,), missing=webhooks.missing),)
-
-
-def all_tables() -> tuple[str, ...]:
-    """Returns the statements that make the tables of all sections."""
-    from paywarden.ops.console import webhooks
-    from paywarden.ops.console.health import watch
-    from paywarden.ops.console.idempotency import sent_forms
-    from paywarden.ops.console.inbox import stakes, store
-    from paywarden.ops.console.people import sessions
-
-    return (
-        *watch.TABLES,
-        *sessions.TABLES,
-        *sent_forms.TABLES,
-        *store.TABLES,
-        *stakes.TABLES,
-        *webhooks.TABLES,
-    )
-
-
-def opened_index(source: Source) -> OpenedIndex:
-    """Returns the index of [decision_index], which the console opens when it can, and fills from the topics."""
-    import time
-
-    from paywarden.ops.console.decisions.index_connection import OpenedIndex
-    from paywarden.ops.wiring import decisions
-
-    return OpenedIndex(
-        lambda: decisions.decision_index(source),
-        lambda index, queue: decisions.index_filler(source, index, queue),
-        now_ms=lambda: time.time_ns() // 1_000_000,
-    )
-
-
-def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
-    """Returns the counter of the index's traffic, for the plan of a rollout."""
-    from paywarden.ops.console.models.traffic import IndexTraffic
-    from paywarden.ops.wiring import stores
-    from paywarden.schemas.avro import Decoder
-
-    return IndexTraffic(opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
+    return place
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:
-    """Returns a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one.
+    """Return a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one.
 
-    The catalogue is read now. One that cannot be used is tried again for each alert: somebody may have mended it.
+    The catalogue is read now. One that cannot be used is tried again for each alert.
     """
-    from paywarden.features.profiles.feature_docs import listed_features
-    from paywarden.ops.wiring import stores
 
     @cache
     def meanings() -> Mapping[str, str]:
-        return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
+        return {one.name: one.meaning for one in listed_features(wiring.catalogue(source))}
 
     told = ""
 
@@ -292,40 +216,11 @@ def feature_meanings(source: Source) -> Callable[[str], str]:
 
 
 def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, ListedFeature]]]:
-    """Returns a function that gives the digest of the settings' catalogue, and the meaning of each feature."""
-    from paywarden.features.profiles.feature_docs import listed_features
-    from paywarden.ops.wiring import stores
+    """Return a function that gives the digest of the settings' catalogue, and the meaning of each feature."""
 
     @cache
     def listed() -> tuple[str, Mapping[str, ListedFeature]]:
-        features = listed_features(stores.catalogue(source))
-        return stores.feature_engine(source).plan.digest, {one.name: one for one in features}
+        features = listed_features(wiring.catalogue(source))
+        return wiring.feature_engine(source).plan.digest, {one.name: one for one in features}
 
     return listed
-
-
-def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
-    """Returns the decisions of the index, for the page of the policy."""
-    from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
-    from paywarden.ops.wiring import stores
-    from paywarden.schemas.avro import Decoder
-
-    return IndexedDecisions(source, opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
-
-
-def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
-    """Returns `Decisions` and `Review`, over the index. The section `Decisions` follows the topics and closes it."""
-    from paywarden.models.metrics.costs import CostSettings
-    from paywarden.ops.console.decisions.decision_page import OnePage
-    from paywarden.ops.console.decisions.pages import DecisionPages
-    from paywarden.ops.console.review.pages import ReviewPages
-    from paywarden.ops.deciders import KnownDeciders
-    from paywarden.ops.wiring import stores
-    from paywarden.schemas.avro import Decoder
-
-    decode = Decoder("decisions", stores.late_schema_ids(source)).decode
-    one = OnePage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
-    return [
-        DecisionPages(opened, one).section(),
-        ReviewPages(opened, source.section("costs", CostSettings)).section(),
-    ]

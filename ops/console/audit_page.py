@@ -1,15 +1,15 @@
-"""The page of the audit log: people's views and acts."""
+"""The page of the audit log, and the head of the log on the topic console-events."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from paywarden.ops.console.audit import AuditEntry, AuditHead, AuditLog
+from paywarden.ops.console.audit import AuditHead, AuditLog
 from paywarden.ops.console.pages import Field, Missing, Page, Section, Shown, Visit
-from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.people import Role
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -23,68 +23,62 @@ _ROLES = frozenset({Role.AUDITOR})
 _COUNT, _COUNT_MAX = 100, 10_000
 _SHOWN_MAX = 500
 _EFFECT = "Nothing can be done, and no sensitive field be shown, until it can be written."
-
-
-@dataclass(frozen=True)
-class AuditView:
-    """Entries of the log, the newest first, and its head, which somebody may note.
-
-    `looked_at`: how many of the newest entries; `found`: those of them that meet `asked`. The page shows some of these.
-    """
-
-    entries: tuple[AuditEntry, ...]
-    found: int
-    looked_at: int
-    asked: Mapping[str, str]
-    head_number: int
-    head_digest: str
+_FIELDS = (
+    Field("by", "Only acts of this person"),
+    Field("act", "Only this act, such as viewed or logged_in"),
+    Field("subject", "Only about this, such as payment:p1, case:5f0c or console"),
+    Field("count", "How many of the newest entries to look at", kind="whole", low=1, high=_COUNT_MAX),
+)
 
 
 def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> Section:
-    """Returns the section `Audit`. `publish` puts the log's head on the topic, each hour in which it has changed."""
-
-    def show(visit: Visit) -> Shown:
-        visit.saw("audit_log")
-        asked = {name: visit.text(name) for name in ("by", "act", "subject") if visit.text(name)}
-        if "act" in asked:
-            # The page shows it with spaces.
-            asked["act"] = asked["act"].replace(" ", "_")
-        entries = log.newest(visit.whole("count", _COUNT_MAX if asked else _COUNT))
-        found = [one for one in entries if all(getattr(one, name) == text for name, text in asked.items())]
-        shown, head = tuple(found[:_SHOWN_MAX]), log.head
-        view = AuditView(shown, len(found), len(entries), asked, head.number, head.digest)
-        return Shown("audit.html", view, "Audit log")
-
-    fields = (
-        Field("by", "Only acts of this person"),
-        Field("act", "Only this act, such as viewed or logged_in"),
-        Field("subject", "Only about this, such as payment:p1, case:5f0c or console"),
-        Field("count", "How many of the newest entries to look at", kind="whole", low=1, high=_COUNT_MAX),
-    )
-    page = Page("/audit", show, "The newest entries of the audit log", roles=_ROLES, fields=fields, view=AuditView)
-
-    def run(stop: threading.Event) -> None:
-        published = AuditHead()
-        while not stop.is_set():
-            try:
-                published = publish_head(log, publish, published, now_ms())
-            except (TemporaryFailure, Misconfigured) as error:
-                _log.warning("the head of the audit log is not on the topic: %s", error)
-                stop.wait(_RETRY_S)
-            else:
-                stop.wait(_EVERY_S)
+    """Return the section `Audit`. `publish` puts the log's head on the topic, each hour in which it has changed."""
 
     def missing() -> list[Missing]:
-        trouble = log.trouble
-        return [] if trouble is None else [Missing("The audit log", *trouble, _EFFECT)]
+        return [] if log.trouble is None else [Missing("The audit log", *log.trouble, _EFFECT)]
 
-    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,), missing=missing)
+    page = Page("/audit", partial(_show, log), "The newest entries of the audit log", roles=_ROLES, fields=_FIELDS)
+    work = partial(_publish_heads, log, publish)
+    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(work,), missing=missing)
+
+
+def _show(log: AuditLog, visit: Visit) -> Shown:
+    """Show the newest entries, or those among the newest that meet the filters."""
+    visit.saw("audit_log")
+    asked = {name: text for name, text in visit.texts().items() if name != "count"}
+    if "act" in asked:
+        # The page shows it with spaces.
+        asked["act"] = asked["act"].replace(" ", "_")
+    entries = log.newest(visit.whole("count", _COUNT_MAX if asked else _COUNT))
+    found = [one for one in entries if all(getattr(one, name) == text for name, text in asked.items())]
+    head = log.head
+    view = {
+        "entries": found[:_SHOWN_MAX],
+        "found": len(found),
+        "looked_at": len(entries),
+        "asked": asked,
+        "head_number": head.number,
+        "head_digest": head.digest,
+    }
+    return Shown("audit.html", view, "Audit log")
+
+
+def _publish_heads(log: AuditLog, publish: Callable[[ConsoleEvent], object], stop: threading.Event) -> None:
+    published = AuditHead()
+    while not stop.is_set():
+        try:
+            published = publish_head(log, publish, published, now_ms())
+        except (TemporaryFailure, Misconfigured) as error:
+            _log.warning("the head of the audit log is not on the topic: %s", error)
+            stop.wait(_RETRY_S)
+        else:
+            stop.wait(_EVERY_S)
 
 
 def publish_head(
     log: AuditLog, publish: Callable[[ConsoleEvent], object], published: AuditHead, at_ms: int
 ) -> AuditHead:
-    """Publish the head of a log if it is another than `published`; returns it. Raises BrokerUnavailable."""
+    """Publish the head of a log if it is another than `published`; return it. Raises BrokerUnavailable."""
     head = log.head
     if head.number and head != published:
         what = {"log": log.name, "number": str(head.number), "digest": head.digest}
@@ -93,7 +87,7 @@ def publish_head(
 
 
 def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[AuditHead]:
-    """Returns the heads of the log of this name among events."""
+    """Return the heads of the log of this name among events."""
     return [
         AuditHead(int(number), event.what.get("digest", ""))
         for event in events

@@ -1,8 +1,4 @@
-"""Run the background work of the sections, each in a thread of its own.
-
-If Kafka or a database does not answer, the work itself says so on the pages. Any other error is a bug: the log has it,
-the work begins again, and the pages say so meanwhile.
-"""
+"""Work in threads: the background work of the sections, and values that take longer than a page may wait."""
 
 from __future__ import annotations
 
@@ -12,24 +8,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Generic, TypeVar
 
 from paywarden.ops.console.pages import Missing, Section
 from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import PaywardenError
 
 _log = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+FAULT = "the console has made a fault: its log says more"
+"""The text on a page about a bug in background work."""
 _RETRY_S = 1.0
 _END_S, _CLOSE_S = 5.0, 3.0
+# Well below the 300 ms that a page may take.
+_FIRST_WAIT_S = 0.15
+_EFFECT = "Its pages may be old, or not complete."
 # Work that fails again and again does so at least this often. Without a failure for this long it is well.
 _WELL_AFTER_MS = 60_000
 
 
 class Failures:
-    """The background work that has ended with an error lately, by the name of its section. Thread-safe."""
+    """The background work that has ended with an error lately: every page says so. Thread-safe."""
 
     def __init__(self, clock: Callable[[], int] = now_ms) -> None:
         self._clock = clock
-        # Since when it fails, and when it failed last.
+        # Since when each section's work fails, and when it failed last.
         self._times: dict[str, tuple[int, int]] = {}
 
     def note(self, name: str) -> None:
@@ -39,22 +43,13 @@ class Failures:
         self._times[name] = (since_ms if now - last_ms < _WELL_AFTER_MS else now), now
 
     def missing(self) -> list[Missing]:
-        """Returns the entries about its failures for the top of each page."""
+        """Return the entries about failures for the top of each page."""
         now = self._clock()
         return [
-            Missing(
-                f"The background work of the section {name}",
-                since_ms,
-                "it ends with an error and begins again; the operators find it in the console's log",
-                "Its pages may be old, or not complete.",
-            )
+            Missing(f"The background work of the section {name}", since_ms, FAULT, _EFFECT)
             for name, (since_ms, last_ms) in sorted(self._times.items())
             if now - last_ms < _WELL_AFTER_MS
         ]
-
-    def section(self) -> Section:
-        """Returns a section without pages, by which all pages say it."""
-        return Section("background", "", "", (), missing=self.missing)
 
 
 @contextmanager
@@ -63,10 +58,8 @@ def running(
 ) -> Iterator[None]:
     """Run the background work of sections while the block runs. Work that raises an error begins again.
 
-    `failures` remembers that.
-
-    `stop` ends the work before the block ends: while the last requests are answered, for instance. Work that goes on
-    for some seconds after the block's end is left to the end of the process: it loses nothing that it confirmed.
+    `stop` ends the work before the block ends. Work that goes on for some seconds after the block's end is left to the
+    end of the process: it loses nothing that it confirmed.
     """
     stop, failures = stop or threading.Event(), failures or Failures()
     threads = [
@@ -109,3 +102,57 @@ def _again(work: Callable[[threading.Event], None], stop: threading.Event, faile
             stop.wait(_RETRY_S)
         else:
             return
+
+
+class Kept(Generic[Value]):
+    """A value that `find` gives for a time, at most `old_ms` old while somebody asks. Thread-safe.
+
+    A thread computes an old value again, and pages show the last one meanwhile. `found_ms`: when it was found, 0 for
+    never. `trouble`: why it is not newer; "" if nothing is wrong.
+    """
+
+    def __init__(self, find: Callable[[int], Value], *, empty: Value, old_ms: int) -> None:
+        self._find, self._old_ms = find, old_ms
+        self.value, self.found_ms, self.trouble = empty, 0, ""
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def known(self, now: int) -> Value:
+        """Return the last value, and have it computed again if it is old. The first page waits a moment."""
+        self.wake(now)
+        self.wait(0.0 if self.found_ms else _FIRST_WAIT_S)
+        return self.value
+
+    def wake(self, now: int) -> None:
+        """Have the value computed if it is old."""
+        with self._lock:
+            if now - self.found_ms >= self._old_ms and (self._thread is None or not self._thread.is_alive()):
+                self._thread = _started("kept value", partial(self.step, now))
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the value is computed, if it is being computed."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def step(self, now: int) -> None:
+        """Find out once. An error is kept in `trouble`, and the value stays."""
+        try:
+            self.value, self.found_ms, self.trouble = self._find(now), now, ""
+        except PaywardenError as error:
+            self.trouble = str(error)
+        except Exception:  # noqa: BLE001
+            # The top of a thread. Without a word here pages would say that it is being found out.
+            _log.exception("a value for the console's pages could not be found")
+            self.trouble = FAULT
+
+
+def remembered(find: Callable[[int], Value], old_ms: int) -> Callable[[int], Value]:
+    """Return `find` with a memory of `old_ms`: every page asks for it. An error is not remembered."""
+    known: list[tuple[int, Value]] = []
+
+    def value(now: int) -> Value:
+        if not known or not 0 <= now - known[0][0] < old_ms:
+            known[:] = [(now, find(now))]
+        return known[0][1]
+
+    return value

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,8 +71,8 @@ class ConsoleDatabase:
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
-    def read(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        """Returns the rows of a query. Raises DatabaseUnavailable."""
+    def read(self, statement: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
+        """Return the rows of a query. Raises DatabaseUnavailable."""
         try:
             return self._connection().execute(statement, values).fetchall()
         except sqlite3.Error as error:
@@ -90,7 +90,7 @@ class ConsoleDatabase:
         if file_at(self.path) != self._file:
             raise DatabaseUnavailable(
                 f"the console's database {self.path} was removed or replaced while it was open: put it back, or "
-                "restart the console, which makes it anew from the topics"
+                "restart the console, which makes it again from the topics"
             )
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -99,6 +99,8 @@ class ConsoleDatabase:
                     self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                 )
                 connection.row_factory = sqlite3.Row
+                # `lower` knows no other letters than those of ASCII.
+                connection.create_function("casefold", 1, str.casefold, deterministic=True)
                 connection.execute("PRAGMA journal_mode = WAL")
                 # With WAL a killed process loses nothing; a machine that loses power may lose the last rows, which the
                 # topics have.
@@ -116,7 +118,7 @@ class ConsoleDatabase:
         if type(error) is sqlite3.DatabaseError:
             # The file is damaged, or is none of SQLite: its own words name no way out.
             why += (
-                ". Move it and the files beside it (-wal, -shm) away and start the console again: it makes them anew "
+                ". Move it and the files beside it (-wal, -shm) away and start the console again: it makes them again "
                 "from the topics, and people log in again"
             )
         return DatabaseUnavailable(why)

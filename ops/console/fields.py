@@ -17,7 +17,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def pairs_of(text: bytes) -> list[tuple[str, str]]:
-    """Returns the names and values of a query or a form. Raises PageRefused."""
+    """Return the names and values of a query or a form. Raises PageRefused."""
     try:
         return parse_qsl(
             text.decode("ascii"), keep_blank_values=True, max_num_fields=_COUNT_MAX, encoding="utf-8", errors="strict"
@@ -27,7 +27,7 @@ def pairs_of(text: bytes) -> list[tuple[str, str]]:
 
 
 def json_pairs(content: object) -> list[tuple[str, str]]:
-    """Returns the fields of a JSON object: texts, numbers, true and false, and lists of them. Raises PageRefused."""
+    """Return the fields of a JSON object: texts, numbers, true and false, and lists of them. Raises PageRefused."""
     if not isinstance(content, Mapping):
         raise PageRefused(400, "Wanted a JSON object of the page's fields.")
     pairs: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ def json_pairs(content: object) -> list[tuple[str, str]]:
 
 
 def checked(fields: Sequence[Field], pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    """Returns the values by name; an empty value counts as not given. Raises PageRefused naming the field."""
+    """Return the values by name; an empty value counts as not given. Raises PageRefused naming the field."""
     known = {field.name: field for field in fields if field.kind != "file"}
     values: dict[str, tuple[str, ...]] = {}
     for name, given in pairs:
@@ -68,7 +68,7 @@ def checked(fields: Sequence[Field], pairs: Iterable[tuple[str, str]]) -> dict[s
 
 
 def checked_path(values: Mapping[str, str]) -> dict[str, str]:
-    """Returns the parameters of a path. Raises PageRefused for one that is too long or cannot be printed."""
+    """Return the parameters of a path. Raises PageRefused for one that is too long or cannot be printed."""
     for name, value in values.items():
         if not value.isprintable() or len(value) > 200:
             raise PageRefused(400, f"{name}: wanted at most 200 printable characters.")
@@ -76,7 +76,7 @@ def checked_path(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _problem(field: Field, value: str) -> str:
-    """Returns the wanted form; empty if the value is right."""
+    """Return the wanted form; empty if the value is right."""
     if len(value) > field.chars_max:
         return f"at most {field.chars_max} characters, got {len(value)}"
     printable = value.replace("\n", "").replace("\t", "") if field.kind == "lines" else value
@@ -95,7 +95,7 @@ def _problem(field: Field, value: str) -> str:
 
 
 def _is_readable(text: str) -> bool:
-    """Returns whether a text has nothing that nobody sees. Spaces of any width are of every second text in French."""
+    """Return whether a text has nothing that nobody sees. Spaces of any width are of every second text in French."""
     return text.isprintable() or all(one.isprintable() or one in _JOINERS or category(one) == "Zs" for one in text)
 
 

@@ -1,4 +1,4 @@
-"""Rate limits: a token bucket for each name or address, and those of logins."""
+"""Rate limits: a token bucket for each name or address, and the limits of logins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEYS_MAX = 10_000
 
 
 def network_of(address: str) -> str:
-    """Returns the network by which a limit of strangers counts. A person with one address of IPv6 has its whole /64."""
+    """Return the network by which a limit of strangers counts. A person with one address of IPv6 has its whole /64."""
     try:
         found = ip_address(address)
     except ValueError:
@@ -29,31 +29,18 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, key: str, now_s: float) -> float:
-        """Take one of the key; returns 0, or the seconds until there is one again."""
+    def take(self, key: str, now_s: float, amount: float = 1.0) -> float:
+        """Take one of the key; return 0, or the seconds until there is one again. An amount of -1 gives one back."""
         with self._lock:
-            left = self._left(key, now_s)
-            if left < 1:
+            left, seen_s = self._buckets.get(key, (self._count, now_s))
+            left = min(self._count, left + max(0.0, now_s - seen_s) * self._count / self._per_s)
+            if left < amount:
                 return (1 - left) * self._per_s / self._count
-            self._put(key, left - 1, now_s)
+            self._buckets[key] = (min(self._count, left - amount), max(now_s, seen_s))
+            self._buckets.move_to_end(key)
+            if len(self._buckets) > _KEYS_MAX:
+                self._buckets.popitem(last=False)
             return 0.0
-
-    def give_back(self, key: str) -> None:
-        """Give back what `take` took."""
-        with self._lock:
-            if key in self._buckets:
-                left, seen_s = self._buckets[key]
-                self._put(key, min(self._count, left + 1), seen_s)
-
-    def _left(self, key: str, now_s: float) -> float:
-        left, seen_s = self._buckets.get(key, (self._count, now_s))
-        return min(self._count, left + max(0.0, now_s - seen_s) * self._count / self._per_s)
-
-    def _put(self, key: str, left: float, now_s: float) -> None:
-        self._buckets[key] = (left, now_s)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > _KEYS_MAX:
-            self._buckets.popitem(last=False)
 
 
 class LoginLimit:
@@ -70,29 +57,26 @@ class LoginLimit:
         self._of_name = {is_known: RateLimit(10 * count, per_s) for is_known in (True, False)}
         self._strangers = RateLimit(10 * count, per_s)
         self._came_from: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._lock = threading.Lock()
 
     def take(self, name: str, network: str, now_s: float, *, is_known: bool) -> float:
-        """Take a try; returns 0, or the seconds until there is one again. `is_known`: a person has this name."""
+        """Take a try; return 0, or the seconds until there is one again. `is_known`: a person has this name."""
         key = f"{name} {network}"
         if wait_s := self._at_network[is_known].take(key, now_s):
             return wait_s
         wait_s = 0.0 if (name, network) in self._came_from else self._of_name[is_known].take(name, now_s)
         if wait_s:
-            self._at_network[is_known].give_back(key)
+            self._at_network[is_known].take(key, now_s, -1)
         return wait_s
 
     def has_many_strangers(self, network: str, now_s: float) -> bool:
-        """Take a try of a name that nobody has; returns whether the network had too many of them."""
+        """Take a try of a name that nobody has; return whether the network had too many of them."""
         return self._strangers.take(network, now_s) > 0
 
-    def note_login(self, name: str, network: str) -> None:
+    def note_login(self, name: str, network: str, now_s: float) -> None:
         """Give back a try that was right, and remember where the person is."""
-        self._at_network[True].give_back(f"{name} {network}")
-        with self._lock:
-            if (name, network) not in self._came_from:
-                self._of_name[True].give_back(name)
-            self._came_from[name, network] = None
-            self._came_from.move_to_end((name, network))
-            if len(self._came_from) > _KEYS_MAX:
-                self._came_from.popitem(last=False)
+        self._at_network[True].take(f"{name} {network}", now_s, -1)
+        if (name, network) not in self._came_from:
+            self._of_name[True].take(name, now_s, -1)
+        self._came_from[name, network] = None
+        if len(self._came_from) > _KEYS_MAX:
+            self._came_from.popitem(last=False)

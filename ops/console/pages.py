@@ -1,32 +1,32 @@
-"""Pages of the console. A section declares its pages, and the shell does the rest:
+"""Pages of the console, one row of a table each. Adding a page or an act is one function and one row:
 
     Section("inbox", "Inbox", "/inbox", (
-        Page("/inbox", self.list, fields=(Field("severity", "Show these only", choices=("info", "critical")),)),
-        Page("/inbox/{alert_id}/acknowledge", self.acknowledge, method="POST", roles=frozenset({Role.ANALYST})),
+        Page("/inbox", self.show, "The alerts", fields=(Field("severity", "Only this", choices=("info", "critical")),)),
+        Page("/inbox/act", self.act, "Do something about alerts", "POST", frozenset({Role.ANALYST}), ACT_FIELDS),
     ))
 
-A page returns its content as a dataclass (`Shown`), or the act that is done (`Done`). The shell renders a template for
-a browser, and the same dataclass as JSON below /api/v1 for a token. A page therefore never sees a person without a role
-it wants, a form without its CSRF token, or a field that it did not declare.
+The row is the page for a browser, the address for programs below /api/v1, the check of role, form and fields, and the
+entry in /openapi.json. A page returns its content (`Shown`), or the act that is done (`Done`). The shell renders a
+template for a browser, and the same content as JSON for a program.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
 
-from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
-from paywarden.ops.console.sealed_searches import SEALED_FIELD, Seal
+from paywarden.ops.console.people import EVERYBODY, Person, Role, masked
+from paywarden.ops.console.searches import SEARCH_FIELD, Searches
+from paywarden.ops.times import time_ms_of
 from paywarden.schemas.errors import TemporaryFailure
 
 if TYPE_CHECKING:
     from paywarden.ops.console.audit import Audit
 
-TEXT_CHARS_MAX = 200
+PAGE_SIZE = 50
 
 
 class PageRefused(Exception):
@@ -42,7 +42,7 @@ class NothingDone(TemporaryFailure):
 
 
 def not_found(what: str) -> PageRefused:
-    """Returns the refusal of something that is not there."""
+    """Return the refusal of something that is not there."""
     return PageRefused(404, f"There is no {what}.")
 
 
@@ -51,8 +51,8 @@ class Field:
     """A parameter of a page's address or form.
 
     `kind`: text (one line), lines, whole (number), number, time (UTC, such as 2026-10-01T08:30), or file. With
-    `choices` the value is one of them. `is_many`: it may come more than once. `is_personal`: it comes in forms alone,
-    and stands in no address but sealed (sealed_searches.py).
+    `choices` the value is one of them. `is_many`: it may come more than once. `is_personal`: it comes by POST alone,
+    and stands in no address (searches.py).
     """
 
     name: str
@@ -60,11 +60,14 @@ class Field:
     kind: Literal["text", "lines", "whole", "number", "time", "file"] = "text"
     is_required: bool = False
     is_many: bool = False
-    chars_max: int = TEXT_CHARS_MAX
+    chars_max: int = 200
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
     is_personal: bool = False
+
+
+PAGE_FIELD = Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Visit:
-    """One checked request: person, fields, time. `values` has the fields that were given, as text."""
+    """One checked request: person, fields, time. `values` has the fields that came, as text."""
 
     person: Person
     now_ms: int
@@ -86,42 +89,56 @@ class Visit:
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     uploads: Mapping[str, Upload] = field(default_factory=dict)
     is_api: bool = False
-    # The same for a form that is sent twice (sent_forms.py); "" for a program, and for a form that changes nothing.
-    sending: str = ""
     # The digest of the session; "" for a program.
     session: str = ""
-    # Keeps personal fields out of the addresses of this browser or program.
-    seal: Seal = field(default_factory=lambda: Seal(secrets.token_urlsafe(32), 0, 0))
+    searches: Searches = field(default_factory=Searches)
 
     def text(self, name: str, default: str = "") -> str:
-        """Returns a field's text, the last one if there are several."""
+        """Return a field's text, the last one if there are several."""
         return self.values[name][-1] if name in self.values else default
 
     def all(self, name: str) -> tuple[str, ...]:
-        """Returns all texts of a field."""
+        """Return all texts of a field."""
         return self.values.get(name, ())
 
+    def texts(self) -> dict[str, str]:
+        """Return the text of each field that came."""
+        return {name: values[-1] for name, values in self.values.items()}
+
     def whole(self, name: str, default: int = 0) -> int:
-        """Returns a field of the kind whole."""
-        return int(self.values[name][-1]) if name in self.values else default
+        """Return a field of the kind whole."""
+        return int(self.text(name, str(default)))
 
     def number(self, name: str, default: float = 0.0) -> float:
-        """Returns a field of the kind number."""
-        return float(self.values[name][-1]) if name in self.values else default
+        """Return a field of the kind number."""
+        return float(self.text(name, str(default)))
 
     def time_ms(self, name: str) -> int | None:
-        """Returns a field of the kind time as epoch milliseconds; None if it was not given."""
-        from paywarden.ops.times import time_ms_of
+        """Return a field of the kind time as epoch milliseconds; None if it did not come."""
+        return time_ms_of(self.text(name)) if name in self.values else None
 
-        return time_ms_of(self.values[name][-1]) if name in self.values else None
+    @property
+    def owner(self) -> str:
+        """The session or the token: nobody else can use the searches that it has made."""
+        return self.session or f"token {self.person.name}"
+
+    def address(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> str:
+        """Return the address of a page with these values; those in `personal` do not stand in it."""
+        return address(path, self.parameters(path, values, personal))
+
+    def parameters(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> dict[str, str]:
+        """Return the parameters of that address."""
+        given = {name: value for name, value in values.items() if value}
+        hidden = {name: given.pop(name) for name in personal if name in given}
+        return {**given, SEARCH_FIELD: self.searches.keep(self.owner, path, hidden)} if hidden else given
 
     def masked(self, value: str) -> str:
-        """Returns a sensitive value as this person may see it."""
+        """Return a sensitive value as this person may see it."""
         return masked(value, self.person)
 
     def saw(self, subject: str, **what: str) -> None:
         """Note in the audit log that the person has seen sensitive fields of the subject, such as `payment:p1`."""
-        self.audit.record(self.person.name, "viewed", subject, what, self.now_ms)
+        self.did("viewed", subject, **what)
 
     def did(self, act: str, subject: str, **what: str) -> None:
         """Note an act of the person in the audit log."""
@@ -130,13 +147,13 @@ class Visit:
 
 @dataclass(frozen=True)
 class Shown:
-    """The content of a page: a dataclass, and the template that renders it as HTML (`view` in the template).
+    """The content of a page, and the template that renders it as HTML (`view` in the template).
 
     Without a template the browser gets JSON, too: the page is for a script of ours.
     """
 
     template: str
-    view: object
+    view: Any
     title: str
     status: int = 200
 
@@ -147,7 +164,7 @@ class Done:
 
     location: str
     message: str
-    view: object | None = None
+    view: Any = None
 
 
 @dataclass(frozen=True)
@@ -162,9 +179,6 @@ class Sent:
 Answer = Shown | Done | Sent
 
 
-_SEALED = Field(SEALED_FIELD, "Personal fields, as the address of a next page has them", chars_max=8_000)
-
-
 @dataclass(frozen=True)
 class Page:
     """One address. `roles`: one of them is needed. `meaning`: one line for the documents of the API."""
@@ -176,10 +190,6 @@ class Page:
     roles: frozenset[Role] = EVERYBODY
     fields: tuple[Field, ...] = ()
     body_bytes_max: int = 64 * 1024
-    # The dataclass of its content, for the documents of the API.
-    view: type | None = None
-    # It has its fields by POST, and only shows something.
-    is_search: bool = False
 
     @property
     def personal(self) -> tuple[str, ...]:
@@ -188,15 +198,13 @@ class Page:
 
     @property
     def is_act(self) -> bool:
-        """Whether it changes something."""
-        return self.method == "POST" and not self.is_search
+        """Whether it changes something. A page with personal fields takes them by POST, and only shows something."""
+        return self.method == "POST"
 
-    def by_methods(self) -> tuple[Page, ...]:
-        """Returns the page by each method that it has. One with personal fields has them by POST, and sealed by GET."""
-        if self.method == "POST" or not self.personal:
-            return (self,)
-        plain = tuple(one for one in self.fields if not one.is_personal)
-        return replace(self, fields=(*plain, _SEALED)), replace(self, method="POST", is_search=True)
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of its address."""
+        return (self.method, "POST") if self.personal and not self.is_act else (self.method,)
 
 
 @dataclass(frozen=True)
@@ -217,16 +225,12 @@ HELD_EFFECT = "Later records are shown when it ends."
 """The effect of an open transaction that holds a topic up."""
 
 
-def nothing_missing() -> list[Missing]:
-    """Returns the empty list, for a section without outside services."""
-    return []
-
-
 @dataclass(frozen=True)
 class Section:
     """A part of the console. `path` is its first page, in the navigation for people who may see it.
 
-    `background` runs in a thread each from the start until the event is set. `close` is called last.
+    `background` runs in a thread each from the start until the event is set. `close` is called last. `badge`: a number
+    in the navigation, such as that of open alerts; None for no number.
     """
 
     name: str
@@ -235,13 +239,26 @@ class Section:
     pages: tuple[Page, ...]
     roles: frozenset[Role] = EVERYBODY
     background: tuple[Callable[[threading.Event], None], ...] = ()
-    missing: Callable[[], list[Missing]] = nothing_missing
+    missing: Callable[[], list[Missing]] = list
     close: Callable[[], None] = lambda: None
-    # A number in the navigation, such as that of open alerts; None for no number.
     badge: Callable[[Person], int | None] = lambda _: None
 
 
-def filtered(path: str, filters: Mapping[str, str]) -> str:
-    """Returns the address of a list with filters; empty ones are left out."""
+def paged(path: str, visit: Visit, total: int, personal: Collection[str] = ()) -> dict[str, Any]:
+    """Return the part of a list's view that says which page it is. `parameters`: the filters as addresses have them."""
+    pages = max(1, -(-total // PAGE_SIZE))
+    filters = {name: text for name, text in visit.texts().items() if name != "page"}
+    return {
+        "path": path,
+        "total": total,
+        "page": min(visit.whole("page", 1), pages),
+        "pages": pages,
+        "filters": filters,
+        "parameters": visit.parameters(path, filters, personal),
+    }
+
+
+def address(path: str, filters: Mapping[str, Any]) -> str:
+    """Return the address of a list with filters; empty ones are left out."""
     kept = {name: value for name, value in filters.items() if value}
     return f"{path}?{urlencode(kept)}" if kept else path

@@ -44,8 +44,6 @@ class ConsoleSettings:
     # Wrong passwords that a name may have from an address in five minutes, so that nobody locks another person out.
     # From all addresses that the person has not logged in from, a name may have ten times as many.
     failed_logins_max: int = internal(10)
-    # Requests that a person or a token may make in a minute.
-    requests_per_minute: int = internal(600)
     # The folder of people's registry keys, NAME.pem each, encrypted with the person's passphrase. Empty: acts on models
     # are for the command line, and for deployments without a registry.
     keys: str = ""

@@ -1,20 +1,13 @@
-"""Make the application of all pages.
-
-For a browser, each request to a page goes through these steps; the first that fails answers with a page that says so.
+"""Make the application of all pages. Each request goes through these steps; the first that fails answers and says why.
 
 1. The host name is one of ours, which keeps other sites' names from pointing here.
-2. The cookie is that of a session; otherwise the browser goes to the login.
-3. The person has a role that the page wants, and has not asked too often.
-4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
-5. Each field is one that the page declared, and its value is right. Personal ones stand in no address
-   (sealed_searches.py).
-6. A form that was sent before gets the answer that it had.
+2. The cookie is that of a session, otherwise the browser goes to the login; below /api/v1 a token takes its place.
+3. The person has a role that the page wants.
+4. The body is not too long, and no other site sent the form: browsers name the site in Origin or Sec-Fetch-Site.
+5. Each field is one that the page declared, and its value is right. Personal ones stand in no address.
+6. A form or a request with a key that was sent before gets the answer that it had (idempotency.py).
 7. The audit log has room for the line of the act.
-8. The page's handler runs in a thread, and its answer is rendered.
-
-For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML, and
-the header Idempotency-Key in place of step 6 (keyed_acts.py). A cookie counts nothing there, and a token nothing on
-the pages.
+8. The page's handler runs in a thread. Its answer is HTML for a browser, and JSON for a program.
 """
 
 from __future__ import annotations
@@ -26,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -41,32 +34,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paywarden.ops.console.audit import Audit
-from paywarden.ops.console.connections import PROVE
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
-from paywarden.ops.console.idempotency.keyed_acts import (
+from paywarden.ops.console.idempotency import (
     KEY_HEADER,
+    ONCE_FIELD,
     REPLAYED_HEADER,
-    Body,
-    Keyed,
-    KeyedActs,
+    Idempotency,
+    Sending,
+    digest_of,
     key_of,
-    keyed,
 )
-from paywarden.ops.console.idempotency.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.limits import LoginLimit, RateLimit, network_of
-from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
-from paywarden.ops.console.people.people import People, Person
-from paywarden.ops.console.people.sessions import Session, Sessions
-from paywarden.ops.console.rendering.templates import (
-    NO_CURRENCIES,
-    Currencies,
-    Link,
-    PageFrame,
-    as_json,
-    rendered,
-    templates,
-)
-from paywarden.ops.console.sealed_searches import SEALED_FIELD, Seal, SealBroken
+from paywarden.ops.console.pages import Answer, Done, Field, Missing, Page, PageRefused, Section, Sent, Upload, Visit
+from paywarden.ops.console.people import People, Person
+from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Link, PageFrame, as_json, rendered, templates
+from paywarden.ops.console.searches import SEARCH_FIELD, Searches
+from paywarden.ops.console.sessions import Session, Sessions
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
@@ -77,18 +60,9 @@ API = "/api/v1"
 LOCAL = "local"
 """The source of sessions of people that the console itself knows."""
 
-CSRF_FIELD = "csrf"
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
@@ -107,33 +81,26 @@ _FAILED_LOGINS_S = 300.0
 _MESSAGES_MAX = 10_000
 # Five megabytes by a slow line; a body that comes byte by byte holds a connection no longer.
 _BODY_S = 120.0
-_FORM = "application/x-www-form-urlencoded"
-_MULTIPART = "multipart/form-data"
+_FORM, _MULTIPART, _JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 _NOT_IN_ADDRESSES = (
     "it is not taken from an address, because addresses stay in histories and logs. Search with the form of the page, "
     "or by POST."
 )
-_SEAL_BROKEN = "This search has ended: it belongs to another session, or is too old. Search again."
-_REFUSALS = {
-    401: "Please log in",
-    403: "Not allowed",
-    404: "Not found",
-    405: "Not allowed",
-    408: "Too slow",
-    413: "Too long",
-    429: "Too often",
-}
+_SEARCH = Field(SEARCH_FIELD, "The name of the search, as the console gave it")
+_SEARCH_ENDED = "This search has ended: it belongs to another session, or the console has restarted. Search again."
+_REFUSALS = {401: "Please log in", 403: "Not allowed", 404: "Not found", 405: "Not allowed"}
+_REFUSALS |= {408: "Too slow", 413: "Too long", 429: "Too often"}
+_BUG = "Something went wrong that should not. The operators find the cause in the console's log."
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class RoleMissing(PageRefused):
     """The person has no role that the page wants."""
 
-    def __init__(self, person: Person, message: str) -> None:
-        super().__init__(403, message)
+    def __init__(self, person: Person, page: Page) -> None:
+        super().__init__(403, f"This needs the role {' or '.join(sorted(page.roles)).replace('_', ' ')}.")
         self.person = person
-
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
@@ -149,18 +116,17 @@ class Shell:
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()
     currencies: Currencies = NO_CURRENCIES
-    # The acts that programs did with an Idempotency-Key; None for a console without topics.
-    keyed_acts: KeyedActs | None = None
     # When the newest decision came; 0 if that is not known.
     newest_ms: Callable[[], int] = lambda: 0
-    _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _messages: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _searches: Searches = field(default_factory=Searches)
 
     def __post_init__(self) -> None:
-        self._requests = RateLimit(self.settings.requests_per_minute, 60.0)
         # Wrong passwords, and anything else that somebody without a login fails in.
         self.logins = LoginLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self.failed_logins = RateLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
-        self._sent_forms = SentForms(self.sessions.database, self.sessions.whole_ms)
+        self._idempotency = Idempotency(self.sessions.database)
+        # Without descriptors a console can still show pages.
         templates()
 
     @property
@@ -173,70 +139,79 @@ class Shell:
         """The name of the session's cookie. With TLS, browsers accept `__Host-` from this host alone."""
         return "__Host-paywarden" if self.is_https else "paywarden"
 
-    def session_of(self, request: Request) -> Session | None:
-        """Returns the session of a request; None without one, and for a person who has left or has other roles."""
-        session = self.sessions.of_cookie(
-            request.cookies.get(self.cookie, ""), self.clock(), is_person=not _is_by_script(request)
-        )
-        if (
-            session is not None
-            and session.source == LOCAL
-            and self.people.people.get(session.person.name) != session.person
-        ):
-            self.sessions.end(session)
-            return None
-        if session is not None:
-            _prove(request, session.person)
-        return session
-
     def take_people(self, people: People) -> None:
         """Go on with the people of a file that has changed."""
         self.people = people
 
+    def session_of(self, request: Request) -> Session | None:
+        """Return the session of a request; None without one, and for a person who has left or has other roles."""
+        secret = request.cookies.get(self.cookie, "")
+        if not secret:
+            return None
+        session = self.sessions.of_cookie(secret, self.clock(), is_person=not _is_by_script(request))
+        if session is None or session.source != LOCAL:
+            return session
+        if self.people.people.get(session.person.name) != session.person:
+            self.sessions.end(session)
+            return None
+        return session
+
+    def token_owner(self, request: Request) -> Person:
+        """Return who calls the API. Raises PageRefused."""
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        person = self.people.with_token(token.strip()) if kind.lower() == "bearer" else None
+        if person is None:
+            if "authorization" in request.headers:
+                self.note_stranger("token_refused", "token", address_of(request))
+            raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
+        return person
+
+    def note_stranger(self, act: str, kind: str, address: str, **what: str) -> None:
+        """Note in the audit log that somebody failed to log in, not more often than they may.
+
+        The request is refused in any case, whether that can be written or not.
+        """
+        if not self.failed_logins.take(f"{kind} {network_of(address)}", time.monotonic()):
+            with suppress(PaywardenError):
+                self.audit.record("nobody", act, "console", {**what, "address": address}, self.clock())
+
     def missing(self) -> tuple[Missing, ...]:
-        """Returns the services that the console cannot reach now."""
+        """Return the services that the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())
 
     def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> PageFrame:
-        """Returns the frame of a page. `is_by_script`: nobody reads its message, which waits for the next page."""
+        """Return the frame of a page. `is_by_script`: nobody reads its message, which waits for the next page."""
         if session is None:
             return PageFrame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
-        links = tuple(
-            Link(section.title, section.path, section.name == here, section.badge(session.person))
-            for section in self.sections
-            if section.title and session.person.may(section.roles)
-        )
-        message = "" if is_by_script else self._said.pop(session.digest, "")
         return PageFrame(
             title,
-            links,
+            tuple(
+                Link(section.title, section.path, section.name == here, section.badge(session.person))
+                for section in self.sections
+                if section.title and session.person.may(section.roles)
+            ),
             session.person,
-            session.csrf,
             self.missing(),
-            message,
+            "" if is_by_script else self._messages.pop(session.digest, ""),
             self.clock(),
             self.people.is_demo,
             self.currencies,
             self.newest_ms(),
         )
 
-    def say(self, session: Session, message: str) -> None:
-        """Keep a message for the next page of a session."""
-        self._said[session.digest] = message
-        while len(self._said) > _MESSAGES_MAX:
-            self._said.popitem(last=False)
-
     def refused(
         self, status: int, message: str, session: Session | None = None, section: Section | None = None
     ) -> Response:
-        """Returns the page of a refusal, with the way back to the section that it was in."""
+        """Return the page of a refusal, with the way back to the section that it was in."""
         title = _REFUSALS.get(status, "It did not work" if status >= 500 else "Not possible")
         back = ("/", "the first page")
         if section is not None and section.title and session is not None and session.person.may(section.roles):
             back = (section.path, section.title)
         try:
             frame = self.frame(title, session, "" if section is None else section.name)
-        except PaywardenError:
+        except Exception as error:  # noqa: BLE001 - the top: the frame of every page may have the bug
+            if not isinstance(error, PaywardenError):
+                _log.exception("the frame of a page could not be made")
             # The page that says that the database is gone must not need it.
             frame = PageFrame(title, now_ms=self.clock())
         content = rendered("refused.html", frame, {"message": message, "back": back})
@@ -244,230 +219,152 @@ class Shell:
         return Response(content, status, media_type="text/html", headers=headers)
 
     def application(self, sections: Sequence[Section], more: Sequence[Route] = ()) -> ASGIApp:
-        """Returns the application of these sections. `more`: routes that need no session, such as the login's."""
+        """Return the application of these sections. `more`: routes that need no session, such as the login's."""
         self.sections = tuple(sections)
         routes = [*more, Route("/", self._home), Route("/livez", _livez), Route("/readyz", self._readyz)]
         routes.append(Route("/static/{name}", _static_files()))
-        routes += [
-            Route(path, endpoint, methods=[page.method])
-            for section in sections
-            for declared in section.pages
-            for page in declared.by_methods()
-            for path, endpoint in (
-                (page.path, self._browser_endpoint(section, page, declared)),
-                (API + page.path, self._api_endpoint(page, declared)),
-            )
-        ]
-        handlers = {
-            HTTPException: self._http_error,
-            PageRefused: self._refused_outside,
-            PaywardenError: self._refused_outside,
-            Exception: self._bug,
-        }
-        app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        for section in sections:
+            for page in section.pages:
+                for base in ("", API):
+                    endpoint = self._endpoint(section, page, is_api=bool(base))
+                    routes.append(Route(base + page.path, endpoint, methods=list(page.methods)))
+        expected = {HTTPException: self._lost, PageRefused: self._failed, PaywardenError: self._failed}
+        app = Starlette(routes=routes, exception_handlers={**expected, Exception: self._failed})
         return _Guard(app, self)
 
-    def _browser_endpoint(self, section: Section, page: Page, declared: Page) -> Endpoint:
-        """Answers a page by one of its methods. `declared`: the page with all of its fields."""
-
+    def _endpoint(self, section: Section, page: Page, *, is_api: bool) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             session: Session | None = None
             try:
-                session = await run_in_threadpool(self.session_of, request)
-                if session is None:
-                    return self._to_login(request, page, declared)
-                self.admit(session.person, page)
-                visit = await self._visit(request, page, declared, session)
-                if page.is_search:
-                    asked = {name: values[-1] for name, values in visit.values.items()}
-                    return RedirectResponse(visit.seal.address(request.url.path, asked, page.personal), 303)
-                await self._require_audit(page)
-                answer = await run_in_threadpool(self._answer, page, visit)
-                return await run_in_threadpool(
-                    self._html, answer, session, section, is_by_script=_is_by_script(request)
-                )
+                if is_api:
+                    person = await run_in_threadpool(self.token_owner, request)
+                else:
+                    session = await run_in_threadpool(self.session_of, request)
+                    if session is None:
+                        return self._to_login(request, page)
+                    person = session.person
+                if not person.may(page.roles):
+                    raise RoleMissing(person, page)
+                visit, sending = await self._visit(request, page, person, session)
+                if session is not None and request.method == "POST" and not page.is_act:
+                    return RedirectResponse(visit.address(page.path, visit.texts(), page.personal), 303)
+                return await run_in_threadpool(self._response, request, page, visit, sending, section, session)
             except (PageRefused, PaywardenError) as error:
-                await self._note_refusal(error, page)
-                status, message = _said_of(error)
-                return await run_in_threadpool(self.refused, status, message, session, section)
+                if isinstance(error, RoleMissing):
+                    await run_in_threadpool(self._note_refusal, error.person, page)
+                return await run_in_threadpool(self._refusal, error, session, section, is_api=is_api)
 
         return endpoint
 
-    async def _require_audit(self, page: Page) -> None:
-        """Raise AuditUnavailable if an act could not be noted once it is done."""
-        if page.is_act:
-            await run_in_threadpool(self.audit.require_room)
-
-    def _answer(self, page: Page, visit: Visit) -> Answer:
-        if not visit.sending:
-            return page.handler(visit)
-        return self._sent_forms.answer(visit.sending, lambda: page.handler(visit), visit.now_ms)
-
-    def _api_endpoint(self, page: Page, declared: Page) -> Endpoint:
-        async def endpoint(request: Request) -> Response:
-            try:
-                person = await run_in_threadpool(self.token_owner, request)
-                self.admit(person, page)
-                visit, sent = await self._api_visit(request, page, declared, person)
-                await self._require_audit(page)
-                if sent is not None:
-                    return await run_in_threadpool(self._keyed_answer, page, visit, sent)
-                answer = await run_in_threadpool(page.handler, visit)
-                return await run_in_threadpool(_json, answer, self.missing)
-            except (PageRefused, PaywardenError) as error:
-                await self._note_refusal(error, page)
-                status, message = _said_of(error)
-                headers = {"www-authenticate": "Bearer"} if status == 401 else None
-                return JSONResponse({"error": message}, status, headers=headers)
-
-        return endpoint
-
-    def _keyed_answer(self, page: Page, visit: Visit, sent: Keyed) -> Response:
-        """Returns the answer of an act that counts once. Raises PageRefused, PaywardenError."""
-        if self.keyed_acts is None:
-            raise PageRefused(501, "Idempotency-Key: this console keeps no keys.")
-        body = self.keyed_acts.answer(sent, visit.person.name, lambda: _body(page.handler(visit)), visit.now_ms)
-        if body.is_replayed:
-            # The next page shows it again.
-            visit.did("answered_again", f"page:{page.method} {page.path}")
-        headers = {REPLAYED_HEADER: "true"} if body.is_replayed else None
-        return JSONResponse({**body.content, "missing": as_json(self.missing())}, body.status, headers=headers)
-
-    def token_owner(self, request: Request) -> Person:
-        """Returns who calls the API. Raises PageRefused."""
-        token = _token(request)
-        person = None if token is None else self.people.with_token(token)
-        if person is None:
-            self._note_wrong_token(request)
-            raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
-        _prove(request, person)
-        return person
-
-    def _note_wrong_token(self, request: Request) -> None:
-        """Notes in the audit log that somebody came with a wrong token, not more often than they may fail to log in."""
-        address = address_of(request)
-        if "authorization" not in request.headers:
-            return
-        if self.failed_logins.take(f"token {network_of(address)}", time.monotonic()):
-            return
-        # The call is refused in any case, whether that can be written or not.
-        with suppress(PaywardenError):
-            self.audit.record("nobody", "token_refused", "console", {"address": address}, self.clock())
-
-    def admit(self, person: Person, page: Page) -> None:
-        """Raise PageRefused if the person may not see a page, or asks too often."""
-        if wait_s := self._requests.take(person.name, time.monotonic()):
-            raise PageRefused(429, f"Too many requests: try again in {wait_s:.0f} s.")
-        if not person.may(page.roles):
-            wanted = " or ".join(sorted(role.replace("_", " ") for role in page.roles))
-            raise RoleMissing(person, f"This needs the role {wanted}.")
-
-    async def _note_refusal(self, error: Exception, page: Page) -> None:
-        """Notes in the audit log that somebody wanted a page that their roles do not give them."""
-        if isinstance(error, RoleMissing):
-            # The page is refused in any case, whether that can be written or not.
-            with suppress(PaywardenError):
-                subject = f"page:{page.method} {page.path}"
-                await run_in_threadpool(self.audit.record, error.person.name, "refused", subject, {}, self.clock())
-
-    def require_own_form(self, request: Request) -> None:
-        """Raise PageRefused if another site sent the form. Browsers say so in two headers that pages cannot set."""
-        site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin", self.url)
-        if site not in ("same-origin", "none") or urlsplit(origin).netloc != request.headers.get("host", ""):
-            raise PageRefused(403, "Another site sent this form. Open the page here, and do it again.")
-
-    async def _visit(self, request: Request, page: Page, declared: Page, session: Session) -> Visit:
-        pairs = pairs_of(request.scope["query_string"])
-        uploads: dict[str, Upload] = {}
-        sending = ""
-        if page.method == "POST":
-            self.require_own_form(request)
-            pairs, uploads = await _form(request, page)
-            tokens = [value for name, value in pairs if name == CSRF_FIELD]
-            if len(tokens) != 1 or not session.is_of_form(tokens[0]):
-                raise PageRefused(403, "The form has expired. Open the page again, and do it again.")
-            pairs = [pair for pair in pairs if pair[0] != CSRF_FIELD]
-            if any(name == ONCE_FIELD for name, _ in pairs):
-                sending = digest_of(session.digest, request.url.path, pairs, uploads)
-                pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
-        seal = self._seal(request.cookies.get(self.cookie, ""))
-        visit = self._checked_visit(request, page, declared, seal, session.person, pairs, uploads)
-        return replace(visit, sending=sending, session=session.digest)
-
-    async def _api_visit(
-        self, request: Request, page: Page, declared: Page, person: Person
-    ) -> tuple[Visit, Keyed | None]:
-        """Returns the visit, and the key that came with an act."""
-        pairs = pairs_of(request.scope["query_string"])
-        uploads: dict[str, Upload] = {}
-        key = ""
-        if page.method == "POST":
-            key = key_of(request.headers.getlist(KEY_HEADER))
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind == _MULTIPART:
-                pairs, uploads = await _form(request, page)
-            elif kind == "application/json":
-                try:
-                    pairs = json_pairs(json.loads(await limited_body(request, page.body_bytes_max) or b"{}"))
-                except (ValueError, RecursionError) as error:
-                    raise PageRefused(400, "The body is not JSON.") from error
+    async def _visit(
+        self, request: Request, page: Page, person: Person, session: Session | None
+    ) -> tuple[Visit, Sending | None]:
+        """Return a checked request, and its key if it must act once. Raises PageRefused."""
+        is_api, uploads, key, scope = session is None, dict[str, Upload](), "", person.name
+        if request.method == "GET":
+            pairs = pairs_of(request.scope["query_string"])
+            if hidden := [name for name, _ in pairs if name in page.personal]:
+                raise PageRefused(400, f"{hidden[0]}: {_NOT_IN_ADDRESSES}")
+        elif session is None:
+            key = key_of(request.headers.getlist(KEY_HEADER)) if page.is_act else ""
+            # Somebody whose roles have changed would see another answer.
+            scope += " " + ",".join(sorted(person.roles))
+            if _kind_of(request) == _JSON:
+                pairs = json_pairs(_parsed(await limited_body(request, page.body_bytes_max)))
             else:
-                raise PageRefused(415, "Wanted the content type application/json.")
-        seal = self._seal(_token(request) or "")
-        visit = replace(self._checked_visit(request, page, declared, seal, person, pairs, uploads), is_api=True)
-        if not key or page.is_search:
+                pairs, uploads = await _form(request, page, (_MULTIPART,))
+        else:
+            self.require_own_form(request)
+            pairs, uploads = await _form(request, page, (_FORM, _MULTIPART))
+            tokens = [value for name, value in pairs if name == ONCE_FIELD]
+            pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
+            # A form that was filled in again, on a page that a browser had kept, is another sending.
+            key = digest_of(session.digest, request.url.path, *tokens, pairs=pairs, uploads=uploads) if tokens else ""
+        path = checked_path({name: str(value) for name, value in request.path_params.items()})
+        fields = (*page.fields, _SEARCH) if request.method == "GET" and page.personal else page.fields
+        values = checked(fields, pairs)
+        name = values.pop(SEARCH_FIELD, ("",))[-1]
+        digest = "" if session is None else session.digest
+        visit = Visit(person, self.clock(), self.audit, path, values, uploads, is_api, digest, self._searches)
+        if name:
+            found = self._searches.find(visit.owner, page.path, name)
+            if found is None:
+                raise PageRefused(400, _SEARCH_ENDED)
+            values |= {name: (value,) for name, value in found.items()}
+        if not key:
             return visit, None
-        # Somebody whose roles have changed would see another answer.
-        roles = ",".join(sorted(person.roles))
-        return visit, keyed(person.name, key, digest_of(f"{roles} {key}", request.url.path, pairs, uploads))
+        content = digest_of(request.url.path, pairs=pairs, uploads=uploads)
+        return visit, Sending(digest_of("api", scope, key) if is_api else key, content)
 
-    def _checked_visit(
+    def _response(
         self,
         request: Request,
         page: Page,
-        declared: Page,
-        seal: Seal,
-        person: Person,
-        pairs: list[tuple[str, str]],
-        uploads: dict[str, Upload],
-    ) -> Visit:
-        path = checked_path({name: str(value) for name, value in request.path_params.items()})
-        if page.method == "GET":
-            for name, _ in pairs:
-                if name in declared.personal:
-                    raise PageRefused(400, f"{name}: {_NOT_IN_ADDRESSES}")
-        values = checked(page.fields, pairs)
-        if sealed := values.pop(SEALED_FIELD, ()):
-            try:
-                opened = seal.opened(request.url.path.removeprefix(API), sealed[-1])
-            except SealBroken as error:
-                raise PageRefused(400, _SEAL_BROKEN) from error
-            values |= checked([one for one in declared.fields if one.is_personal], opened.items())
-        return Visit(person, self.clock(), self.audit, path, values, uploads, seal=seal)
-
-    def _seal(self, secret: str) -> Seal:
-        return Seal(secret, self.clock(), self.sessions.whole_ms)
-
-    def _html(self, answer: Answer, session: Session, section: Section, *, is_by_script: bool) -> Response:
-        if isinstance(answer, Done):
-            self.say(session, answer.message)
-            return RedirectResponse(local_path(answer.location), 303)
+        visit: Visit,
+        sending: Sending | None,
+        section: Section,
+        session: Session | None,
+    ) -> Response:
+        if page.is_act:
+            self.audit.require_room()
+        answer, is_repeated = self._answer(page, visit, sending)
         if isinstance(answer, Sent):
             return _download(answer)
+        if session is None:
+            content = {"view": as_json(answer.view), "missing": as_json(self.missing())}
+            if not isinstance(answer, Done):
+                return JSONResponse(content, answer.status)
+            headers = {REPLAYED_HEADER: "true"} if is_repeated else None
+            return JSONResponse({"message": answer.message, **content}, headers=headers)
+        if isinstance(answer, Done):
+            again = "The form was sent twice, and counts once. " if is_repeated else ""
+            self._messages[session.digest] = again + answer.message
+            while len(self._messages) > _MESSAGES_MAX:
+                self._messages.popitem(last=False)
+            return RedirectResponse(local_path(answer.location), 303)
         if not answer.template:
             return JSONResponse(as_json(answer.view), answer.status)
-        frame = self.frame(answer.title, session, section.name, is_by_script=is_by_script)
+        frame = self.frame(answer.title, session, section.name, is_by_script=_is_by_script(request))
         return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
 
-    def _to_login(self, request: Request, page: Page, declared: Page) -> Response:
-        if page.method != "GET":
+    def _answer(self, page: Page, visit: Visit, sending: Sending | None) -> tuple[Answer, bool]:
+        if sending is None or not page.is_act:
+            return page.handler(visit), False
+        return self._idempotency.answer(sending, lambda: page.handler(visit), visit.now_ms)
+
+    def _note_refusal(self, person: Person, page: Page) -> None:
+        """Note in the audit log that somebody wanted a page that their roles do not give them."""
+        # The page is refused in any case, whether that can be written or not.
+        with suppress(PaywardenError):
+            self.audit.record(person.name, "refused", f"page:{page.method} {page.path}", {}, self.clock())
+
+    def _refusal(
+        self, error: Exception, session: Session | None = None, section: Section | None = None, *, is_api: bool
+    ) -> Response:
+        status, message = status_of(error)
+        if not is_api:
+            return self.refused(status, message, session, section)
+        headers = {"www-authenticate": "Bearer"} if status == 401 else None
+        return JSONResponse({"error": message}, status, headers=headers)
+
+    def require_own_form(self, request: Request) -> None:
+        """Raise PageRefused unless the browser says that a page of ours sent the form. Pages cannot set these headers.
+
+        The cookie is SameSite=Lax besides, so browsers do not send it with another site's form at all.
+        """
+        site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+        is_ours = site in ("same-origin", "none") if site else origin is not None
+        host = request.headers.get("host", "")
+        if not is_ours or (origin and origin not in (f"http://{host}", f"https://{host}")):
+            raise PageRefused(403, "Another site sent this form. Open the page here, and do it again.")
+
+    def _to_login(self, request: Request, page: Page) -> Response:
+        if request.method != "GET":
             return self.refused(401, "Your session has ended, and nothing was done. Log in and do it again.")
-        query = request.url.query
-        if declared.personal:
-            # A field that must not stand in this address must not stand in the next one either.
-            pairs = pairs_of(request.scope["query_string"])
-            query = urlencode([pair for pair in pairs if pair[0] not in declared.personal])
-        return RedirectResponse(f"/login?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}", 303)
+        # A field that must not stand in this address must not stand in the next one either.
+        pairs = [pair for pair in pairs_of(request.scope["query_string"]) if pair[0] not in page.personal]
+        after = request.url.path + (f"?{urlencode(pairs)}" if pairs else "")
+        return RedirectResponse(f"/login?next={quote(after, safe='')}", 303)
 
     async def _home(self, request: Request) -> Response:
         session = await run_in_threadpool(self.session_of, request)
@@ -483,38 +380,24 @@ class Shell:
         is_ready = all(one.is_lasting for one in missing)
         return JSONResponse({"missing": as_json(missing)}, 200 if is_ready else 503)
 
-    async def _http_error(self, request: Request, error: HTTPException) -> Response:
-        status = error.status_code
-        message = {404: "There is no such page.", 405: "This address does not do that."}.get(status, str(error.detail))
-        if request.url.path.startswith(API):
-            return JSONResponse({"error": message}, status)
-        return await run_in_threadpool(self._refused_somewhere, request, status, message)
+    async def _lost(self, request: Request, error: Exception) -> Response:
+        """Answer for an address that no page has."""
+        assert isinstance(error, HTTPException)
+        words = {404: "There is no such page.", 405: "This address does not do that."}
+        message = words.get(error.status_code, str(error.detail))
+        return await run_in_threadpool(self._outside, request, PageRefused(error.status_code, message))
 
-    async def _refused_outside(self, request: Request, error: Exception) -> Response:
-        """Answers for routes outside of any section, such as the login's: a database that is away is no bug."""
-        assert isinstance(error, PageRefused | PaywardenError)
-        return await run_in_threadpool(self._refused_somewhere, request, *_said_of(error))
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """Answer for a bug, which Starlette logs itself, and for a database that is away from the login's pages."""
+        is_said = isinstance(error, PageRefused | PaywardenError)
+        return await run_in_threadpool(self._outside, request, error if is_said else PageRefused(500, _BUG))
 
-    def _refused_somewhere(self, request: Request, status: int, message: str) -> Response:
-        """Returns the page of a refusal outside of any section: with the navigation for somebody who has logged in."""
-        try:
+    def _outside(self, request: Request, error: Exception) -> Response:
+        """Return the refusal outside of any section: with the navigation for somebody who has logged in."""
+        session = None
+        with suppress(PaywardenError):
             session = self.session_of(request)
-        except PaywardenError:
-            session = None
-        return self.refused(status, message, session)
-
-    async def _bug(self, request: Request, _: Exception) -> Response:
-        # Starlette logs the traceback itself, behind this answer.
-        message = "Something went wrong that should not. The operators find the cause in the console's log."
-        if request.url.path.startswith(API):
-            return JSONResponse({"error": message}, 500)
-        try:
-            return await run_in_threadpool(self._refused_somewhere, request, 500, message)
-        except Exception:  # noqa: BLE001 - the top: the frame of every page has a bug, too
-            _log.exception("the page of a bug could not be made")
-            frame = PageFrame("It did not work", now_ms=self.clock())
-            content = rendered("refused.html", frame, {"message": message, "back": ("/", "the first page")})
-            return Response(content, 500, media_type="text/html")
+        return self._refusal(error, session, is_api=request.url.path.startswith(API))
 
 
 class _Guard:
@@ -522,9 +405,7 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, shell: Shell) -> None:
         self._app, self._shell = app, shell
-        headers = dict(_HEADERS)
-        if shell.is_https:
-            headers["strict-transport-security"] = "max-age=31536000"
+        headers = {**_HEADERS, **({"strict-transport-security": "max-age=31536000"} if shell.is_https else {})}
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -540,54 +421,48 @@ class _Guard:
             await send(message)
 
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        path = scope["path"]
-        if path not in ("/livez", "/readyz") and not self._is_ours(host):
-            await Response("This is not the name of this console.\n", 421)(scope, receive, send_with_headers)
-            return
-        if not scope["query_string"].isascii():
+        app = self._app
+        if scope["path"] not in ("/livez", "/readyz") and not self._is_ours(host):
+            app = Response("This is not the name of this console.\n", 421)
+        elif not scope["query_string"].isascii():
             # Browsers write such bytes as %XX. Nobody could read the address of this request.
-            await Response("The address holds bytes that are not ASCII.\n", 400)(scope, receive, send_with_headers)
-            return
-        await self._app(scope, receive, send_with_headers)
+            app = Response("The address holds bytes that are not ASCII.\n", 400)
+        await app(scope, receive, send_with_headers)
 
     def _is_ours(self, host: str) -> bool:
         ours = urlsplit(self._shell.url)
         if host == ours.netloc:
             return True
         names = {"localhost", "127.0.0.1", "::1"}
-        try:
+        with suppress(ValueError):
             given = urlsplit(f"//{host}")
-            port = given.port
-        except ValueError:
-            return False
-        return ours.hostname in names and given.hostname in names and port == ours.port
+            return ours.hostname in names and given.hostname in names and given.port == ours.port
+        return False
 
 
-def _prove(request: Request, person: Person) -> None:
-    """Tell the connection of a request who has sent it, so that it gives way to no other."""
-    prove = request.scope.get("state", {}).get(PROVE)
-    if prove is not None:
-        prove(person.name)
+def status_of(error: Exception) -> tuple[int, str]:
+    """Return status and message of a refusal."""
+    if isinstance(error, PageRefused):
+        return error.status, error.message
+    if isinstance(error, TemporaryFailure):
+        return 503, str(error)
+    return (400, str(error)) if isinstance(error, InvalidEvent) else (409, str(error))
 
 
 def address_of(request: Request) -> str:
-    """Returns the address that a request came from; empty if it is not known."""
+    """Return the address that a request came from; empty if it is not known."""
     return "" if request.client is None else request.client.host
 
 
-def _token(request: Request) -> str | None:
-    """Returns the token that a program sent; None without one."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else None
-
-
-def _is_by_script(request: Request) -> bool:
-    """Returns whether a page of ours asks by itself, rather than a person. Browsers say so; pages cannot."""
-    return request.headers.get("sec-fetch-dest", "document") == "empty"
+def local_path(location: str) -> str:
+    """Return a path of this console; the first page for anything that leads elsewhere."""
+    parts = urlsplit(location)
+    is_local = location.startswith("/") and not location.startswith("//") and "\\" not in location
+    return location if is_local and not parts.netloc and location.isprintable() else "/"
 
 
 async def limited_body(request: Request, bytes_max: int, limit_s: float = _BODY_S) -> bytes:
-    """Returns the body of a request. Raises PageRefused if it is longer, or does not come in time."""
+    """Return the body of a request. Raises PageRefused if it is longer, or does not come within the limit."""
     content = bytearray()
     try:
         async with asyncio.timeout(limit_s):
@@ -603,25 +478,22 @@ async def limited_body(request: Request, bytes_max: int, limit_s: float = _BODY_
 
 
 async def form_pairs(request: Request, bytes_max: int, limit_s: float = _BODY_S) -> list[tuple[str, str]]:
-    """Returns the fields of a form without files. Raises PageRefused."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != _FORM:
+    """Return the fields of a form without files. Raises PageRefused."""
+    if _kind_of(request) != _FORM:
         raise PageRefused(415, f"Wanted a form of the type {_FORM}.")
     return pairs_of(await limited_body(request, bytes_max, limit_s))
 
 
-def local_path(location: str) -> str:
-    """Returns a path of this console; the first page for anything that leads elsewhere."""
-    parts = urlsplit(location)
-    is_local = location.startswith("/") and not location.startswith("//") and "\\" not in location
-    return location if is_local and not parts.netloc and location.isprintable() else "/"
-
-
-async def _form(request: Request, page: Page) -> tuple[list[tuple[str, str]], dict[str, Upload]]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _form(
+    request: Request, page: Page, kinds: tuple[str, ...]
+) -> tuple[list[tuple[str, str]], dict[str, Upload]]:
+    # A form without a field may come without a type.
+    kind = _kind_of(request) or (_FORM if _FORM in kinds else "")
     files = {field.name: field for field in page.fields if field.kind == "file"}
-    if kind != _MULTIPART or not files:
-        return await form_pairs(request, page.body_bytes_max), {}
+    if kind not in kinds:
+        raise PageRefused(415, f"Wanted the content type {_JSON if _FORM not in kinds else _FORM}.")
+    if kind == _FORM:
+        return pairs_of(await limited_body(request, page.body_bytes_max)), {}
     body = await limited_body(request, page.body_bytes_max)
 
     async def stream() -> AsyncIterator[bytes]:
@@ -634,13 +506,12 @@ async def _form(request: Request, page: Page) -> tuple[list[tuple[str, str]], di
     pairs: list[tuple[str, str]] = []
     uploads: dict[str, Upload] = {}
     for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name not in files:
-                raise PageRefused(400, f"This page takes no file {name[:40]!r}.")
-            if value.filename:
-                uploads[name] = Upload(value.filename, await value.read())
-        else:
+        if not isinstance(value, UploadFile):
             pairs.append((name, value))
+        elif name not in files:
+            raise PageRefused(400, f"This page takes no file {name[:40]!r}.")
+        elif value.filename:
+            uploads[name] = Upload(value.filename, await value.read())
     await form.close()
     for file in files.values():
         if file.is_required and file.name not in uploads:
@@ -648,34 +519,25 @@ async def _form(request: Request, page: Page) -> tuple[list[tuple[str, str]], di
     return pairs, uploads
 
 
-def _said_of(error: PageRefused | PaywardenError) -> tuple[int, str]:
-    """Returns status and message of a refusal."""
-    if isinstance(error, PageRefused):
-        return error.status, error.message
-    if isinstance(error, TemporaryFailure):
-        return 503, str(error)
-    return (400, str(error)) if isinstance(error, InvalidEvent) else (409, str(error))
+def _kind_of(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _json(answer: Answer, missing: Callable[[], tuple[Missing, ...]]) -> Response:
-    if isinstance(answer, Sent):
-        return _download(answer)
-    body = _body(answer)
-    return JSONResponse({**body.content, "missing": as_json(missing())}, body.status)
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise PageRefused(400, "The body is not JSON.") from error
 
 
-def _body(answer: Answer) -> Body:
-    """Returns status and JSON of an answer, without the list of missing services."""
-    assert not isinstance(answer, Sent), "a page that acts sends no file"
-    if isinstance(answer, Done):
-        return Body(200, {"message": answer.message, "view": as_json(answer.view)})
-    return Body(answer.status, {"view": as_json(answer.view)})
+def _is_by_script(request: Request) -> bool:
+    """Return whether a page of ours asks by itself, rather than a person. Browsers say so; pages cannot."""
+    return request.headers.get("sec-fetch-dest", "document") == "empty"
 
 
 def _download(sent: Sent) -> Response:
-    name = quote(sent.file_name, safe="")
     headers = {
-        "content-disposition": f"attachment; filename*=UTF-8''{name}",
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(sent.file_name, safe='')}",
         # An uploaded file never runs as a page of ours.
         "content-security-policy": "default-src 'none'; sandbox",
     }
@@ -694,10 +556,9 @@ def _static_files() -> Endpoint:
     }
 
     async def endpoint(request: Request) -> Response:
-        found = files.get(request.path_params["name"])
-        if found is None:
+        content, media_type = files.get(request.path_params["name"], (b"", ""))
+        if not media_type:
             raise HTTPException(404)
-        content, media_type = found
         return Response(content, media_type=media_type, headers={"cache-control": "max-age=3600"})
 
     return endpoint

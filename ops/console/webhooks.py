@@ -30,14 +30,12 @@ from typing import Any
 
 import httpx2
 
-from paywarden.ops.console.cases.case import cases_of
+from paywarden.ops.console.case import Case
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.inbox.store import events_in
-from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.pages import Missing, Section
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import read_regular
-from paywarden.streams.alerts.events import ConsoleEvent
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +47,13 @@ TABLES = (
     )
     """,
 )
-CASE_PREFIX = "case:"
 _KEY_BYTES_MIN = 32
 _TIMEOUT_S, _EVERY_S = 5.0, 0.5
 _GIVE_UP_MS, _WAIT_MS_MAX = 86_400_000, 3_600_000
 _BATCH = 20
+_ALERT = ("alert_id", "state", "severity", "subject", "signal", "segment", "cause", "model_version", "time_ms")
+_CASE = ("case_id", "title", "is_open", "assigned_to", "money_minor", "proposed_verdict", "verdict")
+_CHANGE = ("by", "time_ms", "field", "before", "after")
 
 Post = Callable[[str, bytes, Mapping[str, str]], int]
 """Sends a body with headers to an address, and returns the status. Raises OSError."""
@@ -69,61 +69,31 @@ class Webhooks:
     link: Callable[[], str]
     clock: Callable[[], int] = now_ms
     post: Post | None = None
-    # From this money on a case takes two people to close: see cases/case.py.
-    large_case_minor: int = 1_000_000
     # The last error of each address that has not answered well since.
     _why: dict[str, str] = field(default_factory=dict)
 
+    def section(self) -> Section:
+        """Return a section without pages, which sends the messages."""
+        return Section("webhooks", "", "", (), background=(self.run,), missing=self.missing)
+
     def queue(self, connection: sqlite3.Connection, record: Mapping[str, Any]) -> None:
         """Queue messages about an alert's record, in the transaction of `connection`."""
-        names = ("alert_id", "state", "severity", "subject", "signal", "segment", "cause", "model_version")
-        body = {
-            "kind": "alert",
-            **{name: record[name] for name in names},
-            "time_ms": record["time_ms"],
-            "first_seen_time_ms": record["first_seen_time_ms"],
-            "link": f"{self.link()}/inbox/{record['alert_id']}",
-        }
-        self._queue(connection, body)
+        shown = {name: record[name] for name in (*_ALERT, "first_seen_time_ms")}
+        self._queue(connection, {"kind": "alert", **shown, "link": f"{self.link()}/inbox/{record['alert_id']}"})
 
-    def queue_event(self, connection: sqlite3.Connection, event: ConsoleEvent) -> None:
-        """Queue messages about an event's effect on a case, in the transaction of `connection`."""
-        if not event.subject.startswith(CASE_PREFIX):
-            return
-        case = cases_of(events_in(connection, event.subject), self.large_case_minor).get(
-            event.subject.removeprefix(CASE_PREFIX)
-        )
-        if case is None or case.history[-1].is_refused:
-            return
+    def queue_case(self, connection: sqlite3.Connection, case: Case) -> None:
+        """Queue messages about a case after an event, in the transaction of `connection`."""
         change = case.history[-1]
-        self._queue(
-            connection,
-            {
-                "kind": "case",
-                "case_id": case.case_id,
-                "change": change.kind,
-                "by": change.by,
-                "time_ms": change.time_ms,
-                "field": change.field,
-                "before": change.before,
-                "after": change.after,
-                "title": case.title,
-                "is_open": case.is_open,
-                "assigned_to": case.assigned_to,
-                "money_minor": case.money_minor,
-                "proposed_verdict": case.proposed_verdict,
-                "verdict": case.verdict,
-                "items": len(case.items),
-                "link": f"{self.link()}/cases/{case.case_id}",
-            },
-        )
+        if change.is_refused:
+            return
+        shown = {name: getattr(case, name) for name in _CASE} | {name: getattr(change, name) for name in _CHANGE}
+        more = {"change": change.kind, "items": len(case.items), "link": f"{self.link()}/cases/{case.case_id}"}
+        self._queue(connection, {"kind": "case", **shown, **more})
 
     def _queue(self, connection: sqlite3.Connection, body: Mapping[str, Any]) -> None:
         text, now = json.dumps(body), self.clock()
-        for url in self.urls:
-            connection.execute(
-                "INSERT INTO webhooks (url, body, queued_ms, next_ms) VALUES (?, ?, ?, ?)", (url, text, now, now)
-            )
+        statement = "INSERT INTO webhooks (url, body, queued_ms, next_ms) VALUES (?, ?, ?, ?)"
+        connection.executemany(statement, [(url, text, now, now) for url in self.urls])
 
     def run(self, stop: threading.Event) -> None:
         """Send queued messages until `stop` is set."""
@@ -137,7 +107,7 @@ class Webhooks:
                 stop.wait(_EVERY_S)
 
     def send_due(self) -> bool:
-        """Send messages that are due; returns whether there were any. Raises DatabaseUnavailable."""
+        """Send messages that are due; return whether there were any. Raises DatabaseUnavailable."""
         now = self.clock()
         urls = self.database.read("SELECT DISTINCT url FROM webhooks WHERE next_ms <= ?", (now,))
         for row in urls:
@@ -152,12 +122,11 @@ class Webhooks:
         )
         for row in rows:
             status, why = self._send(url, row["delivery"], row["body"].encode(), now)
-            is_done = not why
             is_over = now - row["queued_ms"] >= _GIVE_UP_MS
-            if is_over and not is_done:
+            if is_over and why:
                 _log.error("webhook %d is given up after a day: %s %s", row["delivery"], url, why)
             with self.database.write() as connection:
-                if is_done or is_over:
+                if is_over or not why:
                     connection.execute("DELETE FROM webhooks WHERE delivery = ?", (row["delivery"],))
                 else:
                     wait_ms = min(_WAIT_MS_MAX, 1000 * 2 ** min(row["tries"], 20))
@@ -165,24 +134,14 @@ class Webhooks:
                         "UPDATE webhooks SET tries = tries + 1, next_ms = ? WHERE delivery = ?",
                         (now + wait_ms, row["delivery"]),
                     )
-            self._note(url, why)
+            if why != self._why.get(url, ""):
+                _log.warning("webhook %s %s", url, f"{why}: it is sent again" if why else "answers again")
+            self._why[url] = why
             if status is None:
                 break
 
-    def _note(self, url: str, why: str) -> None:
-        """Remember and log the trouble of an address, when it has changed."""
-        before = self._why.get(url, "")
-        if why == before:
-            return
-        if why:
-            self._why[url] = why
-            _log.warning("webhook %s %s: it is sent again", url, why)
-        else:
-            del self._why[url]
-            _log.info("webhook %s answers again", url)
-
     def missing(self) -> list[Missing]:
-        """Returns the receivers that have not answered for several tries."""
+        """Return the receivers that have not answered for several tries."""
         rows = self.database.read(
             "SELECT url, min(queued_ms) AS since_ms, count(*) AS n FROM webhooks WHERE tries >= 3 GROUP BY url"
         )
@@ -190,14 +149,15 @@ class Webhooks:
             Missing(
                 f"The webhook {row['url']}",
                 row["since_ms"],
-                f"it {self._why.get(row['url'], 'did not take them')}; {_waiting(row['n'])}",
+                f"it {self._why.get(row['url']) or 'did not take them'}; "
+                + ("one message waits" if row["n"] == 1 else f"{row['n']:,} messages wait"),
                 "Its receiver gets them later.",
             )
             for row in rows
         ]
 
     def _send(self, url: str, delivery: int, body: bytes, now: int) -> tuple[int | None, str]:
-        """Returns the status, None without an answer, and the trouble; empty for success."""
+        """Return the status, None without an answer, and the trouble; empty for success."""
         headers = {
             "content-type": "application/json",
             "paywarden-delivery": str(delivery),
@@ -211,13 +171,13 @@ class Webhooks:
 
 
 def signature(key: bytes, body: bytes, time_s: int) -> str:
-    """Returns the header that signs a body at a time."""
+    """Return the header that signs a body at a time."""
     digest = hmac.new(key, f"{time_s}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={time_s},v1={digest}"
 
 
 def read_key(path: str) -> bytes:
-    """Returns the key in a file. Raises Misconfigured if it is too short or cannot be read."""
+    """Return the key in a file. Raises Misconfigured if it is too short or cannot be read."""
     try:
         key = read_regular(path).strip()
     except OSError as error:
@@ -233,7 +193,3 @@ def _posted(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         return httpx2.post(url, content=body, headers=dict(headers), timeout=_TIMEOUT_S).status_code
     except httpx2.HTTPError as error:
         raise OSError(str(error) or type(error).__name__) from error
-
-
-def _waiting(count: int) -> str:
-    return "one message waits" if count == 1 else f"{count:,} messages wait"

@@ -21,8 +21,8 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.registry.people import public_text
 from paywarden.models.registry.registry import Signer
 from paywarden.ops import wiring
-from paywarden.ops.console.cases.case import CHANGED, LINKED, NOTED, OPENED, case_subject
-from paywarden.ops.console.people.people import hashed_password
+from paywarden.ops.console.case import CHANGED, LINKED, NOTED, OPENED, case_subject
+from paywarden.ops.console.people import hashed_password
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.avro import LocalSchemaIds

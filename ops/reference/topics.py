@@ -65,7 +65,7 @@ _USES = {
     "console-events": TopicUse(
         "`subject`",
         "People's acts on alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and "
-        "what became of each Idempotency-Key.",
+        "the head of each console's audit log.",
         "`console`, `drift note`",
         "`console`, `drift`",
     ),

@@ -157,7 +157,7 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     _tab_to(page, "input[name=card_id]")
     page.keyboard.type("card-of-customer-4")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/decisions?sealed=*")
+    page.wait_for_url("**/decisions?search=*")
     # The card is in no address: histories and the logs of proxies keep addresses.
     assert "card-of-customer-4" not in page.url
     assert page.locator("input[name=card_id]").input_value() == "card-of-customer-4"
@@ -209,7 +209,7 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     pages = [
         *((page, address) for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, "/review")),
         *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", replay)),
-        *((page, address) for address in ("/health", "/api", "/sessions", "/inbox/nothing")),
+        *((page, address) for address in ("/health", "/sessions", "/inbox/nothing")),
         *((auditor, address) for address in ("/audit", "/decisions", "/review")),
         (stranger, "/login"),
     ]
@@ -252,7 +252,7 @@ def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_
     page.goto("/decisions")
     page.locator("input[name=card_id]").fill("card-of-customer-3")
     page.get_by_role("button", name="Search").click()
-    page.wait_for_url("**/decisions?sealed=*")
+    page.wait_for_url("**/decisions?search=*")
     found = page.locator("[data-rows] tr").count()
     assert found == sum(one["card_id"] == "card-of-customer-3" for one in running_console.decisions)
     page.goto("/health")

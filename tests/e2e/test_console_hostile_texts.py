@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from paywarden.models.registry.registry import Signer
-from paywarden.ops.console.people.people import Person, Role
+from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source

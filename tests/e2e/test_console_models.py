@@ -19,7 +19,7 @@ from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, proposed_versions
 from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start
-from paywarden.ops.console.people.people import Person, Role
+from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.demo.verdict import FRESH_MS_MAX
 from tests.patience import PATIENCE_S
-from tests.services.product.console import csrf_of
+from tests.services.product.console import BY_A_BROWSER
 from tests.services.product.processes import ROOT, run_paywarden, wait_until
 
 
@@ -115,9 +115,11 @@ def _ask_every_address(kept: Mapping[str, Any]) -> None:
 
 def _look_at_the_product(kept: Mapping[str, Any]) -> None:
     """Ben logs in, finds rules, a list and a case, and approves what Anna has proposed."""
-    with httpx2.Client(base_url=kept["console"], timeout=PATIENCE_S, follow_redirects=True) as ben:
+    with httpx2.Client(
+        base_url=kept["console"], timeout=PATIENCE_S, follow_redirects=True, headers=BY_A_BROWSER
+    ) as ben:
         word = kept["people"]["ben"]
-        ben.post("/login", data={"csrf": csrf_of(ben.get("/login").text), "name": "ben", "password": word})
+        ben.post("/login", data={"name": "ben", "password": word})
         wait_until(lambda: "Payments stopped in the first minute" in ben.get("/cases").text, "the case is there")
         wait_until(lambda: "newest decision" in ben.get("/inbox").text, "the console has the decisions")
         policy = ben.get("/policy").text
@@ -127,7 +129,7 @@ def _look_at_the_product(kept: Mapping[str, Any]) -> None:
         assert "review large payments by telephone, too" in models
         proposal = re.search(r'name="proposal" value="([^"]+)"', models)
         assert proposal is not None, models
-        act = {"csrf": csrf_of(models), "proposal": proposal[1], "why": "read", "passphrase": word}
+        act = {"proposal": proposal[1], "why": "read", "passphrase": word}
         assert "pproved by ben" in ben.post("/models/approve", data=act).text
 
 

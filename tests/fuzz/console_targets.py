@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from urllib.parse import urlencode
 
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
@@ -18,20 +19,16 @@ _PART_END = b"\0"
 
 
 def console_request() -> Target:
-    """A request: a byte for who sends it and one for the page, then query, form or body, cookies and a header.
-
-    `CSRF` in a form stands for the session's token, so that what is behind it is looked at.
-    """
+    """A request: a byte for who sends it and one for the page, then query, form or body, cookies and a header."""
     from starlette.testclient import TestClient
 
-    from paywarden.ops.console.cases.pages import Cases
+    from paywarden.ops.console.cases import Cases
     from paywarden.ops.console.inbox.alert import AlertPage
-    from paywarden.ops.console.inbox.pages import Inbox
-    from paywarden.ops.console.inbox.reader import AlertReader
-    from paywarden.ops.console.inbox.store import TABLES, AlertStore
+    from paywarden.ops.console.inbox.alert_reader import AlertReader
+    from paywarden.ops.console.inbox.alert_store import AlertStore
+    from paywarden.ops.console.inbox.inbox import Inbox
     from paywarden.ops.console.limits import RateLimit
-    from paywarden.ops.console.login.own_sessions import OwnSessions
-    from tests.services.product.console import TOKEN, console_under_test, csrf_of
+    from tests.services.product.console import BY_A_BROWSER, TOKEN, console_under_test
     from tests.unit.ops.console.test_decisions import World
     from tests.unit.ops.console.test_inbox import World as InboxWorld
     from tests.unit.ops.console.test_inbox import _Echo
@@ -39,10 +36,7 @@ def console_request() -> Target:
 
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
     console = console_under_test(folder)
-    with console.database.write() as connection:
-        for table in TABLES:
-            connection.execute(table)
-    topics, store = TopicsInMemory(), AlertStore(console.database)
+    topics, store = TopicsInMemory(), AlertStore(console.database, large_case_minor=1000)
     reader = AlertReader(store, lambda: topics, lambda: topics, console.clock)
     inbox = Inbox(store, reader, AlertPage(store, lambda: "https://c.example"))
     world = InboxWorld(console, topics, store, reader, inbox)
@@ -53,24 +47,23 @@ def console_request() -> Target:
     decided = World(folder / "index")
     sections = [
         inbox.section(),
-        Cases(store, reader, folder / "files", 1000).section(),
+        Cases(store, reader, folder / "files").section(),
         *decided.sections,
-        OwnSessions(console.shell).section(),
+        console.login.section(),
     ]
-    pages = [(page.method, page.path) for section in sections for page in section.pages]
+    pages = [(method, page.path) for section in sections for page in section.pages for method in page.methods]
     pages = [("GET", "/login"), ("POST", "/login"), ("GET", "/oidc/callback"), *pages]
     app = console.shell.application(sections, console.login.routes)
-    people: dict[str, tuple[TestClient, str]] = {}
+    people: dict[str, TestClient] = {}
 
-    def browser(person: str) -> tuple[TestClient, str]:
-        # A session that an input has ended is begun anew.
-        client, csrf = people.get(person, (None, ""))
+    def browser(person: str) -> TestClient:
+        # A session that an input has ended is begun again.
+        client = people.get(person)
         if client is None or client.get("/sessions").status_code != 200:
-            client = TestClient(app, base_url=console.shell.url, follow_redirects=False)
+            client = TestClient(app, base_url=console.shell.url, follow_redirects=False, headers=BY_A_BROWSER)
             console.log_in(client, person)
-            csrf = csrf_of(client.get("/sessions").text)
-            people[person] = client, csrf
-        return client, csrf
+            people[person] = client
+        return client
 
     def unlimited(*_: object) -> float:
         return 0.0
@@ -86,8 +79,8 @@ def console_request() -> Target:
         # The last part of a path may be anything, too.
         path = path.replace("{alert_id}", "alert-00001").replace("{case_id}", "1").replace("{decision_id}", "d-review")
         path = path.replace("{", "").replace("}", "")
-        client, csrf = browser(("demo-analyst", "demo-lead")[who[0] & 1])
-        headers = {b"content-type": kind or b"application/x-www-form-urlencoded"}
+        client = browser(("demo-analyst", "demo-lead")[who[0] & 1])
+        headers = {b"content-type": kind or b"application/x-www-form-urlencoded", b"sec-fetch-site": b"same-origin"}
         if who[0] & 2:
             headers |= {b"authorization": f"Bearer {TOKEN}".encode(), b"content-type": kind or b"application/json"}
             path = f"/api/v1{path}"
@@ -97,10 +90,9 @@ def console_request() -> Target:
             name, _, value = header.partition(b":")
             if name and all(33 <= byte <= 126 for byte in name):
                 headers[name] = value
-        sent = body.replace(b"CSRF", csrf.encode())
         raw = b"?" + query if query else b""
         with suppress(_NotSent):
-            status = _status(app, method, path, raw, headers, sent, client)
+            status = _status(app, method, path, raw, headers, body, client)
             assert status < 500, (status, method, path)
 
     return target
@@ -150,10 +142,10 @@ def _status(app: Any, method: str, path: str, query: bytes, headers: dict[bytes,
 
 def _console_request() -> Iterator[bytes]:
     for page in (3, 5, 9, 17):
-        yield bytes([0, page]) + b"\0csrf=CSRF&note=n&title=t&alert=alert-00001&decision_id=d-review&verdict=fraud"
+        yield bytes([0, page]) + b"\0note=n&title=t&alert=alert-00001&decision_id=d-review&verdict=fraud"
         yield bytes([2, page]) + b'\0{"note": "n", "title": "t", "alert": "alert-00001", "card_id": "c"}'
     yield b"\0\3state=open&q=%ff&sort=worst&page=2\0\0\0origin:http://other"
-    yield b"\1\4sealed=AAAA&score_min=0.5&action=review&after=AAAA\0\0paywarden=x; a=\xff; b\0x: y"
+    yield b"\1\4search=AAAA&score_min=0.5&action=review&after=AAAA\0\0paywarden=x; a=\xff; b\0x: y"
     yield b'\2\6\0{"a": [1, true, null, {"b": 2}]}\0\0idempotency-key:0123456789abcdef0123'
     form = b"--x\r\ncontent-disposition: form-data; name=f; filename=a\r\n\r\nb\r\n--x--"
     yield b"\0\5\0" + form + b"\0\0\0multipart/form-data; boundary=x"
@@ -168,9 +160,8 @@ def oidc_answer() -> Target:
     from joserfc import jwt
     from joserfc.errors import JoseError
 
-    from paywarden.ops.console.login.oidc import OidcProvider, ProviderUnavailable
+    from paywarden.ops.console.oidc import COOKIE, OidcProvider, ProviderUnavailable
     from paywarden.ops.console.pages import PageRefused
-    from tests.services.product.console import NOW_MS
     from tests.unit.ops.console.test_oidc import ISSUER, OidcServer
 
     server = OidcServer()
@@ -183,13 +174,13 @@ def oidc_answer() -> Target:
         app = _Other(server.app, {"/.well-known/openid-configuration": about, "/keys": keys, "/token": token})
         provider = OidcProvider(ISSUER, "console", "s" * 32, transport=httpx2.ASGITransport(app=app))
         with suppress(ProviderUnavailable, PageRefused):
-            address, cookie = await provider.begin("https://console/oidc/callback", "/", NOW_MS)
+            address, state = await provider.begin(_request({}), "https://console/oidc/callback", "/")
             if address.startswith(ISSUER):
                 back = server.authorize(address)
                 with suppress(JoseError, TypeError, ValueError):
                     # Tokens that the provider itself cannot sign.
                     jwt.encode({"alg": "ES256", "kid": "k1"}, server.claims, server.key)
-                person, _ = await provider.end(back, cookie, "https://console/oidc/callback", NOW_MS)
+                person, _ = await provider.end(_request(back, f"{COOKIE}={state}"))
                 assert person.roles
 
     def target(data: bytes) -> None:
@@ -197,6 +188,14 @@ def oidc_answer() -> Target:
         asyncio.run(login(about, keys, token, claims))
 
     return target
+
+
+def _request(query: Mapping[str, str], cookie: str = "") -> Any:
+    """Returns a browser's request to the console."""
+    from starlette.requests import Request
+
+    headers = [(b"cookie", cookie.encode())]
+    return Request({"type": "http", "method": "GET", "query_string": urlencode(query).encode(), "headers": headers})
 
 
 class _Other:

@@ -91,7 +91,7 @@ def operator_file() -> Target:
     from paywarden.models.registry.people import RegistryPeople as Signers
     from paywarden.ops.capacity.coefficients import Coefficients
     from paywarden.ops.capacity.measured_costs import MEASURED
-    from paywarden.ops.console.people.people import People
+    from paywarden.ops.console.people import People
     from paywarden.ops.gateway.description import read_description
     from paywarden.schemas.errors import Misconfigured
     from paywarden.schemas.key_files import read_hex_key
@@ -127,7 +127,8 @@ def _operator_file() -> Iterator[bytes]:
     from tests.worlds.rollout.registry import people_file
 
     yield people_file(_folder(), {"anna": ("propose", "approve"), "ben": ("lead",)}).read_bytes()
-    person = '[[person]]\nname = "anna"\nroles = ["analyst"]\npassword = "scrypt:16384:8:1:AAAA:AAAA"\n'
+    kept = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
+    person = f'[[person]]\nname = "anna"\nroles = ["analyst"]\npassword = "{kept}"\n'
     yield f'{person}[[token]]\nname = "siem"\nroles = ["auditor"]\nsha256 = "{"0f" * 32}"\n'.encode()
     yield b"# tokens\ncheckout:Zk3nD0e8Qw7xT5bR\n9fQ2mL6vX1cJ4hYs\n"
     yield b"time_ms,lag_ms\n1767866400000,350\n1767866460000,900\n"

@@ -151,20 +151,17 @@ def _reported() -> Iterator[bytes]:
 
 
 def console_event() -> Target:
-    """Records of console-events, as JSON in a list: what consoles, cases, keys of programs and the index make of them.
+    """Records of console-events, as JSON in a list: what consoles, cases and the index make of them.
 
     The bytes of each as Avro are read first, as of any topic (`dead_letter`): here any text may be in any field.
     """
-    from paywarden.ops.console.cases.case import cases_of
     from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.idempotency.keyed_acts import PREFIX, KeyedActs, keyed
-    from paywarden.ops.console.inbox.store import TABLES, AlertStore
-    from paywarden.ops.console.pages import PageRefused
+    from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
     from paywarden.ops.console.webhooks import TABLES as QUEUE
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
     from paywarden.schemas.errors import InvalidEvent
-    from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+    from paywarden.streams.alerts.events import EVENTS_TOPIC
     from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
     from paywarden.streams.decision_index.database import DuckDbDatabase
     from paywarden.streams.decision_index.filler import TOPICS, add_all
@@ -176,33 +173,22 @@ def console_event() -> Target:
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
     database = ConsoleDatabase(folder / "console.sqlite", (*TABLES, *QUEUE))
     webhooks = Webhooks(database, ["https://hook"], b"k" * 32, lambda: "https://console")
-    store = AlertStore(database, webhooks.queue, webhooks.queue_event)
+    store = AlertStore(database, webhooks.queue, webhooks.queue_case, large_case_minor=1000)
     filled = DuckDbDatabase(folder / "index", threads=1)
     index, queue = DecisionIndex(filled), ReviewQueue(filled, ReviewSettings())
-    sent = keyed("ann", "key-of-a-program", "request")
-
-    class NoWriter:
-        def write(self, events: list[ConsoleEvent]) -> bool:
-            raise AssertionError(events)
-
-    acts = KeyedActs(store, NoWriter())
 
     def target(data: bytes) -> None:
-        records = list(_events_in(data, sent.subject, encoder, decoder))
-        store.begin_anew([EVENTS_TOPIC], NOW_MS)
+        records = list(_events_in(data, encoder, decoder))
+        store.begin_again([EVENTS_TOPIC], NOW_MS)
         feed = tuple(FeedRecord(EVENTS_TOPIC, offset, record) for offset, record in enumerate(records))
         store.take(FeedBatch(feed))
-        for prefix in ("case:", "alert:", PREFIX):
-            events = [event for _, event in store.events_of_kind(prefix)]
-            if prefix == "case:":
-                cases_of(events, 1000)
-        with suppress(PageRefused):
-            acts._known(sent, NOW_MS)
+        for row in store.cases("all", "", limit=20)[0]:
+            assert store.case(row["case_id"]) is not None
         with suppress(_TakenBack), filled.transaction() as transaction:
             add_all(index, queue, transaction, {t: [] for t in TOPICS} | {EVENTS_TOPIC: [(r, b"") for r in records]})
             raise _TakenBack
 
-    def _events_in(data: bytes, key: str, encoder: Encoder, decoder: Decoder) -> Iterator[dict[str, Any]]:
+    def _events_in(data: bytes, encoder: Encoder, decoder: Decoder) -> Iterator[dict[str, Any]]:
         try:
             listed = json.loads(data)
         except (ValueError, RecursionError):
@@ -211,7 +197,7 @@ def console_event() -> Target:
             fields = one if isinstance(one, dict) else {}
             what = fields.get("what")
             told = {str(k): str(v) for k, v in what.items()} if isinstance(what, dict) else {}
-            subject = str(fields.get("subject", "")).replace("KEY", key)
+            subject = str(fields.get("subject", ""))
             record = {name: str(fields.get(name, "")) for name in ("event_id", "by", "kind")}
             time_ms = fields.get("time_ms")
             try:
@@ -252,14 +238,12 @@ def _console_event() -> Iterator[bytes]:
     yield json.dumps(
         [event(1, "erased:1", "erased", card_id="f" * 40, ip="-5"), event(1, "alert:a", "snoozed")]
     ).encode()
-    began = event(1, "KEY", "key_began", request="request")
-    yield json.dumps([began, event(2, "KEY", "key_answered", of="e1", answer="AAAA")]).encode()
 
 
 def drift_alert() -> Target:
     """A record of drift-alerts or drift-acknowledgements, which the first byte says, in a console's inbox."""
     from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+    from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
     from paywarden.ops.console.webhooks import TABLES as QUEUE
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -271,7 +255,7 @@ def drift_alert() -> Target:
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
     database = ConsoleDatabase(folder / "console.sqlite", (*TABLES, *QUEUE))
     webhooks = Webhooks(database, ["https://hook"], b"k" * 32, lambda: "https://console")
-    store = AlertStore(database, webhooks.queue, webhooks.queue_event)
+    store = AlertStore(database, webhooks.queue, webhooks.queue_case, large_case_minor=1000)
 
     def target(data: bytes) -> None:
         name, decoder, header = readers[data[0] % len(readers) if data else 0]
@@ -279,9 +263,9 @@ def drift_alert() -> Target:
             record = decoder.decode(header + data[1:])
         except InvalidEvent:
             return
-        store.begin_anew(FEED_TOPICS, NOW_MS)
+        store.begin_again(FEED_TOPICS, NOW_MS)
         store.take(FeedBatch((FeedRecord(name, 5, record), FeedRecord(name, 6, record))))
-        store.page(Wanted(is_open=None), NOW_MS, limit=10)
+        store.page({"state": "all"}, NOW_MS, limit=10)
 
     return target
 

@@ -1,4 +1,4 @@
-"""Turn small plots into shapes. The template plot.html writes the shapes as SVG.
+"""Turn small plots of reports, rollouts and the console into shapes. The template plot.html writes them as SVG.
 
 A plot has two axes and marks, drawn in their order. A mark's CSS class decides its colour and dashes, so the style
 sheet controls them for screen and print. A mark with a `hint` shows it under the mouse pointer. The same values give
@@ -12,7 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
+
+PLOT_TEMPLATE = Path(__file__).with_name("templates") / "plot.html"
+"""The template that writes a drawing as SVG."""
 
 WIDTH, HEIGHT = 536, 290
 # The right margin has room for half of the last tick's label.

@@ -17,21 +17,7 @@ from paywarden.features.tables.profile import (
     DayCounts,
     TableProfile,
 )
-from paywarden.models.replay.report.page import (
-    NO_NUMBER,
-    Card,
-    Figure,
-    FigureCards,
-    Figures,
-    Heading,
-    PageBlock,
-    PageTable,
-    Paragraph,
-    count_of,
-    notice,
-    percent,
-    whole,
-)
+from paywarden.models.replay.report.page import NO_NUMBER, Figure, count_of, percent, whole
 from paywarden.models.replay.report.plots import (
     Bar,
     Plot,
@@ -41,7 +27,7 @@ from paywarden.models.replay.report.plots import (
     linear_axis,
     step_axis,
 )
-from paywarden.models.replay.report.renderer import render_page
+from paywarden.models.replay.report.renderer import render
 from paywarden.schemas.payment_fields import Form
 
 # A wider plot has no room for more bars than this; days are then weeks.
@@ -53,72 +39,45 @@ _LABELLED_LOW = 0.5
 
 
 def table_page(profile: TableProfile, report: ConversionReport, files: Sequence[str]) -> str:
-    """Returns the page. It names no value of an id or of a personal field."""
-    blocks: list[PageBlock] = [
-        Paragraph(_lead(profile, files), "lead"),
-        FigureCards(_cards(profile, report)),
-        *_warnings(profile, report),
-        Heading("Time"),
-        Figures([_payments_by_day(profile), _frauds_by_day(profile)]),
-        *_gaps(profile),
-        Heading("Labels"),
-        *_labels(profile),
-        Heading("Amounts"),
-        _amounts(profile),
-        Heading("Cards, merchants and other entities"),
-        *_entities(profile),
-        Heading("Fields"),
-        _fields(profile),
-        *_categories(profile),
-        *_refused(report),
-    ]
-    return render_page(title="Payments of a table", heading="Payments of a table", blocks=blocks)
-
-
-def _lead(profile: TableProfile, files: Sequence[str]) -> str:
-    name = files[0] if len(files) == 1 else f"{files[0]} and {count_of(len(files) - 1, 'file')} more"
-    days = (profile.last_ms - profile.first_ms) / DAY_MS
-    return (
-        f"{count_of(profile.payments, 'payment')} of {name}, from {_spoken(profile.first_ms)} to "
-        f"{_spoken(profile.last_ms)} UTC: {days:,.1f} days."
+    """Return the page. It names no value of an id or of a personal field."""
+    cards, labelled = profile.entities["card_id"], report.frauds + report.genuine
+    span = max(profile.days) - min(profile.days) + 1
+    return render(
+        "table.html",
+        title="Payments of a table",
+        profile=profile,
+        report=report,
+        files=files,
+        days=(profile.last_ms - profile.first_ms) / DAY_MS,
+        span=span,
+        empty_days=span - len(profile.days),
+        cards=cards,
+        labelled=labelled,
+        per_card=_per(profile.payments, cards.distinct),
+        start=_first_unlabelled(profile),
+        share=_share,
+        about=_about,
+        spoken=_spoken,
+        time_figures=[_payments_by_day(profile), _frauds_by_day(profile)],
+        gaps=[[_spoken(start), _spoken(start + length), _duration(length)] for length, start in profile.gaps],
+        label_figures=_label_figures(profile),
+        amounts=_amount_rows(profile),
+        entities=_entity_rows(profile),
+        fields=_field_rows(profile),
+        categories=[
+            _category(name, counts, profile.payments)
+            for name, counts in profile.categories.items()
+            if counts.values and len(counts.values) > 1
+        ],
+        reasons=[
+            [reason, whole(count), "; ".join(report.examples[reason])]
+            for reason, count in report.reasons.most_common(_REASONS_SHOWN)
+        ],
     )
 
 
-def _cards(profile: TableProfile, report: ConversionReport) -> list[Card]:
-    cards, labelled = profile.entities["card_id"], report.frauds + report.genuine
-    return [
-        Card("Payments", whole(profile.payments), f"of {count_of(report.rows, 'row')}"),
-        Card("Fraud", percent(_share(report.frauds, labelled), 2), f"{whole(report.frauds)} of those with a label"),
-        Card("Not known", percent(_share(report.unknown, profile.payments)), "of the payments have no label"),
-        Card(
-            "Cards", _about(cards.distinct, cards.is_exact), f"{_per(profile.payments, cards.distinct)} payments each"
-        ),
-        Card("Refused", whole(report.refused), "rows that are no payments"),
-        Card("Repeated", whole(report.repeated), "rows that were there before"),
-    ]
-
-
-def _warnings(profile: TableProfile, report: ConversionReport) -> list[PageBlock]:
-    said = []
-    if report.frauds == 0:
-        said.append("No payment is a known fraud: nothing can be trained on this table.")
-    elif report.frauds < 100:
-        said.append(f"Only {count_of(report.frauds, 'fraud')}: measures of so few say little.")
-    cards = profile.entities["card_id"]
-    if cards.distinct and profile.payments / cards.distinct < 1.5:
-        said.append("Most cards have a single payment: features of a card's past will know nothing. Is the id right?")
-    if cards.distinct == 1:
-        said.append("All payments are of one card. Which column is the card, the customer or the account?")
-    if (start := _first_unlabelled(profile)) and report.genuine:
-        said.append(
-            f"From {start} on, fewer than half of the payments have a label. Measure on the days before: frauds that "
-            "nobody has reported yet look genuine."
-        )
-    return [notice(text) for text in said]
-
-
 def _first_unlabelled(profile: TableProfile) -> str:
-    """Returns the first day of an end of the data where labels are rare; empty without one."""
+    """Return the first day of an end of the data where labels are rare; empty without one."""
     found = ""
     for day in sorted(profile.days, reverse=True):
         counts = profile.days[day]
@@ -129,7 +88,7 @@ def _first_unlabelled(profile: TableProfile) -> str:
 
 
 def _by_step(profile: TableProfile) -> tuple[str, list[tuple[str, DayCounts]]]:
-    """Returns (day or a longer step, its counts each), with days without a payment."""
+    """Return (day or a longer step, its counts each), with days without a payment."""
     first, last = min(profile.days), max(profile.days)
     size = next(size for size in (1, 7, 28, 364, 3640) if (last - first) // size < _BARS_MAX)
     steps = []
@@ -183,22 +142,10 @@ def _frauds_by_day(profile: TableProfile) -> Figure:
     )
 
 
-def _gaps(profile: TableProfile) -> list[PageBlock]:
-    rows = [[_spoken(start), _spoken(start + length), _duration(length)] for length, start in profile.gaps]
-    empty = max(profile.days) - min(profile.days) + 1 - len(profile.days)
-    said = f"{count_of(empty, 'day')} of {max(profile.days) - min(profile.days) + 1} without a payment."
-    if not rows:
-        return [Paragraph(said)]
-    return [Paragraph(said), PageTable(["last payment", "next payment", "time between"], rows, "Longest gaps",
-                                       text_columns=2, is_full=False)]  # fmt: skip
-
-
-def _labels(profile: TableProfile) -> list[PageBlock]:
-    fraud, genuine = profile.delays[FRAUD], profile.delays[GENUINE]
-    if not int(fraud.sum() + genuine.sum()):
-        return [Paragraph("No payment has a label.")]
+def _label_figures(profile: TableProfile) -> list[Figure]:
     figures = []
-    for title, style, counts in (("Frauds", "fraud", fraud), ("Genuine payments", "genuine", genuine)):
+    for title, style, label in (("Frauds", "fraud", FRAUD), ("Genuine payments", "genuine", GENUINE)):
+        counts = profile.delays[label]
         total = int(counts.sum())
         if not total:
             continue
@@ -217,7 +164,7 @@ def _labels(profile: TableProfile) -> list[PageBlock]:
         )
         caption = f"{whole(total)} labels; {_median_delay(counts)}. A feature may use a label only when it was known."
         figures.append(Figure(f"{title}: how late the label is", drawing_of(plot), caption))
-    return [Figures(figures)]
+    return figures
 
 
 def _median_delay(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
@@ -227,33 +174,24 @@ def _median_delay(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> st
     return f"the median delay is {DELAY_EDGES_DAYS[number]} to {DELAY_EDGES_DAYS[number + 1]} days"
 
 
-def _amounts(profile: TableProfile) -> PageTable:
-    rows = []
-    for name, payments in profile.amount_payments.most_common(_TOP_VALUES):
-        found = [f"{one:,.0f}" for one in profile.amounts[name].quantiles()]
-        rows.append([name, whole(payments), *found])
-    heads = ["currency", "payments", "least", "1 %", "25 %", "median", "75 %", "99 %", "largest"]
-    return PageTable(heads, rows, "In minor units of each currency: 1,999 is EUR 19.99")
+def _amount_rows(profile: TableProfile) -> list[list[str]]:
+    return [
+        [name, whole(payments), *(f"{one:,.0f}" for one in profile.amounts[name].quantiles())]
+        for name, payments in profile.amount_payments.most_common(_TOP_VALUES)
+    ]
 
 
-def _entities(profile: TableProfile) -> list[PageBlock]:
+def _entity_rows(profile: TableProfile) -> list[list[str]]:
     rows = []
     for name, counts in profile.entities.items():
-        if not counts.distinct:
-            continue
-        there = profile.payments - profile.missing[name]
-        quantiles = [whole(one) for one in counts.quantiles(ENTITY_QUANTILES)]
-        rows.append([name, _about(counts.distinct, counts.is_exact), percent(counts.once),
-                     _per(there, counts.distinct), *quantiles])  # fmt: skip
-    said = (
-        "Payments of one value. Features of a card look at the payments before: a card with one payment has none. "
-        "A value with very many payments may be a placeholder."
-    )
-    heads = ["field", "values", "with one payment", "mean", "median", "90 %", "99 %", "largest"]
-    return [Paragraph(said), PageTable(heads, rows)]
+        if counts.distinct:
+            mean = _per(profile.payments - profile.missing[name], counts.distinct)
+            quantiles = [whole(one) for one in counts.quantiles(ENTITY_QUANTILES)]
+            rows.append([name, _about(counts.distinct, counts.is_exact), percent(counts.once), mean, *quantiles])
+    return rows
 
 
-def _fields(profile: TableProfile) -> PageTable:
+def _field_rows(profile: TableProfile) -> list[list[str]]:
     rows = []
     for name in profile.present:
         field, missing = profile.fields[name], profile.missing[name]
@@ -267,8 +205,7 @@ def _fields(profile: TableProfile) -> PageTable:
             _about(distinct.distinct, distinct.is_exact) if distinct is not None else _category_count(profile, name)
         )
         rows.append([name, field.form.value, percent(missing / profile.payments), values, *shown])
-    heads = ["field", "form", "missing", "values", "least", "median", "largest"]
-    return PageTable(heads, rows, text_columns=2)
+    return rows
 
 
 def _category_count(profile: TableProfile, name: str) -> str:
@@ -278,37 +215,16 @@ def _category_count(profile: TableProfile, name: str) -> str:
     return "many" if counts.values is None else whole(len(counts.values))
 
 
-def _categories(profile: TableProfile) -> list[PageBlock]:
-    blocks: list[PageBlock] = []
-    for name, counts in profile.categories.items():
-        if counts.values and len(counts.values) > 1:
-            blocks.append(_category(name, counts, profile.payments))
-    if blocks:
-        blocks.insert(0, Heading("Values, and their share of fraud", 3))
-    return blocks
-
-
-def _category(name: str, counts: CategoryCounts, payments: int) -> PageTable:
+def _category(name: str, counts: CategoryCounts, payments: int) -> tuple[str, str, list[list[str]]]:
+    """Return a field's name, the caption of its table, and the rows of its most frequent values."""
     assert counts.values is not None
     ordered = sorted(counts.values.items(), key=lambda entry: (-entry[1][0], entry[0]))
     rows = [
         [value, whole(of), percent(of / payments), whole(frauds), percent(_share(frauds, frauds + genuine), 2)]
         for value, (of, frauds, genuine) in ordered[:_TOP_VALUES]
     ]
-    rest = len(ordered) - len(rows)
-    caption = f"{name}: the {_TOP_VALUES} most frequent of {len(ordered)} values" if rest > 0 else name
-    return PageTable([name, "payments", "share", "frauds", "fraud share"], rows, caption)
-
-
-def _refused(report: ConversionReport) -> list[PageBlock]:
-    if not report.refused:
-        return []
-    rows = [
-        [reason, whole(count), "; ".join(report.examples[reason])]
-        for reason, count in report.reasons.most_common(_REASONS_SHOWN)
-    ]
-    text = f"{count_of(report.refused, 'row')} of {whole(report.rows)} are no payments. refused.csv lists them all."
-    return [Heading("Refused rows"), Paragraph(text), PageTable(["reason", "rows", "first ones"], rows)]
+    is_cut = len(ordered) > len(rows)
+    return name, f"{name}: the {_TOP_VALUES} most frequent of {len(ordered)} values" if is_cut else name, rows
 
 
 def _share(part: float, of: float) -> float:

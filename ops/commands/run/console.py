@@ -47,10 +47,11 @@ def console(source: Source, host: str | None, port: int | None) -> None:
 @click.option("--token", is_flag=True, help="Make a token for a program, and its line.")
 @click.option("--logout", metavar="NAME", help="End all sessions of the person NAME.")
 @click.pass_obj
+@needs("console")
 def console_people(source: Source, password: str | None, token: bool, logout: str | None) -> None:
     """Make a password's line or a token, or end sessions.
 
-    The line of a password has a salt and a hash made by scrypt, and not the password. With --token the first line of
+    The line of a password has a salt and a hash made by Argon2id, and not the password. With --token the first line of
     the output is the token, which the file does not hold. The second is the line for its table [[token]] in the file of
     [console] people. --logout also ends sessions of people of the OpenID Connect provider.
     """
@@ -66,27 +67,26 @@ def console_people(source: Source, password: str | None, token: bool, logout: st
 
 
 def _print_password(password: str) -> None:
-    from paywarden.ops.console.people.people import hashed_password
+    from paywarden.ops.console.people import hashed_password
 
     click.echo(f'password = "{hashed_password(password)}"')
 
 
 def _print_token() -> None:
-    from paywarden.ops.console.people.people import new_token, token_digest
+    from paywarden.ops.console.people import new_token, token_digest
 
     made = new_token()
     click.echo(made)
     click.echo(f'sha256 = "{token_digest(made)}"')
 
 
-@needs("console")
 def _log_out(source: Source, name: str) -> None:
     from contextlib import closing
     from pathlib import Path
 
     from paywarden.ops.console.audit import audit_log
     from paywarden.ops.console.database import ConsoleDatabase
-    from paywarden.ops.console.people.sessions import TABLES
+    from paywarden.ops.console.sessions import TABLES
     from paywarden.ops.console.settings import ConsoleSettings
 
     settings = source.section("console", ConsoleSettings)

@@ -53,7 +53,7 @@ class FeatureView:
 def features_of(
     decision: Mapping[str, Any], past: Sequence[Mapping[str, Any]], names: Sequence[str], reference: Reference | None
 ) -> list[FeatureView]:
-    """Returns the features of a decision, the unusual ones first; none if it does not hold `names`.
+    """Return the features of a decision, the unusual ones first; none if it does not hold `names`.
 
     `past`: decisions about the card's last payments. Raises InvalidEvent if the decision's vector cannot be read.
     """
@@ -85,7 +85,7 @@ def _view(
 
 
 def share_below(reference: Reference, name: str, value: float) -> float | None:
-    """Returns the share of training payments with a lower value, half of those in the same bin counted as lower.
+    """Return the share of training payments with a lower value, half of those in the same bin counted as lower.
 
     None where the reference does not know the feature or the value is missing.
     """

@@ -17,13 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from paywarden.ops.console.background import Kept
 from paywarden.ops.console.pages import Missing, Page, Section, Shown, Visit
-from paywarden.ops.console.rendering.templates import as_json, second_text
+from paywarden.ops.console.rendering import as_json, second_text
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 
@@ -35,6 +38,40 @@ _FIRST_WAIT_S = 2 * _TIMEOUT_S + 1.0
 # Numbers older than this are shown as old.
 _OLD_MS = 3_000
 _BODY_BYTES_MAX = 4 * 1024 * 1024
+_PURPOSES = {
+    "paywarden_stream_consumer_lag": "It works payments and outcomes into the profiles, and watches for drift.",
+    "paywarden_companion_changelog_lag": "It copies profiles to a scoring host, and sends its decisions to Kafka.",
+    "paywarden_request_seconds_bucket": "It decides about payments while customers wait.",
+    "paywarden_shadow_lag_seconds": "It lets challengers decide about the same payments, without effect.",
+}
+"""The purpose of a process, by a metric that it alone has."""
+
+_ERRORS = {
+    "paywarden_requests_total": "requests answered with an error of ours",
+    "paywarden_model_errors_total": "payments that a model failed on",
+    "paywarden_outbox_refused_total": "decisions that the outbox refused",
+    "paywarden_swap_failures_total": "failed swaps of bundle or policy",
+    "paywarden_stream_dead_letters_total": "records set aside as dead letters",
+    "paywarden_store_failures_total": "failed calls of the store",
+}
+# The largest value, the sum, or the 99th percentile of a metric, and the most that is usual.
+_AGES = {
+    "paywarden_mirror_age_seconds": ("mirror is behind the payments by", 1.0),
+    "paywarden_companion_mirror_age_seconds": ("mirror is behind the changelog by", 1.0),
+    "paywarden_drift_partition_behind_seconds": ("counts of decisions are behind by", 600.0),
+    "paywarden_shadow_lag_seconds": ("challenger is behind by", 60.0),
+}
+_SUMS = {
+    "paywarden_stream_consumer_lag": ("payments and outcomes that wait", 100_000),
+    "paywarden_companion_changelog_lag": ("records that the mirror lacks", 100_000),
+    # The bytes of ten seconds at a thousand decisions a second.
+    "paywarden_outbox_unshipped_bytes": ("bytes of decisions that wait for Kafka", 10_000_000),
+}
+_PERCENTILES = {
+    "paywarden_request_seconds_bucket": ("99th percentile of answers since its start", 0.042),
+    "paywarden_stream_event_to_store_seconds_bucket": ("99th percentile from payment to profile", 1.0),
+    "paywarden_companion_event_to_mirror_seconds_bucket": ("99th percentile from payment to mirror", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +88,8 @@ class Reading:
 class ProcessView:
     """A process. `since_ms`: since when it has this state, as far as this console has seen.
 
-    `asked_ms`: when it was asked for this. `read_ms`: when it gave its readings; 0 for never.
+    `asked_ms`: when it was asked for this. `read_ms`: when it gave its readings; 0 for never. `errors`: how many of
+    each kind it has counted since its start. `purpose`: in a sentence; empty if its metrics do not give one.
     """
 
     name: str
@@ -59,50 +97,15 @@ class ProcessView:
     is_ready: bool
     why: str
     since_ms: int
-    readings: tuple[Reading, ...]
-    # How many errors of each kind it has counted since its start.
+    readings: tuple[Reading, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict)
-    # Its purpose, in a sentence; empty if its metrics do not give one.
     purpose: str = ""
     asked_ms: int = 0
     read_ms: int = 0
 
 
-@dataclass(frozen=True)
-class HealthView:
-    """All processes. Without any nothing is set, and nothing is known.
-
-    `old`: the names of those whose readings are older than they should be. `version` changes with the shown values.
-    `as_of_ms`: when the processes were asked; of several times the oldest.
-    """
-
-    processes: tuple[ProcessView, ...]
-    old: tuple[str, ...] = ()
-    version: str = ""
-    as_of_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class VersionView:
-    """A text that changes with the page, and the status line of an open page."""
-
-    version: str
-    said: str
-
-
 Fetch = Callable[[str], tuple[int, str]]
 """Returns status and text of an address. Raises OSError."""
-
-
-@dataclass
-class _Asked:
-    """A process of the settings. `view`: its last answer; None before the first."""
-
-    name: str
-    address: str
-    view: ProcessView | None = None
-    asked_s: float = -math.inf
-    is_asking: bool = False
 
 
 class Health:
@@ -122,16 +125,18 @@ class Health:
 
         `missing`: the services that the console itself cannot reach. Raises Misconfigured for an address that is none.
         """
-        self._processes = [_Asked(*_named(text)) for text in processes]
-        self._fetch, self._clock, self._missing = fetch or _fetched, clock, missing
-        self._kept_s, self._wait_s = kept_s, wait_s
-        self._answered = threading.Condition()
+        self._fetch, self._clock, self._missing, self._wait_s = fetch or _fetched, clock, missing, wait_s
+        self._processes: list[Kept[ProcessView]] = []
+        for name, address in map(_named, processes):
+            empty = ProcessView(name, address, False, "it was asked, and has not answered yet", 0)
+            find = partial(self._look, len(self._processes))
+            self._processes.append(Kept(find, empty=empty, old_ms=round(1000 * kept_s)))
 
     def section(self, background: tuple[Callable[[threading.Event], None], ...] = ()) -> Section:
-        """Returns the section. `background`: further work, such as `HealthWatch.run`."""
+        """Return the section. `background`: further work, such as `HealthWatch.run`."""
         pages = (
-            Page("/health", self.show, "How the processes are", view=HealthView),
-            Page("/health/version", self.show_version, "A text that changes with the health", view=VersionView),
+            Page("/health", self.show, "How the processes are"),
+            Page("/health/version", self.show_version, "A text that changes with the health"),
         )
         return Section("health", "Health", "/health", pages, background=background)
 
@@ -140,83 +145,64 @@ class Health:
         return Shown("health/health.html", self._view(), "Health")
 
     def show_version(self, _: Visit) -> Shown:
-        """Say whether anything has changed."""
+        """Say whether anything has changed, and how live an open page is."""
         view = self._view()
-        as_of = "" if view.as_of_ms is None else f", as of {second_text(view.as_of_ms)} UTC"
-        old = f". Older than that: {', '.join(view.old)}" if view.old else ""
-        return Shown("", VersionView(view.version, f"Live{as_of}{old}."), "Version")
+        as_of = "" if view["as_of_ms"] is None else f", as of {second_text(view['as_of_ms'])} UTC"
+        old = f". Older than that: {', '.join(view['old'])}" if view["old"] else ""
+        return Shown("", {"version": view["version"], "said": f"Live{as_of}{old}."}, "Version")
 
-    def _view(self) -> HealthView:
+    def _view(self) -> dict[str, Any]:
+        """Return all processes, and the names of those whose readings are older than they should be.
+
+        `version` changes with the shown values. `as_of_ms`: when the processes were asked; of several times the oldest.
+        """
         processes, now = self.read(), self._clock()
-        old = tuple(one.name for one in processes if now - (one.read_ms or one.asked_ms) > _OLD_MS)
+        old = [one.name for one in processes if now - (one.read_ms or one.asked_ms) > _OLD_MS]
         shown = [replace(one, asked_ms=0, read_ms=one.read_ms if one.name in old else 0) for one in processes]
         content = json.dumps([as_json(shown), old, [(one.what, one.why) for one in self._missing()]])
+        as_of = min((one.asked_ms for one in processes if one.name not in old), default=None)
         version = hashlib.sha256(content.encode()).hexdigest()[:16]
-        as_of = [one.asked_ms for one in processes if one.name not in old]
-        return HealthView(processes, old, version, min(as_of, default=None))
+        return {"processes": processes, "old": old, "version": version, "as_of_ms": as_of}
 
-    def read(self) -> tuple[ProcessView, ...]:
-        """Returns how the processes are: as they said within about a second, or as each said last."""
-        with self._answered:
-            began = time.monotonic()
-            for one in self._processes:
-                if not one.is_asking and began - one.asked_s >= self._kept_s:
-                    one.is_asking, one.asked_s = True, began
-                    threading.Thread(target=self._ask, args=(one,), name="console-health", daemon=True).start()
-            is_first = any(one.view is None for one in self._processes)
-            self._answered.wait_for(
-                lambda: not any(one.is_asking for one in self._processes), _FIRST_WAIT_S if is_first else self._wait_s
-            )
-            now = self._clock()
-            return tuple(
-                one.view or ProcessView(one.name, one.address, False, "it was asked, and has not answered yet", now, ())
-                for one in self._processes
-            )
+    def read(self) -> list[ProcessView]:
+        """Return how the processes are: as they said within about a second, or as each said last."""
+        now, began = self._clock(), time.monotonic()
+        for one in self._processes:
+            one.wake(now)
+        limit_s = self._wait_s if all(one.found_ms for one in self._processes) else _FIRST_WAIT_S
+        for one in self._processes:
+            one.wait(max(0.0, began + limit_s - time.monotonic()))
+        return [one.value if one.found_ms else replace(one.value, since_ms=now) for one in self._processes]
 
-    def _ask(self, asked: _Asked) -> None:
-        """Asks a process, and keeps its answer. A bug is the thread's, and holds up no page."""
-        view: ProcessView | None = None
+    def _look(self, number: int, now: int) -> ProcessView:
+        """Ask a process how it is. One that does not answer has its last numbers."""
+        before, is_first = self._processes[number].value, not self._processes[number].found_ms
+        view = ProcessView(before.name, before.address, False, "it does not answer", now, asked_ms=now)
         try:
-            view = self._look(asked.name, asked.address)
-        finally:
-            with self._answered:
-                asked.is_asking = False
-                if view is not None:
-                    asked.view = _continued(view, asked.view)
-                self._answered.notify_all()
-
-    def _look(self, name: str, address: str) -> ProcessView:
-        now = self._clock()
-        try:
-            status, text = self._fetch(f"{address}/readyz")
-            _, metrics = self._fetch(f"{address}/metrics")
+            status, text = self._fetch(f"{before.address}/readyz")
+            _, metrics = self._fetch(f"{before.address}/metrics")
         except OSError:
-            return ProcessView(name, address, False, "it does not answer", now, (), asked_ms=now)
-        why = "" if status == 200 else _reason(text)
-        samples = samples_of(metrics)
-        if samples is None:
-            unread = (Reading("metrics", "cannot be read", True),)
-            return ProcessView(name, address, status == 200, why, now, unread, asked_ms=now, read_ms=now)
-        found = readings_of(samples), errors_of(samples), purpose_of(samples)
-        return ProcessView(name, address, status == 200, why, now, *found, now, now)
-
-
-def _continued(view: ProcessView, before: ProcessView | None) -> ProcessView:
-    """Returns how a process is, and since when. One that does not answer has its last numbers."""
-    if before is None:
-        return view
-    since_ms = before.since_ms if before.is_ready == view.is_ready else view.since_ms
-    view = replace(view, since_ms=since_ms, purpose=view.purpose or before.purpose)
-    if view.read_ms:
-        return view
-    return replace(view, readings=before.readings, errors=before.errors, read_ms=before.read_ms)
+            view = replace(view, readings=before.readings, errors=before.errors, read_ms=before.read_ms)
+            view = replace(view, purpose=before.purpose)
+        else:
+            samples = samples_of(metrics)
+            view = replace(
+                view,
+                is_ready=status == 200,
+                why="" if status == 200 else _reason(text),
+                read_ms=now,
+                readings=(Reading("metrics", "cannot be read", True),) if samples is None else readings_of(samples),
+                errors={} if samples is None else errors_of(samples),
+                purpose=next((words for name, words in _PURPOSES.items() if name in (samples or ())), before.purpose),
+            )
+        return view if is_first or view.is_ready != before.is_ready else replace(view, since_ms=before.since_ms)
 
 
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 
 
 def samples_of(metrics: str) -> Samples | None:
-    """Returns labels and values of a page of metrics, by name; None for a page that cannot be read."""
+    """Return labels and values of a page of metrics, by name; None for a page that cannot be read."""
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(metrics):
@@ -227,88 +213,49 @@ def samples_of(metrics: str) -> Samples | None:
     return samples
 
 
-def purpose_of(samples: Samples) -> str:
-    """Returns the purpose of a process, by the metrics that it alone has."""
-    return next((words for name, words in _PURPOSES if name in samples), "")
-
-
-_PURPOSES = (
-    ("paywarden_stream_consumer_lag", "It works payments and outcomes into the profiles, and watches for drift."),
-    ("paywarden_companion_changelog_lag", "It copies profiles to a scoring host, and sends its decisions to Kafka."),
-    ("paywarden_request_seconds_bucket", "It decides about payments while customers wait."),
-    ("paywarden_shadow_lag_seconds", "It lets challengers decide about the same payments, without effect."),
-)
-
-
 def errors_of(samples: Samples) -> dict[str, float]:
-    """Returns the counts of errors that a process has, in words."""
+    """Return the counts of errors that a process has, in words."""
     found = {
-        words: sum(value for labels, value in samples[name] if is_error(labels))
-        for name, words, is_error in _ERRORS
+        words: sum(value for labels, value in samples[name] if name != "paywarden_requests_total" or _is_ours(labels))
+        for name, words in _ERRORS.items()
         if name in samples
     }
     return {words: total for words, total in found.items() if math.isfinite(total)}
 
 
-def _is_any(_: Mapping[str, str]) -> bool:
-    return True
-
-
-def _is_server_error(labels: Mapping[str, str]) -> bool:
+def _is_ours(labels: Mapping[str, str]) -> bool:
     # A process that is asked whether it is ready, and is not yet, makes no error.
     return labels.get("code", "").startswith("5") and labels.get("route") != "readyz"
 
 
-_ERRORS: tuple[tuple[str, str, Callable[[Mapping[str, str]], bool]], ...] = (
-    ("paywarden_requests_total", "requests answered with an error of ours", _is_server_error),
-    ("paywarden_model_errors_total", "payments that a model failed on", _is_any),
-    ("paywarden_outbox_refused_total", "decisions that the outbox refused", _is_any),
-    ("paywarden_swap_failures_total", "failed swaps of bundle or policy", _is_any),
-    ("paywarden_stream_dead_letters_total", "records set aside as dead letters", _is_any),
-    ("paywarden_store_failures_total", "failed calls of the store", _is_any),
-)
-
-
 def readings_of(samples: Samples) -> tuple[Reading, ...]:
-    """Returns the readings that people look at first, from a process's metrics."""
+    """Return the readings that people look at first, from a process's metrics."""
     readings: list[Reading] = []
-    for name, words, objective in (
-        ("paywarden_mirror_age_seconds", "mirror is behind the payments by", 1.0),
-        ("paywarden_companion_mirror_age_seconds", "mirror is behind the changelog by", 1.0),
-        ("paywarden_drift_partition_behind_seconds", "counts of decisions are behind by", 600.0),
-        ("paywarden_shadow_lag_seconds", "challenger is behind by", 60.0),
-    ):
-        values = [value for _, value in samples.get(name, ())]
-        if values:
+    for name, (words, objective) in _AGES.items():
+        if values := [value for _, value in samples.get(name, ())]:
             worst = math.inf if any(map(math.isnan, values)) else max(values)
             text = "not known" if math.isinf(worst) else _seconds(worst)
             readings.append(Reading(words, text, worst > objective, f"at most {_seconds(objective)}"))
-    for name, words, most in (
-        ("paywarden_stream_consumer_lag", "payments and outcomes that wait", 100_000),
-        ("paywarden_companion_changelog_lag", "records that the mirror lacks", 100_000),
-        # The bytes of ten seconds at a thousand decisions a second.
-        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that wait for Kafka", 10_000_000),
-    ):
+    for name, (words, most) in _SUMS.items():
         if name in samples:
             total = sum(value for _, value in samples[name])
             readings.append(Reading(words, f"{total:,.0f}", total > most, f"at most {most:,}"))
-    for name, words, objective in (
-        ("paywarden_request_seconds", "99th percentile of answers since its start", 0.042),
-        ("paywarden_stream_event_to_store_seconds", "99th percentile from payment to profile", 1.0),
-        ("paywarden_companion_event_to_mirror_seconds", "99th percentile from payment to mirror", 1.0),
-    ):
-        value = quantile(samples.get(f"{name}_bucket", ()), 0.99)
-        if value is not None:
-            text = _at_most(samples[f"{name}_bucket"], value)
-            readings.append(Reading(words, text, value > objective, f"at most {_seconds(objective)}"))
-    hits = _hit_ratio(samples)
-    if hits is not None:
+    for name, (words, objective) in _PERCENTILES.items():
+        found = quantile(samples.get(name, ()), 0.99)
+        if found is not None:
+            text = _at_most(samples[name], found)
+            readings.append(Reading(words, text, found > objective, f"at most {_seconds(objective)}"))
+    payments = sum(value for _, value in samples.get("paywarden_decisions_total", ()))
+    if payments:
+        flags = samples.get("paywarden_flags_total", ())
+        unknown = sum(value for labels, value in flags if labels.get("flag") == "unknown_card")
+        hits = 1 - min(unknown, payments) / payments
         readings.append(Reading("cards that the mirror knew", f"{100 * hits:.1f} %", hits < 0.5, "at least 50 %"))
     return tuple(readings)
 
 
 def quantile(buckets: Iterable[tuple[Mapping[str, str], float]], share: float) -> float | None:
-    """Returns the upper edge of the bucket that holds a quantile, over all labels; None without observations."""
+    """Return the upper edge of the bucket that holds a quantile, over all labels; None without observations."""
     counts: dict[float, float] = {}
     for labels, value in buckets:
         edge = float(labels["le"])
@@ -319,16 +266,8 @@ def quantile(buckets: Iterable[tuple[Mapping[str, str], float]], share: float) -
     return next(edge for edge in sorted(counts) if counts[edge] >= share * total)
 
 
-def _hit_ratio(samples: Mapping[str, Sequence[tuple[Mapping[str, str], float]]]) -> float | None:
-    payments = sum(value for _, value in samples.get("paywarden_decisions_total", ()))
-    unknown = sum(
-        value for labels, value in samples.get("paywarden_flags_total", ()) if labels.get("flag") == "unknown_card"
-    )
-    return 1 - min(unknown, payments) / payments if payments else None
-
-
 def _at_most(buckets: Iterable[tuple[Mapping[str, str], float]], value: float) -> str:
-    """Returns the upper edge of a bucket in words: `at most 25 ms`. The last one has none: `more than 1.0 s`."""
+    """Return the upper edge of a bucket in words: `at most 25 ms`. The last one has none: `more than 1.0 s`."""
     if math.isfinite(value):
         return f"at most {_seconds(value)}"
     edges = [edge for labels, _ in buckets if math.isfinite(edge := float(labels["le"]))]

@@ -13,14 +13,14 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from paywarden.models.drift.binning import DIMENSIONS, NONE
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
-from paywarden.ops.console.rendering.charts import bin_labels
+from paywarden.ops.console.charts import bin_labels
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.scoring.engine.recomputation import vector_of
 
@@ -33,7 +33,7 @@ _YES_NO = ("yes", "no")
 TRAFFIC = "traffic"
 
 FeaturePlace = Callable[[str, str], int | None]
-"""Returns where in a vector a feature is, by the digest of the catalogue and the feature's name; None if unknown."""
+"""Return where in a vector a feature is, by the digest of the catalogue and the feature's name; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,10 @@ class SegmentCounts:
     """Decisions of a sample by bin, before and now. `moved`: the payments that are in another bin now."""
 
     segment: str
-    labels: tuple[str, ...]
-    before: tuple[int, ...]
-    now: tuple[int, ...]
+    labels: Sequence[str]
+    before: Sequence[int]
+    now: Sequence[int]
     moved: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it for the database."""
-        return asdict(self)
-
-    @classmethod
-    def of_json(cls, content: Mapping[str, Any]) -> SegmentCounts:
-        """Reads the content of `to_json`."""
-        return cls(
-            content["segment"],
-            tuple(content["labels"]),
-            tuple(content["before"]),
-            tuple(content["now"]),
-            content["moved"],
-        )
 
 
 def by_segment(
@@ -68,7 +53,7 @@ def by_segment(
     now: Sequence[Mapping[str, Any]],
     place: FeaturePlace,
 ) -> list[SegmentCounts]:
-    """Returns the segments where most payments moved, at most SEGMENTS_MAX. `before`, `now`: samples of decisions."""
+    """Return the segments where most payments moved, at most SEGMENTS_MAX. `before`, `now`: samples of decisions."""
     own = str(record["segment"]).partition("=")[0]
     dimensions = [name for name in DIMENSIONS if name != own]
     if record["subject"] == TRAFFIC:
@@ -86,14 +71,16 @@ def by_segment(
     return sorted(kept, key=lambda one: (-one.moved, one.segment))[:SEGMENTS_MAX]
 
 
-class _Labeller:
+class _Labeller(NamedTuple):
     """Gives the label of a decision's bin: one of `labels`, or None for a decision that says nothing."""
 
-    def __init__(self, labels: Sequence[str], number: Callable[[Mapping[str, Any]], int | None]) -> None:
-        self.labels, self.number = tuple(labels), number
+    labels: Sequence[str]
+    number: Callable[[Mapping[str, Any]], int | None]
 
 
-def _labeller(record: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], place: FeaturePlace) -> Any:
+def _labeller(
+    record: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], place: FeaturePlace
+) -> _Labeller | None:
     subject = str(record["subject"])
     if subject == "action":
         actions = ("approve", "review", "decline")
@@ -139,7 +126,7 @@ def _value_of(subject: str, place: FeaturePlace) -> Callable[[Mapping[str, Any]]
 
 
 def _edges(record: Mapping[str, Any], values: Sequence[float]) -> list[float | None] | None:
-    """Returns the edges of the alert's histogram; without one those that split the sample evenly."""
+    """Return the edges of the alert's histogram; without one those that split the sample evenly."""
     histogram = record["reference_histogram"]
     if histogram is not None and len(histogram["edges"]) > 2:
         inner = [edge for edge in histogram["edges"][1:-1] if edge is not None and math.isfinite(edge)]
@@ -174,7 +161,7 @@ def _counted(
 
 
 def _mix(dimension: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> SegmentCounts:
-    """Returns the values of a dimension as bins: for traffic, the mix itself has moved."""
+    """Return the values of a dimension as bins: for traffic, the mix itself has moved."""
     sides = [Counter(one[dimension] or NONE for one in decisions) for decisions in (before, now)]
     both = sides[0] + sides[1]
     names = [name for name, _ in sorted(both.items(), key=lambda item: (-item[1], item[0]))]

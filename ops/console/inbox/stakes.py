@@ -10,7 +10,8 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from paywarden.ops.console.database import ConsoleDatabase
@@ -22,10 +23,10 @@ _log = logging.getLogger(__name__)
 TABLES = (
     """
     CREATE TABLE IF NOT EXISTS alert_samples (
-        alert_id TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL
+        alert_id TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL,
+        segments TEXT NOT NULL
     )
     """,
-    "CREATE TABLE IF NOT EXISTS alert_segments (alert_id TEXT PRIMARY KEY, counts TEXT NOT NULL)",
 )
 _HOUR_MS = 3_600_000
 _SHOWN = 10
@@ -40,6 +41,15 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """See DecisionSampler."""
+
+
+@dataclass(frozen=True)
+class AlertSample:
+    """Ids of payments from before and after the change began, and where the payments moved most."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    segments: tuple[SegmentCounts, ...]
 
 
 @dataclass(frozen=True)
@@ -59,19 +69,16 @@ class Stakes:
         """Sample alerts that are new or have changed, until `stop` is set, through any outage."""
         while not stop.is_set():
             try:
-                sampler = self.sampler()
-                try:
+                with closing(self.sampler()) as sampler:
                     while not stop.is_set():
                         if not self.step(sampler, stop):
                             stop.wait(_EVERY_S)
-                finally:
-                    sampler.close()
             except (TemporaryFailure, Misconfigured) as error:
                 _log.warning("money and samples of alerts wait: %s", error)
                 stop.wait(_RETRY_S)
 
     def step(self, sampler: Sampler, stop: threading.Event | None = None) -> int:
-        """Sample some alerts until `stop` is set, the worst first; returns how many there were.
+        """Sample some alerts until `stop` is set, the worst first; return how many there were.
 
         Raises BrokerUnavailable, DatabaseUnavailable.
         """
@@ -90,29 +97,26 @@ class Stakes:
             first, window = row["first_seen_ms"], (record["window_start_time_ms"], record["window_end_time_ms"])
             after = sampler.sample(record, *window)
             before = sampler.sample(record, first - _HOUR_MS, first)
+            segments = json.dumps([asdict(one) for one in by_segment(record, before, after, self.place)])
             with self.database.write() as connection:
                 connection.execute(
                     "UPDATE alerts SET money_minor = ? WHERE alert_id = ? AND time_ms = ?",
                     (self._money(row["affected"], after), row["alert_id"], row["time_ms"]),
                 )
                 connection.execute(
-                    "INSERT OR REPLACE INTO alert_samples VALUES (?, ?, ?, ?)",
-                    (row["alert_id"], row["time_ms"], _ids(before), _ids(after)),
+                    "INSERT OR REPLACE INTO alert_samples VALUES (?, ?, ?, ?, ?)",
+                    (row["alert_id"], row["time_ms"], _ids(before), _ids(after), segments),
                 )
-                counts = json.dumps([one.to_json() for one in by_segment(record, before, after, self.place)])
-                connection.execute("INSERT OR REPLACE INTO alert_segments VALUES (?, ?)", (row["alert_id"], counts))
                 connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'version'")
         return len(rows)
 
-    def samples(self, alert_id: str) -> tuple[Sequence[str], Sequence[str]] | None:
-        """Returns ids of payments from before and after the change began; None until they have been looked for."""
-        rows = self.database.read("SELECT before, after FROM alert_samples WHERE alert_id = ?", (alert_id,))
-        return (json.loads(rows[0]["before"]), json.loads(rows[0]["after"])) if rows else None
-
-    def segments(self, alert_id: str) -> Sequence[SegmentCounts]:
-        """Returns where the payments moved most; empty before there is a sample."""
-        rows = self.database.read("SELECT counts FROM alert_segments WHERE alert_id = ?", (alert_id,))
-        return [SegmentCounts.of_json(one) for one in json.loads(rows[0]["counts"])] if rows else []
+    def sample_of(self, alert_id: str) -> AlertSample | None:
+        """Return the sample of an alert; None until payments have been looked for."""
+        rows = self.database.read("SELECT before, after, segments FROM alert_samples WHERE alert_id = ?", (alert_id,))
+        if not rows:
+            return None
+        before, after, segments = map(json.loads, rows[0])
+        return AlertSample(tuple(before), tuple(after), tuple(SegmentCounts(**one) for one in segments))
 
     def _money(self, affected: int, decisions: Sequence[Mapping[str, Any]]) -> int | None:
         converted = [self.minor(one["amount_minor"], one["currency"], one["event_time_ms"]) for one in decisions]

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from difflib import unified_diff
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from paywarden.models.bundle.bundle import Manifest, read_manifest
+from paywarden.models.bundle.version import Version
+from paywarden.models.policy.lists import read_lists
+from paywarden.models.policy.policy import PolicySettings
+from paywarden.models.policy.text import policy_text
 from paywarden.models.registry.artefacts import BUNDLES, POLICIES, POLICY_FILE
+from paywarden.models.registry.registry import Registry
+from paywarden.models.registry.rules import RegistryState
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import read_source
-
-if TYPE_CHECKING:
-    from paywarden.models.bundle.bundle import Manifest
-    from paywarden.models.bundle.version import Version
-    from paywarden.models.registry.registry import Registry
-    from paywarden.models.registry.rules import RegistryState
 
 # Lines around a change, and at most in all.
 _AROUND, _LINES_MAX = 2, 200
@@ -67,7 +68,7 @@ class _Policy:
 
 
 def changes_of(registry: Registry, state: RegistryState, version: Version) -> Changes:
-    """Returns the changes of a version against the champion; for the first version, its whole content."""
+    """Return the changes of a version against the champion; for the first version, its whole content."""
     champion = state.champion
     try:
         policy = _policy(registry, state, version.policy)
@@ -108,10 +109,6 @@ def _policy(registry: Registry, state: RegistryState, digest: str) -> _Policy:
 # A folder of a registry is named after its digest, and never changes.
 @lru_cache(64)
 def _read_policy(path: Path) -> _Policy:
-    from paywarden.models.policy.lists import read_lists
-    from paywarden.models.policy.policy import PolicySettings
-    from paywarden.models.policy.text import policy_text
-
     settings = read_source(str(path), {}).section("policy", PolicySettings)
     return _Policy(tuple(policy_text(settings, {}).splitlines()), read_lists(settings.lists))
 
@@ -122,13 +119,11 @@ def _model(registry: Registry, state: RegistryState, digest: str) -> ModelFacts:
 
 @lru_cache(64)
 def _read_model(folder: Path) -> ModelFacts:
-    from paywarden.models.bundle.bundle import read_manifest
-
     return facts_of(read_manifest(folder))
 
 
 def facts_of(manifest: Manifest) -> ModelFacts:
-    """Returns the facts that people ask for first about a model."""
+    """Return the facts that people ask for first about a model."""
     return ModelFacts(
         manifest.model_version,
         manifest.train_from,

@@ -8,173 +8,40 @@ each act: without it the console can sign nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-from paywarden.ops.console.inbox.store import Happened
-from paywarden.ops.console.models.changes import Changes, ModelFacts, changes_of, facts_of
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.bundle.signature import fingerprint
+from paywarden.models.bundle.version import Version
+from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
+from paywarden.models.registry.settings import ModelRegistrySettings
+from paywarden.models.rollout.judgement import Judgement
+from paywarden.models.rollout.log import RolloutKeeper
+from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
+from paywarden.models.rollout.registry_log import RegistryRolloutLog
+from paywarden.models.rollout.rollout import BY_A_PERSON, EventKind, Rollout, RolloutEvent, after
+from paywarden.ops.console.charts import intervals
+from paywarden.ops.console.inbox.alert_store import Happened
+from paywarden.ops.console.models.changes import ModelFacts, changes_of, facts_of
 from paywarden.ops.console.pages import PageRefused
-from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.rendering.charts import Intervals, intervals
-from paywarden.ops.console.rendering.templates import percent
+from paywarden.ops.console.people import Person
+from paywarden.ops.console.rendering import percent
+from paywarden.ops.wiring import ServeSettings, rollouts
 from paywarden.ops.wiring import registry as wiring
-from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
 
-if TYPE_CHECKING:
-    from paywarden.models.bundle.version import Version
-    from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
-    from paywarden.models.rollout.judgement import Judgement
-    from paywarden.models.rollout.plan import RolloutPlan
-    from paywarden.models.rollout.rollout import Rollout, RolloutEvent
-
-StepState = Literal["done", "now", "stopped", "ahead"]
 _BASIS_POINTS = 10_000
 _EARLIER_MAX, _EVENTS_MAX = 10, 50
-
-
-@dataclass(frozen=True)
-class VersionRow:
-    """A version: the model's own name, and digests."""
-
-    model_version: str
-    digest: str
-    bundle: str
-    policy: str
-
-
-@dataclass(frozen=True)
-class ProposalRow:
-    """A version that is to decide. `is_own`: the person who looks may not approve it."""
-
-    digest: str
-    version: VersionRow
-    by: str
-    time_ms: int
-    why: str
-    approvers: tuple[str, ...]
-    needed: int
-    is_approved: bool
-    is_own: bool
-    changes: Changes
-    # The bundle's digest leaves out the native libraries: an approver sees their sha256, and who registered them.
-    registered_by: str = ""
-    libraries: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DecidedRow:
-    """That a version became champion."""
-
-    version: VersionRow
-    kind: str
-    by: str
-    time_ms: int
-    why: str
-
-
-@dataclass(frozen=True)
-class RegistryView:
-    """The registry, newest first. `is_set`: whether there is one. `trouble`: why it cannot be read, or empty.
-
-    `no_log`: the log, where its file is not there: nothing was registered yet, or it is gone.
-    """
-
-    champion: VersionRow | None = None
-    previous: VersionRow | None = None
-    proposals: tuple[ProposalRow, ...] = ()
-    history: tuple[DecidedRow, ...] = ()
-    ignored: int = 0
-    head: str = ""
-    trouble: str = ""
-    is_set: bool = True
-    no_log: str = ""
-
-
-@dataclass(frozen=True)
-class MeasureRow:
-    """A measure of the candidate, as a ratio to the champion. `meaning`: in words. `is_harm`: it rolls back."""
-
-    name: str
-    is_within: bool
-    low: float
-    high: float
-    evidence: float
-    champion_events: int
-    candidate_events: int
-    # Whether a step waits until it is within.
-    has_margin: bool = True
-    meaning: str = ""
-    is_harm: bool = False
-
-
-@dataclass(frozen=True)
-class JudgementView:
-    """The findings of a look. Money: losses by approved fraud, minor units for 1,000 payments.
-
-    `champion_cards`, `candidate_cards`: the cards that were compared. `chart`: the intervals of the measures.
-    """
-
-    line: str
-    champion_cards: int
-    candidate_cards: int
-    measures: tuple[MeasureRow, ...]
-    chart: Intervals | None = None
-    money_champion: float | None = None
-    money_candidate: float | None = None
-    money_low: float | None = None
-    money_high: float | None = None
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """A step of a rollout: the candidate's share of the cards, and how long it takes at least; None for the last."""
-
-    share: float
-    hours: float | None
-    state: StepState
-
-
-@dataclass(frozen=True)
-class EndedRow:
-    """An earlier rollout: how it ended, and why."""
-
-    name: str
-    phase: str
-    cause: str
-    time_ms: int
-
-
-@dataclass(frozen=True)
-class RolloutView:
-    """The newest rollout. `trouble`: why it cannot be read. `cause`: the reason for the phase.
-
-    `is_by_itself`: the evidence has ended it, and no person. `events`: its changes. `earlier`: the rollouts before it.
-    """
-
-    name: str = ""
-    line: str = ""
-    phase: str = ""
-    cause: str = ""
-    is_by_itself: bool = False
-    steps: tuple[StepRow, ...] = ()
-    earlier: tuple[EndedRow, ...] = ()
-    version: str = ""
-    share: float = 0.0
-    since_ms: int = 0
-    has_ended: bool = True
-    may_be_promoted: bool = False
-    champion: str = ""
-    candidate: str = ""
-    live: JudgementView | None = None
-    outcomes: JudgementView | None = None
-    events: tuple[Happened, ...] = ()
-    trouble: str = ""
-    in_shadow: bool = False
+NO_ROLLOUT: dict[str, Any] = {"name": "", "trouble": "", "version": "none", "has_ended": True}
+"""The view of a rollout where there is none. `trouble`: why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -187,60 +54,75 @@ class Desk:
     @property
     def has_registry(self) -> bool:
         """Whether there is a registry."""
-        from paywarden.models.registry.settings import ModelRegistrySettings
-
         return bool(self.source.section("models", ModelRegistrySettings).people)
 
     def may_sign(self, person: Person) -> bool:
         """Whether the console has a key of the person."""
         return bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file()
 
-    def registry(self, person: Person, now_ms: int) -> RegistryView:
-        """Returns the present state of the registry."""
+    def registry(self, person: Person, now_ms: int) -> dict[str, Any]:
+        """Return the present state of the registry, the newest first.
+
+        `is_set`: whether there is one. `trouble`: why it cannot be read, or empty. `no_log`: the log, where its file is
+        not there: nothing was registered yet, or it is gone.
+        """
+        nothing: dict[str, Any] = {
+            "is_set": self.has_registry,
+            "champion": None,
+            "previous": None,
+            "proposals": [],
+            "history": [],
+        }
         if not self.has_registry:
-            return RegistryView(trouble="there is no registry: [models] people is not set", is_set=False)
+            return {**nothing, "trouble": "there is no registry: [models] people is not set"}
         try:
             registry = wiring.model_registry(self.source)
             state = registry.state(now_ms)
         except PaywardenError as error:
-            return RegistryView(trouble=str(error))
-        needed = registry.rules.approvals
+            return {**nothing, "trouble": str(error)}
         proposals = [
-            ProposalRow(
-                one.digest,
-                _version(one.version),
-                one.by,
-                one.time_ms,
-                one.why,
-                tuple(one.approvers(now_ms)),
-                needed,
-                state.is_approved(one, registry.rules, now_ms),
-                person.name in one.not_approvers,
-                changes_of(registry, state, one.version),
-                state.bundles[one.version.bundle].by,
-                state.libraries(one.version),
-            )
-            for one in state.proposals.values()
+            {
+                "digest": one.digest,
+                "version": _version(one.version),
+                "by": one.by,
+                "time_ms": one.time_ms,
+                "why": one.why,
+                "approvers": list(one.approvers(now_ms)),
+                "needed": registry.rules.approvals,
+                "is_approved": state.is_approved(one, registry.rules, now_ms),
+                # The person who looks may not approve it.
+                "is_own": person.name in one.not_approvers,
+                "changes": changes_of(registry, state, one.version),
+                # The bundle's digest leaves out the native libraries: an approver sees their sha256.
+                "registered_by": state.bundles[one.version.bundle].by,
+                "libraries": state.libraries(one.version),
+            }
+            for one in sorted(state.proposals.values(), key=lambda one: -one.time_ms)
         ]
         history = [
-            DecidedRow(_version(one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
+            {
+                "version": _version(one.version),
+                "kind": one.entry.kind,
+                "by": one.entry.by,
+                "time_ms": one.time_ms,
+                "why": one.entry.why,
+            }
             for one in reversed(state.history)
         ]
-        return RegistryView(
-            None if state.champion is None else _version(state.champion),
-            None if state.previous is None else _version(state.previous),
-            tuple(sorted(proposals, key=lambda one: -one.time_ms)),
-            tuple(history),
-            len(state.ignored),
-            state.head,
-            no_log="" if registry.log.path.exists() else str(registry.log.path),
-        )
+        return {
+            "is_set": True,
+            "trouble": "",
+            "champion": None if state.champion is None else _version(state.champion),
+            "previous": None if state.previous is None else _version(state.previous),
+            "proposals": proposals,
+            "history": history,
+            "ignored": len(state.ignored),
+            "head": state.head,
+            "no_log": "" if registry.log.path.exists() else str(registry.log.path),
+        }
 
     def configured(self) -> ModelFacts | None:
-        """Returns the facts of the bundle in the console's configuration; None without a readable one."""
-        from paywarden.models.bundle.bundle import read_manifest
-        from paywarden.ops.wiring import ServeSettings
-
+        """Return the facts of the bundle in the console's configuration; None without a readable one."""
         try:
             return facts_of(read_manifest(Path(self.source.section("serve", ServeSettings).bundle)))
         except PaywardenError:
@@ -258,30 +140,24 @@ class Desk:
         shadow: bool,
     ) -> str:
         """Start a rollout, as `paywarden rollout start` does; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.rollout import EventKind, RolloutEvent
-
         start = rollouts.start_of("", versions, plan, shadow=shadow, time_ms=now_ms)
         return self._taken(person, passphrase, RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start))
 
-    def rollout(self) -> RolloutView:
-        """Returns the newest rollout in the log."""
-        from paywarden.models.rollout.log import RolloutKeeper
-
+    def rollout(self) -> dict[str, Any]:
+        """Return the newest rollout in the log: see NO_ROLLOUT and `_rollout_view`."""
         if not self.has_registry:
-            return RolloutView(version="none")
+            return NO_ROLLOUT
         try:
             keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
             history = _history(keeper.events)
         except PaywardenError as error:
-            return RolloutView(trouble=str(error), version=f"not known: {error}")
+            return {**NO_ROLLOUT, "trouble": str(error), "version": f"not known: {error}"}
         if not history:
-            return RolloutView(version="none")
+            return NO_ROLLOUT
         return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
-        """Returns the changes of models and rollouts between two times, for the time line of an alert."""
-        from paywarden.models.rollout.log import RolloutKeeper
-
+        """Return the changes of models and rollouts between two times, for the time line of an alert."""
         found: list[Happened] = []
         if not self.has_registry:
             return found
@@ -322,21 +198,16 @@ class Desk:
 
     def act_on_rollout(self, kind: str, person: Person, passphrase: str, why: str, now_ms: int) -> str:
         """Pause, resume, abort or promote the newest rollout; returns its state. Raises Misconfigured, PageRefused."""
-        from paywarden.models.rollout.rollout import EventKind, RolloutEvent
-
         return self._taken(person, passphrase, RolloutEvent(EventKind(kind), now_ms, person.name, why))
 
     def _taken(self, person: Person, passphrase: str, event: RolloutEvent) -> str:
         """Take an event of a rollout, signed by the person; returns the rollout's state."""
-        from paywarden.models.rollout.log import RolloutKeeper
-        from paywarden.models.rollout.registry_log import RegistryRolloutLog
-
         with self._opened(person, passphrase) as (registry, signer):
             return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(event).line
 
     @contextmanager
     def _opened(self, person: Person, passphrase: str) -> Iterator[tuple[Registry, Signer]]:
-        """Yields the registry to write to, and the person with their key."""
+        """Yield the registry to write to, and the person with their key."""
         if not self.has_registry:
             raise PageRefused(409, "There is no registry: [models] people is not set.")
         with wiring.shared_registry(self.source, _nobody) as registry:
@@ -344,13 +215,7 @@ class Desk:
 
 
 def signer_of(keys: Path | None, person: Person, passphrase: str, registry: Registry) -> Signer:
-    """Returns a person with their key. Raises PageRefused if the console has none, or not by this passphrase."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    from paywarden.models.bundle.signature import fingerprint
-    from paywarden.models.registry.registry import Signer
-
+    """Return a person with their key. Raises PageRefused if the console has none, or not by this passphrase."""
     if keys is None:
         raise PageRefused(409, "The console has no keys: set [console] keys, or use the command `paywarden models`.")
     try:
@@ -374,14 +239,14 @@ def _nobody(_: str) -> None:
     return
 
 
-def _version(version: Version) -> VersionRow:
-    return VersionRow(version.model, version.digest, version.bundle, version.policy)
+def _version(version: Version) -> dict[str, str]:
+    """Return a version: the model's own name, and digests."""
+    names = {"digest": version.digest, "bundle": version.bundle, "policy": version.policy}
+    return {"model_version": version.model, **names}
 
 
 def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
-    """Returns the events of a log, each with the state after it."""
-    from paywarden.models.rollout.rollout import after
-
+    """Return the events of a log, each with the state after it."""
     history: list[tuple[RolloutEvent, Rollout]] = []
     rollout: Rollout | None = None
     for event in events:
@@ -391,9 +256,7 @@ def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout
 
 
 def _happened(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Happened]:
-    """Returns the changes of a rollout, without the looks every few minutes that change nothing."""
-    from paywarden.models.rollout.rollout import EventKind
-
+    """Return the changes of a rollout, without the looks every few minutes that change nothing."""
     found: list[Happened] = []
     before: tuple[str, object, int] | None = None
     for event, rollout in history:
@@ -413,48 +276,51 @@ def _goes_on(rollout: Rollout) -> str:
     return f"{rollout.start.name}: the candidate gets {percent(rollout.share / _BASIS_POINTS)} of the cards"
 
 
-def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> RolloutView:
-    from paywarden.models.rollout.rollout import BY_A_PERSON
+def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> dict[str, Any]:
+    """Return the newest rollout of a log. `cause`: the reason for the phase.
 
+    `is_by_itself`: the evidence has ended it, and no person. `events`: its changes. `earlier`: the rollouts before it.
+    """
     last, found = history[-1]
     own = [(event, state) for event, state in history if state.start.name == found.start.name]
     ends = {state.start.name: state for _, state in history if state.start.name != found.start.name}
-    earlier = tuple(
-        EndedRow(name, one.phase.value, one.cause, one.since_ms)
-        for name, one in list(ends.items())[::-1][:_EARLIER_MAX]
-    )
-    return RolloutView(
-        found.start.name,
-        found.line,
-        found.phase.value,
-        found.cause,
-        found.has_ended and last.kind not in BY_A_PERSON,
-        _steps(found),
-        earlier,
-        f"{found.start.name} {len(history)} {found.time_ms}",
-        found.share / _BASIS_POINTS,
-        found.since_ms,
-        found.has_ended,
-        found.may_be_promoted,
-        found.start.champion.bundle,
-        found.start.candidate.bundle,
-        None if found.judgement is None else _judgement(found, found.judgement),
-        None if found.outcomes is None else _judgement(found, found.outcomes),
-        tuple(_happened(own)[-_EVENTS_MAX:][::-1]),
-        in_shadow=found.in_shadow,
-    )
+    return {
+        **NO_ROLLOUT,
+        "name": found.start.name,
+        "line": found.line,
+        "phase": found.phase.value,
+        "cause": found.cause,
+        "is_by_itself": found.has_ended and last.kind not in BY_A_PERSON,
+        "steps": _steps(found),
+        "earlier": [
+            {"name": name, "phase": one.phase.value, "cause": one.cause, "time_ms": one.since_ms}
+            for name, one in list(ends.items())[::-1][:_EARLIER_MAX]
+        ],
+        "version": f"{found.start.name} {len(history)} {found.time_ms}",
+        "share": found.share / _BASIS_POINTS,
+        "since_ms": found.since_ms,
+        "has_ended": found.has_ended,
+        "may_be_promoted": found.may_be_promoted,
+        "champion": found.start.champion.bundle,
+        "candidate": found.start.candidate.bundle,
+        "live": None if found.judgement is None else _judgement(found, found.judgement),
+        "outcomes": None if found.outcomes is None else _judgement(found, found.outcomes),
+        "events": _happened(own)[-_EVENTS_MAX:][::-1],
+        "in_shadow": found.in_shadow,
+    }
 
 
-def _steps(rollout: Rollout) -> tuple[StepRow, ...]:
+def _steps(rollout: Rollout) -> list[dict[str, Any]]:
+    """Return the candidate's share in each step, how long it takes at least (None for the last), and how far it is."""
     plan = rollout.start.plan
     hours = (*plan.step_hours, None)
-    return tuple(
-        StepRow(share / _BASIS_POINTS, hours[number], _step_state(rollout, number))
+    return [
+        {"share": share / _BASIS_POINTS, "hours": hours[number], "state": _step_state(rollout, number)}
         for number, share in enumerate(plan.steps)
-    )
+    ]
 
 
-def _step_state(rollout: Rollout, number: int) -> StepState:
+def _step_state(rollout: Rollout, number: int) -> str:
     if rollout.phase.value == "promoted" or number < rollout.step:
         return "done"
     if number > rollout.step or rollout.phase.value == "pending":
@@ -462,33 +328,34 @@ def _step_state(rollout: Rollout, number: int) -> StepState:
     return "stopped" if rollout.has_ended else "now"
 
 
-def _judgement(rollout: Rollout, judgement: Judgement) -> JudgementView:
-    from paywarden.models.rollout.plan import OUTCOME_MEASURES
+def _judgement(rollout: Rollout, judgement: Judgement) -> dict[str, Any]:
+    """Return the findings of a look: measures of the candidate as ratios to the champion, and the money.
 
-    money, plan = judgement.money, rollout.start.plan
+    Money: losses by approved fraud, minor units for 1,000 payments.
+    """
+    plan, money = rollout.start.plan, judgement.money
     meanings = {one.name: one.meaning for one in (*plan.measures, *OUTCOME_MEASURES)}
-    measures = tuple(
-        MeasureRow(
-            one.name,
-            one.is_within,
-            one.low,
-            one.high,
-            one.evidence,
-            *one.events,
-            one.name in plan.with_margin,
-            meanings.get(one.name, ""),
-            one.evidence >= 0,
-        )
-        for one in judgement.measures
-    )
-    chart = intervals([(one.name, one.low, one.high) for one in measures])
-    view = JudgementView(judgement.line, *judgement.cards, measures, chart)
-    if money is None:
-        return view
-    return replace(
-        view,
-        money_champion=money.champion,
-        money_candidate=money.candidate,
-        money_low=money.low,
-        money_high=money.high,
-    )
+    ratios = [(one.name.replace("_", " "), one.low, one.high) for one in judgement.measures]
+    return {
+        "line": judgement.line,
+        "champion_cards": judgement.cards[0],
+        "candidate_cards": judgement.cards[1],
+        "measures": [
+            {
+                **{name: getattr(one, name) for name in ("name", "is_within", "low", "high", "evidence")},
+                "champion_events": one.events[0],
+                "candidate_events": one.events[1],
+                # Whether a step waits until it is within.
+                "has_margin": one.name in plan.with_margin,
+                "meaning": meanings.get(one.name, ""),
+                # It rolls back.
+                "is_harm": one.evidence >= 0,
+            }
+            for one in judgement.measures
+        ],
+        "chart": intervals("How often, compared with the champion", ratios),
+        **{f"money_{name}": None if money is None else getattr(money, name) for name in _MONEY},
+    }
+
+
+_MONEY = ("champion", "candidate", "low", "high")

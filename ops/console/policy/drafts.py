@@ -1,14 +1,22 @@
-"""A draft of the policy: the text of `[policy]` alone. It names no file: lists have their entries in it."""
+"""A draft of the policy: the text of `[policy]` alone. And the decisions of the index, about which a draft is tried."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
 
-from paywarden.models.policy.policy import PolicySettings
+from paywarden.features.profiles.money import RateTable
+from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.ops import wiring
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.wiring import bundle_thresholds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
+from paywarden.streams.decision_index.index import DecisionIndex
 
 _TOLD_CHARS_MAX = 300
 _KEY_PARTS_MAX = 8
@@ -19,7 +27,10 @@ _LONG_KEY = re.compile(
 
 
 def draft_source(text: str) -> Source:
-    """Returns a draft as settings. Raises Misconfigured for anything else, and PageRefused for lists in files."""
+    """Return a draft as settings. It names no file: lists have their entries in it.
+
+    Raises Misconfigured for anything else, and PageRefused for lists in files.
+    """
     if _LONG_KEY.search(text):
         raise Misconfigured(f"the draft: wanted keys of at most {_KEY_PARTS_MAX} parts")
     try:
@@ -35,3 +46,37 @@ def draft_source(text: str) -> Source:
         if any(entry.startswith("@") for entry in entries):
             raise PageRefused(400, f"The list {name} names a file: wanted its entries in the draft.")
     return source
+
+
+class IndexedDecisions:
+    """The decisions of the index, with the policies, rates and catalogue of the settings.
+
+    `decoded`: a decision of the index in the form of its topic; raises InvalidEvent.
+    """
+
+    def __init__(self, source: Source, opened: OpenedIndex, decode: Callable[[bytes], Mapping[str, Any]]) -> None:
+        self._source, self._opened, self.decoded = source, opened, decode
+
+    @cached_property
+    def rates(self) -> RateTable:
+        """The exchange rates of the settings."""
+        return wiring.rate_table(self._source)
+
+    @cached_property
+    def catalogue_digest(self) -> str:
+        """The catalogue of the settings, which conditions name features of."""
+        return wiring.feature_engine(self._source).plan.digest
+
+    def index(self) -> DecisionIndex:
+        """Return the index. Raises TemporaryFailure if its database cannot be used now."""
+        with self._opened.used() as (index, _):
+            return index
+
+    def policies(self, draft: str) -> tuple[Policy, Policy]:
+        """Return the policy of the settings, and that of a draft. Raises Misconfigured."""
+        return self._policy(self._source), self._policy(draft_source(draft))
+
+    def _policy(self, source: Source) -> Policy:
+        review_at, decline_at = bundle_thresholds(self._source, None)
+        catalogue = wiring.catalogue(self._source)
+        return wiring.policy(source, review_at=review_at, decline_at=decline_at, catalogue=catalogue)

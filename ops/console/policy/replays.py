@@ -11,7 +11,7 @@
 3. Counts and money of an hour are multiplied by the share of the hour that was read.
 
 One replay runs at a time, in one thread, which rests as long as it has worked. It holds some hundred decisions at once.
-Replays are in memory: a console that starts anew has none.
+Replays are in memory: a console that starts again has none.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import math
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-from paywarden.ops.console.background_values import FAULT
+from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, Facts, Policy
+from paywarden.ops.console.background import FAULT
+from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
-
-if TYPE_CHECKING:
-    from paywarden.features.profiles.money import RateTable
-    from paywarden.models.policy.policy import Facts, Policy
-    from paywarden.streams.decision_index.index import DecisionIndex
-    from paywarden.streams.decision_index.search import Place
+from paywarden.scoring.engine.recomputation import decision_fields, request_of, vector_of
+from paywarden.streams.decision_index.index import DecisionIndex
+from paywarden.streams.decision_index.search import Place
 
 DAYS = 7
 DECISIONS_MAX = 50_000
@@ -48,62 +47,22 @@ WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "faile
 
 
 @dataclass(frozen=True)
-class ActionCount:
-    """Payments of the week with an action: as they were decided, by the policy now, and by the draft."""
-
-    action: str
-    decided: int
-    now: int
-    draft: int
-    now_minor: int
-    draft_minor: int
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Payments of the week whose action would change. Money in minor units of the reference currency."""
-
-    before: str
-    after: str
-    payments: int
-    money_minor: int
-    frauds: int
-    fraud_minor: int
-    genuine: int
-    genuine_minor: int
-
-
-@dataclass(frozen=True)
-class ChangedDecision:
-    """A decision of the sample that the draft changes. `place` is its address; `outcome` is empty while not known."""
-
-    place: str
-    payment_id: str
-    amount_minor: int
-    currency: str
-    score: float
-    before: str
-    after: str
-    why: tuple[str, ...]
-    outcome: str
-
-
-@dataclass(frozen=True)
 class ReplayResult:
-    """The result of a replay. All counts are of the week, except `sample` and `left_out`.
+    """The result of a replay. All counts are of the week, except `sample` and `left_out`. Money is in minor units.
 
-    `changed`: the changed decisions of the sample with the most money. `left_out`: decisions of the sample that lack a
-    value which the conditions read, by reason. `review_cost_minor`: the cost of the reviews that the draft adds a day,
-    less those that it saves.
+    `actions`: payments as they were decided, by the policy now and by the draft. `transitions`: those whose action
+    would change, with their known outcomes. `changed`: the changed decisions of the sample with the most money.
+    `left_out`: decisions of the sample that lack a value which the conditions read, by reason. `review_cost_minor`: the
+    cost of the reviews that the draft adds a day, less those that it saves.
     """
 
     first_ms: int
     last_ms: int
     week: int
     sample: int
-    actions: tuple[ActionCount, ...]
-    transitions: tuple[Transition, ...]
-    changed: tuple[ChangedDecision, ...]
+    actions: tuple[Mapping[str, Any], ...]
+    transitions: tuple[Mapping[str, Any], ...]
+    changed: tuple[Mapping[str, Any], ...]
     left_out: Mapping[str, int]
     reviews_a_day_now: float
     reviews_a_day_draft: float
@@ -130,36 +89,11 @@ class Replay:
         return self.state in (DONE, FAILED, CANCELLED)
 
 
-class SampledDecisions(Protocol):
-    """The decisions of the index, and the policies and rates to decide about them again."""
-
-    @property
-    def rates(self) -> RateTable:
-        """The exchange rates of the settings."""
-
-    @property
-    def catalogue_digest(self) -> str:
-        """The catalogue of the settings, which conditions name features of."""
-
-    def index(self) -> DecisionIndex:
-        """Returns the index. Raises TemporaryFailure if its database cannot be used now."""
-
-    def decoded(self, body: bytes) -> Mapping[str, Any]:
-        """Returns a decision of the index in the form of its topic. Raises InvalidEvent."""
-
-    def policies(self, draft: str) -> tuple[Policy, Policy]:
-        """Returns the policy of the settings, and that of a draft. Raises Misconfigured."""
-
-
 class Replays:
     """The replays of this console. Thread-safe. `step` is the work of a thread."""
 
     def __init__(
-        self,
-        decided: SampledDecisions,
-        *,
-        review_cost_minor: int,
-        decisions_max: int = DECISIONS_MAX,
+        self, decided: IndexedDecisions, *, review_cost_minor: int, decisions_max: int = DECISIONS_MAX
     ) -> None:
         self._decided, self._review_cost, self._max = decided, review_cost_minor, decisions_max
         self._replays: OrderedDict[str, Replay] = OrderedDict()
@@ -178,26 +112,21 @@ class Replays:
         return made
 
     def find(self, replay_id: str) -> Replay | None:
-        """Returns a replay; None if there is none of this id."""
+        """Return a replay; None if there is none of this id."""
         with self._lock:
             return self._replays.get(replay_id)
 
     def all(self) -> list[Replay]:
-        """Returns the replays, the newest first."""
+        """Return the replays, the newest first."""
         with self._lock:
             return list(reversed(self._replays.values()))
 
     def cancel(self, replay_id: str) -> bool:
-        """End a replay; returns whether there was anything to end. A running one ends after its batch."""
-        with self._lock:
-            found = self._replays.get(replay_id)
-            if found is None or found.is_over:
-                return False
-            self._replays[replay_id] = replace(found, state=CANCELLED)
-        return True
+        """End a replay; return whether there was anything to end. A running one ends after its batch."""
+        return self._change(replay_id, state=CANCELLED)
 
     def step(self, now_ms: int, stop: threading.Event) -> bool:
-        """Run the replay that has waited longest, to its end or until `stop`; returns whether there was one."""
+        """Run the replay that has waited longest, to its end or until `stop`; return whether there was one."""
         with self._lock:
             found = next((one for one in self._replays.values() if one.state == WAITING), None)
         if found is None or not self._change(found.replay_id, state=RUNNING):
@@ -219,7 +148,7 @@ class Replays:
         return True
 
     def _change(self, replay_id: str, **values: Any) -> bool:
-        """Change a replay that is not over; returns False for one that somebody has cancelled."""
+        """Change a replay that is not over; return False for one that is, or that there is not."""
         with self._lock:
             found = self._replays.get(replay_id)
             if found is None or found.is_over:
@@ -228,45 +157,25 @@ class Replays:
         return True
 
 
-@dataclass
-class _Sums:
-    """Weighted sums: payments and money."""
-
-    payments: float = 0.0
-    minor: float = 0.0
-
-    def add(self, weight: float, minor: int) -> None:
-        self.payments += weight
-        self.minor += weight * minor
-
-
-@dataclass
-class _Changes:
-    all: _Sums = field(default_factory=_Sums)
-    fraud: _Sums = field(default_factory=_Sums)
-    genuine: _Sums = field(default_factory=_Sums)
-
-
 class _Tally:
     """Goes through a week, and sums up."""
 
-    def __init__(self, now: Policy, draft: Policy, decided: SampledDecisions, *, last_ms: int) -> None:
-        from paywarden.scoring.engine.recomputation import decision_fields
-
+    def __init__(self, now: Policy, draft: Policy, decided: IndexedDecisions, *, last_ms: int) -> None:
         self._policies, self._decided = (now, draft), decided
         self._last_ms, self._first_ms = last_ms, last_ms - DAYS * _DAY_MS
         self._features_min = max(now.features_min, draft.features_min)
         if unknown := sorted((now.fields | draft.fields) - decision_fields()):
             raise Misconfigured(f"conditions read fields that no decision holds: {', '.join(unknown)}")
         self._week, self._sample = 0, 0
-        self._actions: dict[tuple[str, str], _Sums] = {}
-        self._changes: dict[tuple[str, str], _Changes] = {}
-        self._changed: list[tuple[int, ChangedDecision]] = []
-        self._left_out: dict[str, int] = {}
+        # Weighted sums of payments and of their money: by who decides and the action, and by both actions and outcome.
+        self._payments: Counter[tuple[str, ...]] = Counter()
+        self._minor: Counter[tuple[str, ...]] = Counter()
+        self._changed: list[tuple[int, dict[str, Any]]] = []
+        self._left_out: Counter[str] = Counter()
         self.batch_s = 0.0
 
     def run(self, decisions_max: int) -> Iterator[float]:
-        """Yields after each batch the share of the week that is done."""
+        """Yield after each batch the share of the week that is done."""
         index = self._decided.index()
         hours = index.hours_between(self._first_ms, self._last_ms)
         self._week = sum(count for _, count in hours)
@@ -288,30 +197,27 @@ class _Tally:
             try:
                 decision = self._decided.decoded(body)
             except InvalidEvent:
-                self._leave_out("their records cannot be read")
+                self._left_out["their records cannot be read"] += 1
                 continue
             facts = self._facts(decision)
-            if facts is None:
-                continue
             outcome = known.get(place.payment_hash)
-            self._take(place, decision, facts, "" if outcome is None else outcome.label, weight)
+            if facts is not None:
+                self._take(place, decision, facts, "" if outcome is None else outcome.label, weight)
 
     def _facts(self, decision: Mapping[str, Any]) -> Facts | None:
-        """Returns the values behind the decision. None where the conditions lack a value; the reason is counted."""
-        from paywarden.models.policy.policy import MODEL_ABSENT, Facts
-        from paywarden.scoring.engine.recomputation import request_of, vector_of
-
-        flags = tuple(decision["flags"])
+        """Return the values behind the decision. None where the conditions lack a value; the reason is counted."""
+        flags, why = tuple(decision["flags"]), ""
         try:
             vector = vector_of(decision)
         except InvalidEvent:
-            self._leave_out("their vectors cannot be read")
+            self._left_out["their vectors cannot be read"] += 1
             return None
         if self._features_min and decision["catalogue_digest"] != self._decided.catalogue_digest:
-            self._leave_out("they were made with another catalogue")
-            return None
-        if len(vector) < self._features_min:
-            self._leave_out("their vectors lack features" if len(vector) else "their vectors were not kept")
+            why = "they were made with another catalogue"
+        elif len(vector) < self._features_min:
+            why = "their vectors lack features" if len(vector) else "their vectors were not kept"
+        if why:
+            self._left_out[why] += 1
             return None
         request = request_of(decision)
         amount = self._decided.rates.convert(request.amount_minor, request.currency, request.event_time_ms)
@@ -321,69 +227,47 @@ class _Tally:
         self._sample += 1
         minor = facts.amount or 0
         now, draft = (policy.decide(facts) for policy in self._policies)
-        named = (("decided", decision["action"]), ("now", now.action), ("draft", draft.action))
-        for whose, action in named:
-            self._actions.setdefault((whose, action), _Sums()).add(weight, minor)
-        if now.action == draft.action:
-            return
-        change = self._changes.setdefault((now.action, draft.action), _Changes())
-        change.all.add(weight, minor)
-        if outcome in ("fraud", "genuine"):
-            (change.fraud if outcome == "fraud" else change.genuine).add(weight, minor)
-        self._changed.append(
-            (
-                minor,
-                ChangedDecision(
-                    place.to_text(),
-                    decision["payment_id"],
-                    decision["amount_minor"],
-                    decision["currency"],
-                    decision["score"],
-                    now.action,
-                    draft.action,
-                    tuple(draft.reasons or now.reasons),
-                    outcome,
-                ),
-            )
-        )
+        keys: list[tuple[str, ...]] = [("decided", decision["action"]), ("now", now.action), ("draft", draft.action)]
+        if now.action != draft.action:
+            keys += [(now.action, draft.action, which) for which in dict.fromkeys(("", outcome))]
+            row = {name: decision[name] for name in ("payment_id", "amount_minor", "currency", "score")}
+            row |= {"place": place.to_text(), "before": now.action, "after": draft.action, "outcome": outcome}
+            self._changed.append((minor, {**row, "why": tuple(draft.reasons or now.reasons)}))
+        for key in keys:
+            self._payments[key] += weight  # type: ignore[assignment]
+            self._minor[key] += weight * minor  # type: ignore[assignment]
         if len(self._changed) > 10 * _CHANGED_MAX:
             self._changed = self._most_money()
 
-    def _most_money(self) -> list[tuple[int, ChangedDecision]]:
-        return sorted(self._changed, key=lambda one: (-one[0], one[1].place))[:_CHANGED_MAX]
-
-    def _leave_out(self, why: str) -> None:
-        """Count a decision that the conditions cannot be asked about."""
-        self._left_out[why] = self._left_out.get(why, 0) + 1
+    def _most_money(self) -> list[tuple[int, dict[str, Any]]]:
+        return sorted(self._changed, key=lambda one: (-one[0], one[1]["place"]))[:_CHANGED_MAX]
 
     def result(self, review_cost_minor: int) -> ReplayResult:
-        """Returns the result of the replay."""
-        from paywarden.models.policy.policy import ACTIONS
-
-        def of(whose: str, action: str) -> _Sums:
-            return self._actions.get((whose, action), _Sums())
-
+        """Return the result of the replay."""
+        payments, minor = self._payments, self._minor
         actions = tuple(
-            ActionCount(
-                action,
-                *(round(of(whose, action).payments) for whose in ("decided", "now", "draft")),
-                *(round(of(whose, action).minor) for whose in ("now", "draft")),
-            )
+            {
+                "action": action,
+                **{whose: round(payments[whose, action]) for whose in ("decided", "now", "draft")},
+                **{f"{whose}_minor": round(minor[whose, action]) for whose in ("now", "draft")},
+            }
             for action in ACTIONS
         )
+        changes = sorted((key for key in payments if len(key) == 3 and not key[2]), key=lambda key: -minor[key])
         transitions = tuple(
-            Transition(
-                *actions_,
-                round(one.all.payments),
-                round(one.all.minor),
-                round(one.fraud.payments),
-                round(one.fraud.minor),
-                round(one.genuine.payments),
-                round(one.genuine.minor),
-            )
-            for actions_, one in sorted(self._changes.items(), key=lambda item: -item[1].all.minor)
+            {
+                "before": before,
+                "after": after,
+                "payments": round(payments[before, after, ""]),
+                "money_minor": round(minor[before, after, ""]),
+                "frauds": round(payments[before, after, "fraud"]),
+                "fraud_minor": round(minor[before, after, "fraud"]),
+                "genuine": round(payments[before, after, "genuine"]),
+                "genuine_minor": round(minor[before, after, "genuine"]),
+            }
+            for before, after, _ in changes
         )
-        reviews_now, reviews_draft = (of(whose, "review").payments / DAYS for whose in ("now", "draft"))
+        reviews_now, reviews_draft = (payments[whose, "review"] / DAYS for whose in ("now", "draft"))
         return ReplayResult(
             first_ms=self._first_ms,
             last_ms=self._last_ms,
@@ -400,7 +284,7 @@ class _Tally:
 
 
 def _part_of_hour(hour: int, share: float) -> tuple[int, int]:
-    """Returns the first and the last millisecond of a share of an hour, at a place that the hour's number gives."""
+    """Return the first and the last millisecond of a share of an hour, at a place that the hour's number gives."""
     start = hour * _HOUR_MS
     if share >= 1.0:
         return start, start + _HOUR_MS - 1

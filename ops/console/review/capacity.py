@@ -43,7 +43,7 @@ class AnalystWorth:
 def worth_of_one_more(
     index: DecisionIndex, now_ms: int, *, analysts: int, reviews_a_day: int, review_cost_minor: int, sure_share: float
 ) -> AnalystWorth:
-    """Returns the estimate from the decisions of the last days. Raises TemporaryFailure."""
+    """Return the estimate from the decisions of the last days. Raises TemporaryFailure."""
     first_ms = now_ms - DAYS * _DAY_MS
     most = (analysts + 1) * reviews_a_day
     with index.database.reading() as transaction:

@@ -16,8 +16,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
-from tests.services.product import internals
-from tests.services.product.console import csrf_of
+from tests.services.product.console import BY_A_BROWSER
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.worlds.drift.alerts_on_topics import alert_record
@@ -32,13 +31,11 @@ class _Person:
     """A person at a browser, who does one act after the other until the console is gone."""
 
     def __init__(self, address: str, name: str) -> None:
-        self._client = httpx2.Client(base_url=address, timeout=60.0)
+        self._client = httpx2.Client(base_url=address, timeout=60.0, headers=BY_A_BROWSER)
         self.post("/login", name=name)
 
     def post(self, path: str, **form: str) -> str:
         """Do an act; returns where the console sends the browser, which is its confirmation."""
-        page = "/login" if path == "/login" else "/api"
-        form["csrf"] = csrf_of(self._client.get(page).text)
         answer = self._client.post(path, data=form)
         assert answer.status_code == 303, answer.text
         return str(answer.headers["location"])
@@ -69,8 +66,6 @@ def test_kill_9_of_the_console_loses_nothing_that_it_confirmed(kafka: KafkaServe
     create_topics(settings, TopicSettings(partitions=1, repartition_partitions=1), ["card"])
     _put(settings)
     config = tmp_path / "paywarden.toml"
-
-    internals.write(tmp_path, {"console": {"requests_per_minute": 100_000}})
 
     def console(folder: str) -> PaywardenProcess:
         config.write_text(

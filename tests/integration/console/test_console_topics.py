@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ from paywarden.ops.cli import cli
 from paywarden.ops.console.audit import AuditHead, audit_log
 from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.idempotency.keyed_acts import Body, KeyedActs, keyed
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
-from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
@@ -66,7 +63,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
         return stop, thread
 
     stop, thread = reading()
-    wait_until(lambda: not reader.missing() and store.count(Wanted(), NOW_MS) == 3, "three alerts are known")
+    wait_until(lambda: not reader.missing() and store.count({}, NOW_MS) == 3, "three alerts are known")
     reader.write(
         [
             Acknowledgement("alert-00001", NOW_MS, "anna"),
@@ -97,55 +94,12 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     other_thread.start()
     wait_until(lambda: all(_assigned(one) == "ben" for one in (store, other_store)), "both know what the terminal did")
     _check_audit_on_topic(tmp_path / "audit", lambda event: reader.write([event]), environment)
-    rows = store.page(Wanted(), NOW_MS, limit=9), other_store.page(Wanted(), NOW_MS, limit=9)
+    rows = store.page({}, NOW_MS, limit=9), other_store.page({}, NOW_MS, limit=9)
     assert rows[0] == rows[1]
     stop.set()
     thread.join()
     other_thread.join()
     database.close()
-
-
-def test_one_of_two_consoles_acts_for_a_key_and_a_new_one_knows_the_answer(kafka: KafkaServer, tmp_path: Path) -> None:
-    settings, ids = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix="keyed."), LocalSchemaIds()
-    create_topics(settings, TopicSettings(partitions=1, repartition_partitions=1), ["card"])
-    acted: list[str] = []
-
-    def act(key: str) -> Body:
-        acted.append(key)
-        return Body(200, {"message": f"did {key}"})
-
-    with ExitStack() as stack:
-
-        def console(name: str) -> KeyedActs:
-            store = AlertStore(stack.enter_context(closing(ConsoleDatabase(tmp_path / name, TABLES))))
-            reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
-            stop = threading.Event()
-            thread = threading.Thread(target=reader.run, args=(stop,))
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(stop.set)
-            wait_until(lambda: not reader.missing(), "the console has read the topics")
-            return KeyedActs(store, reader)
-
-        def answer(one: KeyedActs, key: str, request: str = "r") -> Body | int:
-            try:
-                return one.answer(keyed("program", key, request), "program", lambda: act(key), now_ms())
-            except PageRefused as error:
-                return error.status
-
-        both = (console("one.sqlite"), console("other.sqlite"))
-        keys = [f"key-{number:02d}-0123456789ab" for number in range(10)]
-        with ThreadPoolExecutor(2) as pool:
-            for key in keys:
-                answers = list(pool.map(answer, both, [key, key]))
-                assert any(isinstance(one, Body) for one in answers)
-                assert all(one == 409 or isinstance(one, Body) for one in answers)
-        assert acted == keys
-        new = console("new.sqlite")
-        for key in keys:
-            assert answer(new, key) == Body(200, {"message": f"did {key}"}, is_replayed=True)
-            assert answer(new, key, "another request") == 422
-        assert acted == keys
 
 
 def _check_audit_on_topic(

@@ -16,7 +16,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
 from tests.services.product import internals
-from tests.services.product.console import csrf_of
+from tests.services.product.console import BY_A_BROWSER
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer, produce
 from tests.services.servers.postgres import POSTGRES, postgres_server, programs
@@ -34,16 +34,14 @@ class _Analyst:
 
     def __init__(self, address: str) -> None:
         # A page that comes later than this never comes.
-        self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S)
-        self.csrf = csrf_of(self.client.get("/login").text)
+        self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S, headers=BY_A_BROWSER)
         assert self.post("/login", name="demo-analyst").status_code == 303
-        self.csrf = csrf_of(self.client.get("/api").text)
 
     def close(self) -> None:
         self.client.close()
 
     def post(self, path: str, **form: str) -> httpx2.Response:
-        return self.client.post(path, data={**form, "csrf": self.csrf})
+        return self.client.post(path, data=form)
 
     def get(self, path: str) -> httpx2.Response:
         return self.client.get(path)
@@ -89,7 +87,7 @@ def test_pages_say_what_is_missing_and_nothing_is_lost_while_postgresql_is_away(
             f'[decision_index]\naddress = "{server.address}"\nsecond_review_share = 0.0\n',
             encoding="utf-8",
         )
-        values = {"console": {"requests_per_minute": 100_000}, "decision_index": {"timeout_ms": 1000}}
+        values = {"decision_index": {"timeout_ms": 1000}}
         internals.write(tmp_path, values)
         running = PaywardenProcess(tmp_path, config, "console")
         analyst = _Analyst(running.first_line())
@@ -134,12 +132,12 @@ def _require_away(analyst: _Analyst, held: str) -> None:
             assert re.search("</strong> since 20[0-9-]{8} [0-9:]{5} UTC", page.text)
             assert "No decision" not in page.text
             assert " waiting</h2>" not in page.text
-    search = analyst.client.post("/decisions", data={"csrf": analyst.csrf, "card_id": "card-1"}, follow_redirects=True)
+    search = analyst.client.post("/decisions", data={"card_id": "card-1"}, follow_redirects=True)
     assert search.status_code == 503
     refused = analyst.post("/review/decide", claim=held, verdict="fraud", reason="other")
     assert refused.status_code == 503
     # Pages that need no index are there, and show the same.
-    for path in ("/inbox", "/cases", "/api"):
+    for path in ("/inbox", "/cases", "/sessions"):
         page = analyst.get(path)
         assert page.status_code == 200
         assert _MISSING in page.text

@@ -14,8 +14,8 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile
 from paywarden.ops.cli import cli
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable
@@ -97,8 +97,8 @@ def test_pages_say_that_alerts_wait_and_show_them_at_the_end(topics: KafkaSettin
                 wait_until(lambda: bool(reader.missing()), "pages say that something waits")
                 (missing,) = reader.missing()
                 assert f"holds up {topics.topic(ALERTS_TOPIC)}/0" in missing.why
-                assert store.count(Wanted(), NOW_MS) == 0
-            wait_until(lambda: store.count(Wanted(), NOW_MS) == 1 and not reader.missing(), "the alert is there")
+                assert store.count({}, NOW_MS) == 0
+            wait_until(lambda: store.count({}, NOW_MS) == 1 and not reader.missing(), "the alert is there")
         finally:
             stop.set()
             thread.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,13 @@ from pathlib import Path
 from httpx2 import Response
 from starlette.testclient import TestClient
 
+from paywarden.ops.console.assembly import TABLES, shell_of
 from paywarden.ops.console.audit import AuditLog, audit_log
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.idempotency.sent_forms import TABLES as SENT_FORMS
-from paywarden.ops.console.login.pages import Login, Provider
+from paywarden.ops.console.login import Login
+from paywarden.ops.console.oidc import OidcProvider
 from paywarden.ops.console.pages import Section
-from paywarden.ops.console.people.people import People, Person, Role, token_digest
-from paywarden.ops.console.people.sessions import TABLES, Sessions
+from paywarden.ops.console.people import People, Person, Role, token_digest
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.console.shell import Shell
 
@@ -24,6 +23,8 @@ URL = "http://127.0.0.1:8090"
 NOW_MS = 1_760_000_000_000
 TOKEN = "pwc_test"
 ALL_ROLES = frozenset(Role)
+BY_A_BROWSER = {"sec-fetch-site": "same-origin"}
+"""The header of a form that a page of the console sends."""
 
 
 @dataclass
@@ -49,39 +50,31 @@ class ConsoleUnderTest:
     def browser(self, sections: Sequence[Section] = (), person: str = "") -> TestClient:
         """Returns a browser of the application, logged in as a person if one is named."""
         app = self.shell.application(tuple(sections), self.login.routes)
-        client = TestClient(app, base_url=URL, follow_redirects=False, raise_server_exceptions=False)
+        client = TestClient(
+            app, base_url=URL, follow_redirects=False, raise_server_exceptions=False, headers=BY_A_BROWSER
+        )
         if person:
             self.log_in(client, person)
         return client
 
     def log_in(self, client: TestClient, person: str) -> None:
         """Log a browser in as a demo person."""
-        answer = client.post("/login", data={"csrf": csrf_of(client.get("/login").text), "name": person})
+        answer = client.post("/login", data={"name": person})
         assert answer.status_code == 303, answer.text
-
-
-def csrf_of(html: str) -> str:
-    """Returns the token of the first form on a page."""
-    found = re.search(r'name="csrf" value="([^"]+)"', html)
-    assert found is not None, html
-    return found[1]
 
 
 def searched(browser: TestClient, path: str = "/decisions", **fields: str) -> Response:
     """Returns the page that a form of this page leads to, as a browser without JavaScript sends it."""
-    sent = browser.post(path, data={"csrf": csrf_of(browser.get(path).text), **fields})
+    sent = browser.post(path, data=fields)
     return browser.get(sent.headers["location"]) if sent.status_code == 303 else sent
 
 
-def console_under_test(folder: Path, provider: Provider | None = None, **settings: object) -> ConsoleUnderTest:
+def console_under_test(folder: Path, provider: OidcProvider | None = None, **settings: object) -> ConsoleUnderTest:
     """Returns a console whose state is in a folder."""
     made = replace(ConsoleSettings(folder=str(folder)), **settings)  # type: ignore[arg-type]
-    people = People.demo()
-    program = Person("program", ALL_ROLES)
-    people = replace(people, tokens={token_digest(TOKEN): program})
-    database = ConsoleDatabase(made.database_path, (*TABLES, *SENT_FORMS))
-    audit = audit_log(folder)
-    sessions = Sessions.of(database, idle_minutes=made.session_idle_minutes, hours=made.session_hours)
-    clock = Clock()
-    shell = Shell(made, people, sessions, audit, URL, clock)
+    people = replace(People.demo(), tokens={token_digest(TOKEN): Person("program", ALL_ROLES)})
+    database = ConsoleDatabase(made.database_path, TABLES)
+    audit, clock = audit_log(folder), Clock()
+    shell = shell_of(made, people, database, audit, URL)
+    shell.clock = clock
     return ConsoleUnderTest(shell, database, audit, clock, Login(shell, provider))

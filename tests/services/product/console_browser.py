@@ -17,29 +17,29 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops import wiring
-from paywarden.ops.console.assembly import all_tables, listed_catalogue
+from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
-from paywarden.ops.console.cases.pages import Cases
-from paywarden.ops.console.decisions.decision_page import OnePage
+from paywarden.ops.console.cases import Cases
+from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.decisions.pages import DecisionPages
+from paywarden.ops.console.decisions.search import DecisionSearch
 from paywarden.ops.console.health.health import Health
 from paywarden.ops.console.inbox.alert import AlertPage
-from paywarden.ops.console.inbox.pages import Inbox
-from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import AlertStore
+from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.inbox.segments import SegmentCounts
-from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.ops.console.login.own_sessions import OwnSessions
+from paywarden.ops.console.inbox.stakes import AlertSample
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.pages import Models
-from paywarden.ops.console.models.traffic import IndexTraffic
+from paywarden.ops.console.models.models import Models
+from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
-from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.policy.indexed_decisions import IndexedDecisions
-from paywarden.ops.console.policy.pages import PolicySection
-from paywarden.ops.console.review.pages import ReviewPages
+from paywarden.ops.console.people import Person
+from paywarden.ops.console.policy.drafts import IndexedDecisions
+from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.times import now_ms
@@ -135,12 +135,13 @@ class _Recent:
         pass
 
 
-def _segments(_: str) -> list[SegmentCounts]:
+def _sample(_: str) -> AlertSample:
     labels = ("< 10", "10 to 20", "≥ 20", "missing")
-    return [
+    segments = (
         SegmentCounts("channel=ecom", labels, (120, 60, 20, 0), (40, 50, 110, 0), 90.0),
         SegmentCounts("channel=pos", labels, (150, 90, 60, 0), (140, 95, 65, 0), 5.0),
-    ]
+    )
+    return AlertSample(("pay-050", "pay-051"), ("pay-001", "pay-002"), segments)
 
 
 @contextmanager
@@ -156,10 +157,7 @@ def served_console(
     `models`: settings of a registry; `keys`: the folder of its people's keys. `people` come to the demo people.
     `changes`: fields of all decisions.
     """
-    console = console_under_test(folder, requests_per_minute=1_000_000)
-    with console.database.write() as connection:
-        for table in all_tables():
-            connection.execute(table)
+    console = console_under_test(folder)
     topics, now, processes = TopicsInMemory(), now_ms(), Processes()
     shift: dict[str, Any] = {
         "first_seen_time_ms": now - 1_500_000,
@@ -202,16 +200,14 @@ def served_console(
             ],
         )
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
-    one = OnePage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
-    page = AlertPage(
-        store, lambda: url, desk.happenings, lambda _: (["pay-050", "pay-051"], ["pay-001", "pay-002"]), _segments
-    )
+    one = DecisionPage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
+    page = AlertPage(store, lambda: url, desk.happenings, _sample)
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
-        DecisionPages(opened, one).section(),
-        ReviewPages(opened, CostSettings()).section(),
-        Cases(store, reader, folder / "files", 1_000_000).section(),
-        Models(desk, IndexTraffic(opened, decoder.decode)).section(),
+        DecisionSearch(opened, one.page()).section(),
+        Review(opened, CostSettings()).section(),
+        Cases(store, reader, folder / "files").section(),
+        Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
             source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)
         ).section(),
@@ -219,7 +215,7 @@ def served_console(
             ["stream=http://stream:9102", "host-1=http://host-1:8081"], processes, missing=console.shell.missing
         ).section(),
         audit_section(console.audit, lambda event: reader.write([event])),
-        OwnSessions(console.shell).section(),
+        console.login.section(),
     ]
     sections.append(api_section(lambda: sections, API))
     app = console.shell.application(sections, console.login.routes)

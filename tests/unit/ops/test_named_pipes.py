@@ -37,7 +37,7 @@ from paywarden.models.registry.people import RegistryPeople, read_signing_key
 from paywarden.ops.capacity.coefficients import _figures_in
 from paywarden.ops.commands.run.load import _token
 from paywarden.ops.console.audit import AuditLog
-from paywarden.ops.console.people.people import People as ConsolePeople
+from paywarden.ops.console.people import People as ConsolePeople
 from paywarden.ops.console.webhooks import read_key
 from paywarden.ops.gateway.credentials import _certificates, _check_keys
 from paywarden.ops.gateway.description import read_description

@@ -20,13 +20,11 @@ from starlette.testclient import TestClient
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.assembly import listed_catalogue
-from paywarden.ops.console.audit_page import AuditView
-from paywarden.ops.console.decisions.decision_page import OnePage
+from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.decisions.pages import DecisionPages
+from paywarden.ops.console.decisions.search import DecisionSearch
 from paywarden.ops.console.pages import Page, Section, Shown
-from paywarden.ops.console.review.pages import ReviewPages
-from paywarden.ops.console.sealed_searches import Seal
+from paywarden.ops.console.review.review import Review
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
@@ -38,7 +36,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace, S
 from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
-from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of, searched
+from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, searched
 from tests.services.product.processes import wait_until
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds.small import small_world
@@ -83,9 +81,9 @@ class World:
             self.index.add_outcomes(transaction, [fraud])
         opened = OpenedIndex(self._opens, None, now_ms=lambda: NOW_MS)
         decode = Decoder("decisions", IDS).decode
-        one = OnePage(opened, KnownDeciders(self.source, None, None), decode, listed_catalogue(self.source))
-        review = ReviewPages(opened, CostSettings())
-        self.sections: tuple[Section, ...] = (DecisionPages(opened, one).section(), review.section())
+        one = DecisionPage(opened, KnownDeciders(self.source, None, None), decode, listed_catalogue(self.source))
+        review = Review(opened, CostSettings())
+        self.sections: tuple[Section, ...] = (DecisionSearch(opened, one.page()).section(), review.section())
         self.opened = opened
         self.console: ConsoleUnderTest = console_under_test(folder / "console")
 
@@ -171,7 +169,7 @@ def more(count: int) -> list[dict[str, Any]]:
 def test_personal_values_stand_in_no_address(world: World) -> None:
     world.put(more(60))
     browser = world.browser("demo-analyst")
-    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), **PERSONAL})
+    sent = browser.post("/decisions", data={**PERSONAL})
     addresses = [sent.headers["location"]]
     found = set[str]()
     for _ in range(3):
@@ -206,21 +204,22 @@ def test_an_address_with_a_card_is_refused_and_not_passed_on(world: World) -> No
     assert "pay3" in browser.get("/decisions?action=review&score_min=0.1").text
 
 
-def test_a_sealed_search_opens_in_its_own_session_and_time_alone(world: World) -> None:
+def test_a_search_opens_for_its_own_session_alone(world: World) -> None:
     browser = world.browser("demo-analyst")
-    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), "card_id": CARD})
-    address = sent.headers["location"]
+    address = browser.post("/decisions", data={"card_id": CARD}).headers["location"]
     assert CARD in browser.get(address).text
     other = world.browser("demo-lead")
-    for seen, where in ((other, address), (browser, address[:-2] + "AA"), (browser, "/decisions?sealed=AAAA")):
+    bearer = {"authorization": f"Bearer {TOKEN}"}
+    for seen, where in ((other, address), (browser, address[:-2] + "zz"), (browser, "/decisions?search=7")):
         answer = seen.get(where)
         assert answer.status_code == 400, where
         assert "This search has ended" in answer.text
-    # A session that lasts goes on; the search in its address does not.
-    limit_ms = world.console.shell.sessions.whole_ms
-    seal = Seal(browser.cookies["paywarden"], NOW_MS - limit_ms - 1, limit_ms)
-    old = seal.address("/decisions", {"card_id": CARD}, ["card_id"])
-    assert browser.get(old).status_code == 400
+    assert browser.get(f"/api/v1{address}", headers=bearer).status_code == 400
+    # A program goes on by the address that its own search gave.
+    world.put(more(60))
+    page = browser.post("/api/v1/decisions", json={"card_id": CARD}, headers=bearer).json()["view"]
+    assert CARD not in page["next_path"]
+    assert len(browser.get(f"/api/v1{page['next_path']}", headers=bearer).json()["view"]["rows"]) == 25
 
 
 def test_the_longest_names_in_any_script_can_be_searched_for(world: World) -> None:
@@ -237,21 +236,19 @@ def test_an_auditor_sees_no_card_and_cannot_ask_for_one(world: World) -> None:
         assert page.status_code == 200, page.text
         assert CARD not in page.text
     assert searched(browser, card_id=CARD).status_code == 403
-    assert browser.post("/review/claim", data={"csrf": csrf_of(page.text)}).status_code == 403
+    assert browser.post("/review/claim", data={}).status_code == 403
 
 
 def test_a_review_is_claimed_once_and_its_verdict_is_kept(world: World) -> None:
     first, second = world.browser("demo-analyst"), world.browser("demo-lead")
-    csrf = csrf_of(first.get("/review").text)
-    assert first.post("/review/claim", data={"csrf": csrf}).headers["location"].startswith("/review/mine")
+    assert first.post("/review/claim", data={}).headers["location"].startswith("/review/mine")
     mine = first.get("/review/mine")
     assert "pay3" in mine.text
-    other_csrf = csrf_of(second.get("/review").text)
-    second.post("/review/claim", data={"csrf": other_csrf})
+    second.post("/review/claim", data={})
     assert "pay4" in second.get("/review/mine").text
     claim = mine.text.split('name="claim" value="')[1].split('"')[0]
-    form = {"csrf": csrf, "claim": claim, "verdict": "fraud", "reason": "cardholder_denied", "note": "called"}
-    stolen = second.post("/review/decide", data=form | {"csrf": other_csrf})
+    form = {"claim": claim, "verdict": "fraud", "reason": "cardholder_denied", "note": "called"}
+    stolen = second.post("/review/decide", data=form | {})
     assert stolen.status_code == 409
     assert first.post("/review/decide", data=form | {"reason": "because"}).status_code == 400
     assert first.post("/review/decide", data=form).status_code == 303
@@ -297,9 +294,9 @@ def test_an_index_whose_folder_cannot_be_made_takes_no_other_page_with_it(tmp_pa
         now_ms=lambda: NOW_MS,
     )
     console = console_under_test(tmp_path)
-    shown = Shown("audit.html", AuditView((), 0, 0, {}, 0, ""), "Other")
+    shown = Shown("refused.html", {"message": "", "back": ("/", "")}, "Other")
     other = Section("other", "Other", "/other", (Page("/other", lambda _: shown),))
-    browser = console.browser([ReviewPages(opened, CostSettings()).section(), other], "demo-analyst")
+    browser = console.browser([Review(opened, CostSettings()).section(), other], "demo-analyst")
     assert browser.get("/other").status_code == 200
     page = browser.get("/review")
     assert page.status_code == 503

@@ -20,7 +20,7 @@ from paywarden.ops.console.health.health import (
     readings_of,
     samples_of,
 )
-from paywarden.ops.console.health.watch import TABLES, HealthWatch
+from paywarden.ops.console.health.health_watch import TABLES, HealthWatch
 from paywarden.ops.console.pages import Missing
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S

@@ -21,17 +21,17 @@ from paywarden.models.rollout.judgement import judge
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
-from paywarden.ops.console.assembly import ConsoleParts, all_tables, sections
-from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.assembly import TABLES, sections
+from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.models.models import Models
 from paywarden.ops.console.pages import NothingDone, Section
-from paywarden.ops.console.people.people import People, Person, Role, token_digest
+from paywarden.ops.console.people import People, Person, Role, token_digest
 from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source
-from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.worlds.rollout.manifests import bundle_to_register, manifest_in, policy_to_register
 from tests.worlds.rollout.people_with_keys import people_with_keys
@@ -73,12 +73,12 @@ def test_a_proposer_cannot_approve_and_another_person_can(world: Registered) -> 
     sections = [Models(world.desk).section()]
     anna, ben = (world.console.browser(sections, name) for name in NAMES)
     form = {"proposal": world.proposal, "why": "I like it", "passphrase": PASSPHRASE}
-    refused = anna.post("/models/approve", data={**form, "csrf": csrf_of(anna.get("/models").text)})
+    refused = anna.post("/models/approve", data=form)
     assert refused.status_code == 409
     assert "You proposed it" in anna.get("/models").text
-    wrong = ben.post("/models/approve", data={**form, "passphrase": "x", "csrf": csrf_of(ben.get("/models").text)})
+    wrong = ben.post("/models/approve", data={**form, "passphrase": "x"})
     assert wrong.status_code == 403
-    done = ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)})
+    done = ben.post("/models/approve", data=form)
     assert done.status_code == 303
     text = ben.get("/models").text
     assert "Approved by ben; 1 needed" in text
@@ -105,7 +105,7 @@ def test_a_rollback_that_is_sent_twice_goes_back_once(world: Registered, tmp_pat
     assert form is not None
     once = re.search(r'name="once" value="([^"]+)"', form[0])
     assert once is not None
-    data = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(text), "once": once[1]}
+    data = {"why": "w", "passphrase": PASSPHRASE, "once": once[1]}
     assert [browser.post("/models/rollback", data=data).status_code for _ in range(2)] == [303, 303]
     assert "The form was sent twice, and counts once." in browser.get("/models").text
     champion = registry.state().champion
@@ -123,7 +123,7 @@ def test_an_approver_sees_what_a_version_changes(world: Registered, tmp_path: Pa
     policy = policy_to_register(0.7, {"stolen": frozenset({"card-1", "card-2"})})
     registry.register(anna, bundle_to_register(tmp_path / "model-4"), policy, why="w", now_ms=NOW_MS)
     view = world.desk.registry(Person("ben", frozenset(Role)), NOW_MS)
-    changes, damaged = (one.changes for one in view.proposals)
+    changes, damaged = (one["changes"] for one in view["proposals"])
     told = [(line.kind, line.text) for line in changes.policy if line.kind != "same"]
     assert told == [("gone", "decline_at = 0.5"), ("new", "decline_at = 0.7"), ("new", "list stolen: 2 entries")]
     assert changes.model is not None
@@ -150,14 +150,16 @@ def test_the_page_tells_of_this_rollout_alone_and_of_what_changed_it(tmp_path: P
             log.take(RolloutEvent(EventKind.ABORTED, now + 1_800_000, "ben", "a bug"), "ben")
     desk = Desk(Source({"models": log.models}, {}), "")
     view = desk.rollout()
-    assert [one.kind for one in view.events] == ["rollout ready", "rollout started"]
-    assert [(one.name, one.phase, one.cause) for one in view.earlier] == [("r-1", "aborted", "aborted by ben: a bug")]
-    assert [one.state for one in view.steps] == ["now", "ahead"]
+    assert [one.kind for one in view["events"]] == ["rollout ready", "rollout started"]
+    assert [(one["name"], one["phase"], one["cause"]) for one in view["earlier"]] == [
+        ("r-1", "aborted", "aborted by ben: a bug")
+    ]
+    assert [one["state"] for one in view["steps"]] == ["now", "ahead"]
     kinds = [one.kind for one in desk.happenings(NOW_MS, NOW_MS + 86_400_000)]
     assert kinds == ["rollout started", "rollout ready", "rollout aborted", "rollout started", "rollout ready"]
     console = console_under_test(tmp_path)
     version = console.browser([Models(desk).section()], "demo-analyst").get("/models/version").json()
-    assert version == {"version": view.version}
+    assert version == {"version": view["version"]}
     console.database.close()
 
 
@@ -171,16 +173,16 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Commands about Kafka's topics alone approve nothing, and would wait for a broker.
     monkeypatch.setattr(AlertReader, "write", _kafka_is_away)
     shell, database = world.console.shell, world.console.database
-    shell.settings = replace(shell.settings, keys=world.desk.keys, requests_per_minute=1_000_000)
+    shell.settings = replace(shell.settings, keys=world.desk.keys)
     with database.write() as connection:
-        for table in all_tables():
+        for table in TABLES:
             connection.execute(table)
     values = {
         **world.desk.source.file,
         "kafka": {"bootstrap": "127.0.0.1:1"},
         "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
     }
-    made = tuple(sections(ConsoleParts(Source(values, {}), shell, database, world.console.audit)))
+    made = tuple(sections(Source(values, {}), shell, database, world.console.audit))
     yield made
     for section in made:
         section.close()
@@ -262,7 +264,7 @@ def test_no_endpoint_lets_somebody_approve_their_own(
     # A rollback of the first champion is no approval, and would leave nothing to try.
     if path != "/models/rollback":
         if data.draw(st.booleans()):
-            browser.post(path, data={**fields, "csrf": csrf_of(browser.get("/models").text)})
+            browser.post(path, data=fields)
         else:
             browser.post(API + path, json=fields, headers={"authorization": "Bearer pwc_anna"})
     state = model_registry(world.desk.source).state()
@@ -285,8 +287,8 @@ def test_a_rollout_is_planned_and_started_like_from_the_terminal(world: Register
     answer = anna.post(f"{API}/rollout/start", json=forced, headers={"authorization": "Bearer pwc_anna"})
     assert answer.status_code == 409, answer.text
     assert "approv" in answer.json()["error"]
-    form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(page.text)}
-    assert ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)}).status_code == 303
+    form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE}
+    assert ben.post("/models/approve", data=form).status_code == 303
     sent = planned(anna, proposed)
     wrong = anna.post("/rollout/start", data={**sent, "why": "w", "passphrase": "x"})
     assert wrong.status_code == 403
@@ -361,7 +363,7 @@ def test_without_a_registry_the_pages_say_so_and_start_nothing(tmp_path: Path) -
     assert '<strong class="mono">model-1</strong>' in text
     assert "There has been no rollout." in text
     assert "There is no registry: [models] people is not set" in browser.get("/rollout/plan").text
-    form = {"candidate": "a" * 64, "plan": "b" * 64, "why": "w", "csrf": csrf_of(text)}
+    form = {"candidate": "a" * 64, "plan": "b" * 64, "why": "w"}
     assert browser.post("/rollout/start", data=form).status_code == 409
     assert desk.happenings(0, NOW_MS) == []
     lead = console.browser([Models(desk).section()], "demo-lead")
@@ -373,7 +375,7 @@ def test_nobody_signs_with_the_key_of_another_person(world: Registered) -> None:
     keys = Path(world.desk.keys)
     (keys / "ben.pem").write_bytes((keys / "anna.pem").read_bytes())
     ben = world.console.browser([Models(world.desk).section()], "ben")
-    form = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(ben.get("/models").text)}
+    form = {"why": "w", "passphrase": PASSPHRASE}
     refused = ben.post("/models/approve", data={**form, "proposal": world.proposal})
     assert (refused.status_code, "somebody other than ben" in refused.text) == (403, True)
 

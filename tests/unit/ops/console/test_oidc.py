@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.login.oidc import OidcProvider
+from paywarden.ops.console.oidc import OidcProvider
 from tests.services.product.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import SECTION
 
@@ -34,6 +34,8 @@ class OidcServer:
     signs_with: ECKey | None = None
     claims: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
+    # What it says about itself other than it should.
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def app(self) -> Starlette:
@@ -54,7 +56,8 @@ class OidcServer:
 
     async def _about(self, _: Request) -> Response:
         paths = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
-        return JSONResponse({"issuer": ISSUER, **{name: f"{ISSUER}/{path}" for name, path in paths.items()}})
+        addresses = {name: f"{ISSUER}/{path}" for name, path in paths.items()}
+        return JSONResponse({"issuer": ISSUER, **addresses, **self.about})
 
     async def _keys(self, _: Request) -> Response:
         return JSONResponse(KeySet([self.key]).as_dict(private=False))
@@ -116,15 +119,14 @@ def test_who_the_provider_knows_is_logged_in_with_known_roles(console: ConsoleUn
 )
 @pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
 def test_a_provider_that_names_no_address_is_told_as_one_that_does_not_answer(
-    console: ConsoleUnderTest, monkeypatch: pytest.MonkeyPatch, name: str, address: str
+    console: ConsoleUnderTest, server: OidcServer, name: str, address: str
 ) -> None:
-    about = {one: f"{ISSUER}/{one}" for one in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
-
-    async def told(*_: object) -> dict[str, str]:
-        return {"issuer": ISSUER, **about, name: address}
-
-    monkeypatch.setattr(OidcProvider, "_get", told)
-    assert console.browser([SECTION]).get("/oidc/start?next=/things").status_code == 503
+    server.about = {name: address}
+    browser = console.browser([SECTION])
+    assert browser.get("/oidc/start?next=/things").status_code == 503
+    # It is asked again at the next login.
+    server.about = {}
+    assert log_in(browser, server).status_code == 303
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import yaml
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import LENGTHS_MS
 from paywarden.ops.console.inbox.alert import AlertPage
-from paywarden.ops.console.inbox.pages import Inbox
-from paywarden.ops.console.inbox.reader import AlertReader
-from paywarden.ops.console.inbox.store import TABLES, AlertStore
+from paywarden.ops.console.inbox.alert_reader import AlertReader
+from paywarden.ops.console.inbox.alert_store import AlertStore
+from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.demo import kept_load
 from paywarden.ops.demo.kept_demo import _prometheus, shift_time_ms
 from paywarden.ops.demo.kept_load import (
@@ -122,9 +122,6 @@ def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Pa
     (alert, *_) = world.told.alerts
     assert shift_ms < alert.raised_ms <= shift_ms + 2 * LENGTHS_MS[0]
     console = console_under_test(tmp_path)
-    with console.database.write() as connection:
-        for table in TABLES:
-            connection.execute(table)
     store, topics = AlertStore(console.database), TopicsInMemory()
     store.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, world.told.records[alert.alert_id]),), {}))
     inbox = Inbox(store, AlertReader(store, lambda: topics, lambda: topics), AlertPage(store, lambda: ""))

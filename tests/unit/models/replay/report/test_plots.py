@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
-from paywarden.models.replay.report.page import Figure
 from paywarden.models.replay.report.plots import (
     HEIGHT,
     WIDTH,
@@ -15,7 +15,7 @@ from paywarden.models.replay.report.plots import (
     drawing_of,
     linear_axis,
 )
-from paywarden.models.replay.report.renderer import render_block
+from paywarden.models.replay.report.renderer import report_templates
 
 
 def plain(value: float) -> str:
@@ -29,8 +29,8 @@ def plot(*marks: PlotLine | Bar | Upright | Whisker) -> Plot:
 
 def svg(plot: Plot) -> str:
     """Returns the plot as the template writes it, with its legend."""
-    figure = render_block(Figure("", drawing_of(plot), ""))
-    return figure.removeprefix("<figure><h3></h3>").removesuffix("<figcaption></figcaption></figure>")
+    template: Any = report_templates().get_template("plot.html").module
+    return str(template.plot(drawing_of(plot)))
 
 
 def parsed(drawing: str) -> ElementTree.Element:

@@ -18,8 +18,8 @@ from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySetting
 from paywarden.models.replay.live_comparison import LiveAgreement, LiveComparison
 from paywarden.models.replay.measures import Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.models.replay.report.page import PageTable, amount
-from paywarden.models.replay.report.renderer import render_block
+from paywarden.models.replay.report.page import TableCell, amount
+from paywarden.models.replay.report.renderer import report_templates
 from paywarden.models.replay.report.report import report_html
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import FIRST_DAY, LABEL_DELAY_DAYS
@@ -197,6 +197,7 @@ def test_days_that_a_model_was_trained_on_are_pointed_out() -> None:
 
 
 def test_cells_are_escaped() -> None:
-    made = render_block(PageTable(["<b>"], [["<b>"]], caption="<b>"))
-    assert made.count("&lt;b&gt;") == 3
+    parts: Any = report_templates().get_template("parts.html").module
+    made = str(parts.table(["<b>"], [["<b>"], [TableCell("<b>", "same")]], caption="<b>"))
+    assert made.count("&lt;b&gt;") == 4
     assert "<b>" not in made

@@ -1,1 +1,0 @@
-"""Cases: payments and alerts put together, with notes, files and the history of every change."""

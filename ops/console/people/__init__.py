@@ -1,1 +1,0 @@
-"""People: names, roles, passwords, tokens and sessions."""

@@ -1,1 +1,0 @@
-"""Renders pages: HTML of their content (`templates`), charts, and an analyst's words for signals."""
