@@ -26,15 +26,15 @@ class BurstMeasures:
     """The bursts of one kind of entity. Means are NaN without bursts."""
 
     bursts: int
-    """Runs of at least three frauds of one entity, each at most ten minutes after the one before."""
+    """Runs of at least three frauds of one entity, at most ten minutes apart."""
     payments: int
     """The frauds in them."""
     stopped: int
     """Bursts in which at least one payment was reviewed or declined."""
     approved_before_stop: float
-    """Mean number of payments that were approved before the first was stopped; all, if none was."""
+    """Mean number of payments approved before the first stop; all without a stop."""
     approved_share: float
-    """Share of their payments that were approved, before or after."""
+    """Share of their payments that were approved."""
     approved_minor: int
     """Sum of the approved payments' amounts."""
 

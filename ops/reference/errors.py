@@ -53,10 +53,10 @@ _CALLER = {
     "not_found": "Correct the path or the name of the service.",
     "already_exists": "Use another `payment_id`: this one belongs to a payment with other contents.",
     "resource_exhausted": "Wait (`Retry-After` says how long over HTTP), then send the same request again.",
-    "deadline_exceeded": "Send the same request again: if it was decided meanwhile, the same decision comes back.",
-    "unavailable": "Send the same request again after a moment, to another host if there is one.",
-    "internal": "Send the same request again once. If it fails again, read the worker's log: it holds the bug.",
-    "unimplemented": "Use what this page and the integration guide describe: the method or version does not exist.",
+    "deadline_exceeded": "Send the same request again; a decided payment gets the same decision.",
+    "unavailable": "Send the same request again after a moment.",
+    "internal": "Send the same request again once. If it fails again, read the worker's log.",
+    "unimplemented": "Use a method and version that exist.",
 }
 
 
@@ -65,13 +65,13 @@ def errors_page() -> str:
     lines = [
         "# Errors\n",
         *prose(
-            "The kinds of errors that Paywarden raises on purpose, and what to do about each; then the endpoint's "
-            f"codes, and its refusals with a fixed text. {MADE_FROM_CODE}"
+            "The errors that Paywarden raises on purpose, exit statuses, and the endpoint's refusals. "
+            f"{MADE_FROM_CODE}"
         ),
         *prose(
-            "A message names the setting, field or file, what was wanted and what was got. It never holds a card id, a "
-            "secret or a payload. Anything else that is raised is a bug, is logged with its traceback and ends the "
-            "process (a scoring worker answers `internal` and goes on)."
+            "A message names the setting, field or file, what was wanted and what was got, and never a card id, a "
+            "secret or a payload. Any other error is a bug: its traceback is logged, and the process ends (a scoring "
+            "worker answers `internal` and goes on)."
         ),
         "## The tree\n",
         f"{_drawing()}\n",
@@ -79,24 +79,21 @@ def errors_page() -> str:
         "## Exit statuses\n",
         *table(("status", "meaning"), ((str(status), text) for status, text in EXIT_STATUSES.items())),
         *prose(
-            "A service ends with 0 after Ctrl-C or SIGTERM, and with 1 if its stop took longer than its setting "
-            "allows. A second signal ends `stream`, `companion` and `broker` at once, with 128 and the signal's number."
-        ),
-        *prose(
-            "A scoring worker ends with 1 for one of these errors and with 70 for a bug. The parent process of `serve` "
-            "logs either and starts the worker again."
+            "A service ends with 0 after Ctrl-C or SIGTERM, and with 1 if its stop takes longer than its setting "
+            "allows. A second signal ends `stream`, `companion` and `broker` at once, with 128 plus the signal. A "
+            "scoring worker ends with 1 for one of these errors and with 70 for a bug, and `serve` starts it again."
         ),
         "## Refusals of the scoring endpoint\n",
         *prose(
-            'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`; '
-            "`field` is empty when no field is to blame. Over gRPC the status has the same code and message, and the "
-            "trailer `paywarden-field` names the field."
+            'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`. '
+            "Over gRPC the status has code and message, and the trailer `paywarden-field` the field. `field` is empty "
+            "if no field is wrong."
         ),
         *table(("code", "HTTP", "gRPC", "what the caller does"), _codes()),
         "### HTTP: refusals before a route\n",
         *table(("status", "code", "message", "connection"), _http()),
         "### Refusals with a fixed message\n",
-        *prose("The front that is named gives these; the scorer's are the same over HTTP and gRPC."),
+        *prose("The scorer's refusals are the same over HTTP and gRPC."),
         *table(("code", "message", "field", "given by"), _fixed()),
     ]
     return "\n".join(lines)
