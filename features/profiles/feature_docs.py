@@ -24,9 +24,10 @@ _COLUMNS = ("feature", "entity", "window", "hop", "unit", "meaning", "missing wh
 _WINDOWS = (
     "A window holds every tile that it touches, and a tile is one hop long, so a window may reach one hop further back "
     "than its length. A window that ended some time ago has its length, and may have ended one hop earlier. A payment "
-    "counts itself only if its feature says so. Three rules hold for all features. A feature of an entity is missing if "
-    "the payment does not name the entity. A quotient is missing if one of its parts is, or the divisor is 0. A "
-    "statistic of a window, other than a count or sum, is missing without payments in the window."
+    "counts itself only if its feature says so.\n\n"
+    "Three rules hold for all features. A feature of an entity is missing if the payment does not name the entity. A "
+    "quotient is missing if one of its parts is, or the divisor is 0. A statistic of a window, other than a count or "
+    "sum, is missing without payments in the window."
 )
 
 

@@ -37,8 +37,8 @@ _SERVICES = (
     ),
     (
         "shadow",
-        "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts begin with `paywarden shadow run`, and are sums "
-        "over its challengers' processes.",
+        "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts begin with `paywarden shadow run`, summed over "
+        "its challengers' processes.",
     ),
 )
 _PROCESS = (
