@@ -144,9 +144,7 @@ def _history() -> Iterator[str]:
 
 def _truth() -> Iterator[str]:
     yield f"## The truth about made data: {TRUTH_FILE}\n"
-    yield from prose(
-        "`simulate --world shop` writes it beside the history, and only `ceiling` reads it."
-    )
+    yield from prose("`simulate --world shop` writes it beside the history, and only `ceiling` reads it.")
     yield from _list([PageLine(*column) for column in TRUTH_COLUMNS])
 
 
@@ -156,9 +154,7 @@ def _replay() -> Iterator[str]:
     yield from _list(
         map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN, *replay_files.SEGMENT_COLUMNS)),
     )
-    yield from prose(
-        "With `--features` each [feature](features.md) is one more float32 column, null if it is missing."
-    )
+    yield from prose("With `--features` each [feature](features.md) is one more float32 column, null if it is missing.")
     yield "### differences.parquet\n"
     yield from prose("With a challenger: the payments that get different actions.")
     yield from _list(map(_of_column, replay_files.DIFFERENCE_COLUMNS))
