@@ -6,7 +6,6 @@ collects every error.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import ENVIRONMENT_PREFIX, Source, nearest
+from paywarden.schemas.settings import ENVIRONMENT_PREFIX, Source, nearest, setting_fields
 
 # PAYWARDEN_PORT_8080_TCP_ADDR, PAYWARDEN_SERVICE_HOST, and variables of our own tools outside the settings.
 _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$")
@@ -119,7 +118,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     known = [
         f"{ENVIRONMENT_PREFIX}{section}_{field.name}".upper()
         for section, settings_type in settings_types().items()
-        for field in dataclasses.fields(settings_type)
+        for field in setting_fields(settings_type)
     ]
     unknown = sorted(
         name

@@ -7,6 +7,9 @@
 An error names the setting, what was wanted and what was got; secrets are not repeated. A process reads only the
 sections it uses, so that it need not import the code of other processes.
 
+A field made by `internal` is no setting: nobody would ever change its value, and the comment beside it says why it is
+what it is. Neither file nor environment can set it; a test may.
+
 A setting may also be a list of tables, `[[policy.rules]]`, each with a dataclass of its own, or a table of lists by
 name, `[policy.lists]`. These come from the file alone.
 """
@@ -69,10 +72,23 @@ SECTIONS = (
 )
 
 _Settings = TypeVar("_Settings")
+_Value = TypeVar("_Value")
 # How alike two names must be to be taken for one another: "prot" and "port" just are.
 _NEAR = 0.75
+_INTERNAL = "internal"
 # Stands in for a value that is wrong.
 _REFUSED = object()
+
+
+def internal(value: _Value) -> _Value:
+    """Return a dataclass field with this default that neither the file nor the environment sets."""
+    field: _Value = dataclasses.field(default=value, metadata={_INTERNAL: True})
+    return field
+
+
+def setting_fields(settings_type: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    """Return the fields of a section that are settings, in the order of the class."""
+    return tuple(field for field in dataclasses.fields(settings_type) if _INTERNAL not in field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +147,8 @@ class Source:
     def _values(self, section: str, settings_type: type, wrong: list[Misconfigured]) -> dict[str, Any]:
         """Returns the settings that are right, by name. Errors of the others are added to `wrong`."""
         assert section in SECTIONS
-        hints = get_type_hints(settings_type)
+        types = get_type_hints(settings_type)
+        hints = {field.name: types[field.name] for field in setting_fields(settings_type)}
         given = self._given(section)
         wrong += [
             Misconfigured(f"{self.name}: [{section}] has no setting {name!r}{_meant(name, hints)}")

@@ -20,7 +20,7 @@ from tests.order import ordered
 from tests.services.fetch import ServiceMissing
 from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import pytest_terminal_summary
-from tests.services.product import forked_python, template
+from tests.services.product import forked_python, internals, template
 from tests.services.product.deployment import Deployment
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
@@ -28,6 +28,9 @@ from tests.services.shared import Service, SharedServices, shared, template_addr
 
 # pytest calls the hooks that it finds here.
 __all__ = ["pytest_terminal_summary"]
+
+# Forks of the template, and the processes that tests run in their own, take internal values from a file.
+internals.install()
 
 # Several processes share the cores. A waiting thread must leave the cores alone, and threads of OpenMP and of OpenBLAS
 # would spin.

@@ -46,7 +46,6 @@ LONGEST = (
     "tests/integration/drift/test_outcomes.py",
     "tests/integration/profiles/test_source_identity.py",
     "tests/integration/profiles/test_back_pressure.py",
-    "tests/integration/topics/test_kafka_service.py",
     "tests/integration/topics/test_topic_clients.py",
     "tests/e2e/test_rollout.py",
     "tests/e2e/commands/test_interrupts.py",

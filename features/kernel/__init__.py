@@ -13,6 +13,7 @@
     latest_payments   keeps the latest payments, and answers questions about them
     numbers       reads an attribute as a number; distance: how far two places are apart
     assembly      computes the float32 vector from the slots and the payment's row
+    merge         makes one profile of two that hold different events of an entity
     migrate       turns a profile of another catalogue into one of this catalogue
     batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
     neighbours    features two hops away: lists the neighbours of an entity, and reads their profiles
@@ -87,6 +88,7 @@ from paywarden.features.kernel.layout import (
     WRONG_DIGEST,
     WRONG_VERSION,
 )
+from paywarden.features.kernel.merge import merge_packed
 from paywarden.features.kernel.migrate import decode, migrate
 from paywarden.features.kernel.neighbours import (
     combine_rows,
@@ -172,6 +174,7 @@ __all__ = [
     "identity_of_text",
     "list_in_order",
     "list_neighbours",
+    "merge_packed",
     "migrate",
     "mix",
     "pack",

@@ -94,7 +94,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         hop_ms = plan[where + TABLE.hop_ms]
         tile = time_ms // hop_ms
         newest_tile = words[NEWEST_MS] // hop_ms
-        count = _drop_expired(plan, where, words, length, newest_tile)
+        count = drop_expired(plan, where, words, length, newest_tile)
         # Payments change only payments' tables, labels only labels' tables. A label is never late for the former.
         if kind == DECLINE:
             if not _is_asked(plan, where, held ^ held_before) or (plan[where + TABLE.kind] == LABEL and label == 0):
@@ -104,7 +104,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         if tile <= newest_tile - plan[where + TABLE.capacity]:
             late += 1
             continue
-        row = _row_of_tile(plan, where, words, length, count, tile)
+        row = row_of_tile(plan, where, words, length, count, tile)
         if kind == PAYMENT:
             _add_payment(plan, where, words, row, attributes, held)
         elif kind == DECLINE:
@@ -164,7 +164,7 @@ def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int)
 
 
 @inlined
-def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
+def drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
     """Drop the tiles that no window can reach any more; returns how many remain."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
     count = words[length]
@@ -184,7 +184,7 @@ def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: i
 
 
 @inlined
-def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
+def row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
     """Returns the row of a tile; inserts it if needed. There is room, since expired tiles have been dropped."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
     row = count

@@ -176,6 +176,20 @@ class FeatureEngine:
         buffer = out[: ends[-1]].tobytes()
         return status, AppliedEvents([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
 
+    def merge(self, entity: int, states: Sequence[bytes]) -> bytes:
+        """Returns the profile of all events whose profiles are in `states`: each event is in one of them.
+
+        It has the bytes that `apply` gives for all events together, in any order. Raises UnreadableProfile.
+        """
+        profiles = _packed([self.migrated(entity, state) for state in states])
+        out = np.empty(self.profile_bytes_max + kernel.SLACK_BYTES, dtype=np.uint8)
+        size = kernel.merge_packed(
+            self.plan.words, entity, profiles.data, profiles.bounds, self._words, np.empty_like(self._words), out
+        )
+        if size < 0:
+            raise self._unreadable(-size // kernel.STATUS_UNIT, entity)
+        return out[:size].tobytes()
+
     def vectors_of_slots(
         self, attributes: NDArray[np.int64], slots: NDArray[np.float64], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
-
-_EVENTS_MAX = 256
+from paywarden.schemas.settings import internal
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,13 @@ class OverlaySettings:
     # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
     payments_max: int = 100_000
     # The most pending payments that count in one profile: the newest. Each costs a third of a microsecond.
-    events_max: int = 16
+    events_max: int = internal(16)
     # Payments of all hosts within three lifetimes, 48 bytes each.
     marks_max: int = 1_000_000
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
-        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "events_max": (1, _EVENTS_MAX)}
-        limits["marks_max"] = (64, 1 << 30)
+        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "marks_max": (64, 1 << 30)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")

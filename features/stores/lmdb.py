@@ -38,6 +38,7 @@ from paywarden.features.stores.base import (
 from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.private_files import make_private_folder
+from paywarden.schemas.settings import internal
 
 DATA_FILE = "data.mdb"
 
@@ -65,8 +66,8 @@ class LmdbSettings:
 
     path: str = ".paywarden/store"
     map_size_bytes: int = 4 << 30
-    reader_count_max: int = 126
-    record_bytes_max: int = RECORD_BYTES_MAX
+    reader_count_max: int = internal(126)
+    record_bytes_max: int = internal(RECORD_BYTES_MAX)
     fsync: bool = True
 
 

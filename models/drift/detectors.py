@@ -58,6 +58,7 @@ from numpy.typing import NDArray
 from paywarden.models.drift.binning import OVERALL
 from paywarden.models.drift.signals import TRAFFIC, Block, Signal, is_histogram
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 LENGTHS_MS = (5 * MINUTE_MS, HOUR_MS, DAY_MS)
@@ -85,26 +86,20 @@ class DetectorSettings:
     # Expected days between two false alarms of all signals and block lengths together.
     false_alarm_days: float = 30.0
     # Degrees of freedom of the null distribution: with fewer, freak blocks count for less.
-    null_freedom: float = NULL_FREEDOM
+    null_freedom: float = internal(NULL_FREEDOM)
     # Correlation of a block's deviation with the next one's while nothing has changed.
-    autocorrelation: float = 0.1
+    autocorrelation: float = internal(0.1)
     # A block with fewer payments of a signal leaves the signal's sums as they are.
-    payments_min: int = PAYMENTS_MIN
+    payments_min: int = internal(PAYMENTS_MIN)
     # The smallest change that may fire: PSI of the score overall, PSI of other histograms, relative change of shares.
     psi_min: float = 0.02
-    detail_psi_min: float = 0.05
+    detail_psi_min: float = internal(0.05)
     share_change_min: float = 0.2
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""
         if not self.false_alarm_days > 0:
             raise Misconfigured(f"drift_detection.false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
-        if not self.null_freedom > 2:
-            raise Misconfigured(f"drift_detection.null_freedom: wanted more than 2, got {self.null_freedom:g}")
-        if not 0 <= self.autocorrelation < 1:
-            raise Misconfigured(f"drift_detection.autocorrelation: wanted 0 to under 1, got {self.autocorrelation:g}")
-        if self.payments_min < 1:
-            raise Misconfigured(f"drift_detection.payments_min: wanted at least 1, got {self.payments_min}")
 
     def effect_min(self, signal: Signal) -> float:
         """Returns the smallest effect with which a signal may fire."""

@@ -18,9 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from paywarden.models.registry.entries import Entry, digest_of, entry_of
+from paywarden.models.registry.entries import FORM, Entry, entry_of
 from paywarden.models.registry.log import GrowingLog, RegistryLog
 from paywarden.models.registry.people import RegistryPeople
+from paywarden.schemas.signed_lines import digest_of
 
 REFUSED_MAX: Final = 100
 """Everybody who may write to the topic can send records that do not count. The newest ones show what they are."""
@@ -61,7 +62,7 @@ class TopicReader:
 
     def _refusal(self, line: bytes) -> str:
         try:
-            entry = entry_of(line)
+            entry = entry_of(FORM.read(line))
         except ValueError as error:
             return str(error)
         if entry.digest in self._log:
@@ -69,7 +70,7 @@ class TopicReader:
         key = self._people.keys.get(entry.key)
         if key is None:
             return f"the key {entry.key} belongs to nobody in the file of people"
-        if not entry.is_signed_by(key):
+        if not entry.signed.is_signed_by(key):
             return f"the signature of {entry.by} is wrong"
         if full := self._log.refusal(entry, self._people):
             return f"{entry.kind} by {entry.by} has no room: {full}"
@@ -89,7 +90,7 @@ class Merge:
 
 def merge(own: RegistryLog, topic: RegistryLog) -> Merge:
     """Returns how a host's copy becomes the topic's."""
-    log, to_send, lost = GrowingLog(topic), list[Entry](), list[Entry]()
+    log, to_send, lost = GrowingLog(topic.entries), list[Entry](), list[Entry]()
     for entry in own.entries:
         if entry.digest not in log:
             (to_send if log.take(entry) else lost).append(entry)

@@ -6,10 +6,9 @@ How it is written, by one process at a time (a lock on the file LOG.lock):
 2. Ask the caller for the next entry, which names the head of the log as the one before.
 3. Append the line and its end in one write, and sync. Only then is the entry there.
 
-A process that is killed in step 3 leaves the beginning of a line. Such a *torn* line is no entry: readers leave it
-out, and the next writer cuts it off. A whole entry that lacks only the end of its line counts. Nothing else is
-forgiven: any other line that is no entry, and any entry that does not name the one before it, raises RegistryRefused
-with its line.
+A process that is killed in step 3 leaves a line without its end. It is no entry: readers leave it out, and the next
+writer cuts it off. Nothing else is forgiven: a line that is no entry, and an entry that does not name the one before
+it, raise RegistryRefused with its line.
 
 Entries that take something back are the chain's exception: a rollback, the verdict or abort of a rollout, and the
 revocation of a key. Two hosts may go on apart while Kafka is away; the log of one then holds a rollback that names an
@@ -29,27 +28,27 @@ who can cut the log can change that file as well, but not a head that is kept el
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
-from paywarden.models.registry.entries import FIRST, LATE_KINDS, LINE_BYTES_MAX, Entry, entry_of
+from paywarden.models.registry.entries import FORM, LATE_KINDS, Entry, entry_of
 from paywarden.models.registry.people import LEAD, RegistryPeople
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import require_unwritable
+from paywarden.schemas.signed_lines import FIRST, Chain, DamagedLine, SignedLine, chained_lines, write_head
 
 # A hundred thousand entries. A busy bank makes a few thousand a year.
 LOG_BYTES_MAX = 64 * 1024 * 1024
 LATE_BYTES = 8 * 1024 * 1024
 # A thousand registrations, which have 4 kB each.
 KEY_BYTES_MAX = 4 * 1024 * 1024
-_BEGINNING = b'{"by":"'
 
 
 class Overtaken(RegistryRefused):
@@ -60,14 +59,12 @@ class Overtaken(RegistryRefused):
 class RegistryLog:
     """The entries of a log in order. `late`: the positions of late entries, from 0.
 
-    `torn_bytes`: the length of an unfinished last line, which is no entry. `is_ended`: whether the last entry has the
-    end of its line.
+    `torn_bytes`: the length of an unfinished last line, which is no entry.
     """
 
     entries: tuple[Entry, ...] = ()
     late: frozenset[int] = frozenset()
     torn_bytes: int = 0
-    is_ended: bool = True
 
     @property
     def head(self) -> str:
@@ -95,28 +92,28 @@ class RegistryLog:
 
     def followed_by(self, entry: Entry) -> RegistryLog | None:
         """Returns the log with one entry more; None if the entry does not fit behind it."""
-        growing = GrowingLog(self)
+        growing = GrowingLog(self.entries)
         return growing.log if growing.take(entry) else None
 
     def check_signatures(self, people: RegistryPeople) -> None:
         """Raise RegistryRefused if an entry has a wrong signature. Entries of unknown keys cannot be checked."""
         for number, entry in enumerate(self.entries, 1):
             key = people.keys.get(entry.key)
-            if key is not None and not entry.is_signed_by(key):
+            if key is not None and not entry.signed.is_signed_by(key):
                 raise RegistryRefused(f"line {number} of the log is damaged: the signature of {entry.by} is wrong")
 
 
 class GrowingLog:
     """A log to which entries are added, each in the same time, however long the log is."""
 
-    def __init__(self, log: RegistryLog | None = None) -> None:
-        log = log or RegistryLog()
-        self._entries, self._late = list(log.entries), set(log.late)
-        self._known = {FIRST, *(entry.digest for entry in log.entries)}
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        """`entries`: those of a log that was read."""
+        self._entries, self._late = list[Entry](), set[int]()
+        self._chain = Chain(has_late=True)
         self.bytes = 0
         self.bytes_by_key = Counter[str]()
-        for entry in log.entries:
-            self._count(entry)
+        for entry in entries:
+            self.take(entry)
 
     @property
     def log(self) -> RegistryLog:
@@ -124,17 +121,20 @@ class GrowingLog:
         return RegistryLog(tuple(self._entries), frozenset(self._late))
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._known
+        return digest in self._chain
 
     def take(self, entry: Entry) -> bool:
         """Add an entry; returns False if it does not fit behind the log."""
-        if entry.previous != (self._entries[-1].digest if self._entries else FIRST):
-            if entry.kind not in LATE_KINDS or entry.previous not in self._known:
-                return False
+        try:
+            is_late = self._chain.take(entry.signed, may_be_late=entry.kind in LATE_KINDS)
+        except DamagedLine:
+            return False
+        if is_late:
             self._late.add(len(self._entries))
         self._entries.append(entry)
-        self._known.add(entry.digest)
-        self._count(entry)
+        size = len(entry.line) + 1
+        self.bytes += size
+        self.bytes_by_key[entry.key] += size
         return True
 
     def refusal(self, entry: Entry, people: RegistryPeople) -> str:
@@ -151,36 +151,20 @@ class GrowingLog:
             return f"the key {entry.key} has signed {self.bytes_by_key[entry.key]} bytes of the log, its whole share"
         return ""
 
-    def _count(self, entry: Entry) -> None:
-        size = len(entry.line) + 1
-        self.bytes += size
-        self.bytes_by_key[entry.key] += size
-
 
 def log_of(content: bytes, where: str = "the log") -> RegistryLog:
     """Returns the log in these bytes. Raises RegistryRefused naming the first line that is damaged."""
-    *lines, tail = content.split(b"\n")
-    log = GrowingLog()
-    is_ended, torn_bytes = True, 0
-    if tail:
-        if _is_torn(tail):
-            torn_bytes = len(tail)
-        else:
-            lines.append(tail)
-            is_ended = False
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = entry_of(line)
-        except ValueError as error:
-            raise RegistryRefused(f"{where}, line {number} is damaged: {error}") from error
-        is_twice = entry.digest in log
-        if not log.take(entry):
-            raise RegistryRefused(
-                f"{where}, line {number} does not fit the line before it: one of them was changed, removed or moved"
-            )
-        if is_twice:
-            raise RegistryRefused(f"{where}, line {number} is there twice")
-    return replace(log.log, torn_bytes=torn_bytes, is_ended=is_ended)
+    entries, late = list[Entry](), set[int]()
+    try:
+        for line, is_late in chained_lines(
+            BytesIO(content), FORM, where, lambda line: line.content["kind"] in LATE_KINDS
+        ):
+            if is_late:
+                late.add(len(entries))
+            entries.append(entry_of(line))
+    except DamagedLine as error:
+        raise RegistryRefused(str(error)) from error
+    return RegistryLog(tuple(entries), frozenset(late), len(content) - (content.rfind(b"\n") + 1))
 
 
 class Log(Protocol):
@@ -221,12 +205,12 @@ class LogFile:
             content = self._content()
             log = log_of(content, str(self.path))
             made = list(make(log))
-            longer = GrowingLog(log)
+            longer = GrowingLog(log.entries)
             if not all(map(longer.take, made)):
                 raise RegistryRefused("the entry does not name the last entry of the log as the one before")
             lines = b"".join(entry.line + b"\n" for entry in made)
-            if lines or log.torn_bytes or not log.is_ended:
-                file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
+            if lines or log.torn_bytes:
+                file.append(len(content) - log.torn_bytes, lines)
                 # The missing entries stay noted for `verify`: the next entry must not make a cut forgotten.
                 if longer.log.has_noted(self._noted()):
                     self._remember(longer.log)
@@ -276,10 +260,8 @@ class LogFile:
 
         It is not synced: a rollback must not wait, and an older head is in the log as well.
         """
-        new = self._head_path.with_name(f"{self._head_path.name}.new")
         with suppress(OSError):
-            new.write_text("\n".join((*log.noted, "")), encoding="ascii")
-            new.replace(self._head_path)
+            write_head(self._head_path, "\n".join((*log.noted, "")).encode())
 
     def _content(self) -> bytes:
         try:
@@ -295,13 +277,5 @@ class LogFile:
         return content
 
 
-def _is_torn(tail: bytes) -> bool:
-    """Returns whether bytes without the end of a line are the beginning of an entry, and not a whole one."""
-    if not _BEGINNING.startswith(tail[: len(_BEGINNING)]) or len(tail) > LINE_BYTES_MAX or min(tail) < ord(" "):
-        return False
-    try:
-        # A character may be cut as well.
-        json.JSONDecoder().raw_decode(tail.decode(errors="ignore"))
-    except ValueError:
-        return True
-    return False
+def _may_be_late(line: SignedLine) -> bool:
+    return line.content["kind"] in LATE_KINDS

@@ -265,7 +265,7 @@ class Registry:
                 why=why,
                 what=what,
             )
-            full = GrowingLog(log).refusal(entry, self.people)
+            full = GrowingLog(log.entries).refusal(entry, self.people)
             if reason := full or refusal_of(log, entry, self.people, self.rules):
                 raise RegistryRefused(f"{kind.replace('_', ' ')} by {signer.name} is refused: {reason}")
             longer = log.followed_by(entry)

@@ -48,7 +48,7 @@ from itertools import accumulate
 from typing import Final
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.entries import Entry, Value, is_digest, is_name
+from paywarden.models.registry.entries import Entry, Value, is_name
 from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import (
     ADMIN,
@@ -61,6 +61,7 @@ from paywarden.models.registry.people import (
     RegistryPeople,
     RegistryPerson,
 )
+from paywarden.schemas.signed_lines import FIRST, is_digest
 
 MODES: Final = ("shadow", "canary", "blue_green")
 """How a rollout lets a candidate in. All of them need the approvals: one that begins in the shadow gets cards by a
@@ -221,7 +222,7 @@ class RegistryState:
     ignored: tuple[Ignored, ...] = ()
     notes: tuple[str, ...] = ()
     newest_ms: Mapping[str, int] = field(default_factory=dict)
-    head: str = kinds.FIRST
+    head: str = FIRST
 
     @property
     def champion(self) -> RegisteredVersion | None:
@@ -320,7 +321,7 @@ class _Fold:
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
         self._newest_ms: dict[str, int] = {}
-        self._head = kinds.FIRST
+        self._head = FIRST
         self._takes: Mapping[str, Callable[[Entry], str]] = {
             kinds.REGISTERED_BUNDLE: self._registered_bundle,
             kinds.REGISTERED_POLICY: self._registered_policy,

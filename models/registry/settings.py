@@ -8,6 +8,7 @@ from pathlib import Path
 from paywarden.models.registry.entries import is_name
 from paywarden.models.registry.rules import Rules
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 _DAY_MS = 86_400_000
 
@@ -23,7 +24,7 @@ class ModelRegistrySettings:
     # Whether hosts share the log on the topic model-registry. Each host then has a copy in its file.
     topic: bool = False
     # How often a companion or a console makes its copy equal to the topic's.
-    sync_s: float = 1.0
+    sync_s: float = internal(1.0)
     # Where this host keeps copies of what it fetched from a URL.
     cache: str = "registry-cache"
     # The file of names, roles and public keys. `paywarden models` needs it. With it, the log decides what hosts serve.
@@ -37,7 +38,7 @@ class ModelRegistrySettings:
     # An approval counts for this long.
     approval_days: int = 30
     # How much older an entry may be than those before it: two machines never have the same time.
-    clock_back_s: int = 300
+    clock_back_s: int = internal(300)
     # Processors for which a bundle needs a native library to be registered. Empty: that of the machine that registers.
     processors: tuple[str, ...] = ()
 
@@ -45,12 +46,9 @@ class ModelRegistrySettings:
         """Raises Misconfigured naming the setting."""
         if not is_name(self.name):
             raise Misconfigured(f"[models] name: wanted letters, digits and . _ @ -, at most 64, got {self.name!r}")
-        for name, low in (("approvals", 0), ("approval_days", 1), ("clock_back_s", 0)):
+        for name, low in (("approvals", 0), ("approval_days", 1)):
             if getattr(self, name) < low:
                 raise Misconfigured(f"[models] {name}: wanted at least {low}, got {getattr(self, name)}")
-
-        if self.sync_s <= 0:
-            raise Misconfigured(f"[models] sync_s: wanted more than 0, got {self.sync_s:g}")
 
     @property
     def rules(self) -> Rules:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paywarden.models.registry.entries import FIRST, Entry
+from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import RegistryLog, log_of
 from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import RegistryRefused
+from paywarden.schemas.signed_lines import FIRST
 
 
 def problems_of(
@@ -41,8 +42,6 @@ def problems_of(
             f"{where} ends with {log.torn_bytes} bytes of an unfinished entry: "
             "its writer was killed, or the file was cut"
         )
-    if not log.is_ended:
-        found.append(f"{where} lacks the end of its last line: its writer was killed, or the file was cut")
     heads = [*heads, *filter(None, noted[:1])]
     return found + _moved(log, noted, where) + _missing(log, heads, elsewhere, where)
 

@@ -18,15 +18,13 @@ class RolloutSettings:
     steps: tuple[float, ...] = STEPS
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
-    settle_s: float = 10.0
+    # How long hosts may take to act on a new share.
+    settle_s: float = RolloutPlan.settle_s
     leave_out: tuple[str, ...] = ()
     alpha: float = RolloutPlan.alpha
     margin: float = RolloutPlan.margin
     tolerance: float = RolloutPlan.tolerance
-    rare_share: float = RolloutPlan.rare_share
-    cards_min: int = RolloutPlan.cards_min
     label_days: float = RolloutPlan.label_days
-    labels_min: int = RolloutPlan.labels_min
     fraud_cap: int = RolloutPlan.fraud_cap
 
     def __post_init__(self) -> None:
@@ -37,5 +35,5 @@ class RolloutSettings:
 
     def plan(self) -> RolloutPlan:
         """Returns the plan of a rollout that starts now."""
-        rest = {field.name: getattr(self, field.name) for field in fields(RolloutPlan) if field.name != "steps"}
+        rest = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("log", "steps")}
         return RolloutPlan(checked_steps(self.steps), **rest)

@@ -10,6 +10,7 @@ from typing import Any
 from paywarden.models.metrics.labels import AUTO, require_setting
 from paywarden.models.metrics.propensity import require_weight_max
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 # Settings that do not change the model.
 _NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes", "choose_features")
@@ -32,7 +33,7 @@ class TrainingSettings:
     max_depth: int = 4
     leaves: int = 15
     l2: float = 5.0
-    min_sum_hessian: float = 1.0
+    min_sum_hessian: float = internal(1.0)
     min_rows_in_leaf: int = 20
     # The share of the features, and of the rows, that each tree is grown on.
     feature_fraction: float = 1.0
@@ -59,15 +60,15 @@ class TrainingSettings:
     # Stop growing after this many trees without a better validation fold. 0 grows all trees.
     early_stopping_rounds: int = 50
     # How many candidates to try on the validation folds. 0 and 1 keep these settings.
-    search_budget: int = 1
+    search_budget: int = internal(1)
     # Try no further candidate after this many minutes. 0: no limit. The result then depends on the machine's speed.
-    search_minutes: float = 0.0
+    search_minutes: float = internal(0.0)
     # Drop features that do not help, if held-out days agree (models/training/feature_choice.py): they join `leave_out`.
-    choose_features: bool = False
-    seed: int = 0
+    choose_features: bool = internal(False)
+    seed: int = internal(0)
     # How many models, of different seeds, to average and distil into the one that is served
     # (models/training/distillation.py). 1 trains one model.
-    seeds: int = 1
+    seeds: int = internal(1)
     threads: int = 2
     label_delay_days: int = 7
     # How far profiles lag behind in training, as they do live: `0`, `150ms`, `1s`, or a measured trace's file
@@ -88,11 +89,11 @@ class TrainingSettings:
     # With a cascade, a small model of `cascade_trees` trees scores the clear payments, and the large model the others
     # (models/bundle/cascade.py). At most `cascade_disagreement_max` of the payments may get another action.
     cascade: bool = False
-    cascade_trees: int = 40
-    cascade_leaves: int = 15
-    cascade_disagreement_max: float = 1e-4
+    cascade_trees: int = internal(40)
+    cascade_leaves: int = internal(15)
+    cascade_disagreement_max: float = internal(1e-4)
     # The MLflow experiment that records the training, if MLflow is installed. Empty records nothing.
-    mlflow_experiment: str = ""
+    mlflow_experiment: str = internal("")
 
     def lightgbm_parameters(self) -> dict[str, Any]:
         """Returns the settings as LightGBM's parameters, except `monotone`, which needs the order of the features."""

@@ -3,14 +3,13 @@
     {"act":"viewed","at_ms":1760000000000,"by":"anna","number":12,"previous":"7c1e…","signature":"mG0…","subject":
      "payment:p-8812","what":{}}
 
-1. A line is canonical JSON: sorted keys, no spaces. A line in another form is damage.
-2. `number` counts from 1, `previous` is the sha256 of the line before (64 zeros in the first), and `signature` is the
-   Ed25519 signature of everything else. An edit, a removal and a reorder in the middle therefore show.
-3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. An
+1. The lines have the form of schemas/signed_lines.py: an edit, a removal and a reorder in the middle show. `number`
+   counts from 1.
+2. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. An
    older log that was restored together with its older head is found by a head that somebody remembered: `paywarden
    audit verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
-4. A line is synced before a page is shown, and before an act is reported as done. An act is not begun unless there is
-   room for its line. A process that is killed meanwhile leaves the beginning of a line, which the next one cuts off.
+3. A line is synced before a page is shown, and before an act is reported as done. An act is not begun unless there is
+   room for its line.
 
 The log has no card, device or address: an act names payments, alerts and cases, and searches by their *blinded* value,
 which only the console's key can make.
@@ -20,14 +19,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import errno
 import hashlib
 import hmac
-import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +35,15 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import FileUnwritable, LineFile
 from paywarden.schemas.private_files import open_private
+from paywarden.schemas.signed_lines import (
+    FIRST,
+    DamagedLine,
+    LineForm,
+    SignedLine,
+    chained_lines,
+    is_digest,
+    write_head,
+)
 from paywarden.scoring.state.disk_room import reserve
 
 if TYPE_CHECKING:
@@ -45,13 +51,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FIRST: Final = "0" * 64
 LINE_BYTES_MAX: Final = 16_384
 TEXT_CHARS_MAX: Final = 1_000
 # An act reserves this much of the disk before it begins: the lines of many acts that run at once.
 _ROOM_BYTES: Final = 8 * LINE_BYTES_MAX
-_PURPOSE, _HEAD_PURPOSE = b"paywarden console audit\n", b"paywarden console audit head\n"
-_KEYS = {"act", "at_ms", "by", "number", "previous", "signature", "subject", "what"}
 
 
 class AuditUnavailable(TemporaryFailure):
@@ -154,22 +157,22 @@ class AuditLog:
     def _record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
         with self._lock, self._file.locked():
             self._catch_up()
-            content: dict[str, Any] = {
-                "act": act[:TEXT_CHARS_MAX],
+            content = {
+                "act": _clean(act),
                 "at_ms": at_ms,
-                "by": by,
+                "by": _clean(by),
                 "number": self._head.number + 1,
                 "previous": self._head.digest,
-                "subject": subject[:TEXT_CHARS_MAX],
+                "subject": _clean(subject),
                 "what": {name: _clean(text) for name, text in what.items()},
             }
-            signature = self._key.sign(_PURPOSE + _canonical(content))
-            line = _canonical({**content, "signature": base64.b64encode(signature).decode()})
-            if len(line) > LINE_BYTES_MAX:
-                raise Misconfigured(f"the audit log: an entry has at most {LINE_BYTES_MAX} bytes, got {len(line)}")
-            self._file.append(self._size, line + b"\n")
-            self._size += len(line) + 1
-            self._head = AuditHead(content["number"], hashlib.sha256(line).hexdigest())
+            try:
+                signed = _LINES.sign(self._key, content)
+            except ValueError as error:
+                raise Misconfigured(f"the audit log: {error}") from error
+            self._file.append(self._size, signed.line + b"\n")
+            self._size += len(signed.line) + 1
+            self._head = _head_of(signed)
             self._write_head()
 
     def blinded(self, value: str) -> str:
@@ -181,7 +184,7 @@ class AuditLog:
         found: list[AuditEntry] = []
         for line in _last_lines(self.path, count):
             with suppress(ValueError):
-                found.append(_entry(_content(line)))
+                found.append(_entry(_LINES.read(line)))
         return found[::-1][:count]
 
     def _catch_up(self) -> None:
@@ -207,33 +210,20 @@ class AuditLog:
         if whole:
             line = whole.rpartition(b"\n")[2]
             try:
-                content = _content(line)
+                self._head = _head_of(_LINES.read(line))
             except ValueError as error:
                 raise Misconfigured(
                     f"the last line of the audit log {self.path} is damaged: {error}: run `paywarden audit verify`"
                 ) from error
-            self._head = AuditHead(content["number"], hashlib.sha256(line).hexdigest())
         self._size = size - len(torn)
 
     def _write_head(self) -> None:
-        content = {"digest": self._head.digest, "number": self._head.number}
-        signature = base64.b64encode(self._key.sign(_HEAD_PURPOSE + _canonical(content))).decode()
-        head, line = _head_path(self.path), _canonical({**content, "signature": signature}) + b"\n"
-        new = head.with_suffix(".new")
+        path = _head_path(self.path)
+        head = _HEADS.sign(self._key, {"digest": self._head.digest, "number": self._head.number})
         try:
-            try:
-                new.write_bytes(line)
-                new.chmod(0o600)
-                new.replace(head)
-            except OSError as error:
-                new.unlink(missing_ok=True)
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                # A full disk still has room to overwrite the bytes that are there.
-                with head.open("r+b") as file:
-                    file.write(line)
+            write_head(path, head.line + b"\n")
         except OSError as error:
-            raise FileUnwritable(f"cannot write {head}: {error.strerror}") from error
+            raise FileUnwritable(f"cannot write {path}: {error.strerror}") from error
 
 
 def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[AuditHead] = ()) -> int:
@@ -241,33 +231,31 @@ def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[AuditHead] 
 
     `remembered`: heads that somebody noted, or that the topic has; the log must have each.
     """
-    entries, last = 0, AuditHead()
+    last = AuditHead()
     wanted = {head for head in remembered if head.number}
-    for number, line in enumerate(_lines(path), 1):
-        where = f"{path}, line {number}"
-        try:
-            content = _content(line)
-        except ValueError as error:
-            raise Misconfigured(f"{where} is damaged: {error}") from error
-        if content["number"] != number or content["previous"] != last.digest:
-            raise Misconfigured(
-                f"{where} does not follow the line before it: one of them was changed, removed or moved"
-            )
-        if not _is_signed(key, _PURPOSE, content):
-            raise Misconfigured(f"{where} is damaged: its signature is wrong")
-        last = AuditHead(number, hashlib.sha256(line).hexdigest())
-        wanted.discard(last)
-        entries = number
+    try:
+        with open_regular(path) as file:
+            for number, (line, _) in enumerate(chained_lines(file, _LINES, str(path)), 1):
+                if line.content["number"] != number:
+                    raise DamagedLine(f"{path}, line {number} has another number: lines were removed before it")
+                if not line.is_signed_by(key):
+                    raise DamagedLine(f"{path}, line {number} is damaged: its signature is wrong")
+                last = _head_of(line)
+                wanted.discard(last)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise Misconfigured(f"cannot read the audit log {path}: {error.strerror}") from error
     if wanted:
         first = min(head.number for head in wanted)
         raise Misconfigured(f"{path} lacks the line {first} that was remembered: lines were removed or changed")
     head = _read_head(path, key)
     # A process that is killed between the line and the head leaves a head that is one line old.
-    if head.number not in (entries, entries - 1) or (head.number == entries and head != last):
+    if head.number not in (last.number, last.number - 1) or (head.number == last.number and head != last):
         raise Misconfigured(
-            f"{path} ends with line {entries}, and its head names line {head.number}: lines were removed at the end"
+            f"{path} ends with line {last.number}, and its head names line {head.number}: lines were removed at the end"
         )
-    return entries
+    return last.number
 
 
 def audit_log(folder: Path) -> AuditLog:
@@ -311,22 +299,6 @@ def public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of the log without their ends. A last line without an end is none."""
-    try:
-        with open_regular(path) as file:
-            while line := file.readline(LINE_BYTES_MAX + 1):
-                if not line.endswith(b"\n"):
-                    if file.read(1):
-                        yield line
-                    return
-                yield line[:-1]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Misconfigured(f"cannot read the audit log {path}: {error.strerror}") from error
-
-
 def _last_lines(path: Path, count: int) -> list[bytes]:
     try:
         with open_regular(path) as file:
@@ -347,63 +319,54 @@ def _last_lines(path: Path, count: int) -> list[bytes]:
 def _read_head(path: Path, key: Ed25519PublicKey) -> AuditHead:
     head_path = _head_path(path)
     try:
-        content = json.loads(read_regular(head_path))
-        if set(content) != {"digest", "number", "signature"} or not _is_signed(key, _HEAD_PURPOSE, content):
-            raise Misconfigured(f"{head_path} is damaged: its signature is wrong")
-        return AuditHead(content["number"], content["digest"])
+        head = _HEADS.read(read_regular(head_path).rstrip(b"\n"))
     except FileNotFoundError:
         return AuditHead()
     except OSError as error:
         raise Misconfigured(f"cannot read {head_path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Misconfigured(f"{head_path} is damaged: it is no head in JSON") from error
+    except ValueError as error:
+        raise Misconfigured(f"{head_path} is damaged: {error}") from error
+    if not head.is_signed_by(key):
+        raise Misconfigured(f"{head_path} is damaged: its signature is wrong")
+    return AuditHead(**head.content)
 
 
 def _head_path(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
-def _is_signed(key: Ed25519PublicKey, purpose: bytes, content: Mapping[str, Any]) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    unsigned = {name: value for name, value in content.items() if name != "signature"}
-    try:
-        key.verify(base64.b64decode(content["signature"], validate=True), purpose + _canonical(unsigned))
-    except (InvalidSignature, ValueError, TypeError, binascii.Error):
-        return False
-    return True
+def _head_of(line: SignedLine) -> AuditHead:
+    return AuditHead(line.content["number"], line.digest)
 
 
-def _content(line: bytes) -> dict[str, Any]:
-    """Returns the fields of a line. Raises ValueError naming the fault; the signature is not checked."""
-    if len(line) > LINE_BYTES_MAX:
-        raise ValueError(f"it has more than {LINE_BYTES_MAX} bytes")
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is no entry in JSON") from error
-    if not isinstance(content, dict) or content.keys() != _KEYS:
-        raise ValueError("it lacks fields of an entry, or has unknown ones")
-    texts = [content[name] for name in ("act", "by", "previous", "signature", "subject")]
-    what = content["what"]
+def _entry(line: SignedLine) -> AuditEntry:
+    return AuditEntry(**{name: value for name, value in line.content.items() if name != "previous"})
+
+
+def _problem(content: Mapping[str, Any]) -> str:
+    texts, what = [content[name] for name in ("act", "by", "subject")], content["what"]
     if not isinstance(what, dict) or not all(isinstance(text, str) for text in [*texts, *what.values()]):
-        raise ValueError("a field has another type")
-    if type(content["number"]) is not int or type(content["at_ms"]) is not int:
-        raise ValueError("a field has another type")
-    if _canonical(content) != line:
-        raise ValueError("it is not in the canonical form")
-    return content
+        return "a field has another type"
+    if type(content["at_ms"]) is not int:
+        return "a field has another type"
+    return _head_problem({"digest": content["previous"], "number": content["number"]})
 
 
-def _entry(content: Mapping[str, Any]) -> AuditEntry:
-    return AuditEntry(
-        content["number"], content["at_ms"], content["by"], content["act"], content["subject"], content["what"]
-    )
+def _head_problem(content: Mapping[str, Any]) -> str:
+    is_head = type(content["number"]) is int and is_digest(content["digest"])
+    return "" if is_head else "a field has another type"
+
+
+_LINES: Final = LineForm(
+    b"paywarden console audit\n",
+    frozenset({"act", "at_ms", "by", "number", "previous", "subject", "what"}),
+    LINE_BYTES_MAX,
+    _problem,
+)
+_HEADS: Final = LineForm(
+    b"paywarden console audit head\n", frozenset({"digest", "number"}), LINE_BYTES_MAX, _head_problem
+)
 
 
 def _clean(text: str) -> str:
     return text[:TEXT_CHARS_MAX].encode("utf-8", "replace").decode()
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

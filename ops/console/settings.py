@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class ConsoleSettings:
     session_hours: int = 12
     # Wrong passwords that a name may have from an address in five minutes, so that nobody locks another person out.
     # From all addresses that the person has not logged in from, a name may have ten times as many.
-    failed_logins_max: int = 10
+    failed_logins_max: int = internal(10)
     # Requests that a person or a token may make in a minute.
-    requests_per_minute: int = 600
+    requests_per_minute: int = internal(600)
     # The folder of people's registry keys, NAME.pem each, encrypted with the person's passphrase. Empty: acts on models
     # are for the command line, and for deployments without a registry.
     keys: str = ""
@@ -62,13 +63,7 @@ class ConsoleSettings:
         """Raises Misconfigured naming the setting."""
         if not 0 <= self.port <= 65_535:
             raise Misconfigured(f"[console] port: wanted 0 to 65535, got {self.port}")
-        for name in (
-            "session_idle_minutes",
-            "session_hours",
-            "failed_logins_max",
-            "requests_per_minute",
-            "large_case_minor",
-        ):
+        for name in ("session_idle_minutes", "session_hours", "large_case_minor"):
             if getattr(self, name) < 1:
                 raise Misconfigured(f"[console] {name}: wanted at least 1, got {getattr(self, name)}")
         for name, urls in (("url", (self.url,)), ("oidc_issuer", (self.oidc_issuer,)), ("webhooks", self.webhooks)):

@@ -35,8 +35,8 @@ from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, ru
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import TemporaryFailure
 
-DRIFT_SETTINGS = "grace_ms = 5000\n"
-"""Lines of [drift] for a person who waits: blocks of decisions are evaluated soon."""
+DRIFT_SETTINGS = "[drift]\ngrace_ms = 5000\n"
+"""A section for a person who waits: blocks of decisions are evaluated soon."""
 _CONSOLE_SETTINGS = """\
 [console]
 port = 0

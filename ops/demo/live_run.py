@@ -87,8 +87,6 @@ _MORE_CONFIG = """\
 check_crcs = false
 [stream]
 progress_every_ms = 200
-[outcomes]
-save_every_ms = 2000
 [overlay]
 enabled = true
 path = "{memory}/overlay"
@@ -97,8 +95,6 @@ marks_max = {marks_max}
 [admission]
 deadline_ms = 2000
 wait_ms_max = 1000
-[drift]
-save_every_ms = 2000
 """
 
 

@@ -18,7 +18,7 @@ from typing import Any, get_origin, get_type_hints
 
 from paywarden.ops.configuration import section_problems, settings_types
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
-from paywarden.schemas.settings import SECTIONS, Source, is_file_only
+from paywarden.schemas.settings import SECTIONS, Source, is_file_only, setting_fields
 
 EXAMPLE = Path(__file__).parents[1] / "paywarden.toml"
 _HEADER, _SETTING = re.compile(r"\[([a-z_]+)\]"), re.compile(r"([a-z0-9_]+) = ")
@@ -53,7 +53,7 @@ def settings_page() -> str:
     for section in SECTIONS:
         lines += [f"## [{section}]\n", *prose(comments[section, ""])]
         settings_type = settings_types()[section]
-        lines += [_line(section, settings_type, field, comments) for field in dataclasses.fields(settings_type)] + [""]
+        lines += [_line(section, settings_type, field, comments) for field in setting_fields(settings_type)] + [""]
     return "\n".join(lines)
 
 
@@ -128,6 +128,6 @@ def undescribed() -> Iterator[str]:
     """Yields every setting that the example has no comment for."""
     comments = example_comments()
     for section, settings_type in settings_types().items():
-        for name in ("", *(field.name for field in dataclasses.fields(settings_type))):
+        for name in ("", *(field.name for field in setting_fields(settings_type))):
             if not comments.get((section, name)):
                 yield f"[{section}] {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,8 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         rates=stores.rate_table(source),
         release=releases.load(served_release(source, engine.plan.digest, bundle_path)),
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
-        http=source.section("http", HttpSettings),
-        grpc=source.section("grpc", GrpcSettings),
+        http=replace(source.section("http", HttpSettings), drain_delay_ms=settings.drain_delay_ms),
+        grpc=replace(source.section("grpc", GrpcSettings), drain_delay_ms=settings.drain_delay_ms),
         admission=source.section("admission", AdmissionSettings),
         auth=source.section("auth", AuthSettings),
         tls=source.section("tls", TlsSettings),

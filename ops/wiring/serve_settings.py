@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,14 @@ class ServeSettings:
     # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.
     fallback_bundle: str = ""
     # A model that fails this many times in a row is left out for the cool-down, then tried again.
-    model_failure_count_max: int = 5
-    model_cooldown_ms: int = 5000
+    model_failure_count_max: int = internal(5)
+    model_cooldown_ms: int = internal(5000)
     # How long a worker looks for the next request before it sleeps (scoring/engine/batching/busy_poll.py). 0: no time.
     busy_poll_us: int = 0
-    # A worker whose event loop stands still for this long is killed and replaced. 0: never.
-    hang_timeout_s: int = 10
+    # From "not ready" (/readyz, gRPC's health) to the end of accepting, so that a gateway can remove the worker first.
+    drain_delay_ms: int = 0
+    # A worker whose event loop stands still for this long is killed and replaced. A heart beats twice a second.
+    hang_timeout_s: int = internal(10)
     # Where health and metrics are served apart from payments. The address is on stdout after the others.
     admin_host: str = "127.0.0.1"
     # 0 takes a free port.
@@ -34,6 +37,5 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
-        # A heart beats twice a second.
-        if self.hang_timeout_s != 0 and self.hang_timeout_s < 2:
-            raise Misconfigured(f"[serve] hang_timeout_s: wanted 0 or at least 2, got {self.hang_timeout_s}")
+        if self.drain_delay_ms < 0:
+            raise Misconfigured(f"[serve] drain_delay_ms: wanted at least 0, got {self.drain_delay_ms}")

@@ -47,10 +47,6 @@ def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> 
     from paywarden.streams.shadow.settings import ShadowSettings
 
     settings = source.section("shadow", ShadowSettings)
-    if not (settings.challengers or settings.follow_rollout):
-        raise Misconfigured(
-            f"{source.name}: there is no challenger: wanted [[shadow.challengers]], or follow_rollout = true"
-        )
     require_broker(stores.kafka_settings(source))
     names = [challenger.name for challenger in settings.challengers]
     registry, health = metrics_registry(), ShadowHealth()
@@ -59,7 +55,7 @@ def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> 
         metrics=ShadowMetrics(registry, names),
         health=health,
         hang_timeout_s=settings.hang_timeout_s,
-        follow=_followed(source, log) if settings.follow_rollout else dict,
+        follow=_followed(source, log),
     )
     address = (settings.http_host, settings.http_port)
     with serving_health(health, registry, host=address[0], port=address[1], section="shadow") as url:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_state, open_regular
+from paywarden.schemas.settings import internal
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +38,15 @@ class TlsSettings:
     key: str = ""
     client_ca: str = ""
     # From the connection to the end of the handshake.
-    handshake_timeout_ms: int = 5_000
+    handshake_timeout_ms: int = internal(5_000)
     # On each port of a worker. Beyond that, a new handshake ends the oldest one.
-    handshakes_max: int = 256
+    handshakes_max: int = internal(256)
 
 
 def check_settings(settings: TlsSettings) -> None:
     """Raise Misconfigured when settings that ask for TLS are incomplete. Reads no file."""
     if not settings.certificate or not settings.key:
         raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
-    for name in ("handshake_timeout_ms", "handshakes_max"):
-        if getattr(settings, name) < 1:
-            raise Misconfigured(f"[tls] {name}: wanted at least 1, got {getattr(settings, name)}")
 
 
 class Tls:

@@ -26,6 +26,7 @@ from paywarden.schemas.payment_fields import (
     require_between,
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.schemas.settings import internal
 from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 
 # The largest request of one payment. The longest values of all fields take 2 kB; the rest is room for fields of newer
@@ -52,15 +53,15 @@ class RequestLimits:
     Raises Misconfigured, naming the setting, for a limit beyond the table's.
     """
 
-    id_bytes_max: int = ID_BYTES_MAX
+    id_bytes_max: int = internal(ID_BYTES_MAX)
     # ip and channel.
-    text_bytes_max: int = WORD_BYTES_MAX
-    amount_minor_max: int = AMOUNT_MINOR_MAX
+    text_bytes_max: int = internal(WORD_BYTES_MAX)
+    amount_minor_max: int = internal(AMOUNT_MINOR_MAX)
     # A terminal that was offline sends its payments days later. An older time is a mistake.
     past_ms_max: int = 7 * 86_400_000
     # Clocks of payment systems are seconds apart; features "as of" a later time would see too much.
     future_ms_max: int = 60_000
-    batch_size_max: int = BATCH_SIZE_MAX
+    batch_size_max: int = internal(BATCH_SIZE_MAX)
     # A JSON request with a field that nobody declared: "refuse" the request, or "ignore" the field. protobuf knows
     # fields by number alone, and ignores unknown ones.
     unknown_fields: str = "refuse"
@@ -70,10 +71,6 @@ class RequestLimits:
             wanted = f'wanted "refuse" or "ignore", got {self.unknown_fields!r}'
             raise Misconfigured(f"[limits] unknown_fields: {wanted}")
         for name, low, high in (
-            ("id_bytes_max", 1, ID_BYTES_MAX),
-            ("text_bytes_max", 1, WORD_BYTES_MAX),
-            ("amount_minor_max", 1, AMOUNT_MINOR_MAX),
-            ("batch_size_max", 1, BATCH_SIZE_MAX),
             ("past_ms_max", 0, TIME_BOUND_MS_MAX),
             ("future_ms_max", 0, TIME_BOUND_MS_MAX),
         ):

@@ -128,7 +128,7 @@ def connections_of(http: HttpSettings, grpc: GrpcSettings, tls: TlsSettings) -> 
     if grpc.enabled:
         counts["[grpc] connections_max"] = grpc.connections_max
     if asks_for_tls(tls):
-        counts["[tls] handshakes_max on each port"] = tls.handshakes_max * len(counts)
+        counts["TLS handshakes on each port"] = tls.handshakes_max * len(counts)
     return counts
 
 

@@ -5,7 +5,7 @@
 1. The parent opens no database and starts no thread before a fork, because neither survives one.
 2. If a worker ends, the parent starts it again: after 0.1 s at first, and after at most 10 s when it keeps failing.
    Each worker has a pause of its own. A fork that fails is tried again in the same way.
-3. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
+3. A worker whose heart does not beat for `hang_timeout_s` is killed, and started again (heartbeat.py).
 4. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 5. Another bundle or policy comes into service with a new generation of workers. SIGHUP, or another deployment file,
    asks for it (deployment/deployer.py):

@@ -14,6 +14,7 @@ from typing import Any
 
 from paywarden.models.drift.signals import Signal, is_histogram
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 from paywarden.streams.alerts.causes import Cause, cause_of
 
 
@@ -55,9 +56,9 @@ class AlertSettings:
     share_change_warning: float = 0.4
     share_change_critical: float = 0.8
     # A change is quiet below this share of the smallest change that may fire.
-    quiet_share: float = 0.5
+    quiet_share: float = internal(0.5)
     # Two changes may have one cause if they began at most this far apart.
-    together_minutes: int = 60
+    together_minutes: int = internal(60)
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
@@ -67,10 +68,6 @@ class AlertSettings:
             raise Misconfigured(
                 "drift_alerts.share_change_warning: wanted more than 0 and no more than share_change_critical"
             )
-        if not 0 < self.quiet_share <= 1:
-            raise Misconfigured(f"drift_alerts.quiet_share: wanted more than 0 and at most 1, got {self.quiet_share:g}")
-        if self.together_minutes < 1:
-            raise Misconfigured(f"drift_alerts.together_minutes: wanted at least 1, got {self.together_minutes}")
 
     def severity(self, signal: Signal, effect: float) -> Severity:
         """Return how bad a change of this size is. Stale profiles are at least a warning."""

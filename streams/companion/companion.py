@@ -52,6 +52,7 @@ from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
+from paywarden.schemas.settings import internal
 from paywarden.scoring.state.identity_index import IdentityIndex
 from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, MirrorUnavailable
 from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
@@ -99,17 +100,17 @@ class CompanionSettings:
     """The settings `[companion]`."""
 
     # The most changelog records in a batch, and the wait for more when it has one: it adds to the age of profiles.
-    batch_max: int = 2000
-    batch_wait_ms: int = 20
+    batch_max: int = internal(2000)
+    batch_wait_ms: int = internal(20)
     # How often decisions are written to their topic, unless a transaction is full before. While fewer than 50 come
     # together, it is half as often.
     decisions_every_ms: int = 500
     # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
     fill_from_store: bool = True
     # How long a stop may take. It includes shipping the decisions that are left.
-    stop_timeout_s: int = 10
+    stop_timeout_s: int = internal(10)
     # The companion replaces a client that delivers nothing for this long although the broker has more records.
-    stall_timeout_s: int = 60
+    stall_timeout_s: int = internal(60)
     # The name of this host's variant, such as an arm of an A/B test. It goes into every shipped decision.
     variant: str = ""
     # The longest time from an event's arrival on Kafka to the mirror: the stream's objective for its store, and half a

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 from paywarden.streams.decision_index.reviews import ReviewSettings
 
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
-_LEAST = {"memory_mb": 64, "threads": 1, "timeout_ms": 100, "claim_minutes": 1, "review_days": 1, "keep_days": 1}
+_LEAST = {"memory_mb": 64, "review_days": 1, "keep_days": 1}
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class DecisionIndexSettings:
     # postgresql://…, where a team works. It may hold a password.
     address: str = field(default="", repr=False)
     # The schema of the tables in PostgreSQL.
-    schema: str = "paywarden"
+    schema: str = internal("paywarden")
     # Limits of DuckDB.
     memory_mb: int = 1024
-    threads: int = 2
+    threads: int = internal(2)
     # PostgreSQL ends a statement that takes longer; a server that says nothing is given up 2 s later.
-    timeout_ms: int = 5_000
+    timeout_ms: int = internal(5_000)
     # An analyst holds a payment for this long.
-    claim_minutes: int = 15
+    claim_minutes: int = internal(15)
     # The share of reviewed payments that a second analyst reviews, too.
     second_review_share: float = 0.05
     # Older decisions leave the index.

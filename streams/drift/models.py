@@ -28,7 +28,7 @@ class SeenModel:
 
     @property
     def is_several(self) -> bool:
-        """Whether it stands for all versions beyond `[drift] versions_max`."""
+        """Whether it stands for all versions beyond `versions_max`."""
         return self.version == OTHER_VERSION
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 
 @dataclass(frozen=True)
@@ -18,23 +19,18 @@ class DriftSettings:
     # Files that `paywarden drift reference` made of live decisions. Each replaces its model's reference in the bundle.
     references: tuple[str, ...] = ()
     # Actions, flags and profile ages are learnt from live decisions; they are compared after this many whole days.
-    learning_days: int = 7
+    learning_days: int = internal(7)
     # Counts are saved this often, or as soon as `save_decisions` decisions have been read.
-    save_every_ms: int = 5000
-    save_decisions: int = 10_000
+    save_every_ms: int = internal(5000)
+    save_decisions: int = internal(10_000)
     # With this many decisions read and not saved, no more are fetched.
-    unsaved_max: int = 50_000
+    unsaved_max: int = internal(50_000)
     # How long a decision may take onto its topic. A block is complete this long after its end.
     grace_ms: int = 60_000
     # A decision dated further ahead of the clock is counted as `future` and nowhere else.
-    future_ms_max: int = 60_000
+    future_ms_max: int = internal(60_000)
     # The most model versions counted apart at a time, in each partition. Later versions are counted together.
-    versions_max: int = 4
-
-    def __post_init__(self) -> None:
-        """Raises Misconfigured."""
-        if not 2 <= self.learning_days <= 28:
-            raise Misconfigured(f"drift.learning_days: wanted 2 to 28, got {self.learning_days}")
+    versions_max: int = internal(4)
 
 
 @dataclass(frozen=True)
@@ -45,28 +41,23 @@ class TrainingComparisonSettings:
     """
 
     # Limits of an alert's severities: from `psi_info` on an alert is raised.
-    psi_info: float = 0.1
+    psi_info: float = internal(0.1)
     psi_warning: float = 0.25
     psi_critical: float = 0.5
     # An alert needs at least this share of payments that would have to move to be distributed as in training; a warning
     # needs twice, a critical alert four times as many. For a number, twice as many must have passed one value.
-    outside_min: float = 0.05
+    outside_min: float = internal(0.05)
     # A week with fewer payments of a subject says nothing.
-    payments_min: int = 1000
+    payments_min: int = internal(1000)
     # An open alert is sent again after this many days, then after twice as many, and so on, at most `reminders_max`
     # times.
-    remind_days: int = 7
-    reminders_max: int = 4
+    remind_days: int = internal(7)
+    reminders_max: int = internal(4)
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
-        if not 0 < self.psi_info <= self.psi_warning <= self.psi_critical:
+        if not self.psi_info <= self.psi_warning <= self.psi_critical:
             raise Misconfigured(
-                "drift_training.psi_info: wanted 0 < psi_info <= psi_warning <= psi_critical, got "
-                f"{self.psi_info:g}, {self.psi_warning:g}, {self.psi_critical:g}"
+                f"drift_training.psi_warning, psi_critical: wanted at least {self.psi_info:g}, rising, got "
+                f"{self.psi_warning:g}, {self.psi_critical:g}"
             )
-        if not 0 <= self.outside_min < 1:
-            raise Misconfigured(f"drift_training.outside_min: wanted 0 to under 1, got {self.outside_min:g}")
-        for name, least in (("payments_min", 1), ("remind_days", 1), ("reminders_max", 0)):
-            if (value := getattr(self, name)) < least:
-                raise Misconfigured(f"drift_training.{name}: wanted at least {least}, got {value}")

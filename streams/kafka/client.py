@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import KafkaError, KafkaException
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 _log = logging.getLogger(__name__)
 
@@ -53,17 +54,17 @@ class KafkaSettings:
     compression: str = "gzip"
     # The same for `profiles` and `repartition-…`, which only Paywarden reads. They carry most of the bytes; gzip there
     # would halve the throughput of a stream worker.
-    internal_compression: str = "lz4"
+    internal_compression: str = internal("lz4")
     # Whether the agents of `paywarden stream` verify the checksums of the records they read. Set it to false only with
     # the embedded broker for demonstrations: it writes transaction markers with a wrong checksum.
     check_crcs: bool = True
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
-        for name in ("compression", "internal_compression"):
-            value = getattr(self, name)
-            if value not in COMPRESSIONS:
-                raise Misconfigured(f"[kafka] {name}: wanted one of {', '.join(COMPRESSIONS)}, got {value!r}")
+        if self.compression not in COMPRESSIONS:
+            raise Misconfigured(
+                f"[kafka] compression: wanted one of {', '.join(COMPRESSIONS)}, got {self.compression!r}"
+            )
 
     def compression_of(self, topic: str) -> str:
         """Returns the compression for a topic, given its name on the cluster."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import internal
 
 # The longest window. Tallies are kept longer: a window of four weeks that ends with a final day must still be there.
 _WINDOW_DAYS_MAX = 365
@@ -19,39 +20,33 @@ class OutcomeSettings:
     # After this many days labels are mature: a payment without an outcome counts as genuine. [training] has it, too.
     label_delay_days: int = 7
     # Records are processed and saved this often, or as soon as `save_records` records have been read.
-    save_every_ms: int = 5000
-    save_records: int = 10_000
+    save_every_ms: int = internal(5000)
+    save_records: int = internal(10_000)
     # With this many records read and not saved, no more are fetched.
-    unsaved_max: int = 50_000
+    unsaved_max: int = internal(50_000)
     # The most versions and variants counted apart at a time, in each partition. Later ones are counted together.
-    arms_max: int = 8
+    arms_max: int = internal(8)
     # The first days with mature labels are the reference for later days. It needs at least this many frauds.
-    reference_days: int = 14
-    reference_frauds_min: int = 30
+    reference_days: int = internal(14)
+    reference_frauds_min: int = internal(30)
     # Days are looked at together until they have this many frauds (for precision: this many flagged payments).
-    frauds_min: int = 20
+    frauds_min: int = internal(20)
     # The expected time between false alarms of one version and variant, in addition to those of [drift].
-    false_alarm_days: float = 365.0
+    false_alarm_days: float = internal(365.0)
     # The relative drop of precision, recall or average precision that may raise an alert, is a warning, is critical.
-    drop_min: float = 0.1
+    drop_min: float = internal(0.1)
     drop_warning: float = 0.2
     drop_critical: float = 0.4
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
-        for name in (
-            "label_delay_days", "save_every_ms", "save_records", "arms_max", "reference_days", "reference_frauds_min",
-            "frauds_min",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise Misconfigured(f"[outcomes] {name}: wanted at least 1, got {getattr(self, name)}")
+        if self.label_delay_days < 1:
+            raise Misconfigured(f"[outcomes] label_delay_days: wanted at least 1, got {self.label_delay_days}")
         if not self.label_delay_days <= self.window_days <= _WINDOW_DAYS_MAX:
             raise Misconfigured(
                 f"[outcomes] window_days: wanted label_delay_days to {_WINDOW_DAYS_MAX}, got {self.window_days}"
             )
-        if self.unsaved_max < self.save_records:
-            raise Misconfigured("[outcomes] unsaved_max: wanted at least save_records")
-        if not self.false_alarm_days > 0:
-            raise Misconfigured(f"[outcomes] false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
-        if not 0 < self.drop_min <= self.drop_warning <= self.drop_critical < 1:
-            raise Misconfigured("[outcomes] drop_min, drop_warning, drop_critical: wanted above 0, rising, below 1")
+        if not self.drop_min <= self.drop_warning <= self.drop_critical < 1:
+            raise Misconfigured(
+                f"[outcomes] drop_warning, drop_critical: wanted at least {self.drop_min:g}, rising, below 1"
+            )

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
+from paywarden.schemas.settings import internal
 from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
 from paywarden.streams.profiles.decoder import TIMES
 from paywarden.streams.profiles.guards.broker_clock import BrokerClock
@@ -22,30 +23,30 @@ class StreamSettings:
 
     group_id: str = "paywarden-stream"
     # A batch has at most this many records. Once the worker has the first, it waits at most this long for more.
-    batch_max: int = 2000
-    batch_wait_ms: int = 10
+    batch_max: int = internal(2000)
+    batch_wait_ms: int = internal(10)
     # How often it is found out how complete the profiles are.
     progress_every_ms: int = 500
     # The group notices a dead worker after this long and gives its partitions to others. Kafka allows 6 s and more.
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = internal(10_000)
     # How late an outcome may come. After that the record of its payment expires from the store.
     outcome_days: int = 120
-    flush_timeout_s: int = 60
+    flush_timeout_s: int = internal(60)
     # The worker replaces a client that delivers nothing for this long although the broker has more records
     # (streams/kafka/stalls/stall_detector.py).
-    stall_timeout_s: int = 60
+    stall_timeout_s: int = internal(60)
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
     # The broker may hold records back for a part of the shortest objective, to give more together (`gather_ms_of`).
     freshness_objective_ms: int = 1000
     freshness_exceptions: tuple[str, ...] = ()
     # The worker stops if more than this share of the last `dead_letter_window` records are dead letters.
-    dead_letter_window: int = 1000
+    dead_letter_window: int = internal(1000)
     dead_letter_share_max: float = 0.2
     # The address of /livez, /readyz and /metrics. Port 0 takes a free port; the first line on stdout tells it.
     http_host: str = "127.0.0.1"
     http_port: int = 0
     # The longest time a stop may take, the batch in flight included. It is less than the 30 s that Kubernetes grants.
-    stop_timeout_s: int = 20
+    stop_timeout_s: int = internal(20)
     # How far a payment's own time may lie before and after its arrival on Kafka (streams/profiles/decoder.py).
     past_ms_max: int = TIMES.past_ms_max
     future_ms_max: int = TIMES.future_ms_max

@@ -1,6 +1,6 @@
 """Keeps a machine's copy of the log equal to the topic's, and a scoring host's deployment file as the log says.
 
-Every `[models] sync_s` seconds, in a thread of the companion, or of a console, which has no deployment file:
+Every `sync_s` seconds, in a thread of the companion, or of a console, which has no deployment file:
 
 1. `sync`: entries of other hosts come into the copy, and rollbacks from a time without Kafka go out.
 2. `deploy`: the deployment file of this host is made equal to the copy. That needs no Kafka.

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.kafka.client import COMPRESSIONS
+from paywarden.schemas.settings import internal
 
-PRIORITIES = ("idle", "low", "normal")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -34,23 +33,21 @@ class ShadowSettings:
 
     # Challengers, [[shadow.challengers]] each.
     challengers: tuple[ConfiguredChallenger, ...] = ()
-    # A rollout that began in the shadow has its candidate as one more challenger, until it gets cards.
-    follow_rollout: bool = True
     # Decisions of one worker that may wait for a challenger: about 300,000. It leaves out the older half of more.
-    waiting_bytes_max: int = 256 * 1024 * 1024
+    waiting_bytes_max: int = internal(256 * 1024 * 1024)
     # The most of one core that a challenger may use.
     cpu_share_max: float = 0.5
     # "idle": the time that all others leave, by the kernel's class SCHED_IDLE, and a small share of a core while more
     # than a sixteenth of `waiting_bytes_max` waits; "low": nice 10; "normal".
-    priority: str = "idle"
+    priority: str = internal("idle")
     # Decisions are evaluated together, this far apart: fewer, larger batches cost less.
-    batch_wait_ms: int = 100
+    batch_wait_ms: int = internal(100)
     # The most decisions in a batch.
-    batch_max: int = 2000
+    batch_max: int = internal(2000)
     # How records are compressed: none, gzip, snappy, lz4 or zstd. With gzip they take nearly half more CPU time.
-    compression: str = "lz4"
+    compression: str = internal("lz4")
     # A challenger that says nothing for this long is ended and started again.
-    hang_timeout_s: int = 60
+    hang_timeout_s: int = internal(60)
     # The address of /livez, /readyz and /metrics. Port 0 takes a free port; the first line on stdout tells it.
     http_host: str = "127.0.0.1"
     http_port: int = 0
@@ -70,19 +67,6 @@ class ShadowSettings:
                 raise Misconfigured(f'[shadow] challengers "{challenger.name}": wanted a bundle, a policy or a config')
         if not 0 < self.cpu_share_max <= 1:
             raise Misconfigured(f"[shadow] cpu_share_max: wanted above 0 and at most 1, got {self.cpu_share_max:g}")
-        if self.compression not in COMPRESSIONS:
-            known = ", ".join(COMPRESSIONS)
-            raise Misconfigured(f"[shadow] compression: wanted one of {known}, got {self.compression!r}")
-        if self.priority not in PRIORITIES:
-            raise Misconfigured(f"[shadow] priority: wanted one of {', '.join(PRIORITIES)}, got {self.priority!r}")
-        for name, least in (
-            ("waiting_bytes_max", 1024 * 1024),
-            ("batch_wait_ms", 1),
-            ("batch_max", 1),
-            ("hang_timeout_s", 5),
-        ):
-            if (value := getattr(self, name)) < least:
-                raise Misconfigured(f"[shadow] {name}: wanted at least {least}, got {value}")
 
     def challenger(self, name: str) -> ConfiguredChallenger | None:
         """Returns a challenger by its name; None if the settings have none."""

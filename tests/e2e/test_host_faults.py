@@ -22,6 +22,7 @@ from paywarden.scoring.metrics.shared_metrics import totals
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
+from tests.services.product import internals
 from tests.services.product.processes import is_ready, samples, wait_until
 from tests.services.product.scoring_server import Server
 
@@ -43,11 +44,10 @@ class Host(Server):
         self.allow("first-token-0123456789")
         super().__init__(
             folder,
-            more=f'connections_max = 1300\nrequest_timeout_ms = 600000\n[auth]\ntokens_file = "{self.tokens}"\n',
+            more=f'connections_max = 1300\n[auth]\ntokens_file = "{self.tokens}"\n',
         )
-        text = self.config.read_text(encoding="utf-8")
-        text = text.replace("[outbox]\n", "[outbox]\nsegment_bytes = 8192\n")
-        self.config.write_text(text.replace("[serve]\n", "[serve]\nhang_timeout_s = 4\n"), encoding="utf-8")
+        values = {"http": {"request_timeout_ms": 600_000}, "outbox": {"segment_bytes": 8192}}
+        internals.write(folder, values | {"serve": {"hang_timeout_s": 4}})
         self._sent = 0
         self.grpc_target = self.admin = ""
 

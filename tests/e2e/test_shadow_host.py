@@ -88,9 +88,9 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
     deployment.configure("rollout", f'log = "{deployment.folder / "rollouts.jsonl"}"\n')
     deployment.configure(
         "shadow",
-        "batch_wait_ms = 1\ncpu_share_max = 1.0\npriority = 'normal'\n"
-        f'[[shadow.challengers]]\nname = "wide"\nconfig = "{wide.config}"\n',
+        f'cpu_share_max = 1.0\n[[shadow.challengers]]\nname = "wide"\nconfig = "{wide.config}"\n',
     )
+    deployment.configure_internally("shadow", batch_wait_ms=1, priority="normal")
     rows = small_world.tables()[0].slice(0, FIRST + 50).to_pylist()
     Topics(settings).send_payments(rows[:FIRST])
     wide.start("stream")

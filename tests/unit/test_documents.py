@@ -80,8 +80,8 @@ def test_the_readme_counts_what_a_first_production_takes() -> None:
     readme = " ".join((CHECKOUT / "README.md").read_text(encoding="utf-8").split())
     page = (CHECKOUT / "docs/operate/deploy.md").read_text(encoding="utf-8").partition("## On machines with systemd")[2]
     settings = tomllib.loads(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
-    assert sum(map(len, settings.values())) == 18
-    assert "one file with eighteen settings, and seven commands" in readme
+    assert sum(map(len, settings.values())) == 17
+    assert "one file with seventeen settings, and seven commands" in readme
     commands = re.findall(r"`([a-z ]+)`", readme.partition("and seven commands,")[2].partition(". Before")[0])
     assert len(commands) == 7
     run = page.partition("## The image")[0]

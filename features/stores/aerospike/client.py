@@ -23,6 +23,7 @@ from aerospike_helpers.batch.records import BatchRecords
 from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from paywarden.schemas.settings import internal
 
 OK = 0
 RECORD_NOT_FOUND = 2
@@ -39,7 +40,6 @@ _TLS_ERROR = -9
 _NAMESPACE_NOT_FOUND = 20
 _NO_RESPONSE = -15
 _SOME_FAILED = -16
-_BIN_NAME_CHARS_MAX = 15
 _NAMESPACE_CHARS_MAX = 31
 
 # Codes after which the same call fails again until someone changes a setting, here or on the server.
@@ -81,24 +81,9 @@ REASONS = (*_REASONS, "other")
 
 # For the client a timeout of 0 means no limit: a silent server would then stop the pipeline for ever.
 _MINIMA = {
-    "connect_timeout_ms": 1,
-    "tend_interval_ms": 250,
-    "socket_timeout_ms": 1,
     "total_timeout_ms": 1,
-    "info_timeout_ms": 1,
-    "login_timeout_ms": 1,
-    "max_retries": 0,
-    "sleep_between_retries_ms": 0,
-    "breaker_failure_count_max": 1,
-    "breaker_cooldown_ms": 0,
-    "connection_count_min": 0,
     "connection_count_max": 1,
     "record_bytes_max": 1,
-    "batch_record_count_max": 1,
-    "batch_bytes_max": 1,
-    "scan_page_record_count": 1,
-    "scan_page_timeout_ms": 1,
-    "scan_patience_ms": 0,
     "scan_records_per_second": 0,
     "marker_days": 0,
 }
@@ -121,7 +106,6 @@ AUTH_MODES = {
 CLUSTER_CHECKS = ("off", "warn", "require")
 # The values that a text setting may have.
 _CHOICES: dict[str, Collection[str]] = {
-    "read_mode_ap": READ_MODES_AP,
     "read_mode_sc": READ_MODES_SC,
     "auth_mode": AUTH_MODES,
     "cluster_check": CLUSTER_CHECKS,
@@ -141,63 +125,57 @@ class AerospikeSettings:
 
     hosts: tuple[str, ...] = ("127.0.0.1:3000",)
     namespace: str = "test"
-    bin_name: str = "profile"
-    connect_timeout_ms: int = 1_000
+    bin_name: str = internal("profile")
+    connect_timeout_ms: int = internal(1_000)
     # How often the client updates its list of nodes. The minimum is 250.
-    tend_interval_ms: int = 1_000
-    socket_timeout_ms: int = 500
+    tend_interval_ms: int = internal(1_000)
+    socket_timeout_ms: int = internal(500)
     total_timeout_ms: int = 2_000
     # For status requests to the server. Well below one second, the interval of health checks.
-    info_timeout_ms: int = 500
-    max_retries: int = 2
-    sleep_between_retries_ms: int = 20
+    info_timeout_ms: int = internal(500)
+    max_retries: int = internal(2)
+    sleep_between_retries_ms: int = internal(20)
     # Calls that fail in a row until the breaker opens. A call has had its retries: this is nine attempts.
-    breaker_failure_count_max: int = 3
+    breaker_failure_count_max: int = internal(3)
     # As long as one unanswered call: long enough to relieve a cluster in trouble, short compared with its recovery.
-    breaker_cooldown_ms: int = 2_000
+    breaker_cooldown_ms: int = internal(2_000)
     # Connections to each node that stay open, so that a burst need not wait for new ones. TLS makes these dear.
-    connection_count_min: int = 0
+    connection_count_min: int = internal(0)
     connection_count_max: int = 100
-    read_mode_ap: str = "all"
+    # "one" would read from one copy: a node that comes back could say that an acknowledged record is absent.
+    read_mode_ap: str = internal("all")
     read_mode_sc: str = "linearize"
     rack_ids: tuple[int, ...] = ()
     # The name that the cluster must have; empty for any. It keeps a test's settings out of the live cluster.
     cluster_name: str = ""
     use_services_alternate: bool = False
     # How the cluster's statistics of clients call this one.
-    app_id: str = "paywarden"
+    app_id: str = internal("paywarden")
     # At the start the store looks for settings with which a cluster can lose records: "warn" logs each finding,
     # "require" refuses to start, "off" does not look.
     cluster_check: str = "warn"
     # Without durable deletes an erased record leaves a marker. It must outlive every record; 0 keeps it for ever.
     marker_days: int = 800
     record_bytes_max: int = RECORD_BYTES_MAX
-    batch_record_count_max: int = 256
+    batch_record_count_max: int = internal(256)
     # The client's own limit is 128 MiB; this keeps one call well inside total_timeout_ms on a slow network.
-    batch_bytes_max: int = 8 << 20
-    scan_page_record_count: int = 5_000
-    scan_page_timeout_ms: int = 30_000
+    batch_bytes_max: int = internal(8 << 20)
+    scan_page_record_count: int = internal(5_000)
+    scan_page_timeout_ms: int = internal(30_000)
     # How long a scan tries to continue after the loss of a node. The other nodes need seconds to take over.
-    scan_patience_ms: int = 30_000
+    scan_patience_ms: int = internal(30_000)
     # All nodes together, 0 for no limit. A host that warms up must not starve the others' pipelines.
     scan_records_per_second: int = 100_000
     auth_mode: str = "internal"
     user: str = ""
     password: str = field(default="", repr=False)
-    login_timeout_ms: int = 5_000
+    login_timeout_ms: int = internal(5_000)
     tls: bool = False
     tls_name: str = ""
     tls_ca_file: str = ""
-    tls_ca_path: str = ""
-    # In OpenSSL's words; empty takes the client's own choice.
-    tls_protocols: str = ""
-    tls_cipher_suite: str = ""
-    # Whether the nodes' certificates are looked up in the lists of revoked ones, among tls_ca_file and tls_ca_path; and
-    # whether the authorities' own are, too.
+    # Whether the nodes' certificates, and their authorities' own, are looked up in the lists of revoked ones that
+    # tls_ca_file has.
     tls_crl_check: bool = False
-    tls_crl_check_all: bool = False
-    # A file with the serial numbers of certificates that are not accepted.
-    tls_certificate_blacklist: str = ""
     tls_certificate_file: str = ""
     tls_key_file: str = ""
     tls_key_password: str = field(default="", repr=False)
@@ -261,16 +239,12 @@ def check_settings(settings: AerospikeSettings) -> None:
         _split_host(host)
     if not 1 <= len(settings.namespace) <= _NAMESPACE_CHARS_MAX:
         raise Misconfigured(f"namespace must have 1 to {_NAMESPACE_CHARS_MAX} characters")
-    if not 1 <= len(settings.bin_name) <= _BIN_NAME_CHARS_MAX:
-        raise Misconfigured(f"bin_name must have 1 to {_BIN_NAME_CHARS_MAX} characters")
     for name, minimum in _MINIMA.items():
         if getattr(settings, name) < minimum:
             raise Misconfigured(f"{name} must be at least {minimum}, got {getattr(settings, name)}")
     for name, choices in _CHOICES.items():
         if getattr(settings, name) not in choices:
             raise Misconfigured(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
-    if settings.connection_count_min > settings.connection_count_max:
-        raise Misconfigured("connection_count_min must be at most connection_count_max")
     if any(rack < 1 for rack in settings.rack_ids):
         raise Misconfigured("rack_ids must be 1 or more each: a node of rack 0 is in no rack")
     _check_login(settings)
@@ -287,8 +261,6 @@ def _check_login(settings: AerospikeSettings) -> None:
     if settings.auth_mode == "external" and not (settings.tls and settings.user):
         # The password goes to the server as it is, which passes it on to LDAP.
         raise Misconfigured("auth_mode is external, so tls, user and password must be set")
-    if settings.tls_crl_check_all and not settings.tls_crl_check:
-        raise Misconfigured("tls_crl_check_all needs tls_crl_check")
 
 
 def _split_host(host: str) -> tuple[str, int]:
@@ -367,15 +339,11 @@ def _client_config(settings: AerospikeSettings, *, every_node: bool) -> dict[str
 def _tls_config(settings: AerospikeSettings) -> dict[str, Any]:
     files = {
         "cafile": settings.tls_ca_file,
-        "capath": settings.tls_ca_path,
-        "protocols": settings.tls_protocols,
-        "cipher_suite": settings.tls_cipher_suite,
-        "cert_blacklist": settings.tls_certificate_blacklist,
         "certfile": settings.tls_certificate_file,
         "keyfile": settings.tls_key_file,
         "keyfile_pw": settings.tls_key_password,
     }
-    checks = {"crl_check": settings.tls_crl_check, "crl_check_all": settings.tls_crl_check_all}
+    checks = {"crl_check": settings.tls_crl_check, "crl_check_all": settings.tls_crl_check}
     return {"enable": True, **checks, **{name: value for name, value in files.items() if value}}
 
 

@@ -232,19 +232,13 @@ def _set_limits(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator
         )
 
 
-def _login(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[ClusterFinding]:
+def _login(_: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[ClusterFinding]:
     if not settings.user and settings.auth_mode != "pki":
         yield ClusterFinding(
             WARNING, "there is no login", "anyone who reaches the port reads and writes", "security, a user, TLS"
         )
     if not settings.tls and (settings.user or settings.auth_mode == "pki"):
         yield ClusterFinding(WARNING, "TLS is off", "records travel as they are", "[aerospike] tls = true")
-    if settings.read_mode_ap != "all" and any(
-        report.namespace.get("strong-consistency") != "true" for report in reports
-    ):
-        yield ClusterFinding(
-            WARNING, "[aerospike] read_mode_ap is one", "a read may miss what was acknowledged", 'read_mode_ap = "all"'
-        )
 
 
 def _marker_findings(settings: AerospikeSettings, longest_ttl_s: int) -> Iterator[ClusterFinding]:

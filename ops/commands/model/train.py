@@ -42,34 +42,34 @@ FEATURES_SHOWN = 10
     "--trials",
     "search_budget",
     type=click.IntRange(0),
-    help="Parameters to try on the last days of the window (default: [training] search_budget). 0 or 1: no search.",
+    help="Parameters to try on the last days of the window (default: 1). 0 or 1: no search.",
 )
 @click.option(
     "--minutes",
     "search_minutes",
     type=click.FloatRange(0),
-    help="Try no further parameters after this many minutes (default: [training] search_minutes). 0: no limit.",
+    help="Try no further parameters after this many minutes (default: 0). 0: no limit.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(1),
-    help="Models of different seeds to average and distil into one (default: [training] seeds). 1: none.",
+    help="Models of different seeds to average and distil into one (default: 1). 1: none.",
 )
 @click.option(
     "--choose-features/--all-features",
     default=None,
-    help="Whether to drop features that do not help on held-out days (default: [training] choose_features).",
+    help="Whether to drop features that do not help on held-out days.",
 )
 @click.option(
     "--cascade/--no-cascade",
     default=None,
     help="Whether a small model answers the clear payments first (default: [training] cascade).",
 )
-@click.option("--seed", type=click.IntRange(0), help="Seed of everything random (default: [training] seed).")
+@click.option("--seed", type=click.IntRange(0), help="Seed of everything random (default: 0).")
 @click.option(
     "--experiment",
     metavar="NAME",
-    help="MLflow experiment to record the training in (default: [training] mlflow_experiment).",
+    help="MLflow experiment to record the training in.",
 )
 @click.pass_obj
 @needs("train")

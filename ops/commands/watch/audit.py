@@ -78,8 +78,8 @@ def _on_topic(source: Source, name: str) -> list[AuditHead]:
 
 
 def _head(text: str) -> AuditHead:
-    from paywarden.models.registry.entries import is_digest
     from paywarden.ops.console.audit import AuditHead
+    from paywarden.schemas.signed_lines import is_digest
 
     number, _, digest = text.partition(":")
     if not (number.isascii() and number.isdigit()) or not is_digest(digest):

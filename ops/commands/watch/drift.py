@@ -252,7 +252,7 @@ def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
     from paywarden.streams.drift.counts import base_version
 
     if model.is_several:
-        return "it stands for all versions beyond [drift] versions_max, which are counted as one"
+        return "it stands for all versions beyond the first four, which are counted as one"
     if model.has_reference:
         return ""
     has_reference = known.get(base_version(model.version))

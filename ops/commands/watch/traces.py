@@ -38,7 +38,7 @@ def traces(source: Source) -> None:
     require_broker(kafka)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with closing(DecisionRecords(kafka, settings.group_id, settings.batch_max)) as records:
+    with closing(DecisionRecords(kafka, kafka.topic_prefix + settings.group_id, settings.batch_max)) as records:
         decoder = Decoder("decisions", wiring.schema_ids(source))
         exporter = TraceExporter(settings, decoder, records.read, records.commit)
         click.echo(f"spans go to {settings.collector}")

@@ -33,6 +33,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.schemas.settings import internal
 from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
@@ -184,9 +185,9 @@ class AdmissionSettings:
     # too low.
     wait_ms_max: int = 10
     # Bounds memory, however fast the worker is. A request counts as a payment for every 4 KiB, so 16 MiB wait at most.
-    queue_payments_max: int = 4096
+    queue_payments_max: int = internal(4096)
     # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
-    chunk_payments: int = 32
+    chunk_payments: int = internal(32)
     # Payments that a worker takes from one caller in a second; for bursts see caller_queues.py. 0: no limit.
     caller_payments_per_second: int = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.settings import internal
 
 
 class OutboxFull(TemporaryFailure):
@@ -35,12 +36,12 @@ class OutboxSettings:
     """
 
     directory: str = "outbox"
-    segment_bytes: int = 64 * 1024 * 1024
+    segment_bytes: int = internal(64 * 1024 * 1024)
     # The limit of unshipped bytes: two million decisions, or half an hour of 1,000 a second without a broker. Decisions
     # answered within `[answered] window_s` are kept on top of it.
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
-    fsync_interval_ms: int = 200
+    fsync_interval_ms: int = internal(200)
     # The most bytes of unreadable entries that each worker's outbox may hold. Beyond it the companion stops
     # shipping this worker's decisions. A damaged segment may be set aside whole, so it is four of them.
-    set_aside_bytes_max: int = 256 * 1024 * 1024
+    set_aside_bytes_max: int = internal(256 * 1024 * 1024)

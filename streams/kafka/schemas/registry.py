@@ -46,6 +46,7 @@ from paywarden.schemas.avro import (
 )
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
+from paywarden.schemas.settings import internal
 from paywarden.streams.kafka.schemas.remembered_schemas import RememberedSchemas
 
 # The client speaks HTTP through httpx2 where it is installed and through its predecessor elsewhere.
@@ -90,7 +91,7 @@ class RegistrySettings:
     key_password: str = field(default="", repr=False)
     # False: our schemas must be registered already, and a missing one stops the start.
     auto_register: bool = True
-    timeout_ms: int = 5_000
+    timeout_ms: int = internal(5_000)
 
 
 def schema_ids(

@@ -13,10 +13,8 @@ import pytest
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets
-from paywarden.schemas.errors import PaywardenError
-from paywarden.streams.maintenance.backfill_progress import read_progress
 from tests.services.product.deployment import Deployment
-from tests.services.product.processes import run_paywarden, wait_until
+from tests.services.product.processes import run_paywarden
 from tests.services.servers.kafka import KafkaServer
 
 _PROGRESS = re.compile(r": [\d,]+( of [\d,]+ \(\d+%\)| done in )")
@@ -73,46 +71,6 @@ def filled(history: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[She
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
-
-
-def test_backfill_prints_the_counts_of_written_records(filled: tuple[Shell, str], history: Path) -> None:
-    shell, said = filled
-    found = {name.strip(): value for name, _, value in (line.rpartition("  ") for line in said.splitlines())}
-    stored = [key.partition(b":")[0].decode() for key in shell.contents()]
-    payments = pq.read_table(history / "payments.parquet")
-    assert int(found["payments"]) == int(found["payment records"]) == stored.count("payment") == len(payments)
-    for name in ("card", "merchant", "device"):
-        assert int(found[f"{name} profiles"]) == stored.count(name) > 0
-    assert float(found["seconds"]) > 0
-    assert float(found["records/s"]) > 0
-    assert "of these, written before" not in found
-
-
-def test_backfill_continues_after_kill_9(
-    tmp_path: Path, history: Path, filled: tuple[Shell, str], kafka: KafkaServer, topic_prefix: str
-) -> None:
-    whole, _ = filled
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
-        deployment.configure("lmdb", "fsync = false\n")
-
-        def has_begun() -> bool:
-            try:
-                with closing(LmdbStore(deployment.store, readonly=True)) as store:
-                    progress = read_progress(store)
-            except PaywardenError:
-                # The store does not exist yet.
-                return False
-            return progress is not None and progress.position > 0
-
-        killed = deployment.start("backfill", "--data", str(history))
-        wait_until(has_begun, "something is written", every_s=0.001)
-        killed.kill()
-        again = deployment.run("backfill", "--data", str(history))
-        assert again.returncode == 0, again.stderr
-        # The backfill may have finished before the kill. The second one then has nothing to do.
-        assert "of these, written before" in again.stdout or "nothing to do" in again.stdout
-        shell = Shell(tmp_path)
-        assert shell.contents() == whole.contents()
 
 
 def test_backfill_refuses_a_store_with_profiles_without_overwrite(shell: Shell, history: Path) -> None:

@@ -16,6 +16,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
+from tests.services.product import internals
 from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer
@@ -69,10 +70,12 @@ def test_kill_9_of_the_console_loses_nothing_that_it_confirmed(kafka: KafkaServe
     _put(settings)
     config = tmp_path / "paywarden.toml"
 
+    internals.write(tmp_path, {"console": {"requests_per_minute": 100_000}})
+
     def console(folder: str) -> PaywardenProcess:
         config.write_text(
             f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
-            f'[console]\nport = 0\nrequests_per_minute = 100000\nfolder = "{tmp_path / folder}"\n'
+            f'[console]\nport = 0\nfolder = "{tmp_path / folder}"\n'
             f'[decision_index]\npath = "{tmp_path / folder / "index.duckdb"}"\nsecond_review_share = 0.0\n',
             encoding="utf-8",
         )

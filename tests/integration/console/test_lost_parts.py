@@ -29,6 +29,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
 from tests.services.ports import free_port
+from tests.services.product import internals
 from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import produce
@@ -142,11 +143,13 @@ def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
     put(settings, "decisions", 3)
     config = tmp_path / "paywarden.toml"
 
+    internals.write(tmp_path, {"console": {"requests_per_minute": 100_000}})
+
     def console(registry: str) -> tuple[PaywardenProcess, _Analyst]:
         config.write_text(
             f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
             f'[registry]\nurl = "{registry}"\n'
-            f'[console]\nport = 0\nrequests_per_minute = 100000\nfolder = "{tmp_path / "console"}"\n'
+            f'[console]\nport = 0\nfolder = "{tmp_path / "console"}"\n'
             f'[decision_index]\npath = "{tmp_path / "console/index.duckdb"}"\nsecond_review_share = 0.0\n',
             encoding="utf-8",
         )

@@ -15,6 +15,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
+from tests.services.product import internals
 from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer, produce
@@ -84,10 +85,12 @@ def test_pages_say_what_is_missing_and_nothing_is_lost_while_postgresql_is_away(
     with postgres_server() as server:
         config.write_text(
             f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
-            f'[console]\nport = 0\nrequests_per_minute = 100000\nfolder = "{tmp_path / "console"}"\n'
-            f'[decision_index]\naddress = "{server.address}"\ntimeout_ms = 1000\nsecond_review_share = 0.0\n',
+            f'[console]\nport = 0\nfolder = "{tmp_path / "console"}"\n'
+            f'[decision_index]\naddress = "{server.address}"\nsecond_review_share = 0.0\n',
             encoding="utf-8",
         )
+        values = {"console": {"requests_per_minute": 100_000}, "decision_index": {"timeout_ms": 1000}}
+        internals.write(tmp_path, values)
         running = PaywardenProcess(tmp_path, config, "console")
         analyst = _Analyst(running.first_line())
         wait_until(lambda: analyst.waiting() == _REVIEWS, "the console knows the reviews", every_s=0.2)

@@ -13,16 +13,14 @@ import pytest
 from paywarden.features.stores.base import ProfileStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.drift.counts import MINUTE_MS, Binnings
-from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads, take_over
+from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, samples, wait_until
-from tests.services.servers.kafka import produce
-from tests.standin.aerospike_server import Fault, StandIn
+from tests.standin.aerospike_server import StandIn
 from tests.worlds.drift.drifting import decision
-from tests.worlds.stream.topics import Topics, letter, small_world, wait_until_worked_in
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))
@@ -35,7 +33,8 @@ END_MS = START_MS + 13 * FIVE_MS
 def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
     address, prefix = settings.bootstrap, settings.topic_prefix
     with Deployment(tmp_path, address, prefix, aerospike=standin.address) as deployed:
-        deployed.configure("drift", "save_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
+        deployed.configure("drift", "grace_ms = 1000\n")
+        deployed.configure_internally("drift", save_every_ms=200, save_decisions=500)
         deployed.create_topics()
         yield deployed
 
@@ -172,58 +171,3 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
     assert last.stop() == 0
     for process in (first, second, third, last):
         assert "Traceback" not in process.log.read_text(encoding="utf-8")
-
-
-def test_a_store_that_is_away_delays_only_decisions(
-    deployment: Deployment, settings: KafkaSettings, store: ProfileStore, standin: StandIn
-) -> None:
-    deployment.configure("drift", "unsaved_max = 1000\n")
-    decisions = Decisions(settings)
-    decisions.send(200)
-    stream, address = started(deployment)
-    wait_until(lambda: is_ready(address), "the worker is ready")
-    # The pipeline reads the register of profile sets before it begins, and ends the process if the store is away.
-    Topics(settings).send_payments(small_world()[0].slice(0, 1).to_pylist())
-    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
-    wait_until(lambda: counted_decisions(store) == 200, "the first decisions are counted")
-    standin.faults.add(Fault.drop(), times=1_000_000)
-    for _ in range(10):
-        decisions.send(1000)
-    # Dead letters, which Faust reads with the same consumer.
-    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store")
-    produce(
-        settings.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "payments", "card_id: odd", 1))]
-    )
-    wait_until(
-        lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "others are not held up"
-    )
-    time.sleep(1)
-    # Memory is bounded by unsaved_max, one fetch, and the records on their way.
-    assert samples(address)["paywarden_drift_unsaved",] < 5000
-    assert not samples(address).get(("paywarden_drift_store_up",), 0)
-    standin.faults.clear()
-    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
-    assert total(store) == (decisions.committed, decisions.committed)
-    assert stream.stop() == 0
-
-
-def test_a_partition_lost_to_another_owner_is_taken_back_and_reread(
-    deployment: Deployment, settings: KafkaSettings, store: ProfileStore
-) -> None:
-    decisions = Decisions(settings)
-    stream, address = started(deployment)
-    wait_until(lambda: is_ready(address), "the worker is ready")
-    decisions.send(800)
-    wait_until(lambda: counted_decisions(store) == 800, "the first decisions are counted")
-    # This imitates a worker that is slow to notice that it has lost its partitions.
-    take_over(store, 1, ADDER)
-    took_s = time.monotonic()
-    while time.monotonic() < took_s + 9:
-        decisions.send(200)
-        time.sleep(0.2)
-    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
-    time.sleep(1)
-    assert samples(address)["paywarden_drift_store_conflicts_total",] >= 1
-    assert total(store) == (decisions.committed, decisions.committed)
-    assert by_minute(store, decisions.minutes) == decisions.minutes
-    assert stream.stop() == 0

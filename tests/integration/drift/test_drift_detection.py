@@ -56,7 +56,9 @@ def watched(deployment: Deployment, tmp_path: Path) -> Deployment:
     """A deployment that watches the small world's model against a reference of similar decisions."""
     path = tmp_path / "reference.npz"
     reference().save(path)
-    deployment.configure("drift", f'references = ["{path}"]\nsave_every_ms = 200\ngrace_ms = 1000\n')
+    deployment.configure("drift", f'references = ["{path}"]\n')
+    deployment.configure("drift", "grace_ms = 1000\n")
+    deployment.configure_internally("drift", save_every_ms=200)
     return deployment
 
 

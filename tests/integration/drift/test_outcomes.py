@@ -42,12 +42,10 @@ SETTINGS = OutcomeSettings(label_delay_days=2, window_days=60)
 @pytest.fixture
 def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployed:
-        with deployed.config.open("a", encoding="utf-8") as config:
-            config.write(
-                "[drift]\nsave_every_ms = 200\nsave_decisions = 300\ngrace_ms = 1000\n"
-                "[outcomes]\nsave_every_ms = 200\nsave_records = 100\nlabel_delay_days = 2\nwindow_days = 60\n"
-                "reference_days = 6\n"
-            )
+        deployed.configure("drift", "grace_ms = 1000\n")
+        deployed.configure_internally("drift", save_every_ms=200, save_decisions=300)
+        deployed.configure("outcomes", "label_delay_days = 2\nwindow_days = 60\n")
+        deployed.configure_internally("outcomes", save_every_ms=200, save_records=100, reference_days=6)
         deployed.create_topics()
         yield deployed
 

@@ -233,7 +233,7 @@ def test_a_client_that_silently_stops_reading_a_partition_is_replaced(tmp_path: 
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
         deployment.create_topics()
-        deployment.configure("companion", "stall_timeout_s = 4\n")
+        deployment.configure_internally("companion", stall_timeout_s=4)
         stream = deployment.start("stream")
         topics.send_payments(payments[:200])
         wait_until_worked_in(settings, group)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
@@ -27,7 +26,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.changelog import PAYMENTS_HEADER, Changelog
+from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.progress.watermarks import Claim
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
@@ -330,92 +329,3 @@ def test_a_host_takes_the_cards_of_one_that_goes_and_gives_them_back(
     ours, theirs = snapshots[-2].profiles.keys(), snapshots[-1].profiles.keys()
     assert ours | theirs == whole_mirror(records, ends_of(records)).keys()
     assert {key.partition(b":")[0] for key in ours & theirs} == {b"merchant", b"device"}
-
-
-def test_odd_records_of_other_shards_are_passed_over_and_own_ones_counted(
-    hosts: tuple[Host, Host], settings: KafkaSettings, deployment: Deployment
-) -> None:
-    a, _ = hosts
-    stream, mark = Stream(settings), bytes(MARK_DTYPE.itemsize)
-    overlay = {
-        "OVERLAY_ENABLED": "true",
-        "OVERLAY_PATH": str(deployment.folder / "overlay"),
-        "OVERLAY_PAYMENTS_MAX": "64",
-        "OVERLAY_MARKS_MAX": "1000",
-    }
-    own, other = keys_by_holder([b"card:odd%d" % number for number in range(200)])
-    (long_key, *_), (other_long_key, *_) = keys_by_holder([b"card:%d" % n + b"x" * KEY_BYTES_MAX for n in range(20)])
-    # No shard has a combination that names no merchant, and each host has merchants.
-    elsewhere = [b"merchant:m", b"card_merchant:c"]
-
-    def write(state: bytes) -> None:
-        states = dict.fromkeys([*own, *other, *elsewhere], state)
-        stream.write("card", states, dict.fromkeys(states, mark))
-        stream.say_progress()
-        stream.flush()
-
-    def counts() -> tuple[float, float]:
-        """The counts of unreadable and unnamed changes, once everything is applied."""
-        a.wait_until_applied(ends_of(read_topic(settings, "profiles")))
-        metrics = a.metrics()
-        unreadable, unnamed = (
-            "paywarden_companion_unreadable_records_total",
-            "paywarden_companion_changes_unnamed_total",
-        )
-        return metrics[(unreadable,)], metrics[(unnamed,)]
-
-    write(b"as it was")
-    a.start(hosts="a,b", **overlay)
-    a.wait_until_settled()
-    encoded = next(one.value for one in read_topic(settings, "profiles") if one.key == own[0])
-    unreadable, unnamed = counts()
-    assert unreadable == 0
-
-    # For cards that another host holds, only the key is read.
-    odd: list[tuple[bytes | None, list[tuple[str, bytes | None]]]] = [
-        (b"no profile", []),
-        (b"", []),
-        (None, []),
-        (encoded, []),
-        (encoded, [(PAYMENTS_HEADER, b"too short")]),
-        (encoded, [("another", None)]),
-    ]
-    for key, (value, headers) in zip([*other[:5], other_long_key], odd, strict=True):
-        stream.send(key, value, headers)
-    stream.flush()
-    assert counts() == (0, unnamed)
-
-    # Own cards: two that cannot be read, an erased one, three that do not say which payments they have.
-    for key, (value, headers) in zip(own, odd, strict=False):
-        stream.send(key, value, headers)
-    stream.flush()
-    assert counts() == (2, unnamed + 5)
-    # Keys that no profile has, and keys of the mirror's own notes.
-    for key in (b"", long_key, b"\0shards", b"\0complete_to", b"\0position:1", b"\0"):
-        stream.send(key, encoded, [])
-        if key:
-            stream.send(key, None, [])
-    stream.send(elsewhere[0], b"no profile", [])
-    stream.flush()
-    assert counts() == (2 + 11 + 1, unnamed + 5 + 11 + 1)
-    assert a.is_settled()
-    write(b"as it is")
-    assert counts() == (14, unnamed + 17)
-    a.stop()
-    held = a.snapshot("after odd records")
-    # Then it gains the other cards, whose odd records it now has to read.
-    a.start(hosts="a,b", next_hosts="a", **overlay)
-    a.wait_until_settled()
-    a.stop()
-    records = read_topic(settings, "profiles")
-    for snapshot in (held, a.snapshot("after it has gained the rest")):
-        check(snapshot, records)
-    assert set(a.mirror.read([*own, *other, *elsewhere]).values()) == {b"as it is"}
-
-
-def keys_by_holder(keys: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Returns the keys of cards that host a holds while there is host b, and those that b holds."""
-    held = held_by("a", COUNT, ("a", "b"), 1)
-    shards = CARDS.of_keys(keys)[1].tolist()
-    own = [key for key, shard in zip(keys, shards, strict=True) if shard in held]
-    return own, sorted({*keys} - {*own})

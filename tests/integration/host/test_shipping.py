@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from paywarden.streams.companion.shipping import Shipper, shipper_of
 from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
+from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
@@ -29,8 +28,6 @@ from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.unit.scoring.state.outboxes import append_all
-
-_log = logging.getLogger(__name__)
 
 
 @pytest.fixture
@@ -140,22 +137,6 @@ def test_a_companion_killed_before_noting_its_cursor_resends_nothing(world: Worl
     exactly(world)
 
 
-def test_a_record_that_is_no_cursor_is_left_out_and_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.decide(50)
-    world.ship()
-    key = cursor_key(world.identity.host, "worker-0")
-    producer = make_producer(world.kafka, linger_ms=0)
-    for value in (b"no cursor", b"\xff\xfe"):
-        producer.produce(world.kafka.topic(CURSORS_TOPIC), value, key=key)
-    assert producer.flush(PATIENCE_S) == 0
-    (Path(world.settings.directory) / "worker-0" / "cursor").unlink()
-    world.shipper = world.new_shipper()
-    world.decide(10)
-    world.ship()
-    exactly(world)
-    assert caplog.text.count("holds a record that is no cursor, for worker-0") == 2
-
-
 def test_uncommitted_decisions_of_a_killed_companion_are_read_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,22 +152,6 @@ def test_uncommitted_decisions_of_a_killed_companion_are_read_once(
     # The killed companion goes on after all, and the broker refuses its commit.
     zombie.advance()
     assert zombie.shipped == 300
-    exactly(world)
-
-
-def test_a_companion_that_was_replaced_ships_nothing_when_it_wakes_up(world: World) -> None:
-    world.decide(100)
-    world.ship()
-    zombie, world.shipper = world.shipper, world.new_shipper()
-    world.decide(200)
-    world.ship()
-    # According to its own cursor, these decisions are still to be shipped.
-    assert zombie.waiting_bytes()["worker-0"] > 0
-    zombie.advance()
-    wait_until(
-        lambda: zombie.under_way == 0 or zombie.advance() > 0, "the old companion has noticed that it was replaced"
-    )
-    assert zombie.shipped == 100
     exactly(world)
 
 
@@ -218,25 +183,6 @@ def test_a_cursor_behind_another_hosts_open_transaction_is_read(world: World) ->
     cursor = read_cursors(world.clients, world.identity.host)["worker-0"]
     assert (cursor.position, cursor.boot_id) == (world.writer.position, boot_id())
     assert "another" not in read_cursors(world.clients, "another")
-
-
-def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World) -> None:
-    world.decide(1)
-    world.ship()
-    count = 4 * ShippingOptions().transaction_max
-    world.decide(count)
-    began = time.monotonic()
-    # How fast that is depends on the machine. It is fast because there are only a few transactions.
-    assert world.ship() == 4
-    rate = count / (time.monotonic() - began)
-    took_ms = []
-    for _ in range(3):
-        world.decide(1)
-        began = time.monotonic()
-        assert world.ship() == 1
-        took_ms.append(1000 * (time.monotonic() - began))
-    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 3)", rate, sorted(took_ms)[1])
-    exactly(world)
 
 
 def test_a_broker_away_longer_than_a_transaction_loses_nothing(

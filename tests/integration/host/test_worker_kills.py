@@ -187,7 +187,7 @@ class Killer:
 def deployment(deployment: Deployment) -> Deployment:
     deployment.configure("companion", "fill_from_store = false\n")
     # Small segments, so that some are finished, shipped and kept while retries ask for decisions in them.
-    deployment.configure("outbox", "segment_bytes = 100_000\n")
+    deployment.configure_internally("outbox", segment_bytes=100_000)
     # Room for all payments of the window. A payment without a place is decided again when it is retried.
     config = deployment.config.read_text(encoding="utf-8")
     config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")

@@ -31,7 +31,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.gateway.description import GatewayShards, Limits, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
@@ -617,19 +616,6 @@ def _send_http2(world: World, gateway: RunningGateway, headers: list[tuple[str, 
             answer += more
 
 
-def test_a_caller_without_tls_gets_nothing_but_what_the_port_wants(world: World, gateway: RunningGateway) -> None:
-    before = world.seen()
-    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=PATIENCE_S) as raw:
-        raw.sendall(post_json(payment("clear"), headers=head()))
-        answer = Client(raw).rest()
-    if gateway.target == "nginx":
-        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"] == "this port wants TLS"
-    else:
-        # Envoy closes a connection whose first bytes are no TLS.
-        assert answer == b""
-    assert world.seen() == before
-
-
 def test_a_connection_that_says_nothing_is_closed_before_an_idle_one(gateway: RunningGateway) -> None:
     """Envoy kept it for a minute, so that anybody could take all connections."""
     began = time.monotonic()
@@ -685,16 +671,6 @@ def test_when_a_host_goes_only_its_cards_move(world: World) -> None:
             return hosts_of(world, gateway, "over", 60) == wanted
 
         wait_until(took_over, f"{target} asks the hosts that hold the cards")
-
-
-def test_livez_needs_no_key_and_is_a_page_that_prometheus_takes(gateway: RunningGateway) -> None:
-    with gateway.connected() as raw:
-        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
-        head, _, body = Client(raw).rest().partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 ")
-    # Prometheus 3 takes no page without its type.
-    assert b"content-type: text/plain" in head.lower()
-    assert list(text_string_to_metric_families(body.decode())) == []
 
 
 # The log

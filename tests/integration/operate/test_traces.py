@@ -53,7 +53,7 @@ def test_a_sampled_request_has_its_spans_at_the_collector_and_no_other_has(
     shutil.copytree(small_world.trained_bundle(), deployment.bundle)
     deployment.configure("companion", "fill_from_store = false\n")
     deployment.configure("admission", "deadline_ms = 60000\nwait_ms_max = 50000\n")
-    deployment.configure("tracing", f'collector = "{collector.address}"\ngroup_id = "{settings.topic_prefix}traces"\n')
+    deployment.configure("tracing", f'collector = "{collector.address}"\n')
     serve = deployment.start("serve")
     deployment.start("companion")
     traces = deployment.start("traces")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.profile_view import first_payment_ms
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
-from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorView, has_mirror
 from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -22,7 +19,6 @@ from paywarden.streams.maintenance.entity_erasure import Forgotten, KafkaChangel
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
-from tests.services.servers.kafka import KafkaServer
 from tests.worlds.stream.topics import Topics, read_last, wait_until_worked_in
 
 PLAN = FeatureEngine().plan
@@ -126,37 +122,6 @@ def _ends(settings: KafkaSettings) -> dict[int, int]:
     ends = end_offsets(consumer, settings.topic("profiles"), partitions_of(settings, "profiles"))
     consumer.close()
     return ends
-
-
-def test_the_changelog_shows_which_erased_keys_have_a_state_again(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    del deployment
-    topic = settings.topic("profiles")
-    producer: Producer = make_producer(settings, linger_ms=0)
-
-    def write(key: bytes) -> None:
-        producer.produce(topic, b"a state", key=key)
-        assert producer.flush(PATIENCE_S) == 0
-
-    write(b"card:before")
-    with closing(KafkaChangelog(settings)) as changelog:
-        assert changelog.came_back() == set()
-        changelog.erase([b"card:before", b"card:back", b"card:gone"])
-        assert changelog.came_back() == set()
-        write(b"card:back")
-        write(b"card:other")
-        assert changelog.came_back() == {b"card:back"}
-        assert changelog.came_back() == {b"card:back"}
-        changelog.erase([b"card:back"])
-        assert changelog.came_back() == set()
-
-
-def test_a_tombstone_that_the_broker_refuses_is_an_error(kafka: KafkaServer, settings: KafkaSettings) -> None:
-    topic = NewTopic(settings.topic("profiles"), num_partitions=1, config={"max.message.bytes": "80"})
-    kafka.create_topics(topic)
-    with closing(KafkaChangelog(settings)) as changelog, pytest.raises(BrokerUnavailable, match="Kafka refused"):
-        changelog.erase([b"card:" + b"C" * 100])
 
 
 def test_a_tombstone_goes_to_the_partition_of_its_keys_states(deployment: Deployment, settings: KafkaSettings) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pyarrow as pa
 
 from paywarden.features.catalogue.loading import load_catalogue
@@ -15,10 +13,9 @@ from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.kafka.admin import partitions_of, topics_of
+from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topic_names import repartition_topic
-from paywarden.streams.kafka.topics import create_repartition_topics, delete_repartition_topics
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
 from tests.worlds.stream.topics import (
@@ -161,40 +158,6 @@ def replayed_profiles(engine: FeatureEngine, payments: pa.Table, outcomes: pa.Ta
     }
 
 
-def test_dropping_a_set_deletes_its_topics_and_no_others(deployment: Deployment, settings: KafkaSettings) -> None:
-    sets = ProfileSets(sets_of(deployment).open_register())
-    before = own_topics(settings)
-    for name in ("b1", "b2"):
-        sets.create(name, now_ms=1)
-        create_repartition_topics(settings, {repartition_topic(entity, name): 2 for entity in ENTITIES}, 1)
-    sets.close()
-    # The state that a killed drop may leave.
-    assert delete_repartition_topics(settings, [repartition_topic("card", "b1")]) == {}
-    dropped = deployment.run("profile-sets", "drop", "b1")
-    assert (dropped.returncode, dropped.stderr) == (0, "")
-    wanted = before | {settings.topic(repartition_topic(entity, "b2")) for entity in ENTITIES}
-    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others")
-
-
-def own_topics(settings: KafkaSettings) -> set[str]:
-    return {name for name in topics_of(settings) if name.startswith(settings.topic_prefix)}
-
-
-def test_a_rebuild_from_a_time_has_the_records_since_then(deployment: Deployment, settings: KafkaSettings) -> None:
-    payments, outcomes = small_world()
-    none = outcomes.slice(0, 0)
-    topics = Topics(settings)
-    send(topics, payments.slice(0, 300))
-    time.sleep(0.05)
-    between_ms = time.time_ns() // 1_000_000
-    time.sleep(0.05)
-    send(topics, payments.slice(300, 300))
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(between_ms / 1000)) + f".{between_ms % 1000:03}Z"
-    done = deployment.run("rebuild", "--from", moment)
-    assert done.returncode == 0, done.stderr
-    assert_profiles_equal(read_set(deployment, done.stdout.strip()), batch_profiles(payments.slice(300, 300), none))
-
-
 def test_a_rebuild_killed_during_fill_or_swap_can_be_continued(deployment: Deployment, settings: KafkaSettings) -> None:
     payments, outcomes = small_world()
     send(Topics(settings), payments, outcomes)
@@ -217,30 +180,6 @@ def test_a_rebuild_killed_during_fill_or_swap_can_be_continued(deployment: Deplo
     assert stream.stop() == 0
     assert_profiles_equal(read_set(deployment, name), batch_profiles(payments, outcomes))
     assert read_changelog(settings) == read_set(deployment, name)
-
-
-def test_after_an_abandoned_swap_the_live_set_is_live_and_published(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    payments, outcomes = small_world()
-    send(Topics(settings), payments, outcomes)
-    stream = deployment.start("stream")
-    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
-    register = ProfileSets(sets_of(deployment).open_register())
-    rebuild = deployment.start("rebuild", "--from-beginning")
-    wait_until(lambda: register.read().next is not None, "the swap has begun", every_s=0.005)
-    name = register.read().next
-    assert name is not None
-    rebuild.kill()
-    done = deployment.run("rebuild", "--abort", name)
-    assert done.returncode == 0, done.stderr
-    assert register.read().name == ""
-    register.close()
-    topics = Topics(settings)
-    send(topics, payments.slice(0, 1))
-    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
-    assert stream.stop() == 0
-    assert read_changelog(settings) == read_store(deployment.store)
 
 
 def test_partitions_are_added_only_when_all_records_are_worked_in(

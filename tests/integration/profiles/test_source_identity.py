@@ -42,7 +42,6 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import running
 from tests.services.product.processes import is_ready, wait_until
-from tests.services.servers.kafka import KafkaServer
 from tests.worlds.stream.topics import (
     ENTITIES,
     Topics,
@@ -176,32 +175,6 @@ def test_records_that_expired_before_they_were_read_are_counted(settings: KafkaS
     assert world.registry.get_sample_value(name, {"topic": topic}) == 300
 
 
-def test_a_topic_that_has_lost_its_end_stops_the_worker(tmp_path: Path) -> None:
-    """As after an unclean election of a leader: the same topic, the same id, and fewer records than were read."""
-    with KafkaServer(tmp_path) as server:
-        world = World(settings := KafkaSettings(bootstrap=server.bootstrap))
-        before, after = halves()
-        Topics(settings).send_payments(before)
-        world.work_in()
-        server.stop()
-        for folder in server.data.glob("payments-*"):
-            for path in folder.iterdir():
-                if path.name != "partition.metadata":
-                    path.unlink()
-        server.restart()
-        Topics(settings).send_payments(after[:50])
-        line = world.fails()
-        assert "lost records that were read already" in line
-        # Once the topic has grown past the old end, nothing on Kafka shows the loss any more.
-        Topics(settings).send_payments(after)
-        assert world.fails() == line
-        accept(world.clients, world.readers, "payments")
-        world.work_in()
-        assert_profiles_equal(
-            world.profiles(), batch_profiles(small_world()[0].slice(0, 600), small_world()[1].slice(0, 0))
-        )
-
-
 def test_a_changelog_made_anew_fills_the_mirror_anew(tmp_path: Path, settings: KafkaSettings) -> None:
     """Records of the old changelog that the companion had not read are only in the store."""
     world, topics = World(settings), Topics(settings)
@@ -275,16 +248,6 @@ def test_a_topic_is_not_accepted_while_a_worker_runs(settings: KafkaSettings) ->
         world.readers[0].register.note_cut(settings.topic("payments"), "partition 0 was read to offset 9 and ends at 4")
         with pytest.raises(Misconfigured, match=r"1 workers are in group .*: stop all stream workers first"):
             accept(world.clients, world.readers, "payments")
-
-
-def test_the_register_remembers_topics_from_the_first_start(settings: KafkaSettings) -> None:
-    world = World(settings)
-    assert {state.entry.id for state in states(world.clients, world.readers)} == {""}
-    with world.running():
-        wait_until(lambda: SOURCES_KEY in dict(world.store.scan("progress")), "the register is there", every_s=0.05)
-    found = states(world.clients, world.readers)
-    assert [state.entry.id for state in found] == [state.id for state in found]
-    assert all(state.id for state in found)
 
 
 def test_another_cluster_gets_the_topics_of_a_rebuilt_profile_set(tmp_path: Path, settings: KafkaSettings) -> None:

@@ -102,7 +102,7 @@ def test_what_stands_behind_a_strangers_open_transaction_is_waited_for(
 ) -> None:
     """Its outcomes became dead letters, and mirrors counted as complete without its payments."""
     world = small_world()
-    deployment.configure("stream", "stall_timeout_s = 4\n")
+    deployment.configure_internally("stream", stall_timeout_s=4)
     topics = Topics(settings)
     with left_open(settings, "payments", partitions_of(settings, "payments")):
         began_ms = time.time_ns() // 1_000_000

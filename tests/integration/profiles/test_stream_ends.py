@@ -84,8 +84,9 @@ def broker() -> Iterator[EmbeddedBroker]:
 @pytest.fixture
 def deployment(tmp_path: Path, broker: EmbeddedBroker) -> Deployment:
     made = Deployment(tmp_path, broker.bootstrap, "")
-    made.configure("stream", f"stop_timeout_s = {STOP_TIMEOUT_S}\n")
-    made.configure("companion", f"stop_timeout_s = {STOP_TIMEOUT_S}\nfill_from_store = false\n")
+    made.configure_internally("stream", stop_timeout_s=STOP_TIMEOUT_S)
+    made.configure("companion", "fill_from_store = false\n")
+    made.configure_internally("companion", stop_timeout_s=STOP_TIMEOUT_S)
     made.configure("kafka", "check_crcs = false\n")
     return made
 
@@ -282,18 +283,6 @@ def send_a_profile(broker: EmbeddedBroker) -> None:
     value = Encoder("profiles", LocalSchemaIds().id_of("profiles")).encode(record)
     sender.send("profiles", value, key=b"card:c")
     sender.flush(PATIENCE_S)
-
-
-def test_decisions_in_transactions_are_read_from_the_embedded_broker(
-    deployment: Deployment, broker: EmbeddedBroker
-) -> None:
-    with deployment:
-        stream = deployment.start("stream")
-        address = stream.first_line()
-        decide(broker)
-        wait_until(lambda: ("paywarden_drift_undecodable_total",) in samples(address), "decisions are read")
-        assert stream.stop() == 0
-        assert "Traceback" not in stream.log.read_text(encoding="utf-8")
 
 
 def test_a_record_with_a_wrong_checksum_ends_the_process(deployment: Deployment, broker: EmbeddedBroker) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from paywarden.features.profiles.money import load_rates
-from paywarden.models.rollout.analysis import RolloutAnalysis
 from paywarden.models.rollout.judgement import Finding, Judgement
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
@@ -27,7 +25,6 @@ from paywarden.schemas.settings import Source, read_source
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, read_deployment
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
-from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
 from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment as Deployed
@@ -175,42 +172,6 @@ def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> Non
     assert (ended.active.bundle_digest, ended.candidate, ended.share) == ("a" * 64, None, 0)
 
 
-def test_a_leader_that_starts_again_counts_what_the_first_one_saw(world: World) -> None:
-    world.decide(2_000)
-    world.start()
-    with world.led():
-        world.decide(10, rollout="r-1")
-        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
-    world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
-    with world.led() as leader:
-        leader.join(PATIENCE_S)
-    assert world.rollout.phase is Phase.ROLLED_BACK
-
-
-def test_while_kafka_is_away_there_are_no_looks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step must not go on because nobody could see what it did."""
-    looks, trouble = list[int](), ["away"]
-    look = RolloutAnalysis.look
-
-    def noted(analysis: RolloutAnalysis, time_ms: int, *, is_whole: bool) -> Rollout | None:
-        looks.append(time_ms)
-        return look(analysis, time_ms, is_whole=is_whole)
-
-    monkeypatch.setattr(RolloutAnalysis, "look", noted)
-    monkeypatch.setattr(EndsWatch, "trouble", lambda _: trouble[0])
-    world.decide(2_000)
-    world.start()
-    with world.led() as leader:
-        world.decide(10, rollout="r-1")
-        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
-        world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
-        assert looks == []
-        trouble[0] = ""
-        leader.join(PATIENCE_S)
-    assert world.rollout.phase is Phase.ROLLED_BACK
-    assert looks
-
-
 def test_behind_an_open_transaction_no_step_goes_on_and_it_is_told(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,33 +192,6 @@ def test_behind_an_open_transaction_no_step_goes_on_and_it_is_told(
         # Of both arms: decisions of the champion alone would be a split that is wrong.
         wait_until(lambda: world.step_after(20) > 0, "the step goes on")
     assert f"holds up {world.settings.topic('decisions')}/0 since" in caplog.text
-
-
-def test_harm_that_is_seen_beside_an_open_transaction_rolls_back(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    look_quickly(monkeypatch)
-    world.decide(2_000)
-    world.start()
-    with world.led() as leader, left_open(world.settings, "decisions"):
-        wait_until(lambda: "holds up" in caplog.text, "the leader says what is held up")
-        wait_until(lambda: world.phase_after(20) is Phase.RUNNING, "the other partitions have decisions")
-        world.decide(4_000, rollout="r-1", share=5_000, declines=0.4)
-        leader.join(PATIENCE_S)
-    assert world.rollout.phase is Phase.ROLLED_BACK
-
-
-def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
-    world.decide(100)
-    world.start()
-    with world.led() as leader:
-        wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
-        world.keeper.take(RolloutEvent(EventKind.ABORTED, now_ms(), "ann", "enough"))
-        leader.join(PATIENCE_S)
-        assert not leader.is_alive()
-    content = json.loads((world.runtime / DEPLOYMENT).read_text(encoding="utf-8"))
-    assert content["active"]["bundle_digest"] == "a" * 64
-    assert "candidate" not in content
 
 
 # Labels are mature after a tenth of a second, and a candidate with at most three times the fraud is within.

@@ -11,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.schema_registry import Schema as RegistrySchema
-from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from paywarden.models.metrics.evaluation import date_of_day
-from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, parsed, schema_text
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
+from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.services.servers.registry import RegistryServer
 from tests.worlds.operate.backup_page import run_copies
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import FIRST_DAY
-from tests.worlds.stream.decision_records import decision
 from tests.worlds.stream.topics import Topics, read_topic
 
 IDS = LocalSchemaIds()
@@ -189,33 +185,6 @@ def test_training_on_topics_and_on_their_archive_gives_one_bundle(deployment: De
     assert digests[0] == digests[1] != []
 
 
-def test_decisions_shipped_in_transactions_are_archived_without_a_gap(
-    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
-) -> None:
-    encode = encoder_of("decisions")
-    producer = make_transactional_producer(settings, "archive", linger_ms=0, transaction_timeout_ms=600_000)
-    producer.init_transactions(PATIENCE_S)
-    for number in range(60):
-        producer.begin_transaction()
-        producer.produce(settings.topic("decisions"), encode(decision(f"p{number}")), key=f"p{number}")
-        if number == 30:
-            # The transaction is open. Records behind its first one cannot be read yet; the next run archives them.
-            assert producer.flush(PATIENCE_S) == 0
-            paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
-            assert f"p{number}" not in {row["payment_id"] for row in archived(tmp_path, "decisions")}
-        # No reader has seen the records that are taken back.
-        if number % 7 == 3:
-            # The broker cannot abort a transaction if it has seen no record of it.
-            assert producer.flush(PATIENCE_S) == 0
-            producer.abort_transaction(PATIENCE_S)
-        else:
-            producer.commit_transaction(PATIENCE_S)
-    paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
-    rows = archived(tmp_path, "decisions")
-    assert sorted(row["payment_id"] for row in rows) == sorted(f"p{n}" for n in range(60) if n % 7 != 3)
-    assert rows == on_topic(settings, "decisions")
-
-
 def test_followed_topics_are_archived_as_they_grow_until_the_stop(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
@@ -254,33 +223,3 @@ def test_an_archive_that_follows_says_what_is_in_its_way_and_goes_on(
     )
     assert process.stop() == 0
     assert archived(tmp_path, "outcomes") == wanted
-
-
-def test_foreign_schemas_are_read_and_one_that_lacks_a_column_is_named(
-    kafka: KafkaServer, registry: RegistryServer, topic_prefix: str, tmp_path: Path
-) -> None:
-    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-    ours = json.loads(schema_text("payments"))
-    wallet = {"name": "wallet", "type": ["null", "string"], "default": None}
-    newer = ours | {"fields": [*ours["fields"], wallet]}
-    short = ours | {"fields": [one for one in ours["fields"] if one["name"] != "amount_minor"]}
-    payment = small_world.tables()[0].to_pylist()[0]
-    with Deployment(tmp_path, settings.bootstrap, topic_prefix) as deployed:
-        deployed.configure("registry", f'url = "{registry.url}"\n')
-        deployed.create_topics()
-        producer = make_producer(settings, linger_ms=0)
-        with SchemaRegistryClient({"url": registry.url}) as client:
-            for schema, changes in ((ours, ()), (newer, ("wallet",)), (short, ("amount_minor",))):
-                schema_id = client.register_schema(topic_prefix, RegistrySchema(json.dumps(schema), "AVRO"))
-                row = {name: payment.get(name, "w") for name in (one["name"] for one in schema["fields"])}
-                assert set(row) ^ set(payment) == set(changes)
-                value = Encoder("payments", schema_id, schema=parsed(json.dumps(schema))).encode(row)
-                producer.produce(settings.topic("payments"), value, key="k", partition=2)
-        assert producer.flush(PATIENCE_S) == 0
-        said, logged = paywarden(deployed, "archive", "--topic", "payments", "--out", str(tmp_path / "archive"))
-    assert "2 payments in 1 files added" in said
-    assert "1 records not decoded" in said
-    assert "not decoded: payments, partition 2, offset 2: schema id" in logged
-    assert "amount_minor" in logged
-    rows = archived(tmp_path / "archive")
-    assert [{name: row[name] for name in payment} for row in rows] == [payment, payment]

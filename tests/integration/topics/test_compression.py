@@ -28,17 +28,6 @@ def codec_on_disk(kafka: KafkaServer, topic: str) -> str:
     return COMPRESSIONS[segment.read_bytes()[_CODEC_AT] & 7]
 
 
-def test_the_default_is_gzip_for_other_readers_and_lz4_for_our_own(kafka: KafkaServer, settings: KafkaSettings) -> None:
-    wanted = {"dead-letters": "gzip", "schemas": "gzip", "profiles": "lz4", "repartition-card": "lz4"}
-    topics = {settings.topic(name): compression for name, compression in wanted.items()}
-    kafka.create_topics(*(NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics))
-    sender = Sender(settings, linger_ms=0)
-    for topic in topics:
-        sender.send(topic, bytes(1000), key=b"k")
-    sender.flush(PATIENCE_S)
-    assert {topic: codec_on_disk(kafka, topic) for topic in topics} == topics
-
-
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_both_kinds_of_producers_use_the_configured_compression(
     compression: str, kafka: KafkaServer, settings: KafkaSettings, topic: str

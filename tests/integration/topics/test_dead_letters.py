@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
-from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
-from paywarden.streams.dead_letters.writer import DeadLetters, Letter, LetterId, LetterReader
+from paywarden.streams.dead_letters.writer import DeadLetters, LetterId, LetterReader
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
@@ -25,7 +22,6 @@ from paywarden.streams.profiles.events import record_key
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
-from tests.services.servers.kafka import KafkaServer
 from tests.worlds.stream.topics import read_topic
 
 IDS = LocalSchemaIds()
@@ -155,65 +151,6 @@ def odd_records(settings: KafkaSettings) -> list[Record]:
         Record(topic, 0, 4, b"k", None, 5, [("trace", None)]),
         Record(topic, 0, 5, None, b"v", 5, [("trace", b"")]),
     ]
-
-
-def test_records_with_odd_keys_values_and_headers_return_unchanged(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    del deployment  # the fixture makes the topics
-    odd = odd_records(settings)
-    send_letters(settings, *odd)
-    with closing(LetterReader(settings, IDS)) as reader:
-        letters = list(reader.all())
-    assert [letter.record for letter in letters if isinstance(letter, Letter)] == odd
-    assert len(run_retry(settings).sent) == len(odd)
-
-    def content(record: Record) -> tuple[object, ...]:
-        own = ("paywarden-retry-of", "paywarden-retry-count")
-        return record.key, record.value, tuple(header for header in record.headers or () if header[0] not in own)
-
-    # They come from four partitions, so in no fixed order.
-    assert sorted(map(repr, map(content, read_topic(settings, "payments")))) == sorted(map(repr, map(content, odd)))
-
-
-def largest_accepted(send: Callable[[bytes], bool]) -> bytes:
-    """Returns the largest value that the broker accepts, of random bytes, which do not compress."""
-    content = random.Random(1).randbytes(1_100_000)
-    low, high = 1_000_000, len(content)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if send(content[:middle]):
-            low = middle
-        else:
-            high = middle
-    return content[:low]
-
-
-def test_a_record_of_the_brokers_largest_size_is_retried_too(
-    deployment: Deployment, settings: KafkaSettings, kafka: KafkaServer
-) -> None:
-    """Such a record has no room for the headers of a retry, and is sent without them."""
-    probe = f"{settings.topic_prefix}probe"
-    kafka.create_topics(NewTopic(probe, num_partitions=1, replication_factor=1))
-    sender = Sender(settings, linger_ms=0)
-
-    def is_accepted(value: bytes) -> bool:
-        refused: list[object] = []
-        sender.send(probe, value, key=b"k", on_refused=refused.append)
-        sender.flush(PATIENCE_S)
-        return not refused
-
-    value = largest_accepted(is_accepted)
-    produce(settings, "payments", value, key=b"k")
-    deployment.start("stream")
-    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
-    # In one batch with another record: a refused record must not take the other along.
-    send_letters(settings, *odd_records(settings))
-    done = run_retry(settings)
-    assert (len(done.sent), done.refused) == (6, {})
-    records = [record for record in read_topic(settings, "payments") if record.key == b"k" and record.value == value]
-    assert [list(record.headers or ()) for record in records] == [[], []]
-    wait_until(lambda: len(read_topic(settings, "dead-letters")) >= 7, "it has failed again", every_s=0.3)
 
 
 def test_a_letter_is_retried_once_and_again_only_on_request(deployment: Deployment, settings: KafkaSettings) -> None:

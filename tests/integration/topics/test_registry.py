@@ -19,7 +19,6 @@ from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, sch
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.kafka.schemas.registry import (
-    FingerprintSchemaIds,
     RegistrySchemaIds,
     RegistrySettings,
     schema_ids,
@@ -121,12 +120,6 @@ def example(topic: str) -> dict[str, Any]:
     return record
 
 
-def payments_with(*fields: dict[str, Any]) -> str:
-    schema = json.loads(schema_text("payments"))
-    schema["fields"].extend(fields)
-    return json.dumps(schema)
-
-
 def refused_at_start(settings: RegistrySettings) -> str:
     with pytest.raises(Misconfigured) as caught:
         schema_ids(settings, MemoryRememberedSchemas())
@@ -163,17 +156,6 @@ def test_without_auto_register_a_missing_schema_stops_the_start(
         "and registry.auto_register is false"
     )
     assert client.get_subjects() == []
-
-
-def test_records_of_a_newer_compatible_version_are_read(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    decoder = Decoder("payments", connect())
-    client.set_compatibility("payments-value", "BACKWARD")
-    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
-    serialise = AvroSerializer(client, newer)
-    assert decoder.decode(serialise(PAYMENT | {"wallet": "w"}, context("payments"))) == PAYMENT
-    assert client.get_versions("payments-value") == [1, 2]
 
 
 def test_declarations_come_and_go_under_full_compatibility(
@@ -273,32 +255,6 @@ def test_a_fingerprint_is_read_while_a_registry_is_configured(connect: Callable[
         assert Decoder(topic, ids).decode(value) == record
 
 
-def test_an_id_is_remembered_before_a_record_is_written_with_it(
-    connect: Callable[..., RegistrySchemaIds],
-) -> None:
-    remembered = MemoryRememberedSchemas()
-    registered = connect(remembered)
-    afterwards = FingerprintSchemaIds(remembered)
-    for topic in TOPICS:
-        record = example(topic)
-        value = Encoder(topic, registered.id_of(topic)).encode(record)
-        assert Decoder(topic, afterwards).decode(value) == record
-    assert len(remembered.read()) == len(TOPICS)
-
-
-def test_a_foreign_schema_is_remembered_when_it_is_first_read(
-    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
-) -> None:
-    remembered = MemoryRememberedSchemas()
-    ids = connect(remembered)
-    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
-    value = AvroSerializer(client, newer)(PAYMENT | {"wallet": "w"}, context("payments"))
-    with pytest.raises(InvalidEvent, match="unknown schema id"):
-        Decoder("payments", FingerprintSchemaIds(remembered)).decode(value)
-    assert Decoder("payments", ids).decode(value) == PAYMENT
-    assert Decoder("payments", FingerprintSchemaIds(remembered)).decode(value) == PAYMENT
-
-
 def test_an_id_that_already_means_another_schema_stops_the_start(
     server: RegistryServer, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
@@ -311,20 +267,6 @@ def test_an_id_that_already_means_another_schema_stops_the_start(
         "means another schema, paywarden.v1.Outcome: give the registry back the ids it had, or use another "
         "[kafka] topic_prefix"
     )
-
-
-def registry_answer(schema_id: int, text: str) -> bytes:
-    answer = {"subject": "payments-value", "version": 1, "id": schema_id, "schema": text, "schemaType": "AVRO"}
-    return json.dumps(answer).encode()
-
-
-def test_an_id_that_is_also_a_fingerprint_means_the_fingerprint() -> None:
-    fingerprint = LocalSchemaIds().id_of("payments")
-    stranger = payments_with({"name": "wallet", "type": "string"})
-    with answering(200, registry_answer(5, stranger)) as url:
-        ids = RegistrySchemaIds(RegistrySettings(url=url), MemoryRememberedSchemas(), topics=["payments"])
-        assert Decoder("payments", ids).decode(Encoder("payments", fingerprint).encode(PAYMENT)) == PAYMENT
-        ids.close()
 
 
 def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, client: SchemaRegistryClient) -> None:

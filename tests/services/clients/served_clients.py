@@ -35,8 +35,8 @@ class Host:
     def __init__(self, folder: Path, *, patient: bool = True) -> None:
         """`patient`: it refuses no call for being late."""
         folder.mkdir()
-        more = DRAIN + (PATIENT if patient else "")
-        self._server = Server(folder, port=free_port(), more=more, answered_max=4_000_000)
+        more = PATIENT if patient else ""
+        self._server = Server(folder, port=free_port(), more=more, serve=DRAIN, answered_max=4_000_000)
         self._start()
 
     @property

@@ -12,6 +12,7 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.services.product import internals
 from tests.services.product.processes import ROOT, PaywardenProcess, run_paywarden, wait_until
 
 
@@ -35,12 +36,12 @@ class Deployment:
         self.config.write_text(
             f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
             "[topics]\npartitions = 4\nrepartition_partitions = 3\n"
-            f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
+            f'[stream]\ngroup_id = "{topic_prefix}stream"\n'
             # An objective that is seldom kept: the broker then hardly holds records back.
-            "progress_every_ms = 50\nsession_timeout_ms = 6000\nfreshness_objective_ms = 100\n"
+            "progress_every_ms = 50\nfreshness_objective_ms = 100\n"
             # Payments of simulated worlds are of 2024, and are sent today.
             f"past_ms_max = {TIME_BOUND_MS_MAX}\n[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n"
-            "[companion]\nbatch_wait_ms = 5\ndecisions_every_ms = 100\n"
+            "[companion]\ndecisions_every_ms = 100\n"
             + (
                 f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
                 if aerospike is None
@@ -55,6 +56,9 @@ class Deployment:
             "[http]\nport = 0\n[grpc]\nport = 0\n",
             encoding="utf-8",
         )
+        self._internals: dict[str, dict[str, float | str]] = {}
+        self.configure_internally("stream", batch_wait_ms=5, batch_max=stream_batch_max, session_timeout_ms=6000)
+        self.configure_internally("companion", batch_wait_ms=5)
         self.running: list[PaywardenProcess] = []
 
     def start(
@@ -75,6 +79,11 @@ class Deployment:
         text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
         text = text.replace(head, head + lines) if head in text else text + head + lines
         self.config.write_text(text, encoding="utf-8")
+
+    def configure_internally(self, section: str, **values: float | str) -> None:
+        """Set fields that are no settings, likewise: waits and sizes that would make a test slow."""
+        self._internals.setdefault(section, {}).update(values)
+        internals.write(self.folder, self._internals)
 
     def create_topics(self) -> None:
         """Create the topics as `paywarden topics create` does, without the second that a process takes.

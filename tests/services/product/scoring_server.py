@@ -33,16 +33,23 @@ class Server:
     """A running `serve` with its configuration. Leaving the `with` block ends it."""
 
     def __init__(
-        self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "", answered_max: int = 1000
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        bundle: Path | None = None,
+        more: str = "",
+        serve: str = "",
+        answered_max: int = 1000,
     ) -> None:
-        """`more` is appended to the configuration; it begins with further settings of [http]."""
+        """`more` is appended to the configuration; it begins with further settings of [http]. `serve`: of [serve]."""
         self.folder = folder
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
         self.outbox = OutboxSettings(directory=str(folder / "outbox"))
         self.config = folder / "paywarden.toml"
         self.config.write_text(
             f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
-            f'runtime = "{folder / "serve"}"\n'
+            f'runtime = "{folder / "serve"}"\n{serve}'
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
             f'[answered]\npath = "{folder / "answered"}"\npayments_max = {answered_max}\n'

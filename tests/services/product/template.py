@@ -349,6 +349,7 @@ def main() -> str | None:
     # Ctrl-C is for pytest alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _load()
+    importlib.import_module("tests.services.product.internals").install()
     second = os.fork() if of_workers else None
     if second == 0:
         listener.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import Source, read_source
+from paywarden.schemas.settings import Source, internal, read_source
 from tests.checkout import CHECKOUT
 
 
@@ -90,6 +90,18 @@ def test_an_empty_variable_is_an_empty_text_or_list() -> None:
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     read = from_file("[serve]\nport = 1\nshare = 0.1\n", tmp_path, PAYWARDEN_SERVE_PORT="2")
     assert (read.port, read.share) == (2, 0.1)
+
+
+def test_neither_file_nor_environment_sets_an_internal_field() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Limits:
+        port: int = 1
+        burst: int = internal(5)
+
+    assert (Source({}, {}).section("http", Limits), Limits(burst=2).burst) == (Limits(1, 5), 2)
+    with pytest.raises(Misconfigured, match=r"\[http\] has no setting 'burst'"):
+        Source({"http": {"burst": 2}}, {}).section("http", Limits)
+    assert Source({}, {"PAYWARDEN_HTTP_BURST": "2"}).section("http", Limits).burst == 5
 
 
 def test_an_unknown_section_is_refused_with_a_list_of_sections(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import resources
 from typing import Any, cast
 
@@ -33,17 +32,10 @@ from paywarden.features.catalogue.entity import (
     request,
 )
 from paywarden.features.catalogue.expressions import (
-    Column,
     Derived,
-    EntityRecency,
     Expression,
     Feature,
-    Measure,
     Operation,
-    Recency,
-    Recollection,
-    Reduction,
-    Remembered,
     WindowedMeasure,
     stored_values,
 )
@@ -64,72 +56,7 @@ def windowed(value: object) -> WindowedMeasure:
     return value
 
 
-def derived(value: Expression) -> Derived:
-    assert isinstance(value, Derived)
-    return value
-
-
 # Declarations.
-
-
-def test_a_mean_is_a_sum_over_a_count_of_the_same_window() -> None:
-    mean = derived(card.amount_mean("mean", "3d").value)
-    total, count = map(windowed, mean.operands)
-    assert mean.operation is Operation.DIVIDE
-    assert (total.column.measure, count.column.measure) == (Measure.AMOUNT_SUM, Measure.COUNT)
-    assert total.window == count.window == Window(3 * DAY_MS, 6 * HOUR_MS, 0)
-
-
-def test_a_fraud_share_is_frauds_over_payments_of_the_same_delayed_window() -> None:
-    share = derived(merchant.fraud_share("share", "30d", delay="7d").value)
-    frauds, count = map(windowed, share.operands)
-    assert share.operation is Operation.DIVIDE
-    assert (frauds.column.measure, count.column.measure) == (Measure.FRAUD_COUNT, Measure.COUNT)
-    assert frauds.window == count.window == Window(30 * DAY_MS, DAY_MS, 7 * DAY_MS)
-
-
-def test_the_mean_amount_of_a_streak_uses_the_frauds_it_counts() -> None:
-    mean = derived(merchant.fraud_streak_amount_mean("mean", "30d", delay="7d", hop="6h").value)
-    total, count = map(windowed, mean.operands)
-    assert mean.operation is Operation.DIVIDE
-    assert count == windowed(merchant.fraud_streak("streak", "30d", delay="7d", hop="6h").value)
-    assert total.summed == Column(Measure.FRAUD_AMOUNT)
-    assert replace(total, reduction=Reduction.STREAK, summed=None) == count
-
-
-def test_each_word_stores_the_measure_of_its_name() -> None:
-    def measured(feature: Feature) -> tuple[Measure, Reduction]:
-        (stored,) = map(windowed, stored_values(feature.value))
-        return stored.column.measure, stored.reduction
-
-    assert measured(card.count("x", "1d")) == (Measure.COUNT, Reduction.SUM)
-    assert measured(card.count_decayed("x", "1h", "1d")) == (Measure.COUNT, Reduction.DECAYED)
-    assert measured(card.amount_sum("x", "1d")) == (Measure.AMOUNT_SUM, Reduction.SUM)
-    assert measured(card.amount_max("x", "1d")) == (Measure.AMOUNT_MAX, Reduction.LARGEST)
-    assert measured(card.amount_min("x", "1d")) == (Measure.AMOUNT_MIN, Reduction.SMALLEST)
-    assert measured(card.distinct("x", merchant_id, "1d")) == (Measure.DISTINCT_BITS, Reduction.UNION)
-    assert measured(card.fraud_count("x", "1d", delay="1d")) == (Measure.FRAUD_COUNT, Reduction.SUM)
-    assert measured(card.seconds_since_fraud("x", "1d", delay="1d")) == (Measure.FRAUD_COUNT, Reduction.NEWEST)
-    assert measured(card.seconds_since_first_fraud("x", "1d", delay="1d")) == (Measure.FRAUD_COUNT, Reduction.OLDEST)
-
-
-def test_each_word_of_a_memory_asks_the_question_of_its_name() -> None:
-    assert card.seconds_since_last("x").value == EntityRecency("card", Recency.SINCE_LAST)
-    assert card.seconds_since_first("x").value == EntityRecency("card", Recency.SINCE_FIRST)
-    assert card.is_new("x", country, among=5).value == Remembered("card", country.column, 5, Recollection.IS_NEW)
-    same = Remembered("card", merchant_id.column, 32, Recollection.SINCE_SAME)
-    assert card.seconds_since_same("x", merchant_id).value == same
-    assert card.travel_kmh("x").value == Remembered("card", country.column, 8, Recollection.TRAVEL_KMH)
-    assert card.last_amount("x").value == Remembered("card", attributes.amount.column, 1, Recollection.LAST_VALUE)
-
-
-def test_two_features_of_one_measure_store_it_once() -> None:
-    features = (card.is_new("a", country), card.seconds_since_same("b", country), card.count("c", "1d"))
-    plan = compile_plan(
-        Catalogue((card,), (*features, card.amount_mean("d", "1d"), card.share("e", "1d", of=declined)))
-    )
-    assert plan.shapes[0].memories == ((country.column, 32),)
-    assert [column.measure for column in plan.shapes[0].tables[0].columns] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

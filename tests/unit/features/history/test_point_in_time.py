@@ -15,7 +15,7 @@ from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.event_order import order_by_code
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.kernel import UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
@@ -64,66 +64,6 @@ def chunks(of: History, **asked: Any) -> list[Chunk]:
 
 def column(name: str, made: Sequence[Chunk]) -> list[float]:
     return [float(v) for chunk in made for v in chunk.vectors[:, engine().plan.names.index(name)]]
-
-
-def changes(outcomes: Sequence[Outcome], times_ms: Sequence[int] = (10, 20, 30)) -> list[tuple[int, int, int]]:
-    """(payment, the first payment after it, weight) of each change. All times are counted from SUNDAY_MS."""
-    told = [(payment, SUNDAY_MS + known_ms, is_fraud) for payment, known_ms, is_fraud in outcomes]
-    labels = label_changes(history([SUNDAY_MS + time_ms for time_ms in times_ms], told))
-    return list(zip(labels.payment.tolist(), labels.before.tolist(), labels.weight.tolist(), strict=True))
-
-
-# Label changes.
-
-
-def test_a_genuine_outcome_changes_nothing() -> None:
-    assert changes([(0, 15, False)]) == []
-
-
-def test_a_fraud_counts_from_the_first_payment_that_is_later() -> None:
-    assert changes([(0, 15, True)]) == [(0, 1, 1)]
-
-
-def test_a_repeated_fraud_counts_once() -> None:
-    assert changes([(0, 15, True), (0, 16, True), (0, 35, True)]) == [(0, 1, 1)]
-
-
-def test_a_corrected_fraud_is_taken_back_when_the_correction_is_known() -> None:
-    assert changes([(0, 15, True), (0, 25, False), (0, 35, True)]) == [(0, 1, 1), (0, 2, -1), (0, 3, 1)]
-
-
-def test_outcomes_of_one_moment_count_in_their_order() -> None:
-    assert changes([(0, 15, True), (0, 15, False)]) == [(0, 1, 1), (0, 1, -1)]
-    assert changes([(0, 15, False), (0, 15, True)]) == [(0, 1, 1)]
-
-
-def test_a_payment_comes_before_an_outcome_of_its_millisecond() -> None:
-    assert changes([(0, 20, True)]) == [(0, 2, 1)]
-
-
-# Point in time.
-
-
-def test_a_label_is_not_seen_before_it_is_known() -> None:
-    # Known ten days after the payment: two days after the first look at its week, exactly at the second look.
-    days = (0, 8, 10, 11)
-    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], [(0, SUNDAY_MS + 10 * DAY_MS, True)]))
-    assert column("merchant_fraud_share_7d", made)[1:] == [0, 0, 1]
-
-
-def test_a_label_known_at_once_is_not_seen_before_the_delay_is_over() -> None:
-    early, late = SUNDAY_MS + 7 * DAY_MS, SUNDAY_MS + 7 * DAY_MS + 6 * HOUR_MS
-    made = chunks(history([SUNDAY_MS, early, late - 1, late], [(0, SUNDAY_MS, True)]))
-    shares = column("merchant_fraud_share_1d", made)
-    assert np.isnan(shares[:3]).all()
-    assert shares[3] == 1
-
-
-def test_a_corrected_label_is_seen_as_corrected_from_then_on() -> None:
-    days = (0, 9, 10, 11)
-    said = [(0, SUNDAY_MS + 8 * DAY_MS, True), (0, SUNDAY_MS + 9 * DAY_MS + HOUR_MS, False)]
-    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], said))
-    assert column("merchant_fraud_share_7d", made)[1:] == [1, 0, 0]
 
 
 # Attributes and combinations.

@@ -14,7 +14,6 @@ from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
@@ -25,7 +24,6 @@ from tests.unit.features.kernel.profiles import (
     apply_groups,
     bound_vector,
     card,
-    label,
     payment,
     profile,
     row,
@@ -124,32 +122,8 @@ def test_the_129th_source_is_refused() -> None:
         apply(engine(), "card", [payment(NOON_MS, source=kernel.SOURCES_MAX)], state)
 
 
-def test_an_engine_still_works_after_an_unreadable_profile() -> None:
-    good = profile(engine(), "card", [payment(NOON_MS, 1)])
-    with pytest.raises(UnreadableProfile):
-        vector(engine(), NOON_MS, 5, {"card": good[:-1]})
-    assert profile(engine(), "card", [], good) == good
-
-
 def test_the_largest_profile_of_the_shipped_catalogue_fits_a_store() -> None:
     assert FeatureEngine(CATALOGUE).profile_bytes_max <= RECORD_BYTES_MAX
-
-
-def test_a_merchants_first_fraud_counts_within_an_hour_of_the_delay() -> None:
-    # A compromised terminal's first fraud tells of all that follow: tiles of six hours let its first day go by.
-    of = FeatureEngine(CATALOGUE)
-    paid = NOON_MS + 59 * MINUTE_MS
-    state = profile(of, "merchant", [payment(paid, 5), label(paid, 1, amount=5)])
-
-    def seen(time_ms: int) -> dict[str, np.float32]:
-        return dict(zip(of.plan.names, vector(of, time_ms, 5, {"merchant": state}), strict=True))
-
-    early, due = seen(paid + 7 * DAY_MS), seen(NOON_MS + 7 * DAY_MS + HOUR_MS)
-    told = ("merchant_fraud_share_1d", "merchant_fraud_share_7d", "merchant_fraud_share_30d", "merchant_fraud_streak")
-    assert [due[name] for name in told] == [1.0] * len(told)
-    assert due["merchant_fraud_streak_amount_mean"] == 5
-    assert early["merchant_fraud_streak"] == 0
-    assert np.isnan(early["merchant_fraud_share_30d"])
 
 
 def test_a_catalogue_whose_profiles_might_not_fit_a_store_is_refused() -> None:

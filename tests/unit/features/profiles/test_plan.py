@@ -14,7 +14,7 @@ from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, reques
 from paywarden.features.catalogue.expressions import Feature, Measure, Operation, Recency, Recollection, Reduction
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.kernel import layout
-from paywarden.features.kernel.plan_schema import HEAD, entity_section
+from paywarden.features.kernel.plan_schema import entity_section
 from paywarden.features.profiles.plan import OPERATIONS, RECENCY_REACH_MS, Plan, compile_plan
 from paywarden.features.profiles.plan_parts import RECENCIES
 from paywarden.features.profiles.plan_writer import RECOLLECTIONS, REDUCTIONS
@@ -43,10 +43,6 @@ def changed(place: int, feature: Feature) -> Plan:
 
 def state_digest(plan: Plan, entity: int = 0) -> int:
     return entity_section(plan.words, entity).digest
-
-
-def table_count(plan: Plan, entity: int = 0) -> int:
-    return entity_section(plan.words, entity).table_count
 
 
 @pytest.mark.parametrize("kind", [Measure, Reduction, Recollection, Operation])
@@ -174,24 +170,6 @@ def test_a_window_inside_a_table_that_is_there_leaves_the_state_digest() -> None
     assert state_digest(more) == state_digest(plan_of())
 
 
-def test_windows_of_one_hop_share_a_table() -> None:
-    assert table_count(plan_of(card.count("a", "10m"), card.amount_max("b", "1h"), card.amount_mean("c", "30m"))) == 1
-    assert table_count(plan_of(card.count("a", "10m"), card.count("b", "1d"))) == 2
-
-
-def test_two_features_of_one_measure_and_window_share_a_slot() -> None:
-    once = plan_of(card.count("a", "1d"))
-    assert plan_of(card.count("a", "1d"), card.count("b", "1d")).slot_count == once.slot_count
-    # The mean's denominator is the count that is there already; only its sum is new.
-    assert plan_of(card.count("a", "1d"), card.amount_mean("b", "1d")).slot_count == once.slot_count + 1
-
-
-def test_an_entity_without_features_has_no_tables() -> None:
-    plan = plan_of(card.count("a", "1d"))
-    assert table_count(plan, entity=1) == 0
-    assert plan.retention_ms[1] == 0
-
-
 def test_a_table_reaches_to_the_end_of_its_longest_window() -> None:
     plan = plan_of(card.count("a", "1d"), card.count("b", "5h"), merchant.fraud_share("c", "7d", delay="7d"))
     assert plan.retention_ms == (DAY_MS + HOUR_MS, 14 * DAY_MS + 6 * HOUR_MS)
@@ -299,18 +277,3 @@ def test_a_profiles_working_form_has_room_for_what_it_may_hold() -> None:
         largest = max([*capacities, *(capacity for _, capacity in shape.memories)])
         assert plan.word_count(entity) >= rows + remembered + 2 * kernel.SOURCES_MAX + largest
     assert plan.words.dtype == np.int64
-
-
-def test_a_condition_asked_twice_is_answered_once() -> None:
-    plan = plan_of(
-        card.count("a", "1d", where=declined),
-        card.count("b", "30d", where=declined),
-        merchant.share("c", "1d", of=declined),
-        card.count("d", "1d", where=channel == "ecom"),
-    )
-    assert plan.words[HEAD.condition_count] == 2
-
-
-def test_an_operation_used_twice_is_computed_once() -> None:
-    once = plan_of(card.amount_mean("a", "1d"))
-    assert plan_of(card.amount_mean("a", "1d"), card.amount_mean("b", "1d")).value_count == once.value_count

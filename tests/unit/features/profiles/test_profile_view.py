@@ -9,7 +9,6 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import amount, channel, country, declined, merchant_id
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.history.point_in_time import PointInTimeReplay
@@ -18,7 +17,6 @@ from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.profile_view import (
     ProfileView,
     TableView,
-    first_payment_ms,
     to_dict,
     to_lines,
     typed_key,
@@ -84,12 +82,6 @@ def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) ->
     return found
 
 
-def column(hop: str, name: str) -> list[object]:
-    """A column of a table from its oldest tile to its newest."""
-    found = table(hop, is_label=name.startswith("fraud"))
-    return [tile.cells[found.columns.index(name)] for tile in found.tiles]
-
-
 def source_name(source: int) -> str:
     return f"source {source}"
 
@@ -106,37 +98,6 @@ def test_the_profile_says_when_it_began_and_ended() -> None:
     assert "last payment 2024-05-01T13:00:00.500Z" in lines()
 
 
-def test_it_says_how_large_the_stored_bytes_are_and_of_which_layout() -> None:
-    state = profile(ENGINE, "card", EVENTS)
-    digest = int.from_bytes(state[1:5], "little")
-    assert view().size_bytes == len(state)
-    assert view().digest == f"{digest:08x}"
-    assert f"layout version {kernel.LAYOUT_VERSION}, digest {digest:08x}" in lines()
-    assert not view().is_migrated
-
-
-def test_tiles_start_where_their_hop_does() -> None:
-    assert [tile.start_ms for tile in table("1m").tiles] == [NOON_MS, NOON_MS + HOUR_MS]
-    assert [tile.start_ms for tile in table("1h").tiles] == [NOON_MS, NOON_MS + HOUR_MS]
-    assert [tile.start_ms for tile in table("6h").tiles] == [NOON_MS]
-
-
-def test_counts_are_by_condition_in_the_words_of_the_catalogue() -> None:
-    assert column("1m", "count") == [2, 1]
-    assert column("1m", "count where channel == 'ecom'") == [1, 1]
-
-
-def test_amounts_are_in_major_units() -> None:
-    assert column("1m", "sum") == [Decimal("251.50"), Decimal("20.00")]
-    assert column("1m", "max") == [Decimal("250.50"), Decimal("20.00")]
-    assert column("1m", "squares") == [Decimal("62751.2500"), Decimal("400.0000")]
-    assert "2024-05-01T13:00:00Z 1 1 20.00 400.0000 20.00 -" in lines()
-
-
-def test_without_amounts_there_is_no_smallest_amount() -> None:
-    assert column("1m", "min where amount >= 10000") == [Decimal("250.50"), None]
-
-
 def test_the_square_of_the_largest_amount_is_exact() -> None:
     large = 10**11
     state = profile(ENGINE, "card", [payment(NOON_MS, large), payment(NOON_MS, large - 1)])
@@ -145,32 +106,6 @@ def test_the_square_of_the_largest_amount_is_exact() -> None:
     squares = tile.cells[table("1m", shown).columns.index("squares")]
     assert isinstance(squares, Decimal)
     assert squares * 10_000 == large**2 + (large - 1) ** 2
-
-
-def test_distinct_values_are_an_estimate_and_buckets_are_counts() -> None:
-    assert column("1h", "distinct merchant_id") == [2, 1]
-    counts = column("1h", "buckets merchant_id")
-    assert [sum(cell) for cell in counts if isinstance(cell, tuple)] == [2, 1]
-
-
-def test_distinct_values_of_a_tile_are_estimated_as_the_features_are() -> None:
-    events = tuple(payment(NOON_MS, 1, merchant_id=f"M{number}") for number in range(150))
-    for count in (40, 150):
-        shown = view(events[:count], as_of_ms=NOON_MS)
-        ((cell,),) = [
-            [tile.cells[found.columns.index("distinct merchant_id")] for tile in found.tiles]
-            for found in shown.tables
-            if "distinct merchant_id" in found.columns
-        ]
-        (feature,) = [feature.value for feature in shown.features if feature.name == "merchants_1d"]
-        assert feature is not None
-        assert cell == round(feature)
-
-
-def test_labels_are_counted_and_may_be_taken_back() -> None:
-    assert column("6h", "fraud") == [-1]
-    assert column("6h", "fraud sum") == [Decimal("-1.00")]
-    assert column("6h", "count") == [3]
 
 
 def test_a_memory_shows_countries_and_amounts_and_checksums_of_others() -> None:
@@ -187,12 +122,6 @@ def test_a_memory_shows_countries_and_amounts_and_checksums_of_others() -> None:
     assert "latest values of country: 2, at most 3" in lines()
     assert "2024-05-01T12:00:00.001Z FR" in lines()
     assert "2024-05-01T12:00:00.001Z (only a checksum)" in lines()
-
-
-def test_a_text_that_is_no_country_is_shown_as_a_checksum() -> None:
-    shown = view((payment(NOON_MS, 1, country="Elbonia"), payment(NOON_MS - 1, 1, country="ZZ")))
-    (memory,) = [memory for memory in shown.memories if memory.attribute == "country"]
-    assert [item.value for item in memory.values] == [None, "ZZ"]
 
 
 def test_sources_are_named_with_the_newest_offset_of_each() -> None:
@@ -289,14 +218,6 @@ def test_the_json_view_has_the_same_content() -> None:
     assert found["as_of"] == "2024-05-01T14:00:00Z"
 
 
-def test_a_profile_that_only_a_label_made_has_no_payment() -> None:
-    shown = view((label(NOON_MS, 1),))
-    assert shown.first_payment_ms is None
-    assert "first payment never" in lines(shown)
-    assert "newest event 2024-05-01T12:00:00Z" in lines(shown)
-    assert to_dict(shown, source_name)["last_payment"] is None
-
-
 def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None:
     history, engine = small_history.history(), FeatureEngine(USUAL)
     passage = PointInTimeReplay(history, engine, small_history.rates())
@@ -353,19 +274,6 @@ def test_an_id_that_no_key_can_hold_is_refused() -> None:
         typed_key(ENGINE.plan, "card:\udcff")
     with pytest.raises(InvalidEvent):
         typed_key(ENGINE.plan, f"card_merchant:C{SEPARATOR},M1")
-
-
-def test_the_first_payment_of_any_profile_can_be_read() -> None:
-    other = FeatureEngine(Catalogue((card,), (card.count("count_2d", "2d"),)))
-    assert first_payment_ms(profile(ENGINE, "card", EVENTS)) == NOON_MS
-    assert first_payment_ms(profile(other, "card", EVENTS)) == NOON_MS
-    assert first_payment_ms(profile(ENGINE, "card", [label(NOON_MS, 1)])) == 0
-
-
-def test_the_first_payment_of_an_unreadable_profile_is_unknown() -> None:
-    state = profile(ENGINE, "card", EVENTS)
-    assert [first_payment_ms(state[:size]) for size in range(len(state))] == [None] * len(state)
-    assert first_payment_ms(b"\x01" + state[1:]) is None
 
 
 def test_times_are_in_utc_to_the_millisecond_whatever_the_year() -> None:

@@ -40,29 +40,6 @@ def ticket(breaker: CircuitBreaker, now_ms: int) -> int:
     return given_ticket
 
 
-def test_a_breaker_opens_at_exactly_the_last_allowed_failure(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX - 1)
-    assert state_of(breaker) is BreakerState.CLOSED
-    fail(breaker, 0)
-    assert state_of(breaker) is BreakerState.OPEN
-    assert breaker.admit(0) is None
-
-
-def test_only_failures_in_a_row_count(breaker: CircuitBreaker) -> None:
-    for _ in range(10):
-        fail(breaker, 0, times=FAILURE_COUNT_MAX - 1)
-        breaker.succeeded(ticket(breaker, 0))
-    assert state_of(breaker) is BreakerState.CLOSED
-
-
-def test_an_abandoned_operation_counts_neither_way(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX - 1)
-    breaker.abandoned(ticket(breaker, 0))
-    assert state_of(breaker) is BreakerState.CLOSED
-    fail(breaker, 0)
-    assert state_of(breaker) is BreakerState.OPEN
-
-
 def test_a_breaker_stays_open_for_the_cool_down_to_the_millisecond(breaker: CircuitBreaker) -> None:
     fail(breaker, 50, times=FAILURE_COUNT_MAX)
     assert breaker.wait_ms(50) == COOLDOWN_MS
@@ -71,37 +48,6 @@ def test_a_breaker_stays_open_for_the_cool_down_to_the_millisecond(breaker: Circ
     assert breaker.wait_ms(50 + COOLDOWN_MS) == 0
     assert breaker.admit(50 + COOLDOWN_MS) is not None
     assert state_of(breaker) is BreakerState.HALF_OPEN
-
-
-def test_half_open_lets_exactly_one_operation_through(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX)
-    assert breaker.admit(COOLDOWN_MS) is not None
-    assert breaker.admit(COOLDOWN_MS) is None
-    assert breaker.admit(100 * COOLDOWN_MS) is None
-
-
-def test_a_trial_that_succeeds_closes_it_and_the_count_starts_again(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX)
-    breaker.succeeded(ticket(breaker, COOLDOWN_MS))
-    assert state_of(breaker) is BreakerState.CLOSED
-    fail(breaker, COOLDOWN_MS, times=FAILURE_COUNT_MAX - 1)
-    assert state_of(breaker) is BreakerState.CLOSED
-
-
-def test_a_trial_that_fails_opens_it_for_another_cool_down(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX)
-    fail(breaker, COOLDOWN_MS + 7)
-    assert state_of(breaker) is BreakerState.OPEN
-    assert breaker.admit(2 * COOLDOWN_MS + 6) is None
-    assert breaker.admit(2 * COOLDOWN_MS + 7) is not None
-
-
-def test_a_trial_that_is_abandoned_leaves_the_trial_to_the_next(breaker: CircuitBreaker) -> None:
-    fail(breaker, 0, times=FAILURE_COUNT_MAX)
-    breaker.abandoned(ticket(breaker, COOLDOWN_MS))
-    assert state_of(breaker) is BreakerState.OPEN
-    breaker.succeeded(ticket(breaker, COOLDOWN_MS))
-    assert state_of(breaker) is BreakerState.CLOSED
 
 
 @pytest.mark.parametrize("end", [lambda b, t: b.succeeded(t), lambda b, t: b.failed(t, 0), lambda b, t: b.abandoned(t)])

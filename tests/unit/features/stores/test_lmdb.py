@@ -11,7 +11,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.features.stores.lmdb_file import missing_bytes
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 
@@ -82,16 +82,6 @@ def test_a_killed_reader_keeps_its_slot_until_the_next_write(tmp_path: Path) -> 
         writer.write({b"card:2": b"two"}, ttl_s=0)
         assert next_one.apply(read_in_another_process, (path, [b"card:1"])) == [b"one"]
     writer.close()
-
-
-def test_records_are_there_after_closing_and_opening_again(tmp_path: Path) -> None:
-    settings = LmdbSettings(path=str(tmp_path / "deep" / "profiles"), map_size_bytes=MAP_SIZE_BYTES)
-    first = LmdbStore.from_settings(settings)
-    first.write({b"card:1": b"one"}, ttl_s=0)
-    first.close()
-    second = LmdbStore.from_settings(settings, readonly=True)
-    assert second.read([b"card:1"]) == [b"one"]
-    second.close()
 
 
 def test_a_record_is_its_expiry_and_the_profile(store: LmdbStore, tmp_path: Path, clock: Clock) -> None:
@@ -183,15 +173,6 @@ def test_more_readers_than_slots_is_temporary_and_names_the_setting(tmp_path: Pa
     store.close()
 
 
-def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path / "profiles", map_size_bytes=MAP_SIZE_BYTES)
-    store.close()
-    with pytest.raises(StoreUnavailable):
-        store.read([b"card:1"])
-    with pytest.raises(StoreUnavailable):
-        store.write({b"card:1": b"one"}, ttl_s=0)
-
-
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -250,12 +231,6 @@ def test_a_reader_is_refused_a_path_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match="cannot open"):
         LmdbStore(tmp_path / "file", readonly=True)
-
-
-def test_opening_twice_in_one_process_is_refused(store: LmdbStore, tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="cannot open"):
-        LmdbStore(tmp_path / "profiles", map_size_bytes=MAP_SIZE_BYTES)
-    store.write({b"card:1": b"one"}, ttl_s=0)
 
 
 def test_writing_to_a_store_opened_for_reading_is_refused(tmp_path: Path) -> None:

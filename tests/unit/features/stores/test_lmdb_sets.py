@@ -103,19 +103,3 @@ def store(tmp_path: Path) -> Iterator[tuple[LmdbStore, Clock]]:
     opened = LmdbStore(tmp_path, map_size_bytes=64 << 20, fsync=False, clock=clock)
     yield opened, clock
     opened.close()
-
-
-def test_expired_records_are_not_counted(store: tuple[LmdbStore, Clock]) -> None:
-    opened, clock = store
-    opened.write({b"card:1": b"dead", b"card:2": b"dead"}, ttl_s=1)
-    opened.write({b"card:3": b"alive"}, ttl_s=0)
-    clock.now += 5
-    assert opened.counts() == {"card": 1}
-
-
-def test_counting_goes_on_from_page_to_page(store: tuple[LmdbStore, Clock], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paywarden.features.stores.lmdb._COUNT_PAGE_COUNT", 7)
-    opened, _ = store
-    expected = {"card": 7, "card2": 1, "merchant": 20}
-    opened.write({f"{kind}:{n}".encode(): b"v" for kind, count in expected.items() for n in range(count)}, ttl_s=0)
-    assert opened.counts() == expected

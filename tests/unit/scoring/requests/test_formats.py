@@ -140,14 +140,8 @@ def test_no_message_repeats_a_text_or_an_amount() -> None:
         assert secret not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[("id_bytes_max", 257), ("id_bytes_max", 0), ("text_bytes_max", 65), ("amount_minor_max", 10**11 + 1)],
-        *[("past_ms_max", -1), ("future_ms_max", -1)],
-    ],
-)
-def test_limits_beyond_what_the_topic_takes_are_refused_at_start(name: str, value: int) -> None:
+@pytest.mark.parametrize(("name", "value"), [("past_ms_max", -1), ("future_ms_max", -1)])
+def test_a_limit_that_cannot_be_is_refused_at_start(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"^\[limits\] {name}: wanted \d+ to \d+, got {value}$"):
         RequestLimits(**{name: value})  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
+from tests.services.product import internals
 from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PAYMENT, Server
 from tests.worlds.small import small_world
@@ -101,9 +102,8 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
 
 
 def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> None:
-    with Server(tmp_path, more="stop_timeout_ms = 100\n") as server:
-        text = server.config.read_text(encoding="utf-8")
-        server.config.write_text(text.replace("[grpc]\n", "[grpc]\nstop_timeout_ms = 100\n"), encoding="utf-8")
+    internals.write(tmp_path, {"http": {"stop_timeout_ms": 100}, "grpc": {"stop_timeout_ms": 100}})
+    with Server(tmp_path) as server:
         parent = server.start()
         (worker,) = server.listening()
         worker.suspend()
@@ -259,7 +259,7 @@ def answers(url: str) -> bool:
             "connections_max = 2_000_000_000\n",
             "a worker needs 2000004192 open files ([http] connections_max 2000000000 + ",
         ),
-        ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
+        ("idle_timeout_ms = 0\n", "[http] idle_timeout_ms: wanted at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_any_worker_starts(tmp_path: Path, more: str, named: str) -> None:

@@ -586,7 +586,7 @@ def test_workers_killed_at_any_moment_leave_a_table_that_works(world: OverlayWor
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 257), ("marks_max", 0)],
+    [("lifetime_ms", 5), ("payments_max", 1), ("marks_max", 0)],
 )
 def test_wrong_settings_are_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"\[overlay\] {name}: wanted"):

@@ -84,10 +84,7 @@ def test_a_variant_that_is_not_a_valid_name_is_refused(variant: str) -> None:
         ("label_delay_days", {"label_delay_days": 0}),
         ("window_days", {"window_days": 6}),
         ("window_days", {"window_days": 366}),
-        ("unsaved_max", {"unsaved_max": 10}),
-        ("false_alarm_days", {"false_alarm_days": 0.0}),
-        ("drop_min", {"drop_warning": 0.05}),
-        ("arms_max", {"arms_max": 0}),
+        ("drop_warning", {"drop_warning": 0.05}),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, values: dict[str, Any]) -> None:

@@ -145,14 +145,6 @@ def test_records_that_are_no_decisions_are_counted_and_passed_over(collector: Co
     assert (exporter.sent, exporter.undecodable, commits, collector.taken) == (0, 1, 1, [])
 
 
-@pytest.mark.parametrize(
-    ("values", "wrong"),
-    [
-        ({"collector": "localhost:4318"}, "collector"),
-        ({"batch_max": 0}, "batch_max"),
-        ({"timeout_s": 0.0}, "timeout_s"),
-    ],
-)
-def test_a_setting_that_cannot_work_is_refused_by_name(values: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(Misconfigured, match=rf"\[tracing\] {wrong}: wanted "):
-        TracingSettings(**values)
+def test_a_setting_that_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(Misconfigured, match=r"\[tracing\] collector: wanted "):
+        TracingSettings(collector="localhost:4318")

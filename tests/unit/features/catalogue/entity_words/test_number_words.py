@@ -16,7 +16,6 @@ from paywarden.features.catalogue.attributes import (
     amount,
     country,
     declined,
-    device_id,
     ip,
     mcc,
     merchant_id,
@@ -24,12 +23,12 @@ from paywarden.features.catalogue.attributes import (
 from paywarden.features.catalogue.entity import Catalogue, Entity, grows_with_age, request
 from paywarden.features.catalogue.expressions import Feature, stored_values
 from paywarden.features.catalogue.fields import Payment
-from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
 from paywarden.features.profiles.profile_view import to_dict, to_lines, view_profile
 from paywarden.schemas.errors import Misconfigured
-from tests.unit.features.kernel.profiles import Change, label, payment, profile, vector
+from tests.unit.features.kernel.profiles import Change, payment, profile, vector
 
 NOON_MS = 1_764_000_000_000
 KG = fields.decimal("kg", 1, unit="kg", least=-5, most=500, decimals=3)
@@ -105,80 +104,11 @@ def test_a_catalogue_bounds_the_times_that_bound_themselves_by_nothing() -> None
         Catalogue((card,), written, PAYMENT, seconds_most="ever")
 
 
-def test_statistics_are_of_the_payments_that_have_the_number() -> None:
-    before = [paid(NOON_MS - number * HOUR_MS, kg=kg) for number, kg in enumerate((1, None, 4.5, -2), 1)]
-    words = ("sum", "mean", "std", "zscore", "max", "min")
-    asked = tuple(getattr(card, word)(word, "1d", of=KG) for word in words)
-    numbers = [1, 4.5, -2]
-    deviation = np.std(numbers, ddof=1)
-    wanted = [3.5, 3.5 / 3, deviation, (2.5 - 3.5 / 3) / deviation, 4.5, -2]
-    assert seen(asked, paid(NOON_MS, kg=2.5), *before) == pytest.approx(wanted, rel=1e-6)
-    assert seen(asked[0], paid(NOON_MS)) == [0]
-    assert np.isnan(seen(asked[1:], paid(NOON_MS, kg=2.5))).all()
-
-
-def test_a_moment_counts_as_its_age_at_its_payment() -> None:
-    before = [paid(NOON_MS - HOUR_MS, opened=NOON_MS - 3 * HOUR_MS), paid(NOON_MS - 2 * HOUR_MS, opened=NOON_MS)]
-    asked = (card.max("a", "1d", of=OPENED), card.min("b", "1d", of=OPENED), card.last_value("c", of=OPENED))
-    assert seen(asked, paid(NOON_MS), *before) == [7200, -7200, 7200]
-
-
 def test_words_for_amounts_and_for_numbers_share_what_they_store() -> None:
     for word in ("sum", "mean", "std", "zscore", "max", "min"):
         named, of_any = getattr(card, f"amount_{word}")("x", "7d"), getattr(card, word)("x", "7d", of=amount)
         assert stored_values(of_any.value) == stored_values(named.value)
         assert (of_any.value, of_any.unit) == (named.value, named.unit)
-
-
-def test_the_last_value_skips_payments_without_it() -> None:
-    before = [paid(NOON_MS - 2000, kg=4), paid(NOON_MS - 1000), paid(NOON_MS - 3000, kg=9), paid(NOON_MS + 1, kg=1)]
-    asked = (card.last_value("a", of=KG), card.difference_to_last("b", of=KG))
-    assert seen(asked, paid(NOON_MS, kg=2.5), *before[:3]) == [4, -1.5]
-    # A later payment has taken the only place.
-    assert np.isnan(seen(asked, paid(NOON_MS, kg=2.5), *before)).all()
-
-
-def test_the_latest_payments_come_one_by_one() -> None:
-    before = [
-        paid(NOON_MS - 60_000, 500, mcc="5411", kg=1),
-        paid(NOON_MS - 1000, 700, mcc="7995"),
-        paid(NOON_MS - 5000, 900, kg=3),
-    ]
-    asked = card.last("card", 3, of=(amount, mcc, KG))
-    names = [f"card_{place}_{what}" for place in (1, 2, 3) for what in ("seconds", "amount", "mcc", "kg")]
-    assert [feature.name for feature in asked] == names
-    got = seen(asked, paid(NOON_MS, 1, mcc="5411"), *before)
-    none = np.nan
-    assert got == pytest.approx([1, 700, 0, none, 5, 900, none, 3, 60, 500, 1, 1], nan_ok=True)
-
-
-def test_equal_payments_of_one_millisecond_are_two() -> None:
-    twice = [paid(NOON_MS - 1000, 5), paid(NOON_MS - 1000, 5)]
-    assert seen(card.last("x", 3), paid(NOON_MS), *twice) == pytest.approx([1, 1, np.nan], nan_ok=True)
-
-
-def test_a_distance_is_that_of_the_great_circle() -> None:
-    berlin: dict[str, Any] = {"shop_latitude": 52.52, "shop_longitude": 13.405}
-    paris: dict[str, Any] = {"shop_latitude": 48.8566, "shop_longitude": 2.3522}
-    there: dict[str, Any] = {"home_latitude": 52.52, "home_longitude": 13.405}
-    asked = (
-        request.distance_km("a", HOME, SHOP),
-        card.distance_to_last_km("b", SHOP),
-        card.speed_kmh("c", SHOP),
-    )
-    before = paid(NOON_MS - 2 * HOUR_MS, **berlin), paid(NOON_MS - MINUTE_MS, shop_latitude=1.0)
-    got = seen(asked, paid(NOON_MS, **paris, **there), *before)
-    assert got == pytest.approx([877.46, 877.46, 877.46 / 2], rel=1e-4)
-    # Clocks differ: nobody is faster than in a minute.
-    assert seen(asked[2], paid(NOON_MS, **paris), paid(NOON_MS, **berlin)) == pytest.approx([877.46 * 60], rel=1e-4)
-    assert np.isnan(seen(asked, paid(NOON_MS, shop_latitude=1.0), paid(NOON_MS - 1))).all()
-
-
-def test_two_fields_are_the_same_or_not() -> None:
-    asked = (request.equal("a", PAYER, RECEIVER), request.equal("b", device_id, PAYER), request.equal("c", KG, WEIGHT))
-    now = paid(NOON_MS, payer="Ann", receiver="Bob", device_id="Ann", kg=2, weight=2)
-    assert seen(asked, now) == [0, 1, 1]
-    assert np.isnan(seen(asked, paid(NOON_MS, receiver="Bob"))).all()
 
 
 # Known frauds.
@@ -202,17 +132,6 @@ def test_a_delay_that_does_not_fit_names_the_feature_and_its_line() -> None:
         Catalogue((card,), (feature,), label_delay="90m")
     wanted = "'x': window '1d' and delay '90m' must be whole hops of 1h"
     assert str(refused.value) == f"feature catalogue, {feature.line}: {wanted}"
-
-
-def test_a_smoothed_share_starts_at_its_prior() -> None:
-    asked = card.fraud_share_smoothed("x", "7d", delay="1d", prior=0.01, prior_weight=50)
-    assert seen(asked, paid(NOON_MS)) == pytest.approx([0.01])
-    before = [paid(NOON_MS - 3 * DAY_MS) for _ in range(10)]
-    known = [label(NOON_MS - 3 * DAY_MS, 1, declared=DECLARED) for _ in range(2)]
-    assert seen(asked, paid(NOON_MS), *before, *known) == pytest.approx([2.5 / 60])
-    # Labels of payments within the delay do not count, and neither do these payments.
-    late = [paid(NOON_MS - HOUR_MS), label(NOON_MS - HOUR_MS, 1, declared=DECLARED)]
-    assert seen(asked, paid(NOON_MS), *before, *known, *late) == pytest.approx([2.5 / 60])
 
 
 # What is refused.

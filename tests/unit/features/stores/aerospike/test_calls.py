@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from paywarden.features.stores.aerospike.store import AerospikeSettings, Aerospi
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.standin.patience import FakeTime, quick_settings, wait_until
+from tests.standin.patience import FakeTime, quick_settings
 
 RECORD_BUSY = 14
 OVERLOAD = 18
@@ -120,17 +119,6 @@ def test_the_refusal_says_what_failed_and_when_it_goes_on_in_one_line(
     assert "\n" not in said
 
 
-def test_after_the_cool_down_a_successful_call_closes_the_breaker(
-    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
-) -> None:
-    open_the_breaker(server, store)
-    assert breaker_state(registry) == "open"
-    time.now_s += COOLDOWN_MS / 1000
-    for call in calls_of(store):
-        call()
-        assert breaker_state(registry) == "closed"
-
-
 @pytest.mark.parametrize(
     "fault",
     [Fault.drop(), Fault.never_answer(), Fault.delay(0.4), Fault.refuse(SERVER_TIMEOUT), Fault.refuse(OVERLOAD)],
@@ -211,22 +199,6 @@ def test_calls_and_records_are_counted_by_what_was_done(store: AerospikeStore, r
         assert value(registry, "records_total", what=what) == count
 
 
-def test_a_call_s_seconds_are_those_that_passed(
-    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
-) -> None:
-    # A clock that is a quarter of a second later whenever one looks at it: at the start of a call, and at its end.
-    ticks = itertools.count(0, 0.25)
-    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry), clock=lambda: next(ticks))
-    store.read(list(CARDS))
-    server.faults.add(Fault.refuse(OVERLOAD))
-    with pytest.raises(StoreUnavailable):
-        store.write(CARDS, ttl_s=0)
-    assert value(registry, "call_seconds_sum", operation="read") == 0.25
-    # A failure is looked at once more, for the breaker's sake.
-    assert value(registry, "call_seconds_sum", operation="write") == 0.5
-    store.close()
-
-
 def test_records_of_a_lost_answer_and_of_a_conflict_are_counted(
     server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
 ) -> None:
@@ -268,29 +240,6 @@ def test_failures_are_counted_by_reason(
     assert value(registry, "records_total", what="written") == 0
 
 
-def test_silence_is_counted_as_a_timeout(
-    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
-) -> None:
-    settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
-    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
-    server.faults.add(Fault.never_answer())
-    with pytest.raises(StoreUnavailable):
-        store.write(CARDS, ttl_s=0)
-    assert value(registry, "failures_total", operation="write", reason="timeout") == 1
-    store.close()
-
-
-def test_a_call_the_breaker_refused_is_a_failure_and_no_call(
-    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
-) -> None:
-    open_the_breaker(server, store)
-    before = value(registry, "calls_total", operation="read")
-    with pytest.raises(StoreUnavailable):
-        store.read(list(CARDS))
-    assert value(registry, "failures_total", operation="read", reason=BREAKER_OPEN) == 1
-    assert value(registry, "calls_total", operation="read") == before
-
-
 def test_the_client_s_own_retries_are_counted(
     server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
 ) -> None:
@@ -302,38 +251,7 @@ def test_the_client_s_own_retries_are_counted(
     store.close()
 
 
-def test_every_series_is_there_from_the_start_and_none_comes_later(
-    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
-) -> None:
-    settings = replace(settings, breaker_failure_count_max=1_000)
-    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
-
-    def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-        return {
-            (sample.name, tuple(sorted(sample.labels.items())))
-            for metric in registry.collect()
-            for sample in metric.samples
-        }
-
-    at_start = series()
-    for code in range(1, 256):
-        server.faults.add(Fault.refuse_records(code))
-        with pytest.raises((StoreUnavailable, Misconfigured), match=f"code {code}"):
-            store.write(CARDS, ttl_s=0)
-    assert series() == at_start
-    store.close()
-
-
 # Health
-
-
-def test_health_asks_for_no_record(server: StandIn, store: AerospikeStore) -> None:
-    before = message_count(server)
-    server.statistics_asked.clear()
-    server.faults.add(Fault.refuse(OVERLOAD))
-    assert store.health()
-    assert message_count(server) == before
-    assert server.statistics_asked == ["namespace/test"]
 
 
 @pytest.mark.parametrize("fault", [Fault.never_answer(), Fault.drop(), Fault.drop_midway()])
@@ -356,11 +274,6 @@ def test_a_server_that_takes_no_writes_is_unwell(server: StandIn, store: Aerospi
     assert store.health().reason.endswith(f"takes no writes now ({switch})")
 
 
-def test_a_namespace_that_is_gone_is_unwell(server: StandIn, store: AerospikeStore) -> None:
-    server.info["namespace/test"] = "type=unknown"
-    assert "namespace" in store.health().reason
-
-
 def test_with_an_open_breaker_health_makes_no_call_and_says_so(
     server: StandIn, store: AerospikeStore, time: FakeTime
 ) -> None:
@@ -372,10 +285,3 @@ def test_with_an_open_breaker_health_makes_no_call_and_says_so(
     time.now_s += COOLDOWN_MS / 1000
     assert store.health()
     assert server.statistics_asked == ["namespace/test"]
-
-
-def test_health_follows_a_server_that_goes_and_comes(server: StandIn, store: AerospikeStore) -> None:
-    server.stop()
-    assert not store.health()
-    server.start()
-    wait_until(lambda: bool(store.health()))

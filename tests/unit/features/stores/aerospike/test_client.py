@@ -52,16 +52,10 @@ def test_settings_that_a_bank_needs_reach_the_client() -> None:
 
 
 def test_tls_options_reach_the_client() -> None:
-    files = {"tls_ca_file": "ca.pem", "tls_ca_path": "/etc/ca", "tls_certificate_blacklist": "revoked.txt"}
-    chosen = {"tls_protocols": "-all +TLSv1.2", "tls_cipher_suite": "ECDHE-RSA-AES256-GCM-SHA384"}
-    config = config_of(tls=True, tls_name="node", tls_crl_check=True, tls_crl_check_all=True, **files, **chosen)
+    config = config_of(tls=True, tls_name="node", tls_crl_check=True, tls_ca_file="ca.pem")
     assert config["tls"] == {
         "enable": True,
         "cafile": "ca.pem",
-        "capath": "/etc/ca",
-        "cert_blacklist": "revoked.txt",
-        "protocols": "-all +TLSv1.2",
-        "cipher_suite": "ECDHE-RSA-AES256-GCM-SHA384",
         "crl_check": True,
         "crl_check_all": True,
     }
@@ -80,7 +74,6 @@ def test_the_way_to_log_in_reaches_the_client(settings: dict[str, object], mode:
     ("settings", "blamed"),
     [
         ({"auth_mode": "ldap"}, "auth_mode"),
-        ({"read_mode_ap": "some"}, "read_mode_ap"),
         ({"read_mode_sc": "dirty"}, "read_mode_sc"),
         ({"cluster_check": "yes"}, "cluster_check"),
         (EXTERNAL | {"tls": False}, "tls"),
@@ -88,9 +81,7 @@ def test_the_way_to_log_in_reaches_the_client(settings: dict[str, object], mode:
         (PKI | {"tls": False}, "tls"),
         (PKI | {"tls_key_file": ""}, "tls_key_file"),
         (PKI | {"user": "scorer", "password": "p"}, "user must be empty"),
-        ({"tls_crl_check_all": True}, "tls_crl_check"),
         ({"rack_ids": (0,)}, "rack_ids"),
-        ({"connection_count_min": 101}, "connection_count_min"),
         ({"marker_days": -1}, "marker_days"),
     ],
 )
@@ -128,8 +119,6 @@ def test_the_client_knows_every_option_that_it_gets(server: StandIn) -> None:
                 tls=True,
                 tls_name="node",
                 tls_crl_check=True,
-                tls_protocols="-all +TLSv1.2",
-                tls_cipher_suite="ECDHE-RSA-AES256-GCM-SHA384",
                 connect_timeout_ms=200,
             )
         )

@@ -75,18 +75,6 @@ def test_acknowledged_records_are_read_while_a_node_that_came_back_lacks_them(
         assert [store.read([key])[0] for key in LATER] == list(LATER.values())
 
 
-def test_reading_one_copy_misses_acknowledged_records_until_migration_ends(
-    cluster: StandInCluster, settings: AerospikeSettings
-) -> None:
-    with closing(AerospikeStore(settings)) as store:
-        lose_and_bring_back(cluster, store)
-    wrong = [one for one in store_of_one_copy_reads(cluster) if one not in LATER.values()]
-    assert None in wrong
-    assert any(one is not None for one in wrong)
-    cluster.end_migration(NODE_COUNT - 1)
-    assert store_of_one_copy_reads(cluster) == list(LATER.values())
-
-
 def test_a_scan_waits_until_a_node_that_came_back_has_its_copies(
     cluster: StandInCluster, settings: AerospikeSettings, time: FakeTime
 ) -> None:
@@ -123,27 +111,6 @@ def test_a_write_on_a_node_that_came_back_builds_on_what_was_acknowledged(
         store.write(newest, ttl_s=0, versions=versions)
         cluster.end_migration(NODE_COUNT - 1)
         assert store.read(list(newest)) == list(newest.values())
-
-
-@pytest.mark.parametrize("by_generation", [True, False], ids=["generation", "last-update-time"])
-def test_a_generation_that_wraps_while_a_node_is_away_loses_updates_by_the_default(
-    cluster: StandInCluster, settings: AerospikeSettings, by_generation: bool
-) -> None:
-    """Why `paywarden store check` wants last-update-time: with the server's default the old copy wins."""
-    cluster.records.resolves_by_generation = by_generation
-    with closing(AerospikeStore(settings)) as store:
-        store.write({b"card:hot": b"old"}, ttl_s=0)
-        (record,) = cluster.records.by_digest.values()
-        record.generation = 65_534
-        cluster.lose(1)
-        cluster.take_over()
-        wait_until(lambda: node_count(store) == NODE_COUNT - 1)
-        for number in range(5):
-            store.write({b"card:hot": b"newer %d" % number}, ttl_s=0)
-        cluster.bring_back(1, is_behind=True)
-        cluster.end_migration(1)
-        wait_until(lambda: node_count(store) == NODE_COUNT)
-        assert store.read([b"card:hot"]) == [b"old" if by_generation else b"newer 4"]
 
 
 # A node that the network cuts off
@@ -191,23 +158,6 @@ def test_a_change_that_a_record_has_already_is_written_once_more(
         assert store.read([key]) == [b"added"]
 
 
-def test_a_node_that_is_alone_acknowledges_writes_that_are_lost(
-    cluster: StandInCluster, settings: AerospikeSettings
-) -> None:
-    """A limit: for some seconds, until a node with too few neighbours stops, both sides take writes."""
-    with closing(AerospikeStore(settings)) as store:
-        store.write(CARDS, ttl_s=0)
-    cluster.cut_off(1)
-    cluster.orphan(1)
-    alone = closing(AerospikeStore(quick_settings(cluster.nodes[1].address)))
-    with alone as store, closing(AerospikeStore(quick_settings(cluster.nodes[0].address))) as of_others:
-        of_others.write({b"card:1": b"of the others"}, ttl_s=0)
-        assert store.read([b"card:1"]) == [CARDS[b"card:1"]]
-        store.write({b"card:2": b"of the node alone"}, ttl_s=0)
-        cluster.rejoin(1)
-        wait_until(lambda: of_others.read([b"card:1", b"card:2"]) == [b"of the others", CARDS[b"card:2"]])
-
-
 # A second fault
 
 
@@ -251,16 +201,6 @@ def test_a_second_fault_while_copies_move_is_counted_and_named(pair: StandInClus
         pair.end_migration(1)
         assert store.health().why_hidden == ""
         assert faults() == 1
-
-
-def test_as_many_nodes_lost_at_once_as_copies_hide_records_too(pair: StandInCluster) -> None:
-    for node in pair.nodes:
-        node.copy_count = 1
-    with closing(AerospikeStore(quick_settings(*pair.hosts))) as store:
-        assert store.health().why_hidden == ""
-        pair.lose(1)
-        pair.take_over()
-        wait_until(lambda: pair.nodes[1].node_name in store.health().why_hidden)
 
 
 # A node that fails
@@ -308,18 +248,6 @@ def test_with_one_of_three_nodes_failing_the_others_records_are_read_and_written
         assert cluster.nodes[1].node_name in store.health().reason
 
 
-def test_a_node_that_is_well_again_is_used_after_the_cool_down(
-    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
-) -> None:
-    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
-        store.write(CARDS, ttl_s=0)
-        fail_one_node(cluster, store)
-        cluster.nodes[1].faults.clear()
-        time.now_s += COOLDOWN_MS / 1000
-        assert store.read(list(CARDS)) == list(CARDS.values())
-        assert store.health()
-
-
 def test_a_scan_that_fails_does_not_vouch_for_a_failing_node(
     cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
 ) -> None:
@@ -335,18 +263,3 @@ def test_a_scan_that_fails_does_not_vouch_for_a_failing_node(
             store.read(list(of_node[1]))
         with pytest.raises(StoreUnavailable, match="not tried"):
             store.read(list(of_node[1]))
-
-
-def test_a_node_that_keeps_failing_opens_its_breaker_again_at_the_first_call(
-    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
-) -> None:
-    of_node = cards_by_node(cluster, breaking)
-    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
-        store.write(CARDS, ttl_s=0)
-        fail_one_node(cluster, store)
-        time.now_s += COOLDOWN_MS / 1000
-        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
-            store.read(list(of_node[1]))
-        with pytest.raises(StoreUnavailable, match="not tried"):
-            store.read(list(of_node[1]))
-        assert store.read(list(of_node[2])) == list(of_node[2].values())

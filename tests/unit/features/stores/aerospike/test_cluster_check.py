@@ -105,13 +105,12 @@ def test_ttl_without_nsup_is_no_finding_where_it_is_allowed(cluster: StandInClus
 def test_conflict_resolution_is_no_concern_of_strong_consistency(cluster: StandInCluster) -> None:
     for node in cluster.nodes:
         node.namespace_config |= {"strong-consistency": "true", "conflict-resolution-policy": "generation"}
-    assert findings(cluster, read_mode_ap="one") == []
+    assert findings(cluster) == []
 
 
 def test_our_own_settings_are_looked_at_too(cluster: StandInCluster) -> None:
     assert [one.what for one in findings(cluster, user="", tls=False)] == ["there is no login"]
     assert [one.what for one in findings(cluster, tls=False)] == ["TLS is off"]
-    assert [one.what for one in findings(cluster, read_mode_ap="one")] == ["[aerospike] read_mode_ap is one"]
     assert findings(cluster, record_bytes_max=2_000_000)[0].what == "max-record-size is 1048576 bytes"
 
 

@@ -62,15 +62,6 @@ def test_an_erased_record_is_absent_after_a_cold_start(server: StandIn) -> None:
         assert sorted(key for key, _ in store.scan("card")) == [b"card:0", b"card:3", b"card:4"]
 
 
-def test_the_stand_in_brings_back_what_was_deleted_in_the_ordinary_way(server: StandIn) -> None:
-    with closing(open_store(server)) as store:
-        store.write(CARDS, ttl_s=0)
-        store._client.remove(("test", "card", bytearray(b"1")))
-        assert store.read([b"card:1"]) == [None]
-        server.records.start_cold()
-        assert store.read([b"card:1"]) == [b"value 1"]
-
-
 @pytest.mark.parametrize("versions", [None, {b"card:1": ABSENT}], ids=["unconditional", "where it is absent"])
 def test_an_erased_record_can_be_written_again(server: StandIn, versions: dict[bytes, int] | None) -> None:
     with closing(open_store(server)) as store:

@@ -77,27 +77,7 @@ def test_a_scan_goes_page_by_page_and_sends_the_rate_to_the_server(server: Stand
         assert int.from_bytes(page.fields[FIELD_RECORDS_PER_SECOND], "big") == 1_234
 
 
-def test_a_scan_waits_between_pages_to_keep_the_rate(server: StandIn, open_store: Open, time: FakeTime) -> None:
-    store = open_store(server.address, scan_records_per_second=20)
-    list(store.scan("card"))
-    assert time.slept_s == [0.5, 0.5, 0.5]
-
-
-def test_time_the_caller_takes_counts_and_gives_no_credit(server: StandIn, open_store: Open, time: FakeTime) -> None:
-    store = open_store(server.address, scan_records_per_second=20)
-    for number, _ in enumerate(store.scan("card"), start=1):
-        # Within the first page for a part of what it is due, within the second for far longer, then for nothing.
-        time.now_s += {5: 0.2, 15: 60.0}.get(number, 0.0)
-    assert time.slept_s == [0.3, 0.5]
-
-
 # Progress
-
-
-def test_progress_is_reported_after_each_page(server: StandIn, open_store: Open) -> None:
-    store = open_store(server.address)
-    store.write({b"merchant:1": b"of another set"}, ttl_s=0)
-    assert told_by(store) == [(0, 35), (10, 35), (20, 35), (30, 35), (35, 35)]
 
 
 def test_a_record_that_is_kept_twice_is_expected_once(cluster: StandInCluster, open_store: Open) -> None:
@@ -180,15 +160,6 @@ def test_a_lasting_failure_ends_a_scan_after_its_patience(server: StandIn, open_
     assert len(given) == PAGE_RECORD_COUNT
 
 
-def test_patience_is_for_each_page_anew(server: StandIn, open_store: Open, time: FakeTime) -> None:
-    store = open_store(server.address, scan_patience_ms=1_000)
-    for _ in range(4):
-        server.faults.add(Fault.refuse(OVERLOAD), times=3)
-        server.faults.add(Fault())
-    assert dict(store.scan("card")) == CARDS
-    assert time.slept_s == [TEND_S] * 12
-
-
 def test_a_scan_waits_for_an_open_breaker(server: StandIn, open_store: Open, time: FakeTime) -> None:
     store = open_store(server.address, scan_patience_ms=5_000, breaker_failure_count_max=2, breaker_cooldown_ms=1_000)
     server.faults.add(Fault.refuse(OVERLOAD), times=2)
@@ -203,14 +174,6 @@ def test_a_missing_partition_ends_a_scan_with_an_error(server: StandIn, open_sto
     server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=50)
     with pytest.raises(StoreUnavailable):
         list(store.scan("card"))
-
-
-def test_a_partition_that_comes_back_is_read(server: StandIn, open_store: Open) -> None:
-    store = open_store(server.address, scan_patience_ms=1_000)
-    server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=5)
-    scanned = list(store.scan("card"))
-    assert len(scanned) == 35
-    assert dict(scanned) == CARDS
 
 
 def test_a_scan_waits_until_another_node_takes_over(cluster: StandInCluster, open_store: Open, time: FakeTime) -> None:

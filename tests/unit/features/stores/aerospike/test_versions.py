@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from paywarden.features.stores.aerospike.store import AerospikeStore
-from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
+from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.errors import StoreUnavailable
 from tests.standin.aerospike_records import NOT_FOUND, RECORD_EXISTS, WRONG_GENERATION
 from tests.standin.aerospike_server import Fault, StandIn
@@ -44,26 +44,6 @@ def versions_of(store: AerospikeStore, values: dict[bytes, bytes]) -> dict[bytes
 
 def generations(server: StandIn) -> list[int]:
     return [record.generation for record in server.records.by_digest.values()]
-
-
-def test_a_version_is_the_generation_the_server_keeps(server: StandIn, store: AerospikeStore) -> None:
-    store.write(CARDS, ttl_s=0)
-    store.write({b"card:3": b"again"}, ttl_s=0)
-    assert sorted(generations(server)) == [1, 1, 1, 1, 2]
-    assert list(versions_of(store, CARDS).values()) == [1, 1, 1, 2, 1]
-    assert store.read_versioned([b"card:absent"]) == [Versioned(None, ABSENT)]
-
-
-@SIZES
-def test_the_server_detects_a_change_between_read_and_write(server: StandIn, store: AerospikeStore, size: int) -> None:
-    values = first(CARDS, size)
-    store.write(values, ttl_s=0)
-    versions = versions_of(store, values)
-    for record in server.records.by_digest.values():
-        record.generation += 1
-    with pytest.raises(StoreConflict, match=f"{size} of {size} records"):
-        store.write(first(NEW, size), ttl_s=0, versions=versions)
-    assert store.read(list(values)) == list(values.values())
 
 
 def test_a_generation_that_starts_again_at_one_is_a_version_like_any_other(

@@ -89,7 +89,7 @@ port = 1
 [http]
 prot = 1                                            # [http] has no setting 'prot'; 'port' may have been meant
 port = "80"                                         # [http] port: wanted a whole number, got str
-backlog = 0                                         # [http] backlog: wanted at least 1, got 0
+backlog = 10                                        # [http] has no setting 'backlog'
 connections_max = 0                                 # [http] connections_max: wanted at least 1, got 0
 [outcomes]
 window_days = 10                                    # [outcomes] window_days: wanted label_delay_days to 365, got 10
@@ -103,7 +103,6 @@ hosts = ["one"]                                     # [aerospike] hosts must be 
 kind = "redis"                                      # [store] kind: wanted lmdb, aerospike or memory, got 'redis'
 [serve]
 busy_poll_us = -1                                   # [serve] busy_poll_us: wanted at least 0, got -1
-model_cooldown_ms = 0                               # [serve] model_cooldown_ms: wanted at least 1, got 0
 [stream]
 freshness_exceptions = ["shop=1"]                   # [stream] freshness_exceptions: wanted ENTITY=MILLISECONDS
 [companion]
@@ -155,9 +154,9 @@ def test_faults_in_two_tables_of_a_list_are_both_reported(tmp_path: Path) -> Non
 
 def test_a_setting_of_the_environment_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAYWARDEN_HTTP_PORT", "eighty")
-    assert problems(tmp_path, "[http]\nbacklog = 0") == [
+    assert problems(tmp_path, "[http]\nconnections_max = 0") == [
         "PAYWARDEN_HTTP_PORT: wanted a whole number",
-        "[http] backlog: wanted at least 1, got 0",
+        "[http] connections_max: wanted at least 1, got 0",
     ]
 
 

@@ -74,15 +74,13 @@ def test_a_time_without_shadow_decisions_gives_a_line(archive: Path) -> None:
     assert told.output == "there is no shadow decision of that time\n"
 
 
-def test_run_needs_a_challenger_and_names_what_is_wrong_with_one(tmp_path: Path) -> None:
+def test_run_names_what_is_wrong_with_a_challenger(tmp_path: Path) -> None:
     config = tmp_path / "paywarden.toml"
     for text, message in (
-        ("[shadow]\nfollow_rollout = false\n", "there is no challenger"),
         ('[[shadow.challengers]]\nname = "B"\nbundle = "b"\n', r"\[shadow\] challengers: wanted a name of at most 64"),
         ('[[shadow.challengers]]\nname = "b"\n', r'\[shadow\] challengers "b": wanted a bundle, a policy or a config'),
         ('[[shadow.challengers]]\nname = "b"\nbundle = "x"\n' * 2, r"\[shadow\] challengers: two have the name 'b'"),
         ("[shadow]\ncpu_share_max = 2.0\n", r"\[shadow\] cpu_share_max: wanted above 0 and at most 1, got 2"),
-        ('[shadow]\npriority = "first"\n', r"\[shadow\] priority: wanted one of idle, low, normal, got 'first'"),
     ):
         config.write_text(text)
         with pytest.raises(Misconfigured, match=message), wiring.shadow_host(read_source(str(config)), print, "text"):

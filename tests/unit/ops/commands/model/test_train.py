@@ -24,7 +24,7 @@ from paywarden.schemas.settings import Source
 from tests.worlds.small import small_world
 
 WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-20")
-QUICK = {"trees": 5, "folds": 2, "max_bin": 255, "early_stopping_rounds": 0}
+QUICK = {"trees": 5, "early_stopping_rounds": 0}
 # Days enough for twenty known frauds on either side of the gap.
 VALIDATED = QUICK | {"trees": 30, "label_delay_days": 3, "validation_days": 9, "early_stopping_rounds": 5}
 LONG_WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-26")
@@ -108,8 +108,7 @@ def test_train_prints_the_days_held_out_and_the_choice(data: Path, tmp_path: Pat
 
 
 def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:
-    settings = QUICK | {"trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.02}
-    done = run(data, tmp_path / "bundle", "--cascade", settings=settings)
+    done = run(data, tmp_path / "bundle", "--cascade", settings=QUICK | {"trees": 60})
     assert done.exit_code == 0, done.output
     told = read_manifest(tmp_path / "bundle").cascade
     first, second = [line for line in done.stdout.splitlines() if line.startswith("cascade: ")]

@@ -49,7 +49,7 @@ def answering(status: int, body: bytes, *, ahead_s: float = 0) -> Iterator[str]:
 
 def told(url: str) -> tuple[str, str]:
     """Returns state and words of the registry's one result."""
-    source = Source({}, {"PAYWARDEN_REGISTRY_URL": url, "PAYWARDEN_REGISTRY_TIMEOUT_MS": "2000"})
+    source = Source({}, {"PAYWARDEN_REGISTRY_URL": url})
     (result,) = results_of("registry", [kafka.check_registry], source)
     return result.state, str(result)
 

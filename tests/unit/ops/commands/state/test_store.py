@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.ops.cli import cli
 from paywarden.schemas.errors import Misconfigured
+from tests.services.product import internals
 from tests.standin.aerospike_server import StandIn
 
 
@@ -60,7 +61,8 @@ def test_an_error_is_status_1_and_every_finding_is_printed(folder: Path, server:
 
 
 def test_a_cluster_that_is_away_is_an_error_in_one_line(folder: Path, server: StandIn) -> None:
-    use(folder, server, "connect_timeout_ms = 200\n")
+    internals.write(folder, {"aerospike": {"connect_timeout_ms": 200}})
+    use(folder, server)
     server.stop()
     done = run("check")
     assert done.exit_code == 1

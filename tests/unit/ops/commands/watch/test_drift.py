@@ -127,7 +127,7 @@ def test_status_says_when_it_cannot_know_which_models_are_watched(monkeypatch: p
         (SeenModel("model-3/b", 1, has_reference=False), "name its folder in [drift] bundles"),
         (SeenModel("model-2/b", 1, has_reference=False), "its bundle has no reference"),
         (SeenModel("model-1", 1, has_reference=False), "the stream was started without its bundle"),
-        (SeenModel("other", 1, has_reference=False), "[drift] versions_max"),
+        (SeenModel("other", 1, has_reference=False), "beyond the first four"),
     ],
 )
 def test_the_reason_follows_from_the_bundles_of_stream_and_host(model: SeenModel, words: str) -> None:

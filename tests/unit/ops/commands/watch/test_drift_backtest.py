@@ -163,9 +163,8 @@ def test_days_that_the_model_was_trained_on_are_named(replay: Path, tmp_path: Pa
 
 def test_settings_can_be_tried(replay: Path) -> None:
     deaf = run(
-        replay, "--set", "drift_detection.share_change_min=1e9", "--set", "drift_detection.detail_psi_min=9.0",
-        "--set", "drift_detection.psi_min=9.0", "--set", "drift_training.psi_info=90.0", "--set",
-        "drift_training.psi_warning=90.0", "--set", "drift_training.psi_critical=90.0",
+        replay, "--set", "drift_detection.share_change_min=1e9", "--set", "drift_detection.psi_min=9.0",
+        "--set", "drift_detection.false_alarm_days=1e9",
     )  # fmt: skip
     assert "no alert" in deaf.output, deaf.output
 
@@ -185,7 +184,7 @@ def test_an_injected_change_is_looked_for(replay: Path) -> None:
         (["--inject", "score=much@2026-01-01"], "--inject score=much@2026-01-01: wanted a number"),
         (["--inject", "feature:gone=1@2020-01-01"], "the model has no feature 'gone'"),
         (["--set", "serve.port=1"], "--set: wanted SECTION.SETTING=VALUE of drift"),
-        (["--set", "drift_training.psi_info=x"], "--set drift_training.psi_info: wanted a value"),
+        (["--set", "drift_training.psi_warning=x"], "--set drift_training.psi_warning: wanted a value"),
         (["--from", "2026-01-01"], "wanted both --from and --to"),
         (["--archive", "a"], "wanted one of --decisions and --archive"),
         (["--from", "2001-01-01", "--to", "2001-01-02"], "holds no decision of these days"),
