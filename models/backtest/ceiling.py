@@ -46,7 +46,7 @@ _CUSTOMERS_A_DAY, _CUSTOMERS, _CUSTOMER_DAYS = 3, 5_000, 14
 _CUSTOMER_FRAUD_PART, _CUSTOMER_FACTOR = 1 / 3, 5.0
 # Shares of all payments that are fraud of the second and the third kind, as the book prints them.
 _TERMINAL_SHARE, _CUSTOMER_SHARE = 9_077 / 1_754_155, 4_631 / 1_754_155
-# A negative amount is drawn anew, evenly from 0 to twice the mean. That raises the mean by this factor.
+# A negative amount is drawn again, evenly from 0 to twice the mean. That raises the mean by this factor.
 _MEAN_RAISED = 1.027
 _NEGATIVE_PART = 0.02275
 _IMPOSSIBLE = -1e9

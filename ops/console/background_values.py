@@ -1,7 +1,7 @@
 """Values that take longer to compute than a page may take: computed in the background while somebody looks.
 
     page ──► known(now)   the last value, and its time; if it is old, the thread is woken
-    thread ► run          computes the value anew, after the page was sent
+    thread ► run          computes the value again, after the page was sent
 
 The first page waits a moment, so that a small index answers at once.
 """
@@ -36,7 +36,7 @@ class Kept(Generic[Value]):
         self._wake, self._found = threading.Event(), threading.Event()
 
     def known(self, now: int) -> Value:
-        """Returns the last value, and has it computed anew if it is old."""
+        """Returns the last value, and has it computed again if it is old."""
         if now - self.found_ms >= self._old_ms:
             self._wake.set()
             if not self.found_ms:

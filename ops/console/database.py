@@ -90,7 +90,7 @@ class ConsoleDatabase:
         if file_at(self.path) != self._file:
             raise DatabaseUnavailable(
                 f"the console's database {self.path} was removed or replaced while it was open: put it back, or "
-                "restart the console, which makes it anew from the topics"
+                "restart the console, which creates it again from the topics"
             )
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
@@ -116,7 +116,7 @@ class ConsoleDatabase:
         if type(error) is sqlite3.DatabaseError:
             # The file is damaged, or is none of SQLite: its own words name no way out.
             why += (
-                ". Move it and the files beside it (-wal, -shm) away and start the console again: it makes them anew "
+                ". Move it and the files beside it (-wal, -shm) away and restart the console, which creates them again "
                 "from the topics, and people log in again"
             )
         return DatabaseUnavailable(why)

@@ -318,7 +318,7 @@ _SHIPPING = DashboardSection(
         ),
         Panel(
             "Companion in trouble",
-            "Parts that failed and began anew, stalled Kafka clients and unreadable records in 15 minutes; 1 while the "
+            "Parts that failed and restarted, stalled Kafka clients and unreadable records in 15 minutes; 1 while the "
             "mirror takes no changes; 1 while the companion is not ready. 0 on a quiet day.",
             "short",
             (

@@ -217,7 +217,7 @@ def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], b
             "kafka",
             ERROR,
             f"{name} has {len(described.partitions)} partitions, and its readers need one order over all records",
-            "make it anew with one partition",
+            "create it again with one partition",
         )
     if (has := len(described.partitions)) < topic.num_partitions:
         yield CheckResult(

@@ -25,7 +25,7 @@ a claim, see scoring/idempotency/claim_table.py.
    was not started again, the worker that finds its claim ends its incarnation.
 7. Two ids with the same 64-bit hash are told apart by the id in the record; the later one is decided without a claim.
    A payment whose two buckets are full of live claims is decided without a claim, too. Metrics count both: only these
-   payments are decided anew when they are repeated.
+   payments are decided again when they are repeated.
 
 The window goes by CLOCK_BOOTTIME, so no leap of the time of day ends it. The table lives as long as this boot of the
 machine: after the next one a repeated payment may be decided again.

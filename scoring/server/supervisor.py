@@ -16,7 +16,7 @@
 
    Until the first successor works, the release may be given up, and the old workers know nothing of it. There are
    never more processes than half as many again, at least one, so the last generation must end before the next begins.
-6. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
+6. A file that workers map and that is gone or cut short is created again (mapped_files.py).
 7. Another parent may take the ports over, for new software or another feature catalogue (takeover.py).
 """
 
@@ -128,10 +128,10 @@ class Worker:
 
 
 class Mending(NamedTuple):
-    """Mends files of the workers. Both are called before each start and twice a second; True: a file was made anew."""
+    """Repairs files of the workers. Both run before each start and twice a second; True: a file was created again."""
 
     own: Callable[[], bool]
-    """Workers notice by themselves that a file was made anew."""
+    """Workers notice by themselves that a file was created again."""
     shared: Callable[[], bool]
     """After this all workers are started again: one that still had the old file would not see the others' writes."""
 

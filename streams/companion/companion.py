@@ -21,7 +21,7 @@ What can go wrong:
 - The store is not there yet, or is lost during the scan. The companion logs that once, is live but not ready, and tries
   again every second.
 - A rebuild swaps another profile set in. The companion waits until the swap has ended.
-- The changelog was deleted and made anew, or has lost its end. The companion fills the mirror anew.
+- The changelog was deleted and created again, or has lost its end. The companion fills the mirror again.
 - Kafka's client stalls. The companion replaces it (streams/kafka/stalls/stall_detector.py).
 - The mirror is damaged. The companion deletes it and fills a new one.
 - The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
@@ -237,7 +237,7 @@ class Companion:
             raise error
 
     def _keep_following(self, stop: Event) -> None:
-        """Fill the mirror and follow the changelog until the stop. After a failure begin anew: shipping goes on."""
+        """Fill the mirror and follow the changelog until the stop. After a failure start again; shipping goes on."""
         pause_s, has_failed = PAUSE_S_MIN, False
         while not stop.is_set():
             began = time.monotonic()
@@ -303,7 +303,7 @@ class Companion:
             self._metrics.shards(complete=moves.complete, missing=moves.missing, copied=copied)
 
     def _look_at_marks(self) -> None:
-        """Make the overlay's marks anew if somebody has deleted their file or cut it short."""
+        """Create the overlay's marks again if somebody has deleted their file or cut it short."""
         marks = self._marks
         if marks is None or self._open_marks is None or marks.is_in_place:
             return
@@ -311,22 +311,23 @@ class Companion:
             self._marks = self._open_marks()
         except Misconfigured as error:
             if self._marks_trouble != str(error):
-                _log.error("companion: the overlay's marks cannot be made anew yet: %s", error)
+                _log.error("companion: the overlay's marks cannot be created again yet: %s", error)
             self._marks_trouble = str(error)
             return
         marks.close()
         self._marks_trouble = ""
         self._marks.open_mirror(self._mirror.newest_transaction())
         _log.error(
-            "companion: the overlay's marks were deleted or cut short: they are made anew, and the overlay waits for "
+            "companion: the overlay's marks were deleted or cut short: they are created again, and the overlay waits "
+            "for "
             "two lifetimes"
         )
 
     def _look_at_changelog(self) -> None:
-        """Raises TemporaryFailure if the changelog was made anew: then the companion begins again with step 1."""
+        """Raises TemporaryFailure if the changelog was created again: then the companion begins again with step 1."""
         ids, known = self._identity_watch.look(), self._mirror.changelog_id()
         if ids is not None and known and ids[self._topic] not in ("", known):
-            raise TemporaryFailure(f"topic {self._topic} was deleted and made anew: the mirror is filled anew")
+            raise TemporaryFailure(f"topic {self._topic} was deleted and created again: the mirror is filled again")
 
     def step(self) -> bool:
         """Take a batch of the changelog and apply it. Returns False if the mirror does not take it.
@@ -448,10 +449,10 @@ class Companion:
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
         if misfit := self._shards_misfit():
-            _log.warning("companion: the mirror is filled anew: %s", misfit)
+            _log.warning("companion: the mirror is filled again: %s", misfit)
             positions = {}
         if misfit := self._misfit(positions, ends, changelog):
-            _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
+            _log.warning("companion: the mirror is filled again: topic %s %s", self._topic, misfit)
             positions = {}
         if positions.keys() != set(self._partitions):
             self._empty_mirror()
@@ -520,7 +521,7 @@ class Companion:
         """Returns why the mirror's positions do not belong to the changelog as it is now; empty if they do."""
         known = self._mirror.changelog_id()
         if known and changelog and known != changelog:
-            return f"was deleted and made anew: its id was {known} and is {changelog}"
+            return f"was deleted and created again: its id was {known} and is {changelog}"
         for partition, position in positions.items():
             if position > ends.get(partition, position):
                 return f"has lost records: {cut_of(partition, position, ends[partition])}"
@@ -585,7 +586,7 @@ class Companion:
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
                 f"topic {self._topic} goes on before what was read: the companion ends, and fills the mirror "
-                "anew when it is started again"
+                "again when it is started again"
             )
         read_to = self._read_to | changes.positions | {partition: end for (_, partition), end in held.ended.items()}
         to_reach = {

@@ -14,7 +14,7 @@ from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.metrics import AgeHistogram
 
 PARTS = ("mirror", "shipping")
-"""The parts of a companion that fail and begin anew, each for itself."""
+"""The parts of a companion that fail and start again, each by itself."""
 
 
 class CompanionMetrics:
@@ -62,7 +62,7 @@ class CompanionMetrics:
         )
         self._set_aside = gauge("outbox_set_aside_entries", "Entries of an outbox that are set aside.", "worker")
         self._set_aside_bytes = gauge("outbox_set_aside_bytes", "Bytes of an outbox that are set aside.", "worker")
-        self.failures = counter("failures", "Times a part of the companion failed and began anew.", "part")
+        self.failures = counter("failures", "Times a part of the companion failed and started again.", "part")
         for part in PARTS:
             self.failures.labels(part)
         self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's limit; with all of them it is full.")

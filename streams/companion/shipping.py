@@ -26,7 +26,7 @@ What can go wrong:
 - The companion is killed after a commit: the cursors on Kafka are right, and nothing is sent twice.
 - A power loss cuts the outbox short of its cursor: `Shipment._start` finds the first decision after the cursor.
 - Two hosts run from one copied outbox: they fence each other. After more than 10 lost producers shipping fails, and
-  begins anew after a pause (streams/companion/shipping_thread.py).
+  starts again after a pause (streams/companion/shipping_thread.py).
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class Shipper:
         self._lost_count += 1
         if self._lost_count > _PRODUCERS_LOST_MAX:
             raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
-        self._say(f"the producer of decisions has ended and begins anew: {reason}")
+        self._say(f"the producer of decisions has ended and starts again: {reason}")
         self._producer, self._state, self.under_way = None, _State.NEW, 0
         self._due = time.monotonic() + self._options.again_after_s
 

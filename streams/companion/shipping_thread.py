@@ -6,8 +6,8 @@
 1. In every round let the shipper advance. If it had nothing to send, wait a moment; if no transaction is due yet, wait
    until then.
 2. Once a second look for new outboxes and set the metrics.
-3. If anything raises, log it, count it, and begin anew after a pause. The pause doubles up to PAUSE_S_MAX, and is short
-   again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts fire.
+3. If anything raises, log it, count it, and start again after a pause. The pause doubles up to PAUSE_S_MAX, and is
+   short again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts fire.
 4. When the process stops, ship the decisions that are left, and end.
 """
 
@@ -99,8 +99,8 @@ class ShippingThread:
 
 
 def note_failure(error: Exception, part: str) -> None:
-    """Log why a part of the companion begins anew: one line for an expected failure, the traceback for a bug."""
+    """Log why a part of the companion starts again: one line for an expected failure, the traceback for a bug."""
     if isinstance(error, PaywardenError):
-        _log.warning("companion: %s has failed and begins anew: %s", part, error)
+        _log.warning("companion: %s has failed and starts again: %s", part, error)
     else:
-        _log.error("companion: a bug ended %s, which begins anew", part, exc_info=error)
+        _log.error("companion: a bug ended %s, which starts again", part, exc_info=error)

@@ -94,11 +94,11 @@ class DriftDetection:
         self._levels.add(reference)
 
     def restore(self, state: bytes) -> None:
-        """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
+        """Continue from a state that `state` returned; with empty or damaged bytes, start again."""
         try:
             self._restore(state)
         except InvalidEvent as error:
-            _log.warning("drift detection begins anew, and open alerts are not cleared: %s", error)
+            _log.warning("drift detection starts again, and open alerts are not cleared: %s", error)
             self._restore(b"")
 
     def _restore(self, state: bytes) -> None:
@@ -287,9 +287,9 @@ class DriftWatches:
         return b"".join(_entry(version, watch.to_bytes()) for version, watch in sorted(self._watches.items()))
 
     def restore(self, state: bytes) -> None:
-        """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
+        """Restore the state that `to_bytes` returned; empty bytes start again. Raises InvalidEvent for damaged bytes.
 
-        A version whose signals have changed begins anew. The next block clears its alerts, and those of versions that
+        A version whose signals have changed starts again. The next block clears its alerts, and those of versions that
         are no longer watched.
         """
         states = _states_in(state)
@@ -303,7 +303,7 @@ class DriftWatches:
             try:
                 watch.restore(part)
             except InvalidEvent as error:
-                _log.warning("drift detection of model %s begins anew: %s", version, error)
+                _log.warning("drift detection of model %s starts again: %s", version, error)
                 del self._watches[version]
                 self._orphans += open_alerts_in(part)
 

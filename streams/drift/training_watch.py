@@ -502,7 +502,7 @@ class TrainingWatches:
         return self._packed
 
     def restore(self, state: bytes, reference_of: Callable[[str], Reference | None]) -> None:
-        """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
+        """Restore the state that `to_bytes` returned; empty bytes start again. Raises InvalidEvent for damaged bytes.
 
         `reference_of`: returns the reference of a version as `step` gets it. If that is another one now, or none,
         `cleared` returns the version's alerts.

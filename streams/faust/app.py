@@ -157,7 +157,7 @@ class StreamApp(faust.App):
     def add_agent(self, topic: TopicT, name: str, read: Callable[[Any], Awaitable[None]]) -> None:
         """Read a topic's records with an agent whose failure ends the app.
 
-        Faust would start a failed agent anew, without the record it was working on.
+        Faust would start a failed agent again, without the record it was working on.
         """
 
         async def agent(stream: Any) -> None:

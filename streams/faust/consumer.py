@@ -218,7 +218,7 @@ class HoldingConsumer(Consumer):
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:
-        """Return up to when all that was on the partition has been fetched, epoch ms; 0 if that is not known anew."""
+        """Return up to when all that was on the partition has been fetched, epoch ms; 0 if that is not known again."""
         fetched = _fetched_of(self._thread._ensure_consumer(), partition)
         read_ms = 0 if fetched is None else self._ends.note(partition, *fetched)
         # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.

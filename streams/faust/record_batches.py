@@ -1,7 +1,7 @@
 """Reads Kafka's record batches for aiokafka, so that no header of a record can stop the reading.
 
 aiokafka decodes the names of all headers as UTF-8. Kafka accepts any bytes there, and aiokafka then raises for the
-batch, at each attempt anew. Agents use no headers: if aiokafka refuses a batch, the rest of it is read here without
+batch, at each attempt again. Agents use no headers: if aiokafka refuses a batch, the rest of it is read here without
 them.
 
     batch   record 0, 1 │ record 2: header name FF FE │ record 3

@@ -1,7 +1,7 @@
 """The register of sources: which topics the records in a store were made from.
 
 Profiles remember the offsets that they contain, and take a smaller offset for a replay. That is right for one topic
-only. A topic that was deleted and made anew, or that lost its end, gives old offsets to new records: these would be
+only. A topic that was deleted and created again, or that lost its end, gives old offsets to new records: these would be
 dropped as replays, without a word. The register therefore keeps the id of each topic beside the offsets:
 
     progress:sources    {"payments": {"id": "nKpDTVrsRo-MnxKRDDJ8pA", "generation": 0}, …}
@@ -133,8 +133,8 @@ def problem_of(entry: SourceEntry, found: str) -> str:
     """Returns the problem of the topic that has the id `found`, "" if it is the one of the entry, and whole."""
     if found and entry.id and found != entry.id:
         return (
-            f"it was deleted and made anew, or is on another cluster: its id is {found}, and the store has offsets of "
-            f"{entry.id}"
+            f"it was deleted and created again, or is on another cluster: its id is {found}, and the store has offsets "
+            f"of {entry.id}"
         )
     return f"it has lost records that were read already: {entry.cut}" if entry.cut else ""
 
@@ -177,5 +177,5 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured(
             "the register of sources cannot be read: it is damaged. Without it old offsets look like new ones: "
-            "`paywarden rebuild` makes profiles anew, with a register of their own"
+            "`paywarden rebuild` creates profiles again, with a register of their own"
         ) from error

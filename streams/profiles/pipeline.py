@@ -31,8 +31,8 @@ What can go wrong:
 - Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
   store, and it reads the profile again.
 - The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
-- A topic was deleted and made anew, or ends before the last record that was read. The worker stops with an error that
-  names the remedy (streams/profiles/guards/sources.py).
+- A topic was deleted and created again, or ends before the last record that was read. The worker stops with an error
+  that names the remedy (streams/profiles/guards/sources.py).
 - This host's clock and the broker's disagree. The worker leaves its group until they agree
   (streams/profiles/guards/broker_clock.py).
 - A profile cannot be read. It is set aside with its events (streams/profiles/set_aside_profile.py), and the others
@@ -428,8 +428,8 @@ class Pipeline:
     def _confirm_orphans(self) -> None:
         """Make sure that outcomes without a payment may become dead letters.
 
-        If `payments` was made anew, their payments may stand at offsets that count as read: compares the topics, and
-        raises as the above. Raises RecordsHidden if the store may hide the payments' records.
+        If `payments` was created again, their payments may stand at offsets that count as read: compares the topics,
+        and raises as above. Raises RecordsHidden if the store may hide the payments' records.
         """
         bases = self._router.payments_base, self._router.outcomes_base
         self._compare_sources_again()

@@ -10,7 +10,7 @@
    `waiting_bytes_max` waits for the challenger, it takes a small share of the cores until it has caught up. If that is
    not enough, it skips forward in the end. Then the host has more payments than it can take: no share for a minute.
 3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
-4. Once a second send the counts to the parent, look for outboxes of new workers, and load the challenger anew if its
+4. Once a second send the counts to the parent, look for outboxes of new workers, and load the challenger again if its
    files have changed. If they cannot be loaded, the challenger that is there goes on. They are tried again ever more
    rarely, at least every ten minutes: a descriptor or a disk may have been missing, and the files stay as they are.
 
@@ -170,7 +170,7 @@ class ShadowEvaluator:
             self._load_anew()
 
     def _load_anew(self) -> None:
-        """Load the challenger anew. If that fails, it is tried again later."""
+        """Load the challenger again. If that fails, it is tried again later."""
         try:
             self._challenger = self._loaded()
         except (PaywardenError, OSError) as error:
@@ -181,7 +181,7 @@ class ShadowEvaluator:
             return
         self._load_again.clear()
         self._load_trouble = ""
-        _log.info("shadow %s: loaded anew, its files have changed", self._name)
+        _log.info("shadow %s: loaded again, its files have changed", self._name)
 
     def _look_for_outboxes(self) -> None:
         try:

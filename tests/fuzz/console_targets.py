@@ -63,7 +63,7 @@ def console_request() -> Target:
     people: dict[str, tuple[TestClient, str]] = {}
 
     def browser(person: str) -> tuple[TestClient, str]:
-        # A session that an input has ended is begun anew.
+        # A session that an input has ended is started again.
         client, csrf = people.get(person, (None, ""))
         if client is None or client.get("/sessions").status_code != 200:
             client = TestClient(app, base_url=console.shell.url, follow_redirects=False)

@@ -240,7 +240,7 @@ MUTATIONS = {
         known=14,
     ),
     "source_identity": Mutation(
-        "payments of a topic made anew are taken for replays",
+        "payments of a topic created again are taken for replays",
         ("topic_recreated",),
         20,
         frozenset({"profiles", "stuck"}),

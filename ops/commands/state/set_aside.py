@@ -46,7 +46,7 @@ def retry(source: Source) -> None:
 
     Where this release cannot read a profile's bytes, the changelog's last state of it takes their place. Then a message
     asks the owner of the profile, a stream worker, to apply the waiting events. A profile for which nothing readable is
-    found stays set aside: `paywarden rebuild` makes it anew from the topics.
+    found stays set aside: `paywarden rebuild` creates it again from the topics.
     """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.kafka.admin import partitions_of, require_broker

@@ -1,4 +1,4 @@
-"""`paywarden source`: the topics that stored offsets belong to, and accepting one that was made anew."""
+"""`paywarden source`: the topics that stored offsets belong to, and accepting one that was created again."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class HealthWatch:
         """Returns by how much each count of errors has grown since the last look."""
         found = []
         for what, total in errors.items():
-            # A count that has fallen is that of a process that began anew.
+            # A count that has fallen is that of a process that started again.
             before = self._errors.get((process, what), total)
             more = round(total - before if total >= before else total)
             if more > 0:

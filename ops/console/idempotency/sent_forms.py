@@ -3,7 +3,7 @@
     <input type="hidden" name="once" value="{{ once() }}">       in each form that makes something
 
 1. Each form of each page has a token of its own: an idempotency key.
-2. The digest of session, address, token and fields says which sending it is. A form that was filled in anew, on a page
+2. The digest of session, address, token and fields says which sending it is. A form that was filled in again, on a page
    that a browser had kept, is another sending.
 3. The first sending acts. The same one that comes meanwhile waits for it.
 4. The target and message of the first answer are kept as long as a session may last. The second sending gets them.

@@ -1,7 +1,7 @@
 """Keep the alerts in the database as the topics have them, and write people's acts to the topics.
 
-While Kafka is away the pages show the last known state, and since when it is old. A topic that was made anew takes the
-place of the old one. The pages then show for a week how many alerts were lost: fewer alerts must not look like peace.
+While Kafka is away the pages show the last known state, and since when it is old. A topic that was created again
+replaces the old one. The pages then show for a week how many alerts were lost: fewer alerts must not look like peace.
 An act is written to its topic before the person sees that it is done. The database reads it from the topic, like the
 acts of the terminal.
 """
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _HEARD_EVERY_MS = 5_000
 GONE_TOLD_MS = 7 * 86_400_000
-"""How long pages show the counts of topics that were made anew."""
+"""How long pages show the counts of topics that were created again."""
 # How long a page waits for its own act to come back from the topic.
 _SEE_OWN_S = 2.0
 _SEE_OWN_EVERY_S = 0.02
@@ -164,7 +164,7 @@ def event_id_of(event: ConsoleEvent | Acknowledgement) -> str:
 
 
 def _told_gone(one: Gone) -> Missing:
-    why = f"the topic {one.topic} is another one than before: made anew, of another cluster, or without its end"
+    why = f"the topic {one.topic} is another one than before: created again, of another cluster, or without its end"
     if one.topic == ALERTS_TOPIC:
         alerts = "One earlier alert" if one.count == 1 else f"{one.count:,} earlier alerts"
         effect = "An alert that goes on is not in the inbox before it changes. This line stays for a week."

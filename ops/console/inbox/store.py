@@ -1,8 +1,8 @@
 """Alerts and people's acts on them, in the console's database, filled from the topics.
 
 Each batch of records and the offsets behind it are one transaction: a killed console goes on where it was, and no
-record counts twice. A topic that was made anew empties the tables that it filled. Without its file the console reads
-all topics again.
+record counts twice. A topic that was created again empties the tables that it filled. Without its file the console
+reads all topics again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TABLES = (
     )
     """,
     "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
-    # Counts of topics before they were made anew.
+    # Counts of topics before they were created again.
     """
     CREATE TABLE IF NOT EXISTS gone (
         topic TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, count INTEGER NOT NULL, open INTEGER NOT NULL
@@ -124,7 +124,7 @@ class Happened:
 
 @dataclass(frozen=True)
 class Gone:
-    """The alerts or events that were lost when a topic was made anew, noticed at `time_ms`.
+    """The alerts or events that were lost when a topic was created again, noticed at `time_ms`.
 
     `count`: alerts, or people's acts on alerts and cases. `open`: how many of the alerts were open.
     """
@@ -236,7 +236,7 @@ class AlertStore:
             )
 
     def gone(self) -> list[Gone]:
-        """Returns the counts of topics before they were made anew."""
+        """Returns the counts of topics before they were created again."""
         rows = self._database.read("SELECT topic, time_ms, count, open FROM gone ORDER BY topic")
         return [Gone(row["topic"], row["time_ms"], row["count"], row["open"]) for row in rows]
 
@@ -306,7 +306,7 @@ class AlertStore:
     def mark_of_kind(self, prefix: str, number: int) -> tuple[int, str]:
         """Returns how many events of a kind have at most this number, and the id of the event with this number.
 
-        Both stay the same unless the topic was read anew.
+        Both stay the same unless the topic was read again.
         """
         rows = self._database.read(
             "SELECT (SELECT count(*) FROM events WHERE subject >= ? AND subject < ? AND rowid <= ?) AS n, "

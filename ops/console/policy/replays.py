@@ -11,7 +11,7 @@
 3. Counts and money of an hour are multiplied by the share of the hour that was read.
 
 One replay runs at a time, in one thread, which rests as long as it has worked. It holds some hundred decisions at once.
-Replays are in memory: a console that starts anew has none.
+Replays are in memory: a console that starts again has none.
 """
 
 from __future__ import annotations

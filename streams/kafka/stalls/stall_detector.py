@@ -69,7 +69,7 @@ class StallWatch:
         return sorted(place for place, (_, looks) in stood.items() if looks > self._looks_max)
 
     def forget(self, places: Collection[PartitionId]) -> None:
-        """Begin to count anew for these partitions."""
+        """Begin to count again for these partitions."""
         self._stood = {place: stood for place, stood in self._stood.items() if place not in places}
 
     def clear(self) -> None:

@@ -159,9 +159,9 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     companion.wait_for("profiles_erased_total", 1)
     companion.wait_for("unreadable_records_total", 1)
     companion.wait_for("changes_unnamed_total", 1)
-    # Somebody deletes the marks: they are made anew, and nobody trusts them for now.
+    # Somebody deletes the marks: they are created again, and nobody trusts them for now.
     (deployment.mirror / MARKS_FILE).unlink()
-    wait_until((deployment.mirror / MARKS_FILE).exists, "the marks are made anew")
+    wait_until((deployment.mirror / MARKS_FILE).exists, "the marks are created again")
     assert companion.process.stop() == 0
     assert np.fromfile(deployment.mirror / MARKS_FILE, dtype=np.int64)[tables.MARK_UNSURE_UNTIL_AT] > 0
 

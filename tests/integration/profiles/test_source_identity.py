@@ -1,4 +1,4 @@
-"""Topics that are deleted and made anew, or lose records, on a real Kafka: nothing is dropped without a word."""
+"""Topics that are deleted and created again, or lose records, on a real Kafka: nothing is dropped without a word."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: Kafka
         Topics(settings).send_payments(after)
         wait_until(lambda: bool(errors), "the worker has noticed", every_s=0.05)
     line = world.fails()
-    assert "deleted and made anew" in line
+    assert "deleted and created again" in line
     assert "`paywarden source accept payments`" in line
     assert "\n" not in line
     assert_profiles_equal(
@@ -153,7 +153,7 @@ def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: Kafka
     )
     # The next time is no different: offsets of the second generation are not those of the third.
     world.make_anew("payments")
-    assert "deleted and made anew" in world.fails()
+    assert "deleted and created again" in world.fails()
 
 
 def test_records_that_expired_before_they_were_read_are_counted(settings: KafkaSettings) -> None:
@@ -217,7 +217,7 @@ def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: K
         stream = deployment.start("stream")
         assert stream.process.wait(timeout=PATIENCE_S) == 1
         line = stream.log.read_text(encoding="utf-8").strip().splitlines()[-1]
-        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and made anew")
+        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and created again")
         shown = json.loads(deployment.run("source", "show", "--json").stdout)
         changed = {state["topic"] for state in shown if state["problem"]}
         assert changed == set(known.values())

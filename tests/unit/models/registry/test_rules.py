@@ -47,7 +47,7 @@ def reasons(writer: Writer, people: RegistryPeople = EVERYBODY, rules: Rules = T
     return [ignored.reason for ignored in state_of(writer.log, people, rules).ignored]
 
 
-# A plain second reading: it looks through all that counted so far, each time anew.
+# A plain second reading: it looks through all that counted so far, each time again.
 
 
 def counts(past: list[Entry], entry: Entry, rules: Rules) -> bool:

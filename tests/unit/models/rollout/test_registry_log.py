@@ -361,7 +361,7 @@ def test_a_rollback_of_the_champion_ends_the_rollout(tmp_path: Path) -> None:
 
 
 def test_a_verdict_from_a_time_without_kafka_counts_behind_whatever_others_wrote(tmp_path: Path) -> None:
-    """And a keeper that has seen the other order begins anew."""
+    """And a keeper that has seen the other order starts again."""
     hosts = Hosts.at(tmp_path)
     hosts.start()
     lead = hosts.of("lead")

@@ -209,7 +209,7 @@ def test_known_cases_are_what_all_events_say_in_any_batches(world: tuple[World, 
     for start, stop in ((0, 1), (1, 9), (9, 9), (9, 40)):
         store.take(FeedBatch(tuple(_record(place, events[place]) for place in range(start, stop))))
         assert known.all() == cases_of(events[:stop], LARGE)
-    # The topic was made anew, with as many other events.
+    # The topic was created again, with as many other events.
     others = [replace(event, by="ben", event_id=f"other-{place}") for place, event in enumerate(events)]
     store.begin_anew([EVENTS_TOPIC], NOW_MS)
     store.take(FeedBatch(tuple(_record(place, event) for place, event in enumerate(others))))

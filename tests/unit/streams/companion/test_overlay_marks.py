@@ -96,7 +96,7 @@ def test_marks_that_are_deleted_or_cut_short_are_made_anew_and_doubted(
     Companion._look_at_marks(companion)
     made = companion._marks
     assert (made is host.marks, made.is_in_place, made.is_unsure, path.stat().st_size) == (False, True, True, whole)
-    assert caplog.text.count("marks were deleted or cut short: they are made anew") == 1
+    assert caplog.text.count("marks were deleted or cut short: they are created again") == 1
     host.clock_ms += 20_001
     assert not made.is_unsure
     Companion._look_at_marks(companion)
@@ -113,7 +113,7 @@ def test_marks_that_cannot_be_made_are_told_once_and_the_mirror_goes_on(
     for _ in range(3):
         Companion._look_at_marks(companion)
     assert companion._marks is host.marks
-    assert caplog.text.count("marks cannot be made anew yet: overlay: cannot use") == 1
+    assert caplog.text.count("marks cannot be created again yet: overlay: cannot use") == 1
     path.rmdir()
     Companion._look_at_marks(companion)
     assert companion._marks.is_in_place

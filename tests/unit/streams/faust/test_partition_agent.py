@@ -165,7 +165,7 @@ def test_a_fetch_gives_batches_to_their_reader_and_the_rest_to_faust(flow_active
         reader = SimpleNamespace(assignment=7, give=give)
 
         async def fetch(*_: Any) -> dict[TP, list[str]]:
-            # The partitions are assigned anew while the fetch is under way.
+            # The partitions are assigned again while the fetch is under way.
             reader.assignment = 8
             return {TP("decisions", 3): ["a", "b"], TP("other", 0): ["c"]}
 

@@ -38,7 +38,7 @@ def test_another_id_is_refused_in_one_line_that_says_what_to_do(register: Source
     with pytest.raises(SourceChanged) as refused:
         register.check(IDS | {"x-payments": "p2"})
     line = str(refused.value)
-    assert line.startswith("topic x-payments: it was deleted and made anew, or is on another cluster: its id is p2")
+    assert line.startswith("topic x-payments: it was deleted and created again, or is on another cluster: its id is p2")
     assert "`paywarden source accept payments`" in line
     assert "\n" not in line
     assert register.read()["x-payments"] == SourceEntry("p1")
@@ -71,7 +71,7 @@ def test_a_cluster_without_ids_is_not_compared_and_ids_are_entered_later(registe
 
 
 def test_two_workers_that_start_at_once_enter_one_topic(store: MemoryStore, register: SourceRegister) -> None:
-    """Between them the topic was made anew: the second must not replace what the first has entered."""
+    """Between them the topic was created again: the second must not replace what the first has entered."""
     other = SourceRegister(store, SOURCES_KEY, NAMES)
     read = other.read
 

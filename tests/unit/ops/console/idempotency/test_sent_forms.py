@@ -54,7 +54,7 @@ def test_a_form_that_is_sent_twice_acts_once_and_leads_to_the_same_place(console
     first = post(browser, word="a", once="k1")
     assert post(browser, word="a", once="k1") == first == (303, "/things/1")
     assert "The form was sent twice, and counts once. noted: a" in browser.get("/nowhere").text
-    # Another form of the same words, the same form filled in anew, and a form without a token.
+    # Another form of the same words, the same form filled in again, and a form without a token.
     for number, fields in enumerate(({"once": "k2"}, {"once": "k1", "word": "b"}, {}, {}), 2):
         assert post(browser, **{"word": "a", **fields}) == (303, f"/things/{number}")
     assert acts.words == ["a", "a", "b", "a", "a"]

@@ -54,7 +54,7 @@ class Source:
     refusal: str = ""
 
     def serve(self, bundle: str) -> None:
-        """Write the configuration anew."""
+        """Write the configuration again."""
         unfinished = self.config.with_suffix(".new")
         unfinished.write_text(bundle, encoding="utf-8")
         unfinished.replace(self.config)

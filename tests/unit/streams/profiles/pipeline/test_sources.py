@@ -1,4 +1,4 @@
-"""Topics that are made anew, end early or have lost records."""
+"""Topics that are created again, end early or have lost records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_topic_made_anew_is_not_read_until_it_is_accepted(worker: Worker) -> N
     worker.broker.topic_ids["payments"] = "another"
     worker.broker.records[P0], worker.broker.committed[P0] = [], 0
     worker.pay(world()[0][30:])
-    with pytest.raises(SourceChanged, match=r"^topic payments: it was deleted and made anew.*`paywarden source accept"):
+    with pytest.raises(SourceChanged, match=r"^topic payments: it was deleted and created.*`paywarden source accept"):
         worker.pipeline.join()
     assert_profiles_are_of(worker, 30)
     SourceRegister(worker.store, SOURCES_KEY, {"payments": "payments"}).accept({"payments": "another"})
@@ -50,12 +50,12 @@ def test_a_topic_made_anew_is_noticed_while_it_is_read(worker: Worker, monkeypat
     worker.broker.topic_ids["payments"] = "another"
     # Ten seconds later.
     monkeypatch.setattr(worker.pipeline._sources._watch, "_ask_at", 0.0)
-    with pytest.raises(SourceChanged, match="topic payments: it was deleted and made anew"):
+    with pytest.raises(SourceChanged, match="topic payments: it was deleted and created again"):
         worker.step(3)
 
 
 def test_an_outcome_whose_payment_stands_at_a_passed_offset_is_no_dead_letter(worker: Worker) -> None:
-    """A topic made anew that has outgrown the old one is noticed late. Its first records count as read meanwhile."""
+    """A topic created again that has outgrown the old one is noticed late. Its first records count as read."""
     rows = world()[0]
     reported = next(number for number in range(2, 60) if outcomes_of(rows[number : number + 1]))
     worker.pay(rows[:2])
