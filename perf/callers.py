@@ -48,7 +48,7 @@ _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
-# The noise begins so much before the quiet caller's load, and ends so much after it.
+# The noise begins this long before the quiet caller's load, and ends this long after it.
 _AROUND_S = 1.5
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
 _PIPELINED = 64

@@ -596,7 +596,7 @@ def _role_problem(person: RegistryPerson, entry: Entry) -> str:
     # Everybody may withdraw their own key at once, with that key.
     if entry.kind == kinds.KEY_REVOKED and entry.text("revoked") == entry.key:
         return ""
-    return f"{person.name} has not the role {' or '.join(roles)}"
+    return f"{person.name} lacks the role {' or '.join(roles)}"
 
 
 def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:

@@ -264,7 +264,7 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
 def feature_meanings(source: Source) -> Callable[[str], str]:
     """Returns a function that gives a feature's meaning in the settings' catalogue; empty for an unknown one.
 
-    The catalogue is read now. One that cannot be used is tried again for each alert: somebody may have mended it.
+    The catalogue is read now. One that cannot be used is tried again for each alert: somebody may have fixed it.
     """
     from paywarden.features.profiles.feature_docs import listed_features
     from paywarden.ops.wiring import stores

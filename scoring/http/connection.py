@@ -110,7 +110,7 @@ class HttpConnectionServer(Protocol):
         """Return whether more is asked than can be answered."""
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited unread for so long would come too late."""
+        """Return whether a call that has waited unread for `waited_s` is too late."""
 
     def may_hold(self, now: float) -> bool:
         """Return whether one more connection may be held now (scoring/net/connections.py)."""

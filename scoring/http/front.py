@@ -203,7 +203,7 @@ class HttpServer:
         return self._batcher is not None and self._batcher.is_overloaded
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited unread for so long would come too late."""
+        """Return whether a call that has waited unread for `waited_s` is too late."""
         return self._batcher is None or self._batcher.is_too_late(waited_s)
 
     def count(self, call: HttpCall, now: float) -> None:

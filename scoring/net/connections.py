@@ -41,7 +41,7 @@ _Connection = TypeVar("_Connection", bound=Abortable)
 # The beginning of Linux's struct tcp_info: tcpi_state, and tcpi_last_data_recv in milliseconds.
 _LAST_DATA_RECEIVED = struct.Struct("@B51xI")
 _ESTABLISHED = 1
-# A front takes at least this long to hold all of its connections, and may make up for so much of a turn of the loop.
+# A front takes at least this long to hold all of its connections, and catches up on at most this much in a turn.
 _HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
 
 

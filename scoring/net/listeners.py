@@ -180,7 +180,7 @@ async def accept(
     listener.setblocking(False)
     listener.listen(backlog)
     if tls is None or listener.family == socket.AF_UNIX:
-        # These take one turn of the loop, so few are ever pending.
+        # A plain connection takes one turn of the loop, so few are ever pending.
         return Acceptor(
             listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
         )

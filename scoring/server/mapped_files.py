@@ -39,7 +39,7 @@ class MappedFile:
         prepare()
         self._inode, self._size = self._look() or (0, 0)
 
-    def mend(self) -> bool:
+    def repair(self) -> bool:
         """Create the file again if it is gone or shorter than it was; returns whether it was.
 
         A file of another size that somebody put in its place is left alone: another host takes this one over.

@@ -85,7 +85,7 @@ from paywarden.streams.profiles.progress.watermarks import CopyProgress
 _log = logging.getLogger(__name__)
 
 _LOOK_AROUND_EVERY_S = 1.0
-# A companion without records sleeps so long; the next one wakes it up. While it gets or drops cards it has more to do.
+# A companion without records sleeps this long, or until the next record. While it gets or drops cards it looks sooner.
 _IDLE_S, _MOVING_S = 0.5, 0.2
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.

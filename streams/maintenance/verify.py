@@ -55,7 +55,7 @@ class Verdicts:
 
     @property
     def needs_rebuild(self) -> bool:
-        """Whether some profiles are wrong, or may be, in a way that only a rebuild can mend."""
+        """Whether some profiles are wrong, or may be, in a way that only a rebuild can repair."""
         return bool(self.mixed or self.rewritten or self.unreadable)
 
     @property
@@ -216,4 +216,4 @@ def spoken(verdicts: Verdicts) -> Iterator[str]:
     if verdicts.returned:
         yield "run `paywarden forget` again for everything that was forgotten"
     if verdicts.needs_rebuild:
-        yield "run `paywarden rebuild --from-beginning`: only the payments themselves can mend these"
+        yield "run `paywarden rebuild --from-beginning`: only the payments themselves can repair these"

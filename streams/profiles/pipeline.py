@@ -100,7 +100,7 @@ from paywarden.streams.profiles.updater import Updater
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# A worker without records sleeps so long: the next one, a rebalance or a round that is due wakes it up. It sleeps less
+# A worker without records sleeps this long; a record, a rebalance or a round that is due wakes it up. It sleeps less
 # while outcomes wait for their payments or a round for other workers, and while it waits for an answer of the broker.
 _IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
 # A round that finds out how complete the profiles are begins this long before the broker's next answer: its question

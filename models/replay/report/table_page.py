@@ -103,7 +103,7 @@ def _warnings(profile: TableProfile, report: ConversionReport) -> list[PageBlock
     if report.frauds == 0:
         said.append("No payment is a known fraud: nothing can be trained on this table.")
     elif report.frauds < 100:
-        said.append(f"Only {count_of(report.frauds, 'fraud')}: measures of so few say little.")
+        said.append(f"Only {count_of(report.frauds, 'fraud')}: measures of few frauds say little.")
     cards = profile.entities["card_id"]
     if cards.distinct and profile.payments / cards.distinct < 1.5:
         said.append("Most cards have a single payment: features of a card's past will know nothing. Is the id right?")

@@ -25,7 +25,7 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
 @click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
 @click.pass_obj
 def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json: bool) -> None:
-    """Try everything configured, and say how to mend it.
+    """Check everything that is configured, and print how to fix it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
     and looks at open files, processor, disks, memory file systems, ports and the clock of this host. With the overlay

@@ -134,7 +134,7 @@ def retry(
 ) -> None:
     """Send dead letters back to the topics they came from.
 
-    Do it when the cause is mended. Key, value and headers are the original ones. The header paywarden-retry-of names
+    Do it when the cause is fixed. Key, value and headers are the original ones. The header paywarden-retry-of names
     the letter, and paywarden-retry-count counts its retries. A letter is sent once: the topic dead-letters-retried
     keeps a note of it. A record that fails again becomes a new letter.
 

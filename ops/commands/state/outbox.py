@@ -64,7 +64,7 @@ def list_entries(source: Source, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Everything that is set aside.")
 @click.pass_obj
 def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
-    """Ship set-aside entries, once their cause is mended.
+    """Ship set-aside entries, once their cause is fixed.
 
     The decisions go into an outbox of their own, which the companion ships. Entries that still cannot be read stay
     where they are, and the command says why. It can run while the companion runs.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def audit() -> None:
-    """Check the console's audit log: who has seen and done what."""
+    """Check the console's audit log of views and acts."""
 
 
 @audit.command()

@@ -44,7 +44,7 @@ _REFUSED: Final = "The login was not completed. Please try again."
 
 
 class ProviderUnavailable(TemporaryFailure):
-    """The OpenID Connect provider does not answer, or not as it should."""
+    """The OpenID Connect provider does not answer, or gives an invalid answer."""
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ class MicroBatcher:
         return self._limit.stands
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Whether a call that waited unread for so long is too late: under overload, longer than calls may wait."""
+        """Whether a call that waited unread for `waited_s` is too late: under overload, longer than calls may wait."""
         return waited_s > (self._limit.wait_s_max if self._limit.stands else self.settings.deadline_ms / 1000)
 
     @property

@@ -114,7 +114,7 @@ class Broken:
     def break_it(self) -> None:
         self._switch.touch()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._switch.unlink()
 
     def ended(self) -> tuple[int, str]:
@@ -240,7 +240,7 @@ def test_decisions_are_shipped_while_the_mirror_fails(deployment: Deployment, be
     status, _, body = get(f"{companion.address}/readyz")
     assert (status, b"the mirror has failed and is tried again: a bug, RuntimeError" in body) == (503, True)
     assert get(f"{companion.address}/livez")[0] == 200
-    companion.mend()
+    companion.repair()
     wait_until(lambda: b"has failed" not in get(f"{companion.address}/readyz")[2], "the mirror is followed again")
     companion.process.send_signal(signal.SIGTERM)
     assert companion.ended()[0] == 0
@@ -258,7 +258,7 @@ def test_the_mirror_is_followed_while_shipping_fails(
     wait_until(lambda: samples(companion.address).get((APPLIED,), 0) >= 1, "the profile is in the mirror")
     assert b"fail" not in get(f"{companion.address}/readyz")[2]
     assert samples(companion.address).get((SHIPPED,), 0) == 0
-    companion.mend()
+    companion.repair()
     wait_until(lambda: samples(companion.address).get((SHIPPED,), 0) == 1, "the decision is shipped")
     companion.process.send_signal(signal.SIGTERM)
     assert companion.ended()[0] == 0

@@ -344,9 +344,9 @@ def test_roles_names_keys_and_the_last_day_decide_who_counts() -> None:
     writer.add(kinds.CLOCK_SET, "eve")
     writer.add(kinds.KEY_REVOKED, "anna", revoked=fingerprint(key_of("ben").public_key()))
     assert [reason.replace(fingerprint(key_of("eve").public_key()), "KEY") for reason in reasons(writer, people)] == [
-        "ben has not the role propose",
+        "ben lacks the role propose",
         "the key KEY belongs to nobody in the file of people",
-        "anna has not the role admin",
+        "anna lacks the role admin",
     ]
     proposal = writer.proposal("one")
     writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)

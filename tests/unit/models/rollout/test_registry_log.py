@@ -129,10 +129,10 @@ def test_a_rollout_in_the_signed_log_is_what_it_is_in_memory(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("by", "kind", "told"),
     [
-        ("anna", EventKind.READY, "anna has not the role lead"),
-        ("anna", EventKind.GONE, "anna has not the role lead"),
-        ("lead", EventKind.PAUSED, "lead has not the role rollout"),
-        ("ben", EventKind.ABORTED, "ben has not the role rollout or roll_back"),
+        ("anna", EventKind.READY, "anna lacks the role lead"),
+        ("anna", EventKind.GONE, "anna lacks the role lead"),
+        ("lead", EventKind.PAUSED, "lead lacks the role rollout"),
+        ("ben", EventKind.ABORTED, "ben lacks the role rollout or roll_back"),
     ],
 )
 def test_people_decide_nothing_for_the_lead_and_the_lead_nothing_for_people(
@@ -241,7 +241,7 @@ def test_a_start_that_nobody_can_read_can_be_aborted(tmp_path: Path) -> None:
     with pytest.raises(RegistryRefused, match="the rollout r-1 is under way"):
         hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))
     ben = RegistryRolloutLog(hosts.registry(), Signer("ben", key_of("ben")))
-    with pytest.raises(RegistryRefused, match="ben has not the role rollout or roll_back"):
+    with pytest.raises(RegistryRefused, match="ben lacks the role rollout or roll_back"):
         ben.abort_unread(abort)
     assert cleo.abort_unread(abort) == "r-1"
     found = hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))

@@ -122,7 +122,7 @@ def test_an_id_used_before_refuses_its_batch_and_nothing_of_it_is_decided(world:
         refused = ask(client, batch)
         assert (refused.status, refused.error["field"]) == (409, f"requests[{place}].payment_id")
         assert list(world.recorded()) == ["taken"]
-        # Its other payments are free: the batch is decided once its mistake is mended.
+        # Its other payments are free: the batch is decided once its mistake is repaired.
         batch[place] = request("taken", amount_minor=5)
         answered = decisions_of(ask(client, batch))
         assert decisions_of(ask(client, batch)) == answered

@@ -57,9 +57,9 @@ def prepared(tmp_path: Path) -> Prepared:
 
 def test_a_file_that_is_as_it_was_made_is_left_alone(prepared: Prepared) -> None:
     before = prepared.path.stat()
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
     os.truncate(prepared.path, SIZE + 1)
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
     assert prepared.path.stat().st_ino == before.st_ino
 
 
@@ -71,10 +71,10 @@ def test_a_file_that_is_gone_or_cut_short_is_made_anew_and_told(
         prepared.path.unlink()
     else:
         os.truncate(prepared.path, size)
-    assert prepared.file.mend()
+    assert prepared.file.repair()
     assert prepared.path.stat().st_size == SIZE
     assert caplog.text.count("was deleted or cut short: it is created again, and all is lost") == 1
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
 
 
 def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -> None:
@@ -82,7 +82,7 @@ def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -
     other = prepared.path.with_suffix(".other")
     other.write_bytes(bytes(10))
     other.replace(prepared.path)
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
 
 
 def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
@@ -90,10 +90,10 @@ def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
 ) -> None:
     prepared.path.unlink()
     prepared.error = "no space left"
-    assert [prepared.file.mend() for _ in range(3)] == [False] * 3
+    assert [prepared.file.repair() for _ in range(3)] == [False] * 3
     assert caplog.text.count("cannot be created again yet: no space left") == 1
     prepared.error = ""
-    assert prepared.file.mend()
+    assert prepared.file.repair()
 
 
 class Host(Server):
