@@ -183,7 +183,7 @@ def log_price_ratio(world: ShopWorld, payments: ShopPayments) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Free:
-    """The next numbers that nobody has: of cards, persons, devices and networks."""
+    """The next free numbers of cards, persons, devices and networks."""
 
     card: int
     person: int

@@ -266,7 +266,7 @@ def _require_one_order(**columns: Any) -> None:
 
 
 def _values(name: str, column: Any) -> list[Any]:
-    """Returns a column's values, with None for those that are missing."""
+    """Returns a column's values, with None for missing ones."""
     if isinstance(column, pa.Array | pa.ChunkedArray):
         values = column.to_pylist()
     else:

@@ -276,7 +276,7 @@ class Registry:
 
 
 def _require_named(served: ServedVersion, model: str) -> None:
-    """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
+    """Raise RegistryRefused if the files do not belong to the digest that people approved.
 
     The person who registered the files wrote their digests into the log, which could be those of any files.
     """

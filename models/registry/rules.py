@@ -434,7 +434,7 @@ class _Fold:
         )
         own = [proposal for proposal in self._proposals.values() if proposal.by == entry.by]
         if len(own) > _OPEN_MAX:
-            # `min` takes the first of equals: the oldest of those that nobody has approved.
+            # `min` takes the first of equals: the oldest without an approval.
             del self._proposals[min(own, key=lambda proposal: bool(proposal.approvals)).digest]
         return ""
 

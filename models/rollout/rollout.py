@@ -81,7 +81,7 @@ BY_A_PERSON = (EventKind.STARTED, EventKind.PAUSED, EventKind.RESUMED, EventKind
 
 @dataclass(frozen=True)
 class Version:
-    """The version of one arm: a bundle and a policy, by digest. An empty policy is the one of the configuration."""
+    """The version of one arm: a bundle and a policy, by digest. An empty policy means the configuration's."""
 
     bundle_digest: str
     policy_digest: str = ""

@@ -83,7 +83,7 @@ class LoginLimit:
         return wait_s
 
     def has_many_strangers(self, network: str, now_s: float) -> bool:
-        """Take a try of a name that nobody has; returns whether the network had too many of them."""
+        """Count a try of an unknown name; returns whether the network had too many."""
         return self._strangers.take(network, now_s) > 0
 
     def note_login(self, name: str, network: str) -> None:

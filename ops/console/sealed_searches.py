@@ -29,7 +29,7 @@ _PADDED_TO = 64
 
 
 class SealBroken(Exception):
-    """The value was sealed in another session, at another page or too long ago, or is none of ours."""
+    """The value was sealed in another session, at another page or too long ago, or is not from this console."""
 
 
 @dataclass(frozen=True)

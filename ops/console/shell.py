@@ -103,7 +103,7 @@ _HEADERS = {
 _STATIC = Path(__file__).with_name("static")
 _STATIC_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _FAILED_LOGINS_S = 300.0
-# Messages that nobody has fetched yet, at most.
+# At most this many messages wait to be fetched.
 _MESSAGES_MAX = 10_000
 # Five megabytes by a slow line; a body that comes byte by byte holds a connection no longer.
 _BODY_S = 120.0

@@ -91,7 +91,7 @@ class GrpcConnectionServer(CallServer, Protocol):
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
 
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""

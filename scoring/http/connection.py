@@ -116,7 +116,7 @@ class HttpConnectionServer(Protocol):
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
 
     @property
     def render(self) -> Callable[..., bytes]:

@@ -113,7 +113,7 @@ class Connections(Generic[_Connection]):
         return True
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
         self._metrics.closed_unread.add(1)
 
     async def end(self, ask: Callable[[_Connection], None], timeout_s: float) -> None:

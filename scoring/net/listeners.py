@@ -35,7 +35,7 @@ _PENDING_PLAIN_MAX = 4096
 
 
 def reserve_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
-    """Returns a bound socket that does not listen. It reserves the port for those that listen there later.
+    """Returns a bound socket that does not listen. It reserves the port for the workers that listen later.
 
     The parent of the workers keeps it until they have ended. If `port` is 0, `getsockname()[1]` is the port that was
     found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of the same user

@@ -627,7 +627,7 @@ class Companion:
 
 
 def make_index(mirror: MirrorWriter, index: IdentityIndex, health: CompanionHealth, stop: Event) -> bool:
-    """Make a mirror's index by identity, if it is not as it should be. Returns False if stopped first.
+    """Make a mirror's index by identity, if it is missing or outdated. Returns False if stopped first.
 
     Raises MirrorUnavailable, MirrorDamaged.
     """

@@ -1,4 +1,4 @@
-"""Brings a mirror from the shards of cards that it holds to those that it is to hold, while the companion goes on.
+"""Changes the shards of cards that a mirror holds, while the companion goes on.
 
     holds 1 2 3, is to hold 2 3 4                                what workers flag       applied of the changelog
     1. note "2 3 are complete", and let workers see that         all but 2 3             1 2 3

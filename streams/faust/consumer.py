@@ -93,7 +93,7 @@ class EndMarks:
         self._marks: dict[TP, tuple[int, int]] = {}
 
     def note(self, partition: TP, position: int, end: int, at_ms: int) -> int:
-        """Note where a partition ended at a time; returns up to when all of it has been read, 0 for nothing new."""
+        """Note where a partition ended at a time; returns the time to which it has been read, 0 for nothing new."""
         read_ms = 0
         mark = self._marks.get(partition)
         if mark is not None and position >= mark[0]:
@@ -218,7 +218,7 @@ class HoldingConsumer(Consumer):
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:
-        """Return up to when all that was on the partition has been fetched, epoch ms; 0 if that is not known again."""
+        """Return the time to which the partition has been fetched, epoch ms; 0 if nothing new is known."""
         fetched = _fetched_of(self._thread._ensure_consumer(), partition)
         read_ms = 0 if fetched is None else self._ends.note(partition, *fetched)
         # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.

@@ -465,7 +465,7 @@ class PartitionAgent:
         self._held = to_hold
 
     def _look_for_end(self, number: int, partition: _Partition) -> None:
-        """Note up to when everything on the topic has been read."""
+        """Note the time to which everything on the topic has been read."""
         sight = self._sights.pop(number, None)
         if sight is not None and sight.given is None and self._consumer.fetches >= sight.fetches:
             sight = sight._replace(given=self._given)

@@ -130,7 +130,7 @@ class SourceRegister:
 
 
 def problem_of(entry: SourceEntry, found: str) -> str:
-    """Returns the problem of the topic that has the id `found`, "" if it is the one of the entry, and whole."""
+    """Returns the problem of the topic that has the id `found`, "" if it is the entry's topic, and whole."""
     if found and entry.id and found != entry.id:
         return (
             f"it was deleted and created again, or is on another cluster: its id is {found}, and the store has offsets "

@@ -88,7 +88,7 @@ class ChallengerSource(Protocol):
         """Load and check it. Raises Misconfigured, BundleRefused."""
 
     def has_changed(self) -> bool:
-        """Whether its files are others than those that were loaded last. Never raises."""
+        """Whether its files differ from the loaded ones. Never raises."""
 
 
 class ShadowEvaluator:

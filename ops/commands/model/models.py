@@ -365,7 +365,9 @@ def _file_problems(registry: Registry, state: RegistryState) -> list[str]:
 
 
 @models.command()
-@click.option("--set-aside", is_flag=True, help="Take entries that another host's came before out of this host's log.")
+@click.option(
+    "--set-aside", is_flag=True, help="Move this host's entries that come after another host's out of its log."
+)
 @_json
 @click.pass_obj
 def sync(source: Source, set_aside: bool, as_json: bool) -> None:

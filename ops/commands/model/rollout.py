@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BYTES_OF_TEXT_MAX = 500
 _HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
 _BY = click.option(
-    "--by", metavar="NAME", default="", help="Who does it, without a registry (default: the logged-in user)."
+    "--by", metavar="NAME", default="", help="The person who acts, without a registry (default: the logged-in user)."
 )
 _KEY = click.option(
     "--key", metavar="FILE", type=click.Path(dir_okay=False), help="Your private key (default: [models] key_file)."

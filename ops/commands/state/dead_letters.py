@@ -103,7 +103,7 @@ def show(
 @dead_letters.command()
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @click.option("--topic", metavar="TOPIC", default="", help="All letters from this topic.")
-@click.option("--reason", metavar="TEXT", default="", help="Of these letters, those whose reason contains this.")
+@click.option("--reason", metavar="TEXT", default="", help="Only letters whose reason contains this text.")
 @click.option(
     "--since",
     metavar="TIME",

@@ -87,7 +87,7 @@ def explain(source: Source, alert_id: str, as_json: bool) -> None:
 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--by", metavar="NAME", default="", help="Who has seen the alert (default: the logged-in user).")
+@click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
 @click.option("--note", metavar="TEXT", default="", help="A note for the others.")
 @click.pass_obj
 def ack(source: Source, alert_id: str, by: str, note: str) -> None:
@@ -98,7 +98,7 @@ def ack(source: Source, alert_id: str, by: str, note: str) -> None:
 @drift.command()
 @click.argument("alert_id", metavar="ID")
 @click.option("--for", "duration", metavar="TIME", required=True, help="How long, such as 30m, 4h or 2d.")
-@click.option("--by", metavar="NAME", default="", help="Who has seen the alert (default: the logged-in user).")
+@click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
 @click.option("--note", metavar="TEXT", default="", help="A note for the others.")
 @click.pass_obj
 def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> None:
@@ -115,7 +115,7 @@ def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
 @click.option("--to", metavar="NAME", required=True, help="Who takes care of it.")
-@click.option("--by", metavar="NAME", default="", help="Who assigns it (default: the logged-in user).")
+@click.option("--by", metavar="NAME", default="", help="The person who assigns it (default: the logged-in user).")
 @click.option("--note", metavar="TEXT", default="", help="A note for the others.")
 @click.pass_obj
 def assign(source: Source, alert_id: str, to: str, by: str, note: str) -> None:
@@ -128,7 +128,7 @@ def assign(source: Source, alert_id: str, to: str, by: str, note: str) -> None:
 @drift.command()
 @click.argument("alert_id", metavar="ID")
 @click.argument("note", metavar="TEXT")
-@click.option("--by", metavar="NAME", default="", help="Who says it (default: the logged-in user).")
+@click.option("--by", metavar="NAME", default="", help="The author (default: the logged-in user).")
 @click.pass_obj
 def comment(source: Source, alert_id: str, note: str, by: str) -> None:
     """Note something about an alert. The console shows it, and writes the same event."""

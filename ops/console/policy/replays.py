@@ -178,7 +178,7 @@ class Replays:
         return made
 
     def find(self, replay_id: str) -> Replay | None:
-        """Returns a replay; None if there is none of this id."""
+        """Returns the replay of an id; None without one."""
         with self._lock:
             return self._replays.get(replay_id)
 

@@ -375,7 +375,7 @@ class Deployer:
         self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False
 
     def _overtake(self) -> None:
-        """End the checker if the deployment file names other releases by now, and order those that are ready."""
+        """End the checker if the deployment file names other releases by now, and order the ready releases."""
         path = self._runtime / DEPLOYMENT
         seen = file_state(path)
         if seen == self._seen:
