@@ -492,7 +492,7 @@ def _km_from_home(world: ShopWorld, payments: ShopPayments) -> FloatArray:
 
 
 def _episodes(rng: np.random.Generator, budget: float, *, mean_size: float) -> int:
-    """Returns how many episodes make up the budget on average, also if that is less than one."""
+    """Returns a number of episodes whose expected size is the budget; it may be 0."""
     return int(budget / mean_size + rng.random())
 
 

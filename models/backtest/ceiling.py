@@ -11,8 +11,8 @@ How it works:
 1. A terminal has a hypothesis for each day on which it may have been drawn, and one that it was not. Labels that are
    known (7 days old) rule hypotheses out: a genuine payment within the 28 days, or a fraud outside of them that the
    customer does not explain. Bayes' theorem gives the probability that the terminal is compromised now.
-2. A customer has the same, for 14 days. Here amounts tell as well, also those without a label: a customer's amounts are
-   normal with a mean of his own and half of it as deviation.
+2. A customer has the same, for 14 days. Here amounts count as well, also amounts without a label: each customer's
+   amounts are normal, with the customer's own mean and half of it as deviation.
 3. A payment's score is the probability that it is fraud by any of the three. A model knows the same past, and neither
    the generator nor the customers' true means, so no model has a better AUC ROC on average. For average precision of
    payments that are fraud together, and for the precision of cards, that is no proof. The rest, up to 1, is chance. On

@@ -13,8 +13,8 @@ For a browser, each request to a page goes through these steps; the first that f
 8. The page's handler runs in a thread, and its answer is rendered.
 
 For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML, and
-the header Idempotency-Key in place of step 6 (keyed_acts.py). A cookie counts nothing there, and a token nothing on
-the pages.
+the header Idempotency-Key in place of step 6 (keyed_acts.py). A cookie does not log in there, and a
+token does not log in on the pages.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Shell:
     people: People
     sessions: Sessions
     audit: Audit
-    # The address in browsers, without a slash at its end; `serve` sets it where the port is not known before.
+    # The address in browsers, without a slash at its end; `serve` sets it if the port is known only after the start.
     url: str
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()

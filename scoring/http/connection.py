@@ -153,7 +153,7 @@ class HttpConnection(asyncio.Protocol):
         self._blocked = False  # the caller does not read answers
         self._reading = True
         self._last = False  # no further request will be taken
-        self._ended = False  # the caller has ended his half
+        self._ended = False  # the caller has ended its half
         self._lingering = False
         self._going_on = False
         self._is_held = False  # the worker reads nothing for a moment

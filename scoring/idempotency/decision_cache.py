@@ -3,7 +3,7 @@
     worker 0   claim(p1): won ─► place ─► append to the outbox ─► settle ─► answer "approve"
     worker 1   claim(p1): found, settled ─► read the record in worker 0's outbox ─► answer "approve"
 
-A caller repeats a payment when he got no answer: the connection broke, a worker was killed, time ran out. The repeat
+A caller repeats a payment that got no answer: the connection broke, a worker was killed, time ran out. The repeat
 may reach another worker, even at the same moment. All workers of a host share one table of claims in memory, without
 a lock, so a worker that is stopped or killed at any point blocks nobody. For the layout of a slot and the protocol of
 a claim, see scoring/idempotency/claim_table.py.

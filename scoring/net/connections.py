@@ -6,8 +6,8 @@
 A connection is *proven* when it has sent a payment that may be scored. Connections that say nothing, or only ask for
 health, cannot keep others out: the oldest of them is aborted when a new one comes and the front is full.
 
-A caller with a name proves at most three quarters of the connections. Further ones of his work, too, but give way: he
-cannot keep other callers out.
+A caller with a name keeps at most three quarters of the connections. Its further connections work, too, but give way:
+it cannot keep other callers out.
 
 Under overload a front *holds* connections: it reads nothing from them for a moment. `may_hold` paces that, so that
 never all of them are held at once and the worker waits for work.

@@ -585,8 +585,8 @@ class Companion:
         )
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
-                f"topic {self._topic} goes on before what was read: the companion ends, and fills the mirror "
-                "again when it is started again"
+                f"topic {self._topic} has records before the last one that was read: the companion ends, and fills "
+                "the mirror when it is started again"
             )
         read_to = self._read_to | changes.positions | {partition: end for (_, partition), end in held.ended.items()}
         to_reach = {

@@ -317,7 +317,7 @@ class Shipper:
             self._say(f"a transaction has failed and is aborted: {reason}")
             self._state = _State.ABORTING
         elif kind.retriable():
-            # The usual cause: it takes longer than a round waits.
+            # The usual cause: the broker takes longer than a round waits.
             _log.debug("companion: shipping waits: %s", reason)
         else:
             self._lose_producer(reason)

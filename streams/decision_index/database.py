@@ -222,7 +222,7 @@ class DuckDbDatabase:
     def _require_file(self) -> None:
         """Raise IndexUnavailable if the open file is no longer the one of this name."""
         if file_at(self._path) != self._file:
-            # DuckDB would go on in a file without a name, and everything in it would be gone with the process.
+            # DuckDB would go on in a deleted file, whose content ends with the process.
             raise IndexUnavailable(
                 f"the index {self._path} was removed or replaced while it was open: put it back, or restart this "
                 "process, which creates it again from the topics"

@@ -19,7 +19,7 @@ What can go wrong:
 - Kafka is away: the batch waits, and so do all later records. Records beyond the limit are skipped later.
 - The process is killed: the records since the last stored cursor, some seconds, are evaluated and sent again.
 - A record is refused by Kafka, or is no decision: it is counted, and the next one goes on.
-- The parent is gone: the process ends, because it cannot tell anybody.
+- The parent is gone: the process ends, because nobody reads its reports.
 - A batch does not end, because the challenger's library runs for ever. In spare time another thread evaluates it, and
   this one could go on reporting that all is well. Therefore it reports nothing more once the batch has used
   `hang_timeout_s` of CPU time, and the parent starts the process again. A batch that only waits for a core uses none.

@@ -195,7 +195,7 @@ def _origin_number(data: U8, places: I64, count: int, origins: U8, sizes: I64) -
 
 @compiled(makes_arrays=True)
 def read_entries(frame_at: int, count: int) -> int:
-    """Read the first `count` records. Returns how many are usual: their vectors stand one after the other."""
+    """Read the first `count` records. Returns the number of usual records, whose vectors stand one after the other."""
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
     ends = carray(address(frame_at, SLOT.ends), count, np.int64)

@@ -88,7 +88,7 @@ def explain(source: Source, alert_id: str, as_json: bool) -> None:
 @drift.command()
 @click.argument("alert_id", metavar="ID")
 @click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
+@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
 @click.pass_obj
 def ack(source: Source, alert_id: str, by: str, note: str) -> None:
     """Acknowledge an alert: note that somebody has seen it."""
@@ -99,7 +99,7 @@ def ack(source: Source, alert_id: str, by: str, note: str) -> None:
 @click.argument("alert_id", metavar="ID")
 @click.option("--for", "duration", metavar="TIME", required=True, help="How long, such as 30m, 4h or 2d.")
 @click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
+@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
 @click.pass_obj
 def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> None:
     """Acknowledge an alert, and silence it for a while.
@@ -116,7 +116,7 @@ def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> 
 @click.argument("alert_id", metavar="ID")
 @click.option("--to", metavar="NAME", required=True, help="Who takes care of it.")
 @click.option("--by", metavar="NAME", default="", help="The person who assigns it (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
+@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
 @click.pass_obj
 def assign(source: Source, alert_id: str, to: str, by: str, note: str) -> None:
     """Assign an alert to somebody. The console shows it, and writes the same event."""

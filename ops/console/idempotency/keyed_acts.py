@@ -41,7 +41,7 @@ PREFIX = "key:"
 BEGAN, ANSWERED, FREED, UNKNOWN = "key_began", "key_answered", "key_freed", "key_unknown"
 # The least that a random key has; a key that can be guessed shows the answer to who reads the topic.
 _KEY = re.compile(r"[!#-\[\]-~]{16,200}")
-# No act takes as long: a key that is held longer is one of a console that was killed.
+# No act takes this long: a key that is held longer belongs to a console that was killed.
 _ACT_MS_MAX = 60_000
 # Far below the largest record that Kafka takes.
 _ANSWER_BYTES_MAX = 256 * 1024

@@ -101,7 +101,7 @@ class Inbox:
         act_fields = (
             Field("alert", "The id of an alert; may be given several times", is_required=True, is_many=True),
             Field("act", "What to do", is_required=True, choices=_ACTS),
-            Field("note", "A note for the others", chars_max=NOTE_CHARS_MAX),
+            Field("note", "A note for other people", chars_max=NOTE_CHARS_MAX),
             Field("for", "How long to snooze", choices=DURATIONS),
             Field("to", "Whom to assign it to", chars_max=64),
             Field("back", "The page to go back to", chars_max=2000),
