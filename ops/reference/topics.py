@@ -58,7 +58,7 @@ _USES = {
     ),
     "drift-acknowledgements": TopicUse(
         "`alert_id`",
-        "Who has seen or snoozed an alert.",
+        "People who have seen or snoozed an alert.",
         "`drift ack`, `drift snooze`, `console`",
         "`stream`, `drift`, `console`",
     ),

@@ -5,8 +5,8 @@
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
    that would wait too long, or pass its deadline, is refused (load shedding). A queue that gathered in a moment may be
-   three times as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has its
-   own queue, and a share of every limit (scoring/engine/batching/caller_queues.py).
+   three times as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has
+   its own queue, and a share of every limit (scoring/engine/batching/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
    batcher never waits for more requests: a lone request is a chunk of one.
