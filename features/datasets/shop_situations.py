@@ -452,7 +452,7 @@ def _payments(**columns: npt.NDArray[Any]) -> ShopPayments:
 
 
 def _products(rng: np.random.Generator, world: ShopWorld, shop: AnyInts) -> Int8s:
-    """Returns the products bought at these shops: nine times in ten the one that they mostly sell."""
+    """Returns the products bought at these shops: nine times in ten the shop's main product."""
     own = np.array([entry.product for entry in SHOP_CATEGORIES], dtype=np.int8)[world.shops.category[shop]]
     other = rng.integers(0, len(PRODUCTS), len(shop))
     return np.where(rng.random(len(shop)) < 0.1, other, own).astype(np.int8)

@@ -311,7 +311,7 @@ def field_docs(made_of: type) -> dict[str, str]:
 
 
 def _json_kind(hint: Any) -> tuple[str, bool]:
-    """How a value of that type is written in JSON, and whether it is a number or holds some."""
+    """The form of a type in JSON, and whether it is a number or holds numbers."""
     if get_origin(hint) in (Union, types.UnionType):
         (other,) = [part for part in get_args(hint) if part is not type(None)]
         text, is_number = _json_kind(other)

@@ -39,7 +39,7 @@ _CALLER_BYTES = 1024
 
 
 class ChunkFrame:
-    """What one scorer hands to the compiled call. Not thread-safe."""
+    """The arrays that one scorer hands to the compiled call. Not thread-safe."""
 
     def __init__(
         self,

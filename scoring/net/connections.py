@@ -133,7 +133,7 @@ class Connections(Generic[_Connection]):
 
 
 class Unread(NamedTuple):
-    """What waits in the socket of a connection that is not read now."""
+    """The bytes that wait in the socket of a held connection."""
 
     size: int
     """Bytes."""

@@ -595,7 +595,7 @@ class Pipeline:
         return corrected
 
     def _claim_completeness(self) -> None:
-        """Tell mirrors how complete the profiles are, if this worker is the one that does."""
+        """Tell mirrors how complete the profiles are, if that is the task of this worker."""
         rounds = self._rounds
         if rounds is None:
             return

@@ -104,7 +104,7 @@ class OutboxTail:
             if not frames:
                 return
             ends = frames.position - len(frames.data) + frames.ends
-            # Whole records, up to the one that reaches it.
+            # Whole records, up to the record that reaches `position`.
             count = min(len(ends), int(np.searchsorted(ends, position)) + 1)
             self.read_to = int(ends[count - 1])
             self.passed.shed += count

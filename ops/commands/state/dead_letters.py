@@ -108,7 +108,7 @@ def show(
     "--since",
     metavar="TIME",
     default="",
-    help="Of these letters, those since 2024-05-01T12:00:00Z, for example, or in the last 2h.",
+    help="Only letters since 2024-05-01T12:00:00Z, for example, or in the last 2h.",
 )
 @click.option("--all", "every", is_flag=True, help="All letters.")
 @click.option("--again", is_flag=True, help="Also letters that were retried before, or too often.")
@@ -189,7 +189,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """The fields of a letter that `show` prints. None of them comes from inside its record."""
+    """The fields of a letter that `show` prints. No field shows the content of its record."""
 
     letter_id: LetterId
     failed_time_ms: int

@@ -114,7 +114,7 @@ def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> 
 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--to", metavar="NAME", required=True, help="Who takes care of it.")
+@click.option("--to", metavar="NAME", required=True, help="The person who takes care of it.")
 @click.option("--by", metavar="NAME", default="", help="The person who assigns it (default: the logged-in user).")
 @click.option("--note", metavar="TEXT", default="", help="A note for other people.")
 @click.pass_obj

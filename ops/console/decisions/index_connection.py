@@ -77,7 +77,7 @@ class OpenedIndex:
         self._is_well()
 
     def _require_word(self) -> None:
-        """Raise NothingDone if the database says nothing, unless this thread is the one that asks."""
+        """Raise NothingDone if the database says nothing, unless this thread probes the database."""
         trouble = self._trouble
         if self._is_silent and trouble is not None and not getattr(self._prober, "may", False):
             raise NothingDone(trouble[1])

@@ -18,7 +18,7 @@ _FIELDS = (
 
 @dataclass(frozen=True)
 class SessionRow:
-    """A session. `source`: where the person was known. `is_this`: the one that asks."""
+    """A session. `source`: where the person was known. `is_this`: the session of this request."""
 
     begun_ms: int
     seen_ms: int
