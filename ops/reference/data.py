@@ -99,7 +99,7 @@ _OTHER_UNITS = {
 }
 
 
-_USUAL_UNITS = (_TIME, _MONEY, "count", "number", "no unit")
+_USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
 class PageLine(NamedTuple):
@@ -122,8 +122,9 @@ def data_page() -> str:
         *prose(
             "In brackets: type and unit. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
             "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
-            "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Other "
-            "numbers without a unit are counts or ratios. Ids of cards, merchants and devices are tokens of your own."
+            "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Shares, "
+            "probabilities and measures such as recall are from 0 to 1. Other numbers without a unit are counts or "
+            "ratios. Ids of cards, merchants and devices are tokens of your own."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
