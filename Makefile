@@ -68,7 +68,7 @@ $(VENV)/.packages: $(VENV)/.base
 
 # The packages that all the others come with are enough to compile the feature kernel.
 $(VENV)/.demo-compiled: $(VENV)/.base
-	@$(BIN)/paywarden warm-up
+	@$(BIN)/paywarden compile
 	@touch $@
 
 $(VENV)/.compiled: $(VENV)/.demo-compiled

@@ -1,4 +1,4 @@
-"""The text of `paywarden drift explain` about an alert, in lines that fit a terminal of 80 columns."""
+"""The text of `paywarden drift status` about an alert, in lines that fit a terminal of 80 columns."""
 
 from __future__ import annotations
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from paywarden.ops import commands, wiring
+from paywarden.ops import wiring
 from paywarden.ops.commands.data.convert import convert
 from paywarden.ops.commands.data.features import features
 from paywarden.ops.commands.data.init import init
 from paywarden.ops.commands.data.schemas import schemas
 from paywarden.ops.commands.data.simulate import simulate
 from paywarden.ops.commands.model.backtest import backtest
-from paywarden.ops.commands.model.bundles import compile_bundle, sign
-from paywarden.ops.commands.model.ceiling import ceiling
+from paywarden.ops.commands.model.bundles import compile_code, sign
 from paywarden.ops.commands.model.models import models
 from paywarden.ops.commands.model.policy import policy
 from paywarden.ops.commands.model.replay import replay
@@ -29,7 +28,7 @@ from paywarden.ops.commands.model.rollout import rollout
 from paywarden.ops.commands.model.shadow import shadow
 from paywarden.ops.commands.model.train import train
 from paywarden.ops.commands.run.capacity import capacity
-from paywarden.ops.commands.run.console import console
+from paywarden.ops.commands.run.console import console, console_people
 from paywarden.ops.commands.run.doctor import doctor
 from paywarden.ops.commands.run.gateway import gateway
 from paywarden.ops.commands.run.load import load
@@ -40,7 +39,7 @@ from paywarden.ops.commands.state.outbox import outbox
 from paywarden.ops.commands.state.profile_sets import profile_sets
 from paywarden.ops.commands.state.rebuild import rebuild
 from paywarden.ops.commands.state.set_aside import set_aside
-from paywarden.ops.commands.state.source import source_group
+from paywarden.ops.commands.state.source import source_topics
 from paywarden.ops.commands.state.store import store
 from paywarden.ops.commands.watch.archive import archive
 from paywarden.ops.commands.watch.audit import audit
@@ -58,14 +57,16 @@ if TYPE_CHECKING:
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-# The packages of ops/commands, in the order of the help. The processes, which this module has, are in the first.
-_SECTIONS = {
-    "run": "Run and try",
-    "data": "Payments and features",
-    "model": "Models and policy",
-    "watch": "What was decided",
-    "state": "What is stored",
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Every day": ("demo", "init", "train", "replay", "policy", "models", "rollout", "decisions", "drift", "doctor"),
+    "Processes": ("broker", "companion", "console", "serve", "shadow", "stream", "traces"),
+    "Now and then": (
+        *("backfill", "backtest", "capacity", "compile", "convert", "features", "gateway", "load", "simulate"),
+        "topics",
+    ),
+    "All the rest": ("admin",),
 }
+"""The sections of the help of `paywarden`, in order, and the commands of each."""
 
 EXIT_STATUSES = {
     0: "The command did its work, or the reader of its output closed the pipe.",
@@ -89,6 +90,9 @@ def main() -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"paywarden: {message}", err=True)
         sys.exit(1)
+    except MemoryError as error:
+        click.echo(f"paywarden: not enough memory{f': {error}' if str(error) else ''}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
 
@@ -97,7 +101,7 @@ _WANTS_HELP = "wants_help"
 
 
 class _Sections(click.Group):
-    """A group whose help lists the commands by the package of `ops/commands` that they are in."""
+    """A group whose help lists the commands by the sections of SECTIONS."""
 
     def resolve_command(
         self, context: click.Context, args: list[str]
@@ -107,20 +111,20 @@ class _Sections(click.Group):
         return super().resolve_command(context, args)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections in the order of _SECTIONS, and the commands of each in alphabetical order."""
-        rows: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
-        # One column of names for all sections.
-        names = max(map(len, self.commands))
-        for name, command in sorted(self.commands.items()):
-            rows[_section(command)].append((name.ljust(names), command.get_short_help_str(formatter.width - 6 - names)))
-        for section, title in _SECTIONS.items():
-            with formatter.section(title):
-                formatter.write_dl(rows[section])
+        """Write the sections, with one column of names for all of them."""
+        width = max(map(len, self.commands))
+        for section, names in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), self.commands[name].get_short_help_str(formatter.width - 6 - width))
+                        for name in names
+                    ]
+                )
 
-
-def _section(command: click.Command) -> str:
-    package, _, _ = command.callback.__module__.removeprefix(f"{commands.__name__}.").partition(".")
-    return package if package in _SECTIONS else "run"
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return [name for names in SECTIONS.values() for name in names]
 
 
 @click.group(cls=_Sections, context_settings=_CONTEXT)
@@ -159,13 +163,23 @@ def topics() -> None:
 @click.option(
     "--live-set", is_flag=True, help="Also those of the live profile set, which the store names: after a rebuild."
 )
+@click.option(
+    "--repartition", "more", metavar="N", type=click.IntRange(1), help="Give each repartition topic N partitions."
+)
 @click.pass_obj
-def create_topics(source: Source, live_set: bool) -> None:
+def create_topics(source: Source, live_set: bool, more: int | None) -> None:
     """Create the topics that are missing.
 
     A profile set that a rebuild has made has repartition topics of its own, which the rebuild creates. On another
     cluster they are missing: --live-set asks the store for the set's name and creates them, too.
+
+    Events reach the owners of profiles through the repartition topics. With more partitions more stream workers can
+    share the profiles. First stop all stream workers, then run `paywarden stream --drain` until it ends: --repartition
+    refuses to work while events are still on their way.
     """
+    if more is not None:
+        _add_partitions(source, more)
+        return
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.kafka.topics import create_topics as create
@@ -176,6 +190,19 @@ def create_topics(source: Source, live_set: bool) -> None:
     profile_set = wiring.live_set(source).name if live_set else ""
     created = create(kafka, source.section("topics", TopicSettings), entities, profile_set)
     click.echo("\n".join(created) if created else "nothing to create")
+
+
+def _add_partitions(source: Source, partitions: int) -> None:
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.maintenance.add_partitions import add_partitions
+    from paywarden.streams.profiles.settings import StreamSettings
+
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    entities = wiring.entity_names(source)
+    group_of = source.section("stream", StreamSettings).group_of
+    changed = add_partitions(kafka, group_of, entities, wiring.live_set(source), partitions)
+    click.echo("\n".join(changed) if changed else "nothing to change")
 
 
 @cli.command()
@@ -191,30 +218,6 @@ def broker() -> None:
         click.echo(embedded.bootstrap)
         end.stop.wait()
         embedded.close()
-
-
-@topics.command("repartition")
-@click.option(
-    "--partitions", type=click.IntRange(1), required=True, help="Partitions that each of the topics is to have."
-)
-@click.pass_obj
-def repartition(source: Source, partitions: int) -> None:
-    """Give the repartition topics more partitions.
-
-    Events reach the owners of profiles through these topics. With more partitions more stream workers can share the
-    profiles. First stop all stream workers, then run `paywarden stream --drain` until it ends. This command refuses to
-    work while events are still on their way.
-    """
-    from paywarden.streams.kafka.admin import require_broker
-    from paywarden.streams.maintenance.add_partitions import add_partitions
-    from paywarden.streams.profiles.settings import StreamSettings
-
-    kafka = wiring.kafka_settings(source)
-    require_broker(kafka)
-    entities = wiring.entity_names(source)
-    group_of = source.section("stream", StreamSettings).group_of
-    changed = add_partitions(kafka, group_of, entities, wiring.live_set(source), partitions)
-    click.echo("\n".join(changed) if changed else "nothing to change")
 
 
 @cli.command()
@@ -233,11 +236,9 @@ def stream(source: Source, drain: bool) -> None:
             with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
                 pipeline.run(end.stop)
             return
-        from paywarden.streams.faust.app import run
-
         wiring.await_store(source, end.stop)
         if not end.stop.is_set():
-            run(wiring.stream_app(source, announce=click.echo), end)
+            wiring.run_stream(source, click.echo, end)
 
 
 @cli.command()
@@ -281,18 +282,6 @@ def serve(source: Source, bundle: str | None, workers: int, take_over: bool) -> 
         click.echo("\n".join(addresses))
 
     run(wiring.scoring_host(source, bundle), workers, announce=announce, takes_over=take_over)
-
-
-@cli.command("warm-up")
-def warm_up() -> None:
-    """Compile numba code and byte code now, not at first use.
-
-    Use it when you install, or build an image: the first start is then as quick as later ones.
-    """
-    from paywarden.ops.commands.run.warm_up import warm_up as compile_parts
-
-    for part in compile_parts():
-        click.echo(f"compiled: {part}")
 
 
 @cli.command()
@@ -353,9 +342,20 @@ def _ending(name: str) -> ProcessEnd:
     return ProcessEnd(name)
 
 
+@cli.group()
+@click.pass_context
+def admin(context: click.Context) -> None:
+    """Maintain topics, stores, outboxes, keys and logs."""
+    set_up_logging(context.find_root().params["log"], context.invoked_subcommand or "")
+
+
 for _command in (
-    *(archive, audit, backfill, backtest, capacity, ceiling, compile_bundle, console, convert, dead_letters, decisions),
-    *(doctor, drift, features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
-    *(rollout, schemas, set_aside, shadow, sign, simulate, source_group, store, traces, train),
+    *(backfill, backtest, capacity, compile_code, console, convert, decisions, doctor, drift, features, gateway, init),
+    *(load, models, policy, replay, rollout, shadow, simulate, traces, train),
 ):
     cli.add_command(_command)
+for _command in (
+    *(archive, audit, console_people, dead_letters, forget, outbox, profile_sets, rebuild, schemas, set_aside, sign),
+    *(source_topics, store),
+):
+    admin.add_command(_command)

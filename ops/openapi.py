@@ -4,7 +4,7 @@
     schemas/proto/scoring.proto ─► ScoreResponse: the same names, each with its meaning
     scoring/http/refusals.py ─► the answers: each status with its code, its messages and its headers
 
-    paywarden schemas openapi          with the fields, limits and deadline of a configuration
+    paywarden admin schemas --openapi          with the fields, limits and deadline of a configuration
     docs/reference/openapi.json        the same with the defaults (ops/reference)
 
 A JSON schema cannot say everything that the endpoint checks: sizes in bytes, card numbers, times near now and
@@ -128,8 +128,8 @@ _OF_SCORING = (401, 409, 415, 429, 504)
 _INTRODUCTION = "\n\n".join(
     (
         "Decides about payments: approve, review or decline, within milliseconds.",
-        "A body is JSON or protobuf (`schemas/proto/scoring.proto`, which `paywarden schemas proto` prints), with the "
-        "same names. An error is always JSON. A path that is not listed here is answered by 404 "
+        "A body is JSON or protobuf (`schemas/proto/scoring.proto`, which `paywarden admin schemas --proto` prints), "
+        "with the same names. An error is always JSON. A path that is not listed here is answered by 404 "
         "(`not_found`), another method by 405 (`unimplemented`, with `Allow`), both with the body of an error.",
         "Ask again after a time-out, a broken connection, a 503 or a 504, with the same `payment_id`: the decision "
         "that was made comes back. Keep connections open. Skip fields, reasons and flags that you do not know. The "

@@ -2,7 +2,7 @@
 
 The order here is the order of the vector. A changed catalogue has another digest, and Paywarden refuses bundles that
 were trained with the old one until they are trained again. Stored profiles keep the measures that both catalogues use.
-`paywarden features list` prints the catalogue; docs/reference/features.md is that list.
+`paywarden features` prints the catalogue; docs/reference/features.md is that list.
 """
 
 from __future__ import annotations

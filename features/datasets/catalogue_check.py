@@ -1,4 +1,4 @@
-"""Tries a catalogue on made payments. `paywarden features check` and the tests of a project run it.
+"""Tries a catalogue on made payments. `paywarden features --check` and the tests of a project run it.
 
 1. Make a few hundred payments of a few cards, merchants and devices, with the declared fields and with labels.
 2. Compute every vector as the stream and the endpoint do: event by event, from packed profiles.

@@ -2,7 +2,7 @@
 
     card.count("x", "1h")      how many of the card's earlier payments lie in tiles that touch the last hour
 
-`paywarden features check` compares the compiled code with it, to the bit. It reads the same rows of a payment and the
+`paywarden features --check` compares the compiled code with it, to the bit. It reads the same rows of a payment and the
 same expressions, and does all the rest again in Python's own numbers: windows, memories, sketches, formulas.
 """
 

@@ -9,7 +9,8 @@ Further columns are ignored.
 
 Each field that a project declares has a column of its name (features/history/declared_columns.py). payments.parquet may
 have a column `propensity`: the chance, above 0 and at most 1, that the payment was kept with its label. No feature sees
-it; models/metrics/propensity.py says what it is for.
+it; models/metrics/propensity.py says what it is for. A column `never_labelled` says of which payments nobody knows, or
+will know, whether they were fraud; models/metrics/labels.py says what becomes of them.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def payment_columns(fields: PaymentFields = TABLE_ALONE) -> dict[str, str]:
 
 
 def read_columns(fields: PaymentFields = TABLE_ALONE) -> dict[str, str]:
-    """Returns `payment_columns`, and that of propensities unless a field of the project has its name."""
-    return {PROPENSITY: OPTIONAL_NUMBER} | payment_columns(fields)
+    """Returns `payment_columns`, and the columns about labels unless a field of the project has their name."""
+    return {PROPENSITY: OPTIONAL_NUMBER, NEVER_LABELLED: OPTIONAL_FLAG} | payment_columns(fields)
 
 
 def hashed_domains(fields: PaymentFields) -> tuple[str, ...]:
@@ -99,7 +100,9 @@ LABELS = ("genuine", "fraud")
 
 UNKNOWN = -1
 
-PROPENSITY = "propensity"
+PROPENSITY, NEVER_LABELLED = "propensity", "never_labelled"
+ABOUT_LABELS = (PROPENSITY, NEVER_LABELLED)
+"""Columns that a file may have besides the fields of a payment."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class History:
     """By name, the column of each declared and derived field (features/history/declared_columns.py)."""
     propensity: npt.NDArray[np.float64] | None = None
     """The chance that each payment was kept with its label; None if the file does not say, 1 where a row does not."""
+    never_labelled: npt.NDArray[np.bool_] | None = None
+    """The payments of which nobody knows whether they were fraud; None if the file does not say."""
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
@@ -202,7 +207,7 @@ def last_event_time_ms(directory: str | Path) -> int:
 
 def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFields = TABLE_ALONE) -> History:
     """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
-    check_columns(PAYMENTS_FILE, payments, read_columns(fields), (*absent_columns(fields), PROPENSITY))
+    check_columns(PAYMENTS_FILE, payments, read_columns(fields), (*absent_columns(fields), *ABOUT_LABELS))
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
     columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
     payment_id, event_time_ms = columns.pop("payment_id"), columns["event_time_ms"]
@@ -231,6 +236,7 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFie
         outcome_fraud=fraud_flags(outcomes["label"]),
         fields=fields,
         propensity=propensities(payments, fields),
+        never_labelled=never_labelled(payments, fields),
     )
     if not fields.number_max:
         return history
@@ -405,6 +411,14 @@ def propensities(
         what = f"propensity must be above 0 and at most 1, got {float(values[row])!r}"
         raise Misconfigured(f"{PAYMENTS_FILE}, row {first_row + row}: {what}")
     return values
+
+
+def never_labelled(payments: pa.Table, fields: PaymentFields = TABLE_ALONE) -> npt.NDArray[np.bool_] | None:
+    """Returns `History.never_labelled` of a table of payments; None without the column. Null is no."""
+    if NEVER_LABELLED not in payments.column_names or NEVER_LABELLED in payment_columns(fields):
+        return None
+    flags = payments[NEVER_LABELLED].cast(pa.bool_()).fill_null(False)
+    return np.asarray(flags.to_numpy(), dtype=np.bool_)
 
 
 def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:

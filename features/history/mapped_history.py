@@ -35,10 +35,10 @@ from paywarden.features.history.declared_columns import (
     values_of,
 )
 from paywarden.features.history.history import (
+    ABOUT_LABELS,
     OUTCOME_COLUMNS,
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
-    PROPENSITY,
     REQUIRED,
     History,
     absent_columns,
@@ -46,6 +46,7 @@ from paywarden.features.history.history import (
     checked_numbers,
     first_line,
     fraud_flags,
+    never_labelled,
     offset_codes,
     parts_of,
     propensities,
@@ -83,7 +84,7 @@ def open_history(
     Raises Misconfigured that names the file and column of an error.
     """
     with ExitStack() as files:
-        columns, absent = read_columns(fields), (*absent_columns(fields), PROPENSITY)
+        columns, absent = read_columns(fields), (*absent_columns(fields), *ABOUT_LABELS)
         payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, columns, absent))
         outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
         made = _payments(payments, room, files, part_rows, fields)
@@ -117,6 +118,7 @@ def open_history(
             fields=fields,
             declared=made.declared.columns(texts["ip"], room),
             propensity=made.propensity,
+            never_labelled=made.never_labelled,
         )
 
 
@@ -278,6 +280,7 @@ class _Payments:
         self.utc_offset_code = room.new(count, np.int64)
         self.declined_code = room.new(count, np.int64)
         self.propensity: NDArray[np.float64] | None = None
+        self.never_labelled: NDArray[np.bool_] | None = None
 
 
 def _payments(
@@ -301,6 +304,9 @@ def _payments(
         if (shares := propensities(part, fields, first)) is not None:
             made.propensity = room.new(file.count, np.float64) if made.propensity is None else made.propensity
             made.propensity[rows] = shares
+        if (flags := never_labelled(part, fields)) is not None:
+            made.never_labelled = room.new(file.count, np.bool_) if made.never_labelled is None else made.never_labelled
+            made.never_labelled[rows] = flags
         time_ms = made.numbers["event_time_ms"][rows]
         refuse_unsorted(PAYMENTS_FILE, "event_time_ms", time_ms, first_row=first, previous_ms=previous_ms)
         previous_ms = int(time_ms[-1])

@@ -90,7 +90,7 @@ class Listing:
         lines = [
             "# Features",
             "",
-            "Generated from `features/catalogue/catalogue.py` by `paywarden features list --format markdown`.",
+            "Generated from `features/catalogue/catalogue.py` by `paywarden features --markdown`.",
         ]
         lines += ["", _WINDOWS, "", "In brackets: entity, window and hop, unit.", ""]
         for feature in self.features:

@@ -306,7 +306,8 @@ def _require_whole(settings: LmdbSettings) -> None:
     if _has_data(settings.path) and (missing := missing_bytes(Path(settings.path) / DATA_FILE)):
         raise Misconfigured(
             f"the LMDB store at {settings.path} lacks the last {missing} bytes of its file {DATA_FILE}, which was cut "
-            "short or copied in part: restore a backup (`paywarden store restore`), or delete the store and rebuild it"
+            "short or copied in part: restore a backup (`paywarden admin store restore`), or delete the store and "
+            "rebuild it"
         )
 
 

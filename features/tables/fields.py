@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.windows import DAY_MS
-from paywarden.features.history.history import numbered_ids
+from paywarden.features.history.history import NEVER_LABELLED, numbered_ids
 from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
 from paywarden.features.tables.columns.arrow_columns import Flags, Int64Array, Wrong, arrow_type, as_texts, flags_of
 from paywarden.features.tables.columns.label_table import LabelTable
@@ -96,10 +96,15 @@ class TableConverter:
 
     @property
     def schema(self) -> pa.Schema:
-        """Returns the columns of `Converted.payments`: every field of the table, the mapped ones of the project."""
+        """Returns the columns of `Converted.payments`: every field of the table, the mapped ones of the project.
+
+        NEVER_LABELLED is among them if the mapping says that some labels are unknown.
+        """
         named = {field.name for field in self._fields}
         kept = [one for one in self._mapping.payment.all if one.name in named or not one.column_may_lack]
         columns = [(one.name, arrow_type(one)) for one in kept]
+        if self._mapping.label is not None and self._mapping.label.says_unknown:
+            columns.append((NEVER_LABELLED, pa.bool_()))
         return pa.schema([*columns, (ROW, pa.int64()), (LABEL, pa.int8()), (KNOWN_MS, pa.int64())])
 
     def convert(self, rows: TableRows) -> Converted:
@@ -111,11 +116,11 @@ class TableConverter:
         for field in self._fields:
             for wrong, column, text in values[field.name].wrong:
                 reasons.add(wrong, Reason(column, field.name, text))
-        label, known_ms = self._label(rows, values, reasons)
+        label, known_ms, never = self._label(rows, values, reasons)
         schema = self.schema
+        found = {name: of_field.values for name, of_field in values.items()} | {NEVER_LABELLED: never}
         columns = [
-            values[name].values if name in values else pa.nulls(len(rows), schema.field(name).type)
-            for name in schema.names[:-3]
+            found[name] if name in found else pa.nulls(len(rows), schema.field(name).type) for name in schema.names[:-3]
         ]
         table = pa.Table.from_arrays([*columns, rows.numbers, label, known_ms], schema=schema)
         if reasons.is_any:
@@ -317,10 +322,12 @@ class TableConverter:
 
     # Labels
 
-    def _label(self, rows: TableRows, values: Mapping[str, _Values], reasons: RowReasons) -> tuple[pa.Array, pa.Array]:
+    def _label(self, rows: TableRows, values: Mapping[str, _Values], reasons: RowReasons) -> tuple[pa.Array, ...]:
+        """Returns the label of each row, when it was known, and whether the table says that it never was."""
         source, count = self._mapping.label, len(rows)
         if source is None:
-            return pa.array(np.full(count, UNKNOWN, dtype=np.int8)), pa.nulls(count, pa.int64())
+            nothing = pa.nulls(count, pa.int64())
+            return pa.array(np.full(count, UNKNOWN, dtype=np.int8)), nothing, nothing
         if self._labels is not None:
             ids = self._as_texts(rows.columns[self._mapping.fields["payment_id"].column])
             rows, named = self._labels.joined(rows, ids)
@@ -353,8 +360,9 @@ class TableConverter:
                 )
             elif chosen.any():
                 known_ms[chosen] = (event_ms + self._delays(delay, values, source.seed, count))[chosen]
+        never = pa.array(label == UNKNOWN)
         label[(label != UNKNOWN) & (known_ms > self._now_ms)] = UNKNOWN
-        return pa.array(label), pa.array(known_ms, mask=label == UNKNOWN)
+        return pa.array(label), pa.array(known_ms, mask=label == UNKNOWN), never
 
     def _said(self, source: LabelSource, rows: TableRows) -> tuple[NDArray[np.int8], Flags]:
         """Returns the label of each row, and which rows have a value that [label] does not list."""

@@ -146,6 +146,11 @@ class LabelSource:
     input: InputForm = InputForm()
 
     @property
+    def says_unknown(self) -> bool:
+        """Whether it says of some payments that nobody knows their label, beside those that are genuine."""
+        return bool(self.genuine) and (bool(self.unknown) or self.others == "unknown")
+
+    @property
     def used(self) -> tuple[str, ...]:
         """Returns the columns that the label is read from."""
         names = (self.payment_id, self.column, self.time_column, self.time.zone_column)

@@ -171,7 +171,7 @@ class TableProfile:
         rows = np.asarray(payments[ROW].to_numpy())
         self._add_times(time_ms, label)
         self._add_delays(payments, time_ms, label)
-        self.present = [name for name in payments.column_names if not name.startswith("@")]
+        self.present = [name for name in payments.column_names if name in self.fields]
         for name in self.present:
             column = payments[name].combine_chunks()
             column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column

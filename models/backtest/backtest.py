@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ from paywarden.models.metrics.evaluation import (
     measure,
     split_rows,
 )
+from paywarden.models.metrics.first_strikes import Strikes
 from paywarden.models.metrics.labels import GENUINE, LabelCounts
+from paywarden.models.metrics.value_detected import MissedFrauds, ScoredPayments, missed_frauds
 from paywarden.models.training.candidates import TREES, CandidatePath, Parameters, Scores
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.table import LabelRules, training_table
@@ -70,7 +72,8 @@ def path_to(candidate: Parameters) -> CandidatePath:
 class BacktestRows:
     """Payments as columns. `vectors`: (rows, features), float32, missing values are NaN. The others: (rows,).
 
-    `label_counts`: the labels of all payments, also of those that are left out.
+    `label_counts`: the labels of all payments, also of those that are left out. `strikes`: the frauds among them, and
+    which are the first of their card.
     """
 
     vectors: NDArray[np.float32]
@@ -78,9 +81,21 @@ class BacktestRows:
     day: NDArray[np.int64]
     card: NDArray[np.int32]
     label_counts: LabelCounts | None = None
+    amount_minor: NDArray[np.int64] | None = None
+    strikes: Strikes | None = None
 
     def chosen(self, mask: NDArray[np.bool_]) -> BacktestRows:
-        return BacktestRows(self.vectors[mask], self.label[mask], self.day[mask], self.card[mask])
+        amount = None if self.amount_minor is None else self.amount_minor[mask]
+        strikes = None if self.strikes is None else self.strikes.of(mask)
+        return BacktestRows(
+            self.vectors[mask], self.label[mask], self.day[mask], self.card[mask], None, amount, strikes
+        )
+
+    def missed(self, score: NDArray[np.float64]) -> MissedFrauds | None:
+        """Returns what scores of these payments find and miss; None if the payments have no amounts."""
+        if self.amount_minor is None or self.strikes is None:
+            return None
+        return missed_frauds(ScoredPayments(self.label == 1, score, self.amount_minor, self.card, self.strikes))
 
 
 @dataclass(frozen=True)
@@ -192,7 +207,15 @@ def rows_of(
         progress=progress,
     )
     assert table.row is not None
-    return BacktestRows(table.vectors, table.label, table.day, history.card.codes[table.row], table.label_counts)
+    return BacktestRows(
+        table.vectors,
+        table.label,
+        table.day,
+        history.card.codes[table.row],
+        table.label_counts,
+        table.amount_minor,
+        table.strikes,
+    )
 
 
 def fold_of(rows: BacktestRows, split: Split) -> Fold:
@@ -261,7 +284,9 @@ def _measured(
         distinct.extend(parameters for parameters in choice.values() if parameters not in distinct)
     paths = [path_to(parameters) for parameters in distinct]
     with progress(f"{family.name}: testing", len(paths) * len(protocol.test)) as advance:
-        by_fold = [list(_walk(fold_of(rows, split), family, paths, advance)) for split in protocol.test]
+        by_fold = [
+            list(_walk(fold_of(rows, split), family, paths, advance, with_missed=True)) for split in protocol.test
+        ]
     summaries = [Summary(folds) for folds in zip(*by_fold, strict=True)]
     return [
         _by_metric({metric: summaries[distinct.index(parameters)] for metric, parameters in choice.items()})
@@ -270,13 +295,20 @@ def _measured(
 
 
 def _walk(
-    fold: Fold, family: Family, paths: Sequence[CandidatePath], advance: Callable[[int], object]
+    fold: Fold,
+    family: Family,
+    paths: Sequence[CandidatePath],
+    advance: Callable[[int], object],
+    *,
+    with_missed: bool = False,
 ) -> Iterator[HandbookMetrics]:
-    """Yields the metrics of each candidate of these paths on one fold."""
+    """Yields the metrics of each candidate of these paths on one fold, with what its scores miss if asked for."""
     fit = family.prepare(fold)
     test = fold.test
     for path in paths:
-        yield from [measure(test.day, test.card, test.label, scores) for scores in fit(path)]
+        for scores in fit(path):
+            measured = measure(test.day, test.card, test.label, scores)
+            yield replace(measured, missed=test.missed(scores)) if with_missed else measured
         advance(1)
 
 
@@ -290,7 +322,8 @@ def _by_metric(summaries: Mapping[str, Summary]) -> Summary:
     columns = [[getattr(fold, metric) for fold in summaries[metric].folds] for metric in METRICS]
     # The variance is that of the area, and belongs to the summary which the area comes from.
     columns.append([fold.auc_roc_variance for fold in summaries["auc_roc"].folds])
-    return Summary(tuple(HandbookMetrics(*values) for values in zip(*columns, strict=True)))
+    missed = [fold.missed for fold in summaries["average_precision"].folds]
+    return Summary(tuple(HandbookMetrics(*values) for values in zip(*columns, missed, strict=True)))
 
 
 def _facts(fold: Fold) -> FoldFacts:

@@ -32,6 +32,7 @@ from paywarden.schemas.errors import Misconfigured
 ALERT_SHARE = 0.01
 """The share of payments that analysts look at: recall is of the frauds among these."""
 _TRUTH_COLUMNS = ("payment_id", "fraud_probability", "situation")
+_MADE_BY = "`paywarden simulate --world shop` writes it"
 _DECISION_COLUMNS = ("payment_id", "score", "label")
 
 F64 = NDArray[np.float64]
@@ -78,12 +79,18 @@ class AgainstCeiling:
         return self.model.average_precision / self.ceiling.average_precision
 
 
+def require_truth(folder: Path) -> None:
+    """Raise Misconfigured if the folder has no truth of made payments."""
+    if not (folder / TRUTH_FILE).is_file():
+        raise Misconfigured(f"{folder / TRUTH_FILE} does not exist; {_MADE_BY}")
+
+
 def against_ceiling(truth_folder: Path, replayed: Path) -> AgainstCeiling:
     """Returns a replay beside the ceiling. Both folders are as `simulate --world shop` and `replay` made them.
 
     Raises Misconfigured for a file that is missing or wrong, and for a payment that the truth does not have.
     """
-    truth = _table(truth_folder / TRUTH_FILE, _TRUTH_COLUMNS, "`paywarden simulate --world shop` writes it")
+    truth = _table(truth_folder / TRUTH_FILE, _TRUTH_COLUMNS, _MADE_BY)
     decisions = _table(replayed / "decisions.parquet", _DECISION_COLUMNS, "`paywarden replay` writes it")
     decisions = decisions.filter(pc.is_valid(decisions["label"]))
     place = pc.index_in(decisions["payment_id"].cast(pa.string()), value_set=truth["payment_id"].cast(pa.string()))

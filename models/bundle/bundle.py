@@ -346,7 +346,7 @@ def _require_signed_libraries(bundle: Path, manifest: Manifest, signed: frozense
     for library in unsigned_libraries(bundle, manifest, signed):
         raise BundleRefused(
             f"bundle {bundle}: {library.relative_to(bundle)} was built after the bundle was signed: "
-            "sign it again with `paywarden sign`, or remove the library"
+            "sign it again with `paywarden admin sign`, or remove the library"
         )
 
 

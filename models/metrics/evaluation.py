@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paywarden.models.metrics.auc_variance import auc_variance
+from paywarden.models.metrics.value_detected import MissedFrauds
 from paywarden.schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000
@@ -101,6 +102,8 @@ class HandbookMetrics:
     card_precision_at_100: float
     auc_roc_variance: float = field(default=float("nan"), compare=False)
     """The variance of `auc_roc` (models/metrics/auc_variance.py). NaN for published figures and for means of folds."""
+    missed: MissedFrauds | None = field(default=None, compare=False)
+    """What the scores find and miss (models/metrics/value_detected.py); None where it is not measured."""
 
     def of_the_book(self) -> dict[str, float]:
         """Returns the three metrics by name."""

@@ -13,6 +13,9 @@ new). The setting `[training] unknown_labels` says which:
                 - A payment that is not mature counts as genuine until its outcome arrives. Frauds are often reported
                   sooner than anything else: without the others, the newest days would seem to hold little but fraud.
 
+A history may say itself of some payments that nobody knows (`never_labelled`: a mapping of `convert table` lists the
+values that mean so). `auto` leaves those out, and decides about the others as above, as if those were not there.
+
 Example: 10,000 payments, 40 with the outcome fraud, 25 of the others declined. 40 outcomes are less than half, so 9,935
 payments count as genuine and 25 are left out.
 """
@@ -98,21 +101,27 @@ def end_of_labels_ms(history: History) -> int:
 
 
 def kept_labels(
-    label: NDArray[np.int8], is_declined: NDArray[np.bool_], is_mature: NDArray[np.bool_], unknown_labels: str
+    label: NDArray[np.int8],
+    is_declined: NDArray[np.bool_],
+    is_mature: NDArray[np.bool_],
+    unknown_labels: str,
+    never_labelled: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], LabelCounts]:
     """Returns which payments keep a label, and how many there are of each kind.
 
     `label`: 1 fraud, 0 genuine, -1 not known. All arrays: (payments,). A kept payment with -1 counts as genuine.
+    `never_labelled`: the payments of which the history itself says that nobody knows.
     """
     require_setting(unknown_labels)
     is_unknown = label == _UNKNOWN
     unknown = int(np.count_nonzero(is_unknown))
     if unknown_labels == AUTO:
-        never = is_unknown & is_mature
-        is_rare = 2 * np.count_nonzero(never) <= np.count_nonzero(is_mature)
+        stated = np.zeros_like(is_unknown) if never_labelled is None else is_unknown & never_labelled
+        unheard = is_unknown & is_mature & ~stated
+        is_rare = 2 * np.count_nonzero(unheard) <= np.count_nonzero(is_mature & ~stated)
         # Without a single outcome nothing is known of any payment: a replay then shows actions alone, of all payments.
         is_chargebacks = unknown < len(label) and not is_rare
-        is_left_out = never & is_rare | is_unknown & is_declined & is_chargebacks
+        is_left_out = stated | unheard & is_rare | is_unknown & is_declined & is_chargebacks
     else:
         is_left_out = is_unknown & (unknown_labels == LEAVE_OUT)
     left_out = int(np.count_nonzero(is_left_out))

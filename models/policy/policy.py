@@ -77,6 +77,10 @@ FLAGS = (
     UNKNOWN_RATE,
 )
 
+_THRESHOLD = "score_at_or_above_"
+# Fields that say what kind of payment it is. A list of their values names no entity.
+_KINDS_OF_PAYMENT = frozenset(("currency", "mcc", "country", "channel"))
+
 # Each condition takes about a microsecond per payment.
 CONDITIONS_MAX = 200
 
@@ -88,7 +92,12 @@ def unknown_flag(entity: str) -> str:
 
 def threshold_reason(action: str) -> str:
     """Returns the reason for an action that the general thresholds asked for."""
-    return f"score_at_or_above_{action}_threshold"
+    return f"{_THRESHOLD}{action}_threshold"
+
+
+def is_threshold_reason(reason: str) -> bool:
+    """Whether general thresholds or those of a segment asked for the action: the model's score did."""
+    return reason.startswith(_THRESHOLD)
 
 
 def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
@@ -256,6 +265,12 @@ class Policy:
     def segment_count(self) -> int:
         """The number of segments."""
         return len(self._segments)
+
+    @property
+    def listed_reasons(self) -> frozenset[str]:
+        """The reasons of rules that look an entity up in a list: a card, a merchant, a device, an address."""
+        rules = (*self._overrides, *self._rules)
+        return frozenset(rule.reason for rule in rules if rule.condition.listed - _KINDS_OF_PAYMENT)
 
     @property
     def has_conditions(self) -> bool:

@@ -86,13 +86,15 @@ _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 class RuleCondition:
     """A checked condition. `applies` never raises for a vector that has `features_min` features or more.
 
-    `fields`: the payment's fields that it reads.
+    `fields`: the payment's fields that it reads. `listed`: those that it looks up in a list of [policy.lists], and that
+    must be there.
     """
 
     text: str
     applies: Applies
     fields: frozenset[str]
     features_min: int
+    listed: frozenset[str] = frozenset()
 
 
 class _Kind(Enum):
@@ -166,6 +168,8 @@ class _Translation:
         self._depth = 0
         self._globals: dict[str, Any] = {"__builtins__": {}, **_HELPERS}
         self._fields: set[str] = set()
+        self._listed: set[str] = set()
+        self._is_negated = False
         self._features_min = 0
 
     def condition(self) -> RuleCondition:
@@ -177,7 +181,13 @@ class _Translation:
         tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, part.node)))
         compiled = compile(tree, f"<{self._where}>", "eval")
         (code,) = (constant for constant in compiled.co_consts if isinstance(constant, CodeType))
-        return RuleCondition(self._text, FunctionType(code, self._globals), frozenset(self._fields), self._features_min)
+        return RuleCondition(
+            self._text,
+            FunctionType(code, self._globals),
+            frozenset(self._fields),
+            self._features_min,
+            frozenset(self._listed),
+        )
 
     def _parsed(self) -> ast.expr:
         if len(self._text) > TEXT_LENGTH_MAX:
@@ -266,7 +276,10 @@ class _Translation:
 
     def _unary(self, node: ast.UnaryOp) -> _Part:
         if isinstance(node.op, ast.Not):
-            return _Part(_Kind.YES_NO, ast.UnaryOp(node.op, self._of_kind(node.operand, _Kind.YES_NO).node))
+            self._is_negated = not self._is_negated
+            part = self._of_kind(node.operand, _Kind.YES_NO)
+            self._is_negated = not self._is_negated
+            return _Part(_Kind.YES_NO, ast.UnaryOp(node.op, part.node))
         if not isinstance(node.op, ast.USub | ast.UAdd):
             raise self._wrong(node, "~ is not allowed in a condition")
         part = self._of_kind(node.operand, _Kind.NUMBER)
@@ -365,6 +378,9 @@ class _Translation:
             if isinstance(operator, ast.NotIn):
                 return _call("number_not_in", left.node, kept)
             return ast.Compare(left.node, [operator], [kept])
+        must_be_listed = isinstance(operator, ast.In) is not self._is_negated
+        if must_be_listed and isinstance(nodes[0], ast.Name) and isinstance(nodes[1], ast.Attribute):
+            self._listed.add(nodes[0].id)
         if isinstance(operator, ast.NotIn):
             return _call("text_not_in", left.node, right.node)
         return ast.Compare(left.node, [operator], [right.node])

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from paywarden.features.history.history import Coded, History
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.metrics.auc import areas_under_curves
-from paywarden.models.metrics.bursts import BurstMeasures, measure_bursts
+from paywarden.models.metrics.bursts import BurstMeasures
 from paywarden.models.metrics.comparison import Agreement, ScoreShift, agreement, score_shift
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.curves import (
@@ -48,11 +48,14 @@ from paywarden.models.metrics.curves import (
     threshold_curve,
 )
 from paywarden.models.metrics.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
+from paywarden.models.metrics.first_strikes import FirstStrikes, Strikes, bursts_of, first_strikes
 from paywarden.models.metrics.segments import DecidedPayments, GroupMeasures, by_group
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
+from paywarden.models.metrics.value_detected import Detected, ScoredPayments, detected
 from paywarden.models.metrics.weighted_measures import WeightedMeasures, weighted_measures
 from paywarden.models.policy.policy import ACTIONS, Policy
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
+from paywarden.models.replay.stops import Stops, stops
 
 ALL_PAYMENTS, HANDBOOK = "all", "handbook"
 PROTOCOLS = (ALL_PAYMENTS, HANDBOOK)
@@ -83,6 +86,8 @@ class MeasuredPayments:
     fraud: NDArray[np.bool_]
     amount_minor: NDArray[np.int64]
     """In minor units of the reference currency."""
+    strikes: Strikes
+    """The frauds among them, and which are the first of their card, merchant or device."""
     has_outcomes: bool
     propensity_weight_max: float = 0.0
     """The largest weight that a propensity gives; 0 gives none."""
@@ -208,7 +213,13 @@ class ContestantMeasures:
     by_segment: dict[str, list[GroupMeasures]]
     """The measured payments by channel, country, mcc and currency, the largest group first."""
     bursts: dict[str, BurstMeasures]
-    """Bursts of fraud by card, merchant and device; empty without outcomes."""
+    """Bursts of fraud by the entity that they have in common: card, merchant and device. Empty without outcomes."""
+    first_strikes: dict[str, FirstStrikes]
+    """The first frauds of cards, merchants and devices, by the entity. Empty without outcomes."""
+    detected: list[Detected]
+    """What the scores detect at 5 and at 10 false positives for each fraud. Empty without outcomes."""
+    stops: Stops | None
+    """Who stopped the payments: lists, the model, or rules alone. Null without outcomes."""
 
 
 @dataclass(frozen=True)
@@ -349,7 +360,14 @@ def measure_contestant(
             costs,
         ),
         by_segment={name: _by_segment(measured.history.coded(name), measured.row, decided, costs) for name in SEGMENTS},
-        bursts=_bursts(measured, decisions),
+        bursts=bursts_of(measured.strikes, decisions.action, measured.amount_minor) if measured.has_outcomes else {},
+        first_strikes=first_strikes(measured.strikes, decisions.action, measured.amount_minor)
+        if measured.has_outcomes
+        else {},
+        detected=detected(_scored(measured, score), decided.falling) if measured.has_outcomes else [],
+        stops=stops(contestant.policy, causes, decisions.cause, measured.fraud, measured.amount_minor)
+        if measured.has_outcomes
+        else None,
     )
 
 
@@ -391,16 +409,8 @@ def _weighted(measured: MeasuredPayments, score: NDArray[np.float64]) -> Weighte
     return weighted_measures(propensity[measured.row], measured.fraud, score, _cards(measured), weight_max)
 
 
-def _bursts(measured: MeasuredPayments, decisions: Decisions) -> dict[str, BurstMeasures]:
-    if not measured.has_outcomes:
-        return {}
-    history, row = measured.history, measured.row
-    columns = {"card": history.card, "merchant": history.merchant, "device": history.device}
-    time_ms = history.event_time_ms[row]
-    return {
-        name: measure_bursts(column.codes[row], time_ms, measured.fraud, decisions.action, measured.amount_minor)
-        for name, column in columns.items()
-    }
+def _scored(measured: MeasuredPayments, score: NDArray[np.float64]) -> ScoredPayments:
+    return ScoredPayments(measured.fraud, score, measured.amount_minor, _cards(measured), measured.strikes)
 
 
 def _cards(measured: MeasuredPayments) -> NDArray[np.int32]:

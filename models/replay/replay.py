@@ -58,6 +58,7 @@ from paywarden.models.metrics.evaluation import (
     day_of_time,
     exclude_known_compromised,
 )
+from paywarden.models.metrics.first_strikes import strikes_of
 from paywarden.models.metrics.labels import AUTO, LabelCounts, end_of_labels_ms, kept_labels, mature_before_ms
 from paywarden.models.replay.earlier_decisions import EarlierDecisions
 from paywarden.models.replay.files import DECISIONS, ReplayFiles, require_free_names, write_whole
@@ -316,7 +317,8 @@ def _measured(
     days_text = f"{date_of_day(days.first)} to {date_of_day(days.last)}"
     is_declined = history.declined_code[window_rows] == flag_code(True)
     is_mature = history.event_time_ms[window_rows] < mature_before_ms(history, end_of_labels_ms(history))
-    has_label, counts = kept_labels(labels[window_rows], is_declined, is_mature, options.unknown_labels)
+    never = None if history.never_labelled is None else history.never_labelled[window_rows]
+    has_label, counts = kept_labels(labels[window_rows], is_declined, is_mature, options.unknown_labels, never)
     if counts.left_out == counts.payments:
         raise Misconfigured(f"no payment from {days_text} has a label, and those without one are left out")
     frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
@@ -346,6 +348,7 @@ def _measured(
         day,
         fraud,
         amount_minor,
+        strikes_of(history, frauds, row, fraud),
         has_outcomes=has_outcomes,
         propensity_weight_max=options.propensity_weight_max,
     )

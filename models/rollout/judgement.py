@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.models.rollout.evidence import (
     Floats,
     log_evidence,
@@ -85,6 +86,37 @@ class MoneyInterval:
 
 
 @dataclass(frozen=True)
+class MissedByArm:
+    """What an arm missed: it is shown to people, and decides nothing.
+
+    `first_frauds`: the first fraud of each card in the rollout, and how many of these the arm stopped. `bursts`: of one
+    card; `approved_before_stop`: the mean number of payments approved before the first stop, with its 95 % interval of
+    this look. None where there is none.
+    """
+
+    first_frauds: int
+    first_stopped: int
+    bursts: int
+    approved_before_stop: float | None
+    approved_low: float | None
+    approved_high: float | None
+
+    @property
+    def line(self) -> str:
+        """What the arm missed, in a line for an operator."""
+        text = f"{self.first_stopped:,} of {self.first_frauds:,} first frauds of a card stopped"
+        if self.first_frauds:
+            share = self.first_stopped / self.first_frauds
+            low, high = wilson_interval(share, self.first_frauds)
+            text += f" ({share:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+        if self.approved_before_stop is not None:
+            text += f"; {self.approved_before_stop:.1f} payments of a burst approved before the first stop"
+        if self.approved_low is not None:
+            text += f" (95 % interval {self.approved_low:.1f} to {self.approved_high:.1f})"
+        return text
+
+
+@dataclass(frozen=True)
 class Judgement:
     """The result of a look. `measure`: the one with the strongest evidence of harm, and `evidence` is its evidence."""
 
@@ -94,6 +126,8 @@ class Judgement:
     cards: tuple[int, int]
     measures: tuple[MeasureEvidence, ...]
     money: MoneyInterval | None = None
+    missed: tuple[MissedByArm, MissedByArm] | None = None
+    """Of the champion and the candidate, by mature outcomes."""
 
     @property
     def line(self) -> str:
@@ -245,6 +279,7 @@ class OutcomeCounts:
     shares: Floats
     labelled: int
     money: MoneyInterval | None = None
+    missed: tuple[MissedByArm, MissedByArm] | None = None
 
 
 def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
@@ -273,7 +308,9 @@ def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
         finding = Finding.NO_DATA
     else:
         finding = Finding.WITHIN if all(one.is_within for one in measures) else Finding.INCONCLUSIVE
-    return Judgement(finding, worst.name, worst.evidence, (champion, candidate), tuple(measures), counts.money)
+    return Judgement(
+        finding, worst.name, worst.evidence, (champion, candidate), tuple(measures), counts.money, counts.missed
+    )
 
 
 def judgement_record(judgement: Judgement) -> dict[str, Any]:
@@ -284,6 +321,7 @@ def judgement_record(judgement: Judgement) -> dict[str, Any]:
         "evidence": judgement.evidence,
         "cards": list(judgement.cards),
         "money": None if judgement.money is None else asdict(judgement.money),
+        "missed": None if judgement.missed is None else [asdict(one) for one in judgement.missed],
         "measures": [
             {
                 "name": one.name,
@@ -320,4 +358,11 @@ def judgement_of(record: dict[str, Any]) -> Judgement:
             for one in measures
         ),
         None if record["money"] is None else MoneyInterval(**{name: float(record["money"][name]) for name in _MONEY}),
+        None if record["missed"] is None else (_missed_of(record["missed"][0]), _missed_of(record["missed"][1])),
     )
+
+
+def _missed_of(record: dict[str, Any]) -> MissedByArm:
+    counts = (int(record[name]) for name in ("first_frauds", "first_stopped", "bursts"))
+    names = ("approved_before_stop", "approved_low", "approved_high")
+    return MissedByArm(*counts, *(None if record[name] is None else float(record[name]) for name in names))

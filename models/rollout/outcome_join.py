@@ -126,6 +126,7 @@ class OutcomeJoin:
             is_fraud=is_fraud[order],
             is_labelled=is_labelled[order],
             amount=decided.amount[rows],
+            decided_ms=decided.decided_ms[rows],
         )
 
 
@@ -157,4 +158,4 @@ def _is_first(rising: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _no_outcomes() -> MatureOutcomes:
     whole, bits, small = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.int8)
-    return MatureOutcomes(whole, np.zeros(0, np.uint64), small, small, bits, bits, whole)
+    return MatureOutcomes(whole, np.zeros(0, np.uint64), small, small, bits, bits, whole, whole)

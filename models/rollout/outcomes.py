@@ -22,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.metrics.bursts import measure_bursts
+from paywarden.models.metrics.first_strikes import first_of_entities
 from paywarden.models.policy.policy import APPROVE, DECLINE
 from paywarden.models.rollout.evidence import WeightedEvidence
-from paywarden.models.rollout.judgement import MoneyInterval, OutcomeCounts
+from paywarden.models.rollout.judgement import MissedByArm, MoneyInterval, OutcomeCounts
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_edges
 
@@ -48,6 +50,7 @@ class MatureOutcomes:
     is_fraud: NDArray[np.bool_]
     is_labelled: NDArray[np.bool_]
     amount: NDArray[np.int64]
+    decided_ms: NDArray[np.int64]
 
 
 def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes) -> OutcomeCounts:
@@ -73,7 +76,8 @@ def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes) -> OutcomeCounts
     shares = np.array([plan.comparing_share(step) for step in range(strata)])
     money = _money(outcomes, compared, plan.alpha)
     labelled = len(np.unique(outcomes.position[compared & outcomes.is_labelled]))
-    return OutcomeCounts(cards, events, evidence.log_evidence, shares, labelled, money)
+    missed = (_missed(outcomes, compared, CHAMPION), _missed(outcomes, compared, CANDIDATE))
+    return OutcomeCounts(cards, events, evidence.log_evidence, shares, labelled, money, missed)
 
 
 def _first_of_cards(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -83,6 +87,20 @@ def _first_of_cards(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray
 
 def _by_arm(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray[np.int64]:
     return np.bincount(outcomes.arm[rows], minlength=2).astype(np.int64)
+
+
+def _missed(outcomes: MatureOutcomes, compared: NDArray[np.bool_], arm: int) -> MissedByArm:
+    """Returns the first frauds of an arm's cards, and what was approved in bursts of fraud before the first stop."""
+    rows = np.flatnonzero(compared & (outcomes.arm == arm) & outcomes.is_fraud)
+    card = np.unique(outcomes.position[rows], return_inverse=True)[1].astype(np.int32)
+    time_ms, action = outcomes.decided_ms[rows], outcomes.action[rows]
+    first = action[first_of_entities(card, time_ms)]
+    bursts = measure_bursts(card, time_ms, action, outcomes.amount[rows])
+    stopped = int(np.count_nonzero(first != APPROVE))
+    approved = (bursts.approved_before_stop, *bursts.approved_before_stop_interval)
+    return MissedByArm(
+        len(first), stopped, bursts.bursts, *(None if math.isnan(value) else value for value in approved)
+    )
 
 
 def _money(outcomes: MatureOutcomes, rows: NDArray[np.bool_], alpha: float) -> MoneyInterval | None:

@@ -88,7 +88,7 @@ def _history(events: Sequence[RolloutEvent], name: str) -> list[tuple[RolloutEve
         if rollout.start.name == name:
             history.append((event, rollout))
     if not history:
-        raise Misconfigured(f"rollout report: there is no rollout with the name {name!r} in the log")
+        raise Misconfigured(f"there is no rollout with the name {name!r} in the log")
     return history
 
 
@@ -243,6 +243,9 @@ def _outcomes(rollout: Rollout, currency: str) -> list[PageBlock]:
                 f"difference lies between {low} and {high}: this holds at all looks, in the limit of many cards."
             )
         )
+    if found.missed is not None:
+        arms = zip(("Champion", "Candidate"), found.missed, strict=True)
+        blocks.append(Definitions([(name, f"{missed.line}.") for name, missed in arms]))
     return blocks
 
 

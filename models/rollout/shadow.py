@@ -78,11 +78,7 @@ class ShadowRecord:
 
     def value(self) -> dict[str, Any]:
         """Returns the record of the topic `shadow-decisions`."""
-        sides = {
-            f"{role}_{name}": getattr(side, name)
-            for role, side in (("champion", self.champion), ("challenger", self.challenger))
-            for name in ("bundle_digest", "policy_digest", "score", "action")
-        }
+        champion, challenger = self.champion, self.challenger
         return {
             "decision_id": self.decision_id,
             "payment_id": self.payment_id,
@@ -92,7 +88,14 @@ class ShadowRecord:
             "is_shadow_host": self.is_shadow_host,
             "catalogue_digest": self.catalogue_digest,
             "challenger_reasons": list(self.challenger_reasons),
-            **sides,
+            "champion_bundle_digest": champion.bundle_digest,
+            "champion_policy_digest": champion.policy_digest,
+            "champion_score": champion.score,
+            "champion_action": champion.action,
+            "challenger_bundle_digest": challenger.bundle_digest,
+            "challenger_policy_digest": challenger.policy_digest,
+            "challenger_score": challenger.score,
+            "challenger_action": challenger.action,
         }
 
 

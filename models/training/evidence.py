@@ -6,6 +6,8 @@
     later      how far the scores are off on days left out (models/training/later_days.py)
     features   which features were dropped, and what each was worth (models/training/feature_choice.py)
     distilled  whether a distilled model is better (models/training/distillation.py)
+    missed     value detected at fixed false positives, first frauds and bursts, out of fold
+               (models/metrics/value_detected.py)
     auc_roc_interval
                the 95 % interval of the area under the ROC curve, out of fold
 

@@ -98,6 +98,8 @@ class Choice:
     left_out: str = ""
     distilled: Distilled | None = None
     features: FeatureChoice | None = None
+    trees_max: int = 0
+    """The cap on trees with early stopping; 0 without it."""
 
     def record(self) -> dict[str, Any]:
         """Returns the choice as a manifest stores it; `chosen` is an index into `tried`."""
@@ -109,6 +111,7 @@ class Choice:
                 for candidate in self.tried
             ],
             "chosen": self.chosen,
+            "trees_max": self.trees_max,
         }
 
 
@@ -172,6 +175,7 @@ def choose(
         chosen=chosen,
         distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
         features=features,
+        trees_max=settings.trees if settings.early_stopping_rounds else 0,
     )
 
 

@@ -24,8 +24,10 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day, day_of_time
+from paywarden.models.metrics.first_strikes import Strikes, strikes_of
 from paywarden.models.metrics.labels import GENUINE, LabelCounts, kept_labels, mature_before_ms
 from paywarden.models.metrics.propensity import WeightCounts, inverse_weights, weight_counts
+from paywarden.models.metrics.value_detected import ScoredPayments
 from paywarden.models.training.settings import CATEGORY_MAX, TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -49,6 +51,8 @@ class TrainingTable:
     `row`: (rows,), each row's place in the history. `label_counts`: the labels of the window's payments.
     `fraud_delay_ms`: (frauds,), ascending: after how long each fraud of the table became known.
     `weight`: (rows,), how many payments each row stands for, 1 on average; None means 1. `weight_counts`: its effect.
+    `amount_minor`, `card`: (rows,), in minor units of the reference currency, and codes of the history. `strikes`: the
+    frauds among the rows, and which are the first of their card.
     """
 
     vectors: NDArray[np.float32]
@@ -61,6 +65,15 @@ class TrainingTable:
     fraud_delay_ms: NDArray[np.int64] | None = None
     weight: NDArray[np.float64] | None = None
     weight_counts: WeightCounts | None = None
+    amount_minor: NDArray[np.int64] | None = None
+    card: NDArray[np.int32] | None = None
+    strikes: Strikes | None = None
+
+    def scored(self, score: NDArray[np.float64]) -> ScoredPayments | None:
+        """Returns the rows with scores, (rows,); None if the table has no amounts."""
+        if self.amount_minor is None or self.card is None or self.strikes is None:
+            return None
+        return ScoredPayments(self.label == 1, score, self.amount_minor, self.card, self.strikes)
 
     def weight_of(self, rows: NDArray[np.bool_]) -> NDArray[np.float64] | None:
         """Returns the weights of some rows; None where all rows stand for themselves."""
@@ -136,6 +149,10 @@ def training_table(
         fraud_delays(history, first, last, known_by_ms),
         weight,
         counts,
+        # An amount that is not known counts for none.
+        np.maximum(point_in_time.amounts[found.row], 0),
+        history.card.codes[found.row],
+        strikes_of(history, np.flatnonzero(labels_known_by(history, known_by_ms) == 1), found.row, found.label == 1),
     )
 
 
@@ -161,6 +178,7 @@ def window_labels(history: History, window: Days, label_delay_days: int, unknown
         history.declined_code[first:last] == flag_code(True),
         history.event_time_ms[first:last] < mature_before_ms(history, known_by_ms),
         unknown_labels,
+        None if history.never_labelled is None else history.never_labelled[first:last],
     )
     if not kept.any():
         raise Misconfigured(

@@ -54,6 +54,7 @@ from paywarden.models.drift.reference import REFERENCE
 from paywarden.models.drift.reference_builder import PastDecisions, make_reference
 from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, unseen_margins
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
+from paywarden.models.metrics.value_detected import missed_frauds
 from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, model_text
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
@@ -176,6 +177,7 @@ def train_bundle(
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "features": None if choice.features is None else choice.features.record(),
+            "missed": None if (scored := table.scored(scores)) is None else missed_frauds(scored).record(),
             "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),
         },
     )

@@ -7,7 +7,7 @@
    counts from 1.
 2. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. An
    older log that was restored together with its older head is found by a head that somebody remembered: `paywarden
-   audit verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
+   admin audit --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
 3. A line is synced before a page is shown, and before an act is reported as done. An act is not begun unless there is
    room for its line.
 
@@ -196,13 +196,13 @@ class AuditLog:
                 if size == self._size:
                     return
                 if size < self._size:
-                    raise Misconfigured(f"the audit log {self.path} has become shorter: run `paywarden audit verify`")
+                    raise Misconfigured(f"the audit log {self.path} has become shorter: run `paywarden admin audit`")
                 # At most the last line is unchecked: the process that wrote it had checked the lines before it.
                 file.seek(max(0, size - 2 * LINE_BYTES_MAX))
                 tail = file.read()
         except FileNotFoundError:
             if self._size:
-                raise Misconfigured(f"the audit log {self.path} is gone: run `paywarden audit verify`") from None
+                raise Misconfigured(f"the audit log {self.path} is gone: run `paywarden admin audit`") from None
             return
         except OSError as error:
             raise Misconfigured(f"cannot read the audit log {self.path}: {error.strerror}") from error
@@ -213,7 +213,7 @@ class AuditLog:
                 self._head = _head_of(_LINES.read(line))
             except ValueError as error:
                 raise Misconfigured(
-                    f"the last line of the audit log {self.path} is damaged: {error}: run `paywarden audit verify`"
+                    f"the last line of the audit log {self.path} is damaged: {error}: run `paywarden admin audit`"
                 ) from error
         self._size = size - len(torn)
 

@@ -149,8 +149,6 @@ _COUNTING = DashboardSection(
             (
                 Query("sum(increase(paywarden_drift_store_retries_total[1h]))", "drift waited"),
                 Query("sum(increase(paywarden_outcomes_store_retries_total[1h]))", "outcomes waited"),
-                Query("sum(increase(paywarden_drift_store_conflicts_total[1h]))", "drift: dropped"),
-                Query("sum(increase(paywarden_outcomes_store_conflicts_total[1h]))", "outcomes: dropped"),
                 Query("sum(increase(paywarden_drift_trimmed_total[1h]))", "trimmed"),
                 Query("sum(increase(paywarden_drift_unmerged_total[1h]))", "not added up"),
                 Query("sum by (kind) (increase(paywarden_state_set_aside_total[1h]))", "set aside: {{kind}}"),

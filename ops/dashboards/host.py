@@ -318,18 +318,19 @@ _SHIPPING = DashboardSection(
         ),
         Panel(
             "Companion in trouble",
-            "Parts that failed and restarted, stalled Kafka clients and unreadable records in 15 minutes; 1 while the "
-            "mirror takes no changes; 1 while the companion is not ready. 0 on a quiet day.",
+            "Starts and unreadable records in 15 minutes; 1 while the mirror takes no changes; 1 while the companion "
+            "is not ready. 0 on a quiet day.",
             "short",
             (
-                Query(f"sum by (part) (increase(paywarden_companion_failures_total{{{_ON}}}[15m]))", "{{part}} failed"),
-                Query(f"sum(increase(paywarden_companion_client_stalls_total{{{_ON}}}[15m]))", "stalls"),
+                Query(
+                    f'sum(changes(process_start_time_seconds{{{_ON},job=~"(paywarden-)?companion"}}[15m]))', "starts"
+                ),
                 Query(f"sum(increase(paywarden_companion_unreadable_records_total{{{_ON}}}[15m]))", "unreadable"),
                 Query(f"max(paywarden_companion_mirror_refuses{{{_ON}}})", "mirror takes nothing"),
                 Query(f"1 - min(paywarden_companion_ready{{{_ON}}})", "not ready"),
             ),
             alerts=(
-                *("PaywardenCompanionFails", "PaywardenCompanionNotReady", "PaywardenMirrorFull"),
+                *("PaywardenProcessRestarts", "PaywardenCompanionNotReady", "PaywardenMirrorFull"),
                 "PaywardenChangelogUnreadable",
             ),
         ),

@@ -110,13 +110,12 @@ _TROUBLE = DashboardSection(
         Panel(
             "Batches that wait or were dropped",
             "Times in 15 minutes that a batch waited for the store, met another worker's write, was dropped because "
-            "its partition moved, or that Kafka's client stalled. 0 on a quiet day.",
+            "its partition moved. 0 on a quiet day.",
             "short",
             (
                 Query(_recent("paywarden_stream_store_retries_total"), "waited for the store"),
                 Query(_recent("paywarden_stream_store_conflicts_total"), "conflict"),
                 Query(_recent("paywarden_stream_abandoned_batches_total"), "dropped"),
-                Query(_recent("paywarden_stream_client_stalls_total"), "stall"),
             ),
             alerts=("PaywardenStoreDown",),
         ),
@@ -244,7 +243,7 @@ _AEROSPIKE = DashboardSection(
         ),
         Panel(
             "Findings about the cluster",
-            "Findings of `paywarden store check` about the cluster's settings, by level.",
+            "Findings of `paywarden doctor --only store` about the cluster's settings, by level.",
             "short",
             (Query("max by (level) (paywarden_store_findings)", "{{level}}"),),
             alerts=("PaywardenStoreUnsafe",),

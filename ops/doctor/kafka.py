@@ -323,7 +323,7 @@ def check_registry(source: Source) -> Iterator[CheckResult]:
             "registry",
             ERROR,
             f"{settings.url} lacks {_listed(missing)}",
-            "register the schemas that `paywarden schemas` prints, or set [registry] auto_register = true",
+            "register the schemas that `paywarden admin schemas` prints, or set [registry] auto_register = true",
         )
 
 

@@ -1,4 +1,4 @@
-"""The check of the profile store, as `paywarden store check` does it."""
+"""The check of how the profile store is set up."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResul
 from paywarden.schemas.settings import Source
 
 
-def check_store(source: Source) -> Iterator[CheckResult]:
-    """Yields the faults of the store's setup. Writes nothing. Raises Misconfigured."""
+def check_store(source: Source, *, write: bool = False) -> Iterator[CheckResult]:
+    """Yields the faults of the store's setup. Raises Misconfigured.
+
+    `write` tries whether the configured user can write, read and erase a record.
+    """
     kind = wiring.store_kind(source)
     if kind == "memory":
         yield CheckResult("store", SKIPPED, "[store] kind is memory: only its own process can look at it")
         return
-    findings = wiring.check_store(source, write=False)
+    findings = wiring.check_store(source, write=write)
     for finding in findings:
         level = ERROR if finding.level == STORE_ERROR else WARNING
         yield CheckResult("store", level, f"{finding.what}: {finding.so}", f"wanted {finding.want}")

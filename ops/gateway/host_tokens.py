@@ -4,8 +4,8 @@
 
 1. The gateway replaces the Authorization header of each call by the token of the client that it has recognised. A
    client can neither choose nor learn that token.
-2. A token is HMAC-SHA-256 of the client's name under a secret, so nobody stores tokens: `paywarden gateway tokens`
-   prints the hosts' `[auth] tokens_file`, and `paywarden gateway render` puts the same tokens into the configuration.
+2. A token is HMAC-SHA-256 of the client's name under a secret, so nobody stores tokens: `paywarden gateway render
+   --target hosts` prints the hosts' `[auth] tokens_file`, and for another target the same tokens in its configuration.
 3. A new secret becomes the first line of the file. Hosts get the tokens of both lines, then the gateway those of the
    first line; then the second line goes. No call fails meanwhile.
 """
@@ -59,4 +59,4 @@ def tokens_file(secrets: Iterable[bytes], clients: Iterable[str]) -> str:
     """Returns the text of `[auth] tokens_file` for the hosts: the token of each client under each secret."""
     secrets = tuple(secrets)
     lines = [f"{client}:{host_token(secret, client)}" for client in clients for secret in secrets]
-    return "# made by `paywarden gateway tokens`\n" + "".join(f"{line}\n" for line in lines)
+    return "# made by `paywarden gateway render --target hosts`\n" + "".join(f"{line}\n" for line in lines)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from paywarden.ops.cli import EXIT_STATUSES, cli
+from paywarden.ops.cli import EXIT_STATUSES, SECTIONS, cli
 from paywarden.ops.extras import extras_of
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose, table
 
@@ -32,15 +32,33 @@ def commands_page() -> str:
                 "With status 1 or 2 the last line on stderr says what was wrong. Results go to stdout; logs, progress "
                 "and warnings go to stderr."
             ),
-            *_command(cli, "paywarden"),
+            *_parts(),
         ]
     )
+
+
+def _parts() -> Iterator[str]:
+    """Yield the options of `paywarden`, the commands of every day, and all others."""
+    everyday, *others = SECTIONS.values()
+    rest = tuple(name for section in others for name in section)
+    yield from _command(cli, "paywarden")
+    for title, names in (("Every day", everyday), ("Everything else", rest)):
+        yield f"## {title}\n"
+        for name in names:
+            yield from _with_subcommands(cli.commands[name], f"paywarden {name}")
+
+
+def _with_subcommands(command: click.Command, path: str) -> Iterator[str]:
+    yield from _command(command, path)
+    if isinstance(command, click.Group):
+        for name, subcommand in sorted(command.commands.items()):
+            yield from _with_subcommands(subcommand, f"{path} {name}")
 
 
 def _command(command: click.Command, path: str) -> Iterator[str]:
     if not command.help:
         raise Undocumented(f"command {path} has no help text")
-    yield f"## {path}\n"
+    yield f"### {path}\n"
     # click keeps a command's help option as the first context wants it.
     context = click.Context(command, info_name=path, **cli.context_settings)
     pieces = command.collect_usage_pieces(context)
@@ -53,11 +71,6 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     options = [option for option in command.params if isinstance(option, click.Option)]
     if options:
         yield from (*(_option(path, option, context) for option in options), "")
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            subcommand = command.get_command(context, name)
-            assert subcommand is not None
-            yield from _command(subcommand, f"{path} {name}")
 
 
 def _option(path: str, option: click.Option, context: click.Context) -> str:

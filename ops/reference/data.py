@@ -30,7 +30,16 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
-from paywarden.models.metrics import bursts, comparison, costs, curves, segments, weighted_measures
+from paywarden.models.metrics import (
+    bursts,
+    comparison,
+    costs,
+    curves,
+    first_strikes,
+    segments,
+    value_detected,
+    weighted_measures,
+)
 from paywarden.models.replay import (
     files as replay_files,
 )
@@ -40,6 +49,7 @@ from paywarden.models.replay import (
 from paywarden.models.replay import (
     measures as replay_measures,
 )
+from paywarden.models.replay import stops
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
@@ -92,6 +102,9 @@ _OTHER_UNITS = {
     ("ReplayFacts", "overlay_hosts"): "count",
     ("BurstMeasures", "stopped"): "count",
     ("BurstMeasures", "approved_before_stop"): "payments",
+    ("BurstMeasures", "approved_before_stop_interval"): "payments",
+    ("FirstStrikes", "stopped"): "count",
+    ("Detected", "false_positives_per_fraud"): "payments",
     ("WeightedMeasures", "weight_max"): "payments",
     ("WeightedMeasures", "clipped"): "count",
     ("WeightedMeasures", "effective_payments"): "payments",
@@ -135,8 +148,10 @@ def _history() -> Iterator[str]:
     yield from prose(
         "`simulate` and `convert` write these two files; `train`, `replay`, `backtest` and `backfill` read them. "
         "Payments are sorted by `event_time_ms`, outcomes by `outcome_time_ms`. The columns "
-        f"{_listed(ABSENT_COLUMNS)} may be missing, and other columns are ignored. `payments.parquet` may have a "
-        "column `propensity` (number?): the probability, above 0, that the payment was kept with its label."
+        f"{_listed(ABSENT_COLUMNS)} may be left out, and columns beyond these are ignored. A later outcome corrects an "
+        "earlier one of the same payment. `payments.parquet` may also have a column `propensity` (number or null): the "
+        "chance, above 0 and at most 1, that the payment was kept with its label; and a column `never_labelled` "
+        "(boolean or null): nobody knows, or will know, whether the payment was fraud."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         listed = ", ".join(f"`{name}` ({kind.replace(' or null', '?')})" for name, kind in columns.items())
@@ -145,7 +160,10 @@ def _history() -> Iterator[str]:
 
 def _truth() -> Iterator[str]:
     yield f"## The truth about made data: {TRUTH_FILE}\n"
-    yield from prose("`simulate --world shop` writes it beside the history, and only `ceiling` reads it.")
+    yield from prose(
+        "`simulate --world shop` writes it beside the history, and `replay --ceiling` reads it. No other command does: "
+        "a real history has no such file."
+    )
     yield from _list([PageLine(*column) for column in TRUTH_COLUMNS])
 
 
@@ -184,6 +202,10 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),
     ("Bursts of fraud", bursts.BurstMeasures),
+    ("First frauds", first_strikes.FirstStrikes),
+    ("Detected frauds", value_detected.Detected),
+    ("Who stopped payments", stops.Stops),
+    ("Stopped payments", stops.StoppedPayments),
     ("Score histogram", curves.ScoreHistogram),
     ("Champion against challenger", replay_measures.ReplayComparison),
     ("Agreement", comparison.Agreement),
@@ -199,8 +221,8 @@ def _archive() -> Iterator[str]:
     topics = ", ".join(f"`{topic}`" for topic in archive_files.TOPICS)
     yield "## An archive: DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet\n"
     yield from prose(
-        f"`paywarden archive` writes {topics}. The date is the UTC day on which the file's first record reached Kafka. "
-        "The columns are the topic's fields (below), and the record's place in Kafka:"
+        f"`paywarden admin archive` writes {topics}. The date is the UTC day on which the file's first record reached "
+        "Kafka. The columns are the topic's fields (below), and then where the record is in Kafka:"
     )
     schema = rows_schema(archive_files.TOPICS[0])
     meanings = {

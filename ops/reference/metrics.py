@@ -162,9 +162,9 @@ def _objectives() -> dict[str, int]:
 
 def _stream() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+    from paywarden.streams.counts.checked_state import SetAsideState
     from paywarden.streams.dead_letters.counts import DeadLetterCounts
     from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
-    from paywarden.streams.faust.checked_state import SetAsideState
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
     from paywarden.streams.outcomes.metrics import OutcomeMetrics
     from paywarden.streams.profiles.metrics import StreamMetrics

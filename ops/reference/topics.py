@@ -31,13 +31,13 @@ _USES = {
     "payments": TopicUse(
         "`card_id`",
         "Payment attempts.",
-        "your systems; `demo`, `dead-letters retry`",
+        "your systems; `demo`, `admin dead-letters --retry`",
         "`stream`, `rebuild`, `archive`, `train` and `replay` with `--from-topic`",
     ),
     "outcomes": TopicUse(
         "`payment_id`",
         "Whether a payment was fraud, known days later. A later outcome of a payment corrects the earlier one.",
-        "your systems; `demo`, `dead-letters retry`",
+        "your systems; `demo`, `admin dead-letters --retry`",
         "`stream`, `rebuild`, `archive`, `train` and `replay` with `--from-topic`",
     ),
     "profiles": TopicUse(
@@ -58,14 +58,15 @@ _USES = {
     ),
     "drift-acknowledgements": TopicUse(
         "`alert_id`",
-        "People who have seen or snoozed an alert.",
-        "`drift ack`, `drift snooze`, `console`",
+        "Who has seen or snoozed an alert.",
+        "`drift note`, `console`",
         "`stream`, `drift`, `console`",
     ),
     "console-events": TopicUse(
         "`subject`",
-        "People's acts on alerts, cases and drafts of the policy, and the result of each Idempotency-Key.",
-        "`console`, `drift assign`, `drift comment`",
+        "People's acts on alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and "
+        "what became of each Idempotency-Key.",
+        "`console`, `drift note`",
         "`console`, `drift`",
     ),
     "outcome-metrics": TopicUse(
@@ -80,7 +81,7 @@ _USES = {
     "dead-letters-retried": TopicUse(
         "`PARTITION-OFFSET` of the letter",
         "Which dead letters were sent back.",
-        "`dead-letters retry`",
+        "`admin dead-letters --retry`",
         "`dead-letters`",
     ),
     "model-registry": TopicUse(

@@ -8,7 +8,7 @@
     shadow      what `paywarden shadow` runs
     decisions   the index of decisions, and what fills it
     drift       what `paywarden stream` watches decisions with
-    agents      what runs on Faust inside `paywarden stream`; imported only by `stream_app`
+    counts      the parts of `paywarden stream` that count decisions and join outcomes
 
 Each function imports its process's modules when it is called. Importing this package therefore loads no client of Kafka
 or Aerospike, no Faust and no model.
@@ -58,7 +58,7 @@ from paywarden.ops.wiring.stores import (
     set_stores,
     store_kind,
 )
-from paywarden.ops.wiring.stream import StreamParts, await_store, stream_app, stream_stop_timeout_s
+from paywarden.ops.wiring.stream import StreamParts, await_store, run_stream, stream_stop_timeout_s
 
 __all__ = [
     "FeatureSettings",
@@ -100,6 +100,7 @@ __all__ = [
     "registered_deployment",
     "registry_topic",
     "restore_store",
+    "run_stream",
     "schema_ids",
     "scoring_host",
     "set_stores",
@@ -110,7 +111,6 @@ __all__ = [
     "shared_registry",
     "signer",
     "store_kind",
-    "stream_app",
     "stream_stop_timeout_s",
     "verify_store",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from paywarden.features.stores.base import ProfileStore
     from paywarden.models.drift.reference import Reference
-    from paywarden.ops.wiring.agents import DriftParts, OutcomeParts
+    from paywarden.ops.wiring.counts import DriftParts, OutcomeParts
     from paywarden.schemas.avro import SchemaIds
     from paywarden.streams.drift.settings import DriftSettings
     from paywarden.streams.kafka.client import KafkaSettings
@@ -34,7 +34,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
     from functools import partial
 
     from paywarden.models.drift.detectors import DetectorSettings
-    from paywarden.ops.wiring.agents import DriftParts
+    from paywarden.ops.wiring.counts import DriftParts
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.alerts.publisher import KafkaAcknowledgements, KafkaAlerts
     from paywarden.streams.drift.counts import Binnings
@@ -110,9 +110,9 @@ def _checked(store: ProfileStore, source: Source, registry: CollectorRegistry) -
     """Returns the store of drift counts and outcomes with its damaged records set aside."""
     from functools import partial
 
+    from paywarden.streams.counts.checked_state import Check, CheckedState, SetAsideState
     from paywarden.streams.drift.evaluation import EVALUATION_CHECKS
     from paywarden.streams.drift.state import DRIFT_CHECKS
-    from paywarden.streams.faust.checked_state import Check, CheckedState, SetAsideState
     from paywarden.streams.outcomes.evaluation import EVALUATED_KEY, EvaluationState
     from paywarden.streams.outcomes.settings import OutcomeSettings
     from paywarden.streams.outcomes.state import OUTCOME_CHECKS
@@ -125,7 +125,7 @@ def _checked(store: ProfileStore, source: Source, registry: CollectorRegistry) -
 def outcome_parts(source: Source) -> OutcomeParts:
     """Returns the parts that join and evaluate outcomes. Raises Misconfigured."""
     from paywarden.models.metrics.costs import CostSettings
-    from paywarden.ops.wiring.agents import OutcomeParts
+    from paywarden.ops.wiring.counts import OutcomeParts
     from paywarden.streams.outcomes.settings import OutcomeSettings
 
     return OutcomeParts(

@@ -79,7 +79,7 @@ def _candidate(source: Source) -> ShadowCandidate:
 def _command(source: Source, name: str, log: str) -> list[str]:
     """Returns the command of a challenger's process, with the configuration of this one."""
     config = [] if not source.file and source.name == DEFAULT_FILE else ["--config", source.name]
-    return [sys.executable, "-P", "-m", "paywarden", *config, "--log", log, "shadow", "evaluate", name]
+    return [sys.executable, "-P", "-m", "paywarden", *config, "--log", log, "shadow", "run", "--challenger", name]
 
 
 def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:

@@ -1,4 +1,4 @@
-"""Builds the parts of `paywarden stream`: the workers of profile sets, and the Faust app with its agents."""
+"""Builds the parts of `paywarden stream`: the workers of profile sets, and the parts of its process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ASK_STORE_EVERY_S = 1.0
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from paywarden.streams.faust.app import StreamApp
+    from paywarden.streams.health.process_end import ProcessEnd
     from paywarden.streams.profiles.pipeline import Pipeline
 
 
@@ -92,41 +92,57 @@ def await_store(source: Source, stop: Event) -> None:
             return
 
 
-def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
-    """Returns the stream, ready to run: the worker of the live set, and the Faust app around it with its agents.
+def run_stream(source: Source, announce: Callable[[str], object], end: ProcessEnd) -> None:
+    """Run the stream until `end.stop` is set: the worker of the live set, and the parts beside it.
 
-    Calls `announce` with the address of health and metrics. Raises Misconfigured, BrokerUnavailable.
+    Calls `announce` with the address of health and metrics. Raises Misconfigured, BrokerUnavailable, or the first error
+    of a part.
     """
-    from paywarden.ops.wiring.agents import add_agents
-    from paywarden.streams.faust.app import StreamApp
-    from paywarden.streams.faust.transaction_watch import add_transaction_watch
+    from paywarden.ops.wiring.counts import counting_parts
+    from paywarden.streams.counts.partition_worker import GroupMember
+    from paywarden.streams.faust.app import FaustAgents
+    from paywarden.streams.faust.dead_letter_watch import dead_letter_watch
+    from paywarden.streams.health.gc_tuning import settle_collection
     from paywarden.streams.health.health import metrics_registry
+    from paywarden.streams.health.parts import Parts, Periodic
+    from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import partitions_of
+    from paywarden.streams.kafka.stalls.open_transactions import ASK_EVERY_S, TransactionWatch
     from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.maintenance.live_set_watch import LiveWorker
 
     registry = metrics_registry()
-    parts = StreamParts(source, registry)
+    shared = StreamParts(source, registry)
+    settings = shared.settings
     # A missing topic raises here; Faust would wait for it.
     for topic in ("dead-letters", "decisions", "outcomes", "drift-alerts", "drift-acknowledgements", "outcome-metrics"):
-        partitions_of(parts.kafka, topic)
-    worker = LiveWorker(lambda: stores.live_set(source, registry), parts.open_pipeline)
-    app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
-    add_agents(
-        app,
-        clients=parts.clients,
-        ids=parts.ids,
+        partitions_of(shared.kafka, topic)
+    counting = counting_parts(
+        ids=shared.ids,
         registry=registry,
-        session_timeout_ms=parts.settings.session_timeout_ms,
-        now_ms=parts.clock.now_ms,
-        drift=drift_parts(source, parts.kafka, parts.ids, registry),
+        member=GroupMember(
+            shared.clients, settings.counts_group, settings.session_timeout_ms, settings.stall_timeout_s
+        ),
+        now_ms=shared.clock.now_ms,
+        drift=drift_parts(source, shared.kafka, shared.ids, registry),
         outcomes=outcome_parts(source),
     )
+    agents = FaustAgents(shared.kafka, settings, [dead_letter_watch(shared.kafka, shared.ids, registry)])
     live = stores.live_set(source)
-    repartition = [repartition_topic(entity, live.name) for entity in parts.entities]
+    repartition = [repartition_topic(entity, live.name) for entity in shared.entities]
     read = ("payments", "outcomes", "decisions", "dead-letters", *repartition)
-    add_transaction_watch(app, parts.clients, registry, read)
-    return app
+    parts = Parts(
+        {
+            "pipeline": LiveWorker(lambda: stores.live_set(source, registry), shared.open_pipeline),
+            **counting,
+            "agents": agents,
+            "watch of transactions": Periodic(ASK_EVERY_S, TransactionWatch(shared.clients, read, registry).look),
+        }
+    )
+    settle_collection()
+    with serving_health(parts, registry, host=settings.http_host, port=settings.http_port, section="stream") as address:
+        announce(address)
+        parts.run(end)
 
 
 def stream_stop_timeout_s(source: Source) -> float:

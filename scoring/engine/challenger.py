@@ -87,12 +87,12 @@ class VectorChallenger:
             )
         self.name = name
         self._bundle, self._policy, self._rates = bundle, policy, rates
-        self.catalogue_digest, self.is_policy_alone = catalogue_digest, is_policy_alone
+        self._catalogue_digest, self._is_policy_alone = catalogue_digest, is_policy_alone
         # `digest` computes a checksum at every call.
         self.digests = (bundle.manifest.digest, policy.digest)
         """The digests of its bundle and its policy."""
         self._bundle_digest, self._policy_digest = map(bytes.fromhex, self.digests)
-        self.vector_bytes = 4 * len(bundle.manifest.feature_names)
+        self._vector_bytes = 4 * len(bundle.manifest.feature_names)
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
@@ -100,7 +100,7 @@ class VectorChallenger:
         found = Evaluated()
         usable = []
         for entry in entries:
-            if reason := self.unusable(entry):
+            if reason := self._unusable(entry):
                 found.leave_out(reason)
             else:
                 usable.append(entry)
@@ -115,58 +115,19 @@ class VectorChallenger:
                 found.records.append(record)
         return found
 
-    @property
-    def has_conditions(self) -> bool:
-        """Whether its policy has rules or segments: then only `approves` knows whether it approves a payment."""
-        return self._policy.has_conditions
-
-    def approves(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> bool:
-        """Whether the policy approves a payment, and gives no reason for it."""
-        verdict = self._verdict(entry, vector, score, self._flags(entry))
-        return verdict.action == ACTIONS[APPROVE] and not verdict.reasons
-
-    @property
-    def approves_below(self) -> float:
-        """The score below which a policy without conditions approves, if no flag asks for an action."""
-        return math.inf if self._policy.has_conditions else self._policy.thresholds[0]
-
-    @property
-    def asks_above_age_ms(self) -> int | None:
-        """The age of profiles above which flags ask for an action; None if stale profiles ask for nothing."""
-        return None if self._approves(MIRROR_STALE) else self._policy.stale_after_ms
-
-    def asks_for_nothing(self, flag: str) -> bool:
-        """Whether a decision with this flag gets the same score and digests as one without, and the same action.
-
-        With conditions, `approves` says whether it gets the same action.
-        """
-        if flag == MIRROR_STALE or (flag in _OF_MODELS and not self.is_policy_alone):
-            # It is dropped.
-            return True
-        return flag != MODEL_ABSENT and self._approves(flag)
-
-    def _approves(self, flag: str) -> bool:
-        facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, (flag,))
-        return self._policy.has_conditions or self._policy.decide(facts).action == ACTIONS[APPROVE]
-
-    def unusable(self, entry: OutboxEntry) -> str:
+    def _unusable(self, entry: OutboxEntry) -> str:
         """Returns why an entry cannot be compared; empty if it can."""
-        if entry.catalogue_digest != self.catalogue_digest or len(entry.vector) != self.vector_bytes:
+        if entry.catalogue_digest != self._catalogue_digest or len(entry.vector) != self._vector_bytes:
             return OTHER_CATALOGUE
-        if self.is_policy_alone and entry.bundle_digest not in (b"", self._bundle_digest):
+        if self._is_policy_alone and entry.bundle_digest not in (b"", self._bundle_digest):
             return OTHER_BUNDLE
-        is_same_bundle = self.is_policy_alone or entry.bundle_digest == self._bundle_digest
+        is_same_bundle = self._is_policy_alone or entry.bundle_digest == self._bundle_digest
         return CHAMPION if is_same_bundle and entry.policy_digest == self._policy_digest else ""
 
     def _scores(self, entries: Sequence[OutboxEntry], vectors: NDArray[np.float32]) -> list[float]:
-        """Returns a score for each entry: NaN where the model fails; 0 without a model, as in decisions."""
-        if self.is_policy_alone:
+        """Returns a score for each entry: NaN where the model fails; 0 without a model. Never raises."""
+        if self._is_policy_alone:
             return [entry.response.score for entry in entries]
-        finite: list[float] = self.scores(vectors).tolist()
-        return finite
-
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Returns the scores of the challenger's model: NaN where it fails. Never raises."""
         manifest = self._bundle.manifest
         try:
             margins = self._bundle.predictor.margins(vectors)
@@ -174,7 +135,8 @@ class VectorChallenger:
             margins = np.array([self._margin(vectors[row : row + 1]) for row in range(len(vectors))])
         scores = calibrated(margins, manifest.calibration_slope, manifest.calibration_intercept)
         # Not before: the calibration gives 0 for NaN.
-        return np.where(np.isfinite(margins), scores, math.nan)
+        finite: list[float] = np.where(np.isfinite(margins), scores, math.nan).tolist()
+        return finite
 
     def _margin(self, vector: NDArray[np.float32]) -> float:
         try:
@@ -227,6 +189,6 @@ class VectorChallenger:
         flags = [flag for flag in response.flags if flag != MIRROR_STALE and flag not in _OF_MODELS]
         if is_stale:
             flags.append(MIRROR_STALE)
-        if self.is_policy_alone:
+        if self._is_policy_alone:
             flags += [flag for flag in response.flags if flag in _OF_MODELS]
         return tuple(flags)

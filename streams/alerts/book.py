@@ -6,6 +6,9 @@
     14:00   the signal is quiet for an hour,   cleared
             with evidence that it is over
 
+The book holds alerts of two kinds of findings: those of the detectors, which this module places, and those of the
+weekly comparison with the training window (streams/drift/training_watch.py).
+
 1. Signals that fired in a block are gathered into findings, one for each subject. Each finding is named after the
    segment where the move sits (streams/alerts/causes.py).
 2. Findings are placed in turn, causes before their effects. Each finding
@@ -32,7 +35,15 @@ from typing import Any
 
 from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, DetectorVerdict
 from paywarden.models.drift.signals import Block, Signal
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State, rank_of
+from paywarden.streams.alerts.alerts import (
+    Alert,
+    AlertSettings,
+    Comparison,
+    MovedSignal,
+    Severity,
+    State,
+    rank_of,
+)
 from paywarden.streams.alerts.causes import (
     Cause,
     SignalTable,
@@ -83,24 +94,17 @@ class SubjectFinding:
 
 @dataclass
 class AlertBook:
-    """The open alerts of one model version. Not thread-safe."""
+    """The open alerts of one model version, whatever found them. Not thread-safe."""
 
-    model_version: str
-    table: SignalTable
-    settings: AlertSettings
-    effect_min_of: Mapping[Signal, float]
     open: dict[str, Alert] = field(default_factory=dict)
-    # If nothing was counted for an alert's signal for this long and three blocks, its traffic is taken to be gone.
-    gone_after_ms: int = DAY_MS
 
-    def step(self, block: Block, verdict: DetectorVerdict) -> list[Alert]:
-        """Take in the detectors' verdict on a block; return the alerts that were raised, escalated or cleared."""
-        before = dict(self.open)
-        for finding in findings_of(self.table, block, verdict):
-            self._place(finding, block, verdict)
-        for alert in list(self.open.values()):
-            self._follow(alert, block, verdict)
-        return self._changes(before, block.end_ms)
+    def put(self, alert: Alert) -> None:
+        """Open an alert, or replace it by what it is now."""
+        self.open[alert.alert_id] = alert
+
+    def of(self, comparison: Comparison) -> list[Alert]:
+        """Return the open alerts that were found by this comparison."""
+        return [alert for alert in self.open.values() if alert.comparison is comparison]
 
     def acknowledge(self, alert_id: str, *, by: str, until_ms: int = 0) -> bool:
         """Note who has seen an alert. Until `until_ms` it escalates only to critical.
@@ -110,32 +114,93 @@ class AlertBook:
         alert = self.open.get(alert_id)
         if alert is None:
             return False
-        self.open[alert_id] = replace(alert, acknowledged_by=by, snoozed_until_ms=max(until_ms, alert.snoozed_until_ms))
+        self.put(replace(alert, acknowledged_by=by, snoozed_until_ms=max(until_ms, alert.snoozed_until_ms)))
         return True
 
-    def close(self, time_ms: int) -> list[Alert]:
-        """Clear and return all open alerts, because the model no longer decides."""
-        cleared = [replace(alert, state=State.CLEARED, time_ms=time_ms) for alert in self.open.values()]
-        self.open.clear()
-        return cleared
+    def close(self, time_ms: int, *comparisons: Comparison) -> list[Alert]:
+        """Clear and return the open alerts of these comparisons; of all without any."""
+        closed = [alert for alert in self.open.values() if alert.comparison in (comparisons or Comparison)]
+        for alert in closed:
+            del self.open[alert.alert_id]
+        return [replace(alert, state=State.CLEARED, time_ms=time_ms) for alert in closed]
+
+    def changes(self, before: Mapping[str, Alert], now_ms: int) -> list[Alert]:
+        """Return the alerts whose state has changed since `before`, and note changes that a snooze holds back."""
+        changed = []
+        for alert_id, alert in list(self.open.items()):
+            earlier = before.get(alert_id)
+            if earlier is None:
+                changed.append(alert)
+                continue
+            if not (is_worse(earlier, alert) or alert.held_back or alert.reminders > earlier.reminders):
+                continue
+            if is_snoozed(alert, now_ms):
+                self.put(replace(alert, held_back=True))
+                continue
+            alert = replace(alert, state=State.ESCALATED, time_ms=now_ms, held_back=False)
+            self.put(alert)
+            changed.append(alert)
+        gone = [alert for alert_id, alert in before.items() if alert_id not in self.open]
+        changed += [replace(alert, state=State.CLEARED, time_ms=now_ms) for alert in gone]
+        return changed
+
+
+def is_worse(earlier: Alert, alert: Alert) -> bool:
+    """Whether an alert escalates: it is more severe than before, or named after something else.
+
+    Each comparison with training names the segment that moved most this week: another segment is no news.
+    """
+    is_same = alert.subject == earlier.subject and (
+        alert.comparison is Comparison.TRAINING or alert.signal == earlier.signal
+    )
+    return rank_of(alert.severity) > rank_of(earlier.severity) or not is_same
+
+
+def is_snoozed(alert: Alert, now_ms: int) -> bool:
+    """Whether somebody wants to hear no more of an alert for now, and it is not critical."""
+    return now_ms < alert.snoozed_until_ms and alert.severity is not Severity.CRITICAL
+
+
+@dataclass
+class BlockFindings:
+    """Puts what the detectors find in blocks into the book of a model version. Not thread-safe."""
+
+    model_version: str
+    table: SignalTable
+    settings: AlertSettings
+    effect_min_of: Mapping[Signal, float]
+    book: AlertBook = field(default_factory=AlertBook)
+    # If nothing was counted for an alert's signal for this long and three blocks, its traffic is taken to be gone.
+    gone_after_ms: int = DAY_MS
+
+    def step(self, block: Block, verdict: DetectorVerdict) -> list[Alert]:
+        """Take in the detectors' verdict on a block; return the alerts that were raised, escalated or cleared."""
+        before = dict(self.book.open)
+        for finding in findings_of(self.table, block, verdict):
+            self._place(finding, block, verdict)
+        for alert in self.book.of(Comparison.BASELINE):
+            self._follow(alert, block, verdict)
+        return self.book.changes(before, block.end_ms)
 
     def _place(self, finding: SubjectFinding, block: Block, verdict: DetectorVerdict) -> None:
-        alerts = sorted(self.open.values(), key=lambda alert: (_turn(alert.cause), alert.first_seen_ms, alert.alert_id))
+        alerts = sorted(
+            self.book.of(Comparison.BASELINE),
+            key=lambda alert: (_turn(alert.cause), alert.first_seen_ms, alert.alert_id),
+        )
         home = self._home(alerts, finding, block, verdict)
         if home is not None:
-            self.open[home.alert_id] = self._attached(home, finding, block, verdict)
+            self.book.put(self._attached(home, finding, block, verdict))
             return
         explained = [alert for alert in alerts if self._is_explained(alert, finding, block, verdict)]
         if not explained:
-            alert = self._raised(finding, block)
-            self.open[alert.alert_id] = alert
+            self.book.put(self._raised(finding, block))
             return
         first = min(explained, key=lambda alert: (alert.raised_ms, alert.alert_id))
-        self.open[first.alert_id] = self._renamed(first, finding, explained, block)
+        self.book.put(self._renamed(first, finding, explained, block))
         for alert in explained:
             if alert is not first:
                 # Reported as cleared: its signals live on in the first alert.
-                del self.open[alert.alert_id]
+                del self.book.open[alert.alert_id]
 
     def _home(
         self, alerts: Sequence[Alert], finding: SubjectFinding, block: Block, verdict: DetectorVerdict
@@ -278,16 +343,15 @@ class AlertBook:
 
     def _follow(self, alert: Alert, block: Block, verdict: DetectorVerdict) -> None:
         """Update an open alert from a block: how large the change is now, and whether it is over."""
-        alert = self.open[alert.alert_id]
         index = self.table.index[alert.signal]
         if block.length_ms == alert.length_ms and verdict.counted[index] and block.end_ms > alert.raised_ms:
             alert = self._followed(alert, index, block, verdict)
         gone_ms = block.end_ms - alert.last_counted_ms
         over = alert.quiet_blocks >= _QUIET_BLOCKS[alert.length_ms] and alert.recovery >= _RECOVERY_MIN
         if over or gone_ms > self.gone_after_ms + 3 * alert.length_ms:
-            del self.open[alert.alert_id]
+            del self.book.open[alert.alert_id]
         else:
-            self.open[alert.alert_id] = alert
+            self.book.put(alert)
 
     def _followed(self, alert: Alert, index: int, block: Block, verdict: DetectorVerdict) -> Alert:
         effect, deviation = float(verdict.effect[index]), float(verdict.deviation[index])
@@ -306,27 +370,6 @@ class AlertBook:
             recovery=min(max(0.0, alert.recovery + spoken * spoken / 2 - spoken * deviation), 2 * _RECOVERY_MIN),
         )
         return _with_severity(alert, self.settings.severity(alert.signal, alert.effect))
-
-    def _changes(self, before: Mapping[str, Alert], now_ms: int) -> list[Alert]:
-        """Return the alerts whose state changed, and note changes that a snooze holds back."""
-        changed = []
-        for alert_id, alert in list(self.open.items()):
-            earlier = before.get(alert_id)
-            if earlier is None:
-                changed.append(alert)
-                continue
-            worse = rank_of(alert.severity) > rank_of(earlier.severity) or alert.signal != earlier.signal
-            if not (worse or alert.held_back):
-                continue
-            if now_ms < alert.snoozed_until_ms and alert.severity is not Severity.CRITICAL:
-                self.open[alert_id] = replace(alert, held_back=True)
-                continue
-            alert = replace(alert, state=State.ESCALATED, time_ms=now_ms, held_back=False)
-            self.open[alert_id] = alert
-            changed.append(alert)
-        gone = [alert for alert_id, alert in before.items() if alert_id not in self.open]
-        changed += [replace(alert, state=State.CLEARED, time_ms=now_ms) for alert in gone]
-        return changed
 
 
 def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[SubjectFinding]:

@@ -17,7 +17,6 @@ from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ONLY_PARTITION,
     Acknowledgement,
-    acknowledgement_coder,
 )
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
@@ -76,7 +75,7 @@ class EventWriter:
         """Talks to nobody yet."""
         self._kafka = kafka
         self._events = Encoder(EVENTS_TOPIC, ids.id_of(EVENTS_TOPIC))
-        self._acknowledgements = acknowledgement_coder(ids)[0]
+        self._acknowledgements = Encoder(ACKNOWLEDGEMENTS_TOPIC, ids.id_of(ACKNOWLEDGEMENTS_TOPIC))
         self._sender: Sender | None = None
         self._lock = threading.Lock()
 

@@ -18,16 +18,12 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
-    ONLY_PARTITION,
     Acknowledgement,
-    acknowledgement_coder,
 )
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 
-_FLUSH_TIMEOUT_S = 30.0
 # A shorter prefix of an alert's id could too easily name another alert.
 _PREFIX_MIN = 4
 
@@ -104,15 +100,15 @@ class Journal:
 
 
 class JournalReader:
-    """Reads both topics and writes acknowledgements. It joins no group and commits nothing. `close` it."""
+    """Reads both topics. It joins no group and commits nothing. `close` it."""
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
         """Raises BrokerUnavailable, or Misconfigured when a topic is missing."""
-        self._kafka, self._ids = kafka, ids
+        self._kafka = kafka
         self._partitions = {topic: partitions_of(kafka, topic) for topic in (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC)}
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-drift")
         self._alerts = Decoder(ALERTS_TOPIC, ids)
-        self._encoder, self._acknowledgements = acknowledgement_coder(ids)
+        self._acknowledgements = Decoder(ACKNOWLEDGEMENTS_TOPIC, ids)
 
     def read(self) -> Journal:
         """Return all alerts as of now. Raises BrokerUnavailable, TemporaryFailure if a schema could not be read."""
@@ -140,14 +136,6 @@ class JournalReader:
                 yield Acknowledgement.of_record(self._acknowledgements.decode(record.value or b""))
             except InvalidEvent:
                 yield None
-
-    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
-        """Return once the acknowledgement is on the topic. Raises BrokerUnavailable."""
-        sender = Sender(self._kafka, linger_ms=0)
-        value = self._encoder.encode(acknowledgement.to_record())
-        topic, key = self._kafka.topic(ACKNOWLEDGEMENTS_TOPIC), acknowledgement.alert_id.encode()
-        sender.send(topic, value, key=key, partition=ONLY_PARTITION)
-        sender.flush(_FLUSH_TIMEOUT_S)
 
     def close(self) -> None:
         self._consumer.close()

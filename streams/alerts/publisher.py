@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -12,7 +12,7 @@ from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.alerts.alerts import Alert
 from paywarden.streams.alerts.journal import JournalReader
-from paywarden.streams.alerts.records import Acknowledgement, AlertSender, Histograms
+from paywarden.streams.alerts.records import Acknowledgement, AlertSender
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 
@@ -28,25 +28,11 @@ class KafkaAlerts:
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
         self._kafka, self._ids = kafka, ids
-        self._waiting: list[tuple[Alert, dict[str, Any]]] = []
+        self._waiting: list[dict[str, Any]] = []
 
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,
-        reference_count: int = 0,
-        reference_times_ms: tuple[int, int] = (0, 0),
-        flags: Mapping[str, float] | None = None,
-    ) -> None:
+    def send(self, _: Alert, record: dict[str, Any]) -> None:
         """Queue an alert."""
-        context = {
-            "histograms": histograms,
-            "reference_count": reference_count,
-            "reference_times_ms": reference_times_ms,
-            "flags": flags,
-        }
-        self._waiting.append((alert, context))
+        self._waiting.append(record)
 
     def flush(self) -> None:
         """Return once all queued alerts are on the topic. Raises BrokerUnavailable: queue and send them again."""
@@ -54,8 +40,8 @@ class KafkaAlerts:
         # Alerts are rare, and a sender that has failed once keeps failing, so each flush makes a new one.
         sender = Sender(self._kafka, linger_ms=0)
         alerts = AlertSender(sender, self._kafka, self._ids)
-        for alert, context in waiting:
-            alerts.send(alert, **context)
+        for record in waiting:
+            alerts.send(record)
         sender.flush(_FLUSH_TIMEOUT_S)
 
 

@@ -14,7 +14,7 @@ from paywarden.models.drift.binning import MISSING, Binning
 from paywarden.models.drift.counts import AGE_EDGES_MS, AGE_UNKNOWN
 from paywarden.models.drift.signals import FEATURE_PREFIX, is_histogram
 from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
-from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.streams.alerts.alerts import Alert, Comparison
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
@@ -173,24 +173,9 @@ class AlertSender:
         self._sender, self._topic = sender, kafka.topic(ALERTS_TOPIC)
         self._encoder = Encoder(ALERTS_TOPIC, ids.id_of(ALERTS_TOPIC))
 
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,
-        reference_count: int = 0,
-        reference_times_ms: tuple[int, int] = (0, 0),
-        flags: Mapping[str, float] | None = None,
-    ) -> None:
-        """Queue an alert. An alert sent again after a crash has the same key, state and time."""
-        record = record_of(
-            alert,
-            histograms=histograms,
-            reference_count=reference_count,
-            reference_times_ms=reference_times_ms,
-            flags=flags,
-        )
-        key = alert.alert_id.encode()
+    def send(self, record: dict[str, Any]) -> None:
+        """Queue the record of an alert. One that is sent again after a crash has the same key, state and time."""
+        key = record["alert_id"].encode()
         self._sender.send(self._topic, self._encoder.encode(record), key=key, partition=ONLY_PARTITION)
 
 
@@ -231,9 +216,3 @@ class Acknowledgement:
         """Return the acknowledgement of a decoded record."""
         until_ms = record["until_time_ms"] if record["kind"] == AcknowledgementKind.SNOOZED else None
         return cls(record["alert_id"], record["time_ms"], record["by"], until_ms or 0, record["note"])
-
-
-def acknowledgement_coder(ids: SchemaIds) -> tuple[Encoder, Decoder]:
-    """Return the encoder and the decoder of the topic drift-acknowledgements."""
-    encoder = Encoder(ACKNOWLEDGEMENTS_TOPIC, ids.id_of(ACKNOWLEDGEMENTS_TOPIC))
-    return encoder, Decoder(ACKNOWLEDGEMENTS_TOPIC, ids)

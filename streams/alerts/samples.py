@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,14 +11,12 @@ from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent
 from paywarden.streams.kafka.admin import make_admin, partitions_of, watermarks
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
-from paywarden.streams.kafka.reading import READ_TIMEOUT_S, consume, make_consumer, records_between
+from paywarden.streams.kafka.reading import make_consumer, records_between
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 
 DECISIONS_TOPIC = "decisions"
 # Records of each partition: enough for a mean, and some milliseconds to decode.
 _RECORDS_MAX = 400
-# How long one look for a record waits before it asks again.
-_PROBE_S = 0.2
 
 
 class DecisionSampler:
@@ -40,7 +37,8 @@ class DecisionSampler:
     def between(self, first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         """Returns decisions that came between two times, by Kafka's clock: at most the last 400 of each partition.
 
-        Raises BrokerUnavailable.
+        The embedded broker has no clock: there these are the newest decisions made in that time. Raises
+        BrokerUnavailable.
         """
         found: list[dict[str, Any]] = []
         for partition in self._partitions:
@@ -49,7 +47,7 @@ class DecisionSampler:
                 continue
             batches = records_between(self._consumer, self._topic, partition, offsets)
             found += self._decisions(batches)
-        return found
+        return found if self._knows_times else [one for one in found if first_ms <= one["decided_time_ms"] < last_ms]
 
     def close(self) -> None:
         """Close the client."""
@@ -66,44 +64,11 @@ class DecisionSampler:
     def _between(self, partition: int, first_ms: int, last_ms: int) -> range:
         low, end = watermarks(self._consumer, self._topic, partition)
         if not self._knows_times:
-            stop = self._searched_from_the_end(partition, last_ms, low, end)
-            # Each look costs a fetch: only the records that would be returned are searched for the beginning.
-            return range(self._searched(partition, first_ms, max(low, stop - _RECORDS_MAX), stop), stop)
+            return range(max(low, end - _RECORDS_MAX), end)
         start, stop = (self._offset_at(partition, time_ms) for time_ms in (first_ms, last_ms))
         start, stop = (end if offset < 0 else offset for offset in (start, stop))
         # The newest ones: the end of a long time says most about the present.
         return range(max(low, start, stop - _RECORDS_MAX), stop)
-
-    def _searched_from_the_end(self, partition: int, time_ms: int, low: int, end: int) -> int:
-        """Returns the same as `_searched`, after one look if the time is later than that of the last record."""
-        came_ms = self._came_ms(partition, range(end - 1, end)) if end > low else None
-        return end if came_ms is not None and came_ms < time_ms else self._searched(partition, time_ms, low, end)
-
-    def _searched(self, partition: int, time_ms: int, low: int, end: int) -> int:
-        """Returns the first offset of a record that came then or later, by halves; `end` if there is none."""
-        first, last = low, end
-        middle = low
-        while first < last:
-            came_ms = self._came_ms(partition, range(middle, end))
-            if came_ms is None or came_ms >= time_ms:
-                last = middle
-            else:
-                first = middle + 1
-            middle = (first + last) // 2
-        return first
-
-    def _came_ms(self, partition: int, offsets: range) -> int | None:
-        """Returns when the first record at these offsets came; None if there is no record. Raises BrokerUnavailable."""
-        self._consumer.assign([TopicPartition(self._topic, partition, offsets.start)])
-        deadline = time.monotonic() + READ_TIMEOUT_S
-        while time.monotonic() < deadline:
-            consumed = consume(self._consumer, 1, _PROBE_S)
-            for record in consumed.records:
-                if record.partition == partition and record.offset in offsets:
-                    return record.timestamp_ms
-            if (self._topic, partition) in consumed.ended:
-                return None
-        raise BrokerUnavailable(f"Kafka did not give offset {offsets.start} of {self._topic} in {READ_TIMEOUT_S:g} s")
 
     def _offset_at(self, partition: int, time_ms: int) -> int:
         try:

@@ -20,7 +20,7 @@ from paywarden.models.drift.detectors import DAY_MS, Detectors, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.alerts.book import AlertBook
+from paywarden.streams.alerts.book import AlertBook, BlockFindings
 from paywarden.streams.alerts.causes import Cause, SignalTable, cause_of
 
 _FORMAT = 1
@@ -49,11 +49,13 @@ class DriftWatch:
         falls_only: bool = False,
         gone_after_ms: int = DAY_MS,
     ) -> None:
-        """`falls_only`: see Detectors; `gone_after_ms`: see AlertBook."""
+        """`falls_only`: see Detectors; `gone_after_ms`: see BlockFindings."""
         self.detectors = Detectors(signals, detectors, falls_only=falls_only)
         table = SignalTable(self.detectors.signals)
         minima = {signal: detectors.effect_min(signal) for signal in table.signals}
-        self.book = AlertBook(model_version, table, alerts, minima, gone_after_ms=gone_after_ms)
+        self.book = AlertBook()
+        self._findings = BlockFindings(model_version, table, alerts, minima, self.book, gone_after_ms)
+        self._model_version = model_version
         # The end of the last block of each length: an earlier block is ignored.
         self.seen_to_ms: dict[int, int] = {}
 
@@ -74,19 +76,11 @@ class DriftWatch:
             # than a day, and a single day may raise an alert.
             self.detectors.settle(range(len(self.detectors.signals)), block.start_ms)
         self.seen_to_ms[block.length_ms] = block.end_ms
-        alerts = self.book.step(block, self.detectors.step(block))
+        alerts = self._findings.step(block, self.detectors.step(block))
         for alert in alerts:
             if alert.state is State.CLEARED:
                 self._settle(alert)
         return alerts
-
-    def acknowledge(self, alert_id: str, *, by: str, until_ms: int = 0) -> bool:
-        """See AlertBook."""
-        return self.book.acknowledge(alert_id, by=by, until_ms=until_ms)
-
-    def close(self, time_ms: int) -> list[Alert]:
-        """Clear and return all open alerts, because the model no longer decides."""
-        return self.book.close(time_ms)
 
     def _settle(self, alert: Alert) -> None:
         """Keep an hour or a day that contains part of a cleared change from raising it again."""
@@ -99,7 +93,7 @@ class DriftWatch:
         """Return the whole state, for `restore`."""
         head = json.dumps(
             {
-                "model_version": self.book.model_version,
+                "model_version": self._model_version,
                 "seen_to_ms": sorted(self.seen_to_ms.items()),
                 "open": [alert.to_dict() for alert in self.book.open.values()],
             },
@@ -133,7 +127,7 @@ class DriftWatch:
 
     def _digest(self) -> bytes:
         """Return a digest of the model version and the signals, which the state belongs to."""
-        text = "\n".join((self.book.model_version, *("\t".join(astuple(signal)) for signal in self.detectors.signals)))
+        text = "\n".join((self._model_version, *("\t".join(astuple(signal)) for signal in self.detectors.signals)))
         return hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
 
 

@@ -229,7 +229,9 @@ def read_archive(
     """
     folder = topic_folder(archive, topic)
     if not folder.is_dir():
-        raise Misconfigured(f"{folder} is not there: `paywarden archive --topic {topic} --out {archive}` makes it")
+        raise Misconfigured(
+            f"{folder} is not there: `paywarden admin archive --topic {topic} --out {archive}` makes it"
+        )
     tables, undecoded = [schema.empty_table()], []
     for partition, parts in read_parts(archive, topic).items():
         _check_joined(folder, partition, parts)
@@ -258,7 +260,7 @@ def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) ->
             raise Misconfigured(
                 f"{folder}: partition {partition} has a gap: offsets {earlier.offsets.stop} to "
                 f"{later.offsets.start - 1} are missing before {later.path.name}; "
-                "`paywarden archive` adds them if the topic still has them"
+                "`paywarden admin archive` adds them if the topic still has them"
             )
 
 

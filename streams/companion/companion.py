@@ -14,19 +14,19 @@
    (streams/companion/shard_moves.py).
 
 Decisions are shipped from the beginning, in a thread of their own (streams/companion/shipping_thread.py). Neither part
-waits for the other, and neither ends when the other fails.
+waits for the other.
 
-What can go wrong:
+While Kafka or the store is away, the companion waits: it says so once, is live and not ready, and tries again every
+second. So it does while a rebuild swaps another profile set in, and while the mirror is full.
 
-- The store is not there yet, or is lost during the scan. The companion logs that once, is live but not ready, and tries
-  again every second.
-- A rebuild swaps another profile set in. The companion waits until the swap has ended.
-- The changelog was deleted and created again, or has lost its end. The companion fills the mirror again.
-- Kafka's client stalls. The companion replaces it (streams/kafka/stalls/stall_detector.py).
-- The mirror is damaged. The companion deletes it and fills a new one.
-- The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
-- Anything else fails while it fills or follows the mirror. The companion says so, is not ready, and begins with step 1
-  after a pause.
+Anything else ends the process, after it has shipped the decisions that are left. The service manager starts it again,
+and it begins with step 1:
+
+- The changelog was deleted and created again, or has lost its end: the next start fills the mirror from the beginning.
+- Kafka's client stalls (streams/kafka/stalls/stall_detector.py).
+- The mirror is damaged: the companion deletes it, and the next start fills a new one.
+- The overlay's marks were deleted or cut short: the next start makes new ones.
+- A part fails in a way that nobody expected.
 
 Health and metrics are values that the loop sets. Other threads serve them and never block the loop.
 """
@@ -50,7 +50,13 @@ from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
 from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Encoder, SchemaIds
-from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
+from paywarden.schemas.errors import (
+    BrokerUnavailable,
+    Misconfigured,
+    PaywardenError,
+    StoreUnavailable,
+    TemporaryFailure,
+)
 from paywarden.schemas.payment_fields import require_between
 from paywarden.schemas.settings import internal
 from paywarden.scoring.state.identity_index import IdentityIndex
@@ -67,7 +73,7 @@ from paywarden.streams.companion.shard_copies import copies_from_changelog, copi
 from paywarden.streams.companion.shard_moves import HostShards, ShardMoves, States
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import shipper_of
-from paywarden.streams.companion.shipping_thread import PAUSE_S_MAX, PAUSE_S_MIN, ShippingThread, note_failure
+from paywarden.streams.companion.shipping_thread import ShippingThread
 from paywarden.streams.health.process_end import TIDY_UP_S
 from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import PartitionId
@@ -109,7 +115,7 @@ class CompanionSettings:
     fill_from_store: bool = True
     # How long a stop may take. It includes shipping the decisions that are left.
     stop_timeout_s: int = internal(10)
-    # The companion replaces a client that delivers nothing for this long although the broker has more records.
+    # The companion ends if its client delivers nothing for this long although the broker has more records.
     stall_timeout_s: int = internal(60)
     # The name of this host's variant, such as an arm of an A/B test. It goes into every shipped decision.
     variant: str = ""
@@ -192,7 +198,6 @@ class Companion:
         self._open_mirror: MirrorWriter | None = None
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
-        self._marks_trouble = ""
         self._shards, self._index = shards, files.index
         self._moves: ShardMoves | None = None
         self._copied_before = 0
@@ -224,38 +229,24 @@ class Companion:
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; then ship the decisions that are left. Raises the error that ends the work."""
-        self._shipping.start()
+        self._shipping.start(stop)
+        errors: list[Exception] = []
         try:
-            self._keep_following(stop)
-        finally:
-            errors = self._close()
-            shipped = self._shipping.shipped
-            _log.info(
-                "companion: it ends after %d profiles applied, %d decisions shipped", self.profiles_applied, shipped
-            )
-        for error in errors:
-            raise error
-
-    def _keep_following(self, stop: Event) -> None:
-        """Fill the mirror and follow the changelog until the stop. After a failure start again; shipping goes on."""
-        pause_s, has_failed = PAUSE_S_MIN, False
-        while not stop.is_set():
-            began = time.monotonic()
-            try:
-                if has_failed:
-                    self._new_client()
-                if self._start_following(stop):
-                    self._keep_working(stop)
-            except Exception as error:  # noqa: BLE001 - a failure of the mirror must not end shipping
-                note_failure(error, "the mirror")
-                self._metrics.failures.labels("mirror").inc()
-                why = str(error) if isinstance(error, PaywardenError) else f"a bug, {type(error).__name__}"
-                self.health.obstacle = f"the mirror has failed and is tried again: {why}"
-                if isinstance(error, MirrorDamaged):
-                    self._discard_mirror()
-                pause_s = PAUSE_S_MIN if time.monotonic() - began > PAUSE_S_MAX else min(2 * pause_s, PAUSE_S_MAX)
-                has_failed = True
-                stop.wait(pause_s)
+            if self._start_patiently(stop):
+                self._keep_working(stop)
+        except MirrorDamaged as error:
+            self._discard_mirror()
+            errors.append(error)
+        except Exception as error:  # noqa: BLE001 - raised below, once the decisions that are left are shipped
+            errors.append(error)
+        errors += self._close()
+        _log.info(
+            "companion: it ends after %d profiles applied, %d decisions shipped",
+            self.profiles_applied,
+            self._shipping.shipped,
+        )
+        if errors:
+            raise errors[0]
 
     def _keep_working(self, stop: Event) -> None:
         next_look = time.monotonic()
@@ -292,7 +283,7 @@ class Companion:
             if stalled := self._stalls.look(ends, positions):
                 stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions)
             if stalled:
-                self._replace_client(stalled)
+                raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the companion begins again")
         self.health.kafka_trouble = self._ends.trouble()
         self._mirror.check()
         self._look_at_marks()
@@ -303,28 +294,11 @@ class Companion:
             self._metrics.shards(complete=moves.complete, missing=moves.missing, copied=copied)
 
     def _look_at_marks(self) -> None:
-        """Create the overlay's marks again if somebody has deleted their file or cut it short."""
-        marks = self._marks
-        if marks is None or self._open_marks is None or marks.is_in_place:
-            return
-        try:
-            self._marks = self._open_marks()
-        except Misconfigured as error:
-            if self._marks_trouble != str(error):
-                _log.error("companion: the overlay's marks cannot be created again yet: %s", error)
-            self._marks_trouble = str(error)
-            return
-        marks.close()
-        self._marks_trouble = ""
-        self._marks.open_mirror(self._mirror.newest_transaction())
-        _log.error(
-            "companion: the overlay's marks were deleted or cut short: they are created again, and the overlay waits "
-            "for "
-            "two lifetimes"
-        )
+        if self._marks is not None and not self._marks.is_in_place:
+            raise TemporaryFailure("the overlay's marks were deleted or cut short: the companion makes new ones")
 
     def _look_at_changelog(self) -> None:
-        """Raises TemporaryFailure if the changelog was created again: then the companion begins again with step 1."""
+        """Raises TemporaryFailure if the changelog was created again: then the next start fills the mirror."""
         ids, known = self._identity_watch.look(), self._mirror.changelog_id()
         if ids is not None and known and ids[self._topic] not in ("", known):
             raise TemporaryFailure(f"topic {self._topic} was deleted and created again: the mirror is filled again")
@@ -387,7 +361,7 @@ class Companion:
         except OSError as error:
             _log.error("companion: the damaged mirror cannot be deleted: %s", error.strerror)
         else:
-            _log.error("companion: the damaged mirror is deleted, and a new one is filled")
+            _log.error("companion: the damaged mirror is deleted: the next start fills a new one")
 
     def _note_transaction(self, transaction: int) -> None:
         if self._marks is not None:
@@ -421,25 +395,20 @@ class Companion:
     def _positions(self) -> dict[PartitionId, int]:
         return {(self._topic, partition): position for partition, position in self._read_to.items()}
 
-    def _replace_client(self, stalled: list[PartitionId]) -> None:
-        _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
-        self._metrics.stalls.inc()
-        self._new_client()
-        self._follow(self._read_to)
-
-    def _new_client(self) -> None:
-        """Replace the consumer. Records that it has delivered and the mirror does not hold are read again."""
-        self._stalls.clear()
-        self._held = None
-        self._progress.begin_anew()
-        self._consumer.close()
-        self._consumer = self._new_consumer()
-
     def _new_consumer(self) -> Consumer:
         return self._clients.consumer(group_id="paywarden-companion", gather_ms=self._gather_ms)
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+
+    def _start_patiently(self, stop: Event) -> bool:
+        """Start to follow; wait while Kafka is away, or the mirror takes nothing. Returns False if stopped first."""
+        while not stop.is_set():
+            try:
+                return self._start_following(stop)
+            except (BrokerUnavailable, MirrorUnavailable) as error:
+                self._wait_because(f"the mirror cannot be followed yet: {error}", stop)
+        return False
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
@@ -585,8 +554,8 @@ class Companion:
         )
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
-                f"topic {self._topic} has records before the last one that was read: the companion ends, and fills "
-                "the mirror when it is started again"
+                f"topic {self._topic} goes on before what was read: the companion ends, and fills the mirror "
+                "again at its next start"
             )
         read_to = self._read_to | changes.positions | {partition: end for (_, partition), end in held.ended.items()}
         to_reach = {

@@ -13,9 +13,6 @@ from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.metrics import AgeHistogram
 
-PARTS = ("mirror", "shipping")
-"""The parts of a companion that fail and start again, each by itself."""
-
 
 class CompanionMetrics:
     """The metrics of one companion. Labels are bounded: entities, partitions, and the host's scoring workers."""
@@ -46,7 +43,6 @@ class CompanionMetrics:
         self._unnamed = counter(
             "changes_unnamed", "Changes whose payments the changelog did not name: the overlay waits for two lifetimes."
         )
-        self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self._skipped = counter(
             "profiles_skipped", "States of the changelog left out, since other hosts hold their cards."
         )
@@ -62,9 +58,6 @@ class CompanionMetrics:
         )
         self._set_aside = gauge("outbox_set_aside_entries", "Entries of an outbox that are set aside.", "worker")
         self._set_aside_bytes = gauge("outbox_set_aside_bytes", "Bytes of an outbox that are set aside.", "worker")
-        self.failures = counter("failures", "Times a part of the companion failed and started again.", "part")
-        for part in PARTS:
-            self.failures.labels(part)
         self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's limit; with all of them it is full.")
         self._mirror_limit = gauge("mirror_limit_bytes", "The size in bytes that the mirror may grow to.")
         gauge("mirror_refuses", "Whether the mirror takes no changes: it is full or fails.").set_function(

@@ -227,7 +227,7 @@ class Shipment:
             self.set_aside_count += 1
             _log.error(
                 "companion: set aside %d bytes of the outbox of %s, at position %d: %s. "
-                "`paywarden outbox list` shows what is set aside",
+                "`paywarden admin outbox` shows what is set aside",
                 end - self.read_to,
                 self.worker,
                 self.read_to,

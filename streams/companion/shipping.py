@@ -25,8 +25,8 @@ What can go wrong:
 - The broker is down: every round tries for a moment only, and the outboxes keep the decisions.
 - The companion is killed after a commit: the cursors on Kafka are right, and nothing is sent twice.
 - A power loss cuts the outbox short of its cursor: `Shipment._start` finds the first decision after the cursor.
-- Two hosts run from one copied outbox: they fence each other. After more than 10 lost producers shipping fails, and
-  starts again after a pause (streams/companion/shipping_thread.py).
+- Two hosts run from one copied outbox: they fence each other. After more than 10 lost producers shipping fails, which
+  ends the process (streams/companion/shipping_thread.py).
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
-from paywarden.streams.companion.decision_writer import DecisionWriter
 from paywarden.streams.companion.shipment import Decision, Shipment, ShippingOptions
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
@@ -106,9 +105,7 @@ class Shipper:
         self._settings, self._host, self._options = settings, host, options
         self._make_producer, self._read_cursors = make_producer, read_cursors
         self._topic, self._cursors_topic = topic, cursors_topic
-        self._writer = DecisionWriter(
-            encoder, options.variant, lambda entry: encoder.encode(decision_of(entry, options.variant))
-        )
+        self._encode: Callable[[OutboxEntry], bytes] = lambda entry: encoder.encode(decision_of(entry, options.variant))
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
@@ -129,7 +126,7 @@ class Shipper:
     def advance(self) -> int:
         """Run one round over all workers; returns how many decisions were sent. It waits 2 s for the broker at most.
 
-        Raises BrokerUnavailable after more than 10 lost producers in a row. After any error call `start_over`.
+        Raises BrokerUnavailable after more than 10 lost producers in a row.
         """
         try:
             return self._advance()
@@ -141,10 +138,6 @@ class Shipper:
         """Returns in how many seconds there may be something to do; 0: any time."""
         is_waiting = self._state in (_State.NEW, _State.IDLE)
         return max(0.0, self._due - time.monotonic()) if is_waiting else 0.0
-
-    def start_over(self) -> None:
-        """Give up the producer and its records on the way, and begin with step 1. Nothing is shipped twice by it."""
-        self._producer, self._state, self.under_way, self._lost_count = None, _State.NEW, 0, 0
 
     def find_workers(self) -> None:
         """Look for new outboxes. It reads a directory, so do not call it in every round. Raises OutboxUnavailable."""
@@ -223,7 +216,7 @@ class Shipper:
         """Begin to ship a worker's outbox. If it cannot be read, the next look for workers tries again."""
         remote = self._cursors.get(worker)
         try:
-            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._writer.write)
+            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._encode)
         except (PaywardenError, OSError) as error:
             if worker not in self._ignored:
                 _log.error("companion: the outbox of %s waits, the others do not: %s", worker, error)

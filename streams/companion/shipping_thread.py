@@ -6,25 +6,20 @@
 1. In every round let the shipper advance. If it had nothing to send, wait a moment; if no transaction is due yet, wait
    until then.
 2. Once a second look for new outboxes and set the metrics.
-3. If anything raises, log it, count it, and start again after a pause. The pause doubles up to PAUSE_S_MAX, and is
-   short again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts fire.
+3. If anything raises, the process ends: the outboxes keep the decisions, and the next companion goes on. A broker that
+   is away raises nothing (streams/companion/shipping.py).
 4. When the process stops, ship the decisions that are left, and end.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
-from paywarden.schemas.errors import PaywardenError
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.companion.shipping import Shipper
 
-_log = logging.getLogger(__name__)
-
-PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
 # The wait of a round without new decisions. A lone decision waits for half of it, and each look reads directories.
 _IDLE_S = 0.25
 _LOOK_AROUND_EVERY_S = 1.0
@@ -39,9 +34,12 @@ class ShippingThread:
         self._drain_until = 0.0
         self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
         self.error: Exception | None = None
-        """Why the last decisions could not be shipped at the end; None if they were."""
+        """Why shipping has failed; None if it has not."""
+        self._ended = threading.Event()
 
-    def start(self) -> None:
+    def start(self, ended: threading.Event) -> None:
+        """Start the thread. It sets `ended` if shipping fails."""
+        self._ended = ended
         self._thread.start()
 
     def stop(self, drain_s: float) -> None:
@@ -58,22 +56,13 @@ class ShippingThread:
         return self._shipper.shipped
 
     def _run(self) -> None:
-        pause_s = PAUSE_S_MIN
-        while not self._stop.is_set():
-            shipped = self._shipper.shipped
-            try:
-                self._work()
-            except Exception as error:  # noqa: BLE001 - a failure of shipping must not end the mirror
-                note_failure(error, "shipping")
-                self._metrics.failures.labels("shipping").inc()
-                self._shipper.start_over()
-                pause_s = PAUSE_S_MIN if self._shipper.shipped > shipped else min(2 * pause_s, PAUSE_S_MAX)
-                self._stop.wait(pause_s)
         try:
+            self._work()
             self._shipper.find_workers()
             self._shipper.drain(self._drain_until - time.monotonic())
-        except Exception as error:  # noqa: BLE001 - the caller of `stop` raises or logs it
+        except Exception as error:  # noqa: BLE001 - the caller of `stop` raises it
             self.error = error
+            self._ended.set()
 
     def _work(self) -> None:
         """Run rounds until the stop."""
@@ -96,11 +85,3 @@ class ShippingThread:
             set_aside=self._shipper.set_aside(),
             set_aside_counts=self._shipper.set_aside_counts(),
         )
-
-
-def note_failure(error: Exception, part: str) -> None:
-    """Log why a part of the companion starts again: one line for an expected failure, the traceback for a bug."""
-    if isinstance(error, PaywardenError):
-        _log.warning("companion: %s has failed and starts again: %s", part, error)
-    else:
-        _log.error("companion: a bug ended %s, which starts again", part, exc_info=error)

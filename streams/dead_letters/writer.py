@@ -20,7 +20,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import READ_TIMEOUT_S, Record, consume, make_consumer, records_to_end
 
-# `paywarden dead-letters retry` writes these headers for the next reader of the record.
+# `paywarden admin dead-letters --retry` writes these headers for the next reader of the record.
 RETRY_OF_HEADER = "paywarden-retry-of"
 RETRY_COUNT_HEADER = "paywarden-retry-count"
 # Ends the reason of a letter whose record had a header with a name that is not UTF-8.

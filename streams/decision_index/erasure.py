@@ -1,4 +1,4 @@
-"""Decisions that the index must not have any more: `paywarden forget` says so on the topic console-events.
+"""Decisions that the index must not have any more: `paywarden admin forget` says so on the topic console-events.
 
     forget card:c7 at 12:00  ──►  console-events   subject erased:5f0c…, kind erased, what {"card_id": "5f0c…"}
                              ──►  the index        c7's decisions until 12:00 go; `forgotten` has the hash and the time

@@ -23,7 +23,6 @@ from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, Detect
 from paywarden.models.drift.reference import Reference
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State, rank_of
-from paywarden.streams.alerts.records import Histograms, record_of
 from paywarden.streams.drift.backtest_files import Injection, PastPart
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
@@ -45,26 +44,10 @@ class RememberedAlerts:
     alerts: list[Alert] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,
-        reference_count: int = 0,
-        reference_times_ms: tuple[int, int] = (0, 0),
-        flags: Mapping[str, float] | None = None,
-    ) -> None:
+    def send(self, alert: Alert, record: dict[str, Any]) -> None:
         """See AlertTeller."""
         self.alerts.append(alert)
-        self.records.append(
-            record_of(
-                alert,
-                histograms=histograms,
-                reference_count=reference_count,
-                reference_times_ms=reference_times_ms,
-                flags=flags,
-            )
-        )
+        self.records.append(record)
 
     def flush(self) -> None:
         """See AlertTeller."""

@@ -2,7 +2,7 @@
 
     decisions.parquet of `paywarden replay --vectors` ─┐
                                                        ├─► PastPart, in order of time ─► Injections ─► backtest.py
-    decisions of `paywarden archive`, a day at a time ─┘
+    decisions of `paywarden admin archive`, a day at a time ─┘
 
 A replay has no flags and no ages of profiles. An archive has the live decisions, with variants.
 """

@@ -33,9 +33,9 @@ import numpy as np
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.policy.policy import ACTIONS, FLAGS, MODEL_ABSENT
+from paywarden.streams.counts.checkpoint import PendingRows
+from paywarden.streams.counts.label_cap import has_place, take_place
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.faust.checkpoint import PendingRows
-from paywarden.streams.faust.label_cap import has_place, take_place
 
 MINUTE_MS = 60_000
 # The most decisions of one partition that are taken at once. One record has to hold their counts: at most about 360

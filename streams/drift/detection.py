@@ -1,9 +1,9 @@
 """Turn the counts of blocks into alerts: references, detectors and the open alerts put together.
 
     counts of a block, by version ─► signals ─► DriftWatches ─► alerts raised, escalated or cleared ─► topic
-                  references ───────────┘            ▲                                                  ▲
-                  acknowledgements, read from their topic                                               │
-    counts of a day, by version ─► weeks held against the training window: TrainingWatches ─────────────┘
+                  references ───────────┘          ▲    ▲
+                  acknowledgements, from their topic    │
+    counts of a day, by version ─► weeks compared with the training window
 
 Each version is watched by itself: the scores of two models are never compared. Watching starts with a version's first
 block. If that comes in the middle of an hour or a day, this hour or day counts nothing. If a version has no signals any
@@ -28,13 +28,13 @@ from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.signals import FEATURE_PREFIX, PROFILE_AGE, Block, Signal
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
-from paywarden.streams.alerts.records import Acknowledgement, Histograms
+from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.alerts.watch import DriftWatch, open_alerts_in
 from paywarden.streams.drift.counts import base_version
 from paywarden.streams.drift.learning import FollowedLevels, LiveReferences
 from paywarden.streams.drift.metrics import DetectionMetrics
 from paywarden.streams.drift.settings import TrainingComparisonSettings
-from paywarden.streams.drift.training_watch import TrainingWatches
+from paywarden.streams.drift.training_watch import TrainingWatch, pack, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -51,16 +51,8 @@ Acknowledgements = Callable[[], Iterable[Acknowledgement]]
 class AlertTeller(Protocol):
     """Sends alerts to their topic."""
 
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,
-        reference_count: int = 0,
-        reference_times_ms: tuple[int, int] = (0, 0),
-        flags: Mapping[str, float] | None = None,
-    ) -> None:
-        """Queue an alert."""
+    def send(self, alert: Alert, record: dict[str, Any]) -> None:
+        """Queue an alert, with its record."""
 
     def flush(self) -> None:
         """Return once all queued alerts are on the topic. Raises BrokerUnavailable."""
@@ -84,8 +76,7 @@ class DriftDetection:
         """`references`: the references of bundles, by model version. `training`: the default settings if None."""
         self._references, self._live = dict(references), live
         self._levels = FollowedLevels(references.values())
-        self._watches = DriftWatches(self._signals_of, detectors, alerts)
-        self._training = TrainingWatches(training or TrainingComparisonSettings())
+        self._watches = DriftWatches(self._signals_of, detectors, alerts, training or TrainingComparisonSettings())
         self._teller, self._acknowledgements, self._metrics = teller, acknowledgements, metrics
 
     def learn(self, reference: Reference) -> None:
@@ -103,9 +94,7 @@ class DriftDetection:
 
     def _restore(self, state: bytes) -> None:
         watches = self._levels.restore(state)
-        self._watches.restore(watches)
-        training = _states_in(watches).get(_TRAINING, b"")
-        self._training.restore(training, lambda version: self._references.get(base_version(version)))
+        self._watches.restore(watches, lambda version: self._references.get(base_version(version)))
 
     def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
         """Evaluate a block.
@@ -121,8 +110,7 @@ class DriftDetection:
             self._follow(start_ms, counts)
         for said in self._acknowledgements():
             self._watches.acknowledge(said)
-            self._training.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms)
-        alerts = self._watches.step(blocks, start_ms + length_ms) + self._training.cleared(start_ms + length_ms)
+        alerts = self._watches.step(blocks, start_ms + length_ms)
         if length_ms == DAY_MS:
             alerts += self._compare_with_training(start_ms, counts)
         for alert in alerts:
@@ -134,21 +122,21 @@ class DriftDetection:
             own = self._references.get(base_version(version))
             if own is not None:
                 self._metrics.note(version, length_ms, own, of_version)
-        self._metrics.open_alerts([*self._watches.open_alerts, *self._training.open_alerts])
+        self._metrics.open_alerts(self._watches.open_alerts)
 
     def state(self) -> bytes:
         """Return the state that all blocks so far have led to."""
-        return self._levels.to_bytes() + self._watches.to_bytes() + _entry(_TRAINING, self._training.to_bytes())
+        return self._levels.to_bytes() + self._watches.to_bytes()
 
     def _compare_with_training(self, day_ms: int, counts: Mapping[str, Counts]) -> list[Alert]:
         """Compare the week that ends with this day with the training window of each version that has one."""
         own = {version: self._references.get(base_version(version)) for version in counts}
         there = {version: (reference, counts[version]) for version, reference in own.items() if reference is not None}
-        alerts = self._training.step(day_ms, there, self._watches.open_alerts)
+        alerts = self._watches.compare(day_ms, there)
         for version in there:
-            watch = self._training.watch_of(version)
-            if watch is not None:
-                self._metrics.training(version, watch.distances)
+            week = self._watches.week_of(version)
+            if week is not None:
+                self._metrics.training(version, week.distances)
         return alerts
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
@@ -180,40 +168,23 @@ class DriftDetection:
                 self._levels.follow(reference, reference.block(most[version], start_ms, DAY_MS, moved))
 
     def _tell(self, alert: Alert, references: tuple[Reference, ...], current: Counts | None) -> None:
+        context: dict[str, Any] = {}
+        reference: Reference | None = None
+        week = self._watches.week_of(alert.model_version)
         if alert.comparison is Comparison.TRAINING:
-            self._tell_of_training(alert)
-            return
-        reference = next((candidate for candidate in references if alert.signal in candidate.layout.numbers), None)
-        if reference is None:
-            self._teller.send(alert)
-            return
-        segment = reference.layout.segments.index(alert.segment)
-        of_reference: dict[str, Any] = {
-            "reference_count": int(reference.counts.payments[segment]),
-            "reference_times_ms": (reference.start_ms, reference.end_ms),
-        }
-        if current is None:
-            self._teller.send(alert, **of_reference)
-            return
-        self._teller.send(
-            alert,
-            **of_reference,
-            histograms=histograms_of(alert.subject, segment, reference, current),
-            flags=flag_shares(current, segment),
-        )
-
-    def _tell_of_training(self, alert: Alert) -> None:
-        watch = self._training.watch_of(alert.model_version)
-        if watch is None:
-            self._teller.send(alert)
-            return
-        reference = watch.reference
-        self._teller.send(
-            alert,
-            histograms=watch.histograms(alert),
-            reference_count=int(reference.counts.payments[0]),
-            reference_times_ms=(reference.start_ms, reference.end_ms),
-        )
+            segment = 0
+            if week is not None:
+                reference, context["histograms"] = week.reference, week.histograms(alert)
+        else:
+            reference = next((one for one in references if alert.signal in one.layout.numbers), None)
+            segment = 0 if reference is None else reference.layout.segments.index(alert.segment)
+            if reference is not None and current is not None:
+                context["histograms"] = histograms_of(alert.subject, segment, reference, current)
+                context["flags"] = flag_shares(current, segment)
+        if reference is not None:
+            context["reference_count"] = int(reference.counts.payments[segment])
+            context["reference_times_ms"] = (reference.start_ms, reference.end_ms)
+        self._teller.send(alert, record_of(alert, **context))
 
 
 def flag_shares(counts: Counts, segment: int) -> dict[str, float]:
@@ -239,16 +210,23 @@ def histograms_of(subject: str, segment: int, reference: Reference, current: Cou
 
 
 class DriftWatches:
-    """A watch for each model version. Not thread-safe.
+    """A watch for each model version, and its comparison with training. Not thread-safe.
 
     `signals_of` returns a version's signals in the order of its blocks. A version without signals is not watched.
     """
 
     def __init__(
-        self, signals_of: Callable[[str], Sequence[Signal]], detectors: DetectorSettings, alerts: AlertSettings
+        self,
+        signals_of: Callable[[str], Sequence[Signal]],
+        detectors: DetectorSettings,
+        alerts: AlertSettings,
+        training: TrainingComparisonSettings,
     ) -> None:
-        self._signals_of, self._detectors, self._alerts = signals_of, detectors, alerts
+        self._signals_of, self._detectors, self._alerts, self._training = signals_of, detectors, alerts, training
         self._watches: dict[str, DriftWatch] = {}
+        # The comparisons outlive a day without decisions, and their state as bytes: it changes once a day.
+        self._weeks: dict[str, TrainingWatch] = {}
+        self._packed_weeks: bytes | None = None
         # Open alerts of versions that are no longer watched: the next block clears them.
         self._orphans: list[Alert] = []
 
@@ -261,9 +239,33 @@ class DriftWatches:
             alerts += watch.step(block) if watch is not None else []
         for version, watch in sorted(self._watches.items()):
             if end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
-                alerts += watch.close(end_ms)
+                alerts += watch.book.close(end_ms)
                 del self._watches[version]
         return alerts
+
+    def compare(self, day_ms: int, counts: Mapping[str, tuple[Reference, Counts]]) -> list[Alert]:
+        """Take a day's counts by version, each with its reference, once `step` has its block.
+
+        Returns the alerts of the comparison with training that were raised, escalated, repeated or cleared.
+        """
+        self._packed_weeks = None
+        end_ms, alerts = day_ms + DAY_MS, list[Alert]()
+        for version, watch in sorted(self._watches.items()):
+            if version not in counts:
+                alerts += watch.book.close(end_ms, Comparison.TRAINING)
+                continue
+            reference, of_version = counts[version]
+            week = self._weeks.get(version)
+            if week is None or week.reference is not reference:
+                alerts += watch.book.close(end_ms, Comparison.TRAINING)
+                week = self._weeks[version] = TrainingWatch(version, reference, self._training)
+            alerts += week.step(day_ms, of_version, watch.book)
+        self._weeks = {version: week for version, week in self._weeks.items() if not week.is_idle(end_ms)}
+        return alerts
+
+    def week_of(self, version: str) -> TrainingWatch | None:
+        """Return the comparison of a version with its training; None if there is none."""
+        return self._weeks.get(version)
 
     def _begin(self, version: str) -> DriftWatch | None:
         signals = self._signals_of(version)
@@ -274,8 +276,8 @@ class DriftWatches:
 
     def acknowledge(self, said: Acknowledgement) -> bool:
         """Note that somebody has seen an alert. Returns False if no such alert is open."""
-        watches = self._watches.values()
-        return any(watch.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms) for watch in watches)
+        books = [watch.book for watch in self._watches.values()]
+        return any(book.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms) for book in books)
 
     @property
     def open_alerts(self) -> list[Alert]:
@@ -284,17 +286,20 @@ class DriftWatches:
 
     def to_bytes(self) -> bytes:
         """Return the whole state, for `restore`."""
-        return b"".join(_entry(version, watch.to_bytes()) for version, watch in sorted(self._watches.items()))
+        if self._packed_weeks is None:
+            self._packed_weeks = pack(self._weeks)
+        watches = b"".join(_entry(version, watch.to_bytes()) for version, watch in sorted(self._watches.items()))
+        return watches + _entry(_TRAINING, self._packed_weeks)
 
-    def restore(self, state: bytes) -> None:
-        """Restore the state that `to_bytes` returned; empty bytes start again. Raises InvalidEvent for damaged bytes.
+    def restore(self, state: bytes, reference_of: Callable[[str], Reference | None]) -> None:
+        """Restore the state that `to_bytes` returned; empty bytes begin from nothing. Raises InvalidEvent for damage.
 
-        A version whose signals have changed starts again. The next block clears its alerts, and those of versions that
-        are no longer watched.
+        A version whose signals have changed begins from nothing, and so does the comparison of a version whose
+        reference has changed. The next block clears their alerts, and those of versions that are no longer watched.
         """
         states = _states_in(state)
-        states.pop(_TRAINING, None)
-        self._watches, self._orphans = {}, []
+        weeks = unpack(states.pop(_TRAINING, b""), reference_of, self._training)
+        self._watches, self._orphans, self._weeks, self._packed_weeks = {}, [], weeks, None
         for version, part in states.items():
             watch = self._begin(version)
             if watch is None:
@@ -306,6 +311,8 @@ class DriftWatches:
                 _log.warning("drift detection of model %s starts again: %s", version, error)
                 del self._watches[version]
                 self._orphans += open_alerts_in(part)
+            if version not in weeks:
+                self._orphans += watch.book.close(0, Comparison.TRAINING)
 
 
 def _entry(version: str, state: bytes) -> bytes:

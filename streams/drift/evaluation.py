@@ -19,7 +19,6 @@ the topic decisions.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import struct
@@ -27,11 +26,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
+from paywarden.streams.counts.checked_state import Check
+from paywarden.streams.counts.partition_worker import PartitionWorker
 from paywarden.streams.drift.counts import Binnings, CountCell, Model
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import (
@@ -47,11 +48,6 @@ from paywarden.streams.drift.state import (
     merged,
     read_heads,
 )
-from paywarden.streams.faust.checked_state import Check
-
-if TYPE_CHECKING:
-    from paywarden.streams.faust.app import StreamApp
-    from paywarden.streams.faust.partition_agent import PartitionAgent
 
 _log = logging.getLogger(__name__)
 
@@ -215,44 +211,38 @@ class DriftEvaluation:
 
     def __init__(
         self,
-        app: StreamApp,
-        agent: PartitionAgent,
+        worker: PartitionWorker,
         counting: DriftCounting,
         evaluator: Evaluator,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         *,
         look_for_models: Callable[[], object] = lambda: None,
     ) -> None:
-        """`evaluator` and `look_for_models`, which finds references of unknown models, are called in a thread."""
+        """`look_for_models` finds references of unknown models."""
         self._look_for_models = look_for_models
-        self._app, self._agent, self._counting, self._evaluator, self._now_ms = app, agent, counting, evaluator, now_ms
+        self._worker, self._counting, self._evaluator, self._now_ms = worker, counting, evaluator, now_ms
 
-    def register(self) -> None:
-        """Add it to the app."""
-        self._app.add_task(self._keep_evaluating)
-
-    async def _keep_evaluating(self) -> None:
+    def step(self) -> None:
+        """Evaluate the complete blocks, in a thread that may wait. A store or Kafka that is away is logged."""
         metrics = self._counting.metrics
-        while not self._app.should_stop:
-            await asyncio.sleep(self._counting.settings.save_every_ms / 1000)
-            try:
-                self._counting.done_ms = await asyncio.to_thread(self._evaluate)
-            except (StoreUnavailable, StoreConflict) as error:
-                self._agent.note_trouble(error)
-            except TemporaryFailure as error:
-                # Kafka does not accept the alerts: the block is evaluated again.
-                _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
-            now_ms = self._now_ms()
-            passed_ms = {p: work.checkpoint.saved.passed_ms(0) for p, work in self._agent.works(PartitionState).items()}
-            metrics.unsaved.set(self._agent.unsaved)
-            metrics.behind({p: (now_ms - ms) / 1000 for p, ms in passed_ms.items() if ms})
-            metrics.evaluated.set(self._counting.done_ms / 1000)
+        try:
+            self._counting.done_ms = self._evaluate()
+        except (StoreUnavailable, StoreConflict) as error:
+            self._worker.note_trouble(error)
+        except TemporaryFailure as error:
+            # Kafka does not accept the alerts: the block is evaluated again.
+            _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
+        now_ms = self._now_ms()
+        passed_ms = {p: work.checkpoint.saved.passed_ms(0) for p, work in self._worker.works(PartitionState).items()}
+        metrics.unsaved.set(self._worker.unsaved)
+        metrics.behind({p: (now_ms - ms) / 1000 for p, ms in passed_ms.items() if ms})
+        metrics.evaluated.set(self._counting.done_ms / 1000)
 
     def _evaluate(self) -> int:
         self._look_for_models()
-        if self._agent.has(0):
-            assignment = self._agent.assignment
-            steps = self._evaluator.step(may_go_on=lambda: assignment == self._agent.assignment)
+        if self._worker.has(0):
+            assignment = self._worker.assignment
+            steps = self._evaluator.step(may_go_on=lambda: assignment == self._worker.assignment)
             self._counting.metrics.blocks.inc(steps)
         else:
             self._evaluator.forget()

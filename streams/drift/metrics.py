@@ -82,7 +82,6 @@ class DriftMetrics:
             "other": counter("other_version", "Decisions counted together, of versions beyond versions_max."),
         }
         self.undecodable = counter("undecodable", "Records on the topic decisions that cannot be decoded.")
-        self.conflicts = counter("store_conflicts", "Partitions dropped because another worker counts them.")
         self.retries = counter("store_retries", "Times that counts had to wait for the store.")
         self.trimmed = counter("trimmed", "Times that a record was too large and lost the features of its segments.")
         self.lost = counter("unmerged", "Times that counts of a model that is no longer watched were not added up.")

@@ -23,8 +23,6 @@ class DriftSettings:
     # Counts are saved this often, or as soon as `save_decisions` decisions have been read.
     save_every_ms: int = internal(5000)
     save_decisions: int = internal(10_000)
-    # With this many decisions read and not saved, no more are fetched.
-    unsaved_max: int = internal(50_000)
     # How long a decision may take onto its topic. A block is complete this long after its end.
     grace_ms: int = 60_000
     # A decision dated further ahead of the clock is counted as `future` and nowhere else.

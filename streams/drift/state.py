@@ -1,6 +1,6 @@
 """Counts of decisions in the store. No crash of a worker loses a decision or counts one twice.
 
-    drift:head:P            the head of partition P (streams/faust/checkpoint.py). Its progress is a CountingProgress,
+    drift:head:P            the head of partition P (streams/counts/checkpoint.py). Its progress is a CountingProgress,
                             and its *delta* all that was counted since the partition's tiles were last written
     drift:minute:P:SLOT     a tile: what was counted of one minute. SLOT is a place in a ring of 120 minutes
     drift:five:P:SLOT       a tile of five minutes, in a ring of 48 hours
@@ -30,6 +30,8 @@ from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.drift.binning import Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.counts.checked_state import Check
+from paywarden.streams.counts.checkpoint import Checkpoint, CheckpointHead, HeadPlace, pack, stored_heads, unpack
 from paywarden.streams.drift.counts import (
     KEPT_MS,
     MINUTE_MS,
@@ -46,8 +48,6 @@ from paywarden.streams.drift.counts import (
 )
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.faust.checked_state import Check
-from paywarden.streams.faust.checkpoint import Checkpoint, CheckpointHead, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
 FIVE_MS = 5 * MINUTE_MS

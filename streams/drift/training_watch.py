@@ -1,4 +1,4 @@
-"""Compare each week of a model's decisions with its training window, and keep alerts of subjects that moved away.
+"""Compare each week of a model's decisions with its training window, and find the subjects that moved away.
 
 The detectors find a change against expectations that follow features and traffic. A change that is slow enough is
 followed to its end. This comparison follows nothing:
@@ -13,9 +13,10 @@ followed to its end. This comparison follows nothing:
 2. A subject has moved if its PSI, beyond the natural distance between weeks, reaches `psi_info`, and if `outside_min`
    of the payments are not where they were; of a number, twice as many. A feature that moved very far in training
    itself, such as the time since a card was first seen, is left to the baseline.
-3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert, named
-   after the subject that moved most in it. A feature or score that moved by the mix of a dimension alone is attached to
-   the alert of that traffic; a score that moved with features, to theirs.
+3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert in the
+   version's book (streams/alerts/book.py), named after the subject that moved most in it. A feature or score that
+   moved by the mix of a dimension alone is attached to the alert of that traffic; a score that moved with features, to
+   theirs.
 4. As long as an alert of the baseline says the same at no lesser severity, none is raised.
 5. An open alert escalates, is repeated a few times, and clears when all of its group is back under half of `psi_info`.
    A new reference, and a model that no longer decides, clear it, too.
@@ -44,7 +45,7 @@ from paywarden.models.drift.training_distance import WINDOW_DAYS, Distances, Sub
 from paywarden.models.metrics.distances import psi
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, Comparison, MovedSignal, Severity, State, rank_of
-from paywarden.streams.alerts.book import ATTACHED_MAX
+from paywarden.streams.alerts.book import ATTACHED_MAX, AlertBook, is_snoozed, is_worse
 from paywarden.streams.alerts.causes import dimension_of, is_foreign
 from paywarden.streams.alerts.records import Histograms
 from paywarden.streams.drift.settings import TrainingComparisonSettings
@@ -90,7 +91,7 @@ class Week:
 
 
 class TrainingWatch:
-    """The comparison of one model version with its reference, and its open alerts. Not thread-safe."""
+    """The comparison of one model version with its reference. Not thread-safe."""
 
     def __init__(self, version: str, reference: Reference, settings: TrainingComparisonSettings) -> None:
         self.version, self.reference, self._settings = version, reference, settings
@@ -101,14 +102,11 @@ class TrainingWatch:
         self._since_ms = 0
         # How far the newest week lies from the training window beyond its natural distance: the furthest of each group.
         self.distances: dict[str, float] = {}
-        # Open alerts by group, and when each was sent last.
-        self.open: dict[str, Alert] = {}
-        self._sent_ms: dict[str, int] = {}
 
-    def step(self, day_ms: int, counts: Counts, others: Sequence[Alert]) -> list[Alert]:
+    def step(self, day_ms: int, counts: Counts, book: AlertBook) -> list[Alert]:
         """Take a day's counts; return the alerts that were raised, escalated, repeated or cleared.
 
-        `others`: the open alerts of the baseline for this version. A day that was taken before changes nothing.
+        `book`: the open alerts of this version. A day that was taken before changes nothing.
         """
         if self._days and day_ms <= max(self._days):
             return []
@@ -118,31 +116,11 @@ class TrainingWatch:
         self._days = {day: row for day, row in self._days.items() if day >= first_ms}
         if self._since_ms > first_ms:
             return []
-        return self._judge(self._week(first_ms, day_ms + DAY_MS, counts), others)
+        return self._judge(self._week(first_ms, day_ms + DAY_MS, counts), book)
 
     def is_idle(self, end_ms: int) -> bool:
         """Whether no day of the week before `end_ms` has a decision."""
         return not self._days or max(self._days) + WINDOW_DAYS * DAY_MS < end_ms
-
-    def close(self, time_ms: int) -> list[Alert]:
-        """Clear and return all open alerts."""
-        cleared = [replace(alert, state=State.CLEARED, time_ms=time_ms) for alert in self.open.values()]
-        self.open.clear()
-        self._sent_ms.clear()
-        return cleared
-
-    def acknowledge(self, alert_id: str, *, by: str, until_ms: int) -> bool:
-        """Note who has seen an alert; until `until_ms` it is only sent if it becomes critical.
-
-        Returns whether that was news: an alert of this watch, and not noted before.
-        """
-        for group, alert in self.open.items():
-            if alert.alert_id == alert_id:
-                until_ms = max(until_ms, alert.snoozed_until_ms)
-                newer = replace(alert, acknowledged_by=by, snoozed_until_ms=until_ms)
-                self.open[group] = newer
-                return newer != alert
-        return False
 
     def histograms(self, alert: Alert) -> Histograms | None:
         """Return the histograms of the reference and of the week; None for traffic, which has no edges."""
@@ -183,26 +161,34 @@ class TrainingWatch:
         is_feature = np.array([subject.name.startswith(FEATURE_PREFIX) for subject in subjects])
         return np.asarray(is_feature & (natural >= _CLOCK_PSI))
 
-    def _judge(self, week: Week, others: Sequence[Alert]) -> list[Alert]:
+    def by_group(self, book: AlertBook) -> dict[str, Alert]:
+        """Return the open alerts of this comparison, by group."""
+        return {self._group_of(self._number_of(alert)): alert for alert in book.of(Comparison.TRAINING)}
+
+    def _judge(self, week: Week, book: AlertBook) -> list[Alert]:
         moved, quiet = self._moved(week)
         distances: dict[str, float] = {}
         for number, beyond in enumerate(week.beyond.tolist()):
             group = self._group_of(number)
             distances[group] = max(beyond, distances.get(group, beyond))
         self.distances = distances
-        before = dict(self.open)
-        alerts: list[Alert] = []
+        before, known = dict(book.open), self.by_group(book)
         groups = self._groups(week, moved)
         for group, members in groups.items():
-            alert = self.open.get(group)
+            alert = known.get(group)
             if alert is not None:
-                alerts += self._followed(group, alert, members, week)
-            elif members and not self._is_told(members[0], week, others):
-                alerts.append(self._raised(group, members, week))
-        for group, alert in before.items():
+                book.put(self._followed(alert, members, week))
+            elif members and not self._is_told(members[0], week, book.of(Comparison.BASELINE)):
+                book.put(self._raised(group, members, week))
+        for group, alert in known.items():
             if not groups.get(group):
-                alerts += self._unmoved(group, alert, week, quiet)
-        return alerts
+                # Nothing of its group is over the limit; it clears once the group is quiet.
+                number = self._number_of(alert)
+                before[alert.alert_id] = newer = replace(alert, **self._naming(number, [number], week))
+                book.put(newer)
+                if number in quiet:
+                    del book.open[alert.alert_id]
+        return book.changes(before, week.end_ms)
 
     def _moved(self, week: Week) -> tuple[list[int], list[int]]:
         """Return the numbers of the subjects that have moved, the furthest first, and of the quiet subjects."""
@@ -367,7 +353,7 @@ class TrainingWatch:
     def _raised(self, group: str, members: list[int], week: Week) -> Alert:
         # A digest, so a day that is evaluated again raises the same alert.
         name = "\0".join((self.version, self.reference.digest.hex(), group, str(week.end_ms)))
-        alert = Alert(
+        return Alert(
             alert_id=hashlib.sha256(f"training\0{name}".encode()).hexdigest()[:16],
             model_version=self.version,
             state=State.RAISED,
@@ -378,43 +364,18 @@ class TrainingWatch:
             comparison=Comparison.TRAINING,
             **self._naming(members[0], members, week),
         )
-        self.open[group], self._sent_ms[group] = alert, week.end_ms
-        return alert
 
-    def _followed(self, group: str, alert: Alert, members: list[int], week: Week) -> list[Alert]:
-        """Update an open alert whose group still has moved; return it if it has to be sent."""
-        named = self._number_of(alert)
+    def _followed(self, alert: Alert, members: list[int], week: Week) -> Alert:
+        """Return an open alert whose group still has moved as it is now. It may be due to be repeated."""
+        named, settings = self._number_of(alert), self._settings
         number = named if named in members else members[0]
         severity = max((self._severity(week, number), alert.severity), key=rank_of)
         newer = replace(alert, **self._naming(number, members, week), severity=severity)
-        worse = rank_of(severity) > rank_of(alert.severity) or newer.subject != alert.subject or alert.held_back
-        due_ms = self._sent_ms[group] + self._settings.remind_days * DAY_MS * 2**alert.reminders
-        is_due = week.end_ms >= due_ms and alert.reminders < self._settings.reminders_max
-        if not (worse or is_due):
-            self.open[group] = newer
-            return []
-        if week.end_ms < alert.snoozed_until_ms and severity is not Severity.CRITICAL:
-            self.open[group] = replace(newer, held_back=worse)
-            return []
-        newer = replace(
-            newer,
-            state=State.ESCALATED,
-            time_ms=week.end_ms,
-            held_back=False,
-            reminders=alert.reminders if worse else alert.reminders + 1,
-        )
-        self.open[group], self._sent_ms[group] = newer, week.end_ms
-        return [newer]
-
-    def _unmoved(self, group: str, alert: Alert, week: Week, quiet: Sequence[int]) -> list[Alert]:
-        """Update an open alert of whose group nothing is over the limit; clear it once the group is quiet."""
-        number = self._number_of(alert)
-        newer = replace(alert, **self._naming(number, [number], week))
-        self.open[group] = newer
-        if number not in quiet:
-            return []
-        del self.open[group], self._sent_ms[group]
-        return [replace(newer, state=State.CLEARED, time_ms=week.end_ms)]
+        due_ms = alert.time_ms + settings.remind_days * DAY_MS * 2**alert.reminders
+        is_due = week.end_ms >= due_ms and alert.reminders < settings.reminders_max
+        if is_due and not (is_worse(alert, newer) or alert.held_back or is_snoozed(newer, week.end_ms)):
+            return replace(newer, reminders=alert.reminders + 1)
+        return newer
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state for JSON and `restore`."""
@@ -423,8 +384,6 @@ class TrainingWatch:
             "reference": self.reference.digest.hex(),
             "since_ms": self._since_ms,
             "days": days,
-            "open": {group: alert.to_dict() for group, alert in self.open.items()},
-            "sent_ms": self._sent_ms,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -432,96 +391,34 @@ class TrainingWatch:
         days = {int(day): np.frombuffer(base64.b64decode(row), "<i8") for day, row in state["days"].items()}
         if any(len(row) != self._subjects.cells for row in days.values()):
             raise ValueError("the rows are of other subjects")
-        self.open = {group: Alert.from_dict(fields) for group, fields in state["open"].items()}
-        self._sent_ms = {group: int(state["sent_ms"][group]) for group in self.open}
         self._days = {day: row.astype(np.int64) for day, row in days.items()}
         self._since_ms = int(state["since_ms"])
 
 
-class TrainingWatches:
-    """A TrainingWatch for each version that has a reference. Not thread-safe."""
+def pack(watches: Mapping[str, TrainingWatch]) -> bytes:
+    """Return the state of all versions, for `unpack`; empty if there is nothing to keep."""
+    states = {version: watch.to_dict() for version, watch in sorted(watches.items())}
+    text = json.dumps(states, separators=(",", ":"), sort_keys=True)
+    return zlib.compress(text.encode(), _ZLIB_LEVEL) if states else b""
 
-    def __init__(self, settings: TrainingComparisonSettings) -> None:
-        self._settings = settings
-        self._watches: dict[str, TrainingWatch] = {}
-        self._orphans: list[Alert] = []
-        # The state as bytes: it changes once a day, and is saved with every block.
-        self._packed: bytes | None = None
 
-    def step(
-        self,
-        day_ms: int,
-        counts: Mapping[str, tuple[Reference, Counts]],
-        others: Sequence[Alert],
-    ) -> list[Alert]:
-        """Take a day's counts by version, each with its reference; return the alerts whose state changed."""
-        self._packed = None
-        end_ms = day_ms + DAY_MS
-        alerts: list[Alert] = []
-        for version, (reference, of_version) in sorted(counts.items()):
-            watch = self._watches.get(version)
-            if watch is None or watch.reference is not reference:
-                alerts += watch.close(end_ms) if watch is not None else []
-                watch = self._watches[version] = TrainingWatch(version, reference, self._settings)
-            own = [alert for alert in others if alert.model_version == version]
-            alerts += watch.step(day_ms, of_version, own)
-        for version in [version for version in self._watches if version not in counts]:
-            alerts += self._watches[version].close(end_ms)
-            if self._watches[version].is_idle(end_ms):
-                del self._watches[version]
-        return alerts
+def unpack(
+    state: bytes, reference_of: Callable[[str], Reference | None], settings: TrainingComparisonSettings
+) -> dict[str, TrainingWatch]:
+    """Return what `pack` was called on, without the versions that have another reference now, or none.
 
-    def cleared(self, end_ms: int) -> list[Alert]:
-        """Return the alerts of a restored state that have no reference any more, cleared; each once."""
-        alerts = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
-        self._orphans = []
-        return alerts
-
-    def watch_of(self, version: str) -> TrainingWatch | None:
-        """Return the watch of a version; None if there is none."""
-        return self._watches.get(version)
-
-    def acknowledge(self, alert_id: str, *, by: str, until_ms: int) -> bool:
-        """Note that somebody has seen an alert. Returns whether that was news."""
-        is_news = any(watch.acknowledge(alert_id, by=by, until_ms=until_ms) for watch in self._watches.values())
-        if is_news:
-            self._packed = None
-        return is_news
-
-    @property
-    def open_alerts(self) -> list[Alert]:
-        """The open alerts of all versions."""
-        return [alert for _, watch in sorted(self._watches.items()) for _, alert in sorted(watch.open.items())]
-
-    def to_bytes(self) -> bytes:
-        """Return the whole state, for `restore`; empty if there is nothing to keep."""
-        if self._packed is None:
-            states = {version: watch.to_dict() for version, watch in sorted(self._watches.items())}
-            text = json.dumps(states, separators=(",", ":"), sort_keys=True)
-            self._packed = zlib.compress(text.encode(), _ZLIB_LEVEL) if states else b""
-        return self._packed
-
-    def restore(self, state: bytes, reference_of: Callable[[str], Reference | None]) -> None:
-        """Restore the state that `to_bytes` returned; empty bytes start again. Raises InvalidEvent for damaged bytes.
-
-        `reference_of`: returns the reference of a version as `step` gets it. If that is another one now, or none,
-        `cleared` returns the version's alerts.
-        """
-        self._watches, self._orphans, self._packed = {}, [], None
-        if not state:
-            return
-        try:
-            for version, fields in json.loads(_inflated(state)).items():
-                reference = reference_of(version)
-                if reference is None or reference.digest.hex() != fields["reference"]:
-                    self._orphans += [Alert.from_dict(alert) for alert in fields["open"].values()]
-                    continue
-                watch = TrainingWatch(version, reference, self._settings)
-                watch.restore(fields)
-                self._watches[version] = watch
-        except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._watches, self._orphans = {}, []
-            raise InvalidEvent("the state of the comparison with training is damaged") from error
+    Raises InvalidEvent for damaged bytes.
+    """
+    watches: dict[str, TrainingWatch] = {}
+    try:
+        for version, fields in json.loads(_inflated(state)).items() if state else ():
+            reference = reference_of(version)
+            if reference is not None and reference.digest.hex() == fields["reference"]:
+                watches[version] = TrainingWatch(version, reference, settings)
+                watches[version].restore(fields)
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidEvent("the state of the comparison with training is damaged") from error
+    return watches
 
 
 def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:

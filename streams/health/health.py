@@ -4,8 +4,7 @@
     GET /readyz   200 while it does its work, else 503 and why      {"ready": false, "missing": ["…"]}
     GET /metrics  Prometheus' text format
 
-`paywarden stream` serves these on Faust's web server (streams/faust/web.py). A process without an event loop serves
-them from a thread (streams/health/server.py). This module imports neither.
+A process serves them from a thread (streams/health/server.py).
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ class BatchConsumer:
         # The partitions that were assigned since `_consume` has cleared this.
         self._just_assigned: set[PartitionId] = set()
         self._paused_topics: set[str] = set()
+        self._held_back: set[PartitionId] = set()
         self._is_held = self._has_lost = False
         # Records that came while everything was paused, from a fetch that was on its way.
         self._early: list[Consumed] = []
@@ -210,7 +211,7 @@ class BatchConsumer:
         """Returns the next offset of each partition that is being read, for StallWatch."""
         if self._is_held:
             return {}
-        read = (place for place in self.places if place[0] not in self._paused_topics)
+        read = (place for place in self.places if not self._is_paused(place))
         return {place: self._heard.get(place, NOTHING_HEARD) for place in read}
 
     def lag(self, ends: Mapping[PartitionId, int]) -> dict[PartitionId, int]:
@@ -237,6 +238,14 @@ class BatchConsumer:
         if not self._is_held:
             self._set_paused([place for place in self.places if place[0] == topic], pause)
 
+    def hold_back(self, places: Collection[PartitionId]) -> None:
+        """Read nothing from these partitions, and go on with those that were held back before."""
+        again = self._held_back - set(places)
+        self._held_back = self.places & set(places)
+        if not self._is_held:
+            self._set_paused(self._held_back, True)
+            self._set_paused([place for place in self.places & again if not self._is_paused(place)], False)
+
     def hold(self) -> None:
         """Read nothing until `release`. Calls of `wait` keep the worker in the group."""
         self._is_held, self._has_lost = True, False
@@ -259,7 +268,7 @@ class BatchConsumer:
     def release(self) -> None:
         """Go on reading after `hold`."""
         self._is_held = False
-        self._set_paused([place for place in self.places if place[0] not in self._paused_topics], False)
+        self._set_paused([place for place in self.places if not self._is_paused(place)], False)
 
     def abandon(self) -> list[PartitionId]:
         """Go back to the records that were taken and not processed; returns their partitions.
@@ -338,7 +347,10 @@ class BatchConsumer:
         # The client does not seek in a partition that it has stopped.
         self._consumer.incremental_unassign([TopicPartition(*place)])
         self._consumer.incremental_assign([TopicPartition(*place, offset)])
-        self._set_paused([place], self._is_held or place[0] in self._paused_topics)
+        self._set_paused([place], self._is_held or self._is_paused(place))
+
+    def _is_paused(self, place: PartitionId) -> bool:
+        return place[0] in self._paused_topics or place in self._held_back
 
     def _seek(self, place: PartitionId, offset: int) -> None:
         topic, partition = place
@@ -358,7 +370,7 @@ class BatchConsumer:
         consumer.incremental_assign(list(partitions))
         self.places.update(places)
         self._just_assigned.update(places)
-        paused = {place for place in places if self._is_held or place[0] in self._paused_topics}
+        paused = {place for place in places if self._is_held or self._is_paused(place)}
         self._set_paused(paused, True)
         # The client remembers the pause of a partition across its revocation, and would never read it again.
         self._set_paused(set(places) - paused, False)
@@ -373,6 +385,7 @@ class BatchConsumer:
             self._heard.pop(place, None)
             self._ahead.pop(place, None)
             self._displaced.pop(place, None)
+            self._held_back.discard(place)
             self._has_lost = self._has_lost or done < taken
         self._on_revoked(places)
 

@@ -9,8 +9,8 @@ dropped as replays, without a word. The register therefore keeps the id of each 
 1. At the first start the worker enters the ids that it finds.
 2. Before it reads, and now and then while it reads, it compares. Another id, or a partition that ends before the last
    record that was read, stops the worker.
-3. An operator accepts the topic as it is now (`paywarden source accept`). The register gets the new id and the next
-   *generation*, and the group reads the topic from its beginning.
+3. An operator accepts the topic as it is now (`paywarden admin source --accept`). The register gets the new id and the
+   next *generation*, and the group reads the topic from its beginning.
 
 Stored offsets never go back: an offset in a store is Kafka's offset plus `base_of(generation)`.
 
@@ -105,7 +105,9 @@ class SourceRegister:
             for topic, found in ids.items():
                 generation = entries.get(self._names[topic], SourceEntry("")).generation + 1
                 if generation > GENERATION_MAX:
-                    raise Misconfigured(f"topic {topic} was accepted {GENERATION_MAX} times: run `paywarden rebuild`")
+                    raise Misconfigured(
+                        f"topic {topic} was accepted {GENERATION_MAX} times: run `paywarden admin rebuild`"
+                    )
                 accepted[self._names[topic]] = SourceEntry(found, generation)
             return {**entries, **accepted}
 
@@ -156,7 +158,7 @@ def changed_error(problems: Mapping[str, str], names: Mapping[str, str]) -> Sour
     more = f" So it is with {', '.join(name for name, _ in others)}." if others else ""
     return SourceChanged(
         f"topic {topic}: {problem}.{more} Nothing of it is read, because its records would count as replays. To go on "
-        f"with what is there now, stop all stream workers and run `paywarden source accept "
+        f"with what is there now, stop all stream workers and run `paywarden admin source --accept "
         f"{' '.join(names[changed] for changed in problems)}` (docs/operate/migrate-cluster.md)"
     )
 
@@ -177,5 +179,5 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured(
             "the register of sources cannot be read: it is damaged. Without it old offsets look like new ones: "
-            "`paywarden rebuild` creates profiles again, with a register of their own"
+            "`paywarden admin rebuild` makes profiles anew, with a register of their own"
         ) from error

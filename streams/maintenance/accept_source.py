@@ -3,7 +3,7 @@
 Two groups read topics and store offsets of them:
 
     the workers of the live set    payments, outcomes, repartition-…    offsets in profiles and records of payments
-    the agents                     decisions, outcomes                  offsets in counts and in the join of outcomes
+    the workers that count         decisions, outcomes                  offsets in counts and in the join of outcomes
 
 To accept a topic:
 

@@ -151,7 +151,7 @@ def _places_to_commit(what: BackedUp, backup: Backup) -> list[TopicPartition]:
                 if start < first:
                     raise Misconfigured(
                         f"{name}, partition {partition}: the backup needs records from offset {start} on, and Kafka "
-                        f"has them from {first} on: run `paywarden rebuild` instead"
+                        f"has them from {first} on: run `paywarden admin rebuild` instead"
                     )
                 places.append(TopicPartition(what.kafka.topic(name), partition, start))
     finally:

@@ -35,7 +35,6 @@ from paywarden.streams.kafka.admin import offsets_at, stable_end_offsets
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.stalls.stall_detector import named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics
 from paywarden.streams.maintenance.add_partitions import members_of
@@ -197,11 +196,10 @@ class Rebuild:
                 look_at = time.monotonic() + self._options.look_every_s
             if stop.is_set():
                 return False
-            pipeline.step(stop)
-            if pipeline.stalled:
-                raise BrokerUnavailable(
-                    f"Kafka's client has stalled on {named(pipeline.stalled)}: go on with --resume {self.name}"
-                )
+            try:
+                pipeline.step(stop)
+            except BrokerUnavailable as error:
+                raise BrokerUnavailable(f"{error}; go on with --resume {self.name}") from error
 
     def _ends(self, topics: Sequence[str]) -> dict[str, Mapping[int, int]]:
         ends: dict[str, Mapping[int, int]] = {}

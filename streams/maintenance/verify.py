@@ -212,8 +212,8 @@ def spoken(verdicts: Verdicts) -> Iterator[str]:
     if verdicts.unreadable:
         yield f"unreadable {verdicts.unreadable} on either side"
     if verdicts.needs_repair:
-        yield "run `paywarden store verify --repair`: it writes lost profiles back from the changelog"
+        yield "run `paywarden admin store verify --repair`: it writes lost profiles back from the changelog"
     if verdicts.returned:
-        yield "run `paywarden forget` again for everything that was forgotten"
+        yield "run `paywarden admin forget` again for everything that was forgotten"
     if verdicts.needs_rebuild:
-        yield "run `paywarden rebuild --from-beginning`: only the payments themselves can repair these"
+        yield "run `paywarden admin rebuild --from-beginning`: only the payments themselves can mend these"

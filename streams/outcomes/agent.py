@@ -1,31 +1,26 @@
-"""Run the join of outcomes in PartitionAgents of both topics, and evaluate the days that are mature."""
+"""Run the join of outcomes in the PartitionWorkers of both topics, and evaluate the days that are mature."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
-from paywarden.streams.faust.partition_agent import PartitionAgent
+from paywarden.streams.counts.partition_worker import PartitionWorker
 from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, read_evaluated
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import JoinResult, OutcomeWork, StateReading, take_over
 
-if TYPE_CHECKING:
-    from paywarden.streams.faust.app import StreamApp
-
 _log = logging.getLogger(__name__)
 
 # Days mature once a day.
-_EVALUATE_EVERY_S = 5.0
+EVALUATE_EVERY_S = 5.0
 
 
 class OutcomeJoining:
@@ -57,31 +52,24 @@ class OutcomeEvaluation:
 
     def __init__(
         self,
-        app: StreamApp,
         *,
-        decisions: PartitionAgent,
-        outcomes: PartitionAgent,
+        decisions: PartitionWorker,
+        outcomes: PartitionWorker,
         joining: OutcomeJoining,
         evaluator: OutcomeEvaluator,
     ) -> None:
-        """`evaluator` is called in a thread."""
-        self._app, self._decisions, self._outcomes = app, decisions, outcomes
+        self._decisions, self._outcomes = decisions, outcomes
         self._joining, self._evaluator = joining, evaluator
 
-    def register(self) -> None:
-        """Add it to the app."""
-        self._app.add_task(self._keep_evaluating)
-
-    async def _keep_evaluating(self) -> None:
-        while not self._app.should_stop:
-            await asyncio.sleep(_EVALUATE_EVERY_S)
-            self._joining.metrics.unsaved.set(self._outcomes.unsaved)
-            try:
-                await asyncio.to_thread(self._evaluate)
-            except (StoreUnavailable, StoreConflict) as error:
-                self._outcomes.note_trouble(error)
-            except BrokerUnavailable as error:
-                _log.warning("the records of outcomes cannot be sent, trying again: %s", error)
+    def step(self) -> None:
+        """Evaluate the days that are mature, in a thread that may wait. A store or Kafka that is away is logged."""
+        self._joining.metrics.unsaved.set(self._outcomes.unsaved)
+        try:
+            self._evaluate()
+        except (StoreUnavailable, StoreConflict) as error:
+            self._outcomes.note_trouble(error)
+        except BrokerUnavailable as error:
+            _log.warning("the records of outcomes cannot be sent, trying again: %s", error)
 
     def _evaluate(self) -> None:
         metrics = self._joining.metrics

@@ -42,7 +42,6 @@ class OutcomeMetrics:
         self._without_amount = counter("without_amount", "Decisions whose amount has no rate, counted as 0.")
         self._other_arm = counter("other_arm", "Decisions counted together, of versions and variants beyond arms_max.")
         self.undecodable = counter("undecodable", "Records on the topic outcomes that cannot be decoded.")
-        self.conflicts = counter("store_conflicts", "Partitions dropped because another worker has them.")
         self.retries = counter("store_retries", "Times that outcomes had to wait for the store.")
         self.store_up = gauge("store_up", "1 while the store takes outcomes, 0 while they wait for it.")
         self.unsaved = gauge("unsaved", "Outcomes read that are not saved yet.")

@@ -9,6 +9,7 @@ from paywarden.models.metrics.outcome_measures import OutcomeMeasures
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.streams.alerts.alerts import Alert
 from paywarden.streams.alerts.records import AlertSender
+from paywarden.streams.alerts.records import record_of as alert_record
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.outcomes.payments import DAY_MS, Arm
@@ -80,5 +81,5 @@ class OutcomeSender:
             key = f"{record['model_version']}:{record['variant']}".encode()
             sender.send(self._kafka.topic(METRICS_TOPIC), self._encoder.encode(record), key=key)
         for alert, reference_count in alerts:
-            alert_sender.send(alert, reference_count=reference_count)
+            alert_sender.send(alert_record(alert, reference_count=reference_count))
         sender.flush(_FLUSH_TIMEOUT_S)

@@ -22,8 +22,6 @@ class OutcomeSettings:
     # Records are processed and saved this often, or as soon as `save_records` records have been read.
     save_every_ms: int = internal(5000)
     save_records: int = internal(10_000)
-    # With this many records read and not saved, no more are fetched.
-    unsaved_max: int = internal(50_000)
     # The most versions and variants counted apart at a time, in each partition. Later ones are counted together.
     arms_max: int = internal(8)
     # The first days with mature labels are the reference for later days. It needs at least this many frauds.

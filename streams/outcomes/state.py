@@ -4,7 +4,7 @@
     outcomes:day:SOURCE:DAY   what the rows of one partition changed in the tallies of payments decided on one day, and
                               the offset up to which it has them
     outcomes:head:SOURCE      the head of one partition of decisions (d0, d1, …) or outcomes (o0, o1, …): how far it is
-                              worked in (streams/faust/checkpoint.py)
+                              worked in (streams/counts/checkpoint.py)
 
 A worker processes a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
 
@@ -39,8 +39,8 @@ from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
-from paywarden.streams.faust.checked_state import Check
-from paywarden.streams.faust.checkpoint import (
+from paywarden.streams.counts.checked_state import Check
+from paywarden.streams.counts.checkpoint import (
     Checkpoint,
     CheckpointHead,
     HeadPlace,
@@ -49,7 +49,7 @@ from paywarden.streams.faust.checkpoint import (
     stored_heads,
     unpack,
 )
-from paywarden.streams.faust.label_cap import has_place, take_place
+from paywarden.streams.counts.label_cap import has_place, take_place
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,

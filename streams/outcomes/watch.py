@@ -92,7 +92,7 @@ class OutcomeWatch:
 
     def close(self, day: int) -> list[Alert]:
         """Clear the open alerts because this version and variant is no longer watched; return them."""
-        return self._watch.close((day + 1) * DAY_MS)
+        return self._watch.book.close((day + 1) * DAY_MS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the watch for JSON and `from_dict`."""

@@ -75,7 +75,6 @@ class StreamMetrics:
         self.abandoned = counter("abandoned_batches", "Batches dropped because a partition moved on; read again.")
         self.conflicts = counter("store_conflicts", "Writes refused because another worker had written meanwhile.")
         self.retries = counter("store_retries", "Times a batch had to wait for the store.")
-        self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self.dead_letters = counter("dead_letters", "Records set aside, by topic.", "topic")
         self.expired = counter("expired_records", "Records that expired on Kafka before they were read.", "topic")
         self._events = counter("profile_events", "Events applied to profiles, by kind of entity.", "entity")

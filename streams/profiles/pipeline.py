@@ -30,10 +30,10 @@ What can go wrong:
   other partitions again.
 - Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
   store, and it reads the profile again.
-- The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
+- The client stalls (streams/kafka/stalls/stall_detector.py). The worker ends, and the service manager starts it again.
 - A topic was deleted and created again, or ends before the last record that was read. The worker stops with an error
   that names the remedy (streams/profiles/guards/sources.py).
-- This host's clock and the broker's disagree. The worker leaves its group until they agree
+- This host's clock and the broker's disagree. The worker ends, and the next one joins its group once they agree
   (streams/profiles/guards/broker_clock.py).
 - A profile cannot be read. It is set aside with its events (streams/profiles/set_aside_profile.py), and the others
   go on.
@@ -195,8 +195,16 @@ class Pipeline:
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self._gather_ms = gather_ms_of(freshness_objectives_ms(settings, entities))
-        self._clients, self._group_id = clients, settings.group_of(options.profile_set)
-        self._consumer = self._new_consumer()
+        self._clients = clients
+        client = clients.consumer(
+            group_id=settings.group_of(options.profile_set),
+            session_timeout_ms=settings.session_timeout_ms,
+            tells_lost_offsets=True,
+            gather_ms=self._gather_ms,
+        )
+        self._consumer = BatchConsumer(
+            client, on_assigned=self._on_assigned, on_revoked=self._on_revoked, on_expired=self._on_expired
+        )
         self._ends = EndsWatch(
             clients.admin,
             "what is read",
@@ -208,8 +216,6 @@ class Pipeline:
         for topic in (self._payments, self._outcomes, *self._repartition):
             self.metrics.expired.labels(topic)
         self._known_ends: dict[PartitionId, int] = {}
-        self.stalled: list[PartitionId] = []
-        """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""
         self._store_retry = StoreRetry(
             store, self.metrics, first_pause_s=self._timing.retry_first_s, on_try=self._note_turn
         )
@@ -218,18 +224,27 @@ class Pipeline:
         self._turned_at = time.monotonic()
 
     def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
-        """Work until `stop` is set. Raises BrokerUnavailable if Kafka does not take the records within the timeout.
+        """Work until `stop` is set. The worker joins its group once its clock agrees with the broker's.
 
-        The worker calls `may_begin` when it is a member of its group and has read nothing; False ends it. It asks again
-        whenever it comes back to the group with a new client, after the old one has stalled or clocks have disagreed.
+        It calls `may_begin` when it is a member of its group and has read nothing; False ends it. Raises
+        BrokerUnavailable if Kafka does not take the records within the timeout, or the client has stalled;
+        ClocksDisagree, SourceChanged.
         """
-        while self._agrees_on_time(stop) and self._run_client(stop, may_begin):
-            if self.stalled:
-                _log.warning("Kafka's client has stalled on %s and is replaced", named(self.stalled))
-                self.metrics.stalls.inc()
-            self.stalled, self._has_joined = [], False
-            self._stalls.clear()
-            self._consumer = self._new_consumer()
+        if not self._agrees_on_time(stop):
+            return
+        self.join()
+        partitions = 0
+        try:
+            if not self._await_membership(stop) or not may_begin():
+                return
+            self._consumer.release()
+            while not (stop.is_set() or (self._drain and not self._undrained)):
+                self.step(stop)
+                if partitions != len(self._consumer.places):
+                    partitions, behind = self._standing()
+                    _log.info("stream: %d partitions, %d records behind", partitions, behind)
+        finally:
+            self.leave()
 
     def _agrees_on_time(self, stop: Event) -> bool:
         """Wait until this host's clock and the broker's agree. Returns False if `stop` was set first."""
@@ -244,36 +259,6 @@ class Pipeline:
     def _ask_time(self) -> None:
         self._router.ask_time()
         self._sender.flush(self._settings.flush_timeout_s)
-
-    def _run_client(self, stop: Event, may_begin: Callable[[], bool]) -> bool:
-        """Returns True if the client has stalled, or clocks disagree."""
-        self.join()
-        partitions = 0
-        try:
-            if not self._await_membership(stop) or not may_begin():
-                return False
-            self._consumer.release()
-            while not (stop.is_set() or self.stalled or (self._drain and not self._undrained)):
-                self.step(stop)
-                if partitions != len(self._consumer.places):
-                    partitions, behind = self._standing()
-                    _log.info("stream: %d partitions, %d records behind", partitions, behind)
-        except ClocksDisagree:
-            return True
-        finally:
-            self.leave()
-        return bool(self.stalled) and not stop.is_set()
-
-    def _new_consumer(self) -> BatchConsumer:
-        client = self._clients.consumer(
-            group_id=self._group_id,
-            session_timeout_ms=self._settings.session_timeout_ms,
-            tells_lost_offsets=True,
-            gather_ms=self._gather_ms,
-        )
-        return BatchConsumer(
-            client, on_assigned=self._on_assigned, on_revoked=self._on_revoked, on_expired=self._on_expired
-        )
 
     def _names_of(self, clients: KafkaClients, repartition: Iterable[str]) -> dict[str, str]:
         """Returns the topics that this worker reads, by full name the name without prefix."""
@@ -327,7 +312,8 @@ class Pipeline:
     def step(self, stop: Event) -> None:
         """Process one micro-batch up to its commit, or until it is abandoned.
 
-        Raises ClocksDisagree: nothing was done about the batch, and its next reader begins with it.
+        Raises ClocksDisagree: nothing was done about the batch, and its next reader begins with it; BrokerUnavailable
+        if the client has stalled, and SourceChanged.
         """
         self._note_turn()
         self._store_retry.look()
@@ -653,7 +639,9 @@ class Pipeline:
             self._arrivals.ended(of_payments, asked_ms=now_ms - round(1000 * self._ends.age_s) - 1, answered_ms=now_ms)
             positions = self._consumer.positions()
             stalled = self._stalls.look(ends, positions)
-            self.stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions) if stalled else []
+            stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions) if stalled else []
+            if stalled:
+                raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the worker begins again")
 
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())

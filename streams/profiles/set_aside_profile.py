@@ -13,7 +13,7 @@ they can be read. Nothing is sent to the changelog meanwhile: mirrors keep the l
 
     batch 1   card:c is damaged, event 7     ─►   {bytes, 7}
     batch 2   event 9                        ─►   {bytes, 7, 9}
-              `paywarden set-aside retry` puts the changelog's copy in the place of the bytes
+              `paywarden admin set-aside --retry` puts the changelog's copy in the place of the bytes
     batch 3   event 12                       ─►   the profile with 7, 9 and 12
 
 What can go wrong: a crash after the record is written and before the commit. The batch comes again, and its events are

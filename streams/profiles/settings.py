@@ -32,7 +32,7 @@ class StreamSettings:
     # How late an outcome may come. After that the record of its payment expires from the store.
     outcome_days: int = 120
     flush_timeout_s: int = internal(60)
-    # The worker replaces a client that delivers nothing for this long although the broker has more records
+    # The worker ends if its client delivers nothing for this long although the broker has more records
     # (streams/kafka/stalls/stall_detector.py).
     stall_timeout_s: int = internal(60)
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
@@ -64,6 +64,11 @@ class StreamSettings:
     def agents_group(self) -> str:
         """Returns the consumer group of the Faust agents."""
         return f"{self.group_id}-faust"
+
+    @property
+    def counts_group(self) -> str:
+        """Returns the consumer group that counts decisions and joins outcomes."""
+        return f"{self.group_id}-counts"
 
     def group_of(self, profile_set: str) -> str:
         """Returns the consumer group of a profile set's workers: its committed offsets are part of the set."""

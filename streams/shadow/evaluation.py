@@ -3,8 +3,7 @@
     outbox of each worker ──read──► VectorChallenger ──► topic shadow-decisions
 
 1. Take a batch from each outbox (streams/shadow/outbox_tail.py), evaluate it, send the records, and wait until Kafka
-   has them. Then the cursors may move. Two compiled calls do the usual decisions of a batch, if the challenger is of
-   the served catalogue (streams/shadow/fast_records.py).
+   has them. Then the cursors may move.
 2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
    With the priority "idle" a batch is evaluated in the time that all others leave. If a sixteenth of
    `waiting_bytes_max` waits for the challenger, it takes a small share of the cores until it has caught up. If that is
@@ -44,10 +43,9 @@ from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError, TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.retry_times import RetryTimes
-from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated, VectorChallenger
+from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated
 from paywarden.scoring.state.outbox import Frames, OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.shadow.fast_records import FastRecordWriter
 from paywarden.streams.shadow.outbox_tail import OutboxTail
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime
@@ -125,8 +123,7 @@ class ShadowEvaluator:
         self._shed, self._no_share_until = 0, -math.inf
         self._load_again, self._load_trouble = RetryTimes(_LOAD_AGAIN_S, _LOAD_AGAIN_S_MAX), ""
         self._look_for_outboxes()
-        self._fast: FastRecordWriter | None = None
-        self._challenger = self._loaded()
+        self._challenger = source.load()
 
     def use_spare_time(self, spare_time: SpareTime, sender: Sender) -> None:
         """Evaluate batches in spare time from now on, while that is enough. `sender` sends those, and no others.
@@ -172,7 +169,7 @@ class ShadowEvaluator:
     def _load_anew(self) -> None:
         """Load the challenger again. If that fails, it is tried again later."""
         try:
-            self._challenger = self._loaded()
+            self._challenger = self._source.load()
         except (PaywardenError, OSError) as error:
             self._load_again.note_failure(time.monotonic())
             if str(error) != self._load_trouble:
@@ -248,25 +245,10 @@ class ShadowEvaluator:
             self._evaluate(frames)
         return count
 
-    def _loaded(self) -> Challenger:
-        challenger = self._source.load()
-        self._fast = None
-        if isinstance(challenger, VectorChallenger):
-            self._fast = FastRecordWriter(challenger, self._encoder.header)
-        return challenger
-
     def _evaluate(self, frames: Frames) -> None:
-        fast = self._fast
-        if fast is not None:
-            written = fast.write(frames)
-            self._send(written.keys, written.values)
-            self._left_out.update(written.left_out)
-            self._newest_ms = max(self._newest_ms, written.newest_ms)
-        entries = self._entries(frames.payloads if fast is None else written.rest)
+        entries = self._entries(frames.payloads)
         if not entries:
             return
-        if fast is not None:
-            fast.learn(entries)
         self._newest_ms = max(self._newest_ms, entries[-1].decided_time_ms)
         found = self._challenger.evaluate(entries)
         self._send(

@@ -1,7 +1,7 @@
 """Runs the challengers of a host, each in a process of its own, and says how they are.
 
-    paywarden shadow run ──starts──► paywarden shadow evaluate b-42       a crash ends this one alone
-                         ──starts──► paywarden shadow evaluate strict     one line of JSON a second on stdout
+    paywarden shadow run ──starts──► paywarden shadow run --challenger b-42       a crash ends this one alone
+                         ──starts──► paywarden shadow run --challenger strict     one line of JSON a second on stdout
 
 1. Start the process of every challenger. Its status is on stdout; the log goes to stderr as always.
 2. A process that has ended is started again after a pause. The pause doubles, up to a minute, and is short again once

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz import console_targets, file_targets, table_targets, topic_targets
 
@@ -49,7 +50,6 @@ def seeds(name: str) -> Iterator[bytes]:
         "register": _register,
         "policy_rule": _policy_rule,
         "configuration": _configuration,
-        "kafka_batch": _kafka_batch,
         "times_and_keys": _times_and_keys,
     }
     make |= topic_targets.SEEDS | file_targets.SEEDS | table_targets.SEEDS | console_targets.SEEDS
@@ -241,9 +241,19 @@ def with_checksums(segment: bytes) -> bytes:
 
 
 def _outbox_records() -> Iterator[bytes]:
+    from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
     from paywarden.scoring.state.outbox import framed
-    from tests.parity.test_shadow_records import plain
+
+    def plain(**more: Any) -> OutboxEntry:
+        fields: dict[str, Any] = {"vector": bytes(60), "bundle_digest": b"\1" * 32, "policy_digest": b"\2" * 32} | more
+        return OutboxEntry(
+            request=ScoreRequest(payment_id="p-1", card_id="c-1"),
+            response=ScoreResponse(decision_id="d-1", score=0.01, action="approve", flags=["unknown_device"]),
+            decided_time_ms=1_700_000_000_000,
+            catalogue_digest="c" * 64,
+            **fields,
+        )
 
     usual = plain()
     flagged, long, other = plain(), plain(), plain(bundle_digest=b"\3" * 32, caller="a", profile_set="main")
@@ -298,11 +308,6 @@ def _configuration() -> Iterator[bytes]:
     yield b'[kafka]\nbootstrap = "a:1"\ntopic_prefix = "x-"\n[stream]\nbatch_max = 5\nfreshness_exceptions = ["a=1"]\n'
     yield b"[http]\nport = -1\n[grpc]\nlibrary = 7\n[limits]\nbatch_size_max = true\n"
     yield b"stream = 7\n[nowhere]\na = 1\n"
-
-
-def _kafka_batch() -> Iterator[bytes]:
-    yield b"trace\0k\0v\0\xff\xfe\0k\0v\0ok\0\0"
-    yield b"\xc3\xa9\0k\0v\0\xed\xa0\x80\0k\0v"
 
 
 def _times_and_keys() -> Iterator[bytes]:

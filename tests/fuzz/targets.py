@@ -308,7 +308,7 @@ def drift_and_outcome_state() -> Target:
     from paywarden.models.metrics.outcome_tally import OutcomeTally
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.streams.outcomes.payments import JoinedPayment, Outcome, SourcePartition
-    from tests.unit.streams.faust.test_checked_state import CHECKS, World
+    from tests.unit.streams.counts.test_checked_state import CHECKS, World
 
     world = World()
 
@@ -369,33 +369,16 @@ def outbox_records() -> Target:
     """
     import numpy as np
 
+    from paywarden.schemas.avro import Encoder, LocalSchemaIds
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.scoring.state.outbox import Frames
     from paywarden.scoring.state.outbox.files import PAYLOAD_BYTES_MAX, parse
     from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES, fill_ends
     from paywarden.streams.companion.shipment import read_entry
     from paywarden.streams.companion.shipping import decision_of
-    from paywarden.streams.shadow.fast_records import FastRecordWriter
     from tests.fuzz.corpus import with_checksums
-    from tests.parity.test_shadow_records import ENCODER, RULES, SETTINGS, challenger, check, plain
-    from tests.unit.streams.companion.test_decision_writer import ENCODER as DECISIONS
-    from tests.unit.streams.companion.test_decision_writer import writer
 
-    decisions, pairs = writer(), []
-    for settings, is_alone in ((SETTINGS, False), (RULES, False), (SETTINGS, True)):
-        own = challenger(settings, is_policy_alone=is_alone)
-        fast = FastRecordWriter(own, ENCODER.header)
-        fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.digests[0]))])
-        pairs.append((own, fast))
-
-    def general(entry: Any) -> bytes:
-        return DECISIONS.encode(decision_of(entry, ""))
-
-    def written(write: Callable[[Any], bytes], entry: Any) -> bytes | str:
-        try:
-            return write(entry)
-        except InvalidEvent as error:
-            return str(error)
+    encoder = Encoder("decisions", LocalSchemaIds().id_of("decisions"))
 
     def target(data: bytes) -> None:
         segment = with_checksums(data[1:]) if data[:1] and data[0] & 1 else data[1:]
@@ -405,16 +388,9 @@ def outbox_records() -> Target:
         assert ends[:count].tolist() == [after for after, _ in records]
         frames = Frames(segment[:end], ends[:count], end)
         assert frames.payloads == [payload for _, payload in records]
-        entries = []
         for payload in frames.payloads:
             with suppress(InvalidEvent):
-                entries.append(read_entry(payload))
-        for entry in entries:
-            assert written(decisions.write, entry) == written(general, entry)
-        if records:
-            for own, fast in pairs:
-                check(own, fast, frames.payloads)
-                fast.learn(entries)
+                encoder.encode(decision_of(read_entry(payload), ""))
 
     return target
 
@@ -496,25 +472,6 @@ def configuration() -> Target:
     return target
 
 
-def kafka_batch() -> Target:
-    """Header names of any bytes, as Faust's client reads them. Pieces behind zeros are name, key and value in turn.
-
-    The structure of the batch is good: a broker checks it, and aiokafka's own reader trusts that.
-    """
-    from paywarden.streams.faust.record_batches import TolerantRecords
-    from tests.services.servers.odd_headers import batch_with
-
-    def target(data: bytes) -> None:
-        pieces = data.split(b"\0")[:90]
-        records = [tuple((*pieces[at : at + 3], b"", b"")[:3]) for at in range(0, len(pieces), 3)]
-        read = TolerantRecords(batch_with([(key, value, [name]) for name, key, value in records]))
-        found = read.next_batch()
-        assert found.validate_crc()
-        assert [(record.key, record.value) for record in found] == [(key, value) for _, key, value in records]
-
-    return target
-
-
 def times_and_keys() -> Target:
     """Texts that an operator types: times, letters' ids, names of sets, keys."""
     from paywarden.features.profiles.engine import FeatureEngine
@@ -558,7 +515,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
         register,
         policy_rule,
         configuration,
-        kafka_batch,
         times_and_keys,
     )
 }

@@ -1,4 +1,4 @@
-"""The oracle of features: the plain way that `paywarden features check` compares with, from the list of events.
+"""The oracle of features: the plain way that `paywarden features --check` compares with, from the list of events.
 
 features/datasets/plain_features.py keeps no profile, no tile and no program. It reads a catalogue's expressions and a
 payment's row; tests of the catalogue hold what each word and each field becomes.

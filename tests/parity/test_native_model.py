@@ -155,7 +155,7 @@ def test_any_nan_is_missing_whatever_its_bits() -> None:
             assert np.array_equal(engine.margins(rows), np.repeat(wanted, 3))
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(st.floats(width=32), min_size=FEATURES, max_size=FEATURES))
 def test_engines_agree_on_any_row_of_float32(values: list[float]) -> None:
     assert_same_bits(np.array([values], dtype=np.float32))

@@ -14,7 +14,7 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
@@ -99,7 +99,6 @@ SEGMENT_BYTES, OUTBOX_BYTES = 4096, 64 * 1024
 _IDLE_MS = 1000
 _RESTART_S = 0.3
 # Above this, a process that always fails at its start is taken for one that never comes up.
-CRASHES_MAX = 40
 SUPERVISOR, INDEX = "supervisor", "index"
 # Of every rollout.
 SALT = "000102030405060708090a0b0c0d0e0f"
@@ -639,7 +638,3 @@ def index_lag(deployment: Deployment) -> bool:
             if seen and next_offset <= seen[-1]:
                 return True
     return False
-
-
-def outbox_workers(directory: Path) -> Sequence[str]:
-    return sorted(name for name in os.listdir(directory) if name.startswith("worker-")) if directory.is_dir() else []

@@ -8,16 +8,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.simulation.callers import Callers
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.plan import Item, Plan
-from tests.simulation.shrink import numbers_of, ranges, shrink
-from tests.simulation.world import Failed
+from tests.simulation.shrink import ranges
 
 # A fixed budget, so that the test takes the same time on any machine: about 15 seconds of one core.
 SEEDS = int(os.environ.get("PAYWARDEN_SIMULATION_SEEDS", "40"))
@@ -96,58 +92,3 @@ def test_a_seed_gives_the_same_history_whatever_ran_before_it(histories: Simulat
         line.startswith(f"seed {seed}: trace ") for seed, line in zip((20, 21, 22), histories.digests, strict=True)
     )
     assert histories.digests == undone_fixes.digests
-
-
-def test_a_failure_is_shrunk_to_what_it_needs() -> None:
-    """The failure needs fault 3 and operations 5 and 6, and nothing else."""
-
-    def item(number: int) -> Item:
-        return Item(number, float(number), "any", {})
-
-    def run(plan: Plan) -> Any:
-        faults, operations = ({i.number for i in items} for items in (plan.faults, plan.operations))
-        fails = faults >= {3} and operations >= {5, 6}
-        return FakeOutcome("broken" if fails else None)
-
-    plan = Plan(1, [item(number) for number in range(20)], [item(number) for number in range(7)])
-    small, _ = shrink(plan, "broken", run)
-    assert [i.number for i in small.faults] == [3]
-    assert [i.number for i in small.operations] == [5, 6]
-
-
-class FakeOutcome:
-    def __init__(self, kind: str | None) -> None:
-        self.failure = None if kind is None else FakeFailure(kind)
-
-
-class FakeFailure:
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
-@pytest.mark.parametrize("is_new_fault", [False, True])
-def test_a_worker_has_lied_only_if_one_fault_explains_both_refusals(is_new_fault: bool) -> None:
-    world = SimpleNamespace(now=0.0)
-    deployment: Any = SimpleNamespace(world=world)
-    callers = Callers(deployment)
-
-    def tell(moment: float, what: str) -> None:
-        world.now = moment
-        callers._note("worker-0", what)
-
-    tell(0.0, "cannot record")
-    tell(2.0, "ready")
-    if is_new_fault:
-        callers.forget_refusals("worker-0")
-        tell(3.0, "cannot record")
-        assert callers.last_seen("worker-0") == "cannot record"
-        return
-    with pytest.raises(Failed, match="readiness_lied"):
-        tell(3.0, "cannot record")
-
-
-def test_numbers_in_a_command_are_read_as_they_are_written() -> None:
-    numbers = [0, 1, 2, 7, 9, 10]
-    assert ranges(numbers) == "0-2,7,9-10"
-    assert numbers_of(ranges(numbers)) == numbers
-    assert numbers_of(ranges([])) == []

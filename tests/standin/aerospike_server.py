@@ -411,7 +411,7 @@ class StandIn:
         return f"Aerospike {'Enterprise' if self.records.is_enterprise else 'Community'} Edition"
 
     def _config(self) -> dict[str, str]:
-        """Returns the settings of the namespace: those that `paywarden store check` wants, with this node's changes."""
+        """Returns the settings of the namespace: those that `doctor --only store` wants, with this node's changes."""
         resolution = "generation" if self.records.resolves_by_generation else "last-update-time"
         return {
             "nsup-period": "120" if self.records.expiry_allowed else "0",

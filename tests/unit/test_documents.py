@@ -84,6 +84,7 @@ def test_the_readme_counts_what_a_first_production_takes() -> None:
     assert "one file with seventeen settings, and seven commands" in readme
     commands = re.findall(r"`([a-z ]+)`", readme.partition("and seven commands,")[2].partition(". Before")[0])
     assert len(commands) == 7
+    assert re.findall(r"^\| \d \|.*?\| `paywarden ([a-z ]+)`", page, re.MULTILINE) == commands
     run = page.partition("## The image")[0]
     assert [
         name for name in commands if not re.search(rf"(?:as_unit|bin/paywarden|paywarden-){{0,1}}[ -]?{name}", run)

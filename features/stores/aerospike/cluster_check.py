@@ -135,7 +135,7 @@ def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Clu
             WARNING,
             "a record has a single copy",
             "a killed node loses its last second of acknowledged writes, and a lost one all of its records",
-            "replication-factor 2 on two nodes or more; after a kill run `paywarden store verify`",
+            "replication-factor 2 on two nodes or more; after a kill run `paywarden admin store verify`",
             # With two copies configured, it is the other nodes that are missing.
             is_passing=min(configured) > 1 and len(reports) == 1,
         )

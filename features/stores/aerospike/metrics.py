@@ -63,7 +63,7 @@ class AerospikeMetrics:
         )
         findings = Gauge(
             "paywarden_store_findings",
-            "Findings of `paywarden store check` about the cluster's settings, at the last opening of a profile set.",
+            "Findings of `paywarden doctor --only store` about the cluster, at the last opening of a profile set.",
             ["level"],
             registry=registry,
         )

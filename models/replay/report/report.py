@@ -55,6 +55,7 @@ from paywarden.models.replay.report.summary import (
     interval_text,
     measured_text,
     ratio_text,
+    stops_text,
     weighted_text,
 )
 
@@ -80,6 +81,7 @@ def report_html(results: ReplayResults, live: LiveComparison | None = None) -> s
             *(live_section(live, results.champion.model_version) if live is not None else []),
             *_ranking(results),
             *_decisions(results),
+            *_missed(results),
             *_thresholds(results),
             *_money(results),
             *_segments(results),
@@ -308,6 +310,60 @@ def _reasons(style: str, measures: ContestantMeasures, results: ReplayResults) -
         if rows
         else Paragraph("No threshold and no rule asked for a review or a decline.", "soft")
     )
+
+
+def _missed(results: ReplayResults) -> list[PageBlock]:
+    if not results.facts.frauds:
+        return []
+    text = (
+        "A first fraud is the earliest of its card, merchant or device in the whole history: no earlier fraud gave it "
+        "away. Value detected is the share of the frauds' amount among the highest scores, down to the threshold at "
+        "which they hold that many genuine payments for each fraud. Brackets hold 95% intervals."
+    )
+    blocks: list[PageBlock] = [Heading("What is missed"), Paragraph(text)]
+    for style, measures in charts.contestants(results):
+        caption = style.capitalize() if results.challenger else ""
+        blocks += [_strike_table(measures, caption), _detected_table(measures, caption)]
+        if (told := stops_text(measures)) and measures.stops is not None:
+            heads = ["stopped by", "payments", "frauds", "amount", "fraud"]
+            rows = [
+                [name, whole(of.payments), whole(of.frauds), amount(of.amount_minor), amount(of.fraud_minor)]
+                for name, of in measures.stops.by.items()
+            ]
+            blocks += [Paragraph(f"{told[0].upper()}{told[1:]}."), PageTable(heads, rows, caption=caption)]
+    return blocks
+
+
+def _strike_table(measures: ContestantMeasures, caption: str) -> PageBlock:
+    heads = ["first frauds of a", "frauds", "stopped", "approved amount", "bursts", "approved before the first stop"]
+    rows = []
+    for name, found in measures.first_strikes.items():
+        burst = measures.bursts[name]
+        before = _with_interval(burst.approved_before_stop, burst.approved_before_stop_interval, decimal)
+        stopped = _with_interval(found.recall, found.recall_interval, fixed_percent)
+        rows.append([name, whole(found.frauds), stopped, amount(found.approved_minor), whole(burst.bursts), before])
+    return PageTable(heads, rows, caption=caption)
+
+
+def _detected_table(measures: ContestantMeasures, caption: str) -> PageBlock:
+    heads = ["false positives a fraud", "threshold", "flagged", "value detected", "frauds", "first frauds of cards"]
+    rows = []
+    for found in measures.detected:
+        shares = (
+            (found.amount_recall, found.amount_recall_interval),
+            (found.recall, found.recall_interval),
+            (found.first_recall, found.first_recall_interval),
+        )
+        cells = [_with_interval(share, interval, fixed_percent) for share, interval in shares]
+        numbers = [whole(found.false_positives_per_fraud), decimal(found.threshold, 4), whole(found.flagged)]
+        rows.append([*numbers, *cells])
+    return PageTable(heads, rows, caption=caption)
+
+
+def _with_interval(value: float, interval: Interval, form: Callable[[float, int], str]) -> str:
+    """Returns a value and its interval, like "61.2% (50.1%–71.0%)"."""
+    text = form(value, 1)
+    return text if isnan(interval[0]) else f"{text} ({form(interval[0], 1)}–{form(interval[1], 1)})"
 
 
 def _thresholds(results: ReplayResults) -> list[PageBlock]:

@@ -9,6 +9,7 @@ from paywarden.models.metrics.curves import MeanCalibration
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Interval
 from paywarden.models.replay.measures import HANDBOOK, ContestantMeasures, ReplayFacts, ReplayResults
 from paywarden.models.replay.report.page import NO_NUMBER, amount, count_of, decimal, percent, whole
+from paywarden.models.replay.stops import LISTS, MODEL, RULES
 
 # If more than this share of the payments has no outcome, frauds that are not known yet may explain the ratio.
 _OPEN_SHARE = 0.01
@@ -74,13 +75,29 @@ def measured_text(facts: ReplayFacts) -> str:
     return f"{counts}; profiles lag behind: {facts.profile_lag}{hosts}"
 
 
-def bursts_text(measures: ContestantMeasures) -> str:
-    """Returns the figures of bursts of fraud, for the entities that have any; an empty text without one."""
-    return "; ".join(
-        f"{count_of(found.bursts, 'burst')} of one {name} ({whole(found.payments)} payments): "
-        f"{decimal(found.approved_before_stop, 1)} approved before the first is stopped, {whole(found.stopped)} stopped"
-        for name, found in measures.bursts.items()
-        if found.bursts
+def missed_lines(measures: ContestantMeasures) -> list[str]:
+    """Returns lines about first frauds, bursts, the value detected and who stopped what; empty without outcomes."""
+    strikes = "; ".join(
+        f"{found.stopped:,} of {count_of(found.frauds, 'first fraud')} of a {name} stopped "
+        f"({percent(found.recall)}{interval_text(found.recall_interval, percent)})"
+        for name, found in measures.first_strikes.items()
+        if found.frauds
+    )
+    bursts = "; ".join(found.in_words(name) for name, found in measures.bursts.items() if found.bursts)
+    detected = [found.in_words() for found in measures.detected] if measures.whole.frauds else []
+    return [*filter(None, (strikes, bursts)), *detected, *filter(None, [stops_text(measures)])]
+
+
+def stops_text(measures: ContestantMeasures) -> str:
+    """Returns who stopped the frauds; an empty text if only the model stops payments."""
+    found = measures.stops
+    if found is None or not (found.by[LISTS].payments or found.by[RULES].payments):
+        return ""
+    lists, model, rules = (whole(found.by[kind].frauds) for kind in (LISTS, MODEL, RULES))
+    return (
+        f"frauds stopped by lists {lists}, by the model {model}, by rules alone {rules}; of the frauds that no list "
+        f"stopped, model and rules stop {percent(found.unlisted_recall)}"
+        f"{interval_text(found.unlisted_recall_interval, percent)}"
     )
 
 
@@ -109,8 +126,7 @@ def measured_lines(results: ReplayResults) -> list[str]:
     for whose, measures in (("", results.champion), ("the challenger's: ", results.challenger)):
         if measures is not None and (weighted := weighted_text(measures)):
             lines.append(f"weighted: {whose}{weighted}")
-    if bursts := bursts_text(results.champion):
-        lines.append(bursts)
+    lines += missed_lines(results.champion)
     if facts.has_outcomes and 0 < facts.frauds < FRAUDS_FEW:
         interval = interval_text(group.average_precision_interval, decimal)
         lines.append(

@@ -9,58 +9,75 @@ from dataclasses import asdict
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import require_with
 from paywarden.ops.times import time_ms_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 
-@click.group()
-def features() -> None:
-    """List or check the features, or show one stored profile."""
-
-
-@features.command("list")
+@click.command()
+@click.argument("entity_id", metavar="[ENTITY:ID]", required=False)
 @click.option(
-    "--format",
-    "as_format",
-    type=click.Choice(["text", "markdown", "json"]),
-    default="text",
-    show_default=True,
-    help="A table, the page docs/reference/features.md, or JSON.",
+    "--at", metavar="TIME", help="Features of ENTITY:ID as of TIME, as in 2024-05-01T12:00:00Z (default: now)."
 )
+@click.option("--check", "checks", is_flag=True, help="Try the catalogue on made payments.")
+@click.option(
+    "--payments", type=click.IntRange(1, 100_000), default=400, show_default=True, help="Payments for --check."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of these payments.")
+@click.option("--markdown", is_flag=True, help="The list as the page docs/reference/features.md.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
-def list_features(source: Source, as_format: str) -> None:
-    """List the features with meaning, unit and window.
+def features(
+    source: Source,
+    entity_id: str | None,
+    at: str | None,
+    checks: bool,
+    payments: int,
+    seed: int,
+    markdown: bool,
+    as_json: bool,
+) -> None:
+    """List or check the features, or show one stored profile.
 
-    It also prints the meaning of a missing value and the size of profiles. With fields of a project it begins with
-    these: number, bounds, whether they are personal, their type in requests, and which features and entities use them.
+    The list has each feature's meaning, unit and window, the meaning of a missing value, and the size of profiles. With
+    fields of a project it begins with these: number, bounds, whether they are personal, their type in requests, and
+    which features and entities use them.
+
+    With ENTITY:ID, such as card:C1, it shows the stored profile and its features. A combination has its ids with commas
+    between: card_merchant:C1,M1.
+
+    --check first checks every declaration. Then it computes each feature three times: event by event, as stream and
+    endpoint do; all at once, as training does; and the plainest way, from the list of events. If one bit differs, the
+    exit status is 1. A feature without any value on these payments is named: its condition or key may be wrong.
     """
+    if sum([entity_id is not None, checks, markdown]) > 1:
+        raise click.UsageError("wanted one of ENTITY:ID, --check and --markdown")
+    require_with("ENTITY:ID", is_there=entity_id, at=at)
+    if entity_id is not None:
+        _show(source, entity_id, at, as_json=as_json)
+    elif checks:
+        _check(source, payments, seed, as_json=as_json)
+    else:
+        _list(source, markdown=markdown, as_json=as_json)
+
+
+def _list(source: Source, *, markdown: bool, as_json: bool) -> None:
     from paywarden.features.catalogue.field_listing import field_lines, field_table, listed_fields
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
 
     catalogue = wiring.catalogue(source)
     listing, fields = listing_of(catalogue, FeatureEngine(catalogue)), listed_fields(catalogue)
-    if as_format == "json":
+    if as_json:
         click.echo(json.dumps(listing.to_dict() | {"fields": [asdict(field) for field in fields]}, indent=2))
-    elif as_format == "markdown":
+    elif markdown:
         click.echo("\n".join([listing.to_markdown(), *(["", "## Fields", "", *field_table(fields)] if fields else [])]))
     else:
         click.echo("\n".join([*([*field_lines(fields), ""] if fields else []), listing.to_text()]))
 
 
-@features.command()
-@click.option("--payments", type=click.IntRange(1, 100_000), default=400, show_default=True, help="Payments to make.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the payments.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def check(source: Source, payments: int, seed: int, as_json: bool) -> None:
-    """Try the catalogue on made payments.
-
-    It first checks every declaration. Then it computes each feature three times: event by event, as stream and
-    endpoint do; all at once, as training does; and the plainest way, from the list of events. If one bit differs, the
-    exit status is 1. A feature without any value on these payments is named: its condition or key may be wrong.
-    """
+def _check(source: Source, payments: int, seed: int, *, as_json: bool) -> None:
     from paywarden.features.datasets.catalogue_check import check_catalogue
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
@@ -89,16 +106,7 @@ def check(source: Source, payments: int, seed: int, as_json: bool) -> None:
         click.echo(f"{checked.payments} payments: the same bits live, in training and the plain way; {listing.digest}")
 
 
-@features.command()
-@click.argument("entity_id", metavar="ENTITY:ID")
-@click.option("--at", metavar="TIME", help="Features as of this time, such as 2024-05-01T12:00:00Z (default: now).")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
-    """Show one stored profile and its features.
-
-    ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
-    """
+def _show(source: Source, entity_id: str, at: str | None, *, as_json: bool) -> None:
     from paywarden.features.profiles.profile_view import to_dict, to_lines, typed_key, view_profile
     from paywarden.streams.profiles.events import source_name
 

@@ -27,7 +27,7 @@ def init(folder: str, minimal: bool) -> None:
     """
     made = make_project(Path(folder), "project_minimal" if minimal else "project")
     click.echo("\n".join(made))
-    click.echo(f"\nnext: cd {folder} && paywarden features check")
+    click.echo(f"\nnext: cd {folder} && paywarden features --check")
 
 
 def make_project(folder: Path, example: str = "project") -> list[str]:

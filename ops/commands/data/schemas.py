@@ -1,4 +1,4 @@
-"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints the endpoint's descriptions."""
+"""`paywarden admin schemas`: lists and exports the schemas of topics and endpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import at_most_one
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import Source
 
@@ -19,25 +20,46 @@ if TYPE_CHECKING:
 _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 
 
-@click.group()
-def schemas() -> None:
+@click.command()
+@click.option(
+    "--export",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write every schema to DIR, for the tools of other teams.",
+)
+@click.option("--proto", is_flag=True, help="Print the endpoint's .proto file, for protoc and gRPC clients.")
+@click.option("--openapi", is_flag=True, help="Print the endpoint's OpenAPI 3.1 description, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.pass_obj
+def schemas(source: Source, folder: Path | None, proto: bool, openapi: bool, as_json: bool) -> None:
     """List or export the schemas of topics and endpoint.
 
     A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
     the schema's fingerprint. Registry ids come from Kafka, where [kafka] bootstrap names it: they are those that any
     process has used or seen so far.
-    """
-
-
-@schemas.command("list")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def list_schemas(source: Source, as_json: bool) -> None:
-    """List every schema with its version and ids.
 
     Versions count the schemas of Paywarden's releases. With declared fields, the newest version of payments is that of
     your declaration. "other" is a schema of another producer, known from the registry, or of an earlier declaration.
+
+    DIR/payments.avsc and so on are the current schemas, with your declared fields. DIR/history holds earlier ones,
+    DIR/others those of other producers. DIR/schemas.json says which id belongs to which file.
+
+    The descriptions of the endpoint have the fields that every payment has, and those that the project declares, each
+    with its meaning. OpenAPI's has also the limits, the port and the deadline of the configuration.
     """
+    at_most_one(export=folder, proto=proto, openapi=openapi, json=as_json)
+    if proto:
+        _print_proto(source)
+    elif openapi:
+        _print_openapi(source)
+    elif folder is not None:
+        _export(source, folder)
+    else:
+        _list(source, as_json=as_json)
+
+
+def _list(source: Source, *, as_json: bool) -> None:
     found = _found(source)
     if as_json:
         click.echo(json.dumps([one.to_dict() for one in found], indent=2))
@@ -48,15 +70,7 @@ def list_schemas(source: Source, as_json: bool) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@schemas.command("export")
-@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.pass_obj
-def export(source: Source, folder: Path) -> None:
-    """Write every schema to DIR, for the tools of other teams.
-
-    DIR/payments.avsc and so on are the current schemas, with your declared fields. DIR/history holds earlier ones,
-    DIR/others those of other producers. DIR/schemas.json says which id belongs to which file.
-    """
+def _export(source: Source, folder: Path) -> None:
     from paywarden.streams.kafka.schemas.schema_listing import INDEX, export_schemas
 
     found = _found(source)
@@ -64,27 +78,13 @@ def export(source: Source, folder: Path) -> None:
     click.echo(f"{len(found)} schemas and {INDEX} in {folder}")
 
 
-@schemas.command("proto")
-@click.pass_obj
-def proto(source: Source) -> None:
-    """Print the .proto file of the endpoint.
-
-    protoc and gRPC clients take it. It has the fields that every payment has, and those that the project declares, each
-    with its meaning.
-    """
+def _print_proto(source: Source) -> None:
     from paywarden.schemas.request_proto import proto_text
 
     click.echo(proto_text(wiring.catalogue(source).payment.fields), nl=False)
 
 
-@schemas.command("openapi")
-@click.pass_obj
-def openapi(source: Source) -> None:
-    """Print the OpenAPI description of the HTTP endpoint.
-
-    It is OpenAPI 3.1 in JSON: paths, requests, answers and errors, with the fields that the project declares, and the
-    limits, the port and the deadline of the configuration.
-    """
+def _print_openapi(source: Source) -> None:
     from paywarden.ops.openapi import openapi_text
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
     from paywarden.scoring.http.settings import HttpSettings

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="cards: payments of every kind, with the fields that every payment has. shop: online shops, with fraud that "
     "shows in fields of a project's own, as `paywarden init` declares them; and truth.parquet, from which "
-    "`paywarden ceiling` computes the best that any model can do. enumeration: as cards, and bursts of fraud that show "
+    "`replay --ceiling` computes the best that any model can do. enumeration: as cards, and bursts of fraud that show "
     "in counts of the last seconds alone.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the files.")

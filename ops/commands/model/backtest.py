@@ -335,7 +335,8 @@ def _fold(facts: FoldFacts, measured: HandbookMetrics) -> dict[str, Any]:
     from paywarden.models.metrics.intervals import auc_interval, average_precision_interval
 
     genuine = facts.test_payments - facts.test_frauds
-    return {
+    missed = {} if measured.missed is None else {"missed": measured.missed.record()}
+    return missed | {
         **_days(facts.split),
         **measured.of_the_book(),
         "test_frauds": facts.test_frauds,
@@ -422,6 +423,9 @@ def _print(result: dict[str, Any]) -> None:
     for line in _doubts(result):
         click.echo(line)
     for model in result["models"]:
+        for line in _missed_lines(model["test"]["folds"]):
+            click.echo(f"{model['name']}, test: {line}")
+    for model in result["models"]:
         for metrics, parameters in _choices(model["chosen"]):
             click.echo(f"{model['name']}, chosen for {metrics}: {parameters}")
     seconds = ", ".join(f"{model['name']} {model['seconds']:.1f} s" for model in result["models"])
@@ -468,6 +472,32 @@ def _doubts(result: dict[str, Any]) -> list[str]:
                         f"precision {fold['average_precision']:.4f} has the 95 % interval {low:.4f} to {high:.4f}"
                     )
     return lines
+
+
+def _missed_lines(folds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns lines about the value detected and first frauds: of one fold with intervals, or the means of several."""
+    from paywarden.models.metrics.value_detected import FALSE_POSITIVES, missed_of
+
+    missed = [missed_of(fold["missed"]) for fold in folds if "missed" in fold]
+    if len(missed) < 2:
+        return [line for found in missed for line in found.in_words()]
+    lines = []
+    for place, allowed in enumerate(FALSE_POSITIVES):
+        detected = [found.detected[place] for found in missed]
+        value, frauds, first = (
+            _mean_and_spread([getattr(found, name) for found in detected])
+            for name in ("amount_recall", "recall", "first_recall")
+        )
+        lines.append(
+            f"at {allowed} false positives a fraud: value detected {value}, {frauds} of the frauds, first frauds of "
+            f"cards {first} (mean of {len(missed)} folds and their spread; the file of --json has each with intervals)"
+        )
+    return lines
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.1%}±{math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)):.1%}"
 
 
 def _mean_cells(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[str]:

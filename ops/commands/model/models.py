@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import at_most_one
 from paywarden.ops.reporting import print_table, printable
 from paywarden.ops.times import now_ms, spoken, time_ms_of
 from paywarden.schemas.errors import Misconfigured
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _SHOWN = 12
 _LINES_MAX = 20
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_SIGNING_KEY = click.option(
+    "--key",
+    type=click.Path(dir_okay=False),
+    help="PEM file of your Ed25519 private key, mode 600 (default: [models] key_file).",
+)
 
 
 @click.group()
@@ -42,11 +48,7 @@ def _signing(command: _Command) -> _Command:
     """Add the options of a command that writes an entry."""
     options = (
         click.option("--why", metavar="TEXT", required=True, help="The reason, for later readers of the log."),
-        click.option(
-            "--key",
-            type=click.Path(dir_okay=False),
-            help="PEM file of your Ed25519 private key, mode 600 (default: [models] key_file).",
-        ),
+        _SIGNING_KEY,
         click.option("--json", "as_json", is_flag=True, help="The result as JSON."),
     )
     for option in reversed(options):
@@ -58,16 +60,49 @@ def _json(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="The same as JSON.")(command)
 
 
-@models.command()
-@click.argument("name")
-@click.option("--out", type=click.Path(dir_okay=False), required=True, help="File to write the private key to.")
+@models.command("key")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write the private key to.")
+@click.option("--revoke", metavar="FINGERPRINT", help="Revoke the key of this fingerprint.")
+@click.option("--why", metavar="TEXT", help="With --revoke: the reason, for later readers of the log.")
+@_SIGNING_KEY
 @_json
-def key(name: str, out: str, as_json: bool) -> None:
-    """Make a key for the person NAME.
+@click.pass_obj
+def make_or_revoke_key(
+    source: Source,
+    name: str | None,
+    out: str | None,
+    revoke: str | None,
+    why: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Make a key for the person NAME, or revoke a key.
 
     The private key goes to a new file that only you can read. The lines printed are for the file of people. Its keeper
     adds the roles.
+
+    Entries that a revoked key signs from now on do not count. Its approvals of open proposals do not count any more,
+    and its proposals and registrations that nobody else has used are taken back. A revocation needs no Kafka, and
+    counts whatever the time of other entries. Everybody may revoke their own key, and the role `admin` any.
     """
+    if revoke is not None:
+        if name is not None or out is not None:
+            raise click.UsageError("--revoke: wanted neither NAME nor --out")
+        _revoke(source, revoke, _reason(why, "--revoke"), key, as_json=as_json)
+    elif name is None or out is None:
+        raise click.UsageError("wanted NAME and --out, or --revoke")
+    else:
+        _make_key(name, out, as_json=as_json)
+
+
+def _reason(why: str | None, option: str) -> str:
+    if not why:
+        raise click.UsageError(f"{option}: wanted --why")
+    return why
+
+
+def _make_key(name: str, out: str, *, as_json: bool) -> None:
     from paywarden.models.bundle.signature import fingerprint
     from paywarden.models.registry.entries import is_name
     from paywarden.models.registry.people import make_signing_key, public_text
@@ -192,17 +227,7 @@ def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
     _tell(as_json, [entry], lines, champion=_version_json(state, good))
 
 
-@models.command()
-@click.argument("fingerprint")
-@_signing
-@click.pass_obj
-def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json: bool) -> None:
-    """Revoke the key FINGERPRINT.
-
-    Entries that it signs from now on do not count. Its approvals of open proposals do not count any more, and its
-    proposals and registrations that nobody else has used are taken back. A revocation needs no Kafka, and counts
-    whatever the time of other entries. Everybody may revoke their own key, and the role `admin` any.
-    """
+def _revoke(source: Source, fingerprint: str, why: str, key: str | None, *, as_json: bool) -> None:
     from paywarden.models.registry.entries import KEY_REVOKED
 
     with _opened(source, key) as (registry, signer):
@@ -210,15 +235,7 @@ def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json:
     _tell(as_json, [entry], [f"the key {printable(fingerprint)} is revoked by {signer.name}"])
 
 
-@models.command("set-clock")
-@_signing
-@click.pass_obj
-def set_clock(source: Source, why: str, key: str | None, as_json: bool) -> None:
-    """Go on after an entry from a wrong clock.
-
-    Entries that are older than the person's newest one, or than a time that two people have reached, are refused. After
-    this one, no time before it is newer than its own. It needs the role `admin`.
-    """
+def _set_clock(source: Source, why: str, key: str | None, *, as_json: bool) -> None:
     from paywarden.models.registry.entries import CLOCK_SET
 
     with _opened(source, key) as (registry, signer):
@@ -365,18 +382,27 @@ def _file_problems(registry: Registry, state: RegistryState) -> list[str]:
 
 
 @models.command()
-@click.option(
-    "--set-aside", is_flag=True, help="Move this host's entries that come after another host's out of its log."
-)
+@click.option("--set-aside", is_flag=True, help="Take entries that another host's came before out of this host's log.")
+@click.option("--set-clock", is_flag=True, help="Go on after an entry from a wrong clock.")
+@click.option("--why", metavar="TEXT", help="With --set-clock: the reason, for later readers of the log.")
+@_SIGNING_KEY
 @_json
 @click.pass_obj
-def sync(source: Source, set_aside: bool, as_json: bool) -> None:
+def sync(source: Source, set_aside: bool, set_clock: bool, why: str | None, key: str | None, as_json: bool) -> None:
     """Make this host's log and the topic equal.
 
     It sends entries that only this host has, such as a rollback from a time without Kafka, and takes over those of
     other hosts. If the log has forked, the entries that were on the topic first count. The others are named, and
     nothing is changed; with --set-aside they go to a file beside the log.
+
+    Entries that are older than the person's newest one, or than a time that two people have reached, are refused.
+    --set-clock writes an entry after which no time before it is newer than its own. It needs the role `admin`, and no
+    topic.
     """
+    at_most_one(set_aside=set_aside, set_clock=set_clock)
+    if set_clock:
+        _set_clock(source, _reason(why, "--set-clock"), key, as_json=as_json)
+        return
     registry = wiring.model_registry(source)
     with wiring.shared_log(source, registry, _warn) as log:
         done = log.sync(set_aside=set_aside)

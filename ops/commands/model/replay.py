@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.commands.model.ceiling import ceiling_lines
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import DaysAsked, HistoryAsked, history_options, read_asked
@@ -22,6 +23,7 @@ from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
     from paywarden.features.history.history import History
+    from paywarden.models.backtest.known_truth import AgainstCeiling
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.metrics.evaluation import Days
@@ -103,6 +105,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="An archive with decisions/: compare the live decisions with those of the replay.",
 )
+@click.option(
+    "--ceiling", is_flag=True, help="Compare with the best that any model can do, on data of `simulate --world shop`."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads that share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
@@ -130,6 +135,7 @@ def replay(
     features: bool,
     decisions_file: str | None,
     archived_decisions: Path | None,
+    ceiling: bool,
     threads: int | None,
     out: str,
 ) -> None:
@@ -138,7 +144,17 @@ def replay(
     The features, the model and the policy are those of the scoring workers. The results are decisions.parquet,
     metrics.json and report.html. With --challenger, --challenger-policy or both, champion and challenger decide about
     the same payments and are compared. A policy file gives [policy] alone, and the environment does not change it.
+
+    Payments of `simulate --world shop` have a known probability of fraud. Ranked by it, they are in the best order
+    there is, on average: no model can have a higher AUC, average precision or recall than this ceiling. With --ceiling
+    the results have it. Recall is the share of all frauds among the 1 % of payments with the highest scores.
     """
+    if ceiling:
+        from paywarden.models.backtest.known_truth import require_truth
+
+        if data is None:
+            raise click.UsageError("--ceiling needs --data")
+        require_truth(Path(data))
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
@@ -227,9 +243,20 @@ def replay(
     headline = results.headline()
     if live is not None:
         headline |= _compared_with_live(live, results, Path(out))
+    reached = _reached(data, Path(out)) if ceiling and data is not None else None
+    if reached is not None:
+        headline |= {"ceiling": {**asdict(reached), "share": reached.share}}
     click.echo(json.dumps(headline, indent=2))
     _tell(results)
+    if reached is not None:
+        click.echo("\n".join(["", *ceiling_lines(reached), ""]), err=True)
     click.echo(f"the report is {Path(out) / REPORT}", err=True)
+
+
+def _reached(data: str, out: Path) -> AgainstCeiling:
+    from paywarden.models.backtest.known_truth import against_ceiling
+
+    return against_ceiling(Path(data), out)
 
 
 def _tell(results: ReplayResults) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops.extras import needs
+from paywarden.ops.options import require_with
 from paywarden.ops.reporting import print_table, printable
 from paywarden.ops.times import now_ms, spoken
 from paywarden.schemas.errors import Misconfigured
@@ -138,10 +139,22 @@ def start(
 
 
 @rollout.command()
+@click.option(
+    "--report", metavar="FILE", type=click.Path(dir_okay=False), help="Write a rollout's report to this HTML file."
+)
+@click.option("--name", metavar="NAME", default="", help="The rollout of the report (default: the newest).")
 @_JSON
 @click.pass_obj
-def status(source: Source, as_json: bool) -> None:
-    """Say where the newest rollout is, and why."""
+def status(source: Source, report: str | None, name: str, as_json: bool) -> None:
+    """Say where the newest rollout is, and why.
+
+    The report names the compared versions, the evidence, the money, the approvals of the candidate, and everybody's
+    acts with reasons. It is made from the log alone, so the same log gives the same bytes.
+    """
+    require_with("--report", is_there=report, name=name)
+    if report is not None:
+        _report(source, name, report)
+        return
     found = _keeper(source).rollout
     if found is None:
         click.echo(json.dumps({"rollout": None}) if as_json else "there has been no rollout")
@@ -235,26 +248,15 @@ def promote(source: Source, by: str, key: str | None, why: str, as_json: bool) -
     _done(source, "promoted", by, key, why, as_json=as_json)
 
 
-@rollout.command()
-@click.option("--name", metavar="NAME", default="", help="The rollout (default: the newest).")
-@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
-@click.pass_obj
 @needs("history")
-def report(source: Source, name: str, out: str) -> None:
-    """Write the report of a rollout.
-
-    It names the compared versions, the evidence, the money, the approvals of the candidate, and everybody's acts with
-    reasons.
-
-    It is made from the log alone, so the same log gives the same bytes.
-    """
+def _report(source: Source, name: str, out: str) -> None:
     from paywarden.models.rollout.report import rollout_html
     from paywarden.ops import wiring
     from paywarden.ops.wiring import rollouts
 
     newest = _keeper(source).rollout
     if newest is None:
-        raise Misconfigured("rollout report: there has been no rollout")
+        raise Misconfigured("--report: there has been no rollout")
     events = rollouts.read_rollouts(source).events()
     currency = wiring.rate_table(source).reference_currency
     called = name or newest.start.name
@@ -383,6 +385,8 @@ def _show(found: Rollout, *, as_json: bool) -> None:
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
         if judgement is not None:
             click.echo(f"  {title}: {judgement.line}")
+            for arm, missed in zip(("champion", "candidate"), judgement.missed or (), strict=False):
+                click.echo(f"  {arm}: {missed.line}")
             print_table(_HEADINGS, _rows(judgement, found.start.plan.with_margin), text_columns=2)
 
 

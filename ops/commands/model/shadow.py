@@ -36,27 +36,25 @@ def shadow() -> None:
 
 
 @shadow.command()
+@click.option("--challenger", metavar="NAME", help="Run this one alone, in this process: each is started so.")
 @click.pass_obj
-def run(source: Source) -> None:
+def run(source: Source, challenger: str | None) -> None:
     """Run all challengers of a scoring host.
 
     They read the outboxes of this host, where the vector of every decision is, and put their decisions on the topic
     shadow-decisions. Each has a process of its own, which is started again if it ends. The address of health and
     metrics is the first line on stdout.
     """
+    if challenger is not None:
+        _evaluate(source, challenger)
+        return
     log = click.get_current_context().find_root().params["log"]
     with _ending("shadow") as end, wiring.shadow_host(source, click.echo, log) as host:
         host.run(end.stop)
 
 
-@shadow.command(hidden=True)
-@click.argument("name")
-@click.pass_obj
-def evaluate(source: Source, name: str) -> None:
-    """Run the challenger NAME, as `run` does it.
-
-    `run` starts this command, and reads its status from stdout.
-    """
+def _evaluate(source: Source, name: str) -> None:
+    """Run a challenger. The parent reads its status from stdout."""
     parent = os.getppid()
     # Nobody has tried its library yet.
     bound_memory(half_of_memory())
@@ -92,7 +90,7 @@ def report(source: Source, archive: Path | None, since: str | None, until: str |
     money at stake at the costs of [costs], with 95 % intervals in which a card is one observation. Money and fraud are
     those of payments whose outcome is known.
 
-    It reads shadow-decisions, decisions and outcomes, from Kafka or from an archive (`paywarden archive`).
+    It reads shadow-decisions, decisions and outcomes, from Kafka or from an archive (`paywarden admin archive`).
     """
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.streams.shadow.report import shadow_report

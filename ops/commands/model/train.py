@@ -131,6 +131,7 @@ def _trained(
     from paywarden.features.history.staleness import Staleness
     from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.models.metrics.evaluation import DAY_MS, Days
+    from paywarden.models.training.memory import require_memory
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
@@ -159,7 +160,9 @@ def _trained(
     require_past(history, now_ms())
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))
-    require_both_kinds(window_labels(history, window, settings.label_delay_days, settings.unknown_labels).label)
+    labelled = window_labels(history, window, settings.label_delay_days, settings.unknown_labels)
+    require_both_kinds(labelled.label)
+    require_memory(len(labelled.row), engine.plan.feature_count, settings)
     _require_mature(history, window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
@@ -251,6 +254,7 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts
+    from paywarden.models.metrics.value_detected import missed_of
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.evidence import LabelDelay
     from paywarden.models.training.feature_choice import told_of
@@ -270,6 +274,9 @@ def _print_evidence(manifest: Manifest) -> None:
     if manifest.evidence["distilled"]:
         record = manifest.evidence["distilled"]
         click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())
+    if manifest.evidence["missed"] and manifest.training_frauds:
+        for line in missed_of(manifest.evidence["missed"]).in_words():
+            click.echo(f"out of fold, {line}")
     drifting = [DriftingFeature(**record) for record in manifest.evidence["drifting"]]
     for feature in drifting[:FEATURES_SHOWN]:
         left_out = ", left out" if feature.name in manifest.parameters["leave_out"] else ""
@@ -305,6 +312,12 @@ def _print_validation(manifest: Manifest) -> None:
         return
     tried = validation["tried"]
     chosen = tried[validation["chosen"]]
+    capped = [fold["trees"] for fold in chosen["folds"] if fold["trees"] == validation["trees_max"]]
+    if capped:
+        click.echo(
+            f"the cap on trees was reached: {capped[0]} of {validation['trees_max']} chosen in {len(capped)} of "
+            f"{len(chosen['folds'])} folds; more may do better (training.trees)"
+        )
     for days, fold in zip(validation["days"], chosen["folds"], strict=True):
         click.echo(
             f"validated {days['test_from']} to {days['test_to']}, trained {days['train_from']} to {days['train_to']}: "

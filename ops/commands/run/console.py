@@ -5,57 +5,73 @@ from __future__ import annotations
 import click
 
 from paywarden.ops.extras import needs
+from paywarden.ops.options import at_most_one
 from paywarden.ops.times import now_ms
 from paywarden.schemas.settings import Source
 
 
-@click.group(invoke_without_command=True)
+@click.command()
 @click.option("--host", metavar="ADDRESS", help="The address that it listens on (default: [console] host).")
 @click.option(
     "--port", type=click.IntRange(0, 65_535), help="The port; 0 takes any free one (default: [console] port)."
 )
-@click.pass_context
+@click.pass_obj
 @needs("console")
-def console(context: click.Context, host: str | None, port: int | None) -> None:
+def console(source: Source, host: str | None, port: int | None) -> None:
     """Run the analysts' pages.
 
     They show alerts, models, rollouts, cases, and the audit log. The address is the first line on stdout. Without
     [console] people and oidc_issuer there are demo people without passwords, on a loopback address only.
     """
-    if context.invoked_subcommand is not None:
-        return
     from dataclasses import replace
 
     from paywarden.ops.console.server import served
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.streams.health.process_end import ProcessEnd
 
-    source: Source = context.obj
     with ProcessEnd("console") as end:
         given = source.section("console", ConsoleSettings)
         settings = replace(given, host=given.host if host is None else host, port=given.port if port is None else port)
         served(source, settings, end.stop, announce=click.echo)
 
 
-@console.command()
-@click.password_option(help="The password (default: it is asked for).")
-def password(password: str) -> None:
-    """Make the line of a password for [console] people.
+@click.command("console")
+@click.option(
+    "--password",
+    prompt=True,
+    prompt_required=False,
+    hide_input=True,
+    confirmation_prompt=True,
+    help="Make the line of a password for [console] people. Without a value the command asks for it.",
+)
+@click.option("--token", is_flag=True, help="Make a token for a program, and its line.")
+@click.option("--logout", metavar="NAME", help="End all sessions of the person NAME.")
+@click.pass_obj
+def console_people(source: Source, password: str | None, token: bool, logout: str | None) -> None:
+    """Make a password's line or a token, or end sessions.
 
-    The line has a salt and a hash made by scrypt, and not the password.
+    The line of a password has a salt and a hash made by scrypt, and not the password. With --token the first line of
+    the output is the token, which the file does not hold. The second is the line for its table [[token]] in the file of
+    [console] people. --logout also ends sessions of people of the OpenID Connect provider.
     """
+    at_most_one(password=password, token=token, logout=logout)
+    if password:
+        _print_password(password)
+    elif token:
+        _print_token()
+    elif logout:
+        _log_out(source, logout)
+    else:
+        raise click.UsageError("wanted one of --password, --token and --logout")
+
+
+def _print_password(password: str) -> None:
     from paywarden.ops.console.people.people import hashed_password
 
     click.echo(f'password = "{hashed_password(password)}"')
 
 
-@console.command()
-def token() -> None:
-    """Make a token for a program, and its line.
-
-    The first line of the output is the token, which the file does not hold. The second is the line for its table
-    [[token]] in the file of [console] people.
-    """
+def _print_token() -> None:
     from paywarden.ops.console.people.people import new_token, token_digest
 
     made = new_token()
@@ -63,15 +79,8 @@ def token() -> None:
     click.echo(f'sha256 = "{token_digest(made)}"')
 
 
-@console.command()
-@click.argument("name")
-@click.pass_obj
 @needs("console")
-def logout(source: Source, name: str) -> None:
-    """End all sessions of the person NAME.
-
-    It does so for people of the OpenID Connect provider, too.
-    """
+def _log_out(source: Source, name: str) -> None:
     from contextlib import closing
     from pathlib import Path
 

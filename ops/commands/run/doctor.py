@@ -22,15 +22,19 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The gateway's description, to compare its [shards] and hosts.",
 )
+@click.option("--write", is_flag=True, help="Also write, read and erase one record in the store, the largest allowed.")
 @click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
 @click.pass_obj
-def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json: bool) -> None:
-    """Check everything that is configured, and print how to fix it.
+def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: bool, as_json: bool) -> None:
+    """Try everything configured, and say how to fix it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
     and looks at open files, processor, disks, memory file systems, ports and the clock of this host. With the overlay
-    on it says whether serve, companion and stream agree on it. It writes nothing. Run it on each host, with the
-    configuration and the user of the processes.
+    on it says whether serve, companion and stream agree on it. Run it on each host, with the configuration and the user
+    of the processes.
+
+    For Aerospike it asks every node for its settings and state: expiry, copies, conflict resolution, cluster size,
+    eviction, record size, limits of sets, clocks, login. It writes nothing, but with --write.
 
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
@@ -52,7 +56,7 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
         "access": (scoring.check_access,),
         "kafka": (kafka.check_kafka, overlay.check_stream),
         "registry": (kafka.check_registry,),
-        "store": (store.check_store,),
+        "store": (partial(store.check_store, write=write),),
     }
     results = []
     for area in only or _AREAS:

@@ -10,13 +10,6 @@ import click
 from paywarden.ops.extras import needs
 from paywarden.schemas.errors import Misconfigured
 
-_DESCRIPTION = click.option(
-    "--description",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default="gateway.toml",
-    show_default=True,
-    help="The gateway's description.",
-)
 # 256 random bits, as 43 characters of base64.
 _KEY_BYTES = 32
 
@@ -27,8 +20,19 @@ def gateway() -> None:
 
 
 @gateway.command()
-@click.option("--target", type=click.Choice(["envoy", "nginx"]), required=True, help="What the configuration is for.")
-@_DESCRIPTION
+@click.option(
+    "--target",
+    type=click.Choice(["envoy", "nginx", "hosts"]),
+    required=True,
+    help="What the configuration is for; hosts: print their [auth] tokens_file.",
+)
+@click.option(
+    "--description",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="gateway.toml",
+    show_default=True,
+    help="The gateway's description.",
+)
 @click.option("--validate", is_flag=True, help="Also look the hosts' names up, and let the target (on PATH) check.")
 @click.option(
     "--elsewhere", is_flag=True, help="The certificates and key sets are on another machine: do not look for them."
@@ -38,7 +42,11 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
     """Print the configuration of the target.
 
     It holds the tokens by which hosts know the gateway's clients. Write it to a file that no other user may read.
+    While the secret's file has two lines, each client has a token of both.
     """
+    if target == "hosts":
+        _print_tokens(description)
+        return
     from paywarden.ops.gateway.credentials import check_credentials
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.envoy import envoy_configuration
@@ -62,14 +70,7 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
     click.echo(configuration, nl=False)
 
 
-@gateway.command()
-@_DESCRIPTION
-def tokens(description: Path) -> None:
-    """Print the [auth] tokens_file of the hosts.
-
-    By these tokens they know which client a call is of. While the secret's file has two lines, each client has a token
-    of both.
-    """
+def _print_tokens(description: Path) -> None:
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
 

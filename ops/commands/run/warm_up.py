@@ -46,8 +46,8 @@ PARTS = (
         "from paywarden.scoring.requests import fast_requests; "
         "from paywarden.scoring.state import mirror, mirror_writer; "
         "from paywarden.scoring.state.neighbours import hops; "
-        "from paywarden.streams.profiles import fast_intake; from paywarden.streams.shadow import fast_records; "
-        "decision_cache.warm_up(); fast_requests.warm_up(); fast_records.warm_up(); "
+        "from paywarden.streams.profiles import fast_intake; "
+        "decision_cache.warm_up(); fast_requests.warm_up(); "
         "mirror.warm_up(); mirror_writer.warm_up(); hops.warm_up(); chunk_frame.warm_up(); "
         "fast_intake.warm_up()",
     ),

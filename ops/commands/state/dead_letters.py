@@ -1,4 +1,4 @@
-"""`paywarden dead-letters`: shows the records that could not be used, and sends them back."""
+"""`paywarden admin dead-letters`: shows the records that could not be used, and sends them back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import at_most_one, require_with
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken, time_ms_of
 from paywarden.schemas.durations import duration_ms_of
@@ -34,12 +35,7 @@ _NAMED_MAX = 10
 _WIDTH_MIN = 120
 
 
-@click.group("dead-letters")
-def dead_letters() -> None:
-    """Show records that could not be used, or send them back."""
-
-
-@dead_letters.command()
+@click.command("dead-letters")
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @click.option("--topic", metavar="TOPIC", default="", help="Only letters from this topic.")
 @click.option("--reason", metavar="TEXT", default="", help="Only letters whose reason contains this.")
@@ -59,9 +55,20 @@ def dead_letters() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write key and value of the listed letters to DIR/ID.key and DIR/ID.value. They hold card data.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--retry", is_flag=True, help="Send the letters back to the topics they came from.")
+@click.option("--all", "every", is_flag=True, help="With --retry: all letters.")
+@click.option("--again", is_flag=True, help="With --retry: also letters that were retried before, or too often.")
+@click.option(
+    "--retries-max",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="With --retry: refuse letters that failed after this many retries.",
+)
+@click.option("--dry-run", is_flag=True, help="With --retry: only list the records that would be sent.")
 @click.pass_obj
-def show(
+def dead_letters(
     source: Source,
     letter_ids: Sequence[str],
     topic: str,
@@ -70,13 +77,47 @@ def show(
     limit: int,
     folder: Path | None,
     as_json: bool,
+    retry: bool,
+    every: bool,
+    again: bool,
+    retries_max: int,
+    dry_run: bool,
 ) -> None:
-    """List dead letters and count them by topic and reason.
+    """List records that could not be used, or send them back.
 
-    ID is a letter's partition and offset on dead-letters, such as 0-17. The newest letter comes last. Keys and values
-    are not printed: they may hold card ids. The command reads the topic to where it ends now, joins no consumer group
-    and commits nothing.
+    Letters are counted by topic and reason. ID is a letter's partition and offset on dead-letters, such as 0-17. The
+    newest letter comes last. Keys and values are not printed: they may hold card ids. The command reads the topic to
+    where it ends now, joins no consumer group and commits nothing.
+
+    Use --retry when the cause is fixed. Key, value and headers are the original ones. The header paywarden-retry-of
+    names the letter, and paywarden-retry-count counts its retries. A letter is sent once: the topic
+    dead-letters-retried keeps a note of it. A record that fails again becomes a new letter.
+
+    After an interruption the next --retry may send the last records again. A payment that comes twice counts once. An
+    outcome that repeats the last one changes nothing. But an outcome that is sent again is then the newest of its
+    payment, and replaces one that came in between.
     """
+    require_with("--retry", is_there=retry, all=every, again=again, dry_run=dry_run)
+    if retry:
+        at_most_one(retry=True, json=as_json, bytes=folder)
+        _retry(
+            source, letter_ids, topic, reason, since, every=every, again=again, retries_max=retries_max, dry_run=dry_run
+        )
+    else:
+        _show(source, letter_ids, topic, reason, since, limit=limit, folder=folder, as_json=as_json)
+
+
+def _show(
+    source: Source,
+    letter_ids: Sequence[str],
+    topic: str,
+    reason: str,
+    since: str,
+    *,
+    limit: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
     from paywarden.streams.dead_letters.retry import KafkaNotes, note_of
     from paywarden.streams.dead_letters.writer import LetterReader
     from paywarden.streams.kafka.admin import require_broker
@@ -100,48 +141,18 @@ def show(
         _print(overview)
 
 
-@dead_letters.command()
-@click.argument("letter_ids", metavar="[ID]...", nargs=-1)
-@click.option("--topic", metavar="TOPIC", default="", help="All letters from this topic.")
-@click.option("--reason", metavar="TEXT", default="", help="Only letters whose reason contains this text.")
-@click.option(
-    "--since",
-    metavar="TIME",
-    default="",
-    help="Only letters since 2024-05-01T12:00:00Z, for example, or in the last 2h.",
-)
-@click.option("--all", "every", is_flag=True, help="All letters.")
-@click.option("--again", is_flag=True, help="Also letters that were retried before, or too often.")
-@click.option(
-    "--retries-max",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Refuse letters that failed after this many retries.",
-)
-@click.option("--dry-run", is_flag=True, help="Only list the records that would be sent.")
-@click.pass_obj
-def retry(
+def _retry(
     source: Source,
     letter_ids: Sequence[str],
     topic: str,
     reason: str,
     since: str,
+    *,
     every: bool,
     again: bool,
     retries_max: int,
     dry_run: bool,
 ) -> None:
-    """Send dead letters back to the topics they came from.
-
-    Do it when the cause is fixed. Key, value and headers are the original ones. The header paywarden-retry-of names
-    the letter, and paywarden-retry-count counts its retries. A letter is sent once: the topic dead-letters-retried
-    keeps a note of it. A record that fails again becomes a new letter.
-
-    After an interruption the next run may send the last records again. A payment that comes twice counts once. An
-    outcome that repeats the last one changes nothing. But an outcome that is sent again is then the newest of its
-    payment, and replaces one that came in between.
-    """
     from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins
     from paywarden.streams.dead_letters.retry import retry as run
     from paywarden.streams.dead_letters.writer import LetterReader
@@ -189,7 +200,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """The fields of a letter that `show` prints. No field shows the content of its record."""
+    """The fields of a letter that the list has. None of them comes from inside its record."""
 
     letter_id: LetterId
     failed_time_ms: int

@@ -1,4 +1,4 @@
-"""`paywarden forget`: erases an entity."""
+"""`paywarden admin forget`: erases an entity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paywarden outbox`: entries that the outboxes of this host have set aside, because they cannot be read."""
+"""`paywarden admin outbox`: entries that the outboxes of this host have set aside, because they cannot be read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops.options import at_most_one, require_with
 from paywarden.ops.reporting import printable
 from paywarden.schemas.settings import Source
 
@@ -18,22 +19,35 @@ if TYPE_CHECKING:
     from paywarden.streams.companion.set_aside_entries import SetAsideEntry
 
 
-@click.group()
-def outbox() -> None:
-    """Show or ship the entries that outboxes set aside.
-
-    The companion sets aside bytes that it cannot read in an outbox, and ships the decisions behind them.
-    """
-
-
-@outbox.command("list")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.command()
+@click.argument("entry_ids", metavar="[ID]...", nargs=-1)
+@click.option("--retry", is_flag=True, help="Ship the entries ID..., once their cause is fixed.")
+@click.option("--all", "every", is_flag=True, help="With --retry: everything that is set aside.")
+@click.option("--discard", is_flag=True, help="Delete the entries ID...: their decisions are lost.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
 @click.pass_obj
-def list_entries(source: Source, as_json: bool) -> None:
-    """List the entries that were set aside, and why.
+def outbox(source: Source, entry_ids: Sequence[str], retry: bool, every: bool, discard: bool, as_json: bool) -> None:
+    """List or ship the entries that outboxes set aside.
 
-    ID is the worker and the position in its outbox. The bytes are not printed: they may hold card ids.
+    The companion sets aside bytes that it cannot read in an outbox, and ships the decisions behind them. The list says
+    why. ID is the worker and the position in its outbox. The bytes are not printed: they may hold card ids.
+
+    With --retry the decisions go into an outbox of their own, which the companion ships. Entries that still cannot be
+    read stay where they are, and the command says why. It can run while the companion runs.
     """
+    at_most_one(retry=retry, discard=discard, json=as_json)
+    if entry_ids and not (retry or discard):
+        raise click.UsageError("wanted --retry or --discard with ID...")
+    require_with("--retry", is_there=retry, all=every)
+    if retry:
+        _retry(source, entry_ids, every=every)
+    elif discard:
+        _discard(source, entry_ids)
+    else:
+        _list(source, as_json=as_json)
+
+
+def _list(source: Source, *, as_json: bool) -> None:
     from paywarden.streams.companion.retry_set_aside import entries_of, why_not
 
     settings = _settings(source)
@@ -55,20 +69,11 @@ def list_entries(source: Source, as_json: bool) -> None:
     if not rows:
         click.echo("nothing is set aside")
     for row in rows:
-        why = row["why"] or "can be shipped: run `paywarden outbox retry`"
+        why = row["why"] or "can be shipped: run `paywarden admin outbox --retry`"
         click.echo(f"{row['id']:<24} {row['kind']:<7} {row['bytes']:>9} bytes  {row['set_aside_time']}  {why}")
 
 
-@outbox.command()
-@click.argument("entry_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "every", is_flag=True, help="Everything that is set aside.")
-@click.pass_obj
-def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
-    """Ship set-aside entries, once their cause is fixed.
-
-    The decisions go into an outbox of their own, which the companion ships. Entries that still cannot be read stay
-    where they are, and the command says why. It can run while the companion runs.
-    """
+def _retry(source: Source, entry_ids: Sequence[str], *, every: bool) -> None:
     from paywarden.streams.companion.retry_set_aside import retry as run
 
     settings = _settings(source)
@@ -81,11 +86,9 @@ def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
         raise click.ClickException(f"{len(done.refused)} of them stay set aside")
 
 
-@outbox.command()
-@click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
-@click.pass_obj
-def discard(source: Source, entry_ids: Sequence[str]) -> None:
-    """Delete set-aside entries: their decisions are lost."""
+def _discard(source: Source, entry_ids: Sequence[str]) -> None:
+    if not entry_ids:
+        raise click.UsageError("--discard: wanted ID...")
     settings = _settings(source)
     for entry in _chosen(settings, entry_ids, every=False):
         entry.remove()
@@ -116,7 +119,7 @@ def _chosen(settings: OutboxSettings, entry_ids: Sequence[str], every: bool) -> 
     entries = {entry.entry_id: entry for entry in entries_of(settings)}
     for entry_id in entry_ids:
         if entry_id not in entries:
-            raise click.ClickException(f"nothing is set aside as {printable(entry_id)}: see `paywarden outbox list`")
+            raise click.ClickException(f"nothing is set aside as {printable(entry_id)}: see `paywarden admin outbox`")
     return list(entries.values()) if every else [entries[entry_id] for entry_id in dict.fromkeys(entry_ids)]
 
 

@@ -1,4 +1,4 @@
-"""`paywarden profile-sets`: lists the profile sets, and drops one."""
+"""`paywarden admin profile-sets`: lists the profile sets, and drops one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import at_most_one
 from paywarden.ops.progress import scan_bar
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
@@ -19,22 +20,36 @@ if TYPE_CHECKING:
     from paywarden.features.stores.profile_sets import ProfileSet, Register, SetStores
 
 
-@click.group("profile-sets")
-def profile_sets() -> None:
+@click.command("profile-sets")
+@click.option("--drop", "dropped", metavar="NAME", help="Erase the set NAME and its topics on Kafka.")
+@click.option(
+    "--records-per-second",
+    type=click.IntRange(0),
+    default=20_000,
+    show_default=True,
+    help="With --drop: speed limit of the erasure on aerospike; 0 for no limit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.pass_obj
+def profile_sets(source: Source, dropped: str | None, records_per_second: int, as_json: bool) -> None:
     """List the profile sets of the store, or drop one.
 
-    A profile set is a complete collection of profiles. One of them is live.
+    A profile set is a complete collection of profiles. One of them is live. The list has the sets' state, age and
+    number of records: exact for lmdb, and for aerospike the servers' own counts, with markers of erased records.
+
+    --drop takes "first" for the set that was there before any other. It refuses the live set, and a set that is being
+    swapped in. If it is killed, the same command continues. If Kafka does not answer, the topics stay and are named. On
+    an Aerospike Community server a marker stays in place of each record, for [aerospike] marker_days: without it a cold
+    start of a server could bring the record back. An Enterprise server deletes durably and needs no marker.
     """
+    at_most_one(drop=dropped, json=as_json)
+    if dropped is None:
+        _list(source, as_json=as_json)
+    else:
+        _drop(source, dropped, records_per_second)
 
 
-@profile_sets.command("list")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def list_sets(source: Source, as_json: bool) -> None:
-    """List the sets: state, age and number of records.
-
-    The counts are exact for lmdb. For aerospike they are the servers' own counts, with markers of erased records.
-    """
+def _list(source: Source, *, as_json: bool) -> None:
     from paywarden.features.stores.profile_sets import ProfileSets
 
     stores = _stores(source)
@@ -47,25 +62,7 @@ def list_sets(source: Source, as_json: bool) -> None:
         click.echo("\n".join(_to_lines(register, counts)))
 
 
-@profile_sets.command("drop")
-@click.argument("name")
-@click.option(
-    "--records-per-second",
-    type=click.IntRange(0),
-    default=20_000,
-    show_default=True,
-    help="Speed limit of the erasure on aerospike; 0 for no limit.",
-)
-@click.pass_obj
-def drop_set(source: Source, name: str, records_per_second: int) -> None:
-    """Erase the set NAME and its topics on Kafka.
-
-    "first" is the set that was there before any other. The command refuses the live set, and a set that is being
-    swapped in. If it is killed, the same command continues. If Kafka does not answer, the topics stay and are named.
-
-    On an Aerospike Community server a marker stays in place of each record, for [aerospike] marker_days: without it a
-    cold start of a server could bring the record back. An Enterprise server deletes durably and needs no marker.
-    """
+def _drop(source: Source, name: str, records_per_second: int) -> None:
     from paywarden.features.stores.profile_sets import ProfileSets, drop, typed_name
 
     stores = _stores(source)

@@ -1,4 +1,4 @@
-"""`paywarden rebuild`: builds fresh profiles from the topics next to the live ones, then swaps them in."""
+"""`paywarden admin rebuild`: builds fresh profiles from the topics next to the live ones, then swaps them in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
 
     The stream keeps working while the new profile set is built. During the swap it waits until all profiles are
     published; scoring continues with the profiles in its mirrors. The old set stays until
-    `paywarden profile-sets drop` erases it. Profiles that `backfill` made from older history are not in the new set.
+    `paywarden admin profile-sets --drop` erases it. Profiles that `backfill` made from older history are not in the new
+    set.
     """
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.health.gc_tuning import settle_collection
@@ -71,7 +72,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
         settle_collection()
         swapped = job.run(stop, lambda done, total: bar(done, total))
     if swapped is None:
-        raise click.ClickException(f"stopped: `paywarden rebuild --resume {job.name}` goes on where this ended")
+        raise click.ClickException(f"stopped: `paywarden admin rebuild --resume {job.name}` goes on where this ended")
     click.echo(job.name)
 
 

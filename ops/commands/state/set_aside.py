@@ -1,4 +1,4 @@
-"""`paywarden set-aside`: shows the profiles that cannot be read, and tries them again."""
+"""`paywarden admin set-aside`: shows the profiles that cannot be read, and tries them again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ if TYPE_CHECKING:
     from paywarden.streams.maintenance.set_aside_profiles import FoundAside
 
 
-@click.group("set-aside")
-def set_aside() -> None:
-    """Show profiles that cannot be read, or try them again."""
-
-
-@set_aside.command("list")
+@click.command("set-aside")
+@click.option("--retry", is_flag=True, help="Try these profiles again.")
 @click.pass_obj
-def list_(source: Source) -> None:
-    """Count the profiles that were set aside.
+def set_aside(source: Source, retry: bool) -> None:
+    """Count profiles that cannot be read, or try them again.
 
-    They are those of the live set that could not be read. Events wait for them. No key is printed: it may be a card's
-    id. The command reads the store and changes nothing.
+    They are profiles of the live set, and events wait for them. No key is printed: it may be a card's id. Without
+    --retry the command reads the store and changes nothing.
+
+    With --retry, if this release cannot read a profile's bytes, the changelog's last state of it takes their place.
+    Then a message asks the owner of the profile, a stream worker, to apply the waiting events. A profile for which
+    nothing readable is found stays set aside: `paywarden admin rebuild` makes it from the topics.
     """
+    if retry:
+        _retry(source)
+    else:
+        _list(source)
+
+
+def _list(source: Source) -> None:
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.maintenance.set_aside_profiles import find
 
@@ -39,15 +46,7 @@ def list_(source: Source) -> None:
     click.echo(f"unreadable       {found.left}")
 
 
-@set_aside.command()
-@click.pass_obj
-def retry(source: Source) -> None:
-    """Try the profiles again that were set aside.
-
-    Where this release cannot read a profile's bytes, the changelog's last state of it takes their place. Then a message
-    asks the owner of the profile, a stream worker, to apply the waiting events. A profile for which nothing readable is
-    found stays set aside: `paywarden rebuild` creates it again from the topics.
-    """
+def _retry(source: Source) -> None:
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.kafka.admin import partitions_of, require_broker
     from paywarden.streams.kafka.topic_names import repartition_topic

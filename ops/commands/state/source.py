@@ -1,4 +1,4 @@
-"""`paywarden source`: the topics that stored offsets belong to, and accepting one that was created again."""
+"""`paywarden admin source`: the topics that stored offsets belong to, and accepting one that was created again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.options import at_most_one
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
@@ -20,23 +21,32 @@ if TYPE_CHECKING:
     from paywarden.streams.maintenance.accept_source import SourceReader, SourceState
 
 
-@click.group("source")
-def source_group() -> None:
-    """Show or accept the topics that offsets belong to.
+@click.command("source")
+@click.argument("topics", metavar="[TOPIC]...", nargs=-1)
+@click.option("--accept", is_flag=True, help="Go on with each TOPIC as it is now, from its beginning.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.pass_obj
+def source_topics(source: Source, topics: tuple[str, ...], accept: bool, as_json: bool) -> None:
+    """List or accept the topics that offsets belong to.
 
     Profiles and counts remember how far they have read a topic. Stream workers stop when a topic of the same name is
-    another one, or ends before the last record that was read.
+    another one, or ends before the last record that was read. The list has the topics, their ids and their problems. A
+    generation is how often the topic was accepted.
+
+    Stop all stream workers before --accept. Profiles and counts keep what they have. The new topic's payments count on
+    top of it, except those whose payment_id is known already. TOPIC is payments, outcomes, decisions or a repartition
+    topic, without the prefix of the deployment. `repartition-card` stands for that of the live profile set.
     """
+    if accept != bool(topics):
+        raise click.UsageError("wanted --accept with TOPIC...")
+    at_most_one(accept=accept, json=as_json)
+    if accept:
+        _accept(source, topics)
+    else:
+        _list(source, as_json=as_json)
 
 
-@source_group.command("show")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def show(source: Source, as_json: bool) -> None:
-    """List the topics, their ids and their problems.
-
-    A generation is how often the topic was accepted.
-    """
+def _list(source: Source, *, as_json: bool) -> None:
     from paywarden.streams.maintenance.accept_source import states
 
     with _readers(source, readonly=True) as (clients, readers):
@@ -47,16 +57,7 @@ def show(source: Source, as_json: bool) -> None:
         click.echo("\n".join(_lines(found)))
 
 
-@source_group.command("accept")
-@click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
-@click.pass_obj
-def accept(source: Source, topics: tuple[str, ...]) -> None:
-    """Go on with each TOPIC as it is now, from its beginning.
-
-    Stop all stream workers first. Profiles and counts keep what they have. The new topic's payments count on top of it,
-    except those whose payment_id is known already. TOPIC is payments, outcomes, decisions or a repartition topic,
-    without the prefix of the deployment. `repartition-card` stands for that of the live profile set.
-    """
+def _accept(source: Source, topics: tuple[str, ...]) -> None:
     from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.maintenance.accept_source import accept as accept_topic
     from paywarden.streams.maintenance.accept_source import require_read
@@ -106,7 +107,7 @@ def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaC
             [
                 SourceReader("profiles", group, register(profiles, SOURCES_KEY, of_profiles), of_profiles),
                 SourceReader(
-                    "counts", settings.agents_group, register(beside, BESIDE_SOURCES_KEY, of_counts), of_counts
+                    "counts", settings.counts_group, register(beside, BESIDE_SOURCES_KEY, of_counts), of_counts
                 ),
             ],
         )

@@ -1,4 +1,4 @@
-"""`paywarden store`: checks the profile store's setup and completeness, backs it up and restores it."""
+"""`paywarden admin store`: checks the profile store's completeness, backs it up and restores it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,40 +13,10 @@ from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
-if TYPE_CHECKING:
-    from paywarden.features.stores.aerospike.cluster_check import ClusterFinding
-
 
 @click.group()
 def store() -> None:
-    """Check, verify, back up or restore the profile store.
-
-    `check` looks at how the store is set up, `verify` at the profiles in it.
-    """
-
-
-@store.command()
-@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
-@click.option("--no-write", is_flag=True, help="Only look: do not try whether records can be written and erased.")
-@click.pass_obj
-def check(source: Source, as_json: bool, no_write: bool) -> None:
-    """Print everything that is wrong with the store's setup.
-
-    For Aerospike it asks every node for its settings and state: expiry, copies, conflict resolution, cluster size,
-    eviction, record size, limits of sets, clocks, login. Then it writes, reads and erases one record of the largest
-    size, with the rights of the configured user. An embedded store is opened and read.
-
-    The exit status is 1 if there is an error. Warnings alone are 0.
-    """
-    from paywarden.features.stores.aerospike.cluster_check import ERROR
-
-    findings = wiring.check_store(source, write=not no_write)
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
-    else:
-        click.echo("\n".join(f"{one.level:<8} {one}" for one in findings) or "nothing is wrong")
-    if errors := _count(findings, ERROR):
-        raise click.ClickException(f"{errors} error{'s' if errors > 1 else ''} in the store's setup")
+    """Verify, back up or restore the profile store."""
 
 
 @store.command()
@@ -113,8 +82,8 @@ def restore(source: Source, folder: Path) -> None:
 
     For the embedded store. Stop the stream first, and move the rest of the store away. The next `paywarden stream`
     reads from the backup's offsets, and its profiles are then the same bytes as if nothing had happened. Refused if
-    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. Erase again all
-    that `paywarden forget` has erased since the backup.
+    Kafka no longer has the records from there on: `paywarden admin rebuild` makes profiles from an archive. Erase again
+    all that `paywarden admin forget` has erased since the backup.
     """
     from paywarden.ops.times import spoken
 
@@ -126,7 +95,3 @@ def _places(offsets: Mapping[str, Mapping[int, int | None]]) -> str:
     """Returns the records before the sources' offsets, over all partitions: `payments 1204, outcomes 31`."""
     sums = {topic: sum(offset or 0 for offset in partitions.values()) for topic, partitions in offsets.items()}
     return ", ".join(f"{topic} {count}" for topic, count in sums.items() if not topic.startswith("repartition"))
-
-
-def _count(findings: list[ClusterFinding], level: str) -> int:
-    return sum(finding.level == level for finding in findings)

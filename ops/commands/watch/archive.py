@@ -1,4 +1,4 @@
-"""`paywarden archive`: writes a topic to partitioned Parquet files."""
+"""`paywarden admin archive`: writes a topic to partitioned Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`paywarden audit`: whether the console's log of views and acts is whole."""
+"""`paywarden admin audit`: whether the console's log of views and acts is whole."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.audit import AuditHead
 
 
-@click.group()
-def audit() -> None:
-    """Check the console's audit log of views and acts."""
-
-
-@audit.command()
+@click.command()
 @click.option("--log", "log_file", type=click.Path(dir_okay=False), help="The log (default: that of [console] folder).")
 @click.option(
     "--key", type=click.Path(dir_okay=False), help="The public key that signed it (default: audit.pub beside the log)."
@@ -29,12 +24,12 @@ def audit() -> None:
 @click.option("--topic", is_flag=True, help="The log must also have each line that is on the topic console-events.")
 @click.pass_obj
 @needs("console")
-def verify(source: Source, log_file: str | None, key: str | None, head: str | None, topic: bool) -> None:
-    """Find any edit, removal or reorder in the log.
+def audit(source: Source, log_file: str | None, key: str | None, head: str | None, topic: bool) -> None:
+    """Check the console's audit log: who has seen and done what.
 
-    Each line is signed and names the line before it, and a signed file names the last one. A log that was put back to
-    an earlier state together with that file is found by --topic and by --head: a console puts the last line of each
-    hour on the topic, and the page Audit shows it.
+    It finds any edit, removal or reorder in the log: each line is signed and names the line before it, and a signed
+    file names the last one. --topic and --head find a log that was put back to an earlier state together with that
+    file: a console puts the last line of each hour on the topic, and the page Audit shows it.
     """
     from paywarden.models.bundle.signature import fingerprint
     from paywarden.ops.console.audit import public_key

@@ -1,4 +1,4 @@
-"""`paywarden drift`: lists open alerts, explains one, and notes that somebody has seen it."""
+"""`paywarden drift`: lists open alerts, explains one, and notes what people do about it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from paywarden.ops import wiring
 from paywarden.ops.alert_text import explained, finite, since_training, size_of, wrapped
 from paywarden.ops.commands.watch.drift_backtest import backtest
 from paywarden.ops.extras import needs
+from paywarden.ops.options import at_most_one
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken
 from paywarden.schemas.durations import duration_ms_of
@@ -39,16 +40,23 @@ def drift() -> None:
 
 
 @drift.command()
-@click.option("--all", "every", is_flag=True, help="Also alerts that have cleared.")
+@click.argument("alert_id", metavar="[ID]", required=False)
+@click.option("--all", "every", is_flag=True, help="List also alerts that have cleared.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
-def status(source: Source, every: bool, as_json: bool) -> None:
-    """List the open alerts, the worst first.
+def status(source: Source, alert_id: str | None, every: bool, as_json: bool) -> None:
+    """List the open alerts, the worst first, or explain one.
 
-    It also names the models that are not watched in full. The command reads the topics of alerts and acknowledgements
-    to where they end now, joins no consumer group and commits nothing. The models come from the store, where
-    `paywarden stream` counts decisions.
+    With ID it names the feature or measure that moved, the segment, the size and the certainty, and where to look. ID
+    is the alert's id, or the first letters of it if no other alert begins with them.
+
+    The list also names the models that are not watched in full. The command reads the topics of alerts and
+    acknowledgements to where they end now, joins no consumer group and commits nothing. The models come from the store,
+    where `paywarden stream` counts decisions.
     """
+    if alert_id is not None:
+        _explain(source, alert_id, as_json=as_json)
+        return
     with _reading(source) as reader:
         journal = reader.read()
     shown = list(journal.alerts.values()) if every else journal.open()
@@ -67,16 +75,7 @@ def status(source: Source, every: bool, as_json: bool) -> None:
         click.echo("\n".join(watch_lines(models, not_known)))
 
 
-@drift.command()
-@click.argument("alert_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_obj
-def explain(source: Source, alert_id: str, as_json: bool) -> None:
-    """Explain an alert: the change, and where to look.
-
-    It names the feature or measure that moved, the segment, the size and the certainty. ID is the alert's id, or the
-    first letters of it if no other alert begins with them.
-    """
+def _explain(source: Source, alert_id: str, *, as_json: bool) -> None:
     with _reading(source) as reader:
         alert = reader.read().find(alert_id)
     if as_json:
@@ -87,53 +86,37 @@ def explain(source: Source, alert_id: str, as_json: bool) -> None:
 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
+@click.argument("text", metavar="[TEXT]", default="")
+@click.option("--ack", is_flag=True, help="Acknowledge the alert: somebody has seen it.")
+@click.option("--snooze", metavar="TIME", help="Acknowledge it, and silence it for 30m, 4h or 2d, for example.")
+@click.option("--to", metavar="NAME", help="Assign it: NAME takes care of it.")
+@click.option("--by", metavar="NAME", default="", help="Who does it (default: the logged-in user).")
 @click.pass_obj
-def ack(source: Source, alert_id: str, by: str, note: str) -> None:
-    """Acknowledge an alert: note that somebody has seen it."""
-    _acknowledge(source, alert_id, by=by, note=note, until_ms=0)
+def note(source: Source, alert_id: str, text: str, ack: bool, snooze: str | None, to: str | None, by: str) -> None:
+    """Acknowledge, snooze or assign an alert, or comment on it.
 
-
-@drift.command()
-@click.argument("alert_id", metavar="ID")
-@click.option("--for", "duration", metavar="TIME", required=True, help="How long, such as 30m, 4h or 2d.")
-@click.option("--by", metavar="NAME", default="", help="Person who has seen the alert (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
-@click.pass_obj
-def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> None:
-    """Acknowledge an alert, and silence it for a while.
-
-    Until then its changes are not published, unless it becomes critical.
+    TEXT is for the others. Until a snoozed alert's time its changes are not published, unless it becomes critical. The
+    console shows all of this, and writes the same events.
     """
-    length_ms = duration_ms_of(duration)
+    at_most_one(ack=ack, snooze=snooze, to=to)
+    if ack or snooze:
+        _acknowledge(source, alert_id, by=by, note=text, until_ms=_end_of(snooze) if snooze else 0)
+    elif to is not None:
+        what = {"to": _short("--to", to), **({"note": _short("TEXT", text)} if text else {})}
+        found, who = _event(source, alert_id, "assigned", by, what)
+        click.echo(f"alert {found} assigned to {to} by {who}")
+    elif text:
+        found, who = _event(source, alert_id, "commented", by, {"note": _short("TEXT", text)})
+        click.echo(f"alert {found}: noted by {who}")
+    else:
+        raise click.UsageError("wanted TEXT, --ack, --snooze or --to")
+
+
+def _end_of(snooze: str) -> int:
+    length_ms = duration_ms_of(snooze)
     if not length_ms:
-        raise Misconfigured(f"--for: wanted a time such as 30m, 4h or 2d, got {duration!r}")
-    _acknowledge(source, alert_id, by=by, note=note, until_ms=_now_ms() + length_ms)
-
-
-@drift.command()
-@click.argument("alert_id", metavar="ID")
-@click.option("--to", metavar="NAME", required=True, help="The person who takes care of it.")
-@click.option("--by", metavar="NAME", default="", help="The person who assigns it (default: the logged-in user).")
-@click.option("--note", metavar="TEXT", default="", help="A note for other people.")
-@click.pass_obj
-def assign(source: Source, alert_id: str, to: str, by: str, note: str) -> None:
-    """Assign an alert to somebody. The console shows it, and writes the same event."""
-    what = {"to": _short("--to", to), **({"note": _short("--note", note)} if note else {})}
-    found, who = _event(source, alert_id, "assigned", by, what)
-    click.echo(f"alert {found} assigned to {to} by {who}")
-
-
-@drift.command()
-@click.argument("alert_id", metavar="ID")
-@click.argument("note", metavar="TEXT")
-@click.option("--by", metavar="NAME", default="", help="The author (default: the logged-in user).")
-@click.pass_obj
-def comment(source: Source, alert_id: str, note: str, by: str) -> None:
-    """Note something about an alert. The console shows it, and writes the same event."""
-    found, who = _event(source, alert_id, "commented", by, {"note": _short("TEXT", note)})
-    click.echo(f"alert {found}: noted by {who}")
+        raise Misconfigured(f"--snooze: wanted a time such as 30m, 4h or 2d, got {snooze!r}")
+    return _now_ms() + length_ms
 
 
 def _event(source: Source, alert_id: str, kind: str, by: str, what: Mapping[str, str]) -> tuple[str, str]:
@@ -163,21 +146,21 @@ def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms:
     from paywarden.streams.alerts.records import Acknowledgement
 
     who = by or _logged_in()
-    for name, text in (("--by", who), ("--note", note)):
+    for name, text in (("--by", who), ("TEXT", note)):
         if len(text.encode()) > _BYTES_OF_NAME_MAX or printable(text) != text:
             raise Misconfigured(f"{name}: wanted at most {_BYTES_OF_NAME_MAX} bytes of printable text")
     with _reading(source) as reader:
         alert = reader.read().find(alert_id)
         if not alert.is_open:
             raise Misconfigured(f"alert {alert.alert_id} cleared at {spoken(alert.record['time_ms'])} UTC")
-        reader.acknowledge(Acknowledgement(alert.alert_id, _now_ms(), who, until_ms, note))
+    _writer(source).write(Acknowledgement(alert.alert_id, _now_ms(), who, until_ms, note))
     done = f"snoozed until {spoken(until_ms)} UTC" if until_ms else "acknowledged"
     click.echo(f"alert {alert.alert_id} {done} by {who}")
 
 
 @drift.command()
 @click.option(
-    "--archive", type=click.Path(file_okay=False), required=True, help="Folder that `paywarden archive` wrote."
+    "--archive", type=click.Path(file_okay=False), required=True, help="Folder that `paywarden admin archive` wrote."
 )
 @click.option("--bundle", type=click.Path(file_okay=False), help="Bundle of the model (default: [serve] bundle).")
 @click.option("--from", "from_day", required=True, metavar="DAY", help="First UTC day, YYYY-MM-DD.")

@@ -33,7 +33,7 @@ _WEEK_MS = 7 * 86_400_000
 @click.option(
     "--decisions", type=click.Path(), help="decisions.parquet of `paywarden replay --vectors`, or its folder."
 )
-@click.option("--archive", type=click.Path(file_okay=False), help="Folder that `paywarden archive` wrote, instead.")
+@click.option("--archive", type=click.Path(file_okay=False), help="Folder of `paywarden admin archive`, instead.")
 @click.option(
     "--bundle",
     "bundles",

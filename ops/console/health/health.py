@@ -266,7 +266,6 @@ _ERRORS: tuple[tuple[str, str, Callable[[Mapping[str, str]], bool]], ...] = (
     ("paywarden_swap_failures_total", "failed swaps of bundle or policy", _is_any),
     ("paywarden_stream_dead_letters_total", "records set aside as dead letters", _is_any),
     ("paywarden_store_failures_total", "failed calls of the store", _is_any),
-    ("paywarden_companion_failures_total", "failures of a part of the companion", _is_any),
 )
 
 

@@ -10,8 +10,8 @@
     roles = ["auditor"]
     sha256 = "6f1d…"
 
-`paywarden console password` makes the line of a password, `paywarden console token` a token and its line. The file
-holds no password and no token: a password is hashed by scrypt with a salt of its own, and a token has 256 random bits.
+`paywarden admin console` makes the line of a password (--password), or a token and its line (--token). The file holds
+no password and no token: a password is hashed by scrypt with a salt of its own, and a token has 256 random bits.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _person(where: str, entry: Mapping[str, Any], secret: str) -> Person:
 
 def _checked_hash(where: str, text: object) -> str:
     if not isinstance(text, str) or not _is_hash(text):
-        raise Misconfigured(f"{where}: password: wanted a line of `paywarden console password`")
+        raise Misconfigured(f"{where}: password: wanted a line of `paywarden admin console --password`")
     return text
 
 

@@ -31,7 +31,7 @@ if [ ! -e "$here/gateway/gateway.toml" ]; then
     sed "s/KEY_SHA256/$hash/" "$here/gateway.toml" > "$here/gateway/gateway.toml"
     echo "the key of the client \"checkout\", which is stored nowhere: $key"
 fi
-paywarden gateway tokens > "$here/secrets/tokens"
+paywarden gateway render --target hosts > "$here/secrets/tokens"
 # `docker run` sees the folder under another name: the files of the configuration have the names that Envoy's container sees.
 paywarden gateway render --target envoy --elsewhere | sed "s#\"/gateway/#\"/etc/paywarden-gateway/#g; s#\"$here/gateway/#\"/etc/paywarden-gateway/#g" > "$here/gateway/envoy.json.new"
 mv "$here/gateway/envoy.json.new" "$here/gateway/envoy.json"

@@ -62,8 +62,8 @@ def main() -> None:
     assert sorted(listed) == sorted(installed.stdout.decode().split()), "the list of parts is of another file system"
     say(f"list of parts: {len(parts)}, {sum(part.get('purl', '').startswith('pkg:deb/') for part in parts)} of Debian")
     began = time.monotonic()
-    output("warm-up")
-    say(f"warm-up, with what the image has: {time.monotonic() - began:.1f} s")
+    output("compile")
+    say(f"compile, with what the image has: {time.monotonic() - began:.1f} s")
     try_processes()
 
 

@@ -33,7 +33,7 @@ from paywarden.scoring.state.outbox.settings import OutboxDamaged, OutboxSetting
 
 _log = logging.getLogger(__name__)
 
-# The outbox into which `paywarden outbox retry` puts decisions that were set aside. It is shipped like a worker's.
+# The outbox into which `paywarden admin outbox --retry` puts decisions. It is shipped like a worker's.
 RETRIED = "retried"
 _WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
 # A cursor: the position and the CRC-32 of its digits.

@@ -6,7 +6,7 @@ then delivers neither records nor ends, and its own idea of the end stands still
 
 1. Ask the broker for the ends through another client (streams/kafka/stalls/end_offsets.py).
 2. Compare them with the client's positions. A partition that is behind and has not moved gets one look added.
-3. After `timeout_s` worth of looks the partition is stalled. The remedy is a new client.
+3. After `timeout_s` worth of looks the partition is stalled. The remedy is a new process, with a new client.
 
     look        1     2     3     4            timeout_s = 6, a look every 2 s: 3 looks are allowed
     end       500   510   520   530
@@ -71,10 +71,6 @@ class StallWatch:
     def forget(self, places: Collection[PartitionId]) -> None:
         """Begin to count again for these partitions."""
         self._stood = {place: stood for place, stood in self._stood.items() if place not in places}
-
-    def clear(self) -> None:
-        """Forget everything, for a new client."""
-        self._stood.clear()
 
 
 def without_held(

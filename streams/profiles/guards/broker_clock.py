@@ -11,8 +11,8 @@
    once.
 3. `now_ms` is the time of day, moved to within CLOCKS_MS_MAX of the broker's. A leap in the middle of a batch therefore
    refuses no payment.
-4. A worker whose clock disagrees by more than that leaves its group, asks the broker once a second, and comes back when
-   they agree (streams/profiles/pipeline.py). Others do its work. It cannot know which of the two clocks is wrong.
+4. A worker whose clock disagrees by more than that ends. The next one asks the broker once a second, and joins the
+   group when they agree (streams/profiles/pipeline.py). Others do its work. It cannot know which clock is wrong.
 5. The clock of the boot stands still with a virtual machine. A record that seems to come from the future is therefore a
    reason to ask the broker before anything is refused, and so is a leap before the worker leaves.
 

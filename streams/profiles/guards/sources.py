@@ -31,10 +31,12 @@ _log = logging.getLogger(__name__)
 class SourceCheck:
     """Compares the topics of one worker with the register in its store. Not thread-safe."""
 
-    def __init__(self, clients: KafkaClients, store: ProfileStore, names: Mapping[str, str]) -> None:
-        """`names`: the topics, by full name the name without prefix."""
+    def __init__(
+        self, clients: KafkaClients, store: ProfileStore, names: Mapping[str, str], key: bytes = SOURCES_KEY
+    ) -> None:
+        """`names`: the topics, by full name the name without prefix. `key`: that of the register in the store."""
         self._admin, self._names = clients.admin, dict(names)
-        self._register = SourceRegister(store, SOURCES_KEY, names)
+        self._register = SourceRegister(store, key, names)
         self._watch = IdentityWatch(clients.admin, names)
         self.is_due = True
         """Whether the topics must be compared before records of them are processed."""

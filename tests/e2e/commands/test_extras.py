@@ -102,15 +102,15 @@ def test_a_scoring_host_installs_no_training_and_no_faust() -> None:
 
 
 BASE = (
-    ("warm-up",),
-    ("features", "list"),
+    ("compile",),
+    ("features"),
     ("topics", "create"),
     ("policy", "check"),
-    ("dead-letters", "show"),
+    ("admin", "dead-letters"),
     ("drift", "status"),
-    ("profile-sets", "list"),
-    ("store", "check"),
-    ("forget", "card:nobody"),
+    ("admin", "profile-sets"),
+    ("doctor", "--only", "store"),
+    ("admin", "forget", "card:nobody"),
 )
 
 

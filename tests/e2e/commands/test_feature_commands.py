@@ -92,7 +92,7 @@ def test_a_full_store_is_one_line_and_the_backfill_can_continue(shell: Shell, hi
 
 
 def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
-    said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
+    said = filled[0].run("features", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
     found = json.loads(said)
     assert found["entity"] == "card"
     assert found["as_of"] == "2024-01-31T00:00:00Z"
@@ -109,45 +109,18 @@ def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Sh
         ("4000123412341234", "one of card, merchant, device"),
         ("card:" + "4000" * 200, "at most 511 bytes"),
     ):
-        line = shell.refused("features", "show", typed)
+        line = shell.refused("features", typed)
         assert wanted in line
         assert "4000" not in line
-    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "show", "card:4000123412341234")
+    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "card:4000123412341234")
 
 
 def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str, shell: Shell) -> None:
     stored = filled[0].contents()[f"card:{card_id}".encode()]
     shell.write(b"card:cut", stored[:-1])
     shell.write(b"card:old", b"\x01" + stored[1:])
-    assert shell.refused("features", "show", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
-    assert "it is not of layout version" in shell.refused("features", "show", "card:old")
-
-
-def test_forget_erases_a_card_of_a_backfilled_store(
-    tmp_path: Path, history: Path, card_id: str, kafka: KafkaServer, topic_prefix: str
-) -> None:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
-        deployment.create_topics()
-
-        def run(*arguments: str) -> tuple[int, str, str]:
-            done = deployment.run(*arguments)
-            return done.returncode, done.stdout, done.stderr
-
-        assert run("backfill", "--data", str(history))[0] == 0
-        code, said, logged = run("forget", f"card:{card_id}")
-        assert code == 0, logged
-        assert card_id not in said + logged
-        payments = pq.read_table(history / "payments.parquet")["card_id"].to_pylist().count(card_id)
-        assert said.splitlines() == [
-            "profiles         1 erased from the store, and from the mirrors by the changelog",
-            f"payment records  {payments} erased",
-            "decisions        every index of decisions gets the erasure: it takes them out, and not in again",
-        ]
-        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
-        assert run("forget", f"card:{card_id}")[1].startswith("profiles         0 erased")
-        # A finished backfill does not bring the card back.
-        assert "nothing to do" in run("backfill", "--data", str(history))[1]
-        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
+    assert shell.refused("features", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
+    assert "it is not of layout version" in shell.refused("features", "card:old")
 
 
 def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
@@ -160,7 +133,7 @@ def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
         for name in ("", "b1"):
             with closing(sets.open(name)) as store:
                 store.write({b"card:C1": b"profile", b"card:C2": b"profile"}, ttl_s=0)
-        done = deployment.run("forget", "card:C1")
+        done = deployment.run("admin", "forget", "card:C1")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("profiles         2 erased")
         (line,) = done.stderr.strip().splitlines()
@@ -174,7 +147,7 @@ def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
 def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_id: str) -> None:
     shell, _ = filled
     before = shell.contents()
-    line = shell.refused("forget", f"card:{card_id}", PAYWARDEN_KAFKA_BOOTSTRAP="127.0.0.1:9")
+    line = shell.refused("admin", "forget", f"card:{card_id}", PAYWARDEN_KAFKA_BOOTSTRAP="127.0.0.1:9")
     assert "no Kafka broker answers at 127.0.0.1:9" in line
     assert card_id not in line
     assert shell.contents() == before

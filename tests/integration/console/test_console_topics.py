@@ -85,7 +85,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
         "PAYWARDEN_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
     }
     terminal = CliRunner().invoke(
-        cli, ["drift", "assign", "alert-00001", "--to", "ben", "--by", "carl"], env=environment, catch_exceptions=False
+        cli, ["drift", "note", "alert-00001", "--to", "ben", "--by", "carl"], env=environment, catch_exceptions=False
     )
     assert terminal.exit_code == 0, terminal.output
     status = CliRunner().invoke(cli, ["drift", "status", "--json"], env=environment, catch_exceptions=False)
@@ -157,7 +157,7 @@ def _check_audit_on_topic(
     older = {path: path.read_bytes() for path in folder.glob("audit.jsonl*")}
     log.record("anna", "viewed", "payment:2", {}, 2)
     publish_head(log, publish, AuditHead(), NOW_MS)
-    command = ["audit", "verify", "--log", str(log.path), "--topic"]
+    command = ["admin", "audit", "--log", str(log.path), "--topic"]
     assert CliRunner().invoke(cli, command, env=environment, catch_exceptions=False).exit_code == 0
     for path, content in older.items():
         path.write_bytes(content)

@@ -67,7 +67,7 @@ def test_the_index_is_filled_lost_and_made_anew_with_its_verdicts(settings: Kafk
 
     # A forgotten card is gone, and a rebuild from the topics keeps it gone.
     assert run(config, "search", "--card", "c1")["decisions"]
-    forgotten = CliRunner().invoke(cli, ["--config", str(config), "forget", "card:c1"], catch_exceptions=False)
+    forgotten = CliRunner().invoke(cli, ["--config", str(config), "admin", "forget", "card:c1"], catch_exceptions=False)
     assert forgotten.exit_code == 0, forgotten.output
     assert "every index of decisions gets the erasure" in forgotten.output
     left = 62 - sum(made(number)["card_id"] == "c1" for number in range(62))

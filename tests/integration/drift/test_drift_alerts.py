@@ -9,7 +9,7 @@ from paywarden.models.drift.detectors import DetectorSettings
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.journal import JournalReader
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender, record_of
 from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -42,7 +42,7 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     alerts = AlertSender(sender, settings, IDS)
     # Some alerts are sent twice, as after a crash, and one record cannot be decoded.
     for alert in (*told, *told[:2]):
-        alerts.send(alert)
+        alerts.send(record_of(alert))
     sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")
     sender.flush(PATIENCE_S)
 
@@ -50,9 +50,9 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     assert (status["open"], status["unreadable"]) == (1, 1)
     alert_id = status["alerts"][0]["alert_id"]
     assert status["alerts"][0]["segment"] == "country=DE"
-    assert "traffic share" in deployment.run("drift", "explain", alert_id[:6]).stdout
+    assert "traffic share" in deployment.run("drift", "status", alert_id[:6]).stdout
 
-    done = deployment.run("drift", "snooze", alert_id, "--for", "2h", "--by", "ana", "--note", "a campaign")
+    done = deployment.run("drift", "note", alert_id, "a campaign", "--snooze", "2h", "--by", "ana")
     assert done.stdout.startswith(f"alert {alert_id} snoozed until ")
     assert "ana, snoozed until" in " ".join(deployment.run("drift", "status").stdout.split())
     with closing(JournalReader(settings, IDS)) as reader:
@@ -60,4 +60,4 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     assert [(said.by, said.note, said.until_ms > 0) for said in known.acknowledgements] == [("ana", "a campaign", True)]
 
     over = next(alert for alert in told if alert.state is State.CLEARED)
-    assert "cleared at" in deployment.run("drift", "ack", over.alert_id, "--by", "ana").stderr
+    assert "cleared at" in deployment.run("drift", "note", over.alert_id, "--ack", "--by", "ana").stderr

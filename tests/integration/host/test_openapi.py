@@ -62,7 +62,7 @@ def printed(server: Server) -> dict[str, Any]:
 
     The tester knows JSON; protobuf has fuzzers of its own.
     """
-    done = run_paywarden("--config", str(server.config), "schemas", "openapi")
+    done = run_paywarden("--config", str(server.config), "admin", "schemas", "--openapi")
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     for path in ("/v1/score", "/v1/score:batch"):

@@ -75,11 +75,6 @@ class Site:
         """Show several values: every scrape has all of them or none."""
         self._changed = {**self._changed, **values}
 
-    def wait_for_scrapes(self, count: int) -> None:
-        """Wait until this number of scrapes have begun after now."""
-        until = self._scrapes + count
-        wait_until(lambda: self._scrapes >= until, f"{count} scrapes")
-
     def alerts(self) -> dict[str, str]:
         """Returns the state that Alertmanager has of each alert that fires: active or suppressed."""
         found = ask(self._manager, "/api/v2/alerts")

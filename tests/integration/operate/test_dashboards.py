@@ -36,7 +36,7 @@ from tests.services.product.processes import post, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT
 from tests.services.servers.prometheus import OPS, Prometheus, ask, running_prometheus, served
 from tests.worlds.operate import runbook
-from tests.worlds.operate.alert_faults import FAULTS, Stamp
+from tests.worlds.operate.alert_faults import FAULTS, Stamp, Starts
 from tests.worlds.small import small_world
 
 pytestmark = [
@@ -247,7 +247,7 @@ def assert_faults_are_of_series_that_there_are(prometheus: Prometheus) -> None:
         change
         for fault in FAULTS.values()
         for change in fault.changes
-        if isinstance(change, Stamp) or change.quiet is not None
+        if isinstance(change, Stamp | Starts) or change.quiet is not None
     ]
     # Series of settings that this deployment does not have: a made series would exist even if its process fails.
     waiting = {
@@ -290,7 +290,14 @@ def assert_logs_keep_to_the_schema(deployment: Deployment) -> None:
 
 
 # Their result depends on settings that this deployment does not have: a registry, a rollout.
-HARMLESS = ("drift status", "outbox list", "profile-sets list", "set-aside list", "source show", "dead-letters show")
+HARMLESS = (
+    "drift status",
+    "admin outbox",
+    "admin profile-sets",
+    "admin set-aside",
+    "admin source",
+    "admin dead-letters",
+)
 
 
 def assert_runbook_works(running: Running) -> None:

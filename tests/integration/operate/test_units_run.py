@@ -145,7 +145,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         # Three processes that compile everything for themselves would take minutes of both cores. This test begins
         # early in a whole run: after a change of compiled code, other tests may not have filled the cache yet.
         if (compiled := machine_code.directory()) is not None:
-            subprocess.run([sys.executable, "-P", "-m", "paywarden", "warm-up"], stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([sys.executable, "-P", "-m", "paywarden", "compile"], stdout=subprocess.DEVNULL, check=True)
             shutil.copytree(compiled, state / "compiled" / compiled.name)
         subprocess.run(["chmod", "-R", "a+rX,go-w", str(folder / "srv"), str(folder / "etc")], check=True)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", str(state), str(memory)], check=True)

@@ -36,16 +36,16 @@ def test_a_store_restored_from_yesterdays_backup_is_the_same_bits_as_if_nothing_
     stream = deployment.start("stream")
     wait_until_left(settings, group, third - 1, "the stream has begun")
     # The stream goes on meanwhile.
-    done = deployment.run("store", "backup", str(backup))
+    done = deployment.run("admin", "store", "backup", str(backup))
     assert done.returncode == 0, done.stderr
     assert "goes on from payments " in done.stdout
-    refused = deployment.run("store", "backup", str(backup))
+    refused = deployment.run("admin", "store", "backup", str(backup))
     assert f"{backup}: wanted an empty folder" in refused.stderr
     topics.send_payments(payments.slice(third, third).to_pylist())
     wait_until_worked_in(settings, group)
 
     # A store that is there, and workers that run, are left alone.
-    refused = deployment.run("store", "restore", str(backup))
+    refused = deployment.run("admin", "store", "restore", str(backup))
     assert refused.returncode == 1
     assert "is not empty: move it away first" in refused.stderr
     stream.kill()
@@ -54,7 +54,9 @@ def test_a_store_restored_from_yesterdays_backup_is_the_same_bits_as_if_nothing_
     topics.send_payments(payments.slice(2 * third).to_pylist())
     topics.send_outcomes(outcomes.to_pylist())
     # The broker still counts the killed worker as a member, until its session ends.
-    wait_until(lambda: deployment.run("store", "restore", str(backup)).returncode == 0, "the backup is restored")
+    wait_until(
+        lambda: deployment.run("admin", "store", "restore", str(backup)).returncode == 0, "the backup is restored"
+    )
     assert len(read_store(deployment.store)) > 0
     assert {path.stat().st_mode & 0o077 for path in deployment.store.iterdir()} == {0}
 
@@ -67,7 +69,7 @@ def test_a_store_restored_from_yesterdays_backup_is_the_same_bits_as_if_nothing_
 
     # An interrupted backup has no manifest.
     (backup / MANIFEST).unlink()
-    refused = deployment.run("store", "restore", str(backup))
+    refused = deployment.run("admin", "store", "restore", str(backup))
     assert f"{backup} is not a complete backup" in refused.stderr
 
 
@@ -81,7 +83,7 @@ def test_a_backup_whose_records_have_expired_is_refused(
     stream = deployment.start("stream")
     wait_until_worked_in(settings, group)
     assert stream.stop() == 0
-    assert deployment.run("store", "backup", str(backup)).returncode == 0
+    assert deployment.run("admin", "store", "backup", str(backup)).returncode == 0
     topics.send_payments(payments.slice(100, 100).to_pylist())
     shutil.rmtree(deployment.store)
     shutil.rmtree(f"{deployment.store}.sets", ignore_errors=True)
@@ -91,7 +93,7 @@ def test_a_backup_whose_records_have_expired_is_refused(
     admin = make_admin(settings)
     for deleted in admin.delete_records(gone).values():
         deleted.result(60)
-    refused = deployment.run("store", "restore", str(backup))
+    refused = deployment.run("admin", "store", "restore", str(backup))
     assert refused.returncode == 1
     assert re.search(
         r"payments, partition \d: the backup needs records from offset \d+ on, and Kafka has", refused.stderr

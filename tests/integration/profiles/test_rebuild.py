@@ -78,7 +78,7 @@ def test_a_rebuild_beside_the_live_stream_equals_the_topics(deployment: Deployme
     ghost = encoder.encode({"entity": "card", "state": b"\2ghost", "written_time_ms": 1})
     topics.send_bytes("profiles", ghost, b"card:ghost")
     send(topics, payments.slice(third, third))
-    done = deployment.run("rebuild", "--from-beginning")
+    done = deployment.run("admin", "rebuild", "--from-beginning")
     assert done.returncode == 0, done.stderr
     name = done.stdout.strip()
     assert live_name(deployment) == name
@@ -90,7 +90,7 @@ def test_a_rebuild_beside_the_live_stream_equals_the_topics(deployment: Deployme
     assert read_changelog(settings) == rebuilt
     # The old set stays until the operator drops it.
     assert b"card:ghost" in read_set(deployment, "")
-    dropped = deployment.run("profile-sets", "drop", "first")
+    dropped = deployment.run("admin", "profile-sets", "--drop", "first")
     assert dropped.returncode == 0, dropped.stderr
 
 
@@ -130,7 +130,7 @@ def test_a_rebuild_fills_a_new_entity_and_feature_beside_live_traffic(
     created = deployment.run("topics", "create")
     assert created.stdout.split() == [settings.topic(repartition_topic("address"))], created.stderr
     stream = deployment.start("stream")
-    done = deployment.run("rebuild", "--from-beginning")
+    done = deployment.run("admin", "rebuild", "--from-beginning")
     assert done.returncode == 0, done.stderr
     name, entities = done.stdout.strip(), (*ENTITIES, "address")
     send(topics, payments.slice(half), outcomes)
@@ -163,17 +163,17 @@ def test_a_rebuild_killed_during_fill_or_swap_can_be_continued(deployment: Deplo
     send(Topics(settings), payments, outcomes)
     stream = deployment.start("stream")
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
-    first = deployment.start("rebuild", "--from-beginning")
+    first = deployment.start("admin", "rebuild", "--from-beginning")
     wait_until(lambda: (deployment.store.parent / f"{deployment.store.name}.sets").is_dir(), "the set is there")
     register = ProfileSets(sets_of(deployment).open_register())
     wait_until(lambda: len(register.register().sets) == 2, "the set is entered")
     (name,) = [one.name for one in register.register().sets if one.name]
     first.kill()
-    second = deployment.start("rebuild", "--resume", name)
+    second = deployment.start("admin", "rebuild", "--resume", name)
     wait_until(lambda: register.read().next == name, "the swap has begun", every_s=0.005)
     second.kill()
     # The workers wait without a limit; scoring does not wait.
-    done = deployment.run("rebuild", "--resume", name)
+    done = deployment.run("admin", "rebuild", "--resume", name)
     assert done.returncode == 0, done.stderr
     assert register.read().name == name
     register.close()
@@ -192,12 +192,12 @@ def test_partitions_are_added_only_when_all_records_are_worked_in(
     send(topics, payments.slice(0, half))
     stream = deployment.start("stream")
     wait_until(lambda: bool(read_changelog(settings)), "some are worked in", every_s=0.01)
-    refused = deployment.run("topics", "repartition", "--partitions", "5")
+    refused = deployment.run("topics", "create", "--repartition", "5")
     assert refused.returncode == 1
     assert "stop them" in refused.stderr
     stream.kill()
     wait_until(lambda: drain_or_refused(deployment), "the dead worker is missed", every_s=1.0)
-    more = deployment.run("topics", "repartition", "--partitions", "5")
+    more = deployment.run("topics", "create", "--repartition", "5")
     assert more.returncode == 0, more.stderr
     assert {len(partitions_of(settings, repartition_topic(entity))) for entity in ENTITIES} == {5}
     stream = deployment.start("stream")
@@ -213,5 +213,5 @@ def drain_or_refused(deployment: Deployment) -> bool:
     """Returns whether, after draining, no record is on its way and the group has no member. Changes nothing."""
     drained = deployment.run("stream", "--drain")
     assert drained.returncode == 0, drained.stderr
-    asked = deployment.run("topics", "repartition", "--partitions", "3")
+    asked = deployment.run("topics", "create", "--repartition", "3")
     return asked.returncode == 0

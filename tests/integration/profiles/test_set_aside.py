@@ -47,9 +47,9 @@ def test_a_damaged_profile_heals_without_loss(deployment: Deployment, settings: 
     pay("p3", other)
     wait_until(lambda: counted(address, "events_set_aside") >= 1, "an event waits for the profile", every_s=0.1)
     wait_until(lambda: counted(address, "profile_events") >= 4, "the others go on", every_s=0.1)
-    listed = deployment.run("set-aside", "list")
+    listed = deployment.run("admin", "set-aside")
     assert "card             1 profiles set aside, 1 events wait" in listed.stdout, listed.stderr
-    retried = deployment.run("set-aside", "retry")
+    retried = deployment.run("admin", "set-aside", "--retry")
     assert "from changelog   1" in retried.stdout, retried.stderr
     wait_until(lambda: counted(address, "profiles_restored") == 1, "the profile is back", every_s=0.1)
     assert stream.stop() == 0
@@ -58,4 +58,4 @@ def test_a_damaged_profile_heals_without_loss(deployment: Deployment, settings: 
     assert (healed or b"")[:1] == whole[:1]
     assert without_sources(healed or b"") != without_sources(whole)
     assert count == 2
-    assert deployment.run("set-aside", "list").stdout.startswith("no profile is set aside")
+    assert deployment.run("admin", "set-aside").stdout.startswith("no profile is set aside")

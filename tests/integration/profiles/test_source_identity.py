@@ -138,8 +138,8 @@ def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: Kafka
         Topics(settings).send_payments(after)
         wait_until(lambda: bool(errors), "the worker has noticed", every_s=0.05)
     line = world.fails()
-    assert "deleted and created again" in line
-    assert "`paywarden source accept payments`" in line
+    assert "deleted and made anew" in line
+    assert "`paywarden admin source --accept payments`" in line
     assert "\n" not in line
     assert_profiles_equal(
         world.profiles(), batch_profiles(small_world()[0].slice(0, 300), small_world()[1].slice(0, 0))
@@ -217,18 +217,18 @@ def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: K
         stream = deployment.start("stream")
         assert stream.process.wait(timeout=PATIENCE_S) == 1
         line = stream.log.read_text(encoding="utf-8").strip().splitlines()[-1]
-        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and created again")
-        shown = json.loads(deployment.run("source", "show", "--json").stdout)
+        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and made anew")
+        shown = json.loads(deployment.run("admin", "source", "--json").stdout)
         changed = {state["topic"] for state in shown if state["problem"]}
         assert changed == set(known.values())
-        done = deployment.run("source", "accept", "payments", "outcomes", "decisions")
+        done = deployment.run("admin", "source", "--accept", "payments", "outcomes", "decisions")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [
             f"{known['payments']} is accepted for profiles: generation 1",
             f"{known['outcomes']} is accepted for profiles: generation 1",
             f"{known['decisions']} is accepted for counts: generation 1",
         ]
-        again = deployment.run("source", "accept", "payments")
+        again = deployment.run("admin", "source", "--accept", "payments")
         assert again.returncode == 1
         assert (
             again.stderr.strip() == f"paywarden: topic {known['payments']} has not changed: there is nothing to accept"
@@ -266,15 +266,15 @@ def test_another_cluster_gets_the_topics_of_a_rebuilt_profile_set(tmp_path: Path
         assert run("topics", "create").exit_code == 0
         first = settings.topic("repartition-card.b2")
         assert f"topic {first} does not exist: run `paywarden topics create --live-set`" in str(
-            run("source", "show").exception
+            run("admin", "source").exception
         )
         made = run("topics", "create", "--live-set")
         assert made.output.split() == sorted(settings.topic(repartition_topic(name, "b2")) for name in ENTITIES)
-        assert first in run("source", "show").output
+        assert first in run("admin", "source").output
         # The fault is reported before anything is accepted.
-        refused = str(run("source", "accept", "payments", "repartition-cart").exception)
+        refused = str(run("admin", "source", "--accept", "payments", "repartition-cart").exception)
         assert refused.startswith(
             "no offsets of a topic repartition-cart are stored; wanted one of decisions, outcomes"
         )
         # The name of the first set's topic stands for that of the live one.
-        assert f"topic {first} has not changed" in str(run("source", "accept", "repartition-card").exception)
+        assert f"topic {first} has not changed" in str(run("admin", "source", "--accept", "repartition-card").exception)

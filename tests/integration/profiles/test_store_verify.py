@@ -1,4 +1,4 @@
-"""`paywarden store verify` on a real Kafka: a store that lost acknowledged writes gets them back from the changelog."""
+"""`paywarden admin store verify` on a real Kafka: a store gets lost writes back from the changelog."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_lost_profiles_are_found_and_written_back(deployment: Deployment, settin
         kept = {key: lost.get(key, value) for key, value in cards.items()}
         store.write({key: value for key, value in kept.items() if value is not None}, ttl_s=DAY_S)
 
-    found = deployment.run("store", "verify")
+    found = deployment.run("admin", "store", "verify")
     assert found.returncode == 1
     assert "lost       2 card" in found.stdout
     assert "--repair" in found.stdout
 
-    assert deployment.run("store", "verify", "--repair").returncode == 0
-    assert "lost       none" in deployment.run("store", "verify").stdout
+    assert deployment.run("admin", "store", "verify", "--repair").returncode == 0
+    assert "lost       none" in deployment.run("admin", "store", "verify").stdout
     with closing(LmdbStore.from_settings(lmdb, readonly=True)) as store:
         assert dict(store.scan("card")) == cards
 
@@ -80,6 +80,6 @@ def test_an_aerospike_cluster_restored_from_an_older_copy_is_whole_again(
         standin.records.by_digest.update(copy)
         assert dict(store.scan("card")) == older
 
-        assert "lost       11 card" in deployment.run("store", "verify").stdout
-        assert deployment.run("store", "verify", "--repair").returncode == 0
+        assert "lost       11 card" in deployment.run("admin", "store", "verify").stdout
+        assert deployment.run("admin", "store", "verify", "--repair").returncode == 0
         assert dict(store.scan("card")) == cards

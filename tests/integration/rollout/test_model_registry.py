@@ -43,7 +43,7 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
         assert result.exception is None, result.exception
         return json.loads(result.stdout)
 
-    first = run("set-clock", "--why", "größer als zuvor")["head"]
+    first = run("sync", "--set-clock", "--why", "größer als zuvor")["head"]
     own, other = folder / "registry" / "log.jsonl", LogFile(folder / "other.jsonl")
     with closing(KafkaRegistryTopic(settings, LocalSchemaIds())) as topic:
         log = SharedLog(other, topic, people_of(), print)
@@ -56,7 +56,7 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
         done = run("sync")
         assert (done["sent"], done["received"], done["head"]) == (0, 1, entry.digest)
         assert done["refused"] == ["it is no entry in JSON"]
-        head = run("set-clock", "--why", "again")["head"]
+        head = run("sync", "--set-clock", "--why", "again")["head"]
         assert log.sync().received[0].digest == head
     assert own.read_bytes() == other.path.read_bytes()
     assert run("verify", "--topic")["problems"] == []

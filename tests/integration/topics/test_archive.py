@@ -101,7 +101,7 @@ def test_an_archive_killed_half_way_goes_on_and_equals_the_topic(
     wanted = on_topic(settings, "payments")
     halves = 0
     for files in (1, 2, 3):
-        process = deployment.start("archive", "--topic", "payments", "--out", str(archive))
+        process = deployment.start("admin", "archive", "--topic", "payments", "--out", str(archive))
         wait_until(partial(has_files_or_ended, archive, files, process), "some files are there", every_s=0.001)
         process.kill()
         if 0 < len(archived(archive)) < len(wanted):
@@ -111,7 +111,7 @@ def test_an_archive_killed_half_way_goes_on_and_equals_the_topic(
             run_copies("archive", folder, copy, back=False)
     assert halves > 0
     before = {path: path.stat().st_mtime_ns for path in archive.rglob("*.parquet")}
-    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
+    said, _ = paywarden(deployment, "admin", "archive", "--topic", "payments", "--out", str(archive))
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     assert archived(archive) == wanted
     assert not list(archive.rglob("*.unfinished"))
@@ -119,13 +119,13 @@ def test_an_archive_killed_half_way_goes_on_and_equals_the_topic(
     assert len(undecoded) == 2
     assert "payments in" in said or "nothing added" in said
     # No record is there twice, and a second run has nothing to add.
-    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
+    said, _ = paywarden(deployment, "admin", "archive", "--topic", "payments", "--out", str(archive))
     assert "nothing added" in said
     assert archived(archive) == wanted
     shutil.rmtree(archive)
     run_copies("archive", folder, copy, back=True)
     assert 0 < len(archived(archive)) < len(wanted)
-    paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
+    paywarden(deployment, "admin", "archive", "--topic", "payments", "--out", str(archive))
     assert archived(archive) == wanted
 
 
@@ -144,7 +144,7 @@ def test_replays_of_topics_and_of_their_archive_give_the_same_bytes(
 ) -> None:
     arrived = [sorted(row[TIMESTAMP] for row in on_topic(settings, topic)) for topic in ("payments", "outcomes")]
     for topic in ("payments", "outcomes"):
-        paywarden(deployment, "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
+        paywarden(deployment, "admin", "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
     whole, files, said = replayed(deployment, tmp_path / "a", "--from-topic")
     again, files_again, said_again = replayed(deployment, tmp_path / "b", "--data", str(tmp_path / "archive"))
     assert (again, files_again) == (whole, files)
@@ -170,7 +170,7 @@ def test_replays_of_topics_and_of_their_archive_give_the_same_bytes(
 
 def test_training_on_topics_and_on_their_archive_gives_one_bundle(deployment: Deployment, tmp_path: Path) -> None:
     for topic in ("payments", "outcomes"):
-        paywarden(deployment, "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
+        paywarden(deployment, "admin", "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
     quick = "[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n"
     config = tmp_path / "training.toml"
     config.write_text(deployment.config.read_text(encoding="utf-8") + quick, encoding="utf-8")
@@ -189,7 +189,7 @@ def test_followed_topics_are_archived_as_they_grow_until_the_stop(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     options = ("--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2")
-    process = deployment.start("archive", *options)
+    process = deployment.start("admin", "archive", *options)
     before = len(on_topic(settings, "outcomes"))
     wait_until(lambda: (tmp_path / "outcomes").is_dir() and len(archived(tmp_path, "outcomes")) == before, "all there")
     producer = make_producer(settings, linger_ms=0)
@@ -207,7 +207,9 @@ def test_an_archive_that_follows_says_what_is_in_its_way_and_goes_on(
     """It ended: on a full disk, and while Kafka was away."""
     in_the_way = tmp_path / "outcomes"
     in_the_way.write_text("no folder", encoding="utf-8")
-    process = deployment.start("archive", "--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2")
+    process = deployment.start(
+        "admin", "archive", "--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2"
+    )
     told = f"cannot write an archive to {in_the_way}"
     wait_until(
         lambda: process.log.read_text(encoding="utf-8").count(told) > 1 or process.process.poll() is not None,

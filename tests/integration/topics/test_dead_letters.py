@@ -47,13 +47,13 @@ def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
 
 
 def command(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
-    done = deployment.run("dead-letters", *arguments)
+    done = deployment.run("admin", "dead-letters", *arguments)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
 def shown(deployment: Deployment, *arguments: str) -> dict[str, Any]:
-    code, said, logged = command(deployment, "show", "--json", *arguments)
+    code, said, logged = command(deployment, "--json", *arguments)
     assert code == 0, logged
     found: dict[str, Any] = json.loads(said)
     return found
@@ -77,8 +77,8 @@ def test_a_payment_from_the_future_is_retried_once_it_is_allowed(
     stream = deployment.start("stream")
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
 
-    # A retry before the cause is fixed gives another letter, which says that it is a retry.
-    assert command(deployment, "retry", "0-0")[0] == 0
+    # A retry before the cause is mended gives another letter, which says that it is a retry.
+    assert command(deployment, "--retry", "0-0")[0] == 0
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "it has failed again", every_s=0.3)
     assert stream.stop() == 0
     first, second = shown(deployment)["letters"]
@@ -90,7 +90,7 @@ def test_a_payment_from_the_future_is_retried_once_it_is_allowed(
     # The operator fixes the cause: clocks may be two hours ahead.
     deployment.configure("stream", "future_ms_max = 7_200_000\n")
     deployment.start("stream")
-    code, said, logged = command(deployment, "retry", "--all")
+    code, said, logged = command(deployment, "--retry", "--all")
     assert code == 0, logged
     assert said.splitlines()[0].split() == ["sent", "1"]
     assert said.splitlines()[1].split()[:3] == ["retried", "before", "1"]
@@ -131,10 +131,10 @@ def test_retrying_a_late_outcome_works_it_in_and_twice_changes_nothing(
     card, key = f"card:{payment['card_id']}".encode(), record_key(payment["payment_id"])
     wait_until(lambda: stored(deployment, card) is not None, "the payment is worked in", every_s=0.3)
     before = stored(deployment, card)
-    assert command(deployment, "retry", "0-0")[0] == 0
+    assert command(deployment, "--retry", "0-0")[0] == 0
     wait_until(lambda: stored(deployment, card) != before, "the outcome is worked in", every_s=0.3)
     labelled, noted = stored(deployment, card), stored(deployment, key)
-    assert command(deployment, "retry", "0-0", "--again")[1].split()[:2] == ["sent", "1"]
+    assert command(deployment, "--retry", "0-0", "--again")[1].split()[:2] == ["sent", "1"]
     # This record lies behind the second one in its partition. If it is worked in, so is the second.
     produce(settings, "outcomes", b"garbage", key=payment["payment_id"])
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "all is worked in", every_s=0.3)
@@ -178,7 +178,7 @@ def test_letters_that_cannot_go_back_are_named_and_the_rest_is_sent(
     produce(settings, "dead-letters", b"\xff damaged", key=b"4000123412341235")
     produce(settings, "dead-letters", None, key=b"4000123412341235")
     send_letters(settings, foreign, worn, good)
-    code, said, logged = command(deployment, "retry", "--all")
+    code, said, logged = command(deployment, "--retry", "--all")
     assert code == 1
     assert logged.strip() == "paywarden: 4 dead letters were refused"
     lines = said.splitlines()
@@ -190,7 +190,7 @@ def test_letters_that_cannot_go_back_are_named_and_the_rest_is_sent(
     assert "4000" not in said + logged
     (record,) = read_topic(settings, "payments")
     assert (record.key, record.value) == (None, b"v")
-    assert command(deployment, "retry", "0-3", "--again")[0] == 0
+    assert command(deployment, "--retry", "0-3", "--again")[0] == 0
     counts = [dict(record.headers or ()).get("paywarden-retry-count") for record in read_topic(settings, "payments")]
     assert sorted(map(str, counts)) == [str(b"1"), str(b"6")]
 
@@ -202,7 +202,7 @@ def test_show_lists_the_newest_letters_without_their_content(
     records = [Record(topic, 1, offset, b"4000123412341235", b"secret", 5, [("x", b"secret")]) for offset in range(4)]
     send_letters(settings, *records)
     produce(settings, "dead-letters", b"\xffsecret", key=b"4000123412341235")
-    code, said, logged = command(deployment, "show")
+    code, said, logged = command(deployment)
     assert code == 0, logged
     assert "4000123412341235" not in said
     assert "secret" not in said

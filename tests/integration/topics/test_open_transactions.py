@@ -111,7 +111,7 @@ def test_an_archive_names_what_it_lacks_and_gets_it_later(topics: KafkaSettings,
     config.write_text(f'[kafka]\nbootstrap = "{topics.bootstrap}"\ntopic_prefix = "{topics.topic_prefix}"\n')
 
     def archived() -> tuple[str, str]:
-        arguments = ["archive", "--topic", "decisions", "--out", str(tmp_path / "archive")]
+        arguments = ["admin", "archive", "--topic", "decisions", "--out", str(tmp_path / "archive")]
         done = CliRunner().invoke(cli, ["--config", str(config), *arguments], catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.stdout.partition(" in ")[0], done.stderr

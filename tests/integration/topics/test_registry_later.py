@@ -114,7 +114,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     phases.topics.send_payments(phases.payments[2 * third :])
     phases.live(url="")
 
-    listed = json.loads(deployment.run("schemas", "list", "--json").stdout)
+    listed = json.loads(deployment.run("admin", "schemas", "--json").stdout)
     known = {number for one in listed for number in one["registry_ids"]}
     others = [one for one in listed if one["version"] is None]
     assert [(one["topic"], one["subject"]) for one in others] == [(name, f"{name}-value")]
@@ -124,7 +124,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
         assert (first, rest, registered in known) == (local.id_of(topic), [], True)
 
     # The stream left out the three undecodable records, and no other.
-    letters = json.loads(deployment.run("dead-letters", "show", "--json").stdout)
+    letters = json.loads(deployment.run("admin", "dead-letters", "--json").stdout)
     assert [letter["reason"][:17] for letter in letters["letters"]] == ["wrong magic byte:"] * 3
     assert_profiles_equal(read_store(deployment.store), batch_profiles(WORLD[0], WORLD[1].slice(0, 0)))
 
@@ -141,7 +141,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     # A process on another machine, which has only Kafka, reads the whole topics.
     for topic, count, damaged in (("payments", len(phases.payments) + 1, 3), ("decisions", 3, 0)):
         out = tmp_path / "archive"
-        done = deployment.run("archive", "--topic", topic, "--out", str(out))
+        done = deployment.run("admin", "archive", "--topic", topic, "--out", str(out))
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().endswith(f"{damaged} records not decoded")
         assert len(read_archive(out, topic, rows_schema(topic)).table) == count

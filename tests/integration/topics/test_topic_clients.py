@@ -80,7 +80,7 @@ def first_line(arguments: Sequence[str], log: Path) -> dict[str, Any]:
 
 def exported(deployment: Deployment) -> str:
     folder = str(deployment.folder / "schemas")
-    done = deployment.run("schemas", "export", folder)
+    done = deployment.run("admin", "schemas", "--export", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -186,7 +186,7 @@ def test_another_client_reads_the_embedded_broker(program: str, topic_prefix: st
         (tmp_path / "paywarden.toml").write_text(
             f'[kafka]\nbootstrap = "{broker.bootstrap}"\ntopic_prefix = "{topic_prefix}"\n', encoding="utf-8"
         )
-        done = run_paywarden("--config", str(tmp_path / "paywarden.toml"), "schemas", "export", str(folder))
+        done = run_paywarden("--config", str(tmp_path / "paywarden.toml"), "admin", "schemas", "--export", str(folder))
         assert done.returncode == 0, done.stderr
         found = first_line([*arguments, broker.bootstrap, str(folder), "reader"], tmp_path / "log")
     assert (found["payment_id"], found["features"]) == ("p-1", {"feature_3": 2.5})

@@ -320,7 +320,7 @@ def every_form() -> World:
     return world_of(words.Payment(*[declare(number) for number, declare in enumerate(FORMS.values(), 1)]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), name=st.sampled_from(list(FORMS)))
 def test_a_later_record_is_changed_if_a_declared_field_differs(data: st.DataObject, name: str) -> None:
     world = every_form()

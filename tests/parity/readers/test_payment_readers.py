@@ -275,7 +275,7 @@ WRONG: dict[str, list[Any]] = {
 assert list(RIGHT) == list(FIELD)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in RIGHT.items()}))
 def test_every_reader_reads_the_same_from_a_valid_payment(payment: dict[str, Any]) -> None:
     found = verdicts(payment, QUICK_GROUPS)
@@ -290,7 +290,7 @@ def test_every_reader_names_the_field_that_is_wrong(name: str) -> None:
         assert verdicts(GOOD | {name: value}) == dict.fromkeys(GROUPS, name), repr(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in RIGHT.items()}),
     st.dictionaries(st.sampled_from(list(WRONG)), st.integers(0, 100), min_size=2),
@@ -319,7 +319,7 @@ def payments_with_one_odd_field(draw: st.DrawFn) -> dict[str, Any]:
     return GOOD | {name: draw(ANY[name])}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(payments_with_one_odd_field())
 def test_every_reader_agrees_on_any_value(payment: dict[str, Any]) -> None:
     found = verdicts(payment, QUICK_GROUPS)

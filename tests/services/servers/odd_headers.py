@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
@@ -26,20 +24,6 @@ class _Name(str):
 
     def encode(self, *_: object, **__: object) -> bytes:
         return self.written
-
-
-def batch_with(records: Iterable[tuple[bytes | None, bytes | None, Iterable[bytes]]]) -> bytes:
-    """Return a batch in Kafka's format. A record is a key, a value, and the names of its headers."""
-    builder = _builder()
-    for number, (key, value, names) in enumerate(records):
-        headers: list[tuple[str, bytes | None]] = [(_Name.of(name), b"2") for name in names]
-        assert builder.append(number, 1_700_000_000_000 + number, key, value, headers) is not None
-    return bytes(builder.build())
-
-
-def batch_of(*records: tuple[bytes | None, bytes | None, bool]) -> bytes:
-    """Return a batch in Kafka's format. A record is a key, a value, and whether a header has the odd name."""
-    return batch_with([(key, value, _names(is_odd)) for key, value, is_odd in records])
 
 
 def _names(is_odd: bool) -> list[bytes]:

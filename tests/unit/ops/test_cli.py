@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 from click.testing import CliRunner
 
-from paywarden.ops.cli import cli
+from paywarden.ops.cli import SECTIONS, cli
 from paywarden.schemas.errors import Misconfigured
 
 _HEAVY = ("confluent_kafka", "faust", "google.protobuf", "jinja2", "lmdb", "numba", "numpy", "pyarrow", "scipy", "ssl")
@@ -31,3 +32,18 @@ def test_a_command_tells_its_options_where_the_configuration_is_wrong(tmp_path: 
     for asked in (["models", "list"], ["models", "rollback", "--why", "--help"]):
         told = CliRunner().invoke(cli, ["--config", str(config), *asked], standalone_mode=False)
         assert isinstance(told.exception, Misconfigured), told.output
+
+
+def test_the_help_lists_every_command_and_the_everyday_ten_first() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == sorted(cli.commands)
+    assert len(next(iter(SECTIONS.values()))) == 10
+    told = CliRunner().invoke(cli, ["--help"]).stdout
+    assert told.index("  demo ") < told.index("  doctor ") < told.index("  serve ") < told.index("  admin ")
+
+
+def test_a_person_can_hold_all_commands() -> None:
+    def count(command: click.Command) -> int:
+        return 1 + sum(map(count, command.commands.values())) if isinstance(command, click.Group) else 1
+
+    assert count(cli) <= 80

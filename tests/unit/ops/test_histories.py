@@ -150,4 +150,4 @@ def test_a_history_comes_from_one_place(options: tuple[str, ...], tmp_path: Path
 )
 def test_an_archive_has_one_end(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
-        run("archive", "--topic", "payments", "--out", str(tmp_path), *options)
+        run("admin", "archive", "--topic", "payments", "--out", str(tmp_path), *options)

@@ -265,7 +265,7 @@ class _Steps:
 
 
 @given(SCHEMAS, st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_any_schema_and_any_bytes_are_a_record_or_refused(kind: Any, body: bytes) -> None:
     with _Steps() as steps:
         try:

@@ -65,7 +65,18 @@ class Climb:
         return [self.quiet + (self.a_second * (time - fault.start) if time in fault else 0.0) for time in times]
 
 
-Series = Gauge | Count | Stamp | Climb
+@dataclass(frozen=True)
+class Starts:
+    """The time at which a process was started. During the fault it is started again every `every_s` seconds."""
+
+    series: str
+    every_s: int
+
+    def samples(self, times: Sequence[int], fault: range) -> list[float | None]:
+        return [float(time - time % self.every_s if time in fault else 1) for time in times]
+
+
+Series = Gauge | Count | Stamp | Climb | Starts
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,6 @@ QUIET: tuple[Series, ...] = (
     Count(companion("companion_over_objective_total", entity="card"), 0.5),
     Count(companion("companion_event_to_mirror_seconds_count", entity="card"), 200),
     Gauge(companion("companion_outbox_set_aside_entries", worker="worker-0"), 0),
-    Count(companion("companion_failures_total", part="mirror"), 0),
     Gauge(companion("companion_mirror_refuses"), 0),
     Gauge(companion("companion_shard_table_info", table="5d3a91c2"), 1),
     Gauge(companion("companion_mirror_bytes"), 5e8),
@@ -191,6 +201,10 @@ QUIET: tuple[Series, ...] = (
 
 FAULTS: dict[str, Fault] = {
     "PaywardenProcessDown": Fault("the companion is killed", (Gauge(of(COMPANION, "up"), 1, 0),)),
+    "PaywardenProcessRestarts": Fault(
+        "a companion ends and is started again once a minute",
+        (Starts('process_start_time_seconds{instance="10.0.0.1:9201", job="companion"}', 60),),
+    ),
     "PaywardenHostNotReady": Fault("no worker of a host is ready", (Gauge(serve("scoring_ready"), 1, 0),)),
     "PaywardenRequestsSlow": Fault(
         "5 % of the HTTP requests take longer than 42 ms",
@@ -267,10 +281,6 @@ FAULTS: dict[str, Fault] = {
     "PaywardenOutboxSetAside": Fault(
         "a record of an outbox is damaged",
         (Gauge(companion("companion_outbox_set_aside_entries", worker="worker-0"), 0, 1),),
-    ),
-    "PaywardenCompanionFails": Fault(
-        "the mirror's part fails once a minute",
-        (Count(companion("companion_failures_total", part="mirror"), 0, 1 / 60),),
     ),
     "PaywardenMirrorFull": Fault("the mirror is full", (Gauge(companion("companion_mirror_refuses"), 0, 1),)),
     "PaywardenMirrorNearlyFull": Fault(

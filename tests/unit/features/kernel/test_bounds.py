@@ -130,7 +130,7 @@ def between_guards(
     return seen, vector_bytes, applied, new
 
 
-@settings(max_examples=1000)
+@settings(max_examples=250)
 @given(
     of=ENGINES,
     entity=st.sampled_from(ENTITIES),
@@ -149,7 +149,7 @@ def test_a_changed_byte_never_makes_the_kernel_write_out_of_bounds(
     check_between_guards(of(), entity, wrong, UPDATE[:-1] if is_full else UPDATE)
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(
     of=ENGINES,
     entity=st.sampled_from(ENTITIES),
@@ -167,7 +167,7 @@ def test_a_changed_number_never_makes_the_kernel_write_out_of_bounds(
     check_between_guards(of(), entity, wrong, UPDATE[:-1] if is_full else UPDATE)
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(of=ENGINES, entity=st.sampled_from(ENTITIES), tail=st.binary(max_size=300))
 @example(of=engine, entity="card", tail=b"")
 def test_any_bytes_behind_a_valid_head_touch_nothing_around_them(

@@ -49,13 +49,13 @@ def check(text: str, bits: int) -> None:
         assert texts.ipv6_network_identity(bits, KEY.low, KEY.high, buffer) == KEY.of(wanted), (text, wanted)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=125, deadline=None)
 @given(text=written(), bits=st.one_of(st.sampled_from([48, 56, 64]), st.integers(1, 128)))
 def test_an_ipv6_address_has_the_network_that_python_writes(text: str, bits: int) -> None:
     check(text, bits)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=125, deadline=None)
 @given(text=st.one_of(written(), st.just("::ffff:192.0.2.7"), st.text("01aF:.", max_size=12)), data=st.data())
 def test_a_text_is_an_address_exactly_if_python_says_so(text: str, data: st.DataObject) -> None:
     place, end = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 2))

@@ -189,7 +189,7 @@ def test_the_stored_form_is_as_described() -> None:
 NUMBERS = st.one_of(st.lists(INT64, max_size=6), st.lists(st.integers(-1, 2**10), max_size=60))
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(
     columns=st.lists(NUMBERS, min_size=4, max_size=4),
     times=st.tuples(INT64, INT64, INT64),
@@ -254,7 +254,7 @@ CHANGES = st.lists(
 ENGINES = st.sampled_from([engine, rich])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(changes=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
 def test_unpacking_and_packing_gives_the_same_bytes(
     changes: list[Change], entity: str, of: Callable[[], FeatureEngine]
@@ -391,7 +391,7 @@ def test_a_flipped_bit_is_noticed_wherever_a_profile_is_read(place: int) -> None
     assert status_of("merchant", profile(engine(), "merchant", GOOD), rich()) == ""
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(content=st.binary(max_size=100), before=st.binary(max_size=9), after=st.binary(min_size=8, max_size=9))
 def test_the_checksum_is_as_described_wherever_the_bytes_stand(content: bytes, before: bytes, after: bytes) -> None:
     data = np.frombuffer(bytearray(before + content + after), dtype=np.uint8)

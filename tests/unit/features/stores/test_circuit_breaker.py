@@ -50,6 +50,14 @@ def test_a_breaker_stays_open_for_the_cool_down_to_the_millisecond(breaker: Circ
     assert state_of(breaker) is BreakerState.HALF_OPEN
 
 
+def test_a_trial_that_is_abandoned_leaves_the_trial_to_the_next(breaker: CircuitBreaker) -> None:
+    fail(breaker, 0, times=FAILURE_COUNT_MAX)
+    breaker.abandoned(ticket(breaker, COOLDOWN_MS))
+    assert state_of(breaker) is BreakerState.OPEN
+    breaker.succeeded(ticket(breaker, COOLDOWN_MS))
+    assert state_of(breaker) is BreakerState.CLOSED
+
+
 @pytest.mark.parametrize("end", [lambda b, t: b.succeeded(t), lambda b, t: b.failed(t, 0), lambda b, t: b.abandoned(t)])
 def test_an_operation_of_an_earlier_state_changes_nothing(
     breaker: CircuitBreaker, end: Callable[[CircuitBreaker, int], None]

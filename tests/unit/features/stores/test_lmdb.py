@@ -195,7 +195,7 @@ def test_a_store_that_was_cut_short_is_refused_with_what_to_do(tmp_path: Path, s
     store.write({b"card:%04d" % number: bytes(200) for number in range(500)}, ttl_s=0)
     store.close()
     os.truncate(tmp_path / "data.mdb", size)
-    with pytest.raises(Misconfigured, match=r"lacks the last \d+ bytes of its file data.mdb.*paywarden store restore"):
+    with pytest.raises(Misconfigured, match=r"lacks the last \d+ bytes of its file data.mdb.*admin store restore"):
         LmdbStore(tmp_path, map_size_bytes=MAP_SIZE_BYTES, readonly=readonly)
 
 

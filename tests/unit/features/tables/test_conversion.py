@@ -25,13 +25,11 @@ from paywarden.features.catalogue.fields import (
     time,
 )
 from paywarden.features.history.history import read_history
-from paywarden.features.tables import sources
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.tables.tables import (
     HEAD,
     MAPPING,
     MAY_1_NOON_MS,
-    NOW_MS,
     ROW,
     column,
     convert,
@@ -42,13 +40,6 @@ from tests.unit.features.tables.tables import (
 
 KEY = bytes(range(16))
 DAY_MS = 86_400_000
-
-
-def test_rows_are_sorted_by_time_and_then_as_they_came(tmp_path: Path) -> None:
-    rows = [f"p{number},2026-05-0{1 + number % 3}T12:00:00Z,c,m,1,0" for number in range(9)]
-    payments, _ = convert(tmp_path, csv_of(*rows))
-    assert column(payments, "payment_id") == ["p0", "p3", "p6", "p1", "p4", "p7", "p2", "p5", "p8"]
-    assert len(read_history(tmp_path / "out")) == 9
 
 
 @pytest.mark.parametrize(
@@ -261,10 +252,18 @@ def test_labels_have_the_time_of_their_column_or_a_delay(tmp_path: Path) -> None
     assert list(report.reasons) == ["column told, label time: lies before its payment"]
 
 
-def test_labels_that_are_not_known_yet_are_no_outcomes(tmp_path: Path) -> None:
-    now_ms = MAY_1_NOON_MS + DAY_MS
-    _, report = convert(tmp_path, csv_of(ROW, ROW.replace("p1", "p2")), now_ms=now_ms)
-    assert (report.payments, report.unknown, outcomes_of(tmp_path)) == (2, 2, [])
+def test_a_stated_unknown_label_reaches_the_history(tmp_path: Path) -> None:
+    rows = [ROW.replace("p1,", f"p{n},")[:-1] + label for n, label in enumerate(("1", "0", "?", ""))]
+    mapping = mapping_with().replace('genuine = ["0"]', 'genuine = ["0"]\nunknown = ["?"]')
+    payments, report = convert(tmp_path, csv_of(*rows), mapping)
+    assert column(payments, "never_labelled") == [False, False, True, True]
+    assert (report.frauds, report.genuine, report.unknown) == (1, 1, 2)
+    history = read_history(tmp_path / "out")
+    assert history.never_labelled is not None
+    assert history.never_labelled.tolist() == [False, False, True, True]
+    # Genuine payments whose label is not known yet are not among them.
+    payments, _ = convert(tmp_path, csv_of(*rows), mapping, now_ms=MAY_1_NOON_MS + DAY_MS)
+    assert column(payments, "never_labelled") == [False, False, True, True]
 
 
 def test_a_delay_depends_on_the_id_and_the_seed_alone(tmp_path: Path) -> None:
@@ -399,16 +398,6 @@ def test_a_file_of_a_folder_that_lacks_a_column_is_named(tmp_path: Path) -> None
         convert(tmp_path, tmp_path / "parts")
 
 
-def test_a_block_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = csv_of(ROW, 'p2,2026-05-01,"c ""2""\r\n",m,1,0', "", ROW.replace("p1", "p3").replace("c1", "ü"))
-    wanted = convert(tmp_path, table)
-    for size in (1, 2, 3, 7, 50):
-        monkeypatch.setattr(sources, "_BLOCK_BYTES", size)
-        assert convert(tmp_path, table) == wanted
-    assert wanted[1].payments == 3
-    assert NOW_MS
-
-
 SECOND = """
 [label]
 file = "{file}"
@@ -483,13 +472,6 @@ def test_a_time_may_stand_in_two_columns(tmp_path: Path) -> None:
         "column day + clock, event_time_ms: is no time of its format; wanted the format %d.%m.%Y %H:%M",
         "event_time_ms: is missing or 0; wanted milliseconds since 1970 UTC",
     ]
-
-
-def test_codes_of_currencies_and_countries_may_be_in_small_letters(tmp_path: Path) -> None:
-    mapping = mapping_with(currency='"money"', country='"land"')
-    table = csv_of("p1,2026-05-01,c,m,7,0,jpy,de", head=HEAD + ",money,land")
-    (payment,), _ = convert(tmp_path, table, mapping)
-    assert (payment["currency"], payment["amount_minor"], payment["country"]) == ("JPY", 7, "DE")
 
 
 def test_an_amount_in_parentheses_or_with_its_sign_behind_it_is_no_payment(tmp_path: Path) -> None:

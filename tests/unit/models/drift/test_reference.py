@@ -130,7 +130,7 @@ def test_a_file_that_is_not_parquet_is_refused(path: Path, content: bytes) -> No
     assert "cannot be read as a reference" in refusal(path)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.integers(0, 2**32), from_the_end=st.booleans(), bit=st.integers(0, 7))
 def test_a_damaged_file_is_refused_unless_the_damage_is_harmless(
     path: Path, place: int, from_the_end: bool, bit: int

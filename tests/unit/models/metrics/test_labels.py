@@ -47,6 +47,16 @@ def test_where_most_payments_have_an_outcome_the_others_are_not_known() -> None:
     assert mask == [True, True, False, False]
 
 
+def test_a_payment_that_nobody_will_label_is_not_genuine() -> None:
+    # Two of five have an outcome, and the history says of two that nobody knows: the last is not mature yet.
+    label, no = np.array([1, 0, -1, -1, -1], dtype=np.int8), np.zeros(5, dtype=np.bool_)
+    mature, never = np.array([True, True, True, False, False]), np.array([True, False, True, True, False])
+    mask, counts = kept_labels(label, no, mature, "auto", never)
+    assert mask.tolist() == [True, True, False, False, True]
+    assert counts == LabelCounts(fraud=1, genuine=1, taken_for_genuine=1, left_out=2)
+    assert kept_labels(label, no, mature, "genuine", never)[0].all()
+
+
 def test_payments_are_mature_when_most_genuine_outcomes_have_arrived() -> None:
     history = small_history.history()
     known_by_ms = int(history.event_time_ms[-1])

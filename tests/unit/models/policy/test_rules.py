@@ -231,7 +231,7 @@ def test_a_condition_has_a_length_and_a_depth() -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=300)
+@settings(max_examples=75)
 def test_any_text_is_compiled_or_refused(text: str) -> None:
     try:
         compiled(text)
@@ -409,7 +409,7 @@ class Interpreter:
     score=st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]),
     flags=st.lists(st.sampled_from(FLAGS), max_size=2),
 )
-@settings(max_examples=600)
+@settings(max_examples=150)
 def test_a_condition_answers_as_its_tree_says(
     text: str,
     payment: ScoreRequest,

@@ -22,7 +22,8 @@ Row = tuple[int, int, int, int, bool, int]
 def outcomes_of(rows: list[Row]) -> MatureOutcomes:
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
     columns.insert(5, [True] * len(rows))
-    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.bool_, np.int64)
+    columns.append(range(len(rows)))
+    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.bool_, np.int64, np.int64)
     return MatureOutcomes(*(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
 
 
@@ -36,7 +37,29 @@ def simulated(seed: int, *, cards: int = 3_000, loss_ratio: float = 1.0) -> Matu
     fraud = (random.random(cards) < 0.1)[card] & (random.random(len(card)) < 0.5 * np.where(arm, loss_ratio, 1.0) / 2)
     amount = np.minimum(random.pareto(2.5, len(card)) * 5_000, 200_000).astype(np.int64)
     action = np.zeros(len(card), dtype=np.int8)
-    return MatureOutcomes(np.zeros(len(card), np.int64), position, arm, action, fraud, np.ones(len(card), bool), amount)
+    step, labelled, decided_ms = np.zeros(len(card), np.int64), np.ones(len(card), bool), np.arange(len(card))
+    return MatureOutcomes(step, position, arm, action, fraud, labelled, amount, decided_ms)
+
+
+def test_first_frauds_and_bursts_are_measured_for_each_arm() -> None:
+    rows = [
+        (1, CANDIDATE_CARD, 1, APPROVE, True, 100),
+        (1, CANDIDATE_CARD, 1, APPROVE, True, 100),
+        (1, CANDIDATE_CARD, 1, DECLINE, True, 100),
+        (1, CANDIDATE_CARD + 1, 1, DECLINE, True, 100),
+        (1, CHAMPION_CARD, 0, DECLINE, False, 100),
+    ]
+    counts = outcome_counts(PLAN, outcomes_of(rows))
+    assert counts.missed is not None
+    champion, candidate = counts.missed
+    assert (champion.first_frauds, champion.bursts) == (0, 0)
+    assert (candidate.first_frauds, candidate.first_stopped, candidate.bursts) == (2, 1, 1)
+    assert candidate.approved_before_stop == 2
+    assert champion.line == "0 of 0 first frauds of a card stopped"
+    wanted = "(50.0%, 95 % interval 9.5% to 90.5%); 2.0 payments of a burst approved before the first stop"
+    assert candidate.line == f"1 of 2 first frauds of a card stopped {wanted}"
+    judgement = judge_outcomes(PLAN, counts)
+    assert judgement_of(judgement_record(judgement)) == judgement
 
 
 def test_a_card_counts_once_and_cards_of_an_earlier_step_not_at_all() -> None:

@@ -77,5 +77,5 @@ def test_texts_of_people_are_escaped() -> None:
 
 
 def test_another_name_is_refused_in_one_line() -> None:
-    with pytest.raises(Misconfigured, match="rollout report: there is no rollout with the name 'r-9' in the log"):
+    with pytest.raises(Misconfigured, match="there is no rollout with the name 'r-9' in the log"):
         rollout_html(EVENTS, "r-9", currency="")

@@ -99,7 +99,7 @@ def next_state(state: Rollout | None, this: RolloutEvent) -> Rollout | None:
         return None
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(some_events(), max_size=60), st.booleans())
 def test_whatever_comes_in_whatever_order_the_rules_hold(events: list[RolloutEvent], is_in_order: bool) -> None:
     state: Rollout | None = None

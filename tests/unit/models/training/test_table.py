@@ -166,6 +166,16 @@ def test_payments_without_a_known_label_are_left_out_with_their_vectors() -> Non
     assert whole.label_counts == LabelCounts(fraud=1, genuine=1, taken_for_genuine=1, left_out=0)
 
 
+def test_a_payment_that_is_stated_as_unknown_is_no_row() -> None:
+    """Only a fraud is reported: without the statement the two others count as genuine."""
+    history = history_with_outcomes([(0, day_ms(12), "fraud")])
+    assert table_of(history, days(10, 11), unknown_labels="auto").label.tolist() == [1, 0, 0]
+    history = replace(history, never_labelled=np.array([True, True, True]))
+    table = table_of(history, days(10, 11), unknown_labels="auto")
+    assert table.label.tolist() == [1]
+    assert table.label_counts == LabelCounts(fraud=1, genuine=0, taken_for_genuine=0, left_out=2)
+
+
 def test_the_delay_of_a_fraud_is_that_of_its_first_report() -> None:
     said = [(0, day_ms(12), "fraud"), (0, day_ms(13), "fraud"), (2, day_ms(14), "fraud"), (1, day_ms(12), "genuine")]
     table = table_of(history_with_outcomes(sorted(said, key=lambda outcome: outcome[1])), days(10, 11))

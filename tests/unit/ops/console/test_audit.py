@@ -127,7 +127,7 @@ def test_a_full_disk_is_known_before_an_act_and_forgotten_when_there_is_room(
 
 
 def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line was in the log and the head was not: `audit verify` then reported removed lines."""
+    """The line was in the log and the head was not: `admin audit` then reported removed lines."""
     log = audit_log(tmp_path)
     log.record("anna", "viewed", "payment:1", {}, 1)
     monkeypatch.setattr(Path, "write_bytes", no_room)

@@ -28,7 +28,7 @@ from paywarden.ops.demo.kept_load import (
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from paywarden.streams.alerts.records import ALERTS_TOPIC, record_of
+from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.drift.counts import counted, row_of
 from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test
@@ -121,13 +121,12 @@ def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Pa
         assert not world.told.alerts or start_ms >= shift_ms, "usual payments raise no alert"
     (alert, *_) = world.told.alerts
     assert shift_ms < alert.raised_ms <= shift_ms + 2 * LENGTHS_MS[0]
-    told = {"histograms": world.told.histograms[alert.alert_id], "flags": world.told.flags[alert.alert_id]}
     console = console_under_test(tmp_path)
     with console.database.write() as connection:
         for table in TABLES:
             connection.execute(table)
     store, topics = AlertStore(console.database), TopicsInMemory()
-    store.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, record_of(alert, **told)),), {}))  # type: ignore[arg-type]
+    store.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, world.told.records[alert.alert_id]),), {}))
     inbox = Inbox(store, AlertReader(store, lambda: topics, lambda: topics), AlertPage(store, lambda: ""))
     browser = console.browser([inbox.section()], "demo-analyst")
     assert f'href="/inbox/{alert.alert_id}"' in browser.get("/inbox").text

@@ -66,5 +66,5 @@ def test_every_command_of_the_page_exists() -> None:
     assert found >= {"broker", "backfill", "stream", "gateway", "doctor", "load"}
     assert found <= set(cli.commands)
     on_machines = set(re.findall(rf"(?:bin/paywarden|^as_unit) {options}([a-z][\w-]*)", PAGE, re.MULTILINE))
-    assert on_machines >= {"topics", "backfill", "doctor", "warm-up", "gateway"}
+    assert on_machines >= {"topics", "backfill", "doctor", "compile", "gateway"}
     assert on_machines <= set(cli.commands)

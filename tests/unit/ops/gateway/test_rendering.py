@@ -130,7 +130,7 @@ def test_the_command_prints_configuration_tokens_and_keys(tmp_path: Path) -> Non
     path = str(write_description(tmp_path))
     write_credentials(tmp_path)
     assert run("render", "--target", "nginx", "--description", path)[1].startswith("# Made by `paywarden gateway")
-    status, printed = run("tokens", "--description", path)
+    status, printed = run("render", "--target", "hosts", "--description", path)
     assert (status, printed.splitlines()[1][:9]) == (0, "checkout:")
     assert [line.split()[0] for line in run("key")[1].splitlines()] == ["key", "sha256"]
     (tmp_path / "server.key").unlink()

@@ -11,8 +11,8 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_arrivals, run_closed, run_load
-from paywarden.ops.loadgen.report import LoadReport, RequestLog
+from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_load
+from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
@@ -103,16 +103,6 @@ def test_all_requests_are_sent_with_their_bodies_and_counted() -> None:
     assert 0 < report.p50_ms <= report.p90_ms <= report.p95_ms <= report.p99_ms <= report.p999_ms <= report.max_ms
 
 
-def test_shed_and_failed_requests_are_not_in_the_latencies() -> None:
-    async def by_turns(fake: FakeServer, _: bytes) -> bytes:
-        statuses = (b"429 Too Many Requests", b"503 Service Unavailable", b"400 Bad Request")
-        return b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % statuses[len(fake.bodies) % 3]
-
-    report, _ = loaded(by_turns, rate=600)
-    assert (report.sent, report.ok, report.shed, report.errors) == (60, 0, 20, 40)
-    assert report.max_ms == 0.0
-
-
 def test_a_stall_is_in_the_latency_of_every_request_that_was_due_in_it() -> None:
     """Coordinated omission: a loop that waits for its answer before it asks again would see one slow answer."""
 
@@ -154,23 +144,6 @@ def test_an_error_of_the_bodies_ends_a_load() -> None:
 
     with pytest.raises(OSError, match="no more bodies"):
         loaded(always_ok, failing(), load=bounded)
-
-
-def test_a_server_that_closes_unanswered_makes_errors_not_a_standstill() -> None:
-    async def rude(fake: FakeServer, _: bytes) -> bytes:
-        return b"" if len(fake.bodies) % 2 else OK
-
-    report, _ = loaded(rude)
-    assert report.ok + report.errors == report.sent == 50
-    assert report.errors >= 20
-
-
-def test_answers_that_are_no_http_are_errors() -> None:
-    async def babble(_: FakeServer, __: bytes) -> bytes:
-        return b"what?\r\n\r\n"
-
-    report, _ = loaded(babble)
-    assert (report.ok, report.errors) == (0, 50)
 
 
 def test_a_load_ends_when_the_bodies_do() -> None:
@@ -239,60 +212,6 @@ def test_a_missed_deadline_is_an_error_of_its_own_and_a_refusal() -> None:
     assert (report.sent, report.ok, report.shed) == (80, 20, 20)
     assert (report.errors, report.deadline_exceeded, report.unavailable, report.unanswered) == (40, 20, 20, 0)
     assert 0 < report.shed_p50_ms <= report.shed_p99_ms <= report.shed_max_ms
-
-
-def test_answers_in_chunks_are_read_too() -> None:
-    async def chunked(fake: FakeServer, _: bytes) -> bytes:
-        if len(fake.bodies) % 2:
-            return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
-        return OK
-
-    answers: list[LoadAnswer] = []
-    report, fake = loaded(chunked, on_answer=answers.append, connections_max=1)
-    assert (report.ok, fake.connection_count) == (50, 1)
-    assert sorted(answer.body for answer in answers) == sorted([b"abcd", b"ok"] * 25)
-
-
-def test_a_closed_loop_connects_again_when_the_server_closes() -> None:
-    async def closing(_: FakeServer, __: bytes) -> bytes:
-        return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
-        return await run_closed(target, bodies, seconds=0.2, options=LoadOptions(connections=2))
-
-    report, fake = loaded(closing, load=closed)
-    assert report.ok > 10
-    assert fake.connection_count >= report.ok
-
-
-def test_a_record_has_every_request_in_the_order_they_were_due() -> None:
-    record = RequestLog()
-
-    async def by_turns(_: FakeServer, body: bytes) -> bytes:
-        return OK if int(body) % 2 else b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n"
-
-    async def recorded(target: str, bodies: Iterator[bytes]) -> LoadReport:
-        return await run_arrivals(target, bodies, np.array([0.0, 0.01, 0.01, 0.03]), record=record)
-
-    loaded(by_turns, iter([b"0", b"1", b"2", b"3"]), load=recorded)
-    assert list(record.due_s) == [0.0, 0.01, 0.01, 0.03]
-    assert list(record.status) == [429, 200, 429, 200]
-    assert all(0 < latency_ms < 1000 for latency_ms in record.latency_ms)
-
-
-def test_a_caller_with_a_deadline_gives_up_and_the_newest_goes_first() -> None:
-    async def slow(_: FakeServer, __: bytes) -> bytes:
-        await asyncio.sleep(0.05)
-        return OK
-
-    async def arriving(target: str, bodies: Iterator[bytes]) -> LoadReport:
-        options = LoadOptions(connections=1, connections_max=1, give_up_ms=1)
-        return await run_arrivals(target, bodies, np.array([0.0, 0.001, 0.002]), options=options)
-
-    report, fake = loaded(slow, iter([b"0", b"1", b"2"]), load=arriving)
-    # Both wait for the one connection. The older one is given up at the latest when the newer one has gone.
-    assert fake.bodies[:2] == [b"0", b"2"]
-    assert report.ok + report.errors == 3
 
 
 def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from paywarden.scoring.state.outbox import OutboxMetrics
 from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.counts.checked_state import SetAsideState
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
 from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
-from paywarden.streams.faust.checked_state import SetAsideState
 from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
@@ -122,9 +122,9 @@ def labels_of(families: Iterable[Metric], collector: Any = None) -> dict[str, se
 
 
 def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> None:
-    names = declared(tmp_path) | {"up": ADDED_LABELS}
+    names = declared(tmp_path) | {"up": ADDED_LABELS, "process_start_time_seconds": ADDED_LABELS}
     for alert in alerts():
-        asked = re.findall(r"\b(paywarden_\w+|up)\b(?:\{([^}]*)\})?", alert["expr"])
+        asked = re.findall(r"\b(paywarden_\w+|up|process_start_time_seconds)\b(?:\{([^}]*)\})?", alert["expr"])
         assert asked, alert["alert"]
         known: set[str] = set(ADDED_LABELS)
         for name, matchers in asked:

@@ -75,7 +75,7 @@ def test_each_curl_asks_a_path_that_there_is_and_greps_for_metrics_that_there_ar
 
 
 def test_pages_in_prose_name_commands_that_exist() -> None:
-    """Commands between backticks, outside of the blocks: `paywarden store verify`."""
+    """Commands between backticks, outside of the blocks: `paywarden admin store verify`."""
     from tests.worlds.operate.runbook import PAGES
 
     for page in PAGES.glob("*.md"):

@@ -46,7 +46,7 @@ def test_parts_get_the_catalogue_of_the_settings(config: Path) -> None:
 
 
 def test_commands_list_the_features_and_fields_of_the_project(config: Path) -> None:
-    result = CliRunner().invoke(cli, ["--config", str(config), "features", "list"])
+    result = CliRunner().invoke(cli, ["--config", str(config), "features"])
     assert result.exit_code == 0, result.output
     assert "customer_count_1d" in result.output
     assert "customer (by customer_id): 1 features; a profile takes" in result.output

@@ -41,7 +41,7 @@ def test_the_command_writes_a_file_that_replaces_the_bundles_reference(archive: 
         "drift", "reference", "--archive", str(tmp_path), "--bundle", bundle, *days, "--out", str(out)
     )
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "paywarden archive --topic decisions" in refused.stderr
+    assert "paywarden admin archive --topic decisions" in refused.stderr
 
 
 def test_a_log_says_that_a_bundle_without_a_reference_is_watched_less(

@@ -112,24 +112,6 @@ def decisions_of(reply: Reply) -> dict[str, str]:
     return {each.payment_id: each.decision_id for each in ScoreBatchResponse.FromString(reply.body).responses}
 
 
-@pytest.mark.parametrize(("size", "place"), [(20, 9), (200, 137)])
-def test_an_id_used_before_refuses_its_batch_and_nothing_of_it_is_decided(world: World, size: int, place: int) -> None:
-    (earlier,) = world.score([request("taken", amount_minor=5)], ())
-    assert isinstance(earlier, bytes)
-    batch = numbered(size)
-    batch[place] = request("taken", amount_minor=6)
-    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
-        refused = ask(client, batch)
-        assert (refused.status, refused.error["field"]) == (409, f"requests[{place}].payment_id")
-        assert list(world.recorded()) == ["taken"]
-        # Its other payments are free: the batch is decided once its mistake is repaired.
-        batch[place] = request("taken", amount_minor=5)
-        answered = decisions_of(ask(client, batch))
-        assert decisions_of(ask(client, batch)) == answered
-    assert answered["taken"] == ScoreResponse.FromString(earlier).decision_id
-    assert world.recorded() == {payment_id: [decision] for payment_id, decision in answered.items()}
-
-
 @pytest.mark.parametrize(("size", "place"), [(2, 0), (20, 9), (200, 137)])
 def test_a_wrong_payment_refuses_its_batch_and_nothing_of_it_is_decided(world: World, size: int, place: int) -> None:
     batch = numbered(size)
@@ -173,18 +155,6 @@ def test_an_id_twice_in_a_batch_for_different_payments_refuses_all_of_it(world: 
     assert world.recorded() == {}
 
 
-def test_a_payment_that_repeats_one_of_a_refused_batch_is_asked_for_again(world: World) -> None:
-    requests = [request("a"), request("x"), request("x", amount_minor=2), request("a"), request("x")]
-    results = world.score(requests, [range(1, 3), range(3, 5)])
-    assert codes(results[:1]) == ["decided"]
-    assert results[1] is NOT_DECIDED
-    assert isinstance(results[2], Refusal)
-    assert results[2].code == "already_exists"
-    # The second batch repeats both, and waits for what becomes of the first.
-    assert results[3:] == [NOT_DECIDED, IN_PROGRESS]
-    assert set(world.recorded()) == {"a"}
-
-
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_whatever_conflicts_a_batch_is_recorded_whole_or_not_at_all(
@@ -217,19 +187,6 @@ def test_whatever_conflicts_a_batch_is_recorded_whole_or_not_at_all(
     world.other.release([claim for claim in held if isinstance(claim, int)])
     again = world.score([request(each) for each in "abcdefgh" if each not in recorded], ())
     assert all(isinstance(answer, bytes) for answer in again)
-    world.close()
-
-
-def test_a_full_outbox_refuses_a_whole_batch_over_http(tmp_path: Path) -> None:
-    world = World(tmp_path, segment_bytes=40_000, total_bytes_max=80_000)
-    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
-        decided = decisions_of(ask(client, numbered(60)))
-        refused = ask(client, [request(f"second-{number}") for number in range(200)])
-        assert (refused.status, refused.error["code"]) == (503, "unavailable")
-        assert set(world.recorded()) == set(decided)
-        # There is room for fewer, and every payment of the refused batch is free.
-        more = decisions_of(ask(client, [request(f"second-{number}") for number in range(10)]))
-    assert set(world.recorded()) == set(decided) | set(more)
     world.close()
 
 

@@ -92,7 +92,7 @@ def expected(
     return framed(record.SerializeToString())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     chunks=st.lists(
         st.tuples(st.lists(decisions, min_size=1, max_size=ROWS_MAX), st.none() | st.integers(0, 2**62)), max_size=4

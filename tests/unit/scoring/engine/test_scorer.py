@@ -227,19 +227,6 @@ def test_a_decision_is_made_of_the_profiles_in_the_mirror(host: Host) -> None:
     assert 0 < without_device < len(requests())
 
 
-def test_the_outbox_has_the_whole_decision(host: Host) -> None:
-    host.fill(profiles())
-    response = host.score(requests()[0], NOW_MS + 250)
-    (entry,) = host.outbox.entries
-    assert entry.request == requests()[0]
-    assert entry.response == response
-    assert entry.decided_time_ms == NOW_MS + 250
-    assert entry.catalogue_digest == PLAN.digest
-    assert response.payment_id == requests()[0].payment_id
-    assert response.model_version == small_world.loaded_bundle().manifest.model_version
-    assert response.profile_age_ms == 250
-
-
 def test_each_record_says_what_decided_and_from_which_profile_set(host: Host) -> None:
     host.fill(profiles())
     writer = MirrorWriter(host.mirror)
@@ -364,16 +351,6 @@ def test_a_card_is_in_from_its_position_on_and_stays_in(card: bytes, first: int)
     assert not ArmSplit(salt, 10_000).has(b"")
 
 
-def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:
-    host.fill(profiles())
-    alone = [host.score(request).score for request in requests()[:20]]
-    mixed = []
-    for request in requests()[:20]:
-        host.score(STRANGER)
-        mixed.append(host.score(request).score)
-    assert mixed == alone
-
-
 def test_unknown_entities_are_flagged_and_scored(host: Host) -> None:
     host.fill(profiles())
     response = host.score(STRANGER)
@@ -382,35 +359,6 @@ def test_unknown_entities_are_flagged_and_scored(host: Host) -> None:
     assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
     assert host.vector()["card_count_30d"] == 0
     assert np.isnan(host.vector()["device_count_30d"])
-
-
-def test_an_unknown_device_differs_from_no_device(host: Host) -> None:
-    host.fill(profiles())
-    request = ScoreRequest()
-    request.CopyFrom(STRANGER)
-    request.device_id = "new one"
-    assert list(host.score(request).flags) == ["unknown_card", "unknown_merchant", "unknown_device"]
-    assert host.vector()["device_count_30d"] == 0
-
-
-def test_the_amount_is_converted_at_the_rate_of_the_payments_time(host: Host) -> None:
-    host.fill({})
-    request = ScoreRequest()
-    request.CopyFrom(STRANGER)
-    request.currency, request.amount_minor = "JPY", 5000
-    host.score(request)
-    assert host.vector()["amount"] == small_world.rates().convert(5000, "JPY", NOW_MS) != 5000
-
-
-def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host) -> None:
-    host.fill({})
-    request = ScoreRequest()
-    request.CopyFrom(STRANGER)
-    request.currency = "XXX"
-    (refusal,) = score_many(host.scorer, [request])
-    assert isinstance(refusal, Refusal)
-    assert (refusal.code, refusal.field) == ("invalid_argument", "currency")
-    assert (host.outbox.entries, host.counted()) == ([], {})
 
 
 @pytest.mark.parametrize("action", ["", "approve", "decline"])
@@ -508,28 +456,6 @@ def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> No
     assert len(seen) == 300
 
 
-def test_the_metrics_count_the_decisions(host: Host) -> None:
-    host.fill(profiles())
-    responses = [host.score(STRANGER), *(answered(host.scorer, request) for request in requests())]
-    counted = host.counted()
-    for action in ("approve", "review", "decline"):
-        assert counted.get(action, 0) == sum(response.action == action for response in responses)
-    assert counted["unknown_card"] == counted["card miss"] == 1
-    assert counted["card hit"] == len(requests())
-    assert counted["device hit"] == sum(bool(request.device_id) for request in requests())
-
-
-def test_a_payment_is_refused_when_the_outbox_cannot_take_its_decision(host: Host) -> None:
-    host.fill(profiles())
-    host.outbox.fails = True
-    (refusal,) = score_many(host.scorer, [STRANGER])
-    assert refusal == Refusal("unavailable", "the outbox is full")
-    assert host.outbox.entries == []
-    assert not host.counted().keys() & {"approve", "review", "decline", "unknown_card"}
-    host.outbox.fails = False
-    assert host.score(STRANGER).decision_id == host.outbox.entries[0].response.decision_id
-
-
 # Missing, stale and damaged data
 
 
@@ -557,14 +483,6 @@ def test_an_unreadable_mirror_counts_as_absent_and_its_age_is_cleared(host: Host
     assert list(response.flags) == ["mirror_absent"]
     assert not response.HasField("profile_age_ms")
     assert host.scorer.readiness() == ["the mirror is not complete yet"]
-
-
-def test_a_mirror_that_comes_up_is_taken_up(host: Host) -> None:
-    assert list(host.score(requests()[0]).flags) == ["mirror_absent"]
-    assert not host.scorer.open_mirror()
-    host.fill(profiles())
-    assert host.scorer.open_mirror()
-    assert list(host.score(requests()[0]).flags) == []
 
 
 def test_a_mirror_that_takes_the_place_of_another_is_taken_up(host: Host, tmp_path: Path) -> None:
@@ -630,13 +548,6 @@ def test_the_profile_age_is_how_far_the_mirror_lags_behind(tmp_path: Path) -> No
         assert ("mirror_stale" in response.flags) == is_stale
         assert ("mirror_stale" in response.reasons) == is_stale
     host.close()
-
-
-def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
-    host.fill(profiles(), complete_to_ms=None)
-    response = host.score(requests()[0])
-    assert not response.HasField("profile_age_ms")
-    assert list(response.flags) == []
 
 
 def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: Path) -> None:
@@ -713,13 +624,6 @@ def test_a_payment_that_is_not_approved_has_the_reasons_of_its_score(tmp_path: P
     host.close()
 
 
-def test_an_approval_has_no_reasons(tmp_path: Path) -> None:
-    host = Host(tmp_path, review_at=1.0, decline_at=1.0)
-    host.fill(profiles())
-    assert [list(host.score(request).reasons) for request in requests()[:20]] == [[]] * 20
-    host.close()
-
-
 class FailingPredictor:
     native = True
 
@@ -754,12 +658,6 @@ def test_a_worker_is_not_ready_without_a_mirror(host: Host) -> None:
 def test_a_worker_is_not_ready_while_the_mirror_is_being_filled(host: Host) -> None:
     host.fill(profiles(), complete_to_ms=None)
     assert host.scorer.readiness() == ["the mirror is not complete yet"]
-
-
-def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
-    assert host.scorer.readiness()
-    host.fill(profiles())
-    assert host.scorer.readiness() == []
 
 
 def test_a_worker_is_not_ready_while_decisions_cannot_be_recorded(host: Host) -> None:
@@ -811,26 +709,6 @@ def like_stranger(payment_id: str, **values: Any) -> ScoreRequest:
     for name, value in values.items():
         setattr(request, name, value)
     return request
-
-
-def test_a_repeated_payment_gets_the_same_answer_and_is_appended_once(
-    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
-) -> None:
-    outbox, scorer, _ = remembering
-    first = answered(scorer, STRANGER)
-    position = outbox.position
-    assert answered(scorer, STRANGER, NOW_MS + 1000) == first
-    assert outbox.position == position
-
-
-def test_an_id_that_comes_again_with_another_payment_is_refused(
-    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
-) -> None:
-    _, scorer, _ = remembering
-    answered(scorer, STRANGER)
-    (refusal,) = score_many(scorer, [like_stranger("new", amount_minor=1)])
-    assert isinstance(refusal, Refusal)
-    assert (refusal.code, refusal.field) == ("already_exists", "payment_id")
 
 
 def test_a_payment_twice_among_others_is_decided_once_and_all_are_answered(

@@ -11,8 +11,7 @@ import pytest
 
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batching.batcher import Chunk
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -21,7 +20,7 @@ from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
-from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
+from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, default_intake
 from tests.worlds.small import small_world
 
 
@@ -68,33 +67,6 @@ def counts(host: OverlaidHost) -> list[float]:
     """The number of the card's payments in the last hour, as each decision saw it."""
     place = PLAN.names.index("card_count_1h")
     return [float(np.frombuffer(entry.vector, dtype="<f4")[place]) for entry in host.outbox.entries]
-
-
-def test_the_next_payment_of_a_card_sees_those_before(host: OverlaidHost) -> None:
-    for number in range(3):
-        host.score(payment(f"p{number}"))
-    host.score(payment("other", card_id="somebody"))
-    assert counts(host) == [0, 1, 2, 0]
-
-
-def test_a_card_with_a_pending_payment_is_known(host: OverlaidHost) -> None:
-    assert list(host.score(payment("first")).flags) == ["unknown_card", "unknown_merchant"]
-    assert list(host.score(payment("second")).flags) == []
-
-
-def test_payments_of_one_call_do_not_see_each_other(host: OverlaidHost) -> None:
-    count = ROWS_MAX
-    asked = [payment(f"p{number}").SerializeToString() for number in range(count)]
-    host.scorer.score(Chunk(asked, [range(count)]), NOW_MS)
-    assert counts(host) == [0] * count
-    host.score(payment("after"))
-    assert counts(host)[-1] == min(count, host.settings.events_max)
-
-
-def test_a_payment_that_is_scored_twice_counts_once_and_never_for_itself(host: OverlaidHost) -> None:
-    for name in ("a", "a", "b"):
-        host.score(payment(name))
-    assert counts(host) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("jump_ms", "is_added"), [(9_000, True), (11_000, False)])
@@ -169,23 +141,4 @@ def test_a_mirror_that_somebody_else_wrote_is_not_trusted(tmp_path: Path) -> Non
     assert OVERLAY_ABSENT in host.score(payment("first")).flags
     marks.begin(newest)
     assert OVERLAY_ABSENT not in host.score(payment("second")).flags
-    host.close()
-
-
-def test_a_damaged_profile_counts_as_none_beside_what_is_pending(tmp_path: Path) -> None:
-    host = OverlaidHost(tmp_path)
-    host.fill({b"card:nobody": b"\x06damaged"})
-    host.open_marks()
-    responses = [answered(host.scorer, payment(name)) for name in ("first", "second")]
-    assert all("profile_unreadable" in response.flags for response in responses)
-    assert counts(host) == [0, 1]
-    host.close()
-
-
-def test_without_an_overlay_nothing_is_opened_or_flagged(tmp_path: Path) -> None:
-    host = Host(tmp_path)
-    host.fill({})
-    response: ScoreResponse = host.score(payment("first"))
-    assert list(response.flags) == ["unknown_card", "unknown_merchant"]
-    assert host.scorer._features.mirror is not None
     host.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +26,6 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.neighbours import hops as hops_module
 from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
@@ -87,36 +84,6 @@ def host(settings: MirrorSettings, past: Past) -> Iterator[Host]:
 
 def same(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
     return found.tobytes() == wanted.tobytes()
-
-
-def test_the_world_has_neighbours_of_every_kind(past: Past) -> None:
-    vectors = past.vectors(two_hops.checked(past.asked(200)))
-    hops = [place for place, feature in enumerate(CATALOGUE.features) if "of the last" in feature.meaning]
-    assert len(hops) == 9
-    for place in hops:
-        assert np.isfinite(vectors[:, place]).mean() > 0.4, NAMES[place]
-        assert len(np.unique(vectors[:, place])) > 2, NAMES[place]
-
-
-def test_vectors_have_the_bits_of_the_kernel_alone(settings: MirrorSettings) -> None:
-    random_ = random.Random(4)
-    for seed in range(3):
-        past = Past(seed)
-        write(settings, past.profiles)
-        with closing(Host(settings).vectors) as vectors:
-            for count in (1, random_.randrange(2, 20), ROWS_MAX):
-                checked = two_hops.checked(past.asked(count))
-                flags, _ = vectors.fill(checked)
-                assert same(vectors.vectors[:count], past.vectors(checked))
-                assert not any(PROFILE_UNREADABLE in of_payment for of_payment in flags)
-        # The next past is another mirror.
-        with closing(MirrorWriter(settings)) as writer:
-            writer.clear()
-
-
-def test_the_usual_chunk_is_one_compiled_call(host: Host, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hops_module.Hops, "_fill_one_by_one", lambda *_: pytest.fail("one by one"))
-    host.fill(past.asked(ROWS_MAX))
 
 
 # Neighbours that cannot be read
@@ -341,11 +308,3 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
                 assert same(found[row], past.vectors(two_hops.checked([values]))[0])
     assert chunks_in_steps < 5
     scorer.close_mirror()
-
-
-def test_a_chunk_with_no_neighbours_at_all_is_scored(settings: MirrorSettings, past: Past) -> None:
-    write(settings, {})
-    host = Host(settings)
-    with closing(host.vectors):
-        vectors, _ = host.fill(past.asked(5))
-    assert all(math.isnan(value) for value in vectors[:, OF_NEIGHBOURS].ravel().tolist())

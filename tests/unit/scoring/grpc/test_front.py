@@ -111,18 +111,6 @@ def test_a_wrong_value_names_its_field_in_message_and_trailer(client: RawClient)
     assert answer.headers[b"paywarden-field"] == b"amount_minor"
 
 
-def test_a_payment_without_an_amount_is_refused_and_one_of_0_is_not(client: RawClient) -> None:
-    without = payment()
-    without.ClearField("amount_minor")
-    answer = client.ask(without.SerializeToString())
-    assert (answer.status, answer.headers[b"paywarden-field"]) == (3, b"amount_minor")
-    assert answer.message.startswith(b"amount_minor: is missing; wanted ")
-    assert client.ask(payment(amount_minor=0).SerializeToString()).status == 0
-    batch = ScoreBatchRequest(requests=[payment("a"), without]).SerializeToString()
-    answer = client.ask(batch, call_headers(BATCH))
-    assert (answer.status, answer.headers[b"paywarden-field"]) == (3, b"requests[1].amount_minor")
-
-
 def test_one_wrong_request_spoils_nothing_for_its_neighbours(client: RawClient) -> None:
     good, bad = client.call(PAYMENT), client.call(b"\xff\xff")
     client.push()

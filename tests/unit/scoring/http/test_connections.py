@@ -31,18 +31,6 @@ from tests.worlds.endpoint.http_world import (
 )
 
 
-def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
-    names = [f"p-{index}" for index in range(200)]
-    client.send(b"".join(post_json(payment(name)) for name in names))
-    assert payment_ids(client, 200) == names
-
-
-def test_a_request_may_come_byte_by_byte(client: Client) -> None:
-    for byte in post_json(payment()):
-        client.send(bytes([byte]))
-    assert client.reply().status == 200
-
-
 def test_a_chunked_body_is_put_together_and_its_trailer_changes_nothing(client: Client) -> None:
     body = json.dumps(payment()).encode()
     head = b"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
@@ -63,13 +51,6 @@ def test_http_1_0_is_closed_unless_it_asks_to_keep_the_connection(client: Client
     assert (reply.status, reply.headers["connection"]) == (200, "keep-alive")
     assert client.ask(b"GET /livez HTTP/1.0\r\n\r\n").status == 200
     assert client.is_closed_by_server()
-
-
-def test_a_caller_who_expects_100_gets_it_before_the_body(client: Client) -> None:
-    body = json.dumps(payment()).encode()
-    head, _ = post(body, headers="Expect: 100-continue\r\n").split(b"\r\n\r\n", 1)
-    assert client.ask(head + b"\r\n\r\n").status == 100
-    assert client.ask(body).status == 200
 
 
 def test_a_caller_who_expects_100_after_another_request_gets_both_in_order(client: Client) -> None:
@@ -221,21 +202,6 @@ def test_a_stop_finishes_what_is_in_flight_and_closes_what_is_not() -> None:
         socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_SECONDS)
 
 
-def test_a_stop_answers_all_pipelined_requests_that_were_read() -> None:
-    served = Served(PATIENT, b"")
-    with served.connected() as client:
-        assert client.ask(get("/livez")).status == 200
-        client.send(post_json(payment())[:-5])
-        with served.connected() as other:
-            assert other.ask(get("/livez")).status == 200
-            served.begin_stop()
-            assert other.is_closed_by_server()
-        client.send(post_json(payment())[-5:] + post_json(payment()) * 2)
-        replies = [client.reply() for _ in range(3)]
-        assert [reply.headers.get("connection") for reply in replies] == [None, None, "close"]
-    served.join()
-
-
 def test_a_stop_does_not_wait_for_ever() -> None:
     served = Served(replace(PATIENT, stop_timeout_ms=200), b"")
     with served.connected() as client:
@@ -305,15 +271,6 @@ def test_a_refusal_by_admission_keeps_its_place_and_has_a_retry_after() -> None:
         assert [reply.status for reply in replies] == [200, 200, 429, 429]
         assert [reply.headers.get("retry-after") for reply in replies] == [None, None, "2", "1"]
         assert [reply.json["payment_id"] for reply in replies[:2]] == ["a", "b"]
-
-
-def test_the_answers_of_one_read_leave_in_one_write(served: Served) -> None:
-    with served.connected() as client:
-        assert client.ask(get("/livez")).status == 200
-        client.send(post_json(payment()) * 10)
-        client.until(b'"p-1"')
-        # Nine more answers came with the first.
-        assert client.buffered.count(b"HTTP/1.1 200 OK") == 9
 
 
 @pytest.mark.parametrize("pipelined_max", [1, 2, 7])

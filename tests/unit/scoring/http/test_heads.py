@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -217,29 +216,6 @@ def learned(heads: Heads, head: bytes) -> RequestHead:
     return kept
 
 
-def test_a_read_is_usual_if_it_is_one_request_whichever_came_before_it() -> None:
-    heads = Heads({}, HttpSettings(), deadline_ms=1000)
-    raw = [head_bytes(20), head_bytes(20, "two"), head_bytes(20, "another"), head_bytes(16, "another")]
-    known = [learned(heads, head) for head in raw]
-    # The last two have the same size as a whole, and so do the first two; bodies hold the end of a head.
-    reads = [head + b"\r\n\r\n".ljust(kept.content_length, b"x") for head, kept in zip(raw, known, strict=True)]
-    assert len(reads[0]) == len(reads[1])
-    for first, second in itertools.product(range(len(reads)), repeat=2):
-        assert heads.usual(reads[first]) is known[first]
-        assert heads.usual(reads[second]) is known[second]
-        assert heads.usual(reads[first][:-1]) is None
-        assert heads.usual(reads[first] + b"y") is None
-    # Two requests that are together as long as one that is known: each head says where its body ends.
-    one = learned(heads, head_bytes(2))
-    two = head_bytes(2) + b"ab" + head_bytes(2) + b"cd"
-    longer = learned(heads, head_bytes(len(two) - len(head_bytes(10))))
-    whole = head_bytes(longer.content_length) + b"z" * longer.content_length
-    assert len(whole) == len(two)
-    assert heads.usual(whole) is longer
-    assert heads.usual(two) is None
-    assert heads.usual(head_bytes(2) + b"ab") is one
-
-
 def test_no_head_is_usual_any_more_once_the_tokens_are_others(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("a" * 32, encoding="utf-8")
@@ -269,15 +245,6 @@ def test_a_trace_makes_no_head_of_its_own_and_reaches_the_scorer(served: Served)
         assert client.ask(post_json(payment())).status == 200
     assert served.server.heads.known_count == 2
     assert served.scorer.traces == [*(packed_trace(header.encode()) for header in sent), b""]
-
-
-def test_a_trace_in_another_spelling_fills_no_cache(served: Served) -> None:
-    with served.connected() as client:
-        for number in range(1, 20):
-            headers = f"Traceparent: 00-{number:032x}-{number:016x}-01\r\n"
-            assert client.ask(post_json(payment(), headers=headers)).status == 200
-    assert served.server.heads.known_count == 0
-    assert len(set(served.scorer.traces)) == 19
 
 
 # Deadlines

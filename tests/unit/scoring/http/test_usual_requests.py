@@ -269,7 +269,7 @@ def test_whatever_is_read_in_whatever_order_the_replies_are_the_readers(tmp_path
 
     worker = loop.run_until_complete(open_worker())
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(SCRIPTS)
     def replies_are_equal(script: list[tuple[int, str, int, bool]]) -> None:
         usual, read = (

@@ -26,7 +26,6 @@ from paywarden.scoring.idempotency.decision_cache import (
     DecisionCache,
     DecisionCacheMetrics,
     DecisionCacheSettings,
-    Repeat,
     tag_of,
 )
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -141,15 +140,6 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made.close()
 
 
-def test_a_payment_that_comes_again_gets_its_decision_from_any_worker(host: Host) -> None:
-    one, another = host.start(0), host.start(1)
-    decided = one.ask(payment("p"))
-    assert one.ask(payment("p")) == another.ask(payment("p")) == decided
-    assert another.ask(payment("q")) != decided
-    assert host.decisions()["p"] == [decided]
-    assert another.metrics.repeated.value == 1
-
-
 @pytest.mark.parametrize("count", [1, 1 << 40, -1])
 def test_a_damaged_head_neither_ends_a_worker_nor_decides_a_payment_twice(host: Host, count: int) -> None:
     worker = host.start(0)
@@ -202,13 +192,6 @@ def test_a_chunk_tells_callers_apart_even_if_their_hashes_are_one(host: Host, mo
     assert worker.claim(payment("p"), caller="wallet") == [UNREMEMBERED]
 
 
-def test_a_caller_without_a_name_gets_its_earlier_answer(host: Host) -> None:
-    worker = host.start(0)
-    earlier = worker.ask(payment("p"))
-    assert worker.ask(payment("p")) == earlier
-    assert answered.key_of(b"", b"p") == b"p"
-
-
 def test_a_payment_is_in_flight_until_the_other_worker_settles_it(host: Host) -> None:
     one, another = host.start(0), host.start(1)
     (slot,) = one.claim(payment("p"))
@@ -223,15 +206,6 @@ def test_a_payment_is_in_flight_until_the_other_worker_settles_it(host: Host) ->
     one.answered.settle((slot,))
     assert another.claim(payment("p")) == [entry]
     assert another.metrics.in_flight.value == 3
-
-
-def test_a_released_claim_is_won_by_the_next_worker_that_asks(host: Host) -> None:
-    one, another = host.start(0), host.start(1)
-    (slot,) = one.claim(payment("p"))
-    assert isinstance(slot, int)
-    one.answered.release((slot,))
-    assert isinstance(another.ask(payment("p")), str)
-    assert len(host.decisions()["p"]) == 1
 
 
 def test_the_claim_of_a_worker_killed_before_it_appended_is_taken_over(host: Host) -> None:
@@ -321,14 +295,6 @@ def test_an_ended_process_is_dead_even_if_nobody_has_waited_for_it() -> None:
     assert answered._started(pid) == -1
     os.waitpid(pid, 0)
     assert answered._started(pid) == -1
-
-
-def test_a_payment_twice_in_a_chunk_is_decided_once(host: Host) -> None:
-    worker = host.start(0)
-    slot, repeat, other = worker.claim(payment("p"), payment("p"), payment("p", amount_minor=7))
-    assert isinstance(slot, int)
-    assert slot >= 0
-    assert (repeat, other) == (Repeat(0), ClaimConflict.OTHER_PAYMENT)
 
 
 def test_two_ids_with_one_hash_both_get_their_own_decision(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,26 +75,6 @@ def test_counts_from_before_open_are_kept(counts: list[int]) -> None:
     assert counter.value == sum(counts)
 
 
-def test_a_handle_works_before_and_after_open(tmp_path: Path) -> None:
-    registry = MetricsRegistry()
-    counter = registry.counter("things_total", "Things.")
-    size = registry.histogram("size", "Sizes.", bounds=(1,))
-    counter.add(1)
-    size.observe(0.5)
-    registry.open(tmp_path, "w0")
-    counter.add(1)
-    size.observe(0.5)
-    assert samples(tmp_path)["things_total", ()] == 2
-    assert samples(tmp_path)["size_sum", ()] == 1
-    registry.close()
-
-
-def test_the_same_series_asked_for_twice_is_the_same_handle() -> None:
-    registry = MetricsRegistry()
-    assert things(registry) is things(registry)
-    assert registry.counter("things_total", "Things.", ("kind",), ("b",)) is not things(registry)
-
-
 def test_a_worker_that_starts_again_goes_on_from_its_counts(tmp_path: Path) -> None:
     for expected in (5, 10, 15):
         registry = opened(tmp_path, "w0")
@@ -308,10 +288,6 @@ def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
     things(registry).add(1)
     assert samples(tmp_path)[COUNT] == 6
     registry.close()
-
-
-def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:
-    assert render(tmp_path) == b""
 
 
 def test_the_metrics_of_a_worker_are_there_from_the_start_at_zero(tmp_path: Path) -> None:

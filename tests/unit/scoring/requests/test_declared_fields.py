@@ -432,7 +432,7 @@ def _read_or_refused(read: Callable[[], Any]) -> Any:
         return error.field, str(error)
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(st.lists(objects, min_size=1, max_size=3), st.sampled_from(["", " ", "\ufeff", "}", ", "]))
 def test_the_quick_reader_of_json_gives_what_the_other_gives(written: list[str], end: str) -> None:
     """Numbers of every form, names given twice, and texts that look like something else."""

@@ -203,7 +203,7 @@ def bodies_of_one(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.parametrize("plan", PLANS, ids=["default", "everything"])
 def test_both_ways_of_reading_agree_about_any_request(plan: Plan) -> None:
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.lists(bodies_of_one(), min_size=1, max_size=6))
     def hold(bodies: list[bytes]) -> None:
         check(bodies, plan)
@@ -211,7 +211,7 @@ def test_both_ways_of_reading_agree_about_any_request(plan: Plan) -> None:
     hold()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(hostile_bodies(usual), min_size=1, max_size=4))
 def test_hostile_bytes_are_read_as_protobuf_reads_them_and_kept_canonical(bodies: list[bytes]) -> None:
     check(bodies, PLANS[0])
@@ -252,7 +252,7 @@ def requests_with_one_odd_field(draw: st.DrawFn) -> ScoreRequest:
 def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> None:
     """Rows, keys, ids, the outbox's bytes and the errors are the same, though JSON is not parsed as protobuf."""
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=75, deadline=None)
     @given(st.lists(usual | requests_with_one_odd_field(), min_size=1, max_size=4))
     def hold(sent: list[ScoreRequest]) -> None:
         as_json = [json.dumps({field.name: value for field, value in each.ListFields()}).encode() for each in sent]
@@ -270,7 +270,7 @@ def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> N
     hold()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(usual)
 def test_usual_requests_are_read_by_the_compiled_loop(sent: ScoreRequest) -> None:
     """Otherwise the test above would compare the slow way with itself."""

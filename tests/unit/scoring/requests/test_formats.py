@@ -46,86 +46,24 @@ def field_refused(act: Callable[[], object]) -> str:
     return caught.value.field
 
 
-def test_a_request_with_every_field_is_valid() -> None:
-    check(a_request(device_id="d", ip="2001:db8::1", mcc="5411", country="DE", channel="ecom", amount_minor=0))
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("payment_id", ""),
         ("payment_id", "x" * 21),
         ("payment_id", "é" * 11),
-        ("payment_id", "two\nlines"),
-        ("event_time_ms", 0),
-        ("event_time_ms", -1),
         ("event_time_ms", NOW_MS + 501),
         ("event_time_ms", NOW_MS - 5001),
-        ("event_time_ms", NOW_MS // 1000),
-        ("card_id", ""),
-        ("card_id", "x" * 21),
-        ("merchant_id", ""),
-        ("merchant_id", "x" * 21),
-        ("amount_minor", -1),
         ("amount_minor", 1001),
-        ("currency", ""),
-        ("currency", "eur"),
-        ("currency", "EURO"),
-        ("currency", "E1R"),
-        ("currency", "ÄÖÜ"),
-        ("currency", "XXX"),
-        ("device_id", ""),
         ("device_id", "x" * 21),
-        ("ip", ""),
-        ("ip", "1" * 65),
-        ("mcc", ""),
-        ("mcc", "541"),
-        ("mcc", "54a1"),
-        ("mcc", "٥٤١١"),
-        ("country", ""),
-        ("country", "de"),
-        ("country", "DEU"),
-        ("channel", ""),
-        ("channel", "x" * 65),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
+def test_a_value_beyond_the_limits_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
     assert field_refused(lambda: check(a_request(**{field: value}))) == field
 
 
 def test_the_largest_values_allowed_are_valid() -> None:
     check(a_request(payment_id="x" * 20, event_time_ms=NOW_MS + 500, amount_minor=1000))
     check(a_request(event_time_ms=NOW_MS - 5000, amount_minor=0))
-
-
-@pytest.mark.parametrize("name", ["payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"])
-def test_a_required_field_that_is_missing_is_refused_in_both_formats(name: str) -> None:
-    fields = {field: value for field, value in fields_of(a_request()).items() if field != name}
-    for body in (JSON.take(json.dumps(fields).encode()), ScoreRequest(**fields).SerializeToString()):  # type: ignore[arg-type]
-        with pytest.raises(InvalidEvent, match=f"^{name}: is missing") as caught:
-            check(parse(body))
-        assert caught.value.field == name
-
-
-def test_an_amount_of_0_is_an_amount_in_both_formats() -> None:
-    free = a_request(amount_minor=0)
-    check(parse(free.SerializeToString()))
-    check(parse(JSON.take(json.dumps(fields_of(free)).encode())))
-    with pytest.raises(InvalidEvent, match=r"^amount_minor: is missing"):
-        check(parse(JSON.take(json.dumps(fields_of(free) | {"amount_minor": None}).encode())))
-
-
-def test_the_error_for_a_time_in_seconds_says_so() -> None:
-    with pytest.raises(InvalidEvent) as caught:
-        check(a_request(event_time_ms=1_704_067_200))
-    assert str(caught.value) == ("event_time_ms: 1704067200 looks like seconds; wanted milliseconds since 1970 UTC")
-
-
-def test_the_error_for_an_old_time_says_how_old_it_is() -> None:
-    rules = RequestRules(RequestLimits())
-    with pytest.raises(InvalidEvent) as caught:
-        rules.check(a_request(event_time_ms=NOW_MS - 9 * 86_400_000), NOW_MS)
-    assert str(caught.value) == "event_time_ms: is 9 days in the past; wanted at most 7 days"
 
 
 def test_no_message_repeats_a_text_or_an_amount() -> None:
@@ -152,11 +90,6 @@ def test_a_real_card_number_is_refused_and_not_repeated(number: str) -> None:
         RequestRules(RequestLimits()).check(a_request(card_id=number), NOW_MS)
     assert caught.value.field == "card_id"
     assert number not in str(caught.value)
-
-
-@pytest.mark.parametrize("token", ["4111111111111112", "411111111111", "tok_4111111111111111", "1"])
-def test_a_token_that_only_resembles_a_card_number_is_valid(token: str) -> None:
-    assert not looks_like_card_number(token)
 
 
 @given(st.integers(min_value=10**11, max_value=10**18 - 1))

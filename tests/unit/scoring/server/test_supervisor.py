@@ -78,17 +78,6 @@ def test_a_stop_at_any_moment_of_the_start_is_a_clean_stop(server: Server, numbe
     parent._close()
 
 
-def test_a_killed_worker_is_started_again_on_the_same_port(server: Server) -> None:
-    server.start()
-    (first,) = server.listening()
-    first.kill()
-    wait_until(lambda: not first.is_running(), "the worker is gone")
-    (second,) = server.listening()
-    assert second.pid != first.pid
-    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
-    assert "worker 0 ended with -9; starting it again" in server.log()
-
-
 def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: Server) -> None:
     taken = OutboxWriter(server.outbox, "worker-0")
     parent = server.start()

@@ -16,7 +16,7 @@ import pytest
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
@@ -100,9 +100,6 @@ class Swapping:
     def versions(self) -> set[str]:
         return {answer.model_version for answer in self.answers()}
 
-    def versions_of_cards(self) -> set[str]:
-        return {answer.model_version for number in range(8) for answer in self.answers(f"c-{number}")}
-
     def wait_for(self, bundle: Path, action: str = "approve") -> None:
         """Wait until all workers answer like this."""
         wanted = {(version(bundle), action)}
@@ -165,13 +162,6 @@ def test_a_hangup_changes_the_bundle_and_back_without_a_refused_call(host: Swapp
     assert {(entry.response.model_version, entry.bundle_digest.hex()) for entry in entries} == {
         (version(bundle), read_manifest(bundle).digest) for bundle in (FIRST(), OTHER())
     }
-
-
-def test_a_worker_that_is_started_again_takes_up_what_the_others_serve(host: Swapping) -> None:
-    host.serve(OTHER())
-    host.wait_for(OTHER())
-    host.kill_a_worker()
-    assert host.versions() == {version(OTHER())}
 
 
 def test_a_release_that_cannot_be_served_changes_nothing_and_is_one_line(host: Swapping, tmp_path: Path) -> None:
@@ -274,31 +264,3 @@ def test_a_named_pipe_in_the_place_of_the_deployment_file_holds_nothing_up(host:
     host.wait_for(OTHER())
     host.serve(FIRST())
     host.wait_for(FIRST())
-
-
-def test_two_complete_versions_are_switched_by_the_deployment_file(host: Swapping, tmp_path: Path) -> None:
-    strict = tmp_path / "strict.toml"
-    strict.write_text(STRICT, encoding="utf-8")
-    blue, green = ReleasePaths(str(FIRST())), ReleasePaths(str(OTHER()), str(strict))
-    path = host.server.folder / "serve" / DEPLOYMENT
-    try:
-        for active, previous, action in ((green, blue, "review"), (blue, green, "approve"), (green, blue, "review")):
-            write_deployment(path, Deployment(active, previous))
-            host.wait_for(Path(active.bundle), action)
-        # A candidate decides about half of the cards, and its arm is in the records; then the way back.
-        write_deployment(path, Deployment(blue, None, green, "r-7", 0, "00" * 16))
-        wait_until(lambda: "candidate" in {role for role, *_ in host.shown()}, "the candidate is loaded")
-        workers_of_both = host.listening()
-        write_deployment(path, Deployment(blue, None, green, "r-7", 5000, "00" * 16))
-        wait_until(lambda: len(host.versions_of_cards()) == 2, "both arms answer")
-        write_deployment(path, Deployment(blue, green))
-        wait_until(lambda: host.versions_of_cards() == {version(FIRST())}, "the champion alone answers")
-        # For its share, and to drop it, no worker is replaced.
-        assert host.listening() == workers_of_both
-        entries = host.entries()
-        arms = {(one.arm, one.propensity, one.response.model_version) for one in entries if 0 < one.propensity < 1}
-        assert arms == {("champion", 0.5, version(FIRST())), ("candidate", 0.5, version(OTHER()))}
-        # Both stay in memory, and the dropped candidate is shown no more.
-        wait_until(lambda: {role for role, *_ in host.shown()} == {"active", "previous"}, "the metrics show both")
-    finally:
-        path.unlink()

@@ -85,24 +85,12 @@ def reader(writer: MirrorWriter, settings: MirrorSettings) -> Iterator[ReaderPro
 # Writing and reading
 
 
-def test_a_new_mirror_holds_nothing(writer: MirrorWriter) -> None:
-    assert (writer.positions(), writer.profile_count(), writer.complete_to_ms()) == ({}, 0, None)
-
-
 def test_a_reader_in_another_process_sees_what_is_committed_at_once(
     writer: MirrorWriter, reader: ReaderProcess
 ) -> None:
     for number in range(50):
         writer.apply({b"card:1": b"state %d" % number}, {0: number}, number + 1)
         assert reader.look_up(b"card:1") == (number + 1, [KNOWN], [b"state %d" % number])
-
-
-def test_known_unknown_and_absent_entities_are_distinguished(writer: MirrorWriter, reader: ReaderProcess) -> None:
-    writer.apply({b"card:1": b"one", b"device:3": b"three"}, {}, 5)
-    keys = (b"card:1", b"merchant:2", None, b"device:3")
-    assert reader.look_up(*keys) == (5, [KNOWN, UNKNOWN, ABSENT, KNOWN], [b"one", b"", b"", b"three"])
-    # The buffers hold nothing of the previous look-up.
-    assert reader.look_up(None, b"device:3") == (5, [ABSENT, KNOWN], [b"", b"three"])
 
 
 def test_a_profile_of_no_bytes_is_known_though_nothing_can_read_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
@@ -145,13 +133,6 @@ def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter,
     assert reader.look_up(b"card:1")[0] == 0
 
 
-def test_completeness_stays_when_a_batch_does_not_set_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
-    writer.apply({}, {0: 1}, 7)
-    writer.apply({b"card:1": b"one"}, {0: 2})
-    assert writer.complete_to_ms() == 7
-    assert reader.look_up()[0] == 7
-
-
 def test_none_erases_a_profile_and_an_unknown_one_may_be_erased(writer: MirrorWriter, reader: ReaderProcess) -> None:
     writer.apply({b"card:1": b"one", b"card:2": b"two"}, {})
     writer.apply({b"card:1": None, b"card:9": None}, {})
@@ -166,17 +147,6 @@ def test_clear_forgets_everything_for_readers_too(writer: MirrorWriter, reader: 
     assert reader.look_up(b"card:1") == (0, [UNKNOWN], [b""])
     writer.apply({b"card:1": b"anew"}, {0: 1})
     assert reader.look_up(b"card:1")[2] == [b"anew"]
-
-
-def test_positions_are_kept_by_partition(writer: MirrorWriter) -> None:
-    writer.apply({}, {0: 1, 1: 2, 10: 3, 2: 2**62})
-    writer.apply({}, {1: 5})
-    assert writer.positions() == {0: 1, 1: 5, 2: 2**62, 10: 3}
-
-
-def test_profile_count_counts_profiles_alone(writer: MirrorWriter) -> None:
-    writer.apply({b"card:%d" % number: b"x" for number in range(10)}, {0: 1, 1: 2}, 9)
-    assert writer.profile_count() == 10
 
 
 def test_used_bytes_grow_with_the_profiles_and_stay_below_the_limit(

@@ -22,8 +22,7 @@ from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, monotonic_ms, prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
-from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld
+from tests.worlds.stream.overlay_world import NewHost, OverlayWorld
 
 # Few payments of an entity count, or all that a world has.
 MANY = {"events_max": 200}
@@ -68,27 +67,6 @@ def test_a_new_host_has_the_oracles_bits_from_its_first_payment(seed: int, chose
     assert world.wrong == 0
 
 
-def test_the_oracle_sees_profiles_that_are_trusted_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Payments that were answered before the companion looks, and are in the profiles of the store by then."""
-    monkeypatch.setattr(OverlayMarks, "note_unnamed", lambda _: None)
-    with made_world() as world:
-        first = world.make()
-        world.answer(first, worker=0)
-        world.publish()
-        for entity in range(world.plan.entity_count):
-            for topic in world.topics:
-                world.read(entity, topic, len(topic.records))
-        world.marks.begin_anew(mirror_is_empty=True)
-        world.marks.note_filled([state for state, _ in world.store.values()], START_MS + world.now_ms)
-        world.marks.begin(world.transaction)
-        world.mirror, world.unsure_until_ms = world.store, -1
-        world.now_ms += 1
-        again = world.make()
-        world.payments[again].keys = world.payments[first].keys
-        world.check(again, worker=0)
-    assert world.wrong > 0
-
-
 def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: Path) -> None:
     world = OverlayWorld(tmp_path, seed=1)
     life_ms = world.settings.lifetime_ms
@@ -120,35 +98,6 @@ def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: P
             world.answer(world.make(), worker=0)
         world.marks.begin_anew(mirror_is_empty=is_empty)
         assert world.marks.is_unsure
-
-
-def test_the_oracle_sees_payments_that_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    with made_world() as world:
-        monkeypatch.setattr(world.marks, "note", lambda _: None)
-        world.run(400)
-    assert world.wrong > 0
-
-
-def test_a_payment_sees_the_one_before_through_any_worker(world: OverlayWorld) -> None:
-    first = world.make()
-    world.answer(first, worker=0)
-    world.now_ms += 1
-    again = world.make()
-    world.payments[again].keys = world.payments[first].keys
-    for worker in range(len(world.workers)):
-        world.check(again, worker)
-    assert world.wrong == 0
-    assert counted(world, "folded") == 2 * len(list(filter(None, world.payments[first].keys)))
-
-
-def test_a_payment_is_gone_after_its_lifetime(world: OverlayWorld) -> None:
-    number = world.make()
-    world.answer(number, worker=0)
-    other = world.make()
-    world.payments[other].keys = world.payments[number].keys
-    world.now_ms += world.settings.lifetime_ms + 1
-    world.check(other, worker=1)
-    assert world.wrong == counted(world, "folded") == 0
 
 
 @given(st.integers(0, 1 << 45), st.integers(100, 600_000), st.integers(-5, 5))
@@ -471,16 +420,6 @@ def answer_many(world: OverlayWorld, count: int, worker: int = 0) -> int:
         world.answer(number, worker)
         world.now_ms += 5
     return first
-
-
-@pytest.mark.parametrize("count", [8, 9, 40, 150])
-@pytest.mark.parametrize("worker", [0, 1])
-def test_the_newest_payments_count_up_to_events_max(tmp_path: Path, count: int, worker: int) -> None:
-    world = trusted(tmp_path, events_max=8)
-    first = answer_many(world, count)
-    entities = len(list(filter(None, world.payments[first].keys)))
-    assert score_one_like(world, first, worker) == 8 * entities
-    assert (world.wrong, counted(world, "left_out")) == (0, entities if count > 8 else 0)
 
 
 def test_payments_in_profiles_do_not_hide_older_pending_ones(tmp_path: Path) -> None:

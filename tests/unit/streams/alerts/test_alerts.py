@@ -284,7 +284,7 @@ def test_a_snoozed_alert_escalates_when_the_snooze_is_over() -> None:
     watch, told = watch_of(), []
     for number, effect in enumerate([0.05] * 5 + [0.15] * 15):
         if number == 5:
-            assert watch.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=15 * FIVE_MS)
+            assert watch.book.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=15 * FIVE_MS)
         told += watch.step(_block(watch, {"score": 20.0}, number * FIVE_MS, effect=effect))
     assert [(alert.state, alert.time_ms // FIVE_MS) for alert in told] == [(State.RAISED, 2), (State.ESCALATED, 15)]
     assert told[1].acknowledged_by == "ana"
@@ -294,13 +294,13 @@ def test_a_snoozed_alert_that_becomes_critical_escalates_at_once() -> None:
     watch, told = watch_of(), []
     for number, effect in enumerate([0.05] * 5 + [0.3] * 5):
         if number == 5:
-            watch.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=100 * FIVE_MS)
+            watch.book.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=100 * FIVE_MS)
         told += watch.step(_block(watch, {"score": 20.0}, number * FIVE_MS, effect=effect))
     assert [(alert.state, alert.time_ms // FIVE_MS) for alert in told] == [(State.RAISED, 2), (State.ESCALATED, 6)]
 
 
 def test_an_alert_that_is_not_open_cannot_be_acknowledged() -> None:
-    assert not watch_of().acknowledge("00", by="ana")
+    assert not watch_of().book.acknowledge("00", by="ana")
 
 
 def test_an_alert_about_a_signal_without_traffic_clears() -> None:
@@ -318,7 +318,7 @@ def test_an_alert_about_a_signal_without_traffic_clears() -> None:
 
 def test_a_model_that_no_longer_decides_has_no_open_alerts() -> None:
     watch, _ = after(lambda world: world.missing.add("distance"))
-    assert [alert.state for alert in watch.close(123)] == [State.CLEARED]
+    assert [alert.state for alert in watch.book.close(123)] == [State.CLEARED]
     assert watch.open_alerts == []
 
 
@@ -347,7 +347,7 @@ def test_a_restored_watch_continues_as_the_original() -> None:
     run(watch, world, QUIET)
     traffic_of_de_doubles(world)
     run(watch, world, 10)
-    watch.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=60 * FIVE_MS)
+    watch.book.acknowledge(watch.open_alerts[0].alert_id, by="ana", until_ms=60 * FIVE_MS)
     other = watch_of()
     other.restore(watch.to_bytes())
     assert other.to_bytes() == watch.to_bytes()

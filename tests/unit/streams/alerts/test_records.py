@@ -20,7 +20,6 @@ from paywarden.streams.alerts.records import (
     Acknowledgement,
     AlertSender,
     Histograms,
-    acknowledgement_coder,
     record_of,
 )
 from paywarden.streams.alerts.watch import DriftWatch
@@ -86,7 +85,7 @@ def test_a_real_alert_goes_on_the_topic_under_its_id() -> None:
     world.missing = {"distance"}
     told = [alert for _ in range(5) for alert in watch.step(world.block())]
     sender = _Sent()
-    AlertSender(sender, KafkaSettings(topic_prefix="test-"), IDS).send(told[0])  # type: ignore[arg-type]
+    AlertSender(sender, KafkaSettings(topic_prefix="test-"), IDS).send(record_of(told[0]))  # type: ignore[arg-type]
     (topic, value, key) = sender.records[0]
     assert (topic, key) == ("test-drift-alerts", told[0].alert_id.encode())
     assert Decoder(ALERTS_TOPIC, IDS).decode(value)["subject"] == "feature:distance"
@@ -119,7 +118,10 @@ def test_missing_values_count_in_the_distance_of_histograms() -> None:
 
 @pytest.mark.parametrize("until_ms", [0, 99])
 def test_an_acknowledgement_is_read_back_from_its_record(until_ms: int) -> None:
-    encoder, decoder = acknowledgement_coder(IDS)
+    encoder, decoder = (
+        Encoder(ACKNOWLEDGEMENTS_TOPIC, IDS.id_of(ACKNOWLEDGEMENTS_TOPIC)),
+        Decoder(ACKNOWLEDGEMENTS_TOPIC, IDS),
+    )
     said = Acknowledgement("00ff", 5, "ana", until_ms, "known")
     assert Acknowledgement.of_record(decoder.decode(encoder.encode(said.to_record()))) == said
     assert said.kind == ("snoozed" if until_ms else "acknowledged")

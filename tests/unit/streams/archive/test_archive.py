@@ -327,7 +327,7 @@ def test_a_missing_column_is_named_with_its_file_unless_it_may_be_missing(tmp_pa
 
 
 def test_a_topic_that_is_not_archived_is_named_with_its_command(tmp_path: Path) -> None:
-    assert f"`paywarden archive --topic payments --out {tmp_path}`" in refusal(tmp_path)
+    assert f"`paywarden admin archive --topic payments --out {tmp_path}`" in refusal(tmp_path)
 
 
 # Reading a part of it

@@ -14,6 +14,7 @@ import pytest
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.schemas.avro import Decoder
+from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
@@ -70,53 +71,24 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def looking_companion(host: Host) -> Any:
-    return SimpleNamespace(
-        _marks=host.marks,
-        _marks_trouble="",
-        _open_marks=host.new_marks,
-        _mirror=SimpleNamespace(newest_transaction=lambda: 7),
-    )
-
-
 @pytest.mark.parametrize("size", [None, 0, 5000])
-def test_marks_that_are_deleted_or_cut_short_are_made_anew_and_doubted(
-    host: Host, size: int | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_marks_that_are_deleted_or_cut_short_end_the_companion(host: Host, size: int | None) -> None:
     """The companion went on in a file without a name, and the flag overlay_absent was on all answers for ever."""
-    companion = looking_companion(host)
+    companion: Any = SimpleNamespace(_marks=host.marks)
     Companion._look_at_marks(companion)
-    assert companion._marks is host.marks
     path = host.folder / "mirror" / MARKS_FILE
     whole = path.stat().st_size
     if size is None:
         path.unlink()
     else:
         os.truncate(path, size)
-    Companion._look_at_marks(companion)
-    made = companion._marks
-    assert (made is host.marks, made.is_in_place, made.is_unsure, path.stat().st_size) == (False, True, True, whole)
-    assert caplog.text.count("marks were deleted or cut short: they are created again") == 1
+    with pytest.raises(TemporaryFailure, match="marks were deleted or cut short"):
+        Companion._look_at_marks(companion)
+    made = host.new_marks()
+    made.open_mirror(7)
+    assert (made.is_in_place, made.is_unsure, path.stat().st_size) == (True, True, whole)
     host.clock_ms += 20_001
     assert not made.is_unsure
-    Companion._look_at_marks(companion)
-    assert companion._marks is made
-
-
-def test_marks_that_cannot_be_made_are_told_once_and_the_mirror_goes_on(
-    host: Host, caplog: pytest.LogCaptureFixture
-) -> None:
-    companion = looking_companion(host)
-    path = host.folder / "mirror" / MARKS_FILE
-    path.unlink()
-    path.mkdir()
-    for _ in range(3):
-        Companion._look_at_marks(companion)
-    assert companion._marks is host.marks
-    assert caplog.text.count("marks cannot be created again yet: overlay: cannot use") == 1
-    path.rmdir()
-    Companion._look_at_marks(companion)
-    assert companion._marks.is_in_place
 
 
 def payments(*tags: int) -> bytes:

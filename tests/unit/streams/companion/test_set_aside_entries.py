@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -20,7 +21,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxReader, OutboxUnavailable, OutboxWriter, framed
-from paywarden.streams.companion import decision_writer, set_aside_entries, shipping
+from paywarden.streams.companion import set_aside_entries, shipping
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, readable, retry, why_not
 from paywarden.streams.companion.set_aside_entries import SetAsideEntries, SetAsideEntry, Unreadable
@@ -66,7 +67,7 @@ def shipping_bug() -> Iterator[None]:
         raise ValueError("a bug")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decision_writer, "_optional", failing)
+        patched.setattr(shipping, "decision_of", failing)
         yield
 
 
@@ -126,14 +127,14 @@ def test_a_record_that_cannot_be_parsed_is_set_aside_and_shipping_goes_on(
 def test_a_decision_that_meets_a_bug_is_set_aside_without_its_text(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optional = decision_writer._optional
+    decision_of = shipping.decision_of
 
-    def failing(request: ScoreRequest, name: str) -> bytes:
-        if request.payment_id == "p1":
+    def failing(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
+        if entry.request.payment_id == "p1":
             raise ValueError("card-secret")
-        return optional(request, name)
+        return decision_of(entry, variant)
 
-    monkeypatch.setattr(decision_writer, "_optional", failing)
+    monkeypatch.setattr(shipping, "decision_of", failing)
     world.decide("p0", "p1", "p2")
     world.settle()
     assert world.broker.decisions == ["p0", "p2"]
@@ -395,20 +396,6 @@ def test_after_a_reboot_an_unreadable_record_hides_no_new_decision(world: World)
 
 
 # The command that ships it
-
-
-def test_a_retry_ships_a_decision_once_its_bug_is_gone(world: World) -> None:
-    with shipping_bug():
-        world.decide("p")
-        world.settle()
-    assert world.broker.decisions == []
-    (aside,) = entries(world)
-    assert why_not(world.settings, aside, encode) == ""
-    assert retry(world.settings, [aside], encode).sent == {aside: 1}
-    world.rounds()
-    assert world.broker.decisions == ["p"]
-    assert entries(world) == []
-    assert world.shipper.set_aside()["worker-0"] == (0, 0)
 
 
 @pytest.mark.parametrize(

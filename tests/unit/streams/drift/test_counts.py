@@ -170,21 +170,3 @@ def test_counts_of_two_binnings_are_never_mixed() -> None:
     assert not changed.is_current(before.model)
     assert BINNINGS.is_current(before.model)
     assert changed.binning_of(before.model) is None
-
-
-def test_the_counts_equal_a_recount_of_the_rows() -> None:
-    records = [decision(number, NOON_MS) for number in range(200)]
-    counts = fresh()
-    for offset, record in enumerate(records):
-        counts.add(offset, record)
-    counts.hand_over()
-    ((cell, rows),) = counts.take(NOON_MS).items()
-    binning = BINNINGS.binning_of(cell.model)
-    assert binning is not None
-    found = counted(binning, rows)
-    assert found.payments[0] == 200
-    assert found.payments[binning.segments.index("channel=ecom")] == sum(r["channel"] == "ecom" for r in records)
-    assert found.actions[0].tolist() == [
-        sum(r["action"] == a for r in records) for a in ("approve", "review", "decline")
-    ]
-    assert found.features[0, 1].sum() == 200

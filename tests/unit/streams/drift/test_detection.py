@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.alerts.records import Acknowledgement, Histograms
+from paywarden.streams.alerts.records import Acknowledgement
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
 from paywarden.streams.drift.evaluation import of_overall
@@ -33,26 +34,13 @@ class Told:
 
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
-        self.histograms: dict[str, Histograms | None] = {}
-        self.reference_count: dict[str, int] = {}
-        self.times_ms: dict[str, tuple[int, int]] = {}
-        self.flags: dict[str, dict[str, float]] = {}
+        self.records: dict[str, dict[str, Any]] = {}
         self.flushed = 0
         self.is_away = False
 
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,
-        reference_count: int = 0,
-        reference_times_ms: tuple[int, int] = (0, 0),
-        flags: Mapping[str, float] | None = None,
-    ) -> None:
+    def send(self, alert: Alert, record: dict[str, Any]) -> None:
         self.alerts.append(alert)
-        self.times_ms[alert.alert_id] = reference_times_ms
-        self.histograms[alert.alert_id], self.reference_count[alert.alert_id] = histograms, reference_count
-        self.flags[alert.alert_id] = dict(flags or {})
+        self.records[alert.alert_id] = record
 
     def flush(self) -> None:
         if self.is_away:
@@ -124,12 +112,13 @@ def test_a_feature_stuck_at_its_default_raises_an_alert_with_histograms() -> Non
     world.decisions.flags = ["unknown_merchant"]
     first, *_ = told = world.run(6)
     assert [alert.subject for alert in told if alert.state is State.RAISED] == [f"feature:{FEATURE}"]
-    histograms = world.told.histograms[first.alert_id]
-    assert histograms is not None
-    assert world.told.flags[first.alert_id] == {"unknown_merchant": 1.0}
+    assert world.told.records[first.alert_id]["flags"] == [{"flag": "unknown_merchant", "share": 1.0}]
     # All values are 0: below any mean of amounts.
-    assert histograms.current[0] == histograms.current.sum() > 0
-    assert histograms.reference[0] < histograms.reference.sum() / 4
+    current, expected = (
+        world.told.records[first.alert_id][f"{side}_histogram"]["counts"] for side in ("current", "reference")
+    )
+    assert current[0] == sum(current) > 0
+    assert expected[0] < sum(expected) / 4
     assert world.registry.get_sample_value("paywarden_drift_open_alerts", {"severity": str(first.severity)}) == 1
 
 
@@ -182,9 +171,7 @@ def test_stale_profiles_raise_an_alert_once_their_usual_age_is_learnt() -> None:
     assert [(alert.subject, alert.state) for alert in told if alert.state is State.RAISED] == [
         ("profile_age", State.RAISED)
     ]
-    histograms = late.told.histograms[told[0].alert_id]
-    assert histograms is not None
-    assert histograms.reference_count == LEARNING_DAYS * 24 * 300
+    assert late.told.records[told[0].alert_id]["reference_count"] == LEARNING_DAYS * 24 * 300
 
 
 def test_a_model_without_a_bundle_is_compared_with_its_own_past() -> None:

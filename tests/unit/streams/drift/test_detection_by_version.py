@@ -13,6 +13,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement
 from paywarden.streams.drift.detection import DriftWatches
+from paywarden.streams.drift.settings import TrainingComparisonSettings
 from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS = LENGTHS_MS[0]
@@ -20,7 +21,9 @@ BOTH = {"model-1": SIGNALS, "model-2": SIGNALS}
 
 
 def watches_of(signals: Mapping[str, Sequence[Signal]] = BOTH) -> DriftWatches:
-    return DriftWatches(lambda version: signals.get(version, ()), DetectorSettings(), AlertSettings())
+    return DriftWatches(
+        lambda version: signals.get(version, ()), DetectorSettings(), AlertSettings(), TrainingComparisonSettings()
+    )
 
 
 def run(watches: DriftWatches, worlds: Mapping[str, World], blocks: int) -> list[Alert]:
@@ -62,7 +65,7 @@ def test_a_day_that_had_begun_before_a_version_did_counts_nothing() -> None:
 def test_the_state_of_all_versions_comes_back_as_it_was() -> None:
     watches, worlds = with_an_open_alert()
     other = watches_of()
-    other.restore(watches.to_bytes())
+    other.restore(watches.to_bytes(), lambda _: None)
     assert other.to_bytes() == watches.to_bytes()
     assert other.open_alerts == watches.open_alerts
     worlds["model-2"].missing = set()
@@ -74,7 +77,7 @@ def test_the_state_of_all_versions_comes_back_as_it_was() -> None:
 
 def test_without_a_state_all_watches_begin_anew() -> None:
     watches, _ = with_an_open_alert()
-    watches.restore(b"")
+    watches.restore(b"", lambda _: None)
     assert watches.open_alerts == []
     assert watches.to_bytes() == watches_of().to_bytes()
 
@@ -83,7 +86,7 @@ def test_without_a_state_all_watches_begin_anew() -> None:
 def test_alerts_of_a_version_that_is_no_longer_watched_are_cleared(signals: Mapping[str, Sequence[Signal]]) -> None:
     watches, worlds = with_an_open_alert()
     other = watches_of(signals)
-    other.restore(watches.to_bytes())
+    other.restore(watches.to_bytes(), lambda _: None)
     found = {"model-1": worlds["model-1"].block()}
     told = other.step(found, found["model-1"].end_ms)
     assert [(alert.model_version, alert.state) for alert in told] == [("model-2", State.CLEARED)]
@@ -113,7 +116,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(cut: int) -> None:
     watches, _ = with_an_open_alert()
     state = watches.to_bytes()
     with pytest.raises(InvalidEvent, match="damaged"):
-        watches.restore(state[:-cut])
+        watches.restore(state[:-cut], lambda _: None)
     assert watches.to_bytes() == state
 
 

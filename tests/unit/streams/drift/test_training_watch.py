@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,14 +13,15 @@ from paywarden.models.drift.detectors import DAY_MS, DetectorSettings
 from paywarden.models.drift.reference import Reference
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, Severity, State
+from paywarden.streams.alerts.book import AlertBook
 from paywarden.streams.alerts.records import record_of
 from paywarden.streams.drift.backtest import RememberedAlerts
 from paywarden.streams.drift.counts import Binnings
-from paywarden.streams.drift.detection import DriftDetection
+from paywarden.streams.drift.detection import DriftDetection, DriftWatches
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
 from paywarden.streams.drift.metrics import DetectionMetrics
 from paywarden.streams.drift.settings import TrainingComparisonSettings
-from paywarden.streams.drift.training_watch import TrainingWatch, TrainingWatches
+from paywarden.streams.drift.training_watch import TrainingWatch, pack, unpack
 from tests.worlds.drift.made_decisions import SMALL, VERSION, MadeWorld, Shares, ms_of, quiet_reference, ramp
 
 SETTINGS = TrainingComparisonSettings()
@@ -42,17 +43,22 @@ class Watched:
     def __init__(self, world: MadeWorld, settings: TrainingComparisonSettings = SETTINGS) -> None:
         self.world, self.reference = world, quiet_reference(world.seed)
         self.watch = TrainingWatch(VERSION, self.reference, settings)
+        self.book = AlertBook()
         self.told: list[Alert] = []
 
-    def run(self, days: range, others: Sequence[Alert] = ()) -> list[Alert]:
+    def run(self, days: range) -> list[Alert]:
         """Return the alerts of these live days."""
         found = [
             alert
             for day in days
-            for alert in self.watch.step(ms_of(day), self.world.day(self.reference.binning, day), others)
+            for alert in self.watch.step(ms_of(day), self.world.day(self.reference.binning, day), self.book)
         ]
         self.told += found
         return found
+
+    @property
+    def open(self) -> dict[str, Alert]:
+        return self.watch.by_group(self.book)
 
 
 def names(alerts: Sequence[Alert]) -> list[tuple[str, str]]:
@@ -93,14 +99,14 @@ def test_a_value_that_training_never_saw_is_watched_as_other() -> None:
     assert (
         worse[0].outside < 2 * SETTINGS.outside_min <= worse[1].outside < 4 * SETTINGS.outside_min <= worse[2].outside
     )
-    last = watched.watch.open["traffic:channel"]
+    last = watched.open["traffic:channel"]
     assert last.severity is Severity.CRITICAL
     assert (last.expected, round(last.value, 1)) == (0.0, 0.6)
     # Scores within it are higher than any that training had, and amounts move with it.
     moved = {(move.subject, move.segment) for move in last.attached}
     assert ("score", "channel=other") in moved
     assert ("feature:amount", "overall") in moved
-    assert list(watched.watch.open) == ["traffic:channel"]
+    assert list(watched.open) == ["traffic:channel"]
 
 
 def test_a_feature_that_is_a_clock_is_left_to_the_baseline() -> None:
@@ -171,8 +177,8 @@ def test_a_feature_that_moves_by_the_mix_alone_is_attached_to_the_traffic() -> N
     watched.reference = watched.world.reference_like(quiet_reference())
     watched.watch = TrainingWatch(VERSION, watched.reference, SETTINGS)
     watched.run(range(40))
-    assert list(watched.watch.open) == ["traffic:channel"]
-    assert "feature:amount" in {move.subject for move in watched.watch.open["traffic:channel"].attached}
+    assert list(watched.open) == ["traffic:channel"]
+    assert "feature:amount" in {move.subject for move in watched.open["traffic:channel"].attached}
 
 
 def test_a_declared_category_that_the_model_uses_is_watched_and_its_new_value_named() -> None:
@@ -193,13 +199,13 @@ def test_an_alert_clears_when_the_traffic_returns() -> None:
     assert [alert.state for alert in watched.run(range(8))] == [State.RAISED]
     cleared = watched.run(range(8, 20))
     assert [alert.state for alert in cleared] == [State.CLEARED]
-    assert watched.watch.open == {}
+    assert watched.open == {}
 
 
 def test_an_open_alert_is_repeated_at_growing_distances_and_not_for_ever() -> None:
     watched = Watched(MadeWorld(1, SMALL))
     moved = replace(watched.world, channel=lambda _: falling(60)).day(watched.reference.binning, 0)
-    told = [(alert, day) for day in range(300) for alert in watched.watch.step(ms_of(day), moved, ())]
+    told = [(alert, day) for day in range(300) for alert in watched.watch.step(ms_of(day), moved, watched.book)]
     assert [day for _, day in told] == [6, 13, 27, 55, 111]
     assert [alert.reminders for alert, _ in told] == [0, 1, 2, 3, 4]
     assert {alert.alert_id for alert, _ in told} == {told[0][0].alert_id}
@@ -208,11 +214,9 @@ def test_an_open_alert_is_repeated_at_growing_distances_and_not_for_ever() -> No
 def test_a_snoozed_alert_is_repeated_only_after_the_snooze() -> None:
     watched = Watched(MadeWorld(1, SMALL), replace(SETTINGS, psi_critical=90.0))
     moved = replace(watched.world, channel=lambda _: falling(60)).day(watched.reference.binning, 0)
-    (first,) = [alert for day in range(7) for alert in watched.watch.step(ms_of(day), moved, ())]
-    assert watched.watch.acknowledge(first.alert_id, by="ana", until_ms=ms_of(50))
-    # The same acknowledgement is read again with every block.
-    assert not watched.watch.acknowledge(first.alert_id, by="ana", until_ms=ms_of(50))
-    later = [(day, alert) for day in range(7, 60) for alert in watched.watch.step(ms_of(day), moved, ())]
+    (first,) = [alert for day in range(7) for alert in watched.watch.step(ms_of(day), moved, watched.book)]
+    assert watched.book.acknowledge(first.alert_id, by="ana", until_ms=ms_of(50))
+    later = [(day, alert) for day in range(7, 60) for alert in watched.watch.step(ms_of(day), moved, watched.book)]
     assert [(day, alert.acknowledged_by) for day, alert in later] == [(49, "ana")]
 
 
@@ -220,9 +224,9 @@ def test_a_snoozed_alert_is_repeated_only_after_the_snooze() -> None:
 def test_no_second_alert_tells_what_an_alert_of_the_baseline_tells(severity: Severity, is_held_back: bool) -> None:
     watched = Watched(changed(channel=lambda _: falling(60)))
     (first,) = watched.run(range(7))
-    other = replace(first, segment="channel=web", comparison=Comparison.BASELINE, severity=severity)
     again = Watched(watched.world)
-    assert (again.run(range(7), [other]) == []) is is_held_back
+    again.book.put(replace(first, segment="channel=web", comparison=Comparison.BASELINE, severity=severity))
+    assert (again.run(range(7)) == []) is is_held_back
 
 
 def test_a_day_that_comes_again_changes_nothing() -> None:
@@ -285,12 +289,23 @@ def test_the_baseline_follows_to_the_end_and_the_detection_tells_it_all_the_same
     assert record["reference_count"] > 20 * SMALL
 
 
-def weeks() -> tuple[TrainingWatches, Alert]:
+def of_day(watches: DriftWatches, day: int, counts: Mapping[str, tuple[Reference, Counts]]) -> list[Alert]:
+    blocks = {version: reference.block(of, ms_of(day), DAY_MS) for version, (reference, of) in counts.items()}
+    return [*watches.step(blocks, ms_of(day) + DAY_MS), *watches.compare(ms_of(day), counts)]
+
+
+def watches_of(reference: Reference) -> DriftWatches:
+    # No detector fires.
+    quiet = DetectorSettings(psi_min=9.0, share_change_min=9.0)
+    return DriftWatches(lambda _: reference.layout.signals, quiet, AlertSettings(), SETTINGS)
+
+
+def weeks() -> tuple[DriftWatches, Alert]:
     """Return watches with one open alert, after a week."""
-    watches, told = TrainingWatches(SETTINGS), []
+    watches, told = watches_of(quiet_reference()), []
     counts = changed(channel=lambda _: falling(60)).day(quiet_reference().binning, 0)
     for day in range(7):
-        told += watches.step(ms_of(day), {VERSION: (quiet_reference(), counts)}, ())
+        told += of_day(watches, day, {VERSION: (quiet_reference(), counts)})
     (raised,) = told
     return watches, raised
 
@@ -299,31 +314,29 @@ def weeks() -> tuple[TrainingWatches, Alert]:
 def test_a_new_reference_clears_the_alerts_of_the_old_one(is_restarted: bool) -> None:
     watches, raised = weeks()
     if is_restarted:
-        restored = TrainingWatches(SETTINGS)
+        restored = watches_of(quiet_reference(2))
         restored.restore(watches.to_bytes(), lambda _: quiet_reference(2))
         watches = restored
-    cleared = watches.cleared(ms_of(7))
     counts = MadeWorld(1, SMALL).day(quiet_reference().binning, 7)
-    cleared += watches.step(ms_of(7), {VERSION: (quiet_reference(2), counts)}, ())
+    cleared = of_day(watches, 7, {VERSION: (quiet_reference(2), counts)})
     assert [(alert.alert_id, alert.state) for alert in cleared] == [(raised.alert_id, State.CLEARED)]
-    assert watches.open_alerts == watches.cleared(ms_of(8)) == []
+    assert watches.open_alerts == []
 
 
 def test_a_model_that_decides_no_longer_has_no_open_alert_and_is_forgotten() -> None:
     watches, raised = weeks()
-    assert [alert.alert_id for alert in watches.step(ms_of(7), {}, ())] == [raised.alert_id]
+    assert [alert.alert_id for alert in of_day(watches, 7, {})] == [raised.alert_id]
     for day in range(8, 16):
-        assert watches.step(ms_of(day), {}, ()) == []
-    assert watches.watch_of(VERSION) is None
+        assert of_day(watches, day, {}) == []
+    assert watches.week_of(VERSION) is None
 
 
 @pytest.mark.parametrize("damage", [lambda state: state[:-3], lambda state: b"\xff" + state[1:], lambda _: b"{}"])
 def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes]) -> None:
-    watches = TrainingWatches(SETTINGS)
-    counts = MadeWorld(1, SMALL).day(quiet_reference().binning, 0)
-    watches.step(ms_of(0), {VERSION: (quiet_reference(), counts)}, ())
+    watched = Watched(MadeWorld(1, SMALL))
+    watched.run(range(1))
     with pytest.raises(InvalidEvent):
-        TrainingWatches(SETTINGS).restore(damage(watches.to_bytes()), lambda _: quiet_reference())
+        unpack(damage(pack({VERSION: watched.watch})), lambda _: watched.reference, SETTINGS)
 
 
 @pytest.mark.parametrize("wrong", [{"psi_warning": 0.09}, {"psi_warning": 0.6}])

@@ -41,15 +41,6 @@ class Group:
         return self.consumer.take(count_max, WAIT_S).records
 
 
-def test_a_batch_is_read_once_and_its_end_is_committed() -> None:
-    group = Group(A, B)
-    records = group.take_records()
-    assert [(r.partition, r.offset) for r in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    group.consumer.commit(offsets_after(records))
-    assert group.broker.committed == {A: 3, B: 3}
-    assert group.take() == []
-
-
 def test_a_partition_that_leaves_and_comes_back_within_a_batch_is_read_once() -> None:
     group = Group(A, B)
     consume = group.client.consume
@@ -100,20 +91,6 @@ def test_a_record_that_the_worker_has_written_is_taken_at_once_and_given_once() 
     assert sorted(group.take()) == [(A, 5), (B, 3), (B, 4)]
 
 
-def test_an_abandoned_record_that_the_worker_has_written_is_read_again() -> None:
-    group = Group(A, B)
-    group.take()
-    group.consumer.commit({A: 3, B: 3})
-    written = [Record(*A, group.broker.append(A), None, b"", 0, None)]
-    assert group.consumer.take_ahead(written) == written
-    group.consumer.hold()
-    group.client.will_revoke(B)
-    assert group.consumer.wait(WAIT_S)
-    group.consumer.release()
-    assert group.consumer.abandon() == [A]
-    assert group.take() == [(A, 3)]
-
-
 def test_an_end_that_was_told_before_a_record_was_written_is_left_out() -> None:
     group = Group(A)
     group.take(count_max=3)
@@ -124,18 +101,6 @@ def test_an_end_that_was_told_before_a_record_was_written_is_left_out() -> None:
     group.client.consume = lambda *_, **__: told  # type: ignore[method-assign]
     assert group.consumer.take(10, WAIT_S).ended == {}
     assert group.consumer.positions() == {A: 4}
-
-
-def test_nothing_is_taken_ahead_of_records_that_came_during_a_hold() -> None:
-    group = Group(A)
-    group.take()
-    group.consumer.hold()
-    group.broker.append(A)
-    group.client.on_its_way.add(A)
-    assert group.consumer.wait(WAIT_S)
-    group.consumer.release()
-    assert group.consumer.take_ahead([Record(*A, group.broker.append(A), None, b"", 0, None)]) == []
-    assert [*group.take(), *group.take()] == [(A, 3), (A, 4)]
 
 
 def test_records_that_expired_unread_are_told_and_reading_goes_on_behind_them() -> None:
@@ -207,25 +172,6 @@ def test_records_of_a_partition_revoked_in_the_same_call_are_dropped() -> None:
     assert group.take() == [(A, 3)]
 
 
-def test_a_hold_stops_reading_and_a_release_goes_on() -> None:
-    group = Group(A)
-    group.take(1)
-    group.consumer.hold()
-    assert group.consumer.wait(WAIT_S)
-    assert group.client.paused == {A}
-    group.consumer.release()
-    assert group.take() == [(A, 1), (A, 2)]
-
-
-def test_losing_a_partition_outside_the_batch_does_not_end_the_wait() -> None:
-    group = Group(A)
-    group.client.will_assign(B)
-    group.take()
-    group.consumer.hold()
-    group.client.will_revoke(B)
-    assert group.consumer.wait(WAIT_S)
-
-
 def test_a_partition_assigned_during_a_hold_waits_for_the_release() -> None:
     group = Group(A)
     group.take()
@@ -236,27 +182,6 @@ def test_a_partition_assigned_during_a_hold_waits_for_the_release() -> None:
     assert group.client.paused == {A, B}
     group.consumer.release()
     assert group.take() == [(B, 0)]
-
-
-@pytest.mark.parametrize("pause", ["hold", "topic"])
-def test_a_partition_revoked_while_paused_is_read_when_it_returns(pause: str) -> None:
-    """The client keeps a pause across assignments: without a resume it never reads the partition again."""
-    group = Group(A, B)
-    group.take()
-    if pause == "hold":
-        group.consumer.hold()
-        group.client.will_revoke(B)
-        assert not group.consumer.wait(WAIT_S)
-        group.consumer.release()
-        group.consumer.abandon()
-    else:
-        group.consumer.pause("t", True)
-        group.client.will_revoke(B)
-        group.take()
-        group.consumer.pause("t", False)
-    group.take()
-    group.client.will_assign(B)
-    assert group.take() == [(B, 0), (B, 1), (B, 2)]
 
 
 def test_a_paused_topic_stays_paused_over_holds_and_assignments() -> None:
@@ -281,36 +206,6 @@ def test_records_that_arrive_during_a_hold_are_read_again_if_abandoned() -> None
     assert group.take() == [(A, 0), (A, 1), (B, 0), (B, 1)]
 
 
-def test_records_on_hold_from_a_revoked_partition_leave_the_batch() -> None:
-    """A record noted as taken would block `abandon`: the worker cannot seek in a revoked partition."""
-    group = Group(A, count=1)
-    group.client.will_assign(B)
-    group.take()
-    group.broker.append(B)
-    group.consumer.hold()
-    group.client.on_its_way.add(B)
-    group.client.will_revoke(B)
-    group.client.rebalances_late = True
-    assert group.consumer.wait(WAIT_S)
-    group.consumer.release()
-    group.consumer.abandon()
-    assert group.take() == [(A, 0)]
-
-
-def test_an_end_reported_during_a_hold_does_not_count_afterwards() -> None:
-    """More records may have come meanwhile; the client reports the end again."""
-    group = Group(A, count=1)
-    group.take(1)
-    group.consumer.hold()
-    group.client.on_its_way.add(A)
-    assert group.consumer.wait(WAIT_S)
-    group.broker.append(A)
-    group.consumer.release()
-    consumed = group.consumer.take(1, WAIT_S)
-    assert ([record.offset for record in consumed.records], consumed.ended) == ([1], {})
-    assert group.consumer.take(10, WAIT_S).ended == {A: 2}
-
-
 def test_an_abandoned_batch_returns_the_partitions_to_read_again() -> None:
     group = Group(A, B)
     group.take()
@@ -318,29 +213,6 @@ def test_an_abandoned_batch_returns_the_partitions_to_read_again() -> None:
     group.consumer.hold()
     group.consumer.release()
     assert group.consumer.abandon() == [B]
-
-
-def test_a_failed_commit_is_repeated_without_new_records() -> None:
-    """The broker refuses commits during a rebalance, and no other record may come for a long time."""
-    group = Group(A)
-    group.take()
-    group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
-    group.consumer.commit({A: 3})
-    assert group.broker.committed == {}
-    group.client.commit_error = None
-    group.consumer.commit({})
-    assert group.broker.committed == {A: 3}
-
-
-def test_a_commit_that_fails_for_one_partition_is_repeated_for_it() -> None:
-    group = Group(A, B)
-    group.take()
-    group.client.refused_places = {B}
-    group.consumer.commit({A: 3, B: 3})
-    assert group.broker.committed == {A: 3}
-    group.client.refused_places = set()
-    group.consumer.commit({})
-    assert group.broker.committed == {A: 3, B: 3}
 
 
 def test_a_failed_commit_does_not_make_records_read_again() -> None:
@@ -353,36 +225,6 @@ def test_a_failed_commit_does_not_make_records_read_again() -> None:
     group.consumer.release()
     group.consumer.abandon()
     assert group.take() == [(A, 2)]
-
-
-def test_the_end_of_a_revoked_partition_is_not_committed() -> None:
-    """The partition left during a hold and its next owner is further on: a commit would set the group back."""
-    group = Group(A, B)
-    ended = group.consumer.take(10, WAIT_S).ended
-    group.consumer.commit(ended)
-    group.broker.append(A)
-    ended = {**group.consumer.take(10, WAIT_S).ended, B: 3}
-    group.consumer.hold()
-    group.client.will_revoke(B)
-    assert group.consumer.wait(WAIT_S)
-    group.broker.committed[B] = 30
-    group.consumer.release()
-    group.consumer.commit(ended)
-    assert group.broker.committed == {A: 4, B: 30}
-
-
-def test_a_failed_commit_of_a_revoked_partition_is_not_repeated() -> None:
-    group = Group(A)
-    group.take()
-    group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
-    group.consumer.commit({A: 3})
-    group.client.commit_error = None
-    group.client.will_revoke(A)
-    group.take()
-    # The next owner has come further.
-    group.broker.committed[A] = 30
-    group.consumer.commit({})
-    assert group.broker.committed == {A: 30}
 
 
 PLACES = (A, B, SLOW)

@@ -165,7 +165,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 50), steps)
 def test_tallies_equal_a_recount_despite_crashes_and_concurrent_owners(
     seed: int,

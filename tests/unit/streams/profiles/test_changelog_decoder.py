@@ -32,7 +32,7 @@ def result(decoder: Decoder, value: bytes) -> dict[str, Any] | str:
         return str(error)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(RECORDS, st.integers(0, 3), st.data()), min_size=1, max_size=6))
 def test_records_are_read_as_avro_reads_them(written: list[tuple[dict[str, Any], int, st.DataObject]]) -> None:
     ours, avros = ChangelogDecoder(IDS), Decoder("profiles", IDS)

@@ -140,14 +140,6 @@ def test_a_fraud_label_reaches_every_entity_of_the_payment() -> None:
     assert store.frauds() == 1.0
 
 
-def test_an_outcome_in_the_same_batch_finds_its_payment() -> None:
-    together, apart = Store(), Store()
-    together.take(outcome(3), payment())
-    apart.take(payment())
-    apart.take(outcome(3))
-    assert together == apart
-
-
 def test_an_outcome_of_an_unknown_payment_is_an_orphan() -> None:
     store = Store()
     joined, _ = store.take(outcome(3, "nobody"))
@@ -163,23 +155,6 @@ def test_a_correction_removes_the_label_and_may_set_it_again() -> None:
         store.take(outcome(offset, is_fraud=is_fraud))
         known.append(store.frauds())
     assert known == [1.0, 0.0, 0.0, 1.0, 0.0]
-
-
-def test_a_replayed_outcome_repairs_a_profile_that_missed_it() -> None:
-    whole, broken = Store(), Store()
-    # Between the changes there are repeated outcomes that change nothing.
-    labels = (True, True, False, False, True, True)
-    story = [outcome(offset, is_fraud=is_fraud) for offset, is_fraud in enumerate(labels)]
-    for store in (whole, broken):
-        store.take(payment())
-    missed = dict(broken.profiles)
-    for event in story:
-        whole.take(event)
-        broken.take(event)
-    broken.profiles = missed
-    for event in story:
-        broken.take(event)
-    assert broken == whole
 
 
 def test_an_outcome_of_a_backfilled_payment_counts() -> None:
@@ -243,7 +218,7 @@ def final_state(events: Sequence[Event], size: int) -> Store:
     return store
 
 
-@settings(max_examples=300)
+@settings(max_examples=75)
 @given(consumed(), st.data())
 def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Event], data: st.DataObject) -> None:
     """A crash leaves any part of a batch's writes and no commit; the next batch may have another size."""
@@ -261,7 +236,7 @@ def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Eve
     assert store == final_state(events, 1 + len(events))
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(consumed())
 def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     store, once = final_state(events, 4), final_state(events, 4)
@@ -270,7 +245,7 @@ def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     assert store == once
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(consumed())
 def test_the_order_of_partitions_does_not_matter(events: list[Event]) -> None:
     """Records have an order inside a partition, and none across partitions or topics."""

@@ -163,7 +163,7 @@ STATEMENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     first=st.sampled_from(FLAGS), said=STATEMENTS, cuts=st.sets(st.integers(0, 9)), killed=st.sets(st.integers(0, 9))
 )
@@ -192,7 +192,7 @@ def decline(before: bool | None, after: bool, is_fraud: bool = False) -> Change:
     return Change(kernel.DECLINE, row(NOON_MS, 1000, **{**FIELDS, "declined": after}), weight)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), entity=st.sampled_from(["card", "merchant"]))
 def test_the_profile_is_the_same_in_whatever_order_it_hears(data: st.DataObject, entity: str) -> None:
     # Events of different partitions reach a profile in any order: a decline even before its payment.

@@ -119,6 +119,17 @@ def test_the_refusal_says_what_failed_and_when_it_goes_on_in_one_line(
     assert "\n" not in said
 
 
+def test_after_the_cool_down_a_successful_call_closes_the_breaker(
+    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
+) -> None:
+    open_the_breaker(server, store)
+    assert breaker_state(registry) == "open"
+    time.now_s += COOLDOWN_MS / 1000
+    for call in calls_of(store):
+        call()
+        assert breaker_state(registry) == "closed"
+
+
 @pytest.mark.parametrize(
     "fault",
     [Fault.drop(), Fault.never_answer(), Fault.delay(0.4), Fault.refuse(SERVER_TIMEOUT), Fault.refuse(OVERLOAD)],
@@ -251,6 +262,28 @@ def test_the_client_s_own_retries_are_counted(
     store.close()
 
 
+def test_every_series_is_there_from_the_start_and_none_comes_later(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    settings = replace(settings, breaker_failure_count_max=1_000)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
+
+    def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+        return {
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for metric in registry.collect()
+            for sample in metric.samples
+        }
+
+    at_start = series()
+    for code in range(1, 256):
+        server.faults.add(Fault.refuse_records(code))
+        with pytest.raises((StoreUnavailable, Misconfigured), match=f"code {code}"):
+            store.write(CARDS, ttl_s=0)
+    assert series() == at_start
+    store.close()
+
+
 # Health
 
 
@@ -272,6 +305,11 @@ def test_a_silent_server_is_unwell_with_a_reason_in_one_line(
 def test_a_server_that_takes_no_writes_is_unwell(server: StandIn, store: AerospikeStore, switch: str) -> None:
     server.info["namespace/test"] = f"effective_replication_factor=1;{switch}=true;objects=1"
     assert store.health().reason.endswith(f"takes no writes now ({switch})")
+
+
+def test_a_namespace_that_is_gone_is_unwell(server: StandIn, store: AerospikeStore) -> None:
+    server.info["namespace/test"] = "type=unknown"
+    assert "namespace" in store.health().reason
 
 
 def test_with_an_open_breaker_health_makes_no_call_and_says_so(

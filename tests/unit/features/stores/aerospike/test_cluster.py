@@ -263,3 +263,18 @@ def test_a_scan_that_fails_does_not_vouch_for_a_failing_node(
             store.read(list(of_node[1]))
         with pytest.raises(StoreUnavailable, match="not tried"):
             store.read(list(of_node[1]))
+
+
+def test_a_node_that_keeps_failing_opens_its_breaker_again_at_the_first_call(
+    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
+) -> None:
+    of_node = cards_by_node(cluster, breaking)
+    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
+        store.write(CARDS, ttl_s=0)
+        fail_one_node(cluster, store)
+        time.now_s += COOLDOWN_MS / 1000
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            store.read(list(of_node[1]))
+        with pytest.raises(StoreUnavailable, match="not tried"):
+            store.read(list(of_node[1]))
+        assert store.read(list(of_node[2])) == list(of_node[2].values())

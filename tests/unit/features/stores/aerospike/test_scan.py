@@ -77,6 +77,12 @@ def test_a_scan_goes_page_by_page_and_sends_the_rate_to_the_server(server: Stand
         assert int.from_bytes(page.fields[FIELD_RECORDS_PER_SECOND], "big") == 1_234
 
 
+def test_a_scan_waits_between_pages_to_keep_the_rate(server: StandIn, open_store: Open, time: FakeTime) -> None:
+    store = open_store(server.address, scan_records_per_second=20)
+    list(store.scan("card"))
+    assert time.slept_s == [0.5, 0.5, 0.5]
+
+
 # Progress
 
 

@@ -290,6 +290,15 @@ def test_a_host_that_accepts_and_says_nothing_is_unavailable() -> None:
             AerospikeStore(AerospikeSettings(hosts=(address,), connect_timeout_ms=100))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_any_of_the_hosts_is_enough(settings: AerospikeSettings, server: StandIn, first: bool) -> None:
+    # The client's own check would refuse to open while a single node of the cluster is down.
+    hosts = (server.address, "nowhere.invalid:3000")
+    store = AerospikeStore(replace(settings, hosts=hosts if first else hosts[::-1]))
+    store.write(CARDS, ttl_s=0)
+    store.close()
+
+
 def test_a_namespace_the_cluster_lacks_is_misconfigured(settings: AerospikeSettings) -> None:
     with pytest.raises(Misconfigured, match="namespace absent") as refused:
         AerospikeStore(replace(settings, namespace="absent"))

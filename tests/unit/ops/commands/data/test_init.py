@@ -26,7 +26,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("projects") / "shop"
     result = CliRunner().invoke(cli, ["init", str(folder)])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[-1] == f"next: cd {folder} && paywarden features check"
+    assert result.output.splitlines()[-1] == f"next: cd {folder} && paywarden features --check"
     return folder
 
 
@@ -48,18 +48,19 @@ def test_a_project_has_its_files_and_only_its_owner_can_change_them(shop: Path) 
 
 
 def test_the_check_of_a_project_finds_nothing_wrong(shop: Path) -> None:
-    result = run(shop, "features", "check", "--json")
+    result = run(shop, "features", "--check", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     checked = json.loads(result.stdout)
     assert (checked["differences"], checked["without_values"]) == ([], [])
     assert {"card", "customer", "buyer", "network", "bin_merchant"} <= {one["name"] for one in checked["entities"]}
     assert (
-        "the same bits live, in training and the plain way" in run(shop, "features", "check", "--payments", "20").stdout
+        "the same bits live, in training and the plain way"
+        in run(shop, "features", "--check", "--payments", "20").stdout
     )
 
 
 def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
-    lines = [" ".join(line.split()) for line in run(shop, "features", "list").stdout.splitlines()]
+    lines = [" ".join(line.split()) for line in run(shop, "features").stdout.splitlines()]
     items = "items 6 integer items a whole number from 0 to 1000 as it is int64 = 106"
     assert f"{items} features items, card_items_step" in lines
     mail = "buyer_email 3 e-mail an e-mail address of at most 255 bytes as a keyed hash string = 103"
@@ -67,12 +68,12 @@ def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
     product = "product 5 id book, clothing, food, phone …, or any other text as it is string = 105"
     assert f"{product} entity product_kind; feature product" in lines
     assert "ip_network 13 network derived from ip as a keyed hash entity network" in lines
-    listing = json.loads(run(shop, "features", "list", "--format", "json").stdout)
+    listing = json.loads(run(shop, "features", "--json").stdout)
     assert all(feature["meaning"] and feature["unit"] for feature in listing["features"])
     assert max(entity["bytes_after_one_payment"] for entity in listing["entities"]) < 400
     fields = listing["fields"]
     assert [field["number"] for field in fields] == list(range(1, 19))
-    page = run(shop, "features", "list", "--format", "markdown").stdout
+    page = run(shop, "features", "--markdown").stdout
     assert "| `is_gift` | 8 | flag |  | true or false | as it is | bool = 108 | feature is_gift |" in page
 
 
@@ -131,4 +132,6 @@ def test_a_difference_between_the_two_ways_is_an_error(shop: Path, monkeypatch: 
 
     monkeypatch.setattr(FeatureEngine, "vectors_of_slots", wrong)
     with pytest.raises(Misconfigured, match=r"features differ, 2 values in all: payment 3, amount: .* at once"):
-        CliRunner().invoke(cli, ["--config", str(shop / "paywarden.toml"), "features", "check"], catch_exceptions=False)
+        CliRunner().invoke(
+            cli, ["--config", str(shop / "paywarden.toml"), "features", "--check"], catch_exceptions=False
+        )

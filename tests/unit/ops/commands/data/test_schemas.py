@@ -1,4 +1,4 @@
-"""`paywarden schemas` without a broker."""
+"""`paywarden admin schemas` without a broker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def test_schemas_are_exported_without_asking_a_broker(tmp_path: Path, monkeypatc
     """It waited 13 s for a broker at the default address, and then wrote the same files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(KafkaRememberedSchemas, "read", lambda _: pytest.fail("a broker was asked"))
-    done = CliRunner().invoke(cli, ["schemas", "export", "schemas"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["admin", "schemas", "--export", "schemas"], catch_exceptions=False)
     assert (done.exit_code, done.stderr) == (0, "")
     assert {"payments.avsc", "decisions.avsc", "schemas.json"} <= {path.name for path in Path("schemas").iterdir()}

@@ -72,6 +72,17 @@ def test_the_file_holds_the_three_metrics_by_fold_and_mean_for_every_model(prequ
             assert 0 <= min(values) <= max(values) <= 1
 
 
+def test_first_frauds_and_values_are_measured_on_test_folds(
+    single: tuple[str, dict[str, Any]], prequential: dict[str, Any]
+) -> None:
+    text, result = single
+    (fold,) = result["models"][0]["test"]["folds"]
+    assert [found["false_positives_per_fraud"] for found in fold["missed"]["detected"]] == [5, 10]
+    assert "missed" not in result["models"][0]["validation"]["folds"][0]
+    assert f"value detected {fold['missed']['detected'][0]['amount_recall']:.1%} (95 % interval " in text
+    assert all("missed" in fold for fold in prequential["models"][0]["test"]["folds"])
+
+
 def test_the_catalogue_of_the_book_has_its_15_inputs(data: str, tmp_path: Path) -> None:
     file = tmp_path / "book.json"
     done = run(*("--data", data, "--protocol", "single", "--models", "dt", "--catalogue", "book", "--json", str(file)))

@@ -82,7 +82,7 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert early == "rollout not promoted: r-1: running at 1 %: wanted one that has reached all cards"
     assert "r-1: aborted, aborted by ben: enough" in run(tmp_path, "abort", "--why", "enough", "--by", "ben").output
     page = tmp_path / "report.html"
-    assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
+    assert run(tmp_path, "status", "--report", str(page)).exit_code == 0
     assert "aborted by ben: enough" in page.read_text(encoding="utf-8")
     assert start(tmp_path, bundles, "--name", "r-2").exit_code == 0
 
@@ -92,7 +92,7 @@ def test_a_rollout_in_the_shadow_waits_for_a_person_before_its_first_card(tmp_pa
     shown = json.loads(run(tmp_path, "status", "--json").output)["rollout"]
     assert (shown["phase"], shown["in_shadow"], shown["orders"]["share"]) == ("pending", True, 0)
     page = tmp_path / "report.html"
-    assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
+    assert run(tmp_path, "status", "--report", str(page)).exit_code == 0
     assert "in the shadow" in page.read_text(encoding="utf-8")
     resumed = run(tmp_path, "resume", "--why", "it agrees", "--by", "ben").output
     assert resumed.startswith("r-1: pending, out of the shadow by ben: it agrees")
@@ -198,7 +198,7 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
     assert "ben lacks the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
     assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
     page = tmp_path / "report.html"
-    assert run(tmp_path, "report", "--out", str(page), settings=settings).exit_code == 0
+    assert run(tmp_path, "status", "--report", str(page), settings=settings).exit_code == 0
     _, _, approvals = page.read_text(encoding="utf-8").partition("Who approved the candidate")
     found = re.findall(r"<td[^>]*>(anna|ben|registered bundle|registered policy|proposed|approved)</td>", approvals)
     assert found[:8] == [
@@ -221,4 +221,4 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
 def test_without_a_rollout_nothing_can_be_done_to_it(tmp_path: Path) -> None:
     for name in ("pause", "resume", "abort", "promote"):
         assert "there is no rollout" in refused(run(tmp_path, name, "--why", "x", "--by", "ann"))
-    assert "there has been no rollout" in refused(run(tmp_path, "report", "--out", str(tmp_path / "page.html")))
+    assert "there has been no rollout" in refused(run(tmp_path, "status", "--report", str(tmp_path / "page.html")))

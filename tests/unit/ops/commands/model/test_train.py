@@ -79,7 +79,10 @@ def test_train_prints_how_good_the_scores_are_and_their_features(
         r"half of the frauds are known after .* days, 95 % after .*; fraud features wait 7 days.*", lines[4]
     )
     scores = lines.index(next(line for line in lines if line.startswith("out of fold: Brier")))
-    told = lines[5:scores]
+    missed = [line for line in lines if line.startswith("out of fold, at ")]
+    assert [line.split()[4] for line in missed[:2]] == ["5", "10"]
+    assert all("value detected" in line and "first frauds of cards" in line for line in missed[:2])
+    told = [line for line in lines[5:scores] if line not in missed]
     assert all(line.startswith(("drifts out of its training range: ", "and ")) for line in told[:-1])
     assert re.match(r"not measured on later days: |on days left out, ", told[-1])
     assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[scores]
@@ -105,6 +108,24 @@ def test_train_prints_the_days_held_out_and_the_choice(data: Path, tmp_path: Pat
     assert len(manifest.validation["tried"]) == 3
     assert (manifest.parameters["seed"], manifest.parameters["search_budget"]) == (7, 3)
     load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
+
+
+def test_a_cap_on_trees_that_was_reached_is_named(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", *LONG_WINDOW, settings=VALIDATED | {"trees": 4})
+    assert done.exit_code == 0, done.output
+    wanted = "the cap on trees was reached: 4 of 4 chosen in 1 of 1 folds; more may do better (training.trees)"
+    assert wanted in done.stdout
+
+
+def test_a_training_beyond_memory_is_refused_before_features(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paywarden.models.training.memory.free_memory", lambda: 400_000_000)
+    monkeypatch.setattr("paywarden.models.training.table.training_table", None)
+    line = refusal(data, tmp_path)
+    assert re.search(
+        r"payments with \d+ features takes about 0.5 GB of memory, and 0.4 GB are free: wanted fewer", line
+    )
 
 
 def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:

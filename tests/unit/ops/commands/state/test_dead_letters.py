@@ -1,4 +1,4 @@
-"""`paywarden dead-letters`: what it understands, and what it refuses before it talks to a broker."""
+"""`paywarden admin dead-letters`: what it understands, and what it refuses before it talks to a broker."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_a_time_that_no_calendar_has_is_shown_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["retry"], 2, "name letters, or --topic, or --all"),
-        (["retry", "0-1", "--all"], 2, "not both"),
-        (["show", "0-1", "--since", "1h"], 2, "not both"),
-        (["retry", "17"], 1, "wanted a letter's id, such as 0-17"),
-        (["show", "--since", "soon"], 1, "--since: wanted a time"),
-        (["retry", "--all"], 1, "no Kafka broker answers at 127.0.0.1:9"),
+        (["--retry"], 2, "name letters, or --topic, or --all"),
+        (["--retry", "0-1", "--all"], 2, "not both"),
+        (["0-1", "--since", "1h"], 2, "not both"),
+        (["--retry", "17"], 1, "wanted a letter's id, such as 0-17"),
+        (["--since", "soon"], 1, "--since: wanted a time"),
+        (["--retry", "--all"], 1, "no Kafka broker answers at 127.0.0.1:9"),
     ],
 )
 def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, words: str) -> None:
-    done = run_paywarden("dead-letters", *arguments, environment={"PAYWARDEN_KAFKA_BOOTSTRAP": "127.0.0.1:9"})
+    done = run_paywarden("admin", "dead-letters", *arguments, environment={"PAYWARDEN_KAFKA_BOOTSTRAP": "127.0.0.1:9"})
     assert done.returncode == code
     assert words in done.stderr
     assert done.stdout == ""

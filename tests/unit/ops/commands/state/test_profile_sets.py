@@ -1,4 +1,4 @@
-"""`paywarden profile-sets`, and which set the other commands take."""
+"""`paywarden admin profile-sets`, and which set the other commands take."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def said(result: Result) -> str:
 
 
 def test_a_new_store_has_the_first_set_and_it_is_empty(tmp_path: Path) -> None:
-    assert said(run(tmp_path, "profile-sets", "list")).splitlines() == [
+    assert said(run(tmp_path, "admin", "profile-sets")).splitlines() == [
         "set    state  begun  records",
         "first  live   -      none",
     ]
@@ -82,13 +82,13 @@ def test_a_new_store_has_the_first_set_and_it_is_empty(tmp_path: Path) -> None:
 
 def test_list_shows_the_state_start_and_records_of_each_set(tmp_path: Path, two_sets: ProfileSets) -> None:
     begun = two_sets.begin_swap(NEVER, "b20260101t0900")
-    assert said(run(tmp_path, "profile-sets", "list")).splitlines() == [
+    assert said(run(tmp_path, "admin", "profile-sets")).splitlines() == [
         "set             state             begun                 records",
         "first           live              -                     3 card, 1 payment",
         "b20260101t0900  being swapped in  2026-01-01T09:00:00Z  2 card, 1 payment",
     ]
     two_sets.finish_swap(begun)
-    assert json.loads(said(run(tmp_path, "profile-sets", "list", "--json"))) == {
+    assert json.loads(said(run(tmp_path, "admin", "profile-sets", "--json"))) == {
         "live": {"name": "b20260101t0900", "epoch": 1, "next": None},
         "sets": [
             {"name": "first", "state": "not live", "begun": None, "records": {"card": 3, "payment": 1}},
@@ -106,7 +106,7 @@ def test_list_shows_the_state_start_and_records_of_each_set(tmp_path: Path, two_
 def test_drop_erases_a_set_and_names_topics_it_cannot_delete(
     tmp_path: Path, two_sets: ProfileSets, lmdb_sets: LmdbSets
 ) -> None:
-    result = run(tmp_path, "profile-sets", "drop", "b20260101t0900")
+    result = run(tmp_path, "admin", "profile-sets", "--drop", "b20260101t0900")
     assert result.exception is None
     assert result.stdout == "profile set b20260101t0900 is dropped\n"
     (line,) = result.stderr.splitlines()
@@ -124,32 +124,32 @@ def test_drop_refuses_the_live_set_unknown_sets_and_bad_names(tmp_path: Path, tw
         ("", "1 to 16 lower-case letters and digits"),
         ("../profiles", "1 to 16 lower-case letters and digits"),
     ):
-        result = run(tmp_path, "profile-sets", "drop", name)
+        result = run(tmp_path, "admin", "profile-sets", "--drop", name)
         assert isinstance(result.exception, Misconfigured)
         assert why in str(result.exception)
     two_sets.begin_swap(NEVER, "b20260101t0900")
-    result = run(tmp_path, "profile-sets", "drop", "b20260101t0900")
+    result = run(tmp_path, "admin", "profile-sets", "--drop", "b20260101t0900")
     assert "is being swapped in: it can't be dropped" in str(result.exception)
 
 
 @pytest.mark.usefixtures("_no_kafka")
 def test_dropping_the_first_set_needs_no_kafka(tmp_path: Path, swapped: ProfileSets) -> None:
-    assert said(run(tmp_path, "profile-sets", "drop", "first")) == "profile set first is dropped\n"
+    assert said(run(tmp_path, "admin", "profile-sets", "--drop", "first")) == "profile set first is dropped\n"
     assert [one.name for one in swapped.register().sets] == ["b20260101t0900"]
 
 
 @pytest.mark.usefixtures("_no_kafka")
 def test_a_drop_that_died_is_listed_and_goes_on(tmp_path: Path, two_sets: ProfileSets) -> None:
     two_sets.begin_drop("b20260101t0900")
-    assert "being dropped" in said(run(tmp_path, "profile-sets", "list")).splitlines()[2]
-    assert run(tmp_path, "profile-sets", "drop", "b20260101t0900").exit_code == 0
-    assert "being dropped" not in said(run(tmp_path, "profile-sets", "list"))
+    assert "being dropped" in said(run(tmp_path, "admin", "profile-sets")).splitlines()[2]
+    assert run(tmp_path, "admin", "profile-sets", "--drop", "b20260101t0900").exit_code == 0
+    assert "being dropped" not in said(run(tmp_path, "admin", "profile-sets"))
 
 
 def test_commands_cannot_see_the_sets_of_a_store_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAYWARDEN_STORE_KIND", "memory")
-    for arguments in (["list"], ["drop", "b1"]):
-        assert "memory" in str(run(tmp_path, "profile-sets", *arguments).exception)
+    for arguments in ([], ["--drop", "b1"]):
+        assert "memory" in str(run(tmp_path, "admin", "profile-sets", *arguments).exception)
 
 
 @pytest.fixture
@@ -166,9 +166,9 @@ def first_card(store: ProfileStore) -> bytes | None:
 def test_features_show_shows_the_live_set(tmp_path: Path, swapped: ProfileSets, lmdb_sets: LmdbSets) -> None:
     with closing(lmdb_sets.open("b20260101t0900")) as store:
         store.write({b"card:C1": profile(FeatureEngine(), "card", [payment(BEGUN_MS, 100)])}, ttl_s=0)
-    assert "first payment  2026-01-01" in said(run(tmp_path, "features", "show", "card:C1"))
+    assert "first payment  2026-01-01" in said(run(tmp_path, "features", "card:C1"))
     swapped.finish_swap(swapped.begin_swap(swapped.read(), ""))
-    assert "no profile of this card" in str(run(tmp_path, "features", "show", "card:C1").exception)
+    assert "no profile of this card" in str(run(tmp_path, "features", "card:C1").exception)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`paywarden store check`: what it prints, and its exit status."""
+"""`paywarden doctor --only store` and `paywarden admin store`: what they print, and their exit status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["store", *arguments])
+    return CliRunner().invoke(cli, arguments)
+
+
+def check(*arguments: str) -> Result:
+    return run("doctor", "--only", "store", "--write", *arguments)
 
 
 def use(folder: Path, server: StandIn, more: str = "") -> None:
@@ -39,7 +43,7 @@ def use(folder: Path, server: StandIn, more: str = "") -> None:
 
 def test_a_development_server_has_warnings_and_status_0(folder: Path, server: StandIn) -> None:
     use(folder, server)
-    done = run("check")
+    done = check()
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.output.splitlines()] == ["warning", "warning"]
     assert "a record has a single copy" in done.output
@@ -52,33 +56,33 @@ def test_an_error_is_status_1_and_every_finding_is_printed(folder: Path, server:
     server.records.resolves_by_generation = True
     # Also where processes refuse to start with such a cluster.
     use(folder, server, 'cluster_check = "require"\n')
-    done = run("check", "--json")
+    done = check("--json")
     assert done.exit_code == 1
     found = json.loads(done.stdout)
     # The record that could not be written, and the setting that is to blame.
-    assert [one["level"] for one in found] == ["error", "error", "warning", "warning", "warning"]
-    assert all("nsup-period is 0" in one["what"] for one in found[:2])
+    assert [one["state"] for one in found] == ["error", "error", "warning", "warning", "warning"]
+    assert all("nsup-period is 0" in one["seen"] for one in found[:2])
 
 
 def test_a_cluster_that_is_away_is_an_error_in_one_line(folder: Path, server: StandIn) -> None:
     internals.write(folder, {"aerospike": {"connect_timeout_ms": 200}})
     use(folder, server)
     server.stop()
-    done = run("check")
+    done = check()
     assert done.exit_code == 1
     assert "no Aerospike server answers" in done.output.splitlines()[0]
 
 
 def test_an_embedded_store_that_answers_has_nothing_wrong(folder: Path) -> None:
     LmdbStore(folder / ".paywarden" / "store", map_size_bytes=1 << 20).close()
-    done = run("check")
+    done = check()
     assert done.exit_code == 0, done.output
-    assert done.output == "nothing is wrong\n"
+    assert "the lmdb store answers" in done.output
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_time_that_is_none_is_refused() -> None:
-    done = run("verify", "--since", "yesterday")
+    done = run("admin", "store", "verify", "--since", "yesterday")
     assert isinstance(done.exception, Misconfigured)
     assert "--since" in str(done.exception)
 
@@ -86,6 +90,6 @@ def test_a_time_that_is_none_is_refused() -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("since", [(), ("--since", "2026-10-01T12:01:00Z")])
 def test_an_end_needs_an_earlier_beginning(since: tuple[str, ...]) -> None:
-    done = run("verify", *since, "--until", "2026-10-01T12:00:00Z")
+    done = run("admin", "store", "verify", *since, "--until", "2026-10-01T12:00:00Z")
     assert isinstance(done.exception, Misconfigured)
     assert "--until needs --since" in str(done.exception)

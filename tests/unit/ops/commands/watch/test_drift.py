@@ -205,14 +205,14 @@ def test_printed_text_cannot_move_the_cursor() -> None:
 
 def test_an_acknowledgement_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = _Reader(journal_of(ALERT))
-    shown, error = run(reader, monkeypatch, "ack", "00ff", "--by", "ana", "--note", "a release")
+    shown, error = run(reader, monkeypatch, "note", "00ff", "a release", "--ack", "--by", "ana")
     assert (shown, error) == ("alert 00ffee acknowledged by ana\n", None)
     assert reader.said == [Acknowledgement("00ffee", NOW_MS, "ana", 0, "a release")]
 
 
 def test_a_snooze_is_an_event_that_says_until_when(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = _Reader(journal_of(ALERT))
-    shown, _ = run(reader, monkeypatch, "snooze", "00ffee", "--for", "4h", "--by", "ana")
+    shown, _ = run(reader, monkeypatch, "note", "00ffee", "--snooze", "4h", "--by", "ana")
     assert shown == "alert 00ffee snoozed until 2024-05-01 16:00:00 UTC by ana\n"
     assert reader.said == [Acknowledgement("00ffee", NOW_MS, "ana", NOW_MS + 14_400_000)]
 
@@ -220,11 +220,11 @@ def test_a_snooze_is_an_event_that_says_until_when(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("ack", "beef"), "there is no alert 'beef'"),
-        (("ack", "00ffee"), "alert 00ffee cleared at 2024-05-01 12:00:00 UTC"),
-        (("ack", "00ffee", "--by", "\x1b[2J"), "--by: wanted at most 200 bytes of printable text"),
-        (("ack", "00ffee", "--by", "ana", "--note", "x" * 201), "--note: wanted at most 200 bytes"),
-        (("snooze", "00ffee", "--for", "0h"), "--for: wanted a time such as 30m, 4h or 2d, got '0h'"),
+        (("note", "beef", "--ack"), "there is no alert 'beef'"),
+        (("note", "00ffee", "--ack"), "alert 00ffee cleared at 2024-05-01 12:00:00 UTC"),
+        (("note", "00ffee", "--ack", "--by", "\x1b[2J"), "--by: wanted at most 200 bytes of printable text"),
+        (("note", "00ffee", "x" * 201, "--ack", "--by", "ana"), "TEXT: wanted at most 200 bytes"),
+        (("note", "00ffee", "--snooze", "0h"), "--snooze: wanted a time such as 30m, 4h or 2d, got '0h'"),
     ],
 )
 def test_a_wrong_acknowledgement_is_refused_and_nothing_is_written(
@@ -238,8 +238,9 @@ def test_a_wrong_acknowledgement_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["snooze", "00ff", "--for", "soon"], 1, "--for: wanted a time such as 30m, 4h or 2d, got 'soon'"),
-        (["ack", "00ff"], 1, "no Kafka broker answers at 127.0.0.1:9"),
+        (["note", "00ff", "--snooze", "soon"], 1, "--snooze: wanted a time such as 30m, 4h or 2d, got 'soon'"),
+        (["note", "00ff"], 2, "wanted TEXT, --ack, --snooze or --to"),
+        (["note", "00ff", "--ack"], 1, "no Kafka broker answers at 127.0.0.1:9"),
     ],
 )
 def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, words: str) -> None:

@@ -36,39 +36,12 @@ def callers_of(queues: CallerQueues[Asked], count: int) -> list[bytes]:
     return taken[:count]
 
 
-def test_a_caller_who_comes_with_one_call_is_next() -> None:
-    queues = filled((b"noisy", 1000))
-    queues.take(32)
-    put(queues, Asked(b"quiet"))
-    assert queues.take(32)[0].caller == b"quiet"
-
-
 def test_one_call_beside_a_heap_is_a_chunk_of_its_own_unless_chunks_are_filled() -> None:
     for fills, wanted in ((False, [b"quiet"]), (True, [b"quiet"] + [b"noisy"] * 15)):
         queues = filled((b"noisy", 1000))
         queues.take(8)
         put(queues, Asked(b"quiet"))
         assert [call.caller for call in queues.take(16, fills=fills)] == wanted
-
-
-def test_callers_who_wait_with_as_much_share_a_chunk() -> None:
-    queues = filled(*((b"%d" % number, 2) for number in range(4)))
-    assert len(queues.take(8, fills=False)) == 8
-
-
-def test_a_caller_alone_gives_whole_chunks() -> None:
-    queues = filled((b"heavy", 100))
-    assert [len(queues.take(32, fills=False)) for _ in range(4)] == [32, 32, 32, 4]
-
-
-def test_nobody_saves_up_turns_while_he_is_away() -> None:
-    queues = filled((b"heavy", 1000))
-    for _ in range(20):
-        queues.take(32)
-    for number in range(100):
-        put(queues, Asked(b"late", number))
-    taken = callers_of(queues, 160)
-    assert abs(taken.count(b"late") - taken.count(b"heavy")) <= 2 * QUANTUM
 
 
 @given(
@@ -93,12 +66,6 @@ def test_every_caller_who_waits_gets_his_share(more: list[tuple[bytes, int]], ch
         if queues.of(b"a").payments > chunk:
             take()
             assert max(shares[b"b"], shares[b"c"]) <= shares[b"a"] + QUANTUM + 2 * 12
-
-
-def test_callers_get_equal_shares_while_they_have_calls() -> None:
-    queues = filled((b"a", 100), (b"b", 300), (b"c", 200))
-    taken = callers_of(queues, 240)
-    assert [taken.count(caller) for caller in (b"a", b"b", b"c")] == [80, 80, 80]
 
 
 def test_a_caller_pays_for_a_large_batch_with_the_rounds_that_follow() -> None:
@@ -173,11 +140,6 @@ def test_at_once_a_rate_lets_through_little_but_a_full_batch(per_second: int, at
     rates = CallerRates(per_second)
     assert sum(rates.spend(b"a", 1, 5.0) for _ in range(30_000)) == at_once
     assert rates.spend(b"b", 256, 5.0)
-
-
-def test_a_caller_who_keeps_to_his_rate_is_never_refused() -> None:
-    rates = CallerRates(2000)
-    assert all(rates.spend(b"a", 1, number / 2000) for number in range(10_000))
 
 
 @pytest.mark.parametrize("count", [1, 100_000])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import json
 import logging
 import os
 import shutil
@@ -27,7 +26,6 @@ from paywarden.scoring.server.deployment.deployment_file import (
     Deployment,
     ReleasePaths,
     release_key,
-    unfinished_prefix,
     write_deployment,
 )
 from paywarden.scoring.server.deployment.releases import (
@@ -37,7 +35,6 @@ from paywarden.scoring.server.deployment.releases import (
     orders_path,
     read_orders,
 )
-from tests.services.product.processes import wait_until
 
 SALT = "00" * 16
 
@@ -75,11 +72,6 @@ class Source:
         self.how(paths.bundle)
         (ready / paths.bundle).mkdir(exist_ok=True)
         return paths.bundle
-
-
-def is_written(path: Path, lines: int) -> bool:
-    """Returns whether a file has this number of lines."""
-    return path.exists() and path.read_text(encoding="utf-8").count("\n") == lines
 
 
 class Host:
@@ -168,26 +160,6 @@ def test_a_checked_release_is_ordered_and_what_decided_is_the_way_back(host: Hos
     assert host.closed == ["a"]
 
 
-def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same(host: Host) -> None:
-    for bundle in ("b", "c"):
-        host.source.serve(bundle)
-        host.swap()
-    path, forks = host.folder / "deployment.json", host.forks
-    for active in ("b", "c", "b"):
-        write_deployment(path, Deployment(ReleasePaths(active), ReleasePaths("b" if active == "c" else "c")))
-        assert host.swap() == ReleaseOrders(active, "b" if active == "c" else "c")
-    # Only the first: the configuration had changed since "b" was checked.
-    assert host.forks == forks + 1
-    host.source.config.touch()
-    host.swap()
-    assert host.forks == forks + 2
-
-
-def test_what_is_served_already_changes_nothing(host: Host) -> None:
-    assert host.swap() == ReleaseOrders("a")
-    assert (host.served, host.failures.value) == ([], 0)
-
-
 def dies(_: str) -> None:
     faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -264,20 +236,6 @@ def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
     assert (host.forks, host.orders.active) == (2 * (KILLS_MAX + 1), "b")
 
 
-def test_a_storm_of_signals_costs_one_check(host: Host) -> None:
-    host.source.serve("b")
-    host.deployer.hang_up()
-    host.begin()
-    for _ in range(1000):
-        host.deployer.hang_up()
-        host.begin()
-    host.end()
-    host.begin()
-    host.end()
-    host.begin()
-    assert (host.forks, host.orders) == (1, ReleaseOrders("b", "a"))
-
-
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     host = Host(tmp_path / "serve", timeout_s=0.0)
     host.source.serve("b")
@@ -289,67 +247,6 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.Log
     assert "took more than 0 s" in caplog.text
     assert host.orders == ReleaseOrders("a")
     host.deployer.close()
-
-
-def test_a_way_back_waits_for_no_checker_that_hangs(host: Host) -> None:
-    """A checker may take ten minutes. The champion was to go, and stayed as long as a candidate was looked at."""
-    path = host.folder / "deployment.json"
-    for bundle in ("good", "bad"):
-        write_deployment(path, Deployment(ReleasePaths(bundle), ReleasePaths("good")))
-        host.swap()
-    host.source.how = lambda _: time.sleep(600)
-    write_deployment(path, Deployment(ReleasePaths("bad"), candidate=ReleasePaths("hangs"), rollout="r", salt=SALT))
-    host.begin()
-    assert host.deployer._pid
-    write_deployment(path, Deployment(ReleasePaths("good"), ReleasePaths("bad")))
-    host.begin()
-    assert host.orders.active == "good"
-    host.end()
-    host.begin()
-    assert (host.orders.active, host.deployer._pid) == ("good", 0)
-    assert host.failures.value == 0
-
-
-def test_a_checker_of_what_nobody_wants_any_more_is_ended_and_its_result_counts_for_nothing(host: Host) -> None:
-    path, how = host.folder / "deployment.json", host.source.how
-    host.source.how = lambda name: time.sleep(600) if name == "hangs" else how(name)
-    wanted = Deployment(ReleasePaths("hangs"), candidate=ReleasePaths("a"), rollout="r", salt=SALT)
-    write_deployment(path, wanted)
-    host.begin()
-    forks, hanging = host.forks, host.pid
-    # The share alone is another one: the same releases are checked on.
-    write_deployment(path, replace(wanted, share=100))
-    host.begin()
-    assert os.waitpid(hanging, os.WNOHANG) == (0, 0)
-    write_deployment(path, Deployment(ReleasePaths("b")))
-    host.begin()
-    host.end()
-    assert host.orders.active == "a"
-    host.begin()
-    assert host.forks == forks + 1
-    host.end()
-    assert (host.orders.active, host.failures.value) == ("b", 0)
-
-
-def test_a_file_that_is_refused_ends_no_checker(host: Host) -> None:
-    path, begun = host.folder / "deployment.json", host.folder / "begun"
-
-    def how(_: str) -> None:
-        begun.touch()
-        time.sleep(0.2)
-
-    host.source.how = how
-    write_deployment(path, Deployment(ReleasePaths("b")))
-    host.begin()
-    wait_until(begun.exists, "the checker works")
-    for content in ("{", "[]", json.dumps({"active": {}})):
-        path.write_text(content, encoding="utf-8")
-        host.begin()
-    host.source.refusal = "nobody has approved it"
-    write_deployment(path, Deployment(ReleasePaths("c")))
-    host.begin()
-    host.end()
-    assert host.orders.active == "b"
 
 
 def test_a_deployment_file_that_was_refused_is_looked_at_again_until_it_can_be_served(host: Host) -> None:
@@ -414,45 +311,6 @@ def test_a_library_that_takes_all_memory_ends_its_checker_alone(
     assert "the process that checks it wanted more than 0.2 GiB of memory" in caplog.text
     host.source.how = lambda _: None
     assert host.swap().active == "b"
-    host.deployer.close()
-
-
-def test_a_checker_works_in_spare_time_and_with_a_share_when_it_gets_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It would slow down a worker on its core, and on a core that is never idle it would not end."""
-    host, seen = Host(tmp_path / "serve", spare_s=0.0), tmp_path / "policies"
-
-    def note() -> None:
-        with seen.open("a", encoding="utf-8") as file:
-            print(os.sched_getscheduler(0), file=file)
-
-    def check(_: str) -> None:
-        if os.sched_getscheduler(0) == os.SCHED_IDLE:
-            # Its core is wanted by others.
-            (host.folder / "ready" / f"{unfinished_prefix(os.getpid())}x").mkdir()
-            note()
-            signal.pause()
-        note()
-
-    host.source.how = check
-    with caplog.at_level(logging.INFO):
-        for number, bundle in enumerate(("b", "c"), start=1):
-            host.source.serve(bundle)
-            host.deployer.hang_up()
-            host.begin()
-            wait_until(lambda lines=2 * number - 1: is_written(seen, lines), "it checks")  # type: ignore[misc]
-            # The first one is ended, the second one checks.
-            host.begin()
-            host.end()
-            host.begin()
-            host.begin()
-            host.end()
-            assert host.orders.active == bundle
-    assert seen.read_text(encoding="utf-8").split() == [str(os.SCHED_IDLE), str(os.SCHED_BATCH)] * 2
-    assert caplog.text.count("got too little of a core") == 2
-    assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
-    assert host.failures.value == 0
     host.deployer.close()
 
 
@@ -615,14 +473,6 @@ def test_a_bug_in_the_loading_of_a_release_ends_no_host_and_others_are_loaded_la
     assert "what decides goes on: release b: ZeroDivisionError" in caplog.text
     host.source.serve("c")
     assert host.swap() == ReleaseOrders("c", "a")
-
-
-def test_a_way_back_does_not_fail_because_another_release_cannot_be_loaded(host: Host) -> None:
-    host.damaged = {"x"}
-    path = host.folder / "deployment.json"
-    write_deployment(path, Deployment(ReleasePaths("b"), ReleasePaths("x"), ReleasePaths("x"), "r", 500, SALT))
-    assert host.swap() == ReleaseOrders("b", "", "", "r", 0, SALT)
-    assert host.failures.value == 1
 
 
 def test_a_release_is_in_memory_for_the_way_back_whatever_happens_to_its_files(host: Host) -> None:

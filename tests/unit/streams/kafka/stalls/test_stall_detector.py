@@ -45,13 +45,6 @@ def test_records_that_wait_in_the_client_have_not_stalled() -> None:
     assert looks(watch, {A: 9}, {A: 5}) == [[A]]
 
 
-def test_a_new_client_starts_the_count_again() -> None:
-    watch = StallWatch(ASK_EVERY_S)
-    look(watch, {A: 9}, {A: 5})
-    watch.clear()
-    assert look(watch, {A: 9}, {A: 5}) == []
-
-
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), max_size=40), st.integers(1, 4))
 def test_stalled_means_at_one_offset_for_the_allowed_looks_plus_one(seen: list[tuple[int, int]], count: int) -> None:
     watch = StallWatch(count * ASK_EVERY_S)

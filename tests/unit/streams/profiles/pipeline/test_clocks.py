@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from threading import Thread
-
 import pytest
 
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import pipeline
 from paywarden.streams.profiles.guards.broker_clock import ClocksDisagree
+from tests.services.product.in_process import running
 from tests.services.product.processes import wait_until
-from tests.unit.streams.profiles.pipeline.worker import FRAMES, HOUR_MS, NOW_MS, O0, P0, P1, Worker, world
+from tests.unit.streams.profiles.pipeline.worker import HOUR_MS, NOW_MS, P0, Worker, world
 
 
 @pytest.fixture
@@ -42,39 +41,26 @@ def ahead_s(worker: Worker) -> float:
 
 @pytest.mark.parametrize("wrong", ["host", "broker"])
 @pytest.mark.parametrize("leap_ms", [-HOUR_MS, HOUR_MS])
-@pytest.mark.parametrize("is_running", [False, True])
 def test_a_worker_waits_while_the_clocks_disagree_and_refuses_nothing(
-    stamped: Worker, wrong: str, leap_ms: int, is_running: bool, monkeypatch: pytest.MonkeyPatch
+    stamped: Worker, wrong: str, leap_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_ASK_TIME_EVERY_S", 0.01)
-    worker, right = stamped, (NOW_MS, NOW_MS)
-    leapt = (NOW_MS + leap_ms, NOW_MS) if wrong == "host" else (NOW_MS, NOW_MS + leap_ms)
-
-    def set_clocks(host_ms: int, broker_ms: int) -> None:
-        worker.now_ms, worker.sender.stamp_ms = host_ms, broker_ms
-
-    worker.clients[1].will_assign(P0, P1, O0, *FRAMES)
-    thread = Thread(target=worker.pipeline.run, args=(worker.stop,))
-    set_clocks(*(right if is_running else leapt))
-    thread.start()
-    try:
-        if is_running:
-            wait_until(lambda: worker.broker.committed.get(FRAMES[0], 0) > 1, "the worker works", every_s=0.01)
-            set_clocks(*leapt)
+    worker = stamped
+    worker.now_ms, worker.sender.stamp_ms = (
+        (NOW_MS + leap_ms, NOW_MS) if wrong == "host" else (NOW_MS, NOW_MS + leap_ms)
+    )
+    with running(worker.pipeline):
         problem = f"{'ahead of' if (leap_ms > 0) == (wrong == 'host') else 'behind'} the broker's"
         wait_until(lambda: problem in " ".join(worker.pipeline.problems()), "it is not ready", every_s=0.01)
         assert 3500 < abs(ahead_s(worker)) < 3700
         pay_now(worker, 20)
-        set_clocks(*right)
+        worker.now_ms = worker.sender.stamp_ms = NOW_MS
         wait_until(lambda: worker.broker.committed.get(P0, 0) == 20, "the worker goes on", every_s=0.01)
-    finally:
-        worker.stop.set()
-        thread.join()
     assert dead_letters(worker) == 0
     assert worker.pipeline.problems() == []
 
 
-def test_a_batch_that_meets_the_leap_is_read_again(stamped: Worker) -> None:
+def test_a_leap_before_a_batch_ends_the_worker_which_commits_nothing(stamped: Worker) -> None:
     pay_now(stamped, 20)
     stamped.now_ms -= HOUR_MS
     with pytest.raises(ClocksDisagree, match="s behind the broker's"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from threading import Thread
 
 import pytest
 
@@ -15,6 +13,7 @@ from paywarden.streams.profiles import set_aside_profile
 from paywarden.streams.profiles.events import record_key
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.fakes.kafka import Place
+from tests.services.product.in_process import running
 from tests.services.product.processes import wait_until
 from tests.unit.streams.profiles.pipeline.worker import (
     FRAMES,
@@ -233,54 +232,22 @@ def test_too_many_refusals_stop_before_anything_is_committed(worker: Worker, pla
     assert place not in worker.broker.committed
 
 
-class Restarted:
-    """A worker in a thread with two clients, one after the other; the first one stalls on `stalled`."""
-
-    def __init__(self, *stalled: Place) -> None:
-        self.worker = Worker(timing=replace(TIMING, ask_ends_every_s=0.0))
-        self.clients = self.worker.clients
-        self.clients[0].stalled.update(stalled)
-        self.clients[1].will_assign(P0, P1, O0, *FRAMES)
-
-    def run_until(self, ended: Callable[[], bool], may_begin: Callable[[], bool] = lambda: True) -> None:
-        thread = Thread(target=self.worker.pipeline.run, args=(self.worker.stop, may_begin))
-        thread.start()
-        try:
-            wait_until(lambda: ended() or not thread.is_alive(), "the worker has come so far", every_s=0.01)
-            assert ended()
-        finally:
-            self.worker.stop.set()
-            thread.join()
-
-
 @pytest.mark.parametrize("lost", [P0, FRAMES[0]])
-def test_a_stalled_client_is_replaced_and_nothing_is_lost(
-    lost: Place,
-) -> None:
-    restarted = Restarted(lost)
-    worker = restarted.worker
+def test_a_stalled_client_ends_the_worker(lost: Place) -> None:
+    worker = Worker(timing=replace(TIMING, ask_ends_every_s=0.0))
+    worker.clients[0].stalled.add(lost)
     worker.pay(world()[0], P0)
-    wanted = profiles_of(60)
-    restarted.run_until(lambda: in_essence(worker.profiles()) == wanted)
-    assert [client.is_closed for client in restarted.clients] == [True, True]
-    assert worker.broker.committed[P0] == 60
-    assert next(sample.value for family in worker.pipeline.metrics.stalls.collect() for sample in family.samples) == 1
-
-
-def test_a_worker_with_a_new_client_asks_again_whether_it_may_begin() -> None:
-    restarted = Restarted(P0)
-    worker = restarted.worker
-    worker.pay(world()[0], P0)
-    asked = iter([True, False])
-    restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
-    assert worker.broker.committed.get(P0, 0) == 0
+    with pytest.raises(BrokerUnavailable, match=f"has stalled on {lost[0]}/{lost[1]}"):
+        worker.pipeline.run(worker.stop)
+    assert worker.clients[0].is_closed
 
 
 def test_a_worker_logs_its_partitions_when_they_change(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    restarted = Restarted()
-    restarted.worker.pay(world()[0], P0)
-    restarted.run_until(lambda: restarted.worker.broker.committed.get(P0) == 60)
+    worker = Worker(timing=replace(TIMING, ask_ends_every_s=0.0))
+    worker.pay(world()[0], P0)
+    with running(worker.pipeline):
+        wait_until(lambda: worker.broker.committed.get(P0) == 60, "the worker has come so far", every_s=0.01)
     lines = [record.message for record in caplog.records if record.levelno == logging.INFO]
     assert len([line for line in lines if line.startswith("stream: 6 partitions")]) == 1
 

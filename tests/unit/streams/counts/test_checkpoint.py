@@ -10,9 +10,9 @@ import pytest
 from paywarden.features.stores.base import StoreConflict, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import StoreUnavailable
+from paywarden.streams.counts.checkpoint import QUIET_EVERY_MS, Checkpoint, HeadPlace, PendingRows, pack, unpack
 from paywarden.streams.drift.counts import CountCell, CountingProgress, Model, Totals
 from paywarden.streams.drift.state import CountTile, DriftHead
-from paywarden.streams.faust.checkpoint import QUIET_EVERY_MS, Checkpoint, HeadPlace, PendingRows, pack, unpack
 from paywarden.streams.outcomes.payments import Arm
 from paywarden.streams.outcomes.state import Day, JoinProgress, OutcomeHead
 

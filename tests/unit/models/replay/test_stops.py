@@ -1,0 +1,56 @@
+"""Who stopped the payments: lists, the model, or rules alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paywarden.models.metrics.intervals import wilson_interval
+from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
+from paywarden.models.replay.replayed_policy import ActionReasons
+from paywarden.models.replay.stops import LISTS, MODEL, RULES, StoppedPayments, stops
+
+LISTED = ConfiguredRule("blocked", "card_id in lists.blocked", "decline")
+
+
+def policy(*rules: ConfiguredRule) -> Policy:
+    lists = {"blocked": frozenset({"c-1"}), "gambling": frozenset({"7995"})}
+    return Policy(PolicySettings(rules=rules), review_at=0.1, decline_at=0.6, lists=lists)
+
+
+def test_what_a_list_catches_is_not_credited_to_the_model() -> None:
+    causes = [
+        ActionReasons("approve", ()),
+        ActionReasons("decline", ("rule:blocked", "score_at_or_above_decline_threshold")),
+        ActionReasons("review", ("score_at_or_above_review_threshold:shops", "rule:large")),
+        ActionReasons("review", ("rule:large",)),
+        ActionReasons("review", ("unknown_rate",)),
+    ]
+    cause = np.array([0, 0, 1, 1, 2, 3, 3, 4], dtype=np.int32)
+    fraud = np.array([True, False, True, False, True, True, False, False])
+    large = ConfiguredRule("large", "amount > 100", "review")
+    found = stops(policy(LISTED, large), causes, cause, fraud, np.arange(8))
+    assert found.by == {
+        LISTS: StoppedPayments(2, 1, 5, 2),
+        MODEL: StoppedPayments(1, 1, 4, 4),
+        RULES: StoppedPayments(3, 1, 18, 5),
+    }
+    # Three frauds are left to model and rules, and two of them are stopped.
+    assert found.unlisted_recall == pytest.approx(2 / 3)
+    assert found.unlisted_recall_interval == wilson_interval(2 / 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("when", "is_listed"),
+    [
+        ("card_id in lists.blocked and amount > 100", True),
+        ("not (amount > 5 or card_id not in lists.blocked)", True),
+        ("card_id not in lists.blocked", False),
+        ("not card_id in lists.blocked and amount > 100", False),
+        ("mcc in lists.gambling", False),
+        ('card_id in ("c-1", "c-2")', False),
+    ],
+)
+def test_a_rule_is_of_a_list_if_an_entity_must_be_listed(when: str, is_listed: bool) -> None:
+    of_list = policy(ConfiguredRule("some", when, "decline")).listed_reasons
+    assert of_list == (frozenset({"rule:some"}) if is_listed else frozenset())
