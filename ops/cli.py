@@ -269,7 +269,7 @@ def serve(source: Source, bundle: str | None, workers: int, take_over: bool) -> 
 
     Their addresses are the first lines on stdout: HTTP, then gRPC, then "admin" with that of health and metrics.
 
-    SIGHUP reads [serve] bundle and [policy] anew. Other workers that serve them take the sockets over, and no call is
+    SIGHUP reads [serve] bundle and [policy] again. Other workers that serve them take the sockets over, and no call is
     refused. New software, or another feature catalogue, takes the place of the old in the same way by --take-over: it
     finds the host that runs by [serve] runtime.
     """

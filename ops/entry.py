@@ -49,7 +49,7 @@ def main() -> None:
     _statuses.append(0)
 
 
-# How the command has ended, once it has.
+# How the command ended; None while it runs.
 _statuses: list[object] = []
 
 

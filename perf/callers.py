@@ -4,7 +4,7 @@ Measured, on one worker of `paywarden serve` with tokens: the capacity, in a clo
 caller (an open loop with Poisson arrivals at a twentieth of the capacity), in turns:
 
     alone      nobody else
-    shared     beside a noisy caller with a token of his own: `--times` the capacity, as fast as the sockets take it
+    shared     beside a noisy caller with its own token: `--times` the capacity, as fast as the sockets take it
     one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
 
 The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
@@ -48,7 +48,7 @@ _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
-# The noise begins so much before the quiet caller's load, and ends so much after it.
+# The noise begins this long before the quiet caller's load, and ends this long after it.
 _AROUND_S = 1.5
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
 _PIPELINED = 64

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(ms|s|m|h|d)")
-# 31,700 years. A time that lies so long ago is still a number of 64 bits.
+# 31,700 years. A time as long ago as that is still a number of 64 bits.
 _MS_MAX = 10**15
 
 

@@ -183,7 +183,7 @@ def log_price_ratio(world: ShopWorld, payments: ShopPayments) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Free:
-    """The next numbers that nobody has: of cards, persons, devices and networks."""
+    """The next free numbers of cards, persons, devices and networks."""
 
     card: int
     person: int
@@ -452,7 +452,7 @@ def _payments(**columns: npt.NDArray[Any]) -> ShopPayments:
 
 
 def _products(rng: np.random.Generator, world: ShopWorld, shop: AnyInts) -> Int8s:
-    """Returns the products bought at these shops: nine times in ten the one that they mostly sell."""
+    """Returns the products bought at these shops: nine times in ten the shop's main product."""
     own = np.array([entry.product for entry in SHOP_CATEGORIES], dtype=np.int8)[world.shops.category[shop]]
     other = rng.integers(0, len(PRODUCTS), len(shop))
     return np.where(rng.random(len(shop)) < 0.1, other, own).astype(np.int8)
@@ -492,7 +492,7 @@ def _km_from_home(world: ShopWorld, payments: ShopPayments) -> FloatArray:
 
 
 def _episodes(rng: np.random.Generator, budget: float, *, mean_size: float) -> int:
-    """Returns how many episodes make up the budget on average, also if that is less than one."""
+    """Returns a number of episodes whose expected size is the budget; it may be 0."""
     return int(budget / mean_size + rng.random())
 
 

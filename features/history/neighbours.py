@@ -11,7 +11,7 @@
    before the payment that asks, so all that is known before this payment counts.
 3. Combine: the values of each payment's neighbours into its hop slots.
 
-Each list and each value belongs to one payment, and no thread writes those of another. A catalogue without such
+Each list and each value belongs to one payment, so no two threads write the same one. A catalogue without such
 features has no such passes.
 """
 

@@ -22,9 +22,12 @@ _COLUMNS = ("feature", "entity", "window", "hop", "unit", "meaning", "missing wh
 
 
 _WINDOWS = (
-    "Time is cut into tiles, each one hop long. A window holds every tile it touches, so it may reach up to one hop "
-    "further back than its length. A window that ended some time ago is exactly as long as stated, and ended up to one "
-    "hop earlier than stated. A payment counts itself only where its feature says so."
+    "A window holds every tile that it touches, and a tile is one hop long, so a window may reach one hop further back "
+    "than its length. A window that ended some time ago has its length, and may have ended one hop earlier. A payment "
+    "counts itself only if its feature says so.\n\n"
+    "Three rules hold for all features. A feature of an entity is missing if the payment does not name the entity. A "
+    "quotient is missing if one of its parts is, or the divisor is 0. A statistic of a window, other than a count or "
+    "sum, is missing without payments in the window."
 )
 
 
@@ -92,12 +95,21 @@ class Listing:
         lines += ["", _WINDOWS, "", "In brackets: entity, window and hop, unit.", ""]
         for feature in self.features:
             window = f", {feature.window} by {feature.hop}" if feature.window else ""
-            missing = "" if feature.missing_when == "never" else f"; missing when: {feature.missing_when}"
+            missing = f"; missing when: {rule}" if (rule := self._own_rule(feature)) else ""
             entity = feature.entity or "payment"
             lines.append(f"- `{feature.name}` ({entity}{window}, {feature.unit}): {feature.meaning}{missing}")
         lines += ["", "## Profiles", ""]
         lines += [f"- {entity.cost}" for entity in self.entities]
         return "\n".join(lines)
+
+    def _own_rule(self, feature: ListedFeature) -> str:
+        """When the feature is missing, without the rules that the page gives for all features."""
+        if feature.missing_when.endswith(" is 0"):
+            return ""
+        keys = {entity.name: entity.key.split(" + ") for entity in self.entities}
+        general = {"never", "no payments in the window"}
+        general |= {f"the payment has no {key}" for key in keys.get(feature.entity, ())}
+        return "; ".join(rule for rule in feature.missing_when.split("; ") if rule not in general)
 
 
 def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:

@@ -1,7 +1,7 @@
 """How long an LMDB file has to be: a process that reads behind the end of a mapped file is killed (SIGBUS).
 
 LMDB maps its file and does not look at its length. A file that was copied in part, or cut short, has pages behind its
-end, and the first one that is read ends the process, at each start anew. `missing_bytes` finds such a file.
+end, and the first one that is read ends the process, at each start again. `missing_bytes` finds such a file.
 
 LMDB counts pages that it has taken and given back within one transaction, and may not write the last of them. A writer
 that calls `fill_up` after each commit leaves a file that is never shorter than its pages.

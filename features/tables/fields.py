@@ -179,7 +179,7 @@ class TableConverter:
         wrong: list[Wrong] = []
         if source.values is not None:
             names, unknown = _mapped(names, source)
-            wrong += _where(unknown, codes, source.column, "is none of the values that the mapping lists")
+            wrong += _where(unknown, codes, source.column, "is not one of the values that the mapping lists")
         names = self._spelled(field, source, names)
         wrong += self._wrong_texts(field, source, names, codes)
         return _Values(names.take(encoded.indices), wrong)
@@ -305,7 +305,7 @@ class TableConverter:
         names, wrong = encoded.dictionary, list[Wrong]()
         if source.values is not None:
             names, unknown = _mapped(names, source)
-            wrong += _where(unknown, codes, source.column, "is none of the values that the mapping lists")
+            wrong += _where(unknown, codes, source.column, "is not one of the values that the mapping lists")
         flags = [None if name is None else _flag_of(name) for name in names.to_pylist()]
         strange = [name is not None and flag is None for name, flag in zip(names.to_pylist(), flags, strict=True)]
         wrong += _where(np.array(strange, dtype=np.bool_), codes, source.column, f"wanted {field.wanted}")
@@ -336,7 +336,8 @@ class TableConverter:
             named, where = np.ones(count, dtype=np.bool_), ""
         label, strange = self._said(source, rows) if source.column else (np.full(count, FRAUD, dtype=np.int8), ~named)
         label[~named] = GENUINE if source.others == "genuine" else UNKNOWN
-        reasons.add(strange & named, Reason(where + source.column, "label", "is none of the values that [label] lists"))
+        why = "is not one of the values that [label] lists"
+        reasons.add(strange & named, Reason(where + source.column, "label", why))
         event_ms = values["event_time_ms"].values.fill_null(0).to_numpy(zero_copy_only=False)
         known_ms = np.zeros(count, dtype=np.int64)
         untold = np.ones(count, dtype=np.bool_)

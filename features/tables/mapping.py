@@ -318,7 +318,7 @@ class _Reader:
         return source
 
     def _check_constant(self, name: str, constant: object) -> None:
-        """Refuse an id that would make all payments those of one card or device, or of a merchant that nobody knows."""
+        """Refuse an id that would give all payments one card, one device or an invented merchant."""
         if constant is None or name not in ("card_id", "device_id", "merchant_id"):
             return
         if name != "merchant_id":
@@ -360,7 +360,7 @@ class _Reader:
         directives = re.findall("%(.?)", form)
         wrong = next((one for one in directives if not one or one not in DIRECTIVES + "%"), None)
         if wrong is not None:
-            raise self._wrong(section, name, f"format has %{wrong}, which is none of %{' %'.join(DIRECTIVES)}")
+            raise self._wrong(section, name, f"format has %{wrong}, which is not one of %{' %'.join(DIRECTIVES)}")
         if not {"Y", "y"} & set(directives) or not ({"m", "b", "B"} & set(directives) or "j" in directives):
             wanted = f"iso, {', '.join(UNITS)}, or year, month and day as in %d/%m/%Y %H:%M"
             raise self._wrong(section, name, f"format must be {wanted}, got {form!r}")

@@ -139,7 +139,7 @@ class Analysis:
         unknown_labels: str = AUTO,
         label_delay_days: int = 7,
     ) -> Replayed:
-        """Decide the payments of these days anew, as `paywarden replay` does.
+        """Decide the payments of these days again, as `paywarden replay` does.
 
         `policy`: thresholds and rules; None takes the bundle's thresholds. `destination`: the folder for the files and
         the report; None keeps none. The rest is as in `ReplayOptions`. Raises BundleRefused and Misconfigured.
@@ -266,7 +266,7 @@ def _require_one_order(**columns: Any) -> None:
 
 
 def _values(name: str, column: Any) -> list[Any]:
-    """Returns a column's values, with None for those that are missing."""
+    """Returns a column's values, with None for missing ones."""
     if isinstance(column, pa.Array | pa.ChunkedArray):
         values = column.to_pylist()
     else:

@@ -11,8 +11,8 @@ How it works:
 1. A terminal has a hypothesis for each day on which it may have been drawn, and one that it was not. Labels that are
    known (7 days old) rule hypotheses out: a genuine payment within the 28 days, or a fraud outside of them that the
    customer does not explain. Bayes' theorem gives the probability that the terminal is compromised now.
-2. A customer has the same, for 14 days. Here amounts tell as well, also those without a label: a customer's amounts are
-   normal with a mean of his own and half of it as deviation.
+2. A customer has the same, for 14 days. Here amounts count as well, also amounts without a label: each customer's
+   amounts are normal, with the customer's own mean and half of it as deviation.
 3. A payment's score is the probability that it is fraud by any of the three. A model knows the same past, and neither
    the generator nor the customers' true means, so no model has a better AUC ROC on average. For average precision of
    payments that are fraud together, and for the precision of cards, that is no proof. The rest, up to 1, is chance. On
@@ -46,7 +46,7 @@ _CUSTOMERS_A_DAY, _CUSTOMERS, _CUSTOMER_DAYS = 3, 5_000, 14
 _CUSTOMER_FRAUD_PART, _CUSTOMER_FACTOR = 1 / 3, 5.0
 # Shares of all payments that are fraud of the second and the third kind, as the book prints them.
 _TERMINAL_SHARE, _CUSTOMER_SHARE = 9_077 / 1_754_155, 4_631 / 1_754_155
-# A negative amount is drawn anew, evenly from 0 to twice the mean. That raises the mean by this factor.
+# A negative amount is drawn again, evenly from 0 to twice the mean. That raises the mean by this factor.
 _MEAN_RAISED = 1.027
 _NEGATIVE_PART = 0.02275
 _IMPOSSIBLE = -1e9

@@ -68,7 +68,7 @@ class TrustedKeys:
         files, name, signature = _read(bundle)
         key = self.keys.get(name)
         if key is None:
-            raise BundleRefused(f"bundle {bundle}: it is signed with the key {name}, which is not among the trusted")
+            raise BundleRefused(f"bundle {bundle}: it is signed with the key {name}, which is not trusted")
         if not _verifies(key, signature, files):
             raise BundleRefused(f"bundle {bundle}: the signature of the key {name} is wrong")
         for file, checksum in files.items():

@@ -148,7 +148,7 @@ class _Compared:
 
 
 def followed(baseline: Baseline, layout: Layout, before: F32, day: Block) -> F32:
-    """Returns how far the levels have moved after `day`, (signals,); `before` is how far they had moved before it."""
+    """Returns how far the levels have moved after `day`, (signals,); `before` is the move up to that day."""
     expected = baseline.expected(layout, day.start_ms, day.length_ms)[0] + before
     most = _BELIEVED * day.sd
     is_moving = layout.is_followed & (day.count > 0)

@@ -30,7 +30,7 @@ class BurstMeasures:
     """The bursts of one kind of entity. Means are NaN without bursts."""
 
     bursts: int
-    """Runs of at least three frauds of one entity, each at most ten minutes after the one before."""
+    """Runs of at least three frauds of one entity, at most ten minutes apart."""
     payments: int
     """The frauds in them."""
     stopped: int
@@ -40,7 +40,7 @@ class BurstMeasures:
     approved_before_stop_interval: Interval
     """The 95 % interval of that mean. NaN unless two entities or more have bursts."""
     approved_share: float
-    """Share of their payments that were approved, before or after."""
+    """Share of their payments that were approved."""
     approved_minor: int
     """Sum of the approved payments' amounts."""
 

@@ -32,7 +32,7 @@ class Agreement:
     frauds: list[list[int]]
     """The frauds among `payments[i][j]`."""
     share: float
-    """The share of payments with the same action from both. Null without payments."""
+    """Share of payments with the same action."""
 
 
 def agreement(champion: ActionArray, challenger: ActionArray, fraud: npt.NDArray[np.bool_]) -> Agreement:
@@ -62,7 +62,7 @@ class ScoreShift:
     """Payments by difference: element i lies between edges i and i + 1 of DIFFERENCE_EDGES in
     models/metrics/comparison.py."""
     rank_correlation: float
-    """Spearman's rank correlation. Null if one side gives every payment the same score."""
+    """Spearman's rank correlation; null if one side gives only one score."""
     population_stability_index: float
     """PSI of the two distributions of scores: below 0.1 is little, above 0.25 much."""
 

@@ -29,11 +29,11 @@ class CostSettings:
     review_cost_minor: int = 500
     """The cost of a review."""
     fraud_loss_share: float = 1.0
-    """The share of a missed fraud's amount that is lost."""
+    """The lost share of a missed fraud's amount."""
     declined_margin_share: float = 0.05
-    """The share of a declined genuine payment's amount that is lost: the margin of the sale."""
+    """The lost share of a declined genuine payment's amount: the margin of the sale."""
     reviews_a_day: int = 100
-    """The number of payments that analysts can review on a day."""
+    """Payments that analysts can review on a day."""
 
     def __post_init__(self) -> None:
         if self.review_cost_minor < 0:
@@ -51,25 +51,25 @@ class Money:
     """Sums of amounts, and the value of the decisions, in minor units of the reference currency."""
 
     fraud_declined_minor: int
-    """Amount of the declined frauds."""
+    """Declined frauds."""
     fraud_reviewed_minor: int
-    """Amount of the frauds sent to review."""
+    """Reviewed frauds."""
     fraud_missed_minor: int
-    """Amount of the approved frauds."""
+    """Approved frauds."""
     genuine_declined_minor: int
-    """Amount of the declined genuine payments."""
+    """Declined genuine payments."""
     genuine_reviewed_minor: int
-    """Amount of the genuine payments sent to review."""
+    """Reviewed genuine payments."""
     loss_avoided_minor: int
-    """The loss that the stopped frauds would have caused."""
+    """Loss that the stopped frauds would have caused."""
     loss_suffered_minor: int
     """The loss that the missed frauds caused."""
     review_cost_minor: int
     """The cost of the reviews."""
     margin_lost_minor: int
-    """The margin that the declined genuine payments would have earned."""
+    """Margin of the declined genuine payments."""
     net_minor: int
-    """Loss avoided minus cost of reviews minus lost margin: the value compared with approving everything."""
+    """Loss avoided minus reviews minus lost margin: the value relative to approving everything."""
 
 
 def money_of(count: npt.NDArray[np.int64], amount_minor: npt.NDArray[np.int64], costs: CostSettings) -> Money:

@@ -36,19 +36,19 @@ class ThresholdCurve:
     """
 
     threshold: list[float]
-    """Thresholds, falling. Every other list has one value for each of them."""
+    """Thresholds, falling. Every other list has one value for each."""
     share: list[float]
-    """The share of payments with a score at or above the threshold."""
+    """Share of payments with a score at or above the threshold."""
     precision: list[float]
-    """The share of frauds among those payments."""
+    """Share of frauds among them."""
     recall: list[float]
-    """The frauds among those payments, divided by all frauds."""
+    """Frauds among them, divided by all frauds."""
     amount_recall: list[float]
-    """The amount of the frauds among those payments, divided by the amount of all frauds."""
+    """Amount of these frauds, divided by that of all frauds."""
     net_if_declined_minor: list[int]
-    """The net value if all those payments were declined, compared with approving everything."""
+    """Net value if all of them were declined."""
     net_if_reviewed_minor: list[int]
-    """The net value if all those payments were reviewed, compared with approving everything."""
+    """Net value if all of them were reviewed."""
 
 
 def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray, costs: CostSettings) -> ThresholdCurve:
@@ -99,15 +99,15 @@ class AtCapacity:
     """The result of reviewing the highest scores of each day, up to a daily capacity. NaN where a divisor is 0."""
 
     reviews: int
-    """Reviewed payments: those with the highest scores of each day, at most `costs.reviews_a_day`."""
+    """Each day's highest scores, at most `costs.reviews_a_day`."""
     frauds_found: int
-    """Frauds among the reviewed payments."""
+    """Frauds among them."""
     precision: float
     """Frauds found divided by reviews."""
     recall: float
     """Frauds found divided by all frauds."""
     amount_recall: float
-    """Amount of the frauds found divided by the amount of all frauds."""
+    """Amount found divided by the amount of all frauds."""
     found_per_day: list[int]
     """Frauds found on each day of `days`."""
     days: list[int]
@@ -145,11 +145,11 @@ class ReliabilityCurve:
     low: list[float]
     """Lower end of the share's 95 % interval (Wilson)."""
     high: list[float]
-    """Upper end of the share's 95 % interval (Wilson)."""
+    """Its upper end."""
     brier_score: float
     """Brier score: mean squared distance of score and label."""
     calibration_error: float
-    """Expected calibration error: mean distance of a bin's mean score and share of frauds, weighted by payments."""
+    """Expected calibration error over the bins, weighted by payments."""
 
 
 def reliability(fraud: BoolArray, score: FloatArray) -> ReliabilityCurve:
@@ -184,15 +184,15 @@ class MeanCalibration:
     mean_score: float
     """Mean of the scores."""
     fraud_share: float
-    """Share of the payments that were fraud."""
+    """Share of frauds."""
     ratio: float
-    """The mean score divided by the share of frauds; null without a fraud."""
+    """Mean score divided by share of frauds; null without a fraud."""
     ratio_low: float
     """Lower end of the ratio's 95 % interval."""
     ratio_high: float
-    """Upper end of the ratio's 95 % interval; null if the share's interval begins at 0."""
+    """Its upper end; null if the share's interval begins at 0."""
     is_far_off: bool
-    """Whether the ratio is below 0.8 or above 1.25, and its interval does not contain 1."""
+    """Whether the ratio is outside 0.8 to 1.25, and its interval does not contain 1."""
 
 
 def mean_calibration(

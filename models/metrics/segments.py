@@ -44,43 +44,43 @@ class GroupMeasures:
     """The measures of one group. A payment is stopped if it is reviewed or declined. NaN where a divisor is 0."""
 
     name: str
-    """The group's value, such as a channel or a date; `(none)` for payments without the field."""
+    """The group's value, such as a channel or a date; `(none)` without the field."""
     payments: int
-    """Measured payments of the group."""
+    """Measured payments."""
     frauds: int
     """Frauds among them."""
     frauds_stopped: int
     """Frauds that were reviewed or declined."""
     reviewed: int
-    """Payments that were sent to review."""
+    """Reviewed payments."""
     declined: int
-    """Payments that were declined."""
+    """Declined payments."""
     fraud_share: float
     """Frauds divided by payments."""
     precision: float
-    """The share of frauds among the payments that were reviewed or declined."""
+    """Share of frauds among reviewed and declined payments."""
     recall: float
-    """The share of the frauds that were reviewed or declined."""
+    """Share of the frauds that were reviewed or declined."""
     mean_score: float
     """Mean of the scores."""
     auc_roc: float
-    """Area under the ROC curve of the scores."""
+    """Area under the ROC curve."""
     average_precision: float
-    """Average precision of the scores."""
+    """Average precision."""
     precision_interval: tuple[float, float]
-    """The 95 % interval of `precision`."""
+    """Its 95 % interval."""
     recall_interval: tuple[float, float]
-    """The 95 % interval of `recall`."""
+    """Its 95 % interval."""
     auc_roc_interval: tuple[float, float]
     """The 95 % interval of `auc_roc`."""
     average_precision_interval: tuple[float, float]
     """The 95 % interval of `average_precision`."""
     amount_minor: int
-    """Sum of the amounts of all payments of the group."""
+    """Sum of the payments' amounts."""
     fraud_minor: int
-    """Sum of the amounts of its frauds."""
+    """Sum of the frauds' amounts."""
     money: Money | None
-    """The money of the decisions; null if no payment has a known outcome."""
+    """Money; null without known outcomes."""
 
     @property
     def rests_on_few_frauds(self) -> bool:

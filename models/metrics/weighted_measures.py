@@ -29,7 +29,7 @@ class WeightedMeasures:
     clipped: int
     """Payments whose weight would be larger."""
     effective_payments: float
-    """The number of payments of equal weight that would make the figures as certain."""
+    """Payments of equal weight that would make the figures as certain."""
     effective_frauds: float
     """The same for frauds."""
     fraud_share: float

@@ -209,7 +209,7 @@ class FileLedger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_other:
                 # Somebody has deleted or replaced it. The amount that this process knows to be spent stays spent.
-                self._say("was deleted or replaced, and is used anew")
+                self._say("was deleted or replaced, and is used again")
                 self._take_over()
         except BlockingIOError:
             return self._is_locked_out()

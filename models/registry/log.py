@@ -77,7 +77,7 @@ class RegistryLog:
         return self.head, self._lines_digest(len(self.entries))
 
     def has_noted(self, noted: tuple[str, str]) -> bool:
-        """Returns whether the log begins with the one that was noted. Nothing, or a head alone, may have been noted."""
+        """Returns whether the log begins with the noted log. Nothing, or a head alone, may have been noted."""
         head, lines = noted
         if head in ("", FIRST):
             return True

@@ -327,7 +327,7 @@ def proposal_named(state: RegistryState, text: str) -> Proposal:
 def version_named(log: RegistryLog, state: RegistryState, text: str | None) -> Version:
     """Returns the version that a text names, among all that were ever proposed; the champion without a text.
 
-    If several have that bundle or policy, it is the one that was proposed last. Raises RegistryRefused.
+    If several versions have that bundle or policy, the last proposed one counts. Raises RegistryRefused.
     """
     if text is None:
         if state.champion is None:

@@ -420,7 +420,7 @@ class _Fold:
         )
         own = [proposal for proposal in self._proposals.values() if proposal.by == entry.by]
         if len(own) > _OPEN_MAX:
-            # `min` takes the first of equals: the oldest of those that nobody has approved.
+            # `min` takes the first of equals: the oldest without an approval.
             del self._proposals[min(own, key=lambda proposal: bool(proposal.approvals)).digest]
         return ""
 
@@ -582,7 +582,7 @@ def _role_problem(person: RegistryPerson, entry: Entry) -> str:
     # Everybody may withdraw their own key at once, with that key.
     if entry.kind == kinds.KEY_REVOKED and entry.text("revoked") == entry.key:
         return ""
-    return f"{person.name} has not the role {' or '.join(roles)}"
+    return f"{person.name} lacks the role {' or '.join(roles)}"
 
 
 def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:

@@ -53,13 +53,13 @@ _PAYMENT = (
     OutputColumn(PAYMENT_ID, _TEXT, "", "The payment's id, unique per attempt."),
     OutputColumn("event_time_ms", pa.int64(), _TIME_UNIT, "When the payment was attempted."),
     OutputColumn("card_id", _TEXT, "", "The token that stands for the card."),
-    OutputColumn("merchant_id", _TEXT, "", "The merchant who is paid."),
+    OutputColumn("merchant_id", _TEXT, "", "The payee."),
 )
 _REFERENCE_AMOUNT = OutputColumn(
     "amount_reference_minor",
     pa.int64(),
     "minor units of the reference currency",
-    "The amount at the exchange rate of the payment's own time; null for a currency without a rate.",
+    "The amount at the rate of the payment's time; null without a rate.",
 )
 _LABEL = OutputColumn("label", _TEXT, "", "fraud or genuine, by the last known outcome; null without an outcome.")
 
@@ -68,14 +68,13 @@ DECISION_COLUMNS = (
     OutputColumn("amount_minor", pa.int64(), "minor units of `currency`", "The amount as it was paid."),
     OutputColumn("currency", pa.dictionary(pa.int32(), pa.string()), "", "ISO 4217 code of the amount."),
     _REFERENCE_AMOUNT,
-    OutputColumn("score", pa.float64(), _SCORE_UNIT, "The champion's calibrated probability of fraud."),
+    OutputColumn("score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
     OutputColumn("action", _ACTION_TYPE, "", "approve, review or decline."),
     OutputColumn(
         "reasons",
         pa.list_(pa.string()),
         "",
-        "The thresholds and rules (as `rule:NAME`) that asked for this action. Empty if none did. Live decisions also "
-        "name features; a replay does not.",
+        "The thresholds and rules (as `rule:NAME`) that asked for this action. A replay names no features.",
     ),
     OutputColumn("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
     _LABEL,
@@ -86,17 +85,17 @@ VECTOR_COLUMN = OutputColumn(
 _CODED = pa.dictionary(pa.int32(), pa.string())
 # Written with vectors: drift detection reads them together (`paywarden drift backtest`).
 SEGMENT_COLUMNS = (
-    OutputColumn("channel", _CODED, "", "With `--vectors`: how the card was used; null if nobody said."),
-    OutputColumn("country", _CODED, "", "With `--vectors`: ISO 3166 code of the country; null if nobody said."),
-    OutputColumn("mcc", _CODED, "", "With `--vectors`: the merchant's category; null if nobody said."),
+    OutputColumn("channel", _CODED, "", "With `--vectors`: the payment's channel."),
+    OutputColumn("country", _CODED, "", "With `--vectors`: the payment's country."),
+    OutputColumn("mcc", _CODED, "", "With `--vectors`: the payment's merchant category."),
 )
 DIFFERENCE_COLUMNS = (
     *_PAYMENT,
     _REFERENCE_AMOUNT,
-    OutputColumn("champion_score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
-    OutputColumn("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's probability of fraud."),
-    OutputColumn("champion_action", _ACTION_TYPE, "", "approve, review or decline, by the champion."),
-    OutputColumn("challenger_action", _ACTION_TYPE, "", "approve, review or decline, by the challenger."),
+    OutputColumn("champion_score", pa.float64(), _SCORE_UNIT, "The champion's score."),
+    OutputColumn("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's score."),
+    OutputColumn("champion_action", _ACTION_TYPE, "", "The champion's action."),
+    OutputColumn("challenger_action", _ACTION_TYPE, "", "The challenger's action."),
     _LABEL,
 )
 

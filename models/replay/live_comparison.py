@@ -38,13 +38,13 @@ class LiveAgreement:
     payments: int
     """Payments decided both live and by the replay."""
     equal_actions: float | None
-    """Share of them with the same action."""
+    """Share with the same action."""
     equal_scores: float | None
-    """Share of them with the same score, to the bit."""
+    """Share with the same score, to the bit."""
     score_difference_max: float | None
     """The largest difference of two scores."""
     flagged_of_other_action: int
-    """Payments with another action that had a flag live, such as mirror_absent."""
+    """Payments with another action that had a live flag, such as mirror_absent."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class LiveComparison:
     """Where live decisions and those of a replay agree and differ. Counts are payments unless stated otherwise."""
 
     decisions: int
-    """Live decisions in the archive about payments of the window."""
+    """Live decisions about payments of the window."""
     decisions_not_decoded: int
-    """Records of the archive that cannot be read as decisions."""
+    """Records that cannot be read as decisions."""
     repeated: int
-    """Live decisions about a payment with an earlier live decision; they are not compared."""
+    """Later live decisions about one payment, which are not compared."""
     only_live: int
-    """Payments that were only decided live."""
+    """Payments decided only live."""
     only_replayed: int
-    """Payments that were only decided by the replay."""
+    """Payments decided only by the replay."""
     whole: LiveAgreement
-    """How far both agree about all payments. In metrics.json its values stand beside these."""
+    """The agreement about all payments. In metrics.json its values stand beside these."""
     actions: list[list[int]]
     """`actions[i][j]` payments got action i live and j from the replay (0 approve, 1 review, 2 decline)."""
     score_differences: list[int]
@@ -70,7 +70,7 @@ class LiveComparison:
     models/metrics/comparison.py.
     """
     flags_of_other_action: dict[str, int]
-    """For each live flag, the payments with another action that had it; the most frequent flag first."""
+    """Payments with another action by live flag, the most frequent first."""
     by_model_version: dict[str, LiveAgreement]
     """The agreement by the model version that decided live."""
 

@@ -98,39 +98,37 @@ class ReplayFacts:
     """The facts of a replay that do not depend on a contestant. Days are dates; both ends belong to the window."""
 
     first_day: str
-    """First UTC day that was measured."""
+    """First measured UTC day."""
     last_day: str
-    """Last UTC day that was measured."""
+    """Last measured UTC day."""
     payments: int
-    """Payments that were measured."""
+    """Measured payments."""
     frauds: int
-    """Measured payments that were fraud."""
+    """Frauds among them."""
     without_outcome: int
-    """Measured payments without any outcome. They count as genuine, as in training."""
+    """Measured payments without an outcome, which count as genuine."""
     left_out_unknown: int
-    """Payments of the window that are not measured: they have no outcome, and nobody knows whether they were fraud."""
+    """Payments of the window that are left out, because their label is not known."""
     protocol: str
-    """Which payments are measured: `all`, or with `handbook` those of cards not yet known to be compromised."""
+    """`all`, or `handbook`: without cards already known to be compromised."""
     amount_minor: int
     """Sum of the measured payments' amounts."""
     fraud_minor: int
     """Sum of the frauds' amounts."""
     payments_replayed: int
-    """Payments that were replayed, including those before the window, which fill the profiles."""
+    """Replayed payments, with those before the window, which fill the profiles."""
     excluded_known_compromised: int
-    """With the protocol `handbook`: payments of the window that are not measured, because their cards were known to be
-    compromised.
-    """
+    """With `handbook`: payments left out, because their cards were known to be compromised."""
     label_delay_days: int
-    """With the protocol `handbook`: after how many days a payment's label counts as known."""
+    """With `handbook`: the days until a payment's label counts as known."""
     reference_currency: str
-    """ISO 4217 code of the currency in which amounts are compared."""
+    """ISO 4217 code of the reference currency."""
     costs: CostSettings
     """The stated costs."""
     profile_lag: str = "0"
-    """How far the profiles lagged behind: `0`, a duration such as `150ms`, or a trace's file name."""
+    """The lag of the profiles: `0`, a duration such as `150ms`, or the name of a file of lags."""
     overlay_hosts: int = 0
-    """How many scoring hosts there were, each of which saw the last payments that it had answered; 0 for no overlay."""
+    """The number of hosts with an overlay; 0 without one."""
 
     @property
     def has_outcomes(self) -> bool:
@@ -149,7 +147,7 @@ class ReasonMeasures:
     payments: int
     """Payments with this reason."""
     alone: int
-    """Payments for which it was the only reason."""
+    """Payments with no other reason."""
     frauds: int
     """Frauds among the payments."""
     precision: float
@@ -167,19 +165,19 @@ class ContestantMeasures:
     model_version: str
     """The bundle's version."""
     policy: str
-    """Where the policy comes from."""
+    """The source of the policy."""
     rules: int
     """The number of the policy's rules."""
     policy_segments: int
     """The number of the policy's segments."""
     review_at: float
-    """Payments with a score of at least this are reviewed."""
+    """The threshold of review."""
     decline_at: float
-    """Payments with a score of at least this are declined."""
+    """The threshold of decline."""
     train_from: str
-    """First UTC day the model was trained on."""
+    """First UTC day of training."""
     train_to: str
-    """Last UTC day the model was trained on."""
+    """Last UTC day of training."""
     auc_roc: float
     """Area under the ROC curve: how often a fraud scores higher than a genuine payment."""
     average_precision: float
@@ -189,25 +187,25 @@ class ContestantMeasures:
     average_precision_interval: tuple[float, float]
     """The 95 % interval of `average_precision`."""
     card_precision_at_100: float
-    """The share of compromised cards among the 100 cards with the highest scores of a day; mean over days."""
+    """Compromised cards among a day's 100 cards with the highest scores; mean over days."""
     card_precision_per_day: list[float]
-    """Card precision of each day of `by_day`; empty without outcomes."""
+    """The same for each day of `by_day`."""
     calibration: MeanCalibration | None
     """Mean score and share of frauds; null without outcomes."""
     weighted: WeightedMeasures | None
-    """The measures with propensity weights; null where the payments have no propensity."""
+    """The measures with propensity weights; null without propensities."""
     actions: dict[str, int]
-    """All payments of the window by action, including those that are not measured."""
+    """All payments of the window by action."""
     whole: GroupMeasures
     """The measured payments as one group."""
     by_reason: list[ReasonMeasures]
-    """The reasons, the one with the most payments first."""
+    """The reasons, the most frequent first."""
     at_review_capacity: AtCapacity
-    """The frauds that analysts would find if they reviewed the highest scores of each day."""
+    """Frauds that reviews of each day's highest scores would find."""
     threshold_curve: ThresholdCurve
     """The effect of every threshold."""
     reliability: ReliabilityCurve | None
-    """Mean scores and shares of frauds, in bins of scores; null without outcomes."""
+    """Mean scores and shares of frauds in bins; null without outcomes."""
     score_histogram: ScoreHistogram
     """Payments by score."""
     by_day: list[GroupMeasures]
@@ -253,7 +251,7 @@ class ActionChange:
     amount_minor: int
     """Sum of their amounts."""
     largest: list[ChangedPayment]
-    """The payments with the highest amounts, at most 20."""
+    """At most 20, the highest amounts first."""
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def replay(
         raise Misconfigured(f"protocol: wanted one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
     costs, room = options.costs or CostSettings(), options.room or MemoryAllocator()
     if earlier is not None and options.staleness is not None:
-        raise Misconfigured(f"{earlier} has scores of another lag: a replay with a lag computes them anew")
+        raise Misconfigured(f"{earlier} has scores of another lag: a replay with a lag computes them again")
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")

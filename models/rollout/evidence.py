@@ -24,7 +24,7 @@ Example: p is 5 %. The candidate has 7 of the first 20 declined cards, where 1 w
 worth 7 log 4 - 20 log(1.15) = 6.9, and that on d = 10 is worth 8.7. The mean of all six is e^7.06 = 1,163.
 
 The bets are those of drift detection (models/drift/detectors.py) on another quantity. There a change may begin at any
-time, so sums of bets begin anew at every block; here everything begins with the step.
+time, so sums of bets start again at every block; here everything begins with the step.
 
 Sources: J. Ville, "Étude critique de la notion de collectif" (1939); I. Waudby-Smith, A. Ramdas, "Estimating means of
 bounded random variables by betting" (2023); A. Ramdas et al., "Game-theoretic statistics and safe anytime-valid

@@ -8,7 +8,7 @@
 
 The first that applies is the finding. Only `within` lets a rollout go on, and time alone never does.
 
-Evidence of a day begins anew, though some of its cards were seen on an earlier day. For that reason it has a share of
+Evidence of a day starts again, though some of its cards were seen on an earlier day. For that reason it has a share of
 `alpha` of its own: within the day each card shows its arm once, and with nothing different no card's events depend on
 its arm. Gains of several days are never multiplied, since a card that often has events would count again and again.
 

@@ -122,8 +122,8 @@ class RolloutPlan:
     # The least time of each step but the last.
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
-    # How long hosts take to act on a new share. Decisions of that time do not count: they have the arms of before, and
-    # that would look like a wrong split.
+    # How long hosts take to act on a new share. Decisions of these seconds do not count: their earlier arms
+    # would look like a wrong split.
     settle_s: float = 10.0
     # Measures that nothing is known about here, such as `slow` where no latency is recorded.
     leave_out: tuple[str, ...] = ()

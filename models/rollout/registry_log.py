@@ -123,7 +123,7 @@ class _Fold:
         return RolloutEvent(EventKind.ABORTED, entry.time_ms, entry.by, f"rolled back: {entry.why}")
 
     def _event(self, entry: Entry) -> RolloutEvent | None:
-        """Returns the event of an entry; None unless it is of the newest rollout and can be read."""
+        """Returns the event of an entry; None for another rollout than the newest, or an unreadable event."""
         if entry.kind not in _KINDS.values() or not entry.text("event"):
             return None
         try:
@@ -139,7 +139,7 @@ class _Fold:
         return event if is_of_newest else None
 
     def _is_approved(self, start: Start, entry: Entry) -> bool:
-        """Returns whether a start is of the versions that its entry names: people approved those, and no others."""
+        """Returns whether a start has the versions that its entry names, which alone are approved."""
         candidate = self._proposed.get(entry.text("proposal"))
         champions = [one for one in self._proposed.values() if one.digest == entry.text("champion")]
         if candidate is None or not champions or start.name != entry.text("rollout"):

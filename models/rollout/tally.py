@@ -100,7 +100,7 @@ class StepTally:
         return StepCounts(cards, first, step, day, np.array(self._day))
 
     def _turn_to(self, day: int) -> None:
-        """Begin a day: evidence of days begins anew."""
+        """Begin a day: evidence of days starts again."""
         if day > self._day:
             self._day = day
             self._of_day[:] = 0

@@ -133,7 +133,7 @@ class Cases:
             events.append(ConsoleEvent(subject, cases.LINKED, by, now, {"item": _item(visit)}))
         is_seen = self._reader.write(events)
         visit.did("opened", subject)
-        # The page of a case that nobody has read yet would say that there is none.
+        # The page of a case that is not in the database yet would say that there is none.
         location, later = (f"/cases/{case_id}", "") if is_seen else (PATH, NOT_SEEN)
         return Done(location, f"Opened the case {case_id}.{later}", {"case_id": case_id})
 

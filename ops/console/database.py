@@ -116,7 +116,7 @@ class ConsoleDatabase:
     def _unavailable(self, error: sqlite3.Error) -> DatabaseUnavailable:
         why = f"the console's database {self.path} does not answer: {error}"
         if type(error) is sqlite3.DatabaseError:
-            # The file is damaged, or is none of SQLite: its own words name no way out.
+            # The file is damaged, or is no SQLite file. SQLite's message names no remedy.
             why += (
                 ". Move it and the files beside it (-wal, -shm) away and start the console again: it makes them again "
                 "from the topics, and people log in again"

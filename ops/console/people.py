@@ -158,7 +158,7 @@ class People:
 def hashed_password(password: str) -> str:
     """Return the line for the file of people.
 
-    Raises Misconfigured for a password that is too short or too long, or among those that everybody tries first.
+    Raises Misconfigured for a password that is too short or too long, or one of the most common.
     """
     if not PASSWORD_CHARS_MIN <= len(password) <= PASSWORD_CHARS_MAX:
         raise Misconfigured(f"password: wanted {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters")

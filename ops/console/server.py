@@ -44,7 +44,7 @@ def serve(
     grace_s: int = _GRACE_S,
     proxies: Sequence[str] = (),
 ) -> None:
-    """Serve an application until `stop` is set. Requests then have `grace_s` to end; those that do not are cut off.
+    """Serve an application until `stop` is set. Requests then have `grace_s` to end, and are cut off after that.
 
     `proxies`: who may name a client in X-Forwarded-For, beside this machine itself.
     """

@@ -77,7 +77,7 @@ _HEADERS = {
 _STATIC = Path(__file__).with_name("static")
 _STATIC_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _FAILED_LOGINS_S = 300.0
-# Messages that nobody has fetched yet, at most.
+# At most this many messages wait to be fetched.
 _MESSAGES_MAX = 10_000
 # Five megabytes by a slow line; a body that comes byte by byte holds a connection no longer.
 _BODY_S = 120.0
@@ -111,7 +111,7 @@ class Shell:
     people: People
     sessions: Sessions
     audit: Audit
-    # The address in browsers, without a slash at its end; `serve` sets it where the port is not known before.
+    # The address in browsers, without a slash at its end; `serve` sets it if the port is known only after the start.
     url: str
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()

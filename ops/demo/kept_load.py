@@ -36,7 +36,7 @@ SHIFTED_TIMES = 6
 SHIFTED_CHANNEL = "moto"
 """Their channel: telephone, which the simulator does not know."""
 SILENCE_S = 10.0
-"""A payment that has waited so long for its answer is a silence. A busy machine takes a second or two."""
+"""A payment that has waited this long for its answer counts as a silence. A busy machine takes a second or two."""
 # Latencies are kept for a whole load, so that one is short.
 _LOAD_MS = 60_000
 _LOOK_EVERY_S = 0.1

@@ -336,13 +336,13 @@ def _gateway_agrees(settings: ShardSettings, gateway: Path) -> Iterator[CheckRes
     from paywarden.ops.gateway.description import read_description
 
     described = read_description(gateway, looks_for_files=False)
-    names, mend = sorted(host.name for host in described.hosts), "the two files must say the same"
+    names, fix = sorted(host.name for host in described.hosts), "the two files must say the same"
     if described.shards.count != settings.count:
         text = f"[shards] count is {settings.count}, and {described.shards.count} in {gateway}"
-        yield CheckResult("host", ERROR, text, mend)
+        yield CheckResult("host", ERROR, text, fix)
     elif names not in (sorted(settings.hosts), sorted(settings.next_hosts)):
         text = f"[shards] hosts are {', '.join(sorted(settings.hosts))}, and in {gateway} {', '.join(names)}"
-        yield CheckResult("host", ERROR, text, mend)
+        yield CheckResult("host", ERROR, text, fix)
     else:
         yield CheckResult("host", OK, f"[shards]: {gateway} sends cards by the same table")
 

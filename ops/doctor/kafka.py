@@ -95,8 +95,8 @@ def check_kafka(source: Source) -> Iterator[CheckResult]:
     if missing:
         # Those of a set that a rebuild has made are created for that set alone.
         of_first = {topic.topic for topic in wanted_topics(kafka, settings, entities)}
-        mend = _CREATE if of_first.issuperset(missing) else _CREATE_LIVE
-        yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", mend)
+        fix = _CREATE if of_first.issuperset(missing) else _CREATE_LIVE
+        yield CheckResult("kafka", ERROR, f"topics do not exist: {_listed(missing)}", fix)
     for reason in dict.fromkeys(refused.values()):
         names = [name for name, its_reason in refused.items() if its_reason == reason]
         yield CheckResult("kafka", ERROR, f"Kafka does not describe {_listed(names)} ({reason})", _NOT_TOLD)
@@ -217,7 +217,7 @@ def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], b
             "kafka",
             ERROR,
             f"{name} has {len(described.partitions)} partitions, and its readers need one order over all records",
-            "make it anew with one partition",
+            "create it again with one partition",
         )
     if (has := len(described.partitions)) < topic.num_partitions:
         yield CheckResult(

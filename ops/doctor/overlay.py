@@ -101,7 +101,7 @@ def check_stream(source: Source) -> Iterator[CheckResult]:
 
 
 def _newest_changes(source: Source) -> Iterator[Record | None]:
-    """Yields the newest change of a profile in each partition of the changelog; None if there is none of late."""
+    """Yields the newest change of a profile in each partition of the changelog; None without a recent change."""
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     topic = kafka.topic("profiles")

@@ -14,15 +14,15 @@ STATES = (OK, WARNING, ERROR, SKIPPED)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a check in an area such as "kafka". `mend`: how to put it right; empty where nothing is wrong."""
+    """The result of a check in an area such as "kafka". `fix`: the remedy; empty where nothing is wrong."""
 
     area: str
     state: str
     seen: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.seen}: {self.mend}" if self.mend else self.seen
+        return f"{self.seen}: {self.fix}" if self.fix else self.seen
 
 
 Check = Callable[[Source], Iterable[CheckResult]]

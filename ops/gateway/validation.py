@@ -17,7 +17,7 @@ _TIMEOUT_S = 60
 
 
 def require_addresses(hosts: Iterable[Host]) -> None:
-    """Raise Misconfigured for a host with a name that nobody knows.
+    """Raise Misconfigured for a host whose name cannot be resolved.
 
     Envoy starts with it, and the host gets no call: a wrong letter is half of the hosts, and no error says so.
     """

@@ -227,7 +227,7 @@ class _Load:
                     await self._progress.wait()
 
     async def close(self) -> None:
-        """Close every connection, also those that are being opened."""
+        """Close every connection, also connections that are being opened."""
         self._backlog.clear()
         opening = list(self._opening)
         for task in opening:

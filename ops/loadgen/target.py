@@ -27,7 +27,7 @@ class LoadOptions:
     # Calls on a connection at a time over gRPC, where all connections are opened before the first request.
     streams: int = 64
     timeout_ms: int = 5_000
-    # In an open loop a request that has found no connection for so long is given up, and the newest of those that wait
+    # In an open loop a request that has found no connection for this long is given up, and the newest waiting request
     # goes first, as among independent callers with deadlines. 0: all wait, in their order, for `timeout_ms`.
     give_up_ms: int = 0
     # Sent as `Authorization: Bearer …`.

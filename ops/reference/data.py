@@ -112,7 +112,7 @@ _OTHER_UNITS = {
 }
 
 
-_USUAL_UNITS = (_TIME, _MONEY, "count", "number", "no unit")
+_USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
 class PageLine(NamedTuple):
@@ -133,9 +133,11 @@ def data_page() -> str:
         "# Data dictionary\n",
         *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
         *prose(
-            "Money is in whole minor units, of the reference currency unless a line says otherwise: 4999 is 49.99 EUR, "
-            "and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Other numbers without a "
-            "unit are counts or ratios. A card, merchant or device id is a token of your own, never a card's number."
+            "In brackets: type and unit. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
+            "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
+            "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Shares, "
+            "probabilities and measures such as recall are from 0 to 1. Other numbers without a unit are counts or "
+            "ratios. Ids of cards, merchants and devices are tokens of your own."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -152,7 +154,7 @@ def _history() -> Iterator[str]:
         "(boolean or null): nobody knows, or will know, whether the payment was fraud."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
-        listed = ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
+        listed = ", ".join(f"`{name}` ({kind.replace(' or null', '?')})" for name, kind in columns.items())
         yield from (f"### {topic}.parquet", "", *prose(f"The fields of the topic [{topic}](#{topic}): {listed}."))
 
 
@@ -171,26 +173,22 @@ def _replay() -> Iterator[str]:
     yield from _list(
         map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN, *replay_files.SEGMENT_COLUMNS)),
     )
-    yield from prose(
-        "With `--features` each feature is one more float32 column with the feature's own name, null where nothing is "
-        "known. [features.md](features.md) says what each means, and its unit."
-    )
+    yield from prose("With `--features` each [feature](features.md) is one more float32 column, null if it is missing.")
     yield "### differences.parquet\n"
-    yield from prose("With a challenger: the payments that the two decide differently about.")
+    yield from prose("With a challenger: the payments that get different actions.")
     yield from _list(map(_of_column, replay_files.DIFFERENCE_COLUMNS))
     yield "### metrics.json\n"
     yield from prose(
-        "At the top stand the keys of *what was replayed* and those of *one contestant*, which are the champion's. "
-        "With a challenger, `challenger` has those of the challenger, and `comparison` those of *champion against "
-        "challenger*. With `--archived-decisions`, `archived_decisions` has those of *live against replay*. A value "
-        "that cannot be computed is null. The report shows the same numbers."
+        "At the top are the keys of *what was replayed*, and those of *one contestant* for the champion. `challenger` "
+        "has the challenger's, `comparison` those of *champion against challenger*, and `archived_decisions` those of "
+        "*live against replay*. A value that cannot be computed is null. The report shows the same numbers."
     )
     yield from _list([PageLine("payments_per_second", "number", "", _SPEED)])
     for title, made_of in _METRICS:
         yield from (f"#### {title}", "", *_list(_of_dataclass(made_of)))
 
 
-_SPEED = "How fast the replay was. The only value that differs between two replays of the same input."
+_SPEED = "The replay's speed, the only value that differs between two replays of the same input."
 _METRICS: tuple[tuple[str, type], ...] = (
     ("What was replayed", replay_measures.ReplayFacts),
     ("Costs", costs.CostSettings),
@@ -230,7 +228,7 @@ def _archive() -> Iterator[str]:
     meanings = {
         PARTITION: "The record's partition.",
         OFFSET: "The record's offset in its partition.",
-        TIMESTAMP: "Kafka's own time of the record; 0 where the broker set none.",
+        TIMESTAMP: "Kafka's timestamp of the record; 0 without one.",
     }
     yield from _list(
         [
@@ -244,17 +242,24 @@ def _topics() -> Iterator[str]:
     yield "## Topics\n"
     yield from prose(
         "Values are Avro in the Confluent wire format; the schemas are `schemas/avsc/TOPIC.avsc`. "
-        "[topics.md](topics.md) says how long each topic keeps its records. With `[kafka] topic_prefix` every name "
-        "begins with it."
-    )
-    yield from prose(
-        "Three kinds of topics are for Paywarden alone and hold no Avro: `repartition-ENTITY` carries events to the "
-        "owners of profiles (`streams/profiles/repartition.py` has the bytes), `outbox-cursors` says how far each "
-        "host's decisions are shipped (`streams/companion/cursors.py`), and `schemas` holds the ids of a registry."
+        "[topics.md](topics.md) has keys, retention, and the topics without Avro."
     )
     for topic in TOPICS:
         schema = topic_schema(topic)
-        yield from (f"### {topic}", "", schema["doc"], "", *_list(_of_record(topic, schema, "")))
+        lines = list(_of_record(topic, schema, ""))
+        yield from (f"### {topic}", "", schema["doc"], "", *_list(lines if topic == "payments" else _own(lines)))
+
+
+def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
+    """The lines of a topic without the fields that it repeats from `payments`; one line lists these."""
+    known = {(line.name, line.meaning): line for line in _of_record("payments", topic_schema("payments"), "")}
+    repeated = [line for line in lines if (line.name, line.meaning) in known]
+    if len(repeated) > 2:
+        names = "`, `".join(line.name for line in repeated)
+        yield PageLine(names, "", "", "The fields of the [payment](#payments).")
+    for line in lines:
+        if len(repeated) <= 2 or line not in repeated:
+            yield line
 
 
 # Lines
@@ -263,7 +268,7 @@ def _topics() -> Iterator[str]:
 def _of_column(column: replay_files.OutputColumn) -> PageLine:
     kind = column.kind
     if pa.types.is_list(kind):
-        return PageLine(column.name, f"list of {kind.value_type}", column.unit, column.meaning)
+        return PageLine(column.name, f"{kind.value_type}[]", column.unit, column.meaning)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.unit:
@@ -277,8 +282,8 @@ def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[Page
         name = prefix + field["name"]
         kind, inner, repeated = _avro_kind(field["type"])
         default = field.get("default")
-        told = "" if default in (None, [], "") else f" (default {default})"
-        yield PageLine(name, kind + told, _avro_unit(topic, field["name"], kind), _said(topic, field))
+        usual = "" if default in (None, [], "") else f", default {default}"
+        yield PageLine(name, kind + usual, _avro_unit(topic, field["name"], kind), _meaning(topic, field))
         if inner is not None:
             yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
 
@@ -288,14 +293,14 @@ def _avro_kind(kind: Any) -> tuple[str, dict[str, Any] | None, bool]:
     if isinstance(kind, list):
         (other,) = [branch for branch in kind if branch != "null"]
         text, inner, repeated = _avro_kind(other)
-        return f"{text} or null", inner, repeated
+        return f"{text}?", inner, repeated
     if isinstance(kind, str):
         return kind.removeprefix("paywarden.v1."), None, False
     if kind["type"] == "enum":
         return "one of " + ", ".join(kind["symbols"]), None, False
     if kind["type"] == "array":
         text, inner, _ = _avro_kind(kind["items"])
-        return f"list of {text}", inner, True
+        return f"{text}[]", inner, True
     if kind["type"] == "record":
         return kind["name"].removeprefix("paywarden.v1."), kind, False
     return str(kind["type"]), None, False
@@ -329,17 +334,17 @@ def field_docs(made_of: type) -> dict[str, str]:
 
 
 def _json_kind(hint: Any) -> tuple[str, bool]:
-    """How a value of that type is written in JSON, and whether it is a number or holds some."""
+    """The form of a type in JSON, and whether it is a number or holds numbers."""
     if get_origin(hint) in (Union, types.UnionType):
         (other,) = [part for part in get_args(hint) if part is not type(None)]
         text, is_number = _json_kind(other)
-        return (text if text.endswith("or null") else f"{text} or null"), is_number
+        return f"{text.removesuffix('?')}?", is_number
     if get_origin(hint) in (list, tuple):
         text, is_number = _json_kind(get_args(hint)[0])
-        return f"list of {text}", is_number
+        return f"{text}[]", is_number
     if get_origin(hint) is dict:
         text, is_number = _json_kind(get_args(hint)[1])
-        return f"object of {text} by name", is_number
+        return f"{text}{{}}", is_number
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
         return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
@@ -347,10 +352,11 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
     return names[hint], hint in (int, float)
 
 
-def _said(topic: str, field: dict[str, Any]) -> str:
+def _meaning(topic: str, field: dict[str, Any]) -> str:
     if "doc" not in field:
         raise Undocumented(f"schemas/avsc/{topic}.avsc: field {field['name']} has no doc")
-    return str(field["doc"])
+    # The head of the page gives the unit of all times.
+    return str(field["doc"]).replace(", epoch milliseconds UTC", "")
 
 
 def _unit(where: str, name: str) -> str:
@@ -365,11 +371,11 @@ def _unit(where: str, name: str) -> str:
 
 
 def _list(lines: Iterable[PageLine]) -> list[str]:
-    return [*(entry(line.name, (line.kind, _said_unit(line.unit)), line.meaning) for line in lines), ""]
+    return [*(entry(line.name, (line.kind, _shown_unit(line.unit)), line.meaning) for line in lines), ""]
 
 
-def _said_unit(unit: str) -> str:
-    """A unit, but for those that the head of the page gives to all numbers."""
+def _shown_unit(unit: str) -> str:
+    """The unit; empty for a unit that the head of the page gives to all numbers."""
     return "" if unit in _USUAL_UNITS else unit
 
 

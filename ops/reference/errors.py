@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from http import HTTPStatus
 from types import ModuleType
 from typing import TypeVar
 
-from paywarden.ops.cli import EXIT_STATUSES
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
 from paywarden.schemas import errors
 from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.engine.batching.batcher import Refusal
@@ -23,28 +21,22 @@ from paywarden.scoring.http.refusals import HttpRefusal
 _Refusal = TypeVar("_Refusal", Refusal, HttpRefusal)
 
 _GRPC_MODULES = (batcher, messages, connection, calls, services)
-# The meaning of each branch of the tree for an operator, and in the answer to a request.
+# How each branch of the tree is handled. A branch without a sentence is handled as the one above it.
 _HANDLING = {
-    errors.PaywardenError: ("", "", ""),
+    errors.PaywardenError: "",
     errors.InvalidEvent: (
-        "prints it in one line and ends with status 1",
-        "the stream writes the record to `dead-letters` and goes on",
-        "`invalid_argument`: 400",
+        "A command prints it in one line and ends with status 1. The stream writes the record to `dead-letters` and "
+        "goes on. Over HTTP it is 400, `invalid_argument`."
     ),
     errors.TemporaryFailure: (
-        "prints it in one line and ends with status 1; the same command may succeed later",
-        "a service waits, tries again and commits nothing meanwhile; `/readyz` says 503 and why",
-        "`unavailable`: 503",
+        "A command prints it in one line and ends with status 1. A service waits, tries again and commits nothing "
+        "meanwhile; `/readyz` answers 503 with the reason. Over HTTP it is 503, `unavailable`."
     ),
-    errors.StoreUnavailable: ("as above", "as above: `paywarden_stream_store_up` is 0", "(scoring asks no store)"),
-    errors.BrokerUnavailable: ("as above", "as above", "(scoring asks no broker)"),
-    errors.Misconfigured: (
-        "prints it in one line and ends with status 1",
-        "a service does not start, or stops, with the same line and status",
-        "(no worker starts)",
-    ),
-    errors.BundleRefused: ("as above", "as above", "(no worker starts)"),
-    errors.RegistryRefused: ("as above", "as above: the present release goes on", "(no worker starts)"),
+    errors.StoreUnavailable: "`paywarden_stream_store_up` is 0.",
+    errors.BrokerUnavailable: "",
+    errors.Misconfigured: "A command or service prints it in one line and ends with status 1.",
+    errors.BundleRefused: "",
+    errors.RegistryRefused: "A service that runs goes on with the present release.",
 }
 # The caller's next step after a refusal, by its code.
 _CALLER = {
@@ -53,10 +45,10 @@ _CALLER = {
     "not_found": "Correct the path or the name of the service.",
     "already_exists": "Use another `payment_id`: this one belongs to a payment with other contents.",
     "resource_exhausted": "Wait (`Retry-After` says how long over HTTP), then send the same request again.",
-    "deadline_exceeded": "Send the same request again: if it was decided meanwhile, the same decision comes back.",
-    "unavailable": "Send the same request again after a moment, to another host if there is one.",
-    "internal": "Send the same request again once. If it fails again, read the worker's log: it holds the bug.",
-    "unimplemented": "Use what this page and the integration guide describe: the method or version does not exist.",
+    "deadline_exceeded": "Send the same request again; a decided payment gets the same decision.",
+    "unavailable": "Send the same request again after a moment.",
+    "internal": "Send the same request again once. If it fails again, read the worker's log.",
+    "unimplemented": "Use a method and version that exist.",
 }
 
 
@@ -65,61 +57,54 @@ def errors_page() -> str:
     lines = [
         "# Errors\n",
         *prose(
-            "The kinds of errors that Paywarden raises on purpose, and what to do about each; then the endpoint's "
-            f"codes, and its refusals with a fixed text. {MADE_FROM_CODE}"
+            f"The errors that Paywarden raises on purpose, exit statuses, and the endpoint's refusals. {MADE_FROM_CODE}"
         ),
         *prose(
-            "A message names the setting, field or file, what was wanted and what was got. It never holds a card id, a "
-            "secret or a payload. Anything else that is raised is a bug, is logged with its traceback and ends the "
-            "process (a scoring worker answers `internal` and goes on)."
+            "A message names the setting, field or file, what was wanted and what was got, and never a card id, a "
+            "secret or a payload. Any other error is a bug: its traceback is logged, and the process ends (a scoring "
+            "worker answers `internal` and goes on)."
         ),
         "## The tree\n",
-        f"{_drawing()}\n",
-        *table(("error", "meaning", "a command", "a service", "over HTTP"), _tree(errors.PaywardenError)),
+        *_tree(errors.PaywardenError),
+        "",
         "## Exit statuses\n",
-        *table(("status", "meaning"), ((str(status), text) for status, text in EXIT_STATUSES.items())),
         *prose(
-            "A service ends with 0 after Ctrl-C or SIGTERM, and with 1 if its stop took longer than its setting "
-            "allows. A second signal ends `stream`, `companion` and `broker` at once, with 128 and the signal's number."
-        ),
-        *prose(
-            "A scoring worker ends with 1 for one of these errors and with 70 for a bug. The parent process of `serve` "
-            "logs either and starts the worker again."
+            "[Commands](commands.md#exit-statuses) has all. A service ends with 0 after Ctrl-C or SIGTERM, and "
+            "with 1 if its stop takes longer than its setting allows. A second signal ends `stream`, `companion` and "
+            "`broker` immediately, with 128 plus the signal. A scoring worker ends with 1 for one of these errors and "
+            "with 70 for a bug, and `serve` starts it again."
         ),
         "## Refusals of the scoring endpoint\n",
         *prose(
-            'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`; '
-            "`field` is empty when no field is to blame. Over gRPC the status has the same code and message, and the "
-            "trailer `paywarden-field` names the field."
+            'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`. '
+            "Over gRPC the status has code and message, and the trailer `paywarden-field` the field. `field` is empty "
+            "if no field is wrong."
         ),
-        *table(("code", "HTTP", "gRPC", "what the caller does"), _codes()),
+        *_codes(),
+        "",
         "### HTTP: refusals before a route\n",
-        *table(("status", "code", "message", "connection"), _http()),
+        *_http(),
+        "",
         "### Refusals with a fixed message\n",
-        *prose("The front that is named gives these; the scorer's are the same over HTTP and gRPC."),
-        *table(("code", "message", "field", "given by"), _fixed()),
+        *prose("The scorer's refusals are the same over HTTP and gRPC."),
+        *_fixed(),
+        "",
     ]
     return "\n".join(lines)
 
 
-def _drawing() -> str:
-    """The indented lines of the docstring of schemas/errors.py, as they are."""
-    text = inspect.getdoc(errors) or ""
-    return "\n".join(line for line in text.splitlines() if line.startswith("    "))
-
-
-def _tree(error: type[errors.PaywardenError], depth: int = 0) -> Iterator[tuple[str, ...]]:
+def _tree(error: type[errors.PaywardenError], depth: int = 0) -> Iterator[str]:
     """The errors of schemas/errors.py in the order of the tree; subclasses elsewhere are handled as their base."""
     if error not in _HANDLING:
         raise Undocumented(f"error {error.__name__}: say in ops/reference/errors.py how it is handled")
     meaning = (inspect.getdoc(error) or "").replace("\n", " ")
-    yield "&nbsp;" * 4 * depth + code(error.__name__), meaning, *_HANDLING[error]
+    yield "  " * depth + entry(error.__name__, (), f"{meaning} {_HANDLING[error]}".rstrip())
     for branch in error.__subclasses__():
         if branch.__module__ == errors.__name__:
             yield from _tree(branch, depth + 1)
 
 
-def _codes() -> Iterator[tuple[str, ...]]:
+def _codes() -> Iterator[str]:
     used = {refusal.code for refusal in _refusals(refusals, HttpRefusal)}
     used |= {refusal.code for refusal in _all_fixed()}
     # Most refusals get their message when they are given, and so are no constants.
@@ -130,21 +115,22 @@ def _codes() -> Iterator[tuple[str, ...]]:
         statuses = {refusal.status for refusal in _refusals(refusals, HttpRefusal) if refusal.code == name}
         if name in vars(batcher).values():
             statuses.add(refusals.status_of(name))
-        spoken = ", ".join(f"{status} {HTTPStatus(status).phrase}" for status in sorted(statuses))
-        yield code(name), spoken, f"{messages.CODES[name]} {name.upper()}", advice
+        http = ", ".join(map(str, sorted(statuses)))
+        yield entry(name, (f"HTTP {http}", f"gRPC {messages.CODES[name]} {name.upper()}"), advice)
 
 
-def _http() -> Iterator[tuple[str, ...]]:
+def _http() -> Iterator[str]:
     for refusal in sorted(_refusals(refusals, HttpRefusal), key=lambda refusal: refusal.status):
         field = f"{refusal.field}: " if refusal.field else ""
-        yield str(refusal.status), code(refusal.code), field + refusal.message, "closes" if refusal.closes else ""
+        end = " (the connection closes)" if refusal.closes else ""
+        yield f"- {refusal.status} {code(refusal.code)}: {field}{refusal.message}{end}"
 
 
-def _fixed() -> Iterator[tuple[str, ...]]:
+def _fixed() -> Iterator[str]:
     unique: dict[Refusal, None] = dict.fromkeys(_all_fixed())
     for refusal in unique:
-        giver = "the scorer" if refusal in _refusals(batcher, Refusal) else "gRPC"
-        yield code(refusal.code), refusal.message, code(refusal.field), giver
+        giver = "scorer" if refusal in _refusals(batcher, Refusal) else "gRPC"
+        yield entry(refusal.code, (giver, refusal.field), refusal.message)
 
 
 def _all_fixed() -> list[Refusal]:

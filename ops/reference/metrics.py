@@ -29,22 +29,21 @@ _SERVICES = (
     ),
     (
         "stream",
-        "`GET /metrics` on `[stream] http_host` and `http_port`. Counts are those of this process since its start.",
+        "`GET /metrics` on `[stream] http_host` and `http_port`. Counts begin with the process.",
     ),
     (
         "companion",
-        "`GET /metrics` on `[companion] http_host` and `http_port`. Counts are those of this process since its start.",
+        "`GET /metrics` on `[companion] http_host` and `http_port`. Counts begin with the process.",
     ),
     (
         "shadow",
-        "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts are those of `paywarden shadow run` since its "
-        "start, over all processes of its challengers.",
+        "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts begin with `paywarden shadow run`, summed over "
+        "its challengers' processes.",
     ),
 )
 _PROCESS = (
-    "`stream`, `companion` and `shadow` also show what `prometheus_client` knows of any Python process: `process_…` "
-    "(CPU, memory, open files, start), `python_gc_…` (garbage collection) and `python_info`. `paywarden_store_…` are "
-    "there with `[store] kind` aerospike."
+    "`stream`, `companion` and `shadow` also show `process_…` (CPU, memory, open files, start), `python_gc_…` and "
+    "`python_info`. `paywarden_store_…` exist with `[store] kind` aerospike."
 )
 # The unit of a metric, by the first pattern that its name matches.
 _UNITS = (
@@ -72,18 +71,21 @@ def metrics_page() -> str:
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
-            "A histogram NAME has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. Labels are bounded: none "
-            "holds a card, a payment or another id of the data."
-        ),
-        *prose(
             "In brackets: type, labels, and the unit if the name does not end with it; then the alerts that watch it, "
-            "without their `Paywarden` ([runbook](../operate/runbook/README.md))."
+            "without their `Paywarden` ([runbook](../operate/runbook/README.md)). `…_total` is a counter, "
+            "`…_timestamp_seconds` a Unix time. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
+            "`NAME_count`. No label holds a card, a payment or another id of the data."
         ),
         *prose(_PROCESS),
     ]
+    seen: set[_Family] = set()
     for service, where in _SERVICES:
         lines += [f"## paywarden {service}\n", *prose(where)]
-        lines += [*(_line(family, watched) for family in sorted(of_service[service])), ""]
+        lines += [_line(family, watched) for family in sorted(of_service[service]) if family not in seen]
+        if again := [code(family[0]) for family in sorted(of_service[service]) if family in seen]:
+            lines.append(f"- as above: {', '.join(again)}")
+        lines.append("")
+        seen.update(of_service[service])
     return "\n".join(lines)
 
 
@@ -103,10 +105,12 @@ _Family = tuple[str, str, tuple[str, ...], str]
 
 def _line(family: _Family, watched: Mapping[str, Sequence[str]]) -> str:
     name, kind, labels, text = family
-    by = f"{kind} by {', '.join(map(code, labels))}" if labels else kind
+    shown = "" if name.endswith("_total") else kind
+    by = f"by {', '.join(map(code, labels))}" if labels else ""
     unit = unit_of(name)
     alerts = ", ".join(alert.removeprefix("Paywarden") for alert in watched.get(name, ()))
-    notes = (by, "" if name.endswith(("_total", f"_{unit}")) else unit, f"alerts: {alerts}" if alerts else "")
+    obvious = name.endswith(("_total", "_timestamp_seconds", f"_{unit}"))
+    notes = (f"{shown} {by}".strip(), "" if obvious else unit, f"alerts: {alerts}" if alerts else "")
     return entry(name, notes, text)
 
 

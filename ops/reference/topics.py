@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas.avro import TOPICS
 from paywarden.streams.kafka import topics
 from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC
@@ -48,9 +48,9 @@ _USES = {
     ),
     "decisions": TopicUse(
         "`payment_id`",
-        "The decision about each payment, and the features behind it. A reader of committed records "
-        "finds each decision once. Another may see one twice, with the same `decision_id`.",
-        "`companion`, from the outboxes of the scoring workers",
+        "The decision about each payment, and its features. A reader of committed records finds each decision once; "
+        "another may see one twice, with the same `decision_id`.",
+        "`companion`",
         "your systems; `stream` (drift and outcomes), `archive`",
     ),
     "drift-alerts": TopicUse(
@@ -73,7 +73,7 @@ _USES = {
         "`MODEL_VERSION:VARIANT`", "How good the decisions of a UTC day were.", "`stream`", "your systems"
     ),
     "dead-letters": TopicUse(
-        "as the record had it",
+        "of the record",
         "Records that could not be used, whole, and why.",
         "`stream`",
         "`dead-letters`, `stream`",
@@ -101,9 +101,8 @@ _USES = {
     ),
     "verdicts": TopicUse(
         "`payment_id`",
-        "Analysts' verdicts about payments in review: provisional, and never an outcome. Each comes at least once: "
-        "drop a repeated `verdict_id`.",
-        "`decisions index`, `console`, from the outbox in their database",
+        "Analysts' provisional verdicts about payments in review. Drop a repeated `verdict_id`.",
+        "`decisions index`, `console`",
         "`decisions index`, `console`, your systems",
     ),
     CURSORS_TOPIC: TopicUse(
@@ -131,36 +130,36 @@ _NO_AVRO = {CURSORS_TOPIC: "bytes of our own", SCHEMAS_TOPIC: "JSON", _REPARTITI
 
 def topics_page() -> str:
     """Returns the page of every topic."""
-    rows = [_row(name) for name in (*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, _REPARTITION)]
+    lines = [_line(name) for name in (*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, _REPARTITION)]
     settings = topics.TopicSettings()
     return "\n".join(
         [
             "# Topics\n",
             *prose(f"Every topic that `paywarden topics create` creates. {MADE_FROM_CODE}"),
             *prose(
-                "Avro values are in the Confluent wire format: a zero byte, the schema's id in four bytes, big endian, "
-                "and the record. [data.md](data.md) has every field. With `[kafka] topic_prefix` every name begins "
-                "with the prefix."
+                "Values are Avro in the Confluent wire format (a zero byte, the schema's id in four bytes, big endian, "
+                "the record), by `schemas/avsc/TOPIC.avsc`, if no other form is given. [data.md](data.md) has every "
+                "field. With `[kafka] topic_prefix` every name begins with the prefix."
             ),
             *prose(
-                "Partitions and retention are those of the default settings in `[topics]` "
-                f"(replication factor {settings.replication}). Kafka keeps a record at least as long as said. A topic "
-                "that is compacted keeps the newest record of each key for ever."
+                "In brackets: key, partitions and retention by the default settings in `[topics]` (replication factor "
+                f"{settings.replication}). A compacted topic keeps the newest record of each key for ever."
             ),
-            *table(("topic", "key", "value", "partitions", "kept", "written by", "read by", "meaning"), rows),
+            *lines,
+            "",
         ]
     )
 
 
-def _row(name: str) -> tuple[str, ...]:
+def _line(name: str) -> str:
     use = _USES.get(name)
     if use is None:
         raise Undocumented(f"topic {name} has no description: add one to ops/reference/topics.py")
     # Private, so that nothing else creates topics one at a time.
     created = topics._new_topic(name, name, topics.TopicSettings())
-    schema = f"Avro, `schemas/avsc/{name}.avsc`" if name in TOPICS else _NO_AVRO[name]
-    partitions = str(created.num_partitions)
-    return code(name), use.key, schema, partitions, _kept(created.config or {}), use.writers, use.readers, use.meaning
+    partitions = f"{created.num_partitions} partition{'s' if created.num_partitions > 1 else ''}"
+    notes = (f"key {use.key}", _NO_AVRO.get(name, ""), partitions, _kept(created.config or {}))
+    return entry(name, notes, f"{use.meaning} Written by {use.writers}. Read by {use.readers}.")
 
 
 def _kept(config: dict[str, str]) -> str:

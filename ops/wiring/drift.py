@@ -138,7 +138,7 @@ def outcome_parts(source: Source) -> OutcomeParts:
 def drift_references(source: Source, settings: DriftSettings) -> dict[str, Reference]:
     """Returns the references that decisions are compared with, by model version.
 
-    A reference made from live decisions replaces the one of the model's bundle. Raises Misconfigured, BundleRefused.
+    A reference made from live decisions replaces the bundle's. Raises Misconfigured, BundleRefused.
     """
     from paywarden.models.drift.reference import load_reference, read_reference
 

@@ -127,7 +127,7 @@ def _challenger_files(source: Source, challenger: ConfiguredChallenger) -> Chall
 
 
 def _candidate_files(source: Source, name: str) -> ChallengerFiles:
-    """Returns the files of the candidate in the shadow. Raises Misconfigured if there is none of this name."""
+    """Returns the files of the candidate in the shadow. Raises Misconfigured if no candidate has this name."""
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.streams.shadow.settings import ConfiguredChallenger
 

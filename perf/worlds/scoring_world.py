@@ -193,7 +193,7 @@ def bundle_of(engine: FeatureEngine, size: WorldSize) -> Path:
     settings = hashlib.sha256(repr((size.training_cards, size.training_days, size.seed, training)).encode())
     folder = CACHE / f"{engine.plan.digest[:12]}-{training.trees}x{training.leaves}-{settings.hexdigest()[:12]}"
     if (folder / "fastapi.txt").is_file():
-        # Training takes minutes, so the model is kept. The library is compiled anew by the current code.
+        # Training takes minutes, so the model is kept. The library is compiled again by the current code.
         build_native(folder / "bundle")
         return folder / "bundle"
     print(f"training and compiling {training.trees} trees of {training.leaves} leaves, once", flush=True)

@@ -417,7 +417,7 @@ def write_chunk(frame_at: int, count: int) -> None:
 def settle_chunk(frame_at: int, count: int) -> None:
     """Settle the claims of a chunk whose records are appended, count its decisions, and make its payments pending.
 
-    Of the decisions, NOT_APPROVED are others than approvals, which Python counts, as it counts flags that it has made.
+    Python counts the NOT_APPROVED decisions, which are no approvals, and the flags that Python has made.
     """
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)

@@ -39,7 +39,7 @@ _CALLER_BYTES = 1024
 
 
 class ChunkFrame:
-    """What one scorer hands to the compiled call. Not thread-safe."""
+    """The arrays that one scorer hands to the compiled call. Not thread-safe."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class ChunkFrame:
         self._frames[loop.HOPS] = 0 if neighbours is None else neighbours.address
 
     def _take_overlay(self, overlay: Overlay, mirror: MirrorReader | None) -> None:
-        """Make the frame of an overlay's files, which the call then uses in place of that of vectors."""
+        """Make the frame of an overlay's files, which replaces the frame of vectors in the call."""
         self._overlay_frame, self._overlay_files, self._frames[loop.OVERLAY] = None, overlay.files, 0
         self.numbers[loop.LOST] = not overlay.has_table
         if mirror is not None and overlay.has_table:

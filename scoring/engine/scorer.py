@@ -147,7 +147,7 @@ class PaymentScorer:
         self._numbers = self._frame.numbers
         self._serving = self.served(models, policy, options.origins)
         self._writer = self._serving.writer
-        # Of the chunk that is being scored: the flags of each payment where Python makes them, and its keys and ids.
+        # The present chunk: the flags of each payment where Python makes them, and its keys and ids.
         self._flags: list[tuple[str, ...]] | None = None
         self._read: CheckedPayments | None = None
         self.open_mirror()

@@ -158,7 +158,7 @@ class Vectors:
     def fill(self, payments: CheckedPayments) -> tuple[list[tuple[str, ...]], int]:
         """Fill `vectors` with the features of at most ROWS_MAX payments.
 
-        Returns the payments' flags, and up to when the mirror is complete, in ms (0: unknown).
+        Returns the payments' flags, and the time to which the mirror is complete, in ms (0: unknown).
         """
         count, keys = len(payments), payments.keys
         self.rows[:count] = payments.rows

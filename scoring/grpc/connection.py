@@ -4,8 +4,8 @@
 
 1. The session parses a read whole, and every complete call goes to `MicroBatcher`. Nothing is written yet, unless the
    read needs another reply. `flush` writes all answers in one write after this turn of the loop.
-2. Back-pressure: the front does not read from a caller who does not read. While a caller's flow-control window stays
-   closed, the front refuses his further calls.
+2. Back-pressure: the front does not read from a caller that does not read. While a caller's flow-control window stays
+   closed, the front refuses its further calls.
 3. Frames that ask for nothing (PING, SETTINGS, empty DATA, …) and reset calls use up allowances (token buckets). Time
    and answered calls refill them. A caller without allowance gets ENHANCE_YOUR_CALM and the connection ends.
 4. A stop takes two GOAWAY frames. The first excludes no stream, and a PING follows it. When the PING is answered, every
@@ -91,7 +91,7 @@ class GrpcConnectionServer(CallServer, Protocol):
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
 
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""

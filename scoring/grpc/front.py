@@ -34,8 +34,8 @@ from paywarden.scoring.net.tls import HTTP_2, Tls
 class GrpcServer:
     """Serves one worker's listeners.
 
-    `caller_of` gets a call's `authorization` metadata. It returns the caller's name, or None when he may not call.
-    Without it all may call, and have no names. `fields` are those of a request, which reflection shows.
+    `caller_of` gets a call's `authorization` metadata. It returns the caller's name, or None for a stranger.
+    Without it all callers may call, and have no names. `fields` are those of a request, which reflection shows.
     """
 
     def __init__(

@@ -110,13 +110,13 @@ class HttpConnectionServer(Protocol):
         """Return whether more is asked than can be answered."""
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited unread for so long would come too late."""
+        """Return whether a call that has waited unread for `waited_s` is too late."""
 
     def may_hold(self, now: float) -> bool:
         """Return whether one more connection may be held now (scoring/net/connections.py)."""
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
 
     @property
     def render(self) -> Callable[..., bytes]:
@@ -153,7 +153,7 @@ class HttpConnection(asyncio.Protocol):
         self._blocked = False  # the caller does not read answers
         self._reading = True
         self._last = False  # no further request will be taken
-        self._ended = False  # the caller has ended his half
+        self._ended = False  # the caller has ended its half
         self._lingering = False
         self._going_on = False
         self._is_held = False  # the worker reads nothing for a moment

@@ -5,8 +5,8 @@
 1. A connection submits every request to `MicroBatcher` when its last byte has arrived. The answers to all requests of
    one turn of the loop leave in one write, in the order of the requests. The front itself answers health and metrics.
 2. No connection can block the others. A request must be complete within `request_timeout_ms`. The front does not read
-   from a caller who does not read his answers (back-pressure). Beyond `pipelined_max` unanswered requests, further ones
-   wait, in order, while other connections get their turn. One timer per server checks all connections.
+   from a caller that does not read its answers (back-pressure). Beyond `pipelined_max` unanswered requests, further
+   ones wait, in order, while other connections get their turn. One timer per server checks all connections.
 3. Everything has a limit: connections, head, headers, body, batch, unread answers.
 4. If a request breaks the protocol, the front answers it and closes the connection, since nobody knows where the next
    request begins. If it is merely wrong (route, token, content type, values), the connection stays open.
@@ -203,7 +203,7 @@ class HttpServer:
         return self._batcher is not None and self._batcher.is_overloaded
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Return whether a call that has waited unread for so long would come too late."""
+        """Return whether a call that has waited unread for `waited_s` is too late."""
         return self._batcher is None or self._batcher.is_too_late(waited_s)
 
     def count(self, call: HttpCall, now: float) -> None:

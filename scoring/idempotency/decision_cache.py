@@ -3,7 +3,7 @@
     worker 0   claim(p1): won ─► place ─► append to the outbox ─► settle ─► answer "approve"
     worker 1   claim(p1): found, settled ─► read the record in worker 0's outbox ─► answer "approve"
 
-A caller repeats a payment when he got no answer: the connection broke, a worker was killed, time ran out. The repeat
+A caller repeats a payment that got no answer: the connection broke, a worker was killed, time ran out. The repeat
 may reach another worker, even at the same moment. All workers of a host share one table of claims in memory, without
 a lock, so a worker that is stopped or killed at any point blocks nobody. For the layout of a slot and the protocol of
 a claim, see scoring/idempotency/claim_table.py.
@@ -25,7 +25,7 @@ a claim, see scoring/idempotency/claim_table.py.
    was not started again, the worker that finds its claim ends its incarnation.
 7. Two ids with the same 64-bit hash are told apart by the id in the record; the later one is decided without a claim.
    A payment whose two buckets are full of live claims is decided without a claim, too. Metrics count both: only these
-   payments are decided anew when they are repeated.
+   payments are decided again when they are repeated.
 
 The window goes by CLOCK_BOOTTIME, so no leap of the time of day ends it. The table lives as long as this boot of the
 machine: after the next one a repeated payment may be decided again.

@@ -21,7 +21,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.metrics.shared_metrics import render
 
-# The text is made anew when it is older than this.
+# The text is created again when it is older than this.
 RENDER_EVERY_S = 1.0
 # A worker asks for a new text when the last one is older than this. It is more than RENDER_EVERY_S, because two clocks
 # never agree: the admin process must not take a text for fresh that the worker takes for old.

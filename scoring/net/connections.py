@@ -6,8 +6,8 @@
 A connection is *proven* when it has sent a payment that may be scored. Connections that say nothing, or only ask for
 health, cannot keep others out: the oldest of them is aborted when a new one comes and the front is full.
 
-A caller with a name proves at most three quarters of the connections. Further ones of his work, too, but give way: he
-cannot keep other callers out.
+A caller with a name keeps at most three quarters of the connections. Its further connections work, too, but give way:
+it cannot keep other callers out.
 
 Under overload a front *holds* connections: it reads nothing from them for a moment. `may_hold` paces that, so that
 never all of them are held at once and the worker waits for work.
@@ -41,7 +41,7 @@ _Connection = TypeVar("_Connection", bound=Abortable)
 # The beginning of Linux's struct tcp_info: tcpi_state, and tcpi_last_data_recv in milliseconds.
 _LAST_DATA_RECEIVED = struct.Struct("@B51xI")
 _ESTABLISHED = 1
-# A front takes at least this long to hold all of its connections, and may make up for so much of a turn of the loop.
+# A front takes at least this long to hold all of its connections, and catches up on at most this much in a turn.
 _HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
 
 
@@ -113,7 +113,7 @@ class Connections(Generic[_Connection]):
         return True
 
     def note_closed_unread(self) -> None:
-        """Count a connection that is closed with bytes that nobody has read."""
+        """Count a connection that is closed with unread bytes."""
         self._metrics.closed_unread.add(1)
 
     async def end(self, ask: Callable[[_Connection], None], timeout_s: float) -> None:
@@ -133,7 +133,7 @@ class Connections(Generic[_Connection]):
 
 
 class Unread(NamedTuple):
-    """What waits in the socket of a connection that is not read now."""
+    """The bytes that wait in the socket of a held connection."""
 
     size: int
     """Bytes."""

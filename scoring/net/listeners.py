@@ -35,7 +35,7 @@ _PENDING_PLAIN_MAX = 4096
 
 
 def reserve_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
-    """Returns a bound socket that does not listen. It reserves the port for those that listen there later.
+    """Returns a bound socket that does not listen. It reserves the port for the workers that listen later.
 
     The parent of the workers keeps it until they have ended. If `port` is 0, `getsockname()[1]` is the port that was
     found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of the same user
@@ -180,7 +180,7 @@ async def accept(
     listener.setblocking(False)
     listener.listen(backlog)
     if tls is None or listener.family == socket.AF_UNIX:
-        # These take one turn of the loop, so few are ever pending.
+        # A plain connection takes one turn of the loop, so few are ever pending.
         return Acceptor(
             listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
         )

@@ -1,6 +1,6 @@
 """Requests and responses as protobuf. One request stays the bytes it came as; a batch is only cut into its requests.
 
-The decoder writes a request anew that holds more than the service understands (see scoring/requests/decoder.py).
+The decoder writes a request again that holds more than the service understands (see scoring/requests/decoder.py).
 """
 
 from __future__ import annotations

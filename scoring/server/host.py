@@ -31,7 +31,7 @@ from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.mapped_files import MappedFile
 from paywarden.scoring.server.supervisor import (
     HostParts,
-    Mending,
+    Repairs,
     Supervisor,
     SupervisorMetrics,
     Worker,
@@ -102,7 +102,7 @@ def serve(
 
         supervisor = Supervisor(
             worker_count,
-            HostParts(work, endpoints.places, Mending(own=own, shared=claims), first),
+            HostParts(work, endpoints.places, Repairs(own=own, shared=claims), first),
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
@@ -228,20 +228,20 @@ def _deployer(
 
 
 def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[], bool]]:
-    """Prepare the files that workers map; returns two functions that mend the claims and the pending payments."""
+    """Prepare the files that workers map; returns two functions that repair the claims and the pending payments."""
     claims = MappedFile(
         host.answered.path,
         lambda: answered.prepare(host.answered),
         "payments that were answered before may be decided again",
     )
     if not host.overlay.enabled:
-        return claims.mend, lambda: False
+        return claims.repair, lambda: False
     pending = MappedFile(
         host.overlay.path,
         lambda: prepare(host.overlay, host.engine.plan),
         "payments of the last seconds are missing in it",
     )
-    return claims.mend, pending.mend
+    return claims.repair, pending.repair
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Files that workers map: made anew if somebody deletes one or cuts it short, and mapped before the first payment.
+"""Files that workers map: created again if somebody deletes one or cuts it short, and mapped before the first payment.
 
 A worker that touches a page behind the end of its file is killed (SIGBUS), and so is the one that is started in its
 place: nobody but the supervisor can end that.
@@ -39,8 +39,8 @@ class MappedFile:
         prepare()
         self._inode, self._size = self._look() or (0, 0)
 
-    def mend(self) -> bool:
-        """Make the file anew if it is gone or shorter than it was; returns whether it was.
+    def repair(self) -> bool:
+        """Create the file again if it is gone or shorter than it was; returns whether it was.
 
         A file of another size that somebody put in its place is left alone: another host takes this one over.
         """
@@ -52,11 +52,11 @@ class MappedFile:
             self._inode, self._size = self._look() or (0, 0)
         except (OSError, PaywardenError) as error:
             if str(error) != self._trouble:
-                _log.error("%s was deleted or cut short, and cannot be made anew yet: %s", self._path, error)
+                _log.error("%s was deleted or cut short, and cannot be created again yet: %s", self._path, error)
             self._trouble = str(error)
             return False
         self._trouble = ""
-        _log.error("%s was deleted or cut short: it is made anew, and %s", self._path, self._what)
+        _log.error("%s was deleted or cut short: it is created again, and %s", self._path, self._what)
         return True
 
     def _look(self) -> tuple[int, int] | None:

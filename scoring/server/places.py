@@ -5,9 +5,9 @@
       ▼                      ▼
     worker of place 0      its successor         both listen on the very same socket: one queue of connections
 
-1. The kernel spreads new connections over the sockets that listen. A socket has a queue of connections that nobody has
-   accepted yet, which is lost with the last descriptor of it. The parent therefore holds each socket: the next worker
-   of the place, or another parent, accepts whatever waits in its queue.
+1. The kernel spreads new connections over the sockets that listen. A socket has a queue of connections that no worker
+   has accepted yet. The queue is lost with the socket's last descriptor. The parent therefore holds each socket: the
+   next worker of the place, or another parent, accepts whatever waits in its queue.
 2. Nobody can connect to a socket before its worker calls `listen`, when it is ready for calls.
 3. If a worker dies without a successor, the parent closes the sockets of its place: the others take its connections.
 4. A child keeps the sockets of its own place and closes all others.

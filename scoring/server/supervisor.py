@@ -16,7 +16,7 @@
 
    Until the first successor works, the release may be given up, and the old workers know nothing of it. There are
    never more processes than half as many again, at least one, so the last generation must end before the next begins.
-6. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
+6. A file that workers map and that is gone or cut short is created again (mapped_files.py).
 7. Another parent may take the ports over, for new software or another feature catalogue (takeover.py).
 """
 
@@ -127,16 +127,16 @@ class Worker:
     fork_trouble: str = field(default="")
 
 
-class Mending(NamedTuple):
-    """Mends files of the workers. Both are called before each start and twice a second; True: a file was made anew."""
+class Repairs(NamedTuple):
+    """Repairs files of the workers. Both run before each start and twice a second; True: a file was created again."""
 
     own: Callable[[], bool]
-    """Workers notice by themselves that a file was made anew."""
+    """Workers notice by themselves that a file was created again."""
     shared: Callable[[], bool]
     """After this all workers are started again: one that still had the old file would not see the others' writes."""
 
 
-NOTHING_TO_MEND = Mending(lambda: False, lambda: False)
+NOTHING_TO_REPAIR = Repairs(lambda: False, lambda: False)
 
 
 class HostParts(NamedTuple):
@@ -144,7 +144,7 @@ class HostParts(NamedTuple):
 
     work: Work
     places: Places
-    mending: Mending = NOTHING_TO_MEND
+    repairs: Repairs = NOTHING_TO_REPAIR
     first_number: int = 0
     """The number of the first worker, by which outboxes, metrics and log lines name it."""
 
@@ -168,7 +168,7 @@ class Supervisor:
 
         `has_admin`: a process without payments runs beside the workers.
         """
-        self._work, self._places, self._mending, self._first_number = parts
+        self._work, self._places, self._repairs, self._first_number = parts
         self._stop_s, self._metrics, self._fork = stop_s, metrics, fork
         self._hang_timeout_s = hang_timeout_s
         self._numbers = range(worker_count + spare_count(worker_count))
@@ -220,8 +220,8 @@ class Supervisor:
         """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
         while self._stop_signal is None:
             now = time.monotonic()
-            self._mending.own()
-            if self._mending.shared():
+            self._repairs.own()
+            if self._repairs.shared():
                 for worker in self._workers:
                     # What it closes is closed.
                     self._places.lose(worker.place)

@@ -5,7 +5,7 @@
     new workers accept from them, beside the old ones
     new ── "ready" ──────► old parent: its workers accept no more, answer what is in flight, and end
 
-1. A listening socket has a queue of connections that nobody has accepted yet. Therefore the sockets themselves are
+1. A listening socket has a queue of connections that are not accepted yet. Therefore the sockets themselves are
    handed over: one queue, whose connections the new workers accept.
 2. Until "ready" nothing has changed for the old host. If the new one dies before, the old one goes on.
 3. Both hosts share the decision cache, so a payment that is asked for again gets its decision from either. Each has

@@ -8,8 +8,8 @@
    appends any more. Only then does it open the decision cache, which ends the claims of that process.
 2. It inherits its releases from the parent. Only the candidate's share of the cards may change (rollout_share.py).
 3. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
-4. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another share, mends the outbox,
-   and checks that its parent lives. Its heart beats meanwhile.
+4. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another share, repairs the
+   outbox, and checks that its parent lives. Its heart beats meanwhile.
 5. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
 6. On SIGUSR1 another worker accepts from its sockets. It accepts no more, answers one more call of each connection,
    closes the connection after it, and ends.

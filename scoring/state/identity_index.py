@@ -8,7 +8,7 @@
 1. Only entities that features of other entities look at have records. A catalogue without such features has no index.
 2. The companion writes a record in the transaction that adds its profile, and deletes it with the profile.
 3. `\\0indexed` is written in every transaction. If the mirror's newest transaction has another number, a companion that
-   keeps no index has changed profiles since then, and the index is made anew.
+   keeps no index has changed profiles since then, and the index is created again.
 4. `steps` makes what a catalogue needs, by a walk over the keys, and removes what it does not need. An entity stands in
    `\\0indexed` only while it has all its records. A walk that was interrupted begins again.
 """

@@ -8,8 +8,8 @@
     \\0shards              the shards of cards that are complete (scoring/state/shards.py); absent: all
     \\0indexed, \\0index:…  profiles by identity, where features need them (scoring/state/identity_index.py)
 
-Keys that begin with a zero byte belong to the mirror: no entity can have one. Up to when the mirror is complete stands
-in the file's header.
+Keys that begin with a zero byte belong to the mirror: no entity can have one. The time to which the mirror is complete
+stands in the file's header.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class MirrorFile:
                 raise self.failure(f"the mirror is damaged: its file {'is empty' if not header else 'was cut short'}")
             words = _HEADER.unpack(header)
             if words[form.MAGIC_AT] != form.MAGIC:
-                raise self.failure("the mirror is damaged: its file is none of this release")
+                raise self.failure("the mirror is damaged: its file is not one of this release")
             if (missing := words[form.ALLOCATED_AT] - status.st_size) > 0:
                 raise self.failure(f"the mirror is damaged: its file was cut short, and lacks {missing} bytes")
             access = mmap.ACCESS_WRITE if self._is_writer else mmap.ACCESS_READ
@@ -257,7 +257,7 @@ class MirrorFile:
         return self._of_newest(form.META_PROFILES)
 
     def complete_to_ms(self) -> int | None:
-        """Returns up to when the mirror is complete, in epoch ms; None for a new mirror. Raises `failure`."""
+        """Returns the time to which the mirror is complete, in epoch ms; None for a new mirror. Raises `failure`."""
         return self._of_newest(form.META_COMPLETE_TO_MS) or None
 
     def newest_transaction(self) -> int:

@@ -157,7 +157,7 @@ class MirrorWriter(MirrorFile):
         said, now = read_regular(note).decode("ascii", errors="replace").split() if note.exists() else [], boot_id()
         if said and now and said[0] != now and _CLOSED not in said:
             _log.warning(
-                "mirror: %s was not closed before the machine started again: it is filled anew", self._settings.path
+                "mirror: %s was not closed before the machine started again: it is filled again", self._settings.path
             )
             discard(self._settings)
         write_synced(note, f"{now}\n".encode())

@@ -174,7 +174,7 @@ class CardShards:
         return int(_FIRST_WORD.unpack_from(outer.digest())[0]) % self.count
 
     def unheld_rows(self, cards: Sequence[bytes], held: Sequence[bool]) -> list[int]:
-        """Returns the places of the cards whose shard is not held. `held`: by shard, whether it is."""
+        """Returns the places of the cards whose shard is not held. `held`: a flag for each shard."""
         of_card = self.of_card
         return [row for row, card in enumerate(cards) if not held[of_card(card)]]
 

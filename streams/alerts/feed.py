@@ -31,7 +31,7 @@ _ASK_AFTER_READS = 6
 
 @dataclass(frozen=True)
 class FeedPosition:
-    """The next offset of a topic. `identity` is the topic's id: a topic that was made anew has another one."""
+    """The next offset of a topic. `identity` is the topic's id: a topic that was created again has another one."""
 
     identity: str
     next_offset: int
@@ -82,7 +82,7 @@ class AlertFeed:
         self._identities: IdentityWatch | None = None
 
     def start(self, known: Mapping[str, FeedPosition]) -> set[str]:
-        """Begin where `known` says. Returns the topics that begin anew: they were made anew, or lack the next record.
+        """Begin where `known` says. Returns topics to read from the start: created again, or without the next record.
 
         Raises BrokerUnavailable, or Misconfigured for a topic that does not exist.
         """
@@ -157,7 +157,7 @@ class AlertFeed:
         """Raise BrokerUnavailable if a topic is another one than was read. An id that is not known says nothing."""
         for full_name, topic_id in ids.items():
             if topic_id and topic_id != self._positions[self._topics[full_name]].identity:
-                raise BrokerUnavailable(f"topic {full_name} was made anew: it is read from its beginning")
+                raise BrokerUnavailable(f"topic {full_name} was created again: it is read from its beginning")
 
     def _decoded(self, topic: str, value: bytes) -> Mapping[str, Any] | None:
         try:

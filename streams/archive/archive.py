@@ -9,7 +9,7 @@
 What can go wrong:
 
 - The process is killed: the same call goes on behind the last whole file.
-- The topic was deleted and made anew, or has lost its end: the run ends with an error.
+- The topic was deleted and created again, or has lost its end: the run ends with an error.
 - Missing records have expired from the topic: the run ends with an error and writes nothing of that range.
 """
 
@@ -102,7 +102,8 @@ class Archiver:
         known = {part.topic_id for files in parts.values() for part in files} - {""}
         if now and known and now not in known:
             raise Misconfigured(
-                f"{folder} holds another topic of this name: it was deleted and made anew, or is on another cluster: "
+                f"{folder} holds another topic of this name: it was deleted and created again, or is on another "
+                "cluster: "
                 f"its id is {now}, the files have offsets of {', '.join(sorted(known))}; go on in another folder"
             )
         for partition, files in parts.items():

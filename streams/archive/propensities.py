@@ -6,10 +6,10 @@
 Exploration (models/policy/exploration.py) approves a small random share of the payments that would be declined. Those
 alone get another propensity than 1. In particular:
 
-- A payment that the coin left declined stays at 1. It is one of those that the explored payments stand for.
+- A payment that the coin left declined stays at 1. The explored payments stand for it.
 - A payment that somebody else declined after we had approved it stays at 1, since nothing was learnt from it.
-- The share of a rollout's arm is no such chance: both arms keep their payments. A decision of an arm that explored has
-  the chance of its action, and that one counts.
+- The share of a rollout's arm does not count: both arms keep their payments. If an arm explored, the chance of the
+  action counts.
 
 A payment may have several decisions. The earliest counts, as in comparisons of replays with live decisions.
 """

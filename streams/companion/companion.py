@@ -91,7 +91,7 @@ from paywarden.streams.profiles.progress.watermarks import CopyProgress
 _log = logging.getLogger(__name__)
 
 _LOOK_AROUND_EVERY_S = 1.0
-# A companion without records sleeps so long; the next one wakes it up. While it gets or drops cards it has more to do.
+# A companion without records sleeps this long, or until the next record. While it gets or drops cards it looks sooner.
 _IDLE_S, _MOVING_S = 0.5, 0.2
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
@@ -418,10 +418,10 @@ class Companion:
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
         if misfit := self._shards_misfit():
-            _log.warning("companion: the mirror is filled anew: %s", misfit)
+            _log.warning("companion: the mirror is filled again: %s", misfit)
             positions = {}
         if misfit := self._misfit(positions, ends, changelog):
-            _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
+            _log.warning("companion: the mirror is filled again: topic %s %s", self._topic, misfit)
             positions = {}
         if positions.keys() != set(self._partitions):
             self._empty_mirror()
@@ -490,7 +490,7 @@ class Companion:
         """Returns why the mirror's positions do not belong to the changelog as it is now; empty if they do."""
         known = self._mirror.changelog_id()
         if known and changelog and known != changelog:
-            return f"was deleted and made anew: its id was {known} and is {changelog}"
+            return f"was deleted and created again: its id was {known} and is {changelog}"
         for partition, position in positions.items():
             if position > ends.get(partition, position):
                 return f"has lost records: {cut_of(partition, position, ends[partition])}"
@@ -596,7 +596,7 @@ class Companion:
 
 
 def make_index(mirror: MirrorWriter, index: IdentityIndex, health: CompanionHealth, stop: Event) -> bool:
-    """Make a mirror's index by identity, if it is not as it should be. Returns False if stopped first.
+    """Make a mirror's index by identity, if it is missing or outdated. Returns False if stopped first.
 
     Raises MirrorUnavailable, MirrorDamaged.
     """

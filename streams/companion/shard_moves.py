@@ -1,4 +1,4 @@
-"""Brings a mirror from the shards of cards that it holds to those that it is to hold, while the companion goes on.
+"""Changes the shards of cards that a mirror holds, while the companion goes on.
 
     holds 1 2 3, is to hold 2 3 4                                what workers flag       applied of the changelog
     1. note "2 3 are complete", and let workers see that         all but 2 3             1 2 3
@@ -12,7 +12,7 @@
    remembers these keys. A profile of shard 4 then has the bits that it has in a mirror which holds everything.
 3. A companion that dies in between begins with step 1 again. The mirror's note names the complete shards, and says that
    it is not clean.
-4. If the store is lost, or another profile set is swapped in, the copy begins anew with step 2.
+4. If the store is lost, or another profile set is swapped in, the copy starts again with step 2.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ States = Mapping[bytes, bytes | None]
 
 
 class CopyInterrupted(Exception):
-    """The copied profiles may be of an old profile set: begin the copy anew."""
+    """The copied profiles may be of an old profile set: begin the copy again."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class ShardMoves:
                 yield from self._copy(kept, missing)
                 break
             except (StoreUnavailable, CopyInterrupted) as error:
-                _log.info("companion: the copy of shards begins anew: %s", error)
+                _log.info("companion: the copy of shards starts again: %s", error)
                 self._touched, self._held = None, self._mask(kept)
                 self._pause(_LOOK_AGAIN_S)
                 yield

@@ -310,7 +310,7 @@ class Shipper:
             self._say(f"a transaction has failed and is aborted: {reason}")
             self._state = _State.ABORTING
         elif kind.retriable():
-            # The usual cause: it takes longer than a round waits.
+            # The usual cause: the broker takes longer than a round waits.
             _log.debug("companion: shipping waits: %s", reason)
         else:
             self._lose_producer(reason)
@@ -319,7 +319,7 @@ class Shipper:
         self._lost_count += 1
         if self._lost_count > _PRODUCERS_LOST_MAX:
             raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
-        self._say(f"the producer of decisions has ended and begins anew: {reason}")
+        self._say(f"the producer of decisions has ended and starts again: {reason}")
         self._producer, self._state, self.under_way = None, _State.NEW, 0
         self._due = time.monotonic() + self._options.again_after_s
 

@@ -4,7 +4,7 @@
     drift:five:3:17             counts as missing, at the version that it has: the next save replaces it
 
 Without this, one damaged record would end each worker that gets the partition, again and again. The calling code
-handles a missing record already: it begins anew. The record's content is lost to counts and measures; profiles and
+handles a missing record already: it starts again. The record's content is lost to counts and measures; profiles and
 payments are elsewhere.
 """
 
@@ -35,7 +35,7 @@ class SetAsideState:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._count = Counter(
             "paywarden_state_set_aside",
-            "Damaged records of drift counts and of outcomes that were set aside, with the state begun anew.",
+            "Damaged records of drift counts and of outcomes that were set aside, with the state started again.",
             ["kind"],
             registry=registry,
         )
@@ -100,6 +100,6 @@ class CheckedState:
     def _keep(self, key: bytes, value: bytes, error: Exception) -> None:
         kind, _, rest = key.partition(b":")
         # These keys hold partitions, times and slots, and no one's id.
-        _log.error("%s is damaged (%s): set aside, and begun anew", key.decode(), type(error).__name__)
+        _log.error("%s is damaged (%s): set aside, and started again", key.decode(), type(error).__name__)
         self._store.write({kind + b":unreadable:" + rest: value}, ttl_s=_KEPT_S)
         self._set_aside.note(kind.decode())

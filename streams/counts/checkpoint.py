@@ -30,7 +30,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
 
-# Without other news a head is written this often, to say up to when there was no record.
+# Without records a head is written this often, with the time to which there was none.
 QUIET_EVERY_MS = 15_000
 _LENGTH = struct.Struct("<I")
 
@@ -84,7 +84,7 @@ class Checkpoint(Generic[_HeadT]):
 
     def __init__(self, place: HeadPlace[_HeadT], saved: _HeadT) -> None:
         self.saved = saved
-        # Up to when all that was on the topic has been handed over; `saved` may be behind.
+        # The time to which all records of the topic have been handed over; `saved` may be behind.
         self._quiet_ms = saved.quiet_ms
         self._place = place
 

@@ -282,7 +282,7 @@ class KafkaOrigins:
     def send(self, records: Sequence[Outgoing]) -> list[str | None]:
         """See Origins. Raises BrokerUnavailable if the broker does not answer for every record."""
         answers = self._send([(record, [*record.headers, *record.more_headers]) for record in records])
-        # A record of the largest size that its topic takes has no room for more headers.
+        # A record of its topic's largest size has no room for more headers.
         large = [i for i, e in enumerate(answers) if e is not None and e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
         for index, answer in zip(large, self._send([(records[i], records[i].headers) for i in large]), strict=True):
             answers[index] = answer

@@ -46,7 +46,7 @@ _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 _GRACE_S = 2.0
 FORMAT = "1"
 """The format of the tables. Another one is rebuilt from the topics."""
-_ANEW = "It is made anew from the topics, verdicts included, where there is none: move"
+_ANEW = "It is created again from the topics, verdicts included, where there is none: move"
 _SEVERAL = "One process at a time has the file open; for several there is PostgreSQL: [decision_index] address"
 
 _TIMES = {
@@ -222,10 +222,10 @@ class DuckDbDatabase:
     def _require_file(self) -> None:
         """Raise IndexUnavailable if the open file is no longer the one of this name."""
         if file_at(self._path) != self._file:
-            # DuckDB would go on in a file without a name, and everything in it would be gone with the process.
+            # DuckDB would go on in a deleted file, whose content ends with the process.
             raise IndexUnavailable(
                 f"the index {self._path} was removed or replaced while it was open: put it back, or restart this "
-                "process, which makes it anew from the topics"
+                "process, which creates it again from the topics"
             )
 
     @contextmanager

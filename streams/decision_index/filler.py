@@ -235,7 +235,7 @@ class IndexFiller:
         )
 
     def _require_same_topics(self) -> None:
-        """Raise Misconfigured if a topic was made anew: at the next offset it has another record, if it is long enough.
+        """Raise Misconfigured if a topic was created again: at the next offset it has another record or none.
 
         Records of it may be in the index by then. The rebuild that is asked for takes them out.
         """
@@ -254,7 +254,7 @@ class IndexFiller:
             if known.next_offset > end:
                 raise Misconfigured(
                     f"{place[0]}/{place[1]} was read to offset {known.next_offset} and ends at {end}: it has lost "
-                    "records; `paywarden decisions index --rebuild` makes the index anew"
+                    "records; `paywarden decisions index --rebuild` creates the index again"
                 )
             lost = max(0, begin - known.next_offset)
             if known.next_offset:
@@ -308,8 +308,8 @@ def _require_same(full_name: str, place: SourcePlace, topic_id: str) -> None:
     """Raise Misconfigured if a topic is another one than the index was filled from."""
     if place.topic_id and topic_id and place.topic_id != topic_id:
         raise Misconfigured(
-            f"topic {full_name} was deleted and made anew since the index read it: "
-            "`paywarden decisions index --rebuild` makes the index anew"
+            f"topic {full_name} was deleted and created again since the index read it: "
+            "`paywarden decisions index --rebuild` creates the index again"
         )
 
 

@@ -16,7 +16,7 @@ _FEW_MAX = 1_000
 def distinct_places(transaction: Transaction, sql: str, values: Sequence[Any], count: int) -> list[Place]:
     """Returns the first `count` places of a query, the newest first.
 
-    A repeated decision has the place of the first. DISTINCT would read all of them, and not only the newest.
+    A repeated decision has the same place as the first. DISTINCT would read all places, not only the newest.
     """
     limit = count
     while True:

@@ -155,7 +155,7 @@ class Injection:
     """A change made on purpose: payments get `value` from `at_ms` on.
 
     `what`: score (its value is then multiplied), feature:NAME, or one of DIMENSIONS. Over `days` the share of changed
-    payments grows from none to all; with 0 days all change at once. Nothing is computed anew after the change: a
+    payments grows from none to all; with 0 days all change at once. Nothing is computed again after the change: a
     feature moves without the score, a score without the action.
     """
 

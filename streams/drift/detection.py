@@ -85,11 +85,11 @@ class DriftDetection:
         self._levels.add(reference)
 
     def restore(self, state: bytes) -> None:
-        """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
+        """Continue from a state that `state` returned; with empty or damaged bytes, start again."""
         try:
             self._restore(state)
         except InvalidEvent as error:
-            _log.warning("drift detection begins anew, and open alerts are not cleared: %s", error)
+            _log.warning("drift detection starts again, and open alerts are not cleared: %s", error)
             self._restore(b"")
 
     def _restore(self, state: bytes) -> None:
@@ -308,7 +308,7 @@ class DriftWatches:
             try:
                 watch.restore(part)
             except InvalidEvent as error:
-                _log.warning("drift detection of model %s begins anew: %s", version, error)
+                _log.warning("drift detection of model %s starts again: %s", version, error)
                 del self._watches[version]
                 self._orphans += open_alerts_in(part)
             if version not in weeks:

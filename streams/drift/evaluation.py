@@ -70,7 +70,7 @@ class Detection(Protocol):
     """Looks at the counts of complete blocks. Called in one thread, one call at a time."""
 
     def restore(self, state: bytes) -> None:
-        """Continue from a state that `state` returned; with empty bytes, begin anew."""
+        """Continue from a state that `state` returned; with empty bytes, start again."""
 
     def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
         """Evaluate a complete block: its counts by model version, without versions that made no decision.
@@ -117,7 +117,7 @@ def read_state(store: ProfileStore, done: EvaluatedUpTo) -> bytes:
     parts = store.read(done.state_keys())
     state = b"".join(part for part in parts if part is not None)
     if done.records and _digest(state) != done.digest:
-        _log.warning("the state of drift detection is gone: detection begins anew, and open alerts are not cleared")
+        _log.warning("the state of drift detection is gone: detection starts again, and open alerts are not cleared")
         return b""
     return state
 

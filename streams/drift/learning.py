@@ -6,7 +6,7 @@ from the hours that evaluation keeps (streams/drift/evaluation.py), over all pay
 without a reference are learnt the same way.
 
     Monday 00:00 UTC   learn from at most PAST_WEEKS of hours before   valid for Monday
-    Tuesday 00:00 UTC  learn anew                                      valid for Tuesday
+    Tuesday 00:00 UTC  learn again                                      valid for Tuesday
 
 Learning uses the hours alone, so a restarted worker learns the same.
 
@@ -158,7 +158,7 @@ class FollowedLevels:
     def restore(self, state: bytes) -> bytes:
         """Restore the levels that `to_bytes` returned, and return the bytes behind them.
 
-        With empty bytes they begin anew at 0. Levels of other references are kept for `add`. Raises InvalidEvent for
+        With empty bytes they start again at 0. Levels of other references are kept for `add`. Raises InvalidEvent for
         damaged bytes, and has then changed nothing.
         """
         moved = {digest: np.zeros_like(levels) for digest, levels in self._moved.items()}

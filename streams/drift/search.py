@@ -52,7 +52,7 @@ class ReferenceSearch:
         self._missing: dict[str, _Missing] = {}
 
     def miss(self, version: str) -> None:
-        """Note that a decision has a version that nobody knows."""
+        """Note that a decision has an unknown version."""
         name = base_version(version)
         if name in ("", OTHER_VERSION) or name in self._missing or len(self._missing) >= VERSIONS_MAX:
             return

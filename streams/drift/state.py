@@ -132,7 +132,7 @@ class DriftCounting:
     def __init__(self, store: ProfileStore, binnings: Binnings, settings: DriftSettings, metrics: DriftMetrics) -> None:
         self.store, self.binnings, self.settings, self.metrics = store, binnings, settings, metrics
         self.adder = Adder(binnings, on_trimmed=metrics.trimmed.inc, on_lost=metrics.lost.inc)
-        # Up to when blocks are evaluated, by any worker; 0 before the first.
+        # The time to which blocks are evaluated, by any worker; 0 before the first.
         self.done_ms = 0
 
     def take_over(self, partition: int) -> PartitionState:

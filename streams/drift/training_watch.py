@@ -191,7 +191,7 @@ class TrainingWatch:
         return book.changes(before, week.end_ms)
 
     def _moved(self, week: Week) -> tuple[list[int], list[int]]:
-        """Return the numbers of the subjects that have moved, the furthest first, and of those that are quiet."""
+        """Return the numbers of the subjects that have moved, the furthest first, and of the quiet subjects."""
         settings = self._settings
         outside_min = np.where(self._subjects.is_ordered, _ORDERED_TIMES, 1) * settings.outside_min
         has_moved = (week.beyond >= settings.psi_info) & (week.distances.outside >= outside_min)

@@ -102,7 +102,7 @@ class _Server(socketserver.ThreadingTCPServer):
             raise
 
     def serve_until_stopped(self) -> None:
-        """Accept connections, and cut those that are overdue. Without a connection it sleeps: nothing wakes it.
+        """Accept connections, and cut overdue ones. Without a connection it sleeps: nothing wakes it.
 
         `serve_forever` of the base class would look for a stop again and again.
         """

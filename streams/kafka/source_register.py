@@ -1,7 +1,7 @@
 """The register of sources: which topics the records in a store were made from.
 
 Profiles remember the offsets that they contain, and take a smaller offset for a replay. That is right for one topic
-only. A topic that was deleted and made anew, or that lost its end, gives old offsets to new records: these would be
+only. A topic that was deleted and created again, or that lost its end, gives old offsets to new records: these would be
 dropped as replays, without a word. The register therefore keeps the id of each topic beside the offsets:
 
     progress:sources    {"payments": {"id": "nKpDTVrsRo-MnxKRDDJ8pA", "generation": 0}, …}
@@ -132,11 +132,11 @@ class SourceRegister:
 
 
 def problem_of(entry: SourceEntry, found: str) -> str:
-    """Returns the problem of the topic that has the id `found`, "" if it is the one of the entry, and whole."""
+    """Returns the problem of the topic that has the id `found`, "" if it is the entry's topic, and whole."""
     if found and entry.id and found != entry.id:
         return (
-            f"it was deleted and made anew, or is on another cluster: its id is {found}, and the store has offsets of "
-            f"{entry.id}"
+            f"it was deleted and created again, or is on another cluster: its id is {found}, and the store has offsets "
+            f"of {entry.id}"
         )
     return f"it has lost records that were read already: {entry.cut}" if entry.cut else ""
 

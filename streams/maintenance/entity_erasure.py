@@ -95,7 +95,7 @@ def forget(
     # Shared by all sets: if one set knows that a key belongs to this entity, the others erase it too.
     erased = {key}
     live = _Erasure(key, plan, store, changelog, erased)
-    # The live set comes last: no tombstone of another set may follow a profile that the stream has begun anew.
+    # The live set comes last: no tombstone of another set may follow a profile that the stream has started again.
     erasures = [*(_Erasure(key, plan, other, _NotFollowed(changelog), erased) for other in others), live]
     back = erasures
     while back and live.rounds < ROUNDS_MAX:

@@ -55,7 +55,7 @@ class Verdicts:
 
     @property
     def needs_rebuild(self) -> bool:
-        """Whether some profiles are wrong, or may be, in a way that only a rebuild can mend."""
+        """Whether some profiles are wrong, or may be, in a way that only a rebuild can repair."""
         return bool(self.mixed or self.rewritten or self.unreadable)
 
     @property

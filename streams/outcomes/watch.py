@@ -107,14 +107,14 @@ class OutcomeWatch:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], settings: OutcomeSettings) -> OutcomeWatch:
-        """Return the watch that `to_dict` was called on. A damaged state of the detectors begins anew."""
+        """Return the watch that `to_dict` was called on. A damaged state of the detectors starts again."""
         watch = cls(Arm(fields["version"], fields["variant"]), fields["first_day"], settings)
         watch.references = {name: ShareReference(*values) for name, values in fields["references"].items()}
         watch._since = dict(fields["since"])
         try:
             watch._watch.restore(base64.b64decode(fields["watch"]))
         except InvalidEvent as error:
-            _log.warning("watching the outcomes of model %s begins anew: %s", watch.arm.version, error)
+            _log.warning("watching the outcomes of model %s starts again: %s", watch.arm.version, error)
             watch._watch = watch._new_watch()
         return watch
 

@@ -100,7 +100,7 @@ from paywarden.streams.profiles.updater import Updater
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# A worker without records sleeps so long: the next one, a rebalance or a round that is due wakes it up. It sleeps less
+# A worker without records sleeps this long; a record, a rebalance or a round that is due wakes it up. It sleeps less
 # while outcomes wait for their payments or a round for other workers, and while it waits for an answer of the broker.
 _IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
 # A round that finds out how complete the profiles are begins this long before the broker's next answer: its question
@@ -414,8 +414,8 @@ class Pipeline:
     def _confirm_orphans(self) -> None:
         """Make sure that outcomes without a payment may become dead letters.
 
-        If `payments` was made anew, their payments may stand at offsets that count as read: compares the topics, and
-        raises as the above. Raises RecordsHidden if the store may hide the payments' records.
+        If `payments` was created again, their payments may stand at offsets that count as read: compares the topics,
+        and raises as above. Raises RecordsHidden if the store may hide the payments' records.
         """
         bases = self._router.payments_base, self._router.outcomes_base
         self._compare_sources_again()
@@ -581,7 +581,7 @@ class Pipeline:
         return corrected
 
     def _claim_completeness(self) -> None:
-        """Tell mirrors how complete the profiles are, if this worker is the one that does."""
+        """Tell mirrors how complete the profiles are, if that is the task of this worker."""
         rounds = self._rounds
         if rounds is None:
             return

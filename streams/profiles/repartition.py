@@ -108,7 +108,7 @@ def decode_frame(value: bytes | None, partition_count: int) -> EntityEvents:
     lengths_at = _HEADER.size + 8 * width * event_count
     keys_at = lengths_at + 2 * event_count
     if width > ROW_WIDTH_MAX or keys_at > len(value):
-        raise InvalidEvent("not a frame: it ends before its events do, or has attributes no one knows")
+        raise InvalidEvent("not a frame: it ends before its events do, or has unknown attributes")
     rows = np.frombuffer(value, "<i8", width * event_count, _HEADER.size).reshape(-1, width).astype(np.int64)
     if width < ROW_WIDTH:
         rows = joined_rows([rows])

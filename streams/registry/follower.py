@@ -5,7 +5,7 @@ Every `sync_s` seconds, in a thread of the companion, or of a console, which has
 1. `sync`: entries of other hosts come into the copy, and rollbacks from a time without Kafka go out.
 2. `deploy`: the deployment file of this host is made equal to the copy. That needs no Kafka.
 3. If one of them raises, the follower says so once, counts it, and does the other all the same. It closes the topic and
-   opens it anew in the next round. A file of people that has changed is read again in the same way.
+   opens it again in the next round. A file of people that has changed is read again in the same way.
 4. A fork is such a failure: nothing is changed until somebody has looked.
 
 After a failure the workers go on with their present releases. It does not end the companion and does not make it
@@ -55,7 +55,7 @@ class LogFollower:
     """Follows the topic from `__enter__` to `__exit__`, in a thread of its own, or while `run` runs.
 
     `open_log` opens the shared log; None where the log is on this host alone. `stamp` returns something that changes
-    when the log must be opened anew. `deploy` makes this host serve the releases of its copy; None where nothing is
+    when the log must be opened again. `deploy` makes this host serve the releases of its copy; None where nothing is
     served. `metrics` may be None for a process that has no page of metrics.
     """
 
@@ -145,7 +145,7 @@ class LogFollower:
             self._metrics.synced.set(self._synced_s)
 
     def close(self) -> None:
-        """Close the topic; the next round opens it anew."""
+        """Close the topic; the next round opens it again."""
         opened, self._opened, self._log = self._opened, None, None
         if opened is not None:
             opened.close()

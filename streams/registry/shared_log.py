@@ -44,7 +44,7 @@ class Synced:
     """The result of a `sync`: entries sent to the topic, received from it, and set aside.
 
     `refused`: the newest records of the topic that do not count. `refused_count`: the number of all of them;
-    `refused_now`: of those that were read this time.
+    `refused_now`: entries of this reading that were refused.
     """
 
     sent: tuple[Entry, ...]

@@ -52,7 +52,7 @@ class KafkaRegistryTopic:
         written = written_end_offsets(self._admin, self._topic, [0])[0]
         low, end = watermarks(self._consumer, self._topic, 0)
         if end < self._next_offset:
-            raise Misconfigured(f"topic {self._topic} is shorter than it was: it was made anew, start again")
+            raise Misconfigured(f"topic {self._topic} is shorter than it was: it was created again, start again")
         if end < written:
             # Later entries have been sent too, and cannot be read yet: nobody may take them for lost.
             raise BrokerUnavailable(

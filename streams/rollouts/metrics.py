@@ -45,14 +45,14 @@ class RolloutCollector(Collector):
         )
         yield _states(
             "paywarden_rollout_phase",
-            "1 for the phase of the newest rollout, 0 for the others.",
+            "1 for the phase of the newest rollout, 0 for other phases.",
             "phase",
             [phase.value for phase in Phase],
             None if rollout is None else rollout.phase.value,
         )
         yield _states(
             "paywarden_rollout_finding",
-            "1 for the finding of the newest look at the step, 0 for the others.",
+            "1 for the finding of the newest look at the step, 0 for other findings.",
             "finding",
             [finding.value for finding in Finding],
             None if rollout is None or rollout.judgement is None else rollout.judgement.finding.value,

@@ -159,7 +159,7 @@ class OutcomeReader:
         )
 
     def _decoded(self, topic: str, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
-        """Yields the values of records. A record that cannot be read is left out: it is none of ours."""
+        """Yields the values of records. A record that cannot be read is left out: another program wrote it."""
         for record in records:
             with suppress(InvalidEvent):
                 yield self._decoders[topic].decode(record.value or b"")

@@ -9,7 +9,7 @@
    `waiting_bytes_max` waits for the challenger, it takes a small share of the cores until it has caught up. If that is
    not enough, it skips forward in the end. Then the host has more payments than it can take: no share for a minute.
 3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
-4. Once a second send the counts to the parent, look for outboxes of new workers, and load the challenger anew if its
+4. Once a second send the counts to the parent, look for outboxes of new workers, and load the challenger again if its
    files have changed. If they cannot be loaded, the challenger that is there goes on. They are tried again ever more
    rarely, at least every ten minutes: a descriptor or a disk may have been missing, and the files stay as they are.
 
@@ -18,7 +18,7 @@ What can go wrong:
 - Kafka is away: the batch waits, and so do all later records. Records beyond the limit are skipped later.
 - The process is killed: the records since the last stored cursor, some seconds, are evaluated and sent again.
 - A record is refused by Kafka, or is no decision: it is counted, and the next one goes on.
-- The parent is gone: the process ends, because it cannot tell anybody.
+- The parent is gone: the process ends, because nobody reads its reports.
 - A batch does not end, because the challenger's library runs for ever. In spare time another thread evaluates it, and
   this one could go on reporting that all is well. Therefore it reports nothing more once the batch has used
   `hang_timeout_s` of CPU time, and the parent starts the process again. A batch that only waits for a core uses none.
@@ -86,7 +86,7 @@ class ChallengerSource(Protocol):
         """Load and check it. Raises Misconfigured, BundleRefused."""
 
     def has_changed(self) -> bool:
-        """Whether its files are others than those that were loaded last. Never raises."""
+        """Whether its files differ from the loaded ones. Never raises."""
 
 
 class ShadowEvaluator:
@@ -167,7 +167,7 @@ class ShadowEvaluator:
             self._load_anew()
 
     def _load_anew(self) -> None:
-        """Load the challenger anew. If that fails, it is tried again later."""
+        """Load the challenger again. If that fails, it is tried again later."""
         try:
             self._challenger = self._source.load()
         except (PaywardenError, OSError) as error:
@@ -178,7 +178,7 @@ class ShadowEvaluator:
             return
         self._load_again.clear()
         self._load_trouble = ""
-        _log.info("shadow %s: loaded anew, its files have changed", self._name)
+        _log.info("shadow %s: loaded again, its files have changed", self._name)
 
     def _look_for_outboxes(self) -> None:
         try:

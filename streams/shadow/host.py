@@ -8,7 +8,7 @@
    the process has run for a minute.
 3. The challenger of a rollout in the shadow comes and goes while the others run (candidate.py).
 4. A process that says nothing for `hang_timeout_s` is killed, and counts as ended. It may take longer to load.
-5. At the stop, ask all to end, and kill those that have not after a few seconds.
+5. At the stop, ask all challengers to end, and kill them after a few seconds.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 2. `read` gives the next records. If more than `waiting_bytes_max` wait, it first skips whole records until half of that
    is left, and counts them. The outbox itself waits for nobody here: the companion deletes shipped records.
 3. `keep` stores the cursor beside the outbox, some seconds apart. After a crash the records since then come again, and
-   `decision_id` with the challenger's name tells who reads the topic that he has them already.
+   `decision_id` with the challenger's name shows a reader of the topic that it has them already.
 
 Bytes that are damaged, or were deleted before they were read, are passed and counted as bytes: nobody knows how many
 records they held.
@@ -104,7 +104,7 @@ class OutboxTail:
             if not frames:
                 return
             ends = frames.position - len(frames.data) + frames.ends
-            # Whole records, up to the one that reaches it.
+            # Whole records, up to the record that reaches `position`.
             count = min(len(ends), int(np.searchsorted(ends, position)) + 1)
             self.read_to = int(ends[count - 1])
             self.passed.shed += count

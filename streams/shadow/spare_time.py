@@ -30,7 +30,7 @@ class SpareTime:
         self._thread = ThreadPoolExecutor(1, "spare-time", initializer=_be_idle)
 
     def start(self, work: Callable[[], _Answer]) -> Future[_Answer]:
-        """Start a call, behind those that were started before."""
+        """Start a call, behind earlier calls."""
         return self._thread.submit(work)
 
 

@@ -1,7 +1,7 @@
 """Reads topic decisions, and sends the spans of sampled ones to a collector of OpenTelemetry (OTLP over HTTP).
 
 1. Read some records.
-2. Make the spans of those that are sampled.
+2. Make the spans of the sampled decisions.
 3. Send them. While the collector is away, try again with growing pauses.
 4. Commit.
 

@@ -91,7 +91,7 @@ class FakeBroker:
     committed: dict[Place, int] = field(default_factory=dict)
     # How many partitions a topic has; one, unless it is named here.
     partition_counts: dict[str, int] = field(default_factory=dict)
-    # The ids of topics that have been made anew; the others have one made of their name.
+    # The ids of topics that have been created again; the others have one made of their name.
     topic_ids: dict[str, str] = field(default_factory=dict)
     # The offset of the first record that the broker still has; 0, unless it is named here.
     begins: dict[Place, int] = field(default_factory=dict)

@@ -229,15 +229,15 @@ def with_checksums(segment: bytes) -> bytes:
     """Returns the bytes of a segment with the right checksum in each head, as far as records follow each other."""
     from paywarden.scoring.state.outbox.files import RECORD
 
-    mended, at = bytearray(segment), 0
-    while at + RECORD.size <= len(mended):
-        size, _ = RECORD.unpack_from(mended, at)
-        payload = mended[at + RECORD.size : at + RECORD.size + size]
+    repaired, at = bytearray(segment), 0
+    while at + RECORD.size <= len(repaired):
+        size, _ = RECORD.unpack_from(repaired, at)
+        payload = repaired[at + RECORD.size : at + RECORD.size + size]
         if not size or len(payload) < size:
             break
-        RECORD.pack_into(mended, at, size, zlib.crc32(payload))
+        RECORD.pack_into(repaired, at, size, zlib.crc32(payload))
         at += RECORD.size + size
-    return bytes(mended)
+    return bytes(repaired)
 
 
 def _outbox_records() -> Iterator[bytes]:

@@ -364,7 +364,7 @@ def outbox() -> Target:
 def outbox_records() -> Target:
     """The records of a segment as compiled code reads them: heads, entries, and what is written of each.
 
-    The first byte says whether the checksums behind it are mended first: without that, damage ends at the head.
+    The first byte says whether the checksums behind it are repaired first: without that, damage ends at the head.
     Python's readers and writers say what is right.
     """
     import numpy as np

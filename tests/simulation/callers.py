@@ -116,7 +116,7 @@ class Callers:
         # Clocks have jumped: right requests may be refused as too old or too new.
         self.are_clocks_wrong = False
         self.is_healed = False
-        # Payments whose decision was damaged in the outbox: a repeat may be decided anew.
+        # Payments whose decision was damaged in the outbox: a repeat may be decided again.
         self.spoilt: set[str] = set()
         # By worker: moments and answers of /readyz, and of requests that should have been decided.
         self._seen: dict[str, list[tuple[float, str]]] = {}

@@ -150,7 +150,7 @@ def oracle(history: History) -> dict[bytes, bytes]:
     for partition, offset, entry in [*_deleted(history), *history.broker.records("payments")]:
         if entry.poison is not None:
             continue
-        # Offsets of a topic made anew stand behind those of the old one.
+        # Offsets of a topic created again stand behind those of the old one.
         position = Position(batch.payments_source(partition), offset + _ANEW * (entry in fresh))
         try:
             event = decoder.payment(entry.value, position, entry.time_ms, entry.time_ms)

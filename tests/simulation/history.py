@@ -287,7 +287,7 @@ class History:
     def _offset_regress(self, _: dict[str, Any], chance: random.Random) -> None:
         group = self.broker.group("paywarden-stream")
         if places := sorted(group.committed):
-            # Only who reads a partition anew sees its committed offset.
+            # Only who reads a partition again sees its committed offset.
             place = chance.choice(places)
             if group.move(place):
                 group.committed[place] = chance.randrange(group.committed[place] + 1)
@@ -473,7 +473,7 @@ class History:
             self.damaged_profiles.add(key)
 
     def _topic_recreated(self, arguments: dict[str, Any], _: random.Random) -> None:
-        """Delete a topic and make it anew as soon as all of it is worked in: then nobody has lost anything."""
+        """Delete a topic and create it again as soon as all of it is worked in: then nobody has lost anything."""
         name = arguments["topic"]
 
         def when_worked_in() -> None:

@@ -83,14 +83,14 @@ def _by_the_time_of_day(_: Any) -> Any:
     return lambda _self: int(importlib.import_module("tests.simulation.patches").TIME.time())
 
 
-def _never_begun_again(mend: Any) -> Any:
-    def mended(self: Any) -> None:
+def _never_begun_again(repair: Any) -> Any:
+    def repaired(self: Any) -> None:
         if self._begins_segment:
             module = importlib.import_module("paywarden.scoring.state.outbox")
             raise module.OutboxUnavailable(self._failure)
-        mend(self)
+        repair(self)
 
-    return mended
+    return repaired
 
 
 def _headers_as_they_come(_: Any) -> Any:
@@ -220,7 +220,7 @@ MUTATIONS = {
         ("emfile", "enospc"),
         300,
         frozenset({"readiness_lied", "stuck"}),
-        (Patch("scoring.state.outbox", "OutboxWriter._mend", _never_begun_again),),
+        (Patch("scoring.state.outbox", "OutboxWriter._repair", _never_begun_again),),
         known=6,
     ),
     "readiness": Mutation(
@@ -240,7 +240,7 @@ MUTATIONS = {
         known=14,
     ),
     "source_identity": Mutation(
-        "payments of a topic made anew are taken for replays",
+        "payments of a topic created again are taken for replays",
         ("topic_recreated",),
         20,
         frozenset({"profiles", "stuck"}),

@@ -9,7 +9,7 @@ the directory changes with every compiled source:
 
 1. The compiled sources are all files of features/kernel, and every file of the product that imports toolkit/jit.py.
 2. Their digest, with the versions of numba, llvmlite and Python, names the directory. A change in any of them gives
-   another directory, and everything is compiled anew. numba itself tells processors and types of arguments apart.
+   another directory, and everything is compiled again. numba itself tells processors and types of arguments apart.
 3. The directory is in NUMBA_CACHE_DIR if that is set, else in features/kernel, else in the user's cache directory.
    A new one begins as a copy of that in another of these places, such as the read-only file system of an image. Where
    none of them can be written, code that an image has is read there, and every process compiles the rest for itself.

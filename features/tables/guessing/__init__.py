@@ -1,1 +1,1 @@
-"""A first mapping of a table that nobody has described."""
+"""A first mapping of a table without a description."""

@@ -21,7 +21,7 @@ import (
 )
 
 // Version is the client's.
-const Version = "0.1.0"
+const Version = "1.0.0"
 
 const (
 	operationScore     = "score"

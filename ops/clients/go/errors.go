@@ -2,7 +2,7 @@ package paywarden
 
 import "fmt"
 
-// WrongRequest says that a payment cannot be scored as it is: mend the request. Its text holds no value of the payment.
+// WrongRequest says that a payment cannot be scored as it is: correct the request. Its text holds no value of the payment.
 type WrongRequest struct {
 	// Field is the wrong field, or empty.
 	Field string

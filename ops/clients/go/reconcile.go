@@ -8,7 +8,7 @@ import (
 
 const (
 	firstPauseMS, longestPauseMS = 1000.0, 30_000.0
-	// The service remembers a decision for 600 s. Beyond that, a repeated payment would be decided anew.
+	// The service remembers a decision for 600 s. Beyond that, a repeated payment would be decided again.
 	giveUpMS = 540_000.0
 	// Of a payment that is asked about again.
 	reconcileDeadline = time.Second

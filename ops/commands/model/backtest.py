@@ -103,7 +103,7 @@ def on_windows(
     """Compare models on your own data, fold by fold.
 
     A fold has train days, then delay days, then test days. Parameters are chosen on folds whose labels were known
-    before the first test day. The chosen parameters are trained anew and measured on the test folds. All payments of
+    before the first test day. A model with the chosen parameters is measured on the test folds. All payments of
     the test days are measured.
     """
     from paywarden.features.history.history import read_history
@@ -166,7 +166,7 @@ def handbook(
     """Compare models with published results.
 
     Protocol and metrics are those of the Fraud Detection Handbook; its published numbers stand next to ours.
-    Parameters are chosen on the validation folds alone. The chosen parameters are trained anew and measured on the test
+    Parameters are chosen on the validation folds alone. A model with the chosen parameters is measured on the test
     folds. All models on four folds take many minutes: `--models` and `--budget` make it shorter.
     """
     if json_file:

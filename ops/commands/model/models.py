@@ -218,8 +218,8 @@ def promote(source: Source, proposal: str, why: str, key: str | None, as_json: b
 def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
     """Go back to the version before the champion.
 
-    That version decides at once. A rollback needs one person and no Kafka: the entry goes into this host's log, and
-    to the others when they can be reached.
+    That version decides immediately. A rollback needs one person and no Kafka: the entry goes into this host's log, and
+    to other hosts when they can be reached.
     """
     with _opened(source, key) as (registry, signer):
         good, bad, entry = registry.roll_back(signer, why=why, now_ms=now_ms())

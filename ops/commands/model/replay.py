@@ -151,7 +151,7 @@ def replay(
     threads: int | None,
     out: str,
 ) -> None:
-    """Decide a history anew, with any model and policy.
+    """Decide a history again, with any model and policy.
 
     The features, the model and the policy are those of the scoring workers. The results are decisions.parquet,
     metrics.json and report.html. With --challenger, --challenger-policy or both, champion and challenger decide about

@@ -19,7 +19,7 @@ from paywarden.schemas.settings import Source
 
 @click.command()
 @click.option("--from-beginning", is_flag=True, help="Use all payments and outcomes that the topics still hold.")
-@click.option("--from", "from_time", metavar="TIME", help="Use those that reached Kafka at TIME (ISO 8601) or later.")
+@click.option("--from", "from_time", metavar="TIME", help="Use records that reached Kafka at TIME (ISO 8601) or later.")
 @click.option("--resume", metavar="NAME", help="Continue the set that an earlier rebuild began.")
 @click.option("--abort", metavar="NAME", help="Cancel a swap to this set that has begun: the live set stays.")
 @click.pass_obj

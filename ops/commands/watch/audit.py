@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--key", type=click.Path(dir_okay=False), help="The public key that signed it (default: audit.pub beside the log)."
 )
-@click.option("--head", metavar="LINE:DIGEST", help="A line that somebody has noted: the log must have it still.")
+@click.option("--head", metavar="LINE:DIGEST", help="A noted line: the log must still have it.")
 @click.option("--topic", is_flag=True, help="The log must also have each line that is on the topic console-events.")
 @click.pass_obj
 @needs("console")

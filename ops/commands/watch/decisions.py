@@ -89,7 +89,7 @@ def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_
     """Fill the index of decisions from the topics.
 
     The command reads the topics to their present ends. The index is the database of [decision_index]. It holds what
-    `decisions search` and the console look up: decisions, outcomes, the review queue, and verdicts. It can be made anew
+    `decisions search` and the console look up: decisions, outcomes, the review queue, and verdicts. It can be rebuilt
     at any time. The same command goes on after an interruption.
 
     A verdict that has not reached its topic yet is sent.

@@ -52,7 +52,7 @@ _WEEK_MS = 7 * _DAY_MS
 @click.option(
     "--inject", "injections", metavar="CHANGE@DAY", multiple=True, help="Change the decisions on purpose; see above."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the payments that --inject changes.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the payments that --inject changes.")
 @click.option("--hours", "by_hour", is_flag=True, help="Skip blocks of five minutes: a tenth of the time.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write summary and alerts to this file.")
 @click.pass_obj

@@ -66,7 +66,7 @@ class Stakes:
     place: FeaturePlace
 
     def run(self, stop: threading.Event) -> None:
-        """Sample alerts that are new or have changed, until `stop` is set, through any outage."""
+        """Sample new and changed alerts until `stop` is set. An outage does not end it."""
         while not stop.is_set():
             try:
                 with closing(self.sampler()) as sampler:

@@ -1,6 +1,6 @@
 """The changes of a proposed version: the lines of its policy against the champion's, and its model's training data.
 
-A person who approves a version by its digests alone approves rules that nobody has read. The page shows only how many
+A person who approves a version by its digests alone approves unread rules. The page shows only how many
 entries of a list come and go: entries may be ids of cards.
 """
 

@@ -34,7 +34,7 @@ addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").
 
 // What is live: a part of the page with the address of its number of changes. A new number fetches the page again.
 for (const live of document.querySelectorAll("[data-live]")) {
-  // The part that is fetched anew has it, too.
+  // The part that is fetched again has it, too.
   const tell = (text) => document.querySelectorAll("[data-live-state]").forEach((state) => (state.textContent = text));
   let known = live.dataset.version;
   let seen = new Date();

@@ -11,7 +11,7 @@ paywarden() {
         (cd "$here/gateway" && $PAYWARDEN "$@")
     else
         docker run --rm --network none --volume "$here/gateway:/gateway:ro" --workdir /gateway --user "$(id -u):$(id -g)" \
-            "${PAYWARDEN_IMAGE:-paywarden:0.1.0}" "$@"
+            "${PAYWARDEN_IMAGE:-paywarden:1.0.0}" "$@"
     fi
 }
 

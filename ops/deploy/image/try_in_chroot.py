@@ -12,7 +12,7 @@ It needs root, Debian's `debootstrap` and the package registries. Each stage bec
     $ python3 ops/deploy/image/try_in_chroot.py /var/tmp/paywarden-image bundle
     RUN   python3 -m venv /opt/paywarden
     …
-    try   paywarden --version: paywarden, version 0.1.0
+    try   paywarden --version: paywarden, version 1.0.0
 """
 
 from __future__ import annotations

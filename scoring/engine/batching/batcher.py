@@ -5,8 +5,8 @@
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
    that would wait too long, or pass its deadline, is refused (load shedding). A queue that gathered in a moment may be
-   three times as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has a
-   queue of his own, and a share of every limit (scoring/engine/batching/caller_queues.py).
+   three times as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has
+   its own queue, and a share of every limit (scoring/engine/batching/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
    batcher never waits for more requests: a lone request is a chunk of one.
@@ -74,7 +74,7 @@ class Refusal(NamedTuple):
     field: str = ""
 
 
-# Another worker is deciding about this payment. The batcher asks again; the caller sees this only at his deadline.
+# Another worker is deciding about this payment. The batcher asks again; the caller sees this only at its deadline.
 IN_PROGRESS = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _OVER_RATE = Refusal(RESOURCE_EXHAUSTED, "more payments than this caller may send in a second: try again later")
@@ -253,7 +253,7 @@ class MicroBatcher:
         self._submitted = 0
         # When a call came from another caller than the one before it.
         self._changed_at = float("-inf")
-        # The caller of the last call, and his queue.
+        # The caller of the last call, and its queue.
         self._last_caller, self._last_queue = b"", self._queue.of(b"")
         self._turn = self._queue.turn
         # Whether any caller has had a name.
@@ -278,7 +278,7 @@ class MicroBatcher:
         return self._limit.stands
 
     def is_too_late(self, waited_s: float) -> bool:
-        """Whether a call that waited unread for so long is too late: under overload, longer than calls may wait."""
+        """Whether a call that waited unread for `waited_s` is too late: under overload, longer than calls may wait."""
         return waited_s > (self._limit.wait_s_max if self._limit.stands else self.settings.deadline_ms / 1000)
 
     @property

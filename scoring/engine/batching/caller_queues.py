@@ -5,14 +5,14 @@
     kiosk      ■■■
 
 1. Each queue has a *due*: the payments of its caller that were taken, as a time. The queue with the earliest due is
-   next; it gives at most QUANTUM payments, and its due moves on by as many. A queue that was empty begins at the time
-   at which the others are, so nobody saves up while he is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
-   large batch moves the due far: its caller then waits until the others have had as much.
-2. A chunk ends before a caller who has more payments waiting than the chunk holds: he would more than double the time
-   that the others wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so an
-   overloaded worker asks `take` to fill chunks.
-3. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
-   share is refused; the others do not notice.
+   next; it gives at most QUANTUM payments, and its due moves on by as many. A queue that was empty begins at the
+   other queues' time, so no caller saves up while it is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
+   large batch moves the due far: its caller then waits until the other callers have had as much.
+2. A chunk ends before a caller that has more payments waiting than the chunk holds: it would more than double the time
+   that other callers wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so
+   an overloaded worker asks `take` to fill chunks.
+3. A caller has a share of each limit: the whole if it is alone, half of it if there are two. A caller that fills its
+   share is refused; other callers do not notice.
 4. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and
    certificates: all callers then have the same, empty name.
 
@@ -149,7 +149,7 @@ class CallerRates:
     """A limit of payments a second for each caller: a token bucket that holds a twentieth of a second's payments.
 
     It holds a full batch at least, and a second's payments at most. A bucket that held a second's payments let a caller
-    of a quarter of the capacity fill the worker for a third of a second whenever he came back.
+    of a quarter of the capacity fill the worker for a third of a second whenever it came back.
     """
 
     def __init__(self, per_second: int) -> None:

@@ -77,7 +77,7 @@ class QueueLimit:
         return max(self._large, int(seconds / self._full_s))
 
     def note_refused(self) -> None:
-        """Note that a call was refused because of those that wait."""
+        """Note that a call was refused because of the waiting calls."""
         self._has_refused = True
 
     def note_chunk(self, payments: int, seconds: float, waiting: int, now: float) -> None:

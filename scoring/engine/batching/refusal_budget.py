@@ -21,7 +21,7 @@ import random
 
 # Scoring keeps six sevenths of a worker's time.
 REFUSING_SHARE = 0.1
-# The bucket holds so much: the calls of a burst, or of a pause of the host, are refused without holding anybody.
+# The bucket holds this much: the calls of a burst, or of a pause of the host, are refused without holding anybody.
 _BUCKET_S = 0.01
 # The assumed cost of a refusal until some were measured, and the bounds of what a measurement may say. A worker that
 # loses its core while it refuses would otherwise take its refusals for dear.

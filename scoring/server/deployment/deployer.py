@@ -80,7 +80,7 @@ _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
 # How often it looks whether its orders are still as it wrote them.
-MEND_S = 1.0
+REPAIR_S = 1.0
 # How long it waits before it tries again to write orders that could not be written.
 _AGAIN_S = 5.0
 # How long it waits at most before it looks again at a deployment file that was refused.
@@ -219,7 +219,7 @@ class Deployer:
         self._seen = file_state(self._runtime / DEPLOYMENT)
         # A file that was there at the start may name more releases than were loaded then.
         self._is_asked = self._seen is not None
-        self._due = self._mend_due = 0.0
+        self._due = self._repair_due = 0.0
         try:
             make_private_folder(runtime)
             make_private_folder(self._ready)
@@ -250,9 +250,9 @@ class Deployer:
         if now < self._due:
             return self._due
         self._due = now + LOOK_S
-        if now >= self._mend_due:
-            self._mend_due = now + MEND_S
-            self._mend()
+        if now >= self._repair_due:
+            self._repair_due = now + REPAIR_S
+            self._repair()
         seen = file_state(self._runtime / DEPLOYMENT)
         if seen != self._seen:
             self._again.shorten()
@@ -375,7 +375,7 @@ class Deployer:
         self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False
 
     def _overtake(self) -> None:
-        """End the checker if the deployment file names other releases by now, and order those that are ready."""
+        """End the checker if the deployment file names other releases by now, and order the ready releases."""
         path = self._runtime / DEPLOYMENT
         seen = file_state(path)
         if seen == self._seen:
@@ -552,7 +552,7 @@ class Deployer:
         write_orders(self._path, orders)
         self._orders, self._written = orders, file_state(self._path)
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Write orders again that somebody has changed or deleted."""
         if file_state(self._path) != self._written:
             try:
@@ -588,7 +588,7 @@ class Deployer:
                 try:
                     keys |= {*read_orders(path).keys}
                 except Misconfigured:
-                    # Somebody has damaged them. Until they are mended nobody knows which releases are in use.
+                    # Somebody has damaged them. Until they are repaired, nobody knows which releases are in use.
                     return
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):

@@ -112,7 +112,7 @@ class RegisteredDeployment:
         return True
 
     def _now(self) -> Deployment | None:
-        """Returns the content of the file; None if it is missing or damaged: it is written anew then."""
+        """Returns the content of the file; None if it is missing or damaged: it is written again then."""
         try:
             now = read_deployment(self._file)
         except Misconfigured as error:

@@ -36,7 +36,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class ReleaseSource(Protocol):
-    """Finds and checks the releases to serve. Every method reads the configuration anew."""
+    """Finds and checks the releases to serve. Every method reads the configuration again."""
 
     config: Path
     """The configuration file, whether it exists or not."""

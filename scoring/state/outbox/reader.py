@@ -42,7 +42,7 @@ _POSITION = re.compile(r"([0-9]{1,19}),([0-9a-f]{8})", re.ASCII)
 _USUAL_BYTES = 4096
 # A file that seems to come from further in the future than this was written before the clock was set back.
 _FUTURE_S = 60.0
-# A folder's time of change may be so much older than a later change of it that has the same time.
+# A folder's time of change may be this much older than a later change that has the same time.
 _STEP_S = 1.0
 
 
@@ -314,7 +314,7 @@ class Cursor:
     def load(self) -> int | None:
         """Returns the stored position, or None if there is none. A damaged file counts as none: a log line says so.
 
-        Kafka has the cursor, too, and the next `store` mends the file. Raises OutboxUnavailable.
+        Kafka has the cursor, too, and the next `store` repairs the file. Raises OutboxUnavailable.
         """
         try:
             text = read_regular(self._path).decode("ascii", errors="replace").strip()

@@ -78,7 +78,7 @@ class OutboxWriter:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
         # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
-        # Why the last append failed; empty after one that worked. The fields below list the damage to mend.
+        # Why the last append failed; empty after one that worked. The fields below list the damage to repair.
         self._failure = ""
         self._begins_segment = self._is_unsynced = False
         # The position from which on something stands in the active segment that must be cut off.
@@ -149,7 +149,7 @@ class OutboxWriter:
         Writes a few kilobytes, so not for every payment. Without `tries_disk` it writes nothing unless the last append
         has failed. Raises OutboxUnavailable.
         """
-        self._mend()
+        self._repair()
         if self._failure or (tries_disk and self._end == self._looked_at):
             self._probe()
         self._reserve(len(_PROBE))
@@ -161,7 +161,7 @@ class OutboxWriter:
 
     def _try_write(self, records: bytes) -> int:
         if self._failure or (self._syncer is not None and self._syncer.failure):
-            self._mend()
+            self._repair()
             self._probe()
         self._make_room(len(records))
         if self._end + len(records) > self._reserved:
@@ -279,7 +279,7 @@ class OutboxWriter:
             raise OutboxUnavailable(self._failure) from error
         self._torn_at = None
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Undo the leftovers of earlier failures. Raises OutboxUnavailable when that fails."""
         if self._torn_at is not None:
             self._cut(self._torn_at)

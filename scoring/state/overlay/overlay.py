@@ -152,7 +152,8 @@ class Overlay:
         Call it when a mirror is opened or replaced, and every half second.
 
         `attributes` and `out` are the arrays that each `fill` reads and writes: (rows_max, row width), (rows_max,
-        features). So are `hops`, what neighbours say: (rows_max, hop slots). Without them neighbours say nothing.
+        features). So are `hops`, the values of neighbours: (rows_max, hop slots). Without `hops` no feature asks
+        neighbours.
         """
         table, marks = self._table, self._marks
         self._open(Path(self._settings.path), Path(folder) / MARKS_FILE)

@@ -140,7 +140,7 @@ def _begin_of(path: Path, size: int) -> bytes:
 
 
 def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
-    """Returns the host's table; None if there is none of this catalogue and size."""
+    """Returns the host's table; None if it is missing, or of another catalogue or size."""
     try:
         return mapped(Path(settings.path), *table_head(settings, plan))
     except (OSError, Misconfigured):

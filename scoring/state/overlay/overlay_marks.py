@@ -116,14 +116,14 @@ class OverlayMarks:
     def _forget_other_clock(self) -> None:
         """End a doubt that would last longer than any: it is of a clock before the host's start, or damaged.
 
-        A mirror on a disk outlives its host. Its clock begins anew, and may take months to reach that moment.
+        A mirror on a disk outlives its host. Its clock starts again, and may take months to reach that moment.
         """
         latest_ms = self._clock_ms() + self._settings.doubt_ms
         if self._marks[tables.MARK_UNSURE_UNTIL_AT] > latest_ms:
             self._marks[tables.MARK_UNSURE_UNTIL_AT] = latest_ms
 
     def begin_anew(self, *, mirror_is_empty: bool) -> None:
-        """Say that the mirror is emptied now, to be filled anew.
+        """Say that the mirror is emptied now, to be filled again.
 
         Readers may have noted that its profiles contain payments which the new ones lack: the *cut* of a row. But no
         reader can have noted that of an empty mirror, or has a row to note it in.

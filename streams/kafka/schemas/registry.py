@@ -363,17 +363,17 @@ def registered_subjects(settings: RegistrySettings) -> frozenset[str]:
     except SchemaRegistryError as error:
         status = error.http_status_code
         if status in _REFUSED:
-            mend = "correct [registry] username and password, and the rights of that user"
-            raise Misconfigured(f"schema registry {url} refused us with status {status}: {mend}") from error
+            fix = "correct [registry] username and password, and the rights of that user"
+            raise Misconfigured(f"schema registry {url} refused us with status {status}: {fix}") from error
         said = _line(error)
         # If an answer is no error of a registry, the client quotes its bytes.
         why = "" if said.startswith(_NO_ERROR_OF_A_REGISTRY) else f" ({said})"
-        mend = "look at the registry and its log" if status >= _SERVER_ERROR else base
-        raise Misconfigured(f"{_status(error, url)}{why}: {mend}") from error
+        fix = "look at the registry and its log" if status >= _SERVER_ERROR else base
+        raise Misconfigured(f"{_status(error, url)}{why}: {fix}") from error
     except (HTTPError, OSError) as error:
         reason = str(error) or type(error).__name__
-        mend = "is it running, and are [registry] url and its TLS files right?"
-        raise Misconfigured(f"schema registry {url} does not answer ({reason}): {mend}") from error
+        fix = "is it running, and are [registry] url and its TLS files right?"
+        raise Misconfigured(f"schema registry {url} does not answer ({reason}): {fix}") from error
     except _NO_REGISTRY_ERRORS as error:
         raise Misconfigured(f"{url} is no schema registry: {base}") from error
     finally:

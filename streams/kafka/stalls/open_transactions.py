@@ -164,7 +164,7 @@ class TransactionWatch:
     """Looks at all partitions of some topics, and shows for how long each topic has been held up in the metrics."""
 
     def __init__(self, clients: KafkaClients, names: Iterable[str], registry: CollectorRegistry) -> None:
-        """`names` of the topics, without prefix. Raises BrokerUnavailable, or Misconfigured for one that is missing."""
+        """`names`: topics without prefix. Raises BrokerUnavailable, or Misconfigured for a missing topic."""
         numbers = {clients.topic(name): clients.partitions(name) for name in names}
         self._watch = OpenTransactions(
             clients.admin, lambda: [(topic, number) for topic, found in numbers.items() for number in found]

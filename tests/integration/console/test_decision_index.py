@@ -1,4 +1,4 @@
-"""The index of decisions on a real broker: filled by the command, reviewed, lost, and made anew with its verdicts."""
+"""The index of decisions on a real broker: filled by the command, reviewed, lost, and rebuilt with its verdicts."""
 
 from __future__ import annotations
 

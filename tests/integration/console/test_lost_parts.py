@@ -1,4 +1,4 @@
-"""A console whose schema registry is away, or whose topics were made anew, says so and shows what it knows."""
+"""A console whose schema registry is away, or whose topics were created again, says so and shows what it knows."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
     # More records than the index had read: at its next offset the new topic has a record, too.
     make_anew(settings, "decisions")
     put(settings, "decisions", 9, "new-")
-    wait_until(lambda: "was deleted and made anew since the index read it" in analyst.missing(), "it is told")
+    wait_until(lambda: "was deleted and created again since the index read it" in analyst.missing(), "it is told")
     for page in ("/decisions", "/review"):
         assert "The index does not follow the topics" in analyst.text(page)
     assert "paywarden decisions index --rebuild" in analyst.missing()

@@ -116,7 +116,7 @@ def test_a_certificate_of_another_name_is_no_connection(driver: Driver, tls: Tls
 
 
 def test_a_record_that_drips_is_left_at_the_deadline(driver: Driver, tls: Tls) -> None:
-    """A timeout of each read would begin anew with every byte of the record."""
+    """A timeout of each read would start again with every byte of the record."""
     with ExitStack() as stack:
         host = stack.enter_context(ScriptedHost("answer", "large", tls=tls.server))
         relay = stack.enter_context(SlowRelay(host.port, is_slow=lambda: len(host.requests) > 1))

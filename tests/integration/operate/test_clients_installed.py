@@ -193,5 +193,5 @@ def test_the_java_client_gets_into_a_project(project: Path) -> None:
     source.parent.mkdir(parents=True)
     source.write_text(JAVA, encoding="utf-8")
     run([program, *quiet, "compile"], project, maven)
-    jar = kept / "paywarden/paywarden-client/0.1.0/paywarden-client-0.1.0.jar"
+    jar = kept / "paywarden/paywarden-client/1.0.0/paywarden-client-1.0.0.jar"
     assert run(["java", "-cp", f"target/classes:{jar}", "Shop"], project) == ANSWERS

@@ -314,7 +314,8 @@ def assert_runbook_works(running: Running) -> None:
     failed = set(done.stdout.splitlines()) - EMPTY
     assert failed == set(), done.stderr
     for command in runbook.commands():
-        if " ".join(command.words[1:3]) in HARMLESS:
+        # An ID stands for what a person has seen.
+        if " ".join(command.words[1:3]) in HARMLESS and "ID" not in command.words:
             arguments = ["--config", str(running.deployment.config), *command.words[1:]]
             result = CliRunner().invoke(cli, arguments, standalone_mode=False)
             assert result.exception is None, f"{command}: {result.exception!r}"

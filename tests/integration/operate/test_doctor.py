@@ -129,10 +129,10 @@ def test_rights_that_this_user_lacks_are_told_for_each_topic(tmp_path: Path) -> 
         for done in admin.create_acls(rules_of_topics).values():
             done.result()
         wait_until(lambda: len(seen(source)) == 4, "the broker tells the rights")
-        mend = "give this user the right to describe its topics"
+        fix = "give this user the right to describe its topics"
         assert sorted(seen(source)[1:]) == [
             "error Kafka does not describe acl-outcomes "
-            f"(Broker: Topic authorization failed): look at the brokers, and {mend}",
+            f"(Broker: Topic authorization failed): look at the brokers, and {fix}",
             "error acl-decisions: this user may not write: give it these rights",
             "error acl-payments: this user may not read and not write: give it these rights",
         ]

@@ -201,7 +201,7 @@ class Load:
                 self._call_on(Client(raw), caller, numbers)
 
     def _call_on(self, client: Client, caller: int, numbers: Iterator[int]) -> None:
-        """Call until the connection ends. A call that finds a kept one closed is asked anew, as each client does."""
+        """Call until the connection ends. A call that finds a kept one closed is asked again, as each client does."""
         is_new = True
         while not self._is_over.is_set():
             try:

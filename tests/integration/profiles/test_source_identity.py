@@ -1,4 +1,4 @@
-"""Topics that are deleted and made anew, or lose records, on a real Kafka: nothing is dropped without a word."""
+"""Topics that are deleted and created again, or lose records, on a real Kafka: nothing is dropped without a word."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: Kafka
     )
     # The next time is no different: offsets of the second generation are not those of the third.
     world.make_anew("payments")
-    assert "deleted and made anew" in world.fails()
+    assert "deleted and created again" in world.fails()
 
 
 def test_records_that_expired_before_they_were_read_are_counted(settings: KafkaSettings) -> None:

@@ -115,7 +115,7 @@ class Broken:
     def break_it(self) -> None:
         self._switch.touch()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._switch.unlink()
 
     def ended(self) -> tuple[int, str]:
@@ -245,7 +245,7 @@ def test_a_failed_part_of_the_companion_ends_it_and_the_next_goes_on(
     companion = begin(step, "error", command="companion", at_once=True)
     status, line = companion.ended()
     assert (status, line) == (1, "paywarden: a bug ended the companion: RuntimeError: injected")
-    companion.mend()
+    companion.repair()
     companion = begin(step, "error", command="companion")
     wait_until(lambda: samples(companion.address).get((APPLIED,), 0) >= 1, "the profile is in the mirror")
     wait_until(

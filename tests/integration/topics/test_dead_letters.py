@@ -87,7 +87,7 @@ def test_a_payment_from_the_future_is_retried_once_it_is_allowed(
     assert second["retried_time_ms"] is None
     assert second["reason"].startswith("event_time_ms: ")
 
-    # The operator mends the cause: clocks may be two hours ahead.
+    # The operator fixes the cause: clocks may be two hours ahead.
     deployment.configure("stream", "future_ms_max = 7_200_000\n")
     deployment.start("stream")
     code, said, logged = command(deployment, "--retry", "--all")

@@ -2,7 +2,7 @@
 
 It models what our code relies on, and what can go wrong with it:
 
-- a topic has an id; deleted and made anew it has another id, and its offsets begin at 0
+- a topic has an id; deleted and created again it has another id, and its offsets begin at 0
 - readers see committed records only, up to the first record of an open transaction (the last stable offset)
 - a transactional id has one producer: a newer one fences it, and the broker gives up a transaction that takes too long
 - a commit may be done although its answer is lost, and its markers are written a moment later

@@ -60,7 +60,7 @@ class Group:
         self.rebalance()
 
     def rebalance(self, *, shuffle: bool = False) -> None:
-        """Choose anew who has which partition. Most partitions stay where they are."""
+        """Choose again who has which partition. Most partitions stay where they are."""
         chance = self._broker.world.random
         places = sorted({place for member in self.members for place in self._broker.places_of(member.topics)})
         self._target.clear()
@@ -140,7 +140,7 @@ class Broker:
         self.topics[name] = Topic(self._ids, [Log() for _ in range(partitions)])
 
     def recreate(self, name: str) -> Topic:
-        """Delete a topic and make it anew: another id, offsets from 0, no committed offsets. Returns the old one."""
+        """Delete a topic and create it again: another id, offsets from 0, no committed offsets. Returns the old one."""
         old = self.topics[name]
         self.create(name, len(old.logs))
         for group in self.groups.values():

@@ -56,7 +56,7 @@ def _computed() -> Reference:
 
 
 class SmallDecisions:
-    """Draws payments of the training window anew. Setting a field changes the decisions from then on."""
+    """Draws payments of the training window again. Setting a field changes the decisions from then on."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)

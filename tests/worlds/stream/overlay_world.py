@@ -319,7 +319,7 @@ class OverlayWorld:
             self.forget(self.random.choice(sorted(self.answered)))
 
     def restart(self, worker: int) -> None:
-        """Let a worker begin anew."""
+        """Let a worker start again."""
         self._readers[worker] = self._reader()
         self.workers[worker] = self._worker(self._readers[worker])
         self.chunk_worker = ChunkWorker(self.workers[1], self._readers[1])

@@ -26,7 +26,7 @@ from .routing import host_order, route_of
 from .settings import ClientSettings, Hooks, Target, require_token
 from .stand_in import StandIn
 
-VERSION = "0.1.0"
+VERSION = "1.0.0"
 SCORE, SHADOW, RECONCILE = "score", "shadow", "reconcile"
 _USER_AGENT = ("user-agent", f"paywarden-client-python/{VERSION}")
 

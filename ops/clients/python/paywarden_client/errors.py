@@ -1,7 +1,7 @@
 """The errors of the client.
 
     PaywardenError
-    ├── WrongRequest     this payment cannot be scored as it is: mend the request
+    ├── WrongRequest     this payment cannot be scored as it is: correct the request
     └── WrongSettings    the client cannot be made with these settings
 
 There is no error for a service that does not answer: the caller gets a stand-in decision.

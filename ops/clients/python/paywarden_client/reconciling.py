@@ -2,7 +2,7 @@
 
     stand-in ── 1 s ─► ask ── 2 s ─► ask ── 4 s ─► … ── 30 s ─► ask … until 540 s have passed
 
-The service remembers a decision for ten minutes. Beyond that a repeated payment would be decided anew, so the client
+The service remembers a decision for ten minutes. Beyond that a repeated payment would be decided again, so the client
 gives up a minute earlier.
 """
 

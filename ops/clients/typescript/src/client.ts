@@ -14,7 +14,7 @@ import { hostOrder, routeOf } from "./routing.js";
 import { checked, requireToken, type CheckedSettings, type Hooks, type Operation, type Settings } from "./settings.js";
 import { StandIn } from "./stand-in.js";
 
-export const VERSION = "0.1.0";
+export const VERSION = "1.0.0";
 const USER_AGENT = ["user-agent", `paywarden-client-typescript/${VERSION}`] as const;
 
 export interface CallOptions {

@@ -1,6 +1,6 @@
 // The errors of the client. There is none for a service that does not answer: the caller gets a stand-in decision.
 
-/** The request is wrong: mend it. No text of it holds a value of the payment. */
+/** The request is wrong: correct it. No text of it holds a value of the payment. */
 export class WrongRequest extends Error {
   override readonly name = "WrongRequest";
 

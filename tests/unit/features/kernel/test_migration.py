@@ -192,7 +192,7 @@ def test_a_new_measure_starts_empty_and_counts_from_then_on(what: str, early: li
 
 
 def test_a_new_mean_over_an_old_count_is_low_until_its_window_passes() -> None:
-    """A limit that docs/limits.md names: what is new starts empty, and shares what was there. A backfill mends it."""
+    """A limit that docs/limits.md names: what is new starts empty, and shares what was there. A backfill repairs it."""
     old = FeatureEngine(Catalogue((card,), (card.count("count", "1d"),)))
     new = FeatureEngine(Catalogue((card,), (card.count("count", "1d"), card.amount_mean("mean", "1d"))))
     state = profile(new, "card", [payment(NOON_MS, 50)], profile(old, "card", [payment(NOON_MS, 50)] * 9))

@@ -1,4 +1,4 @@
-"""Stored profiles where a project's declarations change: what both catalogues use stays, and the rest begins anew."""
+"""Stored profiles where a project's declarations change: what both catalogues use stays, and the rest starts again."""
 
 from __future__ import annotations
 

@@ -433,7 +433,7 @@ def test_a_second_table_may_say_what_each_payment_was(tmp_path: Path) -> None:
     _, report = convert(tmp_path, csv_of(*rows), mapping)
     assert (report.frauds, report.genuine, report.unknown, report.refused) == (1, 1, 1, 1)
     (reason,) = report.reasons
-    assert reason.endswith("chargebacks.csv: why, label: is none of the values that [label] lists")
+    assert reason.endswith("chargebacks.csv: why, label: is not one of the values that [label] lists")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ SECOND = (
         ),
         (mapping_with(card_id='{ column = "card", format = "iso" }'), "card_id: format is not for this field"),
         (mapping_with(event_time_ms='{ column = "when", format = "%d/%m" }'), "event_time_ms: format must be iso"),
-        (mapping_with(event_time_ms='{ column = "when", format = "%Q" }'), "format has %Q, which is none of %Y"),
+        (mapping_with(event_time_ms='{ column = "when", format = "%Q" }'), "format has %Q, which is not one of %Y"),
         (mapping_with(event_time_ms='{ column = "when", zone = "Mars" }'), "zone must be a name such as Europe/Berlin"),
         (mapping_with(event_time_ms='{ column = "when", format = "hours" }'), "times in hours need an origin"),
         (mapping_with(amount_minor='{ column = "amount", unit = "cents" }'), "unit must be major or minor"),

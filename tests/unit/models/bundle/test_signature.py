@@ -71,7 +71,7 @@ def test_without_a_signature_of_a_trusted_key_a_bundle_is_refused(bundle: Path, 
     other, _ = key_pair(tmp_path, "other")
     assert "it is not signed" in refusal(bundle, trusted)
     sign_bundle(bundle, other)
-    assert "which is not among the trusted" in refusal(bundle, trusted)
+    assert "which is not trusted" in refusal(bundle, trusted)
     # The right name on another key's signature.
     edit_signature(bundle, lambda content: content.update(key=next(iter(trusted.keys))))
     assert "is wrong" in refusal(bundle, trusted)

@@ -48,7 +48,7 @@ def reasons(writer: Writer, people: RegistryPeople = EVERYBODY, rules: Rules = T
     return [ignored.reason for ignored in state_of(writer.log, people, rules).ignored]
 
 
-# A plain second reading: it looks through all that counted so far, each time anew.
+# A plain second reading: it looks through all that counted so far, each time again.
 
 
 def counts(past: list[Entry], entry: Entry, rules: Rules) -> bool:
@@ -345,9 +345,9 @@ def test_roles_names_keys_and_the_last_day_decide_who_counts() -> None:
     writer.add(kinds.CLOCK_SET, "eve")
     writer.add(kinds.KEY_REVOKED, "anna", revoked=fingerprint(key_of("ben").public_key()))
     assert [reason.replace(fingerprint(key_of("eve").public_key()), "KEY") for reason in reasons(writer, people)] == [
-        "ben has not the role propose",
+        "ben lacks the role propose",
         "the key KEY belongs to nobody in the file of people",
-        "anna has not the role admin",
+        "anna lacks the role admin",
     ]
     proposal = writer.proposal("one")
     writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)

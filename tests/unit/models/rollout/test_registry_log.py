@@ -158,10 +158,10 @@ def _rollout_in(hosts: Hosts, content: bytes) -> Rollout | None:
 @pytest.mark.parametrize(
     ("by", "kind", "told"),
     [
-        ("anna", EventKind.READY, "anna has not the role lead"),
-        ("anna", EventKind.GONE, "anna has not the role lead"),
-        ("lead", EventKind.PAUSED, "lead has not the role rollout"),
-        ("ben", EventKind.ABORTED, "ben has not the role rollout or roll_back"),
+        ("anna", EventKind.READY, "anna lacks the role lead"),
+        ("anna", EventKind.GONE, "anna lacks the role lead"),
+        ("lead", EventKind.PAUSED, "lead lacks the role rollout"),
+        ("ben", EventKind.ABORTED, "ben lacks the role rollout or roll_back"),
     ],
 )
 def test_people_decide_nothing_for_the_lead_and_the_lead_nothing_for_people(
@@ -270,7 +270,7 @@ def test_a_start_that_nobody_can_read_can_be_aborted(tmp_path: Path) -> None:
     with pytest.raises(RegistryRefused, match="the rollout r-1 is under way"):
         hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))
     ben = RegistryRolloutLog(hosts.registry(), Signer("ben", key_of("ben")))
-    with pytest.raises(RegistryRefused, match="ben has not the role rollout or roll_back"):
+    with pytest.raises(RegistryRefused, match="ben lacks the role rollout or roll_back"):
         ben.abort_unread(abort)
     assert cleo.abort_unread(abort) == "r-1"
     found = hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))
@@ -390,7 +390,7 @@ def test_a_rollback_of_the_champion_ends_the_rollout(tmp_path: Path) -> None:
 
 
 def test_a_verdict_from_a_time_without_kafka_counts_behind_whatever_others_wrote(tmp_path: Path) -> None:
-    """And a keeper that has seen the other order begins anew."""
+    """And a keeper that has seen the other order starts again."""
     hosts = Hosts.at(tmp_path)
     hosts.start()
     lead = hosts.of("lead")

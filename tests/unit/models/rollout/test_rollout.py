@@ -220,7 +220,7 @@ ENDED_STATE = replace(running(), phase=Phase.ABORTED, time_ms=5)
         ),
         (
             None,
-            event(EventKind.STARTED, start=start_of(candidate=replace(CHAMPION, bundle="/elsewhere"))),
+            event(EventKind.STARTED, start=start_of(candidate=replace(CHAMPION, model="another name"))),
             "candidate and champion are the same, with digest aaaaaaaaaaaa",
         ),
         (ENDED_STATE, event(EventKind.RESUMED), "r-1 has ended (aborted)"),

@@ -156,7 +156,7 @@ def test_what_happens_to_processes_is_on_the_time_line(tmp_path: Path) -> None:
         ("host as usual again", "mirror is behind the payments by 0.3 s"),
     ]
     errors = [one.text for one in happened if one.kind == "host errors"]
-    # 3 and 7 of before the restart, 1 of a process that began anew, 2 more.
+    # 3 and 7 of before the restart, 1 of a process that started again, 2 more.
     assert sum(int(text.split()[0]) for text in errors) == 13
     assert [one.kind for one in watch.happenings(began_ms, began_ms)] == ["host beyond the usual"]
     database.close()

@@ -257,7 +257,7 @@ def test_what_a_topic_had_before_it_was_made_anew_is_told_for_a_week(world: Worl
     assert text.count("One earlier act of people cannot be reached") == 2
     assert "No alert is known here, but some may be missing" in text
     assert "No alert is open" not in text
-    # It is nothing that a load balancer could mend.
+    # It is nothing that a load balancer could repair.
     ready = browser.get("/readyz")
     assert (ready.status_code, len(ready.json()["missing"])) == (200, 3)
 

@@ -5,7 +5,7 @@ all settings occurs. A start of helm costs more than a rendering. A chart that d
 combination therefore renders all of them in one start (`rendered_at_once`).
 
 `ops/deploy/helm/everything.yaml` is what helm makes with everything turned on. It is checked without helm, too, and
-`python -m tests.unit.ops.deploy.test_chart` writes it anew.
+`python -m tests.unit.ops.deploy.test_chart` writes it again.
 """
 
 from __future__ import annotations
@@ -357,7 +357,7 @@ def everything(program: Path) -> str:
 def test_what_was_rendered_is_of_this_chart_and_right_for_every_version() -> None:
     """Without helm, too."""
     text = EVERYTHING.read_text(encoding="utf-8")
-    assert text.startswith(_HEAD.format(digest=digest())), "python -m tests.unit.ops.deploy.test_chart writes it anew"
+    assert text.startswith(_HEAD.format(digest=digest())), "python -m tests.unit.ops.deploy.test_chart writes it again"
     documents = documents_of(text)
     assert len(documents) > 15
     for document, version in itertools.product(documents, KUBERNETES):

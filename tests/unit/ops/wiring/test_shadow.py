@@ -1,4 +1,4 @@
-"""The parts of a challenger in the shadow, and the events that load it anew."""
+"""The parts of a challenger in the shadow, and the events that load it again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_bundle_is_checked_and_one_that_is_gone_is_no_change(world: World, tmp
     os.truncate(bundle / "model.txt", 100)
     with pytest.raises(BundleRefused, match="wrong checksum"):
         world.files(bundle=str(bundle)).load()
-    # Nothing is loaded anew for a setting that cannot be read.
+    # Nothing is loaded again for a setting that cannot be read.
     (world.runtime / DEPLOYMENT).write_text("no JSON")
     assert not world.has_changed(world.files(policy=str(world.policy)))
 

@@ -1,4 +1,4 @@
-"""Files that workers map: made anew when they are gone or cut short, alone and under a running host; mapped ahead."""
+"""Files that workers map: created again when gone or cut short, alone and under a running host; mapped ahead."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def prepared(tmp_path: Path) -> Prepared:
 
 def test_a_file_that_is_as_it_was_made_is_left_alone(prepared: Prepared) -> None:
     before = prepared.path.stat()
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
     os.truncate(prepared.path, SIZE + 1)
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
     assert prepared.path.stat().st_ino == before.st_ino
 
 
@@ -71,10 +71,10 @@ def test_a_file_that_is_gone_or_cut_short_is_made_anew_and_told(
         prepared.path.unlink()
     else:
         os.truncate(prepared.path, size)
-    assert prepared.file.mend()
+    assert prepared.file.repair()
     assert prepared.path.stat().st_size == SIZE
-    assert caplog.text.count("was deleted or cut short: it is made anew, and all is lost") == 1
-    assert not prepared.file.mend()
+    assert caplog.text.count("was deleted or cut short: it is created again, and all is lost") == 1
+    assert not prepared.file.repair()
 
 
 def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -> None:
@@ -82,7 +82,7 @@ def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -
     other = prepared.path.with_suffix(".other")
     other.write_bytes(bytes(10))
     other.replace(prepared.path)
-    assert not prepared.file.mend()
+    assert not prepared.file.repair()
 
 
 def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
@@ -90,10 +90,10 @@ def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
 ) -> None:
     prepared.path.unlink()
     prepared.error = "no space left"
-    assert [prepared.file.mend() for _ in range(3)] == [False] * 3
-    assert caplog.text.count("cannot be made anew yet: no space left") == 1
+    assert [prepared.file.repair() for _ in range(3)] == [False] * 3
+    assert caplog.text.count("cannot be created again yet: no space left") == 1
     prepared.error = ""
-    assert prepared.file.mend()
+    assert prepared.file.repair()
 
 
 class Host(Server):
@@ -169,15 +169,15 @@ def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: 
             # The kernel gives each connection to one of the workers.
             for _ in range(20):
                 host.pay_next()
-            wait_until(partial(is_another, path, before), "the file is made anew", every_s=0.05)
+            wait_until(partial(is_another, path, before), "the file is created again", every_s=0.05)
             assert path.stat().st_size == whole
             made = path.stat().st_ino
             # A worker that goes on may keep pages of an old overlay; it reads the new one.
             wait_until(lambda: host.has_mapped(path, alone=name == "answered"), "all workers have it", every_s=0.05)
             wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
-            assert path.stat().st_ino == made, "it is made anew once for each cut"
+            assert path.stat().st_ino == made, "it is created again once for each cut"
         # Equal lines within two minutes are written once.
-        assert f"{path} was deleted or cut short: it is made anew" in host.log()
+        assert f"{path} was deleted or cut short: it is created again" in host.log()
         assert "bug" not in host.log()
         wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
 

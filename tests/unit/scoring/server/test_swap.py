@@ -59,7 +59,7 @@ class Swapping:
         return {worker.pid for worker in self.server.listening(2)}
 
     def kill_a_worker(self) -> None:
-        """Kill a worker, wait until another one listens in its place, and let the caller connect anew."""
+        """Kill a worker, wait until another one listens in its place, and let the caller connect again."""
         killed = self.server.listening(2)[0]
         killed.kill()
         wait_until(lambda: not killed.is_running(), "the worker is gone")

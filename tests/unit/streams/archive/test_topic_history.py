@@ -88,7 +88,7 @@ def read_topic(topic: MemoryTopic) -> TopicRows:
 def assert_equal(one: History, other: History) -> None:
     for name in vars(one):
         left, right = getattr(one, name), getattr(other, name)
-        if name in ("fields", "declared", "propensity"):
+        if name in ("fields", "declared", "propensity", "never_labelled"):
             assert left == right, name
         elif isinstance(left, pa.Array):
             assert left.equals(right), name

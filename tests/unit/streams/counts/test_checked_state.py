@@ -1,4 +1,4 @@
-"""Damaged records of drift counts and outcomes are set aside, and what reads them begins anew."""
+"""Damaged records of drift counts and outcomes are set aside, and what reads them starts again."""
 
 from __future__ import annotations
 

@@ -188,9 +188,9 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_refused_too(
         put(broker, "decisions", made(100 + number), 200)
     # It asks, and looks at the answer when it has come.
     filler.step()
-    with pytest.raises(Misconfigured, match="topic decisions was deleted and made anew"):
+    with pytest.raises(Misconfigured, match="topic decisions was deleted and created again"):
         filler.step()
-    assert "made anew" in filler.state.trouble
+    assert "created again" in filler.state.trouble
     with pytest.raises(Misconfigured, match="--rebuild"):
         filler.step()
 

@@ -209,7 +209,7 @@ def test_a_state_of_another_release_begins_anew(caplog: pytest.LogCaptureFixture
     world.decisions.gone = FEATURE
     world.run(6)
     world.detection.restore(world.detection.state()[:-3])
-    assert "begins anew" in caplog.text
+    assert "starts again" in caplog.text
     assert world.detection.state() == World().detection.state()
 
 

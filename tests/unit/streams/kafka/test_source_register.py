@@ -71,7 +71,7 @@ def test_a_cluster_without_ids_is_not_compared_and_ids_are_entered_later(registe
 
 
 def test_two_workers_that_start_at_once_enter_one_topic(store: MemoryStore, register: SourceRegister) -> None:
-    """Between them the topic was made anew: the second must not replace what the first has entered."""
+    """Between them the topic was created again: the second must not replace what the first has entered."""
     other = SourceRegister(store, SOURCES_KEY, NAMES)
     read = other.read
 

@@ -104,7 +104,7 @@ def test_a_bundle_goes_from_a_proposal_to_the_champion_and_back(desk: Desk) -> N
     assert told["proposal"]["bundle"] == read_manifest(bundle).digest
     assert told["proposal"]["policy"] == policy_digest(PolicySettings(), {})
     version = read_manifest(bundle).model_version
-    assert "anna has not the role approve" in desk.refusal("approve", version, by="anna")
+    assert "anna lacks the role approve" in desk.refusal("approve", version, by="anna")
     approved = desk.told("approve", version, by="ben")["proposal"]
     assert (approved["approved_by"], approved["registered_by"]) == (["ben"], "anna")
     libraries = {name: checksum for name, checksum in checksums_of(bundle_files(bundle)).items() if ".so" in name}

@@ -158,7 +158,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
     (tmp_path / "away").rename(bundle / "manifest.json")
     assert "r-1 is pending" in refused(run(tmp_path, "resume", "--why", "a test", settings=settings))
     keys = ("--key", str(tmp_path / "ben.pem"))
-    assert "ben has not the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
+    assert "ben lacks the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
     assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
     page = tmp_path / "report.html"
     assert run(tmp_path, "status", "--report", str(page), settings=settings).exit_code == 0

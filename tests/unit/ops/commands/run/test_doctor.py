@@ -283,15 +283,15 @@ def test_a_broker_that_does_not_answer_is_told_with_the_reason(monkeypatch: pyte
 
     def told(config: str) -> tuple[str, str]:
         (row,) = rows(f"[kafka]\n{config}\n", "kafka")
-        return row["seen"], row["mend"]
+        return row["seen"], row["fix"]
 
     monkeypatch.setattr("paywarden.ops.doctor.kafka.require_broker", away)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        _, mend = told(f'bootstrap = "127.0.0.1:{port}"')
-        assert mend.startswith(f"127.0.0.1:{port} takes connections, and does not speak plaintext")
-    _, mend = told('bootstrap = "127.0.0.1:1,no..such.host:9092,kafka"')
-    refused, unknown, wrong = mend.split("; ")
+        _, fix = told(f'bootstrap = "127.0.0.1:{port}"')
+        assert fix.startswith(f"127.0.0.1:{port} takes connections, and does not speak plaintext")
+    _, fix = told('bootstrap = "127.0.0.1:1,no..such.host:9092,kafka"')
+    refused, unknown, wrong = fix.split("; ")
     assert refused == "127.0.0.1:1 takes no connection (Connection refused): is a broker there?"
     assert unknown.startswith("no address is known for no..such.host (")
     assert wrong == "[kafka] bootstrap: 'kafka' is not host:port"

@@ -125,4 +125,4 @@ def test_a_broker_that_gives_an_address_nobody_knows_is_named(monkeypatch: pytes
         "a broker says that it is at no..such.broker:9092, where this host does not reach it"
     )
     assert away[1].seen.endswith(f"127.0.0.1:{closed_port}, where this host does not reach it (Connection refused)")
-    assert {result.mend for result in away} == {"correct advertised.listeners of that broker, or DNS and the way to it"}
+    assert {result.fix for result in away} == {"correct advertised.listeners of that broker, or DNS and the way to it"}

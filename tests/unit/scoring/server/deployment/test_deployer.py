@@ -52,7 +52,7 @@ class Source:
     refusal: str = ""
 
     def serve(self, bundle: str) -> None:
-        """Write the configuration anew."""
+        """Write the configuration again."""
         unfinished = self.config.with_suffix(".new")
         unfinished.write_text(bundle, encoding="utf-8")
         unfinished.replace(self.config)
@@ -389,9 +389,9 @@ def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
 
 
 def looks(host: Host) -> None:
-    """Look as often as it takes to mend something, with a checker in between."""
+    """Look as often as it takes to repair something, with a checker in between."""
     for _ in range(3):
-        host.deployer._mend_due = host.deployer._due = 0.0
+        host.deployer._repair_due = host.deployer._due = 0.0
         host.begin()
         host.end()
 

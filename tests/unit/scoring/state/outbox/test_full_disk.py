@@ -67,7 +67,7 @@ def test_a_busy_writer_reserves_ever_more_at_once_and_writes_only_where_it_has(
     writer = OutboxWriter(OutboxSettings(str(tmp_path)), "w0")
     monkeypatch.setattr(outbox.writer, "_AHEAD_BYTES", 100_000)
     monkeypatch.setattr(outbox.writer, "_AHEAD_BYTES_MAX", 1_600_000)
-    writer.look()  # a look that finds nothing new begins anew
+    writer.look()  # a look that finds nothing new starts again
     sizes: list[int] = []
     reserved = 0
 

@@ -84,7 +84,7 @@ def test_a_partition_held_up_by_an_open_transaction_has_not_stalled(caplog: pyte
     admin: Any = StableEnds({A: 5, B: 8})
     assert without_held(admin, watch, [A, B], ends, positions) == [B]
     assert "an open transaction of a producer holds up t/0: 4 records wait for its end" in caplog.text
-    # Its time begins anew, and that of the stalled one goes on.
+    # Its time starts again, and that of the stalled one goes on.
     assert looks(watch, ends, *[positions] * 3) == [[B], [B], [A, B]]
 
 

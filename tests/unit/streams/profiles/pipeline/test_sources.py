@@ -1,4 +1,4 @@
-"""Topics that are made anew, end early or have lost records."""
+"""Topics that are created again, end early or have lost records."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_a_topic_made_anew_is_noticed_while_it_is_read(worker: Worker, monkeypat
     worker.broker.topic_ids["payments"] = "another"
     # Ten seconds later.
     monkeypatch.setattr(worker.pipeline._sources._watch, "_ask_at", 0.0)
-    with pytest.raises(SourceChanged, match="topic payments: it was deleted and made anew"):
+    with pytest.raises(SourceChanged, match="topic payments: it was deleted and created again"):
         worker.step(3)
 
 
 def test_an_outcome_whose_payment_stands_at_a_passed_offset_is_no_dead_letter(worker: Worker) -> None:
-    """A topic made anew that has outgrown the old one is noticed late. Its first records count as read meanwhile."""
+    """A topic created again that has outgrown the old one is noticed late. Its first records count as read."""
     rows = world()[0]
     reported = next(number for number in range(2, 60) if outcomes_of(rows[number : number + 1]))
     worker.pay(rows[:2])

@@ -288,7 +288,7 @@ def test_a_copy_that_stays_behind_reaches_a_claim_all_the_same() -> None:
 
 
 def test_a_claim_that_cannot_be_reached_holds_up_no_later_one() -> None:
-    """A worker asked where the changelog ended before it was made anew."""
+    """A worker asked where the changelog ended before it was created again."""
     copy = CopyProgress()
     copy.claimed(Claim(800, {0: 1_000_000}), 20_000)
     copy.claimed(Claim(900, {0: 5}), 20_000)

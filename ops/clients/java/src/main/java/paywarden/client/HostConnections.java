@@ -90,7 +90,7 @@ final class HostConnections {
 
         /** Sends a request and returns its whole answer. An IOException is NoAnswer, or says that it broke. */
         AnswerReader exchange(byte[] request, long deadlineNs) throws DeadlinePassed, IOException {
-            // With TLS a read is many reads of the socket, and the time limit of each begins anew.
+            // With TLS a read is many reads of the socket, and the time limit of each starts again.
             Future<?> closing = isTls || request.length > SENT_AT_ONCE_BYTES ? closeAt(channel, deadlineNs) : null;
             try {
                 out.write(request);

@@ -25,7 +25,7 @@ import java.util.concurrent.locks.LockSupport;
  * }</pre>
  */
 public final class PaywardenClient implements AutoCloseable {
-    public static final String VERSION = "0.1.0";
+    public static final String VERSION = "1.0.0";
 
     private static final String SCORE = "score", SHADOW = "shadow", RECONCILE = "reconcile";
     /** Shadow calls that are asked at a time; further ones wait. */

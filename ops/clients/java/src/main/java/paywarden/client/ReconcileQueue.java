@@ -9,7 +9,7 @@ import java.util.PriorityQueue;
 /** The stand-ins that wait to be asked about again, by payment id. Not safe for threads: the client holds a lock. */
 final class ReconcileQueue {
     static final double FIRST_PAUSE_MS = 1000.0, LONGEST_PAUSE_MS = 30_000.0;
-    /** The service remembers a decision for 600 s. Beyond that, a repeated payment would be decided anew. */
+    /** The service remembers a decision for 600 s. Beyond that, a repeated payment would be decided again. */
     static final double GIVE_UP_MS = 540_000.0;
 
     /** Of a payment that is asked about again. */

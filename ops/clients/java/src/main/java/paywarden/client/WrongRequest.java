@@ -1,7 +1,7 @@
 package paywarden.client;
 
 /**
- * The request is wrong: mend it. {@link #field} names the wrong field, or is empty; {@link #code} is the service's, or
+ * The request is wrong: correct it. {@link #field} names the wrong field, or is empty; {@link #code} is the service's, or
  * {@code not_sent} if the client refused the payment. No text of it holds a value of the payment.
  */
 public final class WrongRequest extends RuntimeException {
