@@ -102,7 +102,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_commands_work_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
-    assert "version 0.1.0" in run(installed, project, "--version")
+    assert "version 1.0.0" in run(installed, project, "--version")
     assert "card_count_1h" in run(installed, project, "features")
 
 
