@@ -138,7 +138,7 @@ def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: Kafka
         Topics(settings).send_payments(after)
         wait_until(lambda: bool(errors), "the worker has noticed", every_s=0.05)
     line = world.fails()
-    assert "deleted and made anew" in line
+    assert "deleted and created again" in line
     assert "`paywarden admin source --accept payments`" in line
     assert "\n" not in line
     assert_profiles_equal(
@@ -217,7 +217,7 @@ def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: K
         stream = deployment.start("stream")
         assert stream.process.wait(timeout=PATIENCE_S) == 1
         line = stream.log.read_text(encoding="utf-8").strip().splitlines()[-1]
-        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and made anew")
+        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and created again")
         shown = json.loads(deployment.run("admin", "source", "--json").stdout)
         changed = {state["topic"] for state in shown if state["problem"]}
         assert changed == set(known.values())

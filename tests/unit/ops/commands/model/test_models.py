@@ -233,7 +233,7 @@ def test_a_clock_that_was_ahead_is_set_by_an_admin(desk: Desk) -> None:
     bundle = str(small_world.trained_bundle())
     assert f"by dora is of {spoken(ahead)} UTC: a clock jumped" in desk.run("list").stdout
     assert [entry["by"] for entry in desk.told("list")["ahead"]] == ["dora"]
-    assert "anna has not the role admin" in desk.refusal("sync", "--set-clock", by="anna")
+    assert "anna lacks the role admin" in desk.refusal("sync", "--set-clock", by="anna")
     # Nobody but dora waits for that.
     proposal = desk.told("register", bundle, by="anna")["proposal"]["proposal"]
     for approver in ("ben", "cleo"):
