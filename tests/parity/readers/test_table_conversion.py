@@ -198,6 +198,7 @@ def _payment(cells: list[str]) -> tuple[dict[str, Any], tuple[int, str] | None] 
     }
     if any(FIELD[name].problem_of(value) for name, value in fields.items()):
         return None
+    fields["never_labelled"] = said in (None, "?")
     told = raw["told"]
     if told == "late":
         return None

@@ -38,7 +38,7 @@ def test_another_id_is_refused_in_one_line_that_says_what_to_do(register: Source
     with pytest.raises(SourceChanged) as refused:
         register.check(IDS | {"x-payments": "p2"})
     line = str(refused.value)
-    assert line.startswith("topic x-payments: it was deleted and made anew, or is on another cluster: its id is p2")
+    assert line.startswith("topic x-payments: it was deleted and created again, or is on another cluster: its id is p2")
     assert "`paywarden admin source --accept payments`" in line
     assert "\n" not in line
     assert register.read()["x-payments"] == SourceEntry("p1")

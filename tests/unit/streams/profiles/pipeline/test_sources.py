@@ -16,7 +16,7 @@ def test_a_topic_made_anew_is_not_read_until_it_is_accepted(worker: Worker) -> N
     worker.broker.records[P0], worker.broker.committed[P0] = [], 0
     worker.pay(world()[0][30:])
     with pytest.raises(
-        SourceChanged, match=r"^topic payments: it was deleted and made anew.*`paywarden admin source --accept"
+        SourceChanged, match=r"^topic payments: it was deleted and created again.*`paywarden admin source --accept"
     ):
         worker.pipeline.join()
     assert_profiles_are_of(worker, 30)
