@@ -167,11 +167,11 @@ class PaymentField:
         """
         return round(value * 10.0**self.decimals)
 
-    # Made once for each field: a check of a whole payment takes only a few microseconds.
     def __getstate__(self) -> dict[str, Any]:
         # Without what was cached: a function made here cannot be sent to another process.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    # Made once for each field: a check of a whole payment takes only a few microseconds.
     @cached_property
     def is_right(self) -> Callable[[Any], bool]:
         """Returns the rule, a function that says whether the field may hold a value of the right type."""

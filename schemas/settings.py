@@ -19,13 +19,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import read_regular
+from paywarden.schemas.toml_file import toml_file
 
 DEFAULT_FILE = "paywarden.toml"
 ENVIRONMENT_PREFIX = "PAYWARDEN_"
@@ -188,12 +187,7 @@ def read_source(
     chosen = Path(path or DEFAULT_FILE)
     if path is None and not chosen.exists():
         return Source({}, environment)
-    try:
-        content = tomllib.loads(read_regular(chosen).decode("utf-8"))
-    except OSError as error:
-        raise Misconfigured(f"cannot read the configuration {chosen}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Misconfigured(f"{chosen} is not TOML: {error}") from error
+    content = toml_file(chosen, "the configuration")
     source = Source(content, environment, str(chosen))
     if check_sections and (wrong := source.unknown_sections()):
         raise Misconfigured(wrong[0])

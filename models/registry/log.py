@@ -156,9 +156,7 @@ def log_of(content: bytes, where: str = "the log") -> RegistryLog:
     """Returns the log in these bytes. Raises RegistryRefused naming the first line that is damaged."""
     entries, late = list[Entry](), set[int]()
     try:
-        for line, is_late in chained_lines(
-            BytesIO(content), FORM, where, lambda line: line.content["kind"] in LATE_KINDS
-        ):
+        for line, is_late in chained_lines(BytesIO(content), FORM, where, _may_be_late):
             if is_late:
                 late.add(len(entries))
             entries.append(entry_of(line))

@@ -20,7 +20,6 @@ import base64
 import binascii
 import os
 import stat
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -30,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 from paywarden.models.bundle.signature import fingerprint, private_key_of
 from paywarden.models.registry.entries import is_name
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import open_regular, read_regular
+from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.private_files import require_unwritable
+from paywarden.schemas.toml_file import toml_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -71,12 +71,7 @@ class RegistryPeople:
     def read(cls, path: Path) -> RegistryPeople:
         """Returns the people of a file. Raises Misconfigured naming the file, the person and the setting."""
         require_unwritable(path)
-        try:
-            content = tomllib.loads(read_regular(path).decode("utf-8"))
-        except OSError as error:
-            raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise Misconfigured(f"{path} is not TOML: {error}") from error
+        content = toml_file(path, "the people")
         entries = content.pop("person", [])
         if content or not isinstance(entries, list) or not entries:
             raise Misconfigured(f"{path}: wanted tables [[person]] and nothing else")

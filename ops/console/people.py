@@ -24,7 +24,6 @@ import logging
 import re
 import secrets
 import threading
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,8 +36,9 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_state, read_regular
+from paywarden.schemas.file_state import file_state
 from paywarden.schemas.private_files import require_unwritable
+from paywarden.schemas.toml_file import toml_file
 
 
 class Role(StrEnum):
@@ -113,12 +113,7 @@ class People:
     def read(cls, path: Path) -> People:
         """Return the people of a file. Raises Misconfigured naming the file, the table and the setting."""
         require_unwritable(path)
-        try:
-            content = tomllib.loads(read_regular(path).decode("utf-8"))
-        except OSError as error:
-            raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise Misconfigured(f"{path} is not TOML: {error}") from error
+        content = toml_file(path, "the people")
         if odd := sorted(content.keys() - {"person", "token"}):
             raise Misconfigured(f"{path}: wanted tables [[person]] and [[token]], got {odd[0]!r}")
         people: dict[str, Person] = {}

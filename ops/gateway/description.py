@@ -17,7 +17,6 @@ what was got. It repeats no key, no hash and no secret.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,9 +25,9 @@ from typing import Any
 
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.payment_fields import is_address
 from paywarden.schemas.settings import table_of
+from paywarden.schemas.toml_file import toml_file
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX
 from paywarden.scoring.state.shards import COUNT_MAX, ranked_hosts
 
@@ -282,12 +281,7 @@ def read_description(path: Path, *, looks_for_files: bool = True) -> GatewayDesc
     `looks_for_files` is false where the files that it names are on another machine; the secret is read in any case.
     Raises Misconfigured for the first thing that is wrong.
     """
-    try:
-        content = tomllib.loads(read_regular(path).decode("utf-8"))
-    except OSError as error:
-        raise Misconfigured(f"cannot read the gateway's description {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Misconfigured(f"{path} is not TOML: {error}") from error
+    content = toml_file(path, "the gateway's description")
     try:
         description = _absolute(_parsed(content), path.parent.absolute())
         _check(description)
