@@ -1,4 +1,4 @@
-"""Ships entries that were set aside, once their cause is mended: `paywarden admin outbox --retry`.
+"""Ships entries that were set aside, once their cause is fixed: `paywarden admin outbox --retry`.
 
     worker-0/set-aside/…4312-…4981.record ─ parsed ─► outbox `retried` ─► topic decisions
                                                           └─ the companion ships it like a worker's outbox

@@ -179,5 +179,5 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured(
             "the register of sources cannot be read: it is damaged. Without it old offsets look like new ones: "
-            "`paywarden admin rebuild` makes profiles anew, with a register of their own"
+            "`paywarden admin rebuild` builds profiles again, with a register of their own"
         ) from error

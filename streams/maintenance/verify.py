@@ -216,4 +216,4 @@ def spoken(verdicts: Verdicts) -> Iterator[str]:
     if verdicts.returned:
         yield "run `paywarden admin forget` again for everything that was forgotten"
     if verdicts.needs_rebuild:
-        yield "run `paywarden admin rebuild --from-beginning`: only the payments themselves can mend these"
+        yield "run `paywarden admin rebuild --from-beginning`: only the payments themselves can repair these"

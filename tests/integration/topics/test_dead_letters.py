@@ -77,7 +77,7 @@ def test_a_payment_from_the_future_is_retried_once_it_is_allowed(
     stream = deployment.start("stream")
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
 
-    # A retry before the cause is mended gives another letter, which says that it is a retry.
+    # A retry before the cause is fixed gives another letter, which says that it is a retry.
     assert command(deployment, "--retry", "0-0")[0] == 0
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "it has failed again", every_s=0.3)
     assert stream.stop() == 0
