@@ -210,6 +210,10 @@ def every_word(words: Any) -> Any:
             *device.last("device_before", 2, of=(words.country,)),
             request.equal("same_texts", words.device_id, words.ip),
             merchant.distinct("distinct_cards", words.card_id, "1h"),
+            merchant.episode(
+                "merchant_episode", "1h", of=((words.amount < 50_00, 0.1, 3), (words.declined, 0.02, 50)), alarm=2
+            ),
+            device.episode("device_episode", "1d", of=((words.declined, 0.02, 10),), many=(words.card_id, 1), alarm=1),
             merchant.is_new("merchant_new_device", words.device_id, among=1),
             device.count("device_count_2h", "2h", hop="15m"),
             device.seconds_since_first("device_since_first"),
