@@ -586,7 +586,7 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     counted, numbers, conditions = (
         (_OWN_COUNTED, _OWN_NUMBERS, _OWN_CONDITIONS) if is_own else (_COUNTED, _NUMBERS, _CONDITIONS)
     )
-    rare = ("travel_kmh", "last", *(_JOURNEY_WORDS if is_own else ()))
+    rare = ("travel_kmh", "last", "episode", *(_JOURNEY_WORDS if is_own else ()))
     word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
     entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
     most: tuple[tuple[str, object], ...] = ()
@@ -606,6 +606,11 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), (*among, *most))
     if word == "count_trend":
         return Said(name, entity, word, draw(st.sampled_from([("10m", "1h"), ("1h", "1d"), ("1d", "30d")])), ())
+    if word == "episode":
+        marks = st.tuples(conditions, st.sampled_from([0.02, 0.4, 0.99]), st.sampled_from([0.5, 3, 50]))
+        of = draw(st.lists(marks, min_size=1, max_size=3))
+        many = (("many", (draw(counted), 1.5)),) if draw(st.booleans()) else ()
+        return Said(name, entity, word, (draw(st.sampled_from(["10m", "1h", "6h"])),), (("of", tuple(of)), *many))
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}
