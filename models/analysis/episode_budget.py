@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.catalogue.entity_words.episodes import ALARM_SCALE, is_episode
-from paywarden.features.catalogue.expressions import Derived, Feature, WindowedMeasure, stored_values
+from paywarden.features.catalogue.entity_words.episodes import alarm_of, is_episode
+from paywarden.features.catalogue.expressions import Feature, WindowedMeasure, stored_values
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, final_labels
 from paywarden.features.history.point_in_time import PointInTimeReplay
@@ -142,8 +142,7 @@ def _evidence(
     value: NDArray[np.float32],
     frauds: NDArray[np.int64],
 ) -> _Evidence:
-    assert isinstance(feature.value, Derived)
-    alarm, time_ms = feature.value.numbers[1] / ALARM_SCALE, history.event_time_ms
+    alarm, time_ms = alarm_of(feature), history.event_time_ms
     nats = value * np.float32(alarm)
     rows = np.flatnonzero((entity >= 0) & (nats >= min(alarm, _GRID[0])))
     of_entity = frauds[entity[frauds] >= 0]

@@ -74,7 +74,7 @@ def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tu
     kafka, ids = stores.kafka_settings(source), stores.late_schema_ids(source)
     clients = KafkaClients.of(kafka)
     keep_ms = source.section("decision_index", DecisionIndexSettings).keep_days * 86_400_000
-    alerts = EpisodeAlerts(index.database, KafkaAlerts(kafka, ids), now_ms=now_ms)
+    alerts = EpisodeAlerts(index.database, index.features, KafkaAlerts(kafka, ids), now_ms=now_ms)
     ledger = MerchantLedger(index.database, now_ms=now_ms)
     upkeep = alerts.step, ledger.step
     filler = IndexFiller(index, queue, clients, ids, now_ms=now_ms, keep_ms=keep_ms, upkeep=upkeep)

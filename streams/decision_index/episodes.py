@@ -20,13 +20,14 @@ name stands under its merchant. Alerts leave the process, so they name the merch
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.catalogue.entity_words.episodes import is_episode
+from paywarden.features.catalogue.entity_words.episodes import ALARM, alarm_of, is_episode
 from paywarden.models.metrics.episodes import IS_ON, QUIET_MS
 from paywarden.streams.alerts.alerts import Alert, Severity, State
 from paywarden.streams.alerts.causes import EPISODE_PREFIX
@@ -49,12 +50,14 @@ class EpisodeFeature:
     """An `episode` feature: its place in the vector, and what names its entity in a decision.
 
     `keys`: the fields of the key. `derived`: for derived fields of the address, how their text is made of it.
+    `alarm`: in nats of evidence.
     """
 
     name: str
     place: int
     keys: tuple[str, ...]
     derived: Mapping[str, Callable[[str], str]]
+    alarm: float
 
     def entity_of(self, decision: Mapping[str, Any]) -> str:
         """Returns the name of the decision's entity: its merchant stands in for fields that a decision lacks."""
@@ -83,7 +86,7 @@ class EpisodeFeatures:
         return cls(
             digest,
             tuple(
-                EpisodeFeature(feature.name, place, keys[feature.entity], derived)
+                EpisodeFeature(feature.name, place, keys[feature.entity], derived, alarm_of(feature))
                 for place, feature in enumerate(catalogue.features)
                 if is_episode(feature)
             ),
@@ -217,7 +220,9 @@ def episodes(database: Database, *, since_ms: int, count: int) -> list[Episode]:
 
 def _read(transaction: Transaction, where: str, values: Sequence[Any], count: int) -> list[Episode]:
     rows = transaction.execute(_EPISODES.format(where=where, count=int(count)), values)
-    return [Episode(*row[:7], *map(int, row[7:11]), float(row[11])) for row in rows]
+    return [
+        Episode(*row[:7], int(row[7]), int(row[8]), int(row[9]), int(row[10]), value_max=float(row[11])) for row in rows
+    ]
 
 
 class AlertTeller(Protocol):
@@ -233,8 +238,11 @@ class AlertTeller(Protocol):
 class EpisodeAlerts:
     """Raises and clears the alerts of the episodes in an index."""
 
-    def __init__(self, database: Database, teller: AlertTeller, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, features: EpisodeFeatures, teller: AlertTeller, *, now_ms: Callable[[], int]
+    ) -> None:
         self._database, self._teller, self._now_ms = database, teller, now_ms
+        self._alarms = {one.name: one.alarm for one in features.features}
 
     def step(self) -> int:
         """Write the alerts that are due; returns how many. Raises TemporaryFailure: the next call writes them again.
@@ -245,7 +253,9 @@ class EpisodeAlerts:
         self._pass_over(now_ms)
         due = self._due(now_ms)
         for told, episode in due:
-            self._teller.send(*alert_of(episode, State.RAISED if told == _UNTOLD else State.CLEARED))
+            state = State.RAISED if told == _UNTOLD else State.CLEARED
+            # A catalogue that has dropped the feature still clears its alerts.
+            self._teller.send(*alert_of(episode, state, self._alarms.get(episode.feature, ALARM)))
         if due:
             self._teller.flush()
         with self._database.transaction() as transaction:
@@ -270,8 +280,8 @@ class EpisodeAlerts:
         return [*((_UNTOLD, one) for one in begun), *((_RAISED, one) for one in ended)]
 
 
-def alert_of(episode: Episode, state: State) -> tuple[Alert, dict[str, Any]]:
-    """Returns the alert of an episode, and its record."""
+def alert_of(episode: Episode, state: State, alarm: float) -> tuple[Alert, dict[str, Any]]:
+    """Returns the alert of an episode, and its record. Alerts give evidence as a power of ten."""
     time_ms = episode.begin_ms if state is State.RAISED else episode.end_ms + QUIET_MS
     alert = Alert(
         alert_id=f"episode-{episode.episode_id}",
@@ -284,15 +294,15 @@ def alert_of(episode: Episode, state: State) -> tuple[Alert, dict[str, Any]]:
         raised_ms=episode.begin_ms,
         subject=f"{EPISODE_PREFIX}{episode.feature}",
         statistic="share",
-        segment=f"merchant={episode.merchant_id}",
+        segment=f"merchant_id={episode.merchant_id}",
         length_ms=episode.end_ms - episode.begin_ms,
         effect=episode.value_max,
         effect_min=IS_ON,
         value=episode.value_max,
         expected=0.0,
         count=episode.payments,
-        evidence=0.0,
-        evidence_min=0.0,
+        evidence=episode.value_max * alarm / math.log(10),
+        evidence_min=alarm / math.log(10),
         shift=0.0,
         window_start_ms=episode.begin_ms,
         window_end_ms=episode.end_ms,

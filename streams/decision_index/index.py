@@ -109,7 +109,7 @@ class DecisionIndex:
         features: EpisodeFeatures = NO_EPISODES,
     ) -> None:
         """`features`: the `episode` features of the settings' catalogue."""
-        self.database, self._worth, self._features = database, worth, features
+        self.database, self._worth, self.features = database, worth, features
 
     # Writing
 
@@ -137,9 +137,9 @@ class DecisionIndex:
             },
         )
         self._count_hours(transaction, hours)
-        if self._features.features:
+        if self.features.features:
             worths = zip((each.decision for each in stored), rows["worth_minor"], strict=True)
-            episodes.add(transaction, self._features, list(worths))
+            episodes.add(transaction, self.features, list(worths))
 
     def _row(self, decision: Mapping[str, Any]) -> dict[str, Any]:
         row = {name: decision.get(name) for name in COLUMNS}

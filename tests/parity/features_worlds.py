@@ -607,10 +607,12 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     if word == "count_trend":
         return Said(name, entity, word, draw(st.sampled_from([("10m", "1h"), ("1h", "1d"), ("1d", "30d")])), ())
     if word == "episode":
-        marks = st.tuples(conditions, st.sampled_from([0.02, 0.4, 0.99]), st.sampled_from([0.5, 3, 50]))
-        of = draw(st.lists(marks, min_size=1, max_size=3))
+        marks: st.SearchStrategy[tuple[object, ...]] = st.tuples(
+            conditions, st.sampled_from([0.02, 0.4, 0.99]), st.sampled_from([0.5, 3, 50])
+        )
+        listed = draw(st.lists(marks, min_size=1, max_size=3))
         many = (("many", (draw(counted), 1.5)),) if draw(st.booleans()) else ()
-        return Said(name, entity, word, (draw(st.sampled_from(["10m", "1h", "6h"])),), (("of", tuple(of)), *many))
+        return Said(name, entity, word, (draw(st.sampled_from(["10m", "1h", "6h"])),), (("of", tuple(listed)), *many))
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}

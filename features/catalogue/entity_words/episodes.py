@@ -43,10 +43,8 @@ ALARM = 20.0
 UNIT = "of an alarm"
 """The unit by which a feature is known as an episode."""
 MARKS_MAX = 4
-ALARM_SCALE = 1_000
-"""An alarm counts in thousandths of a nat."""
-# Priors count in millionths of a payment.
-_PRIOR_SCALE = 1_000_000
+# Priors count in millionths of a payment, alarms in thousandths of a nat.
+_PRIOR_SCALE, _ALARM_SCALE = 1_000_000, 1_000
 _WEIGHT_MAX, _ALARM_MIN, _ALARM_MAX = 1_000_000, 1, 1_000
 # The usual payments end one part of this many ago, and are counted in such parts.
 _PARTS = 28
@@ -101,7 +99,7 @@ class EpisodeWords(EntityWords):
         evidence = parts[0]
         for one in parts[1:]:
             evidence = Derived(Operation.ADD, (evidence, one))
-        value = Derived(Operation.SCALE, (evidence,), (ALARM_SCALE, round(alarm * ALARM_SCALE)))
+        value = Derived(Operation.SCALE, (evidence,), (_ALARM_SCALE, round(alarm * _ALARM_SCALE)))
         spoken_marks = " and".join(spoken_where(where) for where, _, _ in marks)
         more = f"; and for more than {many[1]:g} different {many[0].name}" if many is not None else ""
         meaning = (
@@ -138,6 +136,12 @@ class EpisodeWords(EntityWords):
 def is_episode(feature: Feature) -> bool:
     """Returns whether a feature is an episode's evidence."""
     return feature.unit == UNIT
+
+
+def alarm_of(feature: Feature) -> float:
+    """Returns the `alarm` of an episode's feature, in nats."""
+    assert isinstance(feature.value, Derived)
+    return feature.value.numbers[1] / _ALARM_SCALE
 
 
 def _is_number(value: object) -> bool:

@@ -132,7 +132,7 @@ def test_an_entity_is_named_by_what_a_decision_has(index: DecisionIndex) -> None
 
 def test_an_episode_is_raised_once_and_cleared_once(index: DecisionIndex) -> None:
     now, teller = [START_MS + MINUTE_MS], Teller()
-    alerts = EpisodeAlerts(index.database, teller, now_ms=lambda: now[0])
+    alerts = EpisodeAlerts(index.database, FEATURES, teller, now_ms=lambda: now[0])
     add(index, [made(1, 0, 0, 3.5, device_id="secret-device")])
     assert [alerts.step(), alerts.step()] == [1, 0]
     # It goes on and on, and is not told again.
@@ -145,15 +145,16 @@ def test_an_episode_is_raised_once_and_cleared_once(index: DecisionIndex) -> Non
     raised, cleared = teller.told
     assert (raised["state"], cleared["state"]) == ("raised", "cleared")
     assert raised["alert_id"] == cleared["alert_id"]
-    assert (raised["subject"], raised["segment"]) == ("episode:device_episode", "merchant=m1")
+    assert (raised["subject"], raised["segment"]) == ("episode:device_episode", "merchant_id=m1")
     assert (raised["statistic"], raised["value"], raised["cause"]) == ("evidence", 3.5, "traffic")
     assert cleared["current_count"] == 30
+    assert raised["evidence"] == pytest.approx(3.5 * raised["evidence_threshold"])
     assert "secret-device" not in str(teller.told)
 
 
 def test_an_alert_that_could_not_be_written_is_written_again(index: DecisionIndex) -> None:
     teller = Teller()
-    alerts = EpisodeAlerts(index.database, teller, now_ms=lambda: START_MS)
+    alerts = EpisodeAlerts(index.database, FEATURES, teller, now_ms=lambda: START_MS)
     add(index, [made(1, 0, 1.5)])
     teller.is_away = True
     with pytest.raises(TemporaryFailure):
@@ -164,7 +165,7 @@ def test_an_alert_that_could_not_be_written_is_written_again(index: DecisionInde
 
 
 def test_old_episodes_of_a_filled_index_raise_no_alert(index: DecisionIndex) -> None:
-    alerts = EpisodeAlerts(index.database, teller := Teller(), now_ms=lambda: START_MS + 3 * DAY_MS)
+    alerts = EpisodeAlerts(index.database, FEATURES, teller := Teller(), now_ms=lambda: START_MS + 3 * DAY_MS)
     add(index, [made(1, 0, 1.5)])
     assert alerts.step() == 0
     assert teller.told == []
