@@ -175,7 +175,6 @@ async def _work(
         intake=intake,
         settings=host.admission,
         stages=stages,
-        busy_poll=host.busy_poll,
     )
     http = HttpServer(
         batcher,
