@@ -248,8 +248,7 @@ def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[],
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = MetricsRegistry()
     metrics = SupervisorMetrics.declare(registry)
-    # Not mapped: somebody who cut the file short would end the host.
-    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first), mapped=False)
+    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first))
     try:
         yield metrics
     finally:

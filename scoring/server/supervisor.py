@@ -65,16 +65,12 @@ Work = Callable[["Worker", Callable[[], None]], int]
 
 @dataclass(frozen=True)
 class SupervisorMetrics:
-    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS.
-
-    `save` writes the counts. Raises OSError.
-    """
+    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS."""
 
     restarts: Mapping[str, Counter]
     fork_failures: Counter
     check_failures: Counter
     swaps: SwapMetrics
-    save: Callable[[], None]
 
     @classmethod
     def declare(cls, registry: MetricsRegistry) -> SupervisorMetrics:
@@ -94,7 +90,6 @@ class SupervisorMetrics:
             ),
             swap_failures(registry, CHECK),
             SwapMetrics.declare(registry),
-            registry.save,
         )
 
 
@@ -183,8 +178,8 @@ class Supervisor:
         self.serving = self._proven = serving
         self._is_complete, self._tries = True, 0
         self._stop_signal: signal.Signals | None = None
-        # The error of a stop, and of the file of metrics.
-        self._failure = self._save_trouble = ""
+        # The error of a stop.
+        self._failure = ""
         # A signal wakes the parent by a byte in this pipe.
         self._awake, self._wake = os.pipe()
         self._look_at = 0.0
@@ -238,7 +233,6 @@ class Supervisor:
                 call()
             self._sleep()
             self._reap()
-            self._save()
         self._end_all()
 
     def renew(self, serving: Serving) -> None:
@@ -459,17 +453,6 @@ class Supervisor:
             self._places.lose(worker.place)
         pause_s = self._pause(worker)
         _log.error("%s ended with %d; starting it again in %.1f s", name, code, pause_s)
-
-    def _save(self) -> None:
-        """Write the counts. If that fails, the next call writes them."""
-        trouble = ""
-        try:
-            self._metrics.save()
-        except OSError as error:
-            trouble = error.strerror or str(error)
-            if trouble != self._save_trouble:
-                _log.error("the supervisor's metrics cannot be written, which is tried again: %s", trouble)
-        self._save_trouble = trouble
 
     def _end_all(self) -> None:
         assert self._stop_signal is not None
