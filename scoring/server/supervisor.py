@@ -16,7 +16,7 @@
 
    Until the first successor works, the release may be given up, and the old workers know nothing of it. There are
    never more processes than half as many again, at least one, so the last generation must end before the next begins.
-6. A file that workers map and that is gone or cut short is created again (mapped_files.py).
+6. If a file that workers map is gone or cut short, the parent ends, and says so (mapped_files.py).
 7. Another parent may take the ports over, for new software or another feature catalogue (takeover.py).
 """
 
@@ -122,24 +122,13 @@ class Worker:
     fork_trouble: str = field(default="")
 
 
-class Repairs(NamedTuple):
-    """Repairs files of the workers. Both run before each start and twice a second; True: a file was created again."""
-
-    own: Callable[[], bool]
-    """Workers notice by themselves that a file was created again."""
-    shared: Callable[[], bool]
-    """After this all workers are started again: one that still had the old file would not see the others' writes."""
-
-
-NOTHING_TO_REPAIR = Repairs(lambda: False, lambda: False)
-
-
 class HostParts(NamedTuple):
     """The work and the files of a host's workers."""
 
     work: Work
     places: Places
-    repairs: Repairs = NOTHING_TO_REPAIR
+    look: Callable[[], str] = lambda: ""
+    """Runs before each start and twice a second. Returns why the host must end; empty if it need not."""
     first_number: int = 0
     """The number of the first worker, by which outboxes, metrics and log lines name it."""
 
@@ -163,7 +152,7 @@ class Supervisor:
 
         `has_admin`: a process without payments runs beside the workers.
         """
-        self._work, self._places, self._repairs, self._first_number = parts
+        self._work, self._places, self._look_at_files, self._first_number = parts
         self._stop_s, self._metrics, self._fork = stop_s, metrics, fork
         self._hang_timeout_s = hang_timeout_s
         self._numbers = range(worker_count + spare_count(worker_count))
@@ -212,15 +201,13 @@ class Supervisor:
             self._hang_up()
 
     def run(self) -> None:
-        """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
+        """Until every worker has ended. Raises TemporaryFailure if a file is gone, or a worker failed to stop."""
         while self._stop_signal is None:
             now = time.monotonic()
-            self._repairs.own()
-            if self._repairs.shared():
-                for worker in self._workers:
-                    # What it closes is closed.
-                    self._places.lose(worker.place)
-                self.signal_all(signal.SIGTERM)
+            if trouble := self._look_at_files():
+                self._failure = f"{trouble}: the host ends, and its next start makes it"
+                self._stop_signal = signal.SIGTERM
+                break
             for worker in (*self._workers, *self._successors):
                 if not worker.pid and worker.due <= now:
                     self._start(worker)
