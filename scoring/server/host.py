@@ -38,10 +38,9 @@ from paywarden.scoring.server.supervisor import (
 )
 from paywarden.scoring.server.takeover import HandOverDesk, Taken, name_after, take_over
 from paywarden.scoring.server.worker import worker_main
-from paywarden.scoring.state import mirror
+from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state.mirror_file import has_mirror
 from paywarden.scoring.state.neighbours import hops
-from paywarden.scoring.state.overlay import overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 
 _log = logging.getLogger(__name__)
@@ -156,12 +155,10 @@ def warm_up(host: ServerContext) -> None:
     host.engine.warm_up()
     answered.warm_up()
     fast_requests.warm_up()
-    mirror.warm_up()
+    mirror_look_up.warm_up()
     chunk_frame.warm_up()
     if host.engine.plan.hops:
         hops.warm_up()
-    if host.overlay.enabled:
-        overlay.warm_up(host.engine)
     gc.collect()
     gc.freeze()
 

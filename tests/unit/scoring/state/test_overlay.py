@@ -169,8 +169,8 @@ def test_a_new_table_replaces_one_whose_newest_number_cannot_be(world: OverlayWo
     assert table is not None
     table[tables.NEXT_AT] = number
     prepare(world.settings, world.plan)
-    for worker, reader in zip(world.workers, world._readers, strict=True):
-        world._look(worker, reader)
+    for worker in range(2):
+        world.restart(worker)
     world.answered.clear()
     world.answer(again := world.make(), worker=0)
     for place in range(2):
@@ -377,8 +377,8 @@ def test_workers_keep_their_table_while_another_catalogue_serves_and_meet_again_
     assert score_one_like(world, number, worker=1) > 0
     # It hands them back, and the table of this version is a new one.
     prepare(world.settings, world.plan)
-    for worker, reader in zip(world.workers, world._readers, strict=True):
-        world._look(worker, reader)
+    for worker in range(2):
+        world.restart(worker)
     world.answered.clear()
     assert score_one_like(world, number, worker=1) == 0
     world.answer(number, worker=0)
