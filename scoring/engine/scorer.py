@@ -360,7 +360,8 @@ class PaymentScorer:
             try:
                 self._outbox.append_frames(frames)
             except OutboxUnsynced:
-                # The companion ships these records, so a payment that is asked for again must get its decision of now.
+                # The companion ships the records that are there, so their payments must keep the decision of now. A
+                # settled claim without a record is taken over.
                 if answered is not None:
                     answered.settle(answered.slots_of(count))
                 raise

@@ -264,9 +264,9 @@ def _steps(
 
 
 def _look_after(outbox: OutboxWriter, parent: int, *, tries_disk: bool) -> None:
-    """Mend the outbox. Raises WorkerMustEnd if its files are gone, or the parent is gone and cannot say so."""
+    """Try the outbox. Raises WorkerMustEnd if only another process can append, or the parent is gone."""
     if os.getppid() != parent:
         raise WorkerMustEnd("the parent is gone")
-    if outbox.is_deleted():
-        raise WorkerMustEnd("outbox: its files were deleted")
+    if why := outbox.must_end():
+        raise WorkerMustEnd(why)
     outbox.look(tries_disk=tries_disk)
