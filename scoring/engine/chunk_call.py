@@ -76,8 +76,8 @@ LAP_COUNT = 6
 # Places in `counters`. Three for each entity come first: hits, misses, and the flag of unknown ones.
 STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM, RATE_FLAG = range(7)
 # Those of the overlay; addresses of 0 without one.
-ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(7, 16)
-COUNTER_COUNT = 16
+ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, ADDED, FULL, UNTIMELY = range(7, 15)
+COUNTER_COUNT = 15
 _MONOTONIC = 1
 _SEPARATOR = 0
 
@@ -219,7 +219,6 @@ def _count_filled(overlay_at: int, counters: I64, first: int, count: int) -> boo
     if seen[overlays.FOLDED] != 0:
         _count(counters, first + FOLDED, seen[overlays.FOLDED])
         _count(counters, first + LEFT_OUT, seen[overlays.LEFT_OUT])
-    _count(counters, first + BROKEN, seen[overlays.BROKEN])
     return True
 
 

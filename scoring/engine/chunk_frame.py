@@ -219,7 +219,7 @@ class ChunkFrame:
         if overlay is not None:
             counted = overlay.metrics
             addresses += [flag(OVERLAY_ABSENT), counted.unsure.address, counted.is_used.address]
-            addresses += [counted.folded.address, counted.left_out.address, counted.broken.address]
+            addresses += [counted.folded.address, counted.left_out.address]
             addresses += [counted.added.address, counted.full.address, counted.untimely.address]
         addresses += [0] * (len(self._arrays["counters"]) - len(addresses))
         self._arrays["counters"][:] = addresses

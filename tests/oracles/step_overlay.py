@@ -17,7 +17,7 @@ from paywarden.scoring.state.overlay import overlay_reader
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import Overlay
 
-_COUNTS = [tables.FOLDED, tables.LEFT_OUT, tables.BROKEN]
+_COUNTS = [tables.FOLDED, tables.LEFT_OUT]
 
 
 class StepOverlay(Overlay):
@@ -176,6 +176,4 @@ class StepOverlay(Overlay):
             metrics.folded.add(numbers[tables.FOLDED])
             if numbers[tables.LEFT_OUT]:
                 metrics.left_out.add(numbers[tables.LEFT_OUT])
-        if numbers[tables.BROKEN]:
-            metrics.broken.add(numbers[tables.BROKEN])
         return True

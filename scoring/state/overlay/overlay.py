@@ -65,7 +65,6 @@ class OverlayMetrics:
     full: Counter
     untimely: Counter
     left_out: Counter
-    broken: Counter
     unsure: Counter
     is_used: Gauge
 
@@ -80,7 +79,6 @@ class OverlayMetrics:
             full=counter("full", "Answered payments without room in the table: raise [overlay] payments_max."),
             untimely=counter("untimely", "Answered payments not added: their time is a lifetime or more from now."),
             left_out=counter("left_out", "Profiles in a score that lack their older pending payments."),
-            broken=counter("broken", "Rows of the table that were damaged."),
             unsure=counter("unsure", "Payments scored without the overlay, flag overlay_absent."),
             is_used=registry.gauge("paywarden_overlay_used", "Whether the last chunk saw pending payments.", scale=1),
         )
