@@ -16,7 +16,8 @@
 3. A release that is named by its digests and was checked is not checked again: nothing is forked. The previous release
    stays loaded. A way back is therefore a look at a file, and forks of workers.
 4. A change of the candidate's share alone is a small file that is written, `orders-PID.json`, and a SIGHUP to the
-   workers (rollout_share.py). So is a candidate that is dropped. If nothing has changed, nothing is written.
+   workers (rollout_share.py). So is a candidate that is dropped. If nothing has changed, nothing is written. Orders
+   that somebody changes or deletes are written again.
 5. A file for another feature catalogue is not for this host. Where there is a registry, a file that names a release
    without its approvals changes nothing.
 6. A checker is a batch process with a tenth of a core that a worker needs. It has half of the machine's memory at most,
@@ -190,6 +191,7 @@ class Deployer:
         if now < self._due:
             return self._due
         self._due = now + LOOK_S
+        self._repair()
         seen = file_state(self._runtime / DEPLOYMENT)
         if seen != self._seen:
             self._again.shorten()
@@ -407,7 +409,15 @@ class Deployer:
     def _write(self, orders: ReleaseOrders) -> None:
         """Write orders. Raises OSError."""
         write_orders(self._path, orders)
-        self._orders = orders
+        self._orders, self._written = orders, file_state(self._path)
+
+    def _repair(self) -> None:
+        """Write orders again that somebody has changed or deleted: workers that start read the share from them."""
+        if file_state(self._path) != self._written:
+            with contextlib.suppress(OSError):
+                self._write(self._orders)
+                _log.error("%s was changed or deleted: it is written again", self._path)
+                self._serve(Serving(self._orders, dict(self._releases)))
 
     def _fail(self, error: Exception) -> None:
         self._failures.add(1)
@@ -433,7 +443,7 @@ class Deployer:
                 try:
                     keys |= {*read_orders(path).keys}
                 except Misconfigured:
-                    # Somebody has damaged them: nobody knows which releases are in use.
+                    # Somebody has damaged them. Until they are repaired, nobody knows which releases are in use.
                     return
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):

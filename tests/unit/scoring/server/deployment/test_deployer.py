@@ -423,6 +423,27 @@ def test_a_deployment_file_with_a_name_that_no_file_can_have_changes_nothing(hos
     assert host.failures.value == 2
 
 
+@pytest.mark.parametrize("damage", ["emptied", "deleted"])
+def test_orders_that_somebody_damages_are_written_again(
+    host: Host, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers read the candidate's share from them."""
+    host.source.serve("b")
+    wanted, path, served = host.swap(), orders_path(host.folder, os.getpid()), len(host.served)
+    if damage == "emptied":
+        os.truncate(path, 0)
+    else:
+        path.unlink()
+    looks(host)
+    assert (host.orders, len(host.served)) == (wanted, served + 1)
+    assert "orders-" in caplog.text
+    looks(host)
+    assert len(host.served) == served + 1
+    os.truncate(path, 0)
+    host.source.serve("c")
+    assert host.swap() == ReleaseOrders("c", "b")
+
+
 def test_a_checked_release_that_cannot_be_loaded_is_prepared_again(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
