@@ -98,6 +98,10 @@ def in_words(record: dict[str, Any]) -> list[str]:
         sentences.append(
             what.every if share >= _ALL else f"{what.share}: {_percent(share)}, expected {_percent(record['expected'])}"
         )
+    if record["statistic"] == "evidence":
+        sentences.append(
+            f"{record['current_count']:,} payments came during a burst of tries that looks like card testing"
+        )
     if record["comparison"] == "training":
         sentences += most_moved_bin(record)
     sentences += [_flagged(one["flag"]).every for one in record["flags"] if one["share"] >= _ALL]

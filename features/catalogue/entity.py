@@ -43,6 +43,7 @@ from paywarden.features.catalogue.entity_words.arguments import (
     quotient,
     spoken_most,
 )
+from paywarden.features.catalogue.entity_words.episodes import EpisodeWords
 from paywarden.features.catalogue.entity_words.frauds import FraudWords
 from paywarden.features.catalogue.entity_words.last_values import LATEST_MAX, MEMORY_MAX, LatestWords
 from paywarden.features.catalogue.entity_words.neighbours import NeighbourWords
@@ -82,7 +83,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords):
+class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords):
     """Something that payments have in common, such as a card. Its methods are the words for its features.
 
     `key` is the payment field that identifies the entity, or a tuple of fields that identify it together. A payment

@@ -119,6 +119,7 @@ class Operation(enum.Enum):
     DISTANCE = "distance"
     SUBTRACT = "subtract"
     CLIP = "clip"
+    SURPRISE = "surprise"
 
 
 class NeighbourReduction(enum.Enum):

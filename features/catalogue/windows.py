@@ -34,6 +34,7 @@ _LANGUAGE = (
     "attributes",
     "entity",
     "entity_words/arguments",
+    "entity_words/episodes",
     "entity_words/frauds",
     "entity_words/last_values",
     "entity_words/neighbours",

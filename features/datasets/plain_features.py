@@ -154,6 +154,7 @@ class _Moment:
             Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
             Operation.SUBTRACT: lambda: operands[0] - operands[1],
             Operation.CLIP: lambda: _clipped(operands[0], value.numbers[0]),
+            Operation.SURPRISE: lambda: _surprise(*operands),
             Operation.DECLARED_NUMBER: lambda: _number_or_nan(self._now, value.numbers[0]),
             # The column behind that of a moment stands for its age.
             Operation.AGE_MS: lambda: _number_or_nan(self._now, value.numbers[0] + 1),
@@ -502,6 +503,24 @@ def _over(numerator: float, denominator: float) -> float:
 
 def _clipped(value: float, most: int) -> float:
     return value if math.isnan(value) else min(max(value, -most), most)
+
+
+def _surprise(count: float, total: float, usual: float, past: float) -> float:
+    """Returns how much likelier the usual count is than this one: beta-binomial, in nats, in steps of 1/1024."""
+    if math.isnan(count) or math.isnan(usual):
+        return math.nan
+    count, usual = min(count, total), max(usual, 1e-6)
+    others = max(past - usual, 1e-6)
+
+    def log_chance(marked: float) -> float:
+        ways = math.lgamma(total + 1) - math.lgamma(marked + 1) - math.lgamma(total - marked + 1)
+        both = math.lgamma(marked + usual) + math.lgamma(total - marked + others) - math.lgamma(total + usual + others)
+        return ways + both
+
+    expected = math.floor(total * (usual / (usual + others)))
+    if count <= expected:
+        return 0.0
+    return math.floor(max(0.0, log_chance(expected) - log_chance(count)) * 1024 + 0.5) / 1024
 
 
 def _deviation(amounts: Sequence[int]) -> float:

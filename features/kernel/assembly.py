@@ -46,6 +46,7 @@ from paywarden.features.kernel.layout import (
     SQUARE_BITS,
     STANDARD_SCORE,
     SUBTRACT,
+    SURPRISE,
     TIME_MS,
     TOP_SHARE,
     TRAILING_ZEROS,
@@ -54,6 +55,10 @@ from paywarden.features.kernel.layout import (
 )
 from paywarden.features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+
+HALF_LOG_2_PI = 0.9189385332046727
+# A beta distribution needs two numbers above 0.
+SMALLEST_PRIOR = 1e-6
 
 
 @inlined
@@ -94,6 +99,10 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
             values[position] = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
         elif operation == CLIP:
             values[position] = _clipped(values[plan[at + OPERATION.first]], float(plan[at + OPERATION.second]))
+        elif operation == SURPRISE:
+            count, total = values[plan[at + OPERATION.first]], values[plan[at + OPERATION.second]]
+            usual, past = values[plan[at + OPERATION.third]], values[plan[at + OPERATION.fourth]]
+            values[position] = _surprise(count, total, usual, past)
         else:
             values[position] = _from_fields(plan, at, operation, attributes)
         position += 1
@@ -251,3 +260,44 @@ def _top_share(values: F64, first: int, count: int) -> float:
         total += values[place]
         largest = max(largest, values[place])
     return largest / total if total > 0.0 else np.nan
+
+
+@compiled()
+def _surprise(count: float, total: float, usual: float, past: float) -> float:
+    """Returns how much likelier the usual count of `total` is than `count`, in nats; 0 up to the usual count.
+
+    Both are counts of marked payments. The usual share is uncertain, a Beta(usual, past - usual), so the counts are
+    beta-binomial. A share near 1 is as usual as its prior says. The result is rounded to 1/1024, so that the last
+    digits of a processor's logarithm make no difference.
+    """
+    if not (count >= 0.0 and usual >= 0.0):
+        return np.nan
+    count, usual = min(count, total), max(usual, SMALLEST_PRIOR)
+    others = max(past - usual, SMALLEST_PRIOR)
+    expected = math.floor(total * (usual / (usual + others)))
+    if not count > expected:
+        return 0.0
+    surprise = _log_weight(expected, total, usual, others) - _log_weight(count, total, usual, others)
+    return math.floor(max(0.0, surprise) * 1024.0 + 0.5) / 1024.0
+
+
+@compiled()
+def _log_weight(count: float, total: float, usual: float, others: float) -> float:
+    """Returns the logarithm of a beta-binomial probability, but for a term that does not depend on the count."""
+    ways = _log_gamma(count + 1.0) + _log_gamma(total - count + 1.0)
+    return _log_gamma(count + usual) + _log_gamma(total - count + others) - ways
+
+
+@compiled()
+def _log_gamma(x: float) -> float:
+    """Returns the logarithm of the gamma function of a number above 0: Stirling's series from 8 on, errors below 1e-11.
+
+    The C library's own function differs between systems.
+    """
+    product = 1.0
+    while x < 8.0:
+        product *= x
+        x += 1.0
+    square = 1.0 / (x * x)
+    series = (1.0 / 12.0 - square * (1.0 / 360.0 - square * (1.0 / 1260.0 - square / 1680.0))) / x
+    return (x - 0.5) * math.log(x) - x + HALF_LOG_2_PI + series - math.log(product)

@@ -109,7 +109,8 @@ HOPS_MAX, NEIGHBOURS_MAX = 8, 8
     DISTANCE,
     SUBTRACT,
     CLIP,
-) = range(23)
+    SURPRISE,
+) = range(24)
 
 # A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
 # The length of each section follows: sources, tables, memories.

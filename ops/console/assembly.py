@@ -34,6 +34,7 @@ from paywarden.ops.console.inbox.alert_store import AlertStore, Happened
 from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.inbox.stakes import Stakes
 from paywarden.ops.console.login import Login
+from paywarden.ops.console.merchants import Merchants
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.models import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
@@ -151,6 +152,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         DecisionSearch(opened, one.page()).section(),
         Review(opened, source.section("costs", CostSettings)).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
+        Merchants(opened).section(),
         Models(desk, index_traffic(opened, decode), follower).section(),
         PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode)).section(),
         health.section((watch.run,) if settings.processes else ()),

@@ -30,6 +30,8 @@ from paywarden.models.drift.detectors import DetectorVerdict
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Block, Signal
 
 OUTCOME_PREFIX = "outcome:"
+EPISODE_PREFIX = "episode:"
+"""Subjects of bursts of card testing, whose cause is traffic."""
 # Flags which say that profiles are missing, stale or unreadable.
 _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")
 # A move belongs to one segment alone if the payments outside moved by at most this share of those inside.
@@ -65,7 +67,7 @@ def cause_of(subject: str) -> Cause:
         return Cause.INPUT
     if subject.startswith(OUTCOME_PREFIX):
         return Cause.OUTCOME
-    return Cause.TRAFFIC if subject == TRAFFIC else Cause.SCORE
+    return Cause.TRAFFIC if subject == TRAFFIC or subject.startswith(EPISODE_PREFIX) else Cause.SCORE
 
 
 class SignalTable:

@@ -16,6 +16,7 @@ from paywarden.models.drift.signals import FEATURE_PREFIX, is_histogram
 from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.streams.alerts.alerts import Alert, Comparison
+from paywarden.streams.alerts.causes import EPISODE_PREFIX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 
@@ -122,7 +123,7 @@ def record_of(
         "first_seen_time_ms": alert.first_seen_ms,
         "subject": alert.subject,
         "segment": alert.segment,
-        "statistic": "psi" if of_training or is_histogram(alert.signal) else "relative_change",
+        "statistic": _statistic(alert),
         "value": alert.effect,
         "threshold": alert.effect_min,
         "window_start_time_ms": alert.window_start_ms,
@@ -164,6 +165,14 @@ def record_of(
         "reference_end_time_ms": reference_times_ms[1] or None,
         "reminders": alert.reminders,
     }
+
+
+def _statistic(alert: Alert) -> str:
+    """Return the meaning of the alert's value and threshold."""
+    if alert.subject.startswith(EPISODE_PREFIX):
+        return "evidence"
+    is_psi = alert.comparison is Comparison.TRAINING or is_histogram(alert.signal)
+    return "psi" if is_psi else "relative_change"
 
 
 class AlertSender:

@@ -54,9 +54,12 @@ _TIMES = {
     "bodies": "decided_time_ms",
     "keys": "decided_time_ms",
     "reviews": "decided_time_ms",
+    "episode_payments": "decided_time_ms",
     "outcomes": "outcome_time_ms",
 }
 _PARTS = ("sorted", "tail")
+# Tables that are made of decisions and outcomes while these come in.
+_DERIVED = ("episodes", "episode_payments", "merchant_days")
 _DECISIONS = """
     decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL,
     event_time_ms BIGINT NOT NULL, card_id TEXT NOT NULL, merchant_id TEXT NOT NULL, device_id TEXT NOT NULL,
@@ -85,6 +88,18 @@ _COMMON = (
         verdict_id TEXT PRIMARY KEY, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL, payment_hash BIGINT NOT NULL,
         verdict TEXT NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL, analyst TEXT NOT NULL, turn SMALLINT NOT NULL,
         claimed_ms BIGINT NOT NULL, time_ms BIGINT NOT NULL, is_sent BOOLEAN NOT NULL)""",
+    # Payments during an episode of enumeration (episodes.py), and the counts of merchants by day (ledger.py).
+    """CREATE TABLE IF NOT EXISTS episodes (
+        episode_id TEXT PRIMARY KEY, feature TEXT NOT NULL, entity TEXT NOT NULL, begin_ms BIGINT NOT NULL,
+        end_ms BIGINT NOT NULL, told SMALLINT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS episode_payments (
+        episode_id TEXT NOT NULL, decision_id TEXT NOT NULL, decided_time_ms BIGINT NOT NULL,
+        payment_hash BIGINT NOT NULL, merchant_id TEXT NOT NULL, model_version TEXT NOT NULL, worth_minor BIGINT,
+        approved SMALLINT NOT NULL, value DOUBLE PRECISION NOT NULL, PRIMARY KEY (episode_id, decision_id))""",
+    """CREATE TABLE IF NOT EXISTS merchant_days (
+        day BIGINT NOT NULL, merchant_id TEXT NOT NULL, payments BIGINT NOT NULL, amount_minor BIGINT NOT NULL,
+        approved BIGINT NOT NULL, approved_minor BIGINT NOT NULL, frauds BIGINT NOT NULL, fraud_minor BIGINT NOT NULL,
+        disputes BIGINT NOT NULL, enumerated BIGINT NOT NULL, enumerated_minor BIGINT NOT NULL)""",
     # Erasures, as hashes of ids (erasure.py). A rebuild keeps both tables.
     "CREATE TABLE IF NOT EXISTS forgotten (name TEXT PRIMARY KEY, until_ms BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS forgotten_payments (payment_hash BIGINT PRIMARY KEY)",
@@ -328,6 +343,7 @@ class DuckDbDatabase:
             "outcomes_sorted",
             "hours",
             "runs",
+            *_DERIVED,
         ):
             transaction.execute(f"DELETE FROM {table}")
 
@@ -510,7 +526,7 @@ class PostgresDatabase:
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """See Database."""
-        transaction.execute("TRUNCATE decisions, bodies, keys, outcomes, hours")
+        transaction.execute(f"TRUNCATE decisions, bodies, keys, outcomes, hours, {', '.join(_DERIVED)}")
 
     def close(self) -> None:
         """See Database."""
@@ -576,6 +592,9 @@ def _postgres_tables() -> Iterator[str]:
     yield "CREATE INDEX IF NOT EXISTS reviews_open ON reviews (stake_minor DESC) WHERE status = 'open'"
     yield "CREATE INDEX IF NOT EXISTS verdicts_unsent ON verdicts (time_ms) WHERE NOT is_sent"
     yield "CREATE INDEX IF NOT EXISTS verdicts_of ON verdicts (decision_id)"
+    yield "CREATE INDEX IF NOT EXISTS merchant_days_of ON merchant_days (day)"
+    yield "CREATE INDEX IF NOT EXISTS episodes_of ON episodes (feature, entity, end_ms)"
+    yield "CREATE INDEX IF NOT EXISTS episode_payments_by_time ON episode_payments (decided_time_ms, payment_hash)"
 
 
 def _check_format(transaction: Transaction, where: str, what_to_do: str) -> None:

@@ -55,6 +55,8 @@ TIDY_KEYS = 2_000_000
 FILL_TIDY_KEYS = 20_000_000
 FRESH_MS = 5_000
 """An index whose newest records are younger than this does not count as behind."""
+UPKEEP_EVERY_MS = 2_000
+"""Alerts of episodes are raised, and a day of the ledger is counted, this often."""
 ASK_EVERY_MS = 5_000
 """Kafka is asked for an end when it has given nothing for this long."""
 VERDICTS_TOPIC = "verdicts"
@@ -104,8 +106,10 @@ class IndexFiller:
         *,
         now_ms: Callable[[], int],
         keep_ms: int = 400 * 86_400_000,
+        upkeep: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """`keep_ms`: older decisions leave the index."""
+        """`keep_ms`: older decisions leave the index. `upkeep`: called every few seconds while the index is fresh."""
+        self._upkeep, self._kept_up_ms, self._upkeep_trouble = upkeep, 0, ""
         self._keep_ms, self._expired_at_ms = keep_ms, 0
         self._index, self._queue, self._clients, self._now_ms = index, queue, clients, now_ms
         self._decoders = {clients.topic(name): (name, Decoder(name, ids)) for name in TOPICS}
@@ -181,6 +185,7 @@ class IndexFiller:
                 self.expire()
                 self._index.database.tidy(at_least=TIDY_KEYS)
                 self.step()
+                self.keep_up()
             except PaywardenError as error:
                 self._fail(error)
                 if str(error) != told:
@@ -199,6 +204,21 @@ class IndexFiller:
         if now_ms - self._expired_at_ms >= HOUR_MS:
             self._index.expire(now_ms - self._keep_ms)
             self._expired_at_ms = now_ms
+
+    def keep_up(self) -> None:
+        """Does the upkeep, if the index is fresh. An error of it is logged once, and holds nothing else up."""
+        now_ms = self._now_ms()
+        if not self.state.is_fresh or now_ms - self._kept_up_ms < UPKEEP_EVERY_MS:
+            return
+        self._kept_up_ms, trouble = now_ms, ""
+        for work in self._upkeep:
+            try:
+                work()
+            except PaywardenError as error:
+                trouble = str(error)
+        if trouble and trouble != self._upkeep_trouble:
+            _log.warning("upkeep of the index: %s", trouble)
+        self._upkeep_trouble = trouble
 
     def close(self) -> None:
         """Closes the consumer. Another `step` opens it again."""

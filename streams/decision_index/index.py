@@ -6,6 +6,7 @@
     outcomes    what became of payments
     hours       how many decisions each hour had
     sources     how far each partition of each topic is in
+    episodes, episode_payments, merchant_days                             enumeration (episodes.py, ledger.py)
     reviews, verdicts                                                     the review queue (reviews.py)
     forgotten   hashes of what was erased                                 compared with what comes in (erasure.py)
 
@@ -29,8 +30,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.decision_index import episodes
 from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.episodes import NO_EPISODES, EpisodeFeatures
 from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass_over
+from paywarden.streams.decision_index.ledger import forget_merchant
 from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
 from paywarden.streams.decision_index.rows import COLUMNS, fields_of, listed, newest_outcomes, row_of
 from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch
@@ -97,8 +101,15 @@ class SharedEntity:
 class DecisionIndex:
     """Reads and writes an index. Thread-safe, as its database is."""
 
-    def __init__(self, database: Database, *, worth: Worth = lambda _amount, _currency, _time: None) -> None:
-        self.database, self._worth = database, worth
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worth: Worth = lambda _amount, _currency, _time: None,
+        features: EpisodeFeatures = NO_EPISODES,
+    ) -> None:
+        """`features`: the `episode` features of the settings' catalogue."""
+        self.database, self._worth, self.features = database, worth, features
 
     # Writing
 
@@ -126,6 +137,9 @@ class DecisionIndex:
             },
         )
         self._count_hours(transaction, hours)
+        if self.features.features:
+            worths = zip((each.decision for each in stored), rows["worth_minor"], strict=True)
+            episodes.add(transaction, self.features, list(worths))
 
     def _row(self, decision: Mapping[str, Any]) -> dict[str, Any]:
         row = {name: decision.get(name) for name in COLUMNS}
@@ -184,6 +198,9 @@ class DecisionIndex:
         found = [row for row in (row_of(one, None) for one in rows) if erasure.holds(fields_of(row))]
         for start in range(0, len(found), _ERASED_AT_ONCE):
             self._take_out(transaction, found[start : start + _ERASED_AT_ONCE])
+        episodes.drop_empty(transaction)
+        if "merchant_id" in erasure.hashes:
+            forget_merchant(transaction, erasure.hashes["merchant_id"], erasure.until_ms // (24 * HOUR_MS))
         return len(found)
 
     def _take_out(self, transaction: Transaction, rows: Sequence[FoundRow]) -> None:
@@ -260,6 +277,8 @@ class DecisionIndex:
                 transaction.execute(f"DELETE FROM {table} WHERE {column} < ?", (before_ms,))
             transaction.execute("DELETE FROM verdicts WHERE time_ms < ? AND is_sent", (before_ms,))
             transaction.execute("DELETE FROM hours WHERE hour < ?", (before_ms // HOUR_MS,))
+            transaction.execute("DELETE FROM merchant_days WHERE day < ?", (before_ms // (24 * HOUR_MS),))
+            episodes.drop_empty(transaction)
             self.forget_sent_verdicts(transaction)
 
     def empty(self) -> None:

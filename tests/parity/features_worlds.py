@@ -210,6 +210,10 @@ def every_word(words: Any) -> Any:
             *device.last("device_before", 2, of=(words.country,)),
             request.equal("same_texts", words.device_id, words.ip),
             merchant.distinct("distinct_cards", words.card_id, "1h"),
+            merchant.episode(
+                "merchant_episode", "1h", of=((words.amount < 50_00, 0.1, 3), (words.declined, 0.02, 50)), alarm=2
+            ),
+            device.episode("device_episode", "1d", of=((words.declined, 0.02, 10),), many=(words.card_id, 1), alarm=1),
             merchant.is_new("merchant_new_device", words.device_id, among=1),
             device.count("device_count_2h", "2h", hop="15m"),
             device.seconds_since_first("device_since_first"),
@@ -582,7 +586,7 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     counted, numbers, conditions = (
         (_OWN_COUNTED, _OWN_NUMBERS, _OWN_CONDITIONS) if is_own else (_COUNTED, _NUMBERS, _CONDITIONS)
     )
-    rare = ("travel_kmh", "last", *(_JOURNEY_WORDS if is_own else ()))
+    rare = ("travel_kmh", "last", "episode", *(_JOURNEY_WORDS if is_own else ()))
     word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
     entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
     most: tuple[tuple[str, object], ...] = ()
@@ -602,6 +606,13 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), (*among, *most))
     if word == "count_trend":
         return Said(name, entity, word, draw(st.sampled_from([("10m", "1h"), ("1h", "1d"), ("1d", "30d")])), ())
+    if word == "episode":
+        marks: st.SearchStrategy[tuple[object, ...]] = st.tuples(
+            conditions, st.sampled_from([0.02, 0.4, 0.99]), st.sampled_from([0.5, 3, 50])
+        )
+        listed = draw(st.lists(marks, min_size=1, max_size=3))
+        many = (("many", (draw(counted), 1.5)),) if draw(st.booleans()) else ()
+        return Said(name, entity, word, (draw(st.sampled_from(["10m", "1h", "6h"])),), (("of", tuple(listed)), *many))
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}

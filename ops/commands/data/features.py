@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,13 @@ from paywarden.schemas.settings import Source
     "--payments", type=click.IntRange(1, 100_000), default=400, show_default=True, help="Payments for --check."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of these payments.")
+@click.option(
+    "--episodes",
+    "data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Measure `episode` features on a history: false alarms, and the alarm that a budget gives.",
+)
 @click.option("--markdown", is_flag=True, help="The list as the page docs/reference/features.md.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
@@ -35,6 +43,7 @@ def features(
     checks: bool,
     payments: int,
     seed: int,
+    data: Path | None,
     markdown: bool,
     as_json: bool,
 ) -> None:
@@ -50,12 +59,18 @@ def features(
     --check first checks every declaration. Then it computes each feature three times: event by event, as stream and
     endpoint do; all at once, as training does; and the plainest way, from the list of events. If one bit differs, the
     exit status is 1. A feature without any value on these payments is named: its condition or key may be wrong.
+
+    --episodes counts the episodes of each `episode` feature on a history. It suggests the `alarm` with which all of
+    them together give one false alarm a month over 10,000 merchants. An episode is false if no payment near it is a
+    known fraud.
     """
-    if sum([entity_id is not None, checks, markdown]) > 1:
-        raise click.UsageError("wanted one of ENTITY:ID, --check and --markdown")
+    if sum([entity_id is not None, checks, markdown, data is not None]) > 1:
+        raise click.UsageError("wanted one of ENTITY:ID, --check, --episodes and --markdown")
     require_with("ENTITY:ID", is_there=entity_id, at=at)
     if entity_id is not None:
         _show(source, entity_id, at, as_json=as_json)
+    elif data is not None:
+        _episodes(source, data, as_json=as_json)
     elif checks:
         _check(source, payments, seed, as_json=as_json)
     else:
@@ -104,6 +119,28 @@ def _check(source: Source, payments: int, seed: int, *, as_json: bool) -> None:
         raise Misconfigured(f"features differ, {len(checked.differences)} values in all: {shown}")
     if not as_json:
         click.echo(f"{checked.payments} payments: the same bits live, in training and the plain way; {listing.digest}")
+
+
+def _episodes(source: Source, data: Path, *, as_json: bool) -> None:
+    from paywarden.features.history.history import read_history
+    from paywarden.models.analysis.episode_budget import MERCHANTS, measure_budget
+
+    catalogue = wiring.catalogue(source)
+    history = read_history(data, catalogue.payment.fields)
+    budget = measure_budget(history, catalogue, wiring.feature_engine(source), wiring.rate_table(source))
+    if as_json:
+        click.echo(json.dumps(asdict(budget), indent=2))
+        return
+    for one in budget.features:
+        click.echo(
+            f"{one.name}: alarm {one.alarm:g}, {one.episodes:,} episodes of {one.payments:,} payments, "
+            f"{one.with_fraud:,} of them with a known fraud"
+        )
+    click.echo(
+        f"{budget.merchant_months:,.0f} merchant-months: {budget.false_a_month:,.1f} false alarms in a month of "
+        f"{MERCHANTS:,} merchants"
+    )
+    click.echo(f"for at most one: alarm={budget.alarm:g}")
 
 
 def _show(source: Source, entity_id: str, at: str | None, *, as_json: bool) -> None:

@@ -28,6 +28,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
+from paywarden.streams.decision_index.episodes import Episode, alert_of
 from tests.services.product.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import BEARER
 from tests.worlds.drift.alerts_on_topics import NOW_MS, TopicsInMemory, alert_record, kinds
@@ -201,6 +202,19 @@ def test_lost_topics_are_never_an_empty_list_that_looks_like_peace(world: World)
     refused = world.act(world.browser(), alert="alert-00001", act="take")
     assert refused.status_code == 503
     assert "Nothing was done" in refused.text
+
+
+def test_an_episode_is_an_alert_with_a_sentence(world: World) -> None:
+    episode = Episode("5f0c", "merchant_episode", "m17", "m17", "v1", NOW_MS - 60_000, NOW_MS, 47, 9, 4_700, 900, 3.5)
+    _, record = alert_of(episode, State.RAISED, 20)
+    world.topics.put(record)
+    world.read()
+    browser = world.browser()
+    assert "merchant episode" in browser.get("/inbox?cause=traffic").text
+    page = browser.get("/inbox/episode-5f0c").text
+    assert "47 payments came during a burst of tries" in page
+    assert "merchant_id m17" in page
+    assert "very sure" in page
 
 
 def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> None:

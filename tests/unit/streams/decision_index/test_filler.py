@@ -15,7 +15,13 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, Temporary
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.decision_index import filler as filler_module
 from paywarden.streams.decision_index.database import Database, IndexUnavailable, Transaction
-from paywarden.streams.decision_index.filler import ASK_EVERY_MS, FRESH_MS, IndexFiller, fill_from_archive
+from paywarden.streams.decision_index.filler import (
+    ASK_EVERY_MS,
+    FRESH_MS,
+    UPKEEP_EVERY_MS,
+    IndexFiller,
+    fill_from_archive,
+)
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
@@ -80,6 +86,30 @@ def test_an_index_that_is_seconds_behind_is_not_told_to_be_filled(database: Data
         filler._unread = {("decisions", 0)}
         filler.step()
         assert (filler.state.is_caught_up, bool(filler.state.line())) == (False, is_told)
+
+
+def test_upkeep_waits_for_a_fresh_index_and_holds_nothing_up(
+    database: Database, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise TemporaryFailure("Kafka is away")
+
+    filler, now_ms = filler_of(database, broker), 10_000
+    filler._now_ms, filler._upkeep = lambda: now_ms, (fail, partial(done.append, "ledger"))
+    filler.keep_up()
+    assert done == []
+    while filler.step():
+        pass
+    for _ in range(3):
+        filler.keep_up()
+    now_ms += UPKEEP_EVERY_MS
+    filler.keep_up()
+    assert done == ["ledger", "ledger"]
+    assert [record.message for record in caplog.records if "upkeep" in record.message] == [
+        "upkeep of the index: Kafka is away"
+    ]
 
 
 def test_kafka_that_goes_away_behind_the_last_record_is_told(
