@@ -219,7 +219,7 @@ class ContestantMeasures:
     detected: list[Detected]
     """What the scores detect at 5 and at 10 false positives for each fraud. Empty without outcomes."""
     stops: Stops | None
-    """Who stopped the payments: lists, the model, or rules alone. Null without outcomes."""
+    """How many payments lists, the model, or rules alone stopped. Null without outcomes."""
 
 
 @dataclass(frozen=True)
