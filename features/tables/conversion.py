@@ -211,19 +211,18 @@ class _Conversion:
 
     def _write_payments(self) -> None:
         report = self._report
-        schema = self._converter.schema
-        kept = pa.schema([one for one in schema if not one.name.startswith("@")])
+        kept = pa.schema([one for one in self._converter.schema if not one.name.startswith("@")])
         with _writer(self._partial[PAYMENTS_FILE], kept) as writer:
-            for table in self._rows.sorted(schema.names, "event_time_ms"):
-                writer.write_table(table.select(kept.names))
+            for table in self._rows.sorted(kept.names, "event_time_ms"):
+                writer.write_table(table)
                 times = table["event_time_ms"]
                 report.first_ms = report.first_ms or int(times[0].as_py())
                 report.last_ms = int(times[-1].as_py())
                 report.payments += len(table)
-                if self._profile is not None:
-                    self._profile.add(table)
         if report.payments == 0:
             raise Misconfigured(f"{self._files.names[0]}: no row of the table is a payment")
+        if self._profile is not None:
+            self._profile.fill(self._rows, self._partial[PAYMENTS_FILE])
 
     def _write_outcomes(self) -> None:
         schema = pa.schema(

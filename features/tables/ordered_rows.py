@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -24,6 +24,7 @@ _BATCH_ROWS = 1 << 17
 _SHARED = """
 CREATE VIEW found AS SELECT * FROM read_parquet('{file}');
 CREATE TABLE dropped ("@row" BIGINT);
+CREATE VIEW kept AS SELECT * FROM found ANTI JOIN dropped USING ("@row");
 """
 # Two rows are equal if all their values but row, file and line are. Few hashes come twice, so few ids are sorted.
 _REPEATED = """
@@ -35,7 +36,7 @@ SELECT "@row", "@file", "@line", content = first_content AS is_same FROM (
     WINDOW ids AS (PARTITION BY payment_id ORDER BY "@row"))
 WHERE place > 1 ORDER BY "@row"
 """
-_SORTED = 'SELECT {columns} FROM found ANTI JOIN dropped USING ("@row") WHERE {chosen} ORDER BY {key}, "@row"'
+_SORTED = 'SELECT {columns} FROM kept WHERE {chosen} ORDER BY {key}, "@row"'
 
 
 class Repeated(NamedTuple):
@@ -65,6 +66,11 @@ class OrderedRows:
             }
         )
 
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(self._schema.names)
+
     def add(self, table: pa.Table) -> None:
         """Take some rows."""
         self._writer.write_table(table)
@@ -87,6 +93,10 @@ class OrderedRows:
         kept = pa.schema([self._schema.field(name) for name in columns])
         for table in self._tables(_SORTED.format(columns=_listed(columns), chosen=chosen, key=key)):
             yield table.cast(kept)
+
+    def asked(self, query: str) -> list[Any]:
+        """Return the rows that a query of the view `kept` gives."""
+        return self._database.execute(query).fetchall()
 
     def _tables(self, query: str) -> Iterator[pa.Table]:
         for batch in self._database.sql(query).to_arrow_reader(_BATCH_ROWS):
