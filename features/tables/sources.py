@@ -426,12 +426,12 @@ def _csv_head(path: Path, form: InputForm) -> list[str]:
             wanted = '[input] encoding = "utf-16-le" or -be'
             raise Misconfigured(f"{path}, line 1: holds NUL bytes, as UTF-16 has: {wanted}")
     with closing(_CsvFile(path, form)) as source:
-        found = source.head()
+        head = source.head()
     if form.columns:
         return list(form.columns)
-    if not found:
+    if not head:
         raise Misconfigured(f"{path} holds no line with text")
-    return [name.strip() for name in found]
+    return [name.strip() for name in head]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -69,11 +69,11 @@ class TimeReader:
             return safe * times // over + origin, missing, np.zeros(len(numbers), dtype=np.int64), bad
         texts = as_texts(column, self._form.missing)
         missing = flags_of(pc.is_null(texts))
-        times = read_times(texts, source.format)
+        read = read_times(texts, source.format)
         wanted = "a time such as 2026-05-01T12:00:00Z" if source.format == "iso" else f"the format {source.format}"
-        strange = (times.is_wrong, name, f"is no time of its format; wanted {wanted}")
-        skip = missing | times.is_wrong
-        return self._utc(name, source, times.local_ms, times.offset_minutes, skip, rows, [strange])
+        strange = (read.is_wrong, name, f"is no time of its format; wanted {wanted}")
+        skip = missing | read.is_wrong
+        return self._utc(name, source, read.local_ms, read.offset_minutes, skip, rows, [strange])
 
     def are_dates(self, source: TimeSource, column: pa.Array) -> Flags:
         """Returns which values name a day and no time of it."""

@@ -506,6 +506,6 @@ def test_an_exact_amount_has_any_number_of_zeros_and_exponents(tmp_path: Path) -
     texts = ("12.340000000000000000000", "0.0001234e+5", "1234E-2", "0000000000000000000000012.34", "12.34e0")
     rows = [f"p{n},2026-05-01,c,m,{text},0" for n, text in enumerate(texts)]
     assert column(convert(tmp_path, csv_of(*rows))[0], "amount_minor") == [1234] * len(texts)
-    texts = ("12.34000000000000000000001", "1e-300", "1e300", "123456789012345678901234", "1e", "e5", "+", "1_0", "١٢")
-    _, report = convert(tmp_path, csv_of(ROW, *(f"q{n},2026-05-01,c,m,{text},0" for n, text in enumerate(texts))))
-    assert report.refused == len(texts)
+    wrong = ("12.34000000000000000000001", "1e-300", "1e300", "123456789012345678901234", "1e", "e5", "+", "1_0", "١٢")
+    _, report = convert(tmp_path, csv_of(ROW, *(f"q{n},2026-05-01,c,m,{text},0" for n, text in enumerate(wrong))))
+    assert report.refused == len(wrong)
