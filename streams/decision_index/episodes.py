@@ -220,9 +220,9 @@ def episodes(database: Database, *, since_ms: int, count: int) -> list[Episode]:
 
 def _read(transaction: Transaction, where: str, values: Sequence[Any], count: int) -> list[Episode]:
     rows = transaction.execute(_EPISODES.format(where=where, count=int(count)), values)
-    return [
-        Episode(*row[:7], int(row[7]), int(row[8]), int(row[9]), int(row[10]), value_max=float(row[11])) for row in rows
-    ]
+    # PostgreSQL adds whole numbers up to decimals.
+    numbers: list[list[Any]] = [[*row[:7], *map(int, row[7:11]), float(row[11])] for row in rows]
+    return [Episode(*row) for row in numbers]
 
 
 class AlertTeller(Protocol):

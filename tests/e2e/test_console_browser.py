@@ -209,7 +209,10 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     pages = [
         *((page, address) for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, "/review")),
         *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", replay)),
-        *((page, address) for address in ("/health", "/sessions", "/inbox/nothing")),
+        *(
+            (page, address)
+            for address in ("/health", "/sessions", "/inbox/nothing", "/merchants", "/merchants/episodes")
+        ),
         *((auditor, address) for address in ("/audit", "/decisions", "/review")),
         (stranger, "/login"),
     ]

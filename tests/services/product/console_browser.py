@@ -31,6 +31,7 @@ from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.stakes import AlertSample
+from paywarden.ops.console.merchants import Merchants
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.models import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
@@ -48,6 +49,7 @@ from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import State
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.ledger import MerchantLedger
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from tests.services.product.console import console_under_test
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
@@ -199,6 +201,7 @@ def served_console(
                 for number, label in ((9, "fraud"), (18, "fraud"), (27, "genuine"), (5, "fraud"))
             ],
         )
+    MerchantLedger(database, now_ms=now_ms).step()
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
     one = DecisionPage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
@@ -206,6 +209,7 @@ def served_console(
         Inbox(store, reader, page, missing=console.shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
         Review(opened, CostSettings()).section(),
+        Merchants(opened).section(),
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
