@@ -16,14 +16,17 @@ number of partitions, if the order is total and nothing depends on where a parti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paywarden.features.history.payment_ids import hash_texts
+from paywarden.schemas.errors import Misconfigured
 
 RowsT = TypeVar("RowsT")
 Batches = Iterator[pa.RecordBatch]
@@ -97,6 +100,26 @@ def buckets_of(keys: pa.Array, count: int) -> pa.Array:
     hashes = np.empty(len(keys), dtype=np.uint64)
     hash_texts(bounds, np.frombuffer(content or b"", dtype=np.uint8).copy(), 0, len(keys), hashes)
     return pa.array((hashes % np.uint64(count)).astype(np.int32))
+
+
+def require_local(asked: Mapping[str, bool]) -> None:
+    """Raises Misconfigured that names the first option that is asked for: an engine of partitions lacks them."""
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise Misconfigured(f"{name} works with --engine local alone")
+
+
+def group_starts(*columns: pa.Array) -> NDArray[np.int64]:
+    """Returns the rows at which a group of equal values begins; row 0 is the first."""
+    begins = np.ones(len(columns[0]), dtype=np.bool_)
+    changes = [pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)) for column in columns]
+    begins[1:] = reduce(np.logical_or, (change.to_numpy(zero_copy_only=False) for change in changes))
+    return np.flatnonzero(begins)
+
+
+def values_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table as values of Python."""
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def packed(rows: NDArray[np.generic]) -> pa.Array:

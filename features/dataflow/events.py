@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import BUCKET, FILE, ROW, Batches, buckets_of, joined
+from paywarden.features.dataflow.engine import BUCKET, FILE, ROW, Batches, buckets_of, group_starts, joined, values_of
 from paywarden.features.history.history import (
     ABOUT_LABELS,
     OUTCOME_COLUMNS,
@@ -42,6 +42,7 @@ from paywarden.features.history.history import (
     read_columns,
     sorted_times,
 )
+from paywarden.features.kernel.layout import DAY_MS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import PaymentFields
 
@@ -52,11 +53,11 @@ PAYMENT, OUTCOME = 0, 1
 EVENT_ORDER = (KNOWN_MS, KIND, SEQUENCE, "payment_id")
 JOIN_ORDER = ("payment_id", KIND, KNOWN_MS, SEQUENCE)
 
-DAY_MS = 86_400_000
 # Below the day of any payment.
 _NO_DAY = -1
 # A row's sequence number: that of its file, and its own. Files have at most 2**40 rows.
 _ROW_BITS = 40
+_OUTCOME_SCHEMA = pa.schema([("payment_id", pa.string()), ("outcome_time_ms", pa.int64()), ("label", pa.string())])
 _JOIN_COLUMNS = [(KIND, pa.int8()), (KNOWN_MS, pa.int64()), (SEQUENCE, pa.int64()), (LABEL, pa.int8())]
 
 
@@ -113,11 +114,10 @@ class CheckedOutcomes:
         return join_schema(self.columns)
 
     def run(self, batches: Batches, _: int) -> Batches:
-        kinds = {"payment_id": pa.string(), "outcome_time_ms": pa.int64(), "label": pa.string()}
         for batch in batches:
             with _rows_named(batch, self.files, OUTCOMES_FILE):
-                outcomes = _cast(batch, pa.schema(list(kinds.items())))
-                check_columns(OUTCOMES_FILE, outcomes, {name: OUTCOME_COLUMNS[name] for name in kinds})
+                outcomes = _cast(batch, _OUTCOME_SCHEMA)
+                check_columns(OUTCOMES_FILE, outcomes, {name: OUTCOME_COLUMNS[name] for name in _OUTCOME_SCHEMA.names})
                 known_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
                 fraud = fraud_flags(outcomes["label"])
             yield _for_join(self, outcomes, OUTCOME, known_ms, fraud, batch)
@@ -241,16 +241,14 @@ class JoinedOutcomes:
 
     def _events(self, parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         rows = joined(parts)
-        ids = rows["payment_id"]
         kind, known_ms, sequence, label = (rows[name].to_numpy() for name in (KIND, KNOWN_MS, SEQUENCE, LABEL))
-        begins = np.ones(len(rows), dtype=np.bool_)
-        begins[1:] = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
-        starts = np.flatnonzero(begins)
-        payment = starts[np.cumsum(begins) - 1]
+        starts = group_starts(rows["payment_id"])
+        payment = np.repeat(starts, np.diff(np.append(starts, len(rows))))
         self._refuse(kind, known_ms, sequence, payment)
         is_outcome = kind == OUTCOME
         before = np.zeros(len(rows), dtype=np.int8)
-        before[1:] = np.where(is_outcome[:-1] & ~begins[1:], label[:-1], 0)
+        before[1:] = np.where(is_outcome[:-1], label[:-1], 0)
+        before[starts] = 0
         weight = np.where(is_outcome, label - before, 1).astype(np.int8)
         last = label.copy()
         # The last row of each payment: its last outcome, or itself.
@@ -345,7 +343,7 @@ class Places:
         by_part: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
         payment_ms = outcome_ms = 0
         for table in counted:
-            for part, day, count, last_ms in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            for part, day, count, last_ms in values_of(table):
                 by_part[day == _NO_DAY][part] += count
                 if day == _NO_DAY:
                     outcome_ms = max(outcome_ms, last_ms)

@@ -181,14 +181,15 @@ class ProcessEngine:
         schemas = []
         for file in files:
             try:
-                opened = pq.ParquetFile(file)
+                with pq.ParquetFile(file) as opened:
+                    schema, metadata = opened.schema_arrow, opened.metadata
             except arrow_files.UNREADABLE as error:
                 raise Misconfigured(f"{file} cannot be read as Parquet: {first_line(error)}") from error
-            schemas.append(opened.schema_arrow)
+            schemas.append(schema)
             row = 0
-            for group in range(opened.num_row_groups):
+            for group in range(metadata.num_row_groups):
                 parts.append(ParquetPart(str(file), (group,), row, str(file), self._batch_rows))
-                row += opened.metadata.row_group(group).num_rows
+                row += metadata.row_group(group).num_rows
         return LocalRows(tuple(parts)), schemas[0], tuple(map(str, files))
 
     def map(self, rows: LocalRows, work: Work) -> LocalRows:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paywarden.features.dataflow.engine import Batches, RowsT
+from paywarden.features.dataflow.engine import Batches, RowsT, require_local
 from paywarden.features.dataflow.events import KIND, KNOWN_MS, LABEL, OUTCOME, PAYMENT, Places
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage, ZippedPayments
@@ -57,7 +57,10 @@ from paywarden.models.replay.report.report import report_html
 from paywarden.schemas.errors import Misconfigured
 
 # The columns of a payment that measures read, besides those of decisions.parquet. Each begins with a line.
-_MEASURED = ("card_id", "merchant_id", "device_id", "currency", "mcc", "country", "channel", "declined")
+_BESIDE_DECISIONS = (
+    *("card_id", "merchant_id", "device_id", "currency", "mcc", "country", "channel", "declined"),
+    *ABOUT_LABELS,
+)
 _FETCHED = (
     *("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "amount_reference_minor"),
     *("score", "label"),
@@ -89,7 +92,7 @@ class Decided:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        own = [(f"_{name}", self.columns.field(name).type) for name in self._kept]
+        own = [(f"_{name}", self.columns.field(name).type) for name in kept_columns(self.columns)]
         causes = [("_cause", pa.string())]
         if len(self.contestants) > 1:
             causes += [("_other_score", pa.float64()), ("_other_cause", pa.string())]
@@ -99,10 +102,6 @@ class Decided:
     def fetched(self) -> list[str]:
         """Returns the columns that measures need."""
         return [name for name in self.schema.names if name.startswith("_") or name in _FETCHED]
-
-    @property
-    def _kept(self) -> list[str]:
-        return kept_columns(self.columns)
 
     def finish(self, zipped: ZippedPayments) -> pa.RecordBatch:
         history, amounts = zipped.payments.history, zipped.payments.amounts
@@ -118,7 +117,7 @@ class Decided:
         table = self.tables.decisions(history, zipped.label, amounts, chunk, decided[0], causes[0])
         columns = table.cast(self.decisions_schema).combine_chunks().to_batches()
         arrays = list(columns[0].columns) if columns else [pa.array([], field.type) for field in self.decisions_schema]
-        arrays += [pa.array(zipped.label), *(zipped.batch[name] for name in self._kept)]
+        arrays += [pa.array(zipped.label), *(zipped.batch[name] for name in kept_columns(self.columns))]
         arrays.append(_cause_texts(decided[0], causes[0]))
         if len(decided) > 1:
             arrays += [pa.array(decided[1].score), _cause_texts(decided[1], causes[1])]
@@ -127,7 +126,7 @@ class Decided:
 
 def kept_columns(columns: pa.Schema) -> list[str]:
     """Returns the columns of payments that measures read, besides those of decisions.parquet."""
-    return [name for name in (*_MEASURED, *ABOUT_LABELS) if name in columns.names]
+    return [name for name in _BESIDE_DECISIONS if name in columns.names]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -188,12 +187,13 @@ class _Causes:
     def numbers_of(self, texts: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int32]]:
         encoded = texts.combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        for text in encoded.dictionary.to_pylist():
+        texts = encoded.dictionary.to_pylist()
+        for text in texts:
             if text not in self._numbers:
                 self._numbers[text] = len(self._numbers)
                 action, *reasons = text.split(_SEPARATOR)
                 self.causes.append(ActionReasons(action, tuple(reasons)))
-        number_of = np.array([self._numbers[text] for text in encoded.dictionary.to_pylist()], dtype=np.int32)
+        number_of = np.array([self._numbers[text] for text in texts], dtype=np.int32)
         found: np.ndarray[Any, np.dtype[np.int32]] = number_of[encoded.indices.to_numpy()]
         return found
 
@@ -215,7 +215,7 @@ def replay_on(
     `contestants`: the champion with its bundle's folder, then the challenger. `say` gets a line for each stage. Raises
     Misconfigured as a replay on one machine does, and for options that only such a replay has.
     """
-    _refuse(options)
+    require_local({"--lag": options.staleness is not None, "--decisions": options.earlier is not None})
     days, places = options.window, passage.places
     first, last = places.rows_of(days.first, days.last)
     if first == last:
@@ -246,15 +246,6 @@ def replay_on(
     write_whole(destination / METRICS, results.to_json(per_second))
     write_whole(destination / REPORT, report_html(results))
     return results
-
-
-def _refuse(options: ReplayOptions) -> None:
-    for name, is_asked in (
-        ("--lag", options.staleness is not None),
-        ("--decisions", options.earlier is not None),
-    ):
-        if is_asked:
-            raise Misconfigured(f"{name} works with --engine local alone")
 
 
 class _WindowColumns:
@@ -367,10 +358,7 @@ def _payments_of(table: pa.Table) -> pa.Table:
     """Returns the columns of payments that measures read, under the names of payments.parquet."""
     columns = {name: table[name] for name in ("payment_id", "event_time_ms", "amount_minor")}
     columns |= {
-        name: table[one]
-        for name in (*_MEASURED, *ABOUT_LABELS)
-        for one in (name, f"_{name}")
-        if one in table.column_names
+        name: table[one] for name in _BESIDE_DECISIONS for one in (name, f"_{name}") if one in table.column_names
     }
     return pa.table(columns | {"ip": pa.nulls(len(table), pa.string())})
 
