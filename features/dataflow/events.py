@@ -49,6 +49,8 @@ from paywarden.schemas.payment_fields import PaymentFields
 # No declared field begins with a line.
 KIND, KNOWN_MS, SEQUENCE, WEIGHT, LABEL = "_kind", "_known_ms", "_sequence", "_weight", "_label"
 PART, NUMBER, OUTCOME_NUMBER = "_part", "_number", "_outcome_number"
+OUTCOMES = "_outcomes"
+"""A payment's outcomes as they became known, 8 bytes each: twice the time in ms, and 1 more for a fraud."""
 PAYMENT, OUTCOME = 0, 1
 EVENT_ORDER = (KNOWN_MS, KIND, SEQUENCE, "payment_id")
 JOIN_ORDER = ("payment_id", KIND, KNOWN_MS, SEQUENCE)
@@ -219,7 +221,8 @@ class JoinedOutcomes:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([*((field.name, field.type) for field in self.columns), *_JOIN_COLUMNS, (WEIGHT, pa.int8())])
+        added = [*_JOIN_COLUMNS, (WEIGHT, pa.int8()), (OUTCOMES, pa.binary())]
+        return pa.schema([*((field.name, field.type) for field in self.columns), *added])
 
     def run(self, batches: Batches, _: int) -> Batches:
         rest: list[pa.RecordBatch] = []
@@ -255,6 +258,11 @@ class JoinedOutcomes:
         last[starts] = label[np.append(starts[1:], len(rows)) - 1]
         taken = rows.select([field.name for field in self.columns]).take(pa.array(payment))
         arrays = [*taken.columns, rows[KIND], rows[KNOWN_MS], rows[SEQUENCE], pa.array(last), pa.array(weight)]
+        size = np.zeros(len(rows) + 1, dtype=np.int32)
+        size[starts + 1] = 8 * (np.diff(np.append(starts, len(rows))) - 1)
+        content = (known_ms << 1 | label)[is_outcome]
+        buffers = [None, pa.py_buffer(np.cumsum(size, dtype=np.int32)), pa.py_buffer(content)]
+        arrays.append(pa.Array.from_buffers(pa.binary(), len(rows), buffers))
         return pa.record_batch(arrays, schema=self.schema)
 
     def _refuse(
@@ -280,6 +288,26 @@ class JoinedOutcomes:
     def _named(self, kind: int, sequence: np.int64) -> str:
         files = self.payment_files if kind == PAYMENT else self.outcome_files
         return row_named(int(sequence), files) if files else (PAYMENTS_FILE, OUTCOMES_FILE)[kind]
+
+
+def outcomes_of(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns all outcomes of a column OUTCOMES: the payment's row, the time in ms, and whether it says fraud."""
+    if len(column) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+    _, offsets, content = column.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    number = np.frombuffer(memoryview(content or b"")[bounds[0] : bounds[-1]], dtype=np.int64)
+    return np.repeat(np.arange(len(column)), np.diff(bounds) // 8), number >> 1, (number & 1).astype(np.bool_)
+
+
+def known_labels(column: pa.Array, time_ms: int) -> NDArray[np.int8]:
+    """Returns each payment's label as known at a time, from its outcomes: 1 fraud, 0 genuine, -1 unknown."""
+    row, known_ms, fraud = outcomes_of(column)
+    label = np.full(len(column), UNKNOWN, dtype=np.int8)
+    is_known = known_ms <= time_ms
+    # With repeated indexes NumPy keeps the last value, so a correction wins.
+    label[row[is_known]] = fraud[is_known]
+    return label
 
 
 @dataclass(frozen=True)

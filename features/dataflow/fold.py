@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -94,11 +94,20 @@ class RowMaker:
         return PaymentRows(history, amounts, rows.of(slice(0, len(history))))
 
 
+class Choice(Protocol):
+    """Chooses payments of a window: a value that can be pickled."""
+
+    def of(self, payments: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Returns which payments are chosen. Rows of outcomes may be among them, and count for nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class KeyedEvents:
     """Repeats the events that change profiles once for each entity of theirs, with the entity's key.
 
-    Events from place `stop` on are left out. Payments of the window ask for what their entities knew.
+    Events from place `stop` on are left out. The payments of the window that `choice` takes ask for what their entities
+    knew; without a choice all do.
     """
 
     rows: RowMaker
@@ -107,6 +116,7 @@ class KeyedEvents:
     stop: int
     partitions: int
     entities: tuple[int, ...]
+    choice: Choice | None = None
     by_identity: bool = False
     """Whether the key of an entity is its identity, as neighbours are listed by."""
     slices: Slices = NO_SLICES
@@ -128,9 +138,12 @@ class KeyedEvents:
             if self.every > 1:
                 is_taken &= (place >> 1) % self.every == 0
             rows = np.flatnonzero(is_taken)
-            payments = self.rows.of(batch.take(pa.array(rows)))
+            taken = batch.take(pa.array(rows))
+            payments = self.rows.of(taken)
             place, kind, weight = place[rows], kind[rows], weight[rows]
             is_wanted = (kind == PAYMENT) & (place >= self.window.places.start)
+            if self.choice is not None:
+                is_wanted &= self.choice.of(taken)
             for entity in self.entities:
                 name, fields = plan.entity_names[entity], plan.entity_keys[entity]
                 column = entity_column(payments.history, name, fields, key=plan.key)
