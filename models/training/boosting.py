@@ -32,7 +32,7 @@ class HeldOut:
     weight: Weight = None
 
 
-class _Rows(lightgbm.Sequence):  # type: ignore[misc] # LightGBM has no types
+class _Rows(lightgbm.Sequence):
     """Rows that LightGBM bins part by part, without a copy of them all."""
 
     batch_size = 1 << 14
@@ -42,7 +42,7 @@ class _Rows(lightgbm.Sequence):  # type: ignore[misc] # LightGBM has no types
 
     def __getitem__(self, index: Any) -> NDArray[np.float64]:
         # LightGBM takes no float32 here; it bins floats alike.
-        return self._vectors[index].astype(np.float64)
+        return np.asarray(self._vectors[index], dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self._vectors)
