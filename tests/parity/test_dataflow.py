@@ -107,7 +107,7 @@ def in_partitions(passage: Passage[Any], first: int = 0) -> tuple[bytes, dict[by
 
 @settings(max_examples=10, phases=[Phase.generate])
 @given(data=st.data(), cuts=CUTS)
-def test_random_declarations_give_the_bits_of_one_pass(data: st.DataObject, cuts: dict[str, int]) -> None:
+def test_random_declarations_give_the_bits_of_one_pass(data: st.DataObject, cuts: dict[str, Any]) -> None:
     declaration = data.draw(declarations(fields_max=6, entities_max=4, features_max=6, hops_max=3))
     heard = data.draw(heard_histories(declaration, count_min=2, count_max=14))
     with TemporaryDirectory() as name:
