@@ -167,6 +167,7 @@ def replay(
         if data is None:
             raise click.UsageError("--ceiling needs --data")
         require_truth(Path(data))
+    from paywarden.features.dataflow.engine import require_local
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
@@ -218,13 +219,13 @@ def replay(
         overlay=pending,
     )
     if not on_engine.is_local:
-        for name, is_asked in (
-            ("--from-topic", from_topic),
-            ("--archived-decisions", archived_decisions is not None),
-            ("--ceiling", ceiling),
-        ):
-            if is_asked:
-                raise Misconfigured(f"{name} works with --engine local alone")
+        require_local(
+            {
+                "--from-topic": from_topic,
+                "--archived-decisions": archived_decisions is not None,
+                "--ceiling": ceiling,
+            }
+        )
         contestants = [(champion, Path(bundle))]
         if other is not None:
             contestants.append((other, Path(challenger or bundle)))
