@@ -40,8 +40,14 @@ class Measure(enum.Enum):
     NUMBER_SQUARES_HIGH = "number_squares_high"
     NUMBER_MAX = "number_max"
     NUMBER_MIN = "number_min"
+    FRAUD_SQUARES_LOW = "fraud_squares_low"
+    FRAUD_SQUARES_HIGH = "fraud_squares_high"
 
 
+LABEL_MEASURES = frozenset(
+    {Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT, Measure.FRAUD_SQUARES_LOW, Measure.FRAUD_SQUARES_HIGH}
+)
+"""Measures that labels change. A table has either these or the others."""
 NUMBER_MEASURES = frozenset(
     {
         Measure.NUMBER_COUNT,
@@ -119,6 +125,7 @@ class Operation(enum.Enum):
     DISTANCE = "distance"
     SUBTRACT = "subtract"
     CLIP = "clip"
+    MULTIPLY = "multiply"
 
 
 class NeighbourReduction(enum.Enum):
@@ -275,8 +282,7 @@ class Feature:
 
 def knows_fraud(stored: Stored) -> TypeGuard[WindowedMeasure]:
     """Returns whether a stored value is made of labels."""
-    labelled = (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
-    return isinstance(stored, WindowedMeasure) and any(column.measure in labelled for column in stored.columns)
+    return isinstance(stored, WindowedMeasure) and any(column.measure in LABEL_MEASURES for column in stored.columns)
 
 
 def stored_values(value: Expression) -> list[Stored]:

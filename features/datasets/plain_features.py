@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +23,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Condition, identity_column
 from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.expressions import (
+    LABEL_MEASURES,
     Column,
     Derived,
     EntityRecency,
@@ -153,6 +155,7 @@ class _Moment:
             Operation.SCALE: lambda: operands[0] * value.numbers[0] / value.numbers[1],
             Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
             Operation.SUBTRACT: lambda: operands[0] - operands[1],
+            Operation.MULTIPLY: lambda: operands[0] * operands[1],
             Operation.CLIP: lambda: _clipped(operands[0], value.numbers[0]),
             Operation.DECLARED_NUMBER: lambda: _number_or_nan(self._now, value.numbers[0]),
             # The column behind that of a moment stands for its age.
@@ -174,6 +177,8 @@ class _Moment:
             column = measure.column
             if column.measure is Measure.COUNT:
                 return _deviation([_amount(row) for row in inside.payments(column.condition)])
+            if column.measure is Measure.FRAUD_COUNT:
+                return _deviation(*inside.labelled_amounts(column.condition))
             return _deviation(inside.numbers(column))
         counts = inside.bucket_counts(measure.column, value.numbers[0])
         if not counts:
@@ -312,7 +317,7 @@ def _reaches(values: Iterable[Expression]) -> Reaches:
             reach_ms = stored.window.length_ms + stored.window.delay_ms
             for column in (stored.column, stored.beside, stored.summed):
                 if column is not None:
-                    is_label = column.measure in (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
+                    is_label = column.measure in LABEL_MEASURES
                     key = (stored.entity, stored.window.hop_ms, is_label)
                     reaches[key] = max(reaches.get(key, 0), reach_ms)
     return reaches
@@ -354,6 +359,11 @@ class _Inside:
         found = (_number(row, column.attribute) for row in self.payments(column.condition))
         return [number for number in found if number is not None]
 
+    def labelled_amounts(self, condition: Condition | None) -> tuple[list[int], list[int]]:
+        """Returns the amount of each label that became known, and its weight: -1 takes a fraud back."""
+        labels = self._labels(condition)
+        return [_amount(row) for row, _ in labels], [weight for _, weight in labels]
+
     def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
         labels = self._events.labels
         return [(row, weight) for row, weight in labels if self._is_inside(row, 1) and _met(row, condition)]
@@ -383,6 +393,8 @@ class _Inside:
             return sum(_amount(row) for row in self.payments(condition))
         if column.measure is Measure.FRAUD_COUNT:
             return sum(weight for _, weight in self._labels(condition))
+        if column.measure is Measure.FRAUD_AMOUNT:
+            return sum(weight * _amount(row) for row, weight in self._labels(condition))
         if column.measure in (Measure.NUMBER_COUNT, Measure.NUMBER_SUM):
             numbers = self.numbers(column)
             return len(numbers) if column.measure is Measure.NUMBER_COUNT else sum(numbers)
@@ -504,11 +516,12 @@ def _clipped(value: float, most: int) -> float:
     return value if math.isnan(value) else min(max(value, -most), most)
 
 
-def _deviation(amounts: Sequence[int]) -> float:
-    count, total = len(amounts), float(sum(amounts))
+def _deviation(amounts: Sequence[int], weights: Sequence[int] | None = None) -> float:
+    weights = [1] * len(amounts) if weights is None else weights
+    count, total = sum(weights), float(sum(map(operator.mul, weights, amounts)))
     if count < 2:
         return math.nan
-    squares = float(sum(amount * amount for amount in amounts))
+    squares = float(sum(weight * amount * amount for amount, weight in zip(amounts, weights, strict=True)))
     return math.sqrt(max(0.0, squares * count - total * total) / (count * (count - 1.0)))
 
 

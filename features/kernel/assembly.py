@@ -37,6 +37,7 @@ from paywarden.features.kernel.layout import (
     HOUR_MS,
     I64,
     MINUTE_MS,
+    MULTIPLY,
     NIGHT,
     NUMBER,
     NUMBER_ZERO,
@@ -94,6 +95,8 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
             values[position] = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
         elif operation == CLIP:
             values[position] = _clipped(values[plan[at + OPERATION.first]], float(plan[at + OPERATION.second]))
+        elif operation == MULTIPLY:
+            values[position] = values[plan[at + OPERATION.first]] * values[plan[at + OPERATION.second]]
         else:
             values[position] = _from_fields(plan, at, operation, attributes)
         position += 1

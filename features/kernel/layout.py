@@ -57,7 +57,9 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
     NUMBER_SQUARES_HIGH,
     NUMBER_MAX,
     NUMBER_MIN,
-) = range(16)
+    FRAUD_SQUARES_LOW,
+    FRAUD_SQUARES_HIGH,
+) = range(18)
 # How an attribute is read as a number: an amount is one, a declared number has the code of it, and a moment stands for
 # its age at its payment, in ms. A text has no number.
 READ_AMOUNT, READ_NUMBER, READ_AGE, READ_TEXT = range(4)
@@ -109,7 +111,8 @@ HOPS_MAX, NEIGHBOURS_MAX = 8, 8
     DISTANCE,
     SUBTRACT,
     CLIP,
-) = range(23)
+    MULTIPLY,
+) = range(24)
 
 # A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
 # The length of each section follows: sources, tables, memories.

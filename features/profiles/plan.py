@@ -48,7 +48,7 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
-from paywarden.features.catalogue.windows import DAY_MS
+from paywarden.features.catalogue.windows import DAY_MS, EVER_HOP_MS, Window
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.catalogue_digest import digest_of
 from paywarden.features.profiles.plan_parts import (
@@ -216,7 +216,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         entity_identities=tuple(map(identities_of, tables, memories, latest)),
         key=key,
         fields=catalogue.payment.fields,
-        label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if knows_fraud(s)})),
+        label_delays_ms=tuple(sorted({_delay_ms(s.window) for s in stored if knows_fraud(s) and not s.window.is_ever})),
         categories=tuple(feature.name for feature in catalogue.features if feature.unit == "category"),
         hops=tuple(hops),
     )
@@ -260,9 +260,17 @@ def _by_code(codes: Sequence[int]) -> list[int]:
 
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[StoredTable]) -> int:
     """Returns for how many ms after its newest event a profile can still affect a feature."""
-    windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
-    sees_further = any(s.entity == entity and not isinstance(s, WindowedMeasure) for s in stored)
+    mine = [s for s in stored if s.entity == entity]
+    sees_further = any(not isinstance(s, WindowedMeasure) or s.window.is_ever for s in mine)
+    windows_ms = max(
+        (table.shape.hop_ms * table.capacity for table in tables if table.shape.hop_ms != EVER_HOP_MS), default=0
+    )
     return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
+
+
+def _delay_ms(window: Window) -> int:
+    """Returns how long a window of labels waits. One without a delay is the part that "ever" leaves out."""
+    return window.delay_ms or window.length_ms
 
 
 def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int]:

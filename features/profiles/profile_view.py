@@ -65,8 +65,9 @@ _WORDS = {
     Measure.NUMBER_SQUARES_LOW: "squares",
     Measure.NUMBER_MAX: "max",
     Measure.NUMBER_MIN: "min",
+    Measure.FRAUD_SQUARES_LOW: "fraud squares",
 }
-_SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH})
+_SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH, Measure.FRAUD_SQUARES_HIGH})
 _NO_VALUE = "-"
 
 
@@ -499,6 +500,9 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int, digits: int) -> 
             return decode_zigzag(value)
         case Measure.FRAUD_AMOUNT:
             return _major(decode_zigzag(value))
+        case Measure.FRAUD_SQUARES_LOW:
+            squares = decode_zigzag(value) + (decode_zigzag(high) << kernel.SQUARE_BITS)
+            return Decimal(squares).scaleb(-2 * REFERENCE_MINOR_DIGITS)
         case _:
             return value
 

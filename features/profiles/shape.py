@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.expressions import Column, Measure
+from paywarden.features.catalogue.expressions import LABEL_MEASURES, Column, Measure
 from paywarden.features.catalogue.windows import SECOND_MS
 from paywarden.features.kernel.migrate import Move, TableChange
 from paywarden.features.kernel.toolkit.varint import decode_varints, encode_varint
@@ -31,6 +31,7 @@ from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
 
 MEASURES = tuple(Measure)
+_LABEL_MEASURES = frozenset(map(MEASURES.index, LABEL_MEASURES))
 # The widest column has 32 words. A shape with more than 64 is damaged, and its rows could overflow.
 _PARTS_MAX = 64
 # The engine refuses a catalogue whose largest profile, with numbers of eight bytes, exceeds a store's record.
@@ -51,7 +52,7 @@ class ColumnShape:
 
     @property
     def is_label(self) -> bool:
-        return self.measure in (kernel.FRAUD_COUNT, kernel.FRAUD_AMOUNT)
+        return self.measure in _LABEL_MEASURES
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ DECLARED = types.SimpleNamespace(
     Entity=declare.Entity,
     request=declare.request,
     ratio=declare.ratio,
+    difference=declare.difference,
+    product_of=declare.product_of,
     Catalogue=declare.Catalogue,
     PAYMENT=OWN_PAYMENT,
     **OWN_FIELDS,
@@ -173,6 +175,17 @@ def every_word(words: Any) -> Any:
             card.amount_decayed("amount_decayed", "12h", "7d"),
             words.ratio("to_mean", "amount", "mean_1d"),
             words.ratio("of_ratio", "to_mean", "night"),
+            words.difference("above_mean", "amount", "mean_1d"),
+            words.product_of("mean_times_rate", "mean_1d", "rate_1h"),
+            card.count("count_ever", "ever"),
+            card.count("count_ever_large", "ever", where=is_large),
+            card.count("count_400d", "400d", hop="5d"),
+            card.share("share_ever_remote", "ever", of=is_remote, delay="1d"),
+            card.amount_sum("sum_ever", "ever"),
+            card.amount_mean("mean_ever", "ever", including_this=True),
+            card.amount_max("max_ever", "ever"),
+            card.amount_min("min_365d", "365d"),
+            card.distinct("distinct_ever", words.merchant_id, "ever"),
             card.seconds_since_last("since_last"),
             card.seconds_since_first("since_first"),
             card.last_amount("last_amount"),
@@ -200,6 +213,15 @@ def every_word(words: Any) -> Any:
             merchant.fraud_streak_amount_mean("streak_mean_1d", "1d", delay="6h", hop="1h"),
             merchant.fraud_share_smoothed("fraud_share_smoothed", "7d", delay="1d", prior=0.013, prior_weight=50),
             merchant.fraud_share_smoothed("fraud_share_smoothed_large", "1d", prior=0, prior_weight=1, where=is_large),
+            merchant.fraud_share_smoothed(
+                "fraud_share_learnt", "ever", delay="2d", hop="12h", prior="fraud_share_1d", prior_weight=9
+            ),
+            merchant.fraud_count("frauds_ever", "ever", delay="1d"),
+            merchant.fraud_share("fraud_share_ever", "ever", delay="7d", where=is_remote),
+            merchant.fraud_amount_sum("fraud_sum_7d", "7d", delay="1d"),
+            merchant.fraud_amount_mean("fraud_mean_7d", "7d", delay="1d", where=is_remote),
+            merchant.fraud_amount_mean("fraud_mean_ever", "ever", delay="1d"),
+            merchant.fraud_amount_zscore("fraud_zscore_30d", "30d", delay="1d"),
             card.fraud_count("card_frauds", "7d"),
             card.seconds_since_fraud("card_since_fraud", "30d", hop="1d"),
             device.fraud_share("device_fraud_share", "7d"),
@@ -513,6 +535,8 @@ def catalogue_of(said: Sequence[Said], *, is_own: bool = False) -> declare.Catal
         made = feature.read(words, entities)
         features += made if isinstance(made, tuple) else [made]
     features.append(words.ratio("ratio", "amount", features[-1].name))
+    features.append(words.difference("made_minus", "amount", features[-2].name))
+    features.append(words.product_of("made_times", "ratio", features[-3].name))
     payment = OWN_PAYMENT if is_own else fields.NO_FIELDS
     return declare.Catalogue(tuple(entities.values()), tuple(features), payment)
 
@@ -547,6 +571,14 @@ LABEL_WORDS = (
     "fraud_streak_seconds",
     "fraud_streak_amount_mean",
     "fraud_share_smoothed",
+    "fraud_amount_sum",
+    "fraud_amount_mean",
+    "fraud_amount_zscore",
+)
+# Words that take windows beyond 90 days, and "ever".
+_LONG_WORDS = (
+    *("count", "share", "amount_sum", "amount_mean", "amount_max", "amount_min", "distinct", "fraud_count"),
+    *("fraud_share", "fraud_share_smoothed", "fraud_amount_sum", "fraud_amount_mean"),
 )
 _NUMBER_WORDS = ("sum", "mean", "std", "zscore", "max", "min", "sum_decayed")
 # Words that add numbers up: of numbers with close bounds alone.
@@ -560,7 +592,8 @@ _SINCE_WORDS = ("seconds_since_last", "seconds_since_first", "seconds_since_same
 # Words that take a condition.
 _ASKING_WORDS = (
     *("count", "rate", "amount_sum", "amount_mean", "amount_std", "amount_zscore", "amount_max", "amount_min"),
-    *("distinct", "count_decayed", "fraud_count", "fraud_share", "fraud_share_smoothed", *_NUMBER_WORDS),
+    *("distinct", "count_decayed", "fraud_count", "fraud_share", "fraud_share_smoothed"),
+    *("fraud_amount_sum", "fraud_amount_mean", "fraud_amount_zscore", *_NUMBER_WORDS),
 )
 _WORDS = (
     *_ASKING_WORDS,
@@ -615,8 +648,12 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
     if word in LABEL_WORDS or (word == "count" and draw(st.booleans())):
         options["delay"] = f"{number * draw(st.integers(1, 3))}{unit}"
+    if word in _LONG_WORDS and draw(st.booleans()):
+        arguments[-1] = "ever" if draw(st.booleans()) else f"{number * 480}{unit}"
+        if arguments[-1] == "ever" and "delay" not in options:
+            del options["hop"]
     if word == "fraud_share_smoothed":
-        options |= {"prior": draw(st.sampled_from([0, 0.013, 1])), "prior_weight": draw(st.integers(1, 50))}
+        options |= {"prior": draw(st.sampled_from([0, 0.013, 1, "amount"])), "prior_weight": draw(st.integers(1, 50))}
     if word in _NUMBER_WORDS:
         options["of"] = draw(numbers)
     if word == "share":
