@@ -126,6 +126,7 @@ class Operation(enum.Enum):
     SUBTRACT = "subtract"
     CLIP = "clip"
     MULTIPLY = "multiply"
+    MEETS = "meets"
 
 
 class NeighbourReduction(enum.Enum):
@@ -260,6 +261,7 @@ ASK_PAYMENT = frozenset(
         Operation.AGE_MS,
         Operation.SAME_VALUE,
         Operation.DISTANCE,
+        Operation.MEETS,
     }
 )
 

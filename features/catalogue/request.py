@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
 from paywarden.features.catalogue.entity_words.arguments import (
     at_most,
@@ -89,9 +90,14 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
     @staticmethod
     def holds(name: str, condition: Condition | Attribute) -> Feature:
-        """Returns 1 if a condition holds for the payment, else 0; missing when the payment lacks the attribute."""
+        """Returns 1 if a condition holds for the payment, else 0; missing when the payment lacks the attribute.
+
+        A condition that joins others, or asks for the hour or weekday, is never missing.
+        """
         held = condition_of(name, condition)
         assert held is not None
+        if held.operator >= kernel.HOUR_AMONG:
+            return _of_request(name, Derived(Operation.MEETS, numbers=held.code), f"whether {held.text}", "0 or 1")
         value = Derived(Operation.HOLDS, numbers=(held.column, held.operator, held.value))
         missing = f"the payment has no {held.attribute}"
         return _of_request(name, value, f"whether {held.text}", "0 or 1", missing)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.attributes import Condition, ConditionCode, identity_column, parts_of
 from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.expressions import (
     LABEL_MEASURES,
@@ -141,13 +141,14 @@ class _Moment:
         operands = [self.value(operand) for operand in value.operands]
         known: dict[Operation, Callable[[], float]] = {
             Operation.ATTRIBUTE_VALUE: lambda: self._attribute(value.numbers[0]),
-            Operation.HOUR: lambda: self._local().hour,
-            Operation.NIGHT: lambda: self._local().hour < 7,
-            Operation.WEEKEND: lambda: self._local().isoweekday() in (6, 7),
-            Operation.WEEKDAY: lambda: self._local().isoweekday() - 1,
+            Operation.HOUR: lambda: _local(self._now).hour,
+            Operation.NIGHT: lambda: _local(self._now).hour < 7,
+            Operation.WEEKEND: lambda: _local(self._now).isoweekday() in (6, 7),
+            Operation.WEEKDAY: lambda: _local(self._now).isoweekday() - 1,
             Operation.TRAILING_ZEROS: self._trailing_zeros,
             Operation.BELOW_LIMIT: lambda: self._below_limit(value.numbers),
             Operation.HOLDS: lambda: self._holds(*value.numbers),
+            Operation.MEETS: lambda: float(_meets(self._now, value.numbers)),
             Operation.CATEGORY: lambda: self._category(value.numbers),
             Operation.NUMBER: lambda: value.numbers[0],
             Operation.ADD: lambda: operands[0] + operands[1],
@@ -192,11 +193,6 @@ class _Moment:
             raise NotPlain(column)
         return math.nan if self._now[column] < 0 else self._now[column]
 
-    def _local(self) -> datetime.datetime:
-        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self._now_ms)
-        code = self._now[kernel.UTC_OFFSET]
-        return moment + datetime.timedelta(minutes=code - kernel.OFFSET_ZERO) if code else moment
-
     def _trailing_zeros(self) -> float:
         digits = str(self._now[kernel.AMOUNT_MINOR])
         return 0 if digits == "0" else len(digits) - len(digits.rstrip("0"))
@@ -208,7 +204,7 @@ class _Moment:
     def _holds(self, column: int, operator: int, wanted: int) -> float:
         if self._now[column] < 0 or (self._now[column] == 0 and column not in _ALWAYS_THERE):
             return math.nan
-        return float(_met(self._now, Condition(column, operator, wanted, "", "")))
+        return float(_meets(self._now, (column, operator, wanted)))
 
     def _category(self, numbers: Sequence[int]) -> float:
         code, codes = self._now[numbers[0]], numbers[1:]
@@ -458,20 +454,37 @@ class _Inside:
 
 
 def _met(row: Row, condition: Condition | None) -> bool:
-    if condition is None:
-        return True
-    code, wanted = row[condition.column], condition.value
-    if condition.operator == kernel.EQUAL:
+    return condition is None or _meets(row, condition.code)
+
+
+def _meets(row: Row, asked: ConditionCode) -> bool:
+    kind, wanted = asked[1], asked[2]
+    if kind >= kernel.ALL_OF:
+        found = [_meets(row, part) for part in parts_of(asked)]
+        return all(found) if kind == kernel.ALL_OF else any(found) == (kind == kernel.ANY_OF)
+    code = row[asked[0]]
+    if kind == kernel.EQUAL:
         return code == wanted
-    if condition.operator == kernel.DIFFERENT:
+    if kind == kernel.DIFFERENT:
         return code not in (0, wanted)
-    if condition.operator == kernel.AT_LEAST:
+    if kind == kernel.AT_LEAST:
         return code >= wanted
-    if condition.operator == kernel.BELOW:
+    if kind == kernel.BELOW:
         return 0 <= code < wanted
-    if condition.operator == kernel.BELOW_IF_PRESENT:
+    if kind == kernel.BELOW_IF_PRESENT:
         return 0 < code < wanted
-    raise NotPlain(condition.operator)
+    if kind in (kernel.HOUR_AMONG, kernel.WEEKDAY_AMONG):
+        there = _local(row)
+        value = there.hour if kind == kernel.HOUR_AMONG else there.isoweekday() - 1
+        return bool(wanted & 1 << value)
+    raise NotPlain(kind)
+
+
+def _local(row: Row) -> datetime.datetime:
+    """Returns the local time of a payment, UTC where its offset is not known."""
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=row[kernel.TIME_MS])
+    code = row[kernel.UTC_OFFSET]
+    return moment + datetime.timedelta(minutes=code - kernel.OFFSET_ZERO) if code else moment
 
 
 def _amount(row: Row) -> int:

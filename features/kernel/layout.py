@@ -34,8 +34,10 @@ OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
 COUNTRY_CODES = 26 * 26
 # The code of the number 0 in a declared field. All codes are above 0, and keep the order of their numbers.
 NUMBER_ZERO = 1 << 54
-# Operators of conditions. The last one is BELOW for an attribute that may be missing, which has code 0 then.
-EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
+# Operators of conditions. BELOW_IF_PRESENT is BELOW for an attribute that may be missing, which has code 0 then. The
+# value of the next two has a bit for each hour, or day of the week, for which the condition holds. The last three join
+# conditions before them: their value has the bits of these.
+EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT, HOUR_AMONG, WEEKDAY_AMONG, ALL_OF, ANY_OF, NONE_OF = range(10)
 
 # Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
 # smallest amounts are stored plus one: 0 means no payment. The largest and smallest numbers of a field are kept zigzag
@@ -112,7 +114,8 @@ HOPS_MAX, NEIGHBOURS_MAX = 8, 8
     SUBTRACT,
     CLIP,
     MULTIPLY,
-) = range(24)
+    MEETS,
+) = range(25)
 
 # A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
 # The length of each section follows: sources, tables, memories.

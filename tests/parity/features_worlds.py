@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,8 @@ DECLARED = types.SimpleNamespace(
     **OWN_FIELDS,
     **OWN_PLACES,
     **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
+    hour=attributes.hour,
+    weekday=attributes.weekday,
 )
 """The language in which a catalogue is read."""
 
@@ -65,6 +68,8 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "!=": operator.ne,
     ">=": operator.ge,
     "<": operator.lt,
+    "&": operator.and_,
+    "|": operator.or_,
 }
 
 
@@ -105,6 +110,14 @@ class Condition:
     value: object
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Conditions joined by `&` or `|`; one alone is the opposite of itself."""
+
+    operator: str
+    parts: tuple[object, ...]
+
+
 def every_word(words: Any) -> Any:
     """Declare every word of the language, with several windows, hops, delays, half-lives and conditions each."""
     card = words.Entity("card", key="card_id")
@@ -129,6 +142,8 @@ def every_word(words: Any) -> Any:
             request.holds("is_declined", words.declined),
             request.holds("is_abroad", words.country != "DE"),
             request.holds("is_cheap_at_home", words.amount_minor < 10_00),
+            request.holds("is_remote_night", is_remote & (words.hour < 7)),
+            request.holds("is_odd", ~is_large | (words.weekday >= 5) & ~(words.declined | is_remote)),
             request.category("channel_category", words.channel, ("pos", "ecom")),
             request.category("mcc_category", words.mcc, ("9999", "5411", "0000")),
             request.category("country_category", words.country, ("FR", "DE")),
@@ -147,6 +162,11 @@ def every_word(words: Any) -> Any:
             card.share("share_7d_abroad", "7d", of=words.country != "DE", delay="1d"),
             card.count_decayed("decayed_6h", "6h", "7d"),
             card.count_decayed("decayed_5m_remote", "5m", "1h", where=is_remote),
+            card.count(
+                "count_7d_odd", "7d", where=(is_remote & is_large) | ~(words.declined | (words.country == "DE"))
+            ),
+            card.amount_sum("sum_7d_night", "7d", where=(words.hour >= 22) | (words.hour < 6)),
+            card.share("share_7d_weekend", "7d", of=words.weekday >= 5),
             card.count_trend("trend", "1h", "7d"),
             card.count_trend("trend_long", "1d", "30d"),
             card.distinct("distinct_merchants", words.merchant_id, "1d"),
@@ -216,6 +236,7 @@ def every_word(words: Any) -> Any:
             merchant.fraud_share_smoothed(
                 "fraud_share_learnt", "ever", delay="2d", hop="12h", prior="fraud_share_1d", prior_weight=9
             ),
+            merchant.fraud_count("frauds_30d_odd", "30d", delay="7d", where=words.declined | ~(is_remote & is_large)),
             merchant.fraud_count("frauds_ever", "ever", delay="1d"),
             merchant.fraud_share("fraud_share_ever", "ever", delay="7d", where=is_remote),
             merchant.fraud_amount_sum("fraud_sum_7d", "7d", delay="1d"),
@@ -520,6 +541,9 @@ def _read(words: Any, argument: object) -> Any:
         return tuple(_read(words, one) for one in argument)
     if isinstance(argument, Named):
         return getattr(words, argument.name)
+    if isinstance(argument, Joined):
+        parts = [_read(words, part) for part in argument.parts]
+        return functools.reduce(OPERATORS[argument.operator], parts) if len(parts) > 1 else ~parts[0]
     if isinstance(argument, Condition):
         return OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
     return argument
@@ -541,18 +565,30 @@ def catalogue_of(said: Sequence[Said], *, is_own: bool = False) -> declare.Catal
     return declare.Catalogue(tuple(entities.values()), tuple(features), payment)
 
 
-_CONDITIONS = st.one_of(
-    st.builds(Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS),
-    st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
-    st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
-    st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
-    st.just(Named("declined")),
+def _with_joined(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    parts = st.lists(conditions, min_size=1, max_size=2).map(tuple)
+    inner = st.one_of(conditions, st.builds(Joined, st.sampled_from("&|"), parts))
+    return st.one_of(conditions, inner, st.builds(Joined, st.sampled_from("&|"), st.tuples(inner, inner)))
+
+
+_CONDITIONS = _with_joined(
+    st.one_of(
+        st.builds(Condition, st.just("hour"), st.sampled_from(["==", "!=", ">=", "<"]), st.integers(0, 23)),
+        st.builds(Condition, st.just("weekday"), st.sampled_from(["==", "!=", ">=", "<"]), st.integers(0, 6)),
+        st.builds(Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS),
+        st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
+        st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
+        st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
+        st.just(Named("declined")),
+    )
 )
 _COUNTED = st.sampled_from([Named(name) for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
-_OWN_CONDITIONS = st.one_of(
-    _CONDITIONS,
-    st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
-    st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+_OWN_CONDITIONS = _with_joined(
+    st.one_of(
+        _CONDITIONS,
+        st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
+        st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+    )
 )
 _OWN_COUNTED = st.sampled_from([Named(name) for name in ("product", "shipped_to", "ship_country", "mcc")])
 _NUMBERS = st.just(Named("amount"))

@@ -206,6 +206,11 @@ ASKED = {
     "a condition of a share": (card.share("x", "1d", of=declined), {"declined"}),
     "a condition of labels": (card.fraud_count("x", "1d", delay="1d", where=declined), {"declined"}),
     "a condition on the amount": (card.count("x", "1d", where=attributes.amount_minor < 5), {"amount_minor"}),
+    "conditions joined": (
+        card.count("x", "1d", where=(channel == "ecom") & ~(declined | (attributes.hour < 6))),
+        {"channel", "declined", "utc_offset_minutes"},
+    ),
+    "what holds of joined conditions": (request.holds("x", (mcc == "5411") | declined), {"mcc", "declined"}),
     "what holds": (request.holds("x", mcc == "5411"), {"mcc"}),
     "a category": (request.category("x", mcc, ("5411",)), {"mcc"}),
     "a sketch": (card.distinct("x", mcc, "1d"), {"mcc"}),
