@@ -97,6 +97,8 @@ class Recollection(enum.Enum):
     IS_SAME = "is_same"
     DISTANCE_KM = "distance_km"
     SPEED_KMH = "speed_kmh"
+    COUNT_SAME = "count_same"
+    QUANTILE = "quantile"
 
 
 class Operation(enum.Enum):
@@ -195,6 +197,9 @@ class Latest:
 
     `fields` are (column, whether it is kept as a number); numbers are named as in `Column`. `is_whole`: only payments
     that have all of the fields are kept. The question is about the payment `place` (0 is the latest), and its `field`.
+
+    COUNT_SAME counts the payments with this payment's value of the only field. QUANTILE is about the first field, of
+    payments with this payment's value of the second field if there is one; its `place` is the share in thousandths.
     """
 
     entity: str
@@ -248,6 +253,7 @@ ASK_PAYMENT = frozenset(
         Recollection.IS_SAME,
         Recollection.DISTANCE_KM,
         Recollection.SPEED_KMH,
+        Recollection.COUNT_SAME,
         Operation.ATTRIBUTE_VALUE,
         Operation.HOUR,
         Operation.NIGHT,

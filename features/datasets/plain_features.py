@@ -256,6 +256,8 @@ class _Moment:
         order = [(time_ms, [(one is not None, one or 0) for one in row], row) for time_ms, row in whole]
         order = sorted(order, key=lambda item: item[:2], reverse=True)[: value.capacity]
         latest = [(time_ms, row) for time_ms, _, row in order if time_ms <= self._now_ms]
+        if value.recollection in (Recollection.COUNT_SAME, Recollection.QUANTILE):
+            return self._over_latest(value, [row for _, row in latest])
         if value.place >= len(latest):
             return math.nan
         time_ms, there = latest[value.place]
@@ -274,6 +276,20 @@ class _Moment:
         if value.recollection is not Recollection.SPEED_KMH:
             raise NotPlain(value.recollection)
         return distance_km / (max(self._now_ms - time_ms, MINUTE_MS) / HOUR_MS)
+
+    def _over_latest(self, value: Latest, latest: Sequence[Sequence[int | None]]) -> float:
+        is_count = value.recollection is Recollection.COUNT_SAME
+        if is_count or len(value.fields) > 1:
+            mine = _kept(self._now, value.fields)[-1]
+            latest = [row for row in latest if row[-1] == mine]
+            if mine is None or is_count:
+                return math.nan if mine is None else len(latest)
+        numbers = sorted(number for number, *_ in latest if number is not None)
+        if not numbers:
+            return math.nan
+        place, rest = divmod((len(numbers) - 1) * value.place, 1000)
+        low = numbers[place]
+        return float(low) + float(numbers[place + 1] - low) * rest / 1000 if rest else float(low)
 
     def _neighbours(self, value: Neighbours, events: PlainEvents) -> float:
         """Returns a feature of the latest neighbours, each seen through its own events alone."""

@@ -40,7 +40,7 @@ def answers(plan: I64, attributes: I64) -> int:
     at = plan[HEAD.conditions_at]
     for condition in range(plan[HEAD.condition_count]):
         actual, operator = attributes[plan[at + CONDITION.attribute]], plan[at + CONDITION.operator]
-        is_met = holds_for(attributes, held, actual, operator, plan[at + CONDITION.value])
+        is_met = holds_for(attributes, int(held), actual, operator, plan[at + CONDITION.value])
         held |= np.int64(is_met) << condition
         at += CONDITION_SIZE
     return int(held)
@@ -55,7 +55,7 @@ def answers_before(plan: I64, attributes: I64, declined: int) -> int:
         column = plan[at + CONDITION.attribute]
         actual = declined if column == DECLINED else attributes[column]
         operator = plan[at + CONDITION.operator]
-        is_met = holds_for(attributes, held, actual, operator, plan[at + CONDITION.value])
+        is_met = holds_for(attributes, int(held), actual, operator, plan[at + CONDITION.value])
         held |= np.int64(is_met) << condition
         at += CONDITION_SIZE
     return int(held)

@@ -80,7 +80,7 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
 # The kinds of memories.
 DISTINCT_VALUES, LATEST_PAYMENTS, WHOLE_PAYMENTS = range(3)
 # The questions to the latest payments that a profile keeps whole.
-AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH = range(4, 9)
+AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH, COUNT_SAME, QUANTILE = range(4, 11)
 
 # How the values of neighbours become one, in the order of paywarden.features.catalogue.expressions.NeighbourReduction;
 # and the most groups of neighbours of a catalogue, and neighbours of a group: each one more is a profile more to read.

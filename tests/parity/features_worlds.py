@@ -206,6 +206,9 @@ def every_word(words: Any) -> Any:
             card.amount_max("max_ever", "ever"),
             card.amount_min("min_365d", "365d"),
             card.distinct("distinct_ever", words.merchant_id, "ever"),
+            card.median("median", of=words.amount),
+            card.quantile("quantile_same", of=words.amount, share=0.95, last=8, same=words.merchant_id),
+            merchant.count_same("same_country", words.country, last=5),
             card.seconds_since_last("since_last"),
             card.seconds_since_first("since_first"),
             card.last_amount("last_amount"),
@@ -651,7 +654,7 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     counted, numbers, conditions = (
         (_OWN_COUNTED, _OWN_NUMBERS, _OWN_CONDITIONS) if is_own else (_COUNTED, _NUMBERS, _CONDITIONS)
     )
-    rare = ("travel_kmh", "last", *(_JOURNEY_WORDS if is_own else ()))
+    rare = ("travel_kmh", "last", "median", "quantile", "count_same", *(_JOURNEY_WORDS if is_own else ()))
     word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
     entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
     most: tuple[tuple[str, object], ...] = ()
@@ -664,6 +667,13 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     if word == "last":
         of = draw(st.lists(st.one_of(counted, numbers), max_size=3, unique=True))
         return Said(name, entity, word, (draw(st.integers(1, 3)),), (("of", tuple(of)), *most))
+    if word == "count_same":
+        return Said(name, entity, word, (draw(counted),), (("last", draw(st.integers(1, 9))),))
+    if word in ("median", "quantile"):
+        asked = {"of": draw(numbers), "last": draw(st.integers(1, 9)), "same": draw(st.one_of(st.none(), counted))}
+        if word == "quantile":
+            asked["share"] = draw(st.sampled_from([0.001, 0.25, 0.9, 0.333]))
+        return Said(name, entity, word, (), tuple(asked.items()))
     if word in _LAST_WORDS:
         return Said(name, entity, word, (), (("of", draw(numbers)),))
     if word in _MEMORY_WORDS or word == "travel_kmh":
