@@ -712,7 +712,10 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
 
 
 # Words whose features are of an entity's own earlier payments, whatever the payment that is scored.
-_ASKABLE = frozenset(_WORDS) - {"amount_zscore", "zscore", "difference_to_last", *_MEMORY_WORDS}
+_ASKABLE = frozenset(_WORDS) - {
+    *("amount_zscore", "fraud_amount_zscore", "zscore", "difference_to_last"),
+    *_MEMORY_WORDS,
+}
 
 
 @st.composite
@@ -744,7 +747,8 @@ def two_hops(
 
 
 def _can_be_asked(said: Said) -> bool:
-    return said.word in _ASKABLE and not said.options_by_name.get("including_this")
+    options = said.options_by_name
+    return said.word in _ASKABLE and not options.get("including_this") and options.get("prior") != "amount"
 
 
 @st.composite
