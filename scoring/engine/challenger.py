@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ LATE, NO_PROFILES = "late", "no_profiles"
 LEFT_OUT = (OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED, LATE, NO_PROFILES)
 """Why an entry is left out."""
 _OF_MODELS = (MODEL_ERROR, MODEL_FALLBACK, MODEL_ABSENT)
+
+
+@lru_cache(maxsize=16)
+def _version_of(bundle_digest: bytes, policy_digest: bytes) -> Version:
+    """Returns the version of a decision; almost all decisions have the same one."""
+    return Version(bundle_digest.hex(), policy_digest.hex())
 
 
 @dataclass
@@ -153,7 +160,7 @@ class VectorChallenger:
         if action != ACTIONS[APPROVE] and has_score:
             reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
         version = self.version if has_score else replace(self.version, bundle="")
-        champion = Version(entry.bundle_digest.hex(), entry.policy_digest.hex())
+        champion = _version_of(entry.bundle_digest, entry.policy_digest)
         try:
             return ShadowRecord(
                 decision_id=response.decision_id,

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from ssl import SSLObject
 from typing import Protocol, cast
@@ -87,8 +88,11 @@ class GrpcConnectionServer(CallServer, Protocol):
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
 
-    def may_hold(self, now: float) -> bool:
-        """Return whether one more connection may be held now (scoring/net/connections.py)."""
+    def hold(self, connection: GrpcConnection, now: float) -> bool:
+        """Note that a connection is held, or return False (scoring/net/connections.py)."""
+
+    def let_go(self, connection: GrpcConnection) -> None:
+        """Note that a connection is held no longer."""
 
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with unread bytes."""
@@ -113,7 +117,7 @@ class GrpcConnection(asyncio.Protocol):
         self._is_proven = False
         # Bytes that were received and not read: too much came at once.
         self._unread = b""
-        self._is_held = False  # the worker reads nothing for a moment
+        self._hold: asyncio.TimerHandle | None = None  # its end, while the worker reads nothing for a moment
         self._stale_bytes = 0  # that have waited while it was held
         self._is_stale = False  # bytes of the current read have
         self._answered = 0
@@ -155,7 +159,7 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
             return
-        if self._unread or self._is_held:
+        if self._unread or self._hold is not None:
             self._unread += data
             return
         self.read_at = self.server.now_s()
@@ -176,7 +180,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Go on after others had their turn, with the bytes received meanwhile."""
-        if self._is_held or self._over_since is not None or self._transport.is_closing():
+        if self._hold is not None or self._over_since is not None or self._transport.is_closing():
             return
         data, self._unread = self._unread, b""
         self._resume_reading()
@@ -184,16 +188,23 @@ class GrpcConnection(asyncio.Protocol):
             self.data_received(data)
 
     def _resume_reading(self) -> None:
-        if self._blocked_since is None and not (self._is_held or self._unread):
+        if self._blocked_since is None and not (self._hold or self._unread):
             self._transport.resume_reading()
 
     def hold(self) -> None:
         """See Flushable."""
-        if not self._is_held and self._over_since is None and self.server.may_hold(self.read_at):
-            self._is_held = True
+        if self._hold is None and self._over_since is None and self.server.hold(self, self.read_at):
             self._transport.pause_reading()
-            held_s = hold_s()
-            asyncio.get_running_loop().call_later(held_s, self._end_hold, held_s)
+            self._hold_for(hold_s())
+
+    def release(self) -> None:
+        """See Holdable."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._end_hold(math.inf)
+
+    def _hold_for(self, held_s: float) -> None:
+        self._hold = asyncio.get_running_loop().call_later(held_s, self._end_hold, held_s)
 
     def _end_hold(self, held_s: float) -> None:
         """Read again. If late calls wait, hold on as long as the overload lasts, or let the first of them end all.
@@ -201,6 +212,7 @@ class GrpcConnection(asyncio.Protocol):
         Few bytes are one caller who did not wait. Many are those of a gateway, which opens another connection.
         """
         if self._over_since is not None or self._transport.is_closing():
+            self.server.let_go(self)
             return
         found = unread_of(self._transport)
         waiting = len(self._unread) + found.size
@@ -209,10 +221,11 @@ class GrpcConnection(asyncio.Protocol):
         if are_many or (waiting and self.server.batcher.is_too_late(found.silent_s)):
             is_held_on = self.server.batcher.is_overloaded and not (are_many or found.has_gone)
             if is_held_on and (more_s := longer(held_s)):
-                asyncio.get_running_loop().call_later(more_s, self._end_hold, more_s)
+                self._hold_for(more_s)
                 return
             self._stale_bytes = waiting
-        self._is_held = False
+        self._hold = None
+        self.server.let_go(self)
         self._read_on()
 
     def eof_received(self) -> bool:

@@ -56,9 +56,12 @@ class GrpcServer:
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
         self._draining = False
-        self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
+        self._connections: Connections[GrpcConnection] = Connections(
+            settings.connections_max, metrics.connections, lambda: not batcher.queued_payments
+        )
         self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.may_hold, self.note_closed_unread = self._connections.may_hold, self._connections.note_closed_unread
+        self.hold, self.let_go = self._connections.hold, self._connections.let_go
+        self.note_closed_unread = self._connections.note_closed_unread
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -112,8 +113,11 @@ class HttpConnectionServer(Protocol):
     def is_too_late(self, waited_s: float) -> bool:
         """Return whether a call that has waited unread for `waited_s` is too late."""
 
-    def may_hold(self, now: float) -> bool:
-        """Return whether one more connection may be held now (scoring/net/connections.py)."""
+    def hold(self, connection: HttpConnection, now: float) -> bool:
+        """Note that a connection is held, or return False (scoring/net/connections.py)."""
+
+    def let_go(self, connection: HttpConnection) -> None:
+        """Note that a connection is held no longer."""
 
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with unread bytes."""
@@ -156,7 +160,7 @@ class HttpConnection(asyncio.Protocol):
         self._ended = False  # the caller has ended its half
         self._lingering = False
         self._going_on = False
-        self._is_held = False  # the worker reads nothing for a moment
+        self._hold: asyncio.TimerHandle | None = None  # its end, while the worker reads nothing for a moment
 
     # The transport's side
 
@@ -184,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
             self.flush()
             return
         self._arrived = time.perf_counter()
-        if not (self._calls or self._blocked or self._waiting or self._is_held) and self._reader.arriving is None:
+        if not (self._calls or self._blocked or self._waiting or self._hold) and self._reader.arriving is None:
             head = self._server.heads.usual(data)
             if head is not None:
                 self.take(head, data[-head.content_length :], head.deadline_s)
@@ -195,26 +199,37 @@ class HttpConnection(asyncio.Protocol):
 
     def hold(self) -> None:
         """See Flushable."""
-        if not (self._is_held or self._last) and self._server.may_hold(self._arrived):
-            self._is_held = True
+        if not (self._hold or self._last) and self._server.hold(self, self._arrived):
             self._pause_reading()
-            held_s = hold_s()
-            self._loop.call_later(held_s, self._end_hold, held_s)
+            self._hold_for(hold_s())
+
+    def release(self) -> None:
+        """See Holdable."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._end_hold(math.inf)
+
+    def _hold_for(self, held_s: float) -> None:
+        self._hold = self._loop.call_later(held_s, self._end_hold, held_s)
 
     def _end_hold(self, held_s: float) -> None:
         """Read again. If a call waits that comes too late, hold on as long as the overload lasts, or close."""
         if self._transport.is_closing():
+            self._server.let_go(self)
             return
         found = unread_of(self._transport)
         waits = bool(self._unread or self._waiting or found.size)
-        if not (waits and self._server.is_too_late(found.silent_s)):
-            self._is_held = False
-            self.flush()
-        elif not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):
-            self._loop.call_later(more_s, self._end_hold, more_s)
-        else:
+        is_late = waits and self._server.is_too_late(found.silent_s)
+        if is_late and not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):
+            self._hold_for(more_s)
+            return
+        self._hold = None
+        self._server.let_go(self)
+        if is_late:
             self._server.note_closed_unread()
             self._transport.abort()
+        else:
+            self.flush()
 
     def _read(self, data: bytes, at: int) -> None:
         """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""
@@ -247,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
 
     def is_full(self) -> bool:
         """Whether the reader must leave further requests unread for now."""
-        return bool(self._waiting or self._blocked or self._is_held or len(self._calls) >= self._settings.pipelined_max)
+        return bool(self._waiting or self._blocked or self._hold or len(self._calls) >= self._settings.pipelined_max)
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
@@ -324,13 +339,13 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on_later(self) -> None:
         """Go on in the loop's next turn, so that other connections come in between."""
-        if not (self._blocked or self._is_held or self._going_on):
+        if not (self._blocked or self._hold or self._going_on):
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._is_held:
+        if self._hold:
             return
         while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
             call = self._waiting.popleft()
@@ -378,7 +393,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not (self._reading or self._blocked or self._is_held or self._transport.is_closing()):
+        if not (self._reading or self._blocked or self._hold or self._transport.is_closing()):
             self._reading = True
             self._transport.resume_reading()
 

@@ -84,9 +84,12 @@ class HttpServer:
         self._scrapes_left, self._scrapes_second = 0, 0
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
-        self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
+        self._connections: Connections[HttpConnection] = Connections(
+            settings.connections_max, metrics.connections, lambda: batcher is None or not batcher.queued_payments
+        )
         self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.may_hold, self.note_closed_unread = self._connections.may_hold, self._connections.note_closed_unread
+        self.hold, self.let_go = self._connections.hold, self._connections.let_go
+        self.note_closed_unread = self._connections.note_closed_unread
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.

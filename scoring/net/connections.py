@@ -9,8 +9,8 @@ health, cannot keep others out: the oldest of them is aborted when a new one com
 A caller with a name keeps at most three quarters of the connections. Its further connections work, too, but give way:
 it cannot keep other callers out.
 
-Under overload a front *holds* connections: it reads nothing from them for a moment. `may_hold` paces that, so that
-never all of them are held at once and the worker waits for work.
+Under overload a front *holds* connections: it reads nothing from them for a moment. `hold` paces that. If the worker
+waits for work all the same, the front releases those that are held for longest: nobody waits for an idle worker.
 """
 
 from __future__ import annotations
@@ -24,32 +24,39 @@ import struct
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from paywarden.scoring.metrics.worker import ConnectionMetrics
 
 
-class Abortable(Protocol):
-    """A connection that can be aborted."""
+class Holdable(Protocol):
+    """A connection that can be aborted and held."""
 
     def abort(self) -> None:
         """Close at once, and drop the requests in flight."""
 
+    def release(self) -> None:
+        """Read again, or close if what waits is late. Called for a held connection."""
 
-_Connection = TypeVar("_Connection", bound=Abortable)
+
+_Connection = TypeVar("_Connection", bound=Holdable)
 
 # The beginning of Linux's struct tcp_info: tcpi_state, and tcpi_last_data_recv in milliseconds.
 _LAST_DATA_RECEIVED = struct.Struct("@B51xI")
 _ESTABLISHED = 1
 # A front takes at least this long to hold all of its connections, and catches up on at most this much in a turn.
 _HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
+# While connections are held, it looks this often whether the worker waits, and releases one of so many of them then.
+_LOOK_S, _RELEASED_PART = 0.001, 32
 
 
 class Connections(Generic[_Connection]):
     """The open connections, at most `count_max`. Connections may end while a caller iterates over them."""
 
-    def __init__(self, count_max: int, metrics: ConnectionMetrics) -> None:
-        self._count_max, self._metrics = count_max, metrics
+    def __init__(self, count_max: int, metrics: ConnectionMetrics, is_idle: Callable[[], bool]) -> None:
+        """`is_idle` says whether the worker has nothing to do."""
+        self._count_max, self._metrics, self._is_idle = count_max, metrics, is_idle
         self._open: set[_Connection] = set()
         # Those that are not proven, the oldest first.
         self._unproven: dict[_Connection, None] = {}
@@ -58,8 +65,9 @@ class Connections(Generic[_Connection]):
         self._counts: dict[bytes, int] = {}
         self._proven_max = max(1, count_max * 3 // 4)
         self._all_closed = asyncio.Event()
-        # From when the next connection may be held.
+        # From when the next connection may be held, and those that are held, for longest first.
         self._hold_from = 0.0
+        self._held: dict[_Connection, None] = {}
 
     @property
     def count(self) -> int:
@@ -96,6 +104,7 @@ class Connections(Generic[_Connection]):
     def forget(self, connection: _Connection) -> None:
         """Remove a connection that has ended."""
         self._open.discard(connection)
+        self._held.pop(connection, None)
         self._unproven.pop(connection, None)
         caller = self._proven.pop(connection, None)
         if caller is not None:
@@ -105,12 +114,27 @@ class Connections(Generic[_Connection]):
         if not self._open:
             self._all_closed.set()
 
-    def may_hold(self, now: float) -> bool:
-        """Return whether one more connection may be held now; `now` is in seconds. Call it only to hold one."""
+    def hold(self, connection: _Connection, now: float) -> bool:
+        """Note that a connection is held until `let_go`, or return False: not all are held at once. `now`: seconds."""
         if now < self._hold_from:
             return False
         self._hold_from = max(self._hold_from, now - _HOLD_TURN_S) + _HOLD_ALL_S / max(1, len(self._open))
+        if not self._held:
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        self._held[connection] = None
         return True
+
+    def let_go(self, connection: _Connection) -> None:
+        """Note that a connection is held no longer."""
+        self._held.pop(connection, None)
+
+    def _look(self) -> None:
+        """Release some held connections if the worker waits for work."""
+        if self._is_idle():
+            for connection in list(islice(self._held, len(self._held) // _RELEASED_PART + 1)):
+                connection.release()
+        if self._held:
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def note_closed_unread(self) -> None:
         """Count a connection that is closed with unread bytes."""

@@ -7,7 +7,8 @@
 A refusal is cheap, but callers can send more than a worker can refuse. The budget is a bucket of seconds: time fills it
 with REFUSING_SHARE of what passes, and each refusal takes its cost from it. While the bucket is empty, the worker
 *holds* the connection of each call that it refuses: it reads nothing more from it for HOLD_S (`hold_s`), which is less
-than the second that the refusal's Retry-After asks for. A caller that comes back later never notices.
+than the second that the refusal's Retry-After asks for. A caller that comes back later never notices. The hold ends
+early if the worker waits for work (scoring/net/connections.py).
 
 If a call waits in the socket at the end of the hold and the worker is still overloaded, the caller has asked again too
 early, and its call could not be answered in time any more. The front then holds the connection for twice as long

@@ -89,9 +89,9 @@ def test_an_interval_covers_although_payments_of_a_card_go_together() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"champion": replace(RECORD.champion, score=1.5)}, "champion.score: wanted 0 to 1, got 1.5"),
-        ({"challenger": replace(RECORD.challenger, score=math.nan)}, "challenger.score: wanted 0 to 1, got nan"),
-        ({"challenger": replace(RECORD.challenger, action="stop")}, "challenger.action: wanted one of approve, review"),
+        ({"champion": RECORD.champion._replace(score=1.5)}, "champion.score: wanted 0 to 1, got 1.5"),
+        ({"challenger": RECORD.challenger._replace(score=math.nan)}, "challenger.score: wanted 0 to 1, got nan"),
+        ({"challenger": RECORD.challenger._replace(action="stop")}, "challenger.action: wanted one of approve, review"),
         ({"challenger_name": ""}, "challenger_name: wanted the name of a challenger, got an empty text"),
         ({"challenger": RECORD.champion}, "challenger.bundle_digest: the challenger is the champion"),
     ],

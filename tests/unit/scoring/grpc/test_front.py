@@ -656,6 +656,8 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
     monkeypatch.setattr(refusal_budget, "HOLD_S", (2.0, 2.0))
     monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 2.0)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
+    # And the worker always has something to do.
+    monkeypatch.setattr(connections, "_LOOK_S", 60.0)
     monkeypatch.setattr(refusal_budget, "REFUSING_SHARE", 0.0)
     # The overload does not end.
     monkeypatch.setattr(QueueLimit, "note_begun", lambda *_: None)
@@ -674,7 +676,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
         hasty.call(PAYMENT)
         hasty.push()
         hasty.wait_closed()
-        wait_until(lambda: not any(each._is_held for each in served.server._connections), "the holds are over")
+        wait_until(lambda: not any(each._hold for each in served.server._connections), "the holds are over")
         assert patient.ask(PAYMENT).status == 0
 
 
