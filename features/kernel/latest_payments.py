@@ -164,7 +164,8 @@ def _over_latest(
     low, rest = words[scratch + rank // 1000], rank % 1000
     if rest == 0:
         return float(low)
-    return float(low) + float(words[scratch + rank // 1000 + 1] - low) * rest / 1000.0
+    step = float(words[scratch + rank // 1000 + 1] - low)
+    return float(low) + step * float(rest) / 1000.0
 
 
 @inlined

@@ -156,7 +156,7 @@ class LatestWords(EntityWords):
         """
         if type(share) is not float or not 0 < share < 1 or abs(round(share * 1000) - share * 1000) > 1e-9:
             raise wrong(name, f"share must be from 0.001 to 0.999 in thousandths, as in 0.5 or 0.95, got {share!r}")
-        fields = ((number_column(name, of), True),)
+        fields: tuple[tuple[int, bool], ...] = ((number_column(name, of), True),)
         if same is not None:
             fields = (*fields, (counted_column(name, same), False))
         self._check_last(name, last)

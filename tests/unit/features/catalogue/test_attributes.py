@@ -224,7 +224,7 @@ def test_joined_conditions_are_one_column_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: attributes.amount >= 5 & attributes.declined, "got 5"),
+        (lambda: attributes.amount >= 5 & attributes.declined, "got 5"),  # type: ignore[operator]
         (lambda: attributes.declined & attributes.mcc, "got the field 'mcc'"),
         (lambda: attributes.hour >= 24, "hour is compared with 24; it is a whole number from 0 to 23"),
         (lambda: attributes.weekday == "Monday", "weekday is compared with 'Monday'; it is a whole number from 0 to 6"),
