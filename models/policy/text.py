@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paywarden.models.policy.policy import PolicySettings
+from paywarden.models.policy.policy import PolicySettings, rule_fields
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -35,7 +35,7 @@ def _lines(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> Ite
     for name, items in tables:
         for item in items:
             yield f"\n[[policy.{name}]]"
-            yield from (f"{key} = {_value(value)}" for key, value in dataclasses.asdict(item).items())
+            yield from (f"{key} = {_value(value)}" for key, value in rule_fields(item).items())
     if lists:
         yield "\n[policy.lists]"
     for name in sorted(lists):

@@ -68,9 +68,9 @@ def _tables(settings: object, review_at: float, decline_at: float) -> list[Table
         own = (segment.review_at or general[0], segment.decline_at or general[1])
         thresholds.add_row(segment.name, segment.when, *map(_score, own))
     thresholds.add_row("(all others)", "", *map(_score, general))
-    rules = _table("rules", "name", "when", "action", "")
+    rules = _table("rules", "name", "when", "action", "", "until")
     for rule in settings.rules:
-        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least")
+        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least", rule.until)
     flags = _table("flags", "flag", "asks for")
     for flag in (*FLAGS, unknown_flag("other")):
         flags.add_row(flag, getattr(settings, f"on_{flag}"))
