@@ -237,7 +237,7 @@ class Policy:
         self._overrides: list[_Rule] = []
         self._rules: list[_Rule] = []
         if settings.segments or settings.rules:
-            vocabulary = _vocabulary(catalogue, lists)
+            vocabulary = policy_vocabulary(catalogue, lists)
             for segment in settings.segments:
                 self._segments.append(_segment(segment, self.thresholds, vocabulary))
             for rule in settings.rules:
@@ -394,7 +394,7 @@ def policy_problems(
 
     `review_at`, `decline_at`: the bundle's thresholds; 0 if no bundle is known, and then only the settings are checked.
     """
-    vocabulary = _vocabulary(catalogue, lists)
+    vocabulary = policy_vocabulary(catalogue, lists)
     general = (settings.review_at or review_at, settings.decline_at or decline_at)
     attempts: list[Callable[[], object]] = [
         partial(_check_reason_features_max, settings),
@@ -427,7 +427,8 @@ def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
     return messages
 
 
-def _vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None) -> Vocabulary:
+def policy_vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None = None) -> Vocabulary:
+    """Returns the names that conditions over a catalogue may use."""
     flags = flags_of(entity.name for entity in catalogue.entities)
     return Vocabulary(catalogue.features, flags, lists or {}, catalogue.payment.fields)
 
