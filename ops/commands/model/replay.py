@@ -198,10 +198,10 @@ def replay(
     )
     champions = load(Path(bundle))
     challengers = load(Path(challenger)) if challenger else champions
-    champion = _contestant(source, champions, policy_file)
+    champion = contestant(source, champions, policy_file)
     other = None
     if challenger or challenger_policy_file:
-        other = _contestant(source, challengers, challenger_policy_file or policy_file)
+        other = contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
     on_engine = EngineAsked(engine_name, master, partitions, work)
     options = partial(
@@ -354,7 +354,8 @@ def _tell(results: ReplayResults) -> None:
             click.echo(warning, err=True)
 
 
-def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+def contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+    """Returns a bundle with the policy of a file, or of the configuration."""
     from paywarden.models.replay.measures import Contestant
 
     manifest = bundle.manifest

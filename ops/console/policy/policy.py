@@ -209,7 +209,7 @@ class PolicySection:
             "bundle_thresholds": thresholds,
             "rules": [
                 {
-                    **{name: getattr(one, name) for name in ("name", "when", "action", "override")},
+                    **{name: getattr(one, name) for name in ("name", "when", "action", "override", "until")},
                     "fired": counts[one.name],
                     "alone": alone[one.name],
                 }
