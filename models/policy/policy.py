@@ -257,6 +257,12 @@ class Policy:
         """The digest of each list, by name. To sort a million entries takes a second, so it is done when asked for."""
         return _list_digests(self.lists)
 
+    def with_rules(self, rules: Iterable[ConfiguredRule]) -> Policy:
+        """Returns this policy with other rules. Raises Misconfigured as the constructor does."""
+        review_at, decline_at = self._of_bundle
+        settings = dataclasses.replace(self.settings, rules=tuple(rules))
+        return _policy_of(settings, review_at, decline_at, self.lists, self._catalogue)
+
     def is_made_with(self, *, review_at: float, decline_at: float) -> bool:
         """Whether a bundle with these thresholds would change nothing."""
         return self._of_bundle == (review_at, decline_at)

@@ -73,7 +73,7 @@ def mine_history(
     """
     rules = current.policy.settings.rules
     earlier = tuple(rule for rule in rules if rule.name.startswith(MINED))
-    without = replace(current, policy=_with_rules(current, catalogue, [one for one in rules if one not in earlier]))
+    without = replace(current, policy=current.policy.with_rules(one for one in rules if one not in earlier))
     # An earlier rule that has ended may earn again.
     endless = [replace(rule, until="") if rule in earlier else rule for rule in rules]
     proof.mkdir(parents=True, exist_ok=True)
@@ -88,9 +88,9 @@ def mine_history(
         )
         decisions = Path(work) / DECISIONS
         gathered = _Gathered(history, decisions, without, rates, options)
-        payments = gathered.payments(_with_rules(current, catalogue, endless), [rule.name for rule in earlier])
+        payments = gathered.payments(current.policy.with_rules(endless), [rule.name for rule in earlier])
         mined = mine(payments, catalogue, settings, earlier, day=date_of_day(options.window.last))
-        policy = _with_rules(current, catalogue, mined.rules_after(rules))
+        policy = current.policy.with_rules(mined.rules_after(rules))
         results = replay(
             history,
             engine=engine,
@@ -101,18 +101,6 @@ def mine_history(
             options=replace(options, earlier=decisions),
         )
     return ProvenRules(mined, policy, results)
-
-
-def _with_rules(current: Contestant, catalogue: Catalogue, rules: object) -> Policy:
-    policy, manifest = current.policy, current.bundle.manifest
-    settings = replace(policy.settings, rules=tuple(rules))  # type: ignore[arg-type]
-    return Policy(
-        settings,
-        review_at=manifest.review_at,
-        decline_at=manifest.decline_at,
-        lists=policy.lists,
-        catalogue=catalogue,
-    )
 
 
 class _Gathered:

@@ -156,6 +156,18 @@ class MinedRules:
     retired: tuple[WeighedRule, ...] = ()
     noise: tuple[WeighedRule, ...] = ()
 
+    def in_words(self) -> Iterator[str]:
+        """Yields lines for people."""
+        for what, rules in (("new", self.new), ("kept", self.kept), ("retired", self.retired)):
+            for each in rules:
+                end = "" if what == "retired" else f" until {each.rule.until}"
+                yield f"{what}: {each.rule.name}{end}: {each.rule.when}"
+                yield f"    on later payments: {each.held_out.in_words()}"
+        if self.noise:
+            yield f"{len(self.noise)} more did not earn on later payments, and are not proposed"
+        if not self.new:
+            yield "no new rule earns"
+
     def rules_after(self, rules: Sequence[ConfiguredRule]) -> tuple[ConfiguredRule, ...]:
         """Returns a policy's rules with the kept and new ones, and without the retired."""
         own = [rule for rule in rules if not rule.name.startswith(MINED)]

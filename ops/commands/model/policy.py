@@ -220,17 +220,9 @@ def mine_rules(
 
 
 def _mined_lines(found: ProvenRules) -> list[str]:
-    facts, mined = found.proof.facts, found.mined
-    lines = [f"{mined.missed_frauds} frauds were approved from {facts.first_day} to {facts.last_day}"]
-    for what, rules in (("new", mined.new), ("kept", mined.kept), ("retired", mined.retired)):
-        for each in rules:
-            end = "" if what == "retired" else f" until {each.rule.until}"
-            lines.append(f"{what}: {each.rule.name}{end}: {each.rule.when}")
-            lines.append(f"    on later payments: {each.held_out.in_words()}")
-    if mined.noise:
-        lines.append(f"{len(mined.noise)} more did not earn on later payments, and are not proposed")
-    if not mined.new:
-        lines.append("no new rule earns")
+    facts = found.proof.facts
+    lines = [f"{found.mined.missed_frauds} frauds were approved from {facts.first_day} to {facts.last_day}"]
+    lines += found.mined.in_words()
     now, then = found.proof.champion, found.proof.challenger
     if then is not None:
         lines.append(f"replayed: recall {now.whole.recall:.1%} before, {then.whole.recall:.1%} with these rules")
