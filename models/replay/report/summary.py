@@ -126,8 +126,8 @@ def value_lines(results: ReplayResults) -> list[str]:
         ("that is a difference of", gain),
     )
     return [
-        f"by propensities {what} {amount(value.value_minor)}{interval_text(value.value_minor_interval, amount)} "
-        f"in {PER:,} payments"
+        f"by propensities {what} {amount(value.value_minor)} {results.facts.reference_currency} in {PER:,} payments"
+        f"{interval_text(value.value_minor_interval, amount)}"
         for what, value in named
         if value is not None
     ]

@@ -95,8 +95,9 @@ def test_weighted_figures_are_told_beside_the_plain_ones(tmp_path: Path) -> None
     assert f"average precision {weighted['average_precision']:.4f}" in page
     value = metrics["policy_value"]
     assert value["value_minor_interval"][0] < value["value_minor"] < value["value_minor_interval"][1]
-    assert f"by propensities the policy gains {amount(value['value_minor'])}, 95% interval" in said
-    assert f"y propensities the policy gains {amount(value['value_minor'])}, 95% interval" in page
+    line = f"propensities the policy gains {amount(value['value_minor'])} EUR in 1,000 payments, 95% interval"
+    assert f"by {line}" in said
+    assert f"By {line}" in page
     stricter = policy_file(tmp_path, "[policy]\nreview_at = 0.001\ndecline_at = 0.9\n")
     compared, said = told(tmp_path / "two", "--data", str(tmp_path / "data"), "--challenger-policy", stricter)
     gain, other = compared["comparison"]["value_gain"], compared["challenger"]["policy_value"]
