@@ -276,7 +276,10 @@ def mine(
     first_ms, last_ms = payments.time_ms[[0, -1]].tolist() if len(payments.time_ms) else (0, 0)
     recent = slice(int(np.searchsorted(payments.time_ms, last_ms - (last_ms - first_ms) // 3)), None)
     weighing = _Weighing(payments, settings)
-    kept, retired, new, noise = [], [], [], []
+    kept: list[WeighedRule] = []
+    retired: list[WeighedRule] = []
+    new: list[WeighedRule] = []
+    noise: list[WeighedRule] = []
     stopped = np.zeros(len(payments.fraud), dtype=np.bool_)
     for rule in earlier:
         fires = payments.fired[rule.name]

@@ -166,8 +166,12 @@ def mine_rules(
     asked, proof = HistoryAsked(data, False, None, None, None), out.with_name(f"{out.name}.proof")
     engine, catalogue, rates = wiring.feature_engine(source), wiring.catalogue(source), wiring.rate_table(source)
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
-    digests = {"catalogue_digest": engine.plan.digest, "identity_digest": engine.plan.key.digest}
-    loaded = load_bundle(Path(bundle), trusted=trusted, **digests)
+    loaded = load_bundle(
+        Path(bundle),
+        catalogue_digest=engine.plan.digest,
+        identity_digest=engine.plan.key.digest,
+        trusted=trusted,
+    )
     manifest, training = loaded.manifest, source.section("training", TrainingSettings)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     click.get_current_context().with_resource(results_folder(proof))

@@ -271,6 +271,7 @@ def test_rules_are_mined_from_the_page_and_the_policy_with_them_is_replayed(worl
     (rule,) = draft_source(found.draft).section("policy", PolicySettings).rules[-1:]
     assert (rule.name[:6], rule.when, rule.action) == ("mined_", 'mcc == "5816"', "review")
     assert rule.until > "2024"
+    assert found.result is not None
     caught = [one for one in found.result.transitions if (one["before"], one["after"]) == ("approve", "review")]
     assert caught[0]["frauds"] == 40
     assert "mined_" in browser.get(address).text
