@@ -75,7 +75,7 @@ $(VENV)/.compiled: $(VENV)/.demo-compiled
 	@$(BIN)/python -c '$(COMPILE_OVERLAY)'
 	@touch $@
 
-services: install ## fetch Kafka, the schema registry (with a Java 17 JDK and Maven) and helm for tests
+services: install ## fetch Kafka, the schema registry, S3 (with a Java 17 JDK and Maven) and helm for tests
 	$(BIN)/python -m tests.services.fetch
 	$(BIN)/python -m tests.services.deploy_tools
 
