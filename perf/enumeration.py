@@ -30,7 +30,7 @@ from paywarden.features.history.history import history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
-from paywarden.models.metrics.episodes import IS_ON, QUIET_MS, episodes_of
+from paywarden.models.metrics.episodes import IS_ON, are_without, entity_times, episodes_of, runs_of
 from perf.tools.measuring import arguments_of, finish
 
 MERCHANTS, MONTH_DAYS = 10_000, 30
@@ -107,7 +107,9 @@ def measure(counts: Counter[str], seed: int, cards: int, days: int) -> list[int]
     for place, (name, entity) in enumerate(zip(CATALOGUE.names, CATALOGUE.entities, strict=True)):
         codes = entity_column(history, entity.name, entity.keys).codes
         found = episodes_of(codes, time_ms, values[:, place], nobody, nothing)
-        is_false = _without(codes, time_ms, is_try, found.entity, found.begin_ms - _REACH_MS, found.end_ms)
+        of_entity = is_try & (codes >= 0)
+        tries = entity_times(codes[of_entity], time_ms[of_entity])
+        is_false = are_without(tries, found.entity, found.begin_ms - _REACH_MS, found.end_ms)
         is_false &= found.begin_ms >= start_ms
         counts[f"false_alarms_{name}"] += int(is_false.sum())
         counts["false_alarms"] += int(is_false.sum())
@@ -117,28 +119,10 @@ def measure(counts: Counter[str], seed: int, cards: int, days: int) -> list[int]
     return _enumerations(counts, shops, time_ms, situation, values >= IS_ON, counted)
 
 
-def _without(
-    codes: NDArray[np.integer],
-    time_ms: NDArray[np.int64],
-    is_try: NDArray[np.bool_],
-    entity: NDArray[np.int64],
-    first_ms: NDArray[np.int64],
-    last_ms: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Return which spans of entities are without any try."""
-    tries = np.flatnonzero(is_try & (codes >= 0))
-    order = tries[np.lexsort((time_ms[tries], codes[tries]))]
-    # One number for entity and time: times have 42 bits.
-    keys = codes[order].astype(np.int64) << 42 | time_ms[order]
-    low = np.searchsorted(keys, entity << 42 | first_ms)
-    return np.asarray(low == np.searchsorted(keys, entity << 42 | last_ms, side="right"))
-
-
 def _runs(shops: NDArray[np.integer], time_ms: NDArray[np.int64], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return rows by shop, cut where two hours pass without one."""
-    rows = rows[np.lexsort((time_ms[rows], shops[rows]))]
-    cuts = np.flatnonzero((np.diff(shops[rows]) != 0) | (np.diff(time_ms[rows]) >= QUIET_MS)) + 1
-    return [run for run in np.split(rows, cuts) if len(run)]
+    rows, first = runs_of(shops, time_ms, rows)
+    return np.split(rows, first[1:]) if len(rows) else []
 
 
 def _flash_sales(

@@ -30,7 +30,7 @@ from paywarden.features.history.history import History, final_labels
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
-from paywarden.models.metrics.episodes import Episodes, episodes_of
+from paywarden.models.metrics.episodes import Episodes, are_without, entity_times, episodes_of
 from paywarden.models.metrics.evaluation import DAY_MS
 from paywarden.schemas.errors import Misconfigured
 
@@ -40,7 +40,6 @@ _GRID = tuple(range(4, 61))
 _SLOPE = 0.5
 # From this many on, false episodes are counted and not guessed.
 _SEEN_MIN = 5
-_TIME_BITS = 42
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class EpisodeBudget:
 class _Evidence:
     """The payments for which a feature has enough evidence for any alarm: entity, time and nats, all (payments,).
 
-    `known`: entity and time of each known fraud, as one number each, ascending.
+    `known`: the `entity_times` of the known frauds.
     """
 
     name: str
@@ -88,9 +87,7 @@ class _Evidence:
         nothing = np.zeros(len(self.entity), dtype=np.int64)
         value = self.nats / np.float32(alarm)
         found = episodes_of(self.entity, self.time_ms, value, nothing.astype(np.bool_), nothing)
-        entity, first_ms = found.entity << _TIME_BITS, np.maximum(0, found.begin_ms - self.reach_ms)
-        first = np.searchsorted(self.known, entity | first_ms)
-        return found, np.asarray(first == np.searchsorted(self.known, entity | found.end_ms, side="right"))
+        return found, are_without(self.known, found.entity, found.begin_ms - self.reach_ms, found.end_ms)
 
 
 def measure_budget(history: History, catalogue: Catalogue, engine: FeatureEngine, rates: RateTable) -> EpisodeBudget:
@@ -146,7 +143,7 @@ def _evidence(
     nats = value * np.float32(alarm)
     rows = np.flatnonzero((entity >= 0) & (nats >= min(alarm, _GRID[0])))
     of_entity = frauds[entity[frauds] >= 0]
-    known = np.sort(entity[of_entity] << _TIME_BITS | time_ms[of_entity])
+    known = entity_times(entity[of_entity], time_ms[of_entity])
     return _Evidence(feature.name, alarm, _reach_ms(feature), entity[rows], time_ms[rows], nats[rows], known)
 
 

@@ -18,6 +18,8 @@ QUIET_MS = 2 * 3_600_000
 """An episode has ended when the feature was below 1 for this long. Attacks pause for minutes, not for hours."""
 IS_ON = 1.0
 """The value of an `episode` feature from which an episode is on."""
+# An entity and a time are one number, in this order. Times have 42 bits.
+_TIME_BITS = 42
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,7 @@ def episodes_of(
 ) -> Episodes:
     """Cut episodes from payments in any order, all of shape (payments,); `entity` is -1 for none."""
     rows = np.flatnonzero((value >= IS_ON) & (entity >= 0))
-    rows = rows[np.lexsort((time_ms[rows], entity[rows]))]
-    begins = np.ones(len(rows), dtype=np.bool_)
-    begins[1:] = (np.diff(entity[rows]) != 0) | (np.diff(time_ms[rows]) >= QUIET_MS)
-    first = np.flatnonzero(begins)
+    rows, first = runs_of(entity, time_ms, rows)
     last = np.append(first[1:], len(rows)) - 1 if len(rows) else first
     approved, amount = is_approved[rows].astype(np.int64), np.maximum(0, amount_minor[rows])
 
@@ -70,3 +69,26 @@ def episodes_of(
     )
     order = np.lexsort((found.entity, found.begin_ms))
     return Episodes(*(getattr(found, name)[order] for name in Episodes.__dataclass_fields__))
+
+
+def runs_of(
+    entity: NDArray[np.integer], time_ms: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns rows by entity and time, and where each run of an entity begins: after QUIET_MS without a row of it."""
+    rows = rows[np.lexsort((time_ms[rows], entity[rows]))]
+    begins = np.ones(len(rows), dtype=np.bool_)
+    begins[1:] = (np.diff(entity[rows]) != 0) | (np.diff(time_ms[rows]) >= QUIET_MS)
+    return rows, np.flatnonzero(begins)
+
+
+def entity_times(entity: NDArray[np.integer], time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns entities, 0 or more, with times as one ascending number each, for `are_without`."""
+    return np.sort(entity.astype(np.int64) << _TIME_BITS | time_ms)
+
+
+def are_without(
+    times: NDArray[np.int64], entity: NDArray[np.int64], first_ms: NDArray[np.int64], last_ms: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Returns which spans of entities, both ends included, have none of their `entity_times`."""
+    begin = np.searchsorted(times, entity << _TIME_BITS | np.maximum(0, first_ms))
+    return np.asarray(begin == np.searchsorted(times, entity << _TIME_BITS | last_ms, side="right"))

@@ -47,7 +47,7 @@ _LAST_DATA_RECEIVED = struct.Struct("@B51xI")
 _ESTABLISHED = 1
 # A front takes at least this long to hold all of its connections, and catches up on at most this much in a turn.
 _HOLD_ALL_S, _HOLD_TURN_S = 0.1, 0.01
-# While connections are held, it looks this often whether the worker waits, and releases one of so many of them then.
+# While a front holds connections, it looks this often whether the worker waits. Each time it releases 1/32 of them.
 _LOOK_S, _RELEASED_PART = 0.001, 32
 
 
