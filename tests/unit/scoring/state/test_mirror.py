@@ -378,7 +378,7 @@ def test_a_mirror_on_a_disk_that_lost_its_power_is_made_anew(
     again._release()
     in_new_boot(monkeypatch)
     anew = MirrorWriter(settings)
-    assert (again.profile_count(), "is filled again" in caplog.text) == (0, True)
+    assert (anew.profile_count(), "is filled again" in caplog.text) == (0, True)
     anew.close()
 
 
