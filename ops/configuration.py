@@ -214,12 +214,6 @@ def _check_model_chain(source: Source) -> None:
     ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms)
 
 
-def _check_busy_poll(source: Source) -> None:
-    from paywarden.scoring.engine.batching.busy_poll import BusyPoll
-
-    BusyPoll(source.section("serve", wiring.ServeSettings).busy_poll_us)
-
-
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
@@ -257,7 +251,7 @@ _CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
     "drift": (_check_drift,),
     "features": (_check_rates, _check_catalogue),
     "kafka": (_check_bootstrap, _check_credentials),
-    "serve": (_check_model_chain, _check_busy_poll),
+    "serve": (_check_model_chain,),
     "store": (wiring.store_kind,),
     "stream": (_check_stream,),
     "tls": (_check_tls,),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from paywarden.ops.progress import progress_bar
 from paywarden.schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def opened_passage(
 
         paths = [str(Path(data) / name) for name in ("payments.parquet", "outcomes.parquet")]
         processes = len(os.sched_getaffinity(0))
-        with ProcessEngine(Path(asked.work or out), partitions=asked.partitions, processes=processes) as engine:
+        folder = Path(asked.work or out)
+        with ProcessEngine(folder, partitions=asked.partitions, processes=processes, progress=progress_bar) as engine:
             say("payments are joined with their outcomes, and sorted")
             yield Passage.open(engine, paths[0], paths[1], features=features, rates=rates), lambda _: None
         return
@@ -100,7 +102,8 @@ def opened_passage(
         f"{data}.{name}" if is_table else f"{spark_path(data)}/{name}.parquet" for name in ("payments", "outcomes")
     ]
     session = open_session(asked.master)
-    with SparkEngine(session, spark_path(asked.work or out), partitions=asked.partitions) as spark:
+    path = spark_path(asked.work or out)
+    with SparkEngine(session, path, partitions=asked.partitions, progress=progress_bar) as spark:
         say("payments are joined with their outcomes, and sorted")
         passage = Passage.open(spark, sources[0], sources[1], features=features, rates=rates)
         yield passage, lambda files: spark.upload(files, out) if "://" in out else None

@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 _SERVE = ("httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
-_HISTORY = ("jinja2", "pyarrow")
+_HISTORY = ("duckdb", "jinja2", "pyarrow")
 _GATEWAY = ("cryptography", "jinja2")
 _CONSOLE = (
     "authlib",

@@ -1,14 +1,15 @@
 """The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
 Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `walk`
-are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL and ONNX
-Runtime. Used for: which engine a bundle gets. Checked: our libraries and GTIL give LightGBM's bits, the others its
-scores.
+are our two libraries. The others are LightGBM's `predict`, its C call for single rows, Treelite's GTIL, ONNX Runtime,
+and with `--peers` YDF and oneDAL, each in an environment of its own in .perf/. Used for: which engine a bundle gets.
+Checked: our libraries and GTIL give LightGBM's bits, the others its scores.
 
-    python -m perf.native_model [--rounds N] [--json FILE]
+    python -m perf.native_model [--rounds N] [--peers ydf,onedal] [--json FILE]
 
-Needs the packages of the extra `perf-models`; engines that are not installed are left out. Engines take turns, so that
-other work of the machine disturbs all of them alike.
+ONNX Runtime needs the packages of the extra `perf-models`, and is left out without them. Engines take turns, so that
+other work of the machine disturbs all of them alike. `ydf_cpp_us` is YDF's own benchmark of a row in C++: its Python
+makes a table of each call. `NAME_largest_difference` is that of scores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import ctypes
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import lightgbm
@@ -26,10 +29,13 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import MODEL_TEXT
 from paywarden.models.bundle.compiler import BIT_VECTORS, WALK, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
+from perf.peers.tree_engines import PACKAGES, tree_engine
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.servers import pin_load
 from perf.worlds.scoring_world import WorldSize, make_past, vectors_of
 
+# The seconds of each row alone, and of all together.
+Round = Callable[[], tuple[NDArray[np.float64], float]]
 Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 _ROWS = 10_000
@@ -39,15 +45,28 @@ _NEAR = 1e-3
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__, ("--rounds", {"type": int, "default": 7, "help": "that are counted"}))
+    arguments = arguments_of(
+        __doc__,
+        ("--rounds", {"type": int, "default": 7, "help": "that are counted"}),
+        ("--peers", {"default": "", "help": f"also {', '.join(PACKAGES)}, each in an environment of its own"}),
+    )
     pin_load()
     past = make_past(WorldSize())
     text = past.bundle / MODEL_TEXT
     rows = vectors_of(past, _ROWS)
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         engines = _ours(text, rows.shape[1], Path(folder)) | _others(text, rows.shape[1])
         _check(engines, rows)
-        figures = _measure(engines, rows, arguments.rounds)
+        singles = [np.ascontiguousarray(rows[number : number + 1]) for number in range(_SINGLE_ROWS)]
+        rounds: dict[str, Round] = {name: partial(_round, one, rows, singles) for name, one in engines.items()}
+        about: dict[str, float] = {}
+        for name in filter(None, arguments.peers.split(",")):
+            peer = stack.enter_context(tree_engine(name, text, rows, engines["lightgbm"](rows), _SINGLE_ROWS))
+            assert peer.about["largest_difference"] < _NEAR, f"{name} is far"
+            rounds[name] = peer.round
+            about |= {f"{name}_{what}": figure for what, figure in peer.about.items()}
+        figures = _measure(rounds, arguments.rounds) | about
     finish(figures, arguments.json)
 
 
@@ -134,18 +153,22 @@ def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
             assert np.allclose(1 / (1 + np.exp(-got)), 1 / (1 + np.exp(-wanted)), atol=_NEAR), f"{name} is far"
 
 
-def _measure(engines: dict[str, Margins], rows: NDArray[np.float32], rounds: int) -> dict[str, float]:
+def _round(
+    margins: Margins, rows: NDArray[np.float32], singles: list[NDArray[np.float32]]
+) -> tuple[NDArray[np.float64], float]:
+    return np.array([_seconds(margins, one) for one in singles]), _seconds(margins, rows)
+
+
+def _measure(engines: dict[str, Round], rounds: int) -> dict[str, float]:
     single: dict[str, list[NDArray[np.float64]]] = {name: [] for name in engines}
     many: dict[str, list[float]] = {name: [] for name in engines}
-    singles = [np.ascontiguousarray(rows[number : number + 1]) for number in range(_SINGLE_ROWS)]
     for turn in range(rounds + 1):
-        for name, margins in engines.items():
-            alone = np.array([_seconds(margins, one) for one in singles]) * 1e6
-            together = len(rows) / _seconds(margins, rows)
+        for name, measure in engines.items():
+            alone, together = measure()
             # The first round is not counted.
             if turn:
-                single[name].append(alone)
-                many[name].append(together)
+                single[name].append(alone * 1e6)
+                many[name].append(_ROWS / together)
     for share in (50, 99):
         print_rounds(
             f"a row, p{share}", "µs", {n: [float(np.percentile(a, share)) for a in each] for n, each in single.items()}

@@ -34,7 +34,6 @@ from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.vectors import ROWS_MAX
-from paywarden.scoring.state.overlay import overlay
 from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
@@ -147,7 +146,6 @@ def _ask(connection: http.client.HTTPConnection, like: ScoreRequest, number: int
 
 def _times(world: World, count: int) -> dict[str, float]:
     host = open_host(world.config)
-    overlay.warm_up(host.engine)
     with _marked(world, host.engine, _LAG_MS) as settings:
         prepare(settings, host.engine.plan)
         clock, scorers = _Clock(), dict[str, ScorerInProcess]()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from paywarden.features.datasets.simulator import simulate
@@ -46,6 +48,7 @@ _PAYMENTS_PER_CARD, _CARDS_MAX = 97, 100_000
 _ONE_MAX = 20_000_000
 _LOOK_S = 0.2
 _HOT_EVERY = 5
+_COMPARED = ["payment_id", "score", "action", "amount_reference_minor"]
 _ENGINES = "one,processes,spark,windows,hot"
 
 
@@ -67,7 +70,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=bundle.parent, prefix="spark-") as name:
         for payments in arguments.payments:
             folder = Path(name) / str(payments)
-            figures |= _measured(folder, bundle.resolve(), payments, arguments.engines.split(","), arguments.master)
+            measured = _measured(folder, bundle.resolve(), payments, arguments.engines.split(","), arguments.master)
+            # One size with a difference is a difference.
+            figures |= measured | {"equal": min(figures.get("equal", 1), measured["equal"])}
+            # The next size needs the disk.
+            shutil.rmtree(folder)
     finish(figures, arguments.json)
 
 
@@ -107,7 +114,7 @@ def _measured(folder: Path, bundle: Path, payments: int, engines: list[str], mas
         command = [sys.executable, "-m", "perf.spark", "--windows-of", str(folder / "data"), "--master", master]
         took, figures[f"peak_mb_windows_{payments}"], _ = _run(command, folder)
         figures[f"payments_per_second_windows_{payments}"] = made / took
-    return figures | {"equal": int(len(digests) == 1)}
+    return figures | {"equal": int(len(digests) < 2)}
 
 
 def _write(folder: Path, payments: int) -> int:
@@ -221,11 +228,9 @@ def _digest(out: Path) -> str:
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     del metrics["payments_per_second"]
     digest.update(json.dumps(metrics).encode())
-    decisions = pq.read_table(
-        out / "decisions.parquet", columns=["payment_id", "score", "action", "amount_reference_minor"]
-    )
-    for name in decisions.column_names:
-        digest.update(repr(decisions[name].to_pylist()).encode())
+    # Row by row: the files of two engines end at different rows, and all rows as texts may not fit into memory.
+    for batch in ds.dataset(out / "decisions.parquet").to_batches(columns=_COMPARED):
+        digest.update("".join(f"{row}\n" for row in zip(*batch.to_pydict().values(), strict=True)).encode())
     return digest.hexdigest()
 
 

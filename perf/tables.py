@@ -11,13 +11,13 @@ in order of time as exports mostly are, or shuffled. Then, each in a process of 
     polars       the same, with its streaming engine
 
 The two others check nothing and make no outcomes: they are the price of the sort alone. DuckDB may take `--memory` for
-its buffers; the other two have no limit. Memory is the largest resident set of the process (VmHWM), CPU the time of all
-its threads, which a busy machine hardly changes. `…_ratio` is our time, CPU or memory over that of another converter.
-Nothing is stubbed. The number of payments of all three must be that of the rows.
+its buffers, and 512 MB within `paywarden`; polars has no limit. Memory is the largest resident set of the process
+(VmHWM), CPU the time of all its threads, which a busy machine hardly changes. `…_ratio` is our time, CPU or memory over
+that of another converter. Nothing is stubbed. The number of payments of all three must be that of the rows.
 
     100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --folder /var/tmp
 
-This needs about 9 GB for the CSV file and 14 GB while sorting.
+At 4 million rows `paywarden` takes as much of the disk as the CSV file.
 """
 
 from __future__ import annotations

@@ -58,9 +58,18 @@ class AttributeKind(enum.Enum):
     NUMBER = "number"
 
 
+ConditionCode = tuple[int, ...]
+"""A condition in numbers: column, operator, value. One made of others has the count of its parts as its column, 0 as
+its value, and the codes of the parts behind it."""
+
+
 @dataclass(frozen=True)
 class Condition:
-    """A yes-or-no question about a payment's row. Every condition on a missing attribute is false."""
+    """A yes-or-no question about a payment's row. Every comparison with a missing attribute is false.
+
+    `declined & (amount >= 220_00)`, `|` and `~` make one of others: `~` of a comparison holds where the attribute is
+    missing, too.
+    """
 
     column: int
     operator: int
@@ -68,10 +77,74 @@ class Condition:
     # Not compared: `declined` and `declined == True` are one condition, and must not become two columns of a table.
     text: str = field(compare=False)
     attribute: str = field(compare=False)
+    parts: ConditionCode = ()
+
+    @property
+    def code(self) -> ConditionCode:
+        return (self.column, self.operator, self.value, *self.parts)
+
+    @property
+    def is_joined(self) -> bool:
+        return self.operator >= kernel.ALL_OF
+
+    def __and__(self, other: object) -> Condition:
+        return _joined(kernel.ALL_OF, "and", self, other)
+
+    def __or__(self, other: object) -> Condition:
+        return _joined(kernel.ANY_OF, "or", self, other)
+
+    def __invert__(self) -> Condition:
+        return _joined(kernel.NONE_OF, "", self)
+
+    __rand__ = __and__
+    __ror__ = __or__
 
     def __bool__(self) -> bool:
-        joined = "and, or, not, if and 1 < x < 3 cannot use it"
+        joined = "and, or, not, if and 1 < x < 3 cannot use it; write (one) & (other), (one) | (other) or ~(one)"
         raise TypeError(f"the condition {self.text} is about a payment and has no truth value in Python: {joined}")
+
+
+def parts_of(code: ConditionCode) -> list[ConditionCode]:
+    """Returns the codes of the parts that a condition joins; none for a comparison."""
+    if code[1] < kernel.ALL_OF:
+        return []
+    parts, at = [], 3
+    for _ in range(code[0]):
+        first, open_parts = at, 1
+        while open_parts:
+            open_parts += (code[at] if code[at + 1] >= kernel.ALL_OF else 0) - 1
+            at += 3
+        parts.append(code[first:at])
+    return parts
+
+
+def columns_of_condition(code: ConditionCode) -> set[int]:
+    """Returns the columns of a payment's row that a condition reads."""
+    return set().union(*map(columns_of_condition, parts)) if (parts := parts_of(code)) else {code[0]}
+
+
+def _joined(operator: int, word: str, *given: object) -> Condition:
+    conditions = [_side(one) for one in given]
+    codes = {
+        code
+        for one in conditions
+        for code in (parts_of(one.code) if one.operator == operator != kernel.NONE_OF else [one.code])
+    }
+    if len(codes) == 1 and operator != kernel.NONE_OF:
+        return conditions[0]
+    texts = [f"({one.text})" if one.is_joined and one.operator != operator else one.text for one in conditions]
+    text = f" {word} ".join(texts) if word else f"not {texts[0]}"
+    parts = tuple(number for code in sorted(codes) for number in code)
+    return Condition(len(codes), operator, 0, text, "", parts)
+
+
+def _side(given: object) -> Condition:
+    """Returns one side of `&`, `|` or `~`: a condition, or a flag alone."""
+    if isinstance(given, Condition):
+        return given
+    if isinstance(given, Attribute) and given.kind is AttributeKind.FLAG:
+        return Condition(given.column, kernel.EQUAL, 2, given.name, given.name)
+    raise _wrong(f"&, | and ~ join conditions in brackets, as in (amount >= 500) & declined; got {given!r}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,6 +199,19 @@ class Attribute:
         self._amount(other)
         raise self._other_comparison()
 
+    def __and__(self, other: object) -> Condition:
+        return _joined(kernel.ALL_OF, "and", self, other)
+
+    def __or__(self, other: object) -> Condition:
+        return _joined(kernel.ANY_OF, "or", self, other)
+
+    def __invert__(self) -> Condition:
+        return _joined(kernel.NONE_OF, "", self)
+
+    # Without brackets, `amount >= 500 & declined` asks for 500 & declined.
+    __rand__ = __and__
+    __ror__ = __or__
+
     def __hash__(self) -> int:
         return hash((self.name, self.column))
 
@@ -175,6 +261,50 @@ class Attribute:
         return self.field.is_right(other)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Clock:
+    """The hour or the weekday of a payment, in the payer's local time or in UTC: `hour >= 22`, `weekday == 0`.
+
+    A condition keeps the values for which it holds, one bit for each.
+    """
+
+    name: str
+    operator: int
+    size: int
+
+    def __eq__(self, other: object) -> Condition:  # type: ignore[override]
+        return self._among("==", other, lambda one, bound: one == bound)
+
+    def __ne__(self, other: object) -> Condition:  # type: ignore[override]
+        return self._among("!=", other, lambda one, bound: one != bound)
+
+    def __ge__(self, other: int) -> Condition:
+        return self._among(">=", other, lambda one, bound: one >= bound)
+
+    def __gt__(self, other: int) -> Condition:
+        return self._among(">", other, lambda one, bound: one > bound)
+
+    def __le__(self, other: int) -> Condition:
+        return self._among("<=", other, lambda one, bound: one <= bound)
+
+    def __lt__(self, other: int) -> Condition:
+        return self._among("<", other, lambda one, bound: one < bound)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"the {self.name}"
+
+    def _among(self, sign: str, other: object, is_met: Callable[[int, int], bool]) -> Condition:
+        if type(other) is not int or not 0 <= other < self.size:
+            raise _wrong(f"{self.name} is compared with {other!r}; it is a whole number from 0 to {self.size - 1}")
+        values = sum(1 << one for one in range(self.size) if is_met(one, other))
+        return Condition(kernel.UTC_OFFSET, self.operator, values, f"{self.name} {sign} {other}", self.name)
+
+
+hour = Clock("hour", kernel.HOUR_AMONG, 24)
+weekday = Clock("weekday", kernel.WEEKDAY_AMONG, 7)
 event_time = Attribute("event_time_ms", kernel.TIME_MS, AttributeKind.TIME)
 amount = Attribute("amount", kernel.AMOUNT, AttributeKind.AMOUNT)
 amount_minor = Attribute("amount_minor", kernel.AMOUNT_MINOR, AttributeKind.AMOUNT)

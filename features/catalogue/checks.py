@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, AttributeKind, identity_column
+from paywarden.features.catalogue.attributes import (
+    ATTRIBUTES,
+    Attribute,
+    AttributeKind,
+    columns_of_condition,
+    identity_column,
+)
 from paywarden.features.catalogue.expressions import (
     Derived,
     EntityRecency,
@@ -137,10 +143,17 @@ def columns_of(value: Expression) -> set[int]:
     if isinstance(value, Latest):
         return {column for column, _ in value.fields}
     if isinstance(value, WindowedMeasure):
-        conditions = [column.condition.column for column in value.columns if column.condition is not None]
-        return {column.attribute for column in value.columns} | set(conditions)
+        asked = [column.condition.code for column in value.columns if column.condition is not None]
+        return {column.attribute for column in value.columns}.union(*map(columns_of_condition, asked))
     found: set[int] = set().union(*map(columns_of, value.operands))
-    return found | set(value.numbers[: FIELD_COUNTS.get(value.operation, 0)])
+    return found | columns_of_operation(value)
+
+
+def columns_of_operation(value: Derived) -> set[int]:
+    """Returns the columns of attributes that an operation itself reads."""
+    if value.operation is Operation.MEETS:
+        return columns_of_condition(value.numbers)
+    return set(value.numbers[: FIELD_COUNTS.get(value.operation, 0)])
 
 
 def _check_value(feature: Feature, value: Expression, seen: dict[str, str], declared: dict[str, str]) -> None:

@@ -24,6 +24,9 @@ A window with a `delay` holds only tiles that lie wholly before t - delay. It is
 `delay` and `delay + hop` ago: a label that takes `delay` to arrive is then known. Without a given `hop`, the hop is at
 most a quarter of the window.
 
+Words for counts, shares, amounts, distinct values and frauds also take windows of up to three years, and "ever": one
+tile that never ends. Until `delay` ago, "ever" is all time without the tiles of the last `delay`.
+
 A payment never counts itself, unless a feature says `including_this`.
 """
 
@@ -52,7 +55,6 @@ from paywarden.features.catalogue.entity_words.words import spoken, spoken_half_
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
-    Expression,
     Feature,
     Measure,
     Neighbours,
@@ -64,7 +66,7 @@ from paywarden.features.catalogue.expressions import (
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
 from paywarden.features.catalogue.neighbours import with_neighbours
-from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
+from paywarden.features.catalogue.request import CATEGORIES_MAX, difference, product_of, ratio, request
 from paywarden.features.catalogue.windows import HOUR_MS, line_of_caller, window_of, wrong, wrong_at
 from paywarden.schemas.errors import Misconfigured
 
@@ -75,8 +77,10 @@ __all__ = [
     "MEMORY_MAX",
     "Catalogue",
     "Entity",
+    "difference",
     "distinct_error",
     "grows_with_age",
+    "product_of",
     "ratio",
     "request",
 ]
@@ -103,7 +107,7 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
         including_this: bool = False,
     ) -> Feature:
         """Returns the number of payments in the window; with `including_this`, this payment counts too."""
-        count: Expression = self._over(name, Column(Measure.COUNT, condition_of(name, where)), window, delay, hop)
+        count = self._total(name, Column(Measure.COUNT, condition_of(name, where)), window, delay, hop)
         check_including(name, including_this, where)
         if including_this:
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
@@ -120,8 +124,8 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
 
     def share(self, name: str, window: str, *, of: Condition | Attribute, delay: str = "", hop: str = "") -> Feature:
         """Returns the share of the window's payments for which a condition holds; missing without payments."""
-        held = self._over(name, Column(Measure.COUNT, condition_of(name, of)), window, delay, hop)
-        count = self._over(name, Column(Measure.COUNT), window, delay, hop)
+        held = self._total(name, Column(Measure.COUNT, condition_of(name, of)), window, delay, hop)
+        count = self._total(name, Column(Measure.COUNT), window, delay, hop)
         meaning = f"share of the {self.name}'s payments in {spoken(window, delay)}{spoken_where(of)}"
         return self._feature(name, quotient(held, count), meaning, "share", "no payments in the window", window)
 
@@ -170,7 +174,7 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
         if bits not in (64, 128, 256, 512, 1024):
             raise wrong(name, f"bits must be 64, 128, 256, 512 or 1024, got {bits!r}")
         column = Column(Measure.DISTINCT_BITS, condition_of(name, where), counted_column(name, of), bits // 64)
-        value = self._over(name, column, window, "", hop, Reduction.UNION)
+        value = self._over(name, column, window, "", hop, Reduction.UNION, is_long=True)
         meaning = (
             f"number of different {of.name} among the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         )
@@ -201,7 +205,7 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
         self, name: str, window: str, *, where: Condition | Attribute | None = None, hop: str = ""
     ) -> Feature:
         """Returns the sum of the amounts in the window."""
-        value = self._over(name, Column(Measure.AMOUNT_SUM, condition_of(name, where)), window, "", hop)
+        value = self._total(name, Column(Measure.AMOUNT_SUM, condition_of(name, where)), window, "", hop)
         meaning = f"sum of the amounts of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", window=window)
 
@@ -220,8 +224,8 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
         """
         condition = condition_of(name, where)
         check_including(name, including_this, where)
-        total: Expression = self._over(name, Column(Measure.AMOUNT_SUM, condition), window, "", hop)
-        count: Expression = self._over(name, Column(Measure.COUNT, condition), window, "", hop)
+        total = self._total(name, Column(Measure.AMOUNT_SUM, condition), window, "", hop)
+        count = self._total(name, Column(Measure.COUNT, condition), window, "", hop)
         if including_this:
             total = Derived(Operation.ADD, (total, attribute_value(amount)))
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
@@ -258,7 +262,7 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
     ) -> Feature:
         """Returns the largest amount in the window; missing without payments."""
         column = Column(Measure.AMOUNT_MAX, condition_of(name, where))
-        value = self._over(name, column, window, "", hop, Reduction.LARGEST)
+        value = self._over(name, column, window, "", hop, Reduction.LARGEST, is_long=True)
         meaning = f"largest amount of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", "no payments in the window", window)
 
@@ -267,7 +271,7 @@ class Entity(NumberWords, FraudWords, LatestWords, NeighbourWords, EpisodeWords)
     ) -> Feature:
         """Returns the smallest amount in the window; missing without payments."""
         column = Column(Measure.AMOUNT_MIN, condition_of(name, where))
-        value = self._over(name, column, window, "", hop, Reduction.SMALLEST)
+        value = self._over(name, column, window, "", hop, Reduction.SMALLEST, is_long=True)
         meaning = f"smallest amount of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", "no payments in the window", window)
 

@@ -40,8 +40,14 @@ class Measure(enum.Enum):
     NUMBER_SQUARES_HIGH = "number_squares_high"
     NUMBER_MAX = "number_max"
     NUMBER_MIN = "number_min"
+    FRAUD_SQUARES_LOW = "fraud_squares_low"
+    FRAUD_SQUARES_HIGH = "fraud_squares_high"
 
 
+LABEL_MEASURES = frozenset(
+    {Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT, Measure.FRAUD_SQUARES_LOW, Measure.FRAUD_SQUARES_HIGH}
+)
+"""Measures that labels change. A table has either these or the others."""
 NUMBER_MEASURES = frozenset(
     {
         Measure.NUMBER_COUNT,
@@ -91,6 +97,8 @@ class Recollection(enum.Enum):
     IS_SAME = "is_same"
     DISTANCE_KM = "distance_km"
     SPEED_KMH = "speed_kmh"
+    COUNT_SAME = "count_same"
+    QUANTILE = "quantile"
 
 
 class Operation(enum.Enum):
@@ -120,6 +128,8 @@ class Operation(enum.Enum):
     SUBTRACT = "subtract"
     CLIP = "clip"
     SURPRISE = "surprise"
+    MULTIPLY = "multiply"
+    MEETS = "meets"
 
 
 class NeighbourReduction(enum.Enum):
@@ -188,6 +198,9 @@ class Latest:
 
     `fields` are (column, whether it is kept as a number); numbers are named as in `Column`. `is_whole`: only payments
     that have all of the fields are kept. The question is about the payment `place` (0 is the latest), and its `field`.
+
+    COUNT_SAME counts the payments with this payment's value of the only field. QUANTILE is about the first field, of
+    payments with this payment's value of the second field if there is one; its `place` is the share in thousandths.
     """
 
     entity: str
@@ -241,6 +254,7 @@ ASK_PAYMENT = frozenset(
         Recollection.IS_SAME,
         Recollection.DISTANCE_KM,
         Recollection.SPEED_KMH,
+        Recollection.COUNT_SAME,
         Operation.ATTRIBUTE_VALUE,
         Operation.HOUR,
         Operation.NIGHT,
@@ -254,6 +268,7 @@ ASK_PAYMENT = frozenset(
         Operation.AGE_MS,
         Operation.SAME_VALUE,
         Operation.DISTANCE,
+        Operation.MEETS,
     }
 )
 
@@ -276,8 +291,7 @@ class Feature:
 
 def knows_fraud(stored: Stored) -> TypeGuard[WindowedMeasure]:
     """Returns whether a stored value is made of labels."""
-    labelled = (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
-    return isinstance(stored, WindowedMeasure) and any(column.measure in labelled for column in stored.columns)
+    return isinstance(stored, WindowedMeasure) and any(column.measure in LABEL_MEASURES for column in stored.columns)
 
 
 def stored_values(value: Expression) -> list[Stored]:

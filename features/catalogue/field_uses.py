@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import declared_column
-from paywarden.features.catalogue.checks import FIELD_COUNTS
+from paywarden.features.catalogue.attributes import columns_of_condition, declared_column
+from paywarden.features.catalogue.checks import columns_of_operation
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
     Column,
@@ -79,7 +79,7 @@ def _columns(value: Expression, known: dict[str, frozenset[int]]) -> Iterator[in
     if isinstance(value, str):
         yield from known[value]
     elif isinstance(value, Derived):
-        yield from value.numbers[: FIELD_COUNTS.get(value.operation, 0)]
+        yield from columns_of_operation(value)
         for operand in value.operands:
             yield from _columns(operand, known)
     elif isinstance(value, WindowedMeasure):
@@ -93,6 +93,6 @@ def _columns(value: Expression, known: dict[str, frozenset[int]]) -> Iterator[in
 
 def _of_column(column: Column) -> Iterator[int]:
     if column.condition is not None:
-        yield column.condition.column
+        yield from columns_of_condition(column.condition.code)
     if column.attribute >= kernel.ATTRIBUTE_COUNT:
         yield column.attribute

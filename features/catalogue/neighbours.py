@@ -21,6 +21,7 @@ from paywarden.features.catalogue.expressions import (
     Latest,
     Neighbours,
     Operation,
+    Recollection,
     Remembered,
     stored_values,
 )
@@ -120,4 +121,6 @@ def asks_payment(value: Expression) -> bool:
     """Returns whether a value, without the features that it names, needs a payment's own attributes."""
     if isinstance(value, Derived):
         return value.operation in ASK_PAYMENT or any(map(asks_payment, value.operands))
+    if isinstance(value, Latest) and value.recollection is Recollection.QUANTILE:
+        return len(value.fields) > 1
     return isinstance(value, (Remembered, Latest)) and value.recollection in ASK_PAYMENT

@@ -1,14 +1,17 @@
-"""Features of the payment itself (`request`), and features made of two earlier ones (`ratio`).
+"""Features of the payment itself (`request`), and features made of two earlier ones.
 
 request.hour("hour")                                          14.0 for a payment at 14:35 local time
 request.category("channel", channel, ["pos", "ecom"])         1.0 for ecom, 2.0 for any other channel
 ratio("amount_to_mean", "amount", "card_amount_mean_30d")     3.0 for three times the card's mean amount
+difference("above_mean", "amount", "card_amount_mean_30d")    minor units above the card's mean amount
+product_of("risk", "device_fraud_share", "merchant_share")     one share times the other
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
 from paywarden.features.catalogue.entity_words.arguments import (
     at_most,
@@ -87,9 +90,14 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
     @staticmethod
     def holds(name: str, condition: Condition | Attribute) -> Feature:
-        """Returns 1 if a condition holds for the payment, else 0; missing when the payment lacks the attribute."""
+        """Returns 1 if a condition holds for the payment, else 0; missing when the payment lacks the attribute.
+
+        A condition that joins others, or asks for the hour or weekday, is never missing.
+        """
         held = condition_of(name, condition)
         assert held is not None
+        if held.operator >= kernel.HOUR_AMONG:
+            return _of_request(name, Derived(Operation.MEETS, numbers=held.code), f"whether {held.text}", "0 or 1")
         value = Derived(Operation.HOLDS, numbers=(held.column, held.operator, held.value))
         missing = f"the payment has no {held.attribute}"
         return _of_request(name, value, f"whether {held.text}", "0 or 1", missing)
@@ -159,12 +167,27 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:
     """Returns one earlier feature divided by another; missing when either is missing or the second is zero."""
-    for given in (numerator, denominator):
+    missing = f"{numerator} or {denominator} is missing, or {denominator} is 0"
+    return _of_two(name, Operation.DIVIDE, numerator, denominator, "divided by", "ratio", missing)
+
+
+def difference(name: str, one: str, other: str) -> Feature:
+    """Returns one earlier feature minus another; missing when either is."""
+    return _of_two(name, Operation.SUBTRACT, one, other, "minus", "difference", f"{one} or {other} is missing")
+
+
+def product_of(name: str, one: str, other: str) -> Feature:
+    """Returns one earlier feature times another; missing when either is."""
+    return _of_two(name, Operation.MULTIPLY, one, other, "times", "product", f"{one} or {other} is missing")
+
+
+def _of_two(name: str, operation: Operation, one: str, other: str, spoken: str, unit: str, missing: str) -> Feature:
+    for given in (one, other):
         if not isinstance(given, str):
             raise wrong(name, f"wanted the names of two earlier features, got {given!r}")
-    value = Derived(Operation.DIVIDE, (numerator, denominator))
-    missing = f"{numerator} or {denominator} is missing, or {denominator} is 0"
-    return Feature(name, value, f"{numerator} divided by {denominator}", "ratio", missing, line=line_of_caller())
+    return Feature(
+        name, Derived(operation, (one, other)), f"{one} {spoken} {other}", unit, missing, line=line_of_caller()
+    )
 
 
 def _of_request(name: str, value: Expression, meaning: str, unit: str, missing: str = "") -> Feature:

@@ -19,9 +19,12 @@ SECOND_MS = 1000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
-# A shorter window would be a rate limit. For longer times there are other features: a profile never forgets its first
-# payment.
-WINDOW_MS_MIN, WINDOW_MS_MAX = MINUTE_MS, 90 * DAY_MS
+# A shorter window would be a rate limit. Beyond 90 days, sums of squares of a large merchant could overflow: only words
+# for counts, amounts, extremes and frauds go on.
+WINDOW_MS_MIN, WINDOW_MS_MAX, LONG_WINDOW_MS_MAX = MINUTE_MS, 90 * DAY_MS, 1095 * DAY_MS
+# The window without end is one tile, from 1970 until after the last moment of any clock.
+EVER = "ever"
+EVER_HOP_MS = (1 << 60) // SECOND_MS * SECOND_MS
 # Chargebacks take up to 90 days.
 DELAY_MS_MAX = 90 * DAY_MS
 # A table with more tiles would be larger than the payments it describes.
@@ -61,27 +64,60 @@ class Window:
         return self.delay_ms // self.hop_ms + 1 if self.delay_ms else 0
 
     @property
+    def is_ever(self) -> bool:
+        return self.hop_ms == EVER_HOP_MS
+
+    @property
     def oldest_age(self) -> int:
         return (self.delay_ms + self.length_ms) // self.hop_ms
 
 
-def window_of(name: str, length: str, delay: str, hop: str) -> Window:
+def window_of(name: str, length: str, delay: str, hop: str, *, is_long: bool = False) -> Window:
     """Returns the window that texts such as "7d", "" and "1h" mean. An empty hop takes the default.
 
-    Raises Misconfigured that names the feature `name` and its line.
+    `is_long` allows windows of up to three years, and "ever". Raises Misconfigured that names the feature `name` and
+    its line.
     """
-    length_ms, delay_ms = duration_ms(name, length), duration_ms(name, delay) if delay else 0
-    if not WINDOW_MS_MIN <= length_ms <= WINDOW_MS_MAX:
-        raise wrong(name, f"the window {length!r} is not from {in_units(WINDOW_MS_MIN)} to {in_units(WINDOW_MS_MAX)}")
-    if delay_ms > DELAY_MS_MAX:
-        raise wrong(name, f"the delay {delay!r} is over {in_units(DELAY_MS_MAX)}")
+    if length == EVER and is_long and not delay:
+        if hop:
+            raise wrong(name, "the window 'ever' has no hop")
+        # Just short of a hop, so that the tile of age 0 is the only one.
+        return Window(EVER_HOP_MS - 1, EVER_HOP_MS, 0)
+    most_ms = LONG_WINDOW_MS_MAX if is_long else WINDOW_MS_MAX
+    if length == EVER:
+        raise wrong(name, f"this word takes a window of at most {in_units(most_ms)}, got 'ever'")
+    length_ms, delay_ms = duration_ms(name, length), _delay_ms(name, delay)
+    if not WINDOW_MS_MIN <= length_ms <= most_ms:
+        also = " or 'ever'" if is_long else ""
+        raise wrong(name, f"the window {length!r} is not from {in_units(WINDOW_MS_MIN)} to {in_units(most_ms)}{also}")
     hop_ms = duration_ms(name, hop) if hop else _default_hop_ms(length_ms, delay_ms)
     if length_ms % hop_ms or delay_ms % hop_ms:
         delayed = f" and delay {delay!r}" if delay else ""
         raise wrong(name, f"window {length!r}{delayed} must be whole hops of {in_units(hop_ms)}")
-    if (length_ms + delay_ms) // hop_ms >= TILES_MAX:
-        raise wrong(name, f"a hop of {in_units(hop_ms)} makes more than {TILES_MAX} tiles of window {length!r}")
+    _check_hops(name, f"window {length!r}", length_ms + delay_ms, hop_ms)
     return Window(length_ms, hop_ms, delay_ms)
+
+
+def recent_window(name: str, delay: str, hop: str) -> Window:
+    """Returns the window of the tiles that a window with this delay leaves out: the last `delay`."""
+    delay_ms, hop_ms = _delay_ms(name, delay), duration_ms(name, hop or "1d")
+    _check_hops(name, f"delay {delay!r}", delay_ms, hop_ms)
+    return Window(delay_ms, hop_ms, 0)
+
+
+def _delay_ms(name: str, delay: str) -> int:
+    delay_ms = duration_ms(name, delay) if delay else 0
+    if delay_ms > DELAY_MS_MAX:
+        raise wrong(name, f"the delay {delay!r} is over {in_units(DELAY_MS_MAX)}")
+    return delay_ms
+
+
+def _check_hops(name: str, spoken: str, length_ms: int, hop_ms: int) -> None:
+    """Raises Misconfigured for a length that is not whole hops, or too many of them."""
+    if length_ms % hop_ms:
+        raise wrong(name, f"{spoken} must be whole hops of {in_units(hop_ms)}")
+    if length_ms // hop_ms >= TILES_MAX:
+        raise wrong(name, f"a hop of {in_units(hop_ms)} makes more than {TILES_MAX} tiles of {spoken}")
 
 
 def _default_hop_ms(length_ms: int, delay_ms: int) -> int:
@@ -107,7 +143,9 @@ def duration_ms(name: str, text: str) -> int:
 
 
 def in_units(duration_ms: int) -> str:
-    """Returns a duration in its largest whole unit: "1d" for 86,400,000 ms."""
+    """Returns a duration in its largest whole unit: "1d" for 86,400,000 ms; "ever" for EVER_HOP_MS."""
+    if duration_ms == EVER_HOP_MS:
+        return EVER
     unit = next(unit for unit in "dhms" if duration_ms % _UNITS_MS[unit] == 0)
     return f"{duration_ms // _UNITS_MS[unit]}{unit}"
 

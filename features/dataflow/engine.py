@@ -16,14 +16,19 @@ number of partitions, if the order is total and nothing depends on where a parti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.history.payment_ids import hash_texts
+from paywarden.features.history.payment_ids import hashes_of
+from paywarden.schemas.errors import Misconfigured
 
 RowsT = TypeVar("RowsT")
 Batches = Iterator[pa.RecordBatch]
@@ -34,6 +39,22 @@ FILE, ROW = "_file", "_row"
 
 BATCH_ROWS = 1 << 15
 """The most rows of a batch that an engine hands over: some megabytes, which is enough for compiled code to run long."""
+
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Gets the name of a stage and its number of tasks. The context yields a function that takes further tasks done."""
+
+
+@contextmanager
+def no_progress(_stage: str, _tasks: int) -> Iterator[Callable[[int], object]]:
+    """Show nothing."""
+    yield lambda _count: None
+
+
+def stage_name(work: Work) -> str:
+    """Returns a stage's name for people: `joined outcomes` for JoinedOutcomes."""
+    inner = getattr(work, "work", None) or getattr(work, "last", None) or work
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(inner).__name__).lower()
 
 
 class Work(Protocol):
@@ -90,13 +111,27 @@ class Engine(Protocol[RowsT]):
 
 def buckets_of(keys: pa.Array, count: int) -> pa.Array:
     """Returns the bucket of each key, an array of strings or bytes without nulls: a number below `count`."""
-    if len(keys) == 0:
-        return pa.array([], pa.int32())
-    _, offsets, content = keys.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
-    hashes = np.empty(len(keys), dtype=np.uint64)
-    hash_texts(bounds, np.frombuffer(content or b"", dtype=np.uint8).copy(), 0, len(keys), hashes)
-    return pa.array((hashes % np.uint64(count)).astype(np.int32))
+    return pa.array((hashes_of(keys) % np.uint64(count)).astype(np.int32))
+
+
+def require_local(asked: Mapping[str, bool]) -> None:
+    """Raises Misconfigured that names the first option that is asked for: an engine of partitions lacks them."""
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise Misconfigured(f"{name} works with --engine local alone")
+
+
+def group_starts(*columns: pa.Array) -> NDArray[np.int64]:
+    """Returns the rows at which a group of equal values begins; row 0 is the first."""
+    begins = np.ones(len(columns[0]), dtype=np.bool_)
+    changes = [pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)) for column in columns]
+    begins[1:] = reduce(np.logical_or, (change.to_numpy(zero_copy_only=False) for change in changes))
+    return np.flatnonzero(begins)
+
+
+def values_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table as values of Python."""
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def packed(rows: NDArray[np.generic]) -> pa.Array:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import BUCKET, FILE, ROW, Batches, buckets_of, joined
+from paywarden.features.dataflow.engine import BUCKET, FILE, ROW, Batches, buckets_of, group_starts, joined, values_of
 from paywarden.features.history.history import (
     ABOUT_LABELS,
     OUTCOME_COLUMNS,
@@ -42,21 +42,24 @@ from paywarden.features.history.history import (
     read_columns,
     sorted_times,
 )
+from paywarden.features.kernel.layout import DAY_MS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import PaymentFields
 
 # No declared field begins with a line.
 KIND, KNOWN_MS, SEQUENCE, WEIGHT, LABEL = "_kind", "_known_ms", "_sequence", "_weight", "_label"
 PART, NUMBER, OUTCOME_NUMBER = "_part", "_number", "_outcome_number"
+OUTCOMES = "_outcomes"
+"""A payment's outcomes as they became known, 8 bytes each: twice the time in ms, and 1 more for a fraud."""
 PAYMENT, OUTCOME = 0, 1
 EVENT_ORDER = (KNOWN_MS, KIND, SEQUENCE, "payment_id")
 JOIN_ORDER = ("payment_id", KIND, KNOWN_MS, SEQUENCE)
 
-DAY_MS = 86_400_000
 # Below the day of any payment.
 _NO_DAY = -1
 # A row's sequence number: that of its file, and its own. Files have at most 2**40 rows.
 _ROW_BITS = 40
+_OUTCOME_SCHEMA = pa.schema([("payment_id", pa.string()), ("outcome_time_ms", pa.int64()), ("label", pa.string())])
 _JOIN_COLUMNS = [(KIND, pa.int8()), (KNOWN_MS, pa.int64()), (SEQUENCE, pa.int64()), (LABEL, pa.int8())]
 
 
@@ -113,11 +116,10 @@ class CheckedOutcomes:
         return join_schema(self.columns)
 
     def run(self, batches: Batches, _: int) -> Batches:
-        kinds = {"payment_id": pa.string(), "outcome_time_ms": pa.int64(), "label": pa.string()}
         for batch in batches:
             with _rows_named(batch, self.files, OUTCOMES_FILE):
-                outcomes = _cast(batch, pa.schema(list(kinds.items())))
-                check_columns(OUTCOMES_FILE, outcomes, {name: OUTCOME_COLUMNS[name] for name in kinds})
+                outcomes = _cast(batch, _OUTCOME_SCHEMA)
+                check_columns(OUTCOMES_FILE, outcomes, {name: OUTCOME_COLUMNS[name] for name in _OUTCOME_SCHEMA.names})
                 known_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
                 fraud = fraud_flags(outcomes["label"])
             yield _for_join(self, outcomes, OUTCOME, known_ms, fraud, batch)
@@ -219,7 +221,8 @@ class JoinedOutcomes:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([*((field.name, field.type) for field in self.columns), *_JOIN_COLUMNS, (WEIGHT, pa.int8())])
+        added = [*_JOIN_COLUMNS, (WEIGHT, pa.int8()), (OUTCOMES, pa.binary())]
+        return pa.schema([*((field.name, field.type) for field in self.columns), *added])
 
     def run(self, batches: Batches, _: int) -> Batches:
         rest: list[pa.RecordBatch] = []
@@ -241,22 +244,25 @@ class JoinedOutcomes:
 
     def _events(self, parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         rows = joined(parts)
-        ids = rows["payment_id"]
         kind, known_ms, sequence, label = (rows[name].to_numpy() for name in (KIND, KNOWN_MS, SEQUENCE, LABEL))
-        begins = np.ones(len(rows), dtype=np.bool_)
-        begins[1:] = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy(zero_copy_only=False)
-        starts = np.flatnonzero(begins)
-        payment = starts[np.cumsum(begins) - 1]
+        starts = group_starts(rows["payment_id"])
+        payment = np.repeat(starts, np.diff(np.append(starts, len(rows))))
         self._refuse(kind, known_ms, sequence, payment)
         is_outcome = kind == OUTCOME
         before = np.zeros(len(rows), dtype=np.int8)
-        before[1:] = np.where(is_outcome[:-1] & ~begins[1:], label[:-1], 0)
+        before[1:] = np.where(is_outcome[:-1], label[:-1], 0)
+        before[starts] = 0
         weight = np.where(is_outcome, label - before, 1).astype(np.int8)
         last = label.copy()
         # The last row of each payment: its last outcome, or itself.
         last[starts] = label[np.append(starts[1:], len(rows)) - 1]
         taken = rows.select([field.name for field in self.columns]).take(pa.array(payment))
         arrays = [*taken.columns, rows[KIND], rows[KNOWN_MS], rows[SEQUENCE], pa.array(last), pa.array(weight)]
+        size = np.zeros(len(rows) + 1, dtype=np.int32)
+        size[starts + 1] = 8 * (np.diff(np.append(starts, len(rows))) - 1)
+        content = (known_ms << 1 | label)[is_outcome]
+        buffers = [None, pa.py_buffer(np.cumsum(size, dtype=np.int32)), pa.py_buffer(content)]
+        arrays.append(pa.Array.from_buffers(pa.binary(), len(rows), buffers))
         return pa.record_batch(arrays, schema=self.schema)
 
     def _refuse(
@@ -282,6 +288,26 @@ class JoinedOutcomes:
     def _named(self, kind: int, sequence: np.int64) -> str:
         files = self.payment_files if kind == PAYMENT else self.outcome_files
         return row_named(int(sequence), files) if files else (PAYMENTS_FILE, OUTCOMES_FILE)[kind]
+
+
+def outcomes_of(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns all outcomes of a column OUTCOMES: the payment's row, the time in ms, and whether it says fraud."""
+    if len(column) == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+    _, offsets, content = column.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    number = np.frombuffer(memoryview(content or b"")[bounds[0] : bounds[-1]], dtype=np.int64)
+    return np.repeat(np.arange(len(column)), np.diff(bounds) // 8), number >> 1, (number & 1).astype(np.bool_)
+
+
+def known_labels(column: pa.Array, time_ms: int) -> NDArray[np.int8]:
+    """Returns each payment's label as known at a time, from its outcomes: 1 fraud, 0 genuine, -1 unknown."""
+    row, known_ms, fraud = outcomes_of(column)
+    label = np.full(len(column), UNKNOWN, dtype=np.int8)
+    is_known = known_ms <= time_ms
+    # With repeated indexes NumPy keeps the last value, so a correction wins.
+    label[row[is_known]] = fraud[is_known]
+    return label
 
 
 @dataclass(frozen=True)
@@ -345,7 +371,7 @@ class Places:
         by_part: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
         payment_ms = outcome_ms = 0
         for table in counted:
-            for part, day, count, last_ms in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            for part, day, count, last_ms in values_of(table):
                 by_part[day == _NO_DAY][part] += count
                 if day == _NO_DAY:
                     outcome_ms = max(outcome_ms, last_ms)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
@@ -23,6 +22,7 @@ from paywarden.features.dataflow.engine import (
     BUCKET,
     Batches,
     buckets_of,
+    group_starts,
     packed,
     unpacked_int64,
 )
@@ -94,11 +94,20 @@ class RowMaker:
         return PaymentRows(history, amounts, rows.of(slice(0, len(history))))
 
 
+class Choice(Protocol):
+    """Chooses payments of a window: a value that can be pickled."""
+
+    def of(self, payments: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Returns which payments are chosen. Rows of outcomes may be among them, and count for nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class KeyedEvents:
     """Repeats the events that change profiles once for each entity of theirs, with the entity's key.
 
-    Events from place `stop` on are left out. Payments of the window ask for what their entities knew.
+    Events from place `stop` on are left out. The payments of the window that `choice` takes ask for what their entities
+    knew; without a choice all do.
     """
 
     rows: RowMaker
@@ -107,13 +116,14 @@ class KeyedEvents:
     stop: int
     partitions: int
     entities: tuple[int, ...]
+    choice: Choice | None = None
     by_identity: bool = False
     """Whether the key of an entity is its identity, as neighbours are listed by."""
     slices: Slices = NO_SLICES
     busy: bool | None = None
     """Whether only events of busy entities are wanted, or only those of others; None for all."""
     every: int = 1
-    """Of how many payments, in order, the events of one are taken."""
+    """N: only the events of every N-th payment are taken."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -128,9 +138,12 @@ class KeyedEvents:
             if self.every > 1:
                 is_taken &= (place >> 1) % self.every == 0
             rows = np.flatnonzero(is_taken)
-            payments = self.rows.of(batch.take(pa.array(rows)))
+            taken = batch.take(pa.array(rows))
+            payments = self.rows.of(taken)
             place, kind, weight = place[rows], kind[rows], weight[rows]
             is_wanted = (kind == PAYMENT) & (place >= self.window.places.start)
+            if self.choice is not None:
+                is_wanted &= self.choice.of(taken)
             for entity in self.entities:
                 name, fields = plan.entity_names[entity], plan.entity_keys[entity]
                 column = entity_column(payments.history, name, fields, key=plan.key)
@@ -164,6 +177,31 @@ class EntityRun(NamedTuple):
     keys: list[bytes]
     states: list[bytes | None]
 
+    def wanted(self) -> NDArray[np.int64]:
+        """Returns the rows of the payments that want to see the profile."""
+        return np.flatnonzero(self.rows[IS_WANTED].to_numpy(zero_copy_only=False))
+
+    def events(self, kept: NDArray[np.int64] | None = None, filled: NDArray[np.int64] | None = None) -> Events:
+        """Returns the events, or those in the rows `kept`, which ascend; a group may then be empty.
+
+        `filled`: those of the rows that fill a row of the results, in order.
+        """
+        count = len(self.rows)
+        rows = np.arange(count) if kept is None else kept
+        unchecked = np.full(len(rows), -1, dtype=np.int64)
+        row = unchecked.copy()
+        if filled is not None:
+            row[np.searchsorted(rows, filled)] = np.arange(len(filled))
+        return Events(
+            groups=np.searchsorted(rows, np.append(self.starts, count)),
+            kind=self.rows[KIND].to_numpy().astype(np.uint8)[rows],
+            payment=rows,
+            weight=self.rows[WEIGHT].to_numpy().astype(np.int64)[rows],
+            source=unchecked,
+            offset=unchecked,
+            row=row,
+        )
+
 
 @dataclass
 class OpenProfile:
@@ -181,9 +219,7 @@ class OpenProfile:
         cuts = np.flatnonzero(np.diff(entity)) + 1
         for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(batch)], strict=True):
             keys = key.slice(start, end - start)
-            begins = np.ones(len(keys), dtype=np.bool_)
-            begins[1:] = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(zero_copy_only=False)
-            starts = np.flatnonzero(begins)
+            starts = group_starts(keys)
             names = keys.take(pa.array(starts)).to_pylist()
             kind = int(entity[start])
             states: list[bytes | None] = [self.before.get((kind, name)) for name in names]
@@ -194,21 +230,6 @@ class OpenProfile:
     def close(self, run: EntityRun, states: Sequence[bytes | None]) -> None:
         """Take the profiles after the events of a run; only the last one counts."""
         self.entity, self.key, self.state = run.entity, run.keys[-1], states[-1]
-
-
-def events_of(run: EntityRun, kind: NDArray[np.uint8], row: NDArray[np.int64]) -> Events:
-    """Returns the events of a run. `row`: the row that each payment fills, or -1."""
-    count = len(run.rows)
-    unchecked = np.full(count, -1, dtype=np.int64)
-    return Events(
-        groups=np.append(run.starts, count).astype(np.int64),
-        kind=kind,
-        payment=np.arange(count),
-        weight=run.rows[WEIGHT].to_numpy().astype(np.int64),
-        source=unchecked,
-        offset=unchecked,
-        row=row,
-    )
 
 
 @dataclass(frozen=True)
@@ -225,13 +246,11 @@ class Slots:
         features, plan, profile = self.features, self.features.plan, OpenProfile(self.slices.before)
         for batch in batches:
             for run in profile.runs(batch):
-                wanted = np.flatnonzero(run.rows[IS_WANTED].to_numpy(zero_copy_only=False))
-                row = np.full(len(run.rows), -1, dtype=np.int64)
-                row[wanted] = np.arange(len(wanted))
+                wanted = run.wanted()
                 slots = features.new_slots(len(wanted))
                 attributes = unpacked_int64(run.rows[ATTRIBUTES], plan.row_width)
-                events = events_of(run, run.rows[KIND].to_numpy().astype(np.uint8), row)
-                profile.close(run, features.apply(run.entity, events, attributes, run.states, slots).states)
+                states = features.apply(run.entity, run.events(filled=wanted), attributes, run.states, slots).states
+                profile.close(run, states)
                 section = entity_section(plan.words, run.entity)
                 place = run.rows[PLACE].to_numpy()[wanted]
                 arrays = [
@@ -256,10 +275,8 @@ class Profiles:
         for batch in batches:
             for run in profile.runs(batch):
                 attributes = unpacked_int64(run.rows[ATTRIBUTES], plan.row_width)
-                row = np.full(len(run.rows), -1, dtype=np.int64)
-                events = events_of(run, run.rows[KIND].to_numpy().astype(np.uint8), row)
                 before = replace(profile)
-                states = features.apply(run.entity, events, attributes, run.states, none).states
+                states = features.apply(run.entity, run.events(), attributes, run.states, none).states
                 profile.close(run, states)
                 if before.state is not None and (before.entity, before.key) != (run.entity, run.keys[0]):
                     yield self._batch(before.entity, [before.key], [before.state])

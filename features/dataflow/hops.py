@@ -20,7 +20,6 @@ from paywarden.features.dataflow.events import KIND
 from paywarden.features.dataflow.fold import (
     ATTRIBUTES,
     ENTITY,
-    IS_WANTED,
     KEY,
     KEYED,
     PLACE,
@@ -28,7 +27,6 @@ from paywarden.features.dataflow.fold import (
     KeyedEvents,
     OpenProfile,
     Window,
-    events_of,
     window_buckets,
 )
 from paywarden.features.dataflow.slices import Slices
@@ -37,7 +35,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 
 HOP, POSITION = "_hop", "_position"
 ASKED = pa.schema([*KEYED, (HOP, pa.int8()), (POSITION, pa.int8())])
-# Of one place, reads come before the event.
+# A read sorts before the event of its own place.
 HOP_ORDER = (ENTITY, KEY, PLACE, HOP)
 NO_HOP = 127
 
@@ -60,17 +58,11 @@ class ListedNeighbours:
         none = features.new_slots(0)
         for batch in batches:
             for run in profile.runs(batch):
-                wanted = np.flatnonzero(run.rows[IS_WANTED].to_numpy(zero_copy_only=False))
-                row = np.full(len(run.rows), -1, dtype=np.int64)
-                row[wanted] = np.arange(len(wanted))
-                kind = run.rows[KIND].to_numpy().astype(np.uint8)
+                wanted = run.wanted()
                 attributes = unpacked_int64(run.rows[ATTRIBUTES], plan.row_width)
                 lists = np.zeros((len(wanted), len(plan.listed)), dtype=np.int64)
-                events = events_of(run, kind, row)
-                features.list_in_order(run.entity, events, attributes, run.states, lists)
-                row = np.full_like(row, -1)
-                events = events_of(run, kind, row)
-                profile.close(run, features.apply(run.entity, events, attributes, run.states, none).states)
+                features.list_in_order(run.entity, run.events(filled=wanted), attributes, run.states, lists)
+                profile.close(run, features.apply(run.entity, run.events(), attributes, run.states, none).states)
                 yield from self._reads(run, wanted, lists, attributes)
 
     def _reads(
@@ -135,71 +127,29 @@ class NeighbourValues:
 
     def run(self, batches: Batches, _: int) -> Batches:
         plan, profile = self.features.plan, OpenProfile(self.slices.before)
+        none = self.features.new_slots(0)
         for batch in batches:
             for run in profile.runs(batch):
-                kind = run.rows[KIND].to_numpy().astype(np.uint8)
+                is_read = run.rows[KIND].to_numpy() == READS
                 attributes = unpacked_int64(run.rows[ATTRIBUTES], plan.row_width)
                 hop = run.rows[HOP].to_numpy()
                 for number, group in enumerate(plan.hops):
-                    reads = np.flatnonzero((kind == READS) & (hop == number))
+                    is_mine = is_read & (hop == number)
+                    reads = np.flatnonzero(is_mine)
                     if len(reads):
+                        # Reads of other groups do nothing.
+                        events = run.events(np.flatnonzero(is_mine | ~is_read), reads)
                         found = np.full((len(reads), len(group.results)), np.nan, dtype=np.float32)
-                        self._read(number, run, kind, attributes, reads, found)
+                        self.features.read_in_order(number, events, attributes, run.states, found)
                         yield self._batch(run, reads, found)
-                states = self._after(run, kind, attributes)
+                # Only the last group goes on in another batch. It has no profile while there are only reads.
+                last = run._replace(rows=run.rows.slice(run.starts[-1]), starts=run.starts[:1], states=run.states[-1:])
+                kept = np.flatnonzero(~is_read[run.starts[-1] :])
+                states = last.states
+                if len(kept):
+                    events, rows = last.events(kept), attributes[run.starts[-1] :]
+                    states = [*self.features.apply(run.entity, events, rows, states, none).states]
                 profile.close(run, states)
-
-    def _read(
-        self,
-        number: int,
-        run: EntityRun,
-        kind: NDArray[np.uint8],
-        attributes: NDArray[np.int64],
-        reads: NDArray[np.int64],
-        found: NDArray[np.float32],
-    ) -> None:
-        """Let the reads of one group find values; those of other groups do nothing."""
-        row = np.full(len(kind), -1, dtype=np.int64)
-        row[reads] = np.arange(len(reads))
-        is_event = (kind != READS) | (row >= 0)
-        kept = np.flatnonzero(is_event)
-        # A group may lose all of its events, and stay as an empty one.
-        groups = np.concatenate(([0], np.cumsum(is_event)))[np.append(run.starts, len(kind))].astype(np.int64)
-        events = events_of(run, kind, row)
-        events = events._replace(
-            groups=groups,
-            kind=kind[kept],
-            payment=kept,
-            weight=events.weight[kept],
-            source=events.source[kept],
-            offset=events.offset[kept],
-            row=row[kept],
-        )
-        self.features.read_in_order(number, events, attributes, run.states, found)
-
-    def _after(self, run: EntityRun, kind: NDArray[np.uint8], attributes: NDArray[np.int64]) -> list[bytes | None]:
-        """Returns the profiles after the events of a run; None where there were only reads so far."""
-        is_event = kind != READS
-        kept = np.flatnonzero(is_event)
-        groups = np.concatenate(([0], np.cumsum(is_event)))[np.append(run.starts, len(kind))].astype(np.int64)
-        # Only the last group goes on in another batch.
-        last = slice(int(groups[-2]), int(groups[-1]))
-        if last.start == last.stop:
-            return [run.states[-1]]
-        kept = kept[last]
-        nowhere = np.full(len(kept), -1, dtype=np.int64)
-        whole = events_of(run, kind, np.full(len(kind), -1, dtype=np.int64))
-        events = whole._replace(
-            groups=np.array([0, len(kept)]),
-            kind=kind[kept],
-            payment=kept,
-            weight=whole.weight[kept],
-            source=nowhere,
-            offset=nowhere,
-            row=nowhere,
-        )
-        none = self.features.new_slots(0)
-        return [*self.features.apply(run.entity, events, attributes, [run.states[-1]], none).states]
 
     def _batch(self, run: EntityRun, reads: NDArray[np.int64], found: NDArray[np.float32]) -> pa.RecordBatch:
         place = run.rows[PLACE].to_numpy()[reads]

@@ -30,7 +30,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paywarden.features.dataflow.engine import BATCH_ROWS, BUCKET, FILE, ROW, Batches, Work, joined
+from paywarden.features.dataflow.engine import (
+    BATCH_ROWS,
+    BUCKET,
+    FILE,
+    ROW,
+    Batches,
+    Progress,
+    Work,
+    joined,
+    no_progress,
+    stage_name,
+)
 from paywarden.features.history.history import first_line
 from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
@@ -153,8 +164,10 @@ class ProcessEngine:
         processes: int = 1,
         spill_bytes: int = 256 << 20,
         batch_rows: int = BATCH_ROWS,
+        progress: Progress = no_progress,
     ) -> None:
         self.partitions = partitions
+        self._progress = progress
         self._spill_bytes, self._batch_rows = spill_bytes, batch_rows
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -181,14 +194,15 @@ class ProcessEngine:
         schemas = []
         for file in files:
             try:
-                opened = pq.ParquetFile(file)
+                with pq.ParquetFile(file) as opened:
+                    schema, metadata = opened.schema_arrow, opened.metadata
             except arrow_files.UNREADABLE as error:
                 raise Misconfigured(f"{file} cannot be read as Parquet: {first_line(error)}") from error
-            schemas.append(opened.schema_arrow)
+            schemas.append(schema)
             row = 0
-            for group in range(opened.num_row_groups):
+            for group in range(metadata.num_row_groups):
                 parts.append(ParquetPart(str(file), (group,), row, str(file), self._batch_rows))
-                row += opened.metadata.row_group(group).num_rows
+                row += metadata.row_group(group).num_rows
         return LocalRows(tuple(parts)), schemas[0], tuple(map(str, files))
 
     def map(self, rows: LocalRows, work: Work) -> LocalRows:
@@ -223,7 +237,8 @@ class ProcessEngine:
         )
 
     def tables(self, rows: LocalRows) -> Iterator[pa.Table]:
-        yield from self._fetched([partial(_write_part, rows, part, self._folder) for part in range(len(rows.parts))])
+        tasks = [partial(_write_part, rows, part, self._folder) for part in range(len(rows.parts))]
+        yield from self._fetched(_name_of(rows), tasks)
 
     def split(self, rows: LocalRows, path: str, written: Sequence[str], fetched: Sequence[str]) -> Iterator[pa.Table]:
         unfinished = Path(f"{path}.unfinished")
@@ -233,15 +248,15 @@ class ProcessEngine:
             partial(_write_part, rows, part, self._folder, fetched, (unfinished / f"part-{part:06d}.parquet", written))
             for part in range(len(rows.parts))
         ]
-        yield from self._fetched(both)
+        yield from self._fetched(_name_of(rows), both)
         (unfinished / "_SUCCESS").touch()
         if Path(path).is_dir():
             shutil.rmtree(path)
         Path(path).unlink(missing_ok=True)
         unfinished.replace(path)
 
-    def _fetched(self, tasks: Sequence[Any]) -> Iterator[pa.Table]:
-        for path in self._each(tasks):
+    def _fetched(self, stage: str, tasks: Sequence[Any]) -> Iterator[pa.Table]:
+        for path in self._each(stage, tasks):
             if path:
                 with pa.memory_map(path) as source:
                     yield pa.ipc.open_file(source).read_all()
@@ -254,12 +269,17 @@ class ProcessEngine:
             for one in rows
             for part in range(len(one.parts))
         ]
-        return [run for runs in self._each(tasks) for run in runs]
+        return [run for runs in self._each(" and ".join(dict.fromkeys(map(_name_of, rows))), tasks) for run in runs]
 
-    def _each(self, tasks: Sequence[Any]) -> Iterator[Any]:
-        if self._pool is None:
-            return (task() for task in tasks)
-        return iter(self._pool.map(_call, tasks))
+    def _each(self, stage: str, tasks: Sequence[Any]) -> Iterator[Any]:
+        with self._progress(stage, len(tasks)) as advance:
+            for result in map(_call, tasks) if self._pool is None else self._pool.map(_call, tasks):
+                advance(1)
+                yield result
+
+
+def _name_of(rows: LocalRows) -> str:
+    return stage_name([work for work in rows.works if not isinstance(work, _OneBucket)][-1])
 
 
 def _call(task: Any) -> Any:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import Batches
+from paywarden.features.dataflow.engine import Batches, group_starts, values_of
 from paywarden.features.profiles.engine import FeatureEngine
 
 SLICE_EVENTS = 1 << 22
@@ -36,7 +36,7 @@ SLICES_MAX = 4096
 
 
 def sampled_every(events_max: int) -> int:
-    """Returns of how many payments, in order, the events of one are counted."""
+    """Returns N: to find busy entities, the events of every N-th payment are counted."""
     return min(_SAMPLED_EVERY, events_max)
 
 
@@ -56,12 +56,9 @@ class BusyEntities:
                 found.append((*open_entity, count * sampled_every(self.events_max)))
 
         for batch in batches:
-            entity, keys = batch["_entity"].to_numpy(), batch["_key"]
-            begins = np.ones(len(keys), dtype=np.bool_)
-            begins[1:] = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(zero_copy_only=False)
-            begins[1:] |= entity[1:] != entity[:-1]
-            starts = np.flatnonzero(begins)
-            names = zip(entity[starts].tolist(), keys.take(pa.array(starts)).to_pylist(), strict=True)
+            entity, keys = batch["_entity"], batch["_key"]
+            starts = group_starts(entity, keys)
+            names = zip(*(column.take(pa.array(starts)).to_pylist() for column in (entity, keys)), strict=True)
             for mine, events in zip(names, np.diff(np.append(starts, len(keys))).tolist(), strict=True):
                 if mine != open_entity:
                     close()
@@ -85,7 +82,7 @@ class Slices:
     @classmethod
     def of_busy(cls, rows: Iterable[pa.Table], stop: int, events_max: int) -> Slices:
         """Returns slices, without their profiles, from the rows of BusyEntities."""
-        busy = [row for table in rows for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        busy = [row for table in rows for row in values_of(table)]
         return cls({(entity, key): min(SLICES_MAX, -(-count // events_max)) for entity, key, count in busy}, stop)
 
     def keys(self, entity: int, keys: pa.Array, place: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.bool_]]:
@@ -109,7 +106,7 @@ class Slices:
         """
         alone: dict[tuple[int, bytes], bytes] = {}
         for table in rows:
-            for entity, key, state in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            for entity, key, state in values_of(table):
                 alone[entity, key] = state
         before: dict[tuple[int, bytes], bytes] = {}
         after = []

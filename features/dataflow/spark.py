@@ -24,19 +24,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, reduce
 from pathlib import Path
+from threading import Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from paywarden.features.dataflow.engine import BATCH_ROWS, BUCKET, FILE, ROW, Batches, Work
+from paywarden.features.dataflow.engine import (
+    BATCH_ROWS,
+    BUCKET,
+    FILE,
+    ROW,
+    Batches,
+    Progress,
+    Work,
+    no_progress,
+    stage_name,
+)
 from paywarden.schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _FOREIGN = "paywarden-worker:"
+_WATCHED_EVERY_S = 0.5
 _COLLECTED_BYTES = 64 << 20
 _SETTINGS = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
@@ -73,8 +85,11 @@ class SparkEngine:
     A context manager: leaving removes them.
     """
 
-    def __init__(self, session: SparkSession, folder: str, *, partitions: int) -> None:
+    def __init__(
+        self, session: SparkSession, folder: str, *, partitions: int, progress: Progress = no_progress
+    ) -> None:
         self.partitions = partitions
+        self._progress = progress
         self._session, self._count = session, 0
         self._folder = f"{folder.rstrip('/')}/.stages-{uuid.uuid4().hex}"
 
@@ -127,9 +142,9 @@ class SparkEngine:
 
     def sort(self, rows: DataFrame, order: Sequence[str], work: Work) -> DataFrame:
         # Spark reads the rows twice: for the ranges' bounds, and to sort. Both must read the same file.
-        kept = self._kept(rows)
+        kept = self._kept("rows to sort", rows)
         in_order = kept.repartitionByRange(self.partitions, *order).sortWithinPartitions(*order)
-        return self._kept(self._mapped(in_order, work))
+        return self._kept(stage_name(work), self._mapped(in_order, work))
 
     def tables(self, rows: DataFrame) -> Iterator[pa.Table]:
         with self._computed(self._mapped(rows, _Blobs())) as blobs:
@@ -152,7 +167,8 @@ class SparkEngine:
         with one_line_errors():
             kept = rows.persist(StorageLevel.DISK_ONLY)
             try:
-                kept.count()
+                with self._watched("partitions"):
+                    kept.count()
                 yield kept
             finally:
                 kept.unpersist()
@@ -162,12 +178,42 @@ class SparkEngine:
         with one_line_errors():
             rows.write.mode("overwrite").parquet(path, compression="zstd")
 
-    def _kept(self, rows: DataFrame) -> DataFrame:
+    def _kept(self, stage: str, rows: DataFrame) -> DataFrame:
         """Write rows, and return them as they are read again."""
         self._count += 1
         path = f"{self._folder}/stage-{self._count}"
-        self.write(rows, path)
+        with self._watched(stage):
+            self.write(rows, path)
         return self._session.read.parquet(path)
+
+    @contextmanager
+    def _watched(self, stage: str) -> Iterator[None]:
+        """Show the tasks of the jobs that are started inside."""
+        over = Event()
+        watcher = Thread(target=self._watch, args=(stage, over), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _watch(self, stage: str, over: Event) -> None:
+        """Show Spark's stages one after the other, until it is over: Spark plans the later ones as it goes."""
+        tracker = self._session.sparkContext.statusTracker()
+        while not over.wait(_WATCHED_EVERY_S):
+            for number in sorted(tracker.getActiveStageIds())[:1]:
+                info = tracker.getStageInfo(number)
+                if info is None:
+                    continue
+                done = 0
+                with self._progress(f"{stage}, stage {number}", info.numTasks) as advance:
+                    while info is not None and number in tracker.getActiveStageIds() and not over.is_set():
+                        advance(info.numCompletedTasks - done)
+                        done = info.numCompletedTasks
+                        over.wait(_WATCHED_EVERY_S)
+                        info = tracker.getStageInfo(number)
+                    advance((info.numTasks if info is not None else done) - done)
 
     def _mapped(self, rows: DataFrame, work: Work) -> DataFrame:
         from pyspark.sql.pandas.types import from_arrow_schema

@@ -39,6 +39,7 @@ from paywarden.features.dataflow.events import (
     JOIN_ORDER,
     KIND,
     LABEL,
+    OUTCOMES,
     PAYMENT,
     CheckedOutcomes,
     CheckedPayments,
@@ -52,6 +53,7 @@ from paywarden.features.dataflow.fold import (
     ENTITY,
     FOLD_ORDER,
     PLACE,
+    Choice,
     KeyedEvents,
     PaymentRows,
     Profiles,
@@ -97,7 +99,8 @@ class Finish(Protocol):
 
 def zip_schema(columns: pa.Schema) -> pa.Schema:
     """Returns the columns of all that meets at a place."""
-    return pa.schema([*_ZIPPED, (_VALUES, pa.binary()), (LABEL, pa.int8()), *((f.name, f.type) for f in columns)])
+    beside = [(_VALUES, pa.binary()), (LABEL, pa.int8()), (OUTCOMES, pa.binary())]
+    return pa.schema([*_ZIPPED, *beside, *((field.name, field.type) for field in columns)])
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class WantedPayments:
     places: Places
     window: Window
     partitions: int
+    choice: Choice | None = None
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -119,6 +123,9 @@ class WantedPayments:
             place = self.places.of_events(batch)
             rows = np.flatnonzero((batch[KIND].to_numpy() == PAYMENT) & (place >= wanted.start) & (place < wanted.stop))
             taken = batch.take(pa.array(rows))
+            if self.choice is not None:
+                chosen = np.flatnonzero(self.choice.of(taken))
+                rows, taken = rows[chosen], taken.take(pa.array(chosen))
             none = pa.array(np.full(len(rows), _OF_PAYMENT, dtype=np.int8))
             arrays = [
                 window_buckets(place[rows], self.window, self.partitions),
@@ -127,7 +134,7 @@ class WantedPayments:
                 none,
                 none,
             ]
-            arrays += [pa.nulls(len(rows), pa.binary()), taken[LABEL]]
+            arrays += [pa.nulls(len(rows), pa.binary()), taken[LABEL], taken[OUTCOMES]]
             yield pa.record_batch([*arrays, *(taken[name] for name in self.columns.names)], schema=self.schema)
 
 
@@ -244,16 +251,19 @@ class Passage(Generic[RowsT]):
     def rows(self) -> RowMaker:
         return RowMaker(self.features, self.rates, self.columns)
 
-    def finished(self, window: Window, last: Finish) -> RowsT:
-        """Returns what `last` makes of the payments of a window, in order over all partitions."""
+    def finished(self, window: Window, last: Finish, choice: Choice | None = None) -> RowsT:
+        """Returns what `last` makes of the payments of a window, in order over all partitions.
+
+        `choice` takes some of them; None takes all.
+        """
         engine, features, count = self.engine, self.features, self.engine.partitions
-        keyed = self._keyed(window, window.places.stop)
+        keyed = replace(self._keyed(window, window.places.stop), choice=choice)
         slices, _ = self._slices(keyed)
         slots = ForZip(Slots(features, window, count, slices), self.columns)
-        wanted = engine.map(self.events, WantedPayments(self.columns, self.places, window, count))
+        wanted = engine.map(self.events, WantedPayments(self.columns, self.places, window, count, choice))
         parts = [wanted, engine.exchange([self._of(keyed, slices)], FOLD_ORDER, slots)]
         if features.plan.hops:
-            parts.append(self._neighbours(window, slices))
+            parts.append(self._neighbours(window, slices, choice))
         return engine.exchange(parts, ZIP_ORDER, Zipped(features, self.rows, last))
 
     def profiles(self) -> Iterator[pa.Table]:
@@ -290,11 +300,12 @@ class Passage(Generic[RowsT]):
         alone = engine.exchange([self._of(keyed, slices, busy=True)], FOLD_ORDER, Profiles(self.features))
         return slices.with_profiles(self.features, engine.tables(alone))
 
-    def _neighbours(self, window: Window, slices: Slices) -> RowsT:
+    def _neighbours(self, window: Window, slices: Slices, choice: Choice | None) -> RowsT:
         """Returns the values of neighbours that payments of the window ask for. `slices`: of all kinds, by key."""
         engine, features, count = self.engine, self.features, self.engine.partitions
         sources, targets = ({hop.source for hop in features.plan.hops}, {hop.target for hop in features.plan.hops})
-        of_sources = self._of(self._keyed(window, window.places.stop, sorted(sources)), slices)
+        asking = replace(self._keyed(window, window.places.stop, sorted(sources)), choice=choice)
+        of_sources = self._of(asking, slices)
         by_identity = replace(self._keyed(window, window.places.stop, sorted(targets)), by_identity=True)
         of_targets, _ = self._slices(by_identity)
         listed = ListedNeighbours(features, count, slices, of_targets)

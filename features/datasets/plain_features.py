@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.attributes import Condition, ConditionCode, identity_column, parts_of
 from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.expressions import (
+    LABEL_MEASURES,
     Column,
     Derived,
     EntityRecency,
@@ -139,13 +141,14 @@ class _Moment:
         operands = [self.value(operand) for operand in value.operands]
         known: dict[Operation, Callable[[], float]] = {
             Operation.ATTRIBUTE_VALUE: lambda: self._attribute(value.numbers[0]),
-            Operation.HOUR: lambda: self._local().hour,
-            Operation.NIGHT: lambda: self._local().hour < 7,
-            Operation.WEEKEND: lambda: self._local().isoweekday() in (6, 7),
-            Operation.WEEKDAY: lambda: self._local().isoweekday() - 1,
+            Operation.HOUR: lambda: _local(self._now).hour,
+            Operation.NIGHT: lambda: _local(self._now).hour < 7,
+            Operation.WEEKEND: lambda: _local(self._now).isoweekday() in (6, 7),
+            Operation.WEEKDAY: lambda: _local(self._now).isoweekday() - 1,
             Operation.TRAILING_ZEROS: self._trailing_zeros,
             Operation.BELOW_LIMIT: lambda: self._below_limit(value.numbers),
             Operation.HOLDS: lambda: self._holds(*value.numbers),
+            Operation.MEETS: lambda: float(_meets(self._now, value.numbers)),
             Operation.CATEGORY: lambda: self._category(value.numbers),
             Operation.NUMBER: lambda: value.numbers[0],
             Operation.ADD: lambda: operands[0] + operands[1],
@@ -153,6 +156,7 @@ class _Moment:
             Operation.SCALE: lambda: operands[0] * value.numbers[0] / value.numbers[1],
             Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
             Operation.SUBTRACT: lambda: operands[0] - operands[1],
+            Operation.MULTIPLY: lambda: operands[0] * operands[1],
             Operation.CLIP: lambda: _clipped(operands[0], value.numbers[0]),
             Operation.SURPRISE: lambda: _surprise(*operands),
             Operation.DECLARED_NUMBER: lambda: _number_or_nan(self._now, value.numbers[0]),
@@ -175,6 +179,8 @@ class _Moment:
             column = measure.column
             if column.measure is Measure.COUNT:
                 return _deviation([_amount(row) for row in inside.payments(column.condition)])
+            if column.measure is Measure.FRAUD_COUNT:
+                return _deviation(*inside.labelled_amounts(column.condition))
             return _deviation(inside.numbers(column))
         counts = inside.bucket_counts(measure.column, value.numbers[0])
         if not counts:
@@ -188,11 +194,6 @@ class _Moment:
             raise NotPlain(column)
         return math.nan if self._now[column] < 0 else self._now[column]
 
-    def _local(self) -> datetime.datetime:
-        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self._now_ms)
-        code = self._now[kernel.UTC_OFFSET]
-        return moment + datetime.timedelta(minutes=code - kernel.OFFSET_ZERO) if code else moment
-
     def _trailing_zeros(self) -> float:
         digits = str(self._now[kernel.AMOUNT_MINOR])
         return 0 if digits == "0" else len(digits) - len(digits.rstrip("0"))
@@ -204,7 +205,7 @@ class _Moment:
     def _holds(self, column: int, operator: int, wanted: int) -> float:
         if self._now[column] < 0 or (self._now[column] == 0 and column not in _ALWAYS_THERE):
             return math.nan
-        return float(_met(self._now, Condition(column, operator, wanted, "", "")))
+        return float(_meets(self._now, (column, operator, wanted)))
 
     def _category(self, numbers: Sequence[int]) -> float:
         code, codes = self._now[numbers[0]], numbers[1:]
@@ -256,6 +257,8 @@ class _Moment:
         order = [(time_ms, [(one is not None, one or 0) for one in row], row) for time_ms, row in whole]
         order = sorted(order, key=lambda item: item[:2], reverse=True)[: value.capacity]
         latest = [(time_ms, row) for time_ms, _, row in order if time_ms <= self._now_ms]
+        if value.recollection in (Recollection.COUNT_SAME, Recollection.QUANTILE):
+            return self._over_latest(value, [row for _, row in latest])
         if value.place >= len(latest):
             return math.nan
         time_ms, there = latest[value.place]
@@ -274,6 +277,20 @@ class _Moment:
         if value.recollection is not Recollection.SPEED_KMH:
             raise NotPlain(value.recollection)
         return distance_km / (max(self._now_ms - time_ms, MINUTE_MS) / HOUR_MS)
+
+    def _over_latest(self, value: Latest, latest: Sequence[Sequence[int | None]]) -> float:
+        is_count = value.recollection is Recollection.COUNT_SAME
+        if is_count or len(value.fields) > 1:
+            mine = _kept(self._now, value.fields)[-1]
+            latest = [row for row in latest if row[-1] == mine]
+            if mine is None or is_count:
+                return math.nan if mine is None else len(latest)
+        numbers = sorted(number for number, *_ in latest if number is not None)
+        if not numbers:
+            return math.nan
+        place, rest = divmod((len(numbers) - 1) * value.place, 1000)
+        low = numbers[place]
+        return float(low) + float(numbers[place + 1] - low) * rest / 1000 if rest else float(low)
 
     def _neighbours(self, value: Neighbours, events: PlainEvents) -> float:
         """Returns a feature of the latest neighbours, each seen through its own events alone."""
@@ -313,7 +330,7 @@ def _reaches(values: Iterable[Expression]) -> Reaches:
             reach_ms = stored.window.length_ms + stored.window.delay_ms
             for column in (stored.column, stored.beside, stored.summed):
                 if column is not None:
-                    is_label = column.measure in (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
+                    is_label = column.measure in LABEL_MEASURES
                     key = (stored.entity, stored.window.hop_ms, is_label)
                     reaches[key] = max(reaches.get(key, 0), reach_ms)
     return reaches
@@ -355,6 +372,11 @@ class _Inside:
         found = (_number(row, column.attribute) for row in self.payments(column.condition))
         return [number for number in found if number is not None]
 
+    def labelled_amounts(self, condition: Condition | None) -> tuple[list[int], list[int]]:
+        """Returns the amount of each label that became known, and its weight: -1 takes a fraud back."""
+        labels = self._labels(condition)
+        return [_amount(row) for row, _ in labels], [weight for _, weight in labels]
+
     def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
         labels = self._events.labels
         return [(row, weight) for row, weight in labels if self._is_inside(row, 1) and _met(row, condition)]
@@ -384,6 +406,8 @@ class _Inside:
             return sum(_amount(row) for row in self.payments(condition))
         if column.measure is Measure.FRAUD_COUNT:
             return sum(weight for _, weight in self._labels(condition))
+        if column.measure is Measure.FRAUD_AMOUNT:
+            return sum(weight * _amount(row) for row, weight in self._labels(condition))
         if column.measure in (Measure.NUMBER_COUNT, Measure.NUMBER_SUM):
             numbers = self.numbers(column)
             return len(numbers) if column.measure is Measure.NUMBER_COUNT else sum(numbers)
@@ -447,20 +471,37 @@ class _Inside:
 
 
 def _met(row: Row, condition: Condition | None) -> bool:
-    if condition is None:
-        return True
-    code, wanted = row[condition.column], condition.value
-    if condition.operator == kernel.EQUAL:
+    return condition is None or _meets(row, condition.code)
+
+
+def _meets(row: Row, asked: ConditionCode) -> bool:
+    kind, wanted = asked[1], asked[2]
+    if kind >= kernel.ALL_OF:
+        found = [_meets(row, part) for part in parts_of(asked)]
+        return all(found) if kind == kernel.ALL_OF else any(found) == (kind == kernel.ANY_OF)
+    code = row[asked[0]]
+    if kind == kernel.EQUAL:
         return code == wanted
-    if condition.operator == kernel.DIFFERENT:
+    if kind == kernel.DIFFERENT:
         return code not in (0, wanted)
-    if condition.operator == kernel.AT_LEAST:
+    if kind == kernel.AT_LEAST:
         return code >= wanted
-    if condition.operator == kernel.BELOW:
+    if kind == kernel.BELOW:
         return 0 <= code < wanted
-    if condition.operator == kernel.BELOW_IF_PRESENT:
+    if kind == kernel.BELOW_IF_PRESENT:
         return 0 < code < wanted
-    raise NotPlain(condition.operator)
+    if kind in (kernel.HOUR_AMONG, kernel.WEEKDAY_AMONG):
+        there = _local(row)
+        value = there.hour if kind == kernel.HOUR_AMONG else there.isoweekday() - 1
+        return bool(wanted & 1 << value)
+    raise NotPlain(kind)
+
+
+def _local(row: Row) -> datetime.datetime:
+    """Returns the local time of a payment, UTC where its offset is not known."""
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=row[kernel.TIME_MS])
+    code = row[kernel.UTC_OFFSET]
+    return moment + datetime.timedelta(minutes=code - kernel.OFFSET_ZERO) if code else moment
 
 
 def _amount(row: Row) -> int:
@@ -523,11 +564,12 @@ def _surprise(count: float, total: float, usual: float, past: float) -> float:
     return math.floor(max(0.0, log_chance(expected) - log_chance(count)) * 1024 + 0.5) / 1024
 
 
-def _deviation(amounts: Sequence[int]) -> float:
-    count, total = len(amounts), float(sum(amounts))
+def _deviation(amounts: Sequence[int], weights: Sequence[int] | None = None) -> float:
+    weights = [1] * len(amounts) if weights is None else weights
+    count, total = sum(weights), float(sum(map(operator.mul, weights, amounts)))
     if count < 2:
         return math.nan
-    squares = float(sum(amount * amount for amount in amounts))
+    squares = float(sum(weight * amount * amount for amount, weight in zip(amounts, weights, strict=True)))
     return math.sqrt(max(0.0, squares * count - total * total) / (count * (count - 1.0)))
 
 

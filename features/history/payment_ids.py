@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from paywarden.features.kernel.toolkit.jit import compiled
@@ -95,6 +96,16 @@ def hash_texts(
             value = (value ^ np.uint64(content[place])) * np.uint64(0x100000001B3)
         value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
         hashes[row] = value ^ (value >> np.uint64(33))
+
+
+def hashes_of(texts: pa.Array) -> NDArray[np.uint64]:
+    """Returns the hash of each text, an array of strings or bytes without nulls, as `hash_texts` makes it."""
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    if len(texts):
+        _, offsets, content = texts.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+        hash_texts(bounds, np.frombuffer(content or b"", dtype=np.uint8).copy(), 0, len(texts), hashes)
+    return hashes
 
 
 @compiled(releases_gil=True, makes_arrays=True)

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from paywarden.features.kernel.conditions import holds
+from paywarden.features.kernel.conditions import answers, holds_for, local_ms, weekday_of
 from paywarden.features.kernel.distance import distance_km
 from paywarden.features.kernel.layout import (
     ADD,
@@ -29,18 +29,17 @@ from paywarden.features.kernel.layout import (
     DEVIATION,
     DIVIDE,
     ENTROPY,
-    EPOCH_WEEKDAY,
     F32,
     F64,
     HOLDS,
     HOUR,
     HOUR_MS,
     I64,
-    MINUTE_MS,
+    MEETS,
+    MULTIPLY,
     NIGHT,
     NUMBER,
     NUMBER_ZERO,
-    OFFSET_ZERO,
     SAME_VALUE,
     SCALE,
     SQUARE_BITS,
@@ -50,7 +49,6 @@ from paywarden.features.kernel.layout import (
     TIME_MS,
     TOP_SHARE,
     TRAILING_ZEROS,
-    UTC_OFFSET,
     WEEKEND,
 )
 from paywarden.features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
@@ -103,6 +101,10 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
             count, total = values[plan[at + OPERATION.first]], values[plan[at + OPERATION.second]]
             usual, past = values[plan[at + OPERATION.third]], values[plan[at + OPERATION.fourth]]
             values[position] = _surprise(count, total, usual, past)
+        elif operation == MULTIPLY:
+            values[position] = values[plan[at + OPERATION.first]] * values[plan[at + OPERATION.second]]
+        elif operation == MEETS:
+            values[position] = answers(plan, attributes) >> plan[at + OPERATION.first] & 1
         else:
             values[position] = _from_fields(plan, at, operation, attributes)
         position += 1
@@ -132,7 +134,8 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
         column = plan[at + OPERATION.first]
         if attributes[column] < 0 or (attributes[column] == 0 and column > AMOUNT_MINOR):
             return np.nan
-        return 1.0 if holds(attributes, column, plan[at + OPERATION.second], plan[at + OPERATION.third]) else 0.0
+        operator, value = plan[at + OPERATION.second], plan[at + OPERATION.third]
+        return 1.0 if holds_for(attributes, 0, attributes[column], operator, value) else 0.0
     if operation == TRAILING_ZEROS:
         return float(_trailing_zeros(attributes[AMOUNT_MINOR]))
     if operation == BELOW_LIMIT:
@@ -140,11 +143,8 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     if operation == CATEGORY:
         code = attributes[plan[at + OPERATION.first]]
         return _category(plan, code, plan[at + OPERATION.second], plan[at + OPERATION.third])
-    local_ms = attributes[TIME_MS]
-    if attributes[UTC_OFFSET] != 0:
-        local_ms += (attributes[UTC_OFFSET] - OFFSET_ZERO) * MINUTE_MS
-    hour = (local_ms % DAY_MS) // HOUR_MS
-    weekday = (local_ms // DAY_MS + EPOCH_WEEKDAY) % 7
+    now_ms = local_ms(attributes)
+    hour, weekday = now_ms % DAY_MS // HOUR_MS, weekday_of(now_ms)
     if operation == HOUR:
         return float(hour)
     if operation == NIGHT:

@@ -19,6 +19,7 @@ import numpy as np
 from paywarden.features.kernel.distance import distance_km
 from paywarden.features.kernel.layout import (
     AGO,
+    COUNT_SAME,
     DISTANCE_KM,
     F64,
     HOUR_MS,
@@ -96,8 +97,11 @@ def are_in_order(plan: I64, where: int, words: I64, items: int) -> bool:
 
 
 @compiled()
-def recall(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64) -> None:
-    """Answer the questions to a memory of the latest payments. Only payments by the time of this one count."""
+def recall(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64, scratch: int) -> None:
+    """Answer the questions to a memory of the latest payments. Only payments by the time of this one count.
+
+    words[scratch:] has room for a number of each payment.
+    """
     as_of_ms, times_at = attributes[TIME_MS], memory_times_at(plan, where)
     room = plan[where + MEMORY.capacity]
     newest = 0
@@ -108,7 +112,9 @@ def recall(plan: I64, where: int, words: I64, items: int, attributes: I64, slots
         item, field = newest + plan[at + RECOLLECTION.place], plan[at + RECOLLECTION.field]
         kind = plan[at + RECOLLECTION.kind]
         result = np.nan
-        if item < items:
+        if kind >= COUNT_SAME:
+            result = _over_latest(plan, where, words, newest, items, at, attributes, scratch)
+        elif item < items:
             kept_at = plan[where + MEMORY.values_at] + field * room + item
             since_ms = as_of_ms - words[times_at + item]
             if kind == AGO:
@@ -125,6 +131,41 @@ def recall(plan: I64, where: int, words: I64, items: int, attributes: I64, slots
                 if kind != DISTANCE_KM:
                     result /= max(since_ms, JOURNEY_MS_MIN) / HOUR_MS
         slots[plan[at + RECOLLECTION.slot]] = result
+
+
+@compiled()
+def _over_latest(
+    plan: I64, where: int, words: I64, newest: int, items: int, question: int, attributes: I64, scratch: int
+) -> float:
+    """Returns how many payments have this payment's value of the last field, or a quantile of their first field.
+
+    A quantile between two numbers is interpolated. Without a second field it is one of all payments.
+    """
+    is_count, width = plan[question + RECOLLECTION.kind] == COUNT_SAME, plan[where + MEMORY.width]
+    values_at, mine, count = plan[where + MEMORY.values_at], 0, 0
+    same_at = values_at + (width - 1) * plan[where + MEMORY.capacity]
+    if is_count or width > 1:
+        mine = _value_of(plan, plan[where + MEMORY.fields_at] + (width - 1) * REMEMBERED_SIZE, attributes)
+        if mine == 0:
+            return np.nan
+    for item in range(newest, items):
+        if mine != 0 and words[same_at + item] != mine:
+            continue
+        if not is_count:
+            number, place = number_kept(words[values_at + item]), scratch + count
+            while place > scratch and words[place - 1] > number:
+                words[place] = words[place - 1]
+                place -= 1
+            words[place] = number
+        count += 1
+    if is_count or count == 0:
+        return float(count) if is_count else np.nan
+    rank = (count - 1) * plan[question + RECOLLECTION.place]
+    low, rest = words[scratch + rank // 1000], rank % 1000
+    if rest == 0:
+        return float(low)
+    step = float(words[scratch + rank // 1000 + 1] - low)
+    return float(low) + step * float(rest) / 1000.0
 
 
 @inlined

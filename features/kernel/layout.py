@@ -34,8 +34,10 @@ OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
 COUNTRY_CODES = 26 * 26
 # The code of the number 0 in a declared field. All codes are above 0, and keep the order of their numbers.
 NUMBER_ZERO = 1 << 54
-# Operators of conditions. The last one is BELOW for an attribute that may be missing, which has code 0 then.
-EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
+# Operators of conditions. BELOW_IF_PRESENT is BELOW for an attribute that may be missing, which has code 0 then. The
+# value of the next two has a bit for each hour, or day of the week, for which the condition holds. The last three join
+# conditions before them: their value has the bits of these.
+EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT, HOUR_AMONG, WEEKDAY_AMONG, ALL_OF, ANY_OF, NONE_OF = range(10)
 
 # Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
 # smallest amounts are stored plus one: 0 means no payment. The largest and smallest numbers of a field are kept zigzag
@@ -57,7 +59,9 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
     NUMBER_SQUARES_HIGH,
     NUMBER_MAX,
     NUMBER_MIN,
-) = range(16)
+    FRAUD_SQUARES_LOW,
+    FRAUD_SQUARES_HIGH,
+) = range(18)
 # How an attribute is read as a number: an amount is one, a declared number has the code of it, and a moment stands for
 # its age at its payment, in ms. A text has no number.
 READ_AMOUNT, READ_NUMBER, READ_AGE, READ_TEXT = range(4)
@@ -76,7 +80,7 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
 # The kinds of memories.
 DISTINCT_VALUES, LATEST_PAYMENTS, WHOLE_PAYMENTS = range(3)
 # The questions to the latest payments that a profile keeps whole.
-AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH = range(4, 9)
+AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH, COUNT_SAME, QUANTILE = range(4, 11)
 
 # How the values of neighbours become one, in the order of paywarden.features.catalogue.expressions.NeighbourReduction;
 # and the most groups of neighbours of a catalogue, and neighbours of a group: each one more is a profile more to read.
@@ -110,7 +114,9 @@ HOPS_MAX, NEIGHBOURS_MAX = 8, 8
     SUBTRACT,
     CLIP,
     SURPRISE,
-) = range(24)
+    MULTIPLY,
+    MEETS,
+) = range(26)
 
 # A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
 # The length of each section follows: sources, tables, memories.

@@ -31,6 +31,7 @@ from paywarden.features.kernel.layout import (
     LENGTHS_AT,
     NEWEST_MS,
     NUMBER_MAX,
+    NUMBER_MIN,
     OK,
     SOURCES_MAX,
     STATUS_UNIT,
@@ -115,7 +116,7 @@ def _both(measure: int, first: int, second: int) -> int:
         return first | second
     if measure == AMOUNT_MAX:
         return max(first, second)
-    if measure == AMOUNT_MIN or measure >= NUMBER_MAX:
+    if measure == AMOUNT_MIN or NUMBER_MAX <= measure <= NUMBER_MIN:
         if first == 0 or second == 0:
             return first + second
         if measure == AMOUNT_MIN:

@@ -82,7 +82,7 @@ def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> 
         if plan[where + MEMORY.kind] == DISTINCT_VALUES:
             recollect(plan, where, words, items, attributes, slots)
         else:
-            recall(plan, where, words, items, attributes, slots)
+            recall(plan, where, words, items, attributes, slots, plan[section + ENTITY.scratch_at])
     recency = plan[section + ENTITY.recency_slot]
     if words[FIRST_MS] == 0:
         slots[recency] = np.nan

@@ -37,6 +37,7 @@ from paywarden.features.kernel.layout import (
     FIRST_MS,
     FRAUD_AMOUNT,
     FRAUD_COUNT,
+    FRAUD_SQUARES_LOW,
     I64,
     LABEL,
     LAST_MS,
@@ -315,9 +316,12 @@ def _move_payment(
         if condition == 0:
             continue
         sign = (after >> (condition - 1) & 1) - (before >> (condition - 1) & 1)
-        if sign == 0 or (amount < 0 and (AMOUNT_SUM <= measure <= AMOUNT_MIN or measure == FRAUD_AMOUNT)):
+        if sign == 0 or (amount < 0 and AMOUNT_SUM <= measure <= AMOUNT_MIN):
             continue
         at = plan[column + COLUMN.words_at] + row
+        if plan[where + TABLE.kind] == LABEL:
+            words[at] += sign * label * _label_part(measure, amount)
+            continue
         high, low = amount >> 20, amount & 0xFFFFF
         cross = 2 * high * low
         if measure == COUNT:
@@ -328,10 +332,6 @@ def _move_payment(
             words[at] += sign * (low * low + ((cross & 0xFFFFF) << 20))
         elif measure == SQUARES_HIGH:
             words[at] += sign * (high * high + (cross >> 20))
-        elif measure == FRAUD_COUNT:
-            words[at] += sign * label
-        elif measure == FRAUD_AMOUNT:
-            words[at] += sign * label * amount
         elif measure == AMOUNT_MAX:
             if sign > 0:
                 words[at] = max(words[at], amount + 1)
@@ -358,8 +358,23 @@ def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, hel
         column = plan[where + TABLE.columns_at] + number * COLUMN_SIZE
         condition = plan[column + COLUMN.condition]
         if condition == 0 or (held >> (condition - 1)) & 1:
-            is_amount = plan[column + COLUMN.measure] == FRAUD_AMOUNT
-            words[plan[column + COLUMN.words_at] + row] += weight * max(0, attributes[AMOUNT]) if is_amount else weight
+            part = _label_part(plan[column + COLUMN.measure], attributes[AMOUNT])
+            words[plan[column + COLUMN.words_at] + row] += weight * part
+
+
+@inlined
+def _label_part(measure: int, amount: int) -> int:
+    """Returns what one fraud adds to a measure of labels. An amount that is not known adds nothing."""
+    if measure == FRAUD_COUNT:
+        return 1
+    amount = max(0, amount)
+    if measure == FRAUD_AMOUNT:
+        return amount
+    high, low = amount >> 20, amount & 0xFFFFF
+    cross = 2 * high * low
+    if measure == FRAUD_SQUARES_LOW:
+        return low * low + ((cross & 0xFFFFF) << 20)
+    return high * high + (cross >> 20)
 
 
 @compiled()

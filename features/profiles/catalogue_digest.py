@@ -54,5 +54,9 @@ def _described(value: Expression) -> object:
 
 
 def _without_names(members: list[tuple[str, object]]) -> dict[str, object]:
-    """Returns the members of an expression as a dict. A condition's meaning does not include its attribute's name."""
-    return {name: member for name, member in members if not (name == "attribute" and isinstance(member, str))}
+    """Returns the members of an expression as a dict, without a condition's attribute, and parts that it lacks."""
+    return {
+        name: member
+        for name, member in members
+        if not (name == "attribute" and isinstance(member, str)) and not (name == "parts" and member == ())
+    }

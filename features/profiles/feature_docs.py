@@ -94,7 +94,7 @@ class Listing:
         ]
         lines += ["", _WINDOWS, "", "In brackets: entity, window and hop, unit.", ""]
         for feature in self.features:
-            window = f", {feature.window} by {feature.hop}" if feature.window else ""
+            window = ", " + " by ".join(filter(None, (feature.window, feature.hop))) if feature.window else ""
             missing = f"; missing when: {rule}" if (rule := self._own_rule(feature)) else ""
             entity = feature.entity or "payment"
             lines.append(f"- `{feature.name}` ({entity}{window}, {feature.unit}): {feature.meaning}{missing}")
@@ -139,7 +139,7 @@ def listed_features(catalogue: Catalogue) -> tuple[ListedFeature, ...]:
 def _hops(feature: Feature) -> str:
     """Returns the hops of a feature's windows: "1h", or "1h : 1d" for two windows."""
     windows = [stored.window for stored in stored_values(feature.value) if isinstance(stored, WindowedMeasure)]
-    return " : ".join(dict.fromkeys(in_units(window.hop_ms) for window in windows))
+    return " : ".join(dict.fromkeys(in_units(window.hop_ms) for window in windows if not window.is_ever))
 
 
 def _cells(feature: ListedFeature) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import row_width
-from paywarden.features.catalogue.checks import FIELD_COUNTS
+from paywarden.features.catalogue.attributes import ConditionCode, columns_of_condition, row_width
+from paywarden.features.catalogue.checks import columns_of_operation
 from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
@@ -48,7 +48,7 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
-from paywarden.features.catalogue.windows import DAY_MS
+from paywarden.features.catalogue.windows import DAY_MS, EVER_HOP_MS, Window
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.catalogue_digest import digest_of
 from paywarden.features.profiles.plan_parts import (
@@ -62,6 +62,7 @@ from paywarden.features.profiles.plan_parts import (
     latest_of,
     memories_of,
     numbered_slots,
+    plan_condition,
     reading_of,
     tables_of,
 )
@@ -169,24 +170,25 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
     )
     hops = hops_of(stored, names)
     slots = numbered_slots(names, tables, [[*kept, *whole] for kept, whole in zip(memories, latest, strict=True)], hops)
-    conditions = conditions_of(tables)
+    operations = [one for feature in catalogue.features for one in _derived(feature.value)]
+    conditions = conditions_of(tables, [one.numbers for one in operations if one.operation is Operation.MEETS])
     words = PlanWords()
     head_at = words.reserve(plan_schema.Head)
     words.extend([0] * len(names))
     for entity, (mine, kept, whole) in enumerate(zip(tables, memories, latest, strict=True)):
         words[plan_schema.ENTITIES_AT + entity] = len(words)
         EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept, whole)
-    asked = [plan_schema.PlanCondition(c.column, c.operator, c.value) for c in conditions]
+    asked = [plan_condition(condition, conditions) for condition in conditions]
     conditions_at = words.extend([number for condition in asked for number in condition])
-    operations, values = _program(words, catalogue, slots)
-    program_at = words.extend([number for operation in operations for number in operation])
+    program, values = _program(words, catalogue, slots, conditions)
+    program_at = words.extend([number for operation in program for number in operation])
     features_at = words.extend(values)
     hops_at = write_hops(words, hops, slots, memories, catalogue.names)
     travels = any(m.recollection is Recollection.TRAVEL_KMH for kept in memories for k in kept for m in k.asked)
     head = plan_schema.Head(
         entity_count=len(names),
         slot_count=slots.count,
-        program_count=len(operations),
+        program_count=len(program),
         program_at=program_at,
         feature_count=len(values),
         features_at=features_at,
@@ -208,7 +210,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         entity_keys=tuple(entity.keys for entity in catalogue.entities),
         digest=digest_of(catalogue),
         slot_count=slots.count,
-        value_count=slots.count + len(operations),
+        value_count=slots.count + len(program),
         shapes=shapes,
         capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
         retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
@@ -216,13 +218,15 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         entity_identities=tuple(map(identities_of, tables, memories, latest)),
         key=key,
         fields=catalogue.payment.fields,
-        label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if knows_fraud(s)})),
+        label_delays_ms=tuple(sorted({_delay_ms(s.window) for s in stored if knows_fraud(s) and not s.window.is_ever})),
         categories=tuple(feature.name for feature in catalogue.features if feature.unit == "category"),
         hops=tuple(hops),
     )
 
 
-def _program(words: PlanWords, catalogue: Catalogue, slots: Slots) -> tuple[list[plan_schema.PlanOperation], list[int]]:
+def _program(
+    words: PlanWords, catalogue: Catalogue, slots: Slots, conditions: Sequence[ConditionCode]
+) -> tuple[list[plan_schema.PlanOperation], list[int]]:
     """Returns every operation once, operands first, and the number of each feature's value."""
     program: dict[Derived, int] = {}
     operations: list[plan_schema.PlanOperation] = []
@@ -238,6 +242,8 @@ def _program(words: PlanWords, catalogue: Catalogue, slots: Slots) -> tuple[list
             numbers = list(value.numbers)
             if value.operation is Operation.BELOW_LIMIT:
                 numbers = [words.extend(numbers), len(numbers)]
+            if value.operation is Operation.MEETS:
+                numbers = [conditions.index(value.numbers)]
             if value.operation is Operation.CATEGORY:
                 attribute, *codes = numbers
                 numbers = [attribute, words.extend(_by_code(codes)), len(codes)]
@@ -260,9 +266,17 @@ def _by_code(codes: Sequence[int]) -> list[int]:
 
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[StoredTable]) -> int:
     """Returns for how many ms after its newest event a profile can still affect a feature."""
-    windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
-    sees_further = any(s.entity == entity and not isinstance(s, WindowedMeasure) for s in stored)
+    mine = [s for s in stored if s.entity == entity]
+    sees_further = any(not isinstance(s, WindowedMeasure) or s.window.is_ever for s in mine)
+    windows_ms = max(
+        (table.shape.hop_ms * table.capacity for table in tables if table.shape.hop_ms != EVER_HOP_MS), default=0
+    )
     return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
+
+
+def _delay_ms(window: Window) -> int:
+    """Returns how long a window of labels waits. One without a delay is the part that "ever" leaves out."""
+    return window.delay_ms or window.length_ms
 
 
 def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int]:
@@ -277,12 +291,10 @@ def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int
                 is_number = column.measure in NUMBER_MEASURES
                 asked.add(reading_of(column.attribute)[0] if is_number else column.attribute)
                 if column.condition is not None:
-                    asked.add(column.condition.column)
+                    asked |= columns_of_condition(column.condition.code)
     for operation in (d for feature in catalogue.features for d in _derived(feature.value)):
-        if operation.operation in FIELD_COUNTS:
-            columns = operation.numbers[: FIELD_COUNTS[operation.operation]]
-            asked.update(column - is_second_column(column) for column in columns)
-        elif operation.operation in (Operation.HOUR, Operation.NIGHT, Operation.WEEKEND, Operation.WEEKDAY):
+        asked.update(column - is_second_column(column) for column in columns_of_operation(operation))
+        if operation.operation in (Operation.HOUR, Operation.NIGHT, Operation.WEEKEND, Operation.WEEKDAY):
             asked.add(kernel.UTC_OFFSET)
     return asked
 

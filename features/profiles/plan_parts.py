@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.attributes import ConditionCode, identity_column, parts_of
 from paywarden.features.catalogue.expressions import (
     Column,
     EntityRecency,
@@ -22,6 +22,7 @@ from paywarden.features.catalogue.expressions import (
     Stored,
     WindowedMeasure,
 )
+from paywarden.features.kernel.plan_schema import PlanCondition
 from paywarden.features.profiles.shape import MEASURES, LatestShape, TableShape, column_shape
 from paywarden.schemas.errors import Misconfigured
 
@@ -103,8 +104,7 @@ def _table_of(item: WindowedMeasure) -> tuple[int, bool]:
 
 def column_order(column: Column) -> tuple[int, ...]:
     """Returns the sort key of a column: its measure first."""
-    asked = column.condition
-    condition = () if asked is None else (asked.column, asked.operator, asked.value)
+    condition = () if column.condition is None else column.condition.code
     return (MEASURES.index(column.measure), column.attribute, column.parts, *condition)
 
 
@@ -201,18 +201,26 @@ def _slot_parts(item: WindowedMeasure) -> int:
     return item.column.parts if item.column.measure is Measure.BUCKET_COUNTS else 1
 
 
-def conditions_of(tables: Sequence[list[StoredTable]]) -> list[Condition]:
-    """Returns each distinct condition once, whatever its text."""
-    asked = {}
-    for mine in tables:
-        for table in mine:
-            for column in table.columns:
-                if column.condition is not None:
-                    asked[question_of(column.condition)] = column.condition
+def conditions_of(tables: Sequence[list[StoredTable]], met: Sequence[ConditionCode]) -> list[ConditionCode]:
+    """Returns each distinct condition once, whatever its text, behind its parts. `met` are those of payments."""
+    asked: dict[ConditionCode, None] = {}
+
+    def add(code: ConditionCode) -> None:
+        for part in parts_of(code):
+            add(part)
+        asked[code] = None
+
+    columns = [column for mine in tables for table in mine for column in table.shape.columns]
+    for code in (*(column.condition for column in columns), *met):
+        if code is not None:
+            add(code)
     if len(asked) > CONDITIONS_MAX:
         raise Misconfigured(f"feature catalogue: it has {len(asked)} conditions; there may be {CONDITIONS_MAX}")
-    return list(asked.values())
+    return list(asked)
 
 
-def question_of(condition: Condition) -> tuple[int, int, int]:
-    return condition.column, condition.operator, condition.value
+def plan_condition(code: ConditionCode, conditions: Sequence[ConditionCode]) -> PlanCondition:
+    """Returns a condition as the kernel reads it: the value of a joined one has the bits of its parts."""
+    if parts := parts_of(code):
+        return PlanCondition(0, code[1], sum(1 << conditions.index(part) for part in parts))
+    return PlanCondition(*code)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.attributes import ConditionCode, identity_column
 from paywarden.features.catalogue.expressions import (
     NUMBER_MEASURES,
     Column,
@@ -25,7 +25,6 @@ from paywarden.features.profiles.plan_parts import (
     StoredMemory,
     StoredTable,
     column_order,
-    question_of,
     reading_of,
 )
 from paywarden.features.profiles.shape import MEASURES, Shape
@@ -75,9 +74,9 @@ class PlanWords(list[int]):
 class EntityWriter:
     """Writes one entity's part of the plan."""
 
-    def __init__(self, words: PlanWords, conditions: list[Condition], slots: Slots) -> None:
+    def __init__(self, words: PlanWords, conditions: list[ConditionCode], slots: Slots) -> None:
         self._words, self._slots = words, slots
-        self._condition_place = {question_of(condition): index + 1 for index, condition in enumerate(conditions)}
+        self._condition_place = {condition: place for place, condition in enumerate(conditions, 1)}
         self._bound_count = 0
         self._places: dict[tuple[int, Column], _Place] = {}
 
@@ -147,7 +146,7 @@ class EntityWriter:
                 attribute, reading = reading_of(attribute)
             section = plan_schema.PlanColumn(
                 measure=MEASURES.index(column.measure),
-                condition=0 if condition is None else self._condition_place[question_of(condition)],
+                condition=0 if condition is None else self._condition_place[condition.code],
                 attribute=attribute,
                 identity=identity_column(attribute) if reading == kernel.READ_TEXT else attribute,
                 words_at=tiles_at + offset * table.capacity,

@@ -65,8 +65,9 @@ _WORDS = {
     Measure.NUMBER_SQUARES_LOW: "squares",
     Measure.NUMBER_MAX: "max",
     Measure.NUMBER_MIN: "min",
+    Measure.FRAUD_SQUARES_LOW: "fraud squares",
 }
-_SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH})
+_SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH, Measure.FRAUD_SQUARES_HIGH})
 _NO_VALUE = "-"
 
 
@@ -413,11 +414,11 @@ def _asks_neighbours(value: Expression, values: Mapping[str, Expression]) -> boo
     return isinstance(value, Neighbours)
 
 
-def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
+def _conditions_of(catalogue: Catalogue) -> dict[attributes.ConditionCode, str]:
     """Returns the text of each condition in the catalogue."""
     stored = [item for feature in catalogue.features for item in stored_values(feature.value)]
     asked = [item.column.condition for item in stored if isinstance(item, WindowedMeasure)]
-    return {(c.column, c.operator, c.value): c.text for c in asked if c is not None}
+    return {one.code: one.text for one in asked if one is not None}
 
 
 def _attributes_of(catalogue: Catalogue) -> dict[int, attributes.Attribute]:
@@ -431,7 +432,7 @@ def _table(
     table: TableShape,
     columns: Sequence[Sequence[int]],
     newest_ms: int,
-    words: dict[tuple[int, int, int], str],
+    words: dict[attributes.ConditionCode, str],
     known: Mapping[int, attributes.Attribute],
 ) -> TableView:
     """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
@@ -463,7 +464,7 @@ def _table(
 
 
 def _column_name(
-    column: ColumnShape, words: dict[tuple[int, int, int], str], known: Mapping[int, attributes.Attribute]
+    column: ColumnShape, words: dict[attributes.ConditionCode, str], known: Mapping[int, attributes.Attribute]
 ) -> str:
     measure = MEASURES[column.measure]
     name = _WORDS[measure]
@@ -499,6 +500,9 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int, digits: int) -> 
             return decode_zigzag(value)
         case Measure.FRAUD_AMOUNT:
             return _major(decode_zigzag(value))
+        case Measure.FRAUD_SQUARES_LOW:
+            squares = decode_zigzag(value) + (decode_zigzag(high) << kernel.SQUARE_BITS)
+            return Decimal(squares).scaleb(-2 * REFERENCE_MINOR_DIGITS)
         case _:
             return value
 

@@ -6,7 +6,7 @@ read: shared measures go over, old ones are dropped, and new ones start empty. A
 
     table count, and for each: hop in seconds, column count, columns
     column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
-                then attribute and parts; then the condition's attribute, operator and value
+                then attribute and parts; then the condition's attribute, operator and value, as in ConditionCode
     memory count, and for each: attribute, capacity; for one of latest payments: 0, 2 x capacity, + 1 if it holds only
                 payments that have all of its fields; field count, and for each: 2 x attribute, + 1 if it is a number
 
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.expressions import Column, Measure
+from paywarden.features.catalogue.attributes import ConditionCode
+from paywarden.features.catalogue.expressions import LABEL_MEASURES, Column, Measure
 from paywarden.features.catalogue.windows import SECOND_MS
 from paywarden.features.kernel.migrate import Move, TableChange
 from paywarden.features.kernel.toolkit.varint import decode_varints, encode_varint
@@ -31,6 +32,7 @@ from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
 
 MEASURES = tuple(Measure)
+_LABEL_MEASURES = frozenset(map(MEASURES.index, LABEL_MEASURES))
 # The widest column has 32 words. A shape with more than 64 is damaged, and its rows could overflow.
 _PARTS_MAX = 64
 # The engine refuses a catalogue whose largest profile, with numbers of eight bytes, exceeds a store's record.
@@ -47,11 +49,11 @@ class ColumnShape:
     measure: int
     attribute: int
     parts: int
-    condition: tuple[int, int, int] | None
+    condition: ConditionCode | None
 
     @property
     def is_label(self) -> bool:
-        return self.measure in (kernel.FRAUD_COUNT, kernel.FRAUD_AMOUNT)
+        return self.measure in _LABEL_MEASURES
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,7 @@ class Shape:
 
 def column_shape(column: Column) -> ColumnShape:
     """Returns the shape of a column of the catalogue."""
-    condition = column.condition
-    asked = None if condition is None else (condition.column, condition.operator, condition.value)
+    asked = None if column.condition is None else column.condition.code
     return ColumnShape(MEASURES.index(column.measure), column.attribute, column.parts, asked)
 
 
@@ -273,13 +274,22 @@ def _decode_memories(numbers: Iterator[int]) -> tuple[tuple[tuple[int, int], ...
     return tuple(memories), tuple(latest)
 
 
+def _decode_condition(numbers: Iterator[int]) -> ConditionCode:
+    code: list[int] = []
+    open_parts = 1
+    while open_parts:
+        code += (next(numbers), next(numbers), next(numbers))
+        open_parts += (code[-3] if code[-2] >= kernel.ALL_OF else 0) - 1
+    return tuple(code)
+
+
 def _decode_table(numbers: Iterator[int]) -> TableShape:
     hop_ms = next(numbers) * SECOND_MS
     columns = []
     for _ in range(next(numbers)):
         head = next(numbers)
         attribute, parts = (next(numbers), next(numbers)) if head & 2 else (0, 1)
-        condition = (next(numbers), next(numbers), next(numbers)) if head & 1 else None
+        condition = _decode_condition(numbers) if head & 1 else None
         columns.append(ColumnShape(head >> 2, attribute, parts, condition))
     if len({column.is_label for column in columns}) > 1:
         raise Misconfigured(_DAMAGED)

@@ -1,8 +1,7 @@
 """Converts a table to a history, out of core: one pass over the table, one over the converted rows.
 
-    files ─ parts ─► threads: cells, fields, refusals ─► runs on disk, sorted by time
-                                                      └► hashes of ids on disk ─► rows with an id of an earlier row
-    runs ─ intervals of time ─► payments.parquet, and the labels ─► runs ─► outcomes.parquet
+    files ─ parts ─► fields, refusals ─► rows on disk ─ DuckDB ─► rows with an id of an earlier row
+                                                     └ sorted ─► payments.parquet, outcomes.parquet
 
 The files get their names at the very end: a conversion that fails or is interrupted leaves a history unchanged.
 """
@@ -10,30 +9,27 @@ The files get their names at the very end: a conversion that fails or is interru
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_FILE
-from paywarden.features.tables.duplicates import IdFiles, IdRecords, Repeated, RowSet, id_records
-from paywarden.features.tables.fields import KNOWN_MS, LABEL, ROW, Converted, TableConverter
+from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_FILE, first_line
+from paywarden.features.tables.fields import KNOWN_MS, LABEL, TableConverter
 from paywarden.features.tables.labels import FRAUD, UNKNOWN
 from paywarden.features.tables.mapping import TableMapping
+from paywarden.features.tables.ordered_rows import DEFAULT_MEMORY_MB, OrderedRows
 from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.refusals import Reason, Refused
-from paywarden.features.tables.sorting import DEFAULT_SIZES, Sorter, SortSizes, in_order
-from paywarden.features.tables.sources import TableFiles, TablePart
+from paywarden.features.tables.sources import TableFiles
 from paywarden.schemas.errors import Misconfigured
 
 REFUSED_FILE = "refused.csv"
@@ -76,11 +72,10 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class ConversionBounds:
-    """`refused_share_max` of the rows may be refused. With 0 `threads` there are as many as processors, at most 4."""
+    """`refused_share_max` of the rows may be refused, and sorting takes `memory_mb` at most."""
 
     refused_share_max: float = 0.01
-    threads: int = 0
-    sizes: SortSizes = DEFAULT_SIZES
+    memory_mb: int = DEFAULT_MEMORY_MB
 
 
 DEFAULT_LIMITS = ConversionBounds()
@@ -110,6 +105,8 @@ def convert_table(
             return _Conversion(files, converter, mapping, place, limits, profile, progress).run()
     except OSError as error:
         raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
+    except duckdb.Error as error:
+        raise Misconfigured(f"cannot sort the rows in {folder}: {first_line(error)}") from error
 
 
 class _Place(NamedTuple):
@@ -118,13 +115,6 @@ class _Place(NamedTuple):
     folder: Path
     work: Path
     room: ExitStack
-
-
-class _Made(NamedTuple):
-    converted: Converted
-    ids: IdRecords | None
-    rows: int
-    size: int
 
 
 class _Conversion:
@@ -142,15 +132,10 @@ class _Conversion:
         self._files, self._converter, self._folder, self._limits = files, converter, folder, limits
         self._profile, self._progress = profile, progress
         self._report = ConversionReport()
-        self._threads = limits.threads or min(4, len(os.sched_getaffinity(0)))
-        self._pool = room.enter_context(ThreadPoolExecutor(self._threads))
-        self._payments = Sorter(work, "payments", "event_time_ms", self._pool, limits.sizes)
-        self._outcomes = Sorter(work, "outcomes", KNOWN_MS, self._pool, limits.sizes)
+        rows = OrderedRows(work, converter.schema, memory_mb=limits.memory_mb)
+        self._rows = room.enter_context(closing(rows))
         # Ids made of positions are never used twice.
-        has_ids = mapping.fields["payment_id"].made_from != "position"
-        self._ids = room.enter_context(closing(IdFiles(work))) if has_ids else None
-        self._lines = room.enter_context((work / "lines").open("w+b")) if has_ids else None
-        self._first_rows: list[int] = []
+        self._has_ids = mapping.fields["payment_id"].made_from != "position"
         self._partial = {name: folder / f"{name}.partial" for name in (PAYMENTS_FILE, OUTCOMES_FILE, REFUSED_FILE)}
         for path in self._partial.values():
             room.callback(path.unlink, missing_ok=True)
@@ -161,9 +146,11 @@ class _Conversion:
     def run(self) -> ConversionReport:
         self._read()
         self._check_limit()
-        repeated = self._find_repeated()
-        self._check_limit()
-        self._write_payments(repeated)
+        self._rows.end()
+        if self._has_ids:
+            self._drop_repeated()
+            self._check_limit()
+        self._write_payments()
         self._write_outcomes()
         for name in (PAYMENTS_FILE, OUTCOMES_FILE):
             self._partial[name].replace(self._folder / name)
@@ -172,36 +159,16 @@ class _Conversion:
 
     def _read(self) -> None:
         done = 0
-        for made in in_order(self._pool, self._make, self._files.parts(), window=2 * self._threads):
-            converted = made.converted
-            self._note_lines(converted)
-            self._report.rows += made.rows
-            self._payments.add(converted.payments)
-            if self._ids is not None and made.ids is not None:
-                self._ids.add(made.ids)
-            for refused in converted.refused:
+        for rows in self._files.parts():
+            made = self._converter.convert(rows)
+            self._report.rows += rows.count
+            self._rows.add(made.payments)
+            for refused in made.refused:
                 self._refuse(refused)
-            done += made.size
-            self._progress(made.size)
+            done += rows.size
+            self._progress(rows.size)
             if self._report.rows > _ROWS_TO_ESTIMATE and done:
                 self._check_limit(expected_rows=self._report.rows * max(1.0, self._files.size / done))
-
-    def _make(self, part: TablePart) -> _Made:
-        converted = self._converter.convert(part.read())
-        return _Made(
-            converted, id_records(converted.payments) if self._ids is not None else None, part.count, part.size
-        )
-
-    def _note_lines(self, converted: Converted) -> None:
-        """Remember the file and the line of each row."""
-        numbers = converted.numbers
-        while len(self._first_rows) <= converted.file:
-            self._first_rows.append(self._report.rows)
-        if self._lines is not None and len(numbers):
-            lines = np.zeros(int(numbers[-1] - numbers[0]) + 1, dtype=np.int64)
-            lines[numbers - numbers[0]] = converted.lines
-            self._lines.seek(8 * int(numbers[0]))
-            self._lines.write(lines.tobytes())
 
     def _refuse(self, refused: Refused) -> None:
         name, reason, report = self._files.names[refused.file], refused.reason, self._report
@@ -214,28 +181,12 @@ class _Conversion:
         if len(examples) < EXAMPLES:
             examples.append(f"{name}, line {refused.line}")
 
-    def _find_repeated(self) -> RowSet:
-        assert (self._ids is None) == (self._lines is None)
-        dropped = RowSet(self._report.rows)
-        if self._ids is None or self._lines is None:
-            return dropped
-        self._lines.flush()
-        different: list[Repeated] = []
-        for found in self._ids.repeated():
-            for one in found:
-                dropped.add(one.row)
-                self._report.repeated += one.is_same
-            different += [one for one in found if not one.is_same]
-        for one in sorted(different):
-            file, line = self._place_of(one.row)
-            self._refuse(Refused(file, line, _USED_TWICE))
-        return dropped
-
-    def _place_of(self, row: int) -> tuple[int, int]:
-        assert self._lines is not None
-        self._lines.seek(8 * row)
-        file = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        return file, int.from_bytes(self._lines.read(8), "little")
+    def _drop_repeated(self) -> None:
+        for one in self._rows.repeated():
+            if one.is_same:
+                self._report.repeated += 1
+            else:
+                self._refuse(Refused(one.file, one.line, _USED_TWICE))
 
     def _check_limit(self, expected_rows: float = 0.0) -> None:
         report, most = self._report, self._limits.refused_share_max
@@ -258,26 +209,20 @@ class _Conversion:
         else:
             (self._folder / REFUSED_FILE).unlink(missing_ok=True)
 
-    def _write_payments(self, dropped: RowSet) -> None:
+    def _write_payments(self) -> None:
         report = self._report
-        schema = self._converter.schema
-        kept = pa.schema([one for one in schema if not one.name.startswith("@")])
+        kept = pa.schema([one for one in self._converter.schema if not one.name.startswith("@")])
         with _writer(self._partial[PAYMENTS_FILE], kept) as writer:
-            for interval in self._payments.sorted():
-                table = dropped.without(interval)
-                if len(table) == 0:
-                    continue
-                writer.write_table(table.select(kept.names))
+            for table in self._rows.sorted(kept.names, "event_time_ms"):
+                writer.write_table(table)
                 times = table["event_time_ms"]
                 report.first_ms = report.first_ms or int(times[0].as_py())
                 report.last_ms = int(times[-1].as_py())
                 report.payments += len(table)
-                known = table.select(["payment_id", KNOWN_MS, LABEL, ROW]).filter(pc.not_equal(table[LABEL], UNKNOWN))
-                self._outcomes.add(known)
-                if self._profile is not None:
-                    self._profile.add(table)
         if report.payments == 0:
             raise Misconfigured(f"{self._files.names[0]}: no row of the table is a payment")
+        if self._profile is not None:
+            self._profile.fill(self._rows, self._partial[PAYMENTS_FILE])
 
     def _write_outcomes(self) -> None:
         schema = pa.schema(
@@ -286,7 +231,8 @@ class _Conversion:
         )  # fmt: skip
         names = pa.array(LABELS)
         with _writer(self._partial[OUTCOMES_FILE], schema) as writer:
-            for table in self._outcomes.sorted():
+            known = self._rows.sorted(["payment_id", KNOWN_MS, LABEL], f'"{KNOWN_MS}"', f'"{LABEL}" <> {UNKNOWN}')
+            for table in known:
                 label = np.asarray(table[LABEL].to_numpy())
                 self._report.frauds += int((label == FRAUD).sum())
                 self._report.genuine += int((label != FRAUD).sum())

@@ -23,19 +23,18 @@ from paywarden.features.history.history import NEVER_LABELLED, numbered_ids
 from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
 from paywarden.features.tables.columns.arrow_columns import Flags, Int64Array, Wrong, arrow_type, as_texts, flags_of
 from paywarden.features.tables.columns.label_table import LabelTable
-from paywarden.features.tables.columns.number_reader import NumberReader
+from paywarden.features.tables.columns.number_reader import NO_NUMBER, RIGHT, TOO_FINE, TOO_LARGE, NumberReader
 from paywarden.features.tables.columns.time_reader import TimeReader
 from paywarden.features.tables.labels import FRAUD, GENUINE, UNKNOWN, DelayTable, hashes_of, shares_of
 from paywarden.features.tables.mapping import FieldSource, LabelSource, TableMapping, TimeSource
 from paywarden.features.tables.refusals import Reason, Refused, RowReasons
 from paywarden.features.tables.sources import TableRows
-from paywarden.features.tables.texts import NO_NUMBER, RIGHT, TOO_FINE, TOO_LARGE
 from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
 
 # Columns of a converted part besides the fields.
-ROW, LABEL, KNOWN_MS = "@row", "@label", "@known_ms"
+ROW, FILE, LINE, LABEL, KNOWN_MS = "@row", "@file", "@line", "@label", "@known_ms"
 # A part of a bad column may hold as many reasons as rows.
 _REASONS_MAX = 50
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
@@ -43,13 +42,10 @@ _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
 
 @dataclass(frozen=True)
 class Converted:
-    """Payments, with ROW, LABEL and KNOWN_MS, and the rows that are no payments. `lines` has shape (rows read,)."""
+    """Payments, with the columns above, and the rows that are no payments."""
 
     payments: pa.Table
     refused: Sequence[Refused]
-    file: int
-    numbers: Int64Array
-    lines: Int64Array
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class _Values:
 
 
 class TableConverter:
-    """Makes payments of rows. It may be used in several threads."""
+    """Makes payments of rows."""
 
     def __init__(
         self,
@@ -105,7 +101,8 @@ class TableConverter:
         columns = [(one.name, arrow_type(one)) for one in kept]
         if self._mapping.label is not None and self._mapping.label.says_unknown:
             columns.append((NEVER_LABELLED, pa.bool_()))
-        return pa.schema([*columns, (ROW, pa.int64()), (LABEL, pa.int8()), (KNOWN_MS, pa.int64())])
+        added = ((ROW, pa.int64()), (FILE, pa.int32()), (LINE, pa.int64()), (LABEL, pa.int8()), (KNOWN_MS, pa.int64()))
+        return pa.schema([*columns, *added])
 
     def convert(self, rows: TableRows) -> Converted:
         """Returns the payments of some rows."""
@@ -119,14 +116,14 @@ class TableConverter:
         label, known_ms, never = self._label(rows, values, reasons)
         schema = self.schema
         found = {name: of_field.values for name, of_field in values.items()} | {NEVER_LABELLED: never}
-        columns = [
-            found[name] if name in found else pa.nulls(len(rows), schema.field(name).type) for name in schema.names[:-3]
-        ]
-        table = pa.Table.from_arrays([*columns, rows.numbers, label, known_ms], schema=schema)
+        found |= {ROW: rows.numbers, FILE: np.full(len(rows), rows.file, dtype=np.int32), LINE: rows.lines}
+        found |= {LABEL: label, KNOWN_MS: known_ms}
+        columns = [found[one.name] if one.name in found else pa.nulls(len(rows), one.type) for one in schema]
+        table = pa.Table.from_arrays(columns, schema=schema)
         if reasons.is_any:
             table = table.filter(pa.array(reasons.code == 0))
         torn = [Refused(rows.file, line, Reason("", "", text)) for line, text in rows.torn]
-        return Converted(table, [*torn, *reasons.refused(rows)], rows.file, rows.numbers, rows.lines)
+        return Converted(table, [*torn, *reasons.refused(rows)])
 
     def _required(self, field: PaymentField, found: _Values) -> _Values:
         if not field.is_required or not found.values.null_count:

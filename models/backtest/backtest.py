@@ -42,7 +42,7 @@ from paywarden.models.metrics.labels import GENUINE, LabelCounts
 from paywarden.models.metrics.value_detected import MissedFrauds, ScoredPayments, missed_frauds
 from paywarden.models.training.candidates import TREES, CandidatePath, Parameters, Scores
 from paywarden.models.training.progress import TrainingProgress, no_progress
-from paywarden.models.training.table import LabelRules, training_table
+from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -206,15 +206,14 @@ def rows_of(
         labels=LabelRules(label_delay_days, unknown_labels),
         progress=progress,
     )
-    assert table.row is not None
+    return rows_of_table(table)
+
+
+def rows_of_table(table: TrainingTable) -> BacktestRows:
+    """Returns the payments of a training table. It has all payments with a label."""
+    assert table.card is not None
     return BacktestRows(
-        table.vectors,
-        table.label,
-        table.day,
-        history.card.codes[table.row],
-        table.label_counts,
-        table.amount_minor,
-        table.strikes,
+        table.vectors, table.label, table.day, table.card, table.label_counts, table.amount_minor, table.strikes
     )
 
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paywarden.features.history.history import History
 from paywarden.models.backtest.backtest import Protocol
-from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, date_of_day
+from paywarden.models.metrics.evaluation import Days, Split, date_of_day
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -58,14 +57,11 @@ def _folds(windows: Windows, last_day: int, measures_all: bool) -> tuple[Split, 
     return tuple(splits)
 
 
-def last_test_day(history: History, windows: Windows, wanted: int | None = None) -> int:
-    """Returns `wanted`, or without it the last day whose labels the history can contain.
+def last_test_day(first: int, last: int, windows: Windows, wanted: int | None = None) -> int:
+    """Returns `wanted`, or without it the last day whose labels can be known. `first`, `last`: the days of the data.
 
-    Raises Misconfigured if the history does not cover all windows.
+    Raises Misconfigured if the data does not cover all windows.
     """
-    if len(history) == 0:
-        raise Misconfigured("the data holds no payment")
-    first, last = (int(history.event_time_ms[row] // DAY_MS) for row in (0, -1))
     chosen = last - windows.delay_days if wanted is None else wanted
     needed = chosen - windows.day_count + 1
     if chosen > last or needed < first:

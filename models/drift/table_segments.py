@@ -17,3 +17,7 @@ class TableSegments:
 
     time_ms: NDArray[np.int64]
     values: tuple[NDArray[np.object_], ...]
+
+    def of(self, rows: NDArray[np.bool_]) -> TableSegments:
+        """Returns the segments of some of the payments. `rows`: (rows,)."""
+        return TableSegments(self.time_ms[rows], tuple(column[rows] for column in self.values))

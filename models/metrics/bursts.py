@@ -38,7 +38,7 @@ class BurstMeasures:
     approved_before_stop: float
     """Mean number of payments that were approved before the first was stopped; all, if none was."""
     approved_before_stop_interval: Interval
-    """The 95 % interval of that mean. NaN unless two entities or more have bursts."""
+    """The 95 % interval of the mean. NaN unless two entities or more have bursts."""
     approved_share: float
     """Share of their payments that were approved."""
     approved_minor: int

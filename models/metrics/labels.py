@@ -38,6 +38,8 @@ UNKNOWN_LABELS = (AUTO, LEAVE_OUT, GENUINE)
 """The values of `[training] unknown_labels`."""
 
 _UNKNOWN = -1
+KINDS = 24
+"""How many kinds of payments `label_kinds` tells apart."""
 _MATURE_SHARE = 0.95
 _OUTCOMES_MAX = 1_000_000
 
@@ -117,22 +119,45 @@ def kept_labels(
     `label`: 1 fraud, 0 genuine, -1 not known. All arrays: (payments,). A kept payment with -1 counts as genuine.
     `never_labelled`: the payments of which the history itself says that nobody knows.
     """
+    kind = label_kinds(label, is_declined, is_mature, never_labelled)
+    is_kept, counts = kept_kinds(np.bincount(kind, minlength=KINDS), unknown_labels)
+    return is_kept[kind], counts
+
+
+def label_kinds(
+    label: NDArray[np.int8],
+    is_declined: NDArray[np.bool_],
+    is_mature: NDArray[np.bool_],
+    never_labelled: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int8]:
+    """Returns the kind of each payment, below KINDS: all that decides whether it keeps its label."""
+    kind = (label + 1) * np.int8(8) + is_declined * np.int8(4) + is_mature * np.int8(2)
+    return np.asarray(kind if never_labelled is None else kind + never_labelled, dtype=np.int8)
+
+
+def kept_kinds(count: NDArray[np.int64], unknown_labels: str) -> tuple[NDArray[np.bool_], LabelCounts]:
+    """Returns which kinds keep a label, and how many payments there are. `count`: the payments of each, (KINDS,).
+
+    Counts of parts of a history can be added.
+    """
     require_setting(unknown_labels)
+    kind = np.arange(KINDS)
+    label, is_declined, is_mature, never_labelled = kind // 8 - 1, *((kind & bit) > 0 for bit in (4, 2, 1))
     is_unknown = label == _UNKNOWN
-    unknown = int(np.count_nonzero(is_unknown))
+    unknown = int(count[is_unknown].sum())
     if unknown_labels == AUTO:
-        stated = np.zeros_like(is_unknown) if never_labelled is None else is_unknown & never_labelled
+        stated = is_unknown & never_labelled
         unheard = is_unknown & is_mature & ~stated
-        is_rare = 2 * np.count_nonzero(unheard) <= np.count_nonzero(is_mature & ~stated)
+        is_rare = 2 * count[unheard].sum() <= count[is_mature & ~stated].sum()
         # Without a single outcome nothing is known of any payment: a replay then shows actions alone, of all payments.
-        is_chargebacks = unknown < len(label) and not is_rare
+        is_chargebacks = unknown < count.sum() and not is_rare
         is_left_out = stated | unheard & is_rare | is_unknown & is_declined & is_chargebacks
     else:
         is_left_out = is_unknown & (unknown_labels == LEAVE_OUT)
-    left_out = int(np.count_nonzero(is_left_out))
+    left_out = int(count[is_left_out].sum())
     counts = LabelCounts(
-        fraud=int(np.count_nonzero(label == 1)),
-        genuine=int(np.count_nonzero(label == 0)),
+        fraud=int(count[label == 1].sum()),
+        genuine=int(count[label == 0].sum()),
         taken_for_genuine=unknown - left_out,
         left_out=left_out,
     )

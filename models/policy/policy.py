@@ -18,12 +18,14 @@ Example: the thresholds are 0.10 for review and 0.60 for decline. A payment has 
 
 The action is review, with the reasons score_at_or_above_review_threshold, mirror_absent and rule:large.
 
-Conditions are compiled at start (models/policy/rules.py), and lists are read then.
+Conditions are compiled at start (models/policy/rules.py), and lists are read then. A rule with `until` does nothing for
+payments after that UTC day, by the time of the payment: a replay decides as the day itself did.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
@@ -107,12 +109,16 @@ def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ConfiguredRule:
-    """One of `[[policy.rules]]`. If `when` is true, it asks for `action`, or with `override` decides alone."""
+    """One of `[[policy.rules]]`. If `when` is true, it asks for `action`, or with `override` decides alone.
+
+    `until`: the last UTC day whose payments it decides about, such as 2026-12-31; empty for no end.
+    """
 
     name: str
     when: str
     action: str
     override: bool = False
+    until: str = ""
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,7 @@ class Policy:
         self._overrides: list[_Rule] = []
         self._rules: list[_Rule] = []
         if settings.segments or settings.rules:
-            vocabulary = _vocabulary(catalogue, lists)
+            vocabulary = policy_vocabulary(catalogue, lists)
             for segment in settings.segments:
                 self._segments.append(_segment(segment, self.thresholds, vocabulary))
             for rule in settings.rules:
@@ -250,6 +256,12 @@ class Policy:
     def list_digests(self) -> dict[str, str]:
         """The digest of each list, by name. To sort a million entries takes a second, so it is done when asked for."""
         return _list_digests(self.lists)
+
+    def with_rules(self, rules: Iterable[ConfiguredRule]) -> Policy:
+        """Returns this policy with other rules. Raises Misconfigured as the constructor does."""
+        review_at, decline_at = self._of_bundle
+        settings = dataclasses.replace(self.settings, rules=tuple(rules))
+        return _policy_of(settings, review_at, decline_at, self.lists, self._catalogue)
 
     def is_made_with(self, *, review_at: float, decline_at: float) -> bool:
         """Whether a bundle with these thresholds would change nothing."""
@@ -363,12 +375,17 @@ def _list_digests(lists: Mapping[str, Set[str]]) -> dict[str, str]:
 def _digest(settings: PolicySettings, list_digests: Mapping[str, str]) -> str:
     defaults = PolicySettings()
     said = {
-        field.name: [dataclasses.asdict(item) for item in value] if isinstance(value, tuple) else value
+        field.name: [rule_fields(item) for item in value] if isinstance(value, tuple) else value
         for field in dataclasses.fields(settings)
         if field.name != "lists" and (value := getattr(settings, field.name)) != getattr(defaults, field.name)
     }
     content = json.dumps({"settings": said, "lists": list_digests}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def rule_fields(item: ConfiguredRule | ConfiguredSegment) -> dict[str, object]:
+    """Returns a rule or segment as a table of settings, without `until` where there is none."""
+    return {name: value for name, value in dataclasses.asdict(item).items() if (name, value) != ("until", "")}
 
 
 def policy_problems(
@@ -383,7 +400,7 @@ def policy_problems(
 
     `review_at`, `decline_at`: the bundle's thresholds; 0 if no bundle is known, and then only the settings are checked.
     """
-    vocabulary = _vocabulary(catalogue, lists)
+    vocabulary = policy_vocabulary(catalogue, lists)
     general = (settings.review_at or review_at, settings.decline_at or decline_at)
     attempts: list[Callable[[], object]] = [
         partial(_check_reason_features_max, settings),
@@ -416,7 +433,8 @@ def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
     return messages
 
 
-def _vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None) -> Vocabulary:
+def policy_vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None = None) -> Vocabulary:
+    """Returns the names that conditions over a catalogue may use."""
     flags = flags_of(entity.name for entity in catalogue.entities)
     return Vocabulary(catalogue.features, flags, lists or {}, catalogue.payment.fields)
 
@@ -440,7 +458,20 @@ def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabula
 
 
 def _condition(where: str, settings: ConfiguredSegment | ConfiguredRule, vocabulary: Vocabulary) -> RuleCondition:
-    return compile_condition(settings.when, where=f'{where} "{settings.name}"', vocabulary=vocabulary)
+    named = f'{where} "{settings.name}"'
+    until_ms = _end_of_day_ms(named, settings.until) if isinstance(settings, ConfiguredRule) else None
+    return compile_condition(settings.when, where=named, vocabulary=vocabulary, until_ms=until_ms)
+
+
+def _end_of_day_ms(where: str, day: str) -> int | None:
+    """Returns the first millisecond after a UTC day; None for no day."""
+    if not day:
+        return None
+    try:
+        start = datetime.datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+    except ValueError:
+        raise Misconfigured(f"{where} until: wanted a day such as 2026-12-31, got {day!r}") from None
+    return (int(start.timestamp()) + 86_400) * 1000
 
 
 def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _ActionThresholds:

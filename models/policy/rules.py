@@ -152,9 +152,12 @@ class Vocabulary:
         }
 
 
-def compile_condition(text: str, *, where: str, vocabulary: Vocabulary) -> RuleCondition:
-    """Check and compile a condition. Raises Misconfigured naming `where`, the character and the problem."""
-    return _Translation(text, where, vocabulary).condition()
+def compile_condition(text: str, *, where: str, vocabulary: Vocabulary, until_ms: int | None = None) -> RuleCondition:
+    """Check and compile a condition. Raises Misconfigured naming `where`, the character and the problem.
+
+    `until_ms`: for payments from that time on it is false.
+    """
+    return _Translation(text, where, vocabulary).condition(until_ms)
 
 
 class _Translation:
@@ -172,13 +175,17 @@ class _Translation:
         self._is_negated = False
         self._features_min = 0
 
-    def condition(self) -> RuleCondition:
+    def condition(self, until_ms: int | None) -> RuleCondition:
         body = self._parsed()
         part = self._part(body)
         if part.kind is not _Kind.YES_NO:
             raise self._wrong(body, f"wanted a condition, got {part.kind.value}")
-        arguments = ast.arguments([], [ast.arg(name) for name in _ARGUMENTS], None, [], [], None, [])
-        tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, part.node)))
+        arguments, answer = ast.arguments([], [ast.arg(name) for name in _ARGUMENTS], None, [], [], None, []), part.node
+        if until_ms is not None:
+            self._fields.add("event_time_ms")
+            is_before = ast.Compare(_field("event_time_ms"), [ast.Lt()], [ast.Constant(until_ms)])
+            answer = ast.BoolOp(ast.And(), [is_before, answer])
+        tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, answer)))
         compiled = compile(tree, f"<{self._where}>", "eval")
         (code,) = (constant for constant in compiled.co_consts if isinstance(constant, CodeType))
         return RuleCondition(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from paywarden.models.policy.policy import PolicySettings
+from paywarden.models.policy.policy import PolicySettings, rule_fields
 from paywarden.schemas.errors import Misconfigured
 
 
-def policy_text(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> str:
+def policy_text(settings: PolicySettings, lists: Mapping[str, Set[str]]) -> str:
     """Returns a TOML file of a policy. `lists`: from `read_lists`. The same policy always gives the same text.
 
     Raises Misconfigured for an entry that would name a file there, because it begins with @.
@@ -23,7 +23,7 @@ def policy_text(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -
     return "\n".join(_lines(settings, lists)) + "\n"
 
 
-def _lines(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> Iterator[str]:
+def _lines(settings: PolicySettings, lists: Mapping[str, Set[str]]) -> Iterator[str]:
     yield "[policy]"
     tables = []
     for field in dataclasses.fields(settings):
@@ -35,7 +35,7 @@ def _lines(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> Ite
     for name, items in tables:
         for item in items:
             yield f"\n[[policy.{name}]]"
-            yield from (f"{key} = {_value(value)}" for key, value in dataclasses.asdict(item).items())
+            yield from (f"{key} = {_value(value)}" for key, value in rule_fields(item).items())
     if lists:
         yield "\n[policy.lists]"
     for name in sorted(lists):

@@ -221,10 +221,10 @@ class Paper:
         if policy.rules:
             yield ""
             rules = [
-                (rule.name, _code(rule.when), rule.action, "decides alone" if rule.override else "at least")
+                (rule.name, _code(rule.when), rule.action, "decides alone" if rule.override else "at least", rule.until)
                 for rule in policy.rules
             ]
-            yield from _table(("rule", "when", "action", ""), rules)
+            yield from _table(("rule", "when", "action", "", "until"), rules)
         yield ""
         flags = [(flag, getattr(policy, f"on_{flag}")) for flag in (*FLAGS, unknown_flag("other"))]
         yield from _table(("flag", "asks for"), [row for row in flags if row[1] != "approve"])

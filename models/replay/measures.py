@@ -49,6 +49,7 @@ from paywarden.models.metrics.curves import (
 )
 from paywarden.models.metrics.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
 from paywarden.models.metrics.first_strikes import FirstStrikes, Strikes, bursts_of, first_strikes
+from paywarden.models.metrics.policy_value import PolicyValue, gains, policy_value
 from paywarden.models.metrics.segments import DecidedPayments, GroupMeasures, by_group
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
 from paywarden.models.metrics.value_detected import Detected, ScoredPayments, detected
@@ -194,6 +195,8 @@ class ContestantMeasures:
     """Mean score and share of frauds; null without outcomes."""
     weighted: WeightedMeasures | None
     """The measures with propensity weights; null without propensities."""
+    policy_value: PolicyValue | None
+    """The policy's value with propensity weights; null with fewer than 20 explored payments."""
     actions: dict[str, int]
     """All payments of the window by action."""
     whole: GroupMeasures
@@ -219,7 +222,7 @@ class ContestantMeasures:
     detected: list[Detected]
     """What the scores detect at 5 and at 10 false positives for each fraud. Empty without outcomes."""
     stops: Stops | None
-    """Who stopped the payments: lists, the model, or rules alone. Null without outcomes."""
+    """How many payments lists, the model, or rules alone stopped. Null without outcomes."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,8 @@ class ReplayComparison:
     """How often both take the same action."""
     score_shift: ScoreShift
     """The challenger's scores minus the champion's."""
+    value_gain: PolicyValue | None
+    """The challenger's policy value minus the champion's; null with fewer than 20 explored payments."""
     changes: dict[str, ActionChange]
     """The changes by kind: fraud_caught, fraud_missed, genuine_declined, genuine_reviewed and genuine_released. Empty
     without outcomes.
@@ -346,6 +351,7 @@ def measure_contestant(
         card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
         calibration=mean_calibration(measured.fraud, score, _cards(measured)) if measured.has_outcomes else None,
         weighted=_weighted(measured, score),
+        policy_value=_value(measured, _gains(measured, decisions, costs)),
         actions=actions,
         whole=whole,
         by_reason=_by_reason(measured, decisions, causes),
@@ -375,6 +381,7 @@ def compare(
     measured: MeasuredPayments,
     champion: Decisions,
     challenger: Decisions,
+    costs: CostSettings,
 ) -> ReplayComparison:
     """Compare two contestants' decisions about the measured payments."""
     before, after = champion.action, challenger.action
@@ -390,6 +397,7 @@ def compare(
     return ReplayComparison(
         agreement=agreement(before, after, measured.fraud),
         score_shift=score_shift(champion.score, challenger.score),
+        value_gain=_value(measured, _gains(measured, challenger, costs) - _gains(measured, champion, costs)),
         changes={name: _change(rows, measured, describe) for name, rows in kinds.items()}
         if measured.has_outcomes
         else {},
@@ -407,6 +415,18 @@ def _weighted(measured: MeasuredPayments, score: NDArray[np.float64]) -> Weighte
     if propensity is None or not weight_max or not measured.has_outcomes:
         return None
     return weighted_measures(propensity[measured.row], measured.fraud, score, _cards(measured), weight_max)
+
+
+def _gains(measured: MeasuredPayments, decisions: Decisions, costs: CostSettings) -> NDArray[np.float64]:
+    return gains(decisions.action, measured.fraud, measured.amount_minor, costs)
+
+
+def _value(measured: MeasuredPayments, gain: NDArray[np.float64]) -> PolicyValue | None:
+    """Returns the value of these gains; None without propensities or outcomes."""
+    propensity = measured.history.propensity
+    if propensity is None or not measured.propensity_weight_max or not measured.has_outcomes:
+        return None
+    return policy_value(gain, propensity[measured.row], _cards(measured))
 
 
 def _scored(measured: MeasuredPayments, score: NDArray[np.float64]) -> ScoredPayments:

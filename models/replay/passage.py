@@ -23,13 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paywarden.features.dataflow.engine import Batches, RowsT
-from paywarden.features.dataflow.events import KIND, KNOWN_MS, LABEL, OUTCOME, PAYMENT, Places
+from paywarden.features.dataflow.engine import RowsT, require_local
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage, ZippedPayments
+from paywarden.features.dataflow.window_history import GenuineDelays, OtherFrauds, WindowHistory, read_columns_of
 from paywarden.features.history.columns import MmapAllocator
-from paywarden.features.history.history import ABOUT_LABELS, OUTCOME_COLUMNS, OUTCOMES_FILE, PAYMENTS_FILE
-from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.bundle.shipping import ShippedBundle
 from paywarden.models.metrics.costs import CostSettings
@@ -56,8 +54,6 @@ from paywarden.models.replay.replayed_policy import ActionReasons, Decisions, Re
 from paywarden.models.replay.report.report import report_html
 from paywarden.schemas.errors import Misconfigured
 
-# The columns of a payment that measures read, besides those of decisions.parquet. Each begins with a line.
-_MEASURED = ("card_id", "merchant_id", "device_id", "currency", "mcc", "country", "channel", "declined")
 _FETCHED = (
     *("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "amount_reference_minor"),
     *("score", "label"),
@@ -89,7 +85,7 @@ class Decided:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        own = [(f"_{name}", self.columns.field(name).type) for name in self._kept]
+        own = [(f"_{name}", self.columns.field(name).type) for name in read_columns_of(self.columns)]
         causes = [("_cause", pa.string())]
         if len(self.contestants) > 1:
             causes += [("_other_score", pa.float64()), ("_other_cause", pa.string())]
@@ -99,10 +95,6 @@ class Decided:
     def fetched(self) -> list[str]:
         """Returns the columns that measures need."""
         return [name for name in self.schema.names if name.startswith("_") or name in _FETCHED]
-
-    @property
-    def _kept(self) -> list[str]:
-        return kept_columns(self.columns)
 
     def finish(self, zipped: ZippedPayments) -> pa.RecordBatch:
         history, amounts = zipped.payments.history, zipped.payments.amounts
@@ -118,16 +110,11 @@ class Decided:
         table = self.tables.decisions(history, zipped.label, amounts, chunk, decided[0], causes[0])
         columns = table.cast(self.decisions_schema).combine_chunks().to_batches()
         arrays = list(columns[0].columns) if columns else [pa.array([], field.type) for field in self.decisions_schema]
-        arrays += [pa.array(zipped.label), *(zipped.batch[name] for name in self._kept)]
+        arrays += [pa.array(zipped.label), *(zipped.batch[name] for name in read_columns_of(self.columns))]
         arrays.append(_cause_texts(decided[0], causes[0]))
         if len(decided) > 1:
             arrays += [pa.array(decided[1].score), _cause_texts(decided[1], causes[1])]
         return pa.record_batch(arrays, schema=self.schema)
-
-
-def kept_columns(columns: pa.Schema) -> list[str]:
-    """Returns the columns of payments that measures read, besides those of decisions.parquet."""
-    return [name for name in (*_MEASURED, *ABOUT_LABELS) if name in columns.names]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -137,45 +124,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _cause_texts(decided: Decisions, causes: Sequence[ActionReasons]) -> pa.Array:
     texts = pa.array([_SEPARATOR.join((action, *reasons)) for action, reasons in causes], pa.string())
     return texts.take(pa.array(decided.cause))
-
-
-@dataclass(frozen=True)
-class GenuineDelays:
-    """Takes from events how long after its payment each sampled outcome "genuine" became known."""
-
-    places: Places
-    schema = pa.schema([("delay_ms", pa.int64())])
-
-    def run(self, batches: Batches, _: int) -> Batches:
-        every = sampled_every(self.places.outcomes)
-        for batch in batches:
-            is_genuine = (batch[KIND].to_numpy() == OUTCOME) & (batch[LABEL].to_numpy() == 0)
-            rows = np.flatnonzero(is_genuine & (self.places.of_outcomes(batch) % every == 0))
-            delay_ms = batch[KNOWN_MS].to_numpy()[rows] - batch["event_time_ms"].to_numpy()[rows]
-            yield pa.record_batch([pa.array(delay_ms)], schema=self.schema)
-
-
-@dataclass(frozen=True)
-class OtherFrauds:
-    """Takes from events the frauds outside the window: they decide which frauds are the first of their cards."""
-
-    columns: pa.Schema
-    places: Places
-    window: Window
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        names = ("payment_id", "event_time_ms", "amount_minor", *kept_columns(self.columns))
-        return pa.schema([("_place", pa.int64()), *((name, self.columns.field(name).type) for name in names)])
-
-    def run(self, batches: Batches, _: int) -> Batches:
-        wanted = self.window.places
-        for batch in batches:
-            place = self.places.of_events(batch)
-            is_fraud = (batch[KIND].to_numpy() == PAYMENT) & (batch[LABEL].to_numpy() == 1)
-            rows = pa.array(np.flatnonzero(is_fraud & ((place < wanted.start) | (place >= wanted.stop))))
-            arrays = [pa.array(place).take(rows), *(batch[name].take(rows) for name in self.schema.names[1:])]
-            yield pa.record_batch(arrays, schema=self.schema)
 
 
 class _Causes:
@@ -188,12 +136,13 @@ class _Causes:
     def numbers_of(self, texts: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int32]]:
         encoded = texts.combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        for text in encoded.dictionary.to_pylist():
+        texts = encoded.dictionary.to_pylist()
+        for text in texts:
             if text not in self._numbers:
                 self._numbers[text] = len(self._numbers)
                 action, *reasons = text.split(_SEPARATOR)
                 self.causes.append(ActionReasons(action, tuple(reasons)))
-        number_of = np.array([self._numbers[text] for text in encoded.dictionary.to_pylist()], dtype=np.int32)
+        number_of = np.array([self._numbers[text] for text in texts], dtype=np.int32)
         found: np.ndarray[Any, np.dtype[np.int32]] = number_of[encoded.indices.to_numpy()]
         return found
 
@@ -215,7 +164,7 @@ def replay_on(
     `contestants`: the champion with its bundle's folder, then the challenger. `say` gets a line for each stage. Raises
     Misconfigured as a replay on one machine does, and for options that only such a replay has.
     """
-    _refuse(options)
+    require_local({"--lag": options.staleness is not None, "--decisions": options.earlier is not None})
     days, places = options.window, passage.places
     first, last = places.rows_of(days.first, days.last)
     if first == last:
@@ -234,10 +183,7 @@ def replay_on(
         rows = passage.finished(Window(first, last), work)
         streamed = passage.engine.split(rows, decisions, work.decisions_schema.names, work.fetched)
         others = OtherFrauds(passage.columns, places, Window(first, last))
-        frauds = pa.concat_tables(
-            [others.schema.empty_table(), *passage.engine.tables(passage.engine.map(passage.events, others))]
-        )
-        made = _WindowColumns(passage, folder, destination, Window(first, last), frauds, len(contestants), files)
+        made = _WindowColumns(passage, folder, destination, others, len(contestants), files)
         for table in streamed:
             made.add(table)
         say("the decisions are measured")
@@ -248,15 +194,6 @@ def replay_on(
     return results
 
 
-def _refuse(options: ReplayOptions) -> None:
-    for name, is_asked in (
-        ("--lag", options.staleness is not None),
-        ("--decisions", options.earlier is not None),
-    ):
-        if is_asked:
-            raise Misconfigured(f"{name} works with --engine local alone")
-
-
 class _WindowColumns:
     """The columns that measures need, of the window's payments in order."""
 
@@ -265,34 +202,28 @@ class _WindowColumns:
         passage: Passage[Any],
         folder: Path,
         destination: Path,
-        window: Window,
-        frauds: pa.Table,
+        others: OtherFrauds,
         contestants: int,
         files: ExitStack,
     ) -> None:
-        """`frauds`: those outside the window, with the columns of OtherFrauds, in any order."""
-        frauds = frauds.sort_by("_place")
-        is_before = frauds["_place"].to_numpy() < window.places.start
-        self._before, self._after = (_payments_of(frauds.filter(pa.array(flags))) for flags in (is_before, ~is_before))
         self._passage, self._folder, self._destination = passage, folder, destination
-        self._room, self._filled, count = MmapAllocator(folder), 0, window.last - window.first
-        self._rows = slice(len(self._before), len(self._before) + count)
-        self._label = self._room.new(count + len(frauds), np.int8)
+        self._room, count = MmapAllocator(folder), others.window.last - others.window.first
+        self._history = WindowHistory(passage, folder, self._room, others, files)
+        frauds = self._history.frauds
+        self._label = self._room.new(count + frauds, np.int8)
         self._label[:] = 1
-        self._amount = self._room.new(count + len(frauds), np.int64)
+        self._amount = self._room.new(count + frauds, np.int64)
         self._decided = [Decisions.empty(count, self._room) for _ in range(contestants)]
         self._causes = [_Causes() for _ in range(contestants)]
-        self._payments: pq.ParquetWriter | None = None
-        self._files = files
         self._differences: pq.ParquetWriter | None = None
         if contestants > 1:
             self._differences = files.enter_context(pq.ParquetWriter(folder / DIFFERENCES, DIFFERENCE_SCHEMA))
 
     def add(self, table: pa.Table) -> None:
         """Take further payments."""
-        rows = slice(self._filled, self._filled + len(table))
-        self._filled = rows.stop
-        of_all = slice(rows.start + self._rows.start, rows.stop + self._rows.start)
+        of_all = self._history.add(table)
+        before = self._history.rows.start
+        rows = slice(of_all.start - before, of_all.stop - before)
         self._label[of_all] = table["_label"].to_numpy()
         self._amount[of_all] = table["amount_reference_minor"].fill_null(-1).to_numpy()
         for number, (score, cause) in enumerate(
@@ -303,12 +234,6 @@ class _WindowColumns:
             decided.action[rows] = causes.actions()[decided.cause[rows]]
         if self._differences is not None:
             self._differences.write_table(self._changed(table, rows))
-        payments = _payments_of(table)
-        if self._payments is None:
-            path = self._folder / PAYMENTS_FILE
-            self._payments = self._files.enter_context(pq.ParquetWriter(path, payments.schema))
-            self._payments.write_table(self._before.cast(payments.schema))
-        self._payments.write_table(payments)
         self._room.release()
 
     def _changed(self, table: pa.Table, rows: slice) -> pa.Table:
@@ -326,19 +251,14 @@ class _WindowColumns:
 
     def results(self, contestants: Sequence[Contestant], options: ReplayOptions, replayed: int) -> ReplayResults:
         """Measure the decisions, once all payments are there."""
-        assert self._payments is not None
-        assert self._filled == len(self._decided[0].score), "a payment of the window is missing"
-        self._payments.write_table(self._after.cast(self._payments.schema))
-        self._payments.close()
-        no_outcome = pa.table({name: pa.array([], _OUTCOME_TYPES[name]) for name in OUTCOME_COLUMNS})
-        pq.write_table(no_outcome, self._folder / OUTCOMES_FILE)
-        # The window's own columns have no declared fields: no measure reads one.
-        history = open_history(self._folder, self._room)
+        rows = self._history.rows
+        assert rows.stop - rows.start == len(self._decided[0].score), "a payment of the window is missing"
+        history = self._history.whole()
         measured, label_counts = measured_payments(
             history,
             self._label,
             self._amount,
-            self._rows,
+            rows,
             options,
             contestants[0].bundle.manifest,
             mature_ms=self._mature_ms(),
@@ -348,7 +268,7 @@ class _WindowColumns:
         costs = options.costs or CostSettings()
         facts = facts_of(measured, self._label, label_counts, options, replayed, currency, costs)
         causes = [one.causes for one in self._causes]
-        results = results_of(facts, measured, list(contestants), causes, self._decided, self._rows.start)
+        results = results_of(facts, measured, list(contestants), causes, self._decided, rows.start)
         if self._differences is not None:
             self._differences.close()
             (self._folder / DIFFERENCES).replace(self._destination / DIFFERENCES)
@@ -358,29 +278,10 @@ class _WindowColumns:
 
     def _mature_ms(self) -> int:
         engine, places = self._passage.engine, self._passage.places
-        tables = engine.tables(engine.map(self._passage.events, GenuineDelays(places)))
+        work = GenuineDelays(places, sampled_every(places.outcomes))
+        tables = engine.tables(engine.map(self._passage.events, work))
         delays = [np.zeros(0, dtype=np.int64), *(table["delay_ms"].to_numpy() for table in tables)]
         return mature_of_delays(places.last_ms, np.concatenate(delays))
-
-
-def _payments_of(table: pa.Table) -> pa.Table:
-    """Returns the columns of payments that measures read, under the names of payments.parquet."""
-    columns = {name: table[name] for name in ("payment_id", "event_time_ms", "amount_minor")}
-    columns |= {
-        name: table[one]
-        for name in (*_MEASURED, *ABOUT_LABELS)
-        for one in (name, f"_{name}")
-        if one in table.column_names
-    }
-    return pa.table(columns | {"ip": pa.nulls(len(table), pa.string())})
-
-
-_OUTCOME_TYPES = {
-    "payment_id": pa.string(),
-    "outcome_time_ms": pa.int64(),
-    "label": pa.string(),
-    "source": pa.string(),
-}
 
 
 def days_of(passage: Passage[Any]) -> Days:

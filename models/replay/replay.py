@@ -429,7 +429,8 @@ def results_of(
     ]
     if len(measures) == 1:
         return ReplayResults(facts, measures[0], None, None)
-    return ReplayResults(facts, measures[0], measures[1], compare(measured, of_measured[0], of_measured[1]))
+    comparison = compare(measured, of_measured[0], of_measured[1], facts.costs)
+    return ReplayResults(facts, measures[0], measures[1], comparison)
 
 
 def _make_folder(destination: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who stopped the payments: a list, the model, or rules alone. What a list catches is not credited to the model.
+"""Counts what stopped the payments: a list, the model, or rules alone. A list's catch is not credited to the model.
 
 A stopped payment counts for the first of these that is among its reasons:
 
@@ -49,7 +49,7 @@ class Stops:
     threshold of the score) or `rules` (other rules and flags).
     """
     unlisted_recall: float
-    """Of the frauds that no list stopped, the share that model or rules stopped."""
+    """The share of unlisted frauds, which no list stopped, that the model or rules stopped."""
     unlisted_recall_interval: Interval
     """The 95 % interval of `unlisted_recall`."""
 

@@ -10,7 +10,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.training.calibration import Weight, log_loss, true_probabilities
+from paywarden.models.training.calibration import Weight, log_loss
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -32,14 +32,24 @@ class HeldOut:
     weight: Weight = None
 
 
-def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np.bool_]:
-    """Returns the rows to grow trees on: all frauds, and `genuine_sample_share` of the others, drawn with the seed."""
-    drawn = np.random.default_rng(settings.seed).random(len(label)) < settings.genuine_sample_share
-    return np.asarray(drawn | (label == 1), dtype=np.bool_)
+class _Rows(lightgbm.Sequence):
+    """Rows that LightGBM bins part by part, without a copy of them all."""
+
+    batch_size = 1 << 14
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self._vectors = vectors
+
+    def __getitem__(self, index: Any) -> NDArray[np.float64]:
+        # LightGBM takes no float32 here; it bins floats alike.
+        return np.asarray(self._vectors[index], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
 
 
 def binned(
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]],
     label: NDArray[np.int64] | NDArray[np.float64],
     settings: TrainingSettings,
     feature_names: Sequence[str],
@@ -47,11 +57,12 @@ def binned(
 ) -> Any:
     """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it.
 
-    Labels are 0 or 1; for `grow_on_shares` they may lie between.
+    `vectors`: (rows, features), or several parts of the rows in order. Labels are 0 or 1; for `grow_on_shares` they may
+    lie between.
     """
     with _Refusing():
         data = lightgbm.Dataset(
-            vectors,
+            vectors if isinstance(vectors, np.ndarray) else [_Rows(part) for part in vectors],
             label,
             weight=weight,
             # By index, because LightGBM does not know the names.
@@ -100,10 +111,8 @@ def grow_until_worse(
         if on_tree is not None:
             on_tree(trees)
 
-    share = settings.genuine_sample_share
-
     def loss(probability: NDArray[np.float64], _data: Any) -> tuple[str, float, bool]:
-        return "log_loss", log_loss(held_out.label, true_probabilities(probability, share), held_out.weight), False
+        return "log_loss", log_loss(held_out.label, probability, held_out.weight), False
 
     with _Refusing():
         model = lightgbm.train(

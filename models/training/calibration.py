@@ -5,17 +5,11 @@ How it works:
 1. Platt scaling (J. Platt, "Probabilistic outputs for support vector machines", 1999): log-odds = slope x margin +
    intercept. It is fitted on out-of-fold margins of all rows; each margin comes from a model that has not seen the
    row. The fit maximises the likelihood, so over these rows the mean score equals the share of frauds.
-2. Trees grown on a sample of the genuine payments see too many frauds. Their margins are too high by -log(share), the
-   prior correction of G. King and L. Zeng, "Logistic Regression in Rare Events Data" (2001), section 4.1. The
-   calibration is fitted on all rows, so its intercept removes the excess. Before there is a calibration, for early
-   stopping and for comparing candidates, `true_probabilities` removes it.
+2. Where rows are a sample, each counts as often as the payments that it stands for, in the trees and here: scores are
+   probabilities among all payments (models/training/sampling.py).
 3. Three numbers measure probabilities: the Brier score (mean squared distance of score and label), the reliability
    table (ten bins of equally many rows: mean score, and share of frauds with its 95 % interval) and the expected
    calibration error (the mean distance of the two, weighted by rows).
-
-Example: 1,000 payments have 10 frauds. Trees are grown on the frauds and half of the genuine payments: 10 frauds in 505
-rows. A row that looks average gets the probability 10 / 505 = 0.0198, but its true probability is
-0.0198 x 0.5 / (0.0198 x 0.5 + 0.9802) = 0.0100.
 """
 
 from __future__ import annotations
@@ -82,12 +76,6 @@ def fit_calibration(
     if slope <= 0.0:
         raise Misconfigured("the model ranks held-out payments no better than chance: there is nothing to calibrate")
     return slope, float(fitted.intercept_[0])
-
-
-def true_probabilities(probability: NDArray[np.float64], genuine_sample_share: float) -> NDArray[np.float64]:
-    """Undo the sampling of genuine payments: returns probabilities among all payments, (rows,)."""
-    odds_part = probability * genuine_sample_share
-    return odds_part / (odds_part + (1.0 - probability))
 
 
 def log_loss(label: NDArray[np.int64], score: NDArray[np.float64], weight: Weight = None) -> float:

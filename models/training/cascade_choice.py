@@ -72,8 +72,8 @@ class _Thresholds:
         return np.asarray((margins < self.low) | (margins > self.high), dtype=np.bool_)
 
 
-def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tuple[Cascade, F64]:
-    """Returns the cascade, and its margins on the large model's scale, (rows,).
+def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> Cascade:
+    """Returns the cascade.
 
     Raises Misconfigured if the first model cannot score a single payment within `disagreement_max`.
     """
@@ -99,7 +99,7 @@ def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tu
     margins = np.where(early, rows.first * factor + shift, rows.large)
     scores = calibrated(margins, large.slope, large.intercept)
     precision_alone = average_precision(rows.label, alone)
-    cascade = Cascade(
+    return Cascade(
         low=chosen.low,
         high=chosen.high,
         calibration_slope=slope,
@@ -111,7 +111,6 @@ def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tu
         average_precision_alone=precision_alone,
         average_precision_loss=precision_alone - average_precision(rows.label, scores),
     )
-    return cascade, margins
 
 
 def _cautions(most: float) -> list[tuple[float, float]]:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.metrics.evaluation import average_precision
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow
-from paywarden.models.training.calibration import Weight, log_loss, log_losses, true_probabilities
+from paywarden.models.training.calibration import Weight, log_loss, log_losses
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import blocks_of
 
@@ -159,7 +159,7 @@ def choose_features(
                 return late
             fewer = replace(settings, leave_out=(*settings.leave_out, *without))
             model = grow(data, fewer, feature_names, on_tree=on_tree)
-            score = true_probabilities(model.predict(fold.held_out.vectors), settings.genuine_sample_share)
+            score = model.predict(fold.held_out.vectors)
             label, weight = fold.held_out.label, fold.held_out.weight
             measured[place].append((average_precision(label, score, weight), log_loss(label, score, weight)))
     tried = [
@@ -191,7 +191,7 @@ def _rises(
         vectors, label, day = fold.vectors[rows], fold.label[rows], fold.day[rows]
         days, day_of_row = np.unique(day, return_inverse=True)
         size = np.bincount(day_of_row)
-        usual = np.bincount(day_of_row, _losses(model, vectors, label, settings)) / size
+        usual = np.bincount(day_of_row, _losses(model, vectors, label)) / size
         used = model.feature_importance("split") > 0
         for place, name in enumerate(feature_names):
             if name not in rises:
@@ -205,16 +205,14 @@ def _rises(
             chance = np.random.default_rng((settings.seed, number, place)).random(len(rows))
             exchanged = vectors.copy()
             exchanged[:, place] = vectors[np.lexsort((chance, day)), place]
-            losses = _losses(model, exchanged, label, settings)
+            losses = _losses(model, exchanged, label)
             rises[name].append(np.bincount(day_of_row, losses) / size - usual)
     return {name: np.concatenate(of_blocks) for name, of_blocks in rises.items() if of_blocks}
 
 
-def _losses(
-    model: Any, vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings
-) -> NDArray[np.float64]:
+def _losses(model: Any, vectors: NDArray[np.float32], label: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the log loss of each row, (rows,)."""
-    return log_losses(label, true_probabilities(model.predict(vectors), settings.genuine_sample_share))
+    return log_losses(label, model.predict(vectors))
 
 
 def _thinned(rows: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:

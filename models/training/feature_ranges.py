@@ -72,15 +72,17 @@ def drifting_features(
     day: NDArray[np.int64],
     feature_names: Sequence[str],
     categorical: Collection[str] = (),
+    among: NDArray[np.bool_] | None = None,
 ) -> list[DriftingFeature]:
     """Returns the features that drift, the one with the most values outside first.
 
     `vectors`: (rows, features). `day`: (rows,). Categories drift where their later values are new. Empty if a part has
-    fewer than ROWS_MIN rows.
+    fewer than ROWS_MIN rows. `among`: the rows that are looked at, (rows,); None for all.
     """
     days = np.unique(day)
     first_later = days[min(int(len(days) * _EARLIER_PART), len(days) - 1)]
-    earlier, later = (_thinned(np.flatnonzero(part)) for part in (day < first_later, day >= first_later))
+    looked_at = np.ones(len(day), dtype=np.bool_) if among is None else among
+    earlier, later = (_thinned(np.flatnonzero(part & looked_at)) for part in (day < first_later, day >= first_later))
     if min(len(earlier), len(later)) < ROWS_MIN:
         return []
     found = []

@@ -42,8 +42,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
-from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse, grown_on
-from paywarden.models.training.calibration import brier_score, log_loss, true_probabilities
+from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse
+from paywarden.models.training.calibration import brier_score, log_loss
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.feature_choice import STANDARD_ERRORS, FeatureChoice, FoldRows, choose_features
 from paywarden.models.training.input_choice import ROUNDS, InputChange, InputChoice, InputRows, choose_inputs
@@ -136,7 +136,7 @@ def choose(
     if not searching and settings.early_stopping_rounds == 0 and nothing_else:
         return Choice(settings, left_out="the settings leave nothing to choose")
     try:
-        folds = [_Fold.of(table, split, settings) for split in validation_splits(window, settings)]
+        folds = [_Fold.of(table, split) for split in validation_splits(window, settings)]
     except _NoFolds as reason:
         if searching or not nothing_else:
             what = "a distilled model cannot be compared" if settings.seeds > 1 else "features cannot be chosen"
@@ -149,13 +149,13 @@ def choose(
         parts = [
             (
                 binned(
-                    table.vectors[fold.train],
+                    table.vectors_of(fold.train),
                     fold.known[fold.train],
                     settings,
                     feature_names,
                     table.weight_of(fold.train),
                 ),
-                HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
+                HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
             )
             for fold in folds
         ]
@@ -221,9 +221,9 @@ def _inputs(
     card: NDArray[np.integer] = np.arange(len(table.label)) if table.card is None else table.card
     rows = [
         InputRows(
-            table.vectors[fold.train],
+            table.vectors_of(fold.train),
             fold.known[fold.train],
-            HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
+            HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
             card[fold.test],
             table.weight_of(fold.train),
         )
@@ -246,10 +246,10 @@ def _features(
         return None
     rows = [
         FoldRows(
-            table.vectors[fold.train],
+            table.vectors_of(fold.train),
             fold.known[fold.train],
             table.day[fold.train],
-            HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
+            HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
             table.weight_of(fold.train),
         )
         for fold in folds
@@ -271,8 +271,8 @@ def _distilled(
     fits = len(folds) * (settings.folds * settings.seeds + 2)
     with progress("comparing a distilled model", fits * settings.trees) as advance:
         for fold in folds:
-            vectors, label = table.vectors[fold.train], fold.known[fold.train]
-            test, truth, standing = table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)
+            vectors, label = table.vectors_of(fold.train), fold.known[fold.train]
+            test, truth, standing = table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)
             weight = table.weight_of(fold.train)
             data = binned(vectors, label, settings, feature_names, weight)
             alone = grow(data, settings, feature_names, on_tree=advance)
@@ -314,7 +314,7 @@ class _NoFolds(Misconfigured):
 
 @dataclass(frozen=True)
 class _Fold:
-    """A split as masks over a table's rows, (rows,). `train`: sampled by the settings.
+    """A split as masks over a table's rows, (rows,).
 
     `known`: the labels as known on the first held-out day.
     """
@@ -325,7 +325,7 @@ class _Fold:
     known: NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: TrainingTable, split: Split, settings: TrainingSettings) -> _Fold:
+    def of(cls, table: TrainingTable, split: Split) -> _Fold:
         known = table.label_known_by(split.test.first * DAY_MS)
         train = split.train.contains(table.day)
         test = split.test.contains(table.day)
@@ -336,7 +336,7 @@ class _Fold:
                     f"there are {frauds} known frauds in {len(label)} payments from {date_of_day(days.first)} to "
                     f"{date_of_day(days.last)}, and at least {FRAUDS_MIN} are needed, beside genuine payments"
                 )
-        return cls(split, train & grown_on(known, settings), test, known)
+        return cls(split, train, test, known)
 
 
 def _result(
@@ -346,7 +346,7 @@ def _result(
         model, trees = grow_until_worse(data, held_out, settings, feature_names, on_tree=on_tree)
     else:
         model, trees = grow(data, settings, feature_names, on_tree=on_tree), settings.trees
-    score = true_probabilities(model.predict(held_out.vectors, num_iteration=trees), settings.genuine_sample_share)
+    score = model.predict(held_out.vectors, num_iteration=trees)
     return FoldResult(
         trees=trees,
         average_precision=average_precision(held_out.label, score, held_out.weight),

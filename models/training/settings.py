@@ -48,7 +48,8 @@ class TrainingSettings:
     # (models/training/feature_ranges.py).
     leave_out: tuple[str, ...] = ()
     leave_out_clocks: bool = True
-    # The share of the genuine payments that trees are grown on. Calibration and metrics always use all payments.
+    # The share of the genuine payments that are trained on; the newest days stay whole (models/training/sampling.py).
+    # On an engine of partitions, 1 means the largest of 1, 1/2, 1/4 … that fits memory.
     genuine_sample_share: float = 1.0
     folds: int = 3
     # Whether the newest third of the days moves the calibration (models/training/later_days.py).

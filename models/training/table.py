@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code
@@ -28,6 +29,7 @@ from paywarden.models.metrics.first_strikes import Strikes, strikes_of
 from paywarden.models.metrics.labels import GENUINE, LabelCounts, kept_labels, mature_before_ms
 from paywarden.models.metrics.propensity import WeightCounts, inverse_weights, weight_counts
 from paywarden.models.metrics.value_detected import ScoredPayments
+from paywarden.models.training.sampling import GenuineSample, whole_days_from
 from paywarden.models.training.settings import CATEGORY_MAX, TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -53,6 +55,7 @@ class TrainingTable:
     `weight`: (rows,), how many payments each row stands for, 1 on average; None means 1. `weight_counts`: its effect.
     `amount_minor`, `card`: (rows,), in minor units of the reference currency, and codes of the history. `strikes`: the
     frauds among the rows, and which are the first of their card.
+    `sample`: which payments are rows, where not all are (models/training/sampling.py).
     """
 
     vectors: NDArray[np.float32]
@@ -68,12 +71,32 @@ class TrainingTable:
     amount_minor: NDArray[np.int64] | None = None
     card: NDArray[np.int32] | None = None
     strikes: Strikes | None = None
+    sample: GenuineSample | None = None
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """The rows of days of which all payments are rows, (rows,)."""
+        is_whole = np.ones(len(self.day), dtype=np.bool_)
+        return is_whole if self.sample is None else np.asarray(self.day >= self.sample.whole_from)
 
     def scored(self, score: NDArray[np.float64]) -> ScoredPayments | None:
-        """Returns the rows with scores, (rows,); None if the table has no amounts."""
+        """Returns the rows of whole days with their scores; None if the table has no amounts. `score`: (rows,)."""
         if self.amount_minor is None or self.card is None or self.strikes is None:
             return None
-        return ScoredPayments(self.label == 1, score, self.amount_minor, self.card, self.strikes)
+        whole = self.whole
+        return ScoredPayments(
+            self.label[whole] == 1, score[whole], self.amount_minor[whole], self.card[whole], self.strikes.of(whole)
+        )
+
+    def parts_of(self, rows: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+        """Returns the vectors of some rows without a copy: one part for each run of such rows."""
+        ends = np.flatnonzero(np.diff(rows, prepend=False, append=False))
+        return [self.vectors[first:end] for first, end in ends.reshape(-1, 2).tolist()]
+
+    def vectors_of(self, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Returns the vectors of some rows; a copy only if other rows stand between them."""
+        parts = self.parts_of(rows)
+        return parts[0] if len(parts) == 1 else self.vectors[rows]
 
     def weight_of(self, rows: NDArray[np.bool_]) -> NDArray[np.float64] | None:
         """Returns the weights of some rows; None where all rows stand for themselves."""
@@ -100,6 +123,20 @@ class LabelRules:
     unknown: str = GENUINE
     # The largest weight that a propensity gives; 0 ignores propensities.
     propensity_weight_max: float = 0.0
+    # The share of the genuine payments that become rows, and the seed that draws them.
+    sample_share: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> LabelRules:
+        """Returns the rules of the settings."""
+        return cls(
+            settings.label_delay_days,
+            settings.unknown_labels,
+            settings.propensity_weight_max,
+            settings.genuine_sample_share,
+            settings.seed,
+        )
 
 
 def training_table(
@@ -117,7 +154,7 @@ def training_table(
 
     `staleness`: how far profiles lag behind; None for not at all. `overlay`: how scoring hosts see payments that lag.
     """
-    found = window_labels(history, window, labels.delay_days, labels.unknown)
+    found = training_rows(history, window, labels)
     first, last = _rows_of(history, window)
     vectors = np.empty((len(found.row), engine.plan.feature_count), dtype=np.float32)
     filled = 0
@@ -127,42 +164,81 @@ def training_table(
         rows = found.row[start:end] - chunk.first
         vectors[filled : filled + len(rows)] = chunk.vectors if len(rows) == len(chunk.vectors) else chunk.vectors[rows]
         filled += len(rows)
-    known_by_ms = _known_by_ms(window, labels.delay_days)
-    weight = counts = None
+    return table_of(
+        history, found, vectors, point_in_time.amounts[found.row], outcomes_until_ms(window, labels), labels
+    )
+
+
+def table_of(
+    history: History,
+    found: WindowLabels,
+    vectors: NDArray[np.float32],
+    amount_minor: NDArray[np.int64],
+    known_by_ms: int,
+    labels: LabelRules,
+) -> TrainingTable:
+    """Returns the rows of a history with their vectors and amounts.
+
+    `history`: at least the rows, and all frauds known at `known_by_ms`.
+    """
+    day, sample = day_of_time(history.event_time_ms[found.row]), found.sample
+    weight = None if sample is None else sample.weights(found.label, day)
+    counts = None
+    outcomes = _outcomes(history, found.row, known_by_ms)
     if history.propensity is not None and labels.propensity_weight_max:
         propensity = history.propensity[found.row]
         counts = weight_counts(propensity, found.label == 1, labels.propensity_weight_max)
-        weight = inverse_weights(propensity, labels.propensity_weight_max)
+        inverse = inverse_weights(propensity, labels.propensity_weight_max)
         # On average 1, so that the settings of growth mean the same.
-        weight /= weight.mean()
+        inverse /= inverse.mean() if weight is None else np.average(inverse, weights=weight)
+        weight = inverse if weight is None else weight * inverse
     return TrainingTable(
         vectors,
         found.label,
-        day_of_time(history.event_time_ms[found.row]),
-        _outcomes(history, found.row, known_by_ms),
+        day,
+        outcomes,
         TableSegments(
             history.event_time_ms[found.row],
             tuple(history.texts(dimension, found.row) for dimension in DIMENSIONS),
         ),
         found.row,
         found.counts,
-        fraud_delays(history, first, last, known_by_ms),
+        fraud_delays(history, found.row, outcomes),
         weight,
         counts,
         # An amount that is not known counts for none.
-        np.maximum(point_in_time.amounts[found.row], 0),
+        np.maximum(amount_minor, 0),
         history.card.codes[found.row],
         strikes_of(history, np.flatnonzero(labels_known_by(history, known_by_ms) == 1), found.row, found.label == 1),
+        sample,
     )
 
 
 @dataclass(frozen=True)
 class WindowLabels:
-    """The labels of a window. `row`: the payments that have one, ascending. `label`: (rows,), 0 or 1."""
+    """The labels of a window. `row`: the payments that have one, ascending. `label`: (rows,), 0 or 1.
+
+    `counts`: of all payments of the window. `sample`: which of the labelled payments are rows; None for all.
+    """
 
     row: NDArray[np.int64]
     label: NDArray[np.int64]
     counts: LabelCounts
+    sample: GenuineSample | None = None
+
+
+def training_rows(history: History, window: Days, labels: LabelRules) -> WindowLabels:
+    """Returns the rows of a training table with their labels. Raises Misconfigured as `window_labels` does."""
+    found = window_labels(history, window, labels.delay_days, labels.unknown)
+    if labels.sample_share >= 1.0:
+        return found
+    day = day_of_time(history.event_time_ms[found.row])
+    days, counts = np.unique(day_of_time(history.event_time_ms[slice(*_rows_of(history, window))]), return_counts=True)
+    by_day = dict(zip(days.tolist(), counts.tolist(), strict=True))
+    sample = GenuineSample(labels.sample_share, labels.seed, whole_days_from(by_day, window))
+    ids = history.payment_id.take(pa.array(found.row)).cast(pa.string())
+    taken = sample.takes(ids, found.label, day)
+    return WindowLabels(found.row[taken], found.label[taken], found.counts, sample)
 
 
 def window_labels(history: History, window: Days, label_delay_days: int, unknown_labels: str = GENUINE) -> WindowLabels:
@@ -171,32 +247,35 @@ def window_labels(history: History, window: Days, label_delay_days: int, unknown
     Raises Misconfigured for a window without payments, or without a payment whose label is known.
     """
     first, last = _rows_of(history, window)
-    known_by_ms = _known_by_ms(window, label_delay_days)
-    label = labels_known_by(history, known_by_ms)[first:last]
+    by_ms = (window.last + 1 + label_delay_days) * DAY_MS
+    label = labels_known_by(history, by_ms)[first:last]
     kept, counts = kept_labels(
         label,
         history.declined_code[first:last] == flag_code(True),
-        history.event_time_ms[first:last] < mature_before_ms(history, known_by_ms),
+        history.event_time_ms[first:last] < mature_before_ms(history, by_ms),
         unknown_labels,
         None if history.never_labelled is None else history.never_labelled[first:last],
     )
     if not kept.any():
-        raise Misconfigured(
-            f"of {counts.payments} payments from {date_of_day(window.first)} to {date_of_day(window.last)} none has an "
-            f"outcome by {date_of_day(window.last + label_delay_days)}: training.unknown_labels leaves them all out"
-        )
+        raise none_known(counts, window, label_delay_days)
     return WindowLabels(first + np.flatnonzero(kept), np.asarray(label[kept] == 1, dtype=np.int64), counts)
 
 
-def fraud_delays(history: History, first: int, last: int, known_by_ms: int) -> NDArray[np.int64]:
+def none_known(counts: LabelCounts, window: Days, label_delay_days: int) -> Misconfigured:
+    """Returns the error of a window without a payment whose label is known."""
+    return Misconfigured(
+        f"of {counts.payments} payments from {date_of_day(window.first)} to {date_of_day(window.last)} none has an "
+        f"outcome by {date_of_day(window.last + label_delay_days)}: training.unknown_labels leaves them all out"
+    )
+
+
+def fraud_delays(history: History, row: NDArray[np.int64], outcomes: TableOutcomes) -> NDArray[np.int64]:
     """Returns after how many milliseconds the frauds among these rows became known, ascending, (frauds,).
 
     A fraud that was reported several times counts once, with its first report.
     """
-    payment, time_ms = history.outcome_payment, history.outcome_time_ms
-    is_of_table = (payment >= first) & (payment < last) & (time_ms <= known_by_ms) & history.outcome_fraud
-    rows, earliest = np.unique(payment[is_of_table], return_index=True)
-    return np.sort(time_ms[is_of_table][earliest] - history.event_time_ms[rows])
+    frauds, earliest = np.unique(outcomes.row[outcomes.fraud], return_index=True)
+    return np.sort(outcomes.time_ms[outcomes.fraud][earliest] - history.event_time_ms[row[frauds]])
 
 
 def blocks_of(day: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -226,8 +305,9 @@ def require_categories(table: TrainingTable, settings: TrainingSettings, feature
             )
 
 
-def _known_by_ms(window: Days, label_delay_days: int) -> int:
-    return (window.last + 1 + label_delay_days) * DAY_MS
+def outcomes_until_ms(window: Days, labels: LabelRules) -> int:
+    """Returns the time up to which outcomes count for a window's labels."""
+    return (window.last + 1 + labels.delay_days) * DAY_MS
 
 
 def _rows_of(history: History, window: Days) -> tuple[int, int]:

@@ -7,7 +7,8 @@ How it works:
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
    scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
    last block, scored by a model of earlier days alone, shows how far scores are off on later days
-   (models/training/later_days.py). All rows are scored, whatever share of the genuine ones the trees are grown on.
+   (models/training/later_days.py).
+   With a sample of the payments, its whole days show it (models/training/sampling.py).
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
 4. A model trained on all rows goes into the bundle, and its native library is compiled. The reference for drift says
@@ -55,7 +56,7 @@ from paywarden.models.drift.reference_builder import PastDecisions, make_referen
 from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, unseen_margins
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.metrics.value_detected import missed_frauds
-from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, model_text
+from paywarden.models.training.boosting import OnTree, binned, grow, model_text
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
@@ -92,8 +93,11 @@ def train_bundle(
     require_usable(settings, names)
     destination = checked_destination(destination)
     require_both_kinds(table.label)
+    settings = replace(settings, genuine_sample_share=1.0 if table.sample is None else table.sample.share)
     require_categories(table, settings, names)
-    drifting = drifting_features(table.vectors, table.day, names, settings.categorical)
+    # A sample has too many frauds, but its genuine payments are like all of them.
+    among = None if table.sample is None else table.label == 0
+    drifting = drifting_features(table.vectors, table.day, names, settings.categorical, among)
     if settings.leave_out_clocks:
         settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
     changes = input_changes(settings, engine.plan.categories, clocks(drifting))
@@ -109,18 +113,23 @@ def train_bundle(
     with progress("growing trees", tree_count) as on_tree:
         large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
-    newest = fold == fold.max()
+    whole = table.whole
+    newest = (fold == fold.max()) & whole
     calibration = calibrate(
         large.margins, table.label, table.day, newest, follow=settings.follow_newest_days, weight=table.weight
     )
     slope, intercept = calibration.slope, calibration.intercept
     margins, of_each, cascade = large.margins, large.of_each, None
     scores = calibrated(margins, slope, intercept)
-    review_at, decline_at = (float(np.quantile(scores, 1 - s)) for s in (settings.review_share, settings.decline_share))
+    review_at, decline_at = (
+        float(np.quantile(scores[whole], 1 - s)) for s in (settings.review_share, settings.decline_share)
+    )
     if first is not None:
-        rows = OutOfFold(first.margins, large.margins, fold, table.label, table.weight)
+        blocks = blocks_of(table.day[whole], settings.folds)
+        rows = OutOfFold(first.margins[whole], large.margins[whole], blocks, table.label[whole], table.weight_of(whole))
         of_the_large = Large(slope, intercept, review_at, decline_at)
-        cascade, margins = choose_cascade(rows, of_the_large, settings.cascade_disagreement_max)
+        cascade = choose_cascade(rows, of_the_large, settings.cascade_disagreement_max)
+        margins = cascade.margins_of(first.margins, large.margins, slope=slope, intercept=intercept)
         of_each = cascade.margins_of(first.of_each, large.of_each, slope=slope, intercept=intercept)
         scores = calibrated(margins, slope, intercept)
     trust = reliability(table.label, scores, table.weight)
@@ -134,7 +143,9 @@ def train_bundle(
     if table.segments is not None:
         unseen = as_of_one_model(margins, fold, _unseen(of_each, fold))
         reference = make_reference(
-            PastDecisions(calibrated(unseen, slope, intercept), table.vectors, table.segments),
+            PastDecisions(
+                calibrated(unseen[whole], slope, intercept), table.vectors_of(whole), table.segments.of(whole)
+            ),
             model_version=version,
             feature_names=names,
             thresholds=(review_at, decline_at),
@@ -169,13 +180,14 @@ def train_bundle(
         },
         reliability=trust.table(),
         score_edges=edges.tolist(),
-        score_counts=np.histogram(scores, edges)[0].tolist(),
+        score_counts=np.histogram(scores[whole], edges)[0].tolist(),
         files=files,
         cascade={} if cascade is None else asdict(cascade),
         evidence={
             "labels": labels_record(table.label_counts, label_delay(table.fraud_delay_ms), engine.plan.label_delays_ms),
             "drifting": [feature.record() for feature in drifting],
             "later": calibration.record(),
+            "sampled": None if table.sample is None else table.sample.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "inputs": None if choice.inputs is None else choice.inputs.record(),
@@ -223,13 +235,13 @@ def _fit(
     *,
     distilled: bool,
 ) -> Any:
-    # Indexing with a mask copies, and the table may take most of the memory.
-    rows = slice(None) if used.all() else used
-    vectors, label = table.vectors[rows], table.label[rows]
-    weight = None if table.weight is None else table.weight[rows]
+    label, weight = table.label[used], table.weight_of(used)
     if not distilled:
-        return grow(binned(vectors, label, settings, names, weight), settings, names, on_tree=on_tree)
-    soft = soft_labels(vectors, label, fold[rows], settings, names, on_tree=on_tree, weight=weight)
+        parts = table.parts_of(used)
+        data = binned(parts[0] if len(parts) == 1 else parts, label, settings, names, weight)
+        return grow(data, settings, names, on_tree=on_tree)
+    vectors = table.vectors_of(used)
+    soft = soft_labels(vectors, label, fold[used], settings, names, on_tree=on_tree, weight=weight)
     return grow_student(vectors, soft, settings, names, on_tree=on_tree, weight=weight)
 
 
@@ -263,15 +275,14 @@ def _grown(
     *,
     distilled: bool = False,
 ) -> _Grown:
-    sample = grown_on(table.label, settings)
     margins, some = np.empty(len(table.label)), table.vectors[_thinned(len(fold))]
     of_each = []
     for number in np.unique(fold):
         held_out = fold == number
-        model = _fit(table, fold, sample & ~held_out, settings, names, on_tree, distilled=distilled)
-        margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)
+        model = _fit(table, fold, ~held_out, settings, names, on_tree, distilled=distilled)
+        margins[held_out] = model.predict(table.vectors_of(held_out), raw_score=True)
         of_each.append(model.predict(some, raw_score=True))
-    model = _fit(table, fold, sample, settings, names, on_tree, distilled=distilled)
+    model = _fit(table, fold, np.ones(len(fold), dtype=np.bool_), settings, names, on_tree, distilled=distilled)
     return _Grown(model, margins, np.array([*of_each, model.predict(some, raw_score=True)]))
 
 

@@ -148,13 +148,13 @@ _DECISIONS = DashboardSection(
         Panel(
             "Overlay",
             "Answered payments a second that count before they are in a profile, and those not: no room, too many "
-            "for one profile, of another time, damaged, scored without the overlay.",
+            "for one profile, of another time, scored without the overlay.",
             "short",
             tuple(
                 Query(_rate("instance", f"paywarden_overlay_{name}_total"), text)
                 for name, text in (
                     *(("added", "pending"), ("folded", "counted"), ("full", "no room"), ("left_out", "too many")),
-                    *(("untimely", "of another time"), ("broken", "damaged"), ("unsure", "without the overlay")),
+                    *(("untimely", "of another time"), ("unsure", "without the overlay")),
                 )
             ),
             alerts=("PaywardenOverlayFull", "PaywardenOverlayUnused"),

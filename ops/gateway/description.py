@@ -201,7 +201,7 @@ class Client:
     """A client that may call. Its name is the caller's name in decisions."""
 
     name: str
-    # SHA-256 of API keys, as `paywarden gateway key` prints it.
+    # SHA-256 of API keys, as `paywarden gateway render --target key` prints it.
     keys: tuple[str, ...] = ()
     # Subjects of client certificates, as RFC 2253 writes them: "CN=checkout,O=Shop".
     certificates: tuple[str, ...] = ()
@@ -471,7 +471,8 @@ def _check_client(client: Client, description: GatewayDescription) -> None:
     if any(_HASH.fullmatch(key) is None for key in client.keys):
         # The text there may be the key itself.
         raise Misconfigured(
-            f"{place} keys: wanted SHA-256 as 64 hexadecimal digits (`paywarden gateway key`), got other text"
+            f"{place} keys: wanted SHA-256 as 64 hexadecimal digits (`paywarden gateway render --target key`), "
+            "got other text"
         )
     for subject in client.certificates:
         _require(

@@ -36,6 +36,7 @@ from paywarden.models.metrics import (
     costs,
     curves,
     first_strikes,
+    policy_value,
     segments,
     value_detected,
     weighted_measures,
@@ -109,6 +110,8 @@ _OTHER_UNITS = {
     ("WeightedMeasures", "clipped"): "count",
     ("WeightedMeasures", "effective_payments"): "payments",
     ("WeightedMeasures", "effective_frauds"): "payments",
+    ("PolicyValue", "effective_payments"): "payments",
+    ("PolicyValue", "value_minor_interval"): _MONEY,
 }
 
 
@@ -198,6 +201,7 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("A reason", replay_measures.ReasonMeasures),
     ("Mean calibration", curves.MeanCalibration),
     ("With propensity weights", weighted_measures.WeightedMeasures),
+    ("Value of a policy", policy_value.PolicyValue),
     ("Reliability", curves.ReliabilityCurve),
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),

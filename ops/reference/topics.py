@@ -58,7 +58,7 @@ _USES = {
     ),
     "drift-acknowledgements": TopicUse(
         "`alert_id`",
-        "Who has seen or snoozed an alert.",
+        "That somebody has seen or snoozed an alert.",
         "`drift note`, `console`",
         "`stream`, `drift`, `console`",
     ),

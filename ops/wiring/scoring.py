@@ -32,7 +32,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.request_proto import request_class
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-    from paywarden.scoring.engine.batching.busy_poll import BusyPoll
     from paywarden.scoring.engine.model_chain import ChainSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings
@@ -67,7 +66,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         overlay=source.section("overlay", OverlaySettings),
         shards=stores.card_shards(source),
         metrics_directory=Path(settings.metrics),
-        busy_poll=BusyPoll(settings.busy_poll_us),
         catalogue=stores.catalogue(source),
         releases=releases,
         runtime=Path(settings.runtime),

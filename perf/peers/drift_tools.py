@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from paywarden.models.drift.detectors import HOUR_MS
+from perf.peers.environments import interpreter_of
 from perf.worlds.drift_world import Decisions
-from perf.worlds.scoring_world import CACHE
 
 # Rows of the reference, drawn at random: more rows would take minutes and change nothing.
 _REFERENCE_ROWS = 5_000
@@ -67,14 +66,7 @@ class Tool:
 
 def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
     """Install the tool if it is not there yet. `names` are those of the features."""
-    folder = CACHE / name
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        print(f"installing {TOOLS[name][0]}, once", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *TOOLS[name]], check=True)
-        (folder / "ready").touch()
-    return Tool(name, python, reference, names)
+    return Tool(name, interpreter_of(name, TOOLS[name]), reference, names)
 
 
 def _table(decisions: Decisions) -> np.ndarray:

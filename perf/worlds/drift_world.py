@@ -112,9 +112,7 @@ def simulated_world(folder: Path, *, cards: int, live_days: int, training_days: 
         folds=2,
         genuine_sample_share=0.25,
     )
-    table = training_table(
-        history, window, engine=engine, rates=load_rates(), labels=LabelRules(settings.label_delay_days)
-    )
+    table = training_table(history, window, engine=engine, rates=load_rates(), labels=LabelRules.of(settings))
     _stop_ageing(engine, table.vectors)
     train_bundle(table, window, folder, engine=engine, settings=settings)
     bundle = load_bundle(folder, catalogue_digest=engine.plan.digest)

@@ -22,7 +22,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import ServerContext
-from paywarden.scoring.state import mirror
+from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state.outbox import OutboxWriter
 from paywarden.scoring.state.overlay.overlay import Overlay
 
@@ -45,7 +45,7 @@ def open_host(config: Path) -> ServerContext:
     """Return the parts of the scorer of a configuration of `paywarden serve`, compiled."""
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
-    for module in (fast_requests, mirror, chunk_frame):
+    for module in (fast_requests, mirror_look_up, chunk_frame):
         module.warm_up()
     return host
 

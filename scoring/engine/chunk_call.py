@@ -2,8 +2,8 @@
 
     bodies ─► read ─► claim ─► look up, vectors ─► margins ─► tails ─► records, positions of claims
                 │        │           │                │         │
-             UNUSUAL  CLAIMED_    NO_VECTORS      NO_SCORES  WANTS_POLICY
-                      BEFORE
+             UNUSUAL  CLAIMED_    NO_PROFILES     NO_SCORES  WANTS_POLICY
+                      BEFORE      to NO_VECTORS
 
 1. Each step is a compiled function with a frame of its own. This file hands the results of one step to the next.
 2. If a step needs Python, the call ends and returns why. The results of earlier steps hold. Python does that step for
@@ -42,9 +42,9 @@ from paywarden.scoring.state.overlay.overlay_reader import fill_hashed, hash_tex
 from paywarden.scoring.state.overlay.overlay_table import add_bound
 
 # Results of `decide_chunk`: DONE, or why it ended. FILLED is no trouble: the vectors are there, and STOPS is set.
-DONE, UNUSUAL, CLAIMED_BEFORE, NO_VECTORS, FILLED, NO_SCORES, WANTS_POLICY = range(7)
+DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, NO_HOPS, NO_VECTORS, FILLED, NO_SCORES, WANTS_POLICY = range(9)
 # Where `decide_chunk` begins.
-FROM_READ, FROM_CLAIM, FROM_LOOK_UP, FROM_SCORE, FROM_TAILS = range(5)
+FROM_READ, FROM_CLAIM, FROM_LOOK_UP, FROM_VECTORS, FROM_SCORE, FROM_TAILS = range(6)
 # Places in `frames`.
 READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY, HOPS = range(7)
 FRAME_COUNT = 7
@@ -61,7 +61,9 @@ CLAIM_S = 21
 # Inputs: whether the call ends after the vectors; whether an overlay that should be there has no table; whether Python
 # makes the payments' flags. A result: whether the payments were scored without an overlay that should be there.
 STOPS, LOST, IS_FLAGGED, IS_UNSURE = range(22, 26)
-NUMBER_COUNT = 26
+# A result: which profile cannot be read, and why, as `fill_bound_vectors` says it (features/kernel/batches.py).
+STATUS = 26
+NUMBER_COUNT = 27
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
 # kept tails hold.
 SLOPE, INTERCEPT, BELOW = range(3)
@@ -74,8 +76,8 @@ LAP_COUNT = 6
 # Places in `counters`. Three for each entity come first: hits, misses, and the flag of unknown ones.
 STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM, RATE_FLAG = range(7)
 # Those of the overlay; addresses of 0 without one.
-ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(7, 16)
-COUNTER_COUNT = 16
+ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, ADDED, FULL, UNTIMELY = range(7, 15)
+COUNTER_COUNT = 15
 _MONOTONIC = 1
 _SEPARATOR = 0
 
@@ -87,7 +89,7 @@ class ChunkSlots(NamedTuple):
     """The addresses of the steps' own frames, READ to HOPS. LOOK_UP is 0 without a mirror. OVERLAY is 0 without an
     overlay, and FILL is not used with one. HOPS is 0 where no feature looks at neighbours."""
     numbers: int
-    """ENTITIES to IS_UNSURE."""
+    """ENTITIES to STATUS."""
     calibration: int
     """SLOPE, INTERCEPT and BELOW, float64."""
     kept_tails: int
@@ -217,7 +219,6 @@ def _count_filled(overlay_at: int, counters: I64, first: int, count: int) -> boo
     if seen[overlays.FOLDED] != 0:
         _count(counters, first + FOLDED, seen[overlays.FOLDED])
         _count(counters, first + LEFT_OUT, seen[overlays.LEFT_OUT])
-    _count(counters, first + BROKEN, seen[overlays.BROKEN])
     return True
 
 
@@ -260,30 +261,44 @@ def _score(frame_at: int, record_at: int, count: int) -> bool:
 
 
 @compiled(makes_arrays=True)
-def _fill(frame_at: int, count: int) -> bool:
-    """Look up the profiles and fill the vectors, and count what was found. Returns False if Python must do it."""
+def _find(frame_at: int, count: int) -> int:
+    """Look up the profiles of payments and of their neighbours, and count them. Returns DONE, or why it ended."""
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
-    read_at, look_up_at, overlay_at, entities = frames[READ], frames[LOOK_UP], frames[OVERLAY], numbers[ENTITIES]
-    if look_up_at == 0:
-        return False
-    if overlay_at != 0:
-        _hash_for_overlay(frame_at, overlay_at, read_at, count)
-    if _look_up(look_up_at, read_at, count, entities) != 0:
-        return False
+    look_up_at, entities = frames[LOOK_UP], numbers[ENTITIES]
+    if frames[OVERLAY] != 0:
+        _hash_for_overlay(frame_at, frames[OVERLAY], frames[READ], count)
+    if look_up_at == 0 or _look_up(look_up_at, frames[READ], count, entities) != 0:
+        return NO_PROFILES
     found = carray(address(look_up_at, mirror.SLOT.numbers), forms.NUMBER_COUNT, np.int64)
-    complete_to_ms, snapshot = found[forms.COMPLETE_TO_MS], found[forms.SNAPSHOT]
+    complete_to_ms = found[forms.COMPLETE_TO_MS]
     numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
+    if numbers[AGE_MS] >= 0:
+        put_word_at(counters[3 * entities + AGE_GAUGE], numbers[AGE_MS])
+    presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
+    for number in range(count):
+        for entity in range(entities):
+            if presence[number, entity] != ABSENT:
+                _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
     if numbers[IS_TIMED] == 1:
         _note_lap(frame_at, LOOKED_UP)
-    if frames[HOPS] != 0 and not fill_bound_hops(frames[HOPS], count):
-        return False
+    return NO_HOPS if frames[HOPS] != 0 and not fill_bound_hops(frames[HOPS], count) else DONE
+
+
+@compiled(makes_arrays=True)
+def _fill(frame_at: int, count: int) -> bool:
+    """Fill the vectors from the profiles that were found. Returns False if a profile cannot be read: see STATUS."""
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
+    overlay_at, entities = frames[OVERLAY], numbers[ENTITIES]
     if overlay_at != 0:
-        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], snapshot)
+        found = carray(address(frames[LOOK_UP], mirror.SLOT.numbers), forms.NUMBER_COUNT, np.int64)
+        numbers[STATUS] = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], found[forms.SNAPSHOT])
     else:
-        status = fill_bound_vectors(frames[FILL], count)
-    if status != OK:
+        numbers[STATUS] = fill_bound_vectors(frames[FILL], count)
+    if numbers[STATUS] != OK:
         return False
     numbers[IS_UNSURE] = numbers[LOST]
     if overlay_at != 0:
@@ -291,13 +306,6 @@ def _fill(frame_at: int, count: int) -> bool:
     elif numbers[LOST] == 1:
         put_word_at(counters[3 * entities + IS_USED], 0)
         _count(counters, 3 * entities + UNSURE, count)
-    presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
-    for number in range(count):
-        for entity in range(entities):
-            if presence[number, entity] != ABSENT:
-                _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
-    if numbers[AGE_MS] >= 0:
-        put_word_at(counters[3 * entities + AGE_GAUGE], numbers[AGE_MS])
     return True
 
 
@@ -375,6 +383,10 @@ def decide_chunk(frame_at: int, count: int, step: int) -> int:
     if step <= FROM_LOOK_UP:
         if is_timed and numbers[HAS_CLAIMS] == 1:
             _note_lap(frame_at, CLAIMED)
+        ended = _find(frame_at, count)
+        if ended != DONE:
+            return ended
+    if step <= FROM_VECTORS:
         if not _fill(frame_at, count):
             return NO_VECTORS
         if numbers[STOPS] == 1:

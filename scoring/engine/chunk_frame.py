@@ -31,7 +31,6 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror import MirrorReader
-from paywarden.scoring.state.mirror_file import LookUpKeys
 from paywarden.scoring.state.overlay.overlay import Overlay
 
 # Room for a caller's name beside the payment's id; it grows when a longer name comes.
@@ -54,7 +53,6 @@ class ChunkFrame:
         self._metrics, self._answered, self._overlay = metrics, answered, overlay
         self._names = engine.plan.entity_names
         entities = engine.plan.entity_count
-        self._item_count = ROWS_MAX * entities
         self._id_bytes = ROWS_MAX * intake.limits.id_bytes_max
         self._id_bytes_max, self._key_bytes = intake.limits.id_bytes_max, _CALLER_BYTES
         score = metrics.score
@@ -99,11 +97,6 @@ class ChunkFrame:
         self._writer: RecordWriter | None = None
         self._margins = 0
         self._counted: memoryview | None = None
-
-    @property
-    def has_overlay(self) -> bool:
-        """Whether the call itself makes answered payments pending."""
-        return bool(self._frames[loop.OVERLAY])
 
     def look(self, serving: Served, writer: RecordWriter) -> None:
         """Point at the mirror, the overlay, the model and the writer of now. It is called before each chunk."""
@@ -157,7 +150,7 @@ class ChunkFrame:
         self._frames[loop.LOOK_UP] = self._frames[loop.FILL] = self._frames[loop.HOPS] = 0
         if mirror is None:
             return
-        keys, hops = LookUpKeys(self._item_count, self._fast.arrays["texts"]), self._features.hops
+        hops = self._features.hops
         words, values = self._engine.scratch
         vectors = Frame(
             engine_loop.SLOT,
@@ -173,7 +166,7 @@ class ChunkFrame:
                 "hops": hops.values,
             },
         )
-        look_up, neighbours = mirror.frame_for(keys), hops.frame_for(self._fast.arrays["rows"])
+        look_up, neighbours = mirror.frame_for(self._fast.arrays["texts"]), hops.frame_for(self._fast.arrays["rows"])
         self._mirror_frames = look_up, vectors, neighbours
         self._frames[loop.LOOK_UP], self._frames[loop.FILL] = look_up.address, vectors.address
         self._frames[loop.HOPS] = 0 if neighbours is None else neighbours.address
@@ -182,7 +175,7 @@ class ChunkFrame:
         """Make the frame of an overlay's files, which replaces the frame of vectors in the call."""
         self._overlay_frame, self._overlay_files, self._frames[loop.OVERLAY] = None, overlay.files, 0
         self.numbers[loop.LOST] = not overlay.has_table
-        if mirror is not None and overlay.has_table:
+        if overlay.has_table:
             hops = self._features.hops.values
             self._overlay_frame = overlay.frame_for(mirror, self._fast.arrays["rows"], self._features.vectors, hops)
             self._frames[loop.OVERLAY] = self._overlay_frame.address
@@ -226,7 +219,7 @@ class ChunkFrame:
         if overlay is not None:
             counted = overlay.metrics
             addresses += [flag(OVERLAY_ABSENT), counted.unsure.address, counted.is_used.address]
-            addresses += [counted.folded.address, counted.left_out.address, counted.broken.address]
+            addresses += [counted.folded.address, counted.left_out.address]
             addresses += [counted.added.address, counted.full.address, counted.untimely.address]
         addresses += [0] * (len(self._arrays["counters"]) - len(addresses))
         self._arrays["counters"][:] = addresses

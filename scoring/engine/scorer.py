@@ -10,7 +10,7 @@ Where a payment needs Python, the call ends, Python does that step, and calls ag
    compiled reader has left out although it is right, such as one with a name in UTF-8.
 2. *Claim.* If a payment is known, or another worker decides about it, the decision cache answers it
    (scoring/idempotency/decision_cache.py). The others go on.
-3. *Vectors.* If there is no mirror, or a profile cannot be read, scoring/engine/vectors.py fills the vectors.
+3. *Vectors.* If there is no mirror, or a profile cannot be read, scoring/engine/vectors.py helps.
 4. *Model.* A model that is no native library, or that fails, is asked in Python (scoring/engine/model_chain.py). In a
    rollout the candidate scores the payments of its share of the cards.
 5. *Policy.* A payment without a kept response goes to the policy: one that is not approved, one with other flags than
@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -43,8 +43,10 @@ from paywarden.models.policy.policy import (
     ACTIONS,
     APPROVE,
     DECLINE,
+    MIRROR_ABSENT,
     MIRROR_STALE,
     OVERLAY_ABSENT,
+    PROFILE_UNREADABLE,
     UNKNOWN_RATE,
     Facts,
     Policy,
@@ -66,7 +68,8 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader
+from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay.overlay import Overlay
 
@@ -139,16 +142,17 @@ class PaymentScorer:
         self._candidate: Served | None = None
         self._split: ArmSplit | None = None
         self._entities, self._names = plan.entity_count, plan.entity_names
-        self._features = Vectors(
-            engine, mirror, metrics=metrics, stages=self._stages, overlay=overlay, held_cards=held_cards
-        )
-        self._rows, self._vectors = intake.fast.arrays["rows"], self._features.vectors
+        self._rows = intake.fast.arrays["rows"]
+        self._features = Vectors(engine, mirror, self._rows, overlay=overlay, held_cards=held_cards)
+        self._vectors = self._features.vectors
         self._frame = ChunkFrame(engine, intake, self._features, metrics, answered, overlay)
         self._numbers = self._frame.numbers
         self._serving = self.served(models, policy, options.origins)
         self._writer = self._serving.writer
-        # The present chunk: the flags of each payment where Python makes them, and its keys and ids.
+        # The present chunk: the flags of each payment where Python makes them, the payments of which a profile cannot
+        # be read, and its keys and ids.
         self._flags: list[tuple[str, ...]] | None = None
+        self._unreadable = set[int]()
         self._read: CheckedPayments | None = None
         self.open_mirror()
 
@@ -258,6 +262,7 @@ class PaymentScorer:
         """Begin a chunk. Returns whether the compiled reader can read it."""
         numbers, writer, is_timed = self._numbers, self._writer, self._stages.is_timed
         self._flags = self._read = None
+        self._unreadable.clear()
         self._frame.look(self._serving, writer)
         is_put = self._frame.put(chunk, now_ms)
         numbers[loop.DECISION], numbers[loop.OUTBOX_POSITION] = writer.decision, self._outbox.position
@@ -355,7 +360,8 @@ class PaymentScorer:
             try:
                 self._outbox.append_frames(frames)
             except OutboxUnsynced:
-                # The companion ships these records, so a payment that is asked for again must get its decision of now.
+                # The companion ships the records that are there, so their payments must keep the decision of now. A
+                # settled claim without a record is taken over.
                 if answered is not None:
                     answered.settle(answered.slots_of(count))
                 raise
@@ -363,12 +369,12 @@ class PaymentScorer:
             if answered is not None:
                 answered.release(answered.slots_of(count))
             raise
-        self._settle(chunk, now_ms, others)
+        self._settle(chunk, others)
         if self._stages.is_timed:
             self._stages.lap("append", count)
         return writer.responses(count)
 
-    def _settle(self, chunk: Chunk, now_ms: int, others: Sequence[str]) -> None:
+    def _settle(self, chunk: Chunk, others: Sequence[str]) -> None:
         """Settle the claims, make the payments pending, and count the decisions, which are appended."""
         loop.settle_chunk(self._frame.address, len(chunk.bodies))
         for action in others:
@@ -377,9 +383,6 @@ class PaymentScorer:
             for payment_flags in self._flags:
                 for flag in payment_flags:
                     self._metrics.flags[flag].add(1)
-        if self._overlay is not None and not self._frame.has_overlay:
-            payments = self._payments(chunk)
-            self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
 
     def _note_laps(self, count: int) -> None:
         for stage, place in _LAPS:
@@ -394,9 +397,8 @@ class PaymentScorer:
         Returns whether the records are not written yet.
         """
         count = len(chunk.bodies)
-        if status == loop.NO_VECTORS:
-            self._fill(chunk, now_ms)
-            status = loop.FILLED if self._numbers[loop.STOPS] else self._go_on(chunk, loop.FROM_SCORE)
+        if status in (loop.NO_PROFILES, loop.NO_HOPS, loop.NO_VECTORS):
+            status = self._fill(chunk, status)
         if status == loop.FILLED:
             if self._look_at_cards(chunk, now_ms, others):
                 return True
@@ -416,26 +418,59 @@ class PaymentScorer:
             self._give_tails(self._serving, chunk, range(count), self._scored(count), now_ms, others)
         return True
 
-    def _fill(self, chunk: Chunk, now_ms: int) -> None:
-        """Fill the vectors without the compiled call, and note the flags of the payments."""
-        flags, complete_to_ms = self._features.fill(self._payments(chunk))
-        self._note_flags(flags)
-        age_ms = max(0, now_ms - complete_to_ms) if complete_to_ms > 0 else -1
-        if age_ms >= 0:
-            self._metrics.mirror_age_seconds.set(age_ms / 1000)
-        self._numbers[loop.AGE_MS] = age_ms
+    def _fill(self, chunk: Chunk, status: int) -> int:
+        """Help the call to the vectors where the mirror or a profile cannot be read. Returns how it ends after that."""
+        mirror = self._features.mirror
+        try:
+            if mirror is not None and status == loop.NO_PROFILES:
+                mirror.follow_growth()
+                status = self._go_on(chunk, loop.FROM_LOOK_UP)
+            if mirror is None or status == loop.NO_PROFILES:
+                return self._fill_without_mirror(chunk)
+            if status == loop.NO_HOPS:
+                self._note_unreadable(self._features.hops.fill(len(chunk.bodies)))
+                status = self._go_on(chunk, loop.FROM_VECTORS)
+        except MirrorAbsent:
+            return self._fill_without_mirror(chunk)
+        return self._fill_readable(chunk, mirror, status)
+
+    def _fill_readable(self, chunk: Chunk, mirror: MirrorReader, status: int) -> int:
+        """Leave profiles out that cannot be read, until the call can fill the vectors."""
+        count, overlay = len(chunk.bodies), self._overlay
+        presence = mirror.presence[: count * self._entities]
+        found = presence.copy()
+        while status == loop.NO_VECTORS:
+            self._note_unreadable(self._features.help_to_read(count, self._numbers[loop.STATUS]))
+            status = self._go_on(chunk, loop.FROM_VECTORS)
+        # The mirror has these profiles all the same.
+        presence[:] = found
+        if overlay is not None:
+            np.maximum(overlay.presence[: len(found)], found, out=overlay.presence[: len(found)])
+        return status
+
+    def _note_unreadable(self, rows: Iterable[int]) -> None:
+        """Note payments that have the flag profile_unreadable. The call ends behind the vectors then."""
+        self._unreadable |= set(rows)
+        if self._unreadable:
+            self._numbers[loop.STOPS] = 1
+
+    def _fill_without_mirror(self, chunk: Chunk) -> int:
+        self._features.fill_without_mirror(self._payments(chunk).keys)
+        self._numbers[loop.AGE_MS] = -1
+        self._note_flags([(MIRROR_ABSENT, *self._money_flags(row)) for row in range(len(chunk.bodies))])
+        return loop.FILLED if self._numbers[loop.STOPS] else self._go_on(chunk, loop.FROM_SCORE)
 
     def _look_at_cards(self, chunk: Chunk, now_ms: int, others: list[str]) -> bool:
-        """Flag cards that the mirror lacks, and let the candidate decide about its cards.
+        """Flag cards that the mirror lacks, and profiles that cannot be read; let the candidate decide about its cards.
 
         Returns whether all payments have their tails.
         """
         keys, held = self._payments(chunk).keys, self._held_cards
-        if self._flags is None and held is not None:
+        if self._flags is None and (self._unreadable or held is not None):
             flags = [self._flags_of(row) for row in range(len(chunk.bodies))]
-            flagged = held.flagged(keys, [one[0] for one in flags])
-            if any(after is not before[0] for before, after in zip(flags, flagged, strict=True)):
-                self._note_flags([(*after, *before[1]) for before, after in zip(flags, flagged, strict=True)])
+            flagged = flags if held is None else held.flagged(keys, flags)
+            if self._unreadable or flagged is not flags:
+                self._note_flags([(*one, *self._money_flags(row)) for row, one in enumerate(flagged)])
         if self._split is None or self._candidate is None:
             return False
         arms = self._split.places(keys[self._names.index("card") :: self._entities])
@@ -468,15 +503,18 @@ class PaymentScorer:
         """Note the flags of all payments, which Python counts then."""
         self._flags, self._numbers[loop.IS_FLAGGED] = flags, 1
 
-    def _flags_of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Returns the flags of a payment whose vector the compiled call has filled: about profiles, and about money."""
-        mirror = self._features.mirror
+    def _flags_of(self, row: int) -> tuple[str, ...]:
+        """Returns the flags about the profiles of a payment whose vector the compiled call has filled."""
+        mirror, overlay = self._features.mirror, self._overlay
         assert mirror is not None
-        presence = self._overlay.presence if self._overlay is not None and self._frame.has_overlay else mirror.presence
+        presence = overlay.presence if overlay is not None and overlay.has_table else mirror.presence
         flags = self._features.unknown_flags[presence[row * self._entities : (row + 1) * self._entities].tobytes()]
-        if self._numbers[loop.IS_UNSURE]:
-            flags = (*flags, OVERLAY_ABSENT)
-        return flags, (UNKNOWN_RATE,) if self._rows[row, AMOUNT] < 0 else ()
+        if row in self._unreadable:
+            flags = (*flags, PROFILE_UNREADABLE)
+        return (*flags, OVERLAY_ABSENT) if self._numbers[loop.IS_UNSURE] else flags
+
+    def _money_flags(self, row: int) -> tuple[str, ...]:
+        return (UNKNOWN_RATE,) if self._rows[row, AMOUNT] < 0 else ()
 
     def _ask_policy(self, chunk: Chunk, now_ms: int, others: list[str]) -> None:
         """Give each payment without a kept tail one."""
@@ -484,8 +522,7 @@ class PaymentScorer:
         is_stale = self._numbers[loop.AGE_MS] > self._numbers[loop.STALE_AFTER_MS]
         for row in range(len(chunk.bodies)):
             if tails[row] == loop.NO_TAIL:
-                profiles, money = self._flags_of(row)
-                flags = (*profiles, *money, MIRROR_STALE) if is_stale else (*profiles, *money)
+                flags = (*self._flags_of(row), *self._money_flags(row), *((MIRROR_STALE,) if is_stale else ()))
                 tails[row] = self._tail(self._serving, chunk, row, scores[row], 0, flags, others, now_ms)
 
     def _give_tails(
@@ -493,7 +530,7 @@ class PaymentScorer:
     ) -> None:
         """Give payments their scores and tails, where the flags are not those of a usual chunk, or the model is not."""
         if self._flags is None:
-            self._note_flags([(*profiles, *money) for profiles, money in map(self._flags_of, range(len(chunk.bodies)))])
+            self._note_flags([(*self._flags_of(row), *self._money_flags(row)) for row in range(len(chunk.bodies))])
         assert self._flags is not None
         self._put_scores(rows, scored)
         tails, is_stale = self._writer.arrays["tail_numbers"].data, self._numbers[loop.AGE_MS] > serving.stale_after_ms

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import ngh2
@@ -158,38 +159,23 @@ class Http2Session:
 
     def begin(self, stream_id: int) -> None:
         """Send the head of an answer that `send` and `end` complete."""
-        try:
-            self._send_head(stream_id, RESPONSE_HEAD)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
-            return
+        _try(self._send_head, stream_id, RESPONSE_HEAD)
 
     def send(self, stream_id: int, message: bytes) -> None:
         """Send DATA of an answer that was begun."""
-        try:
-            self._send_data(stream_id, message)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
-            return
+        _try(self._send_data, stream_id, message)
 
     def end(self, stream_id: int, trailers: Http2Headers) -> None:
         """End an answer that was begun."""
-        try:
-            self._send_trailers(stream_id, trailers)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
-            return
+        _try(self._send_trailers, stream_id, trailers)
 
     def reset(self, stream_id: int, code: int) -> None:
         """End a stream without an answer."""
-        try:
-            self._connection.reset_stream(stream_id, code)
-        except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
-            return
+        _try(self._connection.reset_stream, stream_id, code)
 
     def ping(self) -> None:
         """Send a PING; `on_pong` follows."""
-        try:
-            self._connection.ping()
-        except ngh2.ConnectionStateError:
-            return
+        _try(self._connection.ping)
 
     @property
     def queued_bytes(self) -> int:
@@ -231,6 +217,12 @@ class Http2Session:
             receiver.on_idle_frame()
         elif not isinstance(event, SettingsAcknowledged):
             receiver.on_idle_frame()
+
+
+def _try(act: Callable[..., object], *arguments: object) -> None:
+    """Do something about a stream, or a connection, that may be gone."""
+    with suppress(ngh2.StreamProtocolError, ngh2.ConnectionStateError):
+        act(*arguments)
 
 
 def _settings_of(settings: GrpcSettings) -> dict[int, int]:

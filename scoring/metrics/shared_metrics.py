@@ -11,15 +11,14 @@
        magic (8) │ u32 header size │ header: JSON: pid, series, CRC-32 │ padding to 8 │ int64 slots
 
    The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again under the
-   same name continues from them. Series that its new version no longer declares are kept too, so no counter ever goes
-   down. Keep the directory on a memory file system: on a disk, the kernel writes the pages back at times, and may
-   block the worker meanwhile.
+   same name continues from them. Keep the directory on a memory file system: on a disk, the kernel writes the pages
+   back at times, and may block the worker meanwhile.
 3. `render(directory)`, in any process, reads the files of all workers. It adds counters and histograms, and takes the
    largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
    versions of Paywarden give one name different meanings, `render` leaves one of them out.
 4. A damaged file, or something else in its place, keeps no worker from starting: it is renamed to `worker-0.damaged`,
-   and the counts begin at 0. `render` leaves it out. A worker whose file is cut short is ended by the missing pages,
-   and started again. The supervisor, which nobody would start again, has its counts in memory and saves them.
+   and the counts begin at 0. `render` leaves it out. A process whose file is cut short is ended by the missing pages,
+   and started again.
 
 A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
 reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.
@@ -48,7 +47,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_state, read_regular
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder, private_opener
 
 _log = logging.getLogger(__name__)
@@ -270,24 +269,16 @@ class MetricsRegistry:
         assert isinstance(handle, MetricHistogram)
         return handle
 
-    def open(self, directory: Path, worker: str, *, mapped: bool = True) -> None:
+    def open(self, directory: Path, worker: str) -> None:
         """Keep the counts in `directory` from now on, continuing from those of an earlier process of `worker`.
-
-        A file that is `mapped` has each count at once, and ends the process if somebody cuts it short (SIGBUS).
-        Otherwise the counts are in memory, and `save` writes them.
 
         Raises Misconfigured when the directory cannot be written or another process counts as `worker`.
         """
         assert self._file is None, "opened already"
         declared = [series for series, _ in self._declared.values()]
-        self._file = _SlotFile.open(directory / f"{worker}{_SUFFIX}", declared, mapped=mapped)
+        self._file = _SlotFile.open(directory / f"{worker}{_SUFFIX}", declared)
         for key, (_, handle) in self._declared.items():
             handle._bind(self._file.slots, self._file.first_slot[key])
-
-    def save(self) -> None:
-        """Write the file of a registry that is not mapped, if its counts have changed. Raises OSError."""
-        if self._file is not None:
-            self._file.save()
 
     def close(self) -> None:
         """Close the file. The handles must not be used any more."""
@@ -311,46 +302,30 @@ def _labels(names: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str
 
 
 class _SlotFile:
-    """One worker's file, memory-mapped or in memory. It is locked until `close` or the end of the process."""
+    """One worker's file, memory-mapped. It is locked until `close` or the end of the process."""
 
-    def __init__(
-        self, path: Path, lock: int, mapping: mmap.mmap | bytearray, series: list[Series], first_slot: int
-    ) -> None:
-        self._path, self._lock = path, lock
-        self._mapping = mapping
+    def __init__(self, lock: int, mapping: mmap.mmap, series: list[Series], first_slot: int) -> None:
+        self._lock, self._mapping = lock, mapping
         self._bytes = memoryview(mapping)
-        # The content of the file when it was last saved, and the file's state then.
-        self._saved, self._state = bytes(mapping), file_state(path)
         self.slots = self._bytes[first_slot:].cast("q")
         self.first_slot = dict(zip((one.key for one in series), _slot_indexes(series), strict=True))
 
     @classmethod
-    def open(cls, path: Path, declared: list[Series], *, mapped: bool) -> _SlotFile:
+    def open(cls, path: Path, series: list[Series]) -> _SlotFile:
         try:
             make_private_folder(path.parent)
             lock = _lock(path)
-            kept = _kept(path)
-            series = declared + _undeclared(kept, declared)
-            _write_at_start(path, series, {one.key: slots for one, slots in kept})
-            mapping: mmap.mmap | bytearray
+            _write_at_start(path, series, {one.key: slots for one, slots in _kept(path)})
             with path.open("r+b") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE) if mapped else bytearray(file.read())
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
         except OSError as error:
             raise Misconfigured(f"metrics: cannot use {path}: {error.strerror}") from error
-        return cls(path, lock, mapping, series, len(_header(os.getpid(), series)))
-
-    def save(self) -> None:
-        content = bytes(self._mapping)
-        if isinstance(self._mapping, mmap.mmap) or (content == self._saved and file_state(self._path) == self._state):
-            return
-        _replace(self._path, content)
-        self._saved, self._state = content, file_state(self._path)
+        return cls(lock, mapping, series, len(_header(os.getpid(), series)))
 
     def close(self) -> None:
         self.slots.release()
         self._bytes.release()
-        if isinstance(self._mapping, mmap.mmap):
-            self._mapping.close()
+        self._mapping.close()
         os.close(self._lock)
 
 
@@ -366,20 +341,6 @@ def _lock(path: Path) -> int:
             "([serve] metrics), and no other host that runs with it"
         ) from None
     return lock
-
-
-def _undeclared(kept: Iterable[tuple[Series, list[int]]], declared: Iterable[Series]) -> list[Series]:
-    """Returns the series of an earlier version that this one does not declare but must keep: no count goes down.
-
-    A gauge that nobody sets any more has no value, so it need not be kept.
-    """
-    keys = {one.key for one in declared}
-    shapes = {one.name: one.shape for one in declared}
-    return [
-        one
-        for one, _ in kept
-        if one.kind != "gauge" and one.key not in keys and shapes.get(one.name, one.shape) == one.shape
-    ]
 
 
 def _header(pid: int, series: Iterable[Series]) -> bytes:
@@ -407,7 +368,12 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
     for one in series:
         initial = kept.get(one.key, [0] * one.slot_count)
         slots += struct.pack(f"{one.slot_count}q", *([_UNSET] if one.kind == "gauge" else initial))
-    _replace(path, _header(os.getpid(), series) + slots)
+    new = path.with_suffix(".new")
+    # A killed process may have left anything there.
+    new.unlink(missing_ok=True)
+    with open(new, "wb", opener=private_opener) as file:
+        file.write(_header(os.getpid(), series) + slots)
+    new.replace(path)
 
 
 def _write_at_start(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
@@ -423,15 +389,6 @@ def _write_at_start(path: Path, series: Sequence[Series], kept: Mapping[tuple[ob
         # The old file's counts are in `kept`. A process that is killed right now begins at 0.
         path.unlink()
         _write_file(path, series, kept)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    new = path.with_suffix(".new")
-    # A killed process may have left anything there.
-    new.unlink(missing_ok=True)
-    with open(new, "wb", opener=private_opener) as file:
-        file.write(content)
-    new.replace(path)
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -19,7 +19,6 @@ from paywarden.models.policy.exploration import Exploration, ExplorationSettings
 from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings
@@ -74,7 +73,6 @@ class ServerContext:
     outbox: OutboxSettings
     answered: DecisionCacheSettings
     metrics_directory: Path
-    busy_poll: BusyPoll
     # Declares the features; a policy's conditions name them.
     catalogue: Catalogue
     # Where bundles and policies come from later, and the folder in which they are made ready.

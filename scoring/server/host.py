@@ -31,7 +31,6 @@ from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.mapped_files import MappedFile
 from paywarden.scoring.server.supervisor import (
     HostParts,
-    Repairs,
     Supervisor,
     SupervisorMetrics,
     Worker,
@@ -39,10 +38,9 @@ from paywarden.scoring.server.supervisor import (
 )
 from paywarden.scoring.server.takeover import HandOverDesk, Taken, name_after, take_over
 from paywarden.scoring.server.worker import worker_main
-from paywarden.scoring.state import mirror
+from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state.mirror_file import has_mirror
 from paywarden.scoring.state.neighbours import hops
-from paywarden.scoring.state.overlay import overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 
 _log = logging.getLogger(__name__)
@@ -81,7 +79,7 @@ def serve(
     numbers = worker_count + spare_count(worker_count)
     first = 0 if taken is None else taken.first_worker(numbers)
     with open_endpoints(host, worker_count, taken) as endpoints, _counting(host, first) as metrics:
-        claims, pending = _mapped_files(host)
+        mapped = _mapped_files(host)
         parent = os.getpid()
 
         def work(worker: Worker, beat: Callable[[], None]) -> int:
@@ -95,14 +93,14 @@ def serve(
             endpoints.places.close()
             return checked()
 
-        def own() -> bool:
+        def look() -> str:
             # A worker that starts has the newest tokens and certificate that could be used.
             endpoints.refresh()
-            return pending()
+            return next(filter(None, (file.trouble() for file in mapped)), "")
 
         supervisor = Supervisor(
             worker_count,
-            HostParts(work, endpoints.places, Repairs(own=own, shared=claims), first),
+            HostParts(work, endpoints.places, look, first),
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
@@ -157,12 +155,10 @@ def warm_up(host: ServerContext) -> None:
     host.engine.warm_up()
     answered.warm_up()
     fast_requests.warm_up()
-    mirror.warm_up()
+    mirror_look_up.warm_up()
     chunk_frame.warm_up()
     if host.engine.plan.hops:
         hops.warm_up()
-    if host.overlay.enabled:
-        overlay.warm_up(host.engine)
     gc.collect()
     gc.freeze()
 
@@ -227,29 +223,19 @@ def _deployer(
         return None
 
 
-def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[], bool]]:
-    """Prepare the files that workers map; returns two functions that repair the claims and the pending payments."""
-    claims = MappedFile(
-        host.answered.path,
-        lambda: answered.prepare(host.answered),
-        "payments that were answered before may be decided again",
-    )
-    if not host.overlay.enabled:
-        return claims.repair, lambda: False
-    pending = MappedFile(
-        host.overlay.path,
-        lambda: prepare(host.overlay, host.engine.plan),
-        "payments of the last seconds are missing in it",
-    )
-    return claims.repair, pending.repair
+def _mapped_files(host: ServerContext) -> list[MappedFile]:
+    """Prepare the files that workers map."""
+    files = [MappedFile(host.answered.path, lambda: answered.prepare(host.answered))]
+    if host.overlay.enabled:
+        files.append(MappedFile(host.overlay.path, lambda: prepare(host.overlay, host.engine.plan)))
+    return files
 
 
 @contextlib.contextmanager
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = MetricsRegistry()
     metrics = SupervisorMetrics.declare(registry)
-    # Not mapped: somebody who cut the file short would end the host.
-    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first), mapped=False)
+    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first))
     try:
         yield metrics
     finally:

@@ -1,7 +1,8 @@
-"""Files that workers map: created again if somebody deletes one or cuts it short, and mapped before the first payment.
+"""Files that workers map: watched, and mapped before the first payment.
 
 A worker that touches a page behind the end of its file is killed (SIGBUS), and so is the one that is started in its
-place: nobody but the supervisor can end that.
+place. Workers with a deleted file and workers with the next one would not see each other's writes. If somebody deletes
+a file or cuts it short, the host therefore ends. The next start makes the file.
 
 A worker that begins has none of the pages mapped, and each payment touches several. At half load payments came faster
 than a new worker took these page faults: for its first half second they waited up to 60 ms (`map_pages`).
@@ -12,12 +13,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from paywarden.schemas.errors import PaywardenError
 
 _log = logging.getLogger(__name__)
 
@@ -30,44 +28,30 @@ _MAPPED_AHEAD_MAX = 1 << 30
 
 
 class MappedFile:
-    """One such file. `prepare` makes it unless it is as it has to be."""
+    """A file that workers map. `prepare` makes it, unless it is there as it has to be."""
 
-    def __init__(self, path: str, prepare: Callable[[], object], what: str) -> None:
-        """Prepares the file. Raises the errors of `prepare`. `what`: the data that is lost with it, for the log."""
-        self._path, self._prepare, self._what = Path(path), prepare, what
-        self._trouble = ""
+    def __init__(self, path: str, prepare: Callable[[], object]) -> None:
+        """Prepares the file. Raises the errors of `prepare`."""
+        self._path = Path(path)
         prepare()
-        self._inode, self._size = self._look() or (0, 0)
+        self._inode, self._size = self._look()
 
-    def repair(self) -> bool:
-        """Create the file again if it is gone or shorter than it was; returns whether it was.
+    def trouble(self) -> str:
+        """Returns why workers cannot use the file any more: it is gone, or shorter than it was. Empty if they can.
 
-        A file of another size that somebody put in its place is left alone: another host takes this one over.
+        A file of another size that somebody put in its place is no trouble: another host takes this one over.
         """
         try:
-            found = self._look()
-            if found is not None and (found[0] != self._inode or found[1] >= self._size):
-                return False
-            self._prepare()
-            self._inode, self._size = self._look() or (0, 0)
-        except (OSError, PaywardenError) as error:
-            if str(error) != self._trouble:
-                _log.error("%s was deleted or cut short, and cannot be created again yet: %s", self._path, error)
-            self._trouble = str(error)
-            return False
-        self._trouble = ""
-        _log.error("%s was deleted or cut short: it is created again, and %s", self._path, self._what)
-        return True
-
-    def _look(self) -> tuple[int, int] | None:
-        """Returns which file it is and how long; None if there is none, or something else. Raises OSError."""
-        try:
-            status = self._path.stat()
+            inode, size = self._look()
         except FileNotFoundError:
-            return None
-        if not stat.S_ISREG(status.st_mode):
-            # Workers that start cannot map it: it is replaced.
-            return None
+            return f"{self._path} was deleted"
+        except OSError:
+            # Nobody knows. Workers that run have it mapped.
+            return ""
+        return f"{self._path} was cut short" if inode == self._inode and size < self._size else ""
+
+    def _look(self) -> tuple[int, int]:
+        status = self._path.stat()
         return status.st_ino, status.st_size
 
 

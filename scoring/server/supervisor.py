@@ -16,7 +16,7 @@
 
    Until the first successor works, the release may be given up, and the old workers know nothing of it. There are
    never more processes than half as many again, at least one, so the last generation must end before the next begins.
-6. A file that workers map and that is gone or cut short is created again (mapped_files.py).
+6. If a file that workers map is gone or cut short, the parent ends, and says so (mapped_files.py).
 7. Another parent may take the ports over, for new software or another feature catalogue (takeover.py).
 """
 
@@ -65,16 +65,12 @@ Work = Callable[["Worker", Callable[[], None]], int]
 
 @dataclass(frozen=True)
 class SupervisorMetrics:
-    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS.
-
-    `save` writes the counts. Raises OSError.
-    """
+    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS."""
 
     restarts: Mapping[str, Counter]
     fork_failures: Counter
     check_failures: Counter
     swaps: SwapMetrics
-    save: Callable[[], None]
 
     @classmethod
     def declare(cls, registry: MetricsRegistry) -> SupervisorMetrics:
@@ -94,7 +90,6 @@ class SupervisorMetrics:
             ),
             swap_failures(registry, CHECK),
             SwapMetrics.declare(registry),
-            registry.save,
         )
 
 
@@ -127,24 +122,13 @@ class Worker:
     fork_trouble: str = field(default="")
 
 
-class Repairs(NamedTuple):
-    """Repairs files of the workers. Both run before each start and twice a second; True: a file was created again."""
-
-    own: Callable[[], bool]
-    """Workers notice by themselves that a file was created again."""
-    shared: Callable[[], bool]
-    """After this all workers are started again: one that still had the old file would not see the others' writes."""
-
-
-NOTHING_TO_REPAIR = Repairs(lambda: False, lambda: False)
-
-
 class HostParts(NamedTuple):
     """The work and the files of a host's workers."""
 
     work: Work
     places: Places
-    repairs: Repairs = NOTHING_TO_REPAIR
+    look: Callable[[], str] = lambda: ""
+    """Runs before each start and twice a second. Returns why the host must end; empty if it need not."""
     first_number: int = 0
     """The number of the first worker, by which outboxes, metrics and log lines name it."""
 
@@ -168,7 +152,7 @@ class Supervisor:
 
         `has_admin`: a process without payments runs beside the workers.
         """
-        self._work, self._places, self._repairs, self._first_number = parts
+        self._work, self._places, self._look_at_files, self._first_number = parts
         self._stop_s, self._metrics, self._fork = stop_s, metrics, fork
         self._hang_timeout_s = hang_timeout_s
         self._numbers = range(worker_count + spare_count(worker_count))
@@ -183,8 +167,8 @@ class Supervisor:
         self.serving = self._proven = serving
         self._is_complete, self._tries = True, 0
         self._stop_signal: signal.Signals | None = None
-        # The error of a stop, and of the file of metrics.
-        self._failure = self._save_trouble = ""
+        # The error of a stop.
+        self._failure = ""
         # A signal wakes the parent by a byte in this pipe.
         self._awake, self._wake = os.pipe()
         self._look_at = 0.0
@@ -217,15 +201,13 @@ class Supervisor:
             self._hang_up()
 
     def run(self) -> None:
-        """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
+        """Until every worker has ended. Raises TemporaryFailure if a file is gone, or a worker failed to stop."""
         while self._stop_signal is None:
             now = time.monotonic()
-            self._repairs.own()
-            if self._repairs.shared():
-                for worker in self._workers:
-                    # What it closes is closed.
-                    self._places.lose(worker.place)
-                self.signal_all(signal.SIGTERM)
+            if trouble := self._look_at_files():
+                self._failure = f"{trouble}: the host ends, and its next start makes it"
+                self._stop_signal = signal.SIGTERM
+                break
             for worker in (*self._workers, *self._successors):
                 if not worker.pid and worker.due <= now:
                     self._start(worker)
@@ -238,7 +220,6 @@ class Supervisor:
                 call()
             self._sleep()
             self._reap()
-            self._save()
         self._end_all()
 
     def renew(self, serving: Serving) -> None:
@@ -459,17 +440,6 @@ class Supervisor:
             self._places.lose(worker.place)
         pause_s = self._pause(worker)
         _log.error("%s ended with %d; starting it again in %.1f s", name, code, pause_s)
-
-    def _save(self) -> None:
-        """Write the counts. If that fails, the next call writes them."""
-        trouble = ""
-        try:
-            self._metrics.save()
-        except OSError as error:
-            trouble = error.strerror or str(error)
-            if trouble != self._save_trouble:
-                _log.error("the supervisor's metrics cannot be written, which is tried again: %s", trouble)
-        self._save_trouble = trouble
 
     def _end_all(self) -> None:
         assert self._stop_signal is not None

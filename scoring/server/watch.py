@@ -4,23 +4,18 @@
 2. A failure is logged when it is new and when it is over, and counted in every round that it lasts.
 3. At the end of each round the worker's heart beats. If the watch stands still, so does the heart, and the supervisor
    replaces the worker (scoring/server/heartbeat.py).
-4. A step that may wait for a disk runs in a thread (`InThread`), so that no payment waits with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping
 
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
 
 _log = logging.getLogger(__name__)
-
-# A step in a thread that takes more rounds than this counts as failed until it ends.
-_THREAD_ROUNDS_MAX = 20
 
 STEPS = ("mirror", "release", "tokens", "certificate", "outbox", "unshipped", "ready")
 _ROUND_S = 0.5
@@ -41,57 +36,6 @@ def declare_failures(registry: MetricsRegistry) -> dict[str, Counter]:
         )
         for step in STEPS
     }
-
-
-class InThread:
-    """A step that runs in a thread of its own. A call begins it, and the next call raises its error.
-
-    While it runs, calls do nothing; from the twenty-first on they raise TimeoutError.
-    """
-
-    def __init__(self, step: Callable[[], object]) -> None:
-        self._step = step
-        self._begins, self._is_stopped = threading.Event(), False
-        self._thread: threading.Thread | None = None
-        self._rounds = 0
-        # How the last step ended.
-        self._is_done = True
-        self._error: Exception | None = None
-
-    def __call__(self) -> None:
-        """Begin the step, unless it runs. Raises the error of its last run."""
-        if not self._is_done:
-            self._rounds += 1
-            if self._rounds > _THREAD_ROUNDS_MAX:
-                raise TimeoutError("it has not ended yet")
-            return
-        error, self._error = self._error, None
-        self._is_done, self._rounds = False, 0
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-            self._thread.start()
-        self._begins.set()
-        if error is not None:
-            raise error
-
-    def stop(self, timeout_s: float) -> None:
-        """End the thread after the step that runs. A step that still runs after `timeout_s` seconds is left alone."""
-        self._is_stopped = True
-        self._begins.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while True:
-            self._begins.wait()
-            self._begins.clear()
-            if self._is_stopped:
-                return
-            try:
-                self._step()
-            except Exception as error:  # noqa: BLE001 - the watch logs it, and begins the step again
-                self._error = error
-            self._is_done = True
 
 
 class WorkerWatch:

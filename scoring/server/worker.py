@@ -54,7 +54,7 @@ from paywarden.scoring.server.deployment.releases import Serving, orders_path
 from paywarden.scoring.server.mapped_files import map_pages
 from paywarden.scoring.server.rollout_share import RolloutShare
 from paywarden.scoring.server.takeover import GRPC, HTTP
-from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
+from paywarden.scoring.server.watch import WorkerMustEnd, WorkerWatch, declare_failures
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
@@ -70,8 +70,6 @@ RETIRE = signal.SIGUSR1
 _DISK_TRIED_EVERY = 10
 # The host has no descriptor, memory or disk left: that is no bug, and ends when there is room.
 _WANT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
-# How long a worker that stops waits for a step of its watch in a thread: a disk may hang.
-_THREAD_STOP_S = 1.0
 
 
 class Front(Protocol):
@@ -177,7 +175,6 @@ async def _work(
         intake=intake,
         settings=host.admission,
         stages=stages,
-        busy_poll=host.busy_poll,
     )
     http = HttpServer(
         batcher,
@@ -214,8 +211,7 @@ async def _work(
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    unshipped = InThread(outbox.note_unshipped)
-    steps = _steps(scorer, share, outbox, unshipped, gate, parent, ready)
+    steps = _steps(scorer, share, outbox, gate, parent, ready)
     watch = asyncio.create_task(WorkerWatch(steps, watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
@@ -225,7 +221,6 @@ async def _work(
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
-    unshipped.stop(_THREAD_STOP_S)
     ready.set(0)
     table.close()
     outbox.close()
@@ -251,7 +246,6 @@ def _steps(
     scorer: PaymentScorer,
     share: RolloutShare,
     outbox: OutboxWriter,
-    unshipped: InThread,
     gate: Endpoints,
     parent: int,
     ready: Gauge,
@@ -264,15 +258,15 @@ def _steps(
         "tokens": lambda: gate.tokens is None or gate.tokens.refresh(),
         "certificate": lambda: gate.tls is None or gate.tls.refresh(),
         "outbox": lambda: _look_after(outbox, parent, tries_disk=next(rounds) % _DISK_TRIED_EVERY == 0),
-        "unshipped": unshipped,
+        "unshipped": outbox.note_unshipped,
         "ready": lambda: ready.set(not scorer.readiness()),
     }
 
 
 def _look_after(outbox: OutboxWriter, parent: int, *, tries_disk: bool) -> None:
-    """Mend the outbox. Raises WorkerMustEnd if its files are gone, or the parent is gone and cannot say so."""
+    """Try the outbox. Raises WorkerMustEnd if only another process can append, or the parent is gone."""
     if os.getppid() != parent:
         raise WorkerMustEnd("the parent is gone")
-    if outbox.is_deleted():
-        raise WorkerMustEnd("outbox: its files were deleted")
+    if why := outbox.must_end():
+        raise WorkerMustEnd(why)
     outbox.look(tries_disk=tries_disk)

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from paywarden.scoring.state.identity_index import INDEXED, IndexNote
 from paywarden.scoring.state.mirror_file import (
     IDENTITY,
     PROFILE_SET,
-    LookUpKeys,
     MirrorAbsent,
     MirrorSettings,
     MirrorView,
@@ -46,27 +45,22 @@ class MirrorReader(MirrorView):
         self.states: NDArray[np.uint8] = np.zeros(item_max * profile_bytes_max, dtype=np.uint8)
         self.bounds: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
         self.presence: NDArray[np.uint8] = np.zeros(item_max, dtype=np.uint8)
-        self.found = b""
-        """For each key of the last look-up: ABSENT, UNKNOWN or KNOWN, as in `presence`."""
-        self.snapshot = 0
-        """The mirror's transaction that the last look-up has seen."""
-        self._keys = LookUpKeys(item_max)
-        self._number_view = self.numbers.data
-        self._frame = self.frame_for(self._keys)
 
-    def frame_for(self, keys: LookUpKeys) -> Frame:
-        """Returns a frame of `mirror_look_up.look_up_bound` for compiled callers that put their keys into `keys`.
+    def frame_for(self, texts: NDArray[np.uint8]) -> Frame:
+        """Returns a frame of `mirror_look_up.look_up_bound` for callers that put their keys into `texts`.
 
-        It fills `states`, `bounds` and `presence`, and holds until `close`.
+        They put where each begins, and its size, into `key_starts` and `key_sizes`. The look-up fills `states`,
+        `bounds` and `presence`. The frame holds until `close`.
         """
+        item_max = len(self.presence)
         return Frame(
             loop.SLOT,
             {
                 "numbers": self.numbers,
-                "keys": keys.texts,
-                "key_starts": keys.starts,
-                "key_sizes": keys.sizes,
-                "found": np.zeros((3, len(self.presence)), dtype=np.int64),
+                "keys": texts,
+                "key_starts": np.zeros(item_max, dtype=np.int64),
+                "key_sizes": np.zeros(item_max, dtype=np.int64),
+                "found": np.zeros((3, item_max), dtype=np.int64),
                 "states": self.states,
                 "bounds": self.bounds,
                 "presence": self.presence,
@@ -82,19 +76,12 @@ class MirrorReader(MirrorView):
         if status != form.OK:
             raise MirrorAbsent("the mirror cannot be read")
 
-    def look_up(self, keys: Sequence[bytes]) -> int:
-        """Fill `states`, `bounds` and `presence` with the profiles of these keys, all of one moment.
-
-        An empty key stands for an entity that the payment does not have. Returns the moment up to which the mirror is
-        complete, in epoch ms; 0 while it is being filled. Raises MirrorAbsent.
-        """
-        count, frame_at = len(keys), self._frame.address
-        self._keys.put(keys)
-        if loop.look_up_bound(frame_at, count) != form.OK:
-            self.run(lambda: loop.look_up_bound(frame_at, count))
-        self.found = self.presence[:count].tobytes()
-        self.snapshot = self._number_view[form.SNAPSHOT]
-        return int(self._number_view[form.COMPLETE_TO_MS])
+    def is_complete(self) -> bool:
+        """Whether the mirror can be read, and is not being filled."""
+        try:
+            return self.complete_to_ms() is not None
+        except MirrorAbsent:
+            return False
 
     def identity_digest(self) -> str:
         """Returns the digest of the key that the profiles are made with; empty if the mirror has none."""
@@ -139,9 +126,3 @@ class MirrorReader(MirrorView):
             return False
         before, self.file_bytes = self.file_bytes, status.st_size
         return (status.st_dev, status.st_ino) != self.file_at or status.st_size < before
-
-
-def warm_up() -> None:
-    """Load or compile the look-up, so that no payment waits for it."""
-    loop.look_up_bound.compile("int64(int64, int64)")  # type: ignore[attr-defined]
-    loop.warm_up()

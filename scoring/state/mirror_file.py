@@ -88,28 +88,6 @@ def has_mirror(settings: MirrorSettings) -> bool:
     return settings.data_file.exists()
 
 
-class LookUpKeys:
-    """The keys of a look-up, where compiled code reads them: bytes, and where in them each key begins and how long."""
-
-    def __init__(self, item_max: int, texts: NDArray[np.uint8] | None = None) -> None:
-        """`texts`: bytes in which all keys stand; without them `put` has an array of its own."""
-        self.texts = np.zeros(item_max * KEY_BYTES_MAX, dtype=np.uint8) if texts is None else texts
-        self.starts: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
-        self.sizes: NDArray[np.int64] = np.zeros(item_max, dtype=np.int64)
-        self._texts = self.texts.data
-        self._starts, self._sizes = self.starts.data.cast("B"), self.sizes.data.cast("B")
-        # Packers, indexed by the number of keys.
-        self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 2)]
-
-    def put(self, keys: Sequence[bytes]) -> None:
-        """Put these keys, none above KEY_BYTES_MAX; an empty key for an entity that a payment does not have."""
-        joined = b"".join([key or b"" for key in keys])
-        sizes = [len(key) if key else 0 for key in keys]
-        self._texts[: len(joined)] = joined
-        self._int64s[len(sizes)].pack_into(self._sizes, 0, *sizes)
-        self._int64s[len(sizes) + 1].pack_into(self._starts, 0, *itertools.accumulate(sizes, initial=0))
-
-
 class MirrorFile:
     """A mapped mirror. All that one call reads is as of one transaction. Not thread-safe."""
 
@@ -156,6 +134,8 @@ class MirrorFile:
 
     def follow_growth(self) -> None:
         """Map the file again, which has become longer. Raises `failure`."""
+        if self._mapping is None:
+            raise self.failure("the mirror cannot be read: it is closed")
         try:
             self._map()
         except (OSError, Misconfigured) as error:

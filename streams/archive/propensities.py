@@ -28,6 +28,7 @@ from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import History
 from paywarden.models.policy.exploration import EXPLORED
 from paywarden.schemas.avro import SchemaIds
+from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.files import read_archive, topic_folder
 from paywarden.streams.kafka.admin import topics_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -86,10 +87,10 @@ def topic_decisions(
 def with_propensities(history: History, decisions: TopicRows) -> History:
     """Returns the history with the propensities of its payments; without any if exploration let no payment through.
 
-    `decisions` have at least COLUMNS.
+    `decisions` have at least COLUMNS. Raises Misconfigured for an explored payment that had no chance.
     """
     table = decisions.table
-    is_coin = pc.and_(pc.less(table["propensity"], 1.0), pc.greater(table["propensity"], 0.0))
+    is_coin = pc.less(table["propensity"], 1.0)
     chosen = table.filter(pc.fill_null(is_coin, False))["payment_id"].combine_chunks()
     if len(chosen) == 0:
         return history
@@ -104,6 +105,10 @@ def with_propensities(history: History, decisions: TopicRows) -> History:
     is_there = np.asarray(pc.is_valid(row).to_numpy(), dtype=np.bool_)
     rows = np.asarray(row.drop_null().to_numpy(), dtype=np.int64)
     shares = np.asarray(table["propensity"].to_numpy(), dtype=np.float64)[is_there]
+    if wrong := int(np.count_nonzero(shares <= 0.0)):
+        raise Misconfigured(
+            f"decisions: wanted propensities above 0 of explored payments, {wrong} of them have 0 or less"
+        )
     is_let_through = history.declined_code[rows] != _DECLINED
     if not is_let_through.any():
         return history

@@ -405,6 +405,26 @@ class DecisionIndex:
         found = {row[2]: (Place(row[0], row[1]), bytes(row[3])) for row in rows}
         return list(found.values())
 
+    def known_frauds(self, first_ms: int, last_ms: int, count: int) -> list[Place]:
+        """Returns at most `count` decisions of a time about payments with an outcome "fraud", the newest first."""
+        with self.database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT DISTINCT decided_time_ms, payment_hash FROM decisions WHERE decided_time_ms >= ? AND "
+                "decided_time_ms <= ? AND payment_hash IN (SELECT payment_hash FROM outcomes WHERE label = 'fraud') "
+                f"ORDER BY decided_time_ms DESC, payment_hash LIMIT {int(count)}",
+                (first_ms, last_ms),
+            )
+        return [Place(*row) for row in rows]
+
+    def bodies_at(self, places: Sequence[Place]) -> list[tuple[Place, bytes]]:
+        """Returns the records of the decisions at these places, each decision once."""
+        if not places:
+            return []
+        select = "SELECT decided_time_ms, payment_hash, decision_id, body FROM bodies"
+        with self.database.reading() as transaction:
+            rows = transaction.execute(self.database.at_places(select, places))
+        return list({row[2]: (Place(row[0], row[1]), bytes(row[3])) for row in rows}.values())
+
     def outcomes_of(self, payment_hashes: Iterable[int]) -> dict[int, Known]:
         """Returns the newest outcome of each of these payments that has one."""
         with self.database.reading() as transaction:

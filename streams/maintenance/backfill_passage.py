@@ -11,7 +11,7 @@ record, and refuses others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -80,8 +80,8 @@ class PassageBackfill:
     outcome_days: int
     overwrite: bool = False
 
-    def write(self, progress: Callable[[int], object] | None = None) -> dict[str, int]:
-        """Write all records; returns how many of each kind. `progress` gets the records done.
+    def write(self) -> dict[str, int]:
+        """Write all records; returns how many of each kind.
 
         Empty if an earlier run has written all of them. Raises StoreUnavailable, and Misconfigured if the store has
         records that this history did not make.
@@ -99,8 +99,6 @@ class PassageBackfill:
             while batch := dict(islice(pairs, _WRITE_BATCH)):
                 write_records(self.store, batch, ttl_s, overwrite=self.overwrite)
                 written[name] += len(batch)
-                if progress is not None:
-                    progress(len(batch))
         self._note(origin, FINISHED)
         return written
 

@@ -98,12 +98,11 @@ def test_no_text_of_others_becomes_a_script_or_a_tag(tmp_path: Path, chromium: A
         waiting = ["/", "/cases", f"/inbox/0{PLANTED}"]
         while waiting:
             path = waiting.pop()
-            is_saved = path.endswith((".json", "/csv")) or "/files/" in path
-            if looked[form_of(path)] < PAGES_OF_A_FORM and not is_saved:
+            if looked[form_of(path)] < PAGES_OF_A_FORM and not path.endswith(".json") and "/files/" not in path:
                 page.goto(path)
                 look()
                 waiting += page.eval_on_selector_all("main a[href^='/'], nav a", "all => all.map((a) => a.pathname)")
-        assert with_texts == {"inbox", "cases", "decisions", "merchants", "models", "policy", "rollout"}
+        assert with_texts == {"inbox", "cases", "decisions", "models", "policy", "rollout"}
         context.close()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from paywarden.features.kernel import AMOUNT
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STALE
@@ -22,7 +22,7 @@ from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_b
 from paywarden.scoring.engine.batching.batcher import Chunk, Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import Scored
 from paywarden.scoring.engine.records import tail
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.idempotency.decision_cache import Claim, Repeat
 from paywarden.scoring.metrics.shared_metrics import MetricHistogram
@@ -30,11 +30,31 @@ from paywarden.scoring.state.outbox import OutboxUnsynced
 from tests.oracles.claims import claim_all, place_all
 from tests.oracles.reading import read_first
 from tests.oracles.step_decoder import CheckedPayments, StepDecoder
+from tests.oracles.step_overlay import StepOverlay
 from tests.oracles.step_records import RequestTexts, Written, write
+from tests.oracles.step_vectors import StepVectors
 
 
 class StepScorer(PaymentScorer):
-    """A worker's scorer that makes each step of a chunk in Python. It has no candidate, and a StepDecoder."""
+    """A worker's scorer that makes each step of a chunk in Python.
+
+    It has no candidate, a StepDecoder, and a StepOverlay where it has one.
+    """
+
+    def __init__(self, *, options: ScorerOptions, **parts: Any) -> None:
+        super().__init__(options=options, **parts)
+        self._features = self._steps = StepVectors(
+            parts["engine"],
+            parts["mirror"],
+            self._rows,
+            metrics=parts["metrics"],
+            stages=self._stages,
+            overlay=options.overlay,
+            held_cards=options.held_cards,
+        )
+        # The serving model scores the vectors of before.
+        self._features.vectors = self._vectors
+        self.open_mirror()
 
     def score(self, chunk: Chunk, now_ms: int) -> Sequence[bytes | Refusal]:
         """Read and check the requests; refuse the wrong ones, each with its batch; score the others."""
@@ -88,7 +108,7 @@ class StepScorer(PaymentScorer):
         self._append(made.written, slots)
         self._count(made)
         if self._overlay is not None:
-            self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
+            cast(StepOverlay, self._overlay).add(payments.keys, payments.ids, payments.rows, now_ms)
         if self._stages.is_timed:
             self._stages.lap("append", len(payments))
         return made.written.responses
@@ -96,7 +116,7 @@ class StepScorer(PaymentScorer):
     def _make(self, payments: CheckedPayments, now_ms: int) -> _Made:
         """Decide payments. Nothing is appended yet."""
         count, serving, stages = len(payments), self._serving, self._stages
-        flags, complete_to_ms = self._features.fill(payments)
+        flags, complete_to_ms = self._steps.fill(payments)
         profile_age_ms = None
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)

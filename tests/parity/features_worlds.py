@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -50,11 +51,15 @@ DECLARED = types.SimpleNamespace(
     Entity=declare.Entity,
     request=declare.request,
     ratio=declare.ratio,
+    difference=declare.difference,
+    product_of=declare.product_of,
     Catalogue=declare.Catalogue,
     PAYMENT=OWN_PAYMENT,
     **OWN_FIELDS,
     **OWN_PLACES,
     **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
+    hour=attributes.hour,
+    weekday=attributes.weekday,
 )
 """The language in which a catalogue is read."""
 
@@ -63,6 +68,8 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "!=": operator.ne,
     ">=": operator.ge,
     "<": operator.lt,
+    "&": operator.and_,
+    "|": operator.or_,
 }
 
 
@@ -103,6 +110,14 @@ class Condition:
     value: object
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Conditions joined by `&` or `|`; one alone is the opposite of itself."""
+
+    operator: str
+    parts: tuple[object, ...]
+
+
 def every_word(words: Any) -> Any:
     """Declare every word of the language, with several windows, hops, delays, half-lives and conditions each."""
     card = words.Entity("card", key="card_id")
@@ -127,6 +142,8 @@ def every_word(words: Any) -> Any:
             request.holds("is_declined", words.declined),
             request.holds("is_abroad", words.country != "DE"),
             request.holds("is_cheap_at_home", words.amount_minor < 10_00),
+            request.holds("is_remote_night", is_remote & (words.hour < 7)),
+            request.holds("is_odd", ~is_large | (words.weekday >= 5) & ~(words.declined | is_remote)),
             request.category("channel_category", words.channel, ("pos", "ecom")),
             request.category("mcc_category", words.mcc, ("9999", "5411", "0000")),
             request.category("country_category", words.country, ("FR", "DE")),
@@ -145,6 +162,11 @@ def every_word(words: Any) -> Any:
             card.share("share_7d_abroad", "7d", of=words.country != "DE", delay="1d"),
             card.count_decayed("decayed_6h", "6h", "7d"),
             card.count_decayed("decayed_5m_remote", "5m", "1h", where=is_remote),
+            card.count(
+                "count_7d_odd", "7d", where=(is_remote & is_large) | ~(words.declined | (words.country == "DE"))
+            ),
+            card.amount_sum("sum_7d_night", "7d", where=(words.hour >= 22) | (words.hour < 6)),
+            card.share("share_7d_weekend", "7d", of=words.weekday >= 5),
             card.count_trend("trend", "1h", "7d"),
             card.count_trend("trend_long", "1d", "30d"),
             card.distinct("distinct_merchants", words.merchant_id, "1d"),
@@ -173,6 +195,20 @@ def every_word(words: Any) -> Any:
             card.amount_decayed("amount_decayed", "12h", "7d"),
             words.ratio("to_mean", "amount", "mean_1d"),
             words.ratio("of_ratio", "to_mean", "night"),
+            words.difference("above_mean", "amount", "mean_1d"),
+            words.product_of("mean_times_rate", "mean_1d", "rate_1h"),
+            card.count("count_ever", "ever"),
+            card.count("count_ever_large", "ever", where=is_large),
+            card.count("count_400d", "400d", hop="5d"),
+            card.share("share_ever_remote", "ever", of=is_remote, delay="1d"),
+            card.amount_sum("sum_ever", "ever"),
+            card.amount_mean("mean_ever", "ever", including_this=True),
+            card.amount_max("max_ever", "ever"),
+            card.amount_min("min_365d", "365d"),
+            card.distinct("distinct_ever", words.merchant_id, "ever"),
+            card.median("median", of=words.amount),
+            card.quantile("quantile_same", of=words.amount, share=0.95, last=8, same=words.merchant_id),
+            merchant.count_same("same_country", words.country, last=5),
             card.seconds_since_last("since_last"),
             card.seconds_since_first("since_first"),
             card.last_amount("last_amount"),
@@ -200,6 +236,16 @@ def every_word(words: Any) -> Any:
             merchant.fraud_streak_amount_mean("streak_mean_1d", "1d", delay="6h", hop="1h"),
             merchant.fraud_share_smoothed("fraud_share_smoothed", "7d", delay="1d", prior=0.013, prior_weight=50),
             merchant.fraud_share_smoothed("fraud_share_smoothed_large", "1d", prior=0, prior_weight=1, where=is_large),
+            merchant.fraud_share_smoothed(
+                "fraud_share_learnt", "ever", delay="2d", hop="12h", prior="fraud_share_1d", prior_weight=9
+            ),
+            merchant.fraud_count("frauds_30d_odd", "30d", delay="7d", where=words.declined | ~(is_remote & is_large)),
+            merchant.fraud_count("frauds_ever", "ever", delay="1d"),
+            merchant.fraud_share("fraud_share_ever", "ever", delay="7d", where=is_remote),
+            merchant.fraud_amount_sum("fraud_sum_7d", "7d", delay="1d"),
+            merchant.fraud_amount_mean("fraud_mean_7d", "7d", delay="1d", where=is_remote),
+            merchant.fraud_amount_mean("fraud_mean_ever", "ever", delay="1d"),
+            merchant.fraud_amount_zscore("fraud_zscore_30d", "30d", delay="1d"),
             card.fraud_count("card_frauds", "7d"),
             card.seconds_since_fraud("card_since_fraud", "30d", hop="1d"),
             device.fraud_share("device_fraud_share", "7d"),
@@ -502,6 +548,9 @@ def _read(words: Any, argument: object) -> Any:
         return tuple(_read(words, one) for one in argument)
     if isinstance(argument, Named):
         return getattr(words, argument.name)
+    if isinstance(argument, Joined):
+        parts = [_read(words, part) for part in argument.parts]
+        return functools.reduce(OPERATORS[argument.operator], parts) if len(parts) > 1 else ~parts[0]
     if isinstance(argument, Condition):
         return OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
     return argument
@@ -517,22 +566,36 @@ def catalogue_of(said: Sequence[Said], *, is_own: bool = False) -> declare.Catal
         made = feature.read(words, entities)
         features += made if isinstance(made, tuple) else [made]
     features.append(words.ratio("ratio", "amount", features[-1].name))
+    features.append(words.difference("made_minus", "amount", features[-2].name))
+    features.append(words.product_of("made_times", "ratio", features[-3].name))
     payment = OWN_PAYMENT if is_own else fields.NO_FIELDS
     return declare.Catalogue(tuple(entities.values()), tuple(features), payment)
 
 
-_CONDITIONS = st.one_of(
-    st.builds(Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS),
-    st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
-    st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
-    st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
-    st.just(Named("declined")),
+def _with_joined(conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    parts = st.lists(conditions, min_size=1, max_size=2).map(tuple)
+    inner = st.one_of(conditions, st.builds(Joined, st.sampled_from("&|"), parts))
+    return st.one_of(conditions, inner, st.builds(Joined, st.sampled_from("&|"), st.tuples(inner, inner)))
+
+
+_CONDITIONS = _with_joined(
+    st.one_of(
+        st.builds(Condition, st.just("hour"), st.sampled_from(["==", "!=", ">=", "<"]), st.integers(0, 23)),
+        st.builds(Condition, st.just("weekday"), st.sampled_from(["==", "!=", ">=", "<"]), st.integers(0, 6)),
+        st.builds(Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS),
+        st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
+        st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
+        st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
+        st.just(Named("declined")),
+    )
 )
 _COUNTED = st.sampled_from([Named(name) for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
-_OWN_CONDITIONS = st.one_of(
-    _CONDITIONS,
-    st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
-    st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+_OWN_CONDITIONS = _with_joined(
+    st.one_of(
+        _CONDITIONS,
+        st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
+        st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+    )
 )
 _OWN_COUNTED = st.sampled_from([Named(name) for name in ("product", "shipped_to", "ship_country", "mcc")])
 _NUMBERS = st.just(Named("amount"))
@@ -551,6 +614,14 @@ LABEL_WORDS = (
     "fraud_streak_seconds",
     "fraud_streak_amount_mean",
     "fraud_share_smoothed",
+    "fraud_amount_sum",
+    "fraud_amount_mean",
+    "fraud_amount_zscore",
+)
+# Words that take windows beyond 90 days, and "ever".
+_LONG_WORDS = (
+    *("count", "share", "amount_sum", "amount_mean", "amount_max", "amount_min", "distinct", "fraud_count"),
+    *("fraud_share", "fraud_share_smoothed", "fraud_amount_sum", "fraud_amount_mean"),
 )
 _NUMBER_WORDS = ("sum", "mean", "std", "zscore", "max", "min", "sum_decayed")
 # Words that add numbers up: of numbers with close bounds alone.
@@ -564,7 +635,8 @@ _SINCE_WORDS = ("seconds_since_last", "seconds_since_first", "seconds_since_same
 # Words that take a condition.
 _ASKING_WORDS = (
     *("count", "rate", "amount_sum", "amount_mean", "amount_std", "amount_zscore", "amount_max", "amount_min"),
-    *("distinct", "count_decayed", "fraud_count", "fraud_share", "fraud_share_smoothed", *_NUMBER_WORDS),
+    *("distinct", "count_decayed", "fraud_count", "fraud_share", "fraud_share_smoothed"),
+    *("fraud_amount_sum", "fraud_amount_mean", "fraud_amount_zscore", *_NUMBER_WORDS),
 )
 _WORDS = (
     *_ASKING_WORDS,
@@ -586,7 +658,7 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     counted, numbers, conditions = (
         (_OWN_COUNTED, _OWN_NUMBERS, _OWN_CONDITIONS) if is_own else (_COUNTED, _NUMBERS, _CONDITIONS)
     )
-    rare = ("travel_kmh", "last", "episode", *(_JOURNEY_WORDS if is_own else ()))
+    rare = ("travel_kmh", "last", "episode", "median", "quantile", "count_same", *(_JOURNEY_WORDS if is_own else ()))
     word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
     entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
     most: tuple[tuple[str, object], ...] = ()
@@ -599,6 +671,13 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     if word == "last":
         of = draw(st.lists(st.one_of(counted, numbers), max_size=3, unique=True))
         return Said(name, entity, word, (draw(st.integers(1, 3)),), (("of", tuple(of)), *most))
+    if word == "count_same":
+        return Said(name, entity, word, (draw(counted),), (("last", draw(st.integers(1, 9))),))
+    if word in ("median", "quantile"):
+        asked = {"of": draw(numbers), "last": draw(st.integers(1, 9)), "same": draw(st.one_of(st.none(), counted))}
+        if word == "quantile":
+            asked["share"] = draw(st.sampled_from([0.001, 0.25, 0.9, 0.333]))
+        return Said(name, entity, word, (), tuple(asked.items()))
     if word in _LAST_WORDS:
         return Said(name, entity, word, (), (("of", draw(numbers)),))
     if word in _MEMORY_WORDS or word == "travel_kmh":
@@ -626,8 +705,12 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
     if word in LABEL_WORDS or (word == "count" and draw(st.booleans())):
         options["delay"] = f"{number * draw(st.integers(1, 3))}{unit}"
+    if word in _LONG_WORDS and draw(st.booleans()):
+        arguments[-1] = "ever" if draw(st.booleans()) else f"{number * 480}{unit}"
+        if arguments[-1] == "ever" and "delay" not in options:
+            del options["hop"]
     if word == "fraud_share_smoothed":
-        options |= {"prior": draw(st.sampled_from([0, 0.013, 1])), "prior_weight": draw(st.integers(1, 50))}
+        options |= {"prior": draw(st.sampled_from([0, 0.013, 1, "amount"])), "prior_weight": draw(st.integers(1, 50))}
     if word in _NUMBER_WORDS:
         options["of"] = draw(numbers)
     if word == "share":
@@ -640,7 +723,10 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
 
 
 # Words whose features are of an entity's own earlier payments, whatever the payment that is scored.
-_ASKABLE = frozenset(_WORDS) - {"amount_zscore", "zscore", "difference_to_last", *_MEMORY_WORDS}
+_ASKABLE = frozenset(_WORDS) - {
+    *("amount_zscore", "fraud_amount_zscore", "zscore", "difference_to_last"),
+    *_MEMORY_WORDS,
+}
 
 
 @st.composite
@@ -672,7 +758,8 @@ def two_hops(
 
 
 def _can_be_asked(said: Said) -> bool:
-    return said.word in _ASKABLE and not said.options_by_name.get("including_this")
+    options = said.options_by_name
+    return said.word in _ASKABLE and not options.get("including_this") and options.get("prior") != "amount"
 
 
 @st.composite

@@ -30,6 +30,11 @@ from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySetting
 from paywarden.models.replay.measures import ALL_PAYMENTS, HANDBOOK, Contestant
 from paywarden.models.replay.passage import replay_on
 from paywarden.models.replay.replay import ReplayOptions, replay
+from paywarden.models.training.memory import training_bytes
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import LabelRules, TrainingTable, training_table
+from paywarden.models.training.table_passage import training_table_on
+from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import PaymentFields
 from tests.parity.features_worlds import RATES
@@ -102,7 +107,7 @@ def in_partitions(passage: Passage[Any], first: int = 0) -> tuple[bytes, dict[by
 
 @settings(max_examples=10, phases=[Phase.generate])
 @given(data=st.data(), cuts=CUTS)
-def test_random_declarations_give_the_bits_of_one_pass(data: st.DataObject, cuts: dict[str, int]) -> None:
+def test_random_declarations_give_the_bits_of_one_pass(data: st.DataObject, cuts: dict[str, Any]) -> None:
     declaration = data.draw(declarations(fields_max=6, entities_max=4, features_max=6, hops_max=3))
     heard = data.draw(heard_histories(declaration, count_min=2, count_max=14))
     with TemporaryDirectory() as name:
@@ -216,6 +221,85 @@ def digests(folder: Path) -> dict[str, str]:
         if (folder / name).exists():
             results[name] = repr(pq.read_table(folder / name).to_pylist())
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in results.items()}
+
+
+def table_digest(table: TrainingTable) -> str:
+    """Returns the sha256 of a training table. Codes of cards count by their order alone."""
+    assert table.card is not None
+    assert table.outcomes is not None
+    assert table.segments is not None
+    assert table.strikes is not None
+    # Outcomes of one millisecond may come in any order.
+    order = np.lexsort((table.outcomes.row, table.outcomes.time_ms))
+    columns = [
+        *(table.vectors, table.label, table.day, table.row, table.amount_minor, table.fraud_delay_ms),
+        *(table.outcomes.row[order], table.outcomes.time_ms[order], table.outcomes.fraud[order]),
+        *(np.unique(table.card, return_inverse=True)[1], table.segments.time_ms, table.strikes.place),
+        *table.strikes.is_first.values(),
+    ]
+    digest = hashlib.sha256()
+    for column in columns:
+        assert column is not None
+        digest.update(np.ascontiguousarray(column).data)
+    weight = b"" if table.weight is None else table.weight.tobytes()
+    texts = [column.tolist() for column in table.segments.values]
+    digest.update(weight + repr((texts, table.label_counts, table.weight_counts, table.sample)).encode())
+    return digest.hexdigest()
+
+
+QUICK = TrainingSettings(trees=8, folds=2, early_stopping_rounds=0, label_delay_days=LABEL_DELAY_DAYS)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+@pytest.mark.parametrize("partitions", [1, 2, 64])
+def test_a_training_table_has_the_bytes_of_one_process(
+    small: Path, tmp_path: Path, partitions: int, share: float
+) -> None:
+    settings = replace(QUICK, genuine_sample_share=share, seed=3)
+    features, rates = small_world.engine(), small_world.rates()
+    wanted = training_table(read_history(small), WINDOW, engine=features, rates=rates, labels=LabelRules.of(settings))
+    with ProcessEngine(tmp_path / "work", partitions=partitions, batch_rows=3000) as engine:
+        passage = opened(engine, small, features, rates)
+        table = training_table_on(passage, WINDOW, settings=settings, room=tmp_path)
+    assert table_digest(table) == table_digest(wanted)
+    assert (table.sample is None) == (share == 1.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+def test_a_bundle_from_an_engine_has_the_digest_of_one_process(small: Path, tmp_path: Path) -> None:
+    features, rates = small_world.engine(), small_world.rates()
+    settings = replace(QUICK, genuine_sample_share=0.5)
+    labels = LabelRules.of(settings)
+    days = small_world.TRAINING_DAYS
+    local = training_table(read_history(small), days, engine=features, rates=rates, labels=labels)
+    with ProcessEngine(tmp_path / "work", partitions=3, processes=2) as engine:
+        passage = opened(engine, small, features, rates)
+        table = training_table_on(passage, days, settings=settings, room=tmp_path)
+    manifests = [
+        train_bundle(one, days, tmp_path / name, engine=features, settings=settings)
+        for name, one in (("local", local), ("spread", table))
+    ]
+    assert manifests[0].digest == manifests[1].digest
+    assert manifests[0].parameters["genuine_sample_share"] == manifests[0].evidence["sampled"]["share"] == 0.5
+
+
+def test_the_largest_share_is_taken_that_memory_has_room_for(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, rates = small_world.engine(), small_world.rates()
+    days = small_world.TRAINING_DAYS
+    with ProcessEngine(tmp_path / "work", partitions=2) as engine:
+        passage = opened(engine, small, features, rates)
+        whole = len(training_table_on(passage, days, settings=QUICK, room=tmp_path).label)
+        enough = training_bytes(whole, features.plan.feature_count, QUICK, is_on_disk=True)
+        monkeypatch.setattr("paywarden.models.training.memory.free_memory", lambda: enough - 1)
+        table = training_table_on(passage, days, settings=QUICK, room=tmp_path)
+        monkeypatch.setattr("paywarden.models.training.memory.free_memory", lambda: 1000)
+        with pytest.raises(Misconfigured, match=r"^to train on .* takes about .* wanted fewer days, or more memory$"):
+            training_table_on(passage, days, settings=QUICK, room=tmp_path)
+    assert table.sample is not None
+    assert table.sample.share == 0.5
+    assert len(table.label) < whole
 
 
 def test_a_policy_decides_alike_after_a_journey() -> None:

@@ -64,15 +64,13 @@ def _check_decisions(history: History) -> None:
     spoilt, shown = history.damaged_decisions, _shown(history)
     for payment_id, told in sorted(history.callers.told.items()):
         found = decided.get(payment_id, [])
-        if payment_id in shown and told in found:
-            continue
         if payment_id not in spoilt and found != [told]:
             what = "no decision" if not found else f"{len(found)} decisions, {found}"
             raise Failed(
                 "decision_lost" if not found else "decision_twice", f"{payment_id} was told {told}, has {what}"
             )
     for payment_id, found in sorted(decided.items()):
-        if len(found) > 1 and payment_id not in spoilt | shown:
+        if len(found) > 1 and payment_id not in spoilt:
             raise Failed("decision_twice", f"{payment_id} has {found} on the topic")
     told_ids = history.callers.told.keys()
     doubtful = {i for request in history.callers.requests if request.is_in_doubt for i in request.ids} | shown

@@ -613,7 +613,7 @@ class History:
                 continue
             for number, log in enumerate(topic.logs):
                 for entry in log.entries[committed.get((name, number), 0) :]:
-                    if entry.value is not None and int.from_bytes(entry.value[8:12], "little"):
+                    if entry.value is not None and int.from_bytes(entry.value[4:8], "little"):
                         return True
         return False
 

@@ -83,16 +83,6 @@ def _by_the_time_of_day(_: Any) -> Any:
     return lambda _self: int(importlib.import_module("tests.simulation.patches").TIME.time())
 
 
-def _never_begun_again(repair: Any) -> Any:
-    def repaired(self: Any) -> None:
-        if self._begins_segment:
-            module = importlib.import_module("paywarden.scoring.state.outbox")
-            raise module.OutboxUnavailable(self._failure)
-        repair(self)
-
-    return repaired
-
-
 def _headers_as_they_come(_: Any) -> Any:
     return lambda message: message.headers() or []
 
@@ -139,10 +129,6 @@ def _any_log_is_a_segment(_: Any) -> Any:
         return sorted(int(name.removesuffix(".log")) for name in names if name.endswith(".log"))
 
     return segments
-
-
-def _positions_again(take_back: Any) -> Any:
-    return lambda writer, reason, _whole=0: take_back(writer, reason)
 
 
 def _no_cursor_ends_it(read: Any) -> Any:
@@ -215,14 +201,6 @@ MUTATIONS = {
         (Patch("streams.profiles.updater", "decode_frame", _no_frame_ends_it),),
         known=1,
     ),
-    "segment_never_begun": Mutation(
-        "a segment that could not be begun is never tried again",
-        ("emfile", "enospc"),
-        300,
-        frozenset({"readiness_lied", "stuck"}),
-        (Patch("scoring.state.outbox", "OutboxWriter._repair", _never_begun_again),),
-        known=6,
-    ),
     "readiness": Mutation(
         "readiness does not know whether a decision can be recorded",
         ("enospc",),
@@ -230,14 +208,6 @@ MUTATIONS = {
         frozenset({"readiness_lied", "stuck"}),
         (Patch("scoring.state.outbox", "OutboxWriter.trouble", _constant("")),),
         known=9,
-    ),
-    "positions_of_a_cut": Mutation(
-        "positions are used again that a reader has passed before their write was taken back",
-        ("enospc",),
-        150,
-        frozenset({"decision_lost", "stuck", "bug"}),
-        (Patch("scoring.state.outbox", "OutboxWriter._take_back", _positions_again),),
-        known=14,
     ),
     "source_identity": Mutation(
         "payments of a topic created again are taken for replays",

@@ -24,14 +24,17 @@ import paywarden.scoring
 import paywarden.streams.companion
 import paywarden.streams.kafka
 import paywarden.streams.profiles
+from paywarden.scoring.engine import chunk_call as loop
+from paywarden.scoring.engine.batching.batcher import Chunk
 from paywarden.scoring.engine.chunk_frame import ChunkFrame
+from paywarden.scoring.engine.records import RecordWriter
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import supervisor
 from paywarden.scoring.state import mirror_write
-from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.outbox import writer as outbox_writer
-from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
@@ -284,12 +287,11 @@ def patched() -> Iterator[None]:
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)
     put(outbox_writer, "reserve", files.reserve)
-    # Compiled code knows no virtual time: profiles are looked up, and vectors filled, in Python.
-    put(ChunkFrame, "_take_mirror", _take_mirror)
-    put(ChunkFrame, "_take_overlay", _take_overlay)
+    # Compiled code knows no virtual time: what a worker may meet before a look-up comes before the call that makes it.
+    put(ChunkFrame, "look", _look)
     for step in _MIRROR_STEPS:
         put(mirror_write, step, _as_seam(getattr(mirror_write, step), step))
-    put(MirrorReader, "look_up", _look_up)
+    put(PaymentScorer, "_fill", _fill)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(supervisor, "select", SimulatedSelect())
@@ -349,27 +351,26 @@ async def _accept(factory: Callable[[], Any], _: object, **__: object) -> Any:
     return actor.accept(factory)
 
 
-_real_look_up = MirrorReader.look_up
-_real_take_mirror, _real_take_overlay = ChunkFrame._take_mirror, ChunkFrame._take_overlay
+_real_look, _real_fill = ChunkFrame.look, PaymentScorer._fill
 
 
-def _take_mirror(self: ChunkFrame, mirror: MirrorReader | None) -> None:
-    _real_take_mirror(self, None)
-    self._mirror = mirror
+def _look(self: ChunkFrame, serving: Served, writer: RecordWriter) -> None:
+    """End the compiled call before the look-up, where a worker may die."""
+    _real_look(self, serving, writer)
+    self._frames[loop.LOOK_UP] = 0
 
 
-def _take_overlay(self: ChunkFrame, overlay: Overlay, _: MirrorReader | None) -> None:
-    _real_take_overlay(self, overlay, None)
-
-
-def _look_up(self: MirrorReader, keys: Sequence[bytes]) -> int:
+def _fill(self: PaymentScorer, chunk: Chunk, status: int) -> int:
     own = files.files()
     own.seam("look up")
     actor = own.world.current
     if actor is not None and actor.name in own.dies_reading and not actor.is_dead:
         own.dies_reading.discard(actor.name)
         own.world.die()
-    return _real_look_up(self, keys)
+    frame = self._frame
+    if frame._mirror_frames is not None:
+        frame._frames[loop.LOOK_UP] = frame._mirror_frames[0].address
+    return _real_fill(self, chunk, status)
 
 
 def _as_seam(method: Callable[..., Any], name: str) -> Callable[..., Any]:

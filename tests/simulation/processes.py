@@ -36,7 +36,6 @@ from paywarden.models.policy.prepared_policy import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings
@@ -523,7 +522,6 @@ class Deployment:
             outbox=self.outbox,
             answered=self.answered,
             metrics_directory=self.root / "metrics",
-            busy_poll=BusyPoll(0),
             catalogue=CATALOGUE,
             # The deployer, which this host has not, would ask them.
             releases=cast(Any, None),

@@ -10,8 +10,13 @@ no folds.
 
 from __future__ import annotations
 
-from paywarden.features.catalogue.attributes import Attribute, Condition
-from paywarden.features.catalogue.entity_words.arguments import condition_of, quotient, waits_for_label_delay
+from paywarden.features.catalogue.attributes import Attribute, Condition, amount
+from paywarden.features.catalogue.entity_words.arguments import (
+    attribute_value,
+    condition_of,
+    quotient,
+    waits_for_label_delay,
+)
 from paywarden.features.catalogue.entity_words.words import EntityWords, spoken, spoken_half_life, spoken_where
 from paywarden.features.catalogue.expressions import (
     Column,
@@ -37,7 +42,7 @@ class FraudWords(EntityWords):
         self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
     ) -> Feature:
         """Returns how many of the window's payments are known to be fraud."""
-        value = self._over(name, Column(Measure.FRAUD_COUNT, condition_of(name, where)), window, delay, hop)
+        value = self._total(name, Column(Measure.FRAUD_COUNT, condition_of(name, where)), window, delay, hop)
         meaning = f"number of the {self.name}'s known frauds{spoken_where(where)} in {spoken(window, delay)}"
         return self._feature(name, value, meaning, "payments", window=window)
 
@@ -47,8 +52,8 @@ class FraudWords(EntityWords):
     ) -> Feature:
         """Returns the share of the window's payments that are known to be fraud; missing without payments."""
         condition = condition_of(name, where)
-        frauds = self._over(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
-        count = self._over(name, Column(Measure.COUNT, condition), window, delay, hop)
+        frauds = self._total(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
+        count = self._total(name, Column(Measure.COUNT, condition), window, delay, hop)
         meaning = (
             f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in {spoken(window, delay)}"
         )
@@ -60,7 +65,7 @@ class FraudWords(EntityWords):
         name: str,
         window: str,
         *,
-        prior: float,
+        prior: float | str,
         prior_weight: int,
         delay: str = "",
         where: Condition | Attribute | None = None,
@@ -70,25 +75,71 @@ class FraudWords(EntityWords):
 
         For a prior of 0.01 and a weight of 50, a value with 2 frauds in 10 payments has (2 + 0.5) / 60 = 0.042, and a
         value that was never seen has 0.01. Few payments then say little, and the share is never missing.
+
+        A `prior` that names an earlier feature is learnt from the data: a merchant's share leans on that of its
+        category as of this payment. It is missing where that feature is.
         """
-        if (
-            type(prior) not in (int, float)
-            or not 0 <= prior <= 1
-            or type(prior_weight) is not int
-            or not 0 < prior_weight <= _PRIOR_WEIGHT_MAX
-        ):
-            wanted = f"a `prior` from 0 to 1, and a whole `prior_weight` from 1 to {_PRIOR_WEIGHT_MAX}"
+        is_share = type(prior) in (int, float) and 0 <= prior <= 1  # type: ignore[operator]
+        is_weight = type(prior_weight) is int and 0 < prior_weight <= _PRIOR_WEIGHT_MAX
+        if not is_weight or not (is_share or isinstance(prior, str)):
+            wanted = "a `prior` from 0 to 1, or the name of an earlier feature, "
+            wanted += f"and a whole `prior_weight` from 1 to {_PRIOR_WEIGHT_MAX}"
             raise wrong(name, f"wanted {wanted}, got {prior!r} and {prior_weight!r}")
         condition = condition_of(name, where)
-        frauds = self._over(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
-        count = self._over(name, Column(Measure.COUNT, condition), window, delay, hop)
-        one = Derived(Operation.NUMBER, numbers=(1,))
-        expected = Derived(Operation.SCALE, (one,), (round(prior * prior_weight * _PRIOR_SCALE), _PRIOR_SCALE))
+        frauds = self._total(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
+        count = self._total(name, Column(Measure.COUNT, condition), window, delay, hop)
+        if isinstance(prior, str):
+            expected = Derived(Operation.SCALE, (prior,), (prior_weight, 1))
+        else:
+            one = Derived(Operation.NUMBER, numbers=(1,))
+            expected = Derived(Operation.SCALE, (one,), (round(prior * prior_weight * _PRIOR_SCALE), _PRIOR_SCALE))
         weight = Derived(Operation.NUMBER, numbers=(prior_weight,))
         value = quotient(Derived(Operation.ADD, (frauds, expected)), Derived(Operation.ADD, (count, weight)))
         meaning = f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in "
-        meaning += f"{spoken(window, delay)}, with {prior_weight} more payments at a share of {prior:g}"
-        return self._feature(name, value, meaning, "share", window=window)
+        share = prior if isinstance(prior, str) else f"{prior:g}"
+        meaning += f"{spoken(window, delay)}, with {prior_weight} more payments at a share of {share}"
+        missing = f"{prior} is missing" if isinstance(prior, str) else ""
+        return self._feature(name, value, meaning, "share", missing, window)
+
+    @waits_for_label_delay
+    def fraud_amount_sum(
+        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+    ) -> Feature:
+        """Returns the sum of the amounts of the window's known frauds."""
+        value = self._total(name, Column(Measure.FRAUD_AMOUNT, condition_of(name, where)), window, delay, hop)
+        meaning = f"sum of the amounts of {self._known_frauds(where, window, delay)}"
+        return self._feature(name, value, meaning, "minor units", window=window)
+
+    @waits_for_label_delay
+    def fraud_amount_mean(
+        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+    ) -> Feature:
+        """Returns the mean amount of the window's known frauds; missing without any."""
+        measures = (Measure.FRAUD_AMOUNT, Measure.FRAUD_COUNT)
+        columns = [Column(measure, condition_of(name, where)) for measure in measures]
+        value = quotient(*(self._total(name, column, window, delay, hop) for column in columns))
+        meaning = f"mean amount of {self._known_frauds(where, window, delay)}"
+        return self._feature(name, value, meaning, "minor units", "no known fraud in the window", window)
+
+    @waits_for_label_delay
+    def fraud_amount_zscore(
+        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+    ) -> Feature:
+        """Returns how many standard deviations this amount is above the mean of the window's known frauds."""
+        measures = (
+            *(Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT),
+            *(Measure.FRAUD_SQUARES_LOW, Measure.FRAUD_SQUARES_HIGH),
+        )
+        columns = [Column(measure, condition_of(name, where)) for measure in measures]
+        sums = tuple(self._over(name, column, window, delay, hop) for column in columns)
+        deviation = Derived(Operation.DEVIATION, sums)
+        value = Derived(Operation.STANDARD_SCORE, (attribute_value(amount), quotient(sums[1], sums[0]), deviation))
+        meaning = f"how far the amount is above the mean of {self._known_frauds(where, window, delay)}"
+        missing = "fewer than two known frauds in the window, or all of one amount"
+        return self._feature(name, value, meaning, "standard deviations", missing, window)
+
+    def _known_frauds(self, where: Condition | Attribute | None, window: str, delay: str) -> str:
+        return f"the {self.name}'s known frauds{spoken_where(where)} in {spoken(window, delay)}"
 
     @waits_for_label_delay
     def fraud_share_decayed(self, name: str, half_life: str, window: str, *, delay: str = "", hop: str = "") -> Feature:

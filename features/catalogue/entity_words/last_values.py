@@ -140,6 +140,47 @@ class LatestWords(EntityWords):
         missing = f"this payment, or every earlier one of the {self.name}, has no {of.name}"
         return self._feature(name, in_unit(difference, of), meaning, unit_of(of), missing)
 
+    def median(self, name: str, *, of: Attribute, last: int = 20, same: Attribute | None = None) -> Feature:
+        """Returns the median of a number over the latest `last` payments that have it; missing without any.
+
+        With `same`, only those of them count that have this payment's value of an attribute.
+        """
+        return self.quantile(name, of=of, share=0.5, last=last, same=same)
+
+    def quantile(
+        self, name: str, *, of: Attribute, share: float, last: int = 20, same: Attribute | None = None
+    ) -> Feature:
+        """Returns the number that a `share` of the latest payments' numbers do not exceed, interpolated.
+
+        `share` has at most three digits after the point. With `same`, as in `median`.
+        """
+        if type(share) is not float or not 0 < share < 1 or abs(round(share * 1000) - share * 1000) > 1e-9:
+            raise wrong(name, f"share must be from 0.001 to 0.999 in thousandths, as in 0.5 or 0.95, got {share!r}")
+        fields: tuple[tuple[int, bool], ...] = ((number_column(name, of), True),)
+        if same is not None:
+            fields = (*fields, (counted_column(name, same), False))
+        self._check_last(name, last)
+        value = Latest(self.name, fields, last, True, Recollection.QUANTILE, round(share * 1000))
+        which = "median" if share == 0.5 else f"quantile {share:g}"
+        meaning = f"{which} of {spoken_number(of)} over the {self.name}'s latest {last} payments that have it"
+        missing = f"no earlier payment of the {self.name} has {of.name}"
+        if same is not None:
+            meaning += f", of those with the same {same.name}"
+            missing = f"none of these has {of.name} and the same {same.name}"
+        return self._feature(name, in_unit(value, of), meaning, unit_of(of), missing)
+
+    def count_same(self, name: str, attribute: Attribute, *, last: int = 20) -> Feature:
+        """Returns how many of the latest `last` payments that have an attribute have this payment's value of it."""
+        self._check_last(name, last)
+        fields = ((counted_column(name, attribute), False),)
+        value = Latest(self.name, fields, last, True, Recollection.COUNT_SAME)
+        meaning = f"number of the {self.name}'s latest {last} payments with the same {attribute.name}"
+        return self._feature(name, value, meaning, "payments", f"the payment has no {attribute.name}")
+
+    def _check_last(self, name: str, last: int) -> None:
+        if type(last) is not int or not 1 <= last <= MEMORY_MAX:
+            raise wrong(name, f"`last` must be 1 to {MEMORY_MAX} payments, got {last!r}")
+
     def distance_to_last_km(self, name: str, place: Coordinates) -> Feature:
         """Returns the great-circle distance from the latest payment that has coordinates to this one."""
         value = self._journey(name, place, Recollection.DISTANCE_KM)

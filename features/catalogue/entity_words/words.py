@@ -5,8 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paywarden.features.catalogue.attributes import Attribute, Condition
-from paywarden.features.catalogue.expressions import Column, Expression, Feature, Reduction, WindowedMeasure
-from paywarden.features.catalogue.windows import duration_ms, line_of_caller, window_of, wrong_at
+from paywarden.features.catalogue.expressions import (
+    Column,
+    Derived,
+    Expression,
+    Feature,
+    Operation,
+    Reduction,
+    WindowedMeasure,
+)
+from paywarden.features.catalogue.windows import (
+    EVER,
+    duration_ms,
+    line_of_caller,
+    recent_window,
+    window_of,
+    wrong_at,
+)
 
 # Fields that every payment has.
 _ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
@@ -49,8 +64,20 @@ class EntityWords:
         delay: str,
         hop: str,
         reduction: Reduction = Reduction.SUM,
+        *,
+        is_long: bool = False,
     ) -> WindowedMeasure:
-        return WindowedMeasure(self.name, column, window_of(name, window, delay, hop), reduction)
+        return WindowedMeasure(self.name, column, window_of(name, window, delay, hop, is_long=is_long), reduction)
+
+    def _total(self, name: str, column: Column, window: str, delay: str = "", hop: str = "") -> Expression:
+        """Returns the sum of a column over a window that may be long, or "ever".
+
+        All time until `delay` ago is all time without the last `delay`.
+        """
+        if window != EVER or not delay:
+            return self._over(name, column, window, delay, hop, is_long=True)
+        recent = WindowedMeasure(self.name, column, recent_window(name, delay, hop))
+        return Derived(Operation.SUBTRACT, (self._over(name, column, EVER, "", "", is_long=True), recent))
 
     def _decayed(
         self, name: str, column: Column, half_life: str, window: str, hop: str, delay: str = ""
@@ -61,6 +88,8 @@ class EntityWords:
 
 def spoken(window: str, delay: str = "") -> str:
     """Returns how a meaning speaks of a window."""
+    if window == EVER:
+        return f"all time until {delay} ago" if delay else "all time"
     return f"the {window} that ended {delay} ago" if delay else f"the last {window}"
 
 

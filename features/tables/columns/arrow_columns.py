@@ -1,4 +1,4 @@
-"""Columns of Arrow as texts, flags and bytes, whatever their types."""
+"""Columns of Arrow as texts and flags, whatever their types."""
 
 from __future__ import annotations
 
@@ -53,14 +53,6 @@ def _present(texts: pa.Array, missing: Sequence[str]) -> pa.Array:
     if not pc.any(absent, min_count=0).as_py():
         return texts
     return pc.if_else(absent, pa.scalar(None, pa.string()), texts)
-
-
-def buffers_of(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Returns the bytes of texts and where each begins. A null has no bytes."""
-    filled = texts.fill_null("") if texts.null_count else texts
-    _, offsets, content = filled.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int32)[filled.offset : filled.offset + len(filled) + 1]
-    return (np.frombuffer(content, dtype=np.uint8) if content is not None else np.zeros(1, dtype=np.uint8)), bounds
 
 
 def flags_of(column: pa.Array) -> Flags:

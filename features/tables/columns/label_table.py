@@ -17,17 +17,17 @@ import pyarrow.compute as pc
 
 from paywarden.features.tables.columns.arrow_columns import Flags, as_texts, flags_of
 from paywarden.features.tables.mapping import LabelSource
-from paywarden.features.tables.sources import TableFiles, TableRows
+from paywarden.features.tables.sources import TableFiles, TableRows, joined
 from paywarden.schemas.errors import Misconfigured
 
 
 class LabelTable:
-    """The rows of a second table, by the ids of their payments. It may be used in several threads."""
+    """The rows of a second table, by the ids of their payments."""
 
     def __init__(self, source: LabelSource, *, mapping: str = "the mapping") -> None:
         """Read the table. Raises Misconfigured, in one line, for a file that is no table or has a row without an id."""
         files = TableFiles(source.file, source.input, source.used, mapping=mapping)
-        parts = [part.read() for part in files.parts()]
+        parts = list(files.parts())
         if not parts:
             raise Misconfigured(f"{files.names[0]} holds no row")
         for rows in parts:
@@ -42,7 +42,7 @@ class LabelTable:
         kinds = [{name: column.type for name, column in rows.columns.items()} for rows in parts]
         if any(kind != kinds[0] for kind in kinds):
             raise Misconfigured(f"{source.file}: the files have columns of different types; write them alike")
-        columns = {name: pa.concat_arrays([rows.columns[name] for rows in parts]) for name in kinds[0]}
+        columns = joined(parts).columns
         ids = as_texts(columns[source.payment_id], source.input.missing)
         # The first row of a payment counts.
         first = np.sort(np.unique(ids.to_numpy(zero_copy_only=False), return_index=True)[1])

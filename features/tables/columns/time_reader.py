@@ -13,14 +13,13 @@ from paywarden.features.tables.columns.arrow_columns import (
     Int64Array,
     Wrong,
     as_texts,
-    buffers_of,
     flags_at,
     flags_of,
 )
-from paywarden.features.tables.columns.number_reader import NumberReader
+from paywarden.features.tables.columns.number_reader import NO_NUMBER, RIGHT, TOO_LARGE, NumberReader
+from paywarden.features.tables.columns.time_texts import NO_OFFSET, read_times
 from paywarden.features.tables.mapping import InputForm, TimeSource
 from paywarden.features.tables.sources import TableRows
-from paywarden.features.tables.texts import NO_NUMBER, NO_OFFSET, NO_TIME, RIGHT, TOO_LARGE, read_times, steps_of_format
 from paywarden.features.tables.zones import Zone, zone_of
 
 _MINUTE_MS = 60_000
@@ -70,14 +69,11 @@ class TimeReader:
             return safe * times // over + origin, missing, np.zeros(len(numbers), dtype=np.int64), bad
         texts = as_texts(column, self._form.missing)
         missing = flags_of(pc.is_null(texts))
-        content, offsets = buffers_of(texts)
-        steps = steps_of_format("" if source.format == "iso" else source.format)
-        local, named = np.empty(len(texts), dtype=np.int64), np.empty(len(texts), dtype=np.int64)
-        status = np.empty(len(texts), dtype=np.int8)
-        read_times(content, offsets, steps, local, named, status)
+        read = read_times(texts, source.format)
         wanted = "a time such as 2026-05-01T12:00:00Z" if source.format == "iso" else f"the format {source.format}"
-        strange = (status == NO_TIME, name, f"is no time of its format; wanted {wanted}")
-        return self._utc(name, source, local, named, missing | strange[0], rows, [strange])
+        strange = (read.is_wrong, name, f"is no time of its format; wanted {wanted}")
+        skip = missing | read.is_wrong
+        return self._utc(name, source, read.local_ms, read.offset_minutes, skip, rows, [strange])
 
     def are_dates(self, source: TimeSource, column: pa.Array) -> Flags:
         """Returns which values name a day and no time of it."""

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
+from paywarden.features.tables.columns.time_texts import read_times
 from paywarden.features.tables.guessing.number_forms import MOST, PLAIN, NumberForm, is_plain_number
-from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
 from paywarden.schemas.payment_fields import looks_like_card_number
 
 VALUES_READ = 2000
@@ -127,12 +126,4 @@ def _without_accents(text: str) -> str:
 
 def _reads(form: str, texts: Sequence[str]) -> bool:
     """Returns whether nearly all texts are times of a format."""
-    if not texts:
-        return False
-    array = pa.array(texts, pa.string())
-    _, offsets, content = array.buffers()
-    local, offset = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
-    status = np.ones(len(texts), np.int8)
-    read_times(np.frombuffer(content, np.uint8), np.frombuffer(offsets, np.int32)[: len(texts) + 1],
-               steps_of_format("" if form == "iso" else form), local, offset, status)  # fmt: skip
-    return bool((status == RIGHT).mean() > MOST)
+    return bool(texts) and bool((~read_times(pa.array(texts, pa.string()), form).is_wrong).mean() > MOST)

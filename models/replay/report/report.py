@@ -47,6 +47,7 @@ from paywarden.models.replay.report.summary import (
     measured_text,
     ratio_text,
     stops_text,
+    value_lines,
     weighted_text,
 )
 
@@ -104,6 +105,7 @@ def report_html(results: ReplayResults, live: LiveComparison | None = None) -> s
         more_or_less=partial(_more_or_less, facts.reference_currency),
         signed=_signed,
         weighted_text=weighted_text,
+        value_lines=value_lines,
         calibration_warning=calibration_warning,
         calibration_text=calibration_text,
         interval_text=interval_text,

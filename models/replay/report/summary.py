@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from paywarden.models.metrics.curves import MeanCalibration
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Interval
+from paywarden.models.metrics.policy_value import PER
 from paywarden.models.replay.measures import HANDBOOK, ContestantMeasures, ReplayFacts, ReplayResults
 from paywarden.models.replay.report.page import NO_NUMBER, amount, count_of, decimal, percent, whole
 from paywarden.models.replay.stops import LISTS, MODEL, RULES
@@ -115,6 +116,23 @@ def weighted_text(measures: ContestantMeasures) -> str:
     )
 
 
+def value_lines(results: ReplayResults) -> list[str]:
+    """Returns lines about the values of policies by propensities; empty where there are too few explored payments."""
+    gain = None if results.comparison is None else results.comparison.value_gain
+    challenger = None if results.challenger is None else results.challenger.policy_value
+    named = (
+        ("the policy gains", results.champion.policy_value),
+        ("the challenger's policy gains", challenger),
+        ("that is a difference of", gain),
+    )
+    return [
+        f"by propensities {what} {amount(value.value_minor)} {results.facts.reference_currency} in {PER:,} payments"
+        f"{interval_text(value.value_minor_interval, amount)}"
+        for what, value in named
+        if value is not None
+    ]
+
+
 def measured_lines(results: ReplayResults) -> list[str]:
     """Returns the lines that a replay prints about the basis of its numbers."""
     facts, group = results.facts, results.champion.whole
@@ -126,7 +144,7 @@ def measured_lines(results: ReplayResults) -> list[str]:
     for whose, measures in (("", results.champion), ("the challenger's: ", results.challenger)):
         if measures is not None and (weighted := weighted_text(measures)):
             lines.append(f"weighted: {whose}{weighted}")
-    lines += missed_lines(results.champion)
+    lines += [*value_lines(results), *missed_lines(results.champion)]
     if facts.has_outcomes and 0 < facts.frauds < FRAUDS_FEW:
         interval = interval_text(group.average_precision_interval, decimal)
         lines.append(

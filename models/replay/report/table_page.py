@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +13,6 @@ from paywarden.features.tables.profile import (
     DAY_MS,
     DELAY_EDGES_DAYS,
     ENTITY_QUANTILES,
-    CategoryCounts,
     DayCounts,
     TableProfile,
 )
@@ -56,7 +55,6 @@ def table_page(profile: TableProfile, report: ConversionReport, files: Sequence[
         per_card=_per(profile.payments, cards.distinct),
         start=_first_unlabelled(profile),
         share=_share,
-        about=_about,
         spoken=_spoken,
         time_figures=[_payments_by_day(profile), _frauds_by_day(profile)],
         gaps=[[_spoken(start), _spoken(start + length), _duration(length)] for length, start in profile.gaps],
@@ -67,7 +65,7 @@ def table_page(profile: TableProfile, report: ConversionReport, files: Sequence[
         categories=[
             _category(name, counts, profile.payments)
             for name, counts in profile.categories.items()
-            if counts.values and len(counts.values) > 1
+            if counts is not None and len(counts) > 1
         ],
         reasons=[
             [reason, whole(count), "; ".join(report.examples[reason])]
@@ -176,8 +174,8 @@ def _median_delay(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> st
 
 def _amount_rows(profile: TableProfile) -> list[list[str]]:
     return [
-        [name, whole(payments), *(f"{one:,.0f}" for one in profile.amounts[name].quantiles())]
-        for name, payments in profile.amount_payments.most_common(_TOP_VALUES)
+        [name, whole(payments), *(f"{one:,.0f}" for one in quantiles)]
+        for name, (payments, quantiles) in list(profile.amounts.items())[:_TOP_VALUES]
     ]
 
 
@@ -187,7 +185,7 @@ def _entity_rows(profile: TableProfile) -> list[list[str]]:
         if counts.distinct:
             mean = _per(profile.payments - profile.missing[name], counts.distinct)
             quantiles = [whole(one) for one in counts.quantiles(ENTITY_QUANTILES)]
-            rows.append([name, _about(counts.distinct, counts.is_exact), percent(counts.once), mean, *quantiles])
+            rows.append([name, whole(counts.distinct), percent(counts.once), mean, *quantiles])
     return rows
 
 
@@ -195,30 +193,26 @@ def _field_rows(profile: TableProfile) -> list[list[str]]:
     rows = []
     for name in profile.present:
         field, missing = profile.fields[name], profile.missing[name]
-        numbers = profile.numbers.get(name)
-        quantiles = numbers.quantiles() if numbers is not None and not field.is_personal else []
+        quantiles = [] if field.is_personal else profile.numbers.get(name, [])
         is_time = field.form is Form.INSTANT
         said = [_spoken(int(one)) if is_time else f"{one:,g}" for one in quantiles]
         shown = [said[0], said[3], said[-1]] if said else [NO_NUMBER] * 3
         distinct = profile.entities.get(name)
-        values = (
-            _about(distinct.distinct, distinct.is_exact) if distinct is not None else _category_count(profile, name)
-        )
+        values = whole(distinct.distinct) if distinct is not None else _category_count(profile, name)
         rows.append([name, field.form.value, percent(missing / profile.payments), values, *shown])
     return rows
 
 
 def _category_count(profile: TableProfile, name: str) -> str:
-    counts = profile.categories.get(name)
-    if counts is None:
+    if name not in profile.categories:
         return NO_NUMBER
-    return "many" if counts.values is None else whole(len(counts.values))
+    counts = profile.categories[name]
+    return "many" if counts is None else whole(len(counts))
 
 
-def _category(name: str, counts: CategoryCounts, payments: int) -> tuple[str, str, list[list[str]]]:
+def _category(name: str, counts: Mapping[str, DayCounts], payments: int) -> tuple[str, str, list[list[str]]]:
     """Return a field's name, the caption of its table, and the rows of its most frequent values."""
-    assert counts.values is not None
-    ordered = sorted(counts.values.items(), key=lambda entry: (-entry[1][0], entry[0]))
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1].payments, entry[0]))
     rows = [
         [value, whole(of), percent(of / payments), whole(frauds), percent(_share(frauds, frauds + genuine), 2)]
         for value, (of, frauds, genuine) in ordered[:_TOP_VALUES]
@@ -229,10 +223,6 @@ def _category(name: str, counts: CategoryCounts, payments: int) -> tuple[str, st
 
 def _share(part: float, of: float) -> float:
     return part / of if of else float("nan")
-
-
-def _about(count: int, is_exact: bool) -> str:
-    return whole(count) if is_exact else f"about {whole(count)}"
 
 
 def _per(payments: int, count: int) -> str:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.engines import EngineAsked, engine_options, opened_passage, say
 from paywarden.ops.extras import needs
 from paywarden.ops.progress import progress_bar
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.features.dataflow.vectors import Passage
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
@@ -81,6 +87,7 @@ def backtest() -> None:
     "Detection Handbook.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
+@engine_options
 @_models_option
 @_budget_option
 @_seed_option
@@ -96,6 +103,10 @@ def on_windows(
     to_day: str | None,
     protocol: str,
     json_file: str | None,
+    engine_name: str,
+    master: str | None,
+    partitions: int,
+    work: str | None,
     models: tuple[str, ...],
     budget: int,
     seed: int,
@@ -108,7 +119,7 @@ def on_windows(
     """
     from paywarden.features.history.history import read_history
     from paywarden.models.backtest.windows import Windows, last_test_day, windows_protocol
-    from paywarden.models.metrics.evaluation import day_of_date
+    from paywarden.models.metrics.evaluation import DAY_MS, day_of_date
     from paywarden.models.training.settings import TrainingSettings
 
     if json_file:
@@ -117,13 +128,28 @@ def on_windows(
     wanted = day_of_date(to_day) if to_day else None
     rates = wiring.rate_table(source)
     engine = wiring.feature_engine(source)
-    history = read_history(data, engine.plan.fields)
-    folds_of_windows = windows_protocol(
-        windows, last_test_day(history, windows, wanted), measures_all=protocol == "all"
-    )
-    choice = _ModelChoice(models, budget, seed)
     labels = _Labels(delay_days, source.section("training", TrainingSettings).unknown_labels)
-    measured = _measured(history, folds_of_windows, choice, engine=engine, rates=rates, labels=labels, published={})
+    on_engine = EngineAsked(engine_name, master, partitions, work)
+    with ExitStack() as stack:
+        if on_engine.is_local:
+            history = read_history(data, engine.plan.fields)
+            first, last = (int(history.event_time_ms[row]) // DAY_MS for row in (0, -1)) if len(history) else (0, -1)
+            made: Callable[[Protocol], BacktestRows] = partial(
+                _rows_with_bar, history, engine=engine, rates=rates, labels=labels
+            )
+        else:
+            if on_engine.work is None:
+                raise Misconfigured(f"backtest --engine {on_engine.name} needs --work, a path for intermediate rows")
+            opened = opened_passage(on_engine, data, on_engine.work, features=engine, rates=rates)
+            passage, _ = stack.enter_context(opened)
+            first, last = min(passage.places.by_day, default=0), max(passage.places.by_day, default=-1)
+            made = partial(_rows_on_engine, passage, labels=labels)
+        if last < first:
+            raise Misconfigured("the data holds no payment")
+        folds_of_windows = windows_protocol(
+            windows, last_test_day(first, last, windows, wanted), measures_all=protocol == "all"
+        )
+        measured = _measured(made, folds_of_windows, _ModelChoice(models, budget, seed), engine=engine, published={})
     facts = {"protocol": folds_of_windows.name, "measured": protocol, "windows": asdict(windows), "catalogue": "ours"}
     result = facts | measured
     _print(result)
@@ -220,7 +246,8 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     published = PUBLISHED[protocol.name]
     # The book's table has a label for every payment.
     labels = _Labels(LABEL_DELAY_DAYS, GENUINE)
-    measured = _measured(history, protocol, choice, engine=engine, rates=rates, labels=labels, published=published)
+    made = partial(_rows_with_bar, history, engine=engine, rates=rates, labels=labels)
+    measured = _measured(made, protocol, choice, engine=engine, published=published)
     return {
         "ceiling": [metrics.of_the_book() for metrics in ceiling(history, protocol.test)],
         "protocol": protocol.name,
@@ -232,18 +259,17 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
 
 
 def _measured(
-    history: History,
+    made: Callable[[Protocol], BacktestRows],
     protocol: Protocol,
     choice: _ModelChoice,
     *,
     engine: FeatureEngine,
-    rates: RateTable,
-    labels: _Labels,
     published: Mapping[str, Published],
 ) -> dict[str, Any]:
     """Returns the results that every backtest prints and writes.
 
-    `published` has the published results by model, where there are some.
+    `made` returns the payments of a protocol with their vectors. `published` has the published results by model, where
+    there are some.
     """
     from paywarden.models.backtest.backtest import backtest as run
     from paywarden.models.backtest.backtest import facts_of
@@ -251,7 +277,7 @@ def _measured(
 
     engine.warm_up()
     started = time.perf_counter()
-    rows = _rows_with_bar(history, protocol, engine, rates, labels)
+    rows = made(protocol)
     feature_seconds = time.perf_counter() - started
     folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
     results = []
@@ -279,7 +305,7 @@ def _measured(
 
 
 def _rows_with_bar(
-    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, labels: _Labels
+    history: History, protocol: Protocol, *, engine: FeatureEngine, rates: RateTable, labels: _Labels
 ) -> BacktestRows:
     from paywarden.models.backtest.backtest import rows_of
     from paywarden.models.metrics.evaluation import DAY_MS
@@ -296,6 +322,19 @@ def _rows_with_bar(
             unknown_labels=labels.unknown,
             progress=advance,
         )
+
+
+def _rows_on_engine(passage: Passage[Any], protocol: Protocol, *, labels: _Labels) -> BacktestRows:
+    from paywarden.models.backtest.backtest import rows_of_table
+    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.table_passage import training_table_on
+
+    say("the features of the protocol's days are computed")
+    settings = TrainingSettings(
+        label_delay_days=labels.delay_days, unknown_labels=labels.unknown, propensity_weight_max=0.0
+    )
+    room = Path(tempfile.gettempdir())
+    return rows_of_table(training_table_on(passage, protocol.days, settings=settings, room=room, may_sample=False))
 
 
 # The written file

@@ -1,21 +1,34 @@
-"""`paywarden policy`: checks the configuration as the scoring workers do, and prints the policy."""
+"""`paywarden policy`: checks and prints the policy as scoring workers read it, and mines rules from missed frauds."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
+from paywarden.ops.commands.model.replay import contestant
+from paywarden.ops.days import day_option, require_within
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import DaysAsked, HistoryAsked, read_asked
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from paywarden.models.replay.mined_history import ProvenRules
+    from paywarden.models.replay.rule_mining import MinedRules, WeighedRule
+
 
 @click.group()
 def policy() -> None:
-    """Check thresholds, rules, segments and lists."""
+    """Check rules, thresholds and lists, or mine rules."""
 
 
 @policy.command()
@@ -35,7 +48,6 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
 
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import PolicySettings
-    from paywarden.ops import wiring
     from paywarden.ops.configuration import problems_of
 
     if config is not None:
@@ -68,9 +80,9 @@ def _tables(settings: object, review_at: float, decline_at: float) -> list[Table
         own = (segment.review_at or general[0], segment.decline_at or general[1])
         thresholds.add_row(segment.name, segment.when, *map(_score, own))
     thresholds.add_row("(all others)", "", *map(_score, general))
-    rules = _table("rules", "name", "when", "action", "")
+    rules = _table("rules", "name", "when", "action", "", "until")
     for rule in settings.rules:
-        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least")
+        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least", rule.until)
     flags = _table("flags", "flag", "asks for")
     for flag in (*FLAGS, unknown_flag("other")):
         flags.add_row(flag, getattr(settings, f"on_{flag}"))
@@ -88,3 +100,144 @@ def _table(title: str, *columns: str) -> Table:
 
 def _score(threshold: float) -> str:
     return f"{threshold:.4g}" if threshold else "as the bundle says"
+
+
+@policy.command("mine")
+@click.option("--data", required=True, help="Folder with payments.parquet and outcomes.parquet, or an archive.")
+@click.option("--bundle", type=click.Path(), required=True, help="The bundle that scores.")
+@click.option("--policy", "policy_file", type=click.Path(), help="File with [policy] (default: the configuration).")
+@click.option(
+    "--from", "from_day", metavar="DAY", default="-28d", show_default=True, help="First UTC day of missed frauds."
+)
+@click.option("--to", "to_day", metavar="DAY", help="Last UTC day of missed frauds (default: the data's last).")
+@click.option(
+    "--false-positives",
+    type=float,
+    default=0.005,
+    show_default=True,
+    help="The share of genuine payments that all new rules together may stop.",
+)
+@click.option(
+    "--days",
+    type=click.IntRange(1, 365),
+    default=14,
+    show_default=True,
+    help="Days after the last that the rules hold.",
+)
+@click.option(
+    "--action", type=click.Choice(["review", "decline"]), default="review", show_default=True, help="The rules' action."
+)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the policy.")
+@click.pass_obj
+@needs("train")
+def mine_rules(
+    source: Source,
+    data: str,
+    bundle: str,
+    policy_file: str | None,
+    from_day: str | None,
+    to_day: str | None,
+    false_positives: float,
+    days: int,
+    action: str,
+    as_json: bool,
+    out: Path,
+) -> None:
+    """Find rules for frauds that model and policy approve.
+
+    Each rule is found on the first days and proposed if it earns money on the later ones, by its 95 % interval and
+    [costs]. FILE is the policy with these rules. Each ends by itself, and one of an earlier mining that no longer earns
+    is left out. FILE.proof/ has the replay of both policies. Propose FILE with `paywarden models register --policy`.
+    """
+    from paywarden.features.history.columns import MmapAllocator
+    from paywarden.features.history.mapped_history import open_history
+    from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.models.metrics.evaluation import Days, date_of_day, day_of_date
+    from paywarden.models.policy.text import policy_text
+    from paywarden.models.replay.files import results_folder, write_whole
+    from paywarden.models.replay.mined_history import mine_history
+    from paywarden.models.replay.replay import ReplayOptions
+    from paywarden.models.replay.rule_mining import MiningSettings
+    from paywarden.models.training.settings import TrainingSettings
+
+    asked, proof = HistoryAsked(data, False, None, None, None), out.with_name(f"{out.name}.proof")
+    engine, catalogue, rates = wiring.feature_engine(source), wiring.catalogue(source), wiring.rate_table(source)
+    trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
+    loaded = load_bundle(
+        Path(bundle),
+        catalogue_digest=engine.plan.digest,
+        identity_digest=engine.plan.key.digest,
+        trusted=trusted,
+    )
+    manifest, training = loaded.manifest, source.section("training", TrainingSettings)
+    first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
+    click.get_current_context().with_resource(results_folder(proof))
+    room = MmapAllocator(proof)
+    history = read_asked(
+        source,
+        asked,
+        engine=engine,
+        open_files=lambda folder, fields: open_history(folder, room, fields),
+        days=DaysAsked(first_day, last_day, needed_from=day_of_date(manifest.train_from)),
+    )
+    if len(history) == 0:
+        raise Misconfigured(f"{data} holds no payment")
+    require_within(history, ("--from", first_day), ("--to", last_day))
+    of_data = [int(history.event_time_ms[place]) // 86_400_000 for place in (0, -1)]
+    last = of_data[1] if last_day is None else min(last_day, of_data[1])
+    window = Days(max(of_data[0], first_day or 0), last)
+    threads = len(os.sched_getaffinity(0))
+    settings = MiningSettings(
+        until=date_of_day(last + days),
+        action=action,
+        false_positives=false_positives,
+        costs=source.section("costs", CostSettings),
+        threads=threads,
+    )
+    engine.warm_up()
+    found = mine_history(
+        history,
+        engine=engine,
+        catalogue=catalogue,
+        rates=rates,
+        current=contestant(source, loaded, policy_file),
+        proof=proof,
+        options=ReplayOptions(
+            window=window,
+            label_delay_days=0,
+            unknown_labels=training.unknown_labels,
+            costs=settings.costs,
+            threads=threads,
+            room=room,
+        ),
+        settings=settings,
+    )
+    lines = _mined_lines(found)
+    text = policy_text(found.policy.settings, found.policy.lists)
+    write_whole(out, "".join(f"# {line}\n" for line in lines) + "\n" + text)
+    if as_json:
+        click.echo(json.dumps(_mined_json(found.mined) | {"policy": str(out), "proof": str(proof)}, indent=2))
+    click.echo("\n".join([*lines, f"the policy is {out}, the proof {proof / 'report.html'}"]), err=True)
+
+
+def _mined_lines(found: ProvenRules) -> list[str]:
+    facts = found.proof.facts
+    lines = [f"{found.mined.missed_frauds} frauds were approved from {facts.first_day} to {facts.last_day}"]
+    lines += found.mined.in_words()
+    now, then = found.proof.champion, found.proof.challenger
+    if then is not None:
+        lines.append(f"replayed: recall {now.whole.recall:.1%} before, {then.whole.recall:.1%} with these rules")
+    return lines
+
+
+def _mined_json(mined: MinedRules) -> dict[str, Any]:
+    def record(each: WeighedRule) -> dict[str, Any]:
+        found_on = None if each.found_on is None else asdict(each.found_on)
+        return asdict(each.rule) | {"found_on": found_on, "held_out": asdict(each.held_out)}
+
+    kinds = ("new", "kept", "retired", "noise")
+    lists = {kind: [record(each) for each in getattr(mined, kind)] for kind in kinds}
+    return {"missed_frauds": mined.missed_frauds, "cut_ms": mined.cut_ms, **lists}

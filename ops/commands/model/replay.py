@@ -167,6 +167,7 @@ def replay(
         if data is None:
             raise click.UsageError("--ceiling needs --data")
         require_truth(Path(data))
+    from paywarden.features.dataflow.engine import require_local
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
@@ -198,10 +199,10 @@ def replay(
     )
     champions = load(Path(bundle))
     challengers = load(Path(challenger)) if challenger else champions
-    champion = _contestant(source, champions, policy_file)
+    champion = contestant(source, champions, policy_file)
     other = None
     if challenger or challenger_policy_file:
-        other = _contestant(source, challengers, challenger_policy_file or policy_file)
+        other = contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
     on_engine = EngineAsked(engine_name, master, partitions, work)
     options = partial(
@@ -218,13 +219,13 @@ def replay(
         overlay=pending,
     )
     if not on_engine.is_local:
-        for name, is_asked in (
-            ("--from-topic", from_topic),
-            ("--archived-decisions", archived_decisions is not None),
-            ("--ceiling", ceiling),
-        ):
-            if is_asked:
-                raise Misconfigured(f"{name} works with --engine local alone")
+        require_local(
+            {
+                "--from-topic": from_topic,
+                "--archived-decisions": archived_decisions is not None,
+                "--ceiling": ceiling,
+            }
+        )
         contestants = [(champion, Path(bundle))]
         if other is not None:
             contestants.append((other, Path(challenger or bundle)))
@@ -354,7 +355,8 @@ def _tell(results: ReplayResults) -> None:
             click.echo(warning, err=True)
 
 
-def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+def contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+    """Returns a bundle with the policy of a file, or of the configuration."""
     from paywarden.models.replay.measures import Contestant
 
     manifest = bundle.manifest

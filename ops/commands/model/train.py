@@ -11,6 +11,7 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
+from paywarden.ops.engines import EngineAsked, engine_options, opened_passage, say
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import DaysAsked, HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
@@ -19,7 +20,8 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.features.history.history import History
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Manifest
     from paywarden.models.metrics.evaluation import Days
     from paywarden.models.training.settings import TrainingSettings
@@ -66,6 +68,7 @@ FEATURES_SHOWN = 10
     help="Whether a small model answers the clear payments first (default: [training] cascade).",
 )
 @click.option("--seed", type=click.IntRange(0), help="Seed of everything random (default: 0).")
+@engine_options
 @click.option(
     "--experiment",
     metavar="NAME",
@@ -89,6 +92,10 @@ def train(
     choose_features: bool | None,
     cascade: bool | None,
     seed: int | None,
+    engine_name: str,
+    master: str | None,
+    partitions: int,
+    work: str | None,
     experiment: str | None,
 ) -> None:
     """Train a model on a history and write its bundle.
@@ -96,6 +103,9 @@ def train(
     The bundle holds the calibrated model, its native library, its thresholds and golden vectors. The number of trees is
     chosen on the last days of the window, if the window is long enough to hold some out. The same data, settings and
     seed give the same bundle.
+
+    With an engine, the features are computed there, and memory holds what trees need alone. If the payments of the
+    window are still too many, all frauds and a share of the genuine payments are trained on, and the bundle says so.
     """
     from paywarden.models.training.experiments import record_training
     from paywarden.models.training.settings import TrainingSettings
@@ -114,7 +124,8 @@ def train(
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(source.section("training", TrainingSettings), **changed)
     bundle = Path(out)
-    manifest = _trained(source, asked, train_from, train_to, bundle, settings)
+    on_engine = EngineAsked(engine_name, master, partitions, work)
+    manifest = _trained(source, asked, (train_from, train_to), bundle, settings, on_engine)
     _print(bundle, manifest)
     if manifest.cascade:
         _print_cascade(bundle, manifest)
@@ -123,17 +134,24 @@ def train(
 
 
 def _trained(
-    source: Source, asked: HistoryAsked, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
+    source: Source,
+    asked: HistoryAsked,
+    days: tuple[str, str],
+    bundle: Path,
+    settings: TrainingSettings,
+    on_engine: EngineAsked,
 ) -> Manifest:
     """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
+    from paywarden.features.dataflow.engine import require_local
     from paywarden.features.history.history import require_past
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
     from paywarden.features.profiles.overlay_settings import OverlaySettings
-    from paywarden.models.metrics.evaluation import DAY_MS, Days
+    from paywarden.models.metrics.evaluation import DAY_MS
+    from paywarden.models.metrics.labels import end_of_labels_ms
     from paywarden.models.training.memory import require_memory
     from paywarden.models.training.settings import require_usable
-    from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
+    from paywarden.models.training.table import LabelRules, require_both_kinds, training_rows, training_table
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.ops.times import now_ms
 
@@ -146,10 +164,16 @@ def _trained(
     overlay = HistoryOverlay.read(
         str(settings.overlay_hosts), lifetime_ms=of_hosts.lifetime_ms, events_max=of_hosts.events_max
     )
-    first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)
-    assert first is not None
-    assert last is not None
-    window = Days(first, last)
+    if not on_engine.is_local:
+        require_local(
+            {
+                "--from-topic": asked.from_topic,
+                "training.profile_lag": staleness is not None,
+                "training.overlay_hosts": settings.overlay_hosts > 0,
+            }
+        )
+        return _trained_on_engine(on_engine, asked, days, bundle, settings, engine=engine, rates=rates)
+    window = _window(days, asked)
     history = read_asked(
         source,
         asked,
@@ -160,10 +184,11 @@ def _trained(
     require_past(history, now_ms())
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))
-    labelled = window_labels(history, window, settings.label_delay_days, settings.unknown_labels)
+    labels = LabelRules.of(settings)
+    labelled = training_rows(history, window, labels)
     require_both_kinds(labelled.label)
     require_memory(len(labelled.row), engine.plan.feature_count, settings)
-    _require_mature(history, window, settings.label_delay_days)
+    _require_mature(end_of_labels_ms(history), window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
     with progress_bar("features", rows) as advance:
@@ -172,7 +197,7 @@ def _trained(
             window,
             engine=engine,
             rates=rates,
-            labels=LabelRules(settings.label_delay_days, settings.unknown_labels, settings.propensity_weight_max),
+            labels=labels,
             staleness=staleness,
             overlay=overlay,
             progress=advance,
@@ -180,12 +205,57 @@ def _trained(
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
 
 
-def _require_mature(history: History, window: Days, label_delay_days: int) -> None:
-    """Print a line if the labels of some days cannot have arrived. Raises Misconfigured if they are those of all."""
-    from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
-    from paywarden.models.metrics.labels import end_of_labels_ms
+def _trained_on_engine(
+    on_engine: EngineAsked,
+    asked: HistoryAsked,
+    days: tuple[str, str],
+    bundle: Path,
+    settings: TrainingSettings,
+    *,
+    engine: FeatureEngine,
+    rates: RateTable,
+) -> Manifest:
+    """Train on an engine of partitions, and write the bundle."""
+    from paywarden.features.history.history import OUTCOMES_FILE
+    from paywarden.models.training.table_passage import training_table_on
+    from paywarden.models.training.training import train_bundle
+    from paywarden.ops.times import now_ms
 
-    last_mature = end_of_labels_ms(history) // DAY_MS - label_delay_days
+    data, room = asked.data or "", bundle.absolute().parent
+    with opened_passage(on_engine, data, str(room), features=engine, rates=rates) as (passage, _):
+        places = passage.places
+        if places.payments == 0:
+            raise Misconfigured(f"{data} holds no payment")
+        if places.last_ms > max(now_ms(), places.last_payment_ms):
+            raise Misconfigured(f"{OUTCOMES_FILE}: outcome_time_ms must not be later than now")
+        window = _window(days, max(places.by_day))
+        _require_mature(places.last_ms, window, settings.label_delay_days)
+        say("the features of the training days are computed")
+        table = training_table_on(passage, window, settings=settings, room=room)
+    if table.sample is not None:
+        say(f"{len(table.label)} payments are trained on: {table.sample.in_words()}")
+    return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
+
+
+def _window(days: tuple[str, str], asked: HistoryAsked | int) -> Days:
+    from paywarden.models.metrics.evaluation import Days
+
+    first, last = (
+        day_option(name, text, asked) for name, text in zip(("--train-from", "--train-to"), days, strict=True)
+    )
+    assert first is not None
+    assert last is not None
+    return Days(first, last)
+
+
+def _require_mature(end_ms: int, window: Days, label_delay_days: int) -> None:
+    """Print a line if the labels of some days cannot have arrived. Raises Misconfigured if they are those of all.
+
+    `end_ms`: the time up to which outcomes are known.
+    """
+    from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
+
+    last_mature = end_ms // DAY_MS - label_delay_days
     if last_mature >= window.last:
         return
     told = (

@@ -22,9 +22,9 @@ def gateway() -> None:
 @gateway.command()
 @click.option(
     "--target",
-    type=click.Choice(["envoy", "nginx", "hosts"]),
+    type=click.Choice(["envoy", "nginx", "hosts", "key"]),
     required=True,
-    help="What the configuration is for; hosts: print their [auth] tokens_file.",
+    help="What the configuration is for; hosts: print their [auth] tokens_file; key: make an API key and its hash.",
 )
 @click.option(
     "--description",
@@ -43,7 +43,12 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
 
     It holds the tokens by which hosts know the gateway's clients. Write it to a file that no other user may read.
     While the secret's file has two lines, each client has a token of both.
+
+    With --target key it makes an API key for a client, and its hash for the description. Neither is stored.
     """
+    if target == "key":
+        _print_new_key()
+        return
     if target == "hosts":
         _print_tokens(description)
         return
@@ -79,12 +84,7 @@ def _print_tokens(description: Path) -> None:
     click.echo(tokens_file(secrets, (client.name for client in described.clients)), nl=False)
 
 
-@gateway.command()
-def key() -> None:
-    """Make an API key and its hash.
-
-    The key is for the client, the hash for the description. Neither is stored.
-    """
+def _print_new_key() -> None:
     import hashlib
     import secrets
 

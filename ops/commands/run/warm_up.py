@@ -44,11 +44,11 @@ PARTS = (
         "from paywarden.scoring.engine import chunk_frame; "
         "from paywarden.scoring.idempotency import decision_cache; "
         "from paywarden.scoring.requests import fast_requests; "
-        "from paywarden.scoring.state import mirror, mirror_writer; "
+        "from paywarden.scoring.state import mirror_look_up, mirror_writer; "
         "from paywarden.scoring.state.neighbours import hops; "
         "from paywarden.streams.profiles import fast_intake; "
         "decision_cache.warm_up(); fast_requests.warm_up(); "
-        "mirror.warm_up(); mirror_writer.warm_up(); hops.warm_up(); chunk_frame.warm_up(); "
+        "mirror_look_up.warm_up(); mirror_writer.warm_up(); hops.warm_up(); chunk_frame.warm_up(); "
         "fast_intake.warm_up()",
     ),
     WarmUpPart("modules", _IMPORT_SERVICES),

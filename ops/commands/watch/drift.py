@@ -90,7 +90,7 @@ def _explain(source: Source, alert_id: str, *, as_json: bool) -> None:
 @click.option("--ack", is_flag=True, help="Acknowledge the alert: somebody has seen it.")
 @click.option("--snooze", metavar="TIME", help="Acknowledge it, and silence it for 30m, 4h or 2d, for example.")
 @click.option("--to", metavar="NAME", help="Assign it: NAME takes care of it.")
-@click.option("--by", metavar="NAME", default="", help="Who does it (default: the logged-in user).")
+@click.option("--by", metavar="NAME", default="", help="Your name (default: that of the logged-in user).")
 @click.pass_obj
 def note(source: Source, alert_id: str, text: str, ack: bool, snooze: str | None, to: str | None, by: str) -> None:
     """Acknowledge, snooze or assign an alert, or comment on it.

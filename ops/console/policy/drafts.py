@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.ops import wiring
@@ -67,6 +68,15 @@ class IndexedDecisions:
         """The catalogue of the settings, which conditions name features of."""
         return wiring.feature_engine(self._source).plan.digest
 
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The catalogue itself."""
+        return wiring.catalogue(self._source)
+
+    def policy(self) -> Policy:
+        """Return the policy of the settings. Raises Misconfigured."""
+        return self._policy(self._source)
+
     def index(self) -> DecisionIndex:
         """Return the index. Raises TemporaryFailure if its database cannot be used now."""
         with self._opened.used() as (index, _):
@@ -74,9 +84,8 @@ class IndexedDecisions:
 
     def policies(self, draft: str) -> tuple[Policy, Policy]:
         """Return the policy of the settings, and that of a draft. Raises Misconfigured."""
-        return self._policy(self._source), self._policy(draft_source(draft))
+        return self.policy(), self._policy(draft_source(draft))
 
     def _policy(self, source: Source) -> Policy:
         review_at, decline_at = bundle_thresholds(self._source, None)
-        catalogue = wiring.catalogue(self._source)
-        return wiring.policy(source, review_at=review_at, decline_at=decline_at, catalogue=catalogue)
+        return wiring.policy(source, review_at=review_at, decline_at=decline_at, catalogue=self.catalogue)

@@ -26,6 +26,7 @@ from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people import Role
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
+from paywarden.ops.console.policy.mining import RuleMiner
 from paywarden.ops.console.policy.replays import DAYS, Replay, Replays
 from paywarden.ops.console.shell import status_of
 from paywarden.ops.times import now_ms
@@ -76,7 +77,12 @@ class PolicySection:
         # rules that fired for it, and the policy that they are of.
         self.fired: Kept[list[tuple[frozenset[str], str]]] = Kept(self._sampled, empty=[], old_ms=_KEPT_MS)
         self.catches: Kept[list[RuleCatch]] = Kept(self._caught, empty=[], old_ms=_KEPT_MS)
-        self.replays = Replays(decided, review_cost_minor=source.section("costs", CostSettings).review_cost_minor)
+        costs = source.section("costs", CostSettings)
+        self.replays = Replays(
+            decided,
+            review_cost_minor=costs.review_cost_minor,
+            miner=lambda last_ms: RuleMiner(decided, costs, last_ms=last_ms),
+        )
 
     def section(self) -> Section:
         """Return the section."""
@@ -85,6 +91,7 @@ class PolicySection:
             Page("/policy", self.show, "The policy, and the catches of each rule"),
             Page("/policy/check", self.check, "Check a draft", "POST", DRAFTERS, _DRAFT, _BYTES_MAX),
             Page("/policy/replay", self.replay, "Replay it on the last week", "POST", DRAFTERS, _DRAFT, _BYTES_MAX),
+            Page("/policy/mine", self.mine, "Mine rules from the last week's missed frauds", "POST", DRAFTERS),
             Page(one, self.show_replay, "A replay of a draft, and its result", roles=DRAFTERS),
             Page(f"{one}/version", self.show_replay_version, "A number that changes with it", roles=DRAFTERS),
             Page(f"{one}/cancel", self.cancel_replay, "End a replay", "POST", DRAFTERS),
@@ -141,6 +148,14 @@ class PolicySection:
         view = {"replay_id": made.replay_id}
         return Done(f"/policy/replays/{made.replay_id}", "You have asked for a replay of your draft.", view)
 
+    def mine(self, visit: Visit) -> Done:
+        """Begin to mine rules, and then to replay the policy with them."""
+        made = self.replays.ask("", "", visit.person.name, visit.now_ms, mines=True)
+        self._wake.set()
+        visit.did("mined", "policy", replay=made.replay_id)
+        view = {"replay_id": made.replay_id}
+        return Done(f"/policy/replays/{made.replay_id}", "You have asked for rules from missed frauds.", view)
+
     def _kept(self, visit: Visit, act: Callable[[Visit], Done]) -> Done | Shown:
         """Return the result of an act. If it is refused, the draft stays on the page: going back would lose it."""
         try:
@@ -154,8 +169,9 @@ class PolicySection:
     def show_replay(self, visit: Visit) -> Shown:
         """Show a replay: its progress, or its result."""
         found = self._replay(visit)
-        if found.by != visit.person.name and not visit.person.sees_cards:
-            # Entries of lists may be ids of cards.
+        is_own = found.by == visit.person.name and not (found.mines and self._settings.lists)
+        if not (is_own or visit.person.sees_cards):
+            # Entries of lists may be ids of cards. A mined draft has the lists of the settings.
             found = replace(found, draft="")
         view = {
             "replay": found,
@@ -209,7 +225,7 @@ class PolicySection:
             "bundle_thresholds": thresholds,
             "rules": [
                 {
-                    **{name: getattr(one, name) for name in ("name", "when", "action", "override")},
+                    **{name: getattr(one, name) for name in ("name", "when", "action", "override", "until")},
                     "fired": counts[one.name],
                     "alone": alone[one.name],
                 }

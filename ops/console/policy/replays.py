@@ -21,9 +21,9 @@ import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, Facts, Policy
 from paywarden.ops.console.background import FAULT
@@ -71,7 +71,10 @@ class ReplayResult:
 
 @dataclass(frozen=True)
 class Replay:
-    """A replay. `done`: the share of the week that it has gone through. `problem`: why it failed."""
+    """A replay. `done`: the share of the week that it has gone through. `problem`: why it failed.
+
+    `mines`: rules are mined first, and the draft has them; `notes` say which.
+    """
 
     replay_id: str
     by: str
@@ -82,6 +85,8 @@ class Replay:
     done: float = 0.0
     problem: str = ""
     result: ReplayResult | None = None
+    mines: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def is_over(self) -> bool:
@@ -89,19 +94,46 @@ class Replay:
         return self.state in (DONE, FAILED, CANCELLED)
 
 
+@dataclass(frozen=True)
+class MinedDraft:
+    """A draft with mined rules, its digest, and lines that say what was found."""
+
+    text: str
+    digest: str
+    notes: tuple[str, ...]
+
+
+class DraftMiner(Protocol):
+    """Mines a draft (ops/console/policy/mining.py)."""
+
+    batch_s: float
+
+    def run(self, decisions_max: int) -> Iterator[float]:
+        """Yield after each batch the share of the week that is done."""
+
+    def draft(self) -> MinedDraft:
+        """Return the draft once the week is done."""
+
+
 class Replays:
     """The replays of this console. Thread-safe. `step` is the work of a thread."""
 
     def __init__(
-        self, decided: IndexedDecisions, *, review_cost_minor: int, decisions_max: int = DECISIONS_MAX
+        self,
+        decided: IndexedDecisions,
+        *,
+        review_cost_minor: int,
+        decisions_max: int = DECISIONS_MAX,
+        miner: Callable[[int], DraftMiner] | None = None,
     ) -> None:
-        self._decided, self._review_cost, self._max = decided, review_cost_minor, decisions_max
+        """`miner`: makes what mines a draft at a time; needed to ask for one."""
+        self._decided, self._review_cost, self._max, self._miner = decided, review_cost_minor, decisions_max, miner
         self._replays: OrderedDict[str, Replay] = OrderedDict()
         self._lock = threading.Lock()
 
-    def ask(self, draft: str, digest: str, by: str, now_ms: int) -> Replay:
-        """Add a replay of a draft. Raises TemporaryFailure if too many wait."""
-        made = Replay(secrets.token_hex(6), by, now_ms, draft, digest)
+    def ask(self, draft: str, digest: str, by: str, now_ms: int, *, mines: bool = False) -> Replay:
+        """Add a replay of a draft, or of one that is mined first. Raises TemporaryFailure if too many wait."""
+        made = Replay(secrets.token_hex(6), by, now_ms, draft, digest, mines=mines)
         with self._lock:
             if sum(one.state == WAITING for one in self._replays.values()) >= _WAITING_MAX:
                 raise TemporaryFailure(f"{_WAITING_MAX} replays wait already: cancel one of them, or ask again later")
@@ -132,11 +164,20 @@ class Replays:
         if found is None or not self._change(found.replay_id, state=RUNNING):
             return False
         try:
-            now, draft = self._decided.policies(found.draft)
-            tally = _Tally(now, draft, self._decided, last_ms=now_ms)
-            for share in tally.run(self._max):
-                if not self._change(found.replay_id, done=share) or stop.wait(tally.batch_s * _REST_SHARE):
+            text = found.draft
+            if found.mines:
+                assert self._miner is not None
+                miner = self._miner(now_ms)
+                if not self._went_through(miner, found.replay_id, stop):
                     return True
+                mined = miner.draft()
+                text = mined.text
+                if not self._change(found.replay_id, draft=text, digest=mined.digest, notes=mined.notes):
+                    return True
+            now, draft = self._decided.policies(text)
+            tally = Tally(now, draft, self._decided, last_ms=now_ms)
+            if not self._went_through(tally, found.replay_id, stop):
+                return True
         except PaywardenError as error:
             self._change(found.replay_id, state=FAILED, problem=str(error))
         except Exception:
@@ -145,6 +186,13 @@ class Replays:
             raise
         else:
             self._change(found.replay_id, state=DONE, done=1.0, result=tally.result(self._review_cost))
+        return True
+
+    def _went_through(self, work: Tally | DraftMiner, replay_id: str, stop: threading.Event) -> bool:
+        """Go through a week; return whether nobody ended it."""
+        for share in work.run(self._max):
+            if not self._change(replay_id, done=share) or stop.wait(work.batch_s * _REST_SHARE):
+                return False
         return True
 
     def _change(self, replay_id: str, **values: Any) -> bool:
@@ -157,7 +205,7 @@ class Replays:
         return True
 
 
-class _Tally:
+class Tally:
     """Goes through a week, and sums up."""
 
     def __init__(self, now: Policy, draft: Policy, decided: IndexedDecisions, *, last_ms: int) -> None:

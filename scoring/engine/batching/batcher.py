@@ -34,7 +34,6 @@ from typing import NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import internal
-from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.engine.batching.refusal_budget import RefusalBudget
@@ -236,7 +235,6 @@ class MicroBatcher:
         intake: RequestDecoder,
         settings: AdmissionSettings,
         stages: StageTimes | None = None,
-        busy_poll: BusyPoll | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -270,7 +268,6 @@ class MicroBatcher:
         self._busy_since: float | None = None
         self._payments_max = settings.queue_payments_max
         self._bugs = BugLog()
-        self._busy_poll = busy_poll or BusyPoll(0)
 
     @property
     def is_overloaded(self) -> bool:
@@ -375,7 +372,6 @@ class MicroBatcher:
         else:
             self._busy_since = None
             self._limit.note_empty()
-            self._busy_poll.extend(self._now_s())
 
     def _take(self, now: float) -> _Taken:
         """Take the next chunk from the queue; refuse the calls that are late or cannot be read."""

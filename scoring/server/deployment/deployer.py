@@ -13,23 +13,20 @@
    checker has written and tried. Workers inherit them, so no worker reads a file of a release.
 2. One checker runs at a time. Requests that come meanwhile lead to one look after it has ended: a storm of signals
    costs one look more.
-3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
-   size), nothing is forked. The previous release stays loaded. A way back is therefore a few looks at files, and forks.
+3. A release that is named by its digests and was checked is not checked again: nothing is forked. The previous release
+   stays loaded. A way back is therefore a look at a file, and forks of workers.
 4. A change of the candidate's share alone is a small file that is written, `orders-PID.json`, and a SIGHUP to the
-   workers (rollout_share.py). So is a candidate that is dropped. If nothing has changed, nothing is written.
-5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
-   would keep releases that the file no longer names. A bundle that crashes its checker is not tried again.
-6. A file for another feature catalogue is not for this host.
-7. Where there is a registry, a file that names a release without its approvals changes nothing.
-8. Orders that somebody changes or deletes are written again. A checked release that cannot be loaded is prepared again.
-9. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
-   that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
-10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
-    If the new ones are ready, they are ordered at once.
-11. A release of the deployment file that was refused is looked at again after 5 s, then ever more rarely, at least
-    every ten minutes: a disk may have been full, or a file unreadable. A change of the configuration waits for SIGHUP,
-    because somebody may be writing the file.
-12. A checker has half of the machine's memory at most, and is the first process to go if memory runs out.
+   workers (rollout_share.py). So is a candidate that is dropped. If nothing has changed, nothing is written. Orders
+   that somebody changes or deletes are written again.
+5. A file for another feature catalogue is not for this host. Where there is a registry, a file that names a release
+   without its approvals changes nothing.
+6. A checker is a batch process with a tenth of a core that a worker needs. It has half of the machine's memory at most,
+   and is the first process to go if memory runs out.
+7. A way back waits for no checker: another deployment file ends the checker of the one before.
+8. A release of the deployment file that was refused, and one whose checker somebody killed, is looked at again after
+   5 s, then ever more rarely, at least every ten minutes: a disk may have been full, or a file unreadable. A bundle
+   that crashes its checker is not tried again. A change of the configuration waits for SIGHUP, because somebody may be
+   writing the file.
 """
 
 from __future__ import annotations
@@ -42,12 +39,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paywarden.schemas.errors import Misconfigured, PaywardenError
-from paywarden.schemas.file_state import FileState, file_state
+from paywarden.schemas.file_state import file_state
 from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.schemas.retry_times import RetryTimes
@@ -79,8 +76,6 @@ _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
-# How often it looks whether its orders are still as it wrote them.
-REPAIR_S = 1.0
 # How long it waits before it tries again to write orders that could not be written.
 _AGAIN_S = 5.0
 # How long it waits at most before it looks again at a deployment file that was refused.
@@ -88,72 +83,32 @@ _AGAIN_S_MAX = 600.0
 _FAILED = 1
 # A checker that cannot write its findings ends with this and the number of the error.
 _UNWRITTEN = 100
-KILLS_MAX = 3
-# How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
-SPARE_S = 1.0
-# The one after it takes a tenth of a core that a worker needs.
+# The share of a core that a checker takes from workers: a tenth.
 _NICENESS = 10
 
 
-_State = FileState | None
-# Stands in for the state of a configuration file that does not exist.
-_NO_FILE: FileState = (0, 0, 0, 0)
 # Errors that an operator's file may cause, or the file of a checker, which has run a bundle's code.
 _WRONG = (PaywardenError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-class _Known(NamedTuple):
-    """A release that was checked, and the files that decide that it is still the same."""
-
-    key: str
-    files: Mapping[Path, _State]
-
-
 class _Checked(NamedTuple):
-    """The findings of a checker. `configured`: the deployment in the configuration, with the state of its file."""
+    """The findings of a checker: the key of each release by role, and errors of releases other than the active one."""
 
     deployment: Deployment
     keys: Mapping[str, str]
-    known: Mapping[str, _Known]
-    configured: tuple[_State, Deployment] | None
-    # Errors of releases other than the active one.
     troubles: list[str]
 
     @property
     def content(self) -> dict[str, Any]:
         """The findings as JSON. The checker has run a bundle's code, so the supervisor takes only data from it."""
-        return {
-            "deployment": content_of(self.deployment),
-            "keys": self.keys,
-            "known": {
-                name: [one.key, [[str(path), state] for path, state in one.files.items()]]
-                for name, one in self.known.items()
-            },
-            "configured": None if self.configured is None else self.configured[0],
-            "troubles": self.troubles,
-        }
+        return {"deployment": content_of(self.deployment), "keys": self.keys, "troubles": self.troubles}
 
     @classmethod
     def of(cls, content: Any, path: Path) -> _Checked:
         """Returns the findings in the file at `path`. Raises Misconfigured, KeyError, TypeError, ValueError."""
         deployment = deployment_of(content["deployment"], path)
-        known = {
-            str(name): _Known(str(key), {Path(file): _state_of(state) for file, state in files})
-            for name, (key, files) in content["known"].items()
-        }
         keys = {str(role): str(key) for role, key in content["keys"].items()}
-        configured = content["configured"]
-        troubles = [str(trouble) for trouble in content["troubles"]]
-        return cls(
-            deployment, keys, known, None if configured is None else (_state_of(configured), deployment), troubles
-        )
-
-
-def _state_of(value: Any) -> _State:
-    if value is None:
-        return None
-    inode, size, content_ns, inode_ns = map(int, value)
-    return inode, size, content_ns, inode_ns
+        return cls(deployment, keys, [str(trouble) for trouble in content["troubles"]])
 
 
 class HostProcesses(NamedTuple):
@@ -169,10 +124,9 @@ class HostProcesses(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """Limits of a checker: seconds in all, seconds in spare time alone, and bytes that it allocates."""
+    """Limits of a checker: seconds, and bytes that it allocates."""
 
     timeout_s: float = _CHECK_TIMEOUT_S
-    spare_s: float = SPARE_S
     memory_bytes: int = field(default_factory=half_of_memory)
 
 
@@ -203,23 +157,14 @@ class Deployer:
         # The releases in memory, by key.
         self._releases = {initial.key: initial}
         self._pid, self._started, self._is_late = 0, 0.0, False
-        # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
-        self._has_share = self._is_starved = False
-        # The deployment that the checker checks, if it comes from the file; and whether the file asks for another one
-        # by now.
-        self._checking: Deployment | None = None
-        self._is_outdated = False
+        # Whether the checker checks the deployment file, and whether there is another file by now.
+        self._checks_file = self._is_outdated = False
         # When it looks again at a refused release.
         self._again = RetryTimes(_AGAIN_S, _AGAIN_S_MAX)
-        # How many checkers in a row were killed.
-        self._kills = 0
-        # The findings of checkers: the key of each release, and the deployment in the configuration.
-        self._known: dict[str, _Known] = {}
-        self._configured: tuple[_State, Deployment] | None = None
         self._seen = file_state(self._runtime / DEPLOYMENT)
         # A file that was there at the start may name more releases than were loaded then.
         self._is_asked = self._seen is not None
-        self._due = self._repair_due = 0.0
+        self._due = 0.0
         try:
             make_private_folder(runtime)
             make_private_folder(self._ready)
@@ -231,28 +176,22 @@ class Deployer:
     def hang_up(self) -> None:
         """Read configuration and deployment file again, as SIGHUP asks for."""
         self._is_asked = True
-        self._due, self._kills = 0.0, 0
+        self._due = 0.0
         self._again.shorten()
 
     def look(self, now: float) -> float:
         """Do the work that is due; returns when to look again. It never blocks for longer than a fork takes."""
         if self._pid:
-            took_s = now - self._started
-            if took_s > self._limits.timeout_s and not self._is_late:
-                self._is_late = True
-                os.kill(self._pid, signal.SIGKILL)
-            elif took_s > self._limits.spare_s and not (self._has_share or self._is_starved or self._is_late):
-                self._is_starved = True
-                os.kill(self._pid, signal.SIGKILL)
-            if not self._is_outdated:
-                self._overtake()
+            self._is_late |= now - self._started > self._limits.timeout_s
+            self._is_outdated |= file_state(self._runtime / DEPLOYMENT) != self._seen
+            if self._is_late or self._is_outdated:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)
             return now + LOOK_S
         if now < self._due:
             return self._due
         self._due = now + LOOK_S
-        if now >= self._repair_due:
-            self._repair_due = now + REPAIR_S
-            self._repair()
+        self._repair()
         seen = file_state(self._runtime / DEPLOYMENT)
         if seen != self._seen:
             self._again.shorten()
@@ -272,23 +211,15 @@ class Deployer:
             # It was killed.
             shutil.rmtree(path, ignore_errors=True)
         if self._is_outdated:
-            # The release that it was checking is not wanted any more.
-            self._is_outdated = self._is_starved = False
+            # The release that it was checking may not be wanted any more.
+            self._is_outdated, self._is_asked = False, True
             result.unlink(missing_ok=True)
             return True
-        if self._is_starved and code == -signal.SIGKILL:
-            _log.info("the process that checks a release got too little of a core, and is started with a share of one")
-            self._is_asked = True
-            result.unlink(missing_ok=True)
-            return True
-        self._is_starved = False
-        was_killed = code == -signal.SIGKILL and not self._is_late
-        self._kills = self._kills + 1 if was_killed else 0
-        if was_killed and self._kills <= KILLS_MAX:
-            self._is_asked = True
+        if code == -signal.SIGKILL and not self._is_late:
+            self._again.note_failure(time.monotonic())
         try:
             if code >= _UNWRITTEN:
-                self._look_again(self._checking)
+                self._look_again()
                 why = os.strerror(code - _UNWRITTEN)
                 raise Misconfigured(f"the process that checks it cannot write to {self._runtime}: {why}")
             if code not in (0, _FAILED):
@@ -296,15 +227,13 @@ class Deployer:
                 raise Misconfigured(f"the process that checks it {how}")
             content = json.loads(result.read_bytes())
             if code == _FAILED:
-                self._look_again(self._checking)
+                self._look_again()
                 raise Misconfigured(content["error"])
             found = _Checked.of(content, result)
             if found.troubles:
-                self._look_again(self._checking)
+                self._look_again()
             else:
                 self._again.shorten()
-            self._known |= found.known
-            self._configured = found.configured or self._configured
             for trouble in found.troubles:
                 self._failures.add(1)
                 _log.error("a release cannot be kept ready: %s", trouble)
@@ -315,9 +244,9 @@ class Deployer:
             result.unlink(missing_ok=True)
         return True
 
-    def _look_again(self, deployment: Deployment | None) -> None:
+    def _look_again(self) -> None:
         """Look at a refused release again after a while, if the deployment file asks for it."""
-        if deployment is not None:
+        if self._checks_file:
             self._again.note_failure(time.monotonic())
 
     def give_up(self, proven: Serving, why: str) -> None:
@@ -350,85 +279,29 @@ class Deployer:
         self._path.unlink(missing_ok=True)
 
     def _begin(self, now: float) -> None:
-        deployment = None
+        self._checks_file = False
         try:
             # Somebody may have tidied up.
             make_private_folder(self._runtime)
             make_private_folder(self._ready)
             deployment = read_deployment(self._runtime / DEPLOYMENT)
+            self._checks_file = deployment is not None
             if deployment is not None and deployment.catalogue not in ("", self._catalogue):
                 _log.info("the catalogue %s is to decide, and this host's is %s", deployment.catalogue, self._catalogue)
                 return
             if deployment is not None and (refusal := self._source.refusal_of(deployment)):
                 raise Misconfigured(f"{self._runtime / DEPLOYMENT}: {refusal}")
-            known = self._all_known(deployment)
-            if known is not None:
-                self._order(*known)
-                return
-            has_share = self._is_starved
-            self._checking = deployment
-            self._pid = self._fork(lambda: self._check(deployment, has_share=has_share))
+            if deployment is not None:
+                keys = {role: self._ready_key(paths) for role, paths in deployment.releases.items()}
+                if all(keys.values()):
+                    self._order(deployment, keys)
+                    return
+            self._pid = self._fork(lambda: self._check(deployment))
         except _WRONG as error:
-            self._look_again(deployment)
+            self._look_again()
             self._fail(error)
             return
-        self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False
-
-    def _overtake(self) -> None:
-        """End the checker if the deployment file names other releases by now, and order the ready releases."""
-        path = self._runtime / DEPLOYMENT
-        seen = file_state(path)
-        if seen == self._seen:
-            return
-        # The look after the checker's end begins with this file, readable or not.
-        self._seen, self._is_asked = seen, True
-        try:
-            deployment = read_deployment(path)
-            if deployment is None or deployment.catalogue not in ("", self._catalogue):
-                return
-            if self._checking is not None and deployment.releases == self._checking.releases:
-                return
-            if self._source.refusal_of(deployment):
-                return
-            known = self._all_known(deployment)
-        except _WRONG as error:
-            # The look after the checker's end says so.
-            _log.debug("the deployment file is read again when the checker has ended: %s", error)
-            return
-        self._is_outdated = True
-        os.kill(self._pid, signal.SIGKILL)
-        if known is None:
-            return
-        self._is_asked = False
-        try:
-            self._order(*known)
-        except _WRONG as error:
-            self._fail(error)
-
-    def _all_known(self, deployment: Deployment | None) -> tuple[Deployment, dict[str, str]] | None:
-        """Returns the wanted deployment with the keys of its releases; None if one of them must be checked.
-
-        `deployment`: the content of the file; None without one.
-        """
-        if deployment is None:
-            if self._configured is None or self._configured[0] != (file_state(self._source.config) or _NO_FILE):
-                return None
-            deployment = self._configured[1]
-        keys = {}
-        for role, paths in deployment.releases.items():
-            if not (key := self._known_key(paths)):
-                return None
-            keys[role] = key
-        return deployment, keys
-
-    def _known_key(self, paths: ReleasePaths) -> str:
-        """Returns the key of a release that is ready or was checked, and whose files are the same since; else ""."""
-        if key := self._ready_key(paths):
-            return key
-        known = self._known.get(_name_of(paths))
-        if known is None or any(file_state(path) != state for path, state in known.files.items()):
-            return ""
-        return known.key if (self._ready / known.key).is_dir() else ""
+        self._started, self._is_late = now, False
 
     def _ready_key(self, paths: ReleasePaths) -> str:
         """Returns the key of a release that is named by its digests and ready, wherever its files are now; else ""."""
@@ -437,9 +310,9 @@ class Deployer:
         key = release_key(paths.version)
         return key if key in self._releases or (self._ready / key).is_dir() else ""
 
-    def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
+    def _check(self, deployment: Deployment | None) -> int:
         """In the child: prepare every release, and write the findings or the error. Returns the exit code."""
-        _yield_cores(has_share=has_share)
+        _yield_cores()
         bound_memory(self._limits.memory_bytes)
         code, content = self._found(deployment)
         try:
@@ -459,32 +332,18 @@ class Deployer:
             return _FAILED, {"error": f"the process that checks it wanted {most}"}
 
     def _checked(self, deployment: Deployment | None) -> _Checked:
-        configured = None
-        if deployment is None:
-            state = file_state(self._source.config)
-            deployment = self._source.wanted()
-            # Without a file, the environment and the defaults decide, which do not change.
-            configured = (state or _NO_FILE, deployment)
-        keys, known, troubles = {}, {}, []
+        deployment = deployment or self._source.wanted()
+        keys, troubles = {}, []
         for role, paths in deployment.releases.items():
-            if key := self._known_key(paths):
-                keys[role] = key
-                continue
-            name = _name_of(paths)
             try:
-                files = {path: file_state(path) for path in self._source.files_of(paths)}
-                keys[role] = self._source.prepare(paths, self._ready)
+                keys[role] = self._ready_key(paths) or self._source.prepare(paths, self._ready)
             except (PaywardenError, OSError) as error:
                 if role == "active":
                     raise
                 # A way back must not fail because a candidate was deleted.
                 troubles.append(f"{role}: {_told(error)}")
-                continue
-            # A file that was replaced meanwhile may have been read before or after.
-            if name == _name_of(paths) and all(file_state(path) == state for path, state in files.items()):
-                known[name] = _Known(keys[role], files)
         self._remove_unused({*keys.values(), *self._orders.keys})
-        return _Checked(deployment, keys, known, configured, troubles)
+        return _Checked(deployment, keys, troubles)
 
     def _order(self, deployment: Deployment, keys: Mapping[str, str]) -> None:
         """Order these releases, unless they are ordered already."""
@@ -553,16 +412,12 @@ class Deployer:
         self._orders, self._written = orders, file_state(self._path)
 
     def _repair(self) -> None:
-        """Write orders again that somebody has changed or deleted."""
+        """Write orders again that somebody has changed or deleted: workers that start read the share from them."""
         if file_state(self._path) != self._written:
-            try:
+            with contextlib.suppress(OSError):
                 self._write(self._orders)
-            except OSError as error:
-                # The next look finds them as they are.
-                _log.debug("the orders cannot be written again yet: %s", _told(error))
-                return
-            _log.error("%s was changed or deleted: it is written again", self._path)
-            self._serve(Serving(self._orders, dict(self._releases)))
+                _log.error("%s was changed or deleted: it is written again", self._path)
+                self._serve(Serving(self._orders, dict(self._releases)))
 
     def _fail(self, error: Exception) -> None:
         self._failures.add(1)
@@ -595,19 +450,13 @@ class Deployer:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _yield_cores(*, has_share: bool) -> None:
-    """Let this process work in spare time only; with `has_share`, in a tenth of a core that others want as well."""
+def _yield_cores() -> None:
+    """Let this process take little of a core that others want as well."""
     os.nice(_NICENESS)
     # A batch process takes its core from nobody when it wakes, and has no real-time priority that the host may have.
-    policy = os.SCHED_BATCH if has_share else os.SCHED_IDLE
-    # Where a sandbox forbids it, it has the share.
+    # Where a sandbox forbids it, being nice must do.
     with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, policy, os.sched_param(0))
-
-
-def _name_of(paths: ReleasePaths) -> str:
-    """Returns a name that tells a release from others: a link that leads elsewhere is another release."""
-    return json.dumps([os.path.realpath(paths.bundle), *asdict(paths).values()])
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _lives(path: Path) -> bool:

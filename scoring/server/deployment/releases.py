@@ -53,9 +53,6 @@ class ReleaseSource(Protocol):
     def load(self, paths: ReleasePaths) -> Release:
         """Load a release in this process. Raises Misconfigured, BundleRefused."""
 
-    def files_of(self, paths: ReleasePaths) -> list[Path]:
-        """Returns the files on which a release's key depends. Raises Misconfigured."""
-
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         """Check a release and write it below `ready`, unless it is there. Returns its key.
 

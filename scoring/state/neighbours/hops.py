@@ -2,7 +2,8 @@
 
     card C1, in the mirror: its last merchants are M7 and M3 ─► the mirror's profiles of M7 and M3 ─► the larger share
 
-1. A chunk is one compiled call (scoring/state/neighbours/hop_call.py). If it fails, payments are taken one at a time.
+1. The scorer's compiled call takes a chunk at once (scoring/state/neighbours/hop_call.py). If a profile cannot be read
+   there, payments are taken one at a time here.
 2. Pending payments of an overlay count neither among the neighbours nor in their profiles.
 3. A neighbour that the mirror lacks, or whose profile cannot be read, has the features of an empty profile. The latter
    is told.
@@ -46,7 +47,6 @@ class Hops:
         self.values: NDArray[np.float64] = engine.new_hops(len(rows))
         """The results for each payment, shape (most payments, hop slots); NaN means missing."""
         self._opened: _Opened | None = None
-        self._frame: Frame | None = None
 
     def is_served_by(self, mirror: MirrorReader) -> bool:
         """Whether a mirror has the index, as new as its profiles. It is asked every half second."""
@@ -66,11 +66,10 @@ class Hops:
         )
         identities = neighbours.identities.reshape(len(self._rows), self._places)
         self._opened = _Opened(mirror, neighbours, identities)
-        self._frame = self.frame_for(self._rows)
 
     def close(self) -> None:
         """Forget the mirror. Its arrays stay as they are."""
-        self._opened = self._frame = None
+        self._opened = None
 
     def frame_for(self, attributes: NDArray[np.int64]) -> Frame | None:
         """Returns a frame of `fill_bound_hops` for the payments in `attributes`, of the shape of the chunk's rows.
@@ -97,7 +96,7 @@ class Hops:
         return Frame(hop_call.SLOT, arrays)
 
     def fill(self, count: int) -> list[int]:
-        """Fill the hops of the first `count` payments, whose own profiles the mirror has just looked up.
+        """Fill the hops of the first `count` payments, whose own profiles were just looked up, one after the other.
 
         Returns the payments of which a neighbour's profile cannot be read. A payment's own profile that cannot be read
         names no neighbour. Raises MirrorAbsent.
@@ -105,15 +104,6 @@ class Hops:
         opened = self._opened
         if opened is None:
             return []
-        if self._frame is not None and hop_call.fill_bound_hops(self._frame.address, count):
-            return []
-        return self._fill_one_by_one(opened, count)
-
-    def forget(self, row: int) -> None:
-        """Let a payment have no neighbours."""
-        self.values[row] = np.nan
-
-    def _fill_one_by_one(self, opened: _Opened, count: int) -> list[int]:
         entities, mirror = self._entities, opened.mirror
         for row in range(count):
             items = slice(row * entities, (row + 1) * entities)
@@ -124,6 +114,10 @@ class Hops:
                 opened.identities[row] = 0
         opened.neighbours.look_up(count)
         return [row for row in range(count) if not self._fill_one(opened.neighbours, row)]
+
+    def forget(self, row: int) -> None:
+        """Let a payment have no neighbours."""
+        self.values[row] = np.nan
 
     def _fill_one(self, neighbours: NeighbourReader, row: int) -> bool:
         """Fill the hops of one payment. Returns whether all neighbours that the mirror has can be read."""
@@ -150,6 +144,5 @@ class Hops:
 
 
 def warm_up() -> None:
-    """Load or compile the calls, so that no payment waits for it."""
+    """Load or compile the look-up, so that no payment waits for it."""
     look_up.look_up_neighbours.compile("int64(int64, int64)")  # type: ignore[attr-defined]
-    hop_call.fill_bound_hops.compile("boolean(int64, int64)")  # type: ignore[attr-defined]

@@ -27,20 +27,17 @@ refuses a write before any of it is there. To reserve takes microseconds, or as 
 journal: tens of milliseconds, in which the worker answers nobody. A writer therefore reserves seldom. It begins with a
 megabyte and doubles that each time, up to sixteen.
 
-A writer's steps after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
+After a failure that leaves nothing behind (no room, no descriptor, a write of no byte) appends are refused. Each tries
+again, as does `look`, which the worker calls twice a second. After any other one only the next process may append, so
+the worker ends:
 
-    a write fails or is cut short     The writer cuts the file back to the last whole record. If the write had whole
-                                      records, a reader may have passed them already: zeros take their place, and the
-                                      writer begins a segment behind them.
-    the file cannot be cut back       Nothing may follow half a record: appends are refused until the cut works.
-    a segment cannot be begun         The new segment may exist already, so the old one must not grow any more: appends
-                                      are refused until the new segment can be opened, at the same position.
-    a sync fails                      The record stays, since the reader may have shipped it. The kernel takes pages
-                                      for clean that are not on disk, so the writer writes everything since the last
-                                      good sync once more, and refuses appends until that is synced. Records that it
-                                      cannot read back whole are lost to a loss of power: it refuses appends until it
-                                      is started again.
-    the files were deleted            The worker ends, and the next one begins a new outbox.
+    a write is cut short              A reader may have passed its first whole records: they are decisions, as after
+                                      `kill -9`. The part of a record behind them is cut off.
+    a new segment is half begun       It may exist already, so the old one must not grow any more.
+    a sync fails                      The records stay, since the reader may have shipped them. The kernel takes pages
+                                      for clean that are not on disk, so the next writer writes everything that is not
+                                      shipped once more, and syncs it, before its first append.
+    the files were deleted            The next writer begins a new outbox.
 
 The setting `fsync` decides which records survive a loss of power, see OutboxSettings.
 

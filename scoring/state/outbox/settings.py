@@ -17,7 +17,7 @@ class OutboxUnavailable(TemporaryFailure):
 
 
 class OutboxUnsynced(OutboxUnavailable):
-    """The records are in the log, where the companion finds them, but they may not be on disk."""
+    """The first records, or all, are in the log, where the companion finds them. The worker ends, and others follow."""
 
 
 class OutboxDamaged(Misconfigured):

@@ -1,4 +1,4 @@
-"""The one writer of a worker's outbox. The package's docstring has its steps after a failure."""
+"""The one writer of a worker's outbox. The package's docstring says what follows a failure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
@@ -72,30 +70,27 @@ class OutboxWriter:
         try:
             make_private_folder(self._directory)
             self._lock = _lock(self._directory / "lock")
-            self._base, self._end = _recover(self._directory, self._cursor.load() or 0)
+            shipped = self._cursor.load() or 0
+            self._base, self._end = _recover(self._directory, shipped)
+            if settings.fsync != "never":
+                _sync_unshipped(self._directory, shipped)
             self._fd = _open_segment(self._directory, self._base)
+            if settings.fsync != "never":
+                sync_folder(self._directory)
         except OSError as error:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
         # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
-        # Why the last append failed; empty after one that worked. The fields below list the damage to repair.
-        self._failure = ""
-        self._begins_segment = self._is_unsynced = False
-        # The position from which on something stands in the active segment that must be cut off.
-        self._torn_at: int | None = None
-        # By segment, where its records end if zeros follow them, as far as they are not synced.
-        self._record_ends: dict[int, int] = {}
+        # Why the last append failed; empty after one that worked. And why no append of this process can work any more.
+        self._failure = self._end_reason = ""
+        # Whether a segment could not be begun, for which it is time.
+        self._begins_segment = False
         # The position up to which room is reserved, and how much is reserved ahead of the next write.
         self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
-        # How many zeros to try first after a failed write, so that no part of the next one can be read.
-        self._probe_bytes = len(_PROBE)
-        # The position up to which records were synced, with fsync "always".
-        self._synced = self._looked_at = self._end
+        self._looked_at = self._end
         self._syncer: _Syncer | None = None
-        if settings.fsync != "never":
-            sync_folder(self._directory)
         if settings.fsync == "interval":
-            self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms, lambda: self._end)
+            self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms)
 
     @property
     def position(self) -> int:
@@ -109,8 +104,8 @@ class OutboxWriter:
     def append_frames(self, frames: bytes) -> int:
         """Append framed records (see `framed`), concatenated, in one write: all, or none if it raises.
 
-        After a crash the first few may be there. Returns the position after them. Raises OutboxFull or
-        OutboxUnavailable.
+        After a crash, or OutboxUnsynced, the first few may be there, or all. Returns the position after them. Raises
+        OutboxFull or OutboxUnavailable.
         """
         try:
             return self._try_write(frames)
@@ -122,7 +117,7 @@ class OutboxWriter:
         """Close the outbox. Records stay; with fsync "interval" or "always" they are on disk afterwards."""
         if self._syncer is not None:
             self._syncer.stop()
-        if self._settings.fsync != "never":
+        if self._settings.fsync != "never" and not self._lasting_failure():
             os.fdatasync(self._fd)
         os.close(self._fd)
         os.close(self._lock)
@@ -134,45 +129,54 @@ class OutboxWriter:
 
     def trouble(self) -> str:
         """Returns why no decision can be recorded now; empty if one can. Asks no disk: see `look`."""
-        if self._failure:
-            return self._failure
-        if self._syncer is not None and self._syncer.failure:
-            return self._syncer.failure
+        if why := self.must_end() or self._failure:
+            return why
         unshipped, limit = self._end - self._shipped, self._settings.total_bytes_max
         if limit - unshipped < min(_ROOM_BYTES, limit // 8):
             return f"outbox: full: {unshipped} bytes not shipped, the limit is {limit}"
         return ""
 
     def look(self, *, tries_disk: bool = True) -> None:
-        """Mend earlier failures. Without an append since the last look, try whether the disk would take one.
+        """After a failure, or without an append since the last look, try whether the disk would take one.
 
         Writes a few kilobytes, so not for every payment. Without `tries_disk` it writes nothing unless the last append
         has failed. Raises OutboxUnavailable.
         """
-        self._repair()
+        if self._begins_segment:
+            self._rotate()
         if self._failure or (tries_disk and self._end == self._looked_at):
             self._probe()
         self._reserve(len(_PROBE))
         self._looked_at = self._end
 
-    def is_deleted(self) -> bool:
-        """Whether someone has deleted the segment that records are appended to. Nobody would ever read them."""
-        return os.fstat(self._fd).st_nlink == 0
+    def must_end(self) -> str:
+        """Returns why only the writer of another process can append; empty if this one can.
+
+        Nobody would read what is appended to a segment that someone has deleted. Nothing may follow half a record. And
+        after a failed sync the kernel takes pages for clean that are not on disk.
+        """
+        if lasting := self._lasting_failure():
+            return lasting
+        return "outbox: its files were deleted" if os.fstat(self._fd).st_nlink == 0 else ""
+
+    def _lasting_failure(self) -> str:
+        return self._end_reason or ("" if self._syncer is None else self._syncer.failure)
 
     def _try_write(self, records: bytes) -> int:
-        if self._failure or (self._syncer is not None and self._syncer.failure):
-            self._repair()
-            self._probe()
+        if lasting := self._lasting_failure():
+            raise OutboxUnavailable(lasting)
         self._make_room(len(records))
         if self._end + len(records) > self._reserved:
             self._reserve(len(records))
         try:
             written = os.write(self._fd, records)
         except OSError as error:
-            self._take_back(str(error.strerror))
+            raise self._refused(f"outbox: cannot append: {error.strerror}") from error
         if written != len(records):
-            self._probe_bytes = max(self._probe_bytes, len(records))
-            self._take_back("no space left", parse(records[:written], written)[1])
+            # A reader may have passed the first records by now. A part of one behind them would be taken for damage.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._end - self._base + parse(records[:written], written)[1])
+            raise self._ended("outbox: cannot append: no space left for all of it")
         self._end += written
         if self._settings.fsync == "always":
             self._sync()
@@ -183,11 +187,17 @@ class OutboxWriter:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._is_unsynced = True
-            self._failure = f"outbox: sync failed: {error.strerror}"
-            raise OutboxUnsynced(self._failure) from error
-        self._synced = self._end
-        self._record_ends.clear()
+            raise self._ended(f"outbox: sync failed: {error.strerror}") from error
+
+    def _refused(self, why: str) -> OutboxUnavailable:
+        """Returns the error of an append of which nothing is there. The next one may work."""
+        self._failure = why
+        return OutboxUnavailable(why)
+
+    def _ended(self, why: str) -> OutboxUnsynced:
+        """Returns the error of an append that only the next process can follow: what it has written may be read."""
+        self._end_reason = why
+        return OutboxUnsynced(why)
 
     def _make_room(self, size: int) -> None:
         limit = self._settings.total_bytes_max
@@ -197,7 +207,8 @@ class OutboxWriter:
                 self._shipped = self._look_shipped()
             if self._end + size - self._shipped > limit:
                 raise OutboxFull(f"outbox: {self._end - self._shipped} bytes not shipped, the limit is {limit}")
-        if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
+        is_full = self._end > self._base and self._end + size - self._base > self._settings.segment_bytes
+        if is_full or self._begins_segment:
             self._rotate()
 
     def _reserve(self, size: int) -> None:
@@ -215,8 +226,7 @@ class OutboxWriter:
                 ahead = size
                 can_reserve = reserve(self._fd, self._end - self._base, ahead)
         except OSError as error:
-            self._failure = f"outbox: cannot append: {error.strerror}"
-            raise OutboxUnavailable(self._failure) from error
+            raise self._refused(f"outbox: cannot append: {error.strerror}") from error
         # A segment is on one file system: asking again would say the same.
         self._reserved = self._end + ahead if can_reserve else sys.maxsize
 
@@ -230,105 +240,50 @@ class OutboxWriter:
 
     def _rotate(self) -> None:
         """Start a new segment; the old one is never written to again."""
-        fd = -1
+        self._begins_segment = True
         try:
             fd = _open_segment(self._directory, self._end)
+        except OSError as error:
+            raise self._refused(f"outbox: cannot begin a segment: {error.strerror}") from error
+        try:
             if self._settings.fsync == "always":
                 sync_folder(self._directory)
             if self._syncer is not None:
                 self._syncer.follow(fd)
         except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-            # The new segment may exist, so the old one must not grow beyond the position where the new one begins.
-            self._begins_segment = True
-            self._failure = f"outbox: cannot begin a segment: {error.strerror}"
-            raise OutboxUnavailable(self._failure) from error
+            os.close(fd)
+            # The new segment exists, so the old one must not grow.
+            raise self._ended(f"outbox: cannot begin a segment: {error.strerror}") from error
         finished, self._fd, self._base = self._fd, fd, self._end
-        self._reserved = self._base
-        self._begins_segment = False
+        self._reserved, self._begins_segment = self._base, False
         # The descriptor is closed even if `close` reports an error.
         with suppress(OSError):
             os.close(finished)
 
-    def _take_back(self, reason: str, whole: int = 0) -> NoReturn:
-        """Truncate a write that failed or was cut short, so that later records follow the last whole one.
-
-        `whole`: how many of the bytes that were written are whole records. Their positions are not used again.
-        """
-        self._failure = f"outbox: cannot append: {reason}"
-        self._torn_at = self._end
-        if whole:
-            self._record_ends[self._base] = self._end
-            self._end += whole
-            self._begins_segment = True
-        self._cut(self._torn_at)
-        raise OutboxUnavailable(self._failure)
-
-    def _cut(self, position: int) -> None:
-        """Cut off the bytes after `position`. Zeros, which need no room, stand from there to the end of the outbox."""
-        self._torn_at = position
-        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
-        try:
-            os.ftruncate(self._fd, position - self._base)
-            if position < self._end:
-                os.ftruncate(self._fd, self._end - self._base)
-        except OSError as error:
-            # Nothing may follow half a record.
-            self._failure = f"outbox: a failed write could not be taken back: {error.strerror}"
-            raise OutboxUnavailable(self._failure) from error
-        self._torn_at = None
-
-    def _repair(self) -> None:
-        """Undo the leftovers of earlier failures. Raises OutboxUnavailable when that fails."""
-        if self._torn_at is not None:
-            self._cut(self._torn_at)
-        if self._is_unsynced:
-            self._sync_again(self._synced)
-            self._is_unsynced, self._synced = False, self._end
-        if self._syncer is not None and self._syncer.failure:
-            self._sync_again(self._syncer.synced)
-            self._syncer.begin_again(self._end)
-        if self._begins_segment:
-            self._rotate()
-
-    def _sync_again(self, position: int) -> None:
-        """Write all records from `position` on once more, in place, and sync them."""
-        try:
-            for base in segments_in(self._directory):
-                end = self._record_ends.get(base)
-                _rewrite(segment_path(self._directory, base), max(0, position - base), end and end - base)
-            sync_folder(self._directory)
-            self._record_ends.clear()
-        except OSError as error:
-            self._failure = f"outbox: sync failed: {error.strerror}"
-            raise OutboxUnavailable(self._failure) from error
-
     def _probe(self) -> None:
-        """Append zeros, at least as many as a failed write had bytes, and cut them off.
-
-        To readers they are no record, also if a crash leaves them.
-        """
+        """Try whether the disk takes a write: zeros, which are no record, and are cut off again."""
         try:
-            written = os.write(self._fd, _PROBE.ljust(self._probe_bytes, b"\0"))
+            written = os.write(self._fd, _PROBE)
         except OSError as error:
-            self._take_back(str(error.strerror))
-        if written != self._probe_bytes:
-            self._take_back("no space left")
-        self._cut(self._end)
+            raise self._refused(f"outbox: cannot append: {error.strerror}") from error
+        try:
+            # It gives up the room that is reserved, too.
+            os.ftruncate(self._fd, self._end - self._base)
+        except OSError as error:
+            raise self._ended(f"outbox: zeros cannot be cut off: {error.strerror}") from error
+        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
+        if written != len(_PROBE):
+            raise self._refused("outbox: cannot append: no space left")
         self._failure = ""
 
 
 class _Syncer:
     """A thread that calls fdatasync on the segments at intervals. It has file descriptors of its own."""
 
-    def __init__(self, directory: Path, fd: int, interval_ms: int, end: Callable[[], int]) -> None:
-        """`end` returns the position up to which records are written now."""
+    def __init__(self, directory: Path, fd: int, interval_ms: int) -> None:
         self.failure = ""
-        """Why a sync failed. Nothing is synced until `begin_again`."""
-        self.synced = end()
-        """The position up to which records are on disk."""
-        self._directory, self._end = directory, end
+        """Why a sync failed. Nothing is synced after that."""
+        self._directory = directory
         self._interval_seconds = interval_ms / 1000
         self._lock = threading.Lock()
         self._fds = [os.dup(fd)]
@@ -341,10 +296,6 @@ class _Syncer:
         own = os.dup(fd)
         with self._lock:
             self._fds.append(own)
-
-    def begin_again(self, synced: int) -> None:
-        """Go on after a failure: the writer has synced everything up to the position `synced` itself."""
-        self.synced, self.failure = synced, ""
 
     def stop(self) -> None:
         self._stopped.set()
@@ -359,7 +310,6 @@ class _Syncer:
 
     def _sync(self) -> None:
         with self._lock:
-            reached = self._end()
             finished, active = self._fds[:-1], self._fds[-1:]
             self._fds = list(active)
         try:
@@ -367,7 +317,6 @@ class _Syncer:
                 os.fdatasync(fd)
             if finished:
                 sync_folder(self._directory)
-            self.synced = reached
         except OSError as error:
             # The kernel drops a page that it could not write: from here on the content of the disk is unknown.
             self.failure = f"outbox: sync failed: {error.strerror}"
@@ -399,24 +348,24 @@ def _open_segment(directory: Path, base: int) -> int:
     return os.open(segment_path(directory, base), flags, 0o600)
 
 
-def _rewrite(path: Path, offset: int, end: int | None = None) -> None:
-    """Write the records from `offset` on once more, and sync them. Raises OSError, also if they are not whole.
+def _sync_unshipped(directory: Path, shipped: int) -> None:
+    """Write the records behind `shipped` once more, in place, and sync them. Raises OSError.
 
-    `end`: where the records end, if that is not the file's end.
+    After a failed sync of an earlier process the kernel takes pages for clean that are not on disk.
     """
-    size = path.stat().st_size if end is None else end
-    if size <= offset:
-        return
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        data = os.pread(fd, size - offset, offset)
-        if parse(data, len(data))[2]:
-            raise OSError(errno.EIO, "records cannot be read back")
-        if os.pwrite(fd, data, offset) != len(data):
-            raise OSError(errno.ENOSPC, "no space left")
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
+    for base in segments_in(directory):
+        path, offset = segment_path(directory, base), max(0, shipped - base)
+        if path.stat().st_size <= offset:
+            continue
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, path.stat().st_size - offset, offset)
+            whole = data[: parse(data, len(data))[1]]
+            if os.pwrite(fd, whole, offset) != len(whole):
+                raise OSError(errno.ENOSPC, "no space left")
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
 
 def _recover(directory: Path, shipped: int) -> tuple[int, int]:

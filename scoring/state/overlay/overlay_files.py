@@ -8,10 +8,10 @@ overlay_table.py has the layout of both.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +19,21 @@ from numpy.typing import NDArray
 
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.state.overlay import overlay_table as tables
 
-_log = logging.getLogger(__name__)
-
 # "PWOVER" and the layout's version.
-_MAGIC = int.from_bytes(b"PWOVER04", "little")
+_MAGIC = int.from_bytes(b"PWOVER05", "little")
 MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
 MARKS_FILE = "overlay-marks"
 """The file of the marks, in the mirror's folder."""
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
-# More rows than a host ever adds: 36 years of a million payments a second.
-_NUMBERS_MAX = 1 << 50
+# Behind the sizes: a hash of the id of the boot.
+_BOOT_AT = tables.BUCKETS_AT + 1
 
 
 def monotonic_ms() -> int:
@@ -55,34 +54,13 @@ def shape_of(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64]:
 
 
 def prepare(settings: OverlaySettings, plan: Plan) -> None:
-    """Create the table, unless one of this catalogue and size exists. The parent calls it before any worker.
+    """Create the table, unless one of this catalogue, size and boot exists. The parent calls it before any worker.
 
-    A process that still has a table of another catalogue open keeps that one. A table on a disk outlives its host's
-    clock: `prepare` replaces one with rows of the future, since they would be pending again when that time comes. It
-    replaces one whose newest number cannot be, too. Raises Misconfigured when the path cannot be used, or there is no
-    room.
+    A process that still has another table open keeps that one. A table on a disk outlives its host's clock: payments of
+    another boot would be pending again when that time comes. Raises Misconfigured when the path cannot be used, or
+    there is no room.
     """
-    head, size = table_head(settings, plan)
-    path, what = Path(settings.path), f"overlay: cannot use {settings.path}"
-    try:
-        if path.exists() and _is_outdated(mapped(path, head, size), settings, plan):
-            _log.warning("overlay: %s has payments of an earlier start of this host: a new table replaces it", path)
-            path.unlink()
-    except OSError as error:
-        raise Misconfigured(f"{what}: {error.strerror}") from error
-    prepare_file(path, head, size, what)
-
-
-def _is_outdated(table: NDArray[np.int64] | None, settings: OverlaySettings, plan: Plan) -> bool:
-    """Whether a row of a table is later than the host's own clock, or the newest number is damaged."""
-    if table is None:
-        return False
-    if not 0 <= table[tables.NEXT_AT] < _NUMBERS_MAX:
-        return True
-    first = tables.HEAD_SIZE + int(shape_of(settings, plan)[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
-    newest_ms = int(table[first + tables.MOMENT :: tables.row_size(plan.entity_count, plan.row_width)].max())
-    # The clock is read last: a row that another worker adds meanwhile is not later.
-    return newest_ms > monotonic_ms()
+    prepare_file(Path(settings.path), *table_head(settings, plan), f"overlay: cannot use {settings.path}")
 
 
 def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:
@@ -125,10 +103,11 @@ def marks_head(shape: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
     """Returns how a table of this catalogue begins, and its size in bytes."""
     shape = shape_of(settings, plan)
-    head = np.zeros(tables.BUCKETS_AT + 1, dtype=np.int64)
+    head = np.zeros(_BOOT_AT + 1, dtype=np.int64)
     head[tables.MAGIC_AT], head[tables.DIGEST_AT] = _MAGIC, int(plan.digest[:15], 16)
     head[tables.ENTITIES_AT], head[tables.WIDTH_AT] = plan.entity_count, plan.row_width
     head[tables.ROWS_AT], head[tables.BUCKETS_AT] = shape[tables.SHAPE_ROWS], shape[tables.SHAPE_BUCKETS]
+    head[_BOOT_AT] = int.from_bytes(sha256(boot_id().encode()).digest()[:7], "little")
     row = tables.row_size(plan.entity_count, plan.row_width)
     words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
     return head, 8 * words

@@ -39,13 +39,11 @@ from paywarden.features.kernel.pending import pending_from_ms
 from paywarden.features.kernel.plan_schema import ENTITY, HEAD, entity_at
 from paywarden.features.kernel.rollup import clear_slots, roll_up
 from paywarden.features.kernel.toolkit.frame import address, size
-from paywarden.features.kernel.toolkit.intrinsics import call_c, load_atomic, prefetch_element, swap_atomic
+from paywarden.features.kernel.toolkit.intrinsics import call_c, fence, load_atomic, prefetch_element, swap_atomic
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix, update
 from paywarden.scoring.state.overlay.overlay_table import (
-    BROKEN,
     BUCKET_SLOTS,
-    CHECK,
     EVENTS_MAX,
     FOLDED,
     IS_SURE,
@@ -73,7 +71,6 @@ from paywarden.scoring.state.overlay.overlay_table import (
     TAG,
     VISITED,
     bucket_at,
-    check_of,
     mark_bucket_at,
     number_of,
     print_of,
@@ -186,17 +183,14 @@ def _walk(
 
 
 @compiled()
-def _has_copied(table: I64, shape: I64, number: int, row: I64, numbers: I64) -> bool:
-    """Copy a row of the table. Returns False if it is another one by now, erased or damaged."""
+def _has_copied(table: I64, shape: I64, number: int, row: I64) -> bool:
+    """Copy a row of the table. Returns False if it is another one by now, or erased."""
     at = row_at(shape, number)
     for word in range(len(row)):
         row[word] = table[at + word]
-    if load_atomic(table, at + STATE) != 2 * number + 1 or row[TAG] == 0:
-        return False
-    if row[CHECK] != check_of(row, 0, shape):
-        numbers[BROKEN] += 1
-        return False
-    return True
+    # What was copied is copied before the state is looked at.
+    fence()
+    return bool(load_atomic(table, at + STATE) == 2 * number + 1 and row[TAG] != 0)
 
 
 @compiled()
@@ -232,7 +226,7 @@ def _add_pending(
     numbers[LEFT_OUT] += 0 if is_all else 1
     attributes = row[ROW_HEAD + 3 * shape[SHAPE_ENTITIES] :]
     for item in range(found):
-        if _has_copied(table, shape, chain[item, 0], row, numbers):
+        if _has_copied(table, shape, chain[item, 0], row):
             update(plan, entity, words, PAYMENT, attributes, 1)
             numbers[FOLDED] += 1
 
@@ -381,7 +375,7 @@ def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[PENDING_FROM_MS] = pending_from_ms(now_ms, numbers[LIFE_MS])
-    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = numbers[VISITED] = 0
+    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[VISITED] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     _note_time(table, numbers)
     return fill_with_pending(

@@ -5,7 +5,7 @@ Two arrays of int64 in shared memory:
     table    head │ directory: buckets of 8 slots │ rows, used in turn            workers write it, workers read it
     marks    head │ buckets of 8: 8 tags │ 8 sources and times │ 8 offsets        the companion writes it
 
-A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ an entity's hash, for each │ the next row, for
+A *row* is one payment: 2 * number + 1 │ moment │ tag │ an entity's hash, for each │ the next row, for
 each │ the cut, for each │ attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity,
 in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache.
 Most entities have nothing pending, and one look at their two buckets says so. Each row names the entity's row before
@@ -56,7 +56,7 @@ NUMBER_BITS = 37
 _NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _PRINT_MASK = (1 << 26) - 1
 # A row. Hashes, links, cuts and attributes follow.
-STATE, MOMENT, TAG, CHECK, ROW_HEAD = range(5)
+STATE, MOMENT, TAG, ROW_HEAD = range(4)
 # The head of the marks: the mirror's newest transaction whose payments are all marked, and the time until which nobody
 # knows which payments profiles contain.
 MARK_MAGIC_AT, MARK_BUCKETS_AT, MARK_SNAPSHOT_AT, MARK_UNSURE_UNTIL_AT = 0, 1, 8, 9
@@ -72,13 +72,13 @@ _LINKS_TRIED = 64
 # added to one profile, the mirror's transaction that profiles were read in, and the first moment whose rows are still
 # pending. The others are results.
 NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT, PENDING_FROM_MS = range(5)
-IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(5, 12)
+IS_SURE, FOLDED, LEFT_OUT, ADDED, FULL, UNTIMELY = range(5, 11)
 # A result: how many rows of the table the walks have looked at.
-VISITED = 12
+VISITED = 11
 # State that a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the
 # lifetime; the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all
 # rows up to a number were made. A worker begins with zeros.
-OVER, SEEN, SAMPLES_AT, SAMPLES = 13, 14, 15, 32
+OVER, SEEN, SAMPLES_AT, SAMPLES = 12, 13, 14, 32
 NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
 SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)
@@ -147,19 +147,6 @@ def number_of(word: int, next_number: int) -> int:
 
 
 @inlined
-def check_of(table: I64, at: int, shape: I64) -> int:
-    """Returns a row's check: a hash of all that stays the same once it is written, links apart."""
-    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
-    check = table[at + MOMENT] ^ (table[at + TAG] * 31)
-    for entity in range(entities):
-        check = (check ^ table[at + ROW_HEAD + entity]) * 0x1F3D5B79
-    for column in range(width):
-        check = (check ^ table[at + ROW_HEAD + 3 * entities + column]) * 0x1F3D5B79
-        check ^= check >> 29
-    return int(check)
-
-
-@inlined
 def _is_over(table: I64, at: int, now_ms: int, life_ms: int) -> bool:
     """Whether a row that is written can be used again. A moment in the future is of a clock before the host's start."""
     age_ms = now_ms - load_atomic(table, at + MOMENT)
@@ -168,13 +155,13 @@ def _is_over(table: I64, at: int, now_ms: int, life_ms: int) -> bool:
 
 @compiled()
 def _take_row(table: I64, shape: I64, now_ms: int, life_ms: int) -> int:
-    """Returns the number of a row that this caller may write now, 0 when all rows are in use. A damaged row is not."""
+    """Returns the number of a row that this caller may write now, 0 when all rows are in use."""
     for _ in range(_ROWS_TRIED):
         number = load_atomic(table, NEXT_AT) + 1
         at = row_at(shape, number)
         state = load_atomic(table, at + STATE)
         is_written = state & 1 == 1
-        if is_written and not _is_over(table, at, now_ms, life_ms) and table[at + CHECK] == check_of(table, at, shape):
+        if is_written and not _is_over(table, at, now_ms, life_ms):
             return 0
         if swap_atomic(table, NEXT_AT, number - 1, number) == 0:
             continue
@@ -277,7 +264,6 @@ def add_all(
             table[at + ROW_HEAD + 2 * entities + entity] = -number
         for column in range(width):
             table[at + ROW_HEAD + 3 * entities + column] = attributes[payment, column]
-        table[at + CHECK] = check_of(table, at, shape)
         store_atomic(table, at + STATE, 2 * number + 1)
         has_room = True
         for entity in range(entities):
@@ -301,7 +287,6 @@ def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
         table[at + TAG] = 0
         for column in range(width):
             table[at + ROW_HEAD + 3 * entities + column] = 0
-        table[at + CHECK] = check_of(table, at, shape)
         store_atomic(table, at + STATE, state)
         erased += 1
     return erased

@@ -77,7 +77,6 @@ MADE = {
     "paywarden_companion_shards": SHARDS,
     "paywarden_companion_shard_table_info": SHARDS,
     "paywarden_overlay_added_total": OVERLAY,
-    "paywarden_overlay_broken_total": OVERLAY,
     "paywarden_overlay_folded_total": OVERLAY,
     "paywarden_overlay_full_total": OVERLAY,
     "paywarden_overlay_left_out_total": OVERLAY,

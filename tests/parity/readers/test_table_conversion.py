@@ -22,7 +22,6 @@ from paywarden.features.tables import sources
 from paywarden.features.tables.conversion import ConversionBounds, convert_table
 from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
-from paywarden.features.tables.sorting import SortSizes
 from paywarden.features.tables.sources import TableFiles
 from paywarden.schemas.payment_fields import FIELD
 
@@ -97,13 +96,13 @@ def test_a_mangled_table_becomes_what_a_plain_reading_gives(
     end = "\r\n" if has_returns else "\n"
     text = end.join([",".join(COLUMNS), *(_line(*row) for row in rows)])
     wanted = _plainly_read(text)
-    with tempfile.TemporaryDirectory() as folder, patch.object(sources, "_BLOCK_BYTES", 300):
+    with tempfile.TemporaryDirectory() as folder, patch.object(sources, "_CSV_ROWS", 3):
         table, out = Path(folder) / "table.csv", Path(folder) / "out"
         table.write_bytes(b"\xef\xbb\xbf" * has_bom + text.encode())
         mapping = parse_mapping(MAPPING, "mapping.toml")
         files = TableFiles(table, mapping.input, mapping.columns)
         converter = TableConverter(mapping, now_ms=NOW_MS)
-        limits = ConversionBounds(1.0, threads=2, sizes=SortSizes(run=3, interval=4, batch=2))
+        limits = ConversionBounds(1.0)
         if not wanted.payments:
             return
         report = convert_table(files, converter, mapping, out, limits=limits)

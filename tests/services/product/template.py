@@ -68,7 +68,7 @@ _MODULES = (
 # They load compiled code besides the engine's.
 _COMPILED = (
     *("paywarden.scoring.engine.chunk_frame", "paywarden.scoring.idempotency.decision_cache"),
-    *("paywarden.scoring.requests.fast_requests", "paywarden.scoring.state.mirror"),
+    *("paywarden.scoring.requests.fast_requests", "paywarden.scoring.state.mirror_look_up"),
     "paywarden.streams.profiles.fast_intake",
 )
 _START_TIMEOUT_S = 240.0

@@ -57,6 +57,7 @@ from tests.parity.features_worlds import (
     START_MS,
     SUMMING_WORDS,
     Condition,
+    Joined,
     Named,
     Said,
     catalogues,
@@ -310,6 +311,8 @@ def _with_fields(
         if is_text and texts and draw(st.booleans()):
             return Named(draw(st.sampled_from(texts)))
         is_condition = isinstance(argument, Condition) or getattr(argument, "name", "") == "declined"
+        if isinstance(argument, Joined):
+            return replace(argument, parts=tuple(map(changed, argument.parts)))
         return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument
 
     if places and draw(st.integers(0, 4)) == 0:

@@ -34,9 +34,9 @@ from paywarden.scoring.engine.chunk_frame import seeded_hash_address
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import overlay_reader
 from paywarden.scoring.state.overlay import overlay_table as tables
-from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from tests.oracles.step_overlay import StepOverlay
 from tests.worlds.small import small_history
 
 START_MS = 1_767_866_400_000
@@ -88,14 +88,14 @@ class Topic:
 class ChunkWorker:
     """The overlay's part of the compiled call that scores whole chunks, for one payment at a time."""
 
-    def __init__(self, overlay: Overlay, reader: SimpleNamespace) -> None:
+    def __init__(self, overlay: StepOverlay, reader: SimpleNamespace) -> None:
         self._overlay, self._reader = overlay, reader
         self._files: object = None
         self._filled: tuple[list[bytes], bytes] | None = None
         self._texts = np.zeros(1000, dtype=np.uint8)
 
     def fill(self, keys: list[bytes], name: bytes, snapshot: int) -> bool:
-        """Do as `Overlay.fill`."""
+        """Do as `StepOverlay.fill`."""
         overlay, texts = self._overlay, b"".join((*keys, name))
         if self._files is not overlay.files:
             reader = self._reader
@@ -112,7 +112,7 @@ class ChunkWorker:
         return overlay._count(1)
 
     def add(self, keys: list[bytes], name: bytes, row: list[int], now_ms: int) -> None:
-        """Do as `Overlay.add`. Other payments than that of the last `fill` take the scorer's way."""
+        """Do as `StepOverlay.add`. Other payments than that of the last `fill` take the scorer's way."""
         overlay = self._overlay
         if self._filled != (keys, name) or self._files is not overlay.files:
             overlay.add(keys, [name], np.array([row], dtype=np.int64), now_ms)
@@ -165,8 +165,8 @@ class OverlayWorld:
             out=np.zeros((1, self.plan.feature_count), dtype=np.float32),
         )
 
-    def _worker(self, reader: SimpleNamespace) -> Overlay:
-        worker = Overlay(
+    def _worker(self, reader: SimpleNamespace) -> StepOverlay:
+        worker = StepOverlay(
             self.settings,
             self.engine.clone_for_thread(),
             rows_max=1,
@@ -174,8 +174,8 @@ class OverlayWorld:
         )
         return self._look(worker, reader)
 
-    def _look(self, worker: Overlay, reader: SimpleNamespace) -> Overlay:
-        worker.look(cast(MirrorReader, reader), str(self._folder / "mirror"), reader.attributes, reader.out)
+    def _look(self, worker: StepOverlay, reader: SimpleNamespace) -> StepOverlay:
+        worker.look_beside(cast(MirrorReader, reader), str(self._folder / "mirror"), reader.attributes, reader.out)
         assert worker.is_open
         return worker
 

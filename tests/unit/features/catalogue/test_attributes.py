@@ -210,6 +210,31 @@ def test_a_condition_written_in_two_ways_is_one_column() -> None:
     assert plan.words[HEAD.condition_count] == 1
 
 
+def test_joined_conditions_are_one_column_in_any_order() -> None:
+    is_remote, is_large, declined = attributes.channel == "ecom", attributes.amount >= 5, attributes.declined
+    asked = (is_remote & is_large & declined, declined & (is_large & is_remote), is_large & (declined & is_remote))
+    assert len({condition.code for condition in asked}) == 1
+    assert asked[0].text == "channel == 'ecom' and amount >= 5 and declined"
+    assert (~(is_remote | is_large)).text == "not (channel == 'ecom' or amount >= 5)"
+    assert is_remote & is_remote == is_remote
+    plan = compile_plan(Catalogue((card,), tuple(card.count(f"x{n}", "1d", where=one) for n, one in enumerate(asked))))
+    assert plan.words[HEAD.condition_count] == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: attributes.amount >= 5 & attributes.declined, "got 5"),  # type: ignore[operator]
+        (lambda: attributes.declined & attributes.mcc, "got the field 'mcc'"),
+        (lambda: attributes.hour >= 24, "hour is compared with 24; it is a whole number from 0 to 23"),
+        (lambda: attributes.weekday == "Monday", "weekday is compared with 'Monday'; it is a whole number from 0 to 6"),
+    ],
+)
+def test_a_condition_that_nothing_can_join_is_refused(wrong: Callable[[], object], message: str) -> None:
+    with pytest.raises(Misconfigured, match=message):
+        wrong()
+
+
 def test_a_condition_has_no_truth_value() -> None:
     # `and`, `or` and `not` would take it for true, and drop the other half.
     condition = attributes.channel == "ecom"

@@ -209,8 +209,24 @@ WRONG: dict[str, tuple[Declaration, str]] = {
         lambda: card.count_decayed("x", "half", "1d"),
         f"'x': 'half' {NOT_A_DURATION}",
     ),
-    "a window that is too short": (lambda: card.count("x", "59s"), "'x': the window '59s' is not from 1m to 90d"),
-    "a window that is too long": (lambda: card.count("x", "91d"), "'x': the window '91d' is not from 1m to 90d"),
+    "a window that is too short": (
+        lambda: card.count("x", "59s"),
+        "'x': the window '59s' is not from 1m to 1095d or 'ever'",
+    ),
+    "a window that is too long": (
+        lambda: card.count("x", "1096d"),
+        "'x': the window '1096d' is not from 1m to 1095d or 'ever'",
+    ),
+    "a long window of another word": (lambda: card.rate("x", "91d"), "'x': the window '91d' is not from 1m to 90d"),
+    "a word that needs an end": (
+        lambda: card.amount_std("x", "ever"),
+        "'x': this word takes a window of at most 90d, got 'ever'",
+    ),
+    "a hop without an end": (lambda: card.count("x", "ever", hop="1h"), "'x': the window 'ever' has no hop"),
+    "a delay that is not whole hops of all time": (
+        lambda: card.count("x", "ever", delay="36h"),
+        "'x': delay '36h' must be whole hops of 1d",
+    ),
     "a delay that is too long": (lambda: card.count("x", "1d", delay="91d"), "'x': the delay '91d' is over 90d"),
     "a window that is not whole hops": (
         lambda: card.count("x", "90m", hop="1h"),

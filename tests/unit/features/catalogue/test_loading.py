@@ -287,8 +287,8 @@ LINES = {
     "(customer,), (request.below_limit('b', 100),)": "'b': limits must be amounts above 0, each larger than the one "
     "before, got 100",
     "(customer,), (request.category('c', customer_id, None),)": "'c': `among` must list 1 to 4095 values, got None",
-    "(customer,), (customer.fraud_share_smoothed('f', '7d', prior='x', prior_weight=3),)": "'f': wanted a `prior` from "
-    "0 to 1, and a whole `prior_weight` from 1 to 1000000, got 'x' and 3",
+    "(customer,), (customer.fraud_share_smoothed('f', '7d', prior=None, prior_weight=3),)": "'f': wanted a `prior` "
+    "from 0 to 1, or the name of an earlier feature, and a whole `prior_weight` from 1 to 1000000, got None and 3",
 }
 
 

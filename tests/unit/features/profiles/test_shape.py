@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.catalogue.attributes import channel, declined, merchant_id
+from paywarden.features.catalogue.attributes import amount, channel, declined, hour, merchant_id
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import Feature
 from paywarden.features.profiles.plan import compile_plan
@@ -185,6 +185,14 @@ def test_the_digest_changes_with_how_many_tiles_are_kept() -> None:
 
 
 # The translation of an old profile's numbers. `kernel.migrate` describes its layout.
+
+
+def test_joined_conditions_survive_a_profile() -> None:
+    one = (channel == "ecom") & ~(declined | (amount >= 5)) | (hour < 6)
+    joined = shape(card.count("x", "1d", where=one))
+    assert decode_shape(joined.encode()) == joined
+    with pytest.raises(Misconfigured, match="it is damaged"):
+        decode_shape(joined.encode()[:-4])
 
 
 def test_another_condition_is_another_column() -> None:

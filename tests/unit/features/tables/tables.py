@@ -13,7 +13,6 @@ from paywarden.features.tables.conversion import ConversionBounds, ConversionRep
 from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.features.tables.profile import TableProfile
-from paywarden.features.tables.sorting import SortSizes
 from paywarden.features.tables.sources import TableFiles
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
@@ -67,7 +66,7 @@ def convert(
     has_labels = parsed.label is not None and parsed.label.file
     labels = LabelTable(parsed.label) if parsed.label is not None and has_labels else None
     converter = TableConverter(parsed, key, now_ms=now_ms, labels=labels)
-    limits = ConversionBounds(refused_share_max, threads=1, sizes=SortSizes(3, 2, 1))
+    limits = ConversionBounds(refused_share_max)
     report = convert_table(files, converter, parsed, folder / "out", limits=limits, profile=profile)
     return pq.read_table(folder / "out" / "payments.parquet").to_pylist(), report
 

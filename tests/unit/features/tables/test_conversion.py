@@ -359,7 +359,7 @@ def test_declared_fields_get_typed_columns(tmp_path: Path) -> None:
         (csv_of(ROW).encode("utf-16-le"), "line 1: holds NUL bytes, as UTF-16 has"),
         (csv_of(ROW, ROW.replace("c1", "Zoë")).encode("latin-1"), "line 3: is not UTF-8 text"),
         (csv_of(ROW, ROW.replace("c1", '"c1'), ROW).encode(), "line 3: a quote is opened and not closed"),
-        (csv_of(ROW, "x" * (1 << 20) + ROW).encode(), "line 3: is longer than 1048576 bytes"),
+        (csv_of(ROW, "x" * (1 << 20) + ROW).encode(), "line 3: is longer than 1048576 characters"),
         (gzip.compress(csv_of(ROW).encode(), mtime=0), r"is no CSV file but gzip: let its name end in \.gz"),
         (b"PAR1 and more", r'is no CSV file but parquet: \[input\] format = "parquet"'),
     ],
@@ -478,3 +478,34 @@ def test_an_amount_in_parentheses_or_with_its_sign_behind_it_is_no_payment(tmp_p
     rows = [f"p{n},2026-05-01,c,m,{text},0" for n, text in enumerate(("$5.00", "($5.00)", "$5.00-", "-5.00"))]
     _, report = convert(tmp_path, csv_of(*rows), mapping_with(amount_minor='{ column = "amount", strip = "$" }'))
     assert (report.payments, report.refused) == (1, 3)
+
+
+def test_a_row_is_refused_on_the_line_where_it_begins(tmp_path: Path) -> None:
+    # Blank lines and quoted line ends count as lines; a NUL and a lone return are no reason to stop.
+    strange = (
+        ROW.replace("c1", '"c\n1"'),
+        "torn",
+        "",
+        ROW.replace("p1", "p\0"),
+        ROW.replace("m1", '"m\r1"'),
+        "torn",
+        ROW,
+    )
+    _, report = convert(tmp_path, csv_of("", *strange).encode())
+    places = [int(place.rpartition(" ")[2]) for places in report.examples.values() for place in places]
+    assert (sorted(places), report.rows, report.refused) == ([3, 5, 7, 8, 10], 6, 5)
+
+
+def test_a_table_of_refused_rows_alone_is_no_history(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="no row of the table is a payment"):
+        convert(tmp_path, csv_of("torn"))
+    assert not (tmp_path / "out" / "payments.parquet").exists()
+
+
+def test_an_exact_amount_has_any_number_of_zeros_and_exponents(tmp_path: Path) -> None:
+    texts = ("12.340000000000000000000", "0.0001234e+5", "1234E-2", "0000000000000000000000012.34", "12.34e0")
+    rows = [f"p{n},2026-05-01,c,m,{text},0" for n, text in enumerate(texts)]
+    assert column(convert(tmp_path, csv_of(*rows))[0], "amount_minor") == [1234] * len(texts)
+    wrong = ("12.34000000000000000000001", "1e-300", "1e300", "123456789012345678901234", "1e", "e5", "+", "1_0", "١٢")
+    _, report = convert(tmp_path, csv_of(ROW, *(f"q{n},2026-05-01,c,m,{text},0" for n, text in enumerate(wrong))))
+    assert report.refused == len(wrong)

@@ -196,7 +196,8 @@ def actions(scores: F64) -> NDArray[np.int64]:
 @pytest.mark.parametrize("tolerance", [0.002, 0.01, 0.05])
 def test_actions_differ_within_the_tolerance_and_the_record_is_right(tolerance: float) -> None:
     rows = out_of_fold()
-    cascade, margins = choose_cascade(rows, LARGE_MODEL, tolerance)
+    cascade = choose_cascade(rows, LARGE_MODEL, tolerance)
+    margins = cascade.margins_of(rows.first, rows.large, slope=LARGE_MODEL.slope, intercept=LARGE_MODEL.intercept)
     wanted = actions(calibrated(rows.large, 1.0, 0.0))
     differing = float((actions(calibrated(margins, 1.0, 0.0)) != wanted).mean())
     assert cascade.disagreement == differing <= tolerance

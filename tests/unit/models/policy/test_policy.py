@@ -217,6 +217,26 @@ def test_actions_of_many_scores_are_those_of_each(scores: list[float], one: floa
     assert [ACTIONS[action] for action in actions] == [checked.decide(facts(score)).action for score in scores]
 
 
+@pytest.mark.parametrize("override", [False, True])
+def test_a_rule_does_nothing_for_payments_after_its_last_day(override: bool) -> None:
+    rule = ConfiguredRule("attack", 'mcc == "7995"', "review", override, until="2024-02-29")
+    checked = policy(rules=(rule,))
+    last_ms = 1_709_251_199_999
+    actions = [
+        checked.decide(facts(0.0, (), ScoreRequest(mcc="7995", event_time_ms=time_ms))).action
+        for time_ms in (0, last_ms, last_ms + 1)
+    ]
+    assert actions == ["review", "review", "approve"]
+    assert checked.fields == {"mcc", "event_time_ms"}
+    assert policy(rules=(dataclasses.replace(rule, until=""),)).fields == {"mcc"}
+
+
+@pytest.mark.parametrize("day", ["2024-02-30", "soon", "2024-02-29T00:00", "20240229"])
+def test_a_rule_with_a_wrong_last_day_is_refused(day: str) -> None:
+    with pytest.raises(Misconfigured, match=r'policy.rules "a" until: wanted a day such as 2026-12-31, got '):
+        policy(rules=(ConfiguredRule("a", "amount > 5", "review", until=day),))
+
+
 def test_a_policy_says_which_fields_its_conditions_read() -> None:
     assert policy().fields == frozenset()
     assert not policy().has_conditions
@@ -239,11 +259,12 @@ def test_equal_policies_have_one_digest_and_every_change_another() -> None:
         (dataclasses.replace(settings, review_at=0.3), lists),
         (dataclasses.replace(settings, on_mirror_stale="review"), lists),
         (dataclasses.replace(settings, rules=(dataclasses.replace(rule, when="amount > 6"),)), lists),
+        (dataclasses.replace(settings, rules=(dataclasses.replace(rule, until="2026-12-31"),)), lists),
         (dataclasses.replace(settings, rules=()), lists),
         (settings, {"new": frozenset({"a"})}),
         (settings, {"old": frozenset({"a", "b"})}),
     ]
-    assert len({policy_digest(*other) for other in [(settings, lists), *others]}) == 7
+    assert len({policy_digest(*other) for other in [(settings, lists), *others]}) == 8
 
 
 def test_the_digest_of_a_policy_stays_what_it_was() -> None:

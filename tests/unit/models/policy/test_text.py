@@ -22,7 +22,9 @@ POLICIES = st.builds(
     decline_at=SHARE,
     stale_after_ms=st.integers(0, 10**6),
     on_mirror_stale=TEXT,
-    rules=st.lists(st.builds(ConfiguredRule, TEXT, TEXT, TEXT, st.booleans()), max_size=3).map(tuple),
+    rules=st.lists(st.builds(ConfiguredRule, TEXT, TEXT, TEXT, st.booleans(), TEXT | st.just("")), max_size=3).map(
+        tuple
+    ),
     segments=st.lists(st.builds(ConfiguredSegment, TEXT, TEXT, SHARE, SHARE), max_size=3).map(tuple),
 )
 ENTRIES = st.frozensets(TEXT.filter(lambda text: not text.startswith("@")), max_size=4)

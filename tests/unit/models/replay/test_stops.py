@@ -1,4 +1,4 @@
-"""Who stopped the payments: lists, the model, or rules alone."""
+"""What stopped a payment: a list, the model, or rules alone."""
 
 from __future__ import annotations
 

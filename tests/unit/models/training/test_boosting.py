@@ -9,8 +9,8 @@ import lightgbm
 import numpy as np
 import pytest
 
-from paywarden.models.training.boosting import HeldOut, binned, grow, grow_until_worse, grown_on, model_text
-from paywarden.models.training.calibration import log_loss, true_probabilities
+from paywarden.models.training.boosting import HeldOut, binned, grow, grow_until_worse, model_text
+from paywarden.models.training.calibration import log_loss
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small.synthetic_rows import synthetic_table
@@ -22,20 +22,16 @@ AFTER = synthetic_table(seed=1)
 
 
 def grown(settings: TrainingSettings) -> Any:
-    used = grown_on(TABLE.label, settings)
-    return grow(binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES), settings, NAMES)
+    return grow(binned(TABLE.vectors, TABLE.label, settings, NAMES), settings, NAMES)
 
 
 # Rows
 
 
-def test_sampling_drops_only_genuine_rows_and_repeats_with_the_seed() -> None:
-    settings = replace(SETTINGS, genuine_sample_share=0.3)
-    used = grown_on(TABLE.label, settings)
-    assert used[TABLE.label == 1].all()
-    assert used[TABLE.label == 0].mean() == pytest.approx(0.3, abs=0.02)
-    assert grown_on(TABLE.label, settings).tolist() == used.tolist()
-    assert grown_on(TABLE.label, replace(settings, seed=1)).tolist() != used.tolist()
+def test_rows_in_parts_give_the_bits_of_rows_in_one_array() -> None:
+    parts = [TABLE.vectors[:7], TABLE.vectors[7:900], TABLE.vectors[900:]]
+    in_parts = grow(binned(parts, TABLE.label, SETTINGS, NAMES), SETTINGS, NAMES)
+    assert model_text(in_parts) == model_text(grown(SETTINGS))
 
 
 # Stopping early
@@ -44,19 +40,12 @@ def test_sampling_drops_only_genuine_rows_and_repeats_with_the_seed() -> None:
 def losses(settings: TrainingSettings, trees: int) -> list[float]:
     """Returns the log loss of the held-out rows with one tree, two trees, and so on."""
     model = grown(replace(settings, trees=trees))
-    share = settings.genuine_sample_share
-    return [
-        log_loss(AFTER.label, true_probabilities(model.predict(AFTER.vectors, num_iteration=count), share))
-        for count in range(1, trees + 1)
-    ]
+    return [log_loss(AFTER.label, model.predict(AFTER.vectors, num_iteration=count)) for count in range(1, trees + 1)]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.2])
-def test_growing_stops_at_the_lowest_held_out_log_loss(share: float) -> None:
-    """Growing stops by the log loss among all payments. The log loss among the sampled rows is lowest elsewhere."""
-    settings = replace(SETTINGS, trees=300, early_stopping_rounds=10, genuine_sample_share=share)
-    used = grown_on(TABLE.label, settings)
-    data = binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES)
+def test_growing_stops_at_the_lowest_held_out_log_loss() -> None:
+    settings = replace(SETTINGS, trees=300, early_stopping_rounds=10)
+    data = binned(TABLE.vectors, TABLE.label, settings, NAMES)
     model, trees = grow_until_worse(data, HeldOut(AFTER.vectors, AFTER.label), settings, NAMES)
     seen = losses(settings, trees + settings.early_stopping_rounds)
     assert trees == int(np.argmin(seen)) + 1 < settings.trees

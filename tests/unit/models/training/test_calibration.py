@@ -13,7 +13,6 @@ from paywarden.models.training.calibration import (
     RELIABILITY_BINS,
     fit_calibration,
     reliability,
-    true_probabilities,
 )
 from paywarden.schemas.errors import Misconfigured
 
@@ -49,12 +48,6 @@ def test_margins_that_separate_perfectly_have_a_finite_calibration() -> None:
 def test_margins_that_go_the_wrong_way_are_refused() -> None:
     with pytest.raises(Misconfigured, match="no better than chance"):
         fit_calibration(-margins(), drawn(margins()))
-
-
-def test_sampling_of_genuine_rows_is_corrected() -> None:
-    """Example: 10 frauds in 1,000 payments become 10 in 505 if half of the genuine payments are left out."""
-    assert true_probabilities(np.array([10 / 505]), 0.5) == pytest.approx(10 / 1000)
-    assert true_probabilities(np.array([0.0, 1.0]), 0.01).tolist() == [0.0, 1.0]
 
 
 def test_a_reliability_table_has_mean_scores_and_fraud_shares() -> None:

@@ -197,3 +197,30 @@ def test_a_row_weighs_the_inverse_of_its_propensity_and_1_on_average() -> None:
     ignored = table_of(history, days(10, 11), unknown_labels="auto")
     assert ignored.weight is None
     assert ignored.vectors.tobytes() == table.vectors.tobytes()
+
+
+def test_a_sample_has_all_frauds_and_whole_newest_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paywarden.models.training.sampling.WHOLE_DAYS_MAX", 2)
+    whole = small_world.table()
+    tables = [
+        training_table(
+            small_world.history(),
+            TRAINING_DAYS,
+            engine=small_world.engine(),
+            rates=small_world.rates(),
+            labels=LabelRules(small_world.LABEL_DELAY_DAYS, sample_share=0.3, seed=seed),
+        )
+        for seed in (0, 1)
+    ]
+    rows = [set(table.row.tolist()) for table in tables if table.row is not None]
+    assert whole.row is not None
+    for table, mine in zip(tables, rows, strict=True):
+        assert mine >= set(whole.row[(whole.label == 1) | (whole.day >= TRAINING_DAYS.last - 1)].tolist())
+        before = (table.label == 0) & ~table.whole
+        assert before.sum() == pytest.approx(
+            0.3 * ((whole.label == 0) & (whole.day < TRAINING_DAYS.last - 1)).sum(), rel=0.1
+        )
+        assert table.weight is not None
+        assert np.unique(table.weight[before]).tolist() == [1 / 0.3]
+        assert np.unique(table.weight[~before]).tolist() == [1.0]
+    assert rows[0] != rows[1]

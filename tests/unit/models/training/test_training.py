@@ -26,6 +26,7 @@ from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.drift.training_distance import outside
 from paywarden.models.metrics.distances import psi
 from paywarden.models.training import training
+from paywarden.models.training.sampling import GenuineSample
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
@@ -162,14 +163,21 @@ def test_the_number_of_trees_found_on_the_held_out_days_is_grown_on_all(tmp_path
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
 def test_the_mean_score_of_new_rows_is_within_a_tenth_of_their_fraud_share(tmp_path: Path, share: float) -> None:
-    """With any sampling of genuine rows. Uncorrected, sampling a tenth makes the scores about ten times too high."""
-    settings = replace(QUICK, trees=30, genuine_sample_share=share)
+    """With any share of the genuine rows: each counts as often as the payments that it stands for."""
     table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
-    train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    sample = GenuineSample(share, 0, int(table.day[-1]))
+    ids = pa.array([str(row) for row in range(len(table.label))])
+    taken = sample.takes(ids, table.label, table.day)
+    table = TrainingTable(table.vectors[taken], table.label[taken], table.day[taken])
+    if share < 1.0:
+        assert len(table.label) < 0.4 * 20_000
+        table = replace(table, weight=sample.weights(table.label, table.day), sample=sample)
+    settings = replace(QUICK, trees=30)
+    manifest = train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
     bundle = load_bundle(tmp_path / "b", catalogue_digest=small_world.engine().plan.digest)
     assert bundle.score(other.vectors).mean() == pytest.approx(other.label.mean(), rel=0.1)
-    uncorrected = 1 / (1 + np.exp(-bundle.predictor.margins(other.vectors)))
-    assert share == 1.0 or uncorrected.mean() > 3 * other.label.mean()
+    assert manifest.parameters["genuine_sample_share"] == share
+    assert (manifest.evidence["sampled"] is None) == (share == 1.0)
 
 
 @pytest.mark.usefixtures("without_library")

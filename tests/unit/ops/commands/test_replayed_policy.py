@@ -15,6 +15,7 @@ from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import history_of_tables
 from paywarden.features.history.point_in_time import Chunk
+from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
 from paywarden.models.policy.policy import ConfiguredRule, Facts, Policy, PolicySettings
 from paywarden.models.replay.replayed_policy import ReplayedPolicy
 from paywarden.ops.loadgen.traffic import requests_of
@@ -49,9 +50,11 @@ CONDITIONS = [
 ]
 
 
-def policy_of(conditions: list[str]) -> Policy:
+def policy_of(conditions: list[str], until: str = "") -> Policy:
     # The first whose condition is true decides, and its name says so.
-    rules = tuple(ConfiguredRule(f"rule_{n}", text, "review", override=True) for n, text in enumerate(conditions))
+    rules = tuple(
+        ConfiguredRule(f"rule_{n}", text, "review", override=True, until=until) for n, text in enumerate(conditions)
+    )
     return Policy(PolicySettings(rules=rules), review_at=0.5, decline_at=0.9, catalogue=CATALOGUE)
 
 
@@ -75,8 +78,12 @@ def replayed(policy: Policy, table: pa.Table) -> list[tuple[str, tuple[str, ...]
     return [(causes[cause].action, causes[cause].reasons) for cause in decided.cause.tolist()]
 
 
-def test_conditions_over_declared_fields_answer_as_they_do_live() -> None:
-    table, policy, schema = payments(), policy_of(CONDITIONS), RequestSchema(FIELDS)
+@pytest.mark.parametrize("until_day", [None, 1])
+def test_conditions_over_declared_fields_answer_as_they_do_live(until_day: int | None) -> None:
+    table, schema = payments(), RequestSchema(FIELDS)
+    first_ms, *_, last_ms = table["event_time_ms"].to_pylist()
+    end_ms = last_ms if until_day is None else (first_ms // DAY_MS + until_day + 1) * DAY_MS - 1
+    policy = policy_of(CONDITIONS, "" if until_day is None else date_of_day(end_ms // DAY_MS))
     live = []
     for sent, amount in zip(
         requests_of(table, id_prefix="", fields=FIELDS), table["amount_minor"].to_pylist(), strict=True
@@ -87,6 +94,10 @@ def test_conditions_over_declared_fields_answer_as_they_do_live() -> None:
     assert replayed(policy, table) == live
     # Every rule decides about some payments, and some payments meet none.
     assert len(set(live)) == len(CONDITIONS) + 1
+    decided_ms = [
+        time_ms for time_ms, (_, reasons) in zip(table["event_time_ms"].to_pylist(), live, strict=True) if reasons
+    ]
+    assert first_ms < max(decided_ms) <= end_ms
 
 
 def test_a_history_with_hashes_alone_cannot_be_compared_with_texts() -> None:

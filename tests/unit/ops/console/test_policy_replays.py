@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from paywarden.models.policy.policy import PolicySettings
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.policy.drafts import IndexedDecisions
+from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
 from paywarden.ops.console.shell import API
@@ -144,7 +146,7 @@ def test_a_replay_that_meets_a_bug_has_failed(world: PolicyWorld, monkeypatch: p
     def bug(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("paywarden.ops.console.policy.replays._Tally._facts", bug)
+    monkeypatch.setattr("paywarden.ops.console.policy.replays.Tally._facts", bug)
     replays = Replays(world.decided, review_cost_minor=500)
     replays.ask(DRAFT, "d", "anna", NOW_MS)
     with pytest.raises(RuntimeError):
@@ -231,3 +233,59 @@ def test_the_page_says_what_each_rule_caught(world: PolicyWorld) -> None:
     assert caught.fraud_minor == decisions[0]["amount_minor"]
     assert caught.fraud_share == 0.5
     assert world.index.rule_catch("none", 0).fraud_share is None
+
+
+def test_rules_are_mined_from_the_page_and_the_policy_with_them_is_replayed(world: PolicyWorld) -> None:
+    first = world.stored()[0]
+    start_ms, vector = NOW_MS - 3 * 24 * HOUR_MS, np.frombuffer(first["vector"], dtype="<f4")
+    frauds = [f"attack{number}" for number in range(40)]
+    decisions = [
+        {
+            **first,
+            "payment_id": payment_id,
+            "decision_id": f"d-{payment_id}",
+            "card_id": f"card-{payment_id}",
+            "mcc": "5816" if payment_id in frauds else "5411",
+            "action": "approve",
+            "score": 0.001,
+            "amount_minor": 80_00,
+            "currency": "EUR",
+            "vector": (vector + np.float32(number % 7)).astype("<f4").tobytes(),
+            "event_time_ms": start_ms + number * 60_000,
+            "decided_time_ms": start_ms + number * 60_000,
+        }
+        for number, payment_id in enumerate(
+            one for place in range(40) for one in (frauds[place], *(f"good{place}-{k}" for k in range(10)))
+        )
+    ]
+    world.add(decisions)
+    outcomes = [{"payment_id": one, "outcome_time_ms": NOW_MS, "label": "fraud", "source": "issuer"} for one in frauds]
+    with world.database.transaction() as transaction:
+        world.index.add_outcomes(transaction, outcomes)
+    browser = world.browser("demo-analyst")
+    address = _post(browser, "/policy/mine").headers["location"]
+    assert world.policy.replays.step(NOW_MS, _NEVER)
+    found = world.policy.replays.find(address.rsplit("/", 1)[1])
+    assert found is not None
+    assert (found.state, found.problem) == (DONE, "")
+    (rule,) = draft_source(found.draft).section("policy", PolicySettings).rules[-1:]
+    assert (rule.name[:6], rule.when, rule.action) == ("mined_", 'mcc == "5816"', "review")
+    assert rule.until > "2024"
+    assert found.result is not None
+    caught = [one for one in found.result.transitions if (one["before"], one["after"]) == ("approve", "review")]
+    assert caught[0]["frauds"] == 40
+    assert "mined_" in browser.get(address).text
+    # The draft has the lists of the settings, which may name cards.
+    own = world.policy.replays.ask(found.draft, found.digest, "demo-model-owner", NOW_MS, mines=True)
+    owner, path = world.browser("demo-model-owner"), f"/policy/replays/{own.replay_id}"
+    assert "The text of [policy]" in owner.get(path).text
+    world.policy._settings = replace(world.policy._settings, lists={"blocked": ("card",)})
+    assert "The text of [policy]" not in owner.get(path).text
+    assert world.policy.replays.cancel(own.replay_id)
+    # The same week without frauds is one line.
+    other = world.policy.replays.ask("", "", "anna", start_ms, mines=True)
+    assert world.policy.replays.step(start_ms - 1, _NEVER)
+    failed = world.policy.replays.find(other.replay_id)
+    assert failed is not None
+    assert failed.problem.startswith("wanted at least 10 frauds that the policy approves")
+    assert world.browser("demo-auditor").post("/policy/mine").status_code == 403

@@ -48,11 +48,12 @@ from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import overlay_table as tables
-from paywarden.scoring.state.overlay.overlay import Overlay, OverlayMetrics
+from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, monotonic_ms, prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards
 from tests.oracles.step_decoder import StepDecoder
+from tests.oracles.step_overlay import StepOverlay
 from tests.oracles.step_scorer import StepScorer
 from tests.worlds.endpoint.requests import requests_of
 from tests.worlds.small import small_world
@@ -92,10 +93,10 @@ class Side:
         review_at, decline_at = bundle.manifest.review_at / 4, bundle.manifest.decline_at
         self.models = ModelChain((bundle,), metrics=ModelMetrics.declare(registry))
         self.overlay_settings = replace(OVERLAY, path=str(folder / "overlay"))
-        self.overlay: Overlay | None = None
+        self.overlay: StepOverlay | None = None
         if overlay_clock_ms is not None:
             prepare(self.overlay_settings, PLAN)
-            self.overlay = Overlay(
+            self.overlay = StepOverlay(
                 self.overlay_settings,
                 small_world.engine().clone_for_thread(),
                 rows_max=ROWS_MAX,

@@ -20,15 +20,16 @@ from paywarden.scoring.engine import served_model
 from paywarden.scoring.engine.batching.batcher import Chunk, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
-from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter
-from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from tests.oracles.step_overlay import StepOverlay
+from tests.oracles.step_vectors import StepVectors
 from tests.worlds.small import two_hops
 from tests.worlds.small.even_chain import KeptEntries, NativeEvenChain
 from tests.worlds.small.two_hops import CATALOGUE, NOW_MS, Past
@@ -54,13 +55,17 @@ def metrics() -> ScoringMetrics:
     return ScoringMetrics.declare(MetricsRegistry(), flags=flags_of(names), entities=names)
 
 
+def step_vectors(engine: FeatureEngine, settings: MirrorSettings, overlay: StepOverlay | None = None) -> StepVectors:
+    rows = np.zeros((ROWS_MAX, engine.plan.row_width), dtype=np.int64)
+    stages = StageTimes(MetricsRegistry())
+    return StepVectors(engine, settings, rows, metrics=metrics(), stages=stages, overlay=overlay, held_cards=None)
+
+
 class Host:
     """The vectors of one worker."""
 
     def __init__(self, settings: MirrorSettings) -> None:
-        self.vectors = Vectors(
-            two_hops.engine().clone_for_thread(), settings, metrics=metrics(), stages=StageTimes(MetricsRegistry())
-        )
+        self.vectors = step_vectors(two_hops.engine().clone_for_thread(), settings)
         self.vectors.open()
 
     def fill(self, payments: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
@@ -206,7 +211,7 @@ def test_a_mirror_without_the_index_is_not_used_and_the_reason_is_told(settings:
 def test_a_catalogue_without_hops_takes_any_mirror(settings: MirrorSettings, past: Past) -> None:
     plain = Catalogue(CATALOGUE.entities, CATALOGUE.features[:9], payment=two_hops.FIELDS)
     write(settings, past.profiles, IdentityIndex({}, two_hops.engine().plan.key))
-    vectors = Vectors(FeatureEngine(plain), settings, metrics=metrics(), stages=StageTimes(MetricsRegistry()))
+    vectors = step_vectors(FeatureEngine(plain), settings)
     assert vectors.open()
     assert vectors.hops.values.shape == (ROWS_MAX, 0)
     assert vectors.hops.frame_for(vectors.rows) is None
@@ -244,8 +249,8 @@ def test_pending_payments_are_no_neighbours_and_in_no_neighbours_profile(
         marks.open_mirror(newest)
         clock_ms[0] += overlay_settings.doubt_ms + 1
     engine = two_hops.engine().clone_for_thread()
-    overlay = Overlay(overlay_settings, engine, rows_max=ROWS_MAX, clock_ms=lambda: clock_ms[0])
-    vectors = Vectors(engine, settings, metrics=metrics(), stages=StageTimes(MetricsRegistry()), overlay=overlay)
+    overlay = StepOverlay(overlay_settings, engine, rows_max=ROWS_MAX, clock_ms=lambda: clock_ms[0])
+    vectors = step_vectors(engine, settings, overlay)
     assert vectors.open()
     pending = [{**values, "amount_minor": 99_000_000} for values in past.asked(30)]
     asked = past.asked(40)
@@ -287,9 +292,9 @@ def test_one_call_has_the_vectors_of_the_kernel_alone(
     )
     in_steps, fill = list[int](), scorer._fill
 
-    def noted(*given: Any) -> None:
+    def noted(*given: Any) -> int:
         in_steps.append(1)
-        fill(*given)
+        return fill(*given)
 
     scorer._fill = noted  # type: ignore[assignment,method-assign]
     chunks_in_steps = 0

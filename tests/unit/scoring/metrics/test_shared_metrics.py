@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,7 @@ def test_a_worker_that_starts_again_goes_on_from_its_counts(tmp_path: Path) -> N
 CRASHING = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 registry = MetricsRegistry()
 counter = registry.counter("things_total", "Things.", ("kind",), ("a",))
@@ -114,35 +116,20 @@ def test_a_worker_that_was_killed_starts_again_where_there_is_no_room_for_a_seco
     registry = opened(tmp_path, "w0")
     things(registry).add(5)
     registry.close()
-    replace = shared_metrics._replace
+    write = shared_metrics._write_file
 
-    def replace_where_one_file_fits(path: Path, content: bytes) -> None:
+    def write_where_one_file_fits(path: Path, *content: Any) -> None:
         if any(tmp_path.glob("*.metrics")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(path, content)
+        write(path, *content)
 
-    monkeypatch.setattr(shared_metrics, "_replace", replace_where_one_file_fits)
+    monkeypatch.setattr(shared_metrics, "_write_file", write_where_one_file_fits)
     again = opened(tmp_path, "w0")
     things(again).add(1)
     assert samples(tmp_path)[COUNT] == 6
     with pytest.raises(Misconfigured, match="No space left on device"):
         opened(tmp_path, "w1")
     again.close()
-
-
-def test_a_series_that_a_new_version_no_longer_declares_is_still_shown(tmp_path: Path) -> None:
-    old = opened(tmp_path, "w0")
-    old.counter("things_total", "Things.", ("kind",), ("a",)).add(3)
-    old.close()
-    for _ in range(2):
-        new = MetricsRegistry()
-        other = new.counter("others_total", "Others.")
-        new.open(tmp_path, "w0")
-        other.add(1)
-        new.close()
-    shown = samples(tmp_path)
-    assert shown[COUNT] == 3
-    assert shown["others_total", ()] == 2
 
 
 def test_a_histogram_whose_bounds_changed_starts_anew_and_is_shown_once(tmp_path: Path) -> None:
@@ -217,42 +204,6 @@ def test_a_file_that_holds_no_counts_is_put_aside_and_named(tmp_path: Path, capl
     assert (tmp_path / "w0.damaged").read_bytes() == b"something else"
     assert "w0.metrics is damaged: it is renamed to w0.damaged" in caplog.text
     assert samples(tmp_path)[COUNT] == 0
-
-
-def test_counts_in_memory_are_saved_and_outlive_any_damage_of_their_file(tmp_path: Path) -> None:
-    registry = MetricsRegistry()
-    counter = things(registry)
-    registry.open(tmp_path, "w0", mapped=False)
-    path = tmp_path / "w0.metrics"
-    counter.add(2)
-    assert samples(tmp_path)[COUNT] == 0
-    registry.save()
-    assert samples(tmp_path)[COUNT] == 2
-    before = path.stat()
-    registry.save()
-    assert path.stat() == before
-    os.truncate(path, 0)
-    counter.add(1)
-    registry.save()
-    assert samples(tmp_path)[COUNT] == 3
-    path.unlink()
-    registry.save()
-    path.write_bytes(b"something else")
-    registry.save()
-    assert samples(tmp_path)[COUNT] == 3
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(OSError, match="directory"):
-        registry.save()
-    path.rmdir()
-    registry.save()
-    registry.close()
-    again = MetricsRegistry()
-    things(again).add(4)
-    again.open(tmp_path, "w0", mapped=False)
-    again.save()
-    assert samples(tmp_path)[COUNT] == 7
-    again.close()
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "sparse", "link", "loop"])

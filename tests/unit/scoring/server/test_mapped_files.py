@@ -1,4 +1,4 @@
-"""Files that workers map: created again when gone or cut short, alone and under a running host; mapped ahead."""
+"""Files that workers map: a host ends when one is gone or cut short, and maps them ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,7 +19,6 @@ import pytest
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT
-from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.mapped_files import MappedFile, map_pages
 from paywarden.scoring.state.mirror_writer import MirrorWriter
@@ -33,83 +31,39 @@ from tests.services.product.scoring_server import Server
 SIZE = 10_000
 
 
-class Prepared:
-    """A file of SIZE zeros that is made as the claims of payments are; `error` is raised in place of that."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.error = path, ""
-        self.file = MappedFile(str(path), self.prepare, "all is lost")
-
-    def prepare(self) -> None:
-        if self.error:
-            raise Misconfigured(self.error)
-        if self.path.exists() and self.path.stat().st_size == SIZE:
-            return
-        new = self.path.with_suffix(".new")
-        new.write_bytes(bytes(SIZE))
-        new.replace(self.path)
-
-
 @pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
-    return Prepared(tmp_path / "claims")
+def mapped(tmp_path: Path) -> MappedFile:
+    return MappedFile(str(tmp_path / "claims"), lambda: (tmp_path / "claims").write_bytes(bytes(SIZE)))
 
 
-def test_a_file_that_is_as_it_was_made_is_left_alone(prepared: Prepared) -> None:
-    before = prepared.path.stat()
-    assert not prepared.file.repair()
-    os.truncate(prepared.path, SIZE + 1)
-    assert not prepared.file.repair()
-    assert prepared.path.stat().st_ino == before.st_ino
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_a_file_that_is_as_long_as_it_was_is_no_trouble(mapped: MappedFile, tmp_path: Path, size: int) -> None:
+    os.truncate(tmp_path / "claims", size)
+    assert mapped.trouble() == ""
 
 
-@pytest.mark.parametrize("size", [0, 1, SIZE - 1, None])
-def test_a_file_that_is_gone_or_cut_short_is_made_anew_and_told(
-    prepared: Prepared, size: int | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    if size is None:
-        prepared.path.unlink()
-    else:
-        os.truncate(prepared.path, size)
-    assert prepared.file.repair()
-    assert prepared.path.stat().st_size == SIZE
-    assert caplog.text.count("was deleted or cut short: it is created again, and all is lost") == 1
-    assert not prepared.file.repair()
+@pytest.mark.parametrize("size", [0, SIZE - 1])
+def test_a_file_that_was_cut_short_is_named(mapped: MappedFile, tmp_path: Path, size: int) -> None:
+    os.truncate(tmp_path / "claims", size)
+    assert mapped.trouble() == f"{tmp_path}/claims was cut short"
 
 
-def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -> None:
+def test_a_file_that_was_deleted_is_named(mapped: MappedFile, tmp_path: Path) -> None:
+    (tmp_path / "claims").unlink()
+    assert mapped.trouble() == f"{tmp_path}/claims was deleted"
+
+
+def test_a_file_of_another_host_in_its_place_is_left_alone(mapped: MappedFile, tmp_path: Path) -> None:
     """A host that takes over with other settings has put it there."""
-    other = prepared.path.with_suffix(".other")
-    other.write_bytes(bytes(10))
-    other.replace(prepared.path)
-    assert not prepared.file.repair()
-
-
-def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
-    prepared: Prepared, caplog: pytest.LogCaptureFixture
-) -> None:
-    prepared.path.unlink()
-    prepared.error = "no space left"
-    assert [prepared.file.repair() for _ in range(3)] == [False] * 3
-    assert caplog.text.count("cannot be created again yet: no space left") == 1
-    prepared.error = ""
-    assert prepared.file.repair()
+    (tmp_path / "other").write_bytes(bytes(10))
+    (tmp_path / "other").replace(tmp_path / "claims")
+    assert mapped.trouble() == ""
 
 
 class Host(Server):
     """A server with two workers and the overlay."""
 
     sent = 0
-
-    def has_mapped(self, path: Path, *, alone: bool) -> bool:
-        """Whether both workers have the file that is at a path now; `alone`: and none that was there before."""
-        found = []
-        for process in psutil.Process(self.parent.pid).children():
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
-                found.append({int(line.split()[4]) for line in lines if str(path) in line.split()})
-        now = file_of(path)
-        return sum(now in files and (files == {now} or not alone) for files in found) == 2
 
     def pay_next(self) -> list[str] | str:
         """Returns the flags of an answer to a new payment, or why there is none."""
@@ -135,51 +89,29 @@ class Host(Server):
         return list(ScoreResponse.FromString(body).flags) if answer.status == 200 else str(answer.status)
 
 
-def file_of(path: Path) -> int:
-    """Returns which file is at a path: its inode, or 0."""
-    return path.stat().st_ino if path.exists() else 0
-
-
-def is_another(path: Path, before: int) -> bool:
-    return file_of(path) not in (0, before)
-
-
 @pytest.mark.parametrize("name", ["answered", "overlay"])
-def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: Path, name: str) -> None:
-    """Workers died of the missing pages, and so did those that were started in their place, until a new start."""
-    overlay = tmp_path / "overlay"
-    with Host(tmp_path, more=f'[overlay]\nenabled = true\npath = "{overlay}"\npayments_max = 4096\n') as host:
+@pytest.mark.parametrize("size", [0, 5000, None])
+def test_a_host_whose_mapped_file_is_gone_ends_and_starts_again(tmp_path: Path, name: str, size: int | None) -> None:
+    path = tmp_path / name
+    more = f'[overlay]\nenabled = true\npath = "{tmp_path}/overlay"\npayments_max = 4096\n'
+    with Host(tmp_path, more=more) as host:
         writer = MirrorWriter(host.mirror)
         writer.apply({}, {0: 1}, time.time_ns() // 1_000_000)
         writer.close()
         host.start("--workers", "2")
         host.listening(2)
-        # The parent counted the end of a worker in it, and was killed by its missing pages: the host was gone.
-        counts = tmp_path / "metrics" / "supervisor.metrics"
-        os.truncate(counts, 0)
-        path = tmp_path / name
-        whole = path.stat().st_size
-        for size in (0, 5000, whole // 2, None):
-            wait_until(lambda: isinstance(host.pay_next(), list), "a payment is answered")
-            before = path.stat().st_ino
-            if size is None:
-                path.unlink()
-            else:
-                os.truncate(path, size)
-            # The kernel gives each connection to one of the workers.
-            for _ in range(20):
-                host.pay_next()
-            wait_until(partial(is_another, path, before), "the file is created again", every_s=0.05)
-            assert path.stat().st_size == whole
-            made = path.stat().st_ino
-            # A worker that goes on may keep pages of an old overlay; it reads the new one.
-            wait_until(lambda: host.has_mapped(path, alone=name == "answered"), "all workers have it", every_s=0.05)
-            wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
-            assert path.stat().st_ino == made, "it is created again once for each cut"
-        # Equal lines within two minutes are written once.
-        assert f"{path} was deleted or cut short: it is created again" in host.log()
-        assert "bug" not in host.log()
-        wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
+        wait_until(lambda: isinstance(host.pay_next(), list), "a payment is answered")
+        if size is None:
+            path.unlink()
+        else:
+            os.truncate(path, size)
+        wait_until(lambda: host.parent.process.poll() is not None, "the host has ended")
+        assert host.parent.stop() == 1
+        how = "deleted" if size is None else "cut short"
+        assert f"{path} was {how}: the host ends, and its next start makes it" in host.log()
+        host.start("--workers", "2")
+        host.listening(2)
+        wait_until(lambda: isinstance(host.pay_next(), list), "a payment is answered")
 
 
 def test_a_host_whose_marks_are_cut_short_answers_without_the_overlay_until_they_are_whole(tmp_path: Path) -> None:

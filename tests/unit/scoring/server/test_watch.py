@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.server.watch import InThread, WorkerMustEnd, WorkerWatch, declare_failures
+from paywarden.scoring.server.watch import WorkerMustEnd, WorkerWatch, declare_failures
 
 
 class Steps:
@@ -88,39 +87,3 @@ def test_the_watch_ends_only_when_the_worker_must(caplog: pytest.LogCaptureFixtu
     assert caplog.records[-1].getMessage() == "the parent is gone: stopping"
     # Its last round was not whole, so the heart did not beat.
     assert steps.done[-1] == "tokens"
-
-
-def test_no_round_waits_for_a_step_in_a_thread_and_one_that_hangs_fails() -> None:
-    begun, may_end, runs = threading.Event(), threading.Event(), list[int]()
-
-    def step() -> None:
-        runs.append(threading.get_ident())
-        begun.set()
-        may_end.wait()
-
-    hanging = InThread(step)
-    hanging()
-    begun.wait()
-    for _ in range(20):
-        hanging()
-    with pytest.raises(TimeoutError):
-        hanging()
-    may_end.set()
-    hanging.stop(60)
-    assert len(runs) == 1
-    assert runs[0] != threading.get_ident()
-
-
-def test_a_later_round_raises_what_a_step_in_a_thread_has_raised() -> None:
-    begun = threading.Event()
-
-    def step() -> None:
-        begun.set()
-        raise OSError(5, "no disk")
-
-    failing = InThread(step)
-    failing()
-    begun.wait()
-    failing.stop(60)
-    with pytest.raises(OSError, match="no disk"):
-        failing()

@@ -15,9 +15,9 @@ from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import mirror_form as form
 from paywarden.scoring.state import mirror_writer
-from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorAbsent, MirrorDamaged, MirrorFull, MirrorSettings
 from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
+from tests.oracles.mirror_reading import KeyReader as MirrorReader
 from tests.patience import PATIENCE_S
 from tests.services.product import template
 from tests.services.product.processes import PaywardenProcess, run_program

@@ -17,9 +17,9 @@ import pytest
 from paywarden.features.kernel import KNOWN
 from paywarden.scoring.state import mirror_form as form
 from paywarden.scoring.state import mirror_look_up
-from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorDamaged, MirrorSettings, MirrorView
 from paywarden.scoring.state.mirror_writer import MirrorWriter
+from tests.oracles.mirror_reading import KeyReader as MirrorReader
 from tests.patience import PATIENCE_S
 from tests.services.product import template
 from tests.services.product.processes import PaywardenProcess, run_program

@@ -18,6 +18,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.propensity import inverse_weights
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
 from paywarden.models.training.table import LabelRules, training_table
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.archive.archive import Archiver
@@ -141,13 +142,18 @@ def test_the_earliest_decision_of_an_approved_payment_counts_if_the_coin_made_it
     said: list[Said], declined: tuple[bool | None, ...]
 ) -> None:
     history = history_of(declined)
-    wanted = np.ones(len(declined))
+    wanted, is_wrong = np.ones(len(declined)), False
     for payment, flag in enumerate(declined):
         own = sorted((at, offset) for offset, (number, at, *_) in enumerate(said) if number == payment)
-        if own and not flag:
+        if own:
             _, _, action, reasons, propensity = said[own[0][1]]
-            if action == "approve" and "exploration" in reasons and propensity:
-                wanted[payment] = propensity
+            if action == "approve" and "exploration" in reasons:
+                is_wrong |= propensity == 0.0
+                wanted[payment] = 1.0 if flag else propensity
+    if is_wrong:
+        with pytest.raises(Misconfigured, match=r"wanted propensities above 0 of explored payments, [1-5] of them"):
+            with_propensities(history, rows_of(said))
+        return
     found = with_propensities(history, rows_of(said)).propensity
     if found is not None:
         assert found.tolist() == wanted.tolist()

@@ -217,25 +217,24 @@ def test_a_decision_that_is_appended_between_two_looks_is_no_damage(
     assert (world.broker.decisions, entries(world)) == (["p0", "p1", "p2", "p3", "p4"], [])
 
 
-def test_zeros_of_a_write_that_was_taken_back_are_passed_and_no_damage(
+def test_the_whole_records_of_a_write_that_was_cut_short_are_decisions(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if no decision follows for a long time: nothing is set aside, and nothing waits."""
-    (end,) = world.decide("p0")
+    """As after `kill -9`: nothing is set aside, and nothing waits."""
+    world.decide("p0")
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:-1]))
     with pytest.raises(OutboxUnavailable):
         world.writer.append_frames(framed(entry("p1", 1)) + framed(entry("p2", 1)))
     monkeypatch.setattr(os, "write", write)
     world.settle()
-    world.writer.look()
-    world.settle()
-    assert (world.broker.decisions, entries(world)) == (["p0"], [])
+    assert (world.broker.decisions, entries(world)) == (["p0", "p1"], [])
     assert world.shipper.waiting_bytes() == {"worker-0": 0}
-    assert world.broker.cursors["worker-0"].position == world.writer.position > end
+    world.writer.close()
+    world.writer = OutboxWriter(world.settings, "worker-0")
     world.decide("p3")
     world.settle()
-    assert world.broker.decisions == ["p0", "p3"]
+    assert (world.broker.decisions, entries(world)) == (["p0", "p1", "p3"], [])
 
 
 def test_damage_must_stay_before_it_is_set_aside_and_holds_up_one_outbox(

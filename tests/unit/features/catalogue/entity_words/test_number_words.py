@@ -166,7 +166,8 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a flag of the last payment": (lambda: card.last("x", 1, of=(declined,)), "'x': wanted amount, or a field of"),
     "a prior above 1": (
         lambda: card.fraud_share_smoothed("x", "1d", delay="1d", prior=2, prior_weight=5),
-        "'x': wanted a `prior` from 0 to 1, and a whole `prior_weight` from 1 to 1000000, got 2 and 5",
+        "'x': wanted a `prior` from 0 to 1, or the name of an earlier feature, and a whole `prior_weight` from 1 to "
+        "1000000, got 2 and 5",
     ),
     "a prior of no weight": (
         lambda: card.fraud_share_smoothed("x", "1d", delay="1d", prior=0.5, prior_weight=0),

@@ -176,3 +176,42 @@ def test_windows_without_payments_are_refused(tmp_path: Path) -> None:
     done = run_on_windows("--data", str(tmp_path), *LENGTHS)
     assert isinstance(done.exception, Misconfigured)
     assert "the data holds no payment" in str(done.exception)
+
+
+def test_an_engine_measures_what_one_process_does(tmp_path: Path) -> None:
+    write_history(tmp_path, *small_world.tables())
+    results = []
+    for name, options in (
+        ("one", []),
+        ("many", ["--engine", "processes", "--partitions", "2", "--work", str(tmp_path)]),
+    ):
+        file = tmp_path / f"{name}.json"
+        windows = (
+            "--train-days",
+            "5",
+            "--delay-days",
+            "3",
+            "--test-days",
+            "4",
+            "--models",
+            "dt,lightgbm",
+            "--budget",
+            "1",
+        )
+        arguments = ["run", "--data", str(tmp_path), *windows, "--json", str(file), *options]
+        done = CliRunner().invoke(backtest, arguments, obj=Source({}, {}))
+        assert done.exit_code == 0, done.output
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for of_run in (result, *result["models"]):
+            del of_run["seconds"]
+        del result["feature_seconds"]
+        results.append(result)
+    assert results[0] == results[1]
+
+
+def test_an_engine_needs_a_path_for_intermediate_rows(tmp_path: Path) -> None:
+    windows = ("--train-days", "5", "--delay-days", "3", "--test-days", "4")
+    done = CliRunner().invoke(
+        backtest, ["run", "--data", str(tmp_path), *windows, "--engine", "processes"], obj=Source({}, {})
+    )
+    assert str(done.exception) == "backtest --engine processes needs --work, a path for intermediate rows"

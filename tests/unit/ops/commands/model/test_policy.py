@@ -101,8 +101,6 @@ security_protocol = "sasl"                          # [kafka] security_protocol:
 hosts = ["one"]                                     # [aerospike] hosts must be "host:port" each, got "one"
 [store]
 kind = "redis"                                      # [store] kind: wanted lmdb, aerospike or memory, got 'redis'
-[serve]
-busy_poll_us = -1                                   # [serve] busy_poll_us: wanted at least 0, got -1
 [stream]
 freshness_exceptions = ["shop=1"]                   # [stream] freshness_exceptions: wanted ENTITY=MILLISECONDS
 [companion]

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from paywarden.features.history.history import write_history
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.models.replay.files import results_folder
+from paywarden.models.replay.report.page import amount
 from paywarden.ops.cli import cli
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from tests.worlds.small import small_world
@@ -92,8 +93,20 @@ def test_weighted_figures_are_told_beside_the_plain_ones(tmp_path: Path) -> None
     assert f"as certain as {round(weighted['effective_payments']):,} payments with" in line
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"average precision {weighted['average_precision']:.4f}" in page
-    _, said = told(tmp_path / "plain")
+    value = metrics["policy_value"]
+    assert value["value_minor_interval"][0] < value["value_minor"] < value["value_minor_interval"][1]
+    line = f"propensities the policy gains {amount(value['value_minor'])} EUR in 1,000 payments, 95% interval"
+    assert f"by {line}" in said
+    assert f"By {line}" in page
+    stricter = policy_file(tmp_path, "[policy]\nreview_at = 0.001\ndecline_at = 0.9\n")
+    compared, said = told(tmp_path / "two", "--data", str(tmp_path / "data"), "--challenger-policy", stricter)
+    gain, other = compared["comparison"]["value_gain"], compared["challenger"]["policy_value"]
+    assert gain["value_minor"] == pytest.approx(other["value_minor"] - value["value_minor"])
+    assert "by propensities that is a difference of" in said
+    metrics, said = told(tmp_path / "plain")
+    assert metrics["policy_value"] is None
     assert "weighted: " not in said
+    assert "by propensities" not in said
     assert "Weighted figures" not in (tmp_path / "plain" / "report.html").read_text(encoding="utf-8")
 
 

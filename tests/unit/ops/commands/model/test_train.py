@@ -258,3 +258,40 @@ def test_an_output_folder_with_other_files_is_refused_at_once(data: Path, tmp_pa
 def test_a_search_in_a_window_too_short_for_it_is_one_line(data: Path, tmp_path: Path) -> None:
     line = refusal(data, tmp_path, "--train-from", "2024-01-13", "--train-to", "2024-01-20", "--search-budget", "2")
     assert line.startswith("parameters cannot be searched: 8 days are too short to hold 1 × 1 out")
+
+
+# On an engine of partitions
+
+
+def test_an_engine_trains_the_bundle_of_one_process(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paywarden.ops.progress.FIRST_LINE_S", math.inf)
+    settings = QUICK | {"genuine_sample_share": 0.5}
+    window = ("--train-from", "-24d", "--train-to", "-7d")
+    wanted = run(data, tmp_path / "one", *window, settings=settings)
+    done = run(data, tmp_path / "many", *window, "--engine", "processes", "--partitions", "2", settings=settings)
+    assert (wanted.exit_code, done.exit_code) == (0, 0), done.output
+    assert read_manifest(tmp_path / "many").digest == read_manifest(tmp_path / "one").digest
+    assert re.search(
+        r"^\d+ payments are trained on: all frauds, 0.5 of the genuine payments, and all from", done.stderr, re.M
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"profile_lag": "1s"}, "training.profile_lag works with --engine local alone"),
+        ({"overlay_hosts": 2}, "training.overlay_hosts works with --engine local alone"),
+    ],
+)
+def test_settings_that_an_engine_lacks_are_refused(
+    data: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    assert refusal(data, tmp_path, "--engine", "processes", settings=QUICK | settings) == message
+
+
+def test_an_engine_refuses_a_window_outside_the_data(data: Path, tmp_path: Path) -> None:
+    line = refusal(data, tmp_path, "--engine", "processes", "--train-from", "2023-01-01", "--train-to", "2023-01-09")
+    assert line.startswith("there is no payment from 2023-01-01 to 2023-01-09: the data is from 2024-01-01 to ")

@@ -22,7 +22,7 @@ from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.server.deployment.deployer import KILLS_MAX, CheckLimits, Deployer, HostProcesses
+from paywarden.scoring.server.deployment.deployer import CheckLimits, Deployer, HostProcesses
 from paywarden.scoring.server.deployment.deployment_file import (
     Deployment,
     ReleasePaths,
@@ -65,9 +65,6 @@ class Source:
 
     def load(self, _: ReleasePaths) -> Release:
         raise NotImplementedError("a deployer loads no code")
-
-    def files_of(self, paths: ReleasePaths) -> list[Path]:
-        return [Path(paths.bundle), self.config]
 
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         self.how(paths.bundle)
@@ -210,31 +207,29 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     assert [path.name for path in host.folder.glob("check-*")] == []
 
 
-def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
+def test_a_killed_checker_is_run_again(host: Host) -> None:
     """Otherwise the host would serve another release than its file names, until a person looks."""
-    marks = host.folder.parent / "marks"
-    marks.mkdir()
-
-    def is_killed(times: int) -> None:
-        if len(list(marks.iterdir())) < times:
-            (marks / str(os.getpid())).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    host.source.how = lambda _: is_killed(KILLS_MAX)
+    host.source.how = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     host.source.serve("b")
-    host.swap()
-    for _ in range(KILLS_MAX):
-        host.begin()
-        host.end()
-    assert (host.forks, host.orders) == (KILLS_MAX + 1, ReleaseOrders("b", "a"))
-    host.source.how = lambda _: is_killed(99)
-    host.source.serve("c")
-    host.swap()
-    for _ in range(99):
-        host.deployer._due = 0.0
-        host.begin()
-        host.end()
-    assert (host.forks, host.orders.active) == (2 * (KILLS_MAX + 1), "b")
+    assert host.swap() == ReleaseOrders("a")
+    host.source.how = lambda _: None
+    host.deployer.look(host.deployer._again.at)
+    host.end()
+    assert (host.forks, host.orders) == (2, ReleaseOrders("b", "a"))
+
+
+def test_another_deployment_file_ends_the_checker_of_the_one_before(host: Host) -> None:
+    """A way back waits for no check."""
+    path = host.folder / "deployment.json"
+    host.source.how = lambda name: signal.pause() if name == "b" else None
+    write_deployment(path, Deployment(ReleasePaths("b")))
+    host.begin()
+    write_deployment(path, Deployment(ReleasePaths("c")))
+    host.begin()
+    host.end()
+    host.begin()
+    host.end()
+    assert (host.forks, host.failures.value, host.orders.active) == (2, 0, "c")
 
 
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -391,7 +386,7 @@ def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
 def looks(host: Host) -> None:
     """Look as often as it takes to repair something, with a checker in between."""
     for _ in range(3):
-        host.deployer._repair_due = host.deployer._due = 0.0
+        host.deployer._due = 0.0
         host.begin()
         host.end()
 

@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnavailable, OutboxUnsynced, OutboxWriter, framed
-from tests.unit.scoring.state.outboxes import append_until_refused, failing, flip, numbered, read_all, segments
-
-
-@pytest.mark.parametrize("fsync", ["always", "interval"])
-def test_records_before_a_refused_write_are_synced_again_after_a_failed_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str
-) -> None:
-    """The zeros in the place of the refused records are no lost records."""
-    where = OutboxSettings(str(tmp_path), fsync=fsync, fsync_interval_ms=3_600_000)
-    writer = OutboxWriter(where, "w0")
-    writer.append(b"before")
-    write, fdatasync = os.write, os.fdatasync
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:-1]))
-    with pytest.raises(OutboxUnavailable, match="no space left"):
-        writer.append_frames(framed(b"first") + framed(b"second"))
-    monkeypatch.setattr(os, "write", write)
-    if fsync == "always":
-        monkeypatch.setattr(os, "fdatasync", _failing)
-        with pytest.raises(OutboxUnsynced):
-            writer.append(b"after")
-        monkeypatch.setattr(os, "fdatasync", fdatasync)
-    else:
-        assert writer._syncer is not None
-        writer._syncer.failure = "outbox: sync failed"
-    writer.look()
-    writer.append(b"last")
-    writer.close()
-    assert read_all(where) == [b"before", *([b"after"] if fsync == "always" else []), b"last"]
-
-
-def _failing(_: int) -> None:
-    raise OSError(errno.EIO, "Input/output error")
+from tests.unit.scoring.state.outboxes import append_until_refused, failing, numbered, read_all
 
 
 def rewritten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
@@ -57,44 +24,29 @@ def rewritten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
     return written
 
 
-def test_a_record_whose_sync_failed_stays_and_is_synced_before_the_next(
+def test_a_failed_sync_ends_the_writer_and_the_next_one_syncs_its_records(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The companion may have shipped it by then, so its position must not be used for another record."""
-    writer = OutboxWriter(replace(small, fsync="always"), "w0")
-    position = writer.append(b"before")
+    """The companion may have shipped them by then, so their positions must not be used for other records."""
+    small = replace(small, fsync="always")
+    writer = OutboxWriter(small, "w0")
+    writer.append(b"before")
     monkeypatch.setattr(os, "fdatasync", failing)
     with pytest.raises(OutboxUnsynced, match="Input/output error"):
         writer.append(b"unsure")
     assert "sync failed" in writer.trouble()
+    assert "sync failed" in writer.must_end()
     with pytest.raises(OutboxUnavailable, match="Input/output error"):
         writer.append(b"refused")
+    writer.close()
     monkeypatch.undo()
     # The kernel takes the page for clean, so a sync alone would do nothing: the record must be written again.
     written = rewritten(monkeypatch)
-    writer.look()
-    assert written == [(framed(b"unsure"), position)]
-    assert writer.trouble() == ""
-    writer.append(b"after")
-    writer.close()
+    following = OutboxWriter(small, "w0")
+    assert written == [(framed(b"before") + framed(b"unsure"), 0)]
+    following.append(b"after")
+    following.close()
     assert read_all(small) == [b"before", b"unsure", b"after"]
-
-
-def test_after_a_failed_sync_lost_records_are_never_taken_for_safe(
-    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = OutboxWriter(replace(small, fsync="always"), "w0")
-    monkeypatch.setattr(os, "fdatasync", failing)
-    with pytest.raises(OutboxUnsynced):
-        writer.append(b"unsure")
-    monkeypatch.undo()
-    # The page was dropped and read again from the disk, which does not have the record.
-    flip(segments(small)[0], 10)
-    with pytest.raises(OutboxUnavailable, match="sync failed: records cannot be read back"):
-        writer.look()
-    with pytest.raises(OutboxUnavailable, match="sync failed"):
-        writer.append(b"after")
-    writer.close()
 
 
 @pytest.mark.parametrize(("fsync", "synced"), [("never", False), ("always", True)])
@@ -110,7 +62,7 @@ def test_only_always_has_the_record_on_disk_when_append_returns(
     writer.close()
 
 
-def test_interval_syncs_in_the_background_and_after_a_failure_once_more(
+def test_interval_syncs_in_the_background_and_a_failure_ends_the_writer(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = OutboxSettings(small.directory, 4096, 1 << 40, fsync="interval", fsync_interval_ms=1)
@@ -121,12 +73,10 @@ def test_interval_syncs_in_the_background_and_after_a_failure_once_more(
     monkeypatch.setattr(os, "fdatasync", failing)
     with pytest.raises(OutboxUnavailable, match="sync failed"):
         append_until_refused(writer, accepted)
-    assert "sync failed" in writer.trouble()
+    assert "sync failed" in writer.must_end()
     monkeypatch.undo()
-    written = rewritten(monkeypatch)
-    writer.look()
-    assert framed(accepted[-1]) in b"".join(data for data, _ in written)
-    assert writer.trouble() == ""
-    writer.append(b"after")
     writer.close()
+    following = OutboxWriter(often, "w0")
+    following.append(b"after")
+    following.close()
     assert read_all(often) == [*accepted, b"after"]

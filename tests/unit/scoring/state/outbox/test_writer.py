@@ -162,9 +162,9 @@ def test_release_keeps_segments_that_were_written_to_of_late(small: OutboxSettin
 def test_a_writer_whose_files_were_deleted_knows_it(small: OutboxSettings) -> None:
     writer = OutboxWriter(small, "w0")
     writer.append(b"one")
-    assert not writer.is_deleted()
+    assert writer.must_end() == ""
     shutil.rmtree(Path(small.directory) / "w0")
-    assert writer.is_deleted()
+    assert writer.must_end() == "outbox: its files were deleted"
     writer.close()
 
 
