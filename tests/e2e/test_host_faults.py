@@ -19,8 +19,8 @@ from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest
 from paywarden.scoring.metrics.shared_metrics import totals
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.product import internals
 from tests.services.product.processes import is_ready, samples, wait_until
