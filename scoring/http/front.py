@@ -84,12 +84,9 @@ class HttpServer:
         self._scrapes_left, self._scrapes_second = 0, 0
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
-        self._connections: Connections[HttpConnection] = Connections(
+        self.connections: Connections[HttpConnection] = Connections(
             settings.connections_max, metrics.connections, lambda: batcher is None or not batcher.queued_payments
         )
-        self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.hold, self.let_go = self._connections.hold, self._connections.let_go
-        self.note_closed_unread = self._connections.note_closed_unread
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
@@ -137,7 +134,7 @@ class HttpServer:
         elif self.settings.drain_delay_ms:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         self._close_listeners()
-        await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
+        await self.connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
 
@@ -149,7 +146,7 @@ class HttpServer:
         accepted = [*self._servers]
         self._close_listeners()
         until = self.loop.time() + max(self.settings.drain_delay_ms, _FAREWELL_MS) / 1000
-        while self.loop.time() < until and (self._connections.count or any(each.is_busy for each in accepted)):
+        while self.loop.time() < until and (self.connections.count or any(each.is_busy for each in accepted)):
             await asyncio.sleep(_FAREWELL_LOOK_S)
 
     def _close_listeners(self) -> None:
@@ -158,12 +155,12 @@ class HttpServer:
         self._servers.clear()
 
     def _sweep(self) -> None:
-        if not self._connections.count:
+        if not self.connections.count:
             self._sweeper = None
             return
         settings = self.settings
         now = self.loop.time()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.check_timeouts(now)
         self._answers.set_time(self._now_ms())
         shortest_ms = min(
@@ -176,7 +173,7 @@ class HttpServer:
 
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
-        is_admitted = self._connections.admit(connection)
+        is_admitted = self.connections.admit(connection)
         if not is_admitted:
             for acceptor in self._servers:
                 acceptor.rest()
