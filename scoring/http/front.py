@@ -27,7 +27,7 @@ from paywarden.scoring.engine.batching.batcher import INTERNAL, UNAVAILABLE, Mic
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
-from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
+from paywarden.scoring.http.heads import Heads, Route, RouteAnswer
 from paywarden.scoring.http.reader import HeldBytes
 from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
 from paywarden.scoring.http.settings import HttpSettings
@@ -61,7 +61,7 @@ class HttpServer:
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
-        metrics_text: Callable[[], bytes | asyncio.Future[bytes]],
+        metrics_text: Callable[[], bytes],
         tokens: Tokens | None = None,
         metrics_need_token: bool = False,
         readiness: Callable[[], list[str]] | None = None,
@@ -192,11 +192,7 @@ class HttpServer:
             assert self._batcher is not None, "without it there is no route to score"
             self._batcher.submit(call)
             return
-        answer = self._answer_of(head.route.name, head.route.answer)
-        if isinstance(answer, asyncio.Future):
-            answer.add_done_callback(lambda answered: _give_later(call, answered))
-        else:
-            call.give(*answer)
+        call.give(*self._answer_of(head.route.name, head.route.answer))
 
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
@@ -214,9 +210,7 @@ class HttpServer:
         if counted.seconds is not None:
             counted.seconds.observe(now - call.arrived)
 
-    def _answer_of(
-        self, route: str, answer: Callable[[], RouteAnswer | RouteAnswerLater]
-    ) -> RouteAnswer | RouteAnswerLater:
+    def _answer_of(self, route: str, answer: Callable[[], RouteAnswer]) -> RouteAnswer:
         try:
             return answer()
         except PaywardenError as error:
@@ -237,7 +231,7 @@ class HttpServer:
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 
-    def _render_metrics(self) -> RouteAnswer | RouteAnswerLater:
+    def _render_metrics(self) -> RouteAnswer:
         second = int(time.monotonic())
         if second != self._scrapes_second:
             self._scrapes_second, self._scrapes_left = second, _SCRAPES_PER_SECOND_MAX
@@ -245,29 +239,7 @@ class HttpServer:
             refusal = TOO_MANY_SCRAPES
             return refusal.status, _JSON, render_error(refusal.code, refusal.message)
         self._scrapes_left -= 1
-        text = self._metrics_text()
-        return (200, METRICS_TEXT, text) if isinstance(text, bytes) else _later(text)
-
-
-def _later(text: asyncio.Future[bytes]) -> RouteAnswerLater:
-    """Returns the answer to /metrics that comes with the text."""
-    answer: RouteAnswerLater = asyncio.get_running_loop().create_future()
-
-    def pass_on(done: asyncio.Future[bytes]) -> None:
-        error = done.exception()
-        if error is None:
-            answer.set_result((200, METRICS_TEXT, done.result()))
-        else:
-            answer.set_result(_error(UNAVAILABLE, str(error)))
-
-    text.add_done_callback(pass_on)
-    return answer
-
-
-def _give_later(call: HttpCall, answer: RouteAnswerLater) -> None:
-    if not call.cancelled:
-        call.give(*answer.result())
-        call.connection.flush()
+        return 200, METRICS_TEXT, self._metrics_text()
 
 
 def _error(code: str, message: str) -> RouteAnswer:
