@@ -347,7 +347,7 @@ MUTATIONS = {
         ("clock_leap",),
         100,
         frozenset({"two_answers", "decision_twice"}),
-        (Patch("scoring.state.outbox.file_ages", "FileAges.are_right", _constant(True)),),
+        (Patch("streams.companion.file_ages", "FileAges.are_right", _constant(True)),),
         known=17,
     ),
     "clock_behind": Mutation(
