@@ -13,7 +13,6 @@ from paywarden.ops.cli import EXIT_STATUSES, SECTIONS, cli
 from paywarden.ops.extras import extras_of
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
 
-
 # What click calls the values of its types, and the page's shorter names.
 _VALUES = {"INTEGER": "N", "INTEGER RANGE": "N", "FLOAT": "X", "FLOAT RANGE": "X"}
 

@@ -140,7 +140,7 @@ def data_page() -> str:
             "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
             "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Shares, "
             "probabilities and measures such as recall are from 0 to 1. Other numbers without a unit are counts or "
-            "ratios. `NAME_interval` (number[]) is the 95 % interval of NAME; `NAME_low` and `NAME_high` are its ends, by "
+            "ratios. `NAME_interval` (number[]) is the 95 % interval of NAME, `NAME_low` and `NAME_high` its ends, by "
             "Wilson. Ids of cards, merchants and devices are tokens of your own."
         ),
     ]
@@ -336,10 +336,8 @@ def _with_intervals(lines: Iterable[PageLine]) -> Iterator[PageLine]:
     merged: dict[str, PageLine] = {}
     for line in lines:
         base, _, end = line.name.rpartition("_")
-        if (
-            base in merged
-            and line.meaning in _PLAIN_INTERVALS.get(end, ())
-            or line.meaning == _INTERVAL_OF.format(base)
+        if (base in merged and line.meaning in _PLAIN_INTERVALS.get(end, ())) or line.meaning == _INTERVAL_OF.format(
+            base
         ):
             merged[base] = merged[base]._replace(name=f"{merged[base].name}`, `{line.name}")
         else:
