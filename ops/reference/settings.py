@@ -40,13 +40,8 @@ def settings_page() -> str:
         "# Settings\n",
         *prose(f"Every setting of `paywarden.toml`. {MADE_FROM_CODE}"),
         *prose(
-            "A setting comes from the environment, else from the file, else it has its default. The file is "
-            "`paywarden.toml` in the working directory, or `--config FILE`. `paywarden policy check` "
-            "says what is wrong in any section. `ops/paywarden.toml` is an example with every default."
-        ),
-        *prose(
-            "The variable of a setting is `PAYWARDEN_<SECTION>_<SETTING>`; a list is written with commas between. "
-            "Settings of the file alone have none. Secrets belong in the environment. In brackets: the default, and "
+            "[Configure](../operate/configure.md) says where values come from, and which variable of the environment "
+            "each setting has. `ops/paywarden.toml` is an example with every default. In brackets: the default, and "
             "the values that are wanted."
         ),
     ]
@@ -65,7 +60,7 @@ def _line(
     if not meaning:
         raise Undocumented(f"[{section}] {field.name} has no comment in {EXAMPLE.name}")
     only = f"{_type(hint)}, in the file alone" if is_file_only(hint) else ""
-    bounds = bounds_of(section, settings_type, field.name, hint)
+    bounds = bounds_of(section, settings_type, field.name, hint).replace("at least ", "≥ ").replace("a share from ", "")
     return entry(field.name, (code(_default(section, field)), bounds, only), meaning)
 
 

@@ -65,7 +65,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
     page = page_of("data.md")
     for name in ("decisions.parquet", "differences.parquet"):
         section = page.split(f"### {name}\n")[1].split("\n### ")[0]
-        assert all(f"- `{column}` (" in section for column in pq.read_schema(tmp_path / name).names)
+        assert all(f"`{column}`" in section for column in pq.read_schema(tmp_path / name).names)
     metrics = results.headline().keys() | {"payments_per_second"}
     assert all(f"`{key}`" in page for key in metrics)
 
