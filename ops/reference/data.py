@@ -198,7 +198,6 @@ def _replay() -> Iterator[str]:
 _SPEED = "The replay's speed, the only value that differs between two replays of the same input."
 _METRICS: tuple[tuple[str, type], ...] = (
     ("What was replayed", replay_measures.ReplayFacts),
-    ("Costs", costs.CostSettings),
     ("One contestant", replay_measures.ContestantMeasures),
     ("A group of payments", segments.GroupMeasures),
     ("Money", costs.Money),
@@ -381,6 +380,8 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
     if get_origin(hint) is dict:
         text, is_number = _json_kind(get_args(hint)[1])
         return f"{text}{{}}", is_number
+    if hint is costs.CostSettings:
+        return "[costs](settings.md#costs)", False
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
         return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
