@@ -53,7 +53,8 @@ def _parts() -> Iterator[str]:
         yield f"## {title}\n"
         for name in names:
             for command, path in _with_subcommands(cli.commands[name], f"paywarden {name}"):
-                yield from _command(command, path)
+                if not isinstance(command, click.Group):
+                    yield from _command(command, path)
 
 
 def _with_subcommands(command: click.Command, path: str) -> Iterator[tuple[click.Command, str]]:
@@ -79,12 +80,10 @@ def _shared() -> frozenset[str]:
 def _command(command: click.Command, path: str) -> Iterator[str]:
     if not command.help:
         raise Undocumented(f"command {path} has no help text")
-    yield f"### {path}\n"
     # click keeps a command's help option as the first context wants it.
     context = click.Context(command, info_name=path, **cli.context_settings)
-    pieces = command.collect_usage_pieces(context)
-    if pieces != ["[OPTIONS]"] and not isinstance(command, click.Group):
-        yield f"    {path} {' '.join(pieces)}\n"
+    pieces = [] if command is cli else command.collect_usage_pieces(context)
+    yield f"### {' '.join([path.removeprefix('paywarden '), *(piece for piece in pieces if piece != '[OPTIONS]')])}\n"
     text = inspect.cleandoc(command.help).partition("\n\n")[0].replace("\n", " ")
     extras = () if command.callback is None else extras_of(command.callback)
     yield from prose(f"{text} Extra: {code(','.join(extras))}." if extras else text)

@@ -115,6 +115,8 @@ _OTHER_UNITS = {
 }
 
 
+# Topics that only Paywarden writes and reads.
+_OF_OUR_OWN = ("profiles", "drift-acknowledgements", "console-events", "dead-letters-retried")
 _USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
@@ -134,7 +136,10 @@ def data_page() -> str:
     """Returns the data dictionary."""
     intro = [
         "# Data dictionary\n",
-        *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
+        *prose(
+            "The columns of every file, and the fields of every topic that your systems write or read. `schemas/avsc` "
+            f"has the schemas of all topics, with the meaning of each field. {MADE_FROM_CODE}"
+        ),
         *prose(
             "In brackets: type and unit. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
             "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
@@ -198,7 +203,6 @@ def _replay() -> Iterator[str]:
 _SPEED = "The replay's speed, the only value that differs between two replays of the same input."
 _METRICS: tuple[tuple[str, type], ...] = (
     ("What was replayed", replay_measures.ReplayFacts),
-    ("Costs", costs.CostSettings),
     ("One contestant", replay_measures.ContestantMeasures),
     ("A group of payments", segments.GroupMeasures),
     ("Money", costs.Money),
@@ -249,10 +253,10 @@ def _archive() -> Iterator[str]:
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
     yield from prose(
-        "Values are Avro in the Confluent wire format; the schemas are `schemas/avsc/TOPIC.avsc`. "
-        "[topics.md](topics.md) has keys, retention, and the topics without Avro. A field without a type is a string."
+        "[topics.md](topics.md) has the form of values, keys, retention and all other topics. A field without a type "
+        "is a string."
     )
-    for topic in TOPICS:
+    for topic in (topic for topic in TOPICS if topic not in _OF_OUR_OWN):
         schema = topic_schema(topic)
         lines = list(_of_record(topic, schema, ""))
         # topics.md has the key, and how long a record is kept.
@@ -381,6 +385,8 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
     if get_origin(hint) is dict:
         text, is_number = _json_kind(get_args(hint)[1])
         return f"{text}{{}}", is_number
+    if hint is costs.CostSettings:
+        return "[costs](settings.md#costs)", False
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
         return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False

@@ -91,6 +91,7 @@ def test_a_number_without_a_unit_is_an_error() -> None:
 
 def test_the_example_describes_every_setting() -> None:
     assert list(reference_settings.undescribed()) == []
+    assert reference_settings.EXAMPLE.read_text(encoding="utf-8") == reference_settings.example_text()
 
 
 def test_a_metric_without_a_unit_is_an_error() -> None:
