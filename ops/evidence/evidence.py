@@ -132,7 +132,11 @@ def collect(asked: EvidenceAsked, rates: RateTable, scratch: Path) -> Evidence:
 
 @contextmanager
 def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    config = {"memory_limit": _MEMORY, "temp_directory": str(folder), "autoinstall_known_extensions": False}
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": _MEMORY,
+        "temp_directory": str(folder),
+        "autoinstall_known_extensions": False,
+    }
     try:
         with duckdb.connect(str(folder / "evidence.duckdb"), config=config) as database:
             database.execute("SET TimeZone = 'UTC'")

@@ -280,7 +280,7 @@ def test_the_signature_covers_every_file(tmp_path: Path) -> None:
     run(tmp_path, "out", "--key", str(tmp_path / "key.pem"))
     sums = (tmp_path / "out" / "SHA256SUMS").read_bytes()
     key.public_key().verify((tmp_path / "out" / "SHA256SUMS.sig").read_bytes(), sums)
-    named = dict(reversed(line.split("  ")) for line in sums.decode().splitlines())
+    named = {name: digest for digest, name in (line.split("  ") for line in sums.decode().splitlines())}
     files = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith("SHA256SUMS")]
     assert named == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
