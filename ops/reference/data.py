@@ -389,7 +389,7 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
         return "[costs](settings.md#costs)", False
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
-        return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
+        return f"[object](#{title.lower().replace(' ', '-')})", False
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names[hint], hint in (int, float)
 
