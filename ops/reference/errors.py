@@ -78,8 +78,8 @@ def errors_page() -> str:
         *prose(
             'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`. '
             "Over gRPC the status has code and message, and the trailer `paywarden-field` the field. `field` is empty "
-            "if no field is wrong. The connection closes after a request that is not HTTP/1.1 or came too slowly. The code "
-            "says what to do next:"
+            "if no field is wrong. The connection closes after a request that is not HTTP/1.1 or came too slowly. The "
+            "code says what to do next:"
         ),
         *_codes(),
         "",
