@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from paywarden.ops.console.audit import Audit
 
 PAGE_SIZE = 50
+EXPORT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.AUDITOR})
+"""The roles that may take a list away as a file (exports.py)."""
 
 
 class PageRefused(Exception):
@@ -92,6 +94,8 @@ class Visit:
     # The digest of the session; "" for a program.
     session: str = ""
     searches: Searches = field(default_factory=Searches)
+    # How many rows of a list a file wants; 0 for a page.
+    rows_max: int = 0
 
     def text(self, name: str, default: str = "") -> str:
         """Return a field's text, the last one if there are several."""
@@ -125,6 +129,10 @@ class Visit:
     def address(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> str:
         """Return the address of a page with these values; those in `personal` do not stand in it."""
         return address(path, self.parameters(path, values, personal))
+
+    def csv_address(self, path: str, values: Mapping[str, str], personal: Collection[str] = ()) -> str:
+        """Return the address of a list as CSV; "" for a person who may not have it."""
+        return self.address(f"{path}/csv", values, personal) if self.person.may(EXPORT_ROLES) else ""
 
     def parameters(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> dict[str, str]:
         """Return the parameters of that address."""
@@ -255,6 +263,7 @@ def paged(path: str, visit: Visit, total: int, personal: Collection[str] = ()) -
         "pages": pages,
         "filters": filters,
         "parameters": visit.parameters(path, filters, personal),
+        "csv_path": visit.csv_address(path, filters, personal),
     }
 
 
