@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paywarden.ops.console.decisions.reasons import Reason
 from paywarden.ops.console.pages import EXPORT_ROLES, Page, Sent, Shown, Visit
+from paywarden.ops.console.reasons import Reason
 from paywarden.ops.console.rendering import NO_CURRENCIES, as_json, time_text
 
 EXPORT_ROWS_MAX = 5_000

@@ -28,7 +28,7 @@ from paywarden.ops.console.words import what_moved, where
 from paywarden.schemas.currencies import MINOR_DIGITS
 
 if TYPE_CHECKING:
-    from paywarden.ops.console.decisions.reasons import Reason
+    from paywarden.ops.console.reasons import Reason
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts

@@ -10,7 +10,7 @@ import pytest
 from paywarden.features.profiles.feature_docs import ListedFeature, listed_features
 from paywarden.models.drift.reference import Reference, load_reference
 from paywarden.ops import wiring
-from paywarden.ops.console.decisions.reasons import reason_of, usual_value
+from paywarden.ops.console.reasons import reason_of, usual_value
 from paywarden.ops.console.rendering import ENGLISH, LOCALE, Currencies, locale_of
 from paywarden.schemas.settings import Source
 from tests.worlds.small import small_world
