@@ -11,6 +11,7 @@ from typing import Any
 from paywarden.models.bundle.bundle import Bundle, read_manifest
 from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.policy.policy import MODEL_ABSENT, Policy
+from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.links import links_of, strip_of
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
@@ -20,7 +21,6 @@ from paywarden.ops.console.reasons import Listed, Reason, Reasons
 from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
-from paywarden.scoring.engine.flips import Cuts, Flip, cuts_of, flips
 from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
 from paywarden.streams.decision_index.reviews import AnalystVerdict
 from paywarden.streams.decision_index.search import FoundRow, Place

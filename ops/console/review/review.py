@@ -106,7 +106,7 @@ class Review:
                 analysts=max(1, len(throughput)),
                 reviews_a_day=self._reviews_a_day(throughput),
                 review_cost_minor=self._costs.review_cost_minor,
-                sure_share=queue.sure_share(since_ms),
+                gain=queue.gain_sql(now_ms),
             )
 
     def _reviews_a_day(self, throughput: list[Throughput]) -> int:
@@ -168,12 +168,12 @@ def _claim(claim: ReviewClaim, visit: Visit) -> dict[str, Any]:
 
 def _waiting(one: WaitingReview, now_ms: int) -> dict[str, Any]:
     """Return a payment in the queue. `holder` is empty where nobody holds it now."""
-    names = ("decision_id", "payment_id", "score", "stake_minor", "turn")
+    names = ("decision_id", "payment_id", "score", "stake_minor", "gain_minor", "turn")
     return {
         "place": Place(one.decided_time_ms, one.payment_hash).to_text(),
         "decided_ms": one.decided_time_ms,
         **{name: getattr(one, name) for name in names},
-        # By how much the waiting raises the stake in the order of the queue.
-        "raised": one.priority(now_ms) / one.priority(one.decided_time_ms) if one.stake_minor else 1.0,
+        # By how much the waiting raises the gain in the order of the queue.
+        "raised": 1 + max(0, now_ms - one.decided_time_ms) / _DAY_MS,
         "holder": one.holder if one.held_until_ms > now_ms else "",
     }

@@ -92,7 +92,7 @@ class World:
         encoder = Encoder("decisions", IDS.id_of("decisions"))
         with self.database.transaction() as transaction:
             self.index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in told])
-            self.queue.add_decisions(transaction, told, [self.index.stake(each) for each in told])
+            self.queue.add_decisions(transaction, told, [self.index.worth(each) for each in told])
 
     @contextmanager
     def _opens(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
@@ -444,7 +444,7 @@ def test_the_queue_says_card_merchant_amount_and_three_reasons(world: World) -> 
         assert 1 <= len(reasons) <= 3
         assert all("; usually " in one or "; so in " in one or "not known" in one for one in reasons), reasons
     assert "Next is <a" in page
-    assert "100.00 EUR times a probability of 40 % is 40.00" in page
+    assert "100.00 EUR with a probability of fraud of " in page
     # Cards were shown: the audit log knows.
     (seen,) = (one for one in world.console.audit.newest(5) if one.subject == "reviews")
     assert seen.what == {"shown": "2", "first": "pay3", "last": "pay4"}
