@@ -144,11 +144,11 @@ class Visit:
         """Return a sensitive value as this person may see it."""
         return masked(value, self.person)
 
-    def saw(self, subject: str, **what: str) -> None:
+    def saw(self, subject: str, /, **what: str) -> None:
         """Note in the audit log that the person has seen sensitive fields of the subject, such as `payment:p1`."""
         self.did("viewed", subject, **what)
 
-    def did(self, act: str, subject: str, **what: str) -> None:
+    def did(self, act: str, subject: str, /, **what: str) -> None:
         """Note an act of the person in the audit log."""
         self.audit.record(self.person.name, act, subject, what, self.now_ms)
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paywarden.models.drift.reference import Reference, load_reference
+from paywarden.ops.recomputation import vector_of
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.engine.recomputation import vector_of
 
 if TYPE_CHECKING:
     from paywarden.features.profiles.feature_docs import ListedFeature
