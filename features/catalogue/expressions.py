@@ -42,10 +42,17 @@ class Measure(enum.Enum):
     NUMBER_MIN = "number_min"
     FRAUD_SQUARES_LOW = "fraud_squares_low"
     FRAUD_SQUARES_HIGH = "fraud_squares_high"
+    LABELLED_COUNT = "labelled_count"
 
 
 LABEL_MEASURES = frozenset(
-    {Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT, Measure.FRAUD_SQUARES_LOW, Measure.FRAUD_SQUARES_HIGH}
+    {
+        Measure.FRAUD_COUNT,
+        Measure.FRAUD_AMOUNT,
+        Measure.FRAUD_SQUARES_LOW,
+        Measure.FRAUD_SQUARES_HIGH,
+        Measure.LABELLED_COUNT,
+    }
 )
 """Measures that labels change. A table has either these or the others."""
 NUMBER_MEASURES = frozenset(

@@ -42,7 +42,7 @@ from paywarden.features.history.history import (
     read_columns,
     sorted_times,
 )
-from paywarden.features.kernel.layout import DAY_MS
+from paywarden.features.kernel.layout import DAY_MS, FIRST_LABEL
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import PaymentFields
 
@@ -212,12 +212,13 @@ class JoinedOutcomes:
     """Makes events of payments and outcomes in order of id: the payment first, then its outcomes as they became known.
 
     The label of a payment is that of its last outcome. The weight of an outcome is +1 for a fraud, -1 for a fraud taken
-    back, and 0 if it changes nothing.
+    back, and 0 if it changes nothing. With `counts_labels`, FIRST_LABEL is added to that of the first outcome.
     """
 
     columns: pa.Schema
     payment_files: tuple[str, ...]
     outcome_files: tuple[str, ...]
+    counts_labels: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -253,6 +254,9 @@ class JoinedOutcomes:
         before[1:] = np.where(is_outcome[:-1], label[:-1], 0)
         before[starts] = 0
         weight = np.where(is_outcome, label - before, 1).astype(np.int8)
+        if self.counts_labels:
+            is_first = is_outcome & (payment == np.arange(len(rows)) - 1)
+            weight += (FIRST_LABEL * is_first).astype(np.int8)
         last = label.copy()
         # The last row of each payment: its last outcome, or itself.
         last[starts] = label[np.append(starts[1:], len(rows)) - 1]

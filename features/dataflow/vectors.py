@@ -242,7 +242,7 @@ class Passage(Generic[RowsT]):
         count = engine.partitions
         checked = engine.map(of_payments, CheckedPayments(columns, fields, payment_files, count))
         known = engine.map(of_outcomes, CheckedOutcomes(columns, outcome_files, count))
-        join = JoinedOutcomes(columns, payment_files, outcome_files)
+        join = JoinedOutcomes(columns, payment_files, outcome_files, counts_labels=features.plan.counts_labels)
         events = engine.sort(engine.exchange([checked, known], JOIN_ORDER, join), EVENT_ORDER, Numbered(join.schema))
         places = Places.of(engine.tables(engine.map(events, CountedDays())))
         return cls(engine, events, columns, places, features, rates)

@@ -60,7 +60,7 @@ class CatalogueCheck:
 
 @dataclass(frozen=True)
 class _Event:
-    """A payment, or with `weight` +1 or -1 a change of its label. `payment` numbers the payment.
+    """A payment, or with a `weight` a change of its label, as `kernel.update` has it. `payment` numbers the payment.
 
     `reads`: the payment only reads a neighbour's profile; the number says where the values go.
     """
@@ -82,7 +82,7 @@ def check_catalogue(catalogue: Catalogue, *, payments: int = 400, seed: int = 0)
         for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
     ]
     keys = [[make(one) for make in makers] for one in made]
-    heard = _heard(made, seed)
+    heard = _heard(made, seed, counts_labels=plan.counts_labels)
     one_by_one, at_once = _one_by_one(engine, rows, keys, heard), _at_once(engine, rows, keys, heard)
     plain, not_plain = _plain(catalogue, plan, at_once, rows, keys, heard)
     differences = _differences(plan.names, one_by_one, at_once, ("event by event", "at once"))
@@ -145,15 +145,25 @@ def _row(values: Mapping[str, Any], declared: DeclaredRow) -> list[int]:
     )
 
 
-def _heard(made: Sequence[Mapping[str, Any]], seed: int) -> list[_Event]:
-    """Returns payments and labels in the order in which they become known. One payment in eight is a fraud."""
+def _heard(made: Sequence[Mapping[str, Any]], seed: int, *, counts_labels: bool) -> list[_Event]:
+    """Returns payments and labels in the order in which they become known. One payment in eight is a fraud.
+
+    With `counts_labels`, a third of the other payments are called genuine, and some of these a fraud later.
+    """
     rng = np.random.default_rng((seed, 1))
     events = [(one["event_time_ms"], 0, _Event(place)) for place, one in enumerate(made)]
-    for place in np.flatnonzero(rng.random(len(made)) < 0.12).tolist():
+    is_fraud = rng.random(len(made)) < 0.12
+    first = kernel.FIRST_LABEL if counts_labels else 0
+    for place in np.flatnonzero(is_fraud).tolist():
         known_ms = made[place]["event_time_ms"] + int(rng.integers(0, 9 * _DAY_MS))
-        events.append((known_ms, 1, _Event(place, 1)))
+        events.append((known_ms, 1, _Event(place, first + 1)))
         if rng.random() < 0.1:
             events.append((known_ms + _DAY_MS, 1, _Event(place, -1)))
+    for place in np.flatnonzero(~is_fraud)[::3].tolist() if counts_labels else ():
+        known_ms = made[place]["event_time_ms"] + int(rng.integers(0, 9 * _DAY_MS))
+        events.append((known_ms, 1, _Event(place, first)))
+        if rng.random() < 0.1:
+            events.append((known_ms + _DAY_MS, 1, _Event(place, 1)))
     return [event for *_, event in sorted(events, key=lambda event: event[:2])]
 
 

@@ -58,7 +58,10 @@ class NotPlain(Exception):
 
 @dataclass
 class PlainEvents:
-    """The events of an entity: its payments' rows, and (row, weight) of each change of a label."""
+    """The events of an entity: its payments' rows, and (row, weight) of each change of a label.
+
+    A weight from 3 on is that of a first label: 4 genuine, 5 fraud.
+    """
 
     payments: list[Row] = field(default_factory=list)
     labels: list[tuple[Row, int]] = field(default_factory=list)
@@ -378,8 +381,9 @@ class _Inside:
         return [_amount(row) for row, _ in labels], [weight for _, weight in labels]
 
     def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
-        labels = self._events.labels
-        return [(row, weight) for row, weight in labels if self._is_inside(row, 1) and _met(row, condition)]
+        """Returns the changes of known frauds."""
+        labels = ((row, weight - 4 if weight > 1 else weight) for row, weight in self._events.labels)
+        return [(row, weight) for row, weight in labels if weight and self._is_inside(row, 1) and _met(row, condition)]
 
     def _is_inside(self, row: Row, kind: int) -> bool:
         hop_ms, length_ms, delay_ms = self._window.hop_ms, self._window.length_ms, self._window.delay_ms
@@ -406,6 +410,9 @@ class _Inside:
             return sum(_amount(row) for row in self.payments(condition))
         if column.measure is Measure.FRAUD_COUNT:
             return sum(weight for _, weight in self._labels(condition))
+        if column.measure is Measure.LABELLED_COUNT:
+            labels = self._events.labels
+            return sum(weight > 1 and self._is_inside(row, 1) and _met(row, condition) for row, weight in labels)
         if column.measure is Measure.FRAUD_AMOUNT:
             return sum(weight * _amount(row) for row, weight in self._labels(condition))
         if column.measure in (Measure.NUMBER_COUNT, Measure.NUMBER_SUM):

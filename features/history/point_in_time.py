@@ -73,8 +73,9 @@ class Chunk:
 class Labels:
     """Changes of payments' known labels, in the order in which they became known. All shape (changes,).
 
-    `before` is the first payment later than the change. `weight` is +1 for a fraud, -1 for a fraud taken back.
-    Outcomes that change nothing (mostly genuine ones) are left out.
+    `before` is the first payment later than the change. `weight` is +1 for a fraud, -1 for a fraud taken back, and 0
+    for a payment that is called genuine first; kernel.FIRST_LABEL is added for the first label of a payment where the
+    plan counts labelled payments. Outcomes that change nothing are left out: without such a plan, most genuine ones.
     """
 
     payment: NDArray[np.int64]
@@ -82,12 +83,15 @@ class Labels:
     weight: NDArray[np.int64]
 
 
-def label_changes(history: History, frontier_ms: NDArray[np.int64] | None = None) -> Labels:
+def label_changes(
+    history: History, frontier_ms: NDArray[np.int64] | None = None, *, counts_labels: bool = False
+) -> Labels:
     """Returns the label changes: a repeated outcome makes none, a correction takes back the outcome before it.
 
     `frontier_ms`: for each payment, the moment up to which it knows outcomes (payments,); None for its own time.
+    `counts_labels`: whether the first label of a payment is a change, whatever it says.
     """
-    outcomes = _outcomes_of_frauds(history)
+    outcomes = np.arange(len(history.outcome_payment)) if counts_labels else _outcomes_of_frauds(history)
     # A stable sort keeps the outcomes of one payment in the order in which they became known.
     order = outcomes[np.argsort(history.outcome_payment[outcomes], kind="stable")]
     payment = history.outcome_payment[order]
@@ -95,12 +99,15 @@ def label_changes(history: History, frontier_ms: NDArray[np.int64] | None = None
     previous = np.zeros_like(fraud)
     same = payment[1:] == payment[:-1]
     previous[1:][same] = fraud[:-1][same]
-    changed = np.flatnonzero(fraud != previous)
+    weight = fraud - previous
+    if counts_labels:
+        weight += kernel.FIRST_LABEL * np.append(True, ~same)[: len(payment)]
+    changed = np.flatnonzero(weight)
     known_ms = history.outcome_time_ms[order][changed]
     known_order = np.argsort(known_ms, kind="stable")
     changed, known_ms = changed[known_order], known_ms[known_order]
     before = np.searchsorted(history.event_time_ms if frontier_ms is None else frontier_ms, known_ms, side="right")
-    return Labels(payment[changed], before.astype(np.int64), (fraud - previous)[changed])
+    return Labels(payment[changed], before.astype(np.int64), weight[changed])
 
 
 def _outcomes_of_frauds(history: History) -> NDArray[np.int64]:
@@ -142,7 +149,7 @@ class PointInTimeReplay:
             self._engines.put(clone)
         self._room = room or MemoryAllocator()
         frontier_ms = None if staleness is None else staleness.frontier_ms(history.event_time_ms)
-        self._labels = label_changes(history, frontier_ms)
+        self._labels = label_changes(history, frontier_ms, counts_labels=engine.plan.counts_labels)
         # For each payment the first one that sees it, ascending; None if that is always the next one.
         self._seen_by: NDArray[np.int64] | None = None
         if frontier_ms is not None:

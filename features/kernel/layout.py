@@ -61,7 +61,8 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT, HOUR_AMONG, WEEKDAY_AMONG, 
     NUMBER_MIN,
     FRAUD_SQUARES_LOW,
     FRAUD_SQUARES_HIGH,
-) = range(18)
+    LABELLED_COUNT,
+) = range(19)
 # How an attribute is read as a number: an amount is one, a declared number has the code of it, and a moment stands for
 # its age at its payment, in ms. A text has no number.
 READ_AMOUNT, READ_NUMBER, READ_AGE, READ_TEXT = range(4)
@@ -139,6 +140,9 @@ SLACK_BYTES = 8
 PAYMENT, LABEL, DECLINE = 0, 1, 2
 # The weight of a decline: what its payment's DECLINED column held before, in the low bits, and the payment's label.
 DECLINE_BITS = 2
+# The weight of a label is how it changes whether its payment is a known fraud: +1, 0 or -1. This is added if the
+# payment had no label before and the plan counts labelled payments.
+FIRST_LABEL = 4
 # Whether a payment has an entity, and whether the entity has a profile.
 ABSENT, UNKNOWN, KNOWN = 0, 1, 2
 # Statuses of unpacking and packing. A status about an item is status * STATUS_UNIT + the number of the item.

@@ -34,12 +34,14 @@ from paywarden.features.kernel.layout import (
     DECLINE_BITS,
     DISTINCT_BITS,
     DISTINCT_VALUES,
+    FIRST_LABEL,
     FIRST_MS,
     FRAUD_AMOUNT,
     FRAUD_COUNT,
     FRAUD_SQUARES_LOW,
     I64,
     LABEL,
+    LABELLED_COUNT,
     LAST_MS,
     LENGTHS_AT,
     NEWEST_MS,
@@ -71,8 +73,9 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
     """Add one event to a profile. Returns the number of tables for which it came too late.
 
     `attributes` is the payment's row for all kinds of events; its time is above 0, since 0 means no payment.
-    `weight` is 1 for a payment. For a label it is +1 (fraud), -1 (a fraud taken back) or 0 (genuine). For a decline it
-    is what the row's DECLINED column held before, plus the payment's label, 0 or 1, shifted left by DECLINE_BITS.
+    `weight` is 1 for a payment. For a label it is +1 (fraud), -1 (a fraud taken back) or 0 (genuine), plus FIRST_LABEL
+    if the payment had no label before. For a decline it is what the row's DECLINED column held before, plus two bits
+    shifted left by DECLINE_BITS: whether the payment is a known fraud, and whether it has a label.
     """
     time_ms = attributes[TIME_MS]
     section = entity_at(plan, entity)
@@ -84,10 +87,12 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         _note_payment_time(words, time_ms)
         _remember_payment(plan, section, words, attributes)
     held = answers(plan, attributes)
-    held_before, label = held, 0
+    held_before, fraud, labelled = held, 0, 0
     if kind == DECLINE:
         held_before = answers_before(plan, attributes, weight & ((1 << DECLINE_BITS) - 1))
-        label = weight >> DECLINE_BITS
+        fraud, labelled = weight >> DECLINE_BITS & 1, weight >> DECLINE_BITS >> 1
+    elif kind == LABEL:
+        fraud, labelled = (weight + 1) % FIRST_LABEL - 1, (weight + 1) // FIRST_LABEL
     late = 0
     for table in range(tables):
         where = table_at(plan, section, table)
@@ -98,9 +103,11 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         count = drop_expired(plan, where, words, length, newest_tile)
         # Payments change only payments' tables, labels only labels' tables. A label is never late for the former.
         if kind == DECLINE:
-            if not _is_asked(plan, where, held ^ held_before) or (plan[where + TABLE.kind] == LABEL and label == 0):
+            if not _is_asked(plan, where, held ^ held_before):
                 continue
         elif kind != plan[where + TABLE.kind]:
+            continue
+        if plan[where + TABLE.kind] == LABEL and fraud == 0 and not (labelled and _counts_labels(plan, where)):
             continue
         if tile <= newest_tile - plan[where + TABLE.capacity]:
             late += 1
@@ -109,9 +116,9 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         if kind == PAYMENT:
             _add_payment(plan, where, words, row, attributes, held)
         elif kind == DECLINE:
-            _move_payment(plan, where, words, row, attributes, held_before, held, label)
+            _move_payment(plan, where, words, row, attributes, held_before, held, fraud, labelled)
         else:
-            _add_label(plan, where, words, row, attributes, held, weight)
+            _add_label(plan, where, words, row, attributes, held, fraud, labelled)
     return late
 
 
@@ -301,9 +308,24 @@ def _is_asked(plan: I64, where: int, conditions: int) -> bool:
     return found
 
 
+@inlined
+def _counts_labels(plan: I64, where: int) -> bool:
+    """Returns whether a table of labels counts labelled payments. Such columns stand behind all others."""
+    last = plan[where + TABLE.columns_at] + (plan[where + TABLE.column_count] - 1) * COLUMN_SIZE
+    return bool(plan[last + COLUMN.measure] == LABELLED_COUNT)
+
+
 @compiled()
 def _move_payment(
-    plan: I64, where: int, words: I64, row: int, attributes: I64, before: int, after: int, label: int
+    plan: I64,
+    where: int,
+    words: I64,
+    row: int,
+    attributes: I64,
+    before: int,
+    after: int,
+    fraud: int,
+    labelled: int,
 ) -> None:
     """Add a payment, or its label, to the columns whose condition holds now, and take it from those that held before.
 
@@ -320,7 +342,7 @@ def _move_payment(
             continue
         at = plan[column + COLUMN.words_at] + row
         if plan[where + TABLE.kind] == LABEL:
-            words[at] += sign * label * _label_part(measure, amount)
+            words[at] += sign * _label_part(measure, amount, fraud, labelled)
             continue
         high, low = amount >> 20, amount & 0xFFFFF
         cross = 2 * high * low
@@ -352,29 +374,36 @@ def _move_payment(
 
 
 @compiled()
-def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, weight: int) -> None:
+def _add_label(
+    plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, fraud: int, labelled: int
+) -> None:
     """Add a label to one tile."""
     for number in range(plan[where + TABLE.column_count]):
         column = plan[where + TABLE.columns_at] + number * COLUMN_SIZE
         condition = plan[column + COLUMN.condition]
         if condition == 0 or (held >> (condition - 1)) & 1:
-            part = _label_part(plan[column + COLUMN.measure], attributes[AMOUNT])
-            words[plan[column + COLUMN.words_at] + row] += weight * part
+            part = _label_part(plan[column + COLUMN.measure], attributes[AMOUNT], fraud, labelled)
+            words[plan[column + COLUMN.words_at] + row] += part
 
 
 @inlined
-def _label_part(measure: int, amount: int) -> int:
-    """Returns what one fraud adds to a measure of labels. An amount that is not known adds nothing."""
+def _label_part(measure: int, amount: int, fraud: int, labelled: int) -> int:
+    """Returns what a label adds to a measure of labels. An amount that is not known adds nothing.
+
+    `fraud` and `labelled` say how many known frauds, and labelled payments, there are more.
+    """
+    if measure == LABELLED_COUNT:
+        return labelled
     if measure == FRAUD_COUNT:
-        return 1
+        return fraud
     amount = max(0, amount)
     if measure == FRAUD_AMOUNT:
-        return amount
+        return fraud * amount
     high, low = amount >> 20, amount & 0xFFFFF
     cross = 2 * high * low
     if measure == FRAUD_SQUARES_LOW:
-        return low * low + ((cross & 0xFFFFF) << 20)
-    return high * high + (cross >> 20)
+        return fraud * (low * low + ((cross & 0xFFFFF) << 20))
+    return fraud * (high * high + (cross >> 20))
 
 
 @compiled()

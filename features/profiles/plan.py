@@ -50,6 +50,7 @@ from paywarden.features.catalogue.expressions import (
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import DAY_MS, EVER_HOP_MS, Window
 from paywarden.features.kernel import plan_schema
+from paywarden.features.kernel.layout import LABELLED_COUNT
 from paywarden.features.profiles.catalogue_digest import digest_of
 from paywarden.features.profiles.plan_parts import (
     Slots,
@@ -117,6 +118,12 @@ class Plan:
     @property
     def entity_count(self) -> int:
         return len(self.entity_names)
+
+    @property
+    def counts_labels(self) -> bool:
+        """Returns whether any profile counts labelled payments: the first label of a payment then changes it."""
+        tables = (table for shape in self.shapes for table in shape.tables)
+        return any(column.measure == LABELLED_COUNT for table in tables for column in table.columns)
 
     @property
     def listed(self) -> tuple[int, ...]:

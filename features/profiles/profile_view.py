@@ -66,6 +66,7 @@ _WORDS = {
     Measure.NUMBER_MAX: "max",
     Measure.NUMBER_MIN: "min",
     Measure.FRAUD_SQUARES_LOW: "fraud squares",
+    Measure.LABELLED_COUNT: "labelled",
 }
 _SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH, Measure.FRAUD_SQUARES_HIGH})
 _NO_VALUE = "-"
@@ -496,7 +497,7 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int, digits: int) -> 
             return _distinct(parts)
         case Measure.BUCKET_COUNTS:
             return tuple(parts)
-        case Measure.FRAUD_COUNT:
+        case Measure.FRAUD_COUNT | Measure.LABELLED_COUNT:
             return decode_zigzag(value)
         case Measure.FRAUD_AMOUNT:
             return _major(decode_zigzag(value))

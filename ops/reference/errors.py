@@ -78,16 +78,12 @@ def errors_page() -> str:
         *prose(
             'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`. '
             "Over gRPC the status has code and message, and the trailer `paywarden-field` the field. `field` is empty "
-            "if no field is wrong."
+            "if no field is wrong. The code says what to do next:"
         ),
         *_codes(),
         "",
         "### HTTP: refusals before a route\n",
         *_http(),
-        "",
-        "### Refusals with a fixed message\n",
-        *prose("The scorer's refusals are the same over HTTP and gRPC."),
-        *_fixed(),
         "",
     ]
     return "\n".join(lines)
@@ -124,13 +120,6 @@ def _http() -> Iterator[str]:
         field = f"{refusal.field}: " if refusal.field else ""
         end = " (the connection closes)" if refusal.closes else ""
         yield f"- {refusal.status} {code(refusal.code)}: {field}{refusal.message}{end}"
-
-
-def _fixed() -> Iterator[str]:
-    unique: dict[Refusal, None] = dict.fromkeys(_all_fixed())
-    for refusal in unique:
-        giver = "scorer" if refusal in _refusals(batcher, Refusal) else "gRPC"
-        yield entry(refusal.code, (giver, refusal.field), refusal.message)
 
 
 def _all_fixed() -> list[Refusal]:

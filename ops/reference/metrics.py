@@ -62,6 +62,8 @@ _UNITS = (
         "count",
     ),
 )
+# The head of the page gives these to every metric that has them.
+_USUAL_UNITS = ("count", "0 to 1", "0 or 1")
 
 
 def metrics_page() -> str:
@@ -71,9 +73,10 @@ def metrics_page() -> str:
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
-            "In brackets: type, labels, and the unit if the name does not end with it; then the alerts that watch it, "
-            "without their `Paywarden` ([runbook](../operate/runbook/README.md)). `…_total` is a counter, "
-            "`…_timestamp_seconds` a Unix time. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
+            "The labels stand after the name. In brackets: the type, if the metric is no gauge; the unit; and the "
+            "alerts that watch it, without their `Paywarden` ([runbook](../operate/runbook/README.md)). `…_total` is a "
+            "counter, `…_timestamp_seconds` a Unix time. Shares and measures are from 0 to 1, a gauge of a state is 0 "
+            "or 1, and other gauges are counts. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
             "`NAME_count`. No label holds a card, a payment or another id of the data."
         ),
         *prose(_PROCESS),
@@ -105,13 +108,12 @@ _Family = tuple[str, str, tuple[str, ...], str]
 
 def _line(family: _Family, watched: Mapping[str, Sequence[str]]) -> str:
     name, kind, labels, text = family
-    shown = "" if name.endswith("_total") else kind
-    by = f"by {', '.join(map(code, labels))}" if labels else ""
+    shown = "" if name.endswith("_total") or kind == "gauge" else kind
     unit = unit_of(name)
     alerts = ", ".join(alert.removeprefix("Paywarden") for alert in watched.get(name, ()))
-    obvious = name.endswith(("_total", "_timestamp_seconds", f"_{unit}"))
-    notes = (f"{shown} {by}".strip(), "" if obvious else unit, f"alerts: {alerts}" if alerts else "")
-    return entry(name, notes, text)
+    obvious = unit in _USUAL_UNITS or name.endswith(("_minor", "_timestamp_seconds", f"_{unit}"))
+    notes = (shown, "" if obvious else unit, f"alerts: {alerts}" if alerts else "")
+    return entry(f"{name}{{{','.join(labels)}}}" if labels else name, notes, text)
 
 
 def unit_of(name: str) -> str:

@@ -56,12 +56,9 @@ class GrpcServer:
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
         self._draining = False
-        self._connections: Connections[GrpcConnection] = Connections(
+        self.connections: Connections[GrpcConnection] = Connections(
             settings.connections_max, metrics.connections, lambda: not batcher.queued_payments
         )
-        self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.hold, self.let_go = self._connections.hold, self._connections.let_go
-        self.note_closed_unread = self._connections.note_closed_unread
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
@@ -89,7 +86,7 @@ class GrpcServer:
                 await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         for server in self._servers:
             server.close()
-        await self._connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
+        await self.connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
 
@@ -97,7 +94,7 @@ class GrpcServer:
 
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection until `forget`. Returns False if there are too many."""
-        is_admitted = self._connections.admit(connection)
+        is_admitted = self.connections.admit(connection)
         if not is_admitted:
             for acceptor in self._servers:
                 acceptor.rest()
@@ -116,7 +113,7 @@ class GrpcServer:
         return not self._draining and not self.batcher.scorer.readiness()
 
     def _sweep(self) -> None:
-        if not self._connections.count:
+        if not self.connections.count:
             self._sweeper = None
             return
         settings = self.settings
@@ -129,7 +126,7 @@ class GrpcServer:
 
     def _look_at_connections(self) -> None:
         now = self.now_s()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.look(now)
 
     def _make_methods(self, metrics: GrpcMetrics) -> dict[bytes, Method]:

@@ -36,9 +36,9 @@ from paywarden.features.history.history import Coded, History, final_labels
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
+from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores.base import ABSENT, ProfileStore, StoreConflict
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.maintenance.backfill_progress import (
     FINISHED,
@@ -180,7 +180,7 @@ class Backfill:
     def _payment_records_from(self, position: int) -> Iterator[tuple[bytes, bytes]]:
         """Yields the records of payments, from the oldest that is kept."""
         history, passage = self._history, self._passage
-        is_fraud, encoder = final_labels(history) == 1, RecordEncoder(history.fields)
+        label, encoder = final_labels(history), RecordEncoder(self._engine.plan)
         key_parts = [encoded_keys(column.store_keys()) for column in passage.entities]
         for first in range(self._first_kept + position, len(history), self._batch_size):
             rows = slice(first, min(first + self._batch_size, len(history)))
@@ -188,7 +188,7 @@ class Backfill:
                 [parts[code] for code in column.codes[rows].tolist()]
                 for parts, column in zip(key_parts, passage.entities, strict=True)
             ]
-            yield from encoder.records(history.payment_id[rows], columns, is_fraud[rows], passage.rows.of(rows))
+            yield from encoder.records(history.payment_id[rows], columns, label[rows], passage.rows.of(rows))
 
     def _write(self, batch: dict[bytes, bytes], ttl_s: int) -> None:
         write_records(self._store, batch, ttl_s, overwrite=self._overwrite)
@@ -247,26 +247,33 @@ def _first_kept(history: History, outcome_days: int) -> int:
 class RecordEncoder:
     """Makes the records of payments that may still get an outcome."""
 
-    def __init__(self, fields: PaymentFields) -> None:
-        self._layout = RecordLayout(fields)
+    def __init__(self, plan: Plan) -> None:
+        self._layout = RecordLayout(plan.fields)
         self._head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
-        self._fraud = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
+        genuine, fraud = (
+            PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=weight)]).SerializeToString()
+            for weight in (0, 1)
+        )
+        # By label; the last one is UNKNOWN. A genuine one is kept only where profiles count labelled payments.
+        self._labels = [genuine if plan.counts_labels else b"", fraud, b""]
 
     def records(
-        self, payment_id: pa.Array, keys: Sequence[list[bytes]], is_fraud: NDArray[np.bool_], rows: NDArray[np.int64]
+        self, payment_id: pa.Array, keys: Sequence[list[bytes]], label: NDArray[np.int8], rows: NDArray[np.int64]
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yields the key and the record of each payment. `keys`: a column of `encoded_keys` for each kind of entity.
+
+        `label`: 1 fraud, 0 genuine, -1 unknown.
 
         Encoded protobuf messages in a row are one message with all their fields, so the parts that all payments share
         are encoded once.
         """
         layout = self._layout
-        columns = payment_id.to_pylist(), map(b"".join, zip(*keys, strict=True)), is_fraud.tolist(), rows.tolist()
-        for one, of_entities, fraud, row in zip(*columns, strict=True):
+        columns = payment_id.to_pylist(), map(b"".join, zip(*keys, strict=True)), label.tolist(), rows.tolist()
+        for one, of_entities, known, row in zip(*columns, strict=True):
             encoded = PaymentRecord(
                 attributes=layout.codes_of(row), beside=layout.beside(row), beside_fields=layout.beside_fields
             ).SerializeToString()
-            yield record_key(one), self._head + of_entities + (self._fraud if fraud else b"") + encoded
+            yield record_key(one), self._head + of_entities + self._labels[known] + encoded
 
 
 def encoded_keys(keys: Sequence[bytes]) -> list[bytes]:

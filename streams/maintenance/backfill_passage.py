@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.dataflow.engine import Batches
-from paywarden.features.dataflow.events import KIND, KNOWN_MS, LABEL, PAYMENT
+from paywarden.features.dataflow.events import KIND, KNOWN_MS, OUTCOMES, PAYMENT, known_labels
 from paywarden.features.dataflow.fold import RowMaker
 from paywarden.features.dataflow.vectors import Passage
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.stores.base import ProfileStore
+from paywarden.schemas.payment_fields import TIME_MS_END
 from paywarden.streams.maintenance.backfill import RecordEncoder, encoded_keys, require_empty, write_records
 from paywarden.streams.maintenance.backfill_progress import (
     FINISHED,
@@ -50,7 +51,7 @@ class PaymentRecords:
 
     def run(self, batches: Batches, _: int) -> Batches:
         plan = self.rows.features.plan
-        encoder = RecordEncoder(plan.fields)
+        encoder = RecordEncoder(plan)
         for batch in batches:
             kept = (batch[KIND].to_numpy() == PAYMENT) & (batch[KNOWN_MS].to_numpy() >= self.oldest_ms)
             taken = batch.take(pa.array(np.flatnonzero(kept)))
@@ -59,8 +60,8 @@ class PaymentRecords:
                 _keys_of(payments.history, name, fields, plan.key)
                 for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
             ]
-            is_fraud = taken[LABEL].to_numpy() == 1
-            pairs = list(encoder.records(payments.history.payment_id, columns, is_fraud, payments.attributes))
+            label = known_labels(taken[OUTCOMES], TIME_MS_END)
+            pairs = list(encoder.records(payments.history.payment_id, columns, label, payments.attributes))
             arrays = [pa.array([pair[place] for pair in pairs], pa.binary()) for place in (0, 1)]
             yield pa.record_batch(arrays, schema=self.schema)
 

@@ -66,6 +66,9 @@ _WORD = 2**64 - 1
 # Odd: each step of RecordLayout.beside is one to one, so that one field that differs always shows.
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
+# Added to the label in a change of `declined` if the payment had a label then, and profiles count labelled payments.
+_HAS_LABEL = 2
+
 # A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
 
@@ -102,7 +105,9 @@ class RecordLayout:
     `beside`, tells whether a later record has the same addresses and the same declared amounts.
     """
 
-    def __init__(self, fields: PaymentFields = TABLE_ALONE) -> None:
+    def __init__(self, fields: PaymentFields = TABLE_ALONE, *, counts_labels: bool = False) -> None:
+        self.counts_labels = counts_labels
+        """Whether a record keeps the first label of its payment whatever it says: profiles count labelled payments."""
         declared = [declared_column(number) for number in range(1, fields.number_max + 1)]
         self.width = row_width(fields)
         """How many numbers a payment's row has."""
@@ -408,12 +413,13 @@ def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined
     position, declined = payment.position, payment.attributes[kernel.DECLINED]
     changes = record.declined_changes
     change = next((c for c in changes if (c.source, c.offset) == (position.source, position.offset)), None)
-    before = _declined_code(record, len(changes))
+    before, layout = _declined_code(record, len(changes)), joined.layout
     if change is None and declined > before:
         label = sum(each.weight for each in record.label_changes)
+        if layout.counts_labels and record.label_changes:
+            label |= _HAS_LABEL
         change = changes.add(source=position.source, offset=position.offset, before=before, after=declined, label=label)
         joined.records[key] = record.SerializeToString()
-    layout = joined.layout
     is_changed = not _is_same(payment, record, layout)
     if change is not None:
         joined.later[DECLINED_LATER] += 1
@@ -476,7 +482,7 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if len(record.attributes) > _CODES_MAX:
         joined.refused.append((outcome.position, UNREADABLE))
         return
-    change = _change_of(outcome, record)
+    change = _change_of(outcome, record, joined.layout.counts_labels)
     if change is None:
         return
     if len(record.label_changes) > LABEL_CHANGES_MAX:
@@ -485,11 +491,15 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
         return
     joined.records[key] = record.SerializeToString()
     attributes = _attributes(record, _declined_code(record, change.declined_changes), joined.layout)
-    _add(joined, record, [kernel.LABEL, change.weight, *outcome.position, outcome.arrived_ms, *attributes])
+    is_counted = joined.layout.counts_labels and change == record.label_changes[0]
+    weight = change.weight + kernel.FIRST_LABEL * is_counted
+    _add(joined, record, [kernel.LABEL, weight, *outcome.position, outcome.arrived_ms, *attributes])
 
 
-def _change_of(outcome: OutcomeEvent, record: PaymentRecord) -> LabelChange | None:
+def _change_of(outcome: OutcomeEvent, record: PaymentRecord, counts_labels: bool) -> LabelChange | None:
     """Returns how this outcome changes the payment's label, None if it does not; adds a change to `record`.
+
+    With `counts_labels`, the first label is a change, whatever it says.
 
     A replayed outcome must return its first result, for profiles that do not have it yet. Outcomes of one payment come
     from one partition in order, so an offset that is not above the last stored one is a replay.
@@ -499,7 +509,7 @@ def _change_of(outcome: OutcomeEvent, record: PaymentRecord) -> LabelChange | No
         if change.source == position.source and position.offset <= change.offset:
             return change if position.offset == change.offset else None
     weight = int(outcome.is_fraud) - sum(change.weight for change in record.label_changes)
-    if weight == 0:
+    if weight == 0 and not (counts_labels and not record.label_changes):
         return None
     declined_changes = len(record.declined_changes)
     return record.label_changes.add(

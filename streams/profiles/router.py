@@ -80,7 +80,7 @@ class Router:
         """The numbers added to the stored offsets of payments and outcomes (streams/kafka/source_register.py)."""
         self.sent: list[Record] = []
         """The frames that the broker has, as their owners read them, in order. The caller removes them."""
-        self._layout = RecordLayout(plan.fields)
+        self._layout = RecordLayout(plan.fields, counts_labels=plan.counts_labels)
         declared = range(kernel.ATTRIBUTE_COUNT + 1, plan.row_width, 2)
         identities = (*range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT), *declared)
         self._unused = [

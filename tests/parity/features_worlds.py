@@ -19,7 +19,7 @@ from paywarden.features.catalogue import attributes, fields
 from paywarden.features.catalogue import entity as declare
 from paywarden.features.catalogue.attributes import DeclaredRow
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
-from paywarden.features.kernel import UNKNOWN_AMOUNT
+from paywarden.features.kernel import FIRST_LABEL, UNKNOWN_AMOUNT
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PaymentFields
@@ -88,7 +88,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Heard:
-    """One arrival: a new payment (`weight` None), or a change of its label (+1 fraud, -1 fraud taken back)."""
+    """One arrival: a new payment (`weight` None), or a change of its label, as `kernel.update` has it."""
 
     payment: Payment
     weight: int | None = None
@@ -223,6 +223,11 @@ def every_word(words: Any) -> Any:
             merchant.fraud_count("frauds_30d_remote", "30d", delay="7d", where=is_remote),
             merchant.fraud_share("fraud_share_1d", "1d", delay="7d"),
             merchant.fraud_share("fraud_share_7d_large", "7d", delay="12h", where=is_large),
+            merchant.fraud_share("fraud_share_labelled", "7d", delay="1d", labelled_only=True),
+            merchant.fraud_share("share_labelled_ever", "ever", delay="2d", where=words.declined, labelled_only=True),
+            merchant.fraud_share_smoothed(
+                "smoothed_labelled", "1d", delay="6h", prior=0.02, prior_weight=3, labelled_only=True
+            ),
             merchant.fraud_share_decayed("fraud_share_decayed", "1d", "7d", delay="1d"),
             merchant.seconds_since_fraud("since_fraud", "7d", delay="1d"),
             merchant.seconds_since_first_fraud("since_first_fraud", "30d", delay="1d"),
@@ -484,6 +489,7 @@ class World:
         events: list[tuple[int, int, Heard]] = [(p.time_ms, 0, Heard(p)) for p in self.payments]
         for outcome in self.outcomes:
             weight = outcome.is_fraud - said.get(outcome.payment, False)
+            weight += FIRST_LABEL * (outcome.payment not in said)
             said[outcome.payment] = outcome.is_fraud
             if weight != 0:
                 events.append((outcome.time_ms, 1, Heard(self.payments[outcome.payment], weight)))
@@ -709,6 +715,8 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         arguments[-1] = "ever" if draw(st.booleans()) else f"{number * 480}{unit}"
         if arguments[-1] == "ever" and "delay" not in options:
             del options["hop"]
+    if word in ("fraud_share", "fraud_share_smoothed"):
+        options["labelled_only"] = draw(st.booleans())
     if word == "fraud_share_smoothed":
         options |= {"prior": draw(st.sampled_from([0, 0.013, 1, "amount"])), "prior_weight": draw(st.integers(1, 50))}
     if word in _NUMBER_WORDS:

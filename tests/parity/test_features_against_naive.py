@@ -23,7 +23,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import OutcomeEvent
+from paywarden.streams.profiles.events import OutcomeEvent, RecordLayout
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.parity.comparison import differing, same_bits
 from tests.parity.features_worlds import (
@@ -313,6 +313,9 @@ def test_splitting_the_events_anywhere_gives_the_same_profiles(world: World, dat
 Arrival = PaymentEvent | OutcomeEvent
 
 
+LAYOUT = RecordLayout(counts_labels=True)
+
+
 @dataclass
 class Kept:
     """The content of a stream's store."""
@@ -333,7 +336,7 @@ class Kept:
     def join(self, arrivals: Sequence[Arrival]) -> batch.Joined:
         payments = [event for event in arrivals if isinstance(event, PaymentEvent)]
         outcomes = [event for event in arrivals if isinstance(event, OutcomeEvent)]
-        return batch.join(payments, outcomes, self.records, engine().plan.entity_count)
+        return batch.join(payments, outcomes, self.records, engine().plan.entity_count, LAYOUT)
 
     def copy(self) -> Kept:
         return Kept(dict(self.records), dict(self.profiles))

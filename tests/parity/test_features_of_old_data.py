@@ -1,7 +1,8 @@
 """No feature's range grows with the age of the data: the same last weeks give the same vectors after years.
 
-A week of payments repeats for 62 weeks, which is longer than any window with its delay, or for 248 weeks. One card pays
-in the first week and in the last one alone. The vectors of the last week must be the same, but for counters without
+A week of payments repeats for 65 weeks, which is longer than any window with its delay, or for 260 weeks. Between
+their ends are whole hops of every window, so that both last weeks begin at the same place of a tile. One card pays in
+the first week and in the last one alone. The vectors of the last week must be the same, but for counters without
 end.
 """
 
@@ -39,7 +40,7 @@ from tests.parity.features_worlds import (
 from tests.parity.test_own_fields_against_naive import keys_of
 from tests.unit.features.kernel.profiles import events_of
 
-WEEK_MS, WEEKS, TIMES = 7 * DAY_MS, 62, 4
+WEEK_MS, WEEKS, TIMES = 7 * DAY_MS, 65, 4
 LANGUAGES = (every_word, own_fields_words)
 WEEKS_OF_PAYMENTS = st.lists(
     st.tuples(payments_in(WEEK_MS - 1, st.builds(lambda one, own: {**one, **own}, FIELDS, OWN)), st.booleans()),

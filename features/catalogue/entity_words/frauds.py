@@ -48,16 +48,27 @@ class FraudWords(EntityWords):
 
     @waits_for_label_delay
     def fraud_share(
-        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+        self,
+        name: str,
+        window: str,
+        *,
+        delay: str = "",
+        where: Condition | Attribute | None = None,
+        hop: str = "",
+        labelled_only: bool = False,
     ) -> Feature:
-        """Returns the share of the window's payments that are known to be fraud; missing without payments."""
+        """Returns the share of the window's payments that are known to be fraud; missing without payments.
+
+        With `labelled_only`, the share is one of payments that are known to be fraud or genuine: where most payments
+        are never looked at, the share of all says how many were.
+        """
         condition = condition_of(name, where)
         frauds = self._total(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
-        count = self._total(name, Column(Measure.COUNT, condition), window, delay, hop)
-        meaning = (
-            f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in {spoken(window, delay)}"
-        )
-        return self._feature(name, quotient(frauds, count), meaning, "share", "no payments in the window", window)
+        count = self._total(name, _counted(name, condition, labelled_only), window, delay, hop)
+        payments = f"the {self.name}'s {_spoken_payments(labelled_only)}{spoken_where(where)}"
+        meaning = f"share of known fraud among {payments} in {spoken(window, delay)}"
+        missing = f"no {_spoken_payments(labelled_only)} in the window"
+        return self._feature(name, quotient(frauds, count), meaning, "share", missing, window)
 
     @waits_for_label_delay
     def fraud_share_smoothed(
@@ -70,6 +81,7 @@ class FraudWords(EntityWords):
         delay: str = "",
         where: Condition | Attribute | None = None,
         hop: str = "",
+        labelled_only: bool = False,
     ) -> Feature:
         """Returns `fraud_share` as if `prior_weight` more payments had been seen, a share of `prior` of them fraud.
 
@@ -87,7 +99,7 @@ class FraudWords(EntityWords):
             raise wrong(name, f"wanted {wanted}, got {prior!r} and {prior_weight!r}")
         condition = condition_of(name, where)
         frauds = self._total(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
-        count = self._total(name, Column(Measure.COUNT, condition), window, delay, hop)
+        count = self._total(name, _counted(name, condition, labelled_only), window, delay, hop)
         if isinstance(prior, str):
             expected = Derived(Operation.SCALE, (prior,), (prior_weight, 1))
         else:
@@ -95,7 +107,8 @@ class FraudWords(EntityWords):
             expected = Derived(Operation.SCALE, (one,), (round(prior * prior_weight * _PRIOR_SCALE), _PRIOR_SCALE))
         weight = Derived(Operation.NUMBER, numbers=(prior_weight,))
         value = quotient(Derived(Operation.ADD, (frauds, expected)), Derived(Operation.ADD, (count, weight)))
-        meaning = f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in "
+        payments = f"the {self.name}'s {_spoken_payments(labelled_only)}{spoken_where(where)}"
+        meaning = f"share of known fraud among {payments} in "
         share = prior if isinstance(prior, str) else f"{prior:g}"
         meaning += f"{spoken(window, delay)}, with {prior_weight} more payments at a share of {share}"
         missing = f"{prior} is missing" if isinstance(prior, str) else ""
@@ -207,3 +220,14 @@ class FraudWords(EntityWords):
         over = window_of(name, window, delay, hop)
         fraud, payments = Column(Measure.FRAUD_COUNT), Column(Measure.COUNT)
         return WindowedMeasure(self.name, fraud, over, reduction, beside=payments, summed=summed)
+
+
+def _counted(name: str, condition: Condition | None, labelled_only: bool) -> Column:
+    """Returns the column that counts the payments of a share."""
+    if type(labelled_only) is not bool:
+        raise wrong(name, f"labelled_only must be True or False, got {labelled_only!r}")
+    return Column(Measure.LABELLED_COUNT if labelled_only else Measure.COUNT, condition)
+
+
+def _spoken_payments(labelled_only: bool) -> str:
+    return "labelled payments" if labelled_only else "payments"

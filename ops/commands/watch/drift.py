@@ -42,7 +42,7 @@ def drift() -> None:
 @drift.command()
 @click.argument("alert_id", metavar="[ID]", required=False)
 @click.option("--all", "every", is_flag=True, help="List also alerts that have cleared.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def status(source: Source, alert_id: str | None, every: bool, as_json: bool) -> None:
     """List the open alerts, the worst first, and those that cleared in the last week, or explain one.

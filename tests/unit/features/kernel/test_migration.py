@@ -44,6 +44,8 @@ BASE: tuple[Feature, ...] = (
     card.distinct("merchants_30d", merchant_id, "30d", bits=128),
     card.entropy("mccs_30d", mcc, "30d", buckets=4),
     card.fraud_count("frauds_7d", "7d", delay="1d"),
+    card.fraud_amount_zscore("fraud_zscore_7d", "7d", delay="1d"),
+    card.fraud_share("labelled_share_7d", "7d", delay="1d", labelled_only=True),
     card.is_new("new_merchant", merchant_id, among=3),
     card.seconds_since_same("since_merchant", merchant_id, among=3),
     card.last_amount("last_amount"),
@@ -76,7 +78,7 @@ CATALOGUES = {
     "a table less": Changed(without("count_1d", "mean_1d", "max_1d")),
     "a column less": Changed(without("max_1d")),
     "a sketch less": Changed(without("merchants_30d", "mccs_30d")),
-    "labels less": Changed(without("frauds_7d")),
+    "labels less": Changed(without("frauds_7d", "fraud_zscore_7d", "labelled_share_7d")),
     "a memory more": Changed((*BASE, card.is_new("new_country", country)), ("new_country",)),
     "a memory before the others": Changed((card.is_new("new_device", device_id), *BASE), ("new_device",)),
     "memories less": Changed(without("new_merchant", "since_merchant", "last_amount")),
@@ -126,7 +128,7 @@ def changes(first_ms: int, last_ms: int, first_offset: int) -> st.SearchStrategy
     )
     labels = st.builds(
         lambda time_ms, weight, at, fields: label(time_ms, weight, source=4 + at[0], offset=at[1], **fields),
-        *(times, st.sampled_from([1, 1, -1]), sources, FIELDS),
+        *(times, st.sampled_from([1, 1, -1, 4, 5]), sources, FIELDS),
     )
     return st.lists(st.one_of(payments, payments, labels), min_size=1, max_size=20)
 

@@ -283,9 +283,9 @@ def test_a_profile_never_outgrows_the_size_that_a_store_must_take(
 
 def test_profiles_that_outgrow_the_guessed_room_are_written() -> None:
     # Each becomes some 500 bytes from nothing, with one event; the guess is a hundred for each.
-    groups = [[payment(NOON_MS + number, 5, merchant_id="m", country="DE", mcc="5411")] for number in range(500)]
+    groups = [[payment(NOON_MS + number, 5, merchant_id="m", country="DE", mcc="5411")] for number in range(1500)]
     states = apply_groups(rich(), "card", groups, [None] * len(groups)).states
-    assert sum(map(len, states)) > 500 * 200 + rich().profile_bytes_max
+    assert sum(map(len, states)) > 1500 * 200 + rich().profile_bytes_max
     assert states == [profile(rich(), "card", group) for group in groups]
 
 

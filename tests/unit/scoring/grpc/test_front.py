@@ -676,7 +676,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
         hasty.call(PAYMENT)
         hasty.push()
         hasty.wait_closed()
-        wait_until(lambda: not any(each._hold for each in served.server._connections), "the holds are over")
+        wait_until(lambda: not any(each._is_held for each in served.server.connections), "the holds are over")
         assert patient.ask(PAYMENT).status == 0
 
 

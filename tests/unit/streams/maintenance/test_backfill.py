@@ -14,6 +14,7 @@ import pytest
 
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.catalogue.entity import Catalogue, Entity
 from paywarden.features.dataflow.processes import ProcessEngine
 from paywarden.features.dataflow.vectors import Passage
 from paywarden.features.datasets.simulator import split_at
@@ -31,7 +32,7 @@ from paywarden.streams.maintenance.backfill import BACKFILL_SOURCE, Backfill, ba
 from paywarden.streams.maintenance.backfill_passage import PassageBackfill
 from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_progress
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import OutcomeEvent, record_key
+from paywarden.streams.profiles.events import OutcomeEvent, RecordLayout, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess
@@ -43,14 +44,26 @@ DAY_MS = 86_400_000
 PLAN = small_world.engine().plan
 
 
-def fill(tables: tuple[pa.Table, pa.Table], store: ProfileStore, outcome_days: int = 120) -> int:
+def fill(
+    tables: tuple[pa.Table, pa.Table], store: ProfileStore, outcome_days: int = 120, of: FeatureEngine | None = None
+) -> int:
     return backfill(
         history_of_tables(*tables),
         store,
-        engine=small_world.engine(),
+        engine=of or small_world.engine(),
         rates=small_world.rates(),
         outcome_days=outcome_days,
     )
+
+
+def counting_labels() -> FeatureEngine:
+    """An engine of the same entities whose profiles count labelled payments."""
+    entities = [Entity(name, keys) for name, keys in zip(PLAN.entity_names, PLAN.entity_keys, strict=True)]
+    shares = [one.fraud_share(one.name, "ever", delay="1d", labelled_only=True) for one in entities]
+    return FeatureEngine(Catalogue(entities, shares))
+
+
+OF = pytest.mark.parametrize("of", [small_world.engine(), counting_labels()], ids=["frauds", "labels"])
 
 
 def payment_event(row: Mapping[str, Any], offset: int) -> PaymentEvent:
@@ -67,8 +80,15 @@ def outcome_event(row: Mapping[str, Any], offset: int) -> OutcomeEvent:
     return OutcomeEvent(Position(1, offset), row["payment_id"], row["label"] == "fraud")
 
 
-def stream(payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent], store: ProfileStore) -> int:
+def stream(
+    payments: Sequence[PaymentEvent],
+    outcomes: Sequence[OutcomeEvent],
+    store: ProfileStore,
+    of: FeatureEngine | None = None,
+) -> int:
     """Apply events in the stream's own batches; returns the number of duplicate payments."""
+    engine = of or small_world.engine()
+    layout = RecordLayout(engine.plan.fields, counts_labels=engine.plan.counts_labels)
     duplicates = 0
     events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
     for first in range(0, len(events), 700):
@@ -76,9 +96,9 @@ def stream(payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent], s
         some_payments = [event for event in some if isinstance(event, PaymentEvent)]
         some_outcomes = [event for event in some if isinstance(event, OutcomeEvent)]
         known = read(store, [record_key(event.payment_id) for event in some])
-        joined = batch.join(some_payments, some_outcomes, known, PLAN.entity_count)
+        joined = batch.join(some_payments, some_outcomes, known, PLAN.entity_count, layout)
         assert joined.orphans == []
-        applied = apply(joined, read(store, touched(joined)), small_world.engine())
+        applied = apply(joined, read(store, touched(joined)), engine)
         store.write(joined.records, ttl_s=0)
         store.write(applied.profiles, ttl_s=0)
         duplicates += joined.duplicates
@@ -115,27 +135,30 @@ def test_backfilled_profiles_equal_those_of_the_stream(backfilled: MemoryStore) 
     assert profiles_of(backfilled) == wanted
 
 
-def filled_by_partitions(folder: Path, store: ProfileStore, **options: Any) -> dict[str, int]:
+def filled_by_partitions(
+    folder: Path, store: ProfileStore, of: FeatureEngine | None = None, **options: Any
+) -> dict[str, int]:
     write_history(folder, *small_world.tables())
     paths = str(folder / "payments.parquet"), str(folder / "outcomes.parquet")
     with ProcessEngine(folder, partitions=3) as engine:
-        passage = Passage.open(engine, *paths, features=small_world.engine(), rates=small_world.rates())
+        passage = Passage.open(engine, *paths, features=of or small_world.engine(), rates=small_world.rates())
         return PassageBackfill(passage, store, 20, **options).write()
 
 
-def test_partitions_write_the_records_of_one_process(tmp_path: Path) -> None:
+@OF
+def test_partitions_write_the_records_of_one_process(tmp_path: Path, of: FeatureEngine) -> None:
     one, many = MemoryStore(), MemoryStore()
-    fill(small_world.tables(), one, outcome_days=20)
-    counts = filled_by_partitions(tmp_path, many)
+    fill(small_world.tables(), one, outcome_days=20, of=of)
+    counts = filled_by_partitions(tmp_path, many, of)
     names = (*PLAN.entity_names, "payment")
     assert {name: dict(many.scan(name)) for name in names} == {name: dict(one.scan(name)) for name in names}
     assert counts == {name: len(dict(one.scan(name))) for name in names}
     # Again there is nothing to do, and a run that was killed writes over nothing.
-    assert filled_by_partitions(tmp_path, many) == {}
+    assert filled_by_partitions(tmp_path, many, of) == {}
     progress = read_progress(many)
     assert progress is not None
     many.write({PROGRESS_KEY: replace(progress, phase="card").encode()}, ttl_s=0)
-    assert filled_by_partitions(tmp_path, many) == counts
+    assert filled_by_partitions(tmp_path, many, of) == counts
 
 
 def test_partitions_write_over_nothing_of_another_origin(tmp_path: Path) -> None:
@@ -146,19 +169,21 @@ def test_partitions_write_over_nothing_of_another_origin(tmp_path: Path) -> None
     assert filled_by_partitions(tmp_path, store, overwrite=True)["card"] > 0
 
 
-def test_later_outcomes_find_the_backfilled_payments() -> None:
+@OF
+def test_later_outcomes_find_the_backfilled_payments(of: FeatureEngine) -> None:
     """Backfilling half a history and streaming the rest gives the same store as backfilling all of it."""
     payments, outcomes = small_world.tables()
     time_ms = payments["event_time_ms"][len(payments) * 2 // 3].as_py()
     past, rest = split_at(payments, outcomes, time_ms)
     halves, whole = MemoryStore(), MemoryStore()
-    fill(past, halves)
+    fill(past, halves, of=of)
     stream(
         [payment_event(row, offset) for offset, row in enumerate(rest[0].to_pylist())],
         [outcome_event(row, offset) for offset, row in enumerate(rest[1].to_pylist())],
         halves,
+        of,
     )
-    fill((payments, outcomes), whole)
+    fill((payments, outcomes), whole, of=of)
     assert profiles_of(halves) == profiles_of(whole)
 
 

@@ -16,7 +16,7 @@ from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import Joined, OutcomeEvent, record_key
+from paywarden.streams.profiles.events import Joined, OutcomeEvent, RecordLayout, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.unit.features.kernel.profiles import Change, label, payment, profile, row
 from tests.worlds.stream.joined import apply
@@ -27,6 +27,7 @@ KEYS = (b"card:c", b"merchant:m")
 FIELDS = {"card_id": "c", "merchant_id": "m", "device_id": "d"}
 card, merchant = Entity("card", key="card_id"), Entity("merchant", key="merchant_id")
 FLAGS = (None, False, True)
+LAYOUT = RecordLayout(counts_labels=True)
 
 
 @cache
@@ -47,6 +48,7 @@ def engine() -> FeatureEngine:
         merchant.fraud_count("frauds", "7d", delay="1d", where=declined),
         merchant.fraud_share("fraud_share", "7d", delay="1d", where=declined == False),  # noqa: E712
         merchant.fraud_share("all_frauds", "7d", delay="1d"),
+        merchant.fraud_share("labelled", "7d", delay="1d", where=declined, labelled_only=True),
     ]
     return FeatureEngine(Catalogue((card, merchant), tuple(features)))
 
@@ -69,7 +71,7 @@ class Store:
         for is_last in (False, True) if is_killed else (True,):
             payments = [event for event in events if isinstance(event, PaymentEvent)]
             outcomes = [event for event in events if isinstance(event, OutcomeEvent)]
-            joined = batch.join(payments, outcomes, self.records, 2)
+            joined = batch.join(payments, outcomes, self.records, 2, LAYOUT)
             self.records |= joined.records
             if is_last:
                 self.profiles |= apply(joined, self.profiles, engine()).profiles
@@ -187,22 +189,24 @@ def test_in_any_order_and_with_any_crash_each_statement_counts_once(
     assert store.plain() == known_from_the_start(strongest, labels)
 
 
-def decline(before: bool | None, after: bool, is_fraud: bool = False) -> Change:
-    weight = (0 if before is None else flag_code(before)) | is_fraud << kernel.DECLINE_BITS
+def decline(before: bool | None, after: bool, *, is_fraud: bool) -> Change:
+    """Returns a decline of a payment that has a label."""
+    weight = (0 if before is None else flag_code(before)) | (2 + is_fraud) << kernel.DECLINE_BITS
     return Change(kernel.DECLINE, row(NOON_MS, 1000, **{**FIELDS, "declined": after}), weight)
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), entity=st.sampled_from(["card", "merchant"]))
-def test_the_profile_is_the_same_in_whatever_order_it_hears(data: st.DataObject, entity: str) -> None:
+@given(data=st.data(), entity=st.sampled_from(["card", "merchant"]), is_fraud=st.booleans())
+def test_the_profile_is_the_same_in_whatever_order_it_hears(data: st.DataObject, entity: str, is_fraud: bool) -> None:
     # Events of different partitions reach a profile in any order: a decline even before its payment.
     paid = payment(NOON_MS, 1000, **FIELDS, declined=False)  # type: ignore[arg-type]
-    fraud = label(NOON_MS, 1, amount=1000, **FIELDS, declined=False)  # type: ignore[arg-type]
+    weight = kernel.FIRST_LABEL + is_fraud
+    first = label(NOON_MS, weight, amount=1000, **FIELDS, declined=False)  # type: ignore[arg-type]
     others = [payment(NOON_MS + HOUR_MS, 70, **FIELDS), payment(NOON_MS + 3 * DAY_MS, 70, **FIELDS)]  # type: ignore[arg-type]
-    changes = [paid, fraud, decline(False, True, is_fraud=True), *others]
+    changes = [paid, first, decline(False, True, is_fraud=is_fraud), *others]
     wanted = [
         payment(NOON_MS, 1000, **FIELDS, declined=True),  # type: ignore[arg-type]
-        label(NOON_MS, 1, amount=1000, **FIELDS, declined=True),  # type: ignore[arg-type]
+        label(NOON_MS, weight, amount=1000, **FIELDS, declined=True),  # type: ignore[arg-type]
         *others,
     ]
     assert profile(engine(), entity, data.draw(st.permutations(changes))) == profile(engine(), entity, wanted)

@@ -173,6 +173,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: card.fraud_share_smoothed("x", "1d", delay="1d", prior=0.5, prior_weight=0),
         "got 0.5 and 0",
     ),
+    "labelled payments that are no yes or no": (
+        lambda: card.fraud_share("x", "1d", delay="1d", labelled_only="yes"),  # type: ignore[arg-type]
+        "'x': labelled_only must be True or False, got 'yes'",
+    ),
     "a field that the payment lacks": (
         lambda: Catalogue((card,), (card.max("x", "1d", of=OPENED),)),
         "'x' uses a field, number 3, which payment lacks",
