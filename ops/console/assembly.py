@@ -145,12 +145,12 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
 
     money = Stakes(database, sampler, wiring.rate_table(source).convert, _feature_places(source))
     alert = AlertPage(store, lambda: shell.url, happenings, money.sample_of, feature_meanings(source))
-    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
+    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source), shell.currencies)
     follower = registry.reading_registry(source)
     return [
         Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
-        Review(opened, source.section("costs", CostSettings)).section(),
+        Review(opened, source.section("costs", CostSettings), one.in_words).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
         Merchants(opened).section(),
         Models(desk, index_traffic(opened, decode), follower).section(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paywarden.ops.console import case as cases
 from paywarden.ops.console.case import Case, CaseChange, case_subject
+from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
@@ -84,8 +85,10 @@ class Cases:
     def section(self) -> Section:
         """Return the section."""
         one = "/cases/{case_id}"
+        cases = Page(PATH, self.show_all, "The cases, open ones first", fields=_LIST_FIELDS)
         pages = (
-            Page(PATH, self.show_all, "The cases, open ones first", fields=_LIST_FIELDS),
+            cases,
+            export_of(cases, "cases"),
             Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, _OPEN_FIELDS),
             Page(one, self.show, "A case and its history", fields=(_NEW_ITEM,)),
             Page(f"{one}/act", self.act, "Do something", "POST", ACT_ROLES, _ACT_FIELDS),
@@ -100,7 +103,7 @@ class Cases:
         asked = visit.text("state", "all"), visit.text("q")
         _, total = self._store.cases(*asked, limit=0)
         place = paged(PATH, visit, total, ("q",))
-        rows, _ = self._store.cases(*asked, limit=PAGE_SIZE, offset=(place["page"] - 1) * PAGE_SIZE)
+        rows, _ = self._store.cases(*asked, limit=visit.rows_max or PAGE_SIZE, offset=(place["page"] - 1) * PAGE_SIZE)
         place["filters"].pop("item", None)
         view = {
             **place,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from paywarden.ops.console.audit import Audit
 
 PAGE_SIZE = 50
+EXPORT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.AUDITOR})
+"""The roles that may take a list away as a file (exports.py)."""
 
 
 class PageRefused(Exception):
@@ -92,6 +94,8 @@ class Visit:
     # The digest of the session; "" for a program.
     session: str = ""
     searches: Searches = field(default_factory=Searches)
+    # How many rows of a list a file wants; 0 for a page.
+    rows_max: int = 0
 
     def text(self, name: str, default: str = "") -> str:
         """Return a field's text, the last one if there are several."""
@@ -126,6 +130,10 @@ class Visit:
         """Return the address of a page with these values; those in `personal` do not stand in it."""
         return address(path, self.parameters(path, values, personal))
 
+    def csv_address(self, path: str, values: Mapping[str, str], personal: Collection[str] = ()) -> str:
+        """Return the address of a list as CSV; "" for a person who may not have it."""
+        return self.address(f"{path}/csv", values, personal) if self.person.may(EXPORT_ROLES) else ""
+
     def parameters(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> dict[str, str]:
         """Return the parameters of that address."""
         given = {name: value for name, value in values.items() if value}
@@ -136,11 +144,11 @@ class Visit:
         """Return a sensitive value as this person may see it."""
         return masked(value, self.person)
 
-    def saw(self, subject: str, **what: str) -> None:
+    def saw(self, subject: str, /, **what: str) -> None:
         """Note in the audit log that the person has seen sensitive fields of the subject, such as `payment:p1`."""
         self.did("viewed", subject, **what)
 
-    def did(self, act: str, subject: str, **what: str) -> None:
+    def did(self, act: str, subject: str, /, **what: str) -> None:
         """Note an act of the person in the audit log."""
         self.audit.record(self.person.name, act, subject, what, self.now_ms)
 
@@ -255,6 +263,7 @@ def paged(path: str, visit: Visit, total: int, personal: Collection[str] = ()) -
         "pages": pages,
         "filters": filters,
         "parameters": visit.parameters(path, filters, personal),
+        "csv_path": visit.csv_address(path, filters, personal),
     }
 
 

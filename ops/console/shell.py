@@ -47,7 +47,17 @@ from paywarden.ops.console.idempotency import (
 from paywarden.ops.console.limits import LoginLimit, RateLimit, network_of
 from paywarden.ops.console.pages import Answer, Done, Field, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people import People, Person
-from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Link, PageFrame, as_json, rendered, templates
+from paywarden.ops.console.rendering import (
+    LOCALE,
+    NO_CURRENCIES,
+    Currencies,
+    Link,
+    PageFrame,
+    as_json,
+    locale_of,
+    rendered,
+    templates,
+)
 from paywarden.ops.console.searches import SEARCH_FIELD, Searches
 from paywarden.ops.console.sessions import Session, Sessions
 from paywarden.ops.console.settings import ConsoleSettings
@@ -243,6 +253,7 @@ class Shell:
                     if session is None:
                         return self._to_login(request, page)
                     person = session.person
+                    LOCALE.set(locale_of(request.headers.get("accept-language", "")))
                 if not person.may(page.roles):
                     raise RoleMissing(person, page)
                 visit, sending = await self._visit(request, page, person, session)

@@ -253,15 +253,12 @@ def _archive() -> Iterator[str]:
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
     yield from prose(
-        "[topics.md](topics.md) has the form of values, keys, retention and all other topics. A field without a type "
-        "is a string."
+        "[topics.md](topics.md) has meaning, form, key and retention of all topics. A field without a type is a string."
     )
     for topic in (topic for topic in TOPICS if topic not in _OF_OUR_OWN):
         schema = topic_schema(topic)
         lines = list(_of_record(topic, schema, ""))
-        # topics.md has the key, and how long a record is kept.
-        meaning = re.sub(r" (?:Compacted topic|Topic) [^.]*\.", "", schema["doc"])
-        yield from (f"### {topic}", "", meaning, "", *_list(lines if topic == "payments" else _own(lines)))
+        yield from (f"### {topic}", "", *_list(lines if topic == "payments" else _own(lines)))
 
 
 def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
@@ -389,7 +386,7 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
         return "[costs](settings.md#costs)", False
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
-        return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
+        return f"[object](#{title.lower().replace(' ', '-')})", False
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names[hint], hint in (int, float)
 

@@ -40,7 +40,8 @@ def settings_page() -> str:
     ]
     for section in SECTIONS:
         names = ", ".join(code(field.name) for field in setting_fields(settings_types()[section]))
-        lines += [f"## [{section}]\n", *prose(comments[section, ""]), *prose(names)]
+        first = comments[section, ""].partition(". ")[0].removesuffix(".")
+        lines += [f"## [{section}]\n", *prose(f"{first}: {names}.")]
     return "\n".join(lines)
 
 

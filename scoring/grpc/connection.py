@@ -81,9 +81,6 @@ class GrpcConnectionServer(CallServer, Protocol):
     def connections(self) -> Connections[GrpcConnection]:
         """The open connections of the server."""
 
-    def admit(self, connection: GrpcConnection) -> bool:
-        """Register a new connection. Returns False when there are too many."""
-
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""
 
@@ -135,7 +132,7 @@ class GrpcConnection(asyncio.Protocol):
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._over_since = self.read_at
             self._transport.abort()
-        elif not self.server.admit(self):
+        elif not self.server.connections.admit(self):
             self._over_since = self.read_at
             refusal = http2.goaway(0, http2.ENHANCE_YOUR_CALM, "too many connections")
             self._transport.write(http2.EMPTY_SETTINGS + refusal)

@@ -100,9 +100,6 @@ class HttpConnectionServer(Protocol):
     def connections(self) -> Connections[HttpConnection]:
         """The open connections of the server."""
 
-    def admit(self, connection: HttpConnection) -> bool:
-        """Register a new connection. Returns False when there are too many."""
-
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
 
@@ -155,7 +152,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         self._since = self._loop.time()
-        if not self._server.admit(self):
+        if not self._server.connections.admit(self):
             self._arrived = time.perf_counter()
             self._reader.refuse(refused.TOO_MANY)
             self._send()

@@ -34,7 +34,7 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
 from paywarden.scoring.net.connections import Connections
-from paywarden.scoring.net.listeners import Acceptor, accept
+from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
@@ -85,12 +85,17 @@ class HttpServer:
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
         self.connections: Connections[HttpConnection] = Connections(
-            settings.connections_max, metrics.connections, lambda: batcher is None or not batcher.queued_payments
+            settings.connections_max,
+            metrics.connections,
+            is_idle=lambda: batcher is None or not batcher.queued_payments,
+            sweep=self._look,
+            sweep_s=min(
+                *(settings.idle_timeout_ms, settings.request_timeout_ms),
+                *(settings.write_timeout_ms, settings.linger_ms, 2_000),
+            )
+            / 4000,
         )
         self._bugs = BugLog()
-        self._servers: list[Acceptor] = []
-        # None while no connection is open: then the process sleeps.
-        self._sweeper: asyncio.TimerHandle | None = None
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
         scoring = [
@@ -112,7 +117,7 @@ class HttpServer:
         """Accept connections from `listener`, which now belongs to this server. Call it once for each listener."""
         self.loop = asyncio.get_running_loop()
         settings = self.settings
-        server = await accept(
+        acceptor = await accept(
             lambda: HttpConnection(self),
             listener,
             backlog=settings.backlog,
@@ -120,7 +125,7 @@ class HttpServer:
             protocol=HTTP_1_1,
             linger_ms=settings.linger_ms,
         )
-        self._servers.append(server)
+        self.connections.acceptors.append(acceptor)
 
     async def stop(self, *, is_taken_over: bool = False) -> None:
         """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted.
@@ -133,53 +138,26 @@ class HttpServer:
             await self._bid_farewell()
         elif self.settings.drain_delay_ms:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
-        self._close_listeners()
+        self.connections.close_listeners()
         await self.connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
 
     async def _bid_farewell(self) -> None:
         """Accept nothing more, and wait until no connection is left, for as long as callers have at most.
 
         If all callers are busy, that takes some milliseconds. Then this host can take over again.
         """
-        accepted = [*self._servers]
-        self._close_listeners()
+        self.connections.close_listeners()
         until = self.loop.time() + max(self.settings.drain_delay_ms, _FAREWELL_MS) / 1000
-        while self.loop.time() < until and (self.connections.count or any(each.is_busy for each in accepted)):
+        while self.loop.time() < until and (self.connections.count or self.connections.are_coming):
             await asyncio.sleep(_FAREWELL_LOOK_S)
 
-    def _close_listeners(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
-
-    def _sweep(self) -> None:
-        if not self.connections.count:
-            self._sweeper = None
-            return
-        settings = self.settings
+    def _look(self) -> None:
         now = self.loop.time()
         for connection in self.connections:
             connection.check_timeouts(now)
         self._answers.set_time(self._now_ms())
-        shortest_ms = min(
-            *(settings.idle_timeout_ms, settings.request_timeout_ms),
-            *(settings.write_timeout_ms, settings.linger_ms, 2_000),
-        )
-        self._sweeper = self.loop.call_later(shortest_ms / 4000, self._sweep)
 
     # For connections
-
-    def admit(self, connection: HttpConnection) -> bool:
-        """Register a new connection until `forget`. Returns False if there are too many."""
-        is_admitted = self.connections.admit(connection)
-        if not is_admitted:
-            for acceptor in self._servers:
-                acceptor.rest()
-        if self._sweeper is None:
-            self._sweep()
-        return is_admitted
 
     def submit(self, call: HttpCall) -> None:
         """Have a call answered, now or later. Never raises: nothing above it could answer the request."""

@@ -398,20 +398,20 @@ _NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
     """Returns the pid of the last process that used the file, and every series with its slots.
 
-    Raises OSError, ValueError.
+    Raises OSError, Misconfigured.
     """
     content = read_regular(path)
     if len(content) < _HEAD.size:
-        raise ValueError("it is cut short")
+        raise Misconfigured("it is cut short")
     magic, size, checksum = _HEAD.unpack_from(content)
     end = _HEAD.size + size
     described = content[_HEAD.size : end]
     if magic != _MAGIC or crc32(described) != checksum:
-        raise ValueError("it holds no counts")
+        raise Misconfigured("it holds no counts")
     series = [Series.from_json(values) for values in json.loads(described)]
     first_slot, slot_count = end + -end % 8, 1 + sum(one.slot_count for one in series)
     if len(content) != first_slot + 8 * slot_count:
-        raise ValueError("it is cut short")
+        raise Misconfigured("it is cut short")
     slots = memoryview(content)[first_slot:].cast("q").tolist()
     indexes = _slot_indexes(series)
     counted = [(one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)]
@@ -441,7 +441,7 @@ def totals(directory: Path) -> dict[Series, list[int]]:
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         try:
             pid, counted = _read_file(path)
-        except (ValueError, OSError) as error:
+        except (Misconfigured, OSError) as error:
             # Its worker replaces the file, or logs its error, when it is started again. It may be gone by now.
             _log_unread(path, error.strerror if isinstance(error, OSError) else str(error))
             continue

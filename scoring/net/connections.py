@@ -1,4 +1,4 @@
-"""Keeps the open connections of a front, up to a limit, and ends them when the front stops.
+"""Accepts the connections of a front, keeps them up to a limit, and ends them when the front stops.
 
     front full, 4,096 open: proven 4,000 │ never sent a payment 96, oldest first ─► the oldest gives way to a new one
                               proven 4,096                                      ─► the new one is refused
@@ -29,6 +29,7 @@ from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from paywarden.scoring.metrics.worker import ConnectionMetrics
+from paywarden.scoring.net.listeners import Acceptor
 
 
 class Holdable(Protocol):
@@ -59,9 +60,22 @@ _LOOK_S, _RELEASED_PART = 0.001, 32
 class Connections(Generic[_Connection]):
     """The open connections, at most `count_max`. Connections may end while a caller iterates over them."""
 
-    def __init__(self, count_max: int, metrics: ConnectionMetrics, is_idle: Callable[[], bool]) -> None:
-        """`is_idle` says whether the worker has nothing to do."""
+    def __init__(
+        self,
+        count_max: int,
+        metrics: ConnectionMetrics,
+        *,
+        is_idle: Callable[[], bool],
+        sweep: Callable[[], object],
+        sweep_s: float,
+    ) -> None:
+        """`is_idle` says whether the worker has nothing to do. `sweep` looks at all connections, every `sweep_s`."""
         self._count_max, self._metrics, self._is_idle = count_max, metrics, is_idle
+        self._sweep_all, self._sweep_s = sweep, sweep_s
+        self.acceptors: list[Acceptor] = []
+        """The front adds one for each listener."""
+        # None while no connection is open: then the process sleeps.
+        self._sweeper: asyncio.TimerHandle | None = None
         self._open: set[_Connection] = set()
         # Those that are not proven, the oldest first.
         self._unproven: dict[_Connection, None] = {}
@@ -83,19 +97,40 @@ class Connections(Generic[_Connection]):
     def __iter__(self) -> Iterator[_Connection]:
         return iter(list(self._open))
 
+    def close_listeners(self) -> None:
+        """Accept nothing more."""
+        for acceptor in self.acceptors:
+            acceptor.close()
+
+    @property
+    def are_coming(self) -> bool:
+        """Whether a connection was accepted that is not made yet."""
+        return any(acceptor.is_busy for acceptor in self.acceptors)
+
     def admit(self, connection: _Connection) -> bool:
         """Register a connection until `forget`. Returns False when `count_max` are open and all of them are proven."""
         if len(self._open) >= self._count_max:
             oldest = next(iter(self._unproven), None)
             if oldest is None:
                 self._metrics.refused.add(1)
+                for acceptor in self.acceptors:
+                    acceptor.rest()
                 return False
             self._metrics.evicted.add(1)
             self.forget(oldest)
             oldest.abort()
         self._open.add(connection)
         self._unproven[connection] = None
+        if self._sweeper is None:
+            self._sweep()
         return True
+
+    def _sweep(self) -> None:
+        if not self._open:
+            self._sweeper = None
+            return
+        self._sweep_all()
+        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
     def prove(self, connection: _Connection, caller: bytes) -> None:
         """Note that a connection has sent a payment of this caller that may be scored: it gives way to no other."""
@@ -167,6 +202,8 @@ class Connections(Generic[_Connection]):
         for connection in self:
             connection.abort()
         await self._wait_closed()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
     async def _wait_closed(self) -> None:
         while self._open:

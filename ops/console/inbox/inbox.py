@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 
+from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import SEVERITIES, SORTS, STATES, AlertStore
@@ -80,8 +81,10 @@ class Inbox:
 
     def section(self) -> Section:
         """Return the section `Inbox`."""
+        alerts = Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS)
         pages = (
-            Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS),
+            alerts,
+            export_of(alerts, "alerts"),
             Page("/inbox/version", self.show_version, "A number that changes with the inbox"),
             Page("/inbox/act", self.act, "Do something about alerts", "POST", ACT_ROLES, _ACT_FIELDS),
             self._alert.page(),
@@ -99,7 +102,7 @@ class Inbox:
         offset = (place["page"] - 1) * PAGE_SIZE
         view = {
             **place,
-            "alerts": self.store.page(filters, visit.now_ms, limit=PAGE_SIZE, offset=offset),
+            "alerts": self.store.page(filters, visit.now_ms, limit=visit.rows_max or PAGE_SIZE, offset=offset),
             "open_count": self.store.count({}, visit.now_ms),
             "cleared": [] if visit.texts() else self.store.cleared(visit.now_ms - CLEARED_MS),
             "version": version,

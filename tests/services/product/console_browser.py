@@ -40,6 +40,7 @@ from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.rendering import Currencies
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
@@ -203,12 +204,14 @@ def served_console(
         )
     MerchantLedger(database, now_ms=now_ms).step()
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
-    one = DecisionPage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
+    console.shell.currencies = Currencies("EUR")
+    known_deciders, listed = KnownDeciders(source, None, None), listed_catalogue(source)
+    one = DecisionPage(opened, known_deciders, decoder.decode, listed, console.shell.currencies)
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
-        Review(opened, CostSettings()).section(),
+        Review(opened, CostSettings(), one.in_words).section(),
         Merchants(opened).section(),
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),

@@ -117,7 +117,7 @@ def _nothing() -> object:
 
 
 DIGEST = "0" * 64
-REFUSALS = (PaywardenError, OSError, shared_metrics._DamagedFile, click.ClickException)
+REFUSALS = (PaywardenError, OSError, click.ClickException)
 READERS: dict[str, Read] = {
     "the configuration": lambda path: read_source(str(path)),
     "rates": lambda path: load_rates(str(path)),

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import jsonschema_rs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.openapi import openapi_document
@@ -30,7 +30,6 @@ def operations(document: dict[str, Any]) -> dict[str, Any]:
     return {operation["operationId"]: operation for operation in every}
 
 
-@settings(max_examples=30)
 @given(st.data())
 def test_every_payment_of_a_declaration_fits_its_description(data: st.DataObject) -> None:
     declaration = data.draw(declarations())

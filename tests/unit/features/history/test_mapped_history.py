@@ -99,14 +99,13 @@ def test_no_file_is_left_behind(tmp_path: Path) -> None:
     assert len(history) == 3
 
 
-@pytest.mark.parametrize("part_rows", [1, 100])
 @pytest.mark.parametrize("case", list(WRONG_PAYMENTS))
-def test_wrong_payments_are_refused_with_the_same_message_both_ways(case: str, part_rows: int, tmp_path: Path) -> None:
+def test_wrong_payments_are_refused_with_the_same_message_both_ways(case: str, tmp_path: Path) -> None:
     put(tmp_path, payments_table(**WRONG_PAYMENTS[case][0]), outcomes_table())
     with pytest.raises(Misconfigured) as whole:
         read_history(tmp_path)
     with pytest.raises(Misconfigured) as in_parts:
-        opened(tmp_path, part_rows)
+        opened(tmp_path, 1)
     assert str(in_parts.value) == str(whole.value)
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.bundle.signature import fingerprint
@@ -132,7 +132,6 @@ MOVES = st.lists(
 BEGINNING = [(move, by, number, 60_000) for number, by in ((0, "anna"), (1, "ben")) for move in ("register", "propose")]
 
 
-@settings(max_examples=45, deadline=None)
 @given(moves=MOVES, approvals=st.integers(0, 2))
 def test_random_sequences_mean_what_the_plain_reading_says(
     moves: list[tuple[str, str, int, int]], approvals: int

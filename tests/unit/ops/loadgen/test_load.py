@@ -182,20 +182,6 @@ def test_a_target_that_is_no_url_of_ours_is_refused(target: str) -> None:
         asyncio.run(run_load(target, itertools.repeat(b""), rate=1, seconds=1))
 
 
-@pytest.mark.parametrize("wrong", [{"arrivals": "random"}, {"rate": 0}, {"seconds": -1}])
-def test_a_load_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"rate": 1, "seconds": 1} | wrong
-    with pytest.raises(Misconfigured):
-        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), **settings))
-
-
-@pytest.mark.parametrize("name", ["connections", "connections_max", "streams", "timeout_ms"])
-def test_an_option_below_one_is_refused_by_name(name: str) -> None:
-    options = LoadOptions(**{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(Misconfigured, match=name):
-        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), rate=1, seconds=1, options=options))
-
-
 def test_a_token_is_sent_and_in_no_repr() -> None:
     _, fake = loaded(always_ok, token="se-cret", headers={"X-Timeout": "40"})
     assert b"\r\nAuthorization: Bearer se-cret\r\n" in fake.heads[0]

@@ -310,7 +310,7 @@ def test_an_idle_worker_reads_from_a_held_connection_at_once(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All connections were held, and a worker at five times its capacity waited a third of its time for work."""
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (60.0, 60.0))
+    monkeypatch.setattr(connections, "HOLD_S", (60.0, 60.0))
 
     async def steps(worker: Worker) -> None:
         caller = await worker.connect()
@@ -342,8 +342,8 @@ def test_connections_are_held_one_after_the_other(in_worker: Callable[..., None]
 def test_a_call_that_is_late_after_a_hold_ends_its_connection(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool
 ) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
-    monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 0.4)
+    monkeypatch.setattr(connections, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(connections, "_HOLD_S_MAX", 0.4)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
     monkeypatch.setattr(connections, "_LOOK_S", 60.0)
 
@@ -366,7 +366,7 @@ def test_a_call_that_is_late_after_a_hold_ends_its_connection(
 def test_a_call_that_comes_as_a_hold_ends_is_answered(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(connections, "HOLD_S", (0.2, 0.2))
     monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, 0.001, has_gone=False))
 
     async def steps(worker: Worker) -> None:

@@ -74,12 +74,6 @@ def test_a_record_says_what_moved_how_much_and_where() -> None:
     assert record["cause"] == "input"
 
 
-def test_a_share_has_its_relative_change_as_statistic() -> None:
-    record = record_of(alert_of(subject="traffic", statistic="share", segment="country=DE"), reference_count=9)
-    assert (record["statistic"], record["cause"], record["reference_count"]) == ("relative_change", "traffic", 9)
-    assert record["reference_histogram"] is None
-
-
 def test_a_real_alert_goes_on_the_topic_under_its_id() -> None:
     world, watch = World(1), DriftWatch("model-1", SIGNALS, DetectorSettings(), AlertSettings())
     world.missing = {"distance"}

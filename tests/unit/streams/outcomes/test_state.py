@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.profiles.money import load_rates
@@ -165,7 +165,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 50), steps)
 def test_tallies_equal_a_recount_despite_crashes_and_concurrent_owners(
     seed: int,

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.requests.trace_context import packed_trace
@@ -143,8 +142,3 @@ def test_records_that_are_no_decisions_are_counted_and_passed_over(collector: Co
     wrong = record(decision())._replace(value=b"no decision")
     exporter, commits = export(collector.address, [[wrong, record(decision())._replace(value=None)]])
     assert (exporter.sent, exporter.undecodable, commits, collector.taken) == (0, 1, 1, [])
-
-
-def test_a_setting_that_cannot_work_is_refused_by_name() -> None:
-    with pytest.raises(Misconfigured, match=r"\[tracing\] collector: wanted "):
-        TracingSettings(collector="localhost:4318")
