@@ -18,12 +18,12 @@ from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import (
     NOTE_MAX,
     REASONS,
-    VERDICTS,
     ClaimLost,
     ReviewClaim,
     Throughput,
     WaitingReview,
 )
+from paywarden.streams.decision_index.routing import VERDICTS
 from paywarden.streams.decision_index.search import Place
 
 ROLES = frozenset({Role.ANALYST, Role.LEAD})
