@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,30 +102,31 @@ class Reasons:
             return None
 
     def _reasons(self, decision: Mapping[str, Any], by: tuple[Bundle, Reference | None] | None) -> list[Reason]:
-        told = [one for one in decision["reasons"] if one]
-        named = [found[1] for one in told if (found := _NAMED.match(one))]
-        others = [Reason(_in_words(one)) for one in told if not _NAMED.match(one)]
-        found: list[Reason] = []
-        if by is not None:
-            bundle, reference = by
-            try:
-                vector = vector_of(decision)
-                names = bundle.manifest.feature_names
-                if len(vector) == len(names):
-                    if not named:
-                        with self._known.lock:
-                            strongest = bundle.explainer.reasons(np.ascontiguousarray(vector, np.float32), REASONS_MAX)
-                        named = [match[1] for one in strongest if (match := _NAMED.match(one))]
-                    values = dict(zip(names, map(float, vector), strict=True))
-                    listed = self._listed()[1]
-                    found = [
-                        reason_of(name, values[name], listed, reference)
-                        for name in named
-                        if name in values and name in listed
-                    ]
-            except PaywardenError:
-                found = []
-        return (found + others)[:REASONS_MAX]
+        given = [one for one in decision["reasons"] if one]
+        others = [Reason(_in_words(one)) for one in given if not _NAMED.match(one)]
+        try:
+            of_features = [] if by is None else self._of_features(decision, _features_named(given), *by)
+        except PaywardenError:
+            of_features = []
+        return (of_features + others)[:REASONS_MAX]
+
+    def _of_features(
+        self, decision: Mapping[str, Any], named: Sequence[str], bundle: Bundle, reference: Reference | None
+    ) -> list[Reason]:
+        """Return the reasons of the named features, or without a name those of the strongest."""
+        vector, names = vector_of(decision), bundle.manifest.feature_names
+        if len(vector) != len(names):
+            return []
+        if not named:
+            with self._known.lock:
+                named = _features_named(bundle.explainer.reasons(np.ascontiguousarray(vector, np.float32), REASONS_MAX))
+        values = dict(zip(names, map(float, vector), strict=True))
+        listed = self._listed()[1]
+        return [reason_of(name, values[name], listed, reference) for name in named if name in values and name in listed]
+
+
+def _features_named(reasons: Iterable[str]) -> list[str]:
+    return [match[1] for one in reasons if (match := _NAMED.match(one))]
 
 
 def reason_of(
