@@ -30,6 +30,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -361,17 +362,55 @@ class EmailDomain:
 
 DerivedField = NetworkPrefix | EmailDomain
 
+# Sources of a band that are no declared field: the payer's local hour and weekday, and the amount. No field has a name
+# with a space.
+HOUR, WEEKDAY, AMOUNT_MINOR = "local hour", "local weekday", "amount_minor"
+BANDS_MAX = 64
+
+
+@dataclass(frozen=True)
+class Band:
+    """A field that no payment brings: between which bounds a number of the payment lies, or its local hour or weekday.
+
+    `bounds` ascend, and are in units of the last of `decimals` digits. Each begins a band: with the bounds 1000 and
+    5000, 1000 is in the second one, "01".
+    """
+
+    name: str
+    number: int
+    of: str
+    bounds: tuple[int, ...]
+    decimals: int = 0
+
+    @property
+    def texts(self) -> list[str]:
+        """Returns the text of each band, ascending."""
+        return [f"{band:02}" for band in range(len(self.bounds) + 1)]
+
+    def value_of(self, values: Mapping[str, Any]) -> str:
+        """Returns the band of a payment, from its values by name: "01". Empty if it lacks the number."""
+        if self.of in (HOUR, WEEKDAY):
+            local_ms = values["event_time_ms"] + (values.get("utc_offset_minutes") or 0) * 60_000
+            number = local_ms % _DAY_MS // 3_600_000 if self.of == HOUR else (local_ms // _DAY_MS + 3) % 7
+        else:
+            value = values.get(self.of)
+            if value is None:
+                return ""
+            number = round(value * 10.0**self.decimals)
+        return f"{bisect_right(self.bounds, number):02}"
+
 
 @dataclass(frozen=True)
 class PaymentFields:
     """All fields of a payment: those of the table, and those that a project declares.
 
-    A derived field is computed from another one: no payment brings it. Numbers and names are unique among all
-    (features/catalogue/fields.py checks them).
+    A derived field, or a band, is computed from another field: no payment brings it. Numbers and names are unique among
+    all (features/catalogue/fields.py checks them).
     """
 
     declared: tuple[PaymentField, ...] = ()
     derived: tuple[DerivedField, ...] = ()
+    bands: tuple[Band, ...] = ()
 
     @cached_property
     def all(self) -> tuple[PaymentField, ...]:
@@ -385,8 +424,8 @@ class PaymentFields:
 
     @property
     def number_max(self) -> int:
-        """Returns the largest number of a declared or derived field; 0 without any."""
-        return max((field.number for field in (*self.declared, *self.derived)), default=0)
+        """Returns the largest number of a declared or derived field, or a band; 0 without any."""
+        return max((field.number for field in (*self.declared, *self.derived, *self.bands)), default=0)
 
 
 TABLE_ALONE = PaymentFields()

@@ -35,6 +35,7 @@ from paywarden.schemas.payment_fields import (
     FIELD,
     TABLE_ALONE,
     UTC_OFFSET_MINUTES_MAX,
+    Band,
     DerivedField,
     Form,
     PaymentField,
@@ -156,7 +157,7 @@ class Attribute:
     kind: AttributeKind
     # A declared attribute has these: its field, or what it derives from, and the line that declares it.
     field: PaymentField | None = None
-    derived: DerivedField | None = None
+    derived: DerivedField | Band | None = None
     line: str = ""
 
     @property
@@ -429,7 +430,7 @@ def row_of(
         if text is not None:
             row[column] = key.of(text)  # type: ignore[arg-type]
     if declared is not None:
-        declared.fill(row, fields, key)
+        declared.fill(row, {**fields, "event_time_ms": event_time_ms, "amount_minor": amount_minor}, key)
     return row
 
 
@@ -451,11 +452,13 @@ class DeclaredRow:
             if value is not None:
                 column = declared_column(one.number)
                 row[column], row[column + 1] = self._pair(one, value, values, key)
+        texts: dict[int, str] = {band.number: band.value_of(values) for band in self._fields.bands}
         for derived in self._fields.derived:
             source = values.get(derived.of)
-            text = "" if source is None else derived.value_of(str(source))
+            texts[derived.number] = "" if source is None else derived.value_of(str(source))
+        for number, text in texts.items():
             if text:
-                column = declared_column(derived.number)
+                column = declared_column(number)
                 row[column], row[column + 1] = 1, key.of(text)
 
     def _pair(

@@ -92,7 +92,9 @@ def check_entities(entities: Sequence[DeclaredEntity], declared: Sequence[Attrib
         for key in entity.keys:
             if key in kinds and key not in fields:
                 told = f"entity {name!r}: {key!r} is {_NO_KEYS[kinds[key]]}, and a key field is a text"
-                raise wrong_at(entity.line, f"{told}: declare another field in payment.py, as text(…) or category(…)")
+                raise wrong_at(
+                    entity.line, f"{told}: declare another field in payment.py, as text(…), category(…) or band(…)"
+                )
             if key not in fields:
                 wanted = ", ".join(sorted(fields))
                 raise wrong_at(entity.line, f"entity {name!r}: payments have no key field {key!r}; there are {wanted}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.field_uses import FieldUses, field_uses
-from paywarden.schemas.payment_fields import DerivedField, Form, NetworkPrefix, PaymentField
+from paywarden.schemas.payment_fields import Band, DerivedField, Form, NetworkPrefix, PaymentField
 from paywarden.schemas.request_proto import field_number, protobuf_type
 
 _COLUMNS = ("field", "number", "form", "unit", "wanted", "kept", "protobuf", "used by")
@@ -73,9 +73,10 @@ def field_table(fields: Sequence[ListedField]) -> list[str]:
     return lines
 
 
-def _listed(field: PaymentField | DerivedField, uses: FieldUses) -> ListedField:
+def _listed(field: PaymentField | DerivedField | Band, uses: FieldUses) -> ListedField:
     if not isinstance(field, PaymentField):
         form = "network" if isinstance(field, NetworkPrefix) else "e-mail domain"
+        form = f"one of {len(field.bounds) + 1} bands" if isinstance(field, Band) else form
         return ListedField(
             name=field.name,
             number=field.number,

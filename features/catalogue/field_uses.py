@@ -62,13 +62,13 @@ def field_uses(catalogue: Catalogue) -> dict[str, FieldUses]:
     columns_of: dict[str, frozenset[int]] = {}
     for feature in catalogue.features:
         columns_of[feature.name] = frozenset(_columns(feature.value, columns_of))
-    uses = {}
+    uses, fields = {}, catalogue.payment.fields
     for attribute in catalogue.payment.attributes:
         # A field has two columns: its code, and its identity or its other amount.
         own = {declared_column(attribute.number), declared_column(attribute.number) + 1}
         uses[attribute.name] = FieldUses(
             entities=tuple(entity.name for entity in catalogue.entities if attribute.name in entity.keys),
-            derived=tuple(one.name for one in catalogue.payment.fields.derived if one.of == attribute.name),
+            derived=tuple(one.name for one in (*fields.derived, *fields.bands) if one.of == attribute.name),
             features=tuple(name for name, columns in columns_of.items() if columns & own),
         )
     return uses

@@ -25,19 +25,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import NamedTuple
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import RESERVED_NAMES, Attribute, AttributeKind, declared_column
+from paywarden.features.catalogue.attributes import RESERVED_NAMES, Attribute, AttributeKind, Clock, declared_column
 from paywarden.features.catalogue.windows import line_of_caller, wrong, wrong_at
 from paywarden.schemas.payment_fields import (
+    AMOUNT_MINOR,
     AMOUNT_MINOR_MAX,
+    BANDS_MAX,
     DECIMALS_MAX,
     DECLARED_MAX,
     FIELD,
+    HOUR,
     ID_BYTES_MAX,
     TIME_MS_END,
+    WEEKDAY,
     WHOLE_MAX,
+    Band,
     DerivedField,
     EmailDomain,
     Form,
@@ -226,6 +232,40 @@ def email_domain(name: str, number: int, *, of: Attribute) -> Attribute:
     return _derived(EmailDomain(name, number, of.name))
 
 
+def band(name: str, number: int, *, of: Attribute | Clock, bounds: Sequence[float] = ()) -> Attribute:
+    """Returns a derived field: between which of the ascending `bounds` a number lies. No payment brings it.
+
+    `of` is amount_minor, or a number or an amount of money of payment.py, in the payment's own currency: keys must not
+    move with the table of rates. It may be `hour` or `weekday`, too: without bounds, each hour is a band.
+    """
+    listed = tuple(bounds) if type(bounds) in (list, tuple) else ()
+    if isinstance(of, Clock):
+        source, decimals = HOUR if of.size == 24 else WEEKDAY, 0
+        listed = tuple(range(1, of.size)) if bounds == () else listed
+        scaled = [bound for bound in listed if type(bound) is int and 0 < bound < of.size]
+    else:
+        source, decimals, scaled = _numbers_of(name, of, listed)
+    ascends = all(one < later for one, later in pairwise(scaled))
+    if not (0 < len(listed) < BANDS_MAX and len(scaled) == len(listed) and ascends):
+        raise wrong(name, f"`bounds` must be 1 to {BANDS_MAX - 1} ascending values of {of!r}, got {_told(bounds)}")
+    return _derived(Band(name, number, source, tuple(scaled), decimals))
+
+
+def _numbers_of(name: str, of: Attribute, bounds: Sequence[float]) -> tuple[str, int, list[int]]:
+    """Returns the field that `of` is, its digits after the point, and the bounds that it can have, in the last digit.
+
+    Raises Misconfigured for a field that has no bands.
+    """
+    field = of.field if isinstance(of, Attribute) else None
+    if isinstance(of, Attribute) and of.name == AMOUNT_MINOR:
+        field = FIELD[AMOUNT_MINOR]
+    if field is None or (field.number and field.form not in (Form.INTEGER, Form.DECIMAL, Form.MONEY)):
+        raise wrong(name, f"`of` must be amount_minor, hour, weekday, or a number of payment.py, got {of!r}")
+    kinds = (int, float) if field.is_decimal else (int,)
+    known = [bound for bound in bounds if type(bound) in kinds and field.is_right(bound)]
+    return field.name, field.decimals, list(map(field.scaled, known))
+
+
 @dataclass(frozen=True, init=False)
 class Payment:
     """The fields that a project declares, in the order of their declaration. `fields` joins them to the table's."""
@@ -246,14 +286,16 @@ class Payment:
                 raise wrong_at(line_of_caller(), f"Payment takes declared fields one by one, got {_told(one)}")
         _check_unique(flat)
         fields = tuple(one.field for one in flat if one.field is not None)
-        derived = tuple(one.derived for one in flat if one.derived is not None)
-        names = {field.name for field in fields} | {"ip"}
+        made = [one.derived for one in flat if one.derived is not None]
+        derived = tuple(one for one in made if not isinstance(one, Band))
+        bands = tuple(one for one in made if isinstance(one, Band))
+        names = {field.name for field in fields} | {"ip", AMOUNT_MINOR, HOUR, WEEKDAY}
         for attribute in flat:
             if attribute.derived is not None and attribute.derived.of not in names:
                 wanted = f"{attribute.name!r} derives from {attribute.derived.of!r}, which Payment does not list"
                 raise wrong_at(attribute.line, wanted)
         object.__setattr__(self, "attributes", tuple(flat))
-        object.__setattr__(self, "fields", PaymentFields(fields, derived))
+        object.__setattr__(self, "fields", PaymentFields(fields, derived, bands))
         object.__setattr__(self, "line", line_of_caller())
 
 
@@ -332,7 +374,7 @@ def _attribute(field: PaymentField, kind: AttributeKind) -> Attribute:
     return Attribute(field.name, declared_column(field.number), kind, field, None, line_of_caller())
 
 
-def _derived(derived: DerivedField) -> Attribute:
+def _derived(derived: DerivedField | Band) -> Attribute:
     _check_name(derived.name, derived.number)
     return Attribute(derived.name, declared_column(derived.number), AttributeKind.TEXT, None, derived, line_of_caller())
 

@@ -7,7 +7,7 @@
     integer, money, time                integer                        codes: the number + NUMBER_ZERO
     decimal                             float or integer               codes, in units of its last digit
     flag                                boolean                        codes: 1 no, 2 yes
-    network, domain                     none                           Coded, made from the source
+    network, domain, band               none                           Coded, made from the source
 
 A code of 0 is a missing value. A file that Paywarden writes has no e-mail addresses. Their column holds the keyed hash
 of each address, and the column of a domain that of the domain. Such a file gives the same features as the addresses do,
@@ -16,6 +16,7 @@ for the deployment whose key made the hashes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,18 @@ from paywarden.features.history.payment_columns import (
     wrong_decimals,
     wrong_numbers,
 )
+from paywarden.features.kernel.layout import DAY_MS, EPOCH_WEEKDAY, HOUR_MS, MINUTE_MS
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import DerivedField, EmailDomain, Form, PaymentField, PaymentFields
+from paywarden.schemas.payment_fields import (
+    AMOUNT_MINOR,
+    HOUR,
+    WEEKDAY,
+    DerivedField,
+    EmailDomain,
+    Form,
+    PaymentField,
+    PaymentFields,
+)
 
 _PART_ROWS = 1 << 20
 
@@ -67,6 +78,50 @@ def of_table(payments: pa.Table, fields: PaymentFields, ip: Coded) -> dict[str, 
         else:
             columns[derived.name] = derived_column(derived, source)
     return columns
+
+
+def band_columns(
+    fields: PaymentFields,
+    columns: Mapping[str, Coded | Int64Array],
+    time_ms: Int64Array,
+    offset_code: Int64Array,
+    amount_minor: Int64Array,
+    room: ColumnAllocator | None = None,
+) -> dict[str, Coded]:
+    """Returns the columns of bands by name, made in `room`. `columns` are those of declared fields."""
+    made = {}
+    for band in fields.bands:
+        codes = (room or MemoryAllocator()).new(len(time_ms), np.int32)
+        for start in range(0, len(time_ms), _PART_ROWS):
+            part = slice(start, start + _PART_ROWS)
+            is_there = np.True_
+            if band.of == AMOUNT_MINOR:
+                number = amount_minor[part]
+            elif band.of in (HOUR, WEEKDAY):
+                offset_ms = np.where(offset_code[part] == 0, 0, offset_code[part] - kernel.OFFSET_ZERO) * MINUTE_MS
+                local_ms = time_ms[part] + offset_ms
+                is_hour = band.of == HOUR
+                number = local_ms % DAY_MS // HOUR_MS if is_hour else (local_ms // DAY_MS + EPOCH_WEEKDAY) % 7
+            else:
+                found = columns[band.of]
+                assert not isinstance(found, Coded)
+                number, is_there = found[part] - number_code(0), found[part] != 0
+            codes[part] = np.where(is_there, np.searchsorted(band.bounds, number, side="right"), -1)
+        made[band.name] = _those_that_occur(codes, band.texts)
+    return made
+
+
+def _those_that_occur(codes: NDArray[np.int32], texts: Sequence[str]) -> Coded:
+    """Returns a column without the texts that no payment has. Code -1 is a missing value, and stays."""
+    parts = [slice(start, start + _PART_ROWS) for start in range(0, len(codes), _PART_ROWS)]
+    found = np.zeros(len(texts) + 1, dtype=np.bool_)
+    for part in parts:
+        found[codes[part]] = True
+    found[-1] = False
+    new_code = np.where(found, np.cumsum(found) - 1, -1).astype(np.int32)
+    for part in parts:
+        codes[part] = new_code[codes[part]]
+    return Coded(codes, pa.array(np.array([*texts, ""], dtype=object)[found], pa.string()))
 
 
 def values_of(field: PaymentField, payments: pa.Table) -> pa.Array:

@@ -253,7 +253,10 @@ def payments_alone(payments: pa.Table, fields: PaymentFields = TABLE_ALONE) -> H
     )
     if not fields.number_max:
         return history
-    return replace(history, declared=declared_columns.of_table(payments, fields, history.ip))
+    declared = declared_columns.of_table(payments, fields, history.ip)
+    times, offsets = history.event_time_ms, history.utc_offset_code
+    bands = declared_columns.band_columns(fields, declared, times, offsets, history.amount_minor)
+    return replace(history, declared=declared | bands)
 
 
 def require_past(history: History, now_ms: int) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.declared_columns import (
+    band_columns,
     codes_of,
     derived_column,
     domain_hashes,
@@ -105,10 +106,12 @@ def open_history(
             refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early, part.start)
         room.release()
         texts = {name: made.texts[name].coded() for name in _CODED}
+        declared, amounts = made.declared.columns(texts["ip"], room), made.numbers["amount_minor"]
+        bands = band_columns(fields, declared, event_time_ms, made.utc_offset_code, amounts, room)
         return History(
             payment_id=_as_texts(ids),
             event_time_ms=event_time_ms,
-            amount_minor=made.numbers["amount_minor"],
+            amount_minor=amounts,
             **{name.removesuffix("_id"): coded for name, coded in texts.items()},
             utc_offset_code=made.utc_offset_code,
             declined_code=made.declined_code,
@@ -116,7 +119,7 @@ def open_history(
             outcome_time_ms=told.time_ms,
             outcome_fraud=told.fraud,
             fields=fields,
-            declared=made.declared.columns(texts["ip"], room),
+            declared=declared | bands,
             propensity=made.propensity,
             never_labelled=made.never_labelled,
         )

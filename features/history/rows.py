@@ -74,7 +74,7 @@ class HistoryRows:
                 is_public = field.form is not Form.EMAIL
                 codes = _codes_of(coded, attributes.AttributeKind.TEXT) if is_public else _ones_of(coded)
                 self._coded += [(column, coded.codes, codes), (column + 1, coded.codes, _identities_of(coded, key))]
-        for derived in history.fields.derived:
+        for derived in (*history.fields.derived, *history.fields.bands):
             column, coded = attributes.declared_column(derived.number), history.coded(derived.name)
             self._coded.append((column, coded.codes, _ones_of(coded)))
             self._coded.append((column + 1, coded.codes, _identities_of(coded, key)))

@@ -8,6 +8,7 @@
     update        adds one event to a profile
     declared_texts    reads the texts of declared fields
     conditions    answers a catalogue's conditions about one payment
+    bands         says between which bounds a number of a payment lies
     rollup        computes the slots: what a profile knew at the time of a payment
     recollection  answers questions to a profile's memories of latest values
     latest_payments   keeps the latest payments, and answers questions about them

@@ -19,7 +19,7 @@ from typing import Any
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.schemas.payment_fields import DerivedField, Form, PaymentField, PaymentFields
+from paywarden.schemas.payment_fields import Band, DerivedField, Form, PaymentField, PaymentFields
 
 # Stands between the ids of a combination. It is ASCII's unit separator; no id may contain it.
 SEPARATOR = "\x1f"
@@ -41,12 +41,12 @@ def entity_key(entity: str, ids: Sequence[str]) -> bytes:
     return f"{entity}:{hashlib.blake2b(key, digest_size=32).hexdigest()}".encode()
 
 
-def has_hashed_key(field: PaymentField | DerivedField) -> bool:
-    """Returns whether keys hold a keyed hash of the field's value: of personal, e-mail and derived fields."""
+def has_hashed_key(field: PaymentField | DerivedField | Band) -> bool:
+    """Returns whether keys hold a keyed hash of the field's value: of personal, e-mail and derived fields, bands."""
     return not isinstance(field, PaymentField) or field.is_personal or field.form is Form.EMAIL
 
 
-def key_text(field: PaymentField | DerivedField, value: str, key: IdentityKey) -> str:
+def key_text(field: PaymentField | DerivedField | Band, value: str, key: IdentityKey) -> str:
     """Returns the id that a field's value gives a key. `value` of a derived field is the derived text, not its source.
 
     It is the value itself, or hashed_id of the value's identity: the number in the field's identity column.
@@ -83,6 +83,9 @@ def key_maker(
 def _id_maker(name: str, fields: PaymentFields, key: IdentityKey) -> Callable[[Mapping[str, Any]], str]:
     """Returns a function that gives one field's id, empty if the payment lacks the field."""
     field = field_named(name, fields)
+    if isinstance(field, Band):
+        band, hashed = field, {text: key_text(field, text, key) for text in field.texts}
+        return lambda values: hashed.get(band.value_of(values), "")
     if isinstance(field, PaymentField):
         return lambda values: key_text(field, values[name], key) if values.get(name) else ""
 
@@ -94,7 +97,7 @@ def _id_maker(name: str, fields: PaymentFields, key: IdentityKey) -> Callable[[M
     return of_source
 
 
-def field_named(name: str, fields: PaymentFields) -> PaymentField | DerivedField:
-    """Returns the field of a payment with a name, a derived one too."""
+def field_named(name: str, fields: PaymentFields) -> PaymentField | DerivedField | Band:
+    """Returns the field of a payment with a name, a derived one or a band too."""
     found = fields.by_name.get(name)
-    return found if found is not None else next(one for one in fields.derived if one.name == name)
+    return found if found is not None else next(one for one in (*fields.derived, *fields.bands) if one.name == name)

@@ -46,6 +46,7 @@ from paywarden.features.profiles.shape import (
     shape_of,
 )
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import Band
 
 # A cell of a tile: a count, an amount, or a count for each bucket; None for a largest amount without payments.
 CellValue = int | Decimal | tuple[int, ...] | None
@@ -175,10 +176,13 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
         raise Misconfigured(f"wanted {name}:{','.join(fields)}, {len(fields)} ids with commas between; got {len(ids)}")
     if "" in ids:
         raise Misconfigured(f"wanted {name}:{','.join(fields)}; {fields[ids.index('')]} is empty")
+    named = [field_named(one, plan.fields) for one in fields]
+    for field, value in zip(named, ids, strict=True):
+        if isinstance(field, Band) and value not in field.texts:
+            bands = f"{field.texts[0]} to {field.texts[-1]}"
+            raise Misconfigured(f"wanted {name}:{','.join(fields)}; {field.name} is a band from {bands}")
     try:
-        shown = [
-            key_text(field_named(one, plan.fields), value, plan.key) for one, value in zip(fields, ids, strict=True)
-        ]
+        shown = [key_text(field, value, plan.key) for field, value in zip(named, ids, strict=True)]
         return entity, entity_key(name, shown)
     except UnicodeEncodeError:
         # A shell passes on bytes that are not UTF-8 in this form.

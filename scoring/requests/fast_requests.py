@@ -33,6 +33,7 @@ from paywarden.features.catalogue.attributes import (
 from paywarden.features.kernel.declared_texts import new_buffer
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles import money
+from paywarden.features.profiles.band_program import band_program
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
@@ -126,6 +127,7 @@ class FastRequests:
             "numbers": _numbers(plan, limits),
             "declared": _declared_program(plan.fields),
             "derived": _derived_program(plan.fields),
+            "bands": band_program(plan.fields, plan.key),
             "data": np.zeros(ROWS_MAX * body_bytes, dtype=np.uint8),
             "lengths": np.zeros(ROWS_MAX, dtype=np.int64),
             "rows": rows,

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from paywarden.features.kernel.bands import fill_bands
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
     UNUSUAL_ADDRESS,
@@ -117,6 +118,8 @@ class RequestSlots(NamedTuple):
     """Shape (DECLARED_COUNT, DECLARED_WIDTH), int64: DECLARED_KIND to SCALE of each number."""
     derived: int
     """Shape (DERIVED_COUNT, DERIVED_WIDTH), int64: SOURCE to DERIVED_COLUMN of each derived field."""
+    bands: int
+    """The words of bands (features/kernel/bands.py), int64."""
     data: int
     """The bodies, concatenated, uint8."""
     lengths: int
@@ -435,6 +438,7 @@ def read_bodies(frame_at: int, count: int) -> int:
     data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
     declared = carray(address(frame_at, SLOT.declared), (numbers[DECLARED_COUNT], DECLARED_WIDTH), np.int64)
     derived = carray(address(frame_at, SLOT.derived), (numbers[DERIVED_COUNT], DERIVED_WIDTH), np.int64)
+    bands = carray(address(frame_at, SLOT.bands), size(frame_at, SLOT.bands), np.int64)
     lengths = carray(address(frame_at, SLOT.lengths), count, np.int64)
     rows = carray(address(frame_at, SLOT.rows), (count, numbers[ROW_WIDTH]), np.int64)
     currencies = carray(address(frame_at, SLOT.currencies), 26**3, np.int64)
@@ -468,6 +472,8 @@ def read_bodies(frame_at: int, count: int) -> int:
         if good and numbers[DERIVED_COUNT] > 0:
             is_complete = derive(derived, numbers, data, row, places, scratch)
             good = is_complete or is_checked
+        if good and len(bands) > 0:
+            fill_bands(bands, row)
         currency = NO_CURRENCY
         if good:
             code = capital_letters(data, places[_START, numbers[CURRENCY_FIELD]], 3)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
+from paywarden.features.kernel.bands import fill_bands_of_rows
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
     UNUSUAL_ADDRESS,
@@ -39,6 +40,7 @@ from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
 from paywarden.features.kernel.toolkit.varint import read_varint, unzigzag
 from paywarden.features.kernel.toolkit.words import load_word
+from paywarden.features.profiles.band_program import band_program
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key, hashed_id
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
@@ -129,6 +131,7 @@ class FastIntake:
         is_readable = None not in program and names[len(names) - len(plan.fields.declared) :] == _names(plan.fields)
         self._program = np.array(program, dtype=np.int64) if is_readable else None
         self._derived = _derived_program(plan.fields, names)
+        self._bands = band_program(plan.fields, plan.key)
         self._money = [attributes.declared_column(f.number) for f in plan.fields.declared if f.form is Form.MONEY]
         self._payment_id, self._currency = names.index("payment_id"), names.index("currency")
         self._entities = [
@@ -193,6 +196,7 @@ class FastIntake:
         _read_records(
             self._program, self._derived, buffer, bounds, self._key.low, self._key.high, rows, starts, lengths, is_usual
         )
+        fill_bands_of_rows(self._bands, rows)
         times = rows[:, kernel.TIME_MS]
         # A record without a time of arrival goes the slow way. Kafka has set one on every record for many years.
         is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
@@ -343,6 +347,7 @@ def warm_up() -> None:
     """Compile or load the loops of a payment's way into the store, so that no payment waits for them."""
     payment_columns.warm_up()
     none = np.zeros((0, _WIDTH), dtype=np.int64)
+    fill_bands_of_rows(none[:, 0].copy(), none)
     _read_records(none, none, np.zeros(0, np.uint8), none[:, 0].copy(), 0, 0, none, none, none, np.zeros(0, np.bool_))
 
 

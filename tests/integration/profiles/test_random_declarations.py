@@ -37,7 +37,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.schemas.avro import Encoder
-from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, EmailDomain, Form
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, Band, EmailDomain, Form
 from paywarden.schemas.request_proto import request_class
 from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
@@ -176,6 +176,8 @@ def test_the_drawn_declarations_have_every_kind_of_field_each_kind_as_key_and_in
 
 def kind_of(one: Attribute) -> str:
     """Returns the word that declares an attribute."""
+    if isinstance(one.derived, Band):
+        return "band"
     if one.field is None:
         return "domain" if isinstance(one.derived, EmailDomain) else "network"
     if one.field.unit == "degrees":

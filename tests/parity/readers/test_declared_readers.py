@@ -25,7 +25,15 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import fields as words
-from paywarden.features.catalogue.attributes import Attribute, AttributeKind, ip, row_width
+from paywarden.features.catalogue.attributes import (
+    Attribute,
+    AttributeKind,
+    amount_minor,
+    hour,
+    ip,
+    row_width,
+    weekday,
+)
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
@@ -227,7 +235,14 @@ def test_every_declared_form_takes_the_fast_way() -> None:
     declared = {name: make(number) for number, (name, make) in enumerate(FORMS.items(), 1)}
     near, street = words.network("near", 40, of=ip), words.network("street", 41, of=declared["delivery"], bits=20)
     domain = words.email_domain("domain", 42, of=declared["buyer"])
-    world = world_of(words.Payment(*declared.values(), near, street, domain))
+    bands = (
+        words.band("hours", 43, of=hour, bounds=(6, 22)),
+        words.band("days_of_week", 44, of=weekday),
+        words.band("sizes", 45, of=amount_minor, bounds=(1, 6, 1000)),
+        words.band("weights", 46, of=declared["weight"], bounds=(0, 12.344, 12.345)),
+        words.band("tips", 47, of=declared["tip"], bounds=(900,)),
+    )
+    world = world_of(words.Payment(*declared.values(), near, street, domain, *bands))
 
     def slowly(record: Record) -> PaymentEvent:
         raise AssertionError(record)

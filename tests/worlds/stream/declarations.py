@@ -72,7 +72,7 @@ ENTITIES_MAX = 16
 KEYS_MAX = 4
 KINDS = (
     *("text", "category", "bin", "country", "address", "email", "integer", "decimal", "money", "time", "flag"),
-    *("coordinates", "network", "domain"),
+    *("coordinates", "network", "domain", "band"),
 )
 """The kinds of field that a project can declare."""
 # Texts that payments have in common, for each form. Two spellings of an e-mail address are one address.
@@ -226,6 +226,8 @@ def _field(
         return declare.network(name, number, of=[attributes.ip, *addresses][of], **bits)
     if kind == "domain":
         return declare.email_domain(name, number, of=emails[draw(st.integers(0, len(emails) - 1))])
+    if kind == "band":
+        return _band(draw, name, number, others)
     if kind == "coordinates":
         return declare.coordinates(name, min(number, 63), **options)
     if kind == "integer":
@@ -244,6 +246,22 @@ def _field(
         "flag": declare.flag,
     }
     return plain[kind](name, number, **options)
+
+
+def _band(draw: st.DrawFn, name: str, number: int, others: Sequence[Any]) -> Attribute:
+    """Returns bands of a number of these fields, of the amount or of the payer's time."""
+    forms = (Form.INTEGER, Form.DECIMAL, Form.MONEY)
+    numbers = [
+        one for one in others if isinstance(one, Attribute) and one.field is not None and one.field.form in forms
+    ]
+    of: Any = draw(st.sampled_from([attributes.amount_minor, attributes.hour, attributes.weekday, *numbers]))
+    if of is attributes.hour or of is attributes.weekday:
+        chosen = draw(st.lists(st.integers(1, of.size - 1), max_size=3, unique=True))
+        return declare.band(name, number, of=of, bounds=tuple(sorted(chosen)))
+    values = st.integers(0, 5_000) if of is attributes.amount_minor else values_of(of.field)
+    least = draw(st.lists(values, min_size=1, max_size=3))
+    scaled = dict(sorted((declare.FIELD.get(of.name, of.field).scaled(one), one) for one in least))
+    return declare.band(name, number, of=of, bounds=tuple(scaled.values()))
 
 
 # Features: those of features_worlds, with other entities and with declared fields in place of some attributes.

@@ -414,7 +414,7 @@ def test_an_entity_of_a_field_that_is_no_key_is_refused(key: str) -> None:
 def test_an_entity_of_a_field_that_is_no_text_is_told_what_to_declare(key: str, kind: str) -> None:
     wrong = Entity("x", key=("card_id", key))
     wanted = f", {wrong.line}: entity 'x': {key!r} is {kind}, and a key field is a text: declare another field in "
-    assert refusal_of_all((amount,), (wrong,)) == wanted + "payment.py, as text(…) or category(…)"
+    assert refusal_of_all((amount,), (wrong,)) == wanted + "payment.py, as text(…), category(…) or band(…)"
 
 
 @pytest.mark.parametrize("key", [(), ("card_id", "card_id")])

@@ -14,7 +14,10 @@ from paywarden.features.catalogue.attributes import DeclaredRow, declared_column
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.fields import Payment
 from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.kernel.bands import fill_bands
+from paywarden.features.profiles.band_program import band_program
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
 
 CUSTOMER = fields.text("customer_id", 1, personal=True)
@@ -81,6 +84,44 @@ def test_a_field_that_is_missing_is_0() -> None:
     declared = DeclaredRow(PAYMENT.fields, lambda amount, _: amount)
     row = row_of({"currency": "EUR"}, event_time_ms=1, amount=2, amount_minor=3, declared=declared)
     assert row[kernel.ATTRIBUTE_COUNT :] == [0] * 28
+
+
+def test_a_band_begins_at_its_bound_and_follows_the_payers_clock() -> None:
+    bands = (
+        fields.band("size", 20, of=attributes.amount_minor, bounds=(10_00, 50_00)),
+        fields.band("heavy", 21, of=WEIGHT, bounds=(0, 2.5)),
+        fields.band("hours", 22, of=attributes.hour),
+        fields.band("rest", 23, of=attributes.weekday, bounds=[5]),
+    )
+    payment = Payment(WEIGHT, *bands)
+    # A Friday, 23:30 in UTC.
+    friday_ms = 1_530_315_000_000
+    given = {"event_time_ms": friday_ms, "currency": "EUR"}
+    wanted = [
+        ({"amount_minor": 9_99, "weight": -0.001}, ["00", "00", "23", "00"]),
+        ({"amount_minor": 10_00, "weight": 2.4994, "utc_offset_minutes": 60}, ["01", "01", "00", "01"]),
+        ({"amount_minor": 50_00, "weight": 2.4996, "utc_offset_minutes": -1410}, ["02", "02", "00", "00"]),
+        ({"amount_minor": 0}, ["00", "", "23", "00"]),
+    ]
+    declared = DeclaredRow(payment.fields, lambda amount, _: amount)
+    for told, texts in wanted:
+        values = given | told
+        assert [band.value_of(values) for band in payment.fields.bands] == texts
+        row = row_of(
+            values,
+            event_time_ms=friday_ms,
+            amount=1,
+            amount_minor=values["amount_minor"],
+            declared=declared,
+        )
+        slow = [pair(row, number) for number in range(20, 24)]
+        assert slow == [[1, LAPTOP_KEY.of(text)] if text else [0, 0] for text in texts]
+        compiled = np.array(row, dtype=np.int64)
+        compiled[attributes.declared_column(20) :] = 0
+        fill_bands(band_program(payment.fields, LAPTOP_KEY), compiled)
+        assert compiled.tolist() == row
+        made = key_maker("e", ("card_id", "size", "heavy"), payment.fields, LAPTOP_KEY)({"card_id": "c", **values})
+        assert (made == b"") == (texts[1] == "")
 
 
 def test_a_moment_may_be_a_date_of_birth() -> None:
@@ -152,6 +193,35 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a network of no address": (lambda: fields.network("a", 1, of=CUSTOMER), "`of` must be an address, such as ip"),
     "a domain of no e-mail": (lambda: fields.email_domain("a", 1, of=CUSTOMER), "`of` must be an e-mail field"),
+    "bands of the amount in the reference currency": (
+        lambda: fields.band("a", 1, of=attributes.amount, bounds=(5,)),
+        "'a': `of` must be amount_minor, hour, weekday, or a number of payment.py, got the field 'amount'",
+    ),
+    "bands of a text": (lambda: fields.band("a", 1, of=CUSTOMER, bounds=(5,)), "`of` must be amount_minor, hour"),
+    "bands without bounds": (
+        lambda: fields.band("a", 1, of=attributes.amount_minor),
+        "`bounds` must be 1 to 63 ascending values of the field 'amount_minor', got ()",
+    ),
+    "bands of a bound that is no list": (
+        lambda: fields.band("a", 1, of=attributes.hour, bounds=7),  # type: ignore[arg-type]
+        "`bounds` must be 1 to 63 ascending values of the hour, got 7",
+    ),
+    "bands that do not ascend": (
+        lambda: fields.band("a", 1, of=WEIGHT, bounds=(2.5, 2.5)),
+        "`bounds` must be 1 to 63 ascending values of the field 'weight', got (2.5, 2.5)",
+    ),
+    "bands beyond the field": (
+        lambda: fields.band("a", 1, of=attributes.weekday, bounds=(7,)),
+        "ascending values of the weekday, got (7,)",
+    ),
+    "bands of a field that is not listed": (
+        lambda: Payment(fields.band("a", 1, of=WEIGHT, bounds=(2,))),
+        "'a' derives from 'weight', which Payment does not list",
+    ),
+    "a band in a condition": (
+        lambda: fields.band("a", 1, of=attributes.hour) == "07",
+        "a has only keyed hashes, which no catalogue can name",
+    ),
     "a name twice": (
         lambda: Payment(fields.text("a", 1), fields.text("a", 2)),
         "the field 'a' is declared twice, first in test_fields.py:",

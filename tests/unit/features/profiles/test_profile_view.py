@@ -9,11 +9,12 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from paywarden.features.catalogue.attributes import amount, channel, country, declined, merchant_id
+from paywarden.features.catalogue.attributes import amount, amount_minor, channel, country, declined, merchant_id
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
+from paywarden.features.catalogue.fields import Payment, band
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
-from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.keys import SEPARATOR, entity_key, hashed_id
 from paywarden.features.profiles.profile_view import (
     ProfileView,
     TableView,
@@ -267,6 +268,16 @@ def test_an_empty_id_is_refused() -> None:
         typed_key(ENGINE.plan, "card:")
     with pytest.raises(Misconfigured, match="merchant_id is empty"):
         typed_key(ENGINE.plan, "card_merchant:C1,")
+
+
+def test_a_band_is_typed_as_its_number_and_there_is_no_other() -> None:
+    size = band("size", 1, of=amount_minor, bounds=(10_00, 50_00))
+    of_size = Entity("card_size", key=("card_id", "size"))
+    plan = FeatureEngine(Catalogue((of_size,), (of_size.count("x", "1d"),), Payment(size))).plan
+    _, key = typed_key(plan, "card_size:C1,02")
+    assert key == entity_key("card_size", ["C1", hashed_id(plan.key.of("02"))])
+    with pytest.raises(Misconfigured, match="wanted card_size:card_id,size; size is a band from 00 to 02"):
+        typed_key(plan, "card_size:C1,2")
 
 
 def test_an_id_that_no_key_can_hold_is_refused() -> None:
