@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from paywarden.ops.console.audit import AuditHead, AuditLog
+from paywarden.ops.console.audit_log import AuditHead, AuditLog
 from paywarden.ops.console.exports import export_of
-from paywarden.ops.console.pages import Field, Missing, Page, Section, Shown, Visit
+from paywarden.ops.console.page_rows import Field, Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.people import Role
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.limits import RateLimit
-from paywarden.ops.console.pages import (
+from paywarden.ops.console.page_rows import (
     PAGE_FIELD,
     PAGE_SIZE,
     Done,
@@ -33,7 +33,7 @@ from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 
 FILE_BYTES_MAX = 5 * 1024 * 1024
 _BODY_BYTES_MAX = FILE_BYTES_MAX + 64 * 1024

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paywarden.ops.console.pages import EXPORT_ROLES, Page, Sent, Shown, Visit
+from paywarden.ops.console.page_rows import EXPORT_ROLES, Page, Sent, Shown, Visit
 from paywarden.ops.console.reasons import Reason
 from paywarden.ops.console.rendering import NO_CURRENCIES, as_json, time_text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.exports import csv_of, export_of
-from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Sent, Shown, Visit
+from paywarden.ops.console.page_rows import Field, Page, PageRefused, Section, Sent, Shown, Visit
 from paywarden.streams.decision_index.episodes import Episode, episodes
 from paywarden.streams.decision_index.ledger import MerchantMonth, month_of_merchants, months
 

@@ -22,7 +22,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from paywarden.models.replay.report.plots import PLOT_TEMPLATE, Drawing
-from paywarden.ops.console.pages import Missing, address
+from paywarden.ops.console.page_rows import Missing, address
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.words import what_moved, where
 from paywarden.schemas.currencies import MINOR_DIGITS

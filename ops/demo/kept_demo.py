@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paywarden.models.drift.detectors import LENGTHS_MS
-from paywarden.ops.demo.desk import PEOPLE, Desk
+from paywarden.ops.demo.demo_desk import PEOPLE, Desk
 from paywarden.ops.demo.kept_load import SHIFTED_CHANNEL, SHIFTED_SHARE, SHIFTED_TIMES, send_later
 from paywarden.ops.demo.live_run import LiveSystem
 from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part

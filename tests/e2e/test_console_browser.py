@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from paywarden.ops.times import now_ms
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC
 from paywarden.streams.alerts.alerts import Severity
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC
 from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
 from tests.worlds.drift.alerts_on_topics import alert_record, kinds

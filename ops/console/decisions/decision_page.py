@@ -16,7 +16,7 @@ from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.links import links_of, strip_of
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
-from paywarden.ops.console.pages import Page, Shown, Visit, not_found
+from paywarden.ops.console.page_rows import Page, Shown, Visit, not_found
 from paywarden.ops.console.reasons import Listed, Reason, Reasons
 from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.ops.deciders import KnownDeciders, Recomputed

@@ -9,7 +9,7 @@ from typing import Any
 from paywarden.models.policy.policy import MODEL_ABSENT
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.exports import export_of
-from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.page_rows import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, PAGE_ROWS_MAX, FoundRow, Place, Search
 from paywarden.streams.decision_index.search import SearchPage as Found
 

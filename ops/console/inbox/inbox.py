@@ -10,7 +10,7 @@ from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import SEVERITIES, SORTS, STATES, AlertStore
-from paywarden.ops.console.pages import (
+from paywarden.ops.console.page_rows import (
     PAGE_FIELD,
     PAGE_SIZE,
     Done,
@@ -27,9 +27,9 @@ from paywarden.ops.console.pages import (
 from paywarden.ops.console.people import Person
 from paywarden.ops.times import now_ms
 from paywarden.schemas.durations import duration_ms_of
-from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_records import Acknowledgement
 from paywarden.streams.alerts.journal import CLEARED_MS
-from paywarden.streams.alerts.records import Acknowledgement
 
 PATH = "/inbox"
 CAUSES = ("profiles", "input", "traffic", "score", "outcome")

@@ -10,10 +10,10 @@ from paywarden.ops.console.background import Kept
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import row_view
 from paywarden.ops.console.exports import export_of
-from paywarden.ops.console.pages import PAGE_SIZE, Done, Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.page_rows import PAGE_SIZE, Done, Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.console.reasons import Reason
-from paywarden.ops.console.review.capacity import DAYS, AnalystWorth, worth_of_one_more
+from paywarden.ops.console.review.review_capacity import DAYS, AnalystWorth, worth_of_one_more
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import (
     NOTE_MAX,

@@ -14,8 +14,8 @@ from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import field_rows
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.worker import ROUTES
+from paywarden.scoring.http.http_settings import HttpSettings
+from paywarden.scoring.metrics.worker_metrics import ROUTES
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.stream.declarations import declarations, declared_payments

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
     OUTCOME_COLUMNS,
@@ -29,6 +28,7 @@ from paywarden.features.history.history import (
     require_past,
     write_history,
 )
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
@@ -22,6 +21,7 @@ from paywarden.features.history.history import (
     read_history,
     write_history,
 )
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.history.test_history import WRONG_OUTCOMES, WRONG_PAYMENTS, outcomes_table, payments_table

@@ -34,7 +34,7 @@ from paywarden.models.backtest.models import MODELS, family
 from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, HandbookMetrics, Split, date_of_day
 from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
 from paywarden.models.training.search_space import boosted_paths
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small import small_world
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import FORM, Entry, entry_of, signed_entry
-from paywarden.models.registry.log import LogFile, RegistryLog, log_of
+from paywarden.models.registry.model_log import LogFile, RegistryLog, log_of
 from paywarden.models.registry.verification import problems_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.signed_lines import FIRST

@@ -13,9 +13,9 @@ from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import FORM, Entry, Value, entry_of
-from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.model_log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, RegistryPeople
-from paywarden.models.registry.rules import MODES, RegistryState, Rules, refusal_of, state_of
+from paywarden.models.registry.registry_rules import MODES, RegistryState, Rules, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 

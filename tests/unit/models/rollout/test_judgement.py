@@ -23,7 +23,7 @@ from paywarden.models.rollout.judgement import (
     within_margin,
 )
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.tally import StepCounts
+from paywarden.models.rollout.rollout_tally import StepCounts
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = RolloutPlan(segments=("country=FR",))

@@ -13,15 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.rollout.judgement import Finding, MeasureEvidence
-from paywarden.models.rollout.log import (
-    NO_EVENT,
-    NOTED_EVERY_MS,
-    NOTES_A_STEP,
-    RolloutKeeper,
-    event_of,
-    event_record,
-    only_leader,
-)
 from paywarden.models.rollout.rollout import (
     LOOK_GAP_MAX_MS,
     EventKind,
@@ -30,6 +21,15 @@ from paywarden.models.rollout.rollout import (
     RolloutEvent,
     after,
     replayed,
+)
+from paywarden.models.rollout.rollout_log import (
+    NO_EVENT,
+    NOTED_EVERY_MS,
+    NOTES_A_STEP,
+    RolloutKeeper,
+    event_of,
+    event_record,
+    only_leader,
 )
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.models.rollout.test_rollout import event, judgement, look, outcomes, start_of

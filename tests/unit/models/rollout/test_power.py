@@ -10,7 +10,7 @@ import pytest
 from paywarden.models.rollout.judgement import harm_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.power import PowerLine, Traffic, power
-from paywarden.models.rollout.tally import StepCounts
+from paywarden.models.rollout.rollout_tally import StepCounts
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = RolloutPlan()

@@ -21,8 +21,8 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
-from paywarden.ops.console.pages import Section
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.ops.console.page_rows import Section
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import console_under_test, searched
 from tests.unit.ops.console.test_inbox import World, _Echo

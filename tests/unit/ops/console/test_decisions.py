@@ -24,7 +24,7 @@ from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.links import NODES_MAX, links_of
 from paywarden.ops.console.decisions.search import DecisionSearch
-from paywarden.ops.console.pages import Page, Section, Shown
+from paywarden.ops.console.page_rows import Page, Section, Shown
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds

@@ -21,7 +21,7 @@ from paywarden.ops.console.health.health import (
     samples_of,
 )
 from paywarden.ops.console.health.health_watch import TABLES, HealthWatch
-from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.page_rows import Missing
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, Clock, console_under_test

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from paywarden.features.catalogue import fields
-from paywarden.features.datasets.declared_columns import with_declared_columns
+from paywarden.features.datasets.made_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.traffic import requests_of

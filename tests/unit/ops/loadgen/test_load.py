@@ -11,7 +11,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, arrival_times, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured

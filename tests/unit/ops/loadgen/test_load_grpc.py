@@ -16,7 +16,7 @@ import grpc
 import pytest
 import uvloop
 
-from paywarden.ops.loadgen.load import LoadAnswer, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics
+from paywarden.scoring.metrics.worker_metrics import HttpMetrics
 from paywarden.scoring.net import connections
 from paywarden.scoring.net.connections import HOLD_S, Connections
 

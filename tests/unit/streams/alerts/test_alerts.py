@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from paywarden.models.drift.detectors import LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_watch import DriftWatch
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, State
 from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import Cause, cause_of
-from paywarden.streams.alerts.watch import DriftWatch
 from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS, HOUR_MS, DAY_MS = LENGTHS_MS

@@ -11,9 +11,7 @@ from paywarden.models.drift.binning import FEATURE_BINS, Binning
 from paywarden.models.drift.detectors import DetectorSettings
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, topic_schema
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State
-from paywarden.streams.alerts.journal import Journal
-from paywarden.streams.alerts.records import (
+from paywarden.streams.alerts.alert_records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
     ONLY_PARTITION,
@@ -22,7 +20,9 @@ from paywarden.streams.alerts.records import (
     Histograms,
     record_of,
 )
-from paywarden.streams.alerts.watch import DriftWatch
+from paywarden.streams.alerts.alert_watch import DriftWatch
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, MovedSignal, Severity, State
+from paywarden.streams.alerts.journal import Journal
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_count
 from tests.worlds.drift.drift_world import SIGNALS, World

@@ -12,15 +12,15 @@ from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, DetectorSettings
 from paywarden.models.drift.reference import Reference
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_records import record_of
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, Severity, State
 from paywarden.streams.alerts.book import AlertBook
-from paywarden.streams.alerts.records import record_of
 from paywarden.streams.drift.backtest import RememberedAlerts
-from paywarden.streams.drift.counts import Binnings
 from paywarden.streams.drift.detection import DriftDetection, DriftWatches
+from paywarden.streams.drift.drift_counts import Binnings
+from paywarden.streams.drift.drift_metrics import DetectionMetrics
+from paywarden.streams.drift.drift_settings import TrainingComparisonSettings
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
-from paywarden.streams.drift.metrics import DetectionMetrics
-from paywarden.streams.drift.settings import TrainingComparisonSettings
 from paywarden.streams.drift.training_watch import TrainingWatch, pack, unpack
 from tests.worlds.drift.made_decisions import SMALL, VERSION, MadeWorld, Shares, ms_of, quiet_reference, ramp
 

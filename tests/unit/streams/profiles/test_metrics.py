@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from paywarden.streams.profiles.metrics import (
+from paywarden.streams.profiles.profile_metrics import (
     AGE_BUCKETS_S,
     GATHER_MS_MAX,
     AgeHistogram,

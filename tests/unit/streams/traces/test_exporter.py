@@ -15,8 +15,8 @@ from paywarden.scoring.requests.trace_context import packed_trace
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.traces.exporter import TraceExporter
-from paywarden.streams.traces.settings import TracingSettings
 from paywarden.streams.traces.spans import spans_of
+from paywarden.streams.traces.trace_settings import TracingSettings
 from tests.services.servers.collector import Collector
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

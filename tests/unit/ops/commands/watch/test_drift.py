@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from paywarden.ops.alert_text import explained, most_moved_bin
 from paywarden.ops.commands.watch import drift
 from paywarden.ops.commands.watch.drift import WatchedModel, _as_json, not_watched_because, row_of
+from paywarden.streams.alerts.alert_records import Acknowledgement, Histograms, record_of
 from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
-from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.drift.models import SeenModel
 from tests.unit.streams.drift.test_training_watch import Watched, changed
 from tests.worlds.drift.made_decisions import ramp
