@@ -3,16 +3,16 @@
     page          made from                                                  by
     data.md       schemas of topics, columns of files, fields of results     data.py
     commands.md   the tree of click commands                                 commands.py
-    settings.md   sections and settings of ops/paywarden.toml                settings.py
+    settings.md   sections and settings of ops/paywarden.toml                settings_page.py
     metrics.md    the metrics that each process declares                     metrics.py
     topics.md     what `paywarden topics create` creates                     topics.py
-    logs.md       the JSON Schema of a log line                              logs.py
+    logs.md       the JSON Schema of a log line                              logs_page.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
-    errors.md     the tree of errors, refusals of requests                   errors.py
+    errors.md     the tree of errors, refusals of requests                   errors_page.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
 The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py). It also writes the
-wanted values of each setting into ops/paywarden.toml (settings.py).
+wanted values of each setting into ops/paywarden.toml (settings_page.py).
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
