@@ -26,6 +26,7 @@ _HISTORY = ("duckdb", "jinja2", "pyarrow")
 _GATEWAY = ("cryptography", "jinja2")
 _CONSOLE = (
     "authlib",
+    "babel",
     "cryptography",
     "duckdb",
     "httpx2",

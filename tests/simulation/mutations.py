@@ -278,7 +278,7 @@ MUTATIONS = {
         ("damaged_cursor",),
         40,
         frozenset({"stuck", "bug", "decision_lost", "decision_twice"}),
-        (Patch("scoring.state.outbox.reader", "Cursor.load", _any_cursor_counts),),
+        (Patch("scoring.state.outbox.outbox_reader", "Cursor.load", _any_cursor_counts),),
         known=18,
     ),
     "damaged_counts": Mutation(
@@ -361,8 +361,8 @@ MUTATIONS = {
         20,
         frozenset({"stuck", "bug"}),
         (
-            Patch("scoring.state.outbox.reader", "is_outbox", _constant(True)),
-            Patch("scoring.state.outbox.reader", "segments_in", _any_log_is_a_segment),
+            Patch("scoring.state.outbox.outbox_reader", "is_outbox", _constant(True)),
+            Patch("scoring.state.outbox.outbox_reader", "segments_in", _any_log_is_a_segment),
             Patch("scoring.state.outbox.writer", "segments_in", _any_log_is_a_segment),
         ),
     ),
