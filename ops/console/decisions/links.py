@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from paywarden.models.replay.report.plots import (
     Axis,
@@ -81,9 +82,8 @@ def links_of(index: DecisionIndex, row: FoundRow, shown: Callable[[str], str]) -
     pairs = {
         (places[card], places[other])
         for each in rows
-        for card, *others in [sorted(_entities(each), key=lambda one: one[0] != "card_id")]
-        for other in others
-        if card[0] == "card_id" and card in places and other in places
+        for card, other in product([("card_id", each.card_id)], _entities(each))
+        if card in places and other in places and other != card
     }
     ordered = tuple(sorted(pairs))
     return Links(entities, ordered, _picture(entities, ordered), len(kept) == len(found))
