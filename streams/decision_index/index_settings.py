@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import internal
-from paywarden.streams.decision_index.reviews import ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewRules
 from paywarden.streams.decision_index.routing import UNREVIEWED
 
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
@@ -53,9 +53,9 @@ class DecisionIndexSettings:
                 f"decision_index.unreviewed: wanted one of {', '.join(UNREVIEWED)}, got {self.unreviewed!r}"
             )
 
-    def reviews(self, costs: CostSettings) -> ReviewSettings:
+    def reviews(self, costs: CostSettings) -> ReviewRules:
         """Returns the settings of the review queue."""
-        return ReviewSettings(
+        return ReviewRules(
             claim_ms=self.claim_minutes * _MINUTE_MS,
             second_share=self.second_review_share,
             age_ms_max=self.review_days * _DAY_MS,

@@ -52,8 +52,8 @@ _ANALYST = "analyst"
 
 
 @dataclass(frozen=True)
-class ReviewSettings:
-    """Settings of the queue. `second_share`: of the payments, from 0 to 1. `unreviewed`: one of routing.UNREVIEWED."""
+class ReviewRules:
+    """The rules of the queue. `second_share`: of the payments, from 0 to 1. `unreviewed`: one of routing.UNREVIEWED."""
 
     claim_ms: int = 900_000
     second_share: float = 0.05
@@ -142,7 +142,7 @@ _VERDICT = "verdict_id, decision_id, payment_id, verdict, reason, note, analyst,
 class ReviewQueue:
     """The queue in the database of the index. Thread-safe, also between processes on PostgreSQL."""
 
-    def __init__(self, database: Database, settings: ReviewSettings) -> None:
+    def __init__(self, database: Database, settings: ReviewRules) -> None:
         self._database, self._settings = database, settings
         self._measured, self._measured_ms = MeasuredAnalysts(), 0
 

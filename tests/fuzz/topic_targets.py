@@ -32,7 +32,7 @@ def decided() -> Target:
     from paywarden.streams.decision_index.database import DuckDbDatabase
     from paywarden.streams.decision_index.filler import TOPICS, add_all
     from paywarden.streams.decision_index.index import DecisionIndex
-    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
     from paywarden.streams.drift.drift_counts import Binnings, CountingProgress, PartitionCounts, counted
     from paywarden.streams.drift.drift_settings import DriftSettings
     from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
@@ -46,7 +46,7 @@ def decided() -> Target:
     decoder = Decoder("decisions", ids)
 
     database = DuckDbDatabase(Path(tempfile.mkdtemp(prefix="paywarden-fuzz-")) / "index", threads=1)
-    index, queue = DecisionIndex(database, worth=rates.convert), ReviewQueue(database, ReviewSettings())
+    index, queue = DecisionIndex(database, worth=rates.convert), ReviewQueue(database, ReviewRules())
     binnings = Binnings({"m1": small_binning()})
 
     def target(data: bytes) -> None:
@@ -108,7 +108,7 @@ def reported() -> Target:
     from paywarden.streams.decision_index.database import DuckDbDatabase
     from paywarden.streams.decision_index.filler import TOPICS, add_all
     from paywarden.streams.decision_index.index import DecisionIndex
-    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
     from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
     from paywarden.streams.outcomes.outcome_state import OUTCOMES, OutcomeWork, StateReading, take_over
     from paywarden.streams.outcomes.payments import SourcePartition
@@ -117,7 +117,7 @@ def reported() -> Target:
     names = ("outcomes", "verdicts")
     readers = [(name, Decoder(name, ids), Encoder(name, ids.id_of(name)).header) for name in names]
     database = DuckDbDatabase(Path(tempfile.mkdtemp(prefix="paywarden-fuzz-")) / "index", threads=1)
-    index, queue = DecisionIndex(database), ReviewQueue(database, ReviewSettings())
+    index, queue = DecisionIndex(database), ReviewQueue(database, ReviewRules())
 
     def target(data: bytes) -> None:
         name, decoder, header = readers[data[0] % len(readers) if data else 0]
@@ -166,7 +166,7 @@ def console_event() -> Target:
     from paywarden.streams.decision_index.database import DuckDbDatabase
     from paywarden.streams.decision_index.filler import TOPICS, add_all
     from paywarden.streams.decision_index.index import DecisionIndex
-    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+    from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 
     ids = LocalSchemaIds()
     encoder, decoder = Encoder(EVENTS_TOPIC, ids.id_of(EVENTS_TOPIC)), Decoder(EVENTS_TOPIC, ids)
@@ -175,7 +175,7 @@ def console_event() -> Target:
     webhooks = Webhooks(database, ["https://hook"], b"k" * 32, lambda: "https://console")
     store = AlertStore(database, webhooks.queue, webhooks.queue_case, large_case_minor=1000)
     filled = DuckDbDatabase(folder / "index", threads=1)
-    index, queue = DecisionIndex(filled), ReviewQueue(filled, ReviewSettings())
+    index, queue = DecisionIndex(filled), ReviewQueue(filled, ReviewRules())
 
     def target(data: bytes) -> None:
         records = list(_events_in(data, encoder, decoder))

@@ -65,7 +65,7 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.filler import TOPICS as INDEX_TOPICS
 from paywarden.streams.decision_index.filler import IndexFiller
 from paywarden.streams.decision_index.index import DecisionIndex
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.stream_settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
@@ -423,7 +423,7 @@ class Deployment:
         assert self.index is not None
         filler = IndexFiller(
             self.index,
-            ReviewQueue(self.index.database, ReviewSettings()),
+            ReviewQueue(self.index.database, ReviewRules()),
             clients_of(self.broker, actor, self.kafka),
             parts().ids,
             now_ms=self.world.wall_ms,

@@ -153,6 +153,6 @@ def _wait_for(person: _Person, path: str, text: str) -> None:
 def _waiting(person: _Person) -> int:
     """Returns how many payments wait for a review; -1 while the index or the topic of verdicts lacks something."""
     text = person.get("/review").text
-    found = re.search(r"<h2>([0-9]+) waiting</h2>", text)
+    found = re.search(r"<h2>([0-9]+) waiting", text)
     is_whole = "the index is being filled" not in text and "not yet on the topic" not in text
     return int(found[1]) if found and is_whole else -1

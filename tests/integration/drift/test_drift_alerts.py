@@ -7,10 +7,10 @@ from contextlib import closing
 
 from paywarden.models.drift.detectors import DetectorSettings
 from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender, record_of
+from paywarden.streams.alerts.alert_watch import DriftWatch
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.journal import JournalReader
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender, record_of
-from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender

@@ -25,7 +25,7 @@ from paywarden.streams.alerts.feed import AlertFeed
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.filler import IndexFiller
 from paywarden.streams.decision_index.index import DecisionIndex
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.search import Search
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
@@ -62,7 +62,7 @@ def topics(settings: KafkaSettings) -> KafkaSettings:
 
 def test_an_index_says_what_it_lacks_and_gets_it_at_the_end(topics: KafkaSettings, tmp_path: Path) -> None:
     with closing(DuckDbDatabase(tmp_path / "index.duckdb")) as database:
-        index, queue = DecisionIndex(database, worth=lambda amount, *_: amount), ReviewQueue(database, ReviewSettings())
+        index, queue = DecisionIndex(database, worth=lambda amount, *_: amount), ReviewQueue(database, ReviewRules())
         began_ms = now_ms()
         filler = IndexFiller(index, queue, KafkaClients.of(topics), IDS, now_ms=now_ms)
 

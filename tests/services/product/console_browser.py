@@ -51,7 +51,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.ledger import MerchantLedger
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from tests.services.product.console import console_under_test
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.stream.decision_records import decision
@@ -190,7 +190,7 @@ def served_console(
     desk = Desk(source, keys)
     database = DuckDbDatabase(folder / "index.duckdb", memory_mb=256, threads=1)
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
-    queue = ReviewQueue(database, ReviewSettings(second_share=0.0))
+    queue = ReviewQueue(database, ReviewRules(second_share=0.0))
     encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
     with database.transaction() as transaction:
         index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in decisions])

@@ -41,6 +41,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import (
     AMOUNT_MINOR_MAX,
     DECIMALS_MAX,
+    FIELD,
     ID_BYTES_MAX,
     WHOLE_MAX,
     Form,
@@ -260,7 +261,7 @@ def _band(draw: st.DrawFn, name: str, number: int, others: Sequence[Any]) -> Att
         return declare.band(name, number, of=of, bounds=tuple(sorted(chosen)))
     values = st.integers(0, 5_000) if of is attributes.amount_minor else values_of(of.field)
     least = draw(st.lists(values, min_size=1, max_size=3))
-    scaled = dict(sorted((declare.FIELD.get(of.name, of.field).scaled(one), one) for one in least))
+    scaled = dict(sorted((FIELD.get(of.name, of.field).scaled(one), one) for one in least))
     return declare.band(name, number, of=of, bounds=tuple(scaled.values()))
 
 

@@ -34,7 +34,7 @@ from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
 from paywarden.streams.decision_index.filler import FillState, VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace, Stored
-from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, searched
@@ -73,7 +73,7 @@ class World:
         self.source = read_source(str(config), {})
         self.database = DuckDbDatabase(folder / "index.duckdb")
         self.index = DecisionIndex(self.database, worth=lambda amount, _currency, _time: amount)
-        self.queue = ReviewQueue(self.database, ReviewSettings(second_share=0.0))
+        self.queue = ReviewQueue(self.database, ReviewRules(second_share=0.0))
         self.is_lost = False
         self.silent: Callable[[], None] = lambda: None
         self.put(decisions())
@@ -436,7 +436,18 @@ def test_what_keeps_the_index_from_its_topics_is_told_by_its_name(*, is_index_aw
 def test_the_queue_says_card_merchant_amount_and_three_reasons(world: World) -> None:
     # A record that names features has these; a score that nothing raised may have none.
     named = ["feature:card_count_1h=7 (+0.83)", "rule:large", "feature:card_new_country=1 (+0.20)"]
-    world.put([{**decisions()[5], "action": "review", "decision_id": "d-named", "score": 0.5, "reasons": named}])
+    world.put(
+        [
+            {
+                **decisions()[5],
+                "payment_id": "named",
+                "decision_id": "d-named",
+                "action": "review",
+                "score": 0.5,
+                "reasons": named,
+            }
+        ]
+    )
     page = unescape(world.browser("demo-analyst").get("/review").text)
     rows = page.split("<tbody data-rows>")[1].split("</tbody>")[0].split("</tr>")[:-1]
     assert len(rows) == 3
@@ -444,7 +455,7 @@ def test_the_queue_says_card_merchant_amount_and_three_reasons(world: World) -> 
         assert CARD in row
         assert "100.00 EUR" in row
         assert len(re.findall("<li>", row)) <= 3
-    (row,) = (row for row in rows if "pay5" in row)
+    (row,) = (row for row in rows if ">named<" in row)
     reasons = re.findall("<li>(.*?)</li>", row)
     assert re.fullmatch(r"[0-9]+ payments? of this card in the last hour; usually [0-9]+", reasons[0])
     assert "ountry is not among the latest 8 different values of this card; so in " in reasons[1]
@@ -455,7 +466,7 @@ def test_the_queue_says_card_merchant_amount_and_three_reasons(world: World) -> 
     (seen,) = (one for one in world.console.audit.newest(5) if one.subject == "reviews")
     assert seen.what["shown"] == "3"
     # The payment's page says the same.
-    shown = unescape(world.browser("demo-analyst").get(world.address("pay5")).text)
+    shown = unescape(world.browser("demo-analyst").get(world.address("named")).text)
     assert all(f"<li>{one}</li>" in shown for one in reasons)
 
 

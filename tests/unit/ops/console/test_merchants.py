@@ -20,7 +20,7 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.episodes import EpisodeFeatures
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.ledger import MerchantLedger
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from tests.services.product.console import NOW_MS, console_under_test
 from tests.unit.streams.decision_index.test_episodes import made
 
@@ -36,7 +36,7 @@ class World:
         self.database = DuckDbDatabase(folder / "index.duckdb")
         features = EpisodeFeatures.of(Catalogue((MERCHANT, DEVICE), FEATURES), "digest")
         index = DecisionIndex(self.database, worth=lambda minor, _currency, _time: minor, features=features)
-        queue = ReviewQueue(self.database, ReviewSettings())
+        queue = ReviewQueue(self.database, ReviewRules())
         decisions = [
             self.decided(1, 1.5, 0.0),
             self.decided(2, 2.5, 1.5, device_id="device-of-a-person"),

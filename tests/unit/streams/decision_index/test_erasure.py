@@ -17,7 +17,7 @@ from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.erasure import Erasure
 from paywarden.streams.decision_index.filler import TOPICS, add_all
 from paywarden.streams.decision_index.index import DecisionIndex
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.search import Search, key_hash
 from tests.unit.streams.decision_index.test_index import DECISIONS, OPTIONAL, made
 
@@ -45,7 +45,7 @@ def verdict(number: int) -> Record:
 def take(database: Database, records: list[Record], batch: int = 7) -> DecisionIndex:
     """Gives records to an index in batches, as a filler does."""
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
-    queue = ReviewQueue(database, ReviewSettings())
+    queue = ReviewQueue(database, ReviewRules())
     for start in range(0, len(records), batch):
         decoded: dict[str, list[tuple[dict[str, Any], bytes]]] = {topic: [] for topic in TOPICS}
         for topic, record in records[start : start + batch]:
@@ -114,7 +114,7 @@ def test_a_combination_erases_what_has_both_and_nothing_else(database: Database)
 def test_a_verdict_that_is_not_on_its_topic_goes_when_it_is(database: Database) -> None:
     reviewed = made(8, action="review", score=0.6)
     index = take(database, [("decisions", reviewed)])
-    queue = ReviewQueue(database, ReviewSettings())
+    queue = ReviewQueue(database, ReviewRules())
     claim = queue.claim("ann", reviewed["decided_time_ms"])
     assert claim is not None
     queue.decide("ann", claim.token, "fraud", "other", "", reviewed["decided_time_ms"])

@@ -23,7 +23,7 @@ from paywarden.streams.decision_index.filler import (
     fill_from_archive,
 )
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.search import Search
 from paywarden.streams.kafka.reading import Consumed
 from paywarden.streams.kafka.topic_identity import IdentityWatch
@@ -50,7 +50,7 @@ def broker() -> FakeBroker:
 
 
 def parts(database: Database) -> tuple[DecisionIndex, ReviewQueue]:
-    return DecisionIndex(database, worth=lambda amount, _c, _t: amount), ReviewQueue(database, ReviewSettings())
+    return DecisionIndex(database, worth=lambda amount, _c, _t: amount), ReviewQueue(database, ReviewRules())
 
 
 def filler_of(database: Database, broker: FakeBroker, consumers: int = 3) -> IndexFiller:

@@ -306,7 +306,7 @@ def test_one_process_has_a_duckdb_file_and_another_format_is_refused(tmp_path: A
     with database.transaction() as transaction:
         transaction.execute("UPDATE facts SET value = '0'")
     database.close()
-    with pytest.raises(Misconfigured, match=r"format 0, wanted 1: .* move the file"):
+    with pytest.raises(Misconfigured, match=r"format 0, wanted 2: .* move the file"):
         DuckDbDatabase(tmp_path / "index.duckdb")
     (tmp_path / "text.duckdb").write_text("no database")
     with pytest.raises(Misconfigured, match=r"cannot be opened: .* move the file and its \.wal away"):

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from paywarden.streams.decision_index.database import IndexUnavailable, PostgresDatabase
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from tests.patience import PATIENCE_S
 from tests.services.servers.postgres import POSTGRES, PostgresServer, postgres_server, programs
 from tests.unit.streams.decision_index.test_index import made
@@ -39,7 +39,7 @@ def test_kill_9_of_postgresql_loses_no_verdict_that_it_confirmed(lax_server: Pos
     confirmed: list[str] = []
     enough = threading.Event()
     with closing(PostgresDatabase(lax_server.address)) as database:
-        queue = ReviewQueue(database, ReviewSettings(second_share=0.0))
+        queue = ReviewQueue(database, ReviewRules(second_share=0.0))
         waiting = [made(number, action="review") for number in range(_REVIEWS)]
         with database.transaction() as transaction:
             queue.add_decisions(transaction, waiting, [100] * _REVIEWS)
@@ -61,7 +61,7 @@ def test_kill_9_of_postgresql_loses_no_verdict_that_it_confirmed(lax_server: Pos
         assert all(isinstance(end, IndexUnavailable) for end in ends), ends
     lax_server.start()
     with closing(PostgresDatabase(lax_server.address)) as database:
-        kept = {said.verdict_id for said in ReviewQueue(database, ReviewSettings()).unsent(_REVIEWS)}
+        kept = {said.verdict_id for said in ReviewQueue(database, ReviewRules()).unsent(_REVIEWS)}
     assert set(confirmed) <= kept
     # Each thread may have had one under way that was kept without its answer.
     assert len(kept) <= len(confirmed) + 3

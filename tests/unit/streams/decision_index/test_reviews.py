@@ -19,7 +19,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import (
     ClaimLost,
     ReviewQueue,
-    ReviewSettings,
+    ReviewRules,
     agreement_of,
 )
 from paywarden.streams.decision_index.routing import VERDICTS
@@ -29,10 +29,10 @@ from tests.unit.streams.decision_index.test_index import made
 
 NOW_MS = 1_704_200_000_000
 HOUR_MS = 3_600_000
-SETTINGS = ReviewSettings(claim_ms=1000, second_share=0.0)
+SETTINGS = ReviewRules(claim_ms=1000, second_share=0.0)
 
 
-def queue_of(database: Database, worths: dict[str, int], settings: ReviewSettings = SETTINGS) -> ReviewQueue:
+def queue_of(database: Database, worths: dict[str, int], settings: ReviewRules = SETTINGS) -> ReviewQueue:
     """A queue with payments of these amounts, each an hour old."""
     queue = ReviewQueue(database, settings)
     asked = [
@@ -145,7 +145,7 @@ def test_a_form_sent_twice_is_one_verdict(database: Database) -> None:
 
 
 def test_a_second_review_is_somebody_elses_and_gives_agreement(database: Database) -> None:
-    queue = queue_of(database, {"p": 1}, ReviewSettings(claim_ms=1000, second_share=1.0))
+    queue = queue_of(database, {"p": 1}, ReviewRules(claim_ms=1000, second_share=1.0))
     claim = queue.claim("ann", NOW_MS)
     assert claim is not None
     queue.decide("ann", claim.token, "fraud", "other", "", NOW_MS + 1)
@@ -241,10 +241,10 @@ _ANALYST = """
 import sys
 from pathlib import Path
 from paywarden.streams.decision_index.database import DuckDbDatabase, PostgresDatabase
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 kind, where, schema = sys.argv[1:]
 database = DuckDbDatabase(Path(where)) if kind == "DuckDB" else PostgresDatabase(where, schema=schema)
-queue = ReviewQueue(database, ReviewSettings(second_share=0.0))
+queue = ReviewQueue(database, ReviewRules(second_share=0.0))
 while claim := queue.claim("ann", {now}):
     said = queue.decide("ann", claim.token, "fraud", "other", "", {now} + 1)
     print(said.verdict_id, flush=True)

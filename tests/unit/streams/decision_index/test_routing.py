@@ -13,7 +13,7 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.index_settings import DecisionIndexSettings
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.routing import UNREVIEWED, VERDICTS, MeasuredAnalysts, gain_sql
 from tests.unit.streams.decision_index.test_index import made
 
@@ -91,7 +91,7 @@ class SimulatedReviews:
 
     def by_queue(self, database: Database) -> float:
         """Returns the money saved by a look in the order of the queue."""
-        queue, saved = ReviewQueue(database, ReviewSettings(second_share=0.0)), 0.0
+        queue, saved = ReviewQueue(database, ReviewRules(second_share=0.0)), 0.0
         for day in range(_DAYS):
             now_ms = _START_MS + day * DAY_MS
             rows = range(day * _ARRIVALS, (day + 1) * _ARRIVALS)

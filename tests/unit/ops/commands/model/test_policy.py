@@ -38,8 +38,8 @@ def problems(folder: Path, text: str, *arguments: str) -> list[str]:
 
 def example_tables(folder: Path) -> str:
     """The example's tables, which stand in comments there, as a reader would take them over."""
-    section = EXAMPLE.read_text(encoding="utf-8").split("[policy]\n", 1)[1].split("\n\n# Exploration")[0]
-    tables = section[section.index("# [[policy.rules]]") :]
+    section = EXAMPLE.read_text(encoding="utf-8").split("[policy]\n", 1)[1]
+    tables = section[section.index("# [[policy.rules]]") :].split("\n\n")[0]
     text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in tables.splitlines())
     (folder / "own_shops.txt").write_text("merchant-0002\n", encoding="utf-8")
     return text.replace("@lists/own_shops.txt", f"@{folder / 'own_shops.txt'}")

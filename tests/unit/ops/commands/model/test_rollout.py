@@ -47,22 +47,22 @@ def refused(result: Result) -> str:
 
 
 def test_a_rollout_from_start_to_abort(world: SignedRollouts, tmp_path: Path) -> None:
-    assert act(world, "status").output == "there has been no rollout\n"
+    assert act(world, "status").stdout == "there has been no rollout\n"
     began = start(world, "--name", "r-1", "--cards-a-day", "200000", "--event-share", "decline=0.02")
-    assert "step 5 %, 6 hours: decline x 2.02; goes on after 6 hours" in began.output
-    assert "r-1: pending, started by anna: a test" in began.output
+    assert "step 5 %, 6 hours: decline x 2.02; goes on after 6 hours" in began.stdout
+    assert "r-1: pending, started by anna: a test" in began.stdout
     # The candidate may be named by the folder of its bundle as well.
     assert "r-1 runs already" in refused(start(world, "--candidate", str(tmp_path / "new")))
     # The lead writes it when a host has loaded the candidate.
     world.take(RolloutEvent(EventKind.READY, now_ms(), "lead"))
-    shown = json.loads(act(world, "status", "--json").output)["rollout"]
+    shown = json.loads(act(world, "status", "--json").stdout)["rollout"]
     assert (shown["phase"], shown["share"], len(shown["salt"])) == ("running", 0.01, 32)
-    assert act(world, "pause", "--why", "a look at it").output.startswith("r-1: paused at 1 %, paused by anna")
+    assert act(world, "pause", "--why", "a look at it").stdout.startswith("r-1: paused at 1 %, paused by anna")
     assert act(world, "resume", "--why", "go on").exit_code == 0
     early = refused(act(world, "promote", "--why", "now"))
     assert early == "rollout not promoted: r-1: running at 1 %: wanted one that has reached all cards"
     ben = ("--key", str(tmp_path / "ben.pem"))
-    assert "r-1: aborted, aborted by ben: enough" in act(world, "abort", "--why", "enough", *ben).output
+    assert "r-1: aborted, aborted by ben: enough" in act(world, "abort", "--why", "enough", *ben).stdout
     page = tmp_path / "report.html"
     assert act(world, "status", "--report", str(page)).exit_code == 0
     assert "aborted by ben: enough" in page.read_text(encoding="utf-8")
@@ -72,13 +72,13 @@ def test_a_rollout_from_start_to_abort(world: SignedRollouts, tmp_path: Path) ->
 def test_a_rollout_in_the_shadow_waits_for_a_person_before_its_first_card(
     world: SignedRollouts, tmp_path: Path
 ) -> None:
-    assert "r-1: pending in the shadow, started by anna" in start(world, "--name", "r-1", "--shadow").output
-    shown = json.loads(act(world, "status", "--json").output)["rollout"]
+    assert "r-1: pending in the shadow, started by anna" in start(world, "--name", "r-1", "--shadow").stdout
+    shown = json.loads(act(world, "status", "--json").stdout)["rollout"]
     assert (shown["phase"], shown["in_shadow"], shown["share"]) == ("pending", True, 0)
     page = tmp_path / "report.html"
     assert act(world, "status", "--report", str(page)).exit_code == 0
     assert "in the shadow" in page.read_text(encoding="utf-8")
-    resumed = act(world, "resume", "--why", "it agrees", "--key", str(tmp_path / "ben.pem")).output
+    resumed = act(world, "resume", "--why", "it agrees", "--key", str(tmp_path / "ben.pem")).stdout
     assert resumed.startswith("r-1: pending, out of the shadow by ben: it agrees")
 
 
@@ -151,7 +151,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
     assert len(file.read().entries) == len(writer.log.entries)
     assert run(tmp_path, *named, "--dry-run", settings=settings).exit_code == 0
     assert len(file.read().entries) == len(writer.log.entries)
-    assert "r-1: pending, started by anna: a test" in run(tmp_path, *named, settings=settings).output
+    assert "r-1: pending, started by anna: a test" in run(tmp_path, *named, settings=settings).stdout
     (bundle / "manifest.json").rename(tmp_path / "away")
     resumed = refused(run(tmp_path, "resume", "--why", "a test", settings=settings))
     assert resumed == gone.replace(str(policy), str(bundle))
@@ -159,7 +159,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
     assert "r-1 is pending" in refused(run(tmp_path, "resume", "--why", "a test", settings=settings))
     keys = ("--key", str(tmp_path / "ben.pem"))
     assert "ben lacks the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
-    assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
+    assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).stdout
     page = tmp_path / "report.html"
     assert run(tmp_path, "status", "--report", str(page), settings=settings).exit_code == 0
     _, _, approvals = page.read_text(encoding="utf-8").partition("Who approved the candidate")
@@ -174,7 +174,7 @@ def test_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path) -> None
         "ben",
         "approved",
     ]
-    state = json.loads(run(tmp_path, "status", "--json", settings=settings).output)["rollout"]
+    state = json.loads(run(tmp_path, "status", "--json", settings=settings).stdout)["rollout"]
     assert (state["phase"], state["candidate"]["bundle"]) == ("aborted", digest("bundle new"))
     assert [entry.kind for entry in file.read().entries[-2:]] == [kinds.ROLLOUT_STARTED, kinds.ROLLOUT_ABORTED]
 

@@ -17,7 +17,7 @@ def test_every_part_is_compiled_and_named_and_byte_code_is_written(
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
     assert sorted(warm_up.warm_up()) == ["features", "modules", "scoring"]
     written = {path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc")}
-    assert {"cli", "supervisor", "front", "companion", "pipeline", "scoring"} <= written
+    assert {"cli", "supervisor", "http_front", "companion", "pipeline", "scoring_parts"} <= written
 
 
 def test_a_part_that_cannot_be_compiled_is_one_line_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_reader_sees_whether_there_is_more_without_a_list(
     assert len(list(folder.glob("*.log"))) > 5
     os.utime(folder, (1, 1))
     assert not reader.has_after(position)
-    monkeypatch.setattr(outbox.reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
+    monkeypatch.setattr(outbox.outbox_reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
     assert not reader.has_after(position)
     assert reader.has_after(position - 1)
 
@@ -188,7 +188,7 @@ def test_at_finds_a_record_of_a_new_segment_in_the_same_step_of_the_folders_time
     assert len(list(folder.glob("*.log"))) > 5
     now_s += 1
     assert reader.at(position) is None
-    monkeypatch.setattr(outbox.reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
+    monkeypatch.setattr(outbox.outbox_reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
     assert reader.at(position) is None
     assert reader.at(position - 28) == b"%020d" % 19
     writer.close()
