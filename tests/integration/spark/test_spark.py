@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -17,19 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from paywarden.features.dataflow import spark
 from paywarden.features.dataflow.fold import Profiles, Window
 from paywarden.features.dataflow.vectors import Passage, Vectors
 from paywarden.features.history.history import read_history, write_history
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.replay.passage import replay_on
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.table_passage import training_table_on
+from paywarden.ops.commands.model.backtest import backtest
+from paywarden.ops.commands.model.train import train
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
 from tests.parity.features_worlds import catalogue_of
 from tests.parity.test_dataflow import QUICK, RULES, WINDOW, contestant, digests, one_pass, table_digest
 from tests.parity.test_two_hops import RING
@@ -147,6 +153,36 @@ def test_a_training_table_has_the_bytes_of_one_process(session: Any, history: Pa
         table = training_table_on(opened(engine, history, features), days, settings=settings, room=tmp_path)
     assert table_digest(table) == table_digest(wanted)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("session")
+def test_train_and_backtest_write_on_a_cluster_what_one_process_does(tmp_path: Path) -> None:
+    write_history(tmp_path, *small_world.tables())
+    settings = Source({"training": {"trees": 5, "early_stopping_rounds": 0, "genuine_sample_share": 0.5}}, {})
+    days = ("--train-from", "-24d", "--train-to", "-7d")
+    lengths = ("--train-days", "5", "--delay-days", "3", "--test-days", "4", "--models", "dt,lightgbm", "--budget", "1")
+    work = tmp_path / "work"
+    bundles, results = [], []
+    for name, options in (
+        ("one", ()),
+        ("cluster", ("--engine", "spark", "--partitions", "2", "--work", str(work))),
+    ):
+        bundle, file = tmp_path / name, tmp_path / f"{name}.json"
+        for command, arguments in (
+            (train, (*days, "--out", str(bundle))),
+            (backtest, ("run", *lengths, "--json", str(file))),
+        ):
+            done = CliRunner().invoke(command, [*arguments, "--data", str(tmp_path), *options], obj=settings)
+            assert done.exit_code == 0, done.output
+        bundles.append(read_manifest(bundle).digest)
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for of_run in (result, *result["models"]):
+            del of_run["seconds"]
+        del result["feature_seconds"]
+        results.append(result)
+    assert bundles[0] == bundles[1]
+    assert results[0] == results[1]
+    assert list(work.iterdir()) == []
 
 
 def test_a_killed_executor_changes_nothing(session: Any, history: Path, tmp_path: Path) -> None:
