@@ -45,6 +45,7 @@ from paywarden.ops.commands.watch.archive import archive
 from paywarden.ops.commands.watch.audit import audit
 from paywarden.ops.commands.watch.decisions import decisions
 from paywarden.ops.commands.watch.drift import drift
+from paywarden.ops.commands.watch.evidence import evidence
 from paywarden.ops.commands.watch.traces import traces
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
@@ -61,8 +62,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Every day": ("demo", "init", "train", "replay", "policy", "models", "rollout", "decisions", "drift", "doctor"),
     "Processes": ("broker", "companion", "console", "serve", "shadow", "stream", "traces"),
     "Now and then": (
-        *("backfill", "backtest", "capacity", "compile", "convert", "features", "gateway", "load", "simulate"),
-        "topics",
+        *("backfill", "backtest", "capacity", "compile", "convert", "evidence", "features", "gateway", "load"),
+        *("simulate", "topics"),
     ),
     "All the rest": ("admin",),
 }
@@ -350,8 +351,8 @@ def admin(context: click.Context) -> None:
 
 
 for _command in (
-    *(backfill, backtest, capacity, compile_code, console, convert, decisions, doctor, drift, features, gateway, init),
-    *(load, models, policy, replay, rollout, shadow, simulate, traces, train),
+    *(backfill, backtest, capacity, compile_code, console, convert, decisions, doctor, drift, evidence),
+    *(features, gateway, init, load, models, policy, replay, rollout, shadow, simulate, traces, train),
 ):
     cli.add_command(_command)
 for _command in (

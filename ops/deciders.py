@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.policy.policy import Policy
-    from paywarden.scoring.engine.recomputation import DecisionResult
+    from paywarden.ops.recomputation import DecisionResult
 
 WHO = ("rollout", "arm", "propensity", "caller", "variant", "profile_set", "catalogue_digest")
 """Fields of a decision that name the version, the arm and the caller behind it."""
@@ -71,7 +71,7 @@ class KnownDeciders:
 
     def recomputed(self, decision: Mapping[str, Any]) -> Recomputed:
         """Decides again about a decision in the form of its topic. One thread at a time; others wait."""
-        from paywarden.scoring.engine.recomputation import decide_again, outcome_of
+        from paywarden.ops.recomputation import decide_again, outcome_of
 
         stored = outcome_of(decision)
         try:

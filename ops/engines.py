@@ -32,8 +32,7 @@ def engine_options(command: _Command) -> _Command:
             type=click.Choice([LOCAL, PROCESSES, SPARK]),
             default=LOCAL,
             show_default=True,
-            help="Where the work runs: in this process; in processes with spill files, for histories larger than "
-            "memory; or on Spark. The results are the same.",
+            help="Where the work runs: here; in processes with spill files, for histories beyond memory; or on Spark.",
         ),
         click.option("--master", metavar="URL", help="With spark: the cluster (default: that of spark-submit)."),
         click.option(

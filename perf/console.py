@@ -38,10 +38,10 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored

@@ -36,7 +36,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load, running
 from perf.worlds.scoring_host import ScorerInProcess, open_host, scorer_of

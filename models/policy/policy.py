@@ -284,7 +284,10 @@ class Policy:
 
     @property
     def listed_reasons(self) -> frozenset[str]:
-        """The reasons of rules that look an entity up in a list: a card, a merchant, a device, an address."""
+        """The reasons of rules that look an entity up in a list, or ask whether it has a known fraud.
+
+        An entity is a card, a merchant, a device, an address.
+        """
         rules = (*self._overrides, *self._rules)
         return frozenset(rule.reason for rule in rules if rule.condition.listed - _KINDS_OF_PAYMENT)
 

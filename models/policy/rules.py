@@ -47,7 +47,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paywarden.features.catalogue.expressions import Feature
+from paywarden.features.catalogue.expressions import Feature, Measure, WindowedMeasure, stored_values
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField
 from paywarden.schemas.payment_fields import PaymentFields as KnownFields
@@ -87,7 +87,7 @@ class RuleCondition:
     """A checked condition. `applies` never raises for a vector that has `features_min` features or more.
 
     `fields`: the payment's fields that it reads. `listed`: those that it looks up in a list of [policy.lists], and that
-    must be there.
+    must be there, and names of features for a known fraud that an entity must have, as in `card_frauds_90d > 0`.
     """
 
     text: str
@@ -116,6 +116,7 @@ class _Part:
     is_whole: bool = False
     is_money: bool = False
     is_feature: bool = False
+    counts_frauds: bool = False
     constant: float | str | None = None
 
 
@@ -136,7 +137,11 @@ class Vocabulary:
             self.places[feature.name] = number
             item = ast.Call(_name("item"), [ast.Constant(number)], [])
             self.parts[feature.name] = _Part(
-                _Kind.NUMBER, item, is_money=feature.unit == "minor units", is_feature=True
+                _Kind.NUMBER,
+                item,
+                is_money=feature.unit == "minor units",
+                is_feature=True,
+                counts_frauds=_counts_frauds(feature),
             )
         for declared in fields.declared:
             self.parts[declared.name] = _declared_part(declared)
@@ -150,6 +155,13 @@ class Vocabulary:
             "score": _Part(_Kind.NUMBER, _name("score")),
             "flags": _Part(_Kind.FLAGS, _name("flags")),
         }
+
+
+def _counts_frauds(feature: Feature) -> bool:
+    """Whether a feature is the number of an entity's known frauds."""
+    stored = stored_values(feature.value)
+    of_frauds = (isinstance(one, WindowedMeasure) and one.column.measure is Measure.FRAUD_COUNT for one in stored)
+    return feature.unit == "payments" and bool(stored) and all(of_frauds)
 
 
 def compile_condition(text: str, *, where: str, vocabulary: Vocabulary, until_ms: int | None = None) -> RuleCondition:
@@ -347,6 +359,11 @@ class _Translation:
         for money, other, place in ((left, right, nodes[1]), (right, left, nodes[0])):
             if money.is_money and isinstance(other.constant, float):
                 raise self._wrong(place, f"amounts are whole minor units: 500.00 is 500_00, got {other.constant}")
+        has_fraud = isinstance(operator, ast.Gt) and right.constant == 0
+        has_fraud |= isinstance(operator, ast.GtE) and right.constant == 1
+        if left.counts_frauds and has_fraud and not self._is_negated:
+            assert isinstance(nodes[0], ast.Name)
+            self._listed.add(nodes[0].id)
         sides = [_as_kept(left, right), _as_kept(right, left)]
         if isinstance(operator, ast.NotEq):
             return _call("unequal", *sides)

@@ -37,8 +37,8 @@ from paywarden.models.replay.rule_mining import (
     ROWS_MAX,
     UNSAFE_FIELDS,
     MinedRules,
+    MiningAsked,
     MiningPayments,
-    MiningSettings,
     mine,
 )
 from paywarden.schemas.payment_fields import Form
@@ -65,7 +65,7 @@ def mine_history(
     current: Contestant,
     proof: Path,
     options: ReplayOptions,
-    settings: MiningSettings,
+    settings: MiningAsked,
 ) -> ProvenRules:
     """Mine rules beside the policy of `current`, and write the replay that proves them to the folder `proof`.
 

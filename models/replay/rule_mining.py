@@ -74,7 +74,7 @@ _DRAWS, _DRAWN_CARDS_MAX = 1000, 2000
 
 
 @dataclass(frozen=True)
-class MiningSettings:
+class MiningAsked:
     """`until`: the last day of the rules. `false_positives`: the share of genuine payments that they may stop."""
 
     until: str
@@ -257,7 +257,7 @@ def _frequent(payments: MiningPayments, learn: slice) -> Iterator[tuple[str, str
 def mine(
     payments: MiningPayments,
     catalogue: Catalogue,
-    settings: MiningSettings,
+    settings: MiningAsked,
     earlier: Sequence[ConfiguredRule] = (),
     *,
     day: str,
@@ -319,7 +319,7 @@ def _can_be_said(rule: ConfiguredRule, vocabulary: Vocabulary) -> bool:
 class _Weighing:
     """Money, counts and intervals of payments that a rule stops."""
 
-    def __init__(self, payments: MiningPayments, settings: MiningSettings) -> None:
+    def __init__(self, payments: MiningPayments, settings: MiningAsked) -> None:
         self.payments, self.settings = payments, settings
         costs, amount = settings.costs, payments.amount_minor
         saved = amount * costs.fraud_loss_share

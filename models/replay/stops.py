@@ -2,7 +2,8 @@
 
 A stopped payment counts for the first of these that is among its reasons:
 
-    lists     a rule that looks an entity up in a list, such as `card_id in lists.blocked`
+    lists     a rule that looks an entity up in a list, such as `card_id in lists.blocked`, or blocks it after a known
+              fraud, such as `card_frauds_90d > 0`: the entry expires with the window, and its reason is the rule's name
     model     a threshold: the score asked for the action
     rules     other rules and flags
 
@@ -45,7 +46,8 @@ class Stops:
     """Stopped payments by who stopped them. Recall is NaN where lists stopped all frauds."""
 
     by: dict[str, StoppedPayments]
-    """Stopped payments by the first that asked for it: `lists` (a rule that looks an entity up in a list), `model` (a
+    """Stopped payments by the first that asked for it: `lists` (a rule that looks an entity up in a list, or
+    asks whether it has a known fraud), `model` (a
     threshold of the score) or `rules` (other rules and flags).
     """
     unlisted_recall: float

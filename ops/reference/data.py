@@ -115,6 +115,8 @@ _OTHER_UNITS = {
 }
 
 
+# Topics that only Paywarden writes and reads.
+_OF_OUR_OWN = ("profiles", "drift-acknowledgements", "console-events", "dead-letters-retried")
 _USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
@@ -134,13 +136,17 @@ def data_page() -> str:
     """Returns the data dictionary."""
     intro = [
         "# Data dictionary\n",
-        *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
+        *prose(
+            "The columns of every file, and the fields of every topic that your systems write or read. `schemas/avsc` "
+            f"has the schemas of all topics, with the meaning of each field. {MADE_FROM_CODE}"
+        ),
         *prose(
             "In brackets: type and unit. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
             "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
             "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Shares, "
             "probabilities and measures such as recall are from 0 to 1. Other numbers without a unit are counts or "
-            "ratios. Ids of cards, merchants and devices are tokens of your own."
+            "ratios. `NAME_interval` (number[]) is the 95 % interval of NAME, `NAME_low` and `NAME_high` its ends, by "
+            "Wilson. Ids of cards, merchants and devices are tokens of your own."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -179,7 +185,10 @@ def _replay() -> Iterator[str]:
     yield from prose("With `--features` each [feature](features.md) is one more float32 column, null if it is missing.")
     yield "### differences.parquet\n"
     yield from prose("With a challenger: the payments that get different actions.")
-    yield from _list(map(_of_column, replay_files.DIFFERENCE_COLUMNS))
+    decided, compared = set(replay_files.DECISION_COLUMNS), replay_files.DIFFERENCE_COLUMNS
+    same = "`, `".join(column.name for column in compared if column in decided)
+    yield entry(same, (), "As in decisions.parquet.")
+    yield from _list(_of_column(column) for column in compared if column not in decided)
     yield "### metrics.json\n"
     yield from prose(
         "At the top are the keys of *what was replayed*, and those of *one contestant* for the champion. `challenger` "
@@ -194,7 +203,6 @@ def _replay() -> Iterator[str]:
 _SPEED = "The replay's speed, the only value that differs between two replays of the same input."
 _METRICS: tuple[tuple[str, type], ...] = (
     ("What was replayed", replay_measures.ReplayFacts),
-    ("Costs", costs.CostSettings),
     ("One contestant", replay_measures.ContestantMeasures),
     ("A group of payments", segments.GroupMeasures),
     ("Money", costs.Money),
@@ -245,13 +253,12 @@ def _archive() -> Iterator[str]:
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
     yield from prose(
-        "Values are Avro in the Confluent wire format; the schemas are `schemas/avsc/TOPIC.avsc`. "
-        "[topics.md](topics.md) has keys, retention, and the topics without Avro."
+        "[topics.md](topics.md) has meaning, form, key and retention of all topics. A field without a type is a string."
     )
-    for topic in TOPICS:
+    for topic in (topic for topic in TOPICS if topic not in _OF_OUR_OWN):
         schema = topic_schema(topic)
         lines = list(_of_record(topic, schema, ""))
-        yield from (f"### {topic}", "", schema["doc"], "", *_list(lines if topic == "payments" else _own(lines)))
+        yield from (f"### {topic}", "", *_list(lines if topic == "payments" else _own(lines)))
 
 
 def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
@@ -287,7 +294,8 @@ def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[Page
         kind, inner, repeated = _avro_kind(field["type"])
         default = field.get("default")
         usual = "" if default in (None, [], "") else f", default {default}"
-        yield PageLine(name, kind + usual, _avro_unit(topic, field["name"], kind), _meaning(topic, field))
+        shown = "" if kind == "string" and not usual else kind + usual
+        yield PageLine(name, shown, _avro_unit(topic, field["name"], kind), _meaning(topic, field))
         if inner is not None:
             yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
 
@@ -324,6 +332,31 @@ def _of_dataclass(made_of: type) -> Iterator[PageLine]:
         yield PageLine(field.name, "" if text in ("integer", "number") else text, unit, docs[field.name])
 
 
+def _with_intervals(lines: Iterable[PageLine]) -> Iterator[PageLine]:
+    """The lines, with the ends of a plain 95 % interval beside the number that it is about."""
+    merged: dict[str, PageLine] = {}
+    for line in lines:
+        base, _, end = line.name.rpartition("_")
+        if (base in merged and line.meaning in _PLAIN_INTERVALS.get(end, ())) or line.meaning == _INTERVAL_OF.format(
+            base
+        ):
+            merged[base] = merged[base]._replace(name=f"{merged[base].name}`, `{line.name}")
+        else:
+            merged[line.name] = line
+    yield from merged.values()
+
+
+_INTERVAL_OF = "The 95 % interval of `{}`."
+_PLAIN_INTERVALS = {
+    "interval": ("Its 95 % interval.",),
+    "low": (
+        "Lower end of its 95 % interval (Wilson).",
+        "Lower end of its 95 % interval, as for a share of the frauds.",
+    ),
+    "high": ("Upper end.",),
+}
+
+
 @cache
 def field_docs(made_of: type) -> dict[str, str]:
     """The docstring below each field of a dataclass."""
@@ -349,9 +382,11 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
     if get_origin(hint) is dict:
         text, is_number = _json_kind(get_args(hint)[1])
         return f"{text}{{}}", is_number
+    if hint is costs.CostSettings:
+        return "[costs](settings.md#costs)", False
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
-        return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
+        return f"[object](#{title.lower().replace(' ', '-')})", False
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names[hint], hint in (int, float)
 
@@ -375,7 +410,8 @@ def _unit(where: str, name: str) -> str:
 
 
 def _list(lines: Iterable[PageLine]) -> list[str]:
-    return [*(entry(line.name, (line.kind, _shown_unit(line.unit)), line.meaning) for line in lines), ""]
+    noted = ((line.name, (line.kind, _shown_unit(line.unit)), line.meaning) for line in _with_intervals(lines))
+    return [*(entry(*line) for line in noted), ""]
 
 
 def _shown_unit(unit: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TypeVar
 
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
 from paywarden.schemas import errors
 from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.engine.batching.batcher import Refusal
@@ -78,16 +78,10 @@ def errors_page() -> str:
         *prose(
             'Over HTTP the body is `{"error": {"code": "invalid_argument", "field": "amount_minor", "message": "…"}}`. '
             "Over gRPC the status has code and message, and the trailer `paywarden-field` the field. `field` is empty "
-            "if no field is wrong."
+            "if no field is wrong. The connection closes after a request that is not HTTP/1.1 or came too slowly. The "
+            "code says what to do next:"
         ),
         *_codes(),
-        "",
-        "### HTTP: refusals before a route\n",
-        *_http(),
-        "",
-        "### Refusals with a fixed message\n",
-        *prose("The scorer's refusals are the same over HTTP and gRPC."),
-        *_fixed(),
         "",
     ]
     return "\n".join(lines)
@@ -117,20 +111,6 @@ def _codes() -> Iterator[str]:
             statuses.add(refusals.status_of(name))
         http = ", ".join(map(str, sorted(statuses)))
         yield entry(name, (f"HTTP {http}", f"gRPC {messages.CODES[name]} {name.upper()}"), advice)
-
-
-def _http() -> Iterator[str]:
-    for refusal in sorted(_refusals(refusals, HttpRefusal), key=lambda refusal: refusal.status):
-        field = f"{refusal.field}: " if refusal.field else ""
-        end = " (the connection closes)" if refusal.closes else ""
-        yield f"- {refusal.status} {code(refusal.code)}: {field}{refusal.message}{end}"
-
-
-def _fixed() -> Iterator[str]:
-    unique: dict[Refusal, None] = dict.fromkeys(_all_fixed())
-    for refusal in unique:
-        giver = "scorer" if refusal in _refusals(batcher, Refusal) else "gRPC"
-        yield entry(refusal.code, (giver, refusal.field), refusal.message)
 
 
 def _all_fixed() -> list[Refusal]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from paywarden.ops.logs import SCHEMA
-from paywarden.ops.reference.page import MADE_FROM_CODE, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, code, entry, prose
 
 _EXAMPLE = """\
 ```console
@@ -21,9 +21,8 @@ def logs_page() -> str:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     rows = []
     for name, field in schema["properties"].items():
-        kind = "one of " + ", ".join(map(code, field["enum"])) if "enum" in field else field["type"]
-        always = "always" if name in schema["required"] else "if there is one"
-        rows.append((code(name), kind, always, field["description"]))
+        kind = " ".join(map(code, field["enum"])) if "enum" in field else field["type"]
+        rows.append(entry(name, (kind, "" if name in schema["required"] else "if there is one"), field["description"]))
     return "\n".join(
         [
             "# Logs\n",
@@ -32,7 +31,8 @@ def logs_page() -> str:
                 f"`ops/log_schema.json` is its JSON Schema, for all commands. {MADE_FROM_CODE}"
             ),
             _EXAMPLE,
-            *table(("field", "type", "there", "meaning"), rows),
+            *rows,
+            "",
             *prose(
                 "A line that a module would repeat word for word is written once, and again after an hour. New fields "
                 "may come; these stay. No line holds a card, a secret or a payload. stdout is for results: addresses, "

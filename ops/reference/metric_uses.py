@@ -1,4 +1,4 @@
-"""Finds the uses of a metric: the dashboards that show it and the alerts that watch it."""
+"""Finds the dashboards that show a metric, and reads the rules of alerts and recorded series."""
 
 from __future__ import annotations
 
@@ -44,15 +44,6 @@ def shown_on(boards: Iterable[Dashboard] = BOARDS) -> dict[str, list[str]]:
         for metric in sorted(set(map(family_of, metrics))):
             shown[metric].append(board.name)
     return shown
-
-
-def alerted_by() -> dict[str, list[str]]:
-    """Returns the names of the alerts that watch a metric, by the metric's name."""
-    watched = defaultdict[str, list[str]](list)
-    for alert, expr in rules_in("alerts.yml").items():
-        for metric in sorted(set(map(family_of, metrics_in(expr)))):
-            watched[metric].append(alert)
-    return watched
 
 
 def _recorded() -> Mapping[str, set[str]]:

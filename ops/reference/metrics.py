@@ -7,7 +7,7 @@ Prometheus's own client library for their names, types, labels and help texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.reference.metric_uses import alerted_by
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
 
 _SERVICES = (
@@ -62,26 +61,29 @@ _UNITS = (
         "count",
     ),
 )
+# The head of the page gives these to every metric that has them.
+_USUAL_UNITS = ("count", "0 to 1", "0 or 1")
 
 
 def metrics_page() -> str:
     """Returns the page of every metric, by the process that shows it."""
-    watched, of_service = alerted_by(), families()
+    of_service = families()
     lines = [
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
-            "In brackets: type, labels, and the unit if the name does not end with it; then the alerts that watch it, "
-            "without their `Paywarden` ([runbook](../operate/runbook/README.md)). `…_total` is a counter, "
-            "`…_timestamp_seconds` a Unix time. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
-            "`NAME_count`. No label holds a card, a payment or another id of the data."
+            "The labels stand after the name. In brackets: the type, if the metric is no gauge, and the unit. `…_total` "
+            "is a counter, `…_timestamp_seconds` a Unix time. Shares and measures are from 0 to 1, a gauge of a state is "
+            "0 or 1, and other gauges are counts. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
+            "`NAME_count`. No label holds a card, a payment or another id of the data. `ops/alerts.yml` has the alerts "
+            "that watch a metric ([runbook](../operate/runbook/README.md))."
         ),
         *prose(_PROCESS),
     ]
     seen: set[_Family] = set()
     for service, where in _SERVICES:
         lines += [f"## paywarden {service}\n", *prose(where)]
-        lines += [_line(family, watched) for family in sorted(of_service[service]) if family not in seen]
+        lines += [_line(family) for family in sorted(of_service[service]) if family not in seen]
         if again := [code(family[0]) for family in sorted(of_service[service]) if family in seen]:
             lines.append(f"- as above: {', '.join(again)}")
         lines.append("")
@@ -103,15 +105,13 @@ def families() -> dict[str, list[_Family]]:
 _Family = tuple[str, str, tuple[str, ...], str]
 
 
-def _line(family: _Family, watched: Mapping[str, Sequence[str]]) -> str:
+def _line(family: _Family) -> str:
     name, kind, labels, text = family
-    shown = "" if name.endswith("_total") else kind
-    by = f"by {', '.join(map(code, labels))}" if labels else ""
+    shown = "" if name.endswith("_total") or kind == "gauge" else kind
     unit = unit_of(name)
-    alerts = ", ".join(alert.removeprefix("Paywarden") for alert in watched.get(name, ()))
-    obvious = name.endswith(("_total", "_timestamp_seconds", f"_{unit}"))
-    notes = (f"{shown} {by}".strip(), "" if obvious else unit, f"alerts: {alerts}" if alerts else "")
-    return entry(name, notes, text)
+    obvious = unit in _USUAL_UNITS or name.endswith(("_minor", "_timestamp_seconds", f"_{unit}"))
+    notes = (shown, "" if obvious else unit)
+    return entry(f"{name}{{{','.join(labels)}}}" if labels else name, notes, text)
 
 
 def unit_of(name: str) -> str:

@@ -1,13 +1,11 @@
-"""Shared parts of the reference pages: paragraphs, tables, lists, and the error for a fact without a description."""
+"""Shared parts of the reference pages: paragraphs, lists, and the error for a fact without a description."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-MADE_FROM_CODE = (
-    "`python -m paywarden.ops.reference` makes this page from the code, and `make check` refuses a page that differs."
-)
+MADE_FROM_CODE = "`python -m paywarden.ops.reference` makes this page."
 
 
 class Undocumented(Exception):
@@ -17,12 +15,6 @@ class Undocumented(Exception):
 def prose(text: str) -> list[str]:
     """Returns a paragraph in lines of at most 110 characters, and an empty line."""
     return [*textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False), ""]
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table in Markdown, and an empty line. A pipe within a cell is escaped."""
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {line} |" for line in lines), ""]
 
 
 def entry(name: str, notes: Iterable[str], meaning: str) -> str:

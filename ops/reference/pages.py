@@ -3,7 +3,7 @@
     page          made from                                                  by
     data.md       schemas of topics, columns of files, fields of results     data.py
     commands.md   the tree of click commands                                 commands.py
-    settings.md   dataclasses of settings, comments of ops/paywarden.toml    settings.py
+    settings.md   sections and settings of ops/paywarden.toml                settings.py
     metrics.md    the metrics that each process declares                     metrics.py
     topics.md     what `paywarden topics create` creates                     topics.py
     logs.md       the JSON Schema of a log line                              logs.py
@@ -11,7 +11,8 @@
     errors.md     the tree of errors, refusals of requests                   errors.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
-The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py).
+The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py). It also writes the
+wanted values of each setting into ops/paywarden.toml (settings.py).
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
@@ -33,7 +34,7 @@ from paywarden.ops.reference.data import data_page
 from paywarden.ops.reference.errors import errors_page
 from paywarden.ops.reference.logs import logs_page
 from paywarden.ops.reference.metrics import metrics_page
-from paywarden.ops.reference.settings import settings_page
+from paywarden.ops.reference.settings import EXAMPLE, example_text, settings_page
 from paywarden.ops.reference.topics import topics_page
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -76,6 +77,7 @@ def main(check: bool, out: Path) -> None:
     dashboards = _DASHBOARDS if out == FOLDER else out / "dashboards"
     made = {out / name: text for name, text in pages().items()}
     made |= {dashboards / name: text for name, text in files().items()}
+    made[EXAMPLE if out == FOLDER else out / EXAMPLE.name] = example_text()
     for path, text in made.items():
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)

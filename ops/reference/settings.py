@@ -1,15 +1,15 @@
-"""The settings: docs/reference/settings.md.
+"""The settings: docs/reference/settings.md, and the wanted values in ops/paywarden.toml.
 
-Names, types and defaults come from the dataclasses. A meaning is the comment above the setting in ops/paywarden.toml.
-The bounds come from the code: it is given a value that is far too small, far too large or no known word, and its error
-names the wanted values.
+ops/paywarden.toml is the reference: people write each setting's meaning and default, and this module writes the values
+that are wanted. The page is its index. To learn the wanted values, this module gives the code a value that is far too
+small, far too large or no known word, and reads the error.
 
-    [admission] deadline_ms = -1    "[admission] deadline_ms: wanted at least 1, got -1"    bounds: at least 1
+    [admission] deadline_ms = -1    "[admission] deadline_ms: wanted at least 1, got -1"
+    deadline_ms = 40  # wanted: at least 1
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -17,74 +17,53 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from paywarden.ops.configuration import section_problems, settings_types
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, code, prose
 from paywarden.schemas.settings import SECTIONS, Source, is_file_only, setting_fields
 
 EXAMPLE = Path(__file__).parents[1] / "paywarden.toml"
 _HEADER, _SETTING = re.compile(r"\[([a-z_]+)\]"), re.compile(r"([a-z0-9_]+) = ")
+_MARK = "  # wanted: "
 _WANTED = re.compile(r"(?:wanted|must be) (.+?)(?:, got .*)?$")
 _TOO_SMALL, _TOO_LARGE, _NO_WORD = -(10**15), 10**15, "no such word"
-# Defaults that differ between machines, as they are on Linux.
-_ON_LINUX = {
-    ("mirror", "path"): "/dev/shm/paywarden/mirror",
-    ("answered", "path"): "/dev/shm/paywarden/answered",
-    ("overlay", "path"): "/dev/shm/paywarden/overlay",
-    ("serve", "metrics"): "/dev/shm/paywarden/metrics",
-}
 
 
 def settings_page() -> str:
-    """Returns the page of every section with its settings."""
+    """Returns the index of every section with its settings."""
     comments = example_comments()
     lines = [
         "# Settings\n",
-        *prose(f"Every setting of `paywarden.toml`. {MADE_FROM_CODE}"),
         *prose(
-            "A setting comes from the environment, else from the file, else it has its default. The file is "
-            "`paywarden.toml` in the working directory, or `--config FILE`. `paywarden policy check` "
-            "says what is wrong in any section. `ops/paywarden.toml` is an example with every default."
-        ),
-        *prose(
-            "The variable of a setting is `PAYWARDEN_<SECTION>_<SETTING>`; a list is written with commas between. "
-            "Settings of the file alone have none. Secrets belong in the environment. In brackets: the default, and "
-            "the values that are wanted."
+            "[ops/paywarden.toml](../../ops/paywarden.toml) has every setting with its meaning, its default and the "
+            "values that are wanted. [Configure](../operate/configure.md) says where values come from, and which "
+            f"variable of the environment each setting has. {MADE_FROM_CODE}"
         ),
     ]
     for section in SECTIONS:
-        lines += [f"## [{section}]\n", *prose(comments[section, ""])]
-        settings_type = settings_types()[section]
-        lines += [_line(section, settings_type, field, comments) for field in setting_fields(settings_type)] + [""]
+        names = ", ".join(code(field.name) for field in setting_fields(settings_types()[section]))
+        first = comments[section, ""].partition(". ")[0].removesuffix(".")
+        lines += [f"## [{section}]\n", *prose(f"{first}: {names}.")]
     return "\n".join(lines)
 
 
-def _line(
-    section: str, settings_type: type[Any], field: dataclasses.Field[Any], comments: Mapping[tuple[str, str], str]
-) -> str:
-    hint = get_type_hints(settings_type)[field.name]
-    meaning = comments.get((section, field.name))
-    if not meaning:
-        raise Undocumented(f"[{section}] {field.name} has no comment in {EXAMPLE.name}")
-    only = f"{_type(hint)}, in the file alone" if is_file_only(hint) else ""
-    bounds = bounds_of(section, settings_type, field.name, hint)
-    return entry(field.name, (code(_default(section, field)), bounds, only), meaning)
+def example_text() -> str:
+    """Returns the text of ops/paywarden.toml, with the wanted values behind each setting."""
+    section, lines = "", list[str]()
+    for line in EXAMPLE.read_text(encoding="utf-8").splitlines():
+        if header := _HEADER.fullmatch(line):
+            section = header[1]
+        elif setting := _SETTING.match(line):
+            settings_type = settings_types()[section]
+            hint = get_type_hints(settings_type).get(setting[1])
+            wanted = "" if hint is None else _wanted(section, settings_type, setting[1], hint)
+            line = line.partition(_MARK)[0] + (_MARK + wanted if wanted else "")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
-def _default(section: str, field: dataclasses.Field[Any]) -> str:
-    """The default as TOML has it."""
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    value = _ON_LINUX.get((section, field.name), value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]"
-    return f"{value:_}" if isinstance(value, int) and value >= 10_000 else str(value)
-
-
-def _type(hint: Any) -> str:
-    """How a setting is written that the environment cannot hold."""
-    return "list of tables" if get_origin(hint) is tuple else "table"
+def _wanted(section: str, settings_type: type[Any], name: str, hint: Any) -> str:
+    if is_file_only(hint):
+        return f"{'tables' if get_origin(hint) is tuple else 'a table'}, from the file alone"
+    return bounds_of(section, settings_type, name, hint)
 
 
 def bounds_of(section: str, settings_type: type[Any], name: str, hint: Any) -> str:
@@ -98,7 +77,11 @@ def bounds_of(section: str, settings_type: type[Any], name: str, hint: Any) -> s
         for problem in section_problems(source, section, settings_type):
             match = _WANTED.search(problem)
             # The code may refuse the value because of another setting, and name that one.
-            if match is not None and re.search(rf"\b{name}\b", problem.removesuffix(match[0])):
+            if (
+                match is not None
+                and re.search(rf"\b{name}\b", problem.removesuffix(match[0]))
+                and " as well" not in match[1]
+            ):
                 wanted.append(match[1])
     return "; ".join(dict.fromkeys(wanted))
 

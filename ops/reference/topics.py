@@ -70,7 +70,11 @@ _USES = {
         "`console`, `drift`",
     ),
     "outcome-metrics": TopicUse(
-        "`MODEL_VERSION:VARIANT`", "How good the decisions of a UTC day were.", "`stream`", "your systems"
+        "`MODEL_VERSION:VARIANT`",
+        "How good the decisions of a UTC day were: when its labels are mature, and when they are final. The latest "
+        "record of a key, day and `maturity_days` counts.",
+        "`stream`",
+        "your systems",
     ),
     "dead-letters": TopicUse(
         "of the record",

@@ -45,9 +45,9 @@ def companion(
     from paywarden.scoring.state.identity_index import index_of
     from paywarden.scoring.state.mirror_file import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
-    from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
     from paywarden.streams.companion.catalogues import publish_catalogue
     from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles
+    from paywarden.streams.companion.overlay_marks import OverlayMarks
     from paywarden.streams.health.health import metrics_registry
     from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import require_broker

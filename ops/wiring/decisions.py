@@ -30,6 +30,7 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
 
     Raises Misconfigured for a database that cannot be used, TemporaryFailure if PostgreSQL does not answer.
     """
+    from paywarden.models.metrics.costs import CostSettings
     from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
     from paywarden.streams.decision_index.index import DecisionIndex
     from paywarden.streams.decision_index.reviews import ReviewQueue
@@ -47,7 +48,7 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
 
     with private_new_files() if not settings.address else nullcontext(), closing(opened()) as database:
         index = DecisionIndex(database, worth=rates.convert, features=_episode_features(source))
-        yield index, ReviewQueue(database, settings.reviews)
+        yield index, ReviewQueue(database, settings.reviews(source.section("costs", CostSettings)))
 
 
 def _episode_features(source: Source) -> EpisodeFeatures:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
     from paywarden.models.registry.settings import ModelRegistrySettings
-    from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
     from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
+    from paywarden.streams.registry.registered_deployment import RegisteredDeployment
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import KafkaRegistryTopic
 
@@ -146,7 +146,7 @@ def registered_deployment(source: Source) -> RegisteredDeployment:
     """Returns the writer of this host's deployment file. Raises Misconfigured without a registry."""
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.ops.wiring.serve_settings import ServeSettings
-    from paywarden.scoring.server.deployment.registered_deployment import RegisteredDeployment
+    from paywarden.streams.registry.registered_deployment import RegisteredDeployment
 
     settings = source.section("models", ModelRegistrySettings)
     runtime = Path(source.section("serve", ServeSettings).runtime)

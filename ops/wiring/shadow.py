@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.ops.wiring.releases import HostReleases
-    from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
     from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
     from paywarden.scoring.server.deployment.releases import Release
     from paywarden.streams.shadow.candidate import ShadowCandidate
     from paywarden.streams.shadow.evaluation import Challenger, ShadowEvaluator
     from paywarden.streams.shadow.host import ShadowHost
+    from paywarden.streams.shadow.mirror_challenger import MirrorChallenger
     from paywarden.streams.shadow.settings import ConfiguredChallenger
 
 _LOOK_EVERY_S = 2.0
@@ -165,7 +165,7 @@ class ChallengerFiles:
 
     def load(self) -> Challenger:
         """See ChallengerSource. Raises Misconfigured, BundleRefused."""
-        from paywarden.scoring.engine.challenger import VectorChallenger
+        from paywarden.streams.shadow.challenger import VectorChallenger
 
         challenger, paths = self._challenger, self._paths()
         self._seen = self._states(paths)
@@ -189,10 +189,10 @@ class ChallengerFiles:
         return made
 
     def _of_own_mirror(self, release: Release) -> MirrorChallenger:
-        from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
         from paywarden.scoring.requests.decoder import RequestDecoder
         from paywarden.scoring.requests.validation import RequestLimits
         from paywarden.scoring.state.mirror_file import MirrorSettings
+        from paywarden.streams.shadow.mirror_challenger import MirrorChallenger
 
         if self._open is not None:
             # A process opens a mirror once.

@@ -41,8 +41,8 @@ from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 CACHE = Path(".perf")
 FASTAPI_FEATURES = 48

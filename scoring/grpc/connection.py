@@ -16,13 +16,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from ssl import SSLObject
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
-from paywarden.scoring.engine.batching.refusal_budget import hold_s, longer
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import (
@@ -37,7 +35,7 @@ from paywarden.scoring.grpc.calls import (
 )
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import unread_of
+from paywarden.scoring.net.connections import Connections, longer, unread_of
 from paywarden.scoring.requests.trace_context import packed_trace
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
@@ -79,23 +77,9 @@ class GrpcConnectionServer(CallServer, Protocol):
     methods: dict[bytes, Method]
     caller_of: Callable[[bytes | None], bytes | None] | None
 
-    def admit(self, connection: GrpcConnection) -> bool:
-        """Register a new connection. Returns False when there are too many."""
-
-    def prove(self, connection: GrpcConnection, caller: bytes) -> None:
-        """Note that a connection has sent a call of this caller that may be scored."""
-
-    def forget(self, connection: GrpcConnection) -> None:
-        """Remove a connection that has ended."""
-
-    def hold(self, connection: GrpcConnection, now: float) -> bool:
-        """Note that a connection is held, or return False (scoring/net/connections.py)."""
-
-    def let_go(self, connection: GrpcConnection) -> None:
-        """Note that a connection is held no longer."""
-
-    def note_closed_unread(self) -> None:
-        """Count a connection that is closed with unread bytes."""
+    @property
+    def connections(self) -> Connections[GrpcConnection]:
+        """The open connections of the server."""
 
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""
@@ -117,7 +101,7 @@ class GrpcConnection(asyncio.Protocol):
         self._is_proven = False
         # Bytes that were received and not read: too much came at once.
         self._unread = b""
-        self._hold: asyncio.TimerHandle | None = None  # its end, while the worker reads nothing for a moment
+        self._is_held = False  # the worker reads nothing for a moment
         self._stale_bytes = 0  # that have waited while it was held
         self._is_stale = False  # bytes of the current read have
         self._answered = 0
@@ -148,7 +132,7 @@ class GrpcConnection(asyncio.Protocol):
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._over_since = self.read_at
             self._transport.abort()
-        elif not self.server.admit(self):
+        elif not self.server.connections.admit(self):
             self._over_since = self.read_at
             refusal = http2.goaway(0, http2.ENHANCE_YOUR_CALM, "too many connections")
             self._transport.write(http2.EMPTY_SETTINGS + refusal)
@@ -159,7 +143,7 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
             return
-        if self._unread or self._hold is not None:
+        if self._unread or self._is_held:
             self._unread += data
             return
         self.read_at = self.server.now_s()
@@ -180,7 +164,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Go on after others had their turn, with the bytes received meanwhile."""
-        if self._hold is not None or self._over_since is not None or self._transport.is_closing():
+        if self._is_held or self._over_since is not None or self._transport.is_closing():
             return
         data, self._unread = self._unread, b""
         self._resume_reading()
@@ -188,32 +172,22 @@ class GrpcConnection(asyncio.Protocol):
             self.data_received(data)
 
     def _resume_reading(self) -> None:
-        if self._blocked_since is None and not (self._hold or self._unread):
+        if self._blocked_since is None and not (self._is_held or self._unread):
             self._transport.resume_reading()
 
     def hold(self) -> None:
         """See Flushable."""
-        if self._hold is None and self._over_since is None and self.server.hold(self, self.read_at):
+        if not self._is_held and self._over_since is None and self.server.connections.hold(self, self.read_at):
+            self._is_held = True
             self._transport.pause_reading()
-            self._hold_for(hold_s())
 
-    def release(self) -> None:
-        """See Holdable."""
-        if self._hold is not None:
-            self._hold.cancel()
-            self._end_hold(math.inf)
-
-    def _hold_for(self, held_s: float) -> None:
-        self._hold = asyncio.get_running_loop().call_later(held_s, self._end_hold, held_s)
-
-    def _end_hold(self, held_s: float) -> None:
+    def end_hold(self, held_s: float) -> float | None:
         """Read again. If late calls wait, hold on as long as the overload lasts, or let the first of them end all.
 
         Few bytes are one caller who did not wait. Many are those of a gateway, which opens another connection.
         """
         if self._over_since is not None or self._transport.is_closing():
-            self.server.let_go(self)
-            return
+            return None
         found = unread_of(self._transport)
         waiting = len(self._unread) + found.size
         self._stale_bytes = 0
@@ -221,12 +195,11 @@ class GrpcConnection(asyncio.Protocol):
         if are_many or (waiting and self.server.batcher.is_too_late(found.silent_s)):
             is_held_on = self.server.batcher.is_overloaded and not (are_many or found.has_gone)
             if is_held_on and (more_s := longer(held_s)):
-                self._hold_for(more_s)
-                return
+                return more_s
             self._stale_bytes = waiting
-        self._hold = None
-        self.server.let_go(self)
+        self._is_held = False
         self._read_on()
+        return None
 
     def eof_received(self) -> bool:
         """Close, since a caller who has ended the connection reads no answers."""
@@ -235,7 +208,7 @@ class GrpcConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._over_since = self.server.now_s()
         self._give_up_streams()
-        self.server.forget(self)
+        self.server.connections.forget(self)
 
     def pause_writing(self) -> None:
         self._blocked_since = self.server.now_s()
@@ -258,7 +231,7 @@ class GrpcConnection(asyncio.Protocol):
             self.write_now = True
             return
         if self._is_stale:
-            self.server.note_closed_unread()
+            self.server.connections.note_closed_unread()
             raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "come again later")
         self._used = self.read_at
         field = dict(headers).get
@@ -289,7 +262,7 @@ class GrpcConnection(asyncio.Protocol):
                 caller = caller or self._caller
                 if not self._is_proven:
                     self._is_proven = True
-                    self.server.prove(self, caller)
+                    self.server.connections.prove(self, caller)
                 trace = field(b"traceparent", b"")
                 call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller, trace and packed_trace(trace))
             else:

@@ -27,7 +27,7 @@ from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHe
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared_metrics import Counter
 from paywarden.scoring.net.connections import Connections
-from paywarden.scoring.net.listeners import Acceptor, accept
+from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_2, Tls
 
 
@@ -56,15 +56,17 @@ class GrpcServer:
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
         self._draining = False
-        self._connections: Connections[GrpcConnection] = Connections(
-            settings.connections_max, metrics.connections, lambda: not batcher.queued_payments
+        self.connections: Connections[GrpcConnection] = Connections(
+            settings.connections_max,
+            metrics.connections,
+            is_idle=lambda: not batcher.queued_payments,
+            sweep=self._look_at_connections,
+            sweep_s=min(
+                *(settings.idle_timeout_ms, settings.request_timeout_ms, settings.write_timeout_ms),
+                *(settings.linger_ms, settings.keepalive_ms, settings.keepalive_timeout_ms, 2_000),
+            )
+            / 4000,
         )
-        self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.hold, self.let_go = self._connections.hold, self._connections.let_go
-        self.note_closed_unread = self._connections.note_closed_unread
-        self._servers: list[Acceptor] = []
-        # None while no connection is open: then the process sleeps.
-        self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
         """Accept connections from `listener`, which now belongs to this server. Call it once for each listener.
@@ -72,10 +74,15 @@ class GrpcServer:
         A TLS connection that does not agree on "h2" is aborted.
         """
         settings = self.settings
-        server = await accept(
-            self._accept, listener, backlog=settings.backlog, tls=tls, protocol=HTTP_2, linger_ms=settings.linger_ms
+        acceptor = await accept(
+            lambda: GrpcConnection(self),
+            listener,
+            backlog=settings.backlog,
+            tls=tls,
+            protocol=HTTP_2,
+            linger_ms=settings.linger_ms,
         )
-        self._servers.append(server)
+        self.connections.acceptors.append(acceptor)
 
     async def stop(self, *, is_taken_over: bool = False) -> None:
         """Announce the end with GOAWAY, answer the calls in flight, close. Abort after `stop_timeout_ms`.
@@ -87,49 +94,21 @@ class GrpcServer:
             self._look_at_connections()
             if self.settings.drain_delay_ms:
                 await asyncio.sleep(self.settings.drain_delay_ms / 1000)
-        for server in self._servers:
-            server.close()
-        await self._connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self.connections.close_listeners()
+        await self.connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
 
     # For connections
-
-    def admit(self, connection: GrpcConnection) -> bool:
-        """Register a new connection until `forget`. Returns False if there are too many."""
-        is_admitted = self._connections.admit(connection)
-        if not is_admitted:
-            for acceptor in self._servers:
-                acceptor.rest()
-        if self._sweeper is None:
-            self._sweep()
-        return is_admitted
 
     def count(self, method: str, code: str) -> None:
         """Count a request that was refused before it became a call."""
         self._metrics.requests[method, code].add(1)
 
-    def _accept(self) -> GrpcConnection:
-        return GrpcConnection(self)
-
     def _is_serving(self) -> bool:
         return not self._draining and not self.batcher.scorer.readiness()
 
-    def _sweep(self) -> None:
-        if not self._connections.count:
-            self._sweeper = None
-            return
-        settings = self.settings
-        self._look_at_connections()
-        shortest_ms = min(
-            *(settings.idle_timeout_ms, settings.request_timeout_ms, settings.write_timeout_ms),
-            *(settings.linger_ms, settings.keepalive_ms, settings.keepalive_timeout_ms, 2_000),
-        )
-        self._sweeper = asyncio.get_running_loop().call_later(shortest_ms / 4000, self._sweep)
-
     def _look_at_connections(self) -> None:
         now = self.now_s()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.look(now)
 
     def _make_methods(self, metrics: GrpcMetrics) -> dict[bytes, Method]:

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,14 +24,13 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
-from paywarden.scoring.engine.batching.refusal_budget import hold_s, longer
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import HeldBytes, RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import unread_of
+from paywarden.scoring.net.connections import Connections, longer, unread_of
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
 
@@ -98,29 +96,15 @@ class HttpConnectionServer(Protocol):
     arriving: HeldBytes
     draining: bool
 
-    def admit(self, connection: HttpConnection) -> bool:
-        """Register a new connection. Returns False when there are too many."""
-
-    def prove(self, connection: HttpConnection, caller: bytes) -> None:
-        """Note that a connection has sent a payment of this caller that may be scored."""
-
-    def forget(self, connection: HttpConnection) -> None:
-        """Remove a connection that has ended."""
+    @property
+    def connections(self) -> Connections[HttpConnection]:
+        """The open connections of the server."""
 
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
 
     def is_too_late(self, waited_s: float) -> bool:
         """Return whether a call that has waited unread for `waited_s` is too late."""
-
-    def hold(self, connection: HttpConnection, now: float) -> bool:
-        """Note that a connection is held, or return False (scoring/net/connections.py)."""
-
-    def let_go(self, connection: HttpConnection) -> None:
-        """Note that a connection is held no longer."""
-
-    def note_closed_unread(self) -> None:
-        """Count a connection that is closed with unread bytes."""
 
     @property
     def render(self) -> Callable[..., bytes]:
@@ -160,7 +144,7 @@ class HttpConnection(asyncio.Protocol):
         self._ended = False  # the caller has ended its half
         self._lingering = False
         self._going_on = False
-        self._hold: asyncio.TimerHandle | None = None  # its end, while the worker reads nothing for a moment
+        self._is_held = False  # the worker reads nothing for a moment
 
     # The transport's side
 
@@ -168,7 +152,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         self._since = self._loop.time()
-        if not self._server.admit(self):
+        if not self._server.connections.admit(self):
             self._arrived = time.perf_counter()
             self._reader.refuse(refused.TOO_MANY)
             self._send()
@@ -188,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
             self.flush()
             return
         self._arrived = time.perf_counter()
-        if not (self._calls or self._blocked or self._waiting or self._hold) and self._reader.arriving is None:
+        if not (self._calls or self._blocked or self._waiting or self._is_held) and self._reader.arriving is None:
             head = self._server.heads.usual(data)
             if head is not None:
                 self.take(head, data[-head.content_length :], head.deadline_s)
@@ -199,37 +183,26 @@ class HttpConnection(asyncio.Protocol):
 
     def hold(self) -> None:
         """See Flushable."""
-        if not (self._hold or self._last) and self._server.hold(self, self._arrived):
+        if not (self._is_held or self._last) and self._server.connections.hold(self, self._arrived):
+            self._is_held = True
             self._pause_reading()
-            self._hold_for(hold_s())
 
-    def release(self) -> None:
-        """See Holdable."""
-        if self._hold is not None:
-            self._hold.cancel()
-            self._end_hold(math.inf)
-
-    def _hold_for(self, held_s: float) -> None:
-        self._hold = self._loop.call_later(held_s, self._end_hold, held_s)
-
-    def _end_hold(self, held_s: float) -> None:
+    def end_hold(self, held_s: float) -> float | None:
         """Read again. If a call waits that comes too late, hold on as long as the overload lasts, or close."""
         if self._transport.is_closing():
-            self._server.let_go(self)
-            return
+            return None
         found = unread_of(self._transport)
         waits = bool(self._unread or self._waiting or found.size)
         is_late = waits and self._server.is_too_late(found.silent_s)
         if is_late and not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):
-            self._hold_for(more_s)
-            return
-        self._hold = None
-        self._server.let_go(self)
+            return more_s
+        self._is_held = False
         if is_late:
-            self._server.note_closed_unread()
+            self._server.connections.note_closed_unread()
             self._transport.abort()
         else:
             self.flush()
+        return None
 
     def _read(self, data: bytes, at: int) -> None:
         """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""
@@ -262,7 +235,7 @@ class HttpConnection(asyncio.Protocol):
 
     def is_full(self) -> bool:
         """Whether the reader must leave further requests unread for now."""
-        return bool(self._waiting or self._blocked or self._hold or len(self._calls) >= self._settings.pipelined_max)
+        return bool(self._waiting or self._blocked or self._is_held or len(self._calls) >= self._settings.pipelined_max)
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
@@ -281,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting.clear()
         self._drop_unread()
         self._reader.drop()
-        self._server.forget(self)
+        self._server.connections.forget(self)
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -302,7 +275,7 @@ class HttpConnection(asyncio.Protocol):
         caller = head.caller or self._caller
         if not self._is_proven and head.refusal is None and head.route is not None and head.route.answer is None:
             self._is_proven = True
-            self._server.prove(self, caller)
+            self._server.connections.prove(self, caller)
         call = HttpCall(self, head, body, caller, self._arrived, deadline_s, trace and packed_trace(trace))
         if self.is_full():
             self._wait(call)
@@ -339,13 +312,13 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on_later(self) -> None:
         """Go on in the loop's next turn, so that other connections come in between."""
-        if not (self._blocked or self._hold or self._going_on):
+        if not (self._blocked or self._is_held or self._going_on):
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._hold:
+        if self._is_held:
             return
         while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
             call = self._waiting.popleft()
@@ -393,7 +366,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not (self._reading or self._blocked or self._hold or self._transport.is_closing()):
+        if not (self._reading or self._blocked or self._is_held or self._transport.is_closing()):
             self._reading = True
             self._transport.resume_reading()
 

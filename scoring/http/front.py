@@ -27,14 +27,14 @@ from paywarden.scoring.engine.batching.batcher import INTERNAL, UNAVAILABLE, Mic
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
-from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
+from paywarden.scoring.http.heads import Heads, Route, RouteAnswer
 from paywarden.scoring.http.reader import HeldBytes
 from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
 from paywarden.scoring.net.connections import Connections
-from paywarden.scoring.net.listeners import Acceptor, accept
+from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
@@ -61,7 +61,7 @@ class HttpServer:
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
-        metrics_text: Callable[[], bytes | asyncio.Future[bytes]],
+        metrics_text: Callable[[], bytes],
         tokens: Tokens | None = None,
         metrics_need_token: bool = False,
         readiness: Callable[[], list[str]] | None = None,
@@ -84,16 +84,18 @@ class HttpServer:
         self._scrapes_left, self._scrapes_second = 0, 0
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
-        self._connections: Connections[HttpConnection] = Connections(
-            settings.connections_max, metrics.connections, lambda: batcher is None or not batcher.queued_payments
+        self.connections: Connections[HttpConnection] = Connections(
+            settings.connections_max,
+            metrics.connections,
+            is_idle=lambda: batcher is None or not batcher.queued_payments,
+            sweep=self._look,
+            sweep_s=min(
+                *(settings.idle_timeout_ms, settings.request_timeout_ms),
+                *(settings.write_timeout_ms, settings.linger_ms, 2_000),
+            )
+            / 4000,
         )
-        self.forget, self.prove = self._connections.forget, self._connections.prove
-        self.hold, self.let_go = self._connections.hold, self._connections.let_go
-        self.note_closed_unread = self._connections.note_closed_unread
         self._bugs = BugLog()
-        self._servers: list[Acceptor] = []
-        # None while no connection is open: then the process sleeps.
-        self._sweeper: asyncio.TimerHandle | None = None
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
         scoring = [
@@ -115,7 +117,7 @@ class HttpServer:
         """Accept connections from `listener`, which now belongs to this server. Call it once for each listener."""
         self.loop = asyncio.get_running_loop()
         settings = self.settings
-        server = await accept(
+        acceptor = await accept(
             lambda: HttpConnection(self),
             listener,
             backlog=settings.backlog,
@@ -123,7 +125,7 @@ class HttpServer:
             protocol=HTTP_1_1,
             linger_ms=settings.linger_ms,
         )
-        self._servers.append(server)
+        self.connections.acceptors.append(acceptor)
 
     async def stop(self, *, is_taken_over: bool = False) -> None:
         """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted.
@@ -136,53 +138,26 @@ class HttpServer:
             await self._bid_farewell()
         elif self.settings.drain_delay_ms:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
-        self._close_listeners()
-        await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self.connections.close_listeners()
+        await self.connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
 
     async def _bid_farewell(self) -> None:
         """Accept nothing more, and wait until no connection is left, for as long as callers have at most.
 
         If all callers are busy, that takes some milliseconds. Then this host can take over again.
         """
-        accepted = [*self._servers]
-        self._close_listeners()
+        self.connections.close_listeners()
         until = self.loop.time() + max(self.settings.drain_delay_ms, _FAREWELL_MS) / 1000
-        while self.loop.time() < until and (self._connections.count or any(each.is_busy for each in accepted)):
+        while self.loop.time() < until and (self.connections.count or self.connections.are_coming):
             await asyncio.sleep(_FAREWELL_LOOK_S)
 
-    def _close_listeners(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
-
-    def _sweep(self) -> None:
-        if not self._connections.count:
-            self._sweeper = None
-            return
-        settings = self.settings
+    def _look(self) -> None:
         now = self.loop.time()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.check_timeouts(now)
         self._answers.set_time(self._now_ms())
-        shortest_ms = min(
-            *(settings.idle_timeout_ms, settings.request_timeout_ms),
-            *(settings.write_timeout_ms, settings.linger_ms, 2_000),
-        )
-        self._sweeper = self.loop.call_later(shortest_ms / 4000, self._sweep)
 
     # For connections
-
-    def admit(self, connection: HttpConnection) -> bool:
-        """Register a new connection until `forget`. Returns False if there are too many."""
-        is_admitted = self._connections.admit(connection)
-        if not is_admitted:
-            for acceptor in self._servers:
-                acceptor.rest()
-        if self._sweeper is None:
-            self._sweep()
-        return is_admitted
 
     def submit(self, call: HttpCall) -> None:
         """Have a call answered, now or later. Never raises: nothing above it could answer the request."""
@@ -195,11 +170,7 @@ class HttpServer:
             assert self._batcher is not None, "without it there is no route to score"
             self._batcher.submit(call)
             return
-        answer = self._answer_of(head.route.name, head.route.answer)
-        if isinstance(answer, asyncio.Future):
-            answer.add_done_callback(lambda answered: _give_later(call, answered))
-        else:
-            call.give(*answer)
+        call.give(*self._answer_of(head.route.name, head.route.answer))
 
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
@@ -217,9 +188,7 @@ class HttpServer:
         if counted.seconds is not None:
             counted.seconds.observe(now - call.arrived)
 
-    def _answer_of(
-        self, route: str, answer: Callable[[], RouteAnswer | RouteAnswerLater]
-    ) -> RouteAnswer | RouteAnswerLater:
+    def _answer_of(self, route: str, answer: Callable[[], RouteAnswer]) -> RouteAnswer:
         try:
             return answer()
         except PaywardenError as error:
@@ -240,7 +209,7 @@ class HttpServer:
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 
-    def _render_metrics(self) -> RouteAnswer | RouteAnswerLater:
+    def _render_metrics(self) -> RouteAnswer:
         second = int(time.monotonic())
         if second != self._scrapes_second:
             self._scrapes_second, self._scrapes_left = second, _SCRAPES_PER_SECOND_MAX
@@ -248,29 +217,7 @@ class HttpServer:
             refusal = TOO_MANY_SCRAPES
             return refusal.status, _JSON, render_error(refusal.code, refusal.message)
         self._scrapes_left -= 1
-        text = self._metrics_text()
-        return (200, METRICS_TEXT, text) if isinstance(text, bytes) else _later(text)
-
-
-def _later(text: asyncio.Future[bytes]) -> RouteAnswerLater:
-    """Returns the answer to /metrics that comes with the text."""
-    answer: RouteAnswerLater = asyncio.get_running_loop().create_future()
-
-    def pass_on(done: asyncio.Future[bytes]) -> None:
-        error = done.exception()
-        if error is None:
-            answer.set_result((200, METRICS_TEXT, done.result()))
-        else:
-            answer.set_result(_error(UNAVAILABLE, str(error)))
-
-    text.add_done_callback(pass_on)
-    return answer
-
-
-def _give_later(call: HttpCall, answer: RouteAnswerLater) -> None:
-    if not call.cancelled:
-        call.give(*answer.result())
-        call.connection.flush()
+        return 200, METRICS_TEXT, self._metrics_text()
 
 
 def _error(code: str, message: str) -> RouteAnswer:

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX
 
 RouteAnswer = tuple[int, str, bytes]
-RouteAnswerLater = asyncio.Future[RouteAnswer]
 
 # Enough for a few hundred callers, each with a few dozen lengths of body.
 _KNOWN_MAX = 8192
@@ -55,7 +53,7 @@ class Route:
     name: str
     methods: tuple[bytes, ...]
     is_batch: bool = False
-    answer: Callable[[], RouteAnswer | RouteAnswerLater] | None = None
+    answer: Callable[[], RouteAnswer] | None = None
     needs_token: bool = True
 
     @property

@@ -8,7 +8,7 @@
    `handle.add(1)` is one addition to one int64 slot.
 2. `MetricsRegistry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
 
-       magic (8) │ u32 header size │ header: JSON: pid, series, CRC-32 │ padding to 8 │ int64 slots
+       magic (8) │ u32 size, u32 CRC-32 of the series │ the series as JSON │ padding to 8 │ int64 slots: pid, series
 
    The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again under the
    same name continues from them. Keep the directory on a memory file system: on a disk, the kernel writes the pages
@@ -16,9 +16,8 @@
 3. `render(directory)`, in any process, reads the files of all workers. It adds counters and histograms, and takes the
    largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
    versions of Paywarden give one name different meanings, `render` leaves one of them out.
-4. A damaged file, or something else in its place, keeps no worker from starting: it is renamed to `worker-0.damaged`,
-   and the counts begin at 0. `render` leaves it out. A process whose file is cut short is ended by the missing pages,
-   and started again.
+4. A file of other series, as those of another release, or a damaged one is replaced, and the counts begin at 0.
+   `render` leaves it out. A process whose file is cut short is ended by the missing pages, and started again.
 
 A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
 reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.
@@ -35,7 +34,7 @@ import mmap
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,9 +53,11 @@ _log = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_MAGIC = b"PWMETR01"
-_HEADER_SIZE = struct.Struct("<I")
-_SUFFIX, _DAMAGED_SUFFIX = ".metrics", ".damaged"
+_MAGIC = b"PWMETR02"
+_HEAD = struct.Struct("<8sII")
+_SUFFIX = ".metrics"
+# The slot of the process that counts.
+_PID_SLOT = 0
 # No gauge is ever this small, so it can mean "not set".
 _UNSET = -(2**63)
 
@@ -312,15 +313,22 @@ class _SlotFile:
 
     @classmethod
     def open(cls, path: Path, series: list[Series]) -> _SlotFile:
+        head, size = _head(series), 8 * (1 + sum(one.slot_count for one in series))
         try:
             make_private_folder(path.parent)
             lock = _lock(path)
-            _write_at_start(path, series, {one.key: slots for one, slots in _kept(path)})
+            if not _continues(path, head, size):
+                _begin(path, head + bytes(size))
             with path.open("r+b") as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
         except OSError as error:
             raise Misconfigured(f"metrics: cannot use {path}: {error.strerror}") from error
-        return cls(lock, mapping, series, len(_header(os.getpid(), series)))
+        made = cls(lock, mapping, series, len(head))
+        for one in series:
+            if one.kind == "gauge":
+                made.slots[made.first_slot[one.key]] = _UNSET
+        made.slots[_PID_SLOT] = os.getpid()
+        return made
 
     def close(self) -> None:
         self.slots.release()
@@ -343,110 +351,71 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _header(pid: int, series: Iterable[Series]) -> bytes:
-    listed = [one.as_json() for one in series]
-    described = json.dumps({"pid": pid, "series": listed, "crc": _checksum(pid, listed)}).encode()
-    head = _MAGIC + _HEADER_SIZE.pack(len(described)) + described
+def _head(series: Iterable[Series]) -> bytes:
+    described = json.dumps([one.as_json() for one in series]).encode()
+    head = _HEAD.pack(_MAGIC, len(described), crc32(described)) + described
     return head + bytes(-len(head) % 8)
 
 
-def _checksum(pid: int, series: object) -> int:
-    return crc32(json.dumps([pid, series]).encode())
-
-
 def _slot_indexes(series: Iterable[Series]) -> list[int]:
-    indexes, following = [], 0
+    indexes, following = [], _PID_SLOT + 1
     for one in series:
         indexes.append(following)
         following += one.slot_count
     return indexes
 
 
-def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
+def _continues(path: Path, head: bytes, size: int) -> bool:
+    """Whether an earlier process has counted these very series in the file. Raises OSError."""
+    try:
+        content = read_regular(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_COUNTS:
+            raise
+        content = b""
+    if content.startswith(head) and len(content) == len(head) + size:
+        return True
+    _log.warning("metrics: %s holds something else than this release counts: the counts begin at 0", path)
+    return False
+
+
+def _begin(path: Path, content: bytes) -> None:
     """Replace `path` in one step, so that a reader, or a start after a crash, finds the old or the new file whole."""
-    slots = bytearray()
-    for one in series:
-        initial = kept.get(one.key, [0] * one.slot_count)
-        slots += struct.pack(f"{one.slot_count}q", *([_UNSET] if one.kind == "gauge" else initial))
     new = path.with_suffix(".new")
     # A killed process may have left anything there.
     new.unlink(missing_ok=True)
     with open(new, "wb", opener=private_opener) as file:
-        file.write(_header(os.getpid(), series) + slots)
+        file.write(content)
     new.replace(path)
 
 
-def _write_at_start(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
-    """Like `_write_file`. Where there is no room for a second file, the old one goes first.
-
-    A worker that is killed on a full disk could not start again otherwise: its payments would wait for its numbers.
-    """
-    try:
-        _write_file(path, series, kept)
-    except OSError as error:
-        if error.errno not in _NO_ROOM or not path.exists():
-            raise
-        # The old file's counts are in `kept`. A process that is killed right now begins at 0.
-        path.unlink()
-        _write_file(path, series, kept)
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # Errors with which `read_regular` refuses a file that holds no counts, or has the wrong size.
 _NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
-
-
-class _DamagedFile(Exception):
-    """The file holds no counts."""
-
-
-def _kept(path: Path) -> list[tuple[Series, list[int]]]:
-    """Returns the counts of an earlier process. A damaged file is put out of the way. Raises OSError."""
-    try:
-        return _read_file(path)[1]
-    except FileNotFoundError:
-        return []
-    except _DamagedFile:
-        aside = path.with_suffix(_DAMAGED_SUFFIX)
-        path.replace(aside)
-        _log.error("metrics: %s is damaged: it is renamed to %s, and the counts begin at 0", path, aside.name)
-        return []
 
 
 def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
     """Returns the pid of the last process that used the file, and every series with its slots.
 
-    Raises OSError, _DamagedFile.
+    Raises OSError, Misconfigured.
     """
-    try:
-        content = read_regular(path)
-    except OSError as error:
-        if error.errno in _NO_COUNTS:
-            raise _DamagedFile from error
-        raise
-    try:
-        pid, series, first_slot = _parsed_header(content)
-        slots = memoryview(content)[first_slot:].cast("q").tolist()
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error) as error:
-        raise _DamagedFile from error
+    content = read_regular(path)
+    if len(content) < _HEAD.size:
+        raise Misconfigured("it is cut short")
+    magic, size, checksum = _HEAD.unpack_from(content)
+    end = _HEAD.size + size
+    described = content[_HEAD.size : end]
+    if magic != _MAGIC or crc32(described) != checksum:
+        raise Misconfigured("it holds no counts")
+    series = [Series.from_json(values) for values in json.loads(described)]
+    first_slot, slot_count = end + -end % 8, 1 + sum(one.slot_count for one in series)
+    if len(content) != first_slot + 8 * slot_count:
+        raise Misconfigured("it is cut short")
+    slots = memoryview(content)[first_slot:].cast("q").tolist()
     indexes = _slot_indexes(series)
-    if len(slots) != sum(one.slot_count for one in series):
-        raise _DamagedFile
-    return pid, [(one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)]
-
-
-def _parsed_header(content: bytes) -> tuple[int, list[Series], int]:
-    """Returns the pid, the series, and where the slots begin. Raises much if the header is damaged."""
-    start = len(_MAGIC) + _HEADER_SIZE.size
-    if content[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("the magic is missing")
-    (size,) = _HEADER_SIZE.unpack_from(content, len(_MAGIC))
-    header = json.loads(content[start : start + size])
-    pid, listed = header["pid"], header["series"]
-    if header["crc"] != _checksum(pid, listed):
-        raise ValueError("the checksum is wrong")
-    series = [Series.from_json(values) for values in listed]
-    return int(pid), series, start + size + (-(start + size) % 8)
+    counted = [(one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)]
+    return slots[_PID_SLOT], counted
 
 
 def _lives(pid: int) -> bool:
@@ -472,9 +441,9 @@ def totals(directory: Path) -> dict[Series, list[int]]:
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         try:
             pid, counted = _read_file(path)
-        except (_DamagedFile, OSError) as error:
-            # Its worker puts the file aside, or logs its error, when it is started again. It may be gone by now.
-            _log_unread(path, error.strerror if isinstance(error, OSError) else "it holds no counts")
+        except (Misconfigured, OSError) as error:
+            # Its worker replaces the file, or logs its error, when it is started again. It may be gone by now.
+            _log_unread(path, error.strerror if isinstance(error, OSError) else str(error))
             continue
         alive = _lives(pid)
         for series, slots in counted:

@@ -103,6 +103,8 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept nothing more. Connections that were accepted go on."""
+        if self._listener.fileno() < 0:
+            return
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)

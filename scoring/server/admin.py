@@ -1,14 +1,12 @@
 """Serves health and metrics of a scoring host on a port of their own, from a process of their own.
 
     [serve] admin_port ─► HttpServer without payments ─► /livez, /readyz, /metrics
-    pipe from the workers ─ one byte: "metrics, please" ─► metrics.txt (scoring/metrics/exposition.py)
 
-1. To render the metrics of all workers takes milliseconds. Here no payment waits for it, and it happens at most once a
-   second, however often the metrics are asked for.
+1. To render the metrics of all workers takes milliseconds. Here no payment waits for it.
 2. The scoring ports answer the same three paths. But a flood of connections or payments there cannot keep a probe or a
    scraper out here.
 3. The parent starts this process like a worker, and starts it again when it ends. Without it payments are scored all
-   the same; only /metrics answers 503 on the scoring ports.
+   the same.
 4. `/readyz` is that of the host: ready while any worker is.
 """
 
@@ -72,12 +70,11 @@ async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: C
     ready = ready_gauge(registry)
     registry.open(host.metrics_directory, name)
     ready.set(0)
-    renderer = MetricsRenderer(host.metrics_directory)
     server = HttpServer(
         None,
         replace(_LIMITS, host=host.admin_host),
         metrics=metrics,
-        metrics_text=renderer.text,
+        metrics_text=MetricsRenderer(host.metrics_directory).text,
         tokens=endpoints.tokens,
         metrics_need_token=host.auth.metrics_need_token,
         readiness=lambda: _missing(host),
@@ -85,25 +82,14 @@ async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: C
     for number in _STOPS:
         loop.add_signal_handler(number, stopped.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    loop.add_reader(endpoints.demand.read_fd, _publish, endpoints, renderer)
     await server.start(open_listener(host.admin_host, endpoints.admin_port, backlog=_BACKLOG))
     while not stopped.is_set() and os.getppid() == parent:
         endpoints.refresh()
         beat()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), _LOOK_S)
-    loop.remove_reader(endpoints.demand.read_fd)
     await server.stop()
     registry.close()
-
-
-def _publish(endpoints: Endpoints, renderer: MetricsRenderer) -> None:
-    """Render for the workers that have asked."""
-    endpoints.demand.drain()
-    try:
-        renderer.publish()
-    except OSError as error:
-        _log.error("admin: cannot write the metrics for the workers: %s", error.strerror)
 
 
 def _missing(host: ServerContext) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -131,25 +130,11 @@ def connections_of(http: HttpSettings, grpc: GrpcSettings, tls: TlsSettings) -> 
 
 
 @dataclass(frozen=True)
-class Demand:
-    """A pipe through which workers ask the admin process for the metrics. Neither end blocks."""
-
-    read_fd: int
-    write_fd: int
-
-    def drain(self) -> None:
-        """Read the bytes that the workers have written."""
-        with suppress(BlockingIOError):
-            os.read(self.read_fd, 65536)
-
-
-@dataclass(frozen=True)
 class Endpoints:
     """The reserved ports, the listening sockets, and the tokens and certificates that callers need."""
 
     http_port: int
     admin_port: int
-    demand: Demand
     http_unix: socket.socket | None
     # None when gRPC is not served.
     grpc_port: int | None
@@ -210,7 +195,6 @@ def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None =
         reserved("[http] port", http.host, http.port, HTTP) as http_held,
         reserved("[grpc] port", grpc.host, grpc.port, GRPC) if grpc.enabled else nullcontext() as grpc_held,
         reserved("[serve] admin_port", host.admin_host, host.admin_port, _ADMIN) as admin_held,
-        _demand() as demand,
         unix(http.unix_socket, http.backlog, HTTP_UNIX) as http_unix,
         unix(grpc.unix_socket if grpc.enabled else "", grpc.backlog, GRPC_UNIX) as grpc_unix,
     ):
@@ -222,7 +206,6 @@ def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None =
         yield Endpoints(
             http_port=http_port,
             admin_port=admin_held.getsockname()[1],
-            demand=demand,
             http_unix=http_unix,
             grpc_port=grpc_port,
             grpc_unix=grpc_unix,
@@ -231,13 +214,3 @@ def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None =
             places=Places(worker_count, ports, taken),
             handed_over=handed_over,
         )
-
-
-@contextmanager
-def _demand() -> Iterator[Demand]:
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        yield Demand(read_fd, write_fd)
-    finally:
-        os.close(read_fd)
-        os.close(write_fd)

@@ -42,7 +42,7 @@ from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
-from paywarden.scoring.metrics.exposition import SharedRendering
+from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo
 from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry
@@ -180,7 +180,7 @@ async def _work(
         batcher,
         host.http,
         metrics=http_metrics,
-        metrics_text=SharedRendering(host.metrics_directory, gate.demand.write_fd).text,
+        metrics_text=MetricsRenderer(host.metrics_directory).text,
         tokens=gate.tokens,
         metrics_need_token=host.auth.metrics_need_token,
     )

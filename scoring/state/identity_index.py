@@ -37,7 +37,7 @@ _FORMS = {_TEXT: False, _HASHED: True}
 
 
 class Changes(Protocol):
-    """A transaction that changes the mirror (scoring/state/mirror_writer.py)."""
+    """A transaction that changes the mirror (streams/companion/mirror_writer.py)."""
 
     numbered: dict[bytes, Callable[[int], bytes]]
 

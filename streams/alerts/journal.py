@@ -24,13 +24,20 @@ from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 
+CLEARED_MS = 7 * 86_400_000
+"""Lists of open alerts also show alerts that cleared this long ago."""
+
 # A shorter prefix of an alert's id could too easily name another alert.
 _PREFIX_MIN = 4
 
 
 @dataclass
 class KnownAlert:
-    """One alert: its newest record, the states it was in, and its acknowledgements, the oldest first."""
+    """One alert: its newest record, the states it was in, and its acknowledgements, the oldest first.
+
+    The record of an alert that has cleared is its last open one, with the state and time of its end: it shows what it
+    was.
+    """
 
     record: dict[str, Any]
     states: list[tuple[int, str, str, str]] = field(default_factory=list)
@@ -71,7 +78,8 @@ class Journal:
         if state in alert.states:
             return
         alert.states.append(state)
-        alert.record = record
+        end = {name: record[name] for name in ("state", "time_ms")}
+        alert.record = record if record["state"] != State.CLEARED else {**alert.record, **end}
 
     def take_acknowledgement(self, acknowledgement: Acknowledgement) -> None:
         """Take the next of drift-acknowledgements. It is ignored if its alert has expired."""
@@ -86,6 +94,11 @@ class Journal:
             (alert for alert in self.alerts.values() if alert.is_open),
             key=lambda alert: (severities.index(alert.record["severity"]), alert.states[0][0], alert.alert_id),
         )
+
+    def cleared(self, since_ms: int) -> list[KnownAlert]:
+        """Return the alerts that have cleared since a time, the latest first."""
+        since = [one for one in self.alerts.values() if not one.is_open and one.record["time_ms"] >= since_ms]
+        return sorted(since, key=lambda alert: (-alert.record["time_ms"], alert.alert_id))
 
     def find(self, text: str) -> KnownAlert:
         """Return the alert with this id, or the only one whose id begins with it. Raises Misconfigured."""

@@ -37,15 +37,18 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import open_lock
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
-TOPICS = ("payments", "outcomes", "decisions", "shadow-decisions")
-"""The topics that can be archived."""
 TIME_COLUMNS = {
     "payments": "event_time_ms",
     "outcomes": "outcome_time_ms",
     "decisions": "event_time_ms",
     "shadow-decisions": "decided_time_ms",
+    "verdicts": TIMESTAMP,
+    "drift-alerts": "time_ms",
+    "drift-acknowledgements": "time_ms",
 }
 """The column with the event's own time, by topic."""
+TOPICS = tuple(TIME_COLUMNS)
+"""The topics that can be archived."""
 
 _FOOTER = b"paywarden.archive"
 _NAME = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet")
@@ -234,7 +237,7 @@ def read_archive(
         )
     tables, undecoded = [schema.empty_table()], []
     for partition, parts in read_parts(archive, topic).items():
-        _check_joined(folder, partition, parts)
+        check_joined(folder, partition, parts)
         asked = _asked(parts, since_ms, until_ms)
         for part in parts:
             if part.offsets.stop <= asked.start or part.offsets.start >= asked.stop:
@@ -254,7 +257,8 @@ def _check_key(part: ArchiveFile, key_digest: str) -> None:
         )
 
 
-def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:
+def check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:
+    """Raises Misconfigured if offsets between the files of a partition are missing."""
     for earlier, later in pairwise(parts):
         if earlier.offsets.stop != later.offsets.start:
             raise Misconfigured(

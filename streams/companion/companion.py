@@ -61,14 +61,14 @@ from paywarden.schemas.payment_fields import require_between
 from paywarden.schemas.settings import internal
 from paywarden.scoring.state.identity_index import IdentityIndex
 from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, MirrorUnavailable
-from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
 from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.mirror_writer import MirrorWriter, discard
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from paywarden.streams.companion.shard_copies import copies_from_changelog, copies_from_store
 from paywarden.streams.companion.shard_moves import HostShards, ShardMoves, States
 from paywarden.streams.companion.shipment import ShippingOptions

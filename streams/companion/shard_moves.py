@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings, mask_of
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 _log = logging.getLogger(__name__)
 

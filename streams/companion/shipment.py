@@ -30,13 +30,13 @@ from paywarden.schemas.errors import InvalidEvent, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import (
     Cursor,
-    FileAges,
     OutboxDamaged,
     OutboxReader,
     OutboxSettings,
     OutboxUnavailable,
 )
 from paywarden.streams.companion.cursors import ShippedTo
+from paywarden.streams.companion.file_ages import FileAges
 from paywarden.streams.companion.set_aside_entries import DAMAGE, GAP, RECORD, SetAsideEntries, Unreadable
 
 _log = logging.getLogger(__name__)

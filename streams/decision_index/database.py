@@ -44,7 +44,7 @@ _RUNS_MAX = 32
 _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 # How much longer than `timeout_ms` a client waits for the server's own word about it.
 _GRACE_S = 2.0
-FORMAT = "1"
+FORMAT = "2"
 """The format of the tables. Another one is rebuilt from the topics."""
 _ANEW = "It is created again from the topics, verdicts included, where there is none: move"
 _SEVERAL = "One process at a time has the file open; for several there is PostgreSQL: [decision_index] address"
@@ -81,7 +81,7 @@ _COMMON = (
         missing BIGINT NOT NULL, newest_ms BIGINT NOT NULL, PRIMARY KEY (topic, kafka_partition))""",
     """CREATE TABLE IF NOT EXISTS reviews (
         decision_id TEXT PRIMARY KEY, decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL,
-        payment_id TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, stake_minor BIGINT NOT NULL,
+        payment_id TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, worth_minor BIGINT NOT NULL,
         status TEXT NOT NULL, turn SMALLINT NOT NULL, holder TEXT NOT NULL, claim TEXT NOT NULL,
         claimed_ms BIGINT NOT NULL, held_until_ms BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS verdicts (
@@ -589,7 +589,7 @@ def _postgres_tables() -> Iterator[str]:
     yield """CREATE UNIQUE INDEX IF NOT EXISTS keys_by_hash ON keys (hash, decided_time_ms DESC, payment_hash DESC)
         INCLUDE (score, action)"""
     yield f"CREATE TABLE IF NOT EXISTS outcomes ({_OUTCOMES}, PRIMARY KEY (payment_hash, outcome_time_ms, label))"
-    yield "CREATE INDEX IF NOT EXISTS reviews_open ON reviews (stake_minor DESC) WHERE status = 'open'"
+    yield "CREATE INDEX IF NOT EXISTS reviews_open ON reviews (decided_time_ms) WHERE status = 'open'"
     yield "CREATE INDEX IF NOT EXISTS verdicts_unsent ON verdicts (time_ms) WHERE NOT is_sent"
     yield "CREATE INDEX IF NOT EXISTS verdicts_of ON verdicts (decision_id)"
     yield "CREATE INDEX IF NOT EXISTS merchant_days_of ON merchant_days (day)"

@@ -348,7 +348,7 @@ def add_all(
     decisions = [Stored(record, body) for record, body in decoded["decisions"] if index.takes(record)]
     index.add_decisions(transaction, decisions)
     queue.add_decisions(
-        transaction, [each.decision for each in decisions], [index.stake(each.decision) for each in decisions]
+        transaction, [each.decision for each in decisions], [index.worth(each.decision) for each in decisions]
     )
     outcomes = [record for record, _ in decoded["outcomes"]]
     index.add_outcomes(transaction, outcomes)

@@ -165,10 +165,9 @@ class DecisionIndex:
         """Whether a decision can be in the index: its score is a number from 0 to 1."""
         return is_finite_score(decision["score"])
 
-    def stake(self, decision: Mapping[str, Any]) -> int:
-        """Returns the money at stake: the amount in the reference currency, 0 without a rate, times the score."""
-        worth = self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"])
-        return round((worth or 0) * float(decision["score"]))
+    def worth(self, decision: Mapping[str, Any]) -> int:
+        """Returns the amount of a decision in the reference currency, 0 without a rate."""
+        return self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"]) or 0
 
     def add_outcomes(self, transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
         """Adds outcomes in the form of their topic, in any order. The newest outcome of a payment counts."""

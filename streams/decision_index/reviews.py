@@ -1,10 +1,11 @@
 """The review queue: payments that the policy wants somebody to look at, each with one analyst at a time.
 
-    p1  EUR 900 x 0.30  waits 2 h       priority 270.00 x (24 + 2)  = 7,020
-    p2  EUR 250 x 0.80  waits 20 h      priority 200.00 x (24 + 20) = 8,800     comes first
+    p1  EUR 900, score 0.80     a look gains  0.00 (routing.py)      waits 2 h     priority 0
+    p2  EUR 100, score 0.05     a look gains  3.30                   waits 2 h     priority 3.30 x (24 + 2)  = 85.80
+    p3  EUR 90,  score 0.05     a look gains  2.97                   waits 20 h    priority 2.97 x (24 + 20) = 130.68
 
-1. *Claim*: an analyst takes the payment with the highest priority that nobody holds. The claim expires after a while:
-   a payment does not wait for somebody who has gone home.
+1. *Claim*: an analyst takes the payment with the highest priority that nobody holds, p3. Payments of one priority come
+   by amount x score x wait. The claim expires after a while: a payment does not wait for somebody who has gone home.
 2. *Verdict*: fraud, genuine or unsure, with a reason. It counts only with a claim that still holds. The same verdict
    with the same claim, as from a form that was sent twice, counts once.
 3. *Outbox*: when the analyst has the answer, the verdict is in the database and marked as unsent. `VerdictSender` sends
@@ -19,15 +20,18 @@ A payment leaves the queue with its last verdict, with an outcome, or when it is
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.routing import VERDICTS, MeasuredAnalysts, gain_sql
+from paywarden.streams.decision_index.rows import newest_outcomes
 from paywarden.streams.decision_index.search import key_hash
 
-VERDICTS = ("fraud", "genuine", "unsure")
 REASONS = (
     "cardholder_confirmed",
     "cardholder_denied",
@@ -41,17 +45,21 @@ REASONS = (
 )
 NOTE_MAX = 2_000
 _DAY_MS = 86_400_000
-_HOUR_MS = 3_600_000
+# Analysts are measured on their newest verdicts, which are enough for shares that are right to 2 %.
+_MEASURED_VERDICTS, _MEASURE_EVERY_MS = 2_000, 600_000
 _SHARES = 10_000
+_ANALYST = "analyst"
 
 
 @dataclass(frozen=True)
 class ReviewSettings:
-    """Settings of the queue. `second_share`: of the payments, from 0 to 1."""
+    """Settings of the queue. `second_share`: of the payments, from 0 to 1. `unreviewed`: one of routing.UNREVIEWED."""
 
     claim_ms: int = 900_000
     second_share: float = 0.05
     age_ms_max: int = 7 * _DAY_MS
+    costs: CostSettings = field(default_factory=CostSettings)
+    unreviewed: str = "cheaper"
 
 
 class ClaimLost(InvalidEvent):
@@ -60,21 +68,23 @@ class ClaimLost(InvalidEvent):
 
 @dataclass(frozen=True)
 class WaitingReview:
-    """A payment in the queue. `holder` is empty where nobody holds it. `stake_minor`: its amount times its score."""
+    """A payment in the queue. `holder` is empty where nobody holds it. `gain_minor`: the expected gain of a look."""
 
     decision_id: str
     decided_time_ms: int
     payment_hash: int
     payment_id: str
     score: float
-    stake_minor: int
+    worth_minor: int
     turn: int
-    holder: str = ""
-    held_until_ms: int = 0
+    holder: str
+    held_until_ms: int
+    gain_minor: int
 
-    def priority(self, now_ms: int) -> float:
-        """Returns a number, larger is earlier: 24 times the stake, and as much again for each day of waiting."""
-        return self.stake_minor * (_DAY_MS + max(0, now_ms - self.decided_time_ms)) / _HOUR_MS
+    @property
+    def stake_minor(self) -> int:
+        """The money at stake: the amount in the reference currency times the score."""
+        return round(self.worth_minor * self.score)
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class ReviewAgreement:
     kappa: float | None
 
 
-_WAITING = "decision_id, decided_time_ms, payment_hash, payment_id, score, stake_minor, turn, holder, held_until_ms"
+_WAITING = "decision_id, decided_time_ms, payment_hash, payment_id, score, worth_minor, turn, holder, held_until_ms"
 _VERDICT = "verdict_id, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, time_ms"
 
 
@@ -134,22 +144,24 @@ class ReviewQueue:
 
     def __init__(self, database: Database, settings: ReviewSettings) -> None:
         self._database, self._settings = database, settings
+        self._measured, self._measured_ms = MeasuredAnalysts(), 0
 
     # Filled from the topics
 
     def add_decisions(
-        self, transaction: Transaction, decisions: Iterable[Mapping[str, Any]], stakes: Iterable[int]
+        self, transaction: Transaction, decisions: Iterable[Mapping[str, Any]], worths: Iterable[int]
     ) -> None:
-        """Adds decisions with the action `review`, in the form of their topic; `stakes`: amount times score of each."""
+        """Adds decisions with the action `review`, in the form of their topic; `worths`: the amount of each in the
+        reference currency."""
         asked = [
-            (decision, stake)
-            for decision, stake in zip(decisions, stakes, strict=True)
+            (decision, worth)
+            for decision, worth in zip(decisions, worths, strict=True)
             if decision["action"] == "review"
         ]
         if not asked:
             return
         # A repeated decision would be refused as a whole by some databases.
-        unique = {decision["decision_id"]: (decision, stake) for decision, stake in asked}
+        unique = {decision["decision_id"]: (decision, worth) for decision, worth in asked}
         transaction.append(
             "reviews",
             {
@@ -158,7 +170,7 @@ class ReviewQueue:
                 "payment_hash": [key_hash("payment_id", decision["payment_id"]) for decision, _ in unique.values()],
                 "payment_id": [decision["payment_id"] for decision, _ in unique.values()],
                 "score": [decision["score"] for decision, _ in unique.values()],
-                "stake_minor": [stake for _, stake in unique.values()],
+                "worth_minor": [worth for _, worth in unique.values()],
                 "status": ["open"] * len(unique),
                 "turn": [1] * len(unique),
                 "holder": [""] * len(unique),
@@ -194,6 +206,7 @@ class ReviewQueue:
 
         An analyst who holds one already gets it again, with its claim prolonged.
         """
+        gain = self.gain_sql(now_ms)
         with self._database.transaction() as transaction:
             own = "holder = ? AND held_until_ms > ?"
             free = (
@@ -204,19 +217,25 @@ class ReviewQueue:
                 (own, (analyst, now_ms)),
                 (free, (now_ms, analyst)),
             ):
-                for waiting in self._first(transaction, condition, values, now_ms, decision_id):
+                for waiting in self._first(transaction, gain, condition, values, now_ms, decision_id):
                     return self._hold(transaction, waiting, analyst, now_ms)
         return None
 
     def _first(
-        self, transaction: Transaction, condition: str, values: Sequence[Any], now_ms: int, decision_id: str
+        self,
+        transaction: Transaction,
+        gain: str,
+        condition: str,
+        values: Sequence[Any],
+        now_ms: int,
+        decision_id: str,
     ) -> list[WaitingReview]:
         of_one, more = (" AND decision_id = ?", [decision_id]) if decision_id else ("", [])
         lock = " FOR UPDATE SKIP LOCKED" if self._database.name == "PostgreSQL" else ""
         rows = transaction.execute(
-            f"SELECT {_WAITING} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? AND {condition}{of_one} "
-            f"ORDER BY stake_minor * (CAST(? AS DOUBLE PRECISION) - decided_time_ms) DESC, decision_id LIMIT 1{lock}",
-            [now_ms - self._settings.age_ms_max, *values, *more, now_ms + _DAY_MS],
+            f"SELECT {_WAITING}, {gain} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? "
+            f"AND {condition}{of_one} ORDER BY {_priority(gain, now_ms)} LIMIT 1{lock}",
+            [now_ms - self._settings.age_ms_max, *values, *more],
         )
         return [WaitingReview(*row) for row in rows]
 
@@ -238,9 +257,11 @@ class ReviewQueue:
 
     def held(self, analyst: str, now_ms: int) -> ReviewClaim | None:
         """Returns the payment that an analyst holds; None without one."""
+        gain = self.gain_sql(now_ms)
         with self._database.reading() as transaction:
             rows = transaction.execute(
-                f"SELECT claim, {_WAITING} FROM reviews WHERE status = 'open' AND holder = ? AND held_until_ms > ?",
+                f"SELECT claim, {_WAITING}, {gain} FROM reviews "
+                "WHERE status = 'open' AND holder = ? AND held_until_ms > ?",
                 (analyst, now_ms),
             )
         for token, *rest in rows:
@@ -329,12 +350,12 @@ class ReviewQueue:
 
     def waiting(self, now_ms: int, count: int = 50) -> tuple[list[WaitingReview], int]:
         """Returns the first payments of the queue, held ones included, and how many there are in all."""
-        since_ms = now_ms - self._settings.age_ms_max
+        since_ms, gain = now_ms - self._settings.age_ms_max, self.gain_sql(now_ms)
         with self._database.reading() as transaction:
             rows = transaction.execute(
-                f"SELECT {_WAITING} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? ORDER BY "
-                f"stake_minor * (CAST(? AS DOUBLE PRECISION) - decided_time_ms) DESC, decision_id LIMIT {int(count)}",
-                (since_ms, now_ms + _DAY_MS),
+                f"SELECT {_WAITING}, {gain} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? "
+                f"ORDER BY {_priority(gain, now_ms)} LIMIT {int(count)}",
+                (since_ms,),
             )
             ((total,),) = transaction.execute(
                 "SELECT count(*) FROM reviews WHERE status = 'open' AND decided_time_ms >= ?", (since_ms,)
@@ -368,14 +389,28 @@ class ReviewQueue:
             )
         return [Throughput(analyst, count, frauds, float(median) / 1000) for analyst, count, frauds, median in rows]
 
-    def sure_share(self, since_ms: int) -> float:
-        """Returns the share of verdicts since a time that are not `unsure`; 1 without any."""
-        with self._database.reading() as transaction:
-            ((count, sure),) = transaction.execute(
-                "SELECT count(*), count(CASE WHEN verdict <> 'unsure' THEN 1 END) FROM verdicts WHERE time_ms >= ?",
-                (since_ms,),
+    def gain_sql(self, now_ms: int) -> str:
+        """Returns the expected gain of a look as SQL, by the analysts' measured error."""
+        return gain_sql(self._settings.costs, self._settings.unreviewed, self.measured(now_ms))
+
+    def measured(self, now_ms: int) -> MeasuredAnalysts:
+        """Returns how often verdicts agreed with later outcomes, from at most ten minutes ago.
+
+        Outcomes that come from an analyst do not count: they may repeat the verdict.
+        """
+        if now_ms - self._measured_ms >= _MEASURE_EVERY_MS:
+            with self._database.reading() as transaction:
+                rows = transaction.execute(
+                    f"SELECT payment_hash, verdict FROM verdicts ORDER BY time_ms DESC LIMIT {_MEASURED_VERDICTS}"
+                )
+                known = newest_outcomes(transaction, {payment_hash for payment_hash, _ in rows})
+            counted = Counter(
+                (known[payment_hash].label, verdict)
+                for payment_hash, verdict in rows
+                if payment_hash in known and known[payment_hash].source != _ANALYST
             )
-        return sure / count if count else 1.0
+            self._measured, self._measured_ms = MeasuredAnalysts.of(counted), now_ms
+        return self._measured
 
     def agreement(self, since_ms: int) -> ReviewAgreement:
         """Returns how often the second analyst of a payment said the same as the first; `since_ms`: of the second."""
@@ -401,6 +436,12 @@ class ReviewQueue:
         with self._database.transaction() as transaction:
             for said in verdicts:
                 transaction.execute("UPDATE verdicts SET is_sent = true WHERE verdict_id = ?", (said.verdict_id,))
+
+
+def _priority(gain: str, now_ms: int) -> str:
+    """Returns the order of the queue, as SQL: a payment counts once more for each day that it waits."""
+    wait = f"(CAST({now_ms + _DAY_MS} AS DOUBLE PRECISION) - decided_time_ms)"
+    return f"{gain} * {wait} DESC, worth_minor * score * {wait} DESC, decision_id"
 
 
 def agreement_of(pairs: Mapping[tuple[str, str], int]) -> ReviewAgreement:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import internal
 from paywarden.streams.decision_index.reviews import ReviewSettings
+from paywarden.streams.decision_index.routing import UNREVIEWED
 
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
 _LEAST = {"memory_mb": 64, "review_days": 1, "keep_days": 1}
@@ -31,6 +33,9 @@ class DecisionIndexSettings:
     claim_minutes: int = internal(15)
     # The share of reviewed payments that a second analyst reviews, too.
     second_review_share: float = 0.05
+    # What happens to a payment in review that nobody looks at, for the order of the queue: approve, decline, or cheaper
+    # (the one that costs less by [costs]).
+    unreviewed: str = "cheaper"
     # Older decisions leave the index.
     keep_days: int = 400
     # An older payment leaves the review queue.
@@ -43,12 +48,17 @@ class DecisionIndexSettings:
                 raise Misconfigured(f"decision_index.{name}: wanted at least {least}, got {getattr(self, name)}")
         if not 0.0 <= self.second_review_share <= 1.0:
             raise Misconfigured(f"decision_index.second_review_share: wanted 0 to 1, got {self.second_review_share:g}")
+        if self.unreviewed not in UNREVIEWED:
+            raise Misconfigured(
+                f"decision_index.unreviewed: wanted one of {', '.join(UNREVIEWED)}, got {self.unreviewed!r}"
+            )
 
-    @property
-    def reviews(self) -> ReviewSettings:
-        """The settings of the review queue."""
+    def reviews(self, costs: CostSettings) -> ReviewSettings:
+        """Returns the settings of the review queue."""
         return ReviewSettings(
             claim_ms=self.claim_minutes * _MINUTE_MS,
             second_share=self.second_review_share,
             age_ms_max=self.review_days * _DAY_MS,
+            costs=costs,
+            unreviewed=self.unreviewed,
         )

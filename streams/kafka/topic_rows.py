@@ -81,7 +81,7 @@ def rows_schema(topic: str, fields: PaymentFields = TABLE_ALONE, columns: Sequen
 
 @cache
 def _rows_schema(topic: str, fields: PaymentFields) -> pa.Schema:
-    columns = [pa.field(field["name"], *_column_type(field["type"])) for field in topic_schema(topic, fields)["fields"]]
+    columns = list(_column_type(topic_schema(topic, fields), {})[0])
     hashed = hashed_fields(fields)
     columns = [pa.field(column.name, pa.int64()) if column.name in hashed else column for column in columns]
     columns += [pa.field(domain, pa.int64()) for domains in hashed.values() for domain in domains]
@@ -99,17 +99,19 @@ def hashed_fields(fields: PaymentFields) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
-    """Returns the Arrow type for an Avro type, and whether it may be null."""
+def _column_type(kind: Any, named: dict[str, pa.DataType]) -> tuple[pa.DataType, bool]:
+    """Returns the Arrow type for an Avro type, and whether it may be null. `named`: those of records before it."""
     if isinstance(kind, list):
         (other,) = [branch for branch in kind if branch != "null"]
-        return _column_type(other)[0], True
-    if isinstance(kind, dict) and kind["type"] == "enum":
-        return pa.string(), False
-    if isinstance(kind, dict):
-        return pa.list_(_column_type(kind["items"])[0]), False
-    # Another name is that of an enum that an earlier field has defined.
-    return _KINDS.get(kind, pa.string()), False
+        return _column_type(other, named)[0], True
+    if isinstance(kind, dict) and kind["type"] == "record":
+        fields = [pa.field(field["name"], *_column_type(field["type"], named)) for field in kind["fields"]]
+        named[kind["name"]] = pa.struct(fields)
+        return named[kind["name"]], False
+    if isinstance(kind, dict) and kind["type"] == "array":
+        return pa.list_(_column_type(kind["items"], named)[0]), False
+    # A dict is an enum; another name is that of a record or an enum before it.
+    return (pa.string() if isinstance(kind, dict) else _KINDS.get(kind, named.get(kind, pa.string()))), False
 
 
 class RowBuilder:

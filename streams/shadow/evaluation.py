@@ -43,9 +43,9 @@ from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError, TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.retry_times import RetryTimes
-from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated
 from paywarden.scoring.state.outbox import Frames, OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.shadow.challenger import LEFT_OUT, Evaluated
 from paywarden.streams.shadow.outbox_tail import OutboxTail
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime

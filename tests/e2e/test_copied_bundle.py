@@ -20,8 +20,8 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.maintenance.backfill import backfill
 from tests.services.missing_tools import COMPILER
 from tests.services.product.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until

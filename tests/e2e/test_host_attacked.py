@@ -18,8 +18,8 @@ from pathlib import Path
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.product.processes import is_ready, wait_until

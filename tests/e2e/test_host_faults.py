@@ -19,8 +19,8 @@ from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest
 from paywarden.scoring.metrics.shared_metrics import totals
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.product import internals
 from tests.services.product.processes import is_ready, samples, wait_until
@@ -110,7 +110,8 @@ def limit(kind: int, soft: int, pid: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.prlimit(pid, kind, before)
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, kind, before)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +185,7 @@ def test_a_full_disk_refuses_a_batch_whole_and_readiness_says_so_until_it_has_ro
             answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=PATIENCE_S))
             return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
-        # As on a disk that has room for a part of the batch.
-        with limit(resource.RLIMIT_FSIZE, active.stat().st_size + 1000, host.workers[0].pid):
+        with limit(resource.RLIMIT_FSIZE, active.stat().st_size, host.workers[0].pid):
             assert host.call(caller, body, "/v1/score:batch") == 503
             wait_until(lambda: "outbox: cannot append" in host.missing(caller), "the worker is not ready")
             assert health() == "NOT_SERVING"
@@ -194,6 +194,26 @@ def test_a_full_disk_refuses_a_batch_whole_and_readiness_says_so_until_it_has_ro
         wait_until(lambda: '"ready": true' in host.missing(caller), "the worker is ready again")
         assert health() == "SERVING"
     assert host.call(caller, body, "/v1/score:batch") == 200
+    ids = host.recorded()
+    assert [ids.count(payment.payment_id) for payment in batch] == [1] * 5
+
+
+def test_a_write_cut_short_ends_the_worker_and_its_batch_can_be_repeated(host: Host) -> None:
+    """The first records of the batch are whole. A reader may have passed them, so they are decisions."""
+    (worker,) = host.listening()
+    batch = host.payments(5)
+    body = ScoreBatchRequest(requests=batch).SerializeToString()
+    active = max(Path(host.outbox.directory).glob("*/*.log"))
+    with (
+        contextlib.closing(host.connect()) as client,
+        limit(resource.RLIMIT_FSIZE, active.stat().st_size + 1000, worker.pid),
+    ):
+        assert host.call(client, body, "/v1/score:batch") == 503
+        wait_until(lambda: not worker.is_running(), "the worker ends")
+    (next_worker,) = host.listening()
+    assert next_worker != worker
+    with contextlib.closing(host.connect()) as client:
+        assert host.call(client, body, "/v1/score:batch") == 200
     ids = host.recorded()
     assert [ids.count(payment.payment_id) for payment in batch] == [1] * 5
 

@@ -40,8 +40,8 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.maintenance.backfill import backfill
 from tests.worlds.endpoint.payments import score_many
 from tests.worlds.small import small_world

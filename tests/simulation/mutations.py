@@ -171,18 +171,14 @@ def _failed_fork_ends_it(_: Any) -> Any:
     return postpone
 
 
-def _damaged_counts_end_it(_: Any) -> Any:
-    def kept(path: Any) -> Any:
-        shared = importlib.import_module("paywarden.scoring.metrics.shared_metrics")
-        errors = importlib.import_module("paywarden.schemas.errors")
-        try:
-            return shared._read_file(path)[1]
-        except FileNotFoundError:
-            return []
-        except shared._DamagedFile as error:
-            raise errors.Misconfigured(f"metrics: {path} is damaged") from error
+def _damaged_counts_end_it(continues: Any) -> Any:
+    def insisted(path: Any, head: bytes, size: int) -> bool:
+        if path.exists() and not continues(path, head, size):
+            errors = importlib.import_module("paywarden.schemas.errors")
+            raise errors.Misconfigured(f"metrics: {path} is damaged")
+        return path.exists()
 
-    return kept
+    return insisted
 
 
 MUTATIONS = {
@@ -289,7 +285,7 @@ MUTATIONS = {
         ("damaged_counts",),
         20,
         frozenset({"stuck", "bug"}),
-        (Patch("scoring.metrics.shared_metrics", "_kept", _damaged_counts_end_it),),
+        (Patch("scoring.metrics.shared_metrics", "_continues", _damaged_counts_end_it),),
     ),
     "cursors_of_held_topic": Mutation(
         "cursors behind an open transaction of another are taken for those that are not there",
@@ -347,7 +343,7 @@ MUTATIONS = {
         ("clock_leap",),
         100,
         frozenset({"two_answers", "decision_twice"}),
-        (Patch("scoring.state.outbox.file_ages", "FileAges.are_right", _constant(True)),),
+        (Patch("streams.companion.file_ages", "FileAges.are_right", _constant(True)),),
         known=17,
     ),
     "clock_behind": Mutation(

@@ -33,8 +33,8 @@ from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import supervisor
-from paywarden.scoring.state import mirror_write
 from paywarden.scoring.state.outbox import writer as outbox_writer
+from paywarden.streams.companion import mirror_write
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files

@@ -159,7 +159,7 @@ def _no_endpoints() -> Endpoints:
     make: Any = Endpoints
     none = dict.fromkeys(field.name for field in fields(Endpoints))
     places = SimpleNamespace(of=lambda _, kind: [None] if kind == HTTP else [])
-    known = {"http_port": 0, "admin_port": 0, "demand": SimpleNamespace(read_fd=-1, write_fd=-1), "places": places}
+    known = {"http_port": 0, "admin_port": 0, "places": places}
     return cast(Endpoints, make(**none | {name: value for name, value in known.items() if name in none}))
 
 

@@ -34,7 +34,7 @@ from paywarden.schemas.settings import Source
     help="Measure `episode` features on a history: false alarms, and the alarm that a budget gives.",
 )
 @click.option("--markdown", is_flag=True, help="The list as the page docs/reference/features.md.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def features(
     source: Source,

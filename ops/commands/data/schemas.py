@@ -30,7 +30,7 @@ _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 )
 @click.option("--proto", is_flag=True, help="Print the endpoint's .proto file, for protoc and gRPC clients.")
 @click.option("--openapi", is_flag=True, help="Print the endpoint's OpenAPI 3.1 description, as JSON.")
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def schemas(source: Source, folder: Path | None, proto: bool, openapi: bool, as_json: bool) -> None:
     """List or export the schemas of topics and endpoint.

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     type=click.Choice(["cards", "shop", "enumeration"]),
     default="cards",
     show_default=True,
-    help="cards: payments of every kind, with the fields that every payment has. shop: online shops, with fraud that "
-    "shows in fields of a project's own, as `paywarden init` declares them; and truth.parquet, from which "
-    "`replay --ceiling` computes the best that any model can do. enumeration: as cards, and bursts of fraud that show "
-    "in counts of the last seconds alone.",
+    help="cards: payments of every kind. shop: online shops, with the fields that `paywarden init` declares, and "
+    "truth.parquet for `replay --ceiling`. enumeration: as cards, with bursts of tests of cards.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the files.")
 @click.pass_obj

@@ -83,8 +83,7 @@ def backtest() -> None:
     type=click.Choice(["all", "handbook"]),
     default="all",
     show_default=True,
-    help="Which test payments are measured: all, or those of cards not yet known to be compromised, as in the Fraud "
-    "Detection Handbook.",
+    help="Measured payments: all, or as in the Fraud Detection Handbook, without cards known to be compromised.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @engine_options

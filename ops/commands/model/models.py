@@ -58,7 +58,7 @@ def _signing(command: _Command) -> _Command:
 
 
 def _json(command: _Command) -> _Command:
-    return click.option("--json", "as_json", is_flag=True, help="The same as JSON.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="The result as JSON.")(command)
 
 
 @models.command("key")

@@ -160,7 +160,7 @@ def mine_rules(
     from paywarden.models.replay.files import results_folder, write_whole
     from paywarden.models.replay.mined_history import mine_history
     from paywarden.models.replay.replay import ReplayOptions
-    from paywarden.models.replay.rule_mining import MiningSettings
+    from paywarden.models.replay.rule_mining import MiningAsked
     from paywarden.models.training.settings import TrainingSettings
 
     asked, proof = HistoryAsked(data, False, None, None, None), out.with_name(f"{out.name}.proof")
@@ -190,7 +190,7 @@ def mine_rules(
     last = of_data[1] if last_day is None else min(last_day, of_data[1])
     window = Days(max(of_data[0], first_day or 0), last)
     threads = len(os.sched_getaffinity(0))
-    settings = MiningSettings(
+    settings = MiningAsked(
         until=date_of_day(last + days),
         action=action,
         false_positives=false_positives,

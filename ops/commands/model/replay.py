@@ -68,8 +68,7 @@ if TYPE_CHECKING:
     type=click.Choice(["all", "handbook"]),
     default="all",
     show_default=True,
-    help="Which payments are measured: all, or those of cards not yet known to be compromised, as in the Fraud "
-    "Detection Handbook.",
+    help="Measured payments: all, or as in the Fraud Detection Handbook, without cards known to be compromised.",
 )
 @click.option(
     "--label-delay-days",

@@ -27,10 +27,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BYTES_OF_TEXT_MAX = 500
 _HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
 _KEY = click.option(
-    "--key", metavar="FILE", type=click.Path(dir_okay=False), help="Your private key (default: [models] key_file)."
+    "--key",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="PEM file of your Ed25519 private key, mode 600 (default: [models] key_file).",
 )
-_WHY = click.option("--why", metavar="TEXT", required=True, help="Why, for the log and the report.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="The state as JSON.")
+_WHY = click.option("--why", metavar="TEXT", required=True, help="The reason, for later readers of the log.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 
 
 @click.group()

@@ -80,7 +80,7 @@ def _evaluate(source: Source, name: str) -> None:
     help="Only records that reached Kafka at TIME or later (default: a day before now; archives: all).",
 )
 @click.option("--until", metavar="TIME", help="Only records that reached Kafka before TIME; outcomes may be later.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 @needs("history")
 def report(source: Source, archive: Path | None, since: str | None, until: str | None, as_json: bool) -> None:

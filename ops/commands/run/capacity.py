@@ -46,7 +46,7 @@ _HEADINGS = ("part", "processes", "busy cores", "cores to have", "memory", "disk
     metavar="FILE",
     help="JSON of perf.whole or perf.companion, measured on your machine. May be given several times.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The plan as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def capacity(
     source: Source,

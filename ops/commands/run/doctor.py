@@ -23,7 +23,7 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
     help="The gateway's description, to compare its [shards] and hosts.",
 )
 @click.option("--write", is_flag=True, help="Also write, read and erase one record in the store, the largest allowed.")
-@click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: bool, as_json: bool) -> None:
     """Try everything configured, and say how to fix it.

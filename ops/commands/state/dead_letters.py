@@ -55,7 +55,7 @@ _WIDTH_MIN = 120
     type=click.Path(file_okay=False, path_type=Path),
     help="Write key and value of the listed letters to DIR/ID.key and DIR/ID.value. They hold card data.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.option("--retry", is_flag=True, help="Send the letters back to the topics they came from.")
 @click.option("--all", "every", is_flag=True, help="With --retry: all letters.")
 @click.option("--again", is_flag=True, help="With --retry: also letters that were retried before, or too often.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--retry", is_flag=True, help="Ship the entries ID..., once their cause is fixed.")
 @click.option("--all", "every", is_flag=True, help="With --retry: everything that is set aside.")
 @click.option("--discard", is_flag=True, help="Delete the entries ID...: their decisions are lost.")
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def outbox(source: Source, entry_ids: Sequence[str], retry: bool, every: bool, discard: bool, as_json: bool) -> None:
     """List or ship the entries that outboxes set aside.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --drop: speed limit of the erasure on aerospike; 0 for no limit.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def profile_sets(source: Source, dropped: str | None, records_per_second: int, as_json: bool) -> None:
     """List the profile sets of the store, or drop one.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command("source")
 @click.argument("topics", metavar="[TOPIC]...", nargs=-1)
 @click.option("--accept", is_flag=True, help="Go on with each TOPIC as it is now, from its beginning.")
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def source_topics(source: Source, topics: tuple[str, ...], accept: bool, as_json: bool) -> None:
     """List or accept the topics that offsets belong to.

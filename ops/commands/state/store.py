@@ -29,7 +29,7 @@ def store() -> None:
     help="When a parted cluster, or one that hid records, was whole again and no copies moved.",
 )
 @click.option("--repair", is_flag=True, help="Write lost profiles back from the changelog.")
-@click.option("--json", "as_json", is_flag=True, help="The verdicts as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def verify(source: Source, since: str | None, until: str | None, repair: bool, as_json: bool) -> None:
     """Compare the profiles in the store with the changelog.

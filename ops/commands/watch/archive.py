@@ -27,7 +27,9 @@ _NAMED_MAX = 10
 @click.command()
 @click.option(
     "--topic",
-    type=click.Choice(["payments", "outcomes", "decisions", "shadow-decisions"]),
+    type=click.Choice(
+        ["payments", "outcomes", "decisions", "shadow-decisions", "verdicts", "drift-alerts", "drift-acknowledgements"]
+    ),
     required=True,
     help="The topic to archive.",
 )

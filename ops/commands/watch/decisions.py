@@ -35,7 +35,7 @@ def decisions() -> None:
 @click.option("--topic", is_flag=True, help="Look on the topic decisions, which is read from its beginning.")
 @click.option("--bundles", type=click.Path(path_type=Path), help="A folder of bundles to look for the digest in.")
 @click.option("--policies", type=click.Path(path_type=Path), help="A folder of policies (*.toml), likewise.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def explain(
     source: Source,
@@ -153,7 +153,7 @@ def _tell(found: DecisionIndex, *, as_json: bool) -> None:
 @click.option("--score-max", type=float, default=1.0, help="With this score or a lower one.")
 @click.option("--count", type=int, default=25, show_default=True, help="At most N decisions, the newest first.")
 @click.option("--after", metavar="PLACE", help="Go on behind the place that the last page gave.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 @needs("index")
 def search(

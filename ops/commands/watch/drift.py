@@ -42,10 +42,10 @@ def drift() -> None:
 @drift.command()
 @click.argument("alert_id", metavar="[ID]", required=False)
 @click.option("--all", "every", is_flag=True, help="List also alerts that have cleared.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def status(source: Source, alert_id: str | None, every: bool, as_json: bool) -> None:
-    """List the open alerts, the worst first, or explain one.
+    """List the open alerts, the worst first, and those that cleared in the last week, or explain one.
 
     With ID it names the feature or measure that moved, the segment, the size and the certainty, and where to look. ID
     is the alert's id, or the first letters of it if no other alert begins with them.
@@ -57,8 +57,11 @@ def status(source: Source, alert_id: str | None, every: bool, as_json: bool) -> 
     if alert_id is not None:
         _explain(source, alert_id, as_json=as_json)
         return
+    from paywarden.streams.alerts.journal import CLEARED_MS
+
     with _reading(source) as reader:
         journal = reader.read()
+    cleared = journal.cleared(_now_ms() - CLEARED_MS)
     shown = list(journal.alerts.values()) if every else journal.open()
     models, not_known = _models(source)
     if as_json:
@@ -69,9 +72,9 @@ def status(source: Source, alert_id: str | None, every: bool, as_json: bool) -> 
             ],
             "models_not_known_because": not_known,
         }
-        click.echo(json.dumps({**_overview(journal, shown), **watch}, indent=2))
+        click.echo(json.dumps({**_overview(journal, shown, cleared), **watch}, indent=2))
     else:
-        _print_status(journal, shown, _now_ms())
+        _print_status(journal, shown if every else [*shown, *cleared], _now_ms())
         click.echo("\n".join(watch_lines(models, not_known)))
 
 
@@ -267,16 +270,17 @@ def watch_lines(models: Sequence[WatchedModel], not_known: str) -> list[str]:
     return lines
 
 
-def _overview(journal: Journal, shown: Sequence[KnownAlert]) -> dict[str, Any]:
+def _overview(journal: Journal, shown: Sequence[KnownAlert], cleared: Sequence[KnownAlert]) -> dict[str, Any]:
     return {
         "open": len(journal.open()),
         "unreadable": journal.unreadable,
         "alerts": [_as_json(alert) for alert in shown],
+        "cleared": [_as_json(alert) for alert in cleared],
     }
 
 
 def _as_json(alert: KnownAlert) -> dict[str, Any]:
-    """Returns an alert's newest record, its states and acknowledgements. Infinities become null: JSON has none."""
+    """Returns an alert's record, its states and acknowledgements. Infinities become null: JSON has none."""
     states = [dict(zip(("time_ms", "state", "severity", "subject"), state, strict=True)) for state in alert.states]
     said = [one.to_record() for one in alert.acknowledgements]
     whole: dict[str, Any] = finite({**alert.record, "states": states, "acknowledgements": said})

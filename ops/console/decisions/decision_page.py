@@ -13,13 +13,13 @@ from paywarden.models.bundle.bundle import Bundle, read_manifest
 from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.drift.reference import Reference, load_reference
 from paywarden.models.policy.policy import MODEL_ABSENT, Policy
+from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
-from paywarden.scoring.engine.flips import Cuts, Flip, cuts_of, flips
 from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
 from paywarden.streams.decision_index.reviews import AnalystVerdict
 from paywarden.streams.decision_index.search import FoundRow, Place

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paywarden.scoring.engine.recomputation import vector_of
+from paywarden.ops.recomputation import vector_of
 
 if TYPE_CHECKING:
     from paywarden.models.drift.reference import Reference

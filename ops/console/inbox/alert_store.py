@@ -287,11 +287,20 @@ class AlertStore:
         return [_row(row) for row in rows]
 
     def find(self, alert_id: str) -> tuple[AlertRow, dict[str, Any]] | None:
-        """Return an alert and its newest record; None if there is none."""
+        """Return an alert and its newest record, the last open one if it has cleared; None if there is none."""
         rows = self._database.read(
             f"SELECT {_COLUMNS}, record FROM alerts JOIN alert_records USING (alert_id) WHERE alert_id = ?", (alert_id,)
         )
         return (_row(rows[0][:-1]), json.loads(rows[0]["record"])) if rows else None
+
+    def cleared(self, since_ms: int) -> list[AlertRow]:
+        """Return the alerts that have cleared since a time, the latest first, at most 20."""
+        rows = self._database.read(
+            f"SELECT {_COLUMNS} FROM alerts WHERE is_open = 0 AND time_ms >= ? "
+            "ORDER BY time_ms DESC, alert_id LIMIT 20",
+            (since_ms,),
+        )
+        return [_row(row) for row in rows]
 
     def near(self, first_ms: int, last_ms: int, *, but: str) -> list[AlertRow]:
         """Return other alerts that were raised in this time, at most 20."""
@@ -417,12 +426,17 @@ def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
         )
     except sqlite3.IntegrityError:
         return False
-    connection.execute("INSERT OR REPLACE INTO alert_records VALUES (?, ?)", (alert["alert_id"], json.dumps(alert)))
+    # An alert that has cleared stays as it was when it was open: the record of its end has a change that is over.
+    is_open = alert["state"] != "cleared"
+    connection.execute(
+        f"INSERT OR {'REPLACE' if is_open else 'IGNORE'} INTO alert_records VALUES (?, ?)",
+        (alert["alert_id"], json.dumps(alert)),
+    )
     # The time of the first record stays, and so does the model of that time.
     values = {
         **{name: alert[name] for name in ("alert_id", "severity", "state", "subject", "signal", "segment", "cause")},
         **{name: alert[name] for name in ("time_ms", "model_version")},
-        "is_open": int(alert["state"] != "cleared"),
+        "is_open": int(is_open),
         "rank": SEVERITIES.index(alert["severity"]),
         "first_seen_ms": alert["first_seen_time_ms"],
         "raised_ms": alert["time_ms"],
@@ -432,6 +446,7 @@ def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
         "money_minor": None,
     }
     changed = [name for name in values if name not in ("alert_id", "raised_ms", "model_version")]
+    changed = changed if is_open else ["state", "time_ms", "is_open"]
     connection.execute(
         f"INSERT INTO alerts ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)}) "
         f"ON CONFLICT (alert_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in changed)}",

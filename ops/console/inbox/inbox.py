@@ -27,6 +27,7 @@ from paywarden.ops.console.people import Person
 from paywarden.ops.times import now_ms
 from paywarden.schemas.durations import duration_ms_of
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.journal import CLEARED_MS
 from paywarden.streams.alerts.records import Acknowledgement
 
 PATH = "/inbox"
@@ -100,6 +101,7 @@ class Inbox:
             **place,
             "alerts": self.store.page(filters, visit.now_ms, limit=PAGE_SIZE, offset=offset),
             "open_count": self.store.count({}, visit.now_ms),
+            "cleared": [] if visit.texts() else self.store.cleared(visit.now_ms - CLEARED_MS),
             "version": version,
             "unreadable": self.store.unreadable,
             "missing": self.reader.missing(),

@@ -21,8 +21,8 @@ import numpy as np
 from paywarden.models.drift.binning import DIMENSIONS, NONE
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
 from paywarden.ops.console.charts import bin_labels
+from paywarden.ops.recomputation import vector_of
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.scoring.engine.recomputation import vector_of
 
 SEGMENTS_MAX = 6
 _DECISIONS_MIN = 20

@@ -72,11 +72,11 @@ class RuleMiner(Tally):
 
     def draft(self) -> MinedDraft:
         """Return the policy with mined rules, once the week is done. Raises Misconfigured with too few frauds."""
-        from paywarden.models.replay.rule_mining import MiningSettings, mine
+        from paywarden.models.replay.rule_mining import MiningAsked, mine
 
         today = datetime.datetime.fromtimestamp(self._last_ms / 1000, datetime.UTC).date()
         until = (today + datetime.timedelta(days=DAYS_HELD)).isoformat()
-        settings = MiningSettings(until=until, costs=self._costs)
+        settings = MiningAsked(until=until, costs=self._costs)
         mined = mine(self._gathered(), self._decided.catalogue, settings, self._earlier, day=today.isoformat())
         policy = self._policy.with_rules(mined.rules_after(self._policy.settings.rules))
         return MinedDraft(policy_text(policy.settings, policy.lists), policy.digest, tuple(mined.in_words()))

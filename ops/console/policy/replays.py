@@ -28,8 +28,8 @@ from typing import Any, Protocol
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, Facts, Policy
 from paywarden.ops.console.background import FAULT
 from paywarden.ops.console.policy.drafts import IndexedDecisions
+from paywarden.ops.recomputation import decision_fields, request_of, vector_of
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
-from paywarden.scoring.engine.recomputation import decision_fields, request_of, vector_of
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.search import Place
 

@@ -1,12 +1,12 @@
 """Estimates the worth of one more analyst a day: the money that reviews of the next payments would save.
 
-    a day's payments that were not declined, by amount x probability:   400 300 220 | 150 90 | 40 …
-    reviewed today, 3 a day                                             400 300 220
+    a day's payments that were not declined, by the gain of a look:   400 300 220 | 150 90 | 40 …
+    reviewed today, 3 a day                                           400 300 220
     one more analyst, 2 a day                                                       150 90
     each review costs 5                                                             145 85     worth 230 a day
 
-A review is taken to save the amount times the calibrated probability, as often as analysts are sure in their verdicts.
-The estimate is as good as the calibration, which docs/concepts/outcomes.md says how to measure.
+The gain of a look is that of the review queue (streams/decision_index/routing.py). The estimate is as good as the
+calibration, which docs/concepts/outcomes.md says how to measure.
 """
 
 from __future__ import annotations
@@ -27,46 +27,48 @@ _REPEATED_MAX = 2
 class AnalystWorth:
     """The worth of one more analyst, in minor units of the reference currency a day.
 
-    `reviews_a_day`: of one analyst. `analysts`: how many gave verdicts. `at_stake_minor`: the least amount x
-    probability that the team would look at; `at_stake_with_one_more_minor`: the same with one more analyst. None with
-    fewer payments than reviews.
+    `reviews_a_day`: of one analyst. `analysts`: how many gave verdicts. `gain_minor`: the least gain of a look that the
+    team makes; `gain_with_one_more_minor`: the same with one more analyst. None with fewer payments than reviews.
     """
 
     days: int
     analysts: int
     reviews_a_day: int
     worth_minor: int
-    at_stake_minor: int | None
-    at_stake_with_one_more_minor: int | None
+    gain_minor: int | None
+    gain_with_one_more_minor: int | None
 
 
 def worth_of_one_more(
-    index: DecisionIndex, now_ms: int, *, analysts: int, reviews_a_day: int, review_cost_minor: int, sure_share: float
+    index: DecisionIndex, now_ms: int, *, analysts: int, reviews_a_day: int, review_cost_minor: int, gain: str
 ) -> AnalystWorth:
-    """Return the estimate from the decisions of the last days. Raises TemporaryFailure."""
+    """Return the estimate from the decisions of the last days. `gain`: that of a look, as SQL.
+
+    Raises TemporaryFailure.
+    """
     first_ms = now_ms - DAYS * _DAY_MS
     most = (analysts + 1) * reviews_a_day
     with index.database.reading() as transaction:
         rows = transaction.execute(
-            "SELECT day, stake, decision_id FROM (SELECT day, stake, decision_id, row_number() OVER "
-            "(PARTITION BY day ORDER BY stake DESC) AS place FROM (SELECT decision_id, "
-            "floor((? - decided_time_ms) / CAST(? AS DOUBLE PRECISION)) AS day, worth_minor * score AS stake "
+            "SELECT day, gain, decision_id FROM (SELECT day, gain, decision_id, row_number() OVER "
+            "(PARTITION BY day ORDER BY gain DESC) AS place FROM (SELECT decision_id, "
+            f"floor((? - decided_time_ms) / CAST(? AS DOUBLE PRECISION)) AS day, {gain} AS gain "
             "FROM decisions WHERE decided_time_ms > ? AND decided_time_ms <= ? AND action < ? "
             "AND worth_minor IS NOT NULL) AS each_) AS ranked WHERE place <= ?",
             (now_ms, _DAY_MS, first_ms, now_ms, _DECLINE, _REPEATED_MAX * most),
         )
     # A decision that came twice is in DuckDB twice.
-    found = {decision_id: (int(day), float(stake)) for day, stake, decision_id in rows}
-    days: dict[int, list[float]] = {}
-    for day, stake in found.values():
-        days.setdefault(day, []).append(stake)
-    total, ends, more_ends = 0.0, [], []
-    for stakes in days.values():
-        stakes.sort(reverse=True)
-        del stakes[most:]
-        now, more = stakes[: analysts * reviews_a_day], stakes[analysts * reviews_a_day :]
-        total += sum(max(0.0, stake * sure_share - review_cost_minor) for stake in more)
-        if len(stakes) == most:
+    found = {decision_id: (int(day), int(minor)) for day, minor, decision_id in rows}
+    days: dict[int, list[int]] = {}
+    for day, minor in found.values():
+        days.setdefault(day, []).append(minor)
+    total, ends, more_ends = 0, [], []
+    for gains in days.values():
+        gains.sort(reverse=True)
+        del gains[most:]
+        now, more = gains[: analysts * reviews_a_day], gains[analysts * reviews_a_day :]
+        total += sum(max(0, minor - review_cost_minor) for minor in more)
+        if len(gains) == most:
             ends += now[-1:]
             more_ends += more[-1:]
     count = max(1, len(days))

@@ -84,7 +84,7 @@ class Review:
                 analysts=max(1, len(throughput)),
                 reviews_a_day=self._reviews_a_day(throughput),
                 review_cost_minor=self._costs.review_cost_minor,
-                sure_share=queue.sure_share(since_ms),
+                gain=queue.gain_sql(now_ms),
             )
 
     def _reviews_a_day(self, throughput: list[Throughput]) -> int:
@@ -148,7 +148,7 @@ def _claim(claim: ReviewClaim, visit: Visit) -> dict[str, Any]:
 
 def _waiting(one: WaitingReview, now_ms: int) -> dict[str, Any]:
     """Return a payment in the queue. `holder` is empty where nobody holds it now."""
-    names = ("decision_id", "payment_id", "score", "stake_minor", "turn")
+    names = ("decision_id", "payment_id", "score", "stake_minor", "gain_minor", "turn")
     return {
         "place": Place(one.decided_time_ms, one.payment_hash).to_text(),
         "decided_ms": one.decided_time_ms,

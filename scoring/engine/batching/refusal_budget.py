@@ -6,9 +6,9 @@
 
 A refusal is cheap, but callers can send more than a worker can refuse. The budget is a bucket of seconds: time fills it
 with REFUSING_SHARE of what passes, and each refusal takes its cost from it. While the bucket is empty, the worker
-*holds* the connection of each call that it refuses: it reads nothing more from it for HOLD_S (`hold_s`), which is less
-than the second that the refusal's Retry-After asks for. A caller that comes back later never notices. The hold ends
-early if the worker waits for work (scoring/net/connections.py).
+*holds* the connection of each call that it refuses: it reads nothing more from it for half a second to a second, less
+than the refusal's Retry-After asks for. A caller that comes back later never notices. The hold ends early if the worker
+waits for work (scoring/net/connections.py).
 
 If a call waits in the socket at the end of the hold and the worker is still overloaded, the caller has asked again too
 early, and its call could not be answered in time any more. The front then holds the connection for twice as long
@@ -17,8 +17,6 @@ is closed and opened again costs as much as several refusals.
 """
 
 from __future__ import annotations
-
-import random
 
 # Scoring keeps six sevenths of a worker's time.
 REFUSING_SHARE = 0.1
@@ -30,10 +28,6 @@ _FIRST_COST_S, _COST_MIN_S, _COST_MAX_S = 10e-6, 2e-6, 50e-6
 _COST_WEIGHT = 0.1
 # The fewest calls of a turn that tell the cost of one.
 _MEASURED_CALLS = 16
-# How long a connection is held. Drawn evenly, so that held callers do not come back together.
-HOLD_S = 0.5, 1.0
-# A connection that would be held for longer than this is closed.
-_HOLD_S_MAX = 4.0
 
 
 class RefusalBudget:
@@ -59,13 +53,3 @@ class RefusalBudget:
         if calls >= _MEASURED_CALLS:
             cost_s = min(max(seconds / calls, _COST_MIN_S), _COST_MAX_S)
             self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
-
-
-def hold_s() -> float:
-    """Return for how many seconds to hold a connection at first."""
-    return random.uniform(*HOLD_S)
-
-
-def longer(held_s: float) -> float | None:
-    """Return for how many seconds to hold a connection that was held for `held_s` seconds before; None to close it."""
-    return 2 * held_s if 2 * held_s <= _HOLD_S_MAX else None

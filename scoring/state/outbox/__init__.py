@@ -5,7 +5,7 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
     <outbox>/<worker>/00000000000000000000.log     records from position 0 on           finished, shipped or not
                       00000000000067108839.log     records from that position on        active: the worker appends here
                       cursor                       the position up to which the companion has shipped, and its CRC-32
-                      clock                        when the time of day has leaped (file_ages.py)
+                      clock                        when the time of day has leaped (streams/companion/file_ages.py)
                       lock                         held by the one writer
 
     record = u32 payload size │ u32 crc32 of the payload │ payload          little endian, size 1 … 256 KiB
@@ -45,7 +45,6 @@ The folder of the outboxes may hold other folders. Only those with the name of a
 copy such as `worker-0.bak` must not be shipped.
 """
 
-from paywarden.scoring.state.outbox.file_ages import FileAges
 from paywarden.scoring.state.outbox.files import PAYLOAD_BYTES_MAX, framed, records_in
 from paywarden.scoring.state.outbox.reader import RETRIED, Cursor, Frames, OutboxReader, is_outbox, strangers, workers
 from paywarden.scoring.state.outbox.settings import (
@@ -61,7 +60,6 @@ __all__ = [
     "PAYLOAD_BYTES_MAX",
     "RETRIED",
     "Cursor",
-    "FileAges",
     "Frames",
     "OutboxDamaged",
     "OutboxFull",

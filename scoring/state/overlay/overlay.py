@@ -22,7 +22,7 @@
 7. At most `events_max` payments count in one profile: the newest.
 
 overlay_files.py has the settings and the files; overlay_table.py the layout, and the effect of a kill at any
-instruction; overlay_reader.py reads the table; overlay_marks.py is the companion's side.
+instruction; overlay_reader.py reads the table; streams/companion/overlay_marks.py is the companion's side.
 """
 
 from __future__ import annotations

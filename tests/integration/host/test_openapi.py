@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.services.missing_tools import SCHEMATHESIS
 from tests.services.product.processes import is_ready, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PATIENT, Server

@@ -83,14 +83,17 @@ class Site:
     def told(self, status: str, alert: str = "") -> list[tuple[str, set[tuple[str, str]]]]:
         """Returns the notifications so far: the receiver, and each alert with its host.
 
-        With `alert`, only those that name it: the end of an earlier test's alert may come late.
+        With `alert`, only that one of each: the end of an earlier test's alert may come late.
         """
         every = [
             (name, {(a["labels"]["alertname"], a["labels"].get("host", "")) for a in sent["alerts"]})
             for name, sent in list(self.notifications)
             if sent["status"] == status
         ]
-        return [(name, alerts) for name, alerts in every if not alert or alert in {told for told, _ in alerts}]
+        if not alert:
+            return every
+        named = [(name, {one for one in alerts if one[0] == alert}) for name, alerts in every]
+        return [(name, alerts) for name, alerts in named if alerts]
 
 
 def _value(series: Any) -> float | None:

@@ -193,7 +193,7 @@ def served_console(
     encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
     with database.transaction() as transaction:
         index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in decisions])
-        queue.add_decisions(transaction, decisions, [index.stake(one) for one in decisions])
+        queue.add_decisions(transaction, decisions, [index.worth(one) for one in decisions])
         index.add_outcomes(
             transaction,
             [

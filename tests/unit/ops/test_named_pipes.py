@@ -54,10 +54,10 @@ from paywarden.scoring.server.deployment.deployment_file import read_deployment
 from paywarden.scoring.server.deployment.releases import read_orders
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import locked
 from paywarden.streams.companion.cursors import HostIdentity
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 from paywarden.streams.maintenance.backup import read_backup
 from tests.patience import PATIENCE_S
@@ -117,7 +117,7 @@ def _nothing() -> object:
 
 
 DIGEST = "0" * 64
-REFUSALS = (PaywardenError, OSError, shared_metrics._DamagedFile, click.ClickException)
+REFUSALS = (PaywardenError, OSError, click.ClickException)
 READERS: dict[str, Read] = {
     "the configuration": lambda path: read_source(str(path)),
     "rates": lambda path: load_rates(str(path)),

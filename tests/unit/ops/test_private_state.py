@@ -23,9 +23,9 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.listeners import unix_listener
 from paywarden.scoring.server.takeover import take_over
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay.overlay_files import prepare
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.set_aside_entries import RECORD, SetAsideEntries
 from paywarden.streams.decision_index.database import DuckDbDatabase
 

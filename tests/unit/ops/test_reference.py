@@ -65,7 +65,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
     page = page_of("data.md")
     for name in ("decisions.parquet", "differences.parquet"):
         section = page.split(f"### {name}\n")[1].split("\n### ")[0]
-        assert all(f"- `{column}` (" in section for column in pq.read_schema(tmp_path / name).names)
+        assert all(f"`{column}`" in section for column in pq.read_schema(tmp_path / name).names)
     metrics = results.headline().keys() | {"payments_per_second"}
     assert all(f"`{key}`" in page for key in metrics)
 
@@ -91,6 +91,7 @@ def test_a_number_without_a_unit_is_an_error() -> None:
 
 def test_the_example_describes_every_setting() -> None:
     assert list(reference_settings.undescribed()) == []
+    assert reference_settings.EXAMPLE.read_text(encoding="utf-8") == reference_settings.example_text()
 
 
 def test_a_metric_without_a_unit_is_an_error() -> None:

@@ -35,7 +35,7 @@ def test_the_table_has_the_fields_of_the_topic_and_says_which_are_required() -> 
 
 def test_the_page_of_the_endpoint_has_every_line_of_the_table() -> None:
     fields = [field for field in FIELDS if field.at_endpoint]
-    lines = [f"| `{field.name}` | {'yes' if field.is_required else 'no'} | {field.wanted} |" for field in fields]
+    lines = [f"- `{field.name}`{' (required)' if field.is_required else ''}: {field.wanted}" for field in fields]
     assert "\n".join(lines) + "\n\n" in ENDPOINT_PAGE.read_text(encoding="utf-8")
 
 

@@ -26,8 +26,8 @@ from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.oracles.step_decoder import StepDecoder
 from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.http_world import PATIENT, Reply, post

@@ -105,27 +105,26 @@ def firing_on_a_quiet_day() -> set[str]:
 
 
 def table() -> list[str]:
-    """Returns the lines of the table."""
+    """Returns the lines of the list."""
     times, lines = measured(FAULTS), []
     for alert in rules():
         if alert in FAULTS:
             cells = times.get(alert)
             fires, clears = (str(cells.fires_s), str(cells.clears_s)) if cells else ("never", "never")
             name = f"[{alert.removeprefix('Paywarden')}](runbook/{alert}.md)"
-            lines.append(f"| {name} | {FAULTS[alert].text} | {fires} | {clears} |")
+            lines.append(f"- {name} {fires}, {clears}: {FAULTS[alert].text}")
     return lines
 
 
 def table_of(text: str) -> list[str]:
-    """Returns the rows of the table in the page's text."""
-    rows = text.partition("\n|---")[2]
-    return [line for line in rows.splitlines() if line.startswith("| [")]
+    """Returns the lines of the list in the page's text."""
+    return [line for line in text.splitlines() if line.startswith("- [")]
 
 
 def page() -> str:
-    """Returns the text of docs/operate/alerts.md, with the table in its place."""
-    head = PAGE.read_text(encoding="utf-8").partition("\n|---")[0]
-    return "\n".join([head, "|---|---|---|---|", *table(), ""])
+    """Returns the text of docs/operate/alerts.md, with the list in its place."""
+    head = PAGE.read_text(encoding="utf-8").partition("\n- [")[0]
+    return "\n".join([head, *table(), ""])
 
 
 def _test_of(alert: str, fault: Fault) -> dict[str, Any]:

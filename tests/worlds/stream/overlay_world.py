@@ -35,7 +35,7 @@ from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import overlay_reader
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.oracles.step_overlay import StepOverlay
 from tests.worlds.small import small_history
 

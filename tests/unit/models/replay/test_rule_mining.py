@@ -21,8 +21,8 @@ from paywarden.models.replay.mined_history import ProvenRules, mine_history
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.rule_mining import (
     MinedRules,
+    MiningAsked,
     MiningPayments,
-    MiningSettings,
     _Columns,
     _paths,
     _Weighing,
@@ -71,7 +71,7 @@ def mined_by(day: int, proof: Path, *rules: ConfiguredRule) -> ProvenRules:
         current=contestant(*rules),
         proof=proof,
         options=options(day - 6, day),
-        settings=MiningSettings(until=date_of_day(ATTACKED + 3)),
+        settings=MiningAsked(until=date_of_day(ATTACKED + 3)),
     )
 
 
@@ -146,7 +146,7 @@ def made(seed: int, *, payments: int = 3000, fraud_share: float = 0.05) -> Minin
 
 
 def test_of_noise_hardly_any_rule_is_proposed() -> None:
-    settings = MiningSettings(until="2024-12-31", false_positives=0.1)
+    settings = MiningAsked(until="2024-12-31", false_positives=0.1)
     results = [mine(made(seed), CATALOGUE, settings, day="2024-01-25") for seed in range(15)]
     assert sum(len(each.noise) for each in results) > 15
     assert sum(len(each.new) for each in results) <= 2
@@ -157,7 +157,7 @@ def test_a_condition_answers_as_the_path_that_it_says() -> None:
     names = [feature.name for feature in CATALOGUE.features]
     learn = slice(0, 400)
     columns = _Columns(payments, CATALOGUE, learn)
-    paths = _paths(columns, _Weighing(payments, MiningSettings(until="2024-12-31")), learn)
+    paths = _paths(columns, _Weighing(payments, MiningAsked(until="2024-12-31")), learn)
     assert len(paths) > 100
     rules = [
         ConfiguredRule(f"r{number}", columns.condition(path), "review", override=True)
@@ -180,7 +180,7 @@ def test_rules_name_no_person_and_every_one_is_a_right_policy() -> None:
     is_attack = np.arange(3000) % 40 == 0
     texts = {"mcc": np.where(is_attack, '5"816', payments.texts["mcc"])}
     attacked = dataclasses.replace(payments, texts=texts, fraud=payments.fraud | is_attack)
-    found = mine(attacked, CATALOGUE, MiningSettings(until="2024-12-31"), day="2024-01-25")
+    found = mine(attacked, CATALOGUE, MiningAsked(until="2024-12-31"), day="2024-01-25")
     assert [each.rule.when for each in found.new][:1] == ["mcc == '5\"816'"]
     Policy(PolicySettings(rules=found.rules_after(())), review_at=0.5, decline_at=0.9)
 
@@ -196,7 +196,7 @@ def test_genuine_payments_that_stand_for_several_cost_as_several() -> None:
 
     def found(weight: float) -> MinedRules:
         one = dataclasses.replace(attacked, weight=np.where(attacked.fraud, 1.0, weight))
-        return mine(one, CATALOGUE, MiningSettings(until="2024-12-31", false_positives=0.1), day="2024-01-25")
+        return mine(one, CATALOGUE, MiningAsked(until="2024-12-31", false_positives=0.1), day="2024-01-25")
 
     assert found(1.0).new
     assert not found(20.0).new
@@ -204,7 +204,7 @@ def test_genuine_payments_that_stand_for_several_cost_as_several() -> None:
 
 def test_too_few_missed_frauds_and_wrong_shares_are_one_line() -> None:
     with pytest.raises(Misconfigured, match="wanted at least 10 frauds that the policy approves, got 0"):
-        mine(made(1, fraud_share=0.0), CATALOGUE, MiningSettings(until="2024-12-31"), day="2024-01-25")
+        mine(made(1, fraud_share=0.0), CATALOGUE, MiningAsked(until="2024-12-31"), day="2024-01-25")
     for share in (0.0, 0.2, float("nan")):
         with pytest.raises(Misconfigured, match="false positives of mined rules: wanted a share above 0"):
-            MiningSettings(until="2024-12-31", false_positives=share)
+            MiningAsked(until="2024-12-31", false_positives=share)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from paywarden.models.metrics.costs import CostSettings
 from paywarden.ops.console.review.capacity import worth_of_one_more
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.routing import PRIOR, MeasuredAnalysts, gain_sql
 from tests.unit.streams.decision_index.test_index import made
 
 _NOW_MS, _DAY_MS = 1_760_000_000_000, 86_400_000
@@ -33,16 +35,22 @@ def test_one_more_analyst_is_worth_what_the_next_payments_save(tmp_path: Path) -
         with database.transaction() as transaction:
             index.add_decisions(transaction, [Stored(each, b"") for each in [*decisions, *others]])
 
-        def worth(**changes: float) -> tuple[int, int | None, int | None]:
-            asked = {"analysts": 1, "reviews_a_day": 2, "review_cost_minor": 5, "sure_share": 1.0, **changes}
+        def gain(sure: float) -> str:
+            """The gain of a look by analysts who are sure and right, or unsure."""
+            looks = {each: sure if each[0] == each[1] else (each[1] == "unsure") * (1 - sure) for each in PRIOR}
+            costs = CostSettings(declined_margin_share=1.0)
+            return gain_sql(costs, "approve", MeasuredAnalysts(looks))
+
+        def worth(**changes: int | str) -> tuple[int, int | None, int | None]:
+            asked = {"analysts": 1, "reviews_a_day": 2, "review_cost_minor": 5, "gain": gain(1.0), **changes}
             found = worth_of_one_more(index, _NOW_MS, **asked)  # type: ignore[arg-type]
             assert found.days == 2
-            return found.worth_minor, found.at_stake_minor, found.at_stake_with_one_more_minor
+            return found.worth_minor, found.gain_minor, found.gain_with_one_more_minor
 
         # The first two are reviewed anyhow; the next two save 220 and 150, and each costs 5.
         assert worth() == (220 - 5 + 150 - 5, 300, 150)
         # Half of the verdicts are sure.
-        assert worth(sure_share=0.5) == (110 - 5 + 75 - 5, 300, 150)
+        assert worth(gain=gain(0.5)) == (110 - 5 + 75 - 5, 150, 75)
         # A review that costs more than it saves is not made.
         assert worth(review_cost_minor=200) == (20, 300, 150)
         # Everything is reviewed already.

@@ -91,7 +91,7 @@ class World:
         encoder = Encoder("decisions", IDS.id_of("decisions"))
         with self.database.transaction() as transaction:
             self.index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in told])
-            self.queue.add_decisions(transaction, told, [self.index.stake(each) for each in told])
+            self.queue.add_decisions(transaction, told, [self.index.worth(each) for each in told])
 
     @contextmanager
     def _opens(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:

@@ -241,6 +241,24 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
     assert view["alert"]["affected"] == affected_of(alert_record(1)) == 400
 
 
+def test_an_alert_that_cleared_stays_on_the_page_with_what_it_was(world: World) -> None:
+    world.topics.put(alert_record(1, subject="feature:amount"))
+    world.topics.put(alert_record(1, subject="feature:amount", time_ms=NOW_MS + 1, value=0.0, state=State.CLEARED))
+    world.read()
+    browser = world.browser()
+    inbox = browser.get("/inbox").text
+    assert "No alert is open" in inbox
+    assert "Cleared in the last seven days" in inbox
+    assert "alert-00001" in inbox
+    assert "Cleared in the last" not in browser.get("/inbox?cause=score").text
+    page = browser.get("/inbox/alert-00001").text
+    assert "What it was" in page
+    view = browser.get(f"{API}/inbox/alert-00001", headers=BEARER).json()["view"]
+    assert (view["alert"]["affected"], view["alert"]["state"]) == (affected_of(alert_record(1)), "cleared")
+    _, record = world.store.find("alert-00001") or (None, {})
+    assert record["value"] == alert_record(1)["value"]
+
+
 def test_a_record_that_cannot_be_read_is_counted_and_told(world: World) -> None:
     world.topics.put(None, alert_record(1))
     world.read()

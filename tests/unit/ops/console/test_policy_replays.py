@@ -18,10 +18,10 @@ from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
 from paywarden.ops.console.shell import API
+from paywarden.ops.recomputation import decide_again
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine.recomputation import decide_again
 from paywarden.streams.decision_index.index import Stored
 from tests.services.product.console import NOW_MS
 from tests.unit.ops.console.test_decisions import HOUR_MS, World

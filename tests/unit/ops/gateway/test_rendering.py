@@ -132,7 +132,7 @@ def test_the_command_prints_configuration_tokens_and_keys(tmp_path: Path) -> Non
     assert run("render", "--target", "nginx", "--description", path)[1].startswith("# Made by `paywarden gateway")
     status, printed = run("render", "--target", "hosts", "--description", path)
     assert (status, printed.splitlines()[1][:9]) == (0, "checkout:")
-    assert [line.split()[0] for line in run("key")[1].splitlines()] == ["key", "sha256"]
+    assert [line.split()[0] for line in run("render", "--target", "key")[1].splitlines()] == ["key", "sha256"]
     (tmp_path / "server.key").unlink()
     assert "[tls] key: cannot read" in run("render", "--target", "envoy", "--description", path)[1]
     assert run("render", "--target", "envoy", "--elsewhere", "--description", path)[0] == 0

@@ -26,7 +26,7 @@ def test_every_alert_has_a_fault_and_a_row() -> None:
     assert alerts == list(alert_table.rules())
     assert set(alerts) == set(FAULTS)
     rows = re.findall(
-        r"^\| \[(\w+)\]", "\n".join(alert_table.table_of(alert_table.PAGE.read_text(encoding="utf-8"))), re.M
+        r"^- \[(\w+)\]", "\n".join(alert_table.table_of(alert_table.PAGE.read_text(encoding="utf-8"))), re.M
     )
     assert [f"Paywarden{row}" for row in rows] == alerts
 

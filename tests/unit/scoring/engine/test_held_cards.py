@@ -10,8 +10,8 @@ import pytest
 
 from paywarden.models.policy.policy import CARD_NOT_HELD
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, Host, keys_of, requests, score_many
 from tests.worlds.small.small_history import profiles
 

@@ -45,13 +45,13 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay import OverlayMetrics
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, monotonic_ms, prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.oracles.step_decoder import StepDecoder
 from tests.oracles.step_overlay import StepOverlay
 from tests.oracles.step_scorer import StepScorer

@@ -39,8 +39,8 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.oracles.claims import claim_all
 from tests.oracles.step_decoder import StepDecoder
 from tests.worlds.endpoint import payments

@@ -12,14 +12,14 @@ import pytest
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.challenger import VectorChallenger
-from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay import Overlay
 from paywarden.scoring.state.overlay.overlay_files import monotonic_ms, prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.companion.overlay_marks import OverlayMarks
+from paywarden.streams.shadow.challenger import VectorChallenger
+from paywarden.streams.shadow.mirror_challenger import MirrorChallenger
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, default_intake
 from tests.worlds.small import small_world
 

@@ -25,9 +25,9 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay_files import prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.oracles.step_overlay import StepOverlay
 from tests.oracles.step_vectors import StepVectors
 from tests.worlds.small import two_hops

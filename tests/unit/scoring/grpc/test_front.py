@@ -603,7 +603,7 @@ def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one() -> 
         for _ in range(2):
             with FrameClient(served) as client:
                 client.wait_for(GOAWAY)
-            wait_until(lambda: served.server._sweeper is None, "no timer is left")
+            wait_until(lambda: served.server.connections._sweeper is None, "no timer is left")
 
 
 def test_an_idle_connection_is_closed_without_hurting_a_call() -> None:
@@ -653,8 +653,8 @@ def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | in
 
 
 def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (2.0, 2.0))
-    monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 2.0)
+    monkeypatch.setattr(connections, "HOLD_S", (2.0, 2.0))
+    monkeypatch.setattr(connections, "_HOLD_S_MAX", 2.0)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
     # And the worker always has something to do.
     monkeypatch.setattr(connections, "_LOOK_S", 60.0)
@@ -676,7 +676,7 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
         hasty.call(PAYMENT)
         hasty.push()
         hasty.wait_closed()
-        wait_until(lambda: not any(each._hold for each in served.server._connections), "the holds are over")
+        wait_until(lambda: not any(each._is_held for each in served.server.connections), "the holds are over")
         assert patient.ask(PAYMENT).status == 0
 
 

@@ -364,7 +364,7 @@ def test_metrics_asked_for_without_end_are_429_and_payments_go_on(served: Served
 
 def _arriving_bytes(served: Served) -> list[int]:
     """Returns how much of an incomplete body each connection has received."""
-    found = [connection._reader.arriving for connection in served.server._connections]
+    found = [connection._reader.arriving for connection in served.server.connections]
     return [arriving.body_bytes for arriving in found if arriving is not None]
 
 

@@ -101,7 +101,7 @@ def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one() -> 
         for _ in range(2):
             with served.connected() as client:
                 assert client.is_closed_by_server()
-            wait_until(lambda: served.server._sweeper is None, "no timer is left")
+            wait_until(lambda: served.server.connections._sweeper is None, "no timer is left")
 
 
 @pytest.fixture

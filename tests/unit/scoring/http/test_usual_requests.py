@@ -301,7 +301,7 @@ def test_beyond_the_budget_of_refusals_a_connection_is_held(
         for number, caller in enumerate(callers):
             caller.connection.data_received(request(0, f"p-{number}"))
         assert [(await caller.reply()).status for caller in callers] == [200] * 2 + [429] * 4
-        assert [bool(caller.connection._hold) for caller in callers] == [False] * 4 + [True] * 2
+        assert [bool(caller.connection._is_held) for caller in callers] == [False] * 4 + [True] * 2
 
     in_worker(steps, admission=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000, queue_payments_max=2))
 
@@ -310,12 +310,12 @@ def test_an_idle_worker_reads_from_a_held_connection_at_once(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All connections were held, and a worker at five times its capacity waited a third of its time for work."""
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (60.0, 60.0))
+    monkeypatch.setattr(connections, "HOLD_S", (60.0, 60.0))
 
     async def steps(worker: Worker) -> None:
         caller = await worker.connect()
         caller.connection.hold()
-        await until(lambda: not caller.connection._hold)
+        await until(lambda: not caller.connection._is_held)
         assert answered(await caller.ask(request(0, "p-1"))).payment_id == "p-1"
 
     in_worker(steps)
@@ -329,11 +329,11 @@ def test_connections_are_held_one_after_the_other(in_worker: Callable[..., None]
         for caller in callers:
             caller.connection._arrived = 100.0
             caller.connection.hold()
-        assert 1 <= sum(bool(caller.connection._hold) for caller in callers) <= 2
+        assert 1 <= sum(bool(caller.connection._is_held) for caller in callers) <= 2
         for number, caller in enumerate(callers):
             caller.connection._arrived = 101.0 + number / 10
             caller.connection.hold()
-        assert all(bool(caller.connection._hold) for caller in callers)
+        assert all(bool(caller.connection._is_held) for caller in callers)
 
     in_worker(steps)
 
@@ -342,8 +342,8 @@ def test_connections_are_held_one_after_the_other(in_worker: Callable[..., None]
 def test_a_call_that_is_late_after_a_hold_ends_its_connection(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool
 ) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
-    monkeypatch.setattr(refusal_budget, "_HOLD_S_MAX", 0.4)
+    monkeypatch.setattr(connections, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(connections, "_HOLD_S_MAX", 0.4)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
     monkeypatch.setattr(connections, "_LOOK_S", 60.0)
 
@@ -353,7 +353,7 @@ def test_a_call_that_is_late_after_a_hold_ends_its_connection(
         for caller in (hasty, patient):
             caller.connection.hold()
         hasty.send(request(0, "p-1"))
-        await until(lambda: not patient.connection._hold)
+        await until(lambda: not patient.connection._is_held)
         assert answered(await patient.ask(request(0, "p-2"))).payment_id == "p-2"
         # An overloaded worker holds the hasty one for twice as long before it closes.
         assert not (is_overloaded and hasty.connection._transport.is_closing())
@@ -366,7 +366,7 @@ def test_a_call_that_is_late_after_a_hold_ends_its_connection(
 def test_a_call_that_comes_as_a_hold_ends_is_answered(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusal_budget, "HOLD_S", (0.2, 0.2))
+    monkeypatch.setattr(connections, "HOLD_S", (0.2, 0.2))
     monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, 0.001, has_gone=False))
 
     async def steps(worker: Worker) -> None:
@@ -400,7 +400,7 @@ def test_a_connection_accepted_too_late_is_held_under_overload(
             _, made = await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection.HttpConnection(worker.server), ours
             )
-            assert bool(made._hold) == is_held
+            assert bool(made._is_held) == is_held
             made.abort()
 
     in_worker(steps)

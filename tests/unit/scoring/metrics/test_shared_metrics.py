@@ -4,7 +4,6 @@ import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,6 +91,7 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 registry = MetricsRegistry()
 counter = registry.counter("things_total", "Things.", ("kind",), ("a",))
 gauge = registry.gauge("age_seconds", "Age.")
+registry.histogram("size", "Sizes.", bounds=(1, 2))
 registry.open(Path(sys.argv[1]), "w0")
 counter.add(7)
 gauge.set(1.5)
@@ -109,21 +109,16 @@ def test_the_counts_of_a_killed_worker_stay_and_its_gauges_go(tmp_path: Path) ->
     registry.close()
 
 
-def test_a_worker_that_was_killed_starts_again_where_there_is_no_room_for_a_second_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_was_killed_starts_again_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its payments waited for its numbers as long as the table of inodes was full."""
     registry = opened(tmp_path, "w0")
     things(registry).add(5)
     registry.close()
-    write = shared_metrics._write_file
 
-    def write_where_one_file_fits(path: Path, *content: Any) -> None:
-        if any(tmp_path.glob("*.metrics")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, *content)
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shared_metrics, "_write_file", write_where_one_file_fits)
+    monkeypatch.setattr(shared_metrics, "_begin", refuse)
     again = opened(tmp_path, "w0")
     things(again).add(1)
     assert samples(tmp_path)[COUNT] == 6
@@ -183,8 +178,8 @@ def test_a_file_damaged_before_its_counts_keeps_no_worker_and_no_reader(data: st
             registry.close()
         path = directory / "w0.metrics"
         content = bytearray(path.read_bytes())
-        # Six slots follow the header.
-        at = data.draw(st.integers(0, len(content) - 8 * 6 - 1))
+        # Seven slots follow the header.
+        at = data.draw(st.integers(0, len(content) - 8 * 7 - 1))
         if data.draw(st.booleans()):
             del content[at:]
         else:
@@ -197,17 +192,16 @@ def test_a_file_damaged_before_its_counts_keeps_no_worker_and_no_reader(data: st
         registry.close()
 
 
-def test_a_file_that_holds_no_counts_is_put_aside_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_holds_no_counts_is_named_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "w0.metrics").write_bytes(b"something else")
     assert render(tmp_path) == b""
     opened(tmp_path, "w0").close()
-    assert (tmp_path / "w0.damaged").read_bytes() == b"something else"
-    assert "w0.metrics is damaged: it is renamed to w0.damaged" in caplog.text
+    assert "w0.metrics holds something else than this release counts: the counts begin at 0" in caplog.text
     assert samples(tmp_path)[COUNT] == 0
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "sparse", "link", "loop"])
-def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
+def test_what_is_no_file_of_counts_costs_nobody_its_metrics(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One named pipe made /readyz of the host answer 500, and kept its worker from starting."""
@@ -235,6 +229,10 @@ def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
     if what in ("link", "loop"):
         # A folder with a link in it is no folder of this user alone.
         path.unlink()
+    if what == "folder":
+        with pytest.raises(Misconfigured, match="Is a directory"):
+            opened(tmp_path, "w0")
+        return
     registry = opened(tmp_path, "w0")
     things(registry).add(1)
     assert samples(tmp_path)[COUNT] == 6

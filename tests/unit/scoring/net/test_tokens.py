@@ -263,6 +263,6 @@ def test_a_caller_with_many_connections_keeps_no_other_caller_out(file: Path) ->
             assert late.reply().status == 503
         assert quiet.ask(asked_as(FIRST, "q-2")).status == 200
         noisy[0].raw.close()
-        wait_until(lambda: len(list(served.server._connections)) == 3, "one of his is closed")
+        wait_until(lambda: len(list(served.server.connections)) == 3, "one of his is closed")
         back = stack.enter_context(served.connected())
         assert back.ask(asked_as(SECOND, "back")).status == 200

@@ -21,9 +21,9 @@ from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.mapped_files import MappedFile, map_pages
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.services.product.scoring_server import Server

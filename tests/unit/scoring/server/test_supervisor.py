@@ -18,8 +18,8 @@ from cryptography.x509.oid import NameOID
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.product import internals

@@ -20,8 +20,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.server.takeover import HTTP_UNIX, take_over
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, workers
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT, Server

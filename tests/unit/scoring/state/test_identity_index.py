@@ -14,7 +14,7 @@ from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.profiles.keys import hashed_id
 from paywarden.scoring.state.identity_index import INDEX, INDEXED, IdentityIndex, IndexNote, record_prefix
 from paywarden.scoring.state.mirror_file import MirrorFull, MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.services.product.processes import PaywardenProcess
 
 # The keys of merchants hold their ids, those of devices hashed ids; cards have no index.
@@ -256,7 +256,7 @@ _KILLED_WRITER = """
 import sys
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.scoring.state.identity_index import IdentityIndex
 
 writer = MirrorWriter(MirrorSettings(path=sys.argv[1], size_mb=64))

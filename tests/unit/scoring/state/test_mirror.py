@@ -14,9 +14,9 @@ import pytest
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import mirror_form as form
-from paywarden.scoring.state import mirror_writer
 from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorAbsent, MirrorDamaged, MirrorFull, MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter, discard
+from paywarden.streams.companion import mirror_writer
+from paywarden.streams.companion.mirror_writer import MirrorWriter, discard
 from tests.oracles.mirror_reading import KeyReader as MirrorReader
 from tests.patience import PATIENCE_S
 from tests.services.product import template
@@ -415,7 +415,7 @@ def test_a_place_that_cannot_be_used_is_refused_by_the_settings_name(tmp_path: P
 _KILLED_WRITER = """
 import itertools, sys
 from paywarden.scoring.state.mirror_file import FILE_NAME, MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 writer = MirrorWriter(MirrorSettings(path=sys.argv[1], size_mb=64))
 first = writer.positions().get(0, 0) + 1
@@ -527,7 +527,7 @@ def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: Mirror
     # There is no new mirror yet, and the old one is better than none.
     assert not reader.is_replaced()
     script = (
-        "from paywarden.scoring.state.mirror_writer import *; "
+        "from paywarden.streams.companion.mirror_writer import *; "
         "MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"
     )
     script = f"import sys; {script}"

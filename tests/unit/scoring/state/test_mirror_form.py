@@ -18,7 +18,7 @@ from paywarden.features.kernel import KNOWN
 from paywarden.scoring.state import mirror_form as form
 from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorDamaged, MirrorSettings, MirrorView
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.oracles.mirror_reading import KeyReader as MirrorReader
 from tests.patience import PATIENCE_S
 from tests.services.product import template
@@ -171,7 +171,7 @@ def test_a_reader_starts_again_when_the_writer_is_two_transactions_ahead(setting
 _KILLED_WRITER = """
 import itertools, sys
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.unit.scoring.state.test_mirror_form import content
 
 writer = MirrorWriter(MirrorSettings(path=sys.argv[1], size_mb=16))

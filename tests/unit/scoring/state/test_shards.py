@@ -16,7 +16,6 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import SHARDS, MirrorDamaged, MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import (
     CardShards,
     HeldShards,
@@ -27,6 +26,7 @@ from paywarden.scoring.state.shards import (
     ranked_hosts,
     shard_of_route,
 )
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 COUNT = 16
 KEY = b"a route key of more than 16 bytes"

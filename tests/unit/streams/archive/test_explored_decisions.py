@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
 from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.ops.recomputation import decide_again, outcome_of
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.recomputation import decide_again, outcome_of
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry

@@ -11,9 +11,9 @@ import pytest
 from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.scoring.state.identity_index import INDEX, IdentityIndex
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.streams.companion.companion import make_index
 from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 MERCHANTS = IdentityIndex({"merchant": False}, LAPTOP_KEY)
 

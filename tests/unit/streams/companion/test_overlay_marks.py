@@ -17,8 +17,8 @@ from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.streams.companion.companion import Companion
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from paywarden.streams.kafka.reading import Consumed, Record
 from tests.unit.streams.companion.test_changelog_reader import ENTITIES, IDS, named, record, state
 from tests.worlds.small import small_world

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.scoring.state.mirror_file import MirrorSettings, MirrorUnavailable
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.shard_moves import CopyInterrupted, HostShards, ShardMoves, States
 
 COUNT = 8

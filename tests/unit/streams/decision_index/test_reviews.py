@@ -32,31 +32,59 @@ HOUR_MS = 3_600_000
 SETTINGS = ReviewSettings(claim_ms=1000, second_share=0.0)
 
 
-def queue_of(database: Database, stakes: dict[str, int], settings: ReviewSettings = SETTINGS) -> ReviewQueue:
-    """A queue with payments of these stakes, each an hour old."""
+def queue_of(database: Database, worths: dict[str, int], settings: ReviewSettings = SETTINGS) -> ReviewQueue:
+    """A queue with payments of these amounts, each an hour old."""
     queue = ReviewQueue(database, settings)
     asked = [
-        made(0, payment_id=name, decision_id=f"d-{name}", action="review", decided_time_ms=NOW_MS - HOUR_MS)
-        for name in stakes
+        made(0, payment_id=name, decision_id=f"d-{name}", action="review", decided_time_ms=NOW_MS - HOUR_MS, score=0.05)
+        for name in worths
     ]
     with database.transaction() as transaction:
-        queue.add_decisions(transaction, [*asked, made(1, action="approve")], [*stakes.values(), 9])
-        queue.add_decisions(transaction, asked, list(stakes.values()))
+        queue.add_decisions(transaction, [*asked, made(1, action="approve")], [*worths.values(), 9])
+        queue.add_decisions(transaction, asked, list(worths.values()))
     return queue
 
 
-def test_the_payment_with_most_at_stake_comes_first_and_age_counts(database: Database) -> None:
+def test_the_look_that_gains_most_comes_first_and_age_counts(database: Database) -> None:
     queue = queue_of(database, {"small": 100, "large": 900, "middle": 500})
-    old = made(5, payment_id="old", decision_id="d-old", action="review", decided_time_ms=NOW_MS - 80 * HOUR_MS)
+    old = made(5, payment_id="old", decision_id="d-old", action="review", score=0.05)
+    sure = made(6, payment_id="sure", decision_id="d-sure", action="review", score=0.8)
     with database.transaction() as transaction:
-        queue.add_decisions(transaction, [old], [260])
+        queue.add_decisions(transaction, [old | {"decided_time_ms": NOW_MS - 80 * HOUR_MS}], [260])
+        queue.add_decisions(transaction, [sure | {"decided_time_ms": NOW_MS - HOUR_MS}], [10_000])
     first, total = queue.waiting(NOW_MS)
-    assert [each.payment_id for each in first] == ["old", "large", "middle", "small"][:4]
-    assert [each.priority(NOW_MS) for each in first] == sorted((each.priority(NOW_MS) for each in first), reverse=True)
-    assert total == 4
+    # Gains are 0.033 of the amounts; no verdict about the sure one would change what happens to it.
+    assert [(each.payment_id, each.gain_minor) for each in first] == [
+        ("old", 9), ("large", 30), ("middle", 16), ("small", 3), ("sure", 0)
+    ]  # fmt: skip
+    assert (first[-1].stake_minor, total) == (8_000, 5)
     claim = queue.claim("ann", NOW_MS)
     assert claim is not None
     assert claim.waiting.payment_id == "old"
+
+
+def test_analysts_are_measured_by_outcomes_that_are_not_their_own(database: Database) -> None:
+    queue, index = queue_of(database, {f"p{number}": 900 - number for number in range(30)}), DecisionIndex(database)
+    verdicts = []
+    while (claim := queue.claim("ann", NOW_MS)) is not None:
+        verdicts.append(queue.decide("ann", claim.token, "genuine", "other", "", NOW_MS + 1).payment_id)
+    assert queue.measured(NOW_MS).share("fraud", "genuine") == 0.1
+    outcomes = [
+        {"payment_id": payment_id, "outcome_time_ms": NOW_MS + time, "label": label, "source": source}
+        for number, payment_id in enumerate(verdicts)
+        for time, label, source in (
+            # Ten of an analyst, ten that were corrected, and ten chargebacks.
+            [(0, "fraud", "analyst")], [(0, "genuine", "issuer"), (1, "fraud", "chargeback")], [(0, "fraud", None)]
+        )[number % 3]
+    ]  # fmt: skip
+    with database.transaction() as transaction:
+        index.add_outcomes(transaction, outcomes)
+    assert queue.measured(NOW_MS + 599_999).share("fraud", "genuine") == 0.1
+    later = queue.measured(NOW_MS + 600_000)
+    assert later.share("fraud", "genuine") == (2 + 20) / (20 + 20)
+    assert later.share("genuine", "genuine") == 16 / 20
+    # Verdicts that say little make a look worth little.
+    assert queue.gain_sql(NOW_MS + 600_000) != queue_of(database, {}).gain_sql(0)
 
 
 def test_two_analysts_never_hold_one_payment(database: Database) -> None:

@@ -28,7 +28,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position

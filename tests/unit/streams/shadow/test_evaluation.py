@@ -19,10 +19,10 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.challenger import FAILED, Evaluated
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.shadow import evaluation
+from paywarden.streams.shadow.challenger import FAILED, Evaluated
 from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime

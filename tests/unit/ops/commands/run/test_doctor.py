@@ -24,10 +24,10 @@ from paywarden.ops.doctor import host, kafka
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
 from paywarden.scoring.state.overlay.overlay_files import prepare
-from paywarden.scoring.state.overlay.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description
 

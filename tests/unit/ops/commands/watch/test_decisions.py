@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from paywarden.models.bundle.bundle import Manifest, golden_payments
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.ops.cli import cli
+from paywarden.ops.recomputation import decide_again, outcome_of
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.recomputation import decide_again, outcome_of
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipping import decision_of
 from tests.worlds.small import small_world

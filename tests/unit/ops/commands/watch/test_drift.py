@@ -91,8 +91,20 @@ def test_status_lists_what_is_open_the_worst_first(monkeypatch: pytest.MonkeyPat
     assert error is None
     assert shown.index("traffic share") < shown.index("feature:amount location")
     assert "2 open alerts of 3 known" in shown
-    assert "cleared" not in shown
-    assert "cleared" in run(reader, monkeypatch, "status", "--all")[0]
+    assert "cleared" in shown
+    old = _Reader(journal_of(ALERT, replace(over, time_ms=NOW_MS - 8 * 86_400_000)))
+    assert "cleared" not in run(old, monkeypatch, "status")[0]
+    assert "cleared" in run(old, monkeypatch, "status", "--all")[0]
+
+
+def test_an_alert_that_cleared_stays_visible_with_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = replace(ALERT, state=State.CLEARED, time_ms=NOW_MS - 1, effect=0.0, value=0.5, evidence=0.0)
+    reader = _Reader(journal_of(replace(ALERT, time_ms=NOW_MS - 60_000), quiet))
+    status = json.loads(run(reader, monkeypatch, "status", "--json")[0])
+    assert (status["open"], status["alerts"]) == (0, [])
+    (cleared,) = status["cleared"]
+    assert [cleared[name] for name in ("state", "time_ms", "value", "evidence")] == ["cleared", NOW_MS - 1, 0.5, 6.0]
+    assert [state["state"] for state in cleared["states"]] == ["raised", "cleared"]
 
 
 def test_status_says_which_models_are_not_watched_in_full_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,17 +15,17 @@ from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.engine.challenger import (
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.records import Origin
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
+from paywarden.streams.shadow.challenger import (
     CHAMPION,
     FAILED,
     OTHER_BUNDLE,
     OTHER_CATALOGUE,
     VectorChallenger,
 )
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, requests, score_many
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles

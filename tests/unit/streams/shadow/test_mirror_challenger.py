@@ -18,14 +18,14 @@ from paywarden.models.policy.policy import PROFILE_UNREADABLE, Policy, PolicySet
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import mirror_challenger
-from paywarden.scoring.engine.challenger import FAILED, LATE, NO_PROFILES
-from paywarden.scoring.engine.mirror_challenger import LATE_MS, MirrorChallenger
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.mirror_writer import MirrorWriter
+from paywarden.streams.companion.mirror_writer import MirrorWriter
+from paywarden.streams.shadow import mirror_challenger
+from paywarden.streams.shadow.challenger import FAILED, LATE, NO_PROFILES
+from paywarden.streams.shadow.mirror_challenger import LATE_MS, MirrorChallenger
 from tests.parity.features_worlds import RATES
 from tests.unit.features.kernel import profiles as words
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many

@@ -33,7 +33,7 @@ from paywarden.scoring.server.deployment.deployment_file import (
     read_deployment,
     release_key,
 )
-from paywarden.scoring.server.deployment.registered_deployment import AGAIN_S, RegisteredDeployment
+from paywarden.streams.registry.registered_deployment import AGAIN_S, RegisteredDeployment
 from tests.services.product.processes import wait_until
 from tests.unit.models.rollout.test_rollout import PLAN
 from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of

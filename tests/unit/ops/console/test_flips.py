@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import MODEL_TEXT, golden_payments
 from paywarden.models.bundle.explanations import FEATURE, read_trees
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
-from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
-from paywarden.scoring.engine.recomputation import decide_again
+from paywarden.ops.console.decisions.flips import Cuts, cuts_of, flips
+from paywarden.ops.recomputation import decide_again
 from tests.worlds.small import small_world
 
 RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from paywarden.scoring.state.outbox import FileAges, OutboxReader, OutboxSettings, file_ages, reader
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, reader
+from paywarden.streams.companion import file_ages
+from paywarden.streams.companion.file_ages import FileAges
 from tests.unit.scoring.state.outboxes import fill, numbered, segments
 
 KEEP_S = 660

@@ -15,7 +15,7 @@ Entries that cannot be compared are left out and counted, by one of LEFT_OUT:
     other_bundle      the challenger is a policy alone, for another bundle than the one that scored
     champion          the challenger is what decided
     failed            the challenger's model raised, or gave no finite score
-    late, no_profiles the challenger has features of its own: see scoring/engine/mirror_challenger.py
+    late, no_profiles the challenger has features of its own: see streams/shadow/mirror_challenger.py
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.batching.batcher import Chunk
-from paywarden.scoring.engine.challenger import FAILED, LATE, NO_PROFILES, Evaluated
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
@@ -35,6 +34,7 @@ from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror_file import MirrorSettings
+from paywarden.streams.shadow.challenger import FAILED, LATE, NO_PROFILES, Evaluated
 
 LATE_MS = 1000
 """A payment reaches the profiles some hundred milliseconds after it is answered, or later."""

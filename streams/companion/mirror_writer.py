@@ -31,7 +31,6 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at, read_regular
 from paywarden.schemas.private_files import make_private_folder, open_private
 from paywarden.scoring.state import mirror_form as form
-from paywarden.scoring.state import mirror_write as loop
 from paywarden.scoring.state.identity_index import INDEXED, IdentityIndex, IndexNote
 from paywarden.scoring.state.mirror_file import (
     CHANGELOG,
@@ -49,6 +48,7 @@ from paywarden.scoring.state.mirror_file import (
     joined,
 )
 from paywarden.scoring.state.shards import HeldShards
+from paywarden.streams.companion import mirror_write as loop
 
 _log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, Trees
 from paywarden.models.policy.policy import Facts, Policy
+from paywarden.ops.recomputation import request_of, vector_of
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.recomputation import request_of, vector_of
 
 STEPS_MAX = 64
 _STEPS_AT_ONCE = (4, 12, 48)

@@ -1,0 +1,1 @@
+"""Evidence for regulators and card schemes, from an archive: ratios, what decided, and what people did about it."""
