@@ -196,7 +196,7 @@ def create_topics(source: Source, live_set: bool, more: int | None) -> None:
 def _add_partitions(source: Source, partitions: int) -> None:
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.maintenance.add_partitions import add_partitions
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)

@@ -28,13 +28,13 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.policy.exploration import ExplorationSettings
-    from paywarden.models.registry.settings import ModelRegistrySettings
-    from paywarden.models.rollout.settings import RolloutSettings
-    from paywarden.models.training.settings import TrainingSettings
-    from paywarden.ops.console.settings import ConsoleSettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
+    from paywarden.models.rollout.rollout_settings import RolloutSettings
+    from paywarden.models.training.training_settings import TrainingSettings
+    from paywarden.ops.console.console_settings import ConsoleSettings
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-    from paywarden.scoring.grpc.settings import GrpcSettings
-    from paywarden.scoring.http.settings import HttpSettings
+    from paywarden.scoring.grpc.grpc_settings import GrpcSettings
+    from paywarden.scoring.http.http_settings import HttpSettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
@@ -44,15 +44,15 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.state.shards import ShardSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings
-    from paywarden.streams.decision_index.settings import DecisionIndexSettings
-    from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
+    from paywarden.streams.decision_index.index_settings import DecisionIndexSettings
+    from paywarden.streams.drift.drift_settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.kafka.client import KafkaSettings
     from paywarden.streams.kafka.schemas.registry import RegistrySettings
     from paywarden.streams.kafka.topics import TopicSettings
-    from paywarden.streams.outcomes.settings import OutcomeSettings
-    from paywarden.streams.profiles.settings import StreamSettings
-    from paywarden.streams.shadow.settings import ShadowSettings
-    from paywarden.streams.traces.settings import TracingSettings
+    from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
+    from paywarden.streams.shadow.shadow_settings import ShadowSettings
+    from paywarden.streams.traces.trace_settings import TracingSettings
 
     return {
         "admission": AdmissionSettings,
@@ -217,7 +217,7 @@ def _check_model_chain(source: Source) -> None:
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
-    from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+    from paywarden.streams.profiles.stream_settings import StreamSettings, stream_metrics
 
     stream_metrics(source.section("stream", StreamSettings), wiring.entity_names(source), CollectorRegistry())
 
@@ -237,7 +237,7 @@ def _check_tls(source: Source) -> None:
 
 
 def _check_drift(source: Source) -> None:
-    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.drift.drift_settings import DriftSettings
 
     settings = source.section("drift", DriftSettings)
     if settings.bundles or settings.references:

@@ -122,7 +122,7 @@ def _of_rows(
     days: PaymentTimes,
 ) -> History:
     from paywarden.streams.archive.topic_history import archived_rows, history_of_rows
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     if asked.data is not None:
         archive = Path(asked.data)

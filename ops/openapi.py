@@ -25,8 +25,8 @@ from paywarden.schemas.request_proto import described
 from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import refusals
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, STATUS_HEADERS, HttpRefusal, status_of
-from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import PROTOBUF

@@ -36,7 +36,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.load_run import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from perf.tools.measuring import ahead_of_others, arguments_of, drive, finish

@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed
+from paywarden.ops.loadgen.load_run import run_closed
 from paywarden.ops.loadgen.report import RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import arguments_of, drive, finish

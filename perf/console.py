@@ -32,15 +32,15 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
-from paywarden.ops.console.pages import PAGE_SIZE
+from paywarden.ops.console.page_rows import PAGE_SIZE
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.outbox import OutboxReader
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
-from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from paywarden.ops.demo.processes import running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse

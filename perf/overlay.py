@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.overlay_settings import OverlaySettings
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.overlay.overlay import Overlay

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
+from paywarden.ops.loadgen.load_run import arrival_times, run_arrivals, run_closed
 from paywarden.ops.loadgen.report import RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import arguments_of, drive, finish

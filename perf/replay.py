@@ -29,7 +29,7 @@ from paywarden.features.history.history import write_history
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.replay.files import DECISIONS
 from paywarden.models.replay.replay import METRICS
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from perf.tools.measuring import arguments_of, finish, print_rounds
 from perf.tools.processes import memory_kib
 from perf.worlds.scoring_world import WorldSize, bundle_of

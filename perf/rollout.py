@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.rollout_tally import DAY_MS, StepCounts, StepTally
 from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION, CIRCLE, arm_edges, arms_at
-from paywarden.models.rollout.tally import DAY_MS, StepCounts, StepTally
 from perf.tools.measuring import arguments_of, finish
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000

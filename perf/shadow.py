@@ -27,7 +27,7 @@ from pathlib import Path
 
 from paywarden.ops.demo.processes import DemoPart, Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.load_run import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.load_run import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
 from perf.tools.processes import memory_kib

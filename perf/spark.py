@@ -38,7 +38,7 @@ from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import last_event_time_ms
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_world import WorldSize, bundle_of
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.load_run import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings

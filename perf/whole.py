@@ -31,7 +31,7 @@ import psutil
 from paywarden.ops.capacity.coefficients import FULL_SHARE
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.avro import Encoder, LocalSchemaIds

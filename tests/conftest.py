@@ -42,7 +42,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 hypothesis.settings.register_profile(
     "paywarden",
     deadline=None,
-    max_examples=100 if "PAYWARDEN_RANDOM_EXAMPLES" in os.environ else 40,
+    max_examples=100 if "PAYWARDEN_RANDOM_EXAMPLES" in os.environ else 30,
     derandomize="PAYWARDEN_RANDOM_EXAMPLES" not in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

@@ -49,8 +49,8 @@ from paywarden.features.catalogue.entity_words.arguments import (
 from paywarden.features.catalogue.entity_words.episodes import EpisodeWords
 from paywarden.features.catalogue.entity_words.frauds import FraudWords
 from paywarden.features.catalogue.entity_words.last_values import LATEST_MAX, MEMORY_MAX, LatestWords
-from paywarden.features.catalogue.entity_words.neighbours import NeighbourWords
-from paywarden.features.catalogue.entity_words.numbers import NumberWords
+from paywarden.features.catalogue.entity_words.neighbour_words import NeighbourWords
+from paywarden.features.catalogue.entity_words.number_words import NumberWords
 from paywarden.features.catalogue.entity_words.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.features.catalogue.expressions import (
     Column,
@@ -65,7 +65,7 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
-from paywarden.features.catalogue.neighbours import with_neighbours
+from paywarden.features.catalogue.neighbour_reads import with_neighbours
 from paywarden.features.catalogue.request import CATEGORIES_MAX, difference, product_of, ratio, request
 from paywarden.features.catalogue.windows import HOUR_MS, line_of_caller, window_of, wrong, wrong_at
 from paywarden.schemas.errors import Misconfigured

@@ -10,7 +10,7 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import CodeType
 
 from paywarden.schemas.errors import Misconfigured
@@ -32,22 +32,9 @@ TILES_MAX = 4096
 
 _UNITS_MS = {"s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 # The files of the language, where no catalogue is written. A dataclass's own __init__ has the file "<string>".
-_FOLDER = PurePath(__file__).parent
-_LANGUAGE = (
-    "attributes",
-    "entity",
-    "entity_words/arguments",
-    "entity_words/episodes",
-    "entity_words/frauds",
-    "entity_words/last_values",
-    "entity_words/neighbours",
-    "entity_words/numbers",
-    "entity_words/words",
-    "fields",
-    "request",
-    "windows",
-)
-_OWN_FILES = {str(_FOLDER / f"{name}.py") for name in _LANGUAGE}
+_FOLDER = Path(__file__).parent
+_OWN_FILES = {str(_FOLDER / f"{name}.py") for name in ("attributes", "entity", "fields", "request", "windows")}
+_OWN_FILES.update(map(str, _FOLDER.glob("entity_words/*.py")))
 _OWN_FILES.add("<string>")
 
 

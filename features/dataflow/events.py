@@ -28,7 +28,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import BUCKET, FILE, ROW, Batches, buckets_of, group_starts, joined, values_of
+from paywarden.features.dataflow.dataflow_engine import (
+    BUCKET,
+    FILE,
+    ROW,
+    Batches,
+    buckets_of,
+    group_starts,
+    joined,
+    values_of,
+)
 from paywarden.features.history.history import (
     ABOUT_LABELS,
     OUTCOME_COLUMNS,

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.dataflow.engine import (
+from paywarden.features.dataflow.dataflow_engine import (
     BUCKET,
     Batches,
     buckets_of,
@@ -28,9 +28,9 @@ from paywarden.features.dataflow.engine import (
 )
 from paywarden.features.dataflow.events import KIND, PAYMENT, WEIGHT, Places
 from paywarden.features.dataflow.slices import NO_SLICES, Slices
-from paywarden.features.history.columns import MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, payments_alone
+from paywarden.features.history.history_columns import MemoryAllocator
 from paywarden.features.history.point_in_time import declared_amounts, reference_amounts
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.kernel.plan_schema import entity_section

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import BUCKET, Batches, buckets_of, packed, unpacked_int64
+from paywarden.features.dataflow.dataflow_engine import BUCKET, Batches, buckets_of, packed, unpacked_int64
 from paywarden.features.dataflow.events import KIND
 from paywarden.features.dataflow.fold import (
     ATTRIBUTES,

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paywarden.features.dataflow.engine import (
+from paywarden.features.dataflow.dataflow_engine import (
     BATCH_ROWS,
     BUCKET,
     FILE,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import Batches, group_starts, values_of
+from paywarden.features.dataflow.dataflow_engine import Batches, group_starts, values_of
 from paywarden.features.profiles.engine import FeatureEngine
 
 SLICE_EVENTS = 1 << 22

@@ -31,7 +31,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from paywarden.features.dataflow.engine import (
+from paywarden.features.dataflow.dataflow_engine import (
     BATCH_ROWS,
     BUCKET,
     FILE,

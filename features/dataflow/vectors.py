@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import (
+from paywarden.features.dataflow.dataflow_engine import (
     BUCKET,
     Batches,
     Engine,

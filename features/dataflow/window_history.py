@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import Batches, RowsT
+from paywarden.features.dataflow.dataflow_engine import Batches, RowsT
 from paywarden.features.dataflow.events import (
     KIND,
     KNOWN_MS,
@@ -31,8 +31,8 @@ from paywarden.features.dataflow.events import (
 )
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import ABOUT_LABELS, OUTCOME_COLUMNS, OUTCOMES_FILE, PAYMENTS_FILE, History
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 
 _REQUIRED = ("payment_id", "event_time_ms", "amount_minor")

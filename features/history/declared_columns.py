@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import number_code
-from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
+from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.payment_columns import (
     PAYMENTS_FILE,
     Coded,

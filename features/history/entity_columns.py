@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
-from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import History, parts_of
+from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.profiles.keys import entity_key, field_named, has_hashed_key, hashed_id
 
 

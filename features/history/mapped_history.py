@@ -1,6 +1,6 @@
 """Opens a history that is larger than memory: its columns lie in files, its distinct texts in memory.
 
-    payments.parquet ─ part by part ─► columns of numbers and the ids' bytes, in files (features/history/columns.py)
+    payments.parquet ─ part by part ─► columns of numbers and ids' bytes, in files (features/history/history_columns.py)
                                     └► a dictionary of each text column: cards, merchants, devices, addresses …
     outcomes.parquet ─ part by part ─► times and labels in files ─ ids (features/history/payment_ids.py) ─► rows
 
@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.declared_columns import (
     band_columns,
     codes_of,
@@ -56,6 +55,7 @@ from paywarden.features.history.history import (
     refuse_unsorted,
     sorted_times,
 )
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.payment_columns import (
     PAYMENTS_FILE,
     Coded,

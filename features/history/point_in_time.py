@@ -22,7 +22,7 @@ reads the profile at its own time, and is added where the first payment stands t
 
 With an overlay besides (features/history/overlay.py), payment 2 also sees payment 1, which is not added yet.
 
-Features two hops away need two more passes (features/history/neighbours.py).
+Features two hops away need two more passes (features/history/neighbour_history.py).
 
 Several threads share a chunk, in two steps. First each thread takes a run of entities and fills their slots. Then each
 thread assembles the vectors of a run of payments. The threads wait for each other only between the steps, and no slot
@@ -41,11 +41,11 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import number_code
-from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.event_order import even_shares, order_by_code, place_of
 from paywarden.features.history.history import History, parts_of
-from paywarden.features.history.neighbours import Known, Neighbours
+from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
+from paywarden.features.history.neighbour_history import Known, Neighbours
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.history.staleness import Staleness

@@ -82,8 +82,8 @@ from paywarden.features.kernel.plan_schema import (
 from paywarden.features.kernel.toolkit.checksum import checksum
 from paywarden.features.kernel.toolkit.columns import read_columns, width_of, write_column
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.machine_words import load_word, store_word
 from paywarden.features.kernel.toolkit.varint import unzigzag, zigzag
-from paywarden.features.kernel.toolkit.words import load_word, store_word
 
 # Masks the bytes before the shape, out of the first eight.
 _HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1

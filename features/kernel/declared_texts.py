@@ -13,8 +13,8 @@ import numpy as np
 
 from paywarden.features.kernel.layout import U8
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.machine_words import store_word
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
-from paywarden.features.kernel.toolkit.words import store_word
 
 # The most bytes that a function of this module writes to a buffer.
 BUFFER_BYTES = 256

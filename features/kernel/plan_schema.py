@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from paywarden.features.kernel.layout import I64, LENGTHS_AT
 from paywarden.features.kernel.toolkit.jit import inlined
-from paywarden.features.kernel.toolkit.words import not_negative
+from paywarden.features.kernel.toolkit.machine_words import not_negative
 
 
 class Head(NamedTuple):

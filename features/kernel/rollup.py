@@ -63,7 +63,7 @@ from paywarden.features.kernel.plan_schema import (
 )
 from paywarden.features.kernel.recollection import recollect
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.toolkit.words import bit_count, not_negative
+from paywarden.features.kernel.toolkit.machine_words import bit_count, not_negative
 
 
 @inlined

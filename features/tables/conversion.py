@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_FILE, first_line
-from paywarden.features.tables.fields import KNOWN_MS, LABEL, TableConverter
 from paywarden.features.tables.labels import FRAUD, UNKNOWN
 from paywarden.features.tables.mapping import TableMapping
 from paywarden.features.tables.ordered_rows import DEFAULT_MEMORY_MB, OrderedRows
 from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.refusals import Reason, Refused
 from paywarden.features.tables.sources import TableFiles
+from paywarden.features.tables.table_fields import KNOWN_MS, LABEL, TableConverter
 from paywarden.schemas.errors import Misconfigured
 
 REFUSED_FILE = "refused.csv"

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from paywarden.models.backtest.backtest import Family, Fit, Fold
 from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
 from paywarden.models.training.search_space import boosted_paths
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 # LightGBM's threads wait for each other thousands of times a second and spin meanwhile. On a busy machine two threads

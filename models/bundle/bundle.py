@@ -101,7 +101,7 @@ class Manifest:
     cascade: dict[str, Any] = field(default_factory=dict)
     # The digest of the key that made identities of texts. An empty one accepts any key.
     identity_digest: str = ""
-    # The findings of the training about its data (models/training/evidence.py).
+    # The findings of the training about its data (models/training/training_evidence.py).
     evidence: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.frame import Frame, address, size
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.toolkit.words import not_negative
+from paywarden.features.kernel.toolkit.machine_words import not_negative
 from paywarden.models.bundle.leaf_paths import PATH_SLOT, add_paths, path_arrays
 from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.file_state import read_regular

@@ -27,7 +27,7 @@ from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.frame import address, address_number, size
 from paywarden.features.kernel.toolkit.intrinsics import call_c
 from paywarden.features.kernel.toolkit.jit import compiled
-from paywarden.features.kernel.toolkit.words import not_negative
+from paywarden.features.kernel.toolkit.machine_words import not_negative
 
 I32 = NDArray[np.int32]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from paywarden.models.registry.entries import FORM, Entry, entry_of
-from paywarden.models.registry.log import GrowingLog, RegistryLog
+from paywarden.models.registry.model_log import GrowingLog, RegistryLog
 from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.signed_lines import digest_of
 

@@ -30,8 +30,8 @@ from paywarden.models.metrics.intervals import (
 from paywarden.models.policy.policy import FLAGS, PolicySettings, unknown_flag
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import RegistryState, Rules
+from paywarden.models.registry.model_log import RegistryLog
+from paywarden.models.registry.registry_rules import RegistryState, Rules
 
 # More drifting features than this are counted, and the manifest has them.
 _FEATURES_SHOWN = 20

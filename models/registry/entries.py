@@ -6,7 +6,7 @@
 An entry is a signed line that names the one before it (schemas/signed_lines.py). `registry` is the registry's name, so
 that an entry of a test system never fits the one of production.
 
-An entry is somebody's claim. Each reader decides whether it counts (models/registry/rules.py).
+An entry is somebody's claim. Each reader decides whether it counts (models/registry/registry_rules.py).
 """
 
 from __future__ import annotations

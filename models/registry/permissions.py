@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import RegistryState, version_of
+from paywarden.models.registry.model_log import RegistryLog
+from paywarden.models.registry.registry_rules import RegistryState, version_of
 
 
 def refusal_of_deployment(log: RegistryLog, state: RegistryState, versions: Mapping[str, Version]) -> str:

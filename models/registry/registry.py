@@ -27,9 +27,9 @@ from paywarden.models.registry.artefacts import (
     processors_of,
 )
 from paywarden.models.registry.entries import Entry, Value, signed_entry
-from paywarden.models.registry.log import GrowingLog, Log, RegistryLog
+from paywarden.models.registry.model_log import GrowingLog, Log, RegistryLog
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
-from paywarden.models.registry.rules import (
+from paywarden.models.registry.registry_rules import (
     Proposal,
     Registered,
     RegistryState,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import RegistryLog, log_of
+from paywarden.models.registry.model_log import RegistryLog, log_of
 from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import RegistryRefused
 from paywarden.schemas.signed_lines import FIRST

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.history.columns import MemoryAllocator
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History, final_labels
+from paywarden.features.history.history_columns import MemoryAllocator
 from paywarden.features.history.point_in_time import reference_amounts
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable

@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paywarden.features.dataflow.engine import RowsT, require_local
+from paywarden.features.dataflow.dataflow_engine import RowsT, require_local
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage, ZippedPayments
 from paywarden.features.dataflow.window_history import GenuineDelays, OtherFrauds, WindowHistory, read_columns_of
-from paywarden.features.history.columns import MmapAllocator
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.bundle.shipping import ShippedBundle
 from paywarden.models.metrics.costs import CostSettings

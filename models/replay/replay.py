@@ -23,8 +23,8 @@ computes all 70,000 vectors, because the earlier payments fill the profiles. It 
 them all. With the handbook's protocol, and 200 of them about cards known to be compromised, it measures 13,800.
 
 The same input gives the same bytes of every file, whatever the number of threads. The only exception is
-`payments_per_second` in metrics.json. With columns in files (MmapAllocator in features/history/columns.py), memory
-holds the profiles, two chunks, one label for each payment, and at the end the columns of the measured payments.
+`payments_per_second` in metrics.json. With columns in files (MmapAllocator in features/history/history_columns.py),
+memory holds the profiles, two chunks, one label for each payment, and at the end the columns of the measured payments.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code
-from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
+from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.features.history.staleness import Staleness

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code, number_code
-from paywarden.features.history.columns import ColumnAllocator
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History
+from paywarden.features.history.history_columns import ColumnAllocator
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ACTIONS, UNKNOWN_RATE, Facts, Policy, threshold_reason
 from paywarden.models.policy.rules import TEXT_FIELDS

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.metrics.intervals import wilson_interval
-from paywarden.models.rollout.evidence import (
+from paywarden.models.rollout.plan import OUTCOME_MEASURES, Part, RolloutPlan
+from paywarden.models.rollout.rollout_evidence import (
     Floats,
     log_evidence,
     log_evidence_below,
@@ -38,9 +39,8 @@ from paywarden.models.rollout.evidence import (
     log_threshold,
     ratio_interval,
 )
-from paywarden.models.rollout.plan import OUTCOME_MEASURES, Part, RolloutPlan
+from paywarden.models.rollout.rollout_tally import Counts, StepCounts
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION
-from paywarden.models.rollout.tally import Counts, StepCounts
 
 _MONEY = ("champion", "candidate", "low", "high")
 

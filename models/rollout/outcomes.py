@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.bursts import measure_bursts
 from paywarden.models.metrics.first_strikes import first_of_entities
 from paywarden.models.policy.policy import APPROVE, DECLINE
-from paywarden.models.rollout.evidence import WeightedEvidence
 from paywarden.models.rollout.judgement import MissedByArm, MoneyInterval, OutcomeCounts
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
+from paywarden.models.rollout.rollout_evidence import WeightedEvidence
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_edges
 
 # The number of the candidate's cards for which the interval of money is narrowest.

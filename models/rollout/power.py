@@ -25,8 +25,8 @@ from itertools import groupby
 
 import numpy as np
 
-from paywarden.models.rollout.evidence import log_evidence, log_evidence_below, log_threshold
 from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.rollout_evidence import log_evidence, log_evidence_below, log_threshold
 from paywarden.schemas.errors import Misconfigured
 
 _HOURS_A_DAY = 24

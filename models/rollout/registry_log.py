@@ -7,7 +7,7 @@
     promoted    promoted           by a person; it makes the candidate the champion
 
 1. A person's entry is signed with that person's key, the lead's with its own. The signature therefore names the actor.
-2. Each reader applies the rules of the registry first (models/registry/rules.py), then the life of a rollout
+2. Each reader applies the rules of the registry first (models/registry/registry_rules.py), then the life of a rollout
    (models/rollout/rollout.py). An entry that breaks one of them counts for nothing.
 3. A verdict and an abort do not wait for Kafka. Another host may have gone on meanwhile: if the rollout is over by
    then, the late entry changes nothing.
@@ -26,11 +26,10 @@ from typing import Any, Final
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value
-from paywarden.models.registry.log import Overtaken, RegistryLog
+from paywarden.models.registry.model_log import Overtaken, RegistryLog
 from paywarden.models.registry.registry import Registry, Signer, proposal_named
-from paywarden.models.registry.rules import Proposal, RegistryState, state_of, version_of
+from paywarden.models.registry.registry_rules import Proposal, RegistryState, state_of, version_of
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
 from paywarden.models.rollout.rollout import (
     Agreed,
     ClockBehind,
@@ -40,6 +39,7 @@ from paywarden.models.rollout.rollout import (
     Start,
     after,
 )
+from paywarden.models.rollout.rollout_log import NO_EVENT, event_of, event_record
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 

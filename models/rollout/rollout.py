@@ -19,8 +19,8 @@ A rollout that starts takes the clock as it is. Otherwise a clock that once was 
 from starting for a year.
 
 The time of a step is the sum of the gaps between its looks, each at most LOOK_GAP_MAX_MS. A clock that jumps ahead
-therefore skips no step, and nor does an analysis that stood still. Few looks are noted (models/rollout/log.py). One
-that is says for how long somebody looked since the one noted before it:
+therefore skips no step, and nor does an analysis that stood still. Few looks are noted (models/rollout/rollout_log.py).
+One that is says for how long somebody looked since the one noted before it:
 
     noted 10:00   looks every 10 s, not noted   noted 11:00, watched_ms 3,600,000    the step has had an hour more
     noted 10:00   nobody looks                  noted 11:00, watched_ms 0            the step has had ten minutes more

@@ -8,7 +8,7 @@ A *shadow record* holds both sides of one payment (schemas/avsc/shadow-decisions
 Each payment is its own comparison, so differences are *paired*: the risk of the payment itself is the same on both
 sides and cancels. Payments of one card are not independent, so the sums of a card are one observation, and intervals
 are those of a normal mean over cards. They hold for one look at a finished comparison. A shadow harms nobody, so
-nothing has to be stopped early; a rollout has evidence that may be looked at all the time (models/rollout/evidence.py).
+nothing has to be stopped early; a rollout's evidence may be looked at at any time (models/rollout/rollout_evidence.py).
 
 A shadow is shed before a payment is. `paired_share` says how much of the champion's traffic the comparison saw.
 """

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.training.calibration import Weight, log_loss
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 OnTree = Callable[[int], object]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import calibrated
 from paywarden.models.training.boosting import OnTree, binned, grow, grow_on_shares
 from paywarden.models.training.calibration import Weight
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 
 SOFT_PART = 0.5
 """How much of a soft label is the teachers' probability."""

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.evaluation import average_precision
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow
 from paywarden.models.training.calibration import Weight, log_loss, log_losses
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import blocks_of
+from paywarden.models.training.training_settings import TrainingSettings
 
 STANDARD_ERRORS = (0.0, 1.0, 2.0)
 """A set has the features whose rise is at most this many standard errors."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.intervals import Z_95
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow
 from paywarden.models.training.calibration import Weight
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 
 ROUNDS = 3
 RESAMPLES = 100

@@ -12,7 +12,7 @@ Example: 10 million payments with 80 features take (12 x 80 + 400) x 10 million 
 
 from __future__ import annotations
 
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.memory_bound import free_memory
 

@@ -49,8 +49,8 @@ from paywarden.models.training.feature_choice import STANDARD_ERRORS, FeatureCho
 from paywarden.models.training.input_choice import ROUNDS, InputChange, InputChoice, InputRows, choose_inputs
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, blocks_of
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 FRAUDS_MIN = 20

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paywarden.models.training.candidates import CandidatePath, Parameters
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 _BOOSTED_SIZES = (60, 100, 150, 200, 300)

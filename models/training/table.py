@@ -30,7 +30,7 @@ from paywarden.models.metrics.labels import GENUINE, LabelCounts, kept_labels, m
 from paywarden.models.metrics.propensity import WeightCounts, inverse_weights, weight_counts
 from paywarden.models.metrics.value_detected import ScoredPayments
 from paywarden.models.training.sampling import GenuineSample, whole_days_from
-from paywarden.models.training.settings import CATEGORY_MAX, TrainingSettings
+from paywarden.models.training.training_settings import CATEGORY_MAX, TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 

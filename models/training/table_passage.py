@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paywarden.features.dataflow.engine import Batches, RowsT, packed, unpacked_float32
+from paywarden.features.dataflow.dataflow_engine import Batches, RowsT, packed, unpacked_float32
 from paywarden.features.dataflow.events import KIND, KNOWN_MS, OUTCOME, OUTCOMES, PAYMENT, Places, known_labels
 from paywarden.features.dataflow.events import outcomes_of as unpacked_outcomes
 from paywarden.features.dataflow.fold import Window
@@ -32,13 +32,12 @@ from paywarden.features.dataflow.window_history import (
     read_columns_of,
     with_outcomes,
 )
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import NEVER_LABELLED
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day
 from paywarden.models.metrics.labels import KINDS, kept_kinds, label_kinds, mature_of_delays, sampled_every
 from paywarden.models.training.memory import fitting_share
 from paywarden.models.training.sampling import GenuineSample, whole_days_from
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import (
     LabelRules,
     TrainingTable,
@@ -47,6 +46,7 @@ from paywarden.models.training.table import (
     outcomes_until_ms,
     table_of,
 )
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 

@@ -60,14 +60,14 @@ from paywarden.models.training.boosting import OnTree, binned, grow, model_text
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
-from paywarden.models.training.evidence import area_interval, label_delay, labels_record
 from paywarden.models.training.feature_ranges import clocks, drifting_features
 from paywarden.models.training.input_choice import input_changes
 from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
-from paywarden.models.training.settings import TrainingSettings, require_usable
 from paywarden.models.training.table import TrainingTable, blocks_of, require_both_kinds, require_categories
+from paywarden.models.training.training_evidence import area_interval, label_delay, labels_record
+from paywarden.models.training.training_settings import TrainingSettings, require_usable
 from paywarden.schemas.errors import Misconfigured
 
 SCORE_BINS = 50

@@ -16,10 +16,12 @@ from paywarden.features.profiles.feature_docs import ListedFeature, listed_featu
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.ops import wiring
 from paywarden.ops.console import idempotency, sessions, webhooks
-from paywarden.ops.console.audit import AuditLog, audit_log
+from paywarden.ops.console.audit_log import AuditLog, audit_log
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import Failures, running
 from paywarden.ops.console.cases import Cases
+from paywarden.ops.console.console_openapi import api_section
+from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
@@ -35,27 +37,26 @@ from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.inbox.stakes import Stakes
 from paywarden.ops.console.login import Login
 from paywarden.ops.console.merchants import Merchants
-from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.models import Models
+from paywarden.ops.console.models.models_desk import Desk
+from paywarden.ops.console.models.models_page import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.oidc import OidcProvider
-from paywarden.ops.console.openapi import api_section
-from paywarden.ops.console.pages import Missing, Section
+from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.console.people import People, PeopleFile
 from paywarden.ops.console.policy.drafts import IndexedDecisions
-from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.rendering import Currencies
 from paywarden.ops.console.review.review import Review
-from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.console.shell import API, Shell
 from paywarden.ops.console.webhooks import Webhooks, read_key
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.times import now_ms
-from paywarden.ops.wiring import decisions, registry
+from paywarden.ops.wiring import decision_parts as decisions
+from paywarden.ops.wiring import registry
 from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-from paywarden.streams.alerts.events import EventWriter
+from paywarden.streams.alerts.alert_events import EventWriter
 from paywarden.streams.alerts.feed import AlertFeed
 from paywarden.streams.alerts.samples import DecisionSampler
 
@@ -145,12 +146,12 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
 
     money = Stakes(database, sampler, wiring.rate_table(source).convert, _feature_places(source))
     alert = AlertPage(store, lambda: shell.url, happenings, money.sample_of, feature_meanings(source))
-    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
+    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source), shell.currencies)
     follower = registry.reading_registry(source)
     return [
         Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
-        Review(opened, source.section("costs", CostSettings)).section(),
+        Review(opened, source.section("costs", CostSettings), one.in_words).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
         Merchants(opened).section(),
         Models(desk, index_traffic(opened, decode), follower).section(),

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from paywarden.ops.console.audit import AuditHead, AuditLog
-from paywarden.ops.console.pages import Field, Missing, Page, Section, Shown, Visit
+from paywarden.ops.console.audit_log import AuditHead, AuditLog
+from paywarden.ops.console.exports import export_of
+from paywarden.ops.console.page_rows import Field, Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.people import Role
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
 
     page = Page("/audit", partial(_show, log), "The newest entries of the audit log", roles=_ROLES, fields=_FIELDS)
     work = partial(_publish_heads, log, publish)
-    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(work,), missing=missing)
+    return Section(
+        "audit", "Audit", "/audit", (page, export_of(page, "entries")), _ROLES, background=(work,), missing=missing
+    )
 
 
 def _show(log: AuditLog, visit: Visit) -> Shown:
@@ -53,10 +56,11 @@ def _show(log: AuditLog, visit: Visit) -> Shown:
     found = [one for one in entries if all(getattr(one, name) == text for name, text in asked.items())]
     head = log.head
     view = {
-        "entries": found[:_SHOWN_MAX],
+        "entries": found[: visit.rows_max or _SHOWN_MAX],
         "found": len(found),
         "looked_at": len(entries),
         "asked": asked,
+        "csv_path": visit.csv_address("/audit", visit.texts()),
         "head_number": head.number,
         "head_digest": head.digest,
     }

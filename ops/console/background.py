@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
-from paywarden.ops.console.pages import Missing, Section
+from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import PaywardenError
 

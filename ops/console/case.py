@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 
 PREFIX: Final = "case:"
 OPENED: Final = "opened"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from paywarden.ops.console import case as cases
 from paywarden.ops.console.case import Case, CaseChange, case_subject
+from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.limits import RateLimit
-from paywarden.ops.console.pages import (
+from paywarden.ops.console.page_rows import (
     PAGE_FIELD,
     PAGE_SIZE,
     Done,
@@ -32,7 +33,7 @@ from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 
 FILE_BYTES_MAX = 5 * 1024 * 1024
 _BODY_BYTES_MAX = FILE_BYTES_MAX + 64 * 1024
@@ -84,8 +85,10 @@ class Cases:
     def section(self) -> Section:
         """Return the section."""
         one = "/cases/{case_id}"
+        cases = Page(PATH, self.show_all, "The cases, open ones first", fields=_LIST_FIELDS)
         pages = (
-            Page(PATH, self.show_all, "The cases, open ones first", fields=_LIST_FIELDS),
+            cases,
+            export_of(cases, "cases"),
             Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, _OPEN_FIELDS),
             Page(one, self.show, "A case and its history", fields=(_NEW_ITEM,)),
             Page(f"{one}/act", self.act, "Do something", "POST", ACT_ROLES, _ACT_FIELDS),
@@ -100,7 +103,7 @@ class Cases:
         asked = visit.text("state", "all"), visit.text("q")
         _, total = self._store.cases(*asked, limit=0)
         place = paged(PATH, visit, total, ("q",))
-        rows, _ = self._store.cases(*asked, limit=PAGE_SIZE, offset=(place["page"] - 1) * PAGE_SIZE)
+        rows, _ = self._store.cases(*asked, limit=visit.rows_max or PAGE_SIZE, offset=(place["page"] - 1) * PAGE_SIZE)
         place["filters"].pop("item", None)
         view = {
             **place,

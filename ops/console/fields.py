@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from unicodedata import category
 from urllib.parse import parse_qsl
 
-from paywarden.ops.console.pages import Field, PageRefused
+from paywarden.ops.console.page_rows import Field, PageRefused
 from paywarden.ops.times import time_ms_of
 
 # More parameters than any page has, the many boxes of a list included.

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
-from paywarden.ops.console.pages import Answer, Done, NothingDone, PageRefused, Upload
+from paywarden.ops.console.page_rows import Answer, Done, NothingDone, PageRefused, Upload
 from paywarden.ops.console.rendering import as_json
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 

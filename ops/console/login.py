@@ -13,7 +13,7 @@ from starlette.routing import Route
 from paywarden.ops.console.fields import checked, pairs_of
 from paywarden.ops.console.limits import network_of
 from paywarden.ops.console.oidc import COOKIE, COOKIE_S, OidcProvider
-from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.page_rows import Done, Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.ops.console.people import PASSWORD_CHARS_MAX, Person
 from paywarden.ops.console.rendering import rendered
 from paywarden.ops.console.shell import LOCAL, Shell, address_of, form_pairs, local_path

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Sent, Shown, Visit
+from paywarden.ops.console.exports import csv_of, export_of
+from paywarden.ops.console.page_rows import Field, Page, PageRefused, Section, Sent, Shown, Visit
 from paywarden.streams.decision_index.episodes import Episode, episodes
 from paywarden.streams.decision_index.ledger import MerchantMonth, month_of_merchants, months
 
@@ -18,8 +17,6 @@ _MONTH = Field("month", "A month (UTC), as in 2026-12; the newest one without it
 _SHOWN_MAX, _CSV_MAX = 200, 1_000_000
 _EPISODE_DAYS, _EPISODES_MAX = 30, 200
 _DAY_MS = 86_400_000
-# Programs that open tables take a text that begins like this for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Merchants:
@@ -30,10 +27,12 @@ class Merchants:
 
     def section(self) -> Section:
         """Return the section."""
+        episodes_page = Page(f"{PATH}/episodes", self.show_episodes, "Episodes of enumeration, the newest first")
         pages = (
             Page(PATH, self.show, "The ratios of merchants in a month, the worst first", fields=(_MONTH,)),
             Page(f"{PATH}/csv", self.send, "All merchants of a month as CSV", fields=(_MONTH,)),
-            Page(f"{PATH}/episodes", self.show_episodes, "Episodes of enumeration, the newest first"),
+            episodes_page,
+            export_of(episodes_page, "episodes"),
         )
         return Section("merchants", "Merchants", PATH, pages)
 
@@ -53,19 +52,20 @@ class Merchants:
         """Send a month as CSV."""
         month, _, rows = self._month(visit, _CSV_MAX)
         visit.did("exported", f"merchants:{month}")
-        return Sent(csv_of(rows), "text/csv; charset=utf-8", f"merchants-{month}.csv")
+        return Sent(csv_of(*_table(rows)), "text/csv; charset=utf-8", f"merchants-{month}.csv")
 
     def show_episodes(self, visit: Visit) -> Shown:
         """Show the episodes of the last weeks."""
         with self._opened.used() as (index, _):
-            since_ms = visit.now_ms - _EPISODE_DAYS * _DAY_MS
-            found = episodes(index.database, since_ms=since_ms, count=_EPISODES_MAX + 1)
+            since_ms, count = visit.now_ms - _EPISODE_DAYS * _DAY_MS, visit.rows_max or _EPISODES_MAX
+            found = episodes(index.database, since_ms=since_ms, count=count + 1)
         if any(one.entity != one.merchant_id for one in found):
             visit.saw("episodes")
         view = {
-            "episodes": [_episode(one, visit) for one in found[:_EPISODES_MAX]],
-            "is_all": len(found) <= _EPISODES_MAX,
+            "episodes": [_episode(one, visit) for one in found[:count]],
+            "is_all": len(found) <= count,
             "days": _EPISODE_DAYS,
+            "csv_path": visit.csv_address(f"{PATH}/episodes", {}),
             "state": self._opened.state_line,
         }
         return Shown("merchants/episodes.html", view, "Episodes of enumeration")
@@ -80,18 +80,14 @@ class Merchants:
             return month, known, month_of_merchants(index.database, month, count) if known else []
 
 
-def csv_of(rows: list[MerchantMonth]) -> bytes:
-    """Return merchants as CSV. An id that a table would take for a formula begins with an apostrophe."""
-    text = io.StringIO()
-    names = [*MerchantMonth.__dataclass_fields__, "fraud_ratio", "enumeration_ratio"]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        ratios = {"fraud_ratio": row.fraud_ratio, "enumeration_ratio": row.enumeration_ratio}
-        told = {name: "" if ratio is None else f"{ratio:.6f}" for name, ratio in ratios.items()}
-        is_formula = row.merchant_id.startswith(_FORMULA)
-        writer.writerow(asdict(row) | told | {"merchant_id": f"'{row.merchant_id}" if is_formula else row.merchant_id})
-    return text.getvalue().encode()
+def _table(rows: list[MerchantMonth]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return merchants as rows of a file, and its columns."""
+    ratios = ("fraud_ratio", "enumeration_ratio")
+    table = [
+        asdict(row) | {name: "" if (ratio := getattr(row, name)) is None else f"{ratio:.6f}" for name in ratios}
+        for row in rows
+    ]
+    return table, [*MerchantMonth.__dataclass_fields__, *ratios]
 
 
 def _merchant(row: MerchantMonth) -> dict[str, Any]:

@@ -21,9 +21,9 @@ import httpx2
 from authlib.integrations.starlette_client import OAuth
 from starlette.requests import Request
 
-from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.console.console_settings import ConsoleSettings
+from paywarden.ops.console.page_rows import PageRefused
 from paywarden.ops.console.people import Person, Role, is_person_name, role_of
-from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import read_regular
 

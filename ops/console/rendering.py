@@ -6,22 +6,29 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from babel import Locale, UnknownLocaleError
+from babel.numbers import format_decimal
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from paywarden.models.replay.report.plots import PLOT_TEMPLATE, Drawing
-from paywarden.ops.console.pages import Missing, address
+from paywarden.ops.console.page_rows import Missing, address
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.words import what_moved, where
 from paywarden.schemas.currencies import MINOR_DIGITS
+
+if TYPE_CHECKING:
+    from paywarden.ops.console.reasons import Reason
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
@@ -55,7 +62,7 @@ class Currencies:
             return "–"
         currency = currency or self.reference
         digits = MINOR_DIGITS.get(currency, 2)
-        return f"{minor / 10**digits:,.{digits}f} {currency}".rstrip()
+        return f"{localised(minor / 10**digits, digits)} {currency}".rstrip()
 
     def units(self, minor: int) -> str:
         """Return an amount of the reference currency as somebody would write it: `12345.00`. The way back: `minor`."""
@@ -70,6 +77,27 @@ class Currencies:
         if found is None or len(found[2] or "") > digits:
             return None
         return int(found[1].replace(",", "") + (found[2] or "").ljust(digits, "0"))
+
+    def measured(self, value: float | None, unit: str, digits: int = 4) -> str:
+        """Return a feature's value in its unit in the catalogue: money, a length of time, a share, or a number."""
+        if value is None or not math.isfinite(value):
+            return "–" if value is None else "missing" if math.isnan(value) else f"{value:+}"
+        if unit == "minor units":
+            return self.text(value)
+        if unit == "seconds":
+            return ago(round(value * 1000))
+        return percent(value) if unit == "share" else number(value, digits)
+
+    def reason(self, reason: Reason) -> str:
+        """Return a reason of a decision as a sentence: `110 payments of this card in the last hour; usually 2`."""
+        digits = 3 if reason.unit == "ratio" else 4
+        sentence = reason.words.replace("{}", self.measured(reason.value, reason.unit, digits))
+        if reason.usual is None:
+            return sentence
+        if reason.unit == "0 or 1":
+            return f"{sentence}; so in {percent(reason.usual if reason.value else 1 - reason.usual)} of payments"
+        usual = "not known" if math.isnan(reason.usual) else self.measured(reason.usual, reason.unit, min(digits, 2))
+        return f"{sentence}; usually {usual}"
 
 
 NO_CURRENCIES = Currencies()
@@ -120,12 +148,15 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         auto_reload=False,
     )
     made.filters.update(
-        time=time_text,
-        second=second_text,
+        time=time_tag,
+        second=second_tag,
         ago=ago,
         percent=percent,
         money=currencies.text,
         units=currencies.units,
+        measured=currencies.measured,
+        reason=currencies.reason,
+        fixed=localised,
         number=number,
         whole=whole,
         path=path_part,
@@ -176,6 +207,48 @@ def as_json(value: Any) -> Any:
     return str(value)
 
 
+ENGLISH = Locale("en")
+# No amount has so many digits, but a feature of a broken record may have.
+_DIGITS_BELOW = 1e20
+LOCALE: ContextVar[Locale] = ContextVar("locale", default=ENGLISH)
+"""The locale of the person whose request is answered: of numbers, shares and money."""
+
+
+@lru_cache(maxsize=256)
+def locale_of(languages: str) -> Locale:
+    """Return the first locale of a browser's Accept-Language that is known; English without one."""
+    for part in languages[:200].split(","):
+        try:
+            return Locale.parse(part.partition(";")[0].strip(), sep="-")
+        except (ValueError, TypeError, UnknownLocaleError):
+            continue
+    return ENGLISH
+
+
+def localised(value: float, digits: int) -> str:
+    """Return a number with this many digits after the point, grouped and pointed as the person is used to."""
+    if abs(value) >= _DIGITS_BELOW:
+        return f"{value:.6g}"
+    locale = LOCALE.get()
+    pattern = locale.decimal_formats[None].pattern.partition(".")[0] + ("." + "0" * digits if digits else "")
+    # A locale's minus may come with a character that turns the direction.
+    text = format_decimal(Decimal(f"{abs(value):.{digits}f}"), pattern, locale)
+    return f"-{text}" if value < 0 else text
+
+
+def time_tag(time_ms: int | None, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Return a time in UTC as an element; the script of the pages writes the person's local time beside it."""
+    if time_ms is None or (text := time_text(time_ms, form)) == str(time_ms):
+        return "–" if time_ms is None else str(time_ms)
+    exact = time_text(time_ms, "%Y-%m-%dT%H:%M:%SZ")
+    return Markup('<time datetime="{}">{} UTC</time>').format(exact, text)
+
+
+def second_tag(time_ms: int | None) -> str:
+    """Return a time in UTC to the second as an element."""
+    return time_tag(time_ms, "%Y-%m-%d %H:%M:%S")
+
+
 def second_text(time_ms: int | None) -> str:
     """Return a time in UTC to the second: `2026-10-01 08:30:15`; a dash for None."""
     return time_text(time_ms, "%Y-%m-%d %H:%M:%S")
@@ -202,19 +275,25 @@ def ago(length_ms: int) -> str:
 
 def percent(share: float | None) -> str:
     """Return a share with three digits: `12.5 %`; a dash for None."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.3g} %"
+    return "–" if share is None or not math.isfinite(share) else f"{_short(100 * share, 3)} %"
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with four digits or all before the point: `0.1267`, `123,456`; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.{digits}g}"
+    return localised(value, 0) if 10_000 <= abs(value) < 1e12 else _short(value, digits)
+
+
+def _short(value: float, digits: int) -> str:
+    """Return a number with at most this many digits; a very small or large one with its power of ten."""
+    text = f"{value:.{digits}g}"
+    return text if "e" in text else localised(value, len(text.partition(".")[2]))
 
 
 def whole(value: int | None) -> str:
     """Return a whole number with commas; a dash for None."""
-    return "–" if value is None else f"{value:,}"
+    return "–" if value is None else localised(value, 0)
 
 
 def path_part(text: str) -> str:

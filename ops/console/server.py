@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from paywarden.ops.console.assembly import console
-from paywarden.ops.console.settings import ConsoleSettings
+from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

@@ -33,7 +33,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paywarden.ops.console.audit import Audit
+from paywarden.ops.console.audit_log import Audit
+from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
 from paywarden.ops.console.idempotency import (
     KEY_HEADER,
@@ -45,12 +46,32 @@ from paywarden.ops.console.idempotency import (
     key_of,
 )
 from paywarden.ops.console.limits import LoginLimit, RateLimit, network_of
-from paywarden.ops.console.pages import Answer, Done, Field, Missing, Page, PageRefused, Section, Sent, Upload, Visit
+from paywarden.ops.console.page_rows import (
+    Answer,
+    Done,
+    Field,
+    Missing,
+    Page,
+    PageRefused,
+    Section,
+    Sent,
+    Upload,
+    Visit,
+)
 from paywarden.ops.console.people import People, Person
-from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Link, PageFrame, as_json, rendered, templates
+from paywarden.ops.console.rendering import (
+    LOCALE,
+    NO_CURRENCIES,
+    Currencies,
+    Link,
+    PageFrame,
+    as_json,
+    locale_of,
+    rendered,
+    templates,
+)
 from paywarden.ops.console.searches import SEARCH_FIELD, Searches
 from paywarden.ops.console.sessions import Session, Sessions
-from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
 
@@ -243,6 +264,7 @@ class Shell:
                     if session is None:
                         return self._to_login(request, page)
                     person = session.person
+                    LOCALE.set(locale_of(request.headers.get("accept-language", "")))
                 if not person.may(page.roles):
                     raise RoleMissing(person, page)
                 visit, sending = await self._visit(request, page, person, session)

@@ -32,7 +32,7 @@ import httpx2
 
 from paywarden.ops.console.case import Case
 from paywarden.ops.console.database import ConsoleDatabase
-from paywarden.ops.console.pages import Missing, Section
+from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import read_regular

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from paywarden.ops.dashboards.drift import DRIFT
+from paywarden.ops.dashboards.drift_dashboard import DRIFT
 from paywarden.ops.dashboards.fleet import FLEET
 from paywarden.ops.dashboards.grafana import Dashboard, to_json
-from paywarden.ops.dashboards.host import HOST
+from paywarden.ops.dashboards.host_dashboard import HOST
 from paywarden.ops.dashboards.money import MONEY
-from paywarden.ops.dashboards.rollout import ROLLOUT
-from paywarden.ops.dashboards.stream import STREAM
+from paywarden.ops.dashboards.rollout_dashboard import ROLLOUT
+from paywarden.ops.dashboards.stream_dashboard import STREAM
 
 BOARDS: tuple[Dashboard, ...] = (FLEET, HOST, STREAM, DRIFT, ROLLOUT, MONEY)
 

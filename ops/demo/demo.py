@@ -27,7 +27,7 @@ from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.datasets.declared_columns import with_declared_columns
+from paywarden.features.datasets.made_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate, split_at
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.overlay import HistoryOverlay
@@ -37,10 +37,10 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.bundle.bundle import Manifest, load_bundle
 from paywarden.models.metrics.evaluation import Days, day_of_time
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.demo.desk import Desk
+from paywarden.models.training.training_settings import TrainingSettings
+from paywarden.ops.demo.demo_desk import Desk
 from paywarden.ops.demo.kept_demo import DRIFT_SETTINGS, keep_running, stop_at_a_signal
 from paywarden.ops.demo.live_run import LIVE_PREFIX, DemoWorld, Kept, LiveLoad, LiveSystem, run_live
 from paywarden.ops.demo.verdict import in_words

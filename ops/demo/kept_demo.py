@@ -2,7 +2,7 @@
 
 1. The usual demonstration comes first, with its summary.
 2. Further processes are started that only a person looks at: the console, where its command is installed. Its people,
-   rules, registry and case are those of desk.py.
+   rules, registry and case are those of demo_desk.py.
 3. One JSON object on stdout names every address.
 4. The simulated world goes on in real time, for as long as the demonstration runs (kept_load.py). From the next block
    of drift detection on a share of the payments is shifted: drift in progress, with usual payments of the time before
@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paywarden.models.drift.detectors import LENGTHS_MS
-from paywarden.ops.demo.desk import PEOPLE, Desk
+from paywarden.ops.demo.demo_desk import PEOPLE, Desk
 from paywarden.ops.demo.kept_load import SHIFTED_CHANNEL, SHIFTED_SHARE, SHIFTED_TIMES, send_later
 from paywarden.ops.demo.live_run import LiveSystem
 from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part

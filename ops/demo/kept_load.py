@@ -20,7 +20,7 @@ import pyarrow as pa
 import uvloop
 
 from paywarden.ops.demo.live_run import AGAIN, LIVE_PREFIX, LiveSystem, Publisher
-from paywarden.ops.loadgen.load import LoadAnswer, run_arrivals
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_arrivals
 from paywarden.ops.loadgen.traffic import requests_of, stamped
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import LocalSchemaIds

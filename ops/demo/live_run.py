@@ -25,7 +25,7 @@ from rich.table import Table
 
 from paywarden.ops.demo.processes import Parts, Patience, running_parts
 from paywarden.ops.demo.verdict import MetricsReading, SentPayments, WorkDone, require_all_done, unfinished
-from paywarden.ops.loadgen.load import LoadAnswer
+from paywarden.ops.loadgen.load_run import LoadAnswer
 from paywarden.ops.loadgen.traffic import run
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds

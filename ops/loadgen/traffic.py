@@ -1,6 +1,6 @@
 """Turns simulated payments into requests to the endpoint, dated when they are sent.
 
-Where a project declares fields, the requests have plausible values of them (features/datasets/declared_columns.py).
+Where a project declares fields, the requests have plausible values of them (features/datasets/made_columns.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import uvloop
 
-from paywarden.features.datasets.declared_columns import with_declared_columns
+from paywarden.features.datasets.made_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.times import now_ms

@@ -72,11 +72,11 @@ def metrics_page() -> str:
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
-            "The labels stand after the name. In brackets: the type, if the metric is no gauge, and the unit. `…_total` "
-            "is a counter, `…_timestamp_seconds` a Unix time. Shares and measures are from 0 to 1, a gauge of a state is "
-            "0 or 1, and other gauges are counts. A histogram NAME has the series `NAME_bucket`, `NAME_sum` and "
-            "`NAME_count`. No label holds a card, a payment or another id of the data. `ops/alerts.yml` has the alerts "
-            "that watch a metric ([runbook](../operate/runbook/README.md))."
+            "The labels stand after the name. In brackets: the type, if the metric is no gauge, and the unit. "
+            "`…_total` is a counter, `…_timestamp_seconds` a Unix time. Shares and measures are from 0 to 1, a "
+            "gauge of a state is 0 or 1, and other gauges are counts. A histogram NAME has the series "
+            "`NAME_bucket`, `NAME_sum` and `NAME_count`. No label holds a card, a payment or another id of the "
+            "data. `ops/alerts.yml` has the alerts that watch a metric ([runbook](../operate/runbook/README.md))."
         ),
         *prose(_PROCESS),
     ]
@@ -163,11 +163,11 @@ def _objectives() -> dict[str, int]:
 def _stream() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
     from paywarden.streams.counts.checked_state import SetAsideState
-    from paywarden.streams.dead_letters.counts import DeadLetterCounts
-    from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
+    from paywarden.streams.dead_letters.letter_counts import DeadLetterCounts
+    from paywarden.streams.drift.drift_metrics import DetectionMetrics, DriftMetrics
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
-    from paywarden.streams.outcomes.metrics import OutcomeMetrics
-    from paywarden.streams.profiles.metrics import StreamMetrics
+    from paywarden.streams.outcomes.outcome_metrics import OutcomeMetrics
+    from paywarden.streams.profiles.profile_metrics import StreamMetrics
 
     registry = _Recorder()
     StreamMetrics(registry, _objectives())
@@ -184,11 +184,11 @@ def _stream() -> Iterable[_Family]:
 
 def _companion() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
-    from paywarden.streams.companion.health import CompanionHealth
-    from paywarden.streams.companion.metrics import CompanionMetrics
+    from paywarden.streams.companion.companion_health import CompanionHealth
+    from paywarden.streams.companion.companion_metrics import CompanionMetrics
     from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
     from paywarden.streams.registry.follower import FollowerMetrics
-    from paywarden.streams.rollouts.metrics import RolloutCollector
+    from paywarden.streams.rollouts.rollout_metrics import RolloutCollector
 
     registry = _Recorder()
     # The gauges of age and readiness ask the health object as long as the metrics are read.
@@ -217,7 +217,13 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.metrics.model import ModelMetrics
     from paywarden.scoring.metrics.release import ShownRelease, SwapMetrics, declare_info
     from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, render
-    from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
+    from paywarden.scoring.metrics.worker_metrics import (
+        GarbagePauses,
+        HttpMetrics,
+        ScoringMetrics,
+        StageTimes,
+        ready_gauge,
+    )
     from paywarden.scoring.server.supervisor import SupervisorMetrics
     from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics

@@ -17,9 +17,9 @@ or Aerospike, no Faust and no model.
 from __future__ import annotations
 
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
-from paywarden.ops.wiring.decisions import decision_index, index_filler
-from paywarden.ops.wiring.drift import drift_references, referenced_versions
-from paywarden.ops.wiring.policy import bundle_thresholds, policy
+from paywarden.ops.wiring.decision_parts import decision_index, index_filler
+from paywarden.ops.wiring.drift_parts import drift_references, referenced_versions
+from paywarden.ops.wiring.policy_parts import bundle_thresholds, policy
 from paywarden.ops.wiring.registry import (
     bundle_facts,
     deploy_here,
@@ -33,9 +33,9 @@ from paywarden.ops.wiring.registry import (
     shared_registry,
     signer,
 )
-from paywarden.ops.wiring.scoring import scoring_host
+from paywarden.ops.wiring.scoring_parts import scoring_host
 from paywarden.ops.wiring.serve_settings import ServeSettings
-from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host, shadow_tables
+from paywarden.ops.wiring.shadow_parts import shadow_evaluator, shadow_host, shadow_tables
 from paywarden.ops.wiring.store_checks import back_up_store, check_store, restore_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
@@ -58,7 +58,7 @@ from paywarden.ops.wiring.stores import (
     set_stores,
     store_kind,
 )
-from paywarden.ops.wiring.stream import StreamParts, await_store, run_stream, stream_stop_timeout_s
+from paywarden.ops.wiring.stream_parts import StreamParts, await_store, run_stream, stream_stop_timeout_s
 
 __all__ = [
     "FeatureSettings",

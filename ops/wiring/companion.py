@@ -40,7 +40,7 @@ def companion(
     """
     from paywarden.features.profiles.overlay_settings import OverlaySettings
     from paywarden.features.profiles.plan import compile_plan
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.identity_index import index_of
     from paywarden.scoring.state.mirror_file import MirrorSettings
@@ -55,7 +55,7 @@ def companion(
     from paywarden.streams.kafka.stalls.open_transactions import TransactionWatch
     from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
     from paywarden.streams.registry.topic import REGISTRY_TOPIC
-    from paywarden.streams.rollouts.metrics import RolloutCollector
+    from paywarden.streams.rollouts.rollout_metrics import RolloutCollector
 
     kafka = stores.kafka_settings(source)
     settings = source.section("companion", CompanionSettings)

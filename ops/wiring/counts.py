@@ -18,20 +18,20 @@ from paywarden.streams.counts.partition_worker import (
     PartitionWorker,
     WorkerMetrics,
 )
-from paywarden.streams.drift.counts import Binnings
-from paywarden.streams.drift.evaluation import Detection, DriftEvaluation, Evaluator
-from paywarden.streams.drift.metrics import DriftMetrics
-from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import DriftCounting
+from paywarden.streams.drift.drift_counts import Binnings
+from paywarden.streams.drift.drift_evaluation import Detection, DriftEvaluation, Evaluator
+from paywarden.streams.drift.drift_metrics import DriftMetrics
+from paywarden.streams.drift.drift_settings import DriftSettings
+from paywarden.streams.drift.drift_state import DriftCounting
 from paywarden.streams.health.parts import Part, Periodic
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY
 from paywarden.streams.outcomes.agent import EVALUATE_EVERY_S, OutcomeEvaluation, OutcomeJoining
-from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, sources_of
-from paywarden.streams.outcomes.metrics import OutcomeMetrics
-from paywarden.streams.outcomes.records import OutcomeSender
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES
+from paywarden.streams.outcomes.outcome_evaluation import OutcomeEvaluator, sources_of
+from paywarden.streams.outcomes.outcome_metrics import OutcomeMetrics
+from paywarden.streams.outcomes.outcome_records import OutcomeSender
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import DECISIONS, OUTCOMES
 from paywarden.streams.profiles.guards.sources import SourceCheck
 
 

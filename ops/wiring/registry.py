@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
     from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
     from paywarden.streams.registry.registered_deployment import RegisteredDeployment
     from paywarden.streams.registry.shared_log import SharedLog
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 def model_registry(source: Source) -> Registry:
     """Returns the registry of the settings `[models]`. Raises Misconfigured, also without a file of people."""
     from paywarden.models.registry.artefacts import open_store
-    from paywarden.models.registry.log import LogFile
+    from paywarden.models.registry.model_log import LogFile
     from paywarden.models.registry.people import RegistryPeople
     from paywarden.models.registry.registry import Registry
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
     settings = source.section("models", ModelRegistrySettings)
     if not settings.people:
@@ -54,7 +54,7 @@ def shared_registry(source: Source, tell: Callable[[str], object]) -> Iterator[R
     If this machine is a scoring host, it serves the log's releases when the block has ended; after a rollback before
     Kafka is asked. `tell` gets a line when a rollback is on this host only.
     """
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
     registry = model_registry(source)
     if source.section("models", ModelRegistrySettings).topic:
@@ -68,7 +68,7 @@ def shared_registry(source: Source, tell: Callable[[str], object]) -> Iterator[R
 @contextmanager
 def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]) -> Iterator[SharedLog]:
     """Yields the log that hosts share on Kafka. Nobody is asked before it is used."""
-    from paywarden.models.registry.log import LogFile
+    from paywarden.models.registry.model_log import LogFile
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import LazyRegistryTopic
 
@@ -92,7 +92,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
 
     It works while the block runs. Without `[models] people` there is nothing to follow. Raises Misconfigured.
     """
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
     settings = source.section("models", ModelRegistrySettings)
     if not (settings.people or settings.topic):
@@ -111,7 +111,7 @@ def reading_registry(source: Source) -> LogFollower | None:
 
     None where hosts share no log. Raises Misconfigured.
     """
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
     settings = source.section("models", ModelRegistrySettings)
     if not (settings.people and settings.topic):
@@ -144,7 +144,7 @@ def _log_follower(
 
 def registered_deployment(source: Source) -> RegisteredDeployment:
     """Returns the writer of this host's deployment file. Raises Misconfigured without a registry."""
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
     from paywarden.ops.wiring.serve_settings import ServeSettings
     from paywarden.streams.registry.registered_deployment import RegisteredDeployment
 
@@ -185,7 +185,7 @@ def registry_topic(source: Source) -> KafkaRegistryTopic:
 def signer(source: Source, key_file: str | None, registry: Registry) -> Signer:
     """Returns who signs: the owner of `key_file` or of `[models] key_file`. Raises Misconfigured."""
     from paywarden.models.registry.registry import Signer
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
     path = key_file or source.section("models", ModelRegistrySettings).key_file
     if not path:
@@ -203,7 +203,7 @@ def bundle_facts(source: Source, bundle: Path) -> BundleFacts:
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.registry.artefacts import bundle_files, processors_of
     from paywarden.models.registry.registry import BundleFacts
-    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
     from paywarden.schemas.errors import RegistryRefused
 
     engine = stores.feature_engine(source)
@@ -256,7 +256,7 @@ def model_paper(source: Source, text: str | None) -> str:
     from paywarden.models.policy.policy import PolicySettings
     from paywarden.models.registry.document import Paper
     from paywarden.models.registry.registry import version_named
-    from paywarden.models.registry.rules import state_of
+    from paywarden.models.registry.registry_rules import state_of
 
     registry = model_registry(source)
     log = registry.log.read()

@@ -18,7 +18,7 @@ from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy, prepare_policy
 from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import stores
-from paywarden.ops.wiring.policy import policy as configured_policy
+from paywarden.ops.wiring.policy_parts import policy as configured_policy
 from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
@@ -43,14 +43,14 @@ class HostReleases:
 
     def refusal_of(self, deployment: Deployment) -> str:
         """See ReleaseSource."""
-        from paywarden.models.registry.settings import ModelRegistrySettings
+        from paywarden.models.registry.registry_settings import ModelRegistrySettings
 
         # The settings of the start: nobody gets around the registry by changing them meanwhile.
         source = self._source
         if not source.section("models", ModelRegistrySettings).people:
             return ""
         from paywarden.models.registry.permissions import refusal_of_deployment
-        from paywarden.models.registry.rules import state_of
+        from paywarden.models.registry.registry_rules import state_of
         from paywarden.ops.wiring.registry import model_registry
 
         registry = model_registry(source)

@@ -96,7 +96,7 @@ def rollout_leader(source: Source, *, look_every_s: float, key: str | None = Non
     """
     from prometheus_client import CollectorRegistry
 
-    from paywarden.models.rollout.log import RolloutKeeper, only_leader
+    from paywarden.models.rollout.rollout_log import RolloutKeeper, only_leader
     from paywarden.streams.rollouts.leader import RolloutLeader
 
     with (

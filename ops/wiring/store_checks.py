@@ -125,7 +125,7 @@ def _backed_up(source: Source, profile_set: str, topics: list[str]) -> BackedUp:
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.maintenance.backup import BackedUp
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     kafka = stores.kafka_settings(source)
     require_broker(kafka)

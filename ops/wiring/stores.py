@@ -190,7 +190,7 @@ def set_stores(source: Source, registry: CollectorRegistry | None = None) -> Set
     from paywarden.features.catalogue.entity import BESIDE_PROFILES
     from paywarden.features.stores.aerospike.sets import AerospikeSets
     from paywarden.features.stores.aerospike.store import AerospikeSettings
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     entities = (*entity_names(source), *BESIDE_PROFILES)
     settings = source.section("aerospike", AerospikeSettings)

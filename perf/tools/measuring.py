@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.load_run import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.servers import Server

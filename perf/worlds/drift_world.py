@@ -27,9 +27,9 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.metrics.evaluation import DAY_MS, Days
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 
 HOUR_MS = 3_600_000
 _LABEL_DELAY_DAYS = 7

@@ -14,7 +14,7 @@ import time
 from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.requests import fast_requests
 from tests.services.hosts.always_well import always_well
 from tests.worlds.endpoint.http_world import serving

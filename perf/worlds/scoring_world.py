@@ -33,9 +33,9 @@ from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import build_native
 from paywarden.models.metrics.evaluation import DAY_MS, Days
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured

@@ -28,7 +28,7 @@ from paywarden.scoring.engine.records import RecordWriter
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
-from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay.overlay import Overlay

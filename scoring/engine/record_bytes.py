@@ -26,8 +26,8 @@ from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes
 from paywarden.features.kernel.toolkit.crc import crc32_of_record
 from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.machine_words import store_word
 from paywarden.features.kernel.toolkit.varint import varint_size, write_varint
-from paywarden.features.kernel.toolkit.words import store_word
 
 # Tags of the response and of the record.
 _PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19

@@ -64,7 +64,7 @@ from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards

@@ -27,10 +27,10 @@ from paywarden.scoring.engine.batching.batcher import (
     Refusal,
 )
 from paywarden.scoring.grpc import messages as grpc_messages
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.grpc.http2 import OK_TRAILERS, Http2Session
 from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCATED, frame
 from paywarden.scoring.grpc.services import GrpcHealth, render_status
-from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricHistogram
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 

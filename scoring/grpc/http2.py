@@ -27,7 +27,7 @@ from ngh2 import (
     TrailersReceived,
 )
 
-from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 
 # Error codes of HTTP/2 (RFC 9113, section 7).
 NO_ERROR = 0x0

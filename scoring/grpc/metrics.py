@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricHistogram, MetricsRegistry
-from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS, ConnectionMetrics
+from paywarden.scoring.metrics.worker_metrics import REQUEST_SECONDS_BOUNDS, ConnectionMetrics
 
 # "none" counts requests without a known method.
 METHODS = ("Score", "ScoreBatch", "Check", "List", "Watch", "ServerReflectionInfo", "none")

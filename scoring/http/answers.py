@@ -11,7 +11,7 @@ from __future__ import annotations
 from email.utils import formatdate
 from http import HTTPStatus
 
-from paywarden.scoring.http.connection import HttpCall
+from paywarden.scoring.http.http_connection import HttpCall
 from paywarden.scoring.http.refusals import RETRY_LATER, STATUS_HEADERS
 
 

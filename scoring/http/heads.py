@@ -23,8 +23,8 @@ import httptools
 
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.content_types import format_of
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, UNIMPLEMENTED, HttpRefusal
-from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON

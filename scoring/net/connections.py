@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from paywarden.scoring.metrics.worker import ConnectionMetrics
+from paywarden.scoring.metrics.worker_metrics import ConnectionMetrics
 from paywarden.scoring.net.listeners import Acceptor
 
 

@@ -97,7 +97,7 @@ class Acceptor:
 
     def rest(self) -> None:
         """Accept nothing for a moment, since the front has no room. To refuse connections costs more than calls."""
-        if self._pause is None:
+        if self._pause is None and self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
             self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
 

@@ -56,9 +56,9 @@ from paywarden.features.kernel.toolkit.byte_ranges import (
 from paywarden.features.kernel.toolkit.crc import crc32_of_record, crc32_of_text
 from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.machine_words import load_word
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
 from paywarden.features.kernel.toolkit.varint import read_varint
-from paywarden.features.kernel.toolkit.words import load_word
 
 # The kinds of fields: an id, a word, three codes of a fixed form, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)

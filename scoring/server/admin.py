@@ -23,11 +23,11 @@ from dataclasses import replace
 import uvloop
 
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_front import HttpServer
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry, totals
-from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics, ready_gauge
+from paywarden.scoring.metrics.worker_metrics import READY_METRIC, HttpMetrics, ready_gauge
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.server.worker import RETIRE

@@ -19,8 +19,8 @@ from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ChainSettings
-from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.listeners import reserve_port, unix_listener
 from paywarden.scoring.net.tls import Tls, TlsSettings

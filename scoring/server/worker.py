@@ -38,15 +38,15 @@ from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
-from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.grpc_front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
-from paywarden.scoring.http.front import HttpServer
+from paywarden.scoring.http.http_front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
 from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo
 from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry
-from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
+from paywarden.scoring.metrics.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext

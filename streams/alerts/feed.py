@@ -14,8 +14,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, TemporaryFailure
-from paywarden.streams.alerts.events import EVENTS_TOPIC, event_decoder
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, event_decoder
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin, require_broker, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume_when_there, make_consumer

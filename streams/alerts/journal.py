@@ -14,12 +14,12 @@ from confluent_kafka import Consumer
 
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.alerts.alerts import State
-from paywarden.streams.alerts.records import (
+from paywarden.streams.alerts.alert_records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
     Acknowledgement,
 )
+from paywarden.streams.alerts.alerts import State
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end

@@ -10,9 +10,9 @@ from typing import Any
 
 from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import TemporaryFailure
+from paywarden.streams.alerts.alert_records import Acknowledgement, AlertSender
 from paywarden.streams.alerts.alerts import Alert
 from paywarden.streams.alerts.journal import JournalReader
-from paywarden.streams.alerts.records import Acknowledgement, AlertSender
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 

@@ -64,9 +64,9 @@ from paywarden.scoring.state.mirror_file import MirrorDamaged, MirrorSettings, M
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.shards import HeldShards
 from paywarden.streams.companion.changelog_reader import ProfileChanges, read_changes
+from paywarden.streams.companion.companion_health import CompanionHealth
+from paywarden.streams.companion.companion_metrics import CompanionMetrics
 from paywarden.streams.companion.cursors import HostIdentity
-from paywarden.streams.companion.health import CompanionHealth
-from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.companion.mirror_writer import MirrorWriter, discard
 from paywarden.streams.companion.overlay_marks import OverlayMarks
 from paywarden.streams.companion.shard_copies import copies_from_changelog, copies_from_store
@@ -85,7 +85,7 @@ from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, wit
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.profiles.changelog import ChangelogDecoder
-from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
+from paywarden.streams.profiles.profile_metrics import gather_ms_of, objectives_ms
 from paywarden.streams.profiles.progress.watermarks import CopyProgress
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from paywarden.schemas.durability import boot_id, boot_ms, write_synced
 from paywarden.schemas.file_state import read_regular
-from paywarden.scoring.state.outbox.settings import OutboxSettings
+from paywarden.scoring.state.outbox.outbox_settings import OutboxSettings
 
 # A note names the boot, the difference, and the second of the boot after which ages count.
 _NOTE = re.compile(r"(\S*) (-?[0-9]{1,15}) ([0-9]{1,15})", re.ASCII)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import threading
 import time
 
-from paywarden.streams.companion.health import CompanionHealth
-from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.companion_health import CompanionHealth
+from paywarden.streams.companion.companion_metrics import CompanionMetrics
 from paywarden.streams.companion.shipping import Shipper
 
 # The wait of a round without new decisions. A lone decision waits for half of it, and each look reads directories.

@@ -14,8 +14,8 @@ Each partition has one record in the store, its head:
 Every write is a compare-and-set, and a save expects its own token. This is fencing: a worker that still works for a
 partition it has lost cannot overwrite its successor's head. If the answer to a write is lost, the worker saves again.
 
-Drift counts (streams/drift/state.py) and the join of outcomes (streams/outcomes/state.py) each have a head of this
-kind. They add fields of their own, and encode them. This module imports no Faust.
+Drift counts (streams/drift/drift_state.py) and the join of outcomes (streams/outcomes/outcome_state.py) each have a
+head of this kind. They add fields of their own, and encode them. This module imports no Faust.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from typing import Any, Protocol
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.entity_words.episodes import ALARM, alarm_of, is_episode
 from paywarden.models.metrics.episodes import IS_ON, QUIET_MS
+from paywarden.streams.alerts.alert_records import record_of
 from paywarden.streams.alerts.alerts import Alert, Severity, State
 from paywarden.streams.alerts.causes import EPISODE_PREFIX
-from paywarden.streams.alerts.records import record_of
 from paywarden.streams.decision_index.database import Database, Transaction
 from paywarden.streams.decision_index.erasure import FIELDS
 from paywarden.streams.decision_index.search import ACTIONS, key_hash

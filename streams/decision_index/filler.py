@@ -30,7 +30,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
-from paywarden.streams.alerts.events import EVENTS_TOPIC
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC
 from paywarden.streams.archive.files import read_parts
 from paywarden.streams.decision_index.database import IndexUnavailable, Transaction
 from paywarden.streams.decision_index.erasure import Erasure, Erasures, passed_over, read_erasures

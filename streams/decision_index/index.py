@@ -367,10 +367,10 @@ class DecisionIndex:
                 return windows
         return [*windows, None]
 
-    def at(self, place: Place) -> list[FoundRow]:
-        """Returns the decisions at a place: one, as a rule."""
+    def at(self, *places: Place) -> list[FoundRow]:
+        """Returns the decisions at places: one at each, as a rule."""
         with self.database.reading() as transaction:
-            return self._rows_at(transaction, [place])
+            return self._rows_at(transaction, places)
 
     def about(self, payment_id: str) -> list[FoundRow]:
         """Returns all decisions about a payment, the newest first."""
@@ -445,6 +445,23 @@ class DecisionIndex:
             )
             after = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
         return before, [other for other in after if other.card_id == row.card_id]
+
+    def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[FoundRow]:
+        """Returns the newest `count` decisions of each of these (kind, value), such as ("card_id", "card-7").
+
+        One read of the keys for all: the cost grows with `entities` and `count`, not with the index.
+        """
+        if not entities:
+            return []
+        part = (
+            "SELECT decided_time_ms, payment_hash FROM (SELECT DISTINCT decided_time_ms, payment_hash FROM keys "
+            f"WHERE hash = ? ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {int(count)}) AS p{{}}"
+        )
+        sql = " UNION ".join(part.format(number) for number in range(len(entities)))
+        with self.database.reading() as transaction:
+            places = transaction.execute(sql, [key_hash(*one) for one in entities])
+            rows = self._rows_at(transaction, [Place(*place) for place in places])
+        return [row for row in rows if any(getattr(row, kind) == value for kind, value in entities)]
 
     def shared_with_frauds(self, row: FoundRow, shown: int = 5) -> list[SharedEntity]:
         """Returns the card, merchant, device and address of a decision with other payments of theirs known as fraud."""

@@ -24,12 +24,12 @@ from paywarden.models.drift.reference import Reference
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State, rank_of
 from paywarden.streams.drift.backtest_files import Injection, PastPart
-from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.evaluation import PAST_WEEKS, of_overall
+from paywarden.streams.drift.drift_counts import Binnings, Model
+from paywarden.streams.drift.drift_evaluation import PAST_WEEKS, of_overall
+from paywarden.streams.drift.drift_metrics import DetectionMetrics
+from paywarden.streams.drift.drift_settings import TrainingComparisonSettings
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
-from paywarden.streams.drift.metrics import DetectionMetrics
-from paywarden.streams.drift.settings import TrainingComparisonSettings
 
 PastHours: TypeAlias = dict[int, dict[Model, bytes]]
 """By the start of an hour, the counts of each model's OVERALL as bytes."""

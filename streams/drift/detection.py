@@ -27,13 +27,13 @@ from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.signals import FEATURE_PREFIX, PROFILE_AGE, Block, Signal
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_records import Acknowledgement, Histograms, record_of
+from paywarden.streams.alerts.alert_watch import DriftWatch, open_alerts_in
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
-from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
-from paywarden.streams.alerts.watch import DriftWatch, open_alerts_in
-from paywarden.streams.drift.counts import base_version
+from paywarden.streams.drift.drift_counts import base_version
+from paywarden.streams.drift.drift_metrics import DetectionMetrics
+from paywarden.streams.drift.drift_settings import TrainingComparisonSettings
 from paywarden.streams.drift.learning import FollowedLevels, LiveReferences
-from paywarden.streams.drift.metrics import DetectionMetrics
-from paywarden.streams.drift.settings import TrainingComparisonSettings
 from paywarden.streams.drift.training_watch import TrainingWatch, pack, unpack
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class AlertTeller(Protocol):
 
 
 class DriftDetection:
-    """The Detection that streams/drift/evaluation.py calls, one call at a time."""
+    """The Detection that streams/drift/drift_evaluation.py calls, one call at a time."""
 
     def __init__(
         self,

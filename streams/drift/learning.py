@@ -2,8 +2,8 @@
 
 A bundle's reference says how scores, features and segments were in its training window. Other things depend on the
 policy and the servers: which actions are taken, how old profiles are, how often something is unknown. Those are learnt
-from the hours that evaluation keeps (streams/drift/evaluation.py), over all payments together. The scores of a version
-without a reference are learnt the same way.
+from the hours that evaluation keeps (streams/drift/drift_evaluation.py), over all payments together. The scores of a
+version without a reference are learnt the same way.
 
     Monday 00:00 UTC   learn from at most PAST_WEEKS of hours before   valid for Monday
     Tuesday 00:00 UTC  learn again                                      valid for Tuesday
@@ -32,8 +32,8 @@ from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
 from paywarden.models.drift.signals import Block
 from paywarden.models.policy.policy import FLAGS
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.drift.counts import UNKNOWN_HIGH_RISK_AT, Binnings, Model, base_version
-from paywarden.streams.drift.evaluation import PAST_WEEKS
+from paywarden.streams.drift.drift_counts import UNKNOWN_HIGH_RISK_AT, Binnings, Model, base_version
+from paywarden.streams.drift.drift_evaluation import PAST_WEEKS
 
 Past = Callable[[int, int], Iterable[tuple[int, Mapping[Model, Counts]]]]
 """Yields every hour between two times, each with its OVERALL counts by model. Raises StoreUnavailable."""

@@ -2,7 +2,7 @@
 
 It reads the counts of the stream. A head says which versions were seen, and when each was seen last. The tile of that
 time says in which binning the version was counted: that of its reference, or the grid for versions without a
-reference (streams/drift/counts.py).
+reference (streams/drift/drift_counts.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from paywarden.features.stores.base import ProfileStore
-from paywarden.streams.drift.counts import KEPT_MS, OTHER_VERSION, unknown_binning
-from paywarden.streams.drift.state import FIVE_MS, read_heads, read_tile
+from paywarden.streams.drift.drift_counts import KEPT_MS, OTHER_VERSION, unknown_binning
+from paywarden.streams.drift.drift_state import FIVE_MS, read_heads, read_tile
 
 
 @dataclass(frozen=True)

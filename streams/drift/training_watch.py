@@ -44,11 +44,11 @@ from paywarden.models.drift.signals import FEATURE_PREFIX, TRAFFIC
 from paywarden.models.drift.training_distance import WINDOW_DAYS, Distances, Subjects, chance_psi
 from paywarden.models.metrics.distances import psi
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_records import Histograms
 from paywarden.streams.alerts.alerts import Alert, Comparison, MovedSignal, Severity, State, rank_of
 from paywarden.streams.alerts.book import ATTACHED_MAX, AlertBook, is_snoozed, is_worse
 from paywarden.streams.alerts.causes import dimension_of, is_foreign
-from paywarden.streams.alerts.records import Histograms
-from paywarden.streams.drift.settings import TrainingComparisonSettings
+from paywarden.streams.drift.drift_settings import TrainingComparisonSettings
 
 CountArray = NDArray[np.int64]
 DISTRIBUTION = "distribution"

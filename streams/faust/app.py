@@ -30,7 +30,7 @@ from mode import ServiceT
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.credentials import credentials
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, broker_urls
-from paywarden.streams.profiles.settings import StreamSettings
+from paywarden.streams.profiles.stream_settings import StreamSettings
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
-from paywarden.streams.dead_letters.counts import DeadLetterCounts
+from paywarden.streams.dead_letters.letter_counts import DeadLetterCounts
 from paywarden.streams.faust.app import AddAgent
 from paywarden.streams.kafka.client import KafkaSettings
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from paywarden.features.catalogue.identity import IdentityKey
-from paywarden.features.dataflow.engine import Batches
+from paywarden.features.dataflow.dataflow_engine import Batches
 from paywarden.features.dataflow.events import KIND, KNOWN_MS, OUTCOMES, PAYMENT, known_labels
 from paywarden.features.dataflow.fold import RowMaker
 from paywarden.features.dataflow.vectors import Passage

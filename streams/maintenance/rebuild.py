@@ -40,7 +40,7 @@ from paywarden.streams.kafka.topics import create_repartition_topics
 from paywarden.streams.maintenance.add_partitions import members_of
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.pipeline import Pipeline
-from paywarden.streams.profiles.settings import StreamSettings
+from paywarden.streams.profiles.stream_settings import StreamSettings
 
 _log = logging.getLogger(__name__)
 

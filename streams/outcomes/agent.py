@@ -11,11 +11,11 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
 from paywarden.streams.counts.partition_worker import PartitionWorker
-from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, read_evaluated
-from paywarden.streams.outcomes.metrics import OutcomeMetrics
+from paywarden.streams.outcomes.outcome_evaluation import OutcomeEvaluator, read_evaluated
+from paywarden.streams.outcomes.outcome_metrics import OutcomeMetrics
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import JoinResult, OutcomeWork, StateReading, take_over
 from paywarden.streams.outcomes.payments import SourcePartition
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import JoinResult, OutcomeWork, StateReading, take_over
 
 _log = logging.getLogger(__name__)
 

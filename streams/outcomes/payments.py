@@ -5,7 +5,7 @@ same time. Each payment therefore has a record of its own, which is replaced by 
 
     row d0/5   decided by m1              mark d0/5: decided                 m1's tally: +1 unlabelled
     row o1/3   genuine                    mark o1/3: nothing -> genuine      m1's tally: -1 unlabelled, +1 genuine
-    row o1/3   genuine, a repetition      finds its mark                     the same change, counted once (state.py)
+    row o1/3   genuine, a repetition      finds its mark                     the same change, once (outcome_state.py)
     row o2/8   fraud, known later         mark o2/8: genuine -> fraud        m1's tally: -1 genuine, +1 fraud
 
 1. `Payment.join` adds a row to the record. The first decision of each variant counts. The outcome that became known

@@ -37,9 +37,9 @@ from paywarden.features.kernel.layout import NUMBER_ZERO, OFFSET_ZERO
 from paywarden.features.kernel.toolkit.byte_ranges import capital_letters, is_printable, may_be_card_number
 from paywarden.features.kernel.toolkit.crc import crc32_of_text
 from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.machine_words import load_word
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
 from paywarden.features.kernel.toolkit.varint import read_varint, unzigzag
-from paywarden.features.kernel.toolkit.words import load_word
 from paywarden.features.profiles.band_program import band_program
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key, hashed_id
 from paywarden.features.profiles.money import RateTable

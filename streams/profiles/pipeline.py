@@ -83,13 +83,13 @@ from paywarden.streams.profiles.guards.broker_clock import BrokerClock, ClocksDi
 from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.guards.sources import SourceCheck
 from paywarden.streams.profiles.guards.store_retry import Abandoned, StoreRetry
-from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.payment_columns import PaymentColumns, Position
+from paywarden.streams.profiles.profile_metrics import StreamMetrics, gather_ms_of
 from paywarden.streams.profiles.progress.arrivals import Arrivals
 from paywarden.streams.profiles.progress.completeness import CompletenessRounds
 from paywarden.streams.profiles.router import Decoded, Router
-from paywarden.streams.profiles.settings import (
+from paywarden.streams.profiles.stream_settings import (
     PipelineOptions,
     StreamSettings,
     freshness_objectives_ms,

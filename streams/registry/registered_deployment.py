@@ -27,7 +27,7 @@ from pathlib import Path
 
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry.registry import Registry, ServedVersion
-from paywarden.models.registry.rules import RegistryState, state_of
+from paywarden.models.registry.registry_rules import RegistryState, state_of
 from paywarden.models.rollout.registry_log import folded
 from paywarden.models.rollout.rollout import Rollout
 from paywarden.schemas.errors import Misconfigured, RegistryRefused

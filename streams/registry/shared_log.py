@@ -26,7 +26,7 @@ from typing import Final
 
 from paywarden.models.registry.copies import RefusedEntry, TopicReader, forked, merge
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import LogFile, Overtaken, RegistryLog
+from paywarden.models.registry.model_log import LogFile, Overtaken, RegistryLog
 from paywarden.models.registry.people import RegistryPeople
 from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
 from paywarden.schemas.file_state import FileState, file_state

@@ -37,9 +37,7 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
 from paywarden.models.rollout.judgement import Judgement
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import (
     ClockBehind,
     EventKind,
@@ -47,6 +45,8 @@ from paywarden.models.rollout.rollout import (
     Rollout,
     RolloutEvent,
 )
+from paywarden.models.rollout.rollout_analysis import EventBounds, RolloutAnalysis, RolloutDecisions
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured

@@ -28,10 +28,10 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.models.rollout.judgement import Judgement, judge_outcomes
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.outcome_join import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin, payment_numbers
 from paywarden.models.rollout.outcomes import outcome_counts
 from paywarden.models.rollout.rollout import Phase, Rollout
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent

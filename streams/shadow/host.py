@@ -26,7 +26,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from paywarden.streams.shadow.evaluation import REASONS
+from paywarden.streams.shadow.shadow_evaluation import REASONS
 
 _log = logging.getLogger(__name__)
 

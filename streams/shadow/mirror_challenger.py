@@ -31,7 +31,7 @@ from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.streams.shadow.challenger import FAILED, LATE, NO_PROFILES, Evaluated

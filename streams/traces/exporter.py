@@ -23,8 +23,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.traces.settings import TracingSettings
 from paywarden.streams.traces.spans import request_of, spans_of
+from paywarden.streams.traces.trace_settings import TracingSettings
 
 _log = logging.getLogger(__name__)
 

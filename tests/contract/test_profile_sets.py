@@ -521,14 +521,14 @@ def test_an_interrupted_drop_can_continue_and_blocks_the_set_meanwhile(stores: S
     assert [one.name for one in sets.register().sets] == [FIRST]
 
 
-@pytest.mark.parametrize("name", ["", "B1", "b_1", "b-1", "b$1", "../b1", "b" * 17, "first", "é", "b1\n"])
-def test_an_impossible_name_is_refused(stores: SetStores, sets: ProfileSets, name: str) -> None:
-    with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
-        sets.create(name, now_ms=1)
-    if name != FIRST:
+def test_an_impossible_name_is_refused(stores: SetStores, sets: ProfileSets) -> None:
+    for name in ("", "B1", "b_1", "b-1", "b$1", "../b1", "b" * 17, "first", "é", "b1\n"):
         with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
-            stores.open(name)
-    assert sets.register() == Register()
+            sets.create(name, now_ms=1)
+        if name != FIRST:
+            with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
+                stores.open(name)
+        assert sets.register() == Register(), name
 
 
 def test_the_longest_allowed_name_works(stores: SetStores, sets: ProfileSets) -> None:

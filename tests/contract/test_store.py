@@ -273,15 +273,11 @@ def test_a_scan_may_end_early_and_records_may_be_deleted_meanwhile(store: Profil
     next(store.scan("contract-card"), None)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"", b"\0", b"\0\0middle\0\0", bytes(range(256)) * 3, b"\xff\xfe not text", os.urandom(100_000)],
-    ids=["empty", "zero", "zeros", "every byte", "no text", "100 kB"],
-)
-def test_values_are_any_bytes(store: ProfileStore, value: bytes) -> None:
-    store.write({card("1"): value}, ttl_s=0)
-    assert store.read([card("1")]) == [value]
-    assert list(store.scan("contract-card")) == [(card("1"), value)]
+def test_values_are_any_bytes(store: ProfileStore) -> None:
+    for value in (b"", b"\0", b"\0\0middle\0\0", bytes(range(256)) * 3, b"\xff\xfe not text", os.urandom(100_000)):
+        store.write({card("1"): value}, ttl_s=0)
+        assert store.read([card("1")]) == [value]
+        assert list(store.scan("contract-card")) == [(card("1"), value)]
 
 
 def test_ids_are_any_text(store: ProfileStore) -> None:
@@ -303,17 +299,16 @@ def test_a_key_of_the_greatest_length_is_stored_and_a_longer_one_not(store: Prof
         store.write({longest + b"x": b"value"}, ttl_s=0)
 
 
-@pytest.mark.parametrize("key", [b"", b"card", b"card:", b":1", b"no colons;:1", b"x" * 64 + b":1", "é:1".encode()])
-def test_every_call_refuses_an_invalid_key(store: ProfileStore, key: bytes) -> None:
-    for call in (
-        lambda: store.read([card("1"), key]),
-        lambda: store.delete([card("1"), key]),
-        lambda: store.write({card("1"): b"new", key: b"value"}, ttl_s=0),
-    ):
-        store.write({card("1"): b"old"}, ttl_s=0)
+def test_every_call_refuses_an_invalid_key(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    for key in (b"", b"card", b"card:", b":1", b"no colons;:1", b"x" * 64 + b":1", "é:1".encode()):
         with pytest.raises(InvalidEvent):
-            call()
-        assert store.read([card("1")]) == [b"old"]
+            store.read([card("1"), key])
+        with pytest.raises(InvalidEvent):
+            store.delete([card("1"), key])
+        with pytest.raises(InvalidEvent):
+            store.write({card("1"): b"new", key: b"value"}, ttl_s=0)
+        assert store.read([card("1")]) == [b"old"], key
 
 
 def test_a_record_over_the_limit_is_refused_and_nothing_is_written(store: ProfileStore) -> None:

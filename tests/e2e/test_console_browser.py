@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from paywarden.ops.times import now_ms
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC
 from paywarden.streams.alerts.alerts import Severity
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC
 from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
 from tests.worlds.drift.alerts_on_topics import alert_record, kinds
@@ -39,9 +39,12 @@ def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
         yield console
 
 
-def _logged_in(chromium: Any, running_console: Running, person: str) -> tuple[Any, list[str]]:
-    """Returns a page of a person who has logged in by the keyboard alone, and the errors of its script."""
-    context = chromium.new_context(viewport=_WIDE, base_url=running_console.url)
+def _logged_in(chromium: Any, running_console: Running, person: str, **more: Any) -> tuple[Any, list[str]]:
+    """Returns a page of a person who has logged in by the keyboard alone, and the errors of its script.
+
+    `more`: of the browser, such as its locale.
+    """
+    context = chromium.new_context(viewport=_WIDE, base_url=running_console.url, **more)
     context.set_default_timeout(_PATIENCE_MS)
     made = context.new_page()
     errors: list[str] = []
@@ -184,6 +187,34 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     # The page follows the replay by itself.
     page.get_by_text("It is done.").wait_for()
     _tab_to(page, "nav a[href='/inbox']")
+
+
+def test_a_queue_and_a_payment_say_why_in_the_persons_locale(chromium: Any, running_console: Running) -> None:
+    abroad = {"locale": "de-DE", "timezone_id": "Asia/Tokyo"}
+    page, errors = _logged_in(chromium, running_console, "demo-analyst", **abroad)
+    axe = axe_api.Axe()
+    for number, address in enumerate(("/review", "/decisions/pay-009")):
+        page.set_viewport_size({"width": 1440, "height": 960})
+        page.goto(address)
+        # Tokyo is nine hours ahead: the local time stands beside UTC.
+        assert re.search(r"\d\d:\d\d(:\d\d)? UTC \(.*GMT\+9\)", page.locator("time").first.inner_text())
+        assert re.search(r"\d,00 EUR", page.locator("main").inner_text())
+        _picture(page, f"why-{number}", height=2600)
+        found = axe.run(page).response["violations"]
+        assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")], address
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), address
+        _picture(page, f"why-phone-{number}", height=4200)
+    # Known frauds are marked by a sign and a word, not by a colour alone.
+    linked = page.get_by_role("region", name="Linked cards, devices and merchants")
+    assert "✕" in linked.inner_text()
+    assert "fraud" in linked.inner_text()
+    with page.expect_download() as download:
+        page.goto("/review")
+        page.get_by_role("link", name="CSV").click()
+    assert "card-of-customer-" in Path(download.value.path()).read_text("utf-8")
+    assert errors == []
+    page.context.close()
 
 
 def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any, running_console: Running) -> None:

@@ -15,10 +15,10 @@ import pytest
 from paywarden.models.registry.entries import ROLLOUT_STARTED
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.rollout.judgement import judge
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, proposed_versions
 from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import model_registry

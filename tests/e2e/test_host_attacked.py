@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.state.outbox import OutboxReader
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S

@@ -19,8 +19,8 @@ from dataclasses import replace
 import pytest
 
 from paywarden.models.bundle.bundle import MANIFEST, read_manifest
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import Phase, Rollout
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest

@@ -19,9 +19,9 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.metrics.evaluation import Days
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse

@@ -20,7 +20,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.wiring.shadow import shadow_tables
+from paywarden.ops.wiring.shadow_parts import shadow_tables
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings

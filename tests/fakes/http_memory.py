@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from paywarden.scoring.engine.batching.batcher import MicroBatcher
-from paywarden.scoring.http.connection import HttpConnection
-from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_connection import HttpConnection
+from paywarden.scoring.http.http_front import HttpServer
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics
+from paywarden.scoring.metrics.worker_metrics import HttpMetrics
 from tests.worlds.endpoint.http_world import NOW_MS, UNHURRIED, FakeScorer
 from tests.worlds.endpoint.payments import euro_intake
 

@@ -161,7 +161,7 @@ def oidc_answer() -> Target:
     from joserfc.errors import JoseError
 
     from paywarden.ops.console.oidc import COOKIE, OidcProvider, ProviderUnavailable
-    from paywarden.ops.console.pages import PageRefused
+    from paywarden.ops.console.page_rows import PageRefused
     from tests.unit.ops.console.test_oidc import ISSUER, OidcServer
 
     server = OidcServer()

@@ -189,10 +189,10 @@ def _payment_record() -> Iterator[bytes]:
 
 
 def _state() -> Iterator[bytes]:
-    from paywarden.streams.drift.evaluation import EvaluatedUpTo
-    from paywarden.streams.drift.state import CountTile, DriftHead
+    from paywarden.streams.drift.drift_evaluation import EvaluatedUpTo
+    from paywarden.streams.drift.drift_state import CountTile, DriftHead
+    from paywarden.streams.outcomes.outcome_state import Day, OutcomeHead
     from paywarden.streams.outcomes.payments import Arm, CountedDecision, JoinedPayment, Outcome, SourcePartition
-    from paywarden.streams.outcomes.state import Day, OutcomeHead
 
     yield DriftHead("owner").encode()
     yield CountTile(5).encode()

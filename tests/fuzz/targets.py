@@ -87,10 +87,10 @@ def http_one_call() -> Target:
 def http2() -> Target:
     """The gRPC front: one connection."""
     from paywarden.scoring.engine.batching.batcher import MicroBatcher
-    from paywarden.scoring.grpc.connection import GrpcConnection
-    from paywarden.scoring.grpc.front import GrpcServer
+    from paywarden.scoring.grpc.grpc_connection import GrpcConnection
+    from paywarden.scoring.grpc.grpc_front import GrpcServer
+    from paywarden.scoring.grpc.grpc_settings import GrpcSettings
     from paywarden.scoring.grpc.metrics import GrpcMetrics
-    from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
     from tests.fakes.http_memory import FakeTransport
     from tests.worlds.endpoint.grpc_served import NOW_MS, PATIENT, FakeScorer

@@ -33,11 +33,11 @@ def decided() -> Target:
     from paywarden.streams.decision_index.filler import TOPICS, add_all
     from paywarden.streams.decision_index.index import DecisionIndex
     from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
-    from paywarden.streams.drift.counts import Binnings, CountingProgress, PartitionCounts, counted
-    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.drift.drift_counts import Binnings, CountingProgress, PartitionCounts, counted
+    from paywarden.streams.drift.drift_settings import DriftSettings
+    from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+    from paywarden.streams.outcomes.outcome_state import DECISIONS, OutcomeWork, StateReading, take_over
     from paywarden.streams.outcomes.payments import SourcePartition
-    from paywarden.streams.outcomes.settings import OutcomeSettings
-    from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork, StateReading, take_over
     from paywarden.streams.traces.spans import request_of, spans_of
     from tests.worlds.drift.drifting import small_binning
 
@@ -109,9 +109,9 @@ def reported() -> Target:
     from paywarden.streams.decision_index.filler import TOPICS, add_all
     from paywarden.streams.decision_index.index import DecisionIndex
     from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+    from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+    from paywarden.streams.outcomes.outcome_state import OUTCOMES, OutcomeWork, StateReading, take_over
     from paywarden.streams.outcomes.payments import SourcePartition
-    from paywarden.streams.outcomes.settings import OutcomeSettings
-    from paywarden.streams.outcomes.state import OUTCOMES, OutcomeWork, StateReading, take_over
 
     ids, rates = LocalSchemaIds(), load_rates()
     names = ("outcomes", "verdicts")
@@ -161,7 +161,7 @@ def console_event() -> Target:
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
     from paywarden.schemas.errors import InvalidEvent
-    from paywarden.streams.alerts.events import EVENTS_TOPIC
+    from paywarden.streams.alerts.alert_events import EVENTS_TOPIC
     from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
     from paywarden.streams.decision_index.database import DuckDbDatabase
     from paywarden.streams.decision_index.filler import TOPICS, add_all
@@ -272,7 +272,7 @@ def drift_alert() -> Target:
 
 def _drift_alert() -> Iterator[bytes]:
     from paywarden.schemas.avro import Encoder, LocalSchemaIds
-    from paywarden.streams.alerts.records import Acknowledgement
+    from paywarden.streams.alerts.alert_records import Acknowledgement
     from tests.worlds.drift.alerts_on_topics import alert_record
 
     ids = LocalSchemaIds()
@@ -288,8 +288,8 @@ def registry_line() -> Target:
     Each line that has all fields gets its place in the chain and a signature, so that the rules look at what it says.
     """
     from paywarden.models.registry.entries import FORM, signed_entry
-    from paywarden.models.registry.log import log_of
-    from paywarden.models.registry.rules import Rules, state_of
+    from paywarden.models.registry.model_log import log_of
+    from paywarden.models.registry.registry_rules import Rules, state_of
     from paywarden.models.rollout.registry_log import folded
     from paywarden.schemas.errors import PaywardenError, RegistryRefused
     from paywarden.schemas.signed_lines import FIRST
@@ -349,8 +349,8 @@ def _registry_line() -> Iterator[bytes]:
 
 def rollout_events() -> Target:
     """Events of rollouts, one a line, as entries of the registry's log have them: read, and folded."""
-    from paywarden.models.rollout.log import NO_EVENT, event_of
     from paywarden.models.rollout.rollout import after
+    from paywarden.models.rollout.rollout_log import NO_EVENT, event_of
     from paywarden.schemas.errors import Misconfigured
 
     def target(data: bytes) -> None:
@@ -370,9 +370,9 @@ def rollout_events() -> Target:
 
 def _rollout_events() -> Iterator[bytes]:
     from paywarden.models.bundle.version import Version
-    from paywarden.models.rollout.log import event_record
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
+    from paywarden.models.rollout.rollout_log import event_record
 
     start = Start("r-1", "00" * 16, Version("a"), Version("b"), RolloutPlan())
     events = [
@@ -390,8 +390,8 @@ def drift_watch() -> Target:
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.drift.signals import Signal
     from paywarden.schemas.errors import InvalidEvent
+    from paywarden.streams.alerts.alert_watch import DriftWatch, open_alerts_in
     from paywarden.streams.alerts.alerts import AlertSettings
-    from paywarden.streams.alerts.watch import DriftWatch, open_alerts_in
 
     signals = [Signal("score", "mean", "overall"), Signal("flag:a", "share", "overall")]
 

@@ -12,7 +12,7 @@ from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.models.policy.policy import MIRROR_ABSENT, OVERLAY_ABSENT, PROFILE_UNREADABLE, UNKNOWN_RATE
 from paywarden.scoring.engine.vectors import Vectors
-from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorReader

@@ -26,9 +26,9 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.models.training.settings import CATEGORY_MAX
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import CATEGORY_MAX
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
@@ -36,7 +36,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings

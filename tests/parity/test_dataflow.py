@@ -31,10 +31,10 @@ from paywarden.models.replay.measures import ALL_PAYMENTS, HANDBOOK, Contestant
 from paywarden.models.replay.passage import replay_on
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.training.memory import training_bytes
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.table_passage import training_table_on
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import PaymentFields
 from tests.parity.features_worlds import RATES

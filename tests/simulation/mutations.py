@@ -173,10 +173,11 @@ def _failed_fork_ends_it(_: Any) -> Any:
 
 def _damaged_counts_end_it(continues: Any) -> Any:
     def insisted(path: Any, head: bytes, size: int) -> bool:
-        if path.exists() and not continues(path, head, size):
+        is_there = bool(path.exists())
+        if is_there and not continues(path, head, size):
             errors = importlib.import_module("paywarden.schemas.errors")
             raise errors.Misconfigured(f"metrics: {path} is damaged")
-        return path.exists()
+        return is_there
 
     return insisted
 

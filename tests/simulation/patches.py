@@ -30,7 +30,7 @@ from paywarden.scoring.engine.chunk_frame import ChunkFrame
 from paywarden.scoring.engine.records import RecordWriter
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served_model import Served
-from paywarden.scoring.http import front
+from paywarden.scoring.http import http_front as front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import supervisor
 from paywarden.scoring.state.outbox import writer as outbox_writer

@@ -37,8 +37,8 @@ from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ChainSettings
-from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
@@ -68,7 +68,7 @@ from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import Pipeline
-from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
 from tests.simulation.cluster.broker import Broker
 from tests.simulation.cluster.clients import clients_of
 from tests.simulation.files import Files

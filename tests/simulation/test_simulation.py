@@ -76,10 +76,9 @@ def test_no_history_breaks_a_promise(histories: Simulated, capsys: pytest.Captur
     assert sum(count for name, count in histories.result.items() if name.startswith("faults_")) > SEEDS
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_each_break_is_of_a_name_that_there_is(name: str) -> None:
+def test_each_break_is_of_a_name_that_there_is() -> None:
     """A name that somebody has changed would undo nothing, and the search would say only that it found nothing."""
-    assert MUTATIONS[name].is_fixed
+    assert [name for name, mutation in MUTATIONS.items() if not mutation.is_fixed] == []
 
 
 def test_each_undone_fix_is_found_within_its_number_of_seeds(undone_fixes: Simulated) -> None:

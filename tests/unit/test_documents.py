@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,11 @@ def test_every_alert_has_a_page_in_the_runbook() -> None:
     alerts = re.findall(r"- alert: (\w+)", (CHECKOUT / "ops/alerts.yml").read_text(encoding="utf-8"))
     pages = {path.stem for path in (CHECKOUT / "docs/operate/runbook").glob("Paywarden*.md")}
     assert pages == set(alerts)
+
+
+def test_no_two_files_of_a_root_have_one_name() -> None:
+    """A name in a message, a trace or a talk leads to one file."""
+    for root in ("schemas", "features", "models", "scoring", "streams", "ops", "perf"):
+        paths = [path for path in (CHECKOUT / root).rglob("*.py") if "clients" not in path.parts]
+        names = Counter(path.name for path in paths if path.name != "__init__.py")
+        assert [name for name, count in names.items() if count > 1] == []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from paywarden.features.kernel.layout import U8
 from paywarden.features.kernel.toolkit.jit import inlined
-from paywarden.features.kernel.toolkit.words import load_word, store_word
+from paywarden.features.kernel.toolkit.machine_words import load_word, store_word
 
 # The same values as in schemas/payment_fields.py, which holds no compiled code.
 CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19

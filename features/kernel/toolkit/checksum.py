@@ -18,7 +18,7 @@ import numpy as np
 
 from paywarden.features.kernel.layout import U8
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.toolkit.words import load_word
+from paywarden.features.kernel.toolkit.machine_words import load_word
 
 # Odd numbers with well mixed bits: the 64-bit primes of xxHash (Collet 2012).
 _PRIME_1 = 0x9E3779B185EBCA87

@@ -10,7 +10,7 @@ import numpy as np
 
 from paywarden.features.kernel.layout import I64, U8
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.toolkit.words import load_word, store_word
+from paywarden.features.kernel.toolkit.machine_words import load_word, store_word
 
 # With at least this many rows, a vectorised loop for widths 1 and 2 is worth its start-up cost.
 _VECTOR_ROWS = 8

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel.layout import U8
 from paywarden.features.kernel.toolkit.jit import inlined
-from paywarden.features.kernel.toolkit.words import load_word
+from paywarden.features.kernel.toolkit.machine_words import load_word
 
 PART_BYTES = 64
 _BLOCK_BYTES = 3 * PART_BYTES

@@ -16,7 +16,7 @@ import numpy as np
 
 from paywarden.features.kernel.layout import I64, IDENTITY_BIT, U8
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.toolkit.words import load_word
+from paywarden.features.kernel.toolkit.machine_words import load_word
 
 
 @inlined

@@ -132,9 +132,9 @@ def _convert(
     from paywarden.features.history.payment_columns import PAYMENTS_FILE
     from paywarden.features.tables.columns.label_table import LabelTable
     from paywarden.features.tables.conversion import ConversionBounds, convert_table
-    from paywarden.features.tables.fields import TableConverter
     from paywarden.features.tables.profile import TableProfile
     from paywarden.features.tables.sources import TableFiles
+    from paywarden.features.tables.table_fields import TableConverter
 
     files = TableFiles(table, mapping.input, mapping.columns, mapping=mapping.name)
     currencies = wiring.stores.rate_table(source).currencies

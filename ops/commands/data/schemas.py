@@ -87,7 +87,7 @@ def _print_proto(source: Source) -> None:
 def _print_openapi(source: Source) -> None:
     from paywarden.ops.openapi import openapi_text
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-    from paywarden.scoring.http.settings import HttpSettings
+    from paywarden.scoring.http.http_settings import HttpSettings
     from paywarden.scoring.requests.validation import RequestLimits
 
     text = openapi_text(

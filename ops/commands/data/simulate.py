@@ -45,7 +45,7 @@ def simulate(source: Source, cards: int, days: int, seed: int, end: str | None, 
     The fraud follows several patterns that are known from real payments. Declared fields of [features] catalogue that
     the world does not know get plausible values, which say nothing about fraud.
     """
-    from paywarden.features.datasets.declared_columns import with_declared_columns
+    from paywarden.features.datasets.made_columns import with_declared_columns
     from paywarden.features.datasets.shop_world import simulate_shop, write_truth
     from paywarden.features.datasets.simulated_columns import split_at
     from paywarden.features.datasets.simulator import simulate as make

@@ -119,7 +119,7 @@ def on_windows(
     from paywarden.features.history.history import read_history
     from paywarden.models.backtest.windows import Windows, last_test_day, windows_protocol
     from paywarden.models.metrics.evaluation import DAY_MS, day_of_date
-    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.training_settings import TrainingSettings
 
     if json_file:
         _require_folder(json_file)
@@ -325,8 +325,8 @@ def _rows_with_bar(
 
 def _rows_on_engine(passage: Passage[Any], protocol: Protocol, *, labels: _Labels) -> BacktestRows:
     from paywarden.models.backtest.backtest import rows_of_table
-    from paywarden.models.training.settings import TrainingSettings
     from paywarden.models.training.table_passage import training_table_on
+    from paywarden.models.training.training_settings import TrainingSettings
 
     say("the features of the protocol's days are computed")
     settings = TrainingSettings(

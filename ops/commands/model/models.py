@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paywarden.models.bundle.version import Version
     from paywarden.models.registry.entries import Entry
     from paywarden.models.registry.registry import Registry, Signer
-    from paywarden.models.registry.rules import Proposal, RegistryState
+    from paywarden.models.registry.registry_rules import Proposal, RegistryState
 
 _SHOWN = 12
 _LINES_MAX = 20
@@ -324,7 +324,7 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     log can change that file, too: keep the head that this command prints elsewhere, and give it the next time. Ends
     with status 1 if anything is wrong. Entries that break a rule are named: they count for nothing.
     """
-    from paywarden.models.registry.log import LogFile
+    from paywarden.models.registry.model_log import LogFile
     from paywarden.models.registry.verification import problems_of
     from paywarden.schemas.errors import RegistryRefused
 

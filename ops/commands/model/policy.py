@@ -150,7 +150,7 @@ def mine_rules(
     [costs]. FILE is the policy with these rules. Each ends by itself, and one of an earlier mining that no longer earns
     is left out. FILE.proof/ has the replay of both policies. Propose FILE with `paywarden models register --policy`.
     """
-    from paywarden.features.history.columns import MmapAllocator
+    from paywarden.features.history.history_columns import MmapAllocator
     from paywarden.features.history.mapped_history import open_history
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
@@ -161,7 +161,7 @@ def mine_rules(
     from paywarden.models.replay.mined_history import mine_history
     from paywarden.models.replay.replay import ReplayOptions
     from paywarden.models.replay.rule_mining import MiningAsked
-    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.training_settings import TrainingSettings
 
     asked, proof = HistoryAsked(data, False, None, None, None), out.with_name(f"{out.name}.proof")
     engine, catalogue, rates = wiring.feature_engine(source), wiring.catalogue(source), wiring.rate_table(source)

@@ -166,8 +166,8 @@ def replay(
         if data is None:
             raise click.UsageError("--ceiling needs --data")
         require_truth(Path(data))
-    from paywarden.features.dataflow.engine import require_local
-    from paywarden.features.history.columns import MmapAllocator
+    from paywarden.features.dataflow.dataflow_engine import require_local
+    from paywarden.features.history.history_columns import MmapAllocator
     from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
@@ -178,7 +178,7 @@ def replay(
     from paywarden.models.replay.files import results_folder
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
-    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.training_settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     training = source.section("training", TrainingSettings)

@@ -20,8 +20,8 @@ from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.models.rollout.judgement import Judgement
-    from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.rollout import Rollout
+    from paywarden.models.rollout.rollout_log import RolloutKeeper
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BYTES_OF_TEXT_MAX = 500
@@ -92,10 +92,10 @@ def start(
     With --shadow each host's `shadow run` lets the candidate decide about all payments, without effect. `shadow
     report` shows its decisions, and `rollout resume` gives it the first cards.
     """
-    from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.power import Traffic, power, power_text
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent, after
-    from paywarden.models.rollout.settings import RolloutSettings
+    from paywarden.models.rollout.rollout_log import RolloutKeeper
+    from paywarden.models.rollout.rollout_settings import RolloutSettings
     from paywarden.ops.wiring import rollouts
 
     settings = source.section("rollout", RolloutSettings)
@@ -228,7 +228,7 @@ def promote(source: Source, key: str | None, why: str, as_json: bool) -> None:
 
 @needs("history")
 def _report(source: Source, name: str, out: str) -> None:
-    from paywarden.models.rollout.report import rollout_html
+    from paywarden.models.rollout.rollout_report import rollout_html
     from paywarden.ops import wiring
     from paywarden.ops.wiring import rollouts
 
@@ -247,7 +247,7 @@ def _report(source: Source, name: str, out: str) -> None:
 
 
 def _keeper(source: Source) -> RolloutKeeper:
-    from paywarden.models.rollout.log import RolloutKeeper
+    from paywarden.models.rollout.rollout_log import RolloutKeeper
     from paywarden.ops.wiring import rollouts
 
     return RolloutKeeper(rollouts.read_rollouts(source))
@@ -255,8 +255,8 @@ def _keeper(source: Source) -> RolloutKeeper:
 
 def _done(source: Source, kind: str, key: str | None, why: str, *, as_json: bool) -> None:
     """Take an event of a person, let this host act on it, and show the rollout after it."""
-    from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+    from paywarden.models.rollout.rollout_log import RolloutKeeper
     from paywarden.ops.wiring import rollouts
 
     event = RolloutEvent(EventKind(kind), now_ms(), "nobody", _text("--why", why))

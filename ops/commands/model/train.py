@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Manifest
     from paywarden.models.metrics.evaluation import Days
-    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.training_settings import TrainingSettings
 
 FEATURES_SHOWN = 10
 
@@ -108,7 +108,7 @@ def train(
     window are still too many, all frauds and a share of the genuine payments are trained on, and the bundle says so.
     """
     from paywarden.models.training.experiments import record_training
-    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.models.training.training_settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     given = {
@@ -142,7 +142,7 @@ def _trained(
     on_engine: EngineAsked,
 ) -> Manifest:
     """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
-    from paywarden.features.dataflow.engine import require_local
+    from paywarden.features.dataflow.dataflow_engine import require_local
     from paywarden.features.history.history import require_past
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
@@ -150,9 +150,9 @@ def _trained(
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import end_of_labels_ms
     from paywarden.models.training.memory import require_memory
-    from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import LabelRules, require_both_kinds, training_rows, training_table
     from paywarden.models.training.training import checked_destination, train_bundle
+    from paywarden.models.training.training_settings import require_usable
     from paywarden.ops.times import now_ms
 
     rates = wiring.rate_table(source)
@@ -326,11 +326,11 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.propensity import WeightCounts
     from paywarden.models.metrics.value_detected import missed_of
     from paywarden.models.training.distillation import Distilled
-    from paywarden.models.training.evidence import LabelDelay
     from paywarden.models.training.feature_choice import told_of
     from paywarden.models.training.feature_ranges import DriftingFeature
     from paywarden.models.training.input_choice import input_choice_of
     from paywarden.models.training.later_days import LaterDays
+    from paywarden.models.training.training_evidence import LabelDelay
 
     labels, later = manifest.evidence["labels"], manifest.evidence["later"]
     if labels["counts"]:

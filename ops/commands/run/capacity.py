@@ -85,7 +85,7 @@ def _kept(source: Source, store_replication: int) -> KeptBytes:
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.shards import CARD_FIELD
     from paywarden.streams.kafka.topics import TopicSettings
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     topics, answered = source.section("topics", TopicSettings), source.section("answered", DecisionCacheSettings)
     return KeptBytes(

@@ -25,8 +25,8 @@ def console(source: Source, host: str | None, port: int | None) -> None:
     """
     from dataclasses import replace
 
+    from paywarden.ops.console.console_settings import ConsoleSettings
     from paywarden.ops.console.server import served
-    from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.streams.health.process_end import ProcessEnd
 
     with ProcessEnd("console") as end:
@@ -84,10 +84,10 @@ def _log_out(source: Source, name: str) -> None:
     from contextlib import closing
     from pathlib import Path
 
-    from paywarden.ops.console.audit import audit_log
+    from paywarden.ops.console.audit_log import audit_log
+    from paywarden.ops.console.console_settings import ConsoleSettings
     from paywarden.ops.console.database import ConsoleDatabase
     from paywarden.ops.console.sessions import TABLES
-    from paywarden.ops.console.settings import ConsoleSettings
 
     settings = source.section("console", ConsoleSettings)
     with closing(ConsoleDatabase(settings.database_path, TABLES)) as database, database.write() as connection:

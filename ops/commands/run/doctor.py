@@ -38,7 +38,10 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: b
 
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
-    from paywarden.ops.doctor import host, kafka, overlay, scoring, store
+    from paywarden.ops.doctor import doctor_host as host
+    from paywarden.ops.doctor import doctor_scoring as scoring
+    from paywarden.ops.doctor import doctor_store as store
+    from paywarden.ops.doctor import kafka, overlay
     from paywarden.ops.doctor.results import ERROR, Check, results_of
 
     checks: Mapping[str, Sequence[Check]] = {

@@ -42,7 +42,7 @@ def backfill(
     from paywarden.features.history.history import read_history
     from paywarden.streams.maintenance.backfill import Backfill
     from paywarden.streams.maintenance.backfill_progress import PAYMENT_PHASE
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory, which keeps nothing: a backfill needs lmdb or aerospike")
@@ -88,7 +88,7 @@ def _backfill_on_engine(source: Source, on_engine: EngineAsked, data: str, *, ov
     """Fill the store from a history on an engine of partitions."""
     from paywarden.streams.maintenance.backfill_passage import PassageBackfill
     from paywarden.streams.maintenance.backfill_progress import PAYMENT_PHASE
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     if on_engine.work is None:
         raise Misconfigured(f"backfill --engine {on_engine.name} needs --work, a path for intermediate rows")

@@ -91,7 +91,7 @@ def forget(source: Source, entity_id: str) -> None:
 def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], entity_id: str, time_ms: int) -> str:
     """Send the erasure to all indexes of decisions; returns a sentence. Raises BrokerUnavailable."""
     from paywarden.features.profiles.profile_view import ids_in
-    from paywarden.streams.alerts.events import EVENTS_TOPIC, EventWriter
+    from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, EventWriter
     from paywarden.streams.decision_index.erasure import Erasure
     from paywarden.streams.kafka.admin import partitions_of
 

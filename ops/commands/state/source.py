@@ -80,7 +80,7 @@ def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaC
     from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_KEY, SourceRegister
     from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.maintenance.accept_source import SourceReader
-    from paywarden.streams.profiles.settings import StreamSettings
+    from paywarden.streams.profiles.stream_settings import StreamSettings
 
     if wiring.store_kind(source) == "memory":
         raise Misconfigured("[store] kind is memory: only its own process knows what it holds")

@@ -12,7 +12,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.ops.console.audit import AuditHead
+    from paywarden.ops.console.audit_log import AuditHead
 
 
 @click.command()
@@ -32,9 +32,9 @@ def audit(source: Source, log_file: str | None, key: str | None, head: str | Non
     file: a console puts the last line of each hour on the topic, and the page Audit shows it.
     """
     from paywarden.models.bundle.signature import fingerprint
-    from paywarden.ops.console.audit import public_key
-    from paywarden.ops.console.audit import verify as verified
-    from paywarden.ops.console.settings import ConsoleSettings
+    from paywarden.ops.console.audit_log import public_key
+    from paywarden.ops.console.audit_log import verify as verified
+    from paywarden.ops.console.console_settings import ConsoleSettings
 
     path = Path(log_file) if log_file else source.section("console", ConsoleSettings).audit_path
     public = public_key(Path(key) if key else path.with_name("audit.pub"))
@@ -51,7 +51,7 @@ def _on_topic(source: Source, name: str) -> list[AuditHead]:
 
     from paywarden.ops import wiring
     from paywarden.ops.console.audit_page import published_heads
-    from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+    from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
     from paywarden.streams.alerts.feed import AlertFeed
     from paywarden.streams.kafka.admin import require_broker
 
@@ -73,7 +73,7 @@ def _on_topic(source: Source, name: str) -> list[AuditHead]:
 
 
 def _head(text: str) -> AuditHead:
-    from paywarden.ops.console.audit import AuditHead
+    from paywarden.ops.console.audit_log import AuditHead
     from paywarden.schemas.signed_lines import is_digest
 
     number, _, digest = text.partition(":")

@@ -25,7 +25,7 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.streams.alerts.events import EventWriter
+    from paywarden.streams.alerts.alert_events import EventWriter
     from paywarden.streams.alerts.journal import Journal, JournalReader, KnownAlert
     from paywarden.streams.drift.models import SeenModel
 
@@ -124,7 +124,7 @@ def _end_of(snooze: str) -> int:
 
 def _event(source: Source, alert_id: str, kind: str, by: str, what: Mapping[str, str]) -> tuple[str, str]:
     """Write an event about an alert; returns the alert's id and who did it."""
-    from paywarden.streams.alerts.events import ConsoleEvent, alert_subject
+    from paywarden.streams.alerts.alert_events import ConsoleEvent, alert_subject
 
     who = _short("--by", by or _logged_in())
     with _reading(source) as reader:
@@ -134,7 +134,7 @@ def _event(source: Source, alert_id: str, kind: str, by: str, what: Mapping[str,
 
 
 def _writer(source: Source) -> EventWriter:
-    from paywarden.streams.alerts.events import EventWriter
+    from paywarden.streams.alerts.alert_events import EventWriter
 
     return EventWriter(wiring.kafka_settings(source), wiring.schema_ids(source))
 
@@ -146,7 +146,7 @@ def _short(name: str, text: str) -> str:
 
 
 def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms: int) -> None:
-    from paywarden.streams.alerts.records import Acknowledgement
+    from paywarden.streams.alerts.alert_records import Acknowledgement
 
     who = by or _logged_in()
     for name, text in (("--by", who), ("TEXT", note)):
@@ -235,7 +235,7 @@ def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
 
     `known` has the model versions whose bundles are on this host, and whether each has a reference.
     """
-    from paywarden.streams.drift.counts import base_version
+    from paywarden.streams.drift.drift_counts import base_version
 
     if model.is_several:
         return "it stands for all versions beyond the first four, which are counted as one"

@@ -156,7 +156,7 @@ def _detection(source: Source, bundles: Sequence[str]) -> tuple[VirtualDetection
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.drift.backtest import VirtualDetection
-    from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
+    from paywarden.streams.drift.drift_settings import DriftSettings, TrainingComparisonSettings
 
     settings = source.section("drift", DriftSettings)
     references = wiring.drift_references(source, replace(settings, bundles=tuple(bundles) or settings.bundles))
@@ -197,7 +197,7 @@ def summary_of(
     `quiet_alerts_a_week` counts alerts raised before the first injected change: false ones, if nothing else changed.
     """
     from paywarden.streams.alerts.alerts import State
-    from paywarden.streams.drift.counts import base_version
+    from paywarden.streams.drift.drift_counts import base_version
 
     raised = [alert for alert in detection.told.alerts if alert.state is State.RAISED]
     quiet_until_ms = min([run.newest_ms, *(one.injection.at_ms for one in found)])
@@ -230,7 +230,7 @@ def summary_of(
 def _trained_on(run: Backtest, references: Mapping[str, Reference]) -> dict[str, list[int]]:
     """Returns, by version, the first and the last millisecond of its decisions that its model was trained on."""
     from paywarden.models.drift.signal_layout import Kinds
-    from paywarden.streams.drift.counts import base_version
+    from paywarden.streams.drift.drift_counts import base_version
 
     found = {}
     for version in sorted(run.decisions):

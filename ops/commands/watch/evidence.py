@@ -14,7 +14,7 @@ from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.ops.evidence.evidence import Evidence, Governance
+    from paywarden.ops.evidence.evidence_files import Evidence, Governance
 
 
 @click.command()
@@ -52,7 +52,7 @@ def evidence(
     The same archive and options give the same bytes; --known-to holds them against outcomes that come later. Money is
     in the reference currency, which must be EUR.
     """
-    from paywarden.ops.evidence.evidence import EvidenceAsked, collect, write
+    from paywarden.ops.evidence.evidence_files import EvidenceAsked, collect, write
 
     begin, end = time_ms_option("--from", from_day), time_ms_option("--to", to_day)
     assert begin is not None
@@ -81,8 +81,8 @@ def evidence(
 def _governance(source: Source, found: Evidence) -> Governance | None:
     """Returns the registry's part; None without a registry."""
     from paywarden.models.bundle.version import Version
-    from paywarden.models.registry.settings import ModelRegistrySettings
-    from paywarden.ops.evidence.evidence import Governance
+    from paywarden.models.registry.registry_settings import ModelRegistrySettings
+    from paywarden.ops.evidence.evidence_files import Governance
     from paywarden.ops.evidence.queries import VERSIONS
     from paywarden.ops.wiring.registry import model_paper, model_registry
 

@@ -29,7 +29,7 @@ def traces(source: Source) -> None:
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.traces.decisions import DecisionRecords
     from paywarden.streams.traces.exporter import TraceExporter
-    from paywarden.streams.traces.settings import TracingSettings
+    from paywarden.streams.traces.trace_settings import TracingSettings
 
     settings = source.section("tracing", TracingSettings)
     if not settings.collector:

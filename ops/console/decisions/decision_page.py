@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paywarden.features.profiles.feature_docs import ListedFeature
 from paywarden.models.bundle.bundle import Bundle, read_manifest
 from paywarden.models.bundle.explanations import read_trees
-from paywarden.models.drift.reference import Reference, load_reference
 from paywarden.models.policy.policy import MODEL_ABSENT, Policy
 from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.links import links_of, strip_of
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
-from paywarden.ops.console.pages import Page, Shown, Visit, not_found
+from paywarden.ops.console.page_rows import Page, Shown, Visit, not_found
+from paywarden.ops.console.reasons import Listed, Reason, Reasons
+from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
 from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
@@ -25,7 +26,6 @@ from paywarden.streams.decision_index.reviews import AnalystVerdict
 from paywarden.streams.decision_index.search import FoundRow, Place
 
 Decode = Callable[[bytes], Mapping[str, Any]]
-Listed = Callable[[], tuple[str, Mapping[str, ListedFeature]]]
 _NEAR = 5
 _FACTS = (
     *("model_version", "bundle_digest", "policy_digest", "catalogue_digest", "profile_set", "rollout", "arm"),
@@ -41,16 +41,27 @@ class DecisionPage:
     """Builds the page of one decision."""
 
     def __init__(
-        self, opened: OpenedIndex, known: KnownDeciders, decode: Decode, listed: Listed = lambda: ("", {})
+        self,
+        opened: OpenedIndex,
+        known: KnownDeciders,
+        decode: Decode,
+        listed: Listed = lambda: ("", {}),
+        currencies: Currencies = NO_CURRENCIES,
     ) -> None:
         """`listed`: the digest of the settings' catalogue, and the meaning of each feature."""
         self._opened, self._known, self._decode, self._listed = opened, known, decode, listed
-        self._made: dict[Path, tuple[Reference | None, Cuts | None]] = {}
+        self._currencies = currencies
+        self.reasons = Reasons(known, listed)
+        self._made: dict[Path, Cuts | None] = {}
         self._lock = threading.Lock()
 
     def page(self) -> Page:
         """Return the page, for the section of decisions."""
         return Page(f"{PATH}/{{place}}", self.show, "Everything about one decision")
+
+    def in_words(self, bodies: Iterable[bytes]) -> Mapping[str, list[Reason]]:
+        """Return the reasons of decisions, the records of which are given, by their ids."""
+        return self.reasons.of(one for body in bodies if (one := self._decoded(body)) is not None)
 
     def show(self, visit: Visit) -> Shown:
         """Show the decision of an address, or the newest one about a payment. Raises PageRefused if there is none."""
@@ -67,7 +78,8 @@ class DecisionPage:
     def _view(
         self, index: DecisionIndex, row: FoundRow, others: list[FoundRow], verdicts: list[AnalystVerdict], visit: Visit
     ) -> dict[str, Any]:
-        past = [other.place for other in index.neighbours(row, PAST_MAX)[0]]
+        earlier = index.neighbours(row, PAST_MAX)[0]
+        past = [other.place for other in earlier]
         before, after = index.neighbours(row, _NEAR)
         bodies = index.bodies([row.place, *past])
         body = bodies.pop(row.decision_id, b"")
@@ -75,6 +87,8 @@ class DecisionPage:
             "row": row_view(row, visit),
             "before": [row_view(other, visit) for other in before],
             "after": [row_view(other, visit) for other in after],
+            "strip": strip_of(earlier, row, self._currencies),
+            "links": links_of(index, row, visit.masked),
             "shared": [_shared(entity, visit) for entity in index.shared_with_frauds(row)],
             "verdicts": verdicts,
             "others": [row_view(other, visit) for other in others],
@@ -86,12 +100,14 @@ class DecisionPage:
             nothing: dict[str, Any] = {
                 "facts": {},
                 "profile_age_ms": None,
+                "in_words": (),
                 "features": (),
                 "flips": (),
                 "past_count": 0,
             }
             return {**view, **nothing, "vector_why": why, "again": _again(None, why)}
         recomputed = self._known.recomputed(decision)
+        in_words = self.reasons.of([decision])[row.decision_id]
         known_past = [one for body in bodies.values() if (one := self._decoded(body)) is not None]
         features, changes, why = self._features(decision, known_past, recomputed)
         return {
@@ -99,8 +115,10 @@ class DecisionPage:
             # Who decided, by name.
             "facts": {name: str(decision[name]) for name in _FACTS if decision[name] not in ("", None)},
             "profile_age_ms": decision["profile_age_ms"],
+            "in_words": in_words,
             "features": features,
             "flips": changes,
+            "units": {one.name: one.unit for one in features},
             "past_count": len(known_past),
             # Why no features are shown.
             "vector_why": why,
@@ -124,7 +142,7 @@ class DecisionPage:
             bundle, policy, folder = self._known.of(decision)
             assert bundle is not None
             assert folder is not None
-            reference, cuts = self._of_bundle(folder, bundle, policy)
+            reference, cuts = self.reasons.reference(folder, bundle), self._cuts(folder, bundle, policy)
             features = self._in_words(decision, features_of(decision, past, bundle.manifest.feature_names, reference))
         except PaywardenError as error:
             return [], [], str(error)
@@ -145,8 +163,8 @@ class DecisionPage:
             for one in features
         ]
 
-    def _of_bundle(self, folder: Path, bundle: Bundle, policy: Policy) -> tuple[Reference | None, Cuts | None]:
-        """Return the reference of a bundle and the cuts of its models. They are read once.
+    def _cuts(self, folder: Path, bundle: Bundle, policy: Policy) -> Cuts | None:
+        """Return the cuts of a bundle's models. They are read once.
 
         Raises BundleRefused, or Misconfigured if the folder holds another bundle by now.
         """
@@ -157,7 +175,7 @@ class DecisionPage:
                     raise Misconfigured("the files of the bundle that decided were replaced")
                 names = bundle.manifest.feature_names
                 models = [read_trees(folder / part.model_text, len(names)) for part in bundle.manifest.parts]
-                self._made[key] = load_reference(folder), cuts_of(models, policy, names)
+                self._made[key] = cuts_of(models, policy, names)
             return self._made[key]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 
 from paywarden.ops.console.background import remembered
-from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
+from paywarden.ops.console.page_rows import HELD_EFFECT, Missing, NothingDone
 from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 from paywarden.streams.decision_index.database import IndexSilent
 from paywarden.streams.decision_index.filler import FillState, IndexFiller, VerdictSender

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from paywarden.models.policy.policy import MODEL_ABSENT
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
-from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Place, Search
+from paywarden.ops.console.exports import export_of
+from paywarden.ops.console.page_rows import Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.streams.decision_index.search import ACTIONS, PAGE_ROWS_MAX, FoundRow, Place, Search
 from paywarden.streams.decision_index.search import SearchPage as Found
 
 PAGE_ROWS = 25
@@ -61,7 +63,8 @@ class DecisionSearch:
     def section(self) -> Section:
         """Return the section, with the threads that follow the topics."""
         opened = self._opened
-        pages = (Page(PATH, self.search, "Decisions, the newest first", fields=SEARCH_FIELDS), self._one)
+        found = Page(PATH, self.search, "Decisions, the newest first", fields=SEARCH_FIELDS)
+        pages = (found, export_of(found, "rows"), self._one)
         work = (opened.follow, opened.send, opened.ask)
         return Section(
             "decisions", "Decisions", PATH, pages, background=work, missing=opened.missing, close=opened.close
@@ -83,7 +86,11 @@ class DecisionSearch:
             score_max=visit.number("score_max", 1.0),
         )
         with self._opened.used() as (index, _):
-            page = index.search(search, after=Place.from_text(after) if after else None, count=PAGE_ROWS)
+            place = Place.from_text(after) if after else None
+            page = index.search(search, after=place, count=min(visit.rows_max or PAGE_ROWS, PAGE_ROWS_MAX))
+            while len(page.rows) < visit.rows_max and page.next is not None and page.looked_from_ms is None:
+                further = index.search(search, after=page.next, count=PAGE_ROWS_MAX)
+                page = replace(further, rows=[*page.rows, *further.rows])
             count = index.count()
             expired = sum(place.missing for place in index.sources("decisions").values())
         self._note(visit, asked, page)
@@ -95,6 +102,7 @@ class DecisionSearch:
             "next_path": "" if following is None else visit.address(PATH, following, PERSONAL),
             # How far back a search without a key has looked; None if to the beginning.
             "looked_from_ms": page.looked_from_ms,
+            "csv_path": visit.csv_address(PATH, asked, PERSONAL),
             "decisions": count,
             "state": self._opened.state_line,
             "expired": expired,

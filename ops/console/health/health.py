@@ -25,7 +25,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.console.background import Kept
-from paywarden.ops.console.pages import Missing, Page, Section, Shown, Visit
+from paywarden.ops.console.page_rows import Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.rendering import as_json, second_text
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured

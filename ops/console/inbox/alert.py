@@ -10,11 +10,11 @@ from paywarden.ops.console.charts import Histogram, bin_labels, histogram, line,
 from paywarden.ops.console.inbox.alert_store import AlertRow, AlertStore, Happened, snoozed_until_ms
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.stakes import AlertSample
-from paywarden.ops.console.pages import Page, Shown, Visit, address, not_found
+from paywarden.ops.console.page_rows import Page, Shown, Visit, address, not_found
 from paywarden.ops.console.people import Role
 from paywarden.ops.console.rendering import time_text
 from paywarden.ops.console.words import what_moved, where
-from paywarden.streams.alerts.events import alert_subject
+from paywarden.streams.alerts.alert_events import alert_subject
 
 # The time line shows events this long before and after the change began.
 _AROUND_MS = 3 * 3_600_000

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from paywarden.ops.console.inbox.alert_store import AlertStore, Gone, event_of_record
-from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
+from paywarden.ops.console.page_rows import HELD_EFFECT, Missing, NothingDone
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Feed(Protocol):
 
 
 class Writer(Protocol):
-    """The writer of acts: streams/alerts/events.py, or a list in tests."""
+    """The writer of acts: streams/alerts/alert_events.py, or a list in tests."""
 
     def write(self, event: ConsoleEvent | Acknowledgement) -> None:
         """See EventWriter."""

@@ -18,9 +18,9 @@ from paywarden.ops.console import case as cases
 from paywarden.ops.console.case import Case
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.words import what_moved
-from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
-from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
 
 TABLES = (
     """

@@ -6,10 +6,11 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 
+from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
 from paywarden.ops.console.inbox.alert_reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.alert_store import SEVERITIES, SORTS, STATES, AlertStore
-from paywarden.ops.console.pages import (
+from paywarden.ops.console.page_rows import (
     PAGE_FIELD,
     PAGE_SIZE,
     Done,
@@ -26,9 +27,9 @@ from paywarden.ops.console.pages import (
 from paywarden.ops.console.people import Person
 from paywarden.ops.times import now_ms
 from paywarden.schemas.durations import duration_ms_of
-from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.alert_records import Acknowledgement
 from paywarden.streams.alerts.journal import CLEARED_MS
-from paywarden.streams.alerts.records import Acknowledgement
 
 PATH = "/inbox"
 CAUSES = ("profiles", "input", "traffic", "score", "outcome")
@@ -80,8 +81,10 @@ class Inbox:
 
     def section(self) -> Section:
         """Return the section `Inbox`."""
+        alerts = Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS)
         pages = (
-            Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS),
+            alerts,
+            export_of(alerts, "alerts"),
             Page("/inbox/version", self.show_version, "A number that changes with the inbox"),
             Page("/inbox/act", self.act, "Do something about alerts", "POST", ACT_ROLES, _ACT_FIELDS),
             self._alert.page(),
@@ -99,7 +102,7 @@ class Inbox:
         offset = (place["page"] - 1) * PAGE_SIZE
         view = {
             **place,
-            "alerts": self.store.page(filters, visit.now_ms, limit=PAGE_SIZE, offset=offset),
+            "alerts": self.store.page(filters, visit.now_ms, limit=visit.rows_max or PAGE_SIZE, offset=offset),
             "open_count": self.store.count({}, visit.now_ms),
             "cleared": [] if visit.texts() else self.store.cleared(visit.now_ms - CLEARED_MS),
             "version": version,

@@ -20,7 +20,7 @@ from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.policy.text import policy_text
 from paywarden.models.registry.artefacts import BUNDLES, POLICIES, POLICY_FILE
 from paywarden.models.registry.registry import Registry
-from paywarden.models.registry.rules import RegistryState
+from paywarden.models.registry.registry_rules import RegistryState
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import read_source
 

@@ -21,11 +21,11 @@ from typing import Any
 from paywarden.models.bundle.version import Version
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.power import Traffic, power
-from paywarden.models.rollout.settings import RolloutSettings
+from paywarden.models.rollout.rollout_settings import RolloutSettings
 from paywarden.ops.console.background import remembered
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Shown, Visit
+from paywarden.ops.console.models.models_desk import Desk
+from paywarden.ops.console.page_rows import Done, Field, Page, PageRefused, Shown, Visit
 from paywarden.ops.console.people import Role
 from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError

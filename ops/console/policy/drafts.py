@@ -13,7 +13,7 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.ops import wiring
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.console.page_rows import PageRefused
 from paywarden.ops.wiring import bundle_thresholds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.ops.console.background import Kept
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import row_view
-from paywarden.ops.console.pages import PAGE_SIZE, Done, Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.exports import export_of
+from paywarden.ops.console.page_rows import PAGE_SIZE, Done, Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.ops.console.people import Person, Role
-from paywarden.ops.console.review.capacity import DAYS, AnalystWorth, worth_of_one_more
+from paywarden.ops.console.reasons import Reason
+from paywarden.ops.console.review.review_capacity import DAYS, AnalystWorth, worth_of_one_more
+from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import (
     NOTE_MAX,
     REASONS,
-    VERDICTS,
     ClaimLost,
     ReviewClaim,
     Throughput,
     WaitingReview,
 )
+from paywarden.streams.decision_index.routing import VERDICTS
 from paywarden.streams.decision_index.search import Place
 
 ROLES = frozenset({Role.ANALYST, Role.LEAD})
 SEE_ROLES = ROLES | {Role.AUDITOR}
+InWords = Callable[[Iterable[bytes]], Mapping[str, list[Reason]]]
 _DAY_MS = 86_400_000
 _WORTH_OLD_MS = 600_000
 
@@ -40,15 +45,18 @@ _DECIDE_FIELDS = (
 class Review:
     """The section `Review`."""
 
-    def __init__(self, opened: OpenedIndex, costs: CostSettings) -> None:
-        self._opened, self._costs = opened, costs
+    def __init__(self, opened: OpenedIndex, costs: CostSettings, in_words: InWords = lambda _: {}) -> None:
+        """`in_words`: gives the reasons of decisions, by their ids, from their records."""
+        self._opened, self._costs, self._in_words = opened, costs, in_words
         # It looks at all decisions of a week.
         self.worth: Kept[AnalystWorth | None] = Kept(self._worth, empty=None, old_ms=_WORTH_OLD_MS)
 
     def section(self) -> Section:
         """Return the section."""
+        queue = Page("/review", self.show, "The review queue, the most urgent first", roles=SEE_ROLES)
         pages = (
-            Page("/review", self.show, "The review queue, the most urgent first", roles=SEE_ROLES),
+            queue,
+            export_of(queue, "waiting"),
             Page("/review/claim", self.claim, "Take a payment from the queue", "POST", ROLES, (_DECISION,)),
             Page("/review/mine", self.mine, "The payment that you hold", roles=ROLES),
             Page("/review/decide", self.decide, "Give a verdict about your payment", "POST", ROLES, _DECIDE_FIELDS),
@@ -59,11 +67,12 @@ class Review:
     def show(self, visit: Visit) -> Shown:
         """Show the queue, and the work of the last week."""
         since_ms = visit.now_ms - DAYS * _DAY_MS
-        with self._opened.used() as (_, queue):
-            waiting, total = queue.waiting(visit.now_ms, PAGE_SIZE)
+        with self._opened.used() as (index, queue):
+            waiting, total = queue.waiting(visit.now_ms, visit.rows_max or PAGE_SIZE)
             view = {
-                "waiting": [_waiting(one, visit.now_ms) for one in waiting],
+                "waiting": self._rows(index, waiting, visit),
                 "total": total,
+                "csv_path": visit.csv_address("/review", {}),
                 "unsent": len(queue.unsent(1_000)),
                 "may_act": visit.person.may(ROLES),
                 "throughput": queue.throughput(since_ms),
@@ -72,7 +81,20 @@ class Review:
                 "days": DAYS,
                 "state": self._opened.state_line,
             }
+        if waiting and visit.person.sees_cards:
+            visit.saw("reviews", shown=str(len(waiting)), first=waiting[0].payment_id, last=waiting[-1].payment_id)
         return Shown("review/queue.html", view, "Review")
+
+    def _rows(self, index: DecisionIndex, waiting: Sequence[WaitingReview], visit: Visit) -> list[dict[str, Any]]:
+        """Return payments of the queue with their decisions and reasons: two reads for all of them."""
+        places = [Place(one.decided_time_ms, one.payment_hash) for one in waiting]
+        rows = {row.decision_id: row_view(row, visit) for row in index.at(*places)}
+        reasons = self._in_words(index.bodies(places).values())
+        return [
+            _waiting(one, visit.now_ms)
+            | {"row": rows.get(one.decision_id), "reasons": reasons.get(one.decision_id, [])}
+            for one in waiting
+        ]
 
     def _worth(self, now_ms: int) -> AnalystWorth:
         since_ms = now_ms - DAYS * _DAY_MS
@@ -108,12 +130,10 @@ class Review:
             claim = queue.held(visit.person.name, visit.now_ms)
             if claim is None:
                 raise PageRefused(404, "You hold no payment. Take one from the queue.")
-            waiting = claim.waiting
-            rows = index.at(Place(waiting.decided_time_ms, waiting.payment_hash))
-        visit.saw(f"payment:{waiting.payment_id}")
-        row = next((row_view(row, visit) for row in rows if row.decision_id == waiting.decision_id), None)
-        view = {**_claim(claim, visit), "row": row, "verdicts": VERDICTS, "reasons": REASONS}
-        return Shown("review/one.html", view, f"Review {waiting.payment_id}")
+            (waiting,) = self._rows(index, [claim.waiting], visit)
+        visit.saw(f"payment:{waiting['payment_id']}")
+        view = {**_claim(claim, visit), "waiting": waiting, "verdicts": VERDICTS, "reasons": REASONS}
+        return Shown("review/one.html", view, f"Review {waiting['payment_id']}")
 
     def decide(self, visit: Visit) -> Done:
         """Keep a verdict."""
@@ -153,5 +173,7 @@ def _waiting(one: WaitingReview, now_ms: int) -> dict[str, Any]:
         "place": Place(one.decided_time_ms, one.payment_hash).to_text(),
         "decided_ms": one.decided_time_ms,
         **{name: getattr(one, name) for name in names},
+        # By how much the waiting raises the gain in the order of the queue.
+        "raised": 1 + max(0, now_ms - one.decided_time_ms) / _DAY_MS,
         "holder": one.holder if one.held_until_ms > now_ms else "",
     }

@@ -25,6 +25,20 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// Local time beside UTC, for a person who is elsewhere.
+const addLocalTimes = () => {
+  for (const time of document.querySelectorAll("time[datetime]:not([data-local])")) {
+    const at = new Date(time.dateTime);
+    time.dataset.local = "";
+    if (!at.getTimezoneOffset()) continue;
+    const isSameDay = at.getDate() === at.getUTCDate();
+    const day = isSameDay ? {} : { month: "short", day: "numeric" };
+    const text = at.toLocaleString(navigator.language, { ...day, hour: "numeric", minute: "2-digit", timeZoneName: "short" });
+    time.append(Object.assign(document.createElement("small"), { textContent: ` (${text})` }));
+  }
+};
+addLocalTimes();
+
 // A form is sent once, whoever clicks twice.
 document.addEventListener("submit", (event) => {
   if ("sent" in event.target.dataset) event.preventDefault();
@@ -59,6 +73,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
         const focused = document.activeElement && document.activeElement.getAttribute("href");
         live.replaceChildren(...fresh.childNodes);
         document.querySelector("[data-live-too]").replaceChildren(...text.querySelector("[data-live-too]").childNodes);
+        addLocalTimes();
         known = fresh.dataset.version;
         live.toggleAttribute("data-is-over", fresh.hasAttribute("data-is-over"));
         if (focused) {

@@ -40,7 +40,7 @@ from paywarden.scoring.engine.batching.refusal_budget import RefusalBudget
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import StageTimes
+from paywarden.scoring.metrics.worker_metrics import StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.validation import RequestTooLarge, field_in_batch, message_of

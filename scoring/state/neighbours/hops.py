@@ -23,7 +23,7 @@ from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.scoring.state.identity_index import index_of
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.neighbours import hop_call, look_up
-from paywarden.scoring.state.neighbours.reader import NeighbourReader
+from paywarden.scoring.state.neighbours.neighbour_reader import NeighbourReader
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,16 @@ copy such as `worker-0.bak` must not be shipped.
 """
 
 from paywarden.scoring.state.outbox.files import PAYLOAD_BYTES_MAX, framed, records_in
-from paywarden.scoring.state.outbox.reader import RETRIED, Cursor, Frames, OutboxReader, is_outbox, strangers, workers
-from paywarden.scoring.state.outbox.settings import (
+from paywarden.scoring.state.outbox.outbox_reader import (
+    RETRIED,
+    Cursor,
+    Frames,
+    OutboxReader,
+    is_outbox,
+    strangers,
+    workers,
+)
+from paywarden.scoring.state.outbox.outbox_settings import (
     OutboxDamaged,
     OutboxFull,
     OutboxSettings,

@@ -1,11 +1,11 @@
-"""The compiled half of scoring/state/outbox/reader.py: finds the whole records among bytes of a segment."""
+"""The compiled half of scoring/state/outbox/outbox_reader.py: finds the whole records among bytes of a segment."""
 
 from __future__ import annotations
 
 from paywarden.features.kernel.layout import I64, U8
 from paywarden.features.kernel.toolkit.crc import crc32_of_record
 from paywarden.features.kernel.toolkit.jit import compiled
-from paywarden.features.kernel.toolkit.words import load_word
+from paywarden.features.kernel.toolkit.machine_words import load_word
 
 # The size of a record's head (files.RECORD): its payload's size and CRC-32.
 HEAD_BYTES = 8

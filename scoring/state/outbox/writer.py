@@ -19,8 +19,8 @@ from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared_metrics import Counter, Gauge, MetricsRegistry
 from paywarden.scoring.state.disk_room import reserve
 from paywarden.scoring.state.outbox.files import framed, parse, segment_path, segments_in
-from paywarden.scoring.state.outbox.reader import Cursor
-from paywarden.scoring.state.outbox.settings import OutboxFull, OutboxSettings, OutboxUnavailable, OutboxUnsynced
+from paywarden.scoring.state.outbox.outbox_reader import Cursor
+from paywarden.scoring.state.outbox.outbox_settings import OutboxFull, OutboxSettings, OutboxUnavailable, OutboxUnsynced
 
 _log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 from paywarden.schemas.durability import boot_ms
 from paywarden.schemas.errors import TemporaryFailure
-from paywarden.streams.profiles.metrics import StreamMetrics
+from paywarden.streams.profiles.profile_metrics import StreamMetrics
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.kafka.group_consumer import BatchConsumer
-from paywarden.streams.profiles.metrics import StreamMetrics
+from paywarden.streams.profiles.profile_metrics import StreamMetrics
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.cli import cli
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.product.processes import run_paywarden
@@ -22,13 +21,6 @@ def refused(*arguments: str, **environment: str) -> str:
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     return lines[0]
-
-
-def test_the_help_lists_every_command_in_one_section() -> None:
-    lines = run_paywarden("--help").stdout.partition("\nEvery day:\n")[2].splitlines()
-    sections = [line for line in lines if line.endswith(":")]
-    assert sections == ["Processes:", "Now and then:", "All the rest:"]
-    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(cli.commands)
 
 
 def test_stream_and_companion_without_topics_say_how_to_create_them(tmp_path: Path, settings: KafkaSettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import closing
 from pathlib import Path
@@ -89,38 +88,6 @@ def test_a_full_store_is_one_line_and_the_backfill_can_continue(shell: Shell, hi
     assert "raise map_size_bytes" in line
     assert line.endswith("the same command goes on where this ended")
     assert "of these, written before" in shell.run("backfill", "--data", str(history))
-
-
-def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
-    said = filled[0].run("features", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
-    found = json.loads(said)
-    assert found["entity"] == "card"
-    assert found["as_of"] == "2024-01-31T00:00:00Z"
-    assert {"tables", "memories", "sources", "features"} <= found.keys()
-    values = {feature["name"]: feature["value"] for feature in found["features"]}
-    assert values["card_count_30d"] > 0
-
-
-def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Shell, str], tmp_path: Path) -> None:
-    shell, _ = filled
-    for typed, wanted in (
-        ("card:4000123412341234", "no profile of this card"),
-        ("crad:4000123412341234", "one of card, merchant, device"),
-        ("4000123412341234", "one of card, merchant, device"),
-        ("card:" + "4000" * 200, "at most 511 bytes"),
-    ):
-        line = shell.refused("features", typed)
-        assert wanted in line
-        assert "4000" not in line
-    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "card:4000123412341234")
-
-
-def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str, shell: Shell) -> None:
-    stored = filled[0].contents()[f"card:{card_id}".encode()]
-    shell.write(b"card:cut", stored[:-1])
-    shell.write(b"card:old", b"\x01" + stored[1:])
-    assert shell.refused("features", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
-    assert "it is not of layout version" in shell.refused("features", "card:old")
 
 
 def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(

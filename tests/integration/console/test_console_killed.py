@@ -11,7 +11,7 @@ import httpx2
 
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.alerts.records import ALERTS_TOPIC
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics

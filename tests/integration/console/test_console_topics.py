@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
-from paywarden.ops.console.audit import AuditHead, audit_log
+from paywarden.ops.console.audit_log import AuditHead, audit_log
 from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.alert_reader import AlertReader
@@ -19,9 +19,9 @@ from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import AlertFeed
-from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.samples import DECISIONS_TOPIC, DecisionSampler
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender

@@ -13,17 +13,17 @@ from paywarden.ops.console.background import running
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
-from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.models import Models
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.models.models_desk import Desk
+from paywarden.ops.console.models.models_page import Models
+from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import reading_registry, shared_registry
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
-from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import AlertFeed
-from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics

@@ -12,8 +12,8 @@ import pytest
 
 from paywarden.features.stores.base import ProfileStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings
-from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads
+from paywarden.streams.drift.drift_counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.drift_state import FIVE_MS, Adder, merged, read_heads
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
 from tests.patience import PATIENCE_S

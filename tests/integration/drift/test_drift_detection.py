@@ -16,7 +16,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.journal import Journal, JournalReader
-from paywarden.streams.drift.evaluation import read_done
+from paywarden.streams.drift.drift_evaluation import read_done
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S

@@ -17,10 +17,10 @@ from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
-from paywarden.streams.outcomes.evaluation import read_evaluated, sources_of
+from paywarden.streams.outcomes.outcome_evaluation import read_evaluated, sources_of
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import read_cells, read_heads, take_over
 from paywarden.streams.outcomes.payments import DAY_MS, SourcePartition
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import read_cells, read_heads, take_over
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, run_paywarden, samples, wait_until

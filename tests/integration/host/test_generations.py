@@ -18,7 +18,7 @@ import pytest
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_load
+from paywarden.ops.loadgen.load_run import run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest

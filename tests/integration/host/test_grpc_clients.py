@@ -17,7 +17,7 @@ import pytest
 
 from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from tests.patience import PATIENCE_S
 from tests.services.clients.grpc_clients import go_client, java_client

@@ -22,9 +22,9 @@ from paywarden.streams.companion.shipping import shipper_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.shadow.evaluation import ShadowEvaluator
 from paywarden.streams.shadow.report import shadow_report
-from paywarden.streams.shadow.settings import ShadowSettings
+from paywarden.streams.shadow.shadow_evaluation import ShadowEvaluator
+from paywarden.streams.shadow.shadow_settings import ShadowSettings
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.unit.streams.shadow.test_evaluation import FakeSource, World

@@ -40,7 +40,7 @@ from paywarden.ops.gateway.validation import validate
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import RESOURCE_EXHAUSTED, UNAVAILABLE, Refusal
-from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.state.shards import ranked_hosts, shard_of_route
 from tests.patience import PATIENCE_S

@@ -28,8 +28,8 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.features.catalogue.attributes import Attribute, identity_column
 from paywarden.features.catalogue.checks import columns_of
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import write_history
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
@@ -44,7 +44,7 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.identity_index import index_of
@@ -59,7 +59,7 @@ from paywarden.streams.kafka.schemas.registry import RegistrySchemaIds, Registry
 from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
-from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import StreamSettings, stream_metrics
 from tests.oracles.step_decoder import StepDecoder
 from tests.parity.comparison import differing
 from tests.parity.features_worlds import RATES

@@ -37,7 +37,7 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
 from paywarden.streams.maintenance.add_partitions import members_of
 from paywarden.streams.profiles.pipeline import Pipeline
-from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import running

@@ -30,7 +30,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY
-from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.ops import wiring
 from paywarden.ops.cli import cli
 from paywarden.schemas.avro import LocalSchemaIds

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms

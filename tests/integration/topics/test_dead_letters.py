@@ -13,8 +13,7 @@ from confluent_kafka import Producer
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
-from paywarden.streams.dead_letters.writer import DeadLetters, LetterId, LetterReader
+from paywarden.streams.dead_letters.writer import DeadLetters
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
@@ -39,11 +38,6 @@ def send_letters(settings: KafkaSettings, *records: Record) -> None:
     for record in records:
         letters.send(record, "payment_id: is broken", 1_700_000_000_000)
     sender.flush(PATIENCE_S)
-
-
-def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
-    with closing(LetterReader(settings, IDS)) as reader, closing(KafkaNotes(settings, IDS)) as notes:
-        return retry(reader.all(), notes=notes, origins=KafkaOrigins(settings), now_ms=lambda: 7, **options)
 
 
 def command(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
@@ -151,22 +145,6 @@ def odd_records(settings: KafkaSettings) -> list[Record]:
         Record(topic, 0, 4, b"k", None, 5, [("trace", None)]),
         Record(topic, 0, 5, None, b"v", 5, [("trace", b"")]),
     ]
-
-
-def test_a_letter_is_retried_once_and_again_only_on_request(deployment: Deployment, settings: KafkaSettings) -> None:
-    del deployment
-    send_letters(settings, *odd_records(settings)[:2])
-    assert run_retry(settings, dry_run=True).sent == [LetterId(0, 0), LetterId(0, 1)]
-    assert read_topic(settings, "payments") == []
-    assert run_retry(settings).sent == [LetterId(0, 0), LetterId(0, 1)]
-    done = run_retry(settings)
-    assert (done.sent, done.before) == ([], [LetterId(0, 0), LetterId(0, 1)])
-    assert run_retry(settings, again=True).sent == [LetterId(0, 0), LetterId(0, 1)]
-    assert len(read_topic(settings, "payments")) == 4
-    with closing(KafkaNotes(settings, IDS)) as notes:
-        noted = notes.read()
-    (record, _) = read_topic(settings, "dead-letters")
-    assert noted[LetterId(0, 0)] == Note(LetterId(0, 0), record.timestamp_ms, settings.topic("payments"), 1, 7)
 
 
 def test_letters_that_cannot_go_back_are_named_and_the_rest_is_sent(

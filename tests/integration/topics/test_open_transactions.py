@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.ops.cli import cli
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.inbox.alert_reader import AlertReader
@@ -19,9 +19,9 @@ from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.alerts.events import EventWriter
+from paywarden.streams.alerts.alert_events import EventWriter
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import AlertFeed
-from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.filler import IndexFiller
 from paywarden.streams.decision_index.index import DecisionIndex

@@ -36,9 +36,9 @@ from paywarden.features.catalogue.attributes import (
 )
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.identity import IdentityKey
-from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, history_of_tables, write_history
+from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import PointInTimeReplay, declared_amounts, reference_amounts
 from paywarden.features.history.rows import HistoryRows

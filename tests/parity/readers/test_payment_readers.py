@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 
 from paywarden.features.catalogue.attributes import ATTRIBUTES, KEYED, AttributeKind, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
-from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
+from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import reference_amounts
 from paywarden.features.history.rows import HistoryRows

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from paywarden.features.history.history import read_history
 from paywarden.features.tables import sources
 from paywarden.features.tables.conversion import ConversionBounds, convert_table
-from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.features.tables.sources import TableFiles
+from paywarden.features.tables.table_fields import TableConverter
 from paywarden.schemas.payment_fields import FIELD
 
 MAPPING = """

@@ -10,13 +10,13 @@ from httpx2 import Response
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.assembly import TABLES, shell_of
-from paywarden.ops.console.audit import AuditLog, audit_log
+from paywarden.ops.console.audit_log import AuditLog, audit_log
+from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.login import Login
 from paywarden.ops.console.oidc import OidcProvider
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import People, Person, Role, token_digest
-from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.console.shell import Shell
 
 URL = "http://127.0.0.1:8090"

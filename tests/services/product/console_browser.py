@@ -21,6 +21,7 @@ from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
 from paywarden.ops.console.cases import Cases
+from paywarden.ops.console.console_openapi import api_section
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import DecisionSearch
@@ -32,14 +33,14 @@ from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.stakes import AlertSample
 from paywarden.ops.console.merchants import Merchants
-from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.models import Models
+from paywarden.ops.console.models.models_desk import Desk
+from paywarden.ops.console.models.models_page import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
-from paywarden.ops.console.openapi import api_section
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.policy.drafts import IndexedDecisions
-from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.policy.policy_page import PolicySection
+from paywarden.ops.console.rendering import Currencies
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
@@ -203,12 +204,14 @@ def served_console(
         )
     MerchantLedger(database, now_ms=now_ms).step()
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
-    one = DecisionPage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
+    console.shell.currencies = Currencies("EUR")
+    known_deciders, listed = KnownDeciders(source, None, None), listed_catalogue(source)
+    one = DecisionPage(opened, known_deciders, decoder.decode, listed, console.shell.currencies)
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
-        Review(opened, CostSettings()).section(),
+        Review(opened, CostSettings(), one.in_words).section(),
         Merchants(opened).section(),
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),

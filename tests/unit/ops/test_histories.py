@@ -66,26 +66,6 @@ def replay(out: Path, *options: str, first: str = FROM) -> tuple[dict[str, Any],
     return metrics, pq.read_table(out / "decisions.parquet"), said
 
 
-def test_an_archive_replays_as_the_two_files_do(tmp_path: Path) -> None:
-    of_files = replay(tmp_path / "a", "--data", str(data() / "files"))
-    of_archive = replay(tmp_path / "b", "--data", str(data() / "archive"))
-    assert of_archive[:2] == of_files[:2]
-    first = date_of_day(FIRST_DAY + 22 - 400)
-    assert f"payments from {first} on are read; features reach back 400 days" in of_archive[2]
-
-
-def test_an_archive_trains_the_bundle_of_the_two_files(tmp_path: Path) -> None:
-    quick = tmp_path / "quick.toml"
-    quick.write_text("[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n", encoding="utf-8")
-    window = ("--train-from", date_of_day(FIRST_DAY + 2), "--train-to", date_of_day(FIRST_DAY + 19))
-    digests = []
-    for name in ("files", "archive"):
-        out = str(tmp_path / name)
-        said, _ = run("--config", str(quick), "train", "--data", str(data() / name), *window, "--out", out)
-        digests += [line for line in said.splitlines() if line.startswith("digest ")]
-    assert digests[0] == digests[1]
-
-
 def test_live_decisions_are_compared_in_the_headline_and_in_the_metrics(tmp_path: Path) -> None:
     _, decided, _ = replay(tmp_path / "a", "--data", str(data() / "files"))
     topic = MemoryTopic("decisions")

@@ -32,11 +32,11 @@ from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.mapped_list import MappedList
 from paywarden.models.policy.prepared_policy import load_policy
 from paywarden.models.registry.artefacts import check_files
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.models.registry.people import RegistryPeople, read_signing_key
 from paywarden.ops.capacity.coefficients import _figures_in
 from paywarden.ops.commands.run.load import _token
-from paywarden.ops.console.audit import AuditLog
+from paywarden.ops.console.audit_log import AuditLog
 from paywarden.ops.console.people import People as ConsolePeople
 from paywarden.ops.console.webhooks import read_key
 from paywarden.ops.gateway.credentials import _certificates, _check_keys

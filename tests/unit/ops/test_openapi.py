@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import jsonschema_rs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.openapi import openapi_document
@@ -14,8 +14,8 @@ from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import field_rows
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.metrics.worker import ROUTES
+from paywarden.scoring.http.http_settings import HttpSettings
+from paywarden.scoring.metrics.worker_metrics import ROUTES
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.stream.declarations import declarations, declared_payments
@@ -30,7 +30,6 @@ def operations(document: dict[str, Any]) -> dict[str, Any]:
     return {operation["operationId"]: operation for operation in every}
 
 
-@settings(max_examples=30)
 @given(st.data())
 def test_every_payment_of_a_declaration_fits_its_description(data: st.DataObject) -> None:
     declaration = data.draw(declarations())

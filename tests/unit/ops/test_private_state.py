@@ -18,7 +18,6 @@ from paywarden.models.policy.exploration import FileLedger
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
-from paywarden.scoring.metrics.exposition import MetricsRenderer
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.listeners import unix_listener
 from paywarden.scoring.server.takeover import take_over
@@ -71,7 +70,6 @@ def _metrics(folder: Path) -> None:
     registry = MetricsRegistry()
     registry.counter("paywarden_test_total", "For this test.")
     registry.open(folder / "metrics", "worker-0")
-    MetricsRenderer(folder / "metrics").publish()
     registry.close()
 
 

@@ -17,12 +17,12 @@ from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.ops.reference import data as reference_data
-from paywarden.ops.reference import pages as reference
-from paywarden.ops.reference import settings as reference_settings
+from paywarden.ops.reference import reference_pages as reference
+from paywarden.ops.reference import settings_page as reference_settings
 from paywarden.ops.reference.data import field_docs
 from paywarden.ops.reference.metrics import unit_of
 from paywarden.ops.reference.page import Undocumented
-from paywarden.ops.reference.pages import PAGES, main
+from paywarden.ops.reference.reference_pages import PAGES, main
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 

@@ -22,7 +22,7 @@ _PRIMITIVES: dict[str, st.SearchStrategy[Any]] = {
     "string": _TEXT,
 }
 
-EXAMPLES = 25
+EXAMPLES = 10
 """Examples of one topic. A property of all topics has as many for each, and one writer and reader serve them all."""
 
 

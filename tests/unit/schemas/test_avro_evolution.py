@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, fingerprint, parsed, schema_text
 from paywarden.schemas.errors import InvalidEvent
-from tests.unit.schemas.strategies import EXAMPLES, records
+from tests.unit.schemas.strategies import records
 
 # A topic, as far as a change can make another schema of it.
 Fields = list[dict[str, Any]]
@@ -68,18 +68,14 @@ def passed_on(topic: str, record: dict[str, Any], *, writer: Schema, reader: Sch
     return Decoder(topic, LocalSchemaIds(past=[writer]), schema=reader).decode(value)
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data())
+@given(topic=st.sampled_from(TOPICS), data=st.data())
 def test_a_newer_reader_fills_in_the_default_of_an_added_field(topic: str, data: st.DataObject) -> None:
     record = data.draw(records_of_today(topic))
     newer, _ = with_a_field(topic, LAST)
     assert passed_on(topic, record, writer=today(topic), reader=newer) == record | {"added_later": None}
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data(), place=st.integers(0, 3))
+@given(topic=st.sampled_from(TOPICS), data=st.data(), place=st.integers(0, 3))
 def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject, place: int) -> None:
     newer, its_records = with_a_field(topic, place)
     record = data.draw(its_records)
@@ -87,18 +83,14 @@ def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject
     assert passed_on(topic, record, writer=newer, reader=today(topic)) == expected
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data())
+@given(topic=st.sampled_from(TOPICS), data=st.data())
 def test_the_order_of_fields_may_change(topic: str, data: st.DataObject) -> None:
     reordered, its_records = with_fields_sorted(topic)
     record = data.draw(its_records)
     assert passed_on(topic, record, writer=reordered, reader=today(topic)) == record
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data())
+@given(topic=st.sampled_from(TOPICS), data=st.data())
 def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataObject) -> None:
     gone, poorer, its_records = without_a_field(topic)
     record = data.draw(its_records)

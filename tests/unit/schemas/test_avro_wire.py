@@ -100,9 +100,7 @@ _DAMAGE = st.one_of(
 )
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data(), damage=_DAMAGE)
+@given(topic=st.sampled_from(TOPICS), data=st.data(), damage=_DAMAGE)
 def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject, damage: bytes) -> None:
     value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
     start = data.draw(st.integers(5, len(value)))
@@ -114,9 +112,7 @@ def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject
     assert record.keys() == {field["name"] for field in topic_schema(topic)["fields"]}
 
 
-@pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=EXAMPLES)
-@given(data=st.data())
+@given(topic=st.sampled_from(TOPICS), data=st.data())
 def test_a_record_cut_short_anywhere_is_refused(topic: str, data: st.DataObject) -> None:
     value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
     length = data.draw(st.integers(0, len(value) - 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import fastavro
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import (
@@ -265,7 +265,6 @@ class _Steps:
 
 
 @given(SCHEMAS, st.binary(max_size=60))
-@settings(max_examples=75, deadline=None)
 def test_any_schema_and_any_bytes_are_a_record_or_refused(kind: Any, body: bytes) -> None:
     with _Steps() as steps:
         try:
@@ -277,7 +276,6 @@ def test_any_schema_and_any_bytes_are_a_record_or_refused(kind: Any, body: bytes
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
 def test_a_writer_with_a_field_more_of_any_kind_is_read(data: st.DataObject) -> None:
     try:
         schema = writer_schema(json.dumps(payment_with(data.draw(SCHEMAS))))

@@ -134,7 +134,6 @@ def test_a_signature_counts_for_one_key_and_one_kind_of_log() -> None:
     assert damage(whole(), "ben") == "a wrong signature"
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.binary(max_size=60)
     | st.dictionaries(

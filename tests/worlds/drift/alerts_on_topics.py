@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
-from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
-from paywarden.streams.alerts.records import (
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.alert_records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
     Acknowledgement,
     Histograms,
     record_of,
 )
+from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
+from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
 
 NOW_MS = 1_760_000_000_000
 _SEVERITIES = (Severity.INFO, Severity.WARNING, Severity.CRITICAL)

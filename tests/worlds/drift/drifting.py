@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paywarden.models.drift.binning import FEATURE_BINS, Binning
-from paywarden.streams.drift.counts import MINUTE_MS
+from paywarden.streams.drift.drift_counts import MINUTE_MS
 
 NOON_MS = 1_790_000_000_000 - 1_790_000_000_000 % 86_400_000 + 12 * 60 * MINUTE_MS
 FEATURES = 3

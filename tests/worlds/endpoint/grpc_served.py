@@ -14,9 +14,9 @@ import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal
-from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.grpc_front import GrpcServer
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.grpc.metrics import GrpcMetrics
-from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.validation import RequestLimits

@@ -15,14 +15,14 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
-from paywarden.scoring.http.connection import HttpConnection
-from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_connection import HttpConnection
+from paywarden.scoring.http.http_front import HttpServer
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import HttpMetrics, ScoringMetrics
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror_file import MirrorSettings

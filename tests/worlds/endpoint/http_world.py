@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal, Scorer
-from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_front import HttpServer
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import HttpMetrics
+from paywarden.scoring.metrics.worker_metrics import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value, signed_entry
-from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.model_log import RegistryLog
 from paywarden.models.registry.people import ROLES, RegistryPeople, RegistryPerson, public_text
 
 What: TypeAlias = Mapping[str, Value]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.model_log import LogFile, RegistryLog
 from paywarden.models.registry.people import RegistryPeople
-from paywarden.models.registry.rules import Rules, state_of
+from paywarden.models.registry.registry_rules import Rules, state_of
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.registry.shared_log import SharedLog
 from tests.worlds.rollout.registry import Writer, people_of

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry.registry import Registry, Signer
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, proposed_versions
 from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source
 from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register

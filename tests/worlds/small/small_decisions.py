@@ -16,7 +16,7 @@ from paywarden.models.drift.reference import Reference, read_reference
 from paywarden.models.drift.reference_builder import PastDecisions, make_reference
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.streams.drift.counts import counted, row_of
+from paywarden.streams.drift.drift_counts import counted, row_of
 from tests.services.made_once import made_once
 from tests.worlds.small import small_world
 

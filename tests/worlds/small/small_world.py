@@ -15,9 +15,9 @@ from pathlib import Path
 
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.metrics.evaluation import Days
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 from tests.services.made_once import made_once
 from tests.worlds.small.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
 

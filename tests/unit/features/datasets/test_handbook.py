@@ -118,32 +118,9 @@ def test_an_invalid_amount_is_refused(amount: float) -> None:
         convert_table(handbook_table(TX_AMOUNT=pa.array([1.0, amount, 3.0])))
 
 
-def test_amounts_of_another_type_are_refused() -> None:
-    with pytest.raises(Misconfigured, match="TX_AMOUNT must be a floating-point number, got int64"):
-        convert_table(handbook_table(TX_AMOUNT=pa.array([1, 2, 3])))
-
-
 def test_a_transaction_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, handbook_table(TRANSACTION_ID=pa.array([0, 1, 1])))
     with pytest.raises(Misconfigured, match="payment_id must be unique"):
-        convert_handbook(path, tmp_path / "out")
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"nowhere\.parquet is not there"):
-        convert_handbook(tmp_path / "nowhere.parquet", tmp_path / "out")
-
-
-def test_a_file_that_is_not_parquet_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "input.parquet").write_bytes(b"not a table\n" * 10)
-    with pytest.raises(Misconfigured, match="cannot be read as Parquet") as refused:
-        convert_handbook(tmp_path / "input.parquet", tmp_path / "out")
-    assert "\n" not in str(refused.value)
-
-
-def test_another_table_is_refused_by_the_columns_it_lacks(tmp_path: Path) -> None:
-    path = written(tmp_path, pa.table({"TX_AMOUNT": [1.0], "name": ["x"]}))
-    with pytest.raises(Misconfigured, match="no column CUSTOMER_ID, TERMINAL_ID, TRANSACTION_ID"):
         convert_handbook(path, tmp_path / "out")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
+from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
 from paywarden.schemas.errors import Misconfigured
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
@@ -22,6 +21,7 @@ from paywarden.features.history.history import (
     read_history,
     write_history,
 )
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.history.test_history import WRONG_OUTCOMES, WRONG_PAYMENTS, outcomes_table, payments_table
@@ -99,14 +99,13 @@ def test_no_file_is_left_behind(tmp_path: Path) -> None:
     assert len(history) == 3
 
 
-@pytest.mark.parametrize("part_rows", [1, 100])
 @pytest.mark.parametrize("case", list(WRONG_PAYMENTS))
-def test_wrong_payments_are_refused_with_the_same_message_both_ways(case: str, part_rows: int, tmp_path: Path) -> None:
+def test_wrong_payments_are_refused_with_the_same_message_both_ways(case: str, tmp_path: Path) -> None:
     put(tmp_path, payments_table(**WRONG_PAYMENTS[case][0]), outcomes_table())
     with pytest.raises(Misconfigured) as whole:
         read_history(tmp_path)
     with pytest.raises(Misconfigured) as in_parts:
-        opened(tmp_path, part_rows)
+        opened(tmp_path, 1)
     assert str(in_parts.value) == str(whole.value)
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.event_order import order_by_code
 from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.kernel import UNKNOWN_AMOUNT

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
@@ -37,7 +37,6 @@ def test_outcomes_come_as_late_as_payments() -> None:
     assert column("merchant_fraud_share_7d", made(history(times, said), "30m"))[1:3] == [0, 1]
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_a_vector_is_that_of_a_history_of_what_could_be_seen(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))

@@ -322,10 +322,10 @@ CHECKS = (run_with_bounds_checked, run_lengths_that_overflow)
 
 
 @pytest.fixture(scope="module")
-def failed_checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The checks that fail in a process whose compiled code checks its bounds, by name. It compiles the code once."""
-    # Optimised less, which takes most of the time to compile. It is kept apart from code that checks no bounds.
-    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("checked"))}
+def failed_checks() -> dict[str, str]:
+    """The checks that fail in a process whose compiled code checks its bounds, by name."""
+    # Optimised less, which takes most of the time to compile. The digest keeps the code apart, for the next run too.
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CHECKED, *(check.__name__ for check in CHECKS)],
         env={**os.environ, **checked},

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -66,20 +64,6 @@ def test_an_entity_is_listed_with_the_size_of_its_profiles(listing: Listing) -> 
         ("device", "device_id", 1),
         ("card_device", "card_id + device_id", 1),
     ]
-
-
-def test_the_text_has_a_line_for_each_feature_and_each_entity(listing: Listing) -> None:
-    lines = listing.to_text().splitlines()
-    assert lines[0].split()[:4] == ["feature", "entity", "window", "hop"]
-    assert [line.split()[0] for line in lines[2 : 2 + len(SMALL.names)]] == list(SMALL.names)
-    assert lines[-1] == f"catalogue {FeatureEngine(SMALL).plan.digest}"
-    assert sum("bytes after one payment" in line for line in lines) == 3
-
-
-def test_the_listing_is_available_as_json(listing: Listing) -> None:
-    loaded = json.loads(json.dumps(listing.to_dict()))
-    assert [feature["name"] for feature in loaded["features"]] == list(SMALL.names)
-    assert loaded["digest"] == FeatureEngine(SMALL).plan.digest
 
 
 def test_the_page_of_the_documentation_equals_the_catalogue() -> None:

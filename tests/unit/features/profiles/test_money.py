@@ -162,22 +162,6 @@ def test_other_columns_are_refused(tmp_path: Path, header: str) -> None:
         load_rates(str(path))
 
 
-def test_a_table_without_a_rate_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="holds no rate"):
-        table(tmp_path)
-
-
-def test_a_file_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"cannot read .*none\.csv: No such file"):
-        load_rates(str(tmp_path / "none.csv"))
-
-
-def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "rates.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Misconfigured, match="is not UTF-8 text"):
-        load_rates(str(tmp_path / "rates.csv"))
-
-
 @pytest.mark.parametrize("cell", ["9" * 200_000, '"1\n' + "x" * 200_000, "n" * 100_000])
 def test_a_cell_without_end_is_refused_in_one_short_line(tmp_path: Path, cell: str) -> None:
     """A quotation mark too many ended every process with a traceback."""

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from paywarden.features.tables.columns.label_table import LabelTable
 from paywarden.features.tables.conversion import ConversionBounds, ConversionReport, convert_table
-from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.sources import TableFiles
+from paywarden.features.tables.table_fields import TableConverter
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
 HEAD = "id,when,card,shop,amount,fraud"

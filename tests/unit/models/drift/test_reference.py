@@ -124,12 +124,6 @@ def test_the_same_reference_gives_the_same_bytes_on_another_day(
     assert path.read_bytes() == (tmp_path / "again").read_bytes() == (tmp_path / "read").read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_not_parquet_is_refused(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    assert "cannot be read as a reference" in refusal(path)
-
-
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.integers(0, 2**32), from_the_end=st.booleans(), bit=st.integers(0, 7))
 def test_a_damaged_file_is_refused_unless_the_damage_is_harmless(

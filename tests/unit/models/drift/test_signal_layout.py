@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -84,7 +84,6 @@ def _ranks_of(rows: DecisionRows, name: str, feature: str, ranks: Ranks) -> Floa
     return np.asarray(np.append(ranks.features[number], np.nan)[bins])
 
 
-@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(0, 30))
 def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: int, count: int) -> None:
     rows, ranks = rows_of(seed, count), Ranks.of_counts(count_rows(BINNING, rows_of(seed + 1, 50)))

@@ -12,7 +12,7 @@ from paywarden.models.metrics.costs import CostSettings, money_of
 from paywarden.models.metrics.policy_value import EXPLORED_MIN, gains, policy_value
 
 COSTS = CostSettings()
-SHARE, CARDS, RUNS = 0.05, 10_000, 200
+SHARE, CARDS, RUNS = 0.05, 10_000, 100
 NOW = (0.1, 0.3)
 TRIED = {"laxer": (0.2, 0.6), "stricter": (0.05, 0.2), "as it is": NOW}
 """Thresholds of review and decline."""

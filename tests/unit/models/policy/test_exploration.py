@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import struct
 from pathlib import Path
@@ -225,25 +224,6 @@ def test_a_disk_without_room_for_what_is_spent_stops_exploration_alone(
     monkeypatch.undo()
     assert approved(worker, 1) == 100
     assert len([line for line in caplog.messages if "cannot be written, and nothing is explored" in line]) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"share": 0.6}, "exploration.share: wanted 0 to 0.5, got 0.6"),
-        ({"share": math.nan}, "exploration.share: wanted 0 to 0.5, got nan"),
-        ({"budget_minor_a_day": -1}, "exploration.budget_minor_a_day: wanted 0 to below"),
-        ({"payment_minor_max": 1 << 60}, "exploration.payment_minor_max: wanted 0 to below"),
-        ({"hosts": 0}, "exploration.hosts: wanted at least 1, got 0"),
-        ({"share": 0.1}, "exploration.share: 0.1 needs budget_minor_a_day and payment_minor_max above 0, got 0 and 0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_by_name(values: dict[str, float], message: str) -> None:
-    with pytest.raises(Misconfigured) as refused:
-        ExplorationSettings(**values)  # type: ignore[arg-type]
-    assert str(refused.value).startswith(message)
-    with pytest.raises(Misconfigured, match="exploration key: wanted 16 to 64 bytes, got 3"):
-        exploration(key=b"abc")
 
 
 def test_workers_that_share_a_ledger_spend_one_budget_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:

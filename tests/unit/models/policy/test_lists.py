@@ -18,17 +18,6 @@ def test_entries_come_from_the_settings_and_from_files(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"^policy\.lists shops: cannot read .*gone\.txt: No such file"):
-        read_lists({"shops": (f"@{tmp_path / 'gone.txt'}",)})
-
-
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(Misconfigured, match=r"^policy\.lists shops: .*a\.txt is not UTF-8 text"):
-        read_lists({"shops": (f"@{tmp_path / 'a.txt'}",)})
-
-
 def test_an_entry_that_is_empty_or_too_long_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"^policy\.lists shops, entry 2: wanted an entry of 1 to 256 bytes"):
         read_lists({"shops": ("a", "")})

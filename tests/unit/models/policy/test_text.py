@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.policy.lists import read_lists
@@ -30,7 +30,6 @@ POLICIES = st.builds(
 ENTRIES = st.frozensets(TEXT.filter(lambda text: not text.startswith("@")), max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
 @given(policy=POLICIES, lists=st.dictionaries(st.sampled_from(("one", "two")), ENTRIES))
 def test_the_text_of_a_policy_is_read_as_the_same_policy(
     policy: PolicySettings, lists: dict[str, frozenset[str]]

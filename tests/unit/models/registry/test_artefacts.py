@@ -26,9 +26,9 @@ from paywarden.models.registry.artefacts import (
     open_store,
     processors_of,
 )
-from paywarden.models.registry.log import LATE_BYTES, LogFile
+from paywarden.models.registry.model_log import LATE_BYTES, LogFile
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
-from paywarden.models.registry.rules import Rules
+from paywarden.models.registry.registry_rules import Rules
 from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
 from tests.worlds.small import small_world
@@ -169,7 +169,7 @@ def test_a_full_log_still_takes_a_rollback(tmp_path: Path, monkeypatch: pytest.M
     for name in ("one", "two"):
         writer.add(kinds.PROMOTED, "anna", proposal=writer.proposal(name).digest)
     registry.log.append(lambda _: writer.log.entries)
-    monkeypatch.setattr("paywarden.models.registry.log.LOG_BYTES_MAX", LATE_BYTES + len(writer.content) - 1)
+    monkeypatch.setattr("paywarden.models.registry.model_log.LOG_BYTES_MAX", LATE_BYTES + len(writer.content) - 1)
     with pytest.raises(RegistryRefused, match=r"clock set by anna is refused: the log has \d+ bytes and is full"):
         registry.note(anna, kinds.CLOCK_SET, {}, why="a test", now_ms=writer.now_ms)
     what = {"revoked": fingerprint(key_of("ben").public_key())}

@@ -10,7 +10,7 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.registry.document import Paper
 from paywarden.models.registry.registry import version_named
-from paywarden.models.registry.rules import Rules, state_of
+from paywarden.models.registry.registry_rules import Rules, state_of
 from tests.worlds.rollout.manifests import manifest_in
 from tests.worlds.rollout.registry import Writer, people_of
 

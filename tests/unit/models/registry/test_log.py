@@ -10,12 +10,12 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import FORM, Entry, entry_of, signed_entry
-from paywarden.models.registry.log import LogFile, RegistryLog, log_of
+from paywarden.models.registry.model_log import LogFile, RegistryLog, log_of
 from paywarden.models.registry.verification import problems_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.signed_lines import FIRST
@@ -97,7 +97,6 @@ def test_an_entry_of_another_key_under_a_known_name_is_found() -> None:
     assert "line 4: the key" in told
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     why=st.text(min_size=1, max_size=40).filter(lambda text: text.isprintable() and text.strip()),
     what=st.dictionaries(
@@ -130,7 +129,6 @@ def test_an_entry_is_read_as_it_was_written(why: str, what: dict[str, kinds.Valu
     assert b"\n" not in entry.line
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     line=st.one_of(
         st.binary(max_size=60),

@@ -8,7 +8,7 @@ from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.permissions import refusal_of_deployment
-from paywarden.models.registry.rules import Rules, state_of
+from paywarden.models.registry.registry_rules import Rules, state_of
 from tests.worlds.rollout.registry import Writer, digest, people_of
 
 PEOPLE = people_of()

@@ -6,16 +6,16 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import FORM, Entry, Value, entry_of
-from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.model_log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, RegistryPeople
-from paywarden.models.registry.rules import MODES, RegistryState, Rules, refusal_of, state_of
+from paywarden.models.registry.registry_rules import MODES, RegistryState, Rules, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 
@@ -132,7 +132,6 @@ MOVES = st.lists(
 BEGINNING = [(move, by, number, 60_000) for number, by in ((0, "anna"), (1, "ben")) for move in ("register", "propose")]
 
 
-@settings(max_examples=45, deadline=None)
 @given(moves=MOVES, approvals=st.integers(0, 2))
 def test_random_sequences_mean_what_the_plain_reading_says(
     moves: list[tuple[str, str, int, int]], approvals: int

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import History, final_labels, history_of_tables, write_history
+from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.mapped_history import open_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.models.bundle.bundle import Bundle

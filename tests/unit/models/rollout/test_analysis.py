@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import APPROVE, DECLINE, REVIEW
-from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
+from paywarden.models.rollout.rollout_analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.models.rollout.shares import CANDIDATE, CIRCLE, arm_edges, arms_at
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.worlds.rollout.memory_log import MemoryRolloutLog

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.rollout.evidence import (
+from paywarden.models.rollout.rollout_evidence import (
     WeightedEvidence,
     log_evidence,
     log_share_evidence,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.rollout.judgement import (
@@ -23,7 +23,7 @@ from paywarden.models.rollout.judgement import (
     within_margin,
 )
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.tally import StepCounts
+from paywarden.models.rollout.rollout_tally import StepCounts
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = RolloutPlan(segments=("country=FR",))
@@ -86,7 +86,6 @@ def test_a_harm_that_begins_on_a_later_day_is_found_by_the_evidence_of_that_day(
     assert (judgement.finding, judgement.measure) == (Finding.HARM, "decline")
 
 
-@settings(max_examples=40)
 @given(
     st.integers(0, 300_000),
     st.dictionaries(st.sampled_from(NAMES), st.floats(0, 3), max_size=3),

@@ -9,8 +9,8 @@ import pytest
 
 from paywarden.models.rollout.judgement import harm_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.power import PowerLine, Traffic, power, power_text
-from paywarden.models.rollout.tally import StepCounts
+from paywarden.models.rollout.power import PowerLine, Traffic, power
+from paywarden.models.rollout.rollout_tally import StepCounts
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = RolloutPlan()
@@ -46,16 +46,6 @@ def test_the_margin_is_reached_about_when_it_is_said() -> None:
     assert shares[0] < 0.4
     assert 0.3 < shares[1] < 0.8
     assert shares[2] > 0.9
-
-
-def test_the_lines_that_start_prints() -> None:
-    text = power_text(power(PLAN, TRAFFIC))
-    assert text[2:4] == [
-        "  step 5 %, 6 hours: review x 1.60, decline x 2.02; goes on after 6 hours",
-        "  step 10 %, 24 hours: review x 1.26, decline x 1.42; goes on after 24 hours",
-    ]
-    tiny = power_text(power(PLAN, Traffic(50, {"decline": 0.02})))
-    assert tiny[1] == "  step 1 %, 1 hours: decline nothing; goes on after 203 days, for decline"
 
 
 def test_no_traffic_is_refused() -> None:

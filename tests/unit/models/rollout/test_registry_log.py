@@ -16,14 +16,14 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.copies import merge
 from paywarden.models.registry.entries import Entry, Value
-from paywarden.models.registry.log import LogFile, Overtaken, RegistryLog
+from paywarden.models.registry.model_log import LogFile, Overtaken, RegistryLog
 from paywarden.models.registry.people import APPROVE, LEAD, PROMOTE, PROPOSE, ROLL_BACK, ROLLOUT
 from paywarden.models.registry.registry import Registry, Signer
-from paywarden.models.registry.rules import MODES, Rules
+from paywarden.models.registry.registry_rules import MODES, Rules
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import RolloutKeeper, RolloutLog, event_record
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
 from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, Rollout, RolloutEvent, Start
+from paywarden.models.rollout.rollout_log import RolloutKeeper, RolloutLog, event_record
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
 from tests.worlds.rollout.memory_log import MemoryRolloutLog

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from paywarden.models.rollout.judgement import MoneyInterval, OutcomeCounts, judge, judge_outcomes
-from paywarden.models.rollout.log import event_of, event_record
-from paywarden.models.rollout.report import _shares, rollout_html
 from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, after
+from paywarden.models.rollout.rollout_log import event_of, event_record
+from paywarden.models.rollout.rollout_report import _shares, rollout_html
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.unit.models.rollout.test_rollout import PLAN, event, start_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.bundle.version import Version
@@ -97,7 +97,6 @@ def next_state(state: Rollout | None, this: RolloutEvent) -> Rollout | None:
         return None
 
 
-@settings(max_examples=60)
 @given(st.lists(some_events(), max_size=60), st.booleans())
 def test_whatever_comes_in_whatever_order_the_rules_hold(events: list[RolloutEvent], is_in_order: bool) -> None:
     state: Rollout | None = None

@@ -69,7 +69,7 @@ def test_nothing_seen_is_nothing_known() -> None:
 
 def test_an_interval_covers_although_payments_of_a_card_go_together() -> None:
     missed = naive_missed = 0
-    for seed in range(200):
+    for seed in range(100):
         random = np.random.default_rng(seed)
         card = np.repeat(np.arange(300), random.integers(1, 30, 300)).astype(np.uint64)
         of_card = random.normal(0, 0.05, 300)[card.astype(int)]
@@ -82,8 +82,8 @@ def test_an_interval_covers_although_payments_of_a_card_go_together() -> None:
         missed += not found.low <= 0 <= found.high
         spread = 1.96 * difference.std() / math.sqrt(len(card))
         naive_missed += abs(difference.mean()) > spread
-    assert missed <= 22
-    assert naive_missed > 80
+    assert missed <= 11
+    assert naive_missed > 40
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.rollout_tally import DAY_MS, StepTally
 from paywarden.models.rollout.shares import CIRCLE, arm_edges, arms_at
-from paywarden.models.rollout.tally import DAY_MS, StepTally
 from paywarden.schemas.errors import InvalidEvent
 
 PLAN = RolloutPlan()

@@ -11,7 +11,7 @@ import pytest
 
 from paywarden.models.training.boosting import HeldOut, binned, grow, grow_until_worse, model_text
 from paywarden.models.training.calibration import log_loss
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small.synthetic_rows import synthetic_table
 

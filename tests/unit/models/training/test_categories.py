@@ -17,9 +17,9 @@ from paywarden.models.bundle.bundle import MODEL_TEXT, native_library
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.explanations import CATEGORICAL, DECISION, FEATURE, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
-from paywarden.models.training.settings import CATEGORY_MAX
 from paywarden.models.training.table import TrainingTable
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import CATEGORY_MAX
 from paywarden.schemas.errors import Misconfigured
 from tests.services.missing_tools import COMPILER
 from tests.worlds.small import small_world

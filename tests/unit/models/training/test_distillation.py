@@ -8,8 +8,8 @@ import numpy as np
 
 from paywarden.models.training.boosting import model_text
 from paywarden.models.training.distillation import SOFT_PART, Distilled, grow_student, soft_labels
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import blocks_of
+from paywarden.models.training.training_settings import TrainingSettings
 
 SETTINGS = replace(TrainingSettings(), trees=8, max_bin=63, threads=1, seeds=2)
 RANDOM = np.random.default_rng(12)

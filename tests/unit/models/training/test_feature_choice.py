@@ -9,7 +9,7 @@ import pytest
 
 from paywarden.models.training.boosting import HeldOut
 from paywarden.models.training.feature_choice import FeatureChoice, FoldRows, TriedFeatures, choose_features, told_of
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 
 NOISE = tuple(f"noise_{number}" for number in range(20))
 NAMES = ("tells", "day", *NOISE)

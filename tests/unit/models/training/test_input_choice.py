@@ -20,7 +20,7 @@ from paywarden.models.training.input_choice import (
     input_changes,
     input_choice_of,
 )
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 
 NAMES = ("tells", "code", "noise_code", "age")
 SETTINGS = TrainingSettings(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from paywarden.models.training.memory import fitting_share, require_memory, training_bytes
-from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 PLAIN = TrainingSettings()

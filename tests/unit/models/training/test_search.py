@@ -12,8 +12,8 @@ from paywarden.models.training import search
 from paywarden.models.training.boosting import HeldOut
 from paywarden.models.training.progress import no_progress
 from paywarden.models.training.search import Choice, FoldResult, candidate_parameters, choose, validation_splits
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TableOutcomes, TrainingTable
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small.synthetic_rows import WINDOW, synthetic_table
 

@@ -12,8 +12,8 @@ from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.staleness import Staleness
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.labels import LabelCounts
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, require_both_kinds, training_table, window_labels
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import DAY_MS, TRAINING_DAYS

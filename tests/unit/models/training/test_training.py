@@ -27,9 +27,9 @@ from paywarden.models.drift.training_distance import outside
 from paywarden.models.metrics.distances import psi
 from paywarden.models.training import training
 from paywarden.models.training.sampling import GenuineSample
-from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import DAY_MS, SETTINGS, TRAINING_DAYS

@@ -11,7 +11,7 @@ from paywarden.features.catalogue.attributes import ip
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.fields import Payment
 from paywarden.features.catalogue.identity import LAPTOP_KEY
-from paywarden.features.datasets.declared_columns import with_declared_columns
+from paywarden.features.datasets.made_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import history_of_tables
 from paywarden.features.history.point_in_time import Chunk

@@ -15,14 +15,14 @@ import pytest
 
 from paywarden.ops.console.assembly import sections
 from paywarden.ops.console.case import case_subject
+from paywarden.ops.console.console_openapi import openapi
 from paywarden.ops.console.inbox.alert_store import AlertStore
-from paywarden.ops.console.openapi import openapi
-from paywarden.ops.console.pages import Done, Section
+from paywarden.ops.console.page_rows import Done, Section
 from paywarden.ops.console.people import Person, Role, token_digest
 from paywarden.ops.console.shell import API, CONTENT_SECURITY_POLICY
 from paywarden.ops.console.webhooks import Webhooks, signature
 from paywarden.schemas.settings import Source
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import BEARER, FOREIGN

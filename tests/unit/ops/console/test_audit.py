@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.ops.console.audit import AuditHead, AuditUnavailable, audit_log, public_key_of, verify
+from paywarden.ops.console.audit_log import AuditHead, AuditUnavailable, audit_log, public_key_of, verify
 from paywarden.ops.console.audit_page import audit_section, publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.alert_events import ConsoleEvent
 from tests.services.product.console import NOW_MS, console_under_test
 
 COUNT = 8
@@ -112,7 +112,7 @@ def test_a_full_disk_is_known_before_an_act_and_forgotten_when_there_is_room(
     log = audit_log(tmp_path)
     log.require_room()
     log.record("anna", "viewed", "payment:1", {}, 1)
-    monkeypatch.setattr("paywarden.ops.console.audit.reserve", no_room)
+    monkeypatch.setattr("paywarden.ops.console.audit_log.reserve", no_room)
     for _ in range(2):
         with pytest.raises(AuditUnavailable, match=r"nothing is shown or done without the audit log: .*No space left"):
             log.require_room()

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from paywarden.models.metrics.costs import CostSettings
-from paywarden.ops.console.review.capacity import worth_of_one_more
+from paywarden.ops.console.review.review_capacity import worth_of_one_more
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.routing import PRIOR, MeasuredAnalysts, gain_sql

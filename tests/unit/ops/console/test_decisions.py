@@ -22,8 +22,9 @@ from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.links import NODES_MAX, links_of
 from paywarden.ops.console.decisions.search import DecisionSearch
-from paywarden.ops.console.pages import Page, Section, Shown
+from paywarden.ops.console.page_rows import Page, Section, Shown
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -82,7 +83,7 @@ class World:
         opened = OpenedIndex(self._opens, None, now_ms=lambda: NOW_MS)
         decode = Decoder("decisions", IDS).decode
         one = DecisionPage(opened, KnownDeciders(self.source, None, None), decode, listed_catalogue(self.source))
-        review = Review(opened, CostSettings())
+        review = Review(opened, CostSettings(), one.in_words)
         self.sections: tuple[Section, ...] = (DecisionSearch(opened, one.page()).section(), review.section())
         self.opened = opened
         self.console: ConsoleUnderTest = console_under_test(folder / "console")
@@ -430,3 +431,57 @@ def test_what_keeps_the_index_from_its_topics_is_told_by_its_name(*, is_index_aw
     )
     opened.follow(threading.Event())
     assert [(one.what, one.why) for one in opened.missing()] == [(what, "gone")]
+
+
+def test_the_queue_says_card_merchant_amount_and_three_reasons(world: World) -> None:
+    page = unescape(world.browser("demo-analyst").get("/review").text)
+    rows = page.split("<tbody data-rows>")[1].split("</tbody>")[0].split("</tr>")[:-1]
+    assert len(rows) == 2
+    for row in rows:
+        assert CARD in row
+        assert "100.00 EUR" in row
+        reasons = re.findall("<li>(.*?)</li>", row)
+        assert 1 <= len(reasons) <= 3
+        assert all("; usually " in one or "; so in " in one or "not known" in one for one in reasons), reasons
+    assert "Next is <a" in page
+    assert "100.00 EUR with a probability of fraud of " in page
+    # Cards were shown: the audit log knows.
+    (seen,) = (one for one in world.console.audit.newest(5) if one.subject == "reviews")
+    assert seen.what == {"shown": "2", "first": "pay3", "last": "pay4"}
+    # The payment's page says the same.
+    shown = unescape(world.browser("demo-analyst").get(world.address("pay3")).text)
+    assert all(f"<li>{one}</li>" in shown for one in re.findall("<li>(.*?)</li>", rows[0]))
+
+
+def test_the_picture_of_links_is_bounded_safe_and_the_same_each_time(world: World) -> None:
+    base = decisions()[0]
+    made = [
+        {
+            **base,
+            "payment_id": f"link{number}",
+            "decision_id": f"d-link-{number}",
+            "card_id": f"card-{number}" if number else "<b>&card",
+            "device_id": "device-of-many" if number < 40 else f"device-{number}",
+            "merchant_id": f"shop-{number}",
+            "decided_time_ms": NOW_MS - number * 1000,
+        }
+        for number in range(90)
+    ]
+    world.put(made)
+    with world.database.transaction() as transaction:
+        fraud = {"payment_id": "link3", "outcome_time_ms": NOW_MS, "label": "fraud", "source": "chargeback"}
+        world.index.add_outcomes(transaction, [fraud])
+    (row,) = world.index.search(Search(payment_id="link0")).rows
+    links = links_of(world.index, row, lambda text: text)
+    assert links == links_of(world.index, row, lambda text: text)
+    assert len(links.entities) <= NODES_MAX
+    assert {one.value for one in links.entities if one.hop == 0} == {"<b>&card", "device-of-many", "shop-0"}
+    assert [one.value for one in links.entities if one.frauds] == ["device-of-many", "card-3", "shop-3"]
+    page = world.browser("demo-analyst").get(world.address("link0")).text
+    assert "<b>&" not in page
+    assert "card-3 ✕ 1 fraud" in page
+    # Who may not see cards sees none in the picture.
+    hidden = world.browser("demo-auditor").get(world.address("link0")).text
+    assert "card-3" not in hidden
+    assert "device-of-many" not in hidden
+    assert "shop-3 ✕ 1 fraud" in hidden

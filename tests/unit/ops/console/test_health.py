@@ -21,7 +21,7 @@ from paywarden.ops.console.health.health import (
     samples_of,
 )
 from paywarden.ops.console.health.health_watch import TABLES, HealthWatch
-from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.page_rows import Missing
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, Clock, console_under_test
@@ -219,7 +219,10 @@ def test_an_open_page_is_told_what_changes_and_how_old_it_is(tmp_path: Path) -> 
     text = browser.get("/health").text
     assert "two is not ready." in text
     assert text.count("400,000 (usual: at most 100,000)") == 2
-    assert text.count("The numbers are those of 2025-10-09 08:53:21 UTC.") == 1
+    assert (
+        text.count('The numbers are those of <time datetime="2025-10-09T08:53:21Z">2025-10-09 08:53:21 UTC</time>.')
+        == 1
+    )
     console.database.close()
 
 

@@ -19,12 +19,12 @@ from starlette.testclient import TestClient
 from paywarden.ops.console.case import OPENED, case_subject
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
-from paywarden.ops.console.pages import Field, Page
+from paywarden.ops.console.page_rows import Field, Page
 from paywarden.ops.console.people import Role
 from paywarden.ops.console.shell import API
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 from tests.unit.ops.console.test_api import Whole, whole_console
 from tests.unit.ops.console.test_shell import BEARER
 from tests.worlds.drift.alerts_on_topics import alert_record

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.database import DatabaseUnavailable
 from paywarden.ops.console.idempotency import KEPT_MS, Idempotency, Sending, digest_of, key_of
-from paywarden.ops.console.pages import Answer, Done, Field, NothingDone, Page, PageRefused, Section, Visit
+from paywarden.ops.console.page_rows import Answer, Done, Field, NothingDone, Page, PageRefused, Section, Visit
 from paywarden.ops.console.people import EVERYBODY
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import TemporaryFailure

@@ -24,10 +24,10 @@ from paywarden.ops.console.inbox.alert_store import TABLES, AlertStore, affected
 from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.shell import API
 from paywarden.schemas.settings import Source
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from paywarden.streams.alerts.alerts import State
-from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedPosition, FeedRecord
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from paywarden.streams.decision_index.episodes import Episode, alert_of
 from tests.services.product.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import BEARER

@@ -23,9 +23,9 @@ from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.console.assembly import TABLES, sections
 from paywarden.ops.console.inbox.alert_reader import AlertReader
-from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.models.models import Models
-from paywarden.ops.console.pages import NothingDone, Section
+from paywarden.ops.console.models.models_desk import Desk
+from paywarden.ops.console.models.models_page import Models
+from paywarden.ops.console.page_rows import NothingDone, Section
 from paywarden.ops.console.people import People, Person, Role, token_digest
 from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.registry import model_registry

@@ -14,12 +14,12 @@ import pytest
 
 from paywarden.ops.console import login as pages
 from paywarden.ops.console.background import running
+from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.ops.console.database import ConsoleDatabase, DatabaseUnavailable
 from paywarden.ops.console.limits import LoginLimit
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import People, PeopleFile, Person, Role, hashed_password, new_token, token_digest
 from paywarden.ops.console.sessions import TABLES
-from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
 from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test

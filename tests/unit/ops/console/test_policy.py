@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from paywarden.models.policy.policy import PolicySettings, policy_digest
-from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
-from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source

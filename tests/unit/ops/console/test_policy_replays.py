@@ -13,9 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from paywarden.models.policy.policy import PolicySettings
-from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
-from paywarden.ops.console.policy.policy import PolicySection
+from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
 from paywarden.ops.console.shell import API
 from paywarden.ops.recomputation import decide_again

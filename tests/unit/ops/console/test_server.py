@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from paywarden.ops.console.background import running
-from paywarden.ops.console.pages import Page, Section, Shown, Visit
+from paywarden.ops.console.page_rows import Page, Section, Shown, Visit
 from paywarden.ops.console.server import serve
 from tests.services.product.console import TOKEN, console_under_test
 

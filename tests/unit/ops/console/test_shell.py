@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.console import rendering
-from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit, not_found
+from paywarden.ops.console.page_rows import Done, Field, Page, Section, Shown, Visit, not_found
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.console.shell import API, local_path
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
@@ -149,7 +149,7 @@ def test_an_act_that_could_not_be_noted_is_not_done(console: ConsoleUnderTest, m
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("paywarden.ops.console.audit.reserve", full)
+    monkeypatch.setattr("paywarden.ops.console.audit_log.reserve", full)
     for answer in (
         lead.post("/things/act", data=form),
         lead.post(f"{API}/things/act", json={"word": "x"}, headers=BEARER),

@@ -13,8 +13,8 @@ from paywarden.ops.console.inbox import alert_store as store
 from paywarden.ops.console.inbox import segments, stakes
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.stakes import Stakes
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.alerts.samples import is_of
 from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
 

@@ -27,9 +27,9 @@ from paywarden.ops.demo.kept_load import (
 )
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from paywarden.streams.alerts.records import ALERTS_TOPIC
-from paywarden.streams.drift.counts import counted, row_of
+from paywarden.streams.drift.drift_counts import counted, row_of
 from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test
 from tests.unit.streams.drift.test_detection import NOON_MS, World

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from paywarden.ops.demo.processes import DemoPart, Patience
+from paywarden.ops.demo.processes import DemoPart
 from tests.services.product.processes import wait_until
 
 # A process that heeds no SIGTERM, and its worker, whose id it prints.
@@ -23,26 +22,6 @@ if worker:
     print(worker, flush=True)
 time.sleep(3600)
 """
-
-
-@dataclass
-class Clock:
-    now_s: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def test_a_wait_goes_on_as_long_as_more_is_done() -> None:
-    clock = Clock()
-    patience = Patience(60.0, lambda _: None, clock)
-    for done in range(100):
-        clock.now_s += 50.0
-        assert patience.goes_on("not all", done)
-    clock.now_s += 50.0
-    assert patience.goes_on("not all", 99)
-    clock.now_s += 50.0
-    assert not patience.goes_on("not all", 99)
 
 
 def test_a_frozen_worker_ends_with_its_process(tmp_path: Path) -> None:

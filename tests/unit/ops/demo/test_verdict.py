@@ -12,7 +12,6 @@ from paywarden.ops.demo.verdict import (
     MetricsReading,
     SentPayments,
     WorkDone,
-    in_words,
     require_all_done,
     trouble_of,
 )
@@ -63,16 +62,6 @@ def test_a_part_that_has_ended_is_named_with_its_last_line(name: str) -> None:
     assert str(failure.value) == wanted
 
 
-@pytest.mark.parametrize("name", ["stream", "companion", "serve"])
-def test_a_part_that_is_not_ready_is_named_and_says_why(name: str) -> None:
-    [one] = [one for one in GOOD if one.name == name]
-    unready = replace(one, missing=("the store is away", "it is stopping"))
-    wanted = (
-        f"`paywarden {name}` is not ready (the store is away; it is stopping); its last log line: last words of {name}"
-    )
-    assert trouble_of(SENT, with_part(unready)) == wanted
-
-
 @pytest.mark.parametrize(
     ("part", "metric", "wanted"),
     [
@@ -102,21 +91,3 @@ def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, w
 )
 def test_a_demonstration_with_work_undone_is_in_trouble(sent: SentPayments, wanted: str) -> None:
     assert trouble_of(sent, GOOD).startswith(wanted)
-
-
-def test_the_summary_says_what_each_part_has_done() -> None:
-    summary = {
-        "payments_sent": 400,
-        "answers": 398,
-        "p99_ms": 2.25,
-        "decisions_on_topic": 397,
-        "profile_age_p99_ms": 812.4,
-        **WorkDone(396, 900, 395, 12, 394).__dict__,
-    }
-    assert in_words(summary) == [
-        "The endpoint answered 398 of 400 payments, 99 of 100 of them within 2.2 ms.",
-        "The companion shipped 394 decisions; 397 were read from the topic.",
-        "The stream worked 396 payments into profiles. For 99 of 100 payments the profiles were at most 812 ms old.",
-        "Drift detection counted 395 decisions.",
-        "12 outcomes were joined to the decisions they are about.",
-    ]

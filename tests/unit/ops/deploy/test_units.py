@@ -16,8 +16,8 @@ import pytest
 
 from paywarden.ops.cli import cli
 from paywarden.ops.wiring import ServeSettings
-from paywarden.scoring.grpc.settings import GrpcSettings
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.net.tls import TlsSettings
 from paywarden.scoring.server.context import connections_of
 from paywarden.scoring.server.descriptors import FILES_RESERVE

@@ -4,11 +4,10 @@ import time
 import pytest
 
 from paywarden.features.catalogue import fields
-from paywarden.features.datasets.declared_columns import with_declared_columns
+from paywarden.features.datasets.made_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.traffic import requests_of
-from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON
@@ -65,14 +64,3 @@ def test_bodies_have_the_fields_that_a_project_declares(form: Format) -> None:
         assert {"customer_id", "weight", "is_gift", "buyer_email", "items"} <= {f.name for f, _ in parsed.ListFields()}
         parsed.payment_id, parsed.event_time_ms = request.payment_id, request.event_time_ms
         assert parsed == request
-
-
-@pytest.mark.parametrize(
-    ("requests", "id_prefix", "content_type"),
-    [([], "", "application/json"), (REQUESTS, "1234567890", "application/json"), (REQUESTS, "", "text/plain")],
-)
-def test_requests_that_cannot_be_made_ready_are_refused(
-    requests: list[ScoreRequest], id_prefix: str, content_type: str
-) -> None:
-    with pytest.raises(Misconfigured):
-        stamped_bodies(requests, id_prefix=id_prefix, content_type=content_type)

@@ -11,7 +11,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, arrival_times, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
@@ -180,20 +180,6 @@ def test_a_refused_connection_is_one_clear_error() -> None:
 def test_a_target_that_is_no_url_of_ours_is_refused(target: str) -> None:
     with pytest.raises(Misconfigured, match="load: "):
         asyncio.run(run_load(target, itertools.repeat(b""), rate=1, seconds=1))
-
-
-@pytest.mark.parametrize("wrong", [{"arrivals": "random"}, {"rate": 0}, {"seconds": -1}])
-def test_a_load_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"rate": 1, "seconds": 1} | wrong
-    with pytest.raises(Misconfigured):
-        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), **settings))
-
-
-@pytest.mark.parametrize("name", ["connections", "connections_max", "streams", "timeout_ms"])
-def test_an_option_below_one_is_refused_by_name(name: str) -> None:
-    options = LoadOptions(**{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(Misconfigured, match=name):
-        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), rate=1, seconds=1, options=options))
 
 
 def test_a_token_is_sent_and_in_no_repr() -> None:

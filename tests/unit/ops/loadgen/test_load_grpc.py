@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import itertools
 import ssl
 import threading
@@ -17,14 +15,12 @@ from typing import Any
 import grpc
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from paywarden.ops.loadgen.load import LoadAnswer, run_load
+from paywarden.ops.loadgen.load_run import LoadAnswer, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
+from tests.services.certificates import Authority
 from tests.unit.ops.loadgen.test_load import FakeServer, always_ok
 
 METHOD = "/paywarden.scoring.v1.Scoring/Score"
@@ -165,36 +161,13 @@ def test_a_server_without_http2_makes_errors_not_a_standstill() -> None:
         assert report.sent == report.errors > 0
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(certificate, key) of 127.0.0.1, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "paywarden test")])
-    today = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
+def test_https_works_and_an_unsigned_certificate_is_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")
 
-
-def test_https_works_and_an_unsigned_certificate_is_refused(certificate: tuple[Path, Path]) -> None:
     async def run(ca_file: str) -> LoadReport:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*certificate)
+        context.load_cert_chain(certificate, key)
         server = await asyncio.start_server(FakeServer(always_ok), "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         options = LoadOptions(ca_file=ca_file)
@@ -205,7 +178,7 @@ def test_https_works_and_an_unsigned_certificate_is_refused(certificate: tuple[P
         finally:
             server.close()
 
-    report = uvloop.run(run(str(certificate[0])))
+    report = uvloop.run(run(authority.path))
     assert report.ok == report.sent > 0
     with pytest.raises(Misconfigured, match="no TLS"):
         uvloop.run(run(""))

@@ -17,21 +17,21 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import SwapMetrics
 from paywarden.scoring.metrics.shared_metrics import Gauge, MetricsRegistry, _DirectoryCollector
-from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
+from paywarden.scoring.metrics.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.server.supervisor import SupervisorMetrics
 from paywarden.scoring.server.watch import declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics
 from paywarden.scoring.state.overlay.overlay import OverlayMetrics
-from paywarden.streams.companion.health import CompanionHealth
-from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.companion_health import CompanionHealth
+from paywarden.streams.companion.companion_metrics import CompanionMetrics
 from paywarden.streams.counts.checked_state import SetAsideState
-from paywarden.streams.dead_letters.counts import DeadLetterCounts
-from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
+from paywarden.streams.dead_letters.letter_counts import DeadLetterCounts
+from paywarden.streams.drift.drift_metrics import DetectionMetrics, DriftMetrics
 from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
-from paywarden.streams.outcomes.metrics import OutcomeMetrics
-from paywarden.streams.profiles.metrics import StreamMetrics
+from paywarden.streams.outcomes.outcome_metrics import OutcomeMetrics
+from paywarden.streams.profiles.profile_metrics import StreamMetrics
 from paywarden.streams.registry.follower import FollowerMetrics
-from paywarden.streams.rollouts.metrics import RolloutCollector
+from paywarden.streams.rollouts.rollout_metrics import RolloutCollector
 from paywarden.streams.shadow.host import ShadowMetrics
 from tests.checkout import CHECKOUT
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.wiring.decisions import decision_index
+from paywarden.ops.wiring.decision_parts import decision_index
 from paywarden.schemas.settings import Source
 
 

@@ -11,7 +11,7 @@ from paywarden.models.drift.reference import REFERENCE, read_reference
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.ops.wiring import drift_references
 from paywarden.schemas.settings import Source
-from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.drift_settings import DriftSettings
 from tests.services.product.processes import run_paywarden
 from tests.worlds.small import small_world
 from tests.worlds.small.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive

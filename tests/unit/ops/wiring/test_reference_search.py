@@ -7,12 +7,12 @@ from pathlib import Path
 
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.drift.reference import Reference, load_reference
-from paywarden.ops.wiring.drift import _found_references
+from paywarden.ops.wiring.drift_parts import _found_references
 from paywarden.schemas.settings import read_source
-from paywarden.streams.drift.counts import OTHER_VERSION, Binnings
+from paywarden.streams.drift.drift_counts import OTHER_VERSION, Binnings
+from paywarden.streams.drift.drift_search import PAUSES_S, VERSIONS_MAX, ReferenceSearch
+from paywarden.streams.drift.drift_settings import DriftSettings
 from paywarden.streams.drift.learning import counted_binning
-from paywarden.streams.drift.search import PAUSES_S, VERSIONS_MAX, ReferenceSearch
-from paywarden.streams.drift.settings import DriftSettings
 from tests.worlds.small import small_world
 
 

@@ -12,7 +12,7 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.bundle.prepared_bundle import load_prepared
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.ops.wiring import scoring_host
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import Source, read_source

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from paywarden.models.bundle.version import Version
-from paywarden.ops.wiring.shadow import ChallengerFiles, _candidate_files, _challenger_files
+from paywarden.ops.wiring.shadow_parts import ChallengerFiles, _candidate_files, _challenger_files
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.streams.shadow.challenger import VectorChallenger
 from paywarden.streams.shadow.mirror_challenger import MirrorChallenger
-from paywarden.streams.shadow.settings import ConfiguredChallenger
+from paywarden.streams.shadow.shadow_settings import ConfiguredChallenger
 from tests.worlds.small import small_world
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.companion import fill_source
-from paywarden.ops.wiring.stream import await_store
+from paywarden.ops.wiring.stream_parts import await_store
 from paywarden.schemas.settings import Source
 from tests.standin.aerospike_server import Fault, StandIn
 

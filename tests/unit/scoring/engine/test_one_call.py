@@ -39,7 +39,7 @@ from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.held_cards import HeldCards

@@ -22,7 +22,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.worker_metrics import ScoringMetrics, StageTimes
 from paywarden.scoring.state.identity_index import IdentityIndex, index_of
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.overlay.overlay_files import prepare

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.grpc.messages import frame
-from paywarden.scoring.grpc.settings import GrpcSettings
 from tests.services.clients.grpc_raw import (
     ACK,
     BATCH,

@@ -15,10 +15,10 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchRes
 from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
-from paywarden.scoring.grpc import connection
+from paywarden.scoring.grpc import grpc_connection as connection
+from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.grpc.http2 import Http2Session
 from paywarden.scoring.grpc.messages import frame
-from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.net import connections
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.patience import PATIENCE_S

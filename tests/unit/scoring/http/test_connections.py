@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Call, Refusal
-from paywarden.scoring.http import front
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http import http_front as front
+from paywarden.scoring.http.http_settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
 from tests.services.product.processes import wait_until
 from tests.worlds.endpoint.http_world import (

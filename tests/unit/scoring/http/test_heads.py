@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http.heads import Heads, RequestHead, Route
-from paywarden.scoring.http.reader import RequestReader
-from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.http.http_reader import RequestReader
+from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.protobuf_form import PROTOBUF as PROTOBUF_FORMAT
 from paywarden.scoring.requests.trace_context import packed_trace

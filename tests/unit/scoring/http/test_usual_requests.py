@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.http import connection
+from paywarden.scoring.http import http_connection as connection
 from paywarden.scoring.net import connections
 from paywarden.scoring.net.tokens import Tokens
 from tests.worlds.endpoint.http_worker import BANK, NOW_MS, SHOP, Worker, answered, request, until

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics import shared_metrics
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry, render
-from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
+from paywarden.scoring.metrics.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
 
 

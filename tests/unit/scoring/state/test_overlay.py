@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 
 from paywarden.features.kernel.pending import pending_from_ms
 from paywarden.features.kernel.update import mix
-from paywarden.features.profiles.overlay_settings import OverlaySettings
-from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.overlay import overlay_files
 from paywarden.scoring.state.overlay import overlay_table as tables
 from paywarden.scoring.state.overlay.overlay_files import MARKS_FILE, prepare
@@ -474,12 +472,3 @@ def test_workers_killed_at_any_moment_leave_a_table_that_works(world: OverlayWor
         world.check(other, worker=1)
     assert world.wrong == 0
     assert counted(world, "folded") >= 6 * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("lifetime_ms", 5), ("payments_max", 1), ("marks_max", 0)],
-)
-def test_wrong_settings_are_refused_by_name(name: str, value: int) -> None:
-    with pytest.raises(Misconfigured, match=rf"\[overlay\] {name}: wanted"):
-        replace(OverlaySettings(), **{name: value})  # type: ignore[arg-type]

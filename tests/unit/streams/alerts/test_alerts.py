@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from paywarden.models.drift.detectors import LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
-from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, State, rank_of
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_watch import DriftWatch
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, State
 from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import Cause, cause_of
-from paywarden.streams.alerts.watch import DriftWatch
 from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS, HOUR_MS, DAY_MS = LENGTHS_MS
@@ -433,22 +433,6 @@ def test_the_number_of_attached_moves_is_bounded() -> None:
 )
 def test_each_subject_has_its_cause(subject: str, cause: Cause) -> None:
     assert cause_of(subject) is cause
-
-
-def test_severities_are_in_order() -> None:
-    assert sorted(Severity, key=rank_of) == [Severity.INFO, Severity.WARNING, Severity.CRITICAL]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"psi_warning": 0.5}, "psi_warning: wanted"),
-        ({"share_change_critical": 0.1}, "share_change_warning: wanted"),
-    ],
-)
-def test_a_setting_that_makes_no_sense_is_named(wrong: dict[str, float], words: str) -> None:
-    with pytest.raises(Misconfigured, match=words):
-        AlertSettings(**wrong)  # type: ignore[arg-type]
 
 
 def _block(

@@ -9,9 +9,9 @@ import pytest
 from confluent_kafka import Producer
 
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.streams.alerts.events import COMMENTED, EVENTS_TOPIC, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_events import COMMENTED, EVENTS_TOPIC, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import AlertFeed, FeedRecord
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.samples import DECISIONS_TOPIC, DecisionSampler
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker

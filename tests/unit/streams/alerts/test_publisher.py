@@ -7,8 +7,8 @@ import pytest
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.alerts import publisher as drift_telling
+from paywarden.streams.alerts.alert_records import Acknowledgement
 from paywarden.streams.alerts.publisher import KafkaAcknowledgements
-from paywarden.streams.alerts.records import Acknowledgement
 from paywarden.streams.kafka.client import KafkaSettings
 
 

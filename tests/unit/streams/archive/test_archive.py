@@ -6,7 +6,7 @@ import errno
 import fcntl
 import re
 import shutil
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -342,13 +342,12 @@ def test_a_range_of_arrival_times_matches_kafkas(tmp_path: Path) -> None:
         else:
             topic.append(0, payment(number), MONDAY + minutes * 60_000)
     archive(topic, tmp_path, records_max=2)
-    for since in range(-1, 32):
-        for until in range(since, 32):
-            since_ms, until_ms = MONDAY + since * 60_000, MONDAY + until * 60_000
-            wanted = topic.ranges(since_ms, until_ms)[0]
-            got = read_archive(tmp_path, "payments", SCHEMA, since_ms=since_ms, until_ms=until_ms)
-            offsets = [*got.table[OFFSET].to_pylist(), *(one.offset for one in got.undecoded)]
-            assert sorted(offsets) == list(wanted), (since, until)
+    for since, until in combinations_with_replacement((-1, 0, 1, 3, 4, 5, 9, 10, 20, 30, 31), 2):
+        since_ms, until_ms = MONDAY + since * 60_000, MONDAY + until * 60_000
+        wanted = topic.ranges(since_ms, until_ms)[0]
+        got = read_archive(tmp_path, "payments", SCHEMA, since_ms=since_ms, until_ms=until_ms)
+        offsets = [*got.table[OFFSET].to_pylist(), *(one.offset for one in got.undecoded)]
+        assert sorted(offsets) == list(wanted), (since, until)
 
 
 def test_files_of_other_days_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

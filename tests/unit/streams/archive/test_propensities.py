@@ -8,9 +8,8 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.history.history import History
@@ -136,7 +135,6 @@ DECISIONS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(said=DECISIONS, declined=st.tuples(*[st.sampled_from([None, False, True])] * 5))
 def test_the_earliest_decision_of_an_approved_payment_counts_if_the_coin_made_it(
     said: list[Said], declined: tuple[bool | None, ...]
@@ -159,14 +157,6 @@ def test_the_earliest_decision_of_an_approved_payment_counts_if_the_coin_made_it
         assert found.tolist() == wanted.tolist()
     else:
         assert wanted.tolist() == [1.0] * len(declined)
-
-
-def test_decisions_of_before_have_no_propensity() -> None:
-    rows = rows_of([(0, 0, "approve", ("exploration",), 0.5)])
-    place = rows.table.column_names.index("propensity")
-    table = rows.table.set_column(place, "propensity", pa.nulls(1, pa.float64()))
-    history = history_of((None,))
-    assert with_propensities(history, TopicRows(table, ())) is history
 
 
 @pytest.mark.parametrize("column", ["vector", "score"])

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, reader
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
+from paywarden.scoring.state.outbox import outbox_reader as reader
 from paywarden.streams.companion import file_ages
 from paywarden.streams.companion.file_ages import FileAges
 from tests.unit.scoring.state.outboxes import fill, numbered, segments

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from paywarden.streams.companion.changelog_reader import ProfileChanges
-from paywarden.streams.companion.health import CompanionHealth
-from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.companion_health import CompanionHealth
+from paywarden.streams.companion.companion_metrics import CompanionMetrics
 
 
 class World:

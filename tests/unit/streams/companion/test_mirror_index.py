@@ -12,7 +12,7 @@ from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.scoring.state.identity_index import INDEX, IdentityIndex
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.streams.companion.companion import make_index
-from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.companion.companion_health import CompanionHealth
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 
 MERCHANTS = IdentityIndex({"merchant": False}, LAPTOP_KEY)

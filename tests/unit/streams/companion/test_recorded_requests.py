@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -79,7 +79,6 @@ def check(world: World, taken: list[bytes], expected: list[ScoreRequest | None])
 
 
 @given(st.lists(sent_requests.map(lambda each: each.SerializeToString()) | hostile_bodies(sent_requests), max_size=4))
-@settings(max_examples=60, deadline=None)
 def test_every_record_about_protobuf_is_read_as_what_was_understood(world: World, bodies: list[bytes]) -> None:
     readable: list[tuple[bytes, ScoreRequest | None]] = []
     for body in bodies:
@@ -91,7 +90,6 @@ def test_every_record_about_protobuf_is_read_as_what_was_understood(world: World
 
 
 @given(st.lists(sent_requests, min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
 def test_every_record_about_json_is_read_as_what_was_sent(world: World, sent: list[ScoreRequest]) -> None:
     check(world, [JSON.take(as_json(request)) for request in sent], [*sent])
     batch = b'{"requests":[%s]}' % b",".join(map(as_json, sent))
@@ -99,7 +97,6 @@ def test_every_record_about_json_is_read_as_what_was_sent(world: World, sent: li
 
 
 @given(st.lists(sent_requests, min_size=1, max_size=4), st.data())
-@settings(max_examples=50, deadline=None)
 def test_nothing_unknown_in_a_batch_reaches_a_record(
     world: World, sent: list[ScoreRequest], data: st.DataObject
 ) -> None:

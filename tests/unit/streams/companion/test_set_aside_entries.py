@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -454,7 +454,6 @@ def test_two_retries_at_a_time_are_refused(world: World) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_whatever_is_damaged_and_fails_each_readable_decision_is_shipped_once(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -176,13 +176,6 @@ def test_a_damaged_digit_of_the_cursor_skips_no_decision(world: World) -> None:
     assert world.broker.decisions == ["p0", "p1", "p2", "p3"]
 
 
-def test_shipping_begins_at_the_cursor_of_an_earlier_version(world: World) -> None:
-    ends = world.decide("p0", "p1")
-    Cursor(world.settings, "worker-0").store(ends[0])
-    world.rounds()
-    assert world.broker.decisions == ["p1"]
-
-
 def test_an_outbox_that_lost_its_end_ships_only_new_decisions(world: World) -> None:
     # Like after a power loss: the log ends before the shipped position, and other records take the positions.
     ends = world.decide("p0", "p1", "p2", decided_time_ms=1)
@@ -257,13 +250,6 @@ def test_a_record_that_is_no_cursor_is_refused(value: bytes) -> None:
     assert ShippedTo.from_bytes(ShippedTo(7, 8, boot_id()).to_bytes()) == ShippedTo(7, 8, boot_id())
     with pytest.raises(Misconfigured, match="no cursor"):
         ShippedTo.from_bytes(value)
-
-
-def test_an_old_decision_without_an_amount_ships_an_amount_of_0() -> None:
-    """Before that release, protobuf left a value of 0 out."""
-    request = ScoreRequest(payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", currency="EUR")
-    entry = OutboxEntry(request=request, response=ScoreResponse(payment_id="p"))
-    assert decision_of(OutboxEntry.FromString(entry.SerializeToString()))["amount_minor"] == 0
 
 
 def test_a_decision_without_a_score_ships_a_score_of_0_and_its_flags() -> None:

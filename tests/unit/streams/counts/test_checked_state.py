@@ -10,13 +10,20 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.streams.counts.checked_state import CheckedState, SetAsideState
 from paywarden.streams.counts.checkpoint import Checkpoint, HeadPlace
-from paywarden.streams.drift.counts import CountingProgress
-from paywarden.streams.drift.evaluation import EVALUATION_CHECKS, EvaluatedUpTo, read_done
-from paywarden.streams.drift.state import DRIFT_CHECKS, CountTile, DriftHead, head_key, read_heads, tile_key
+from paywarden.streams.drift.drift_counts import CountingProgress
+from paywarden.streams.drift.drift_evaluation import EVALUATION_CHECKS, EvaluatedUpTo, read_done
+from paywarden.streams.drift.drift_state import DRIFT_CHECKS, CountTile, DriftHead, head_key, read_heads, tile_key
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import (
+    OUTCOME_CHECKS,
+    JoinProgress,
+    OutcomeHead,
+    day_key,
+    read_day,
+    take_over,
+)
+from paywarden.streams.outcomes.outcome_state import head_key as outcome_head_key
 from paywarden.streams.outcomes.payments import SourcePartition
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import OUTCOME_CHECKS, JoinProgress, OutcomeHead, day_key, read_day, take_over
-from paywarden.streams.outcomes.state import head_key as outcome_head_key
 
 D0 = SourcePartition("d", 0)
 CHECKS = {**DRIFT_CHECKS, **EVALUATION_CHECKS, **OUTCOME_CHECKS}

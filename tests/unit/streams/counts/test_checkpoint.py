@@ -11,10 +11,10 @@ from paywarden.features.stores.base import StoreConflict, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.counts.checkpoint import QUIET_EVERY_MS, Checkpoint, HeadPlace, PendingRows, pack, unpack
-from paywarden.streams.drift.counts import CountCell, CountingProgress, Model, Totals
-from paywarden.streams.drift.state import CountTile, DriftHead
+from paywarden.streams.drift.drift_counts import CountCell, CountingProgress, Model, Totals
+from paywarden.streams.drift.drift_state import CountTile, DriftHead
+from paywarden.streams.outcomes.outcome_state import Day, JoinProgress, OutcomeHead
 from paywarden.streams.outcomes.payments import Arm
-from paywarden.streams.outcomes.state import Day, JoinProgress, OutcomeHead
 
 KEY = b"outcomes:head:d0"
 

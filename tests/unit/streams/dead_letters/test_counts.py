@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from paywarden.streams.dead_letters.counts import DeadLetterCounts
+from paywarden.streams.dead_letters.letter_counts import DeadLetterCounts
 
 
 def letter(topic: str, reason: str, failed_time_ms: int = 1_000) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.streams.alerts.events import EVENTS_TOPIC
+from paywarden.streams.alerts.alert_events import EVENTS_TOPIC
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.erasure import Erasure
 from paywarden.streams.decision_index.filler import TOPICS, add_all

@@ -17,12 +17,12 @@ from paywarden.streams.decision_index.database import Database, DuckDbDatabase, 
 from paywarden.streams.decision_index.filler import VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import (
-    VERDICTS,
     ClaimLost,
     ReviewQueue,
     ReviewSettings,
     agreement_of,
 )
+from paywarden.streams.decision_index.routing import VERDICTS
 from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.servers.postgres import PostgresServer
 from tests.unit.streams.decision_index.test_index import made

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
+from paywarden.streams.decision_index.index_settings import DecisionIndexSettings
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.routing import UNREVIEWED, VERDICTS, MeasuredAnalysts, gain_sql
-from paywarden.streams.decision_index.settings import DecisionIndexSettings
 from tests.unit.streams.decision_index.test_index import made
 
 COSTS = CostSettings()

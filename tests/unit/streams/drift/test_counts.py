@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.streams.drift.counts import (
+from paywarden.streams.drift.drift_counts import (
     CELLS_MAX,
     KEPT_MS,
     MINUTE_MS,
@@ -20,7 +20,7 @@ from paywarden.streams.drift.counts import (
     PartitionCounts,
     counted,
 )
-from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.drift_settings import DriftSettings
 from tests.worlds.drift.drifting import NOON_MS, decision, small_binning
 
 SETTINGS = DriftSettings(versions_max=2)

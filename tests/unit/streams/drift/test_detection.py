@@ -14,13 +14,13 @@ from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, Detect
 from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.streams.alerts.alert_records import Acknowledgement
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.alerts.records import Acknowledgement
-from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.evaluation import of_overall
+from paywarden.streams.drift.drift_counts import Binnings, Model
+from paywarden.streams.drift.drift_evaluation import of_overall
+from paywarden.streams.drift.drift_metrics import DetectionMetrics
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
-from paywarden.streams.drift.metrics import DetectionMetrics
 from tests.worlds.small.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]

@@ -10,10 +10,10 @@ import pytest
 from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alert_records import Acknowledgement
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.alerts.records import Acknowledgement
 from paywarden.streams.drift.detection import DriftWatches
-from paywarden.streams.drift.settings import TrainingComparisonSettings
+from paywarden.streams.drift.drift_settings import TrainingComparisonSettings
 from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS = LENGTHS_MS[0]

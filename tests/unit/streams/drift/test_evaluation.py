@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings
-from paywarden.streams.drift.evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluator, passed, past_hours, read_done
-from paywarden.streams.drift.metrics import DriftMetrics
-from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, DriftCounting, PartitionState, read_heads
+from paywarden.streams.drift.drift_counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.drift_evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluator, passed, past_hours, read_done
+from paywarden.streams.drift.drift_metrics import DriftMetrics
+from paywarden.streams.drift.drift_settings import DriftSettings
+from paywarden.streams.drift.drift_state import FIVE_MS, Adder, DriftCounting, PartitionState, read_heads
 from tests.worlds.drift.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})

@@ -13,7 +13,7 @@ from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.drift.counts import Binnings, Model
+from paywarden.streams.drift.drift_counts import Binnings, Model
 from paywarden.streams.drift.learning import FollowedLevels, LiveReferences, counted_binning
 from tests.worlds.small.small_decisions import SmallDecisions, reference
 

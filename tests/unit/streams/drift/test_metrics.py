@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from paywarden.streams.drift.metrics import OTHER_VERSIONS, VERSIONS_MAX, DriftMetrics
+from paywarden.streams.drift.drift_metrics import OTHER_VERSIONS, VERSIONS_MAX, DriftMetrics
 
 
 def test_scores_and_actions_are_shown_by_version() -> None:

@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.detectors import HOUR_MS
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings
-from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.drift.drift_counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.drift_metrics import DriftMetrics
+from paywarden.streams.drift.drift_settings import DriftSettings
+from paywarden.streams.drift.drift_state import DriftCounting
 from paywarden.streams.drift.models import SeenModel, models_seen
-from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import DriftCounting
 from tests.worlds.drift.drifting import FEATURES, NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})

@@ -16,8 +16,8 @@ from paywarden.features.stores.base import StoreConflict, TtlS
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.drift import state as drift_state
-from paywarden.streams.drift.counts import (
+from paywarden.streams.drift import drift_state as drift_state
+from paywarden.streams.drift.drift_counts import (
     MINUTE_MS,
     ROWS_MAX,
     Binnings,
@@ -26,9 +26,9 @@ from paywarden.streams.drift.counts import (
     counted,
     model_of,
 )
-from paywarden.streams.drift.metrics import DriftMetrics
-from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import (
+from paywarden.streams.drift.drift_metrics import DriftMetrics
+from paywarden.streams.drift.drift_settings import DriftSettings
+from paywarden.streams.drift.drift_state import (
     FIVE_MS,
     Adder,
     DriftCounting,

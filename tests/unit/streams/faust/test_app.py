@@ -16,7 +16,7 @@ from faust.types import ProcessingGuarantee
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.app import FaustAgents, app_options
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles.settings import StreamSettings
+from paywarden.streams.profiles.stream_settings import StreamSettings
 from tests.patience import PATIENCE_S
 
 # What Faust leaves open when it has not reached Kafka ends with the process.

@@ -21,14 +21,6 @@ def test_every_bootstrap_server_is_one_broker() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "bootstrap", ["", " , ", "host", "host:", ":9092", "host:port", "host:99999", "u:p@h:1", "h:1/x"]
-)
-def test_a_server_that_is_not_host_and_port_is_refused(bootstrap: str) -> None:
-    with pytest.raises(Misconfigured, match=r"\[kafka\] bootstrap: wanted host:port"):
-        broker_urls(KafkaSettings(bootstrap=bootstrap))
-
-
 def test_plaintext_needs_no_credentials() -> None:
     assert credentials(KafkaSettings()) is None
 

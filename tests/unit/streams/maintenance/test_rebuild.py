@@ -15,7 +15,7 @@ from paywarden.features.stores.memory import MemorySets
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
 from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions, RebuildParts
-from paywarden.streams.profiles.settings import StreamSettings
+from paywarden.streams.profiles.stream_settings import StreamSettings
 from tests.fakes.kafka import FakeAdmin, FakeBroker, clients_of
 
 

@@ -13,12 +13,12 @@ from paywarden.models.metrics.outcome_tally import OutcomeTally
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.alerts.alerts import Alert, State
-from paywarden.streams.outcomes.evaluation import ARMS_MAX, OutcomeEvaluator, read_evaluated, sources_of
-from paywarden.streams.outcomes.metrics import OutcomeMetrics
+from paywarden.streams.outcomes.outcome_evaluation import ARMS_MAX, OutcomeEvaluator, read_evaluated, sources_of
+from paywarden.streams.outcomes.outcome_metrics import OutcomeMetrics
+from paywarden.streams.outcomes.outcome_records import METRICS_TOPIC, MetricsRecord
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import Day, JoinProgress, OutcomeHead, day_key, head_key
 from paywarden.streams.outcomes.payments import DAY_MS, Arm, SourcePartition
-from paywarden.streams.outcomes.records import METRICS_TOPIC, MetricsRecord
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import Day, JoinProgress, OutcomeHead, day_key, head_key
 from tests.worlds.drift.outcome_days import Days
 
 SOURCES = sources_of(range(2), range(3))

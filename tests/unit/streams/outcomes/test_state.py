@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.profiles.money import load_rates
@@ -14,6 +14,17 @@ from paywarden.features.stores.base import StoreConflict, TtlS, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.metrics.outcome_tally import OutcomeTally
 from paywarden.schemas.errors import StoreUnavailable
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_state import (
+    DECISIONS,
+    OTHER_ARM,
+    OUTCOMES,
+    OutcomeWork,
+    StateReading,
+    read_cells,
+    read_heads,
+    take_over,
+)
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
@@ -25,17 +36,6 @@ from paywarden.streams.outcomes.payments import (
     TallyChange,
     first_record,
     payment_key,
-)
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import (
-    DECISIONS,
-    OTHER_ARM,
-    OUTCOMES,
-    OutcomeWork,
-    StateReading,
-    read_cells,
-    read_heads,
-    take_over,
 )
 from tests.worlds.drift.outcome_world import (
     FIRST_DAY,
@@ -165,7 +165,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 50), steps)
 def test_tallies_equal_a_recount_despite_crashes_and_concurrent_owners(
     seed: int,

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from paywarden.models.metrics.outcome_tally import OutcomeTally
+from paywarden.streams.alerts.alert_records import record_of
 from paywarden.streams.alerts.alerts import Alert, Severity, State
 from paywarden.streams.alerts.causes import Cause
-from paywarden.streams.alerts.records import record_of
+from paywarden.streams.outcomes.outcome_settings import OutcomeSettings
+from paywarden.streams.outcomes.outcome_watch import OutcomeWatch
 from paywarden.streams.outcomes.payments import DAY_MS, Arm
-from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.watch import OutcomeWatch
 from tests.worlds.drift.outcome_days import Days
 
 ARM = Arm("m1", "")

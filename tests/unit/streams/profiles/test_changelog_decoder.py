@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -32,7 +32,6 @@ def result(decoder: Decoder, value: bytes) -> dict[str, Any] | str:
         return str(error)
 
 
-@settings(max_examples=60)
 @given(st.lists(st.tuples(RECORDS, st.integers(0, 3), st.data()), min_size=1, max_size=6))
 def test_records_are_read_as_avro_reads_them(written: list[tuple[dict[str, Any], int, st.DataObject]]) -> None:
     ours, avros = ChangelogDecoder(IDS), Decoder("profiles", IDS)

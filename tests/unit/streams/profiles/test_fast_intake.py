@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.catalogue.entity import Catalogue, Entity
@@ -98,14 +98,12 @@ def together(intake: EventDecoder, records: list[Record]) -> list[PaymentEvent |
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@settings(max_examples=75)
 @given(st.lists(PAYMENTS, max_size=6))
 def test_payments_decoded_together_equal_those_decoded_one_by_one(engine: str, payments: list[dict[str, Any]]) -> None:
     records = [record_of(ENCODER.encode(payment), offset) for offset, payment in enumerate(payments)]
     assert together(INTAKES[engine], records) == one_by_one(INTAKES[engine], records)
 
 
-@settings(max_examples=75)
 @given(PAYMENTS, st.data())
 def test_damaged_bytes_are_refused_and_spoil_no_other_payment(payment: dict[str, Any], data: st.DataObject) -> None:
     value = bytearray(ENCODER.encode(payment))

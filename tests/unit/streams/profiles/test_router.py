@@ -29,7 +29,7 @@ from paywarden.streams.profiles.guards.broker_clock import BrokerClock
 from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
-from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import StreamSettings, stream_metrics
 from tests.worlds.small import small_world
 from tests.worlds.stream.topics import small_world as simulated
 

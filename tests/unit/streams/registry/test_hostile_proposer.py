@@ -9,13 +9,13 @@ import pytest
 
 from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry import log as registry_log
+from paywarden.models.registry import model_log as registry_log
 from paywarden.models.registry.copies import REFUSED_MAX, TopicReader
 from paywarden.models.registry.entries import Entry, Value
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK
 from paywarden.models.registry.registry import Registry, Signer, proposal_named, version_named
-from paywarden.models.registry.rules import RegistryState, Rules, refusal_of, state_of
+from paywarden.models.registry.registry_rules import RegistryState, Rules, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, Writer, digest, key_of, people_of
 from tests.worlds.rollout.registry_hosts import Host, MemoryTopic

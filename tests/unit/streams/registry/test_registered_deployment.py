@@ -18,12 +18,12 @@ from paywarden.models.bundle.version import Version
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.model_log import LogFile, RegistryLog
 from paywarden.models.registry.registry import Registry, ServedVersion, Signer
-from paywarden.models.registry.rules import RegistryState, Rules
-from paywarden.models.rollout.log import RolloutKeeper
+from paywarden.models.registry.registry_rules import RegistryState, Rules
 from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,

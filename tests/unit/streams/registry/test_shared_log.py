@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.copies import TopicReader
-from paywarden.models.registry.rules import state_of
+from paywarden.models.registry.registry_rules import state_of
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, RegistryRefused
 from paywarden.streams.registry import shared_log
 from paywarden.streams.registry.shared_log import SharedLog

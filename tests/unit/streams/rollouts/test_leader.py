@@ -13,9 +13,9 @@ import pytest
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import DECLINE
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client import CollectorRegistry
 
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.rollouts.metrics import RolloutCollector
+from paywarden.streams.rollouts.rollout_metrics import RolloutCollector
 from tests.unit.models.rollout.test_rollout import event, look, start_of
 from tests.worlds.rollout.memory_log import MemoryRolloutLog
 

@@ -21,10 +21,10 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.shadow import evaluation
+from paywarden.streams.shadow import shadow_evaluation as evaluation
 from paywarden.streams.shadow.challenger import FAILED, Evaluated
-from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
-from paywarden.streams.shadow.settings import ShadowSettings
+from paywarden.streams.shadow.shadow_evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
+from paywarden.streams.shadow.shadow_settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime
 from tests.patience import PATIENCE_S
 

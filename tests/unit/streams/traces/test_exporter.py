@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.requests.trace_context import packed_trace
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.traces.exporter import TraceExporter
-from paywarden.streams.traces.settings import TracingSettings
 from paywarden.streams.traces.spans import spans_of
+from paywarden.streams.traces.trace_settings import TracingSettings
 from tests.services.servers.collector import Collector
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -143,8 +142,3 @@ def test_records_that_are_no_decisions_are_counted_and_passed_over(collector: Co
     wrong = record(decision())._replace(value=b"no decision")
     exporter, commits = export(collector.address, [[wrong, record(decision())._replace(value=None)]])
     assert (exporter.sent, exporter.undecodable, commits, collector.taken) == (0, 1, 1, [])
-
-
-def test_a_setting_that_cannot_work_is_refused_by_name() -> None:
-    with pytest.raises(Misconfigured, match=r"\[tracing\] collector: wanted "):
-        TracingSettings(collector="localhost:4318")

@@ -316,25 +316,6 @@ def test_an_unwell_server_at_opening_is_unavailable_and_leaves_no_client(
     assert refused.value.__traceback__ is not None
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("hosts", ()),
-        ("hosts", ("127.0.0.1",)),
-        ("hosts", ("127.0.0.1:",)),
-        ("hosts", (":3000",)),
-        ("hosts", ("127.0.0.1:port",)),
-        ("hosts", ("127.0.0.1:70000",)),
-        ("namespace", ""),
-        ("namespace", "n" * 32),
-        ("total_timeout_ms", 0),
-    ],
-)
-def test_an_invalid_setting_is_named(settings: AerospikeSettings, setting: str, value: object) -> None:
-    with pytest.raises(Misconfigured, match=setting):
-        AerospikeStore(replace(settings, **{setting: value}))  # type: ignore[arg-type]
-
-
 def test_a_missing_certificate_file_is_misconfigured(settings: AerospikeSettings) -> None:
     with pytest.raises(Misconfigured, match="tls_"):
         AerospikeStore(replace(settings, tls=True, tls_name="node", tls_ca_file="/nowhere/ca.pem"))

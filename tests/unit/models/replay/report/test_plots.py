@@ -37,18 +37,6 @@ def parsed(drawing: str) -> ElementTree.Element:
     return ElementTree.fromstring(f"<div>{drawing}</div>")
 
 
-def test_ticks_are_round_and_hold_the_values() -> None:
-    axis = linear_axis("y", -37, 83, plain)
-    assert [text for _, text in axis.ticks] == ["-50", "0", "50", "100"]
-    assert (axis.low, axis.high) == (-50, 100)
-
-
-def test_an_axis_without_values_can_be_drawn() -> None:
-    axis = linear_axis("y", 0, 0, plain)
-    assert axis.high > axis.low
-    assert axis.place(0) == 0
-
-
 def test_every_mark_lies_inside_of_the_drawing() -> None:
     drawing = svg(
         plot(

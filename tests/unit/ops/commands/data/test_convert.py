@@ -59,21 +59,6 @@ def test_a_conversion_without_a_fraud_says_so_loudly(tmp_path: Path) -> None:
     assert said not in run(*words).stderr
 
 
-def test_three_reasons_of_refused_rows_come_in_one_message(tmp_path: Path) -> None:
-    table, mapping = tmp_path / "t.csv", tmp_path / "m.toml"
-    table.write_text("id,when,card,shop,amount\np1,soon,c,m,1\np2,2026-05-01,c,m,much\np3,2026-05-01,c,,1\n")
-    fields = (
-        'payment_id = "id"\nevent_time_ms = "when"\ncard_id = "card"\nmerchant_id = "shop"\namount_minor = "amount"\n'
-    )
-    mapping.write_text(f'[fields]\n{fields}currency = {{ constant = "EUR" }}\n')
-    with pytest.raises(Misconfigured) as error:
-        run("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"))
-    assert [name for name in ("column when", "column amount", "column shop") if name not in str(error.value)] == []
-    mapping.write_text(f"[fields]\n{fields.replace('card', 'cart', 1).replace(chr(34) + 'shop', chr(34) + 'shops')}")
-    with pytest.raises(Misconfigured, match=r"cart_id: is no field .* must say where card_id, currency comes from"):
-        run("--input", str(table), "--map", str(mapping), "--out", str(tmp_path / "out"))
-
-
 def test_currencies_without_a_rate_are_converted_and_counted(tmp_path: Path) -> None:
     table, mapping, counts = tmp_path / "t.csv", tmp_path / "m.toml", tmp_path / "counts.json"
     table.write_text(
@@ -91,18 +76,6 @@ def test_currencies_without_a_rate_are_converted_and_counted(tmp_path: Path) -> 
     )
     assert "refused 1: currency: is no currency of ISO 4217" in done.stderr
     assert (json.loads(counts.read_text())["no_rate"], json.loads(counts.read_text())["refused"]) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((), "say --map FILE and --out DIR"),
-        (("--map", "m", "--out", "o", "--refused-max", "1"), "wanted a share such as"),
-    ],
-)
-def test_a_wrong_command_line_says_what_is_wanted(words: tuple[str, ...], said: str) -> None:
-    result = run("--input", "t.csv", *words)
-    assert (result.exit_code, said in result.stderr) == (2, True)
 
 
 def test_a_guess_never_overwrites_a_mapping(tmp_path: Path) -> None:

@@ -91,20 +91,6 @@ def test_the_catalogue_of_the_book_has_its_15_inputs(data: str, tmp_path: Path) 
     assert (result["catalogue"], len(result["features"])) == ("book", 15)
 
 
-def test_another_history_is_refused(tmp_path: Path) -> None:
-    write_history(tmp_path, *simulate(cards=5, days=30, seed=1))
-    done = run("--data", str(tmp_path))
-    assert isinstance(done.exception, Misconfigured)
-    assert "not the handbook's history" in str(done.exception)
-    assert "2024-01-01 to 2024-01-30" in str(done.exception)
-
-
-def test_an_unknown_model_is_refused_by_its_name() -> None:
-    done = run("--data", "anywhere", "--models", "lr,svm")
-    assert done.exit_code == 2
-    assert "wanted some of lr,rf,dt,lightgbm, got 'svm'" in done.output
-
-
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     done = run("--data", "nowhere", "--json", str(tmp_path / "missing" / "result.json"))
     assert done.exit_code == 1
@@ -170,14 +156,6 @@ def test_windows_beyond_the_data_are_refused_in_one_line(small: str, more: tuple
     assert "\n" not in str(done.exception)
 
 
-def test_windows_without_payments_are_refused(tmp_path: Path) -> None:
-    payments, outcomes = small_world.tables()
-    write_history(tmp_path, payments.slice(0, 0), outcomes.slice(0, 0))
-    done = run_on_windows("--data", str(tmp_path), *LENGTHS)
-    assert isinstance(done.exception, Misconfigured)
-    assert "the data holds no payment" in str(done.exception)
-
-
 def test_an_engine_measures_what_one_process_does(tmp_path: Path) -> None:
     write_history(tmp_path, *small_world.tables())
     results = []
@@ -207,11 +185,3 @@ def test_an_engine_measures_what_one_process_does(tmp_path: Path) -> None:
         del result["feature_seconds"]
         results.append(result)
     assert results[0] == results[1]
-
-
-def test_an_engine_needs_a_path_for_intermediate_rows(tmp_path: Path) -> None:
-    windows = ("--train-days", "5", "--delay-days", "3", "--test-days", "4")
-    done = CliRunner().invoke(
-        backtest, ["run", "--data", str(tmp_path), *windows, "--engine", "processes"], obj=Source({}, {})
-    )
-    assert str(done.exception) == "backtest --engine processes needs --work, a path for intermediate rows"

@@ -21,8 +21,8 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.registry.artefacts import bundle_files, checksums_of
 from paywarden.models.registry.entries import CLOCK_SET
-from paywarden.models.registry.log import LogFile
-from paywarden.models.registry.settings import ModelRegistrySettings
+from paywarden.models.registry.model_log import LogFile
+from paywarden.models.registry.registry_settings import ModelRegistrySettings
 from paywarden.ops import wiring
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms, spoken

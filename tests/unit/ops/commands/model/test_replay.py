@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click import ClickException
 from click.testing import CliRunner
 
 from paywarden.features.history.history import write_history
@@ -173,31 +172,6 @@ def test_a_warning_says_how_far_off_scores_are(tmp_path: Path) -> None:
     assert "The scores are far off as probabilities: they promise" in report
 
 
-def test_a_policy_is_tried_on_earlier_decisions_with_the_same_results(tmp_path: Path) -> None:
-    run(tmp_path / "earlier", "--vectors")
-    strict = policy_file(tmp_path)
-    earlier = str(tmp_path / "earlier/decisions.parquet")
-    run(tmp_path / "full", "--policy", strict)
-    run(tmp_path / "reused", "--policy", strict, "--decisions", earlier)
-    full, reused = (pq.read_table(tmp_path / name / "decisions.parquet") for name in ("full", "reused"))
-    assert full.equals(reused)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("reviews=3", "--costs: wanted some of review_cost_minor, fraud_loss_share, .*, got 'reviews'"),
-        ("review_cost_minor=2.5", "--costs: review_cost_minor: wanted a whole number, got '2.5'"),
-        ("fraud_loss_share=all", "--costs: fraud_loss_share: wanted a number, got 'all'"),
-        ("fraud_loss_share=2", r"\[costs\] fraud_loss_share: wanted a share from 0 to 1"),
-    ],
-)
-def test_impossible_costs_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises((ClickException, Misconfigured), match=said):
-        run(tmp_path / "a", "--costs", text)
-    assert not (tmp_path / "a").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -219,22 +193,6 @@ def test_a_replay_that_cannot_run_is_one_line_and_writes_nothing(
         run(tmp_path / "a", *options)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "a").exists()
-
-
-def test_processes_with_spill_files_give_the_same_results(tmp_path: Path) -> None:
-    payments, outcomes = small_world.tables()
-    propensity = pa.array([0.1 if row % 30 == 0 else None for row in range(len(payments))])
-    write_history(tmp_path / "data", payments.append_column("propensity", propensity), outcomes)
-    options = ["--data", str(tmp_path / "data"), "--from", "-6d", "--policy", policy_file(tmp_path), "--features"]
-    wanted = run(tmp_path / "one", *options)
-    found, said = told(tmp_path / "many", *options, "--engine", "processes", "--partitions", "2")
-    assert found | {"payments_per_second": 0} == wanted | {"payments_per_second": 0}
-    assert "payments are joined with their outcomes, and sorted" in said
-    folders = [tmp_path / name / "decisions.parquet" for name in ("one", "many")]
-    assert pq.read_table(folders[0]).to_pylist() == pq.read_table(folders[1]).to_pylist()
-    # A replay in one process puts its file in the place of the folder.
-    assert run(tmp_path / "many", *options)["payments"] == wanted["payments"]
-    assert (tmp_path / "many" / "decisions.parquet").is_file()
 
 
 @pytest.mark.parametrize(

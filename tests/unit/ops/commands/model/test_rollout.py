@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import BUNDLES, POLICIES
-from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.model_log import LogFile
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms

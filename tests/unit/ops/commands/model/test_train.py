@@ -263,22 +263,6 @@ def test_a_search_in_a_window_too_short_for_it_is_one_line(data: Path, tmp_path:
 # On an engine of partitions
 
 
-def test_an_engine_trains_the_bundle_of_one_process(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("paywarden.ops.progress.FIRST_LINE_S", math.inf)
-    settings = QUICK | {"genuine_sample_share": 0.5}
-    window = ("--train-from", "-24d", "--train-to", "-7d")
-    wanted = run(data, tmp_path / "one", *window, settings=settings)
-    done = run(data, tmp_path / "many", *window, "--engine", "processes", "--partitions", "2", settings=settings)
-    assert (wanted.exit_code, done.exit_code) == (0, 0), done.output
-    assert read_manifest(tmp_path / "many").digest == read_manifest(tmp_path / "one").digest
-    assert re.search(
-        r"^\d+ payments are trained on: all frauds, 0.5 of the genuine payments, and all from", done.stderr, re.M
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one"]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

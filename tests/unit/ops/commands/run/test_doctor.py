@@ -20,7 +20,8 @@ from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops.cli import cli
-from paywarden.ops.doctor import host, kafka
+from paywarden.ops.doctor import doctor_host as host
+from paywarden.ops.doctor import kafka
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror_file import MirrorSettings

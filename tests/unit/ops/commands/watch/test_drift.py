@@ -13,11 +13,10 @@ from click.testing import CliRunner
 from paywarden.ops.alert_text import explained, most_moved_bin
 from paywarden.ops.commands.watch import drift
 from paywarden.ops.commands.watch.drift import WatchedModel, _as_json, not_watched_because, row_of
+from paywarden.streams.alerts.alert_records import Acknowledgement, Histograms, record_of
 from paywarden.streams.alerts.alerts import Alert, MovedSignal, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
-from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.drift.models import SeenModel
-from tests.services.product.processes import run_paywarden
 from tests.unit.streams.drift.test_training_watch import Watched, changed
 from tests.worlds.drift.made_decisions import ramp
 
@@ -149,14 +148,6 @@ def test_the_reason_follows_from_the_bundles_of_stream_and_host(model: SeenModel
     assert bool(reason) == bool(words)
 
 
-def test_a_row_says_who_has_seen_an_alert_and_until_when_it_is_snoozed() -> None:
-    alert = known()
-    assert row_of(alert, NOW_MS)[-1] == ""
-    alert.acknowledgements.append(Acknowledgement("00ffee", NOW_MS, "ana", NOW_MS + 60_000))
-    assert row_of(alert, NOW_MS)[-1] == "ana, snoozed until 2024-05-01 12:01:00"
-    assert row_of(alert, NOW_MS + 60_000)[-1] == "ana"
-
-
 def test_an_explanation_says_what_moved_where_and_what_to_look_at() -> None:
     told = "\n".join(explained(known()))
     for words in (
@@ -194,15 +185,6 @@ def test_a_share_is_explained_in_words(subject: str, signal: str, share: float, 
     told = explained(KnownAlert(record_of(alert, flags={"unknown_merchant": share})))
     assert f"in words     {sentence}" in told
     assert "by how much  +2400 %; from 20 % on it matters" in told
-
-
-def test_an_explanation_has_the_alerts_life() -> None:
-    alert = known(ALERT, replace(ALERT, state=State.ESCALATED, severity=Severity.CRITICAL, time_ms=NOW_MS + 60_000))
-    alert.acknowledgements.append(Acknowledgement("00ffee", NOW_MS, "ana", NOW_MS + 60_000, "a release"))
-    life = explained(alert)[explained(alert).index("its life") + 1 :]
-    assert life[0].split() == ["2024-05-01", "12:00:00", "raised", "warning", "feature:amount"]
-    assert life[1].split() == ["2024-05-01", "12:01:00", "escalated", "critical", "feature:amount"]
-    assert life[2] == "  2024-05-01 12:00:00  snoozed until 2024-05-01 12:01:00 by ana: a release"
 
 
 def test_json_has_no_infinities() -> None:
@@ -246,22 +228,6 @@ def test_a_wrong_acknowledgement_is_refused_and_nothing_is_written(
     reader = _Reader(journal_of(replace(ALERT, state=State.CLEARED)))
     assert words in str(run(reader, monkeypatch, *arguments)[1])
     assert reader.said == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["note", "00ff", "--snooze", "soon"], 1, "--snooze: wanted a time such as 30m, 4h or 2d, got 'soon'"),
-        (["note", "00ff"], 2, "wanted TEXT, --ack, --snooze or --to"),
-        (["note", "00ff", "--ack"], 1, "no Kafka broker answers at 127.0.0.1:9"),
-    ],
-)
-def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, words: str) -> None:
-    done = run_paywarden("drift", *arguments, environment={"PAYWARDEN_KAFKA_BOOTSTRAP": "127.0.0.1:9"})
-    assert done.returncode == code
-    assert words in done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
 
 
 def test_the_value_of_a_category_that_grew_is_named() -> None:

@@ -17,7 +17,7 @@ from paywarden.features.profiles.keys import hashed_id
 from paywarden.scoring.state.identity_index import IdentityIndex, record_prefix
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
-from paywarden.scoring.state.neighbours.reader import NeighbourReader
+from paywarden.scoring.state.neighbours.neighbour_reader import NeighbourReader
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.product import template

@@ -4,9 +4,9 @@ import hypothesis.strategies as st
 from hypothesis import given
 from prometheus_client import CollectorRegistry
 
-from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.drift_settings import DriftSettings
 from paywarden.streams.profiles.guards.broker_clock import CLOCKS_MS_MAX, BrokerClock
-from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
+from paywarden.streams.profiles.stream_settings import StreamSettings, stream_metrics
 
 DAY_MS, BOOT_MS = 1_800_000_000_000, 5_000_000
 HOUR_MS = 3_600_000

@@ -17,7 +17,7 @@ from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings
+from paywarden.streams.profiles.stream_settings import PipelineOptions, PipelineTiming, StreamSettings
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.worlds.stream.packed import without_sources
 from tests.worlds.stream.topics import batch_profiles, small_world

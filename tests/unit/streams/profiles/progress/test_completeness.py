@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paywarden.streams.profiles.progress.completeness import REPEAT_EVERY_MS, CompletenessRounds
@@ -126,7 +126,6 @@ _CHANGELOG_TOO_EARLY = [
 
 @example(_FRAMES_TOO_EARLY)
 @example(_CHANGELOG_TOO_EARLY)
-@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1), st.sampled_from(COUNTS)), max_size=80))
 def test_a_copy_has_every_payment_from_before_its_moment(actions: list[tuple[str, int, int]]) -> None:
     system = System()
