@@ -282,7 +282,7 @@ def encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
 
 
 # Fields of a History on which no written record depends, or that are added by name.
-_NOT_WRITTEN = ("fields", "declared", "propensity")
+_NOT_WRITTEN = ("fields", "declared", "propensity", "never_labelled")
 
 
 def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) -> str:
