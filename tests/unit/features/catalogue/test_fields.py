@@ -96,8 +96,8 @@ def test_a_band_begins_at_its_bound_and_follows_the_payers_clock() -> None:
     payment = Payment(WEIGHT, *bands)
     # A Friday, 23:30 in UTC.
     friday_ms = 1_530_315_000_000
-    given: dict[str, object] = {"event_time_ms": friday_ms, "currency": "EUR"}
-    wanted: list[tuple[dict[str, object], list[str]]] = [
+    given: dict[str, Any] = {"event_time_ms": friday_ms, "currency": "EUR"}
+    wanted: list[tuple[dict[str, Any], list[str]]] = [
         ({"amount_minor": 9_99, "weight": -0.001}, ["00", "00", "23", "00"]),
         ({"amount_minor": 10_00, "weight": 2.4994, "utc_offset_minutes": 60}, ["01", "01", "00", "01"]),
         ({"amount_minor": 50_00, "weight": 2.4996, "utc_offset_minutes": -1410}, ["02", "02", "00", "00"]),
