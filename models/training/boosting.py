@@ -73,6 +73,16 @@ def binned(
         return data.construct()
 
 
+def aged(weight: Weight, day: NDArray[np.int64], settings: TrainingSettings) -> Weight:
+    """Returns the weights of rows, (rows,), halved for each `age_half_life_days` before the newest. `day`: (rows,)."""
+    if not settings.age_half_life_days:
+        return weight
+    by_age = np.exp2((day - day.max()) / settings.age_half_life_days)
+    whole = by_age if weight is None else by_age * weight
+    # On average 1, so that the settings of growth mean the same.
+    return np.asarray(whole / whole.mean(), dtype=np.float64)
+
+
 def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *, on_tree: OnTree | None = None) -> Any:
     """Returns a model of `settings.trees` trees. Raises Misconfigured for settings that LightGBM refuses."""
     callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]

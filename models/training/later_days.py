@@ -1,51 +1,84 @@
-"""Say how far scores are off as probabilities on later days, and follow the newest days if the settings say so.
+"""Promise how far scores will be off as probabilities in the month to come, from days that lay ahead of their model.
 
 How it works:
 
-1. Each row's margin is out of fold. The last block of days, the *newest days*, has margins of a model that was trained
-   on earlier days alone: they are like those of days to come.
-2. Platt scaling over all rows gives slope and intercept (models/training/calibration.py). If a feature grows with the
-   age of the data or fraud itself changes, the mean score of the newest days is not their share of frauds. How far it
-   is off is measured with a scaling of the other rows: `LaterDays`.
-3. With `follow_newest_days`, the intercept is moved so that the newest days have the right mean, as far as chance does
+1. The window's last days are cut into ORIGINS *blocks*, each an eighth of the window. For each block, a model of all
+   earlier days scores it, as the bundle will score days to come. Slope and intercept are the bundle's: Platt scaling of
+   out-of-fold margins (models/training/calibration.py). They know nothing of how fraud changes, because each part of
+   the window is scored by a model of the others.
+2. The error of a block is the logarithm of its mean score divided by its share of frauds. Frauds come in series, so its
+   variance by chance is that of whole days.
+3. The promise is the mean error, and an interval of Student's t with ORIGINS - 1 degrees of freedom. The part of the
+   variance between blocks that chance does not explain grows with the days ahead, as that of a random walk: a month
+   of 30 days has 30 / (days of a block) times as much.
+4. A block far off by more than SHIFT_ERRORS standard errors whose payments are ordered as well as those of other blocks
+   is a *prior shift*: fraud became more, or less, frequent at every score.
+5. With `follow_newest_days`, the intercept is moved so that the newest block has the right mean, as far as chance does
    not explain the distance: by the factor max(0, 1 - variance / distance²), after W. James and C. Stein, "Estimation
-   with quadratic loss" (1961). Frauds come in series, so the variance is that of whole days. The same is done with the
-   first half of the newest days, and measured on the second half, on which nothing was fitted.
+   with quadratic loss" (1961). The promise is then that of blocks whose scores followed the block before.
 
-The model of earlier days has seen fewer days than the bundle's. Where the window begins with the data, its features
-were still filling, and it is further off than the bundle's will be. Following is therefore not the default.
+A model of earlier days has seen fewer days than the bundle's. Where the window begins with the data, its features were
+still filling, and it is further off than the bundle's will be. Following is therefore not the default.
 
-Example: the newest days have a mean score of 0.0060 and 0.0075 frauds a payment, a ratio of 0.80 with the interval 0.70
-to 0.92. The distance is log 0.80 = -0.223, its standard deviation 0.070: 90 % of it is taken, and the ratio becomes
-0.98. With the interval 0.60 to 1.07, chance explains nearly half of the distance, and 57 % of it is taken.
+Example: the blocks have 11 days, and ratios of 0.95, 1.02, 0.90, 1.10 and 1.04, each with 0.1 by chance. All of the
+variance may be chance: the promise is 1.00, and the interval 0.75 to 1.34. With ratios of 0.7 to 1.5 it is far wider.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import isfinite, log
+from math import exp, log, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import calibrated
+from paywarden.models.metrics.auc_variance import auc_variance
 from paywarden.models.metrics.curves import MeanCalibration, mean_calibration
-from paywarden.models.metrics.evaluation import date_of_day
-from paywarden.models.metrics.intervals import FRAUDS_FEW, Z_95
+from paywarden.models.metrics.evaluation import auc_roc, date_of_day
+from paywarden.models.metrics.intervals import FRAUDS_FEW, Z_95, auc_interval
 from paywarden.models.training.calibration import ReliabilityBin, Weight, fit_calibration, reliability
-from paywarden.schemas.errors import Misconfigured
 
+ORIGINS = 5
+"""How many blocks are scored by models of earlier days."""
+SHIFT_ERRORS = 3.0
+"""A block that is further off is not so by chance: with five blocks, one window in 75 would be."""
+
+MONTH_DAYS = 30
+_BLOCK_PART = 8
+# A block with fewer frauds has no share to speak of.
+_FRAUDS_MIN = 3
+# The quantiles of Student's t that leave 2.5 % on each side, by degrees of freedom.
+_T_95 = {ORIGINS - 2: 3.182, ORIGINS - 1: 2.776}
 # The intercept is found to this many of log-odds; it is never moved further than _SHIFT_MAX.
 _TOLERANCE = 1e-12
 _SHIFT_MAX = 5.0
 
 
 @dataclass(frozen=True)
-class LaterDays:
-    """How far scores were off on days on which nothing was fitted. Days are dates, both ends included.
+class PriorShift:
+    """From `first_day` on, fraud is `times` as frequent as the scores say; they order payments as well as before."""
 
-    `ratio` is the mean score divided by the share of frauds, `low` to `high` its 95 % interval.
+    first_day: str
+    times: float
+    auc_roc: float
+
+    def in_words(self) -> str:
+        """Returns a line for people."""
+        return (
+            f"prior shift: from {self.first_day} on, frauds were {self.times:.2f} times as frequent as scores said, "
+            f"and scores ordered payments as on other days (AUC ROC {self.auc_roc:.4f}); scores are off by this factor "
+            "where it lasts (training.follow_newest_days corrects it)"
+        )
+
+
+@dataclass(frozen=True)
+class LaterDays:
+    """How far scores are off on days that lie ahead of their model. Days are dates, both ends included.
+
+    `ratio` is the promise for the month to come: mean score divided by the share of frauds. `low` to `high` is its 95 %
+    interval. `origins`: the ratio of each block. The measures before them are of all blocks.
     """
 
     first_day: str
@@ -57,12 +90,15 @@ class LaterDays:
     ratio: float
     low: float
     high: float
+    origins: tuple[float, ...] = ()
 
     def in_words(self) -> str:
         """Returns a line for people."""
+        blocks = ", ".join(f"{ratio:.2f}" for ratio in self.origins)
         return (
-            f"on days left out, {self.first_day} to {self.last_day}: mean score / share of frauds {self.ratio:.2f} "
-            f"(95 % interval {self.low:.2f} to {self.high:.2f}, {self.frauds} frauds in {self.payments} payments)"
+            f"on days left out, {self.first_day} to {self.last_day}: mean score / share of frauds {blocks} "
+            f"({self.frauds} frauds in {self.payments} payments); in the month to come {self.ratio:.2f} "
+            f"(95 % interval {self.low:.2f} to {self.high:.2f})"
         )
 
 
@@ -70,8 +106,8 @@ class LaterDays:
 class Calibration:
     """Slope and intercept of the log-odds. `shift`: the amount that the newest days added to the intercept.
 
-    `later` is None, with the reason in `left_out`, where the newest days have too few frauds. `bins` is the reliability
-    table of the same days.
+    `later` is None, with the reason in `left_out`, where a block has too few frauds. `bins` is the reliability table of
+    all blocks.
     """
 
     slope: float
@@ -80,6 +116,7 @@ class Calibration:
     later: LaterDays | None = None
     left_out: str = ""
     bins: tuple[ReliabilityBin, ...] = ()
+    prior_shift: PriorShift | None = None
 
     def record(self) -> dict[str, Any]:
         """Returns the part `later` of a manifest's evidence."""
@@ -89,42 +126,81 @@ class Calibration:
             "days_left_out": later,
             "not_measured": self.left_out,
             "reliability": [asdict(one) for one in self.bins],
+            "prior_shift": None if self.prior_shift is None else asdict(self.prior_shift),
         }
+
+
+def blocks_ahead(day: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the number of each row's block, (rows,), from 0; -1 for earlier rows, and with too few days.
+
+    `day`: (rows,), ascending.
+    """
+    first, last = int(day.min()), int(day.max())
+    length = (last - first + 1) // _BLOCK_PART
+    if not length:
+        return np.full(len(day), -1, dtype=np.int64)
+    return np.asarray(np.maximum(ORIGINS - 1 - (last - day) // length, -1), dtype=np.int64)
 
 
 def calibrate(
     margins: NDArray[np.float64],
     label: NDArray[np.int64],
     day: NDArray[np.int64],
-    newest: NDArray[np.bool_],
+    ahead: NDArray[np.float64],
     *,
     follow: bool = False,
     weight: Weight = None,
 ) -> Calibration:
-    """Returns the calibration of out-of-fold margins. All arrays: (rows,). `newest`: the rows of the newest days.
+    """Returns the calibration of out-of-fold margins. All arrays: (rows,).
 
-    `follow`: move it to the newest days. Raises Misconfigured as `fit_calibration` does.
+    `ahead`: for the rows of `blocks_ahead`, margins of a model of the days before the block. `follow`: move the
+    calibration to the newest block. Raises Misconfigured as `fit_calibration` does.
     """
     slope, intercept = fit_calibration(margins, label, weight)
     plain = Calibration(slope, intercept)
-    rows = _Rows(margins, label, day, weight)
-    if not follow:
-        return _measured(plain, rows, newest)
-    days = np.unique(day[newest])
-    middle = days[len(days) // 2] if len(days) else 0
-    halves = newest & (day < middle), newest & (day >= middle)
-    frauds = [int(label[half].sum()) for half in halves]
-    if min(frauds) < FRAUDS_FEW:
-        reason = f"the newest days have {frauds[0]} and {frauds[1]} frauds in their halves, and {FRAUDS_FEW} are needed"
-        return replace(plain, left_out=reason)
-    first, second = halves
-    try:
-        others = rows.of(~second).calibration()
-    except Misconfigured as refusal:
-        return replace(plain, left_out=str(refusal))
-    tried = _moved(others, rows.of(first))
-    moved = _moved(plain, rows.of(newest))
-    return _with_later_days(moved, tried, rows.of(second))
+    block = blocks_ahead(day)
+    frauds = [int(label[block == number].sum()) for number in range(ORIGINS)]
+    if min(frauds) < _FRAUDS_MIN or sum(frauds) < FRAUDS_FEW or np.isnan(ahead[block >= 0]).any():
+        return replace(
+            plain,
+            left_out=f"the {ORIGINS} newest blocks of days have {', '.join(map(str, frauds))} frauds, and at least "
+            f"{_FRAUDS_MIN} each and {FRAUDS_FEW} in all are needed, and some before them",
+        )
+    score = calibrated(ahead, slope, intercept)
+    blocks = [_Rows(ahead, label, day, score, weight).of(block == number) for number in range(ORIGINS)]
+    means = [rows.mean() for rows in blocks]
+    errors = np.array([log(one.ratio) for one in means])
+    chance = np.array([rows.chance(one.ratio) for rows, one in zip(blocks, means, strict=True)])
+    shift = 0.0
+    if follow:
+        taken = np.maximum(0.0, 1.0 - chance / np.maximum(np.square(errors), _TOLERANCE))
+        shift = float(taken[-1]) * _whole_shift(plain, blocks[-1], means[-1].fraud_share)
+        followed = errors[1:] - taken[:-1] * errors[:-1]
+        low, ratio, high = _promise(followed, chance[1:], _days_of(blocks[-1]))
+    else:
+        low, ratio, high = _promise(errors, chance, _days_of(blocks[-1]))
+    looked_at = _Rows(ahead, label, day, score, weight).of(block >= 0)
+    mean = looked_at.mean()
+    later = LaterDays(
+        first_day=date_of_day(int(looked_at.day.min())),
+        last_day=date_of_day(int(looked_at.day.max())),
+        payments=len(looked_at.label),
+        frauds=int(looked_at.label.sum()),
+        mean_score=mean.mean_score,
+        fraud_share=mean.fraud_share,
+        ratio=ratio,
+        low=low,
+        high=high,
+        origins=tuple(one.ratio for one in means),
+    )
+    return Calibration(
+        slope,
+        intercept + shift,
+        shift,
+        later,
+        bins=reliability(looked_at.label, looked_at.score, looked_at.weight).bins,
+        prior_shift=_prior_shift(blocks, errors, chance),
+    )
 
 
 @dataclass(frozen=True)
@@ -134,44 +210,54 @@ class _Rows:
     margins: NDArray[np.float64]
     label: NDArray[np.int64]
     day: NDArray[np.int64]
+    score: NDArray[np.float64]
     weight: Weight
 
     def of(self, part: NDArray[np.bool_]) -> _Rows:
         weight = None if self.weight is None else self.weight[part]
-        return _Rows(self.margins[part], self.label[part], self.day[part], weight)
+        return _Rows(self.margins[part], self.label[part], self.day[part], self.score[part], weight)
 
-    def calibration(self) -> Calibration:
-        """Returns the scaling of these rows. Raises Misconfigured as `fit_calibration` does."""
-        return Calibration(*fit_calibration(self.margins, self.label, self.weight))
-
-    def mean(self, score: NDArray[np.float64]) -> MeanCalibration:
+    def mean(self) -> MeanCalibration:
         """Returns mean score and share of frauds. Frauds of one day count as coming together."""
-        return mean_calibration(self.label == 1, score, self.day - self.day.min(), self.weight)
+        return mean_calibration(self.label == 1, self.score, self.day - self.day.min(), self.weight)
+
+    def chance(self, ratio: float) -> float:
+        """Returns the variance by chance of the logarithm of the ratio. `ratio`: the rows' own."""
+        # Without their common error, which is no chance.
+        centred = mean_calibration(self.label == 1, self.score / ratio, self.day - self.day.min(), self.weight)
+        return float((log(centred.ratio_high / centred.ratio_low) / (2 * Z_95)) ** 2)
+
+    def area(self) -> float:
+        """Returns the area under the ROC curve."""
+        return auc_roc(self.label, self.score, self.weight)
 
 
-def _measured(plain: Calibration, rows: _Rows, newest: NDArray[np.bool_]) -> Calibration:
-    """Returns the calibration with the measures, on the newest days, of a scaling of the other rows."""
-    frauds = [int(rows.label[part].sum()) for part in (~newest, newest)]
-    if min(frauds) < FRAUDS_FEW:
-        reason = f"there are {frauds[0]} frauds, and {frauds[1]} on the newest days, and {FRAUDS_FEW} each are needed"
-        return replace(plain, left_out=reason)
-    try:
-        others = rows.of(~newest).calibration()
-    except Misconfigured as reason:
-        return replace(plain, left_out=str(reason))
-    return _with_later_days(plain, others, rows.of(newest))
+def _days_of(rows: _Rows) -> int:
+    return int(rows.day.max() - rows.day.min()) + 1
 
 
-def _moved(calibration: Calibration, rows: _Rows) -> Calibration:
-    """Returns the calibration with its intercept moved as far as chance does not explain."""
-    mean = rows.mean(calibrated(rows.margins, calibration.slope, calibration.intercept))
-    distance = log(mean.ratio)
-    if not isfinite(mean.ratio_high) or distance == 0.0:
-        return calibration
-    deviation = log(mean.ratio_high / mean.ratio_low) / (2 * Z_95)
-    taken = max(0.0, 1.0 - (deviation / distance) ** 2)
-    shift = taken * _whole_shift(calibration, rows, mean.fraud_share)
-    return replace(calibration, intercept=calibration.intercept + shift, shift=shift)
+def _promise(errors: NDArray[np.float64], chance: NDArray[np.float64], block_days: int) -> tuple[float, float, float]:
+    """Returns the interval's lower end, the ratio to expect, and the upper end. `chance`: variances of the errors."""
+    middle, by_chance = float(errors.mean()), float(chance.mean())
+    between = max(0.0, float(errors.var(ddof=1)) - by_chance)
+    variance = between * max(1.0, MONTH_DAYS / block_days) + by_chance + (between + by_chance) / len(errors)
+    spread = _T_95[len(errors) - 1] * sqrt(variance)
+    return exp(middle - spread), exp(middle), exp(middle + spread)
+
+
+def _prior_shift(blocks: list[_Rows], errors: NDArray[np.float64], chance: NDArray[np.float64]) -> PriorShift | None:
+    """Returns the first block that is far off while its payments are in order; None without such a block."""
+    for number, rows in enumerate(blocks):
+        if abs(errors[number]) <= SHIFT_ERRORS * sqrt(chance[number]) or rows.label.all():
+            continue
+        area, others = rows.area(), [one.area() for place, one in enumerate(blocks) if place != number]
+        fraud = rows.label == 1
+        sizes = float(fraud.sum()), float((~fraud).sum())
+        weight = np.ones(len(fraud)) if rows.weight is None else rows.weight
+        _, high = auc_interval(area, *sizes, auc_variance(fraud, rows.score, weight))
+        if high >= float(np.median(others)):
+            return PriorShift(date_of_day(int(rows.day.min())), exp(-float(errors[number])), area)
+    return None
 
 
 def _whole_shift(calibration: Calibration, rows: _Rows, share: float) -> float:
@@ -183,21 +269,3 @@ def _whole_shift(calibration: Calibration, rows: _Rows, share: float) -> float:
         mean = float(score.mean() if rows.weight is None else np.average(score, weights=rows.weight))
         low, high = (middle, high) if mean < share else (low, middle)
     return (low + high) / 2
-
-
-def _with_later_days(calibration: Calibration, tried: Calibration, rows: _Rows) -> Calibration:
-    """Returns `calibration` with the measures of the scores of `tried`, which has not seen these days."""
-    score = calibrated(rows.margins, tried.slope, tried.intercept)
-    mean = rows.mean(score)
-    later = LaterDays(
-        first_day=date_of_day(int(rows.day.min())),
-        last_day=date_of_day(int(rows.day.max())),
-        payments=len(rows.label),
-        frauds=int(rows.label.sum()),
-        mean_score=mean.mean_score,
-        fraud_share=mean.fraud_share,
-        ratio=mean.ratio,
-        low=mean.ratio_low,
-        high=mean.ratio_high,
-    )
-    return replace(calibration, later=later, bins=reliability(rows.label, score, rows.weight).bins)

@@ -5,10 +5,9 @@ How it works:
 1. Early stopping on the window's last days chooses the number of trees. A search, if configured, chooses other
    parameters as well (models/training/search.py).
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
-   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
-   last block, scored by a model of earlier days alone, shows how far scores are off on later days
+   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics.
+   Models of earlier days alone score the newest blocks of days. They show how far scores will be off on later days
    (models/training/later_days.py).
-   With a sample of the payments, its whole days show it (models/training/sampling.py).
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
 4. A model trained on all rows goes into the bundle, and its native library is compiled. The reference for drift says
@@ -56,14 +55,13 @@ from paywarden.models.drift.reference_builder import PastDecisions, make_referen
 from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, unseen_margins
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.metrics.value_detected import missed_frauds
-from paywarden.models.training.boosting import OnTree, binned, grow, model_text
+from paywarden.models.training.boosting import OnTree, aged, binned, grow, model_text
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.evidence import area_interval, label_delay, labels_record
-from paywarden.models.training.feature_ranges import clocks, drifting_features
-from paywarden.models.training.input_choice import input_changes
-from paywarden.models.training.later_days import calibrate
+from paywarden.models.training.feature_ranges import clocks, drifting_features, growing
+from paywarden.models.training.later_days import ORIGINS, blocks_ahead, calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
 from paywarden.models.training.settings import TrainingSettings, require_usable
@@ -100,23 +98,31 @@ def train_bundle(
     drifting = drifting_features(table.vectors, table.day, names, settings.categorical, among)
     if settings.leave_out_clocks:
         settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
-    changes = input_changes(settings, engine.plan.categories, clocks(drifting))
-    choice = choose(table, window, settings, names, progress=progress, changes=changes)
+    choice = choose(
+        table,
+        window,
+        settings,
+        names,
+        progress=progress,
+        codes=engine.plan.categories,
+        growing=growing(drifting),
+    )
     settings = choice.settings
     _require_larger(settings)
     fold = blocks_of(table.day, settings.folds)
     distilled = choice.distilled is not None and choice.distilled.is_taken
-    tree_count = (settings.folds + 1) * (settings.trees + (settings.cascade_trees if settings.cascade else 0))
+    tree_count = ORIGINS * settings.trees
+    tree_count += (settings.folds + 1) * (settings.trees + (settings.cascade_trees if settings.cascade else 0))
     if distilled:
         # The teachers of each fold's student, and those of the last one.
         tree_count += settings.folds**2 * settings.seeds * settings.trees
     with progress("growing trees", tree_count) as on_tree:
         large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
+        ahead = _ahead(table, fold, settings, names, on_tree, distilled=distilled)
     whole = table.whole
-    newest = (fold == fold.max()) & whole
     calibration = calibrate(
-        large.margins, table.label, table.day, newest, follow=settings.follow_newest_days, weight=table.weight
+        large.margins, table.label, table.day, ahead, follow=settings.follow_newest_days, weight=table.weight
     )
     slope, intercept = calibration.slope, calibration.intercept
     margins, of_each, cascade = large.margins, large.of_each, None
@@ -190,8 +196,7 @@ def train_bundle(
             "sampled": None if table.sample is None else table.sample.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
-            "inputs": None if choice.inputs is None else choice.inputs.record(),
-            "features": None if choice.features is None else choice.features.record(),
+            "changes": None if choice.changes is None else choice.changes.record(),
             "missed": None if (scored := table.scored(scores)) is None else missed_frauds(scored).record(),
             "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),
         },
@@ -235,7 +240,7 @@ def _fit(
     *,
     distilled: bool,
 ) -> Any:
-    label, weight = table.label[used], table.weight_of(used)
+    label, weight = table.label[used], aged(table.weight_of(used), table.day[used], settings)
     if not distilled:
         parts = table.parts_of(used)
         data = binned(parts[0] if len(parts) == 1 else parts, label, settings, names, weight)
@@ -284,6 +289,26 @@ def _grown(
         of_each.append(model.predict(some, raw_score=True))
     model = _fit(table, fold, np.ones(len(fold), dtype=np.bool_), settings, names, on_tree, distilled=distilled)
     return _Grown(model, margins, np.array([*of_each, model.predict(some, raw_score=True)]))
+
+
+def _ahead(
+    table: TrainingTable,
+    fold: NDArray[np.int64],
+    settings: TrainingSettings,
+    names: list[str],
+    on_tree: OnTree,
+    *,
+    distilled: bool,
+) -> NDArray[np.float64]:
+    """Returns the margins of the rows of `blocks_ahead` by models of earlier days, (rows,); NaN for other rows."""
+    margins, block = np.full(len(table.label), np.nan), blocks_ahead(table.day)
+    for number in range(ORIGINS):
+        here, earlier = block == number, block < number
+        # With one class there is nothing to learn; the calibration then says that there are too few frauds.
+        if here.any() and 0 < table.label[earlier].sum() < np.count_nonzero(earlier):
+            model = _fit(table, fold, earlier, settings, names, on_tree, distilled=distilled)
+            margins[here] = model.predict(table.vectors_of(here), raw_score=True)
+    return margins
 
 
 def _thinned(row_count: int) -> slice:
