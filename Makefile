@@ -28,10 +28,6 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --disable-p
 # The packages of extras, each file checked against constraints.txt: $(call packages,demo dev).
 packages = $(PYTHON) ops/deploy/requirements.py $(1) > $@.txt && $(PIP) --require-hashes --requirement $@.txt
 
-# Off by default in a host, and in the tests of many: they would compile it at the same time.
-COMPILE_OVERLAY := from paywarden.features.profiles.engine import FeatureEngine; \
-	from paywarden.scoring.state.overlay import overlay; overlay.warm_up(FeatureEngine())
-
 # What runs beside what: packages come while numba compiles. `make ready` checks meanwhile, too.
 BESIDE := @$(MAKE) --no-print-directory --jobs
 
@@ -41,8 +37,8 @@ install: ## an environment in .venv with everything in it
 $(VENV)/.installed: $(VENV)/.packages $(VENV)/.compiled
 	@touch $(VENV)/.demo-packages $(VENV)/.demo-installed $@
 
-# The demo needs fewer packages, and no overlay.
-$(VENV)/.demo-installed: $(VENV)/.demo-packages $(VENV)/.demo-compiled
+# The demo needs fewer packages.
+$(VENV)/.demo-installed: $(VENV)/.demo-packages $(VENV)/.compiled
 	@touch $@
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -67,12 +63,8 @@ $(VENV)/.packages: $(VENV)/.base
 	@touch $@
 
 # The packages that all the others come with are enough to compile the feature kernel.
-$(VENV)/.demo-compiled: $(VENV)/.base
+$(VENV)/.compiled: $(VENV)/.base
 	@$(BIN)/paywarden compile
-	@touch $@
-
-$(VENV)/.compiled: $(VENV)/.demo-compiled
-	@$(BIN)/python -c '$(COMPILE_OVERLAY)'
 	@touch $@
 
 services: install ## fetch Kafka, the schema registry (with a Java 17 JDK and Maven) and helm for tests
