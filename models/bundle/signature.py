@@ -84,11 +84,7 @@ def sign_bundle(bundle: Path, key_file: Path) -> list[str]:
     """
     if not (bundle / MANIFEST).is_file():
         raise BundleRefused(f"bundle {bundle}: there is no {MANIFEST}")
-    try:
-        content = read_regular(key_file)
-    except OSError as error:
-        raise Misconfigured(f"cannot read the key {key_file}: {error.strerror}") from error
-    key = private_key_of(content, key_file)
+    key = read_private_key(key_file)
     names = [MANIFEST, *sorted(path.relative_to(bundle).as_posix() for path in bundle.glob(f"native/**/{BUILD}"))]
     files = {name: _checksum(bundle, name) for name in names}
     record = {
@@ -102,6 +98,15 @@ def sign_bundle(bundle: Path, key_file: Path) -> list[str]:
     except OSError as error:
         raise Misconfigured(f"cannot write {bundle / SIGNATURE}: {error.strerror}") from error
     return names
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """Returns the private key of a PEM file. Raises Misconfigured naming the file."""
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise Misconfigured(f"cannot read the key {path}: {error.strerror}") from error
+    return private_key_of(content, path)
 
 
 def private_key_of(content: bytes, path: Path) -> Ed25519PrivateKey:

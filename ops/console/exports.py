@@ -12,11 +12,10 @@ from typing import Any
 from paywarden.ops.console.page_rows import EXPORT_ROLES, Page, Sent, Shown, Visit
 from paywarden.ops.console.reasons import Reason
 from paywarden.ops.console.rendering import NO_CURRENCIES, as_json, time_text
+from paywarden.ops.spreadsheets import without_formula
 
 EXPORT_ROWS_MAX = 5_000
 """A file has no more rows: some megabytes, and seconds of the index."""
-# Programs that open tables take a text that begins like this for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def export_of(page: Page, rows: str) -> Page:
@@ -41,8 +40,8 @@ def csv_of(rows: Sequence[Mapping[str, Any]], names: Iterable[str] = ()) -> byte
     columns = list(names) or list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(_safe(name) for name in columns)
-    writer.writerows([_safe(row.get(name, "")) for name in columns] for row in rows)
+    writer.writerow(without_formula(name) for name in columns)
+    writer.writerows([without_formula(row.get(name, "")) for name in columns] for row in rows)
     return text.getvalue().encode()
 
 
@@ -67,7 +66,3 @@ def _cell(value: Any) -> Any:
         return "; ".join(str(_cell(part)) for part in value)
     plain = as_json(value)
     return json.dumps(plain) if isinstance(plain, dict) else "" if plain is None else plain
-
-
-def _safe(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

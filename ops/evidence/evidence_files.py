@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from paywarden.features.profiles.money import RateTable
-from paywarden.models.bundle.signature import private_key_of
+from paywarden.models.bundle.signature import read_private_key
 from paywarden.models.replay.report.renderer import render
 from paywarden.ops.evidence.queries import (
     ALERTS,
@@ -43,8 +43,9 @@ from paywarden.ops.evidence.queries import (
     VERSIONS,
     Query,
 )
+from paywarden.ops.spreadsheets import without_formula
+from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import read_regular
 from paywarden.streams.archive.files import check_joined, read_parts, topic_folder
 
 if TYPE_CHECKING:
@@ -57,8 +58,6 @@ _MERCHANTS_SHOWN = 50
 _MEMORY = "2GB"
 _ALWAYS_MS = 2**62
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,63}")
-# A spreadsheet takes a text with one of these before it for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -209,12 +208,7 @@ def write(evidence: Evidence, governance: Governance | None, out: Path, key_file
 
     Raises Misconfigured if `out` has files already, or the key cannot be used.
     """
-    key = None
-    if key_file is not None:
-        try:
-            key = private_key_of(read_regular(key_file), key_file)
-        except OSError as error:
-            raise Misconfigured(f"cannot read the key {key_file}: {error.strerror}") from error
+    key = None if key_file is None else read_private_key(key_file)
     papers = {} if governance is None else governance.papers
     files = {
         "evidence.json": _json(evidence, governance),
@@ -262,25 +256,17 @@ def _json(evidence: Evidence, governance: Governance | None) -> bytes:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    return {"time": _utc(entry.time_ms), "kind": entry.kind, "by": entry.by, "why": entry.why, "digest": entry.digest}
+    return {"time": spoken(entry.time_ms), "kind": entry.kind, "by": entry.by, "why": entry.why, "digest": entry.digest}
 
 
 def _csv(evidence: Evidence) -> bytes:
-    import io
-
     (answer,) = (one for one in evidence.answers if one.query is MERCHANTS)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(answer.columns)
     for row in answer.rows:
-        writer.writerow([_safe(value) for value in row])
+        writer.writerow([f"{value:.6f}" if isinstance(value, float) else without_formula(value) for value in row])
     return text.getvalue().encode()
-
-
-def _safe(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
-    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 def _html(evidence: Evidence, governance: Governance | None) -> str:
@@ -288,7 +274,7 @@ def _html(evidence: Evidence, governance: Governance | None) -> str:
         "evidence.html",
         title=f"Evidence of {_day(evidence.asked.from_ms)} to {_day(evidence.asked.to_ms - 1)}",
         evidence=evidence,
-        known_to="" if evidence.asked.known_to_ms is None else _utc(evidence.asked.known_to_ms),
+        known_to="" if evidence.asked.known_to_ms is None else spoken(evidence.asked.known_to_ms),
         prepared=PREPARED,
         tables=[(answer, _shown(answer)) for answer in evidence.answers],
         shown_max=_MERCHANTS_SHOWN,
@@ -317,9 +303,5 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _utc(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _day(time_ms: int) -> str:
-    return _utc(time_ms)[:10]
+    return spoken(time_ms)[:10]
