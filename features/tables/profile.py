@@ -90,7 +90,7 @@ class TableProfile:
         self.numbers: dict[str, list[float]] = {}
         self.amounts: dict[str, tuple[int, list[float]]] = {}
         self.categories: dict[str, dict[str, DayCounts] | None] = {}
-        """The payments of each value; None of a field with more than CATEGORIES_MAX values."""
+        """The payments of each value. A field with more than CATEGORIES_MAX values has None."""
         self.days: dict[int, DayCounts] = {}
         self.gaps: list[tuple[int, int]] = []
         """The longest times without a payment: (length, start) in milliseconds, the longest first."""

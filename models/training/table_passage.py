@@ -3,7 +3,7 @@
     events ─ kinds of labels, counted ─► which payments keep a label, and the share that fits memory
            ─ chosen payments only ─ fold ─ zip ─► vectors, in a file; other columns as a history ─► TrainingTable
 
-With the same share, the table has the bits of the one that `training_table` makes in memory. Trees read the vectors
+With the same share, the table has the bits of the table of `training_table` in memory. Trees read the vectors
 from the file part by part, so that memory holds their bins alone.
 """
 

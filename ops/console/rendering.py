@@ -208,7 +208,7 @@ def as_json(value: Any) -> Any:
 
 
 ENGLISH = Locale("en")
-# No amount has so many digits, but a feature of a broken record may have.
+# No amount has so many digits. A feature of a broken record may have them.
 _DIGITS_BELOW = 1e20
 LOCALE: ContextVar[Locale] = ContextVar("locale", default=ENGLISH)
 """The locale of the person whose request is answered: of numbers, shares and money."""

@@ -497,7 +497,7 @@ def test_the_picture_of_links_is_bounded_safe_and_the_same_each_time(world: Worl
     page = world.browser("demo-analyst").get(world.address("link0")).text
     assert "<b>&" not in page
     assert "card-3 ✕ 1 fraud" in page
-    # Who may not see cards sees none in the picture.
+    # A person who may not see cards sees none in the picture.
     hidden = world.browser("demo-auditor").get(world.address("link0")).text
     assert "card-3" not in hidden
     assert "device-of-many" not in hidden
