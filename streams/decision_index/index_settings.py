@@ -33,8 +33,8 @@ class DecisionIndexSettings:
     claim_minutes: int = internal(15)
     # The share of reviewed payments that a second analyst reviews, too.
     second_review_share: float = 0.05
-    # What happens to a payment in review that nobody looks at, for the order of the queue: approve, decline, or cheaper:
-    # the action that costs less by [costs].
+    # What happens to a payment in review that nobody looks at, for the order of the queue: approve, decline, or
+    # cheaper: the action that costs less by [costs].
     unreviewed: str = "cheaper"
     # Older decisions leave the index.
     keep_days: int = 400
