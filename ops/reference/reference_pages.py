@@ -11,8 +11,7 @@
     errors.md     the tree of errors, refusals of requests                   errors_page.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
-The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py). It also writes the
-wanted values of each setting into ops/paywarden.toml (settings_page.py).
+The same command writes the wanted values of each setting into ops/paywarden.toml (settings_page.py).
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
@@ -27,7 +26,6 @@ import click
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
-from paywarden.ops.dashboards.boards import files
 from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
@@ -39,7 +37,6 @@ from paywarden.ops.reference.topics import topics_page
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDER = _CHECKOUT / "docs" / "reference"
-_DASHBOARDS = _CHECKOUT / "ops" / "dashboards"
 
 
 def _features_page() -> str:
@@ -70,13 +67,11 @@ def pages() -> dict[str, str]:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=FOLDER,
-    help="Folder of the pages; dashboards go below it.",
+    help="Folder of the pages.",
 )
 def main(check: bool, out: Path) -> None:
     """Make the reference pages from the code."""
-    dashboards = _DASHBOARDS if out == FOLDER else out / "dashboards"
     made = {out / name: text for name, text in pages().items()}
-    made |= {dashboards / name: text for name, text in files().items()}
     made[EXAMPLE if out == FOLDER else out / EXAMPLE.name] = example_text()
     for path, text in made.items():
         if not check:
