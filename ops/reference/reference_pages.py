@@ -5,15 +5,14 @@
     commands.md   the tree of click commands                                 commands.py
     settings.md   sections and settings of ops/paywarden.toml                settings_page.py
     metrics.md    the metrics that each process declares                     metrics.py
-    topics.md     what `paywarden topics create` creates                     topics.py
-    logs.md       the JSON Schema of a log line                              logs_page.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
-    errors.md     the tree of errors, refusals of requests                   errors_page.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
 The same command writes the wanted values of each setting into ops/paywarden.toml (settings_page.py).
 
-Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
+People write topics.md, errors.md and logs.md; tests/unit/ops/test_written_reference.py compares them with the code.
+
+Each maker raises Undocumented where the code says nothing about a field, setting or metric.
 """
 
 from __future__ import annotations
@@ -29,11 +28,8 @@ from paywarden.features.profiles.feature_docs import listing_of
 from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
-from paywarden.ops.reference.errors_page import errors_page
-from paywarden.ops.reference.logs_page import logs_page
 from paywarden.ops.reference.metrics import metrics_page
 from paywarden.ops.reference.settings_page import EXAMPLE, example_text, settings_page
-from paywarden.ops.reference.topics import topics_page
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDER = _CHECKOUT / "docs" / "reference"
@@ -46,13 +42,10 @@ def _features_page() -> str:
 PAGES = {
     "commands.md": commands_page,
     "data.md": data_page,
-    "errors.md": errors_page,
     "features.md": _features_page,
-    "logs.md": logs_page,
     "metrics.md": metrics_page,
     "openapi.json": openapi_text,
     "settings.md": settings_page,
-    "topics.md": topics_page,
 }
 
 
