@@ -170,23 +170,20 @@ _DECISIONS = DashboardSection(
         ),
         Panel(
             "Shards of cards",
-            "With [shards]: shards whose cards are in the mirror, and those that are copied. How many tables of shards "
-            "the hosts have: 1, but for the minutes of a change.",
+            "With [shards]: how many shards each host holds. How many tables of shards the hosts have: 1, but for the "
+            "minutes of a change.",
             "short",
             (
-                Query(f"sum by (state) (paywarden_companion_shards{{{_ON}}})", "{{state}}"),
+                Query(f"max by (instance) (paywarden_companion_shards{{{_ON}}})", "{{instance}}"),
                 Query("count(count by (table) (paywarden_companion_shard_table_info))", "tables of all hosts"),
             ),
             alerts=("PaywardenShardTablesDiffer",),
         ),
         Panel(
             "Profiles of other hosts",
-            "Profiles of the changelog that other hosts hold, and those copied for shards that this host is to hold.",
+            "Profiles of the changelog that other hosts hold.",
             "short",
-            (
-                Query(_rate("instance", "paywarden_companion_profiles_skipped_total"), "skipped"),
-                Query(_rate("instance", "paywarden_companion_profiles_copied_total"), "copied"),
-            ),
+            (Query(_rate("instance", "paywarden_companion_profiles_skipped_total"), "skipped"),),
         ),
         Panel(
             "Models that fail",

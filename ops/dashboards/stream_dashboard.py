@@ -224,14 +224,6 @@ _AEROSPIKE = DashboardSection(
             alerts=("PaywardenStoreForbidsWrites", "PaywardenStoreNodeFails", "PaywardenStoreDown"),
         ),
         Panel(
-            "Circuit breaker",
-            "1 at the breaker's state. `open`: no calls are made.",
-            "short",
-            (Query("max by (instance, state) (paywarden_store_breaker)", "{{instance}} {{state}}"),),
-            alerts=("PaywardenStoreNodeFails",),
-            maximum=1.0,
-        ),
-        Panel(
             "Copies that move",
             "Partitions whose copies have yet to move, and nodes that went meanwhile: these may hide records.",
             "short",
