@@ -160,11 +160,14 @@ def check_shards(source: Source, gateway: Path | None = None) -> Iterator[CheckR
             "host",
             WARNING,
             "[shards]: the mirror was not made with this count, these entities and this route key",
-            "restart the companion, which sees to it",
+            "restart the companion, which fills the mirror again",
         )
     elif missing := wanted - held.complete:
         yield CheckResult(
-            "host", WARNING, f"[shards]: the mirror lacks {len(missing)} shards", "wait for the companion's copy"
+            "host",
+            WARNING,
+            f"[shards]: the mirror lacks {len(missing)} shards",
+            "restart the companion, which fills the mirror again",
         )
     else:
         yield CheckResult("host", OK, "[shards]: the mirror has all shards of this host")

@@ -53,7 +53,7 @@ _UNITS = (
     (r".*_minor", "minor units of the reference currency"),
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out|refuses|breaker|info|phase|finding|unreadable)", "0 or 1"),
+    (r".*_(up|ready|out|refuses|info|phase|finding|unreadable)", "0 or 1"),
     (r".*_training_distance", "PSI"),
     (
         r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|companion_shards|set_aside_entries"

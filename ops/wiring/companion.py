@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from paywarden.features.stores.profile_sets import LiveSet
     from paywarden.streams.companion.companion import Companion, FillSource
-    from paywarden.streams.companion.shard_moves import HostShards
+    from paywarden.streams.companion.host_shards import HostShards
     from paywarden.streams.kafka.clients import KafkaClients
 
 
@@ -104,7 +104,7 @@ def companion(
 def host_shards(source: Source) -> HostShards | None:
     """Returns which cards this host's mirror holds; None: all. Raises Misconfigured."""
     from paywarden.scoring.state.shards import ShardSettings
-    from paywarden.streams.companion.shard_moves import HostShards
+    from paywarden.streams.companion.host_shards import HostShards
 
     cards = stores.card_shards(source)
     if cards is None:

@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.stores.circuit_breaker import BreakerState, CircuitBreaker
 from paywarden.models.bundle.bundle import Bundle, sigmoid
 from paywarden.models.bundle.cascade import CascadePredictor
 from paywarden.models.bundle.predictor import NativePredictor, bound
 from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.circuit_breaker import BreakerState, CircuitBreaker
 from paywarden.scoring.metrics.model import PLACES, ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import Counter, Gauge
 

@@ -107,7 +107,7 @@ class MirrorReader(MirrorView):
         except MirrorAbsent:
             return None
         except ValueError:
-            return HeldShards("", frozenset(), is_clean=False)
+            return HeldShards("", frozenset())
 
     def index_note(self) -> IndexNote | None:
         """Returns the note about the index by identity; None if there is none, or it lacks the newest changes."""

@@ -122,30 +122,29 @@ class HeldShards:
     """The note in a mirror that says which shards it holds.
 
     `digest`: of the settings that make shards of cards (`CardShards.digest`). `complete`: the shards that are in the
-    mirror as they would be in one that holds everything. `is_clean`: whether it has nothing of other shards.
+    mirror as they would be in one that holds everything. It has nothing of other shards.
     """
 
     digest: str
     complete: frozenset[int]
-    is_clean: bool
 
     def to_bytes(self) -> bytes:
         """Returns the note as the mirror keeps it."""
         bits = np.zeros(max(self.complete, default=-1) + 1, dtype=bool)
         bits[list(self.complete)] = True
-        return json.dumps([self.digest, self.is_clean, np.packbits(bits).tobytes().hex()]).encode()
+        return json.dumps([self.digest, np.packbits(bits).tobytes().hex()]).encode()
 
     @classmethod
     def from_bytes(cls, value: bytes) -> HeldShards:
         """Returns the note from the bytes of `to_bytes`. Raises ValueError for other bytes."""
         try:
-            digest, is_clean, bits = json.loads(value)
+            digest, bits = json.loads(value)
             held = np.flatnonzero(np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)))
         except (TypeError, RecursionError) as error:
             raise ValueError("it is no note about shards") from error
-        if not isinstance(digest, str) or type(is_clean) is not bool:
+        if type(digest) is not str:
             raise ValueError("it is no note about shards")
-        return cls(digest, frozenset(held.tolist()), is_clean)
+        return cls(digest, frozenset(held.tolist()))
 
 
 class CardShards:

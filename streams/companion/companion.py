@@ -10,8 +10,8 @@
 4. In every round apply a batch of the changelog. About once a second check a part of the mirror for damage.
 5. If features look from an entity at others, keep an index of their profiles (scoring/state/identity_index.py). It is
    made before step 2, where a mirror lacks it.
-6. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
-   (streams/companion/shard_moves.py).
+6. With [shards], leave out the cards that other hosts hold (streams/companion/host_shards.py). A mirror that holds
+   other shards is filled again at step 2.
 
 Decisions are shipped from the beginning, in a thread of their own (streams/companion/shipping_thread.py). Neither part
 waits for the other.
@@ -36,14 +36,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
 
-from confluent_kafka import Consumer, IsolationLevel, TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
@@ -67,10 +67,9 @@ from paywarden.streams.companion.changelog_reader import ProfileChanges, read_ch
 from paywarden.streams.companion.companion_health import CompanionHealth
 from paywarden.streams.companion.companion_metrics import CompanionMetrics
 from paywarden.streams.companion.cursors import HostIdentity
+from paywarden.streams.companion.host_shards import HostShards
 from paywarden.streams.companion.mirror_writer import MirrorWriter, discard
 from paywarden.streams.companion.overlay_marks import OverlayMarks
-from paywarden.streams.companion.shard_copies import copies_from_changelog, copies_from_store
-from paywarden.streams.companion.shard_moves import HostShards, ShardMoves, States
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import shipper_of
 from paywarden.streams.companion.shipping_thread import ShippingThread
@@ -91,8 +90,8 @@ from paywarden.streams.profiles.progress.watermarks import CopyProgress
 _log = logging.getLogger(__name__)
 
 _LOOK_AROUND_EVERY_S = 1.0
-# A companion without records sleeps this long, or until the next record. While it gets or drops cards it looks sooner.
-_IDLE_S, _MOVING_S = 0.5, 0.2
+# A companion without records sleeps this long, or until the next record.
+_IDLE_S = 0.5
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
@@ -188,7 +187,7 @@ class Companion:
         self._settings, self._entities, self._now_ms = settings, entities, now_ms
         self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
         objectives_ms = freshness_objectives_ms(settings, entities)
-        self._gather_ms = gather_ms_of(objectives_ms)
+        gather_ms = gather_ms_of(objectives_ms)
         self._metrics = CompanionMetrics(registry or CollectorRegistry(), objectives_ms, self.health)
         self._fill = fill
         self._topic = clients.topic("profiles")
@@ -199,12 +198,10 @@ class Companion:
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
         self._shards, self._index = shards, files.index
-        self._moves: ShardMoves | None = None
-        self._copied_before = 0
         if shards is not None:
-            self._metrics.shard_table(shards.settings.digest)
+            self._metrics.shards(shards.settings.digest, len(shards.wanted))
         self._clients = clients
-        self._consumer = self._new_consumer()
+        self._consumer = clients.consumer(group_id="paywarden-companion", gather_ms=gather_ms)
         self._decoder = ChangelogDecoder(ids)
         self._progress = CopyProgress()
         encoder = Encoder("decisions", ids.id_of("decisions"))
@@ -289,9 +286,6 @@ class Companion:
         self._look_at_marks()
         self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
-        if (moves := self._moves) is not None:
-            copied, self._copied_before = moves.copied_count - self._copied_before, moves.copied_count
-            self._metrics.shards(complete=moves.complete, missing=moves.missing, copied=copied)
 
     def _look_at_marks(self) -> None:
         if self._marks is not None and not self._marks.is_in_place:
@@ -310,20 +304,13 @@ class Companion:
         """
         if self._held is None:
             batch_wait_s = self._settings.batch_wait_ms / 1000
-            leave_out = None if self._moves is None else self._moves.skipped
-            idle_s = _IDLE_S if self._moves is None or self._moves.is_settled else _MOVING_S
-            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, idle_s, leave_out)
+            leave_out = None if self._shards is None else self._shards.skipped
+            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S, leave_out)
             self._stalls.gave(self._held.is_all)
         self.health.note_round()
-        moves = self._moves
-        has_moves = moves is not None and not moves.is_settled
-        if self._held.records or self._held.ended or has_moves:
+        if self._held.records or self._held.ended:
             try:
                 self._apply(self._held)
-                # Applied once: a failure of a later step must not apply it again.
-                self._held = Consumed([], {}, self._held.is_all)
-                if moves is not None:
-                    moves.advance()
             except MirrorUnavailable as error:
                 self._note_trouble(error)
                 return False
@@ -395,9 +382,6 @@ class Companion:
     def _positions(self) -> dict[PartitionId, int]:
         return {(self._topic, partition): position for partition, position in self._read_to.items()}
 
-    def _new_consumer(self) -> Consumer:
-        return self._clients.consumer(group_id="paywarden-companion", gather_ms=self._gather_ms)
-
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
@@ -417,7 +401,7 @@ class Companion:
         changelog = topic_ids(self._clients.admin, [self._topic])[self._topic]
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
-        if misfit := self._shards_misfit():
+        if positions and (misfit := self._shards_misfit()):
             _log.warning("companion: the mirror is filled again: %s", misfit)
             positions = {}
         if misfit := self._misfit(positions, ends, changelog):
@@ -436,13 +420,12 @@ class Companion:
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._mirror.note_changelog(changelog)
             if self._shards is not None:
-                self._mirror.note_shards(HeldShards(self._shards.cards.digest, self._shards.wanted, is_clean=True))
+                self._mirror.note_shards(self._shards.note)
             if not self._apply_patiently({}, positions, stop):
                 return False
         self._mirror.note_changelog(changelog)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
-        self._moves = None if self._shards is None else self._moves_of(self._shards)
         self._progress.begin_anew()
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
@@ -452,39 +435,14 @@ class Companion:
         if self._marks is not None:
             self._marks.begin_anew(mirror_is_empty=self._mirror.profile_count() == 0)
         self._mirror.clear()
+        if self._shards is not None:
+            # Until it is filled, it holds no card.
+            self._mirror.note_shards(HeldShards(self._shards.cards.digest, frozenset()))
 
     def _shards_misfit(self) -> str:
         """Returns why the mirror's shards of cards are not those of the settings; empty if they are."""
-        note = self._mirror.shards()
-        if note is None:
-            return ""
-        if self._shards is None:
-            return "it holds some shards of cards alone, and [shards] count is 0 now"
-        if note.digest != self._shards.cards.digest:
-            return "its shards of cards were made with another [shards] count, entities or route key"
-        return ""
-
-    def _moves_of(self, shards: HostShards) -> ShardMoves:
-        self._copied_before = 0
-        return ShardMoves(
-            self._mirror,
-            shards,
-            copies=partial(self._copies, shards),
-            put=self._put_copied,
-            read_to=lambda: self._read_to,
-            ends=lambda: end_offsets(self._consumer, self._topic, self._partitions),
-        )
-
-    def _copies(self, shards: HostShards) -> Iterator[States]:
-        if self._settings.fill_from_store:
-            return copies_from_store(self._fill.look, self._fill.open_store, shards.cards.entities)
-        return copies_from_changelog(self._new_consumer(), self._topic, self._read_to, self._decoder)
-
-    def _put_copied(self, profiles: States) -> None:
-        if self._marks is not None and any(profiles.values()):
-            # Nobody says which payments copied profiles contain. To delete one adds none.
-            self._marks.note_unnamed()
-        self._mirror.apply(profiles, {})
+        wanted = None if self._shards is None else self._shards.note
+        return "" if self._mirror.shards() == wanted else "it holds other cards than [shards] says now"
 
     def _misfit(self, positions: Mapping[int, int], ends: Mapping[int, int], changelog: str) -> str:
         """Returns why the mirror's positions do not belong to the changelog as it is now; empty if they do."""
@@ -548,7 +506,6 @@ class Companion:
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
     def _apply(self, held: Consumed) -> None:
-        moves = self._moves
         changes = read_changes(
             held.records, self._decoder, self._entities, self._to_reach, self._read_to, held.left_out
         )
@@ -570,8 +527,6 @@ class Companion:
             if self._marks is not None:
                 self._mark(self._marks, changes)
             self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
-        if moves is not None:
-            moves.applied(changes.profiles)
         self._to_reach, self._read_to = to_reach, read_to
         if complete_to_ms:
             self.health.complete_to_ms = complete_to_ms

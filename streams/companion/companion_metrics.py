@@ -46,8 +46,7 @@ class CompanionMetrics:
         self._skipped = counter(
             "profiles_skipped", "States of the changelog left out, since other hosts hold their cards."
         )
-        self._copied = counter("profiles_copied", "Profiles copied into the mirror for shards that it is to hold now.")
-        self._shards = gauge("shards", "Shards of cards, by whether the mirror has all of each yet.", "state")
+        self._shards = gauge("shards", "The number of shards of cards that this host holds; 0 without [shards].")
         self._table = gauge("shard_table_info", "1. The table that says which host holds which shards.", "table")
         self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
@@ -94,15 +93,10 @@ class CompanionMetrics:
         self._named.inc(named)
         self._unnamed.inc(unnamed)
 
-    def shard_table(self, digest: str) -> None:
-        """Name the table of shards. It is the same on all hosts."""
+    def shards(self, digest: str, count: int) -> None:
+        """Name the table of shards, which is the same on all hosts, and how many this host holds."""
         self._table.labels(digest).set(1)
-
-    def shards(self, *, complete: int, missing: int, copied: int) -> None:
-        """Set how many shards are complete and missing, and count profiles that were copied."""
-        self._shards.labels("complete").set(complete)
-        self._shards.labels("catching_up").set(missing)
-        self._copied.inc(copied)
+        self._shards.set(count)
 
     def lag(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
         """Set the lag from where the partitions of the changelog end and how far they are read."""

@@ -75,7 +75,7 @@ def _host_file() -> Iterator[bytes]:
     yield json.dumps(asdict(ReleaseOrders("a", "b", "c", "r", 5, "00" * 16))).encode()
     yield b"17,%08x" % zlib.crc32(b"17")
     yield ShippedTo(5, 6, "boot").to_bytes()
-    yield HeldShards("00", frozenset({1, 9}), is_clean=True).to_bytes()
+    yield HeldShards("00", frozenset({1, 9})).to_bytes()
     registry, folder = MetricsRegistry(), _folder()
     registry.counter("a_total", "help").add(2)
     registry.open(folder, "worker-0")

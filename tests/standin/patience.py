@@ -10,7 +10,7 @@ from tests.patience import PATIENCE_S
 
 
 def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
-    """Returns settings with few and quick retries, without a breaker and without a scan's patience.
+    """Returns settings with few and quick retries, without a scan's patience.
 
     The timeouts are long, so that a slow machine changes nothing. For a silent server, pass a short one.
     """
@@ -22,8 +22,7 @@ def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
         info_timeout_ms=timeout_ms,
         max_retries=2,
         sleep_between_retries_ms=1,
-        # Tests make calls fail on purpose. The tests of the breaker and of a scan's patience set these themselves.
-        breaker_failure_count_max=1_000_000,
+        # Tests make calls fail on purpose. The tests of a scan's patience set it themselves.
         scan_page_timeout_ms=3 * timeout_ms,
         scan_patience_ms=0,
     )

@@ -135,10 +135,6 @@ class AerospikeSettings:
     info_timeout_ms: int = internal(500)
     max_retries: int = internal(2)
     sleep_between_retries_ms: int = internal(20)
-    # Calls that fail in a row until the breaker opens. A call has had its retries: this is nine attempts.
-    breaker_failure_count_max: int = internal(3)
-    # As long as one unanswered call: long enough to relieve a cluster in trouble, short compared with its recovery.
-    breaker_cooldown_ms: int = internal(2_000)
     # Connections to each node that stay open, so that a burst need not wait for new ones. TLS makes these dear.
     connection_count_min: int = internal(0)
     connection_count_max: int = 100
@@ -182,27 +178,25 @@ class AerospikeSettings:
 
 
 class CallFailed(Exception):
-    """A call that failed without raising: the deciding code, and the positions of the records that it concerns."""
+    """A call that failed without raising: the deciding code."""
 
-    def __init__(self, code: int, what: str, positions: Collection[int] = ()) -> None:
-        super().__init__(code, what, positions)
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(code, what)
         self.code = code
         self.what = what
-        self.positions = positions
 
 
 def check_batch(batch: BatchRecords, *, fine: Collection[int]) -> None:
     """Raises CallFailed unless every record was answered with one of the codes in `fine`."""
     codes = [record.result for record in batch.batch_records]
-    positions = [position for position, code in enumerate(codes) if code not in fine]
-    failed = [codes[position] for position in positions]
+    failed = [code for code in codes if code not in fine]
     # A record with any other answer than success also fails its batch, even if that answer is in `fine`.
     is_explained = batch.result == _SOME_FAILED and any(codes)
     if not failed and (batch.result == OK or is_explained):
         return
     # Before it reaches a node a batch can fail as a whole, and then its records still say 0, success.
     what = f"{len(failed)} of {len(codes)} records" if failed else "the whole batch"
-    raise CallFailed(_telling_code([*failed, batch.result]), what, positions)
+    raise CallFailed(_telling_code([*failed, batch.result]), what)
 
 
 def _telling_code(codes: list[int]) -> int:
@@ -318,8 +312,8 @@ def _client_config(settings: AerospikeSettings, *, every_node: bool) -> dict[str
         "min_conns_per_node": settings.connection_count_min,
         "max_conns_per_node": settings.connection_count_max,
         "use_services_alternate": settings.use_services_alternate,
-        # The client's own breaker, for each node: after this many errors between two tends, it makes no call to that
-        # node until the next tend. Ours opens after few failures and for longer.
+        # The client's breaker for each node: after this many errors between two tends, it makes no call to that node
+        # until the next tend.
         "max_error_rate": 100,
         "error_rate_window": 1,
     }

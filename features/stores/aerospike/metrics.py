@@ -10,16 +10,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from paywarden.features.stores.aerospike.client import REASONS
-from paywarden.features.stores.circuit_breaker import BreakerState
 
 OPERATIONS = ("read", "write", "delete", "scan")
 
 # The levels of faults in a cluster's settings: cluster_check.py says what they mean.
 FINDING_LEVELS = ("error", "warning")
 
-# Failures outside the cluster: a wrong setting, and calls that the breaker refused.
+# A failure outside the cluster: a wrong setting.
 MISCONFIGURED = "misconfigured"
-BREAKER_OPEN = "breaker_open"
 
 # A batch on the local network takes about half a millisecond; a call ends after total_timeout_ms, two seconds,
 # and a page of a scan after scan_page_timeout_ms, thirty.
@@ -37,7 +35,7 @@ class AerospikeMetrics:
         calls = Counter("paywarden_store_calls", "Calls to the store's cluster.", ["operation"], registry=registry)
         failures = Counter(
             "paywarden_store_failures",
-            "Calls that failed after the client's own retries, or were not made.",
+            "Calls that failed after the client's own retries.",
             ["operation", "reason"],
             registry=registry,
         )
@@ -53,12 +51,6 @@ class AerospikeMetrics:
             "Records read, written, deleted and scanned; found written by an earlier attempt (confirmed); "
             "changed by someone else before they could be written (conflict).",
             ["what"],
-            registry=registry,
-        )
-        breaker = Gauge(
-            "paywarden_store_breaker",
-            "1 at the state of the circuit breaker; of several, the worst: open, then half-open.",
-            ["state"],
             registry=registry,
         )
         findings = Gauge(
@@ -83,9 +75,8 @@ class AerospikeMetrics:
         self._failures = {
             (operation, reason): failures.labels(operation, reason)
             for operation in OPERATIONS
-            for reason in (*REASONS, MISCONFIGURED, BREAKER_OPEN)
+            for reason in (*REASONS, MISCONFIGURED)
         }
-        self._breaker = {state: breaker.labels(state.value) for state in BreakerState}
         self._findings = {level: findings.labels(level) for level in FINDING_LEVELS}
         self.read = records.labels("read")
         self.written = records.labels("written")
@@ -96,8 +87,6 @@ class AerospikeMetrics:
         self._retries = _Retries()
         if registry is not None:
             registry.register(self._retries)
-        self._states: dict[object, BreakerState] = {}
-        self._show_worst()
 
     def call_ended(self, operation: str, seconds: float) -> None:
         """Record a call and its duration."""
@@ -105,13 +94,8 @@ class AerospikeMetrics:
         self._seconds[operation].observe(seconds)
 
     def call_failed(self, operation: str, reason: str) -> None:
-        """Record a call that failed or was not made; `reason` is one of REASONS, MISCONFIGURED or BREAKER_OPEN."""
+        """Record a call that failed; `reason` is one of REASONS, or MISCONFIGURED."""
         self._failures[operation, reason].inc()
-
-    def breaker_is(self, state: BreakerState, whose: object) -> None:
-        """Record the new state of a circuit breaker; `whose` is its owner."""
-        self._states[whose] = state
-        self._show_worst()
 
     def found(self, level: str, count: int) -> None:
         """Record how many findings the last look at the cluster gave; `level` is one of FINDING_LEVELS."""
@@ -123,17 +107,9 @@ class AerospikeMetrics:
 
     def closed(self, store: object) -> None:
         """Remove a store. Its retries stay in the sum. A second time has no effect."""
-        self._states.pop(store, None)
-        self._show_worst()
         count = self._retries.counts.pop(store, None)
         if count is not None:
             self._retries.past += count()
-
-    def _show_worst(self) -> None:
-        states = set(self._states.values())
-        worst = next((state for state in (BreakerState.OPEN, BreakerState.HALF_OPEN) if state in states), None)
-        for state, gauge in self._breaker.items():
-            gauge.set(state is (worst or BreakerState.CLOSED))
 
 
 class _Retries(Collector):

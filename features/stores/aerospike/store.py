@@ -34,7 +34,6 @@ from aerospike import exception as client_errors
 from aerospike_helpers.batch.records import BatchRecord, BatchRecords, Remove, Write
 from aerospike_helpers.operations import operations
 
-from paywarden.features.stores.aerospike.breakers import PartitionMap, Place
 from paywarden.features.stores.aerospike.calls import Calls
 from paywarden.features.stores.aerospike.client import (
     OK,
@@ -79,6 +78,9 @@ from paywarden.features.stores.base import (
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 
 __all__ = ["AerospikeMetrics", "AerospikeSettings", "AerospikeStore"]
+
+# A record's place: namespace, set, key.
+Place = tuple[str, str, bytearray]
 
 _DAY_S = 86_400
 _STOPPED = ("stop_writes", "clock_skew_stop_writes")
@@ -143,8 +145,7 @@ class AerospikeStore:
         self._clock = clock
         self._sleep = sleep
         self._client = connect(settings)
-        partitions = PartitionMap(self._client, settings)
-        self._calls = Calls(settings, self._metrics, clock, partitions, self)
+        self._calls = Calls(settings, self._metrics, clock)
         self._migration = MigrationWatch(self._client, settings, self._metrics)
         self._erasing_mode: _Erasing | None = None
         self._is_closed = False
@@ -155,7 +156,6 @@ class AerospikeStore:
         except PaywardenError:
             self.close()
             raise
-        partitions.refresh(int(clock() * 1000))
         self._metrics.opened(self, self._retry_count)
 
     @property
@@ -180,26 +180,15 @@ class AerospikeStore:
         """See ProfileStore. One round trip to each node for every `batch_record_count_max` records."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         policies = _WritePolicies(ttl_s)
-        # Records of a node that fails come last, and hold up no others.
-        held_back = self._held_back(values)
-        first = {key: value for key, value in values.items() if key not in held_back} if held_back else values
-        for chunk in self._write_chunks(first):
+        for chunk in self._write_chunks(values):
             self._write_chunk(chunk, versions or {}, policies)
-        if held_back:
-            raise self._calls.not_tried("write")
-
-    def _held_back(self, values: Mapping[bytes, bytes]) -> set[bytes]:
-        if not self._calls.has_open_node:
-            return set()
-        keys = list(values)
-        return {keys[position] for position in self._calls.held_back([self._place(key) for key in keys])}
 
     def delete(self, keys: Sequence[bytes]) -> None:
         """See ProfileStore. Erased records stay erased, also when servers start cold."""
         erasing = self._erasing()
         places = [self._place(key) for key in keys]
         for chunk in _chunks(places, self._settings.batch_record_count_max):
-            with self._calls.call("delete", chunk, why_forbidden=self._why_forbidden(chunk, erasing.marker_expires)):
+            with self._calls.call("delete", why_forbidden=self._why_forbidden(chunk, erasing.marker_expires)):
                 batch = self._client.batch_write(BatchRecords(self._erasures(chunk, erasing)), self._batch_policy)
                 check_batch(batch, fine=_DONE_OR_ABSENT)
             self._metrics.deleted.inc(len(chunk))
@@ -232,20 +221,16 @@ class AerospikeStore:
         return {entity: found[name] for name, entity in names.items() if SET_SEPARATOR not in entity}
 
     def health(self) -> StoreHealth:
-        """See ProfileStore. Asks each node for its status and takes up to `info_timeout_ms` a node.
-
-        While the breaker is open, it says so and makes no call.
-        """
-        reason = self._calls.breaker_reason()
-        if not reason:
-            found = self._migration.look()
-            stopped = [name for name in _STOPPED if any(one.get(name) == "true" for one in found)]
-            if not found:
-                reason = "no answer from any node"
-            elif any("effective_replication_factor" not in one for one in found):
-                reason = "the cluster no longer has this namespace"
-            elif stopped:
-                reason = f"takes no writes now ({stopped[0]})"
+        """See ProfileStore. Asks each node for its status and takes up to `info_timeout_ms` a node."""
+        found = self._migration.look()
+        stopped = [name for name in _STOPPED if any(one.get(name) == "true" for one in found)]
+        reason = ""
+        if not found:
+            reason = "no answer from any node"
+        elif any("effective_replication_factor" not in one for one in found):
+            reason = "the cluster no longer has this namespace"
+        elif stopped:
+            reason = f"takes no writes now ({stopped[0]})"
         return StoreHealth(reason and f"{describe(self._settings)}: {reason}", self._migration.why_hidden)
 
     def reports(self) -> list[NodeReport]:
@@ -322,7 +307,7 @@ class AerospikeStore:
         return lambda: why_forbidden(self.reports(), {place[1] for place in places}, expires=expires)
 
     def _read_chunk(self, places: list[Place]) -> list[_Found]:
-        with self._calls.call("read", places):
+        with self._calls.call("read"):
             batch = self._client.batch_read(places, [self._settings.bin_name], self._batch_policy)
             check_batch(batch, fine=_DONE_OR_ABSENT)
         self._metrics.read.inc(len(places))
@@ -372,7 +357,7 @@ class AerospikeStore:
     ) -> list[tuple[bytes, bytes]]:
         """Make the writes; returns the records that are at another version."""
         fine = (*_DONE, *_ANOTHER_VERSION) if is_versioned else _DONE
-        with self._calls.call("write", places, why_forbidden=self._why_forbidden(places, policies.expires)):
+        with self._calls.call("write", why_forbidden=self._why_forbidden(places, policies.expires)):
             batch = self._client.batch_write(BatchRecords(writes), self._batch_policy)
             check_batch(batch, fine=fine)
         answers = zip(chunk, batch.batch_records, strict=True)

@@ -60,7 +60,6 @@ MADE = {
     "paywarden_outcomes_net_minor": DAYS,
     "paywarden_outcomes_precision": DAYS,
     "paywarden_outcomes_recall": DAYS,
-    "paywarden_store_breaker": CLUSTER,
     "paywarden_store_call_seconds": CLUSTER,
     "paywarden_store_calls_total": CLUSTER,
     "paywarden_store_failures_total": CLUSTER,

@@ -180,7 +180,7 @@ QUIET: tuple[Series, ...] = (
     Count(stream("stream_event_to_store_seconds_count", entity="card"), 200),
     *(
         Count(stream("store_failures_total", operation="write", reason=reason), 0)
-        for reason in ("forbidden", "breaker_open")
+        for reason in ("forbidden", "overload")
     ),
     Count(stream("store_second_faults_total"), 0),
     Gauge(stream("store_findings", level="warning"), 0),
@@ -342,7 +342,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "PaywardenStoreNodeFails": Fault(
         "a node of Aerospike is gone",
-        (Count(stream("store_failures_total", operation="write", reason="breaker_open"), 0, 5),),
+        (Count(stream("store_failures_total", operation="write", reason="overload"), 0, 5),),
     ),
     "PaywardenStoreSecondFault": Fault(
         "a second node of Aerospike is gone while copies move", (Count(stream("store_second_faults_total"), 0, 1),)

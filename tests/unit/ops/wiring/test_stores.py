@@ -63,7 +63,6 @@ def test_every_store_of_a_process_counts_in_its_registry(aerospike_source: Sourc
         stores.live_set(aerospike_source, registry)
     shown = generate_latest(registry).decode()
     assert 'paywarden_store_records_total{what="written"} 2.0' in shown
-    assert 'paywarden_store_breaker{state="closed"} 1.0' in shown
     assert 'paywarden_store_findings{level="warning"} 2.0' in shown
 
 

@@ -57,7 +57,7 @@ def test_cards_of_other_hosts_are_flagged_whatever_the_mirror_has_of_them(host: 
     key = keys_of(leftover)[0]
     assert key is not None
     host.fill({key: profiles()[key]})
-    host.note(HeldShards(SHARDS.digest, complete, is_clean=False))
+    host.note(HeldShards(SHARDS.digest, complete))
     flags = flags_by_card(host)
     shards = {card: SHARDS.of_card(card.encode()) for card in flags}
     assert set(shards.values()) == {0, 1, 2, 3}
@@ -73,5 +73,5 @@ def test_a_mirror_of_all_cards_flags_none_and_one_of_another_table_all(host: Sha
     assert not any(CARD_NOT_HELD in flags for flags in flags_by_card(host).values())
     host.close()
     host._scorer = None
-    host.note(HeldShards("another table's", frozenset(range(3)), is_clean=True))
+    host.note(HeldShards("another table's", frozenset(range(3))))
     assert all(CARD_NOT_HELD in flags for flags in flags_by_card(host).values())

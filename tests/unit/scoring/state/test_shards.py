@@ -79,9 +79,9 @@ def test_a_combination_is_where_its_card_is() -> None:
     assert dict(zip(keys, found.tolist(), strict=True)) == {b"card:C1": card, pair: card}
 
 
-@given(complete=st.frozensets(st.integers(0, 500)), is_clean=st.booleans())
-def test_a_note_of_the_mirror_is_read_as_it_was_written(complete: frozenset[int], is_clean: bool) -> None:
-    held = HeldShards("0123456789abcdef", complete, is_clean)
+@given(complete=st.frozensets(st.integers(0, 500)))
+def test_a_note_of_the_mirror_is_read_as_it_was_written(complete: frozenset[int]) -> None:
+    held = HeldShards("0123456789abcdef", complete)
     assert HeldShards.from_bytes(held.to_bytes()) == held
 
 
@@ -144,7 +144,7 @@ def test_only_what_belongs_to_a_card_can_be_sharded(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("note", [b"", b"7", b"[]", b"[" * 100_000, b'["a", true, "xyz"]', b'[1, true, "00"]', b"\xff"])
+@pytest.mark.parametrize("note", [b"", b"7", b"[]", b"[" * 100_000, b'["a", "xyz"]', b'[1, "00"]', b"\xff"])
 def test_a_damaged_note_makes_a_mirror_that_is_filled_anew_and_holds_no_card(tmp_path: Path, note: bytes) -> None:
     settings = MirrorSettings(path=str(tmp_path / "mirror"), size_mb=16)
     with closing(MirrorWriter(settings)) as writer:

@@ -1,15 +1,15 @@
-"""The Aerospike store's circuit breaker, counters and health, against the stand-in and a clock that the test sets."""
+"""The Aerospike store's counters and health, against the stand-in and a clock that the test sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.aerospike.client import REASONS
-from paywarden.features.stores.aerospike.metrics import BREAKER_OPEN, MISCONFIGURED, OPERATIONS, AerospikeMetrics
+from paywarden.features.stores.aerospike.metrics import MISCONFIGURED, OPERATIONS, AerospikeMetrics
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
@@ -20,8 +20,6 @@ RECORD_BUSY = 14
 OVERLOAD = 18
 SERVER_TIMEOUT = 9
 NOT_ONE_WE_KNOW = 99
-FAILURE_COUNT_MAX = 3
-COOLDOWN_MS = 2_000
 CARDS = {b"card:%d" % number: b"value %d" % number for number in range(5)}
 
 
@@ -33,12 +31,7 @@ def server() -> Iterator[StandIn]:
 
 @pytest.fixture
 def settings(server: StandIn) -> AerospikeSettings:
-    return replace(
-        quick_settings(server.address),
-        breaker_failure_count_max=FAILURE_COUNT_MAX,
-        breaker_cooldown_ms=COOLDOWN_MS,
-        max_retries=0,
-    )
+    return replace(quick_settings(server.address), max_retries=0)
 
 
 @pytest.fixture
@@ -56,137 +49,6 @@ def store(settings: AerospikeSettings, time: FakeTime, registry: CollectorRegist
     opened = AerospikeStore(settings, metrics=AerospikeMetrics(registry), clock=time.clock, sleep=time.sleep)
     yield opened
     opened.close()
-
-
-def calls_of(store: AerospikeStore) -> list[Callable[[], object]]:
-    return [
-        lambda: store.write(CARDS, ttl_s=0),
-        lambda: store.read(list(CARDS)),
-        lambda: store.delete(list(CARDS)),
-        lambda: list(store.scan("card")),
-    ]
-
-
-def message_count(server: StandIn) -> int:
-    return len(server.record_counts) + len(server.scans)
-
-
-def open_the_breaker(server: StandIn, store: AerospikeStore) -> None:
-    server.faults.add(Fault.refuse(OVERLOAD), times=FAILURE_COUNT_MAX)
-    for call in calls_of(store)[:FAILURE_COUNT_MAX]:
-        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
-            call()
-
-
-def breaker_state(registry: CollectorRegistry) -> str:
-    states = [
-        state
-        for state in ("closed", "open", "half_open")
-        if registry.get_sample_value("paywarden_store_breaker", {"state": state}) == 1
-    ]
-    (state,) = states
-    return state
-
-
-# The circuit breaker
-
-
-def test_after_failures_in_a_row_no_call_is_made_for_the_cool_down(
-    server: StandIn, store: AerospikeStore, time: FakeTime
-) -> None:
-    open_the_breaker(server, store)
-    before = message_count(server)
-    time.now_s += COOLDOWN_MS / 1000 - 0.001
-    for call in calls_of(store):
-        with pytest.raises(StoreUnavailable, match="circuit breaker is open"):
-            call()
-    assert message_count(server) == before
-
-
-def test_the_refusal_says_what_failed_and_when_it_goes_on_in_one_line(
-    server: StandIn, store: AerospikeStore, time: FakeTime
-) -> None:
-    open_the_breaker(server, store)
-    time.now_s += 0.5
-    with pytest.raises(StoreUnavailable) as refused:
-        store.read([b"card:secret"])
-    said = str(refused.value)
-    assert server.address in said
-    assert "read not tried" in said
-    assert f"delete failed (5 of 5 records, code {OVERLOAD})" in said
-    assert "1500 ms" in said
-    assert "secret" not in said
-    assert "\n" not in said
-
-
-def test_after_the_cool_down_a_successful_call_closes_the_breaker(
-    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
-) -> None:
-    open_the_breaker(server, store)
-    assert breaker_state(registry) == "open"
-    time.now_s += COOLDOWN_MS / 1000
-    for call in calls_of(store):
-        call()
-        assert breaker_state(registry) == "closed"
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [Fault.drop(), Fault.never_answer(), Fault.delay(0.4), Fault.refuse(SERVER_TIMEOUT), Fault.refuse(OVERLOAD)],
-    ids=["dropped", "silent", "late", "timed out there", "overloaded"],
-)
-def test_every_kind_of_missing_answer_opens_the_breaker(
-    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry, fault: Fault
-) -> None:
-    settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
-    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
-    server.faults.add(fault, times=FAILURE_COUNT_MAX)
-    for _ in range(FAILURE_COUNT_MAX):
-        assert breaker_state(registry) == "closed"
-        with pytest.raises(StoreUnavailable):
-            store.read(list(CARDS))
-    assert breaker_state(registry) == "open"
-    store.close()
-
-
-def test_one_busy_record_does_not_open_the_breaker(
-    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
-) -> None:
-    server.faults.add(Fault.refuse_records(RECORD_BUSY, frozenset({0})), times=2 * FAILURE_COUNT_MAX)
-    for _ in range(2 * FAILURE_COUNT_MAX):
-        with pytest.raises(StoreUnavailable, match=f"code {RECORD_BUSY}"):
-            store.read(list(CARDS))
-    assert breaker_state(registry) == "closed"
-
-
-def test_errors_that_retrying_cannot_help_do_not_open_the_breaker(
-    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
-) -> None:
-    server.records.expiry_allowed = False
-    for _ in range(2 * FAILURE_COUNT_MAX):
-        with pytest.raises(Misconfigured):
-            store.write(CARDS, ttl_s=60)
-    assert breaker_state(registry) == "closed"
-
-
-def test_conflicts_do_not_open_the_breaker(store: AerospikeStore, registry: CollectorRegistry) -> None:
-    store.write(CARDS, ttl_s=0)
-    for _ in range(2 * FAILURE_COUNT_MAX):
-        with pytest.raises(StoreConflict):
-            store.write({b"card:1": b"mine"}, ttl_s=0, versions={b"card:1": 7})
-    assert breaker_state(registry) == "closed"
-
-
-def test_a_call_that_is_interrupted_leaves_the_trial_to_the_next(
-    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
-) -> None:
-    open_the_breaker(server, store)
-    time.now_s += COOLDOWN_MS / 1000
-    with pytest.raises(KeyboardInterrupt), store._calls.call("read"):
-        raise KeyboardInterrupt
-    assert breaker_state(registry) == "open"
-    store.read(list(CARDS))
-    assert breaker_state(registry) == "closed"
 
 
 # Counters
@@ -245,7 +107,7 @@ def test_failures_are_counted_by_reason(
     server.faults.add(fault)
     with pytest.raises((StoreUnavailable, Misconfigured)):
         store.write(CARDS, ttl_s=0)
-    for one in (*REASONS, MISCONFIGURED, BREAKER_OPEN):
+    for one in (*REASONS, MISCONFIGURED):
         assert value(registry, "failures_total", operation="write", reason=one) == (one == reason)
     assert value(registry, "calls_total", operation="write") == 1
     assert value(registry, "records_total", what="written") == 0
@@ -265,7 +127,6 @@ def test_the_client_s_own_retries_are_counted(
 def test_every_series_is_there_from_the_start_and_none_comes_later(
     server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
 ) -> None:
-    settings = replace(settings, breaker_failure_count_max=1_000)
     store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
 
     def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
@@ -310,16 +171,3 @@ def test_a_server_that_takes_no_writes_is_unwell(server: StandIn, store: Aerospi
 def test_a_namespace_that_is_gone_is_unwell(server: StandIn, store: AerospikeStore) -> None:
     server.info["namespace/test"] = "type=unknown"
     assert "namespace" in store.health().reason
-
-
-def test_with_an_open_breaker_health_makes_no_call_and_says_so(
-    server: StandIn, store: AerospikeStore, time: FakeTime
-) -> None:
-    open_the_breaker(server, store)
-    server.statistics_asked.clear()
-    assert "circuit breaker is open" in store.health().reason
-    assert server.statistics_asked == []
-    # Nobody may ever call again: after the cool-down it is the server that says how it is.
-    time.now_s += COOLDOWN_MS / 1000
-    assert store.health()
-    assert server.statistics_asked == ["namespace/test"]

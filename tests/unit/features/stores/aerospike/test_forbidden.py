@@ -114,7 +114,7 @@ def test_a_cause_that_no_node_tells_is_retried_all_the_same(server: StandIn, sto
         store.write(CARDS, ttl_s=60)
 
 
-def test_a_forbidden_write_is_counted_apart_and_opens_no_breaker(
+def test_a_forbidden_write_is_counted_apart_and_stops_no_read(
     server: StandIn, store: AerospikeStore, registry: CollectorRegistry
 ) -> None:
     skew(server)

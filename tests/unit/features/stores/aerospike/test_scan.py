@@ -166,15 +166,6 @@ def test_a_lasting_failure_ends_a_scan_after_its_patience(server: StandIn, open_
     assert len(given) == PAGE_RECORD_COUNT
 
 
-def test_a_scan_waits_for_an_open_breaker(server: StandIn, open_store: Open, time: FakeTime) -> None:
-    store = open_store(server.address, scan_patience_ms=5_000, breaker_failure_count_max=2, breaker_cooldown_ms=1_000)
-    server.faults.add(Fault.refuse(OVERLOAD), times=2)
-    assert dict(store.scan("card")) == CARDS
-    # One failure, a second that opens it, and then the cool-down.
-    assert time.slept_s == [TEND_S] * 5
-    assert len(server.scans) == 2 + 4
-
-
 def test_a_missing_partition_ends_a_scan_with_an_error(server: StandIn, open_store: Open) -> None:
     store = open_store(server.address)
     server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=50)

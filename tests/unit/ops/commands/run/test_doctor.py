@@ -128,9 +128,9 @@ def test_shards_are_compared_with_the_mirror_and_the_gateway(folder: Path) -> No
     assert mirror[0] == "skipped"
     digest = CardShards(16, bytes.fromhex("5d" * 32), {"card": 1}).digest
     for note, state in (
-        (HeldShards("another", wanted, is_clean=True), "warning"),
-        (HeldShards(digest, wanted - {min(wanted)}, is_clean=False), "warning"),
-        (HeldShards(digest, wanted, is_clean=True), "ok"),
+        (HeldShards("another", wanted), "warning"),
+        (HeldShards(digest, wanted - {min(wanted)}), "warning"),
+        (HeldShards(digest, wanted), "ok"),
     ):
         writer = MirrorWriter(MirrorSettings(path=f"{folder}/m"))
         writer.note_shards(note)

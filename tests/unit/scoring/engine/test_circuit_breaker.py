@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.features.stores.circuit_breaker import BreakerState, CircuitBreaker
+from paywarden.scoring.engine.circuit_breaker import BreakerState, CircuitBreaker
 
 FAILURE_COUNT_MAX = 3
 COOLDOWN_MS = 1_000
