@@ -160,7 +160,8 @@ class ErasureKeys:
     def _known(self, tag: bytes) -> tuple[int | None, int]:
         """Returns the row of a card's key, None without one, and the time of its last erasure, 0 without one."""
         low, high = (int.from_bytes(half, "little") for half in (tag[:8], tag[8:]))
-        place, live, until_ms = int(np.searchsorted(self._tags, np.uint64(low))), None, 0
+        live: int | None = None
+        place, until_ms = int(np.searchsorted(self._tags, np.uint64(low))), 0
         while place < len(self._tags) and int(self._tags[place]) == low:
             row = int(self._by_tag[place])
             self._check(row)
