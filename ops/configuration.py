@@ -68,6 +68,7 @@ def settings_types() -> dict[str, type[Any]]:
         "drift_alerts": AlertSettings,
         "drift_detection": DetectorSettings,
         "drift_training": TrainingComparisonSettings,
+        "erasure": wiring.ErasureSettings,
         "exploration": ExplorationSettings,
         "features": wiring.FeatureSettings,
         "grpc": GrpcSettings,

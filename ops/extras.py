@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 _SERVE = ("httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
-_HISTORY = ("duckdb", "jinja2", "pyarrow")
+_HISTORY = ("cryptography", "duckdb", "jinja2", "pyarrow")
 _GATEWAY = ("cryptography", "jinja2")
 _CONSOLE = (
     "authlib",
@@ -37,7 +37,7 @@ _CONSOLE = (
     "uvicorn",
 )
 _COMPILE = ("lightgbm", "treelite")
-_INDEX = ("duckdb", "pyarrow")
+_INDEX = ("cryptography", "duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)
 _OTEL = ("opentelemetry.proto",)

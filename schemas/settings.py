@@ -44,6 +44,7 @@ SECTIONS = (
     "drift_alerts",
     "drift_detection",
     "drift_training",
+    "erasure",
     "exploration",
     "features",
     "grpc",

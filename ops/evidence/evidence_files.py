@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.signature import read_private_key
@@ -46,7 +47,7 @@ from paywarden.ops.evidence.queries import (
 from paywarden.ops.spreadsheets import without_formula
 from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.archive.files import check_joined, read_parts, topic_folder
+from paywarden.streams.archive.files import Opener, check_joined, read_parts, topic_folder
 
 if TYPE_CHECKING:
     from paywarden.models.registry.entries import Entry
@@ -163,6 +164,12 @@ def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str)
             column, value = asked.exempted
             added = f", coalesce({_identifier(column)}::VARCHAR = {_text(value)}, false) AS exempted"
     source = f"read_parquet([{paths}], union_by_name=true, hive_partitioning=false)"
+    if any(part.seal for files in parts.values() for part in files):
+        opener = Opener(asked.archive, topic)
+        opened = [opener.open(part)[0] for files in parts.values() for part in files]
+        database.register("opened", pa.concat_tables(opened, promote_options="permissive"))
+        source = f"opened_{topic.replace('-', '_')}"
+        database.execute(f"CREATE TABLE {source} AS SELECT * FROM opened")
     try:
         database.execute(f"CREATE VIEW {topic.replace('-', '_')} AS SELECT *{added} FROM {source}")
     except duckdb.BinderException as error:

@@ -38,6 +38,7 @@ from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.ops.wiring.shadow_parts import shadow_evaluator, shadow_host, shadow_tables
 from paywarden.ops.wiring.store_checks import back_up_store, check_store, restore_store, verify_store
 from paywarden.ops.wiring.stores import (
+    ErasureSettings,
     FeatureSettings,
     StoreSettings,
     card_shards,
@@ -45,6 +46,7 @@ from paywarden.ops.wiring.stores import (
     catalogue_file,
     check_identity_key,
     entity_names,
+    erasure_keys,
     feature_engine,
     identity_key,
     kafka_settings,
@@ -61,6 +63,7 @@ from paywarden.ops.wiring.stores import (
 from paywarden.ops.wiring.stream_parts import StreamParts, await_store, run_stream, stream_stop_timeout_s
 
 __all__ = [
+    "ErasureSettings",
     "FeatureSettings",
     "ServeSettings",
     "StoreSettings",
@@ -80,6 +83,7 @@ __all__ = [
     "deploy_here",
     "drift_references",
     "entity_names",
+    "erasure_keys",
     "feature_engine",
     "fill_source",
     "following_registry",

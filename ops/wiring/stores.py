@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paywarden.features.stores.memory import MemorySets
     from paywarden.features.stores.profile_sets import LiveSet, SetStores
     from paywarden.schemas.avro import SchemaIds
+    from paywarden.schemas.erasure_keys import ErasureKeys
     from paywarden.schemas.payment_fields import PaymentFields
     from paywarden.scoring.state.shards import CardShards
     from paywarden.streams.kafka.client import KafkaSettings
@@ -52,6 +53,35 @@ class FeatureSettings:
     # A file that sets CATALOGUE: a project's own features, and its payment's own fields. The path starts at the folder
     # of the configuration file. Empty: the catalogue that comes with Paywarden.
     catalogue: str = ""
+
+
+@dataclass(frozen=True)
+class ErasureSettings:
+    """The file of keys that archives are sealed with; empty: archives are not sealed."""
+
+    keys: str = ""
+    # A KMS or HSM that wraps the file's master secret when the file is made: `package.module:name`. Empty: none.
+    key_service: str = ""
+
+
+def erasure_keys(source: Source, archive: Path | None = None) -> ErasureKeys | None:
+    """Returns the keys that archives are sealed with; None if archives are not sealed.
+
+    Makes the file for the first archive that is sealed. Raises Misconfigured for a file that is missing or damaged.
+    """
+    from paywarden.schemas.erasure_keys import ErasureKeys
+
+    settings = source.section("erasure", ErasureSettings)
+    if not settings.keys:
+        return None
+    path = Path(settings.keys)
+    if archive is not None and not path.exists():
+        from paywarden.streams.archive.files import has_sealed_files
+
+        # A file that is not mounted must not be made again: the archive's rows need the old one.
+        if not has_sealed_files(archive):
+            return ErasureKeys.create(path, settings.key_service)
+    return ErasureKeys(path)
 
 
 def kafka_settings(source: Source) -> KafkaSettings:

@@ -22,6 +22,7 @@ from threading import Event
 
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.schemas.avro import SchemaIds
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.archive.files import locked, missing_ranges, read_parts, topic_folder, write_part
@@ -56,11 +57,12 @@ class Archiver:
         records_max: int = RECORDS_MAX,
         fields: PaymentFields = TABLE_ALONE,
         key: IdentityKey = LAPTOP_KEY,
+        keys: ErasureKeys | None = None,
     ) -> None:
-        """`fields` are those of a payment, and `key` makes the hashes of e-mail addresses."""
+        """`fields` are those of a payment; `key` makes the hashes of e-mail addresses, `keys` seal the rows."""
         self._source, self._topic, self._archive = source, topic, archive
         self._rows, self._records_max = RowBuilder(topic, ids, fields, key), records_max
-        self._topic_id = ""
+        self._topic_id, self._keys = "", keys
         self._key_digest = key.digest if topic == "payments" and hashed_fields(fields) else ""
 
     def wanted(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
@@ -99,6 +101,8 @@ class Archiver:
         """Raises Misconfigured if the files' offsets do not belong to the topic as it is now."""
         parts = read_parts(self._archive, self._topic)
         folder, now = topic_folder(self._archive, self._topic), self._topic_id
+        if self._keys is None and any(part.seal for files in parts.values() for part in files):
+            raise Misconfigured(f"{folder} is sealed: set [erasure] keys, or go on in another folder")
         known = {part.topic_id for files in parts.values() for part in files} - {""}
         if now and known and now not in known:
             raise Misconfigured(
@@ -172,6 +176,7 @@ class Archiver:
             rows=rows,
             topic_id=self._topic_id,
             key_digest=self._key_digest,
+            keys=self._keys,
         )
         done.rows += len(rows.table)
         done.files += 1

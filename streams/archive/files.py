@@ -8,7 +8,8 @@ and the records in between that could not be decoded and have no row:
 
     rows     streams/kafka/topic_rows.py
     footer   `paywarden.archive`, JSON: partition, first and end offset, undecoded, and times to skip the file by; in a
-             file with hashes of e-mail addresses, which key made them (`key_digest`)
+             file with hashes of e-mail addresses, which key made them (`key_digest`); in a sealed file
+             (sealed_rows.py), which keys open it
 
 A writer writes a file beside its place, syncs it and renames it. The files alone therefore say how far an archive has
 come.
@@ -33,8 +34,10 @@ import pyarrow.parquet as pq
 
 from paywarden.schemas import arrow_files
 from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import open_lock
+from paywarden.streams.archive.sealed_rows import Seal, is_sealed, is_sealed_by_card, sealed, unsealed
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
 TIME_COLUMNS = {
@@ -76,6 +79,8 @@ class ArchiveFile:
     """The id of the topic that the offsets belong to; "" if the cluster has no ids."""
     key_digest: str = ""
     """Which key made the hashes in the file (features/catalogue/identity.py); "" for a file without hashes."""
+    seal: Seal | None = None
+    """What opens the file's rows; None for a file that is not sealed."""
 
 
 def topic_folder(archive: Path, topic: str) -> Path:
@@ -103,7 +108,7 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
         raise ArchiveUnwritable(f"cannot write an archive to {folder}: {error.strerror or error}") from error
 
 
-def write_part(
+def write_part(  # noqa: PLR0913
     archive: Path,
     topic: str,
     partition: int,
@@ -113,8 +118,9 @@ def write_part(
     rows: TopicRows,
     topic_id: str = "",
     key_digest: str = "",
+    keys: ErasureKeys | None = None,
 ) -> Path:
-    """Write a file whose date is the day of `day_ms`. On return it is on disk, whole.
+    """Write a file whose date is the day of `day_ms`, sealed with `keys`. On return it is on disk, whole.
 
     After an OSError it is not there.
     """
@@ -125,10 +131,14 @@ def write_part(
     content = _footer(topic, partition, offsets, rows) | {"topic_id": topic_id}
     if key_digest:
         content["key_digest"] = key_digest
+    table = rows.table
+    if keys is not None and is_sealed(topic):
+        content["seal"] = Seal.of(keys, table.schema).to_json()
+        table = sealed(table, topic, keys, TIME_COLUMNS[topic])
     footer = {_FOOTER: json.dumps(content).encode()}
     try:
         with unfinished.open("wb") as file:
-            pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
+            pq.write_table(table.replace_schema_metadata(footer), file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -169,6 +179,11 @@ def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:
     return by_partition
 
 
+def has_sealed_files(archive: Path) -> bool:
+    """Whether a file of any topic is sealed. Raises the errors of `read_parts`."""
+    return any(part.seal for topic in TOPICS for files in read_parts(archive, topic).values() for part in files)
+
+
 def _part(path: Path, topic: str) -> ArchiveFile:
     try:
         footer = (pq.read_schema(path).metadata or {}).get(_FOOTER)
@@ -191,6 +206,7 @@ def _part(path: Path, topic: str) -> ArchiveFile:
             undecoded,
             topic_id=content["topic_id"],
             key_digest=content.get("key_digest", ""),
+            seal=Seal.from_json(content["seal"]) if "seal" in content else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
@@ -228,6 +244,8 @@ def read_archive(
     (None: no bound) are not read. An `optional` column may be missing in a file; its values are then null. With
     `key_digest`, the key of that digest must have made the hashes in the files.
 
+    Rows that nobody can open any more are left out, and counted as `erased`.
+
     Raises Misconfigured for a missing topic, a gap between a partition's files, a missing column, or another key.
     """
     folder = topic_folder(archive, topic)
@@ -235,7 +253,8 @@ def read_archive(
         raise Misconfigured(
             f"{folder} is not there: `paywarden admin archive --topic {topic} --out {archive}` makes it"
         )
-    tables, undecoded = [schema.empty_table()], []
+    tables, undecoded, erased = [schema.empty_table()], [], 0
+    opener = Opener(archive, topic)
     for partition, parts in read_parts(archive, topic).items():
         check_joined(folder, partition, parts)
         asked = _asked(parts, since_ms, until_ms)
@@ -245,8 +264,53 @@ def read_archive(
             undecoded += [record for record in part.undecoded if record.offset in asked]
             if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
                 _check_key(part, key_digest)
-                tables.append(_within(_read(part.path, schema, optional), asked))
-    return TopicRows(pa.concat_tables(tables), tuple(undecoded))
+                table, missing = opener.open(part, asked)
+                tables.append(_cast(part.path, table, schema, optional))
+                erased += missing
+    return TopicRows(pa.concat_tables(tables), tuple(undecoded), erased)
+
+
+class Opener:
+    """Reads the files of one topic of an archive, sealed or not."""
+
+    def __init__(self, archive: Path, topic: str) -> None:
+        self._archive, self._topic = archive, topic
+        self._keys: dict[str, ErasureKeys] = {}
+        self._payments: dict[str, dict[bytes, bytes]] = {}
+
+    def open(self, part: ArchiveFile, offsets: range | None = None) -> tuple[pa.Table, int]:
+        """Returns the file's rows at these offsets, with all their columns, and the count of those that are erased.
+
+        Raises Misconfigured for a file or keys that cannot be read.
+        """
+        table = _within(_read(part.path), part.offsets if offsets is None else offsets)
+        if part.seal is None:
+            return table, 0
+        keys = self._keys_of(part.seal, part.path)
+        payments = None if is_sealed_by_card(self._topic) else self._payment_keys(part.seal, keys)
+        opened = unsealed(table, self._topic, part.seal, keys, payments)
+        return opened, len(table) - len(opened)
+
+    def _keys_of(self, seal: Seal, path: Path) -> ErasureKeys:
+        if seal.path not in self._keys:
+            self._keys[seal.path] = ErasureKeys(Path(seal.path))
+        keys = self._keys[seal.path]
+        if keys.id != seal.keys_id:
+            raise Misconfigured(f"{path} was sealed with other keys than those in {seal.path}: mount or restore them")
+        return keys
+
+    def _payment_keys(self, seal: Seal, keys: ErasureKeys) -> dict[bytes, bytes]:
+        """Returns the keys of all payments that the archive names, by their hash: a payment's id opens its outcomes."""
+        if seal.path not in self._payments:
+            ids: set[str] = set()
+            for topic in ("payments", "decisions"):
+                if topic_folder(self._archive, topic).is_dir():
+                    opener = Opener(self._archive, topic)
+                    for parts in read_parts(self._archive, topic).values():
+                        for part in parts:
+                            ids.update(opener.open(part)[0]["payment_id"].to_pylist())
+            self._payments[seal.path] = dict(map(keys.payment_key, ids))
+        return self._payments[seal.path]
 
 
 def _check_key(part: ArchiveFile, key_digest: str) -> None:
@@ -291,11 +355,17 @@ def _overlaps(times_ms: tuple[int, int], wanted: tuple[int | None, int | None]) 
     return (last is None or times_ms[0] <= last) and (first is None or times_ms[1] >= first)
 
 
-def _read(path: Path, schema: pa.Schema, optional: Sequence[str]) -> pa.Table:
+def _read(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
     except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
+    if OFFSET not in table.column_names:
+        raise Misconfigured(f"{path}: column {OFFSET} is missing")
+    return table
+
+
+def _cast(path: Path, table: pa.Table, schema: pa.Schema, optional: Sequence[str]) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names and field.name in optional:
             table = table.append_column(field.name, pa.nulls(len(table), field.type))

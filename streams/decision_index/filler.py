@@ -31,7 +31,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.streams.alerts.alert_events import EVENTS_TOPIC
-from paywarden.streams.archive.files import read_parts
+from paywarden.streams.archive.files import ArchiveFile, Opener, read_parts
 from paywarden.streams.decision_index.database import IndexUnavailable, Transaction
 from paywarden.streams.decision_index.erasure import Erasure, Erasures, passed_over, read_erasures
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
@@ -458,7 +458,7 @@ def fill_from_archive(
             (part for files in read_parts(archive, topic).values() for part in files),
             key=lambda part: (part.path.parent.name, part.offsets.start, part.partition),
         )
-        known = index.sources(topic)
+        known, opener = index.sources(topic), Opener(archive, topic)
         for part in parts:
             now = (topic_ids_now or {}).get(topic, "")
             if now and part.topic_id and part.topic_id != now:
@@ -470,7 +470,7 @@ def fill_from_archive(
                 continue
             if part.offsets.start > place.next_offset:
                 place = replace(place, missing=place.missing + part.offsets.start - place.next_offset)
-            rows = [row for row in _rows_of(part.path, topic) if row[OFFSET] >= place.next_offset]
+            rows = [row for row in _rows_of(part, topic, opener) if row[OFFSET] >= place.next_offset]
             newest_ms = max([place.newest_ms, *(row[TIMESTAMP] for row in rows)])
             place = replace(place, next_offset=part.offsets.stop, newest_ms=newest_ms)
             decoded = {name: list[tuple[dict[str, Any], bytes]]() for name in TOPICS}
@@ -489,7 +489,7 @@ def fill_from_archive(
     return added
 
 
-def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
+def _rows_of(part: ArchiveFile, topic: str, opener: Opener) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file as records of the topic's current schema. Raises Misconfigured for other files."""
     import pyarrow.parquet as pq
 
@@ -497,9 +497,11 @@ def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
 
     defaults = {field["name"]: field["default"] for field in topic_schema(topic)["fields"] if "default" in field}
     names = [field["name"] for field in topic_schema(topic)["fields"]]
+    path = part.path
     try:
         with closing(pq.ParquetFile(path)) as file:
-            for batch in file.iter_batches(10_000):
+            batches = file.iter_batches(10_000) if part.seal is None else opener.open(part)[0].to_batches(10_000)
+            for batch in batches:
                 for row in batch.to_pylist():
                     for name in names:
                         if row.get(name) is None and name in defaults:

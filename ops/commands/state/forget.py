@@ -31,6 +31,9 @@ def forget(source: Source, entity_id: str) -> None:
     their mirrors, and consoles take its decisions out of their index. The changelog keeps the erasure for a day: a
     companion that was away for longer must start with a new mirror. A later payment begins a new profile.
 
+    With [erasure] keys the command destroys the card's key: its rows in archives, and in every copy of these, are
+    unreadable. Run it where that file is.
+
     These stay:
 
     \b
@@ -41,12 +44,13 @@ def forget(source: Source, entity_id: str) -> None:
       run this command again when it is done. After a later rebuild, run it again for every
       entity forgotten since the topic's oldest payment
     - decisions in an outbox that are not shipped yet: the topic has a right to them
-    - Parquet files of histories and replays: they belong to their owner
+    - Parquet files of histories and replays, and of archives that are not sealed: they belong to their owner
     - on an Aerospike Community server: a marker with the id in place of each record, for
       [aerospike] marker_days, so that no cold start of a server brings the record back.
       An Enterprise server deletes durably and needs no marker
     """
     from paywarden.features.profiles.profile_view import typed_key
+    from paywarden.features.stores.base import split_key
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.maintenance.entity_erasure import KafkaChangelog
@@ -59,8 +63,15 @@ def forget(source: Source, entity_id: str) -> None:
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     stores = wiring.set_stores(source)
+    keys = wiring.erasure_keys(source)
     # Payments made after the erasure may stay.
     erased_ms = now_ms()
+    sealed = "not sealed: [erasure] keys is not set"
+    if keys is not None and plan.entity_keys[entity] == ("card_id",):
+        is_destroyed = keys.destroy(split_key(key)[1].decode(), erased_ms)
+        sealed = "the key is destroyed" if is_destroyed else "there is no key"
+    elif keys is not None:
+        sealed = "unchanged: keys are of cards"
     with ExitStack() as opened:
         changelog = opened.enter_context(closing(KafkaChangelog(kafka)))
         register = opened.enter_context(closing(ProfileSets(stores.open_register()))).register()
@@ -71,6 +82,7 @@ def forget(source: Source, entity_id: str) -> None:
         done = run(key, plan=plan, store=store, others=others, changelog=changelog, progress=progress)
     click.echo(f"profiles         {done.profiles} erased from the store, and from the mirrors by the changelog")
     click.echo(f"payment records  {done.payment_records} erased")
+    click.echo(f"archives         {sealed}")
     told = _tell_indexes(source, kafka, plan.entity_keys[entity], entity_id, erased_ms)
     click.echo(f"decisions        {told}")
     if done.has_begun_anew:

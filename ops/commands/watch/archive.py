@@ -71,6 +71,8 @@ def archive(
     An archive holds no e-mail addresses: the column of a declared e-mail field has their keyed hashes, and that of its
     domain the hashes of the domains.
 
+    With [erasure] keys each row is sealed with its card's key: `paywarden admin forget` destroys that key.
+
     With --follow the command prints why it cannot go on, such as a full disk or Kafka that is away, and tries again. It
     also prints when a producer's open transaction holds the topic up.
 
@@ -97,6 +99,7 @@ def archive(
             out,
             fields=wiring.payment_fields(source),
             key=wiring.identity_key(source),
+            keys=wiring.erasure_keys(source, out),
         )
         before: dict[int, range] = {}
         while True:

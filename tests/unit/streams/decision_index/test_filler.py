@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.decision_index import filler as filler_module
@@ -240,6 +241,27 @@ def test_an_archive_gives_the_same_index_as_the_topic(database: Database, tmp_pa
     bodies = index.bodies([row.place for row in rows[:3]])
     encoded = {each["decision_id"]: ENCODERS["decisions"].encode(each) for each in decisions}
     assert bodies == {name: encoded[name] for name in bodies}
+
+
+def test_an_index_is_filled_from_a_sealed_archive_but_for_erased_cards(database: Database, tmp_path: Path) -> None:
+    decisions = [made(number) for number in range(30)]
+    decisions_topic, outcomes_topic = MemoryTopic("decisions", batch=10), MemoryTopic("outcomes")
+    for number, each in enumerate(decisions):
+        decisions_topic.append(0, each, 100 + number)
+        outcome = {"payment_id": each["payment_id"], "outcome_time_ms": each["decided_time_ms"], "label": "fraud"}
+        outcomes_topic.append(0, outcome, 200 + number)
+    keys = ErasureKeys.create(tmp_path / "erasure.keys")
+    for topic in (decisions_topic, outcomes_topic):
+        archiver = Archiver(topic, IDS, topic.name, tmp_path / "archive", keys=keys)
+        archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+    erased = decisions[0]["card_id"]
+    keys.destroy(erased, 1000)
+    rest = [each for each in decisions if each["card_id"] != erased]
+    index, queue = parts(database)
+    assert fill_from_archive(index, queue, tmp_path / "archive") == 2 * len(rest)
+    rows = index.search(Search(), count=100).rows
+    assert {row.decision_id for row in rows} == {each["decision_id"] for each in rest}
+    assert all(row.outcome is not None for row in rows)
 
 
 def test_trouble_that_lasts_is_logged_once_and_so_is_its_end(

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.ops.commands.watch.evidence import evidence
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.archive.files import locked, write_part
@@ -85,17 +86,17 @@ class World:
             "catalogue_digest": "f",
         }
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, keys: ErasureKeys | None = None) -> None:
         for topic, rows in {
             "payments": self.payments,
             "decisions": self.decisions,
             "outcomes": self.outcomes,
             **self.others,
         }.items():
-            write_topic(folder, topic, rows)
+            write_topic(folder, topic, rows, keys=keys)
 
 
-def write_topic(folder: Path, topic: str, rows: Sequence[Row], first: int = 0) -> None:
+def write_topic(folder: Path, topic: str, rows: Sequence[Row], first: int = 0, keys: ErasureKeys | None = None) -> None:
     schema = rows_schema(topic)
     filled = [
         {field.name: _empty(field) for field in schema}
@@ -106,7 +107,7 @@ def write_topic(folder: Path, topic: str, rows: Sequence[Row], first: int = 0) -
     table = pa.Table.from_pylist(filled, schema)
     offsets = range(first, first + len(rows))
     with locked(folder, topic):
-        write_part(folder, topic, 0, offsets, day_ms=FIRST_MS, rows=TopicRows(table, ()))
+        write_part(folder, topic, 0, offsets, day_ms=FIRST_MS, rows=TopicRows(table, ()), keys=keys)
 
 
 def _empty(field: pa.Field) -> Any:
@@ -362,3 +363,12 @@ def test_an_archive_keeps_nested_fields_of_alerts(tmp_path: Path) -> None:
     write_topic(tmp_path, "drift-alerts", [{"alert_id": "a", "current_histogram": histogram}])
     (path,) = tmp_path.glob("drift-alerts/*/*.parquet")
     assert pq.read_table(path, partitioning=None)["current_histogram"].to_pylist() == [histogram]
+
+
+def test_a_sealed_archive_gives_the_same_figures(world: World, tmp_path: Path) -> None:
+    assert run(tmp_path, "plain").exit_code == 0
+    (tmp_path / "archive").rename(tmp_path / "plain-archive")
+    world.write(tmp_path / "archive", ErasureKeys.create(tmp_path / "erasure.keys"))
+    assert run(tmp_path, "sealed").exit_code == 0
+    plain, sealed = (json.loads((tmp_path / out / "evidence.json").read_text()) for out in ("plain", "sealed"))
+    assert sealed["figures"] == plain["figures"]
