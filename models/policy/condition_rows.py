@@ -115,7 +115,9 @@ def _row_of(node: ast.expr, text: str, kinds: Mapping[str, str]) -> Row | None:
 
 def _constant(node: ast.expr, text: str, kind: str) -> str | None:
     if kind == TEXT:
-        return node.value if isinstance(node, ast.Constant) and _is_plain(node.value) else None
+        value = node.value if isinstance(node, ast.Constant) else None
+        is_plain = isinstance(value, str) and value and value == value.strip() and value.isprintable()
+        return str(value) if is_plain else None
     written = ast.get_source_segment(text, node) or ""
     return written if _NUMBER.fullmatch(written) else None
 
@@ -131,10 +133,6 @@ def _several(node: ast.expr, text: str, kind: str) -> str | None:
     # A text that looks like the name of a list is none.
     written = ", ".join(map(str, entries))
     return None if written.startswith(LIST) else written
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and value == value.strip() and value.isprintable()
 
 
 def text_of(rows: Rows, kinds: Mapping[str, str]) -> str:
