@@ -361,7 +361,9 @@ class Tally:
             transitions=transitions,
             changed=tuple(one for _, one in self._most_money()),
             left_out=dict(self._left_out),
-            rules=tuple(hits.view(sum(one["draft"] for one in actions)) for hits in self._hits.values()),
+            rules=tuple(
+                hits.view(round(sum(payments["draft", action] for action in ACTIONS))) for hits in self._hits.values()
+            ),
             review_s=review_s,
             reviews_a_day_now=reviews_now,
             reviews_a_day_draft=reviews_draft,
