@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import re
@@ -17,12 +18,42 @@ ENTRIES_MAX = 1_000_000
 ENTRY_BYTES_MAX = 256
 # All entries with the ends of their lines.
 FILE_BYTES_MAX = ENTRIES_MAX * (ENTRY_BYTES_MAX + 2)
+_DATED = re.compile(r"(.+)_until_([0-9]{8})")
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def is_plain_name(name: str) -> bool:
     """Whether a list, rule or segment may have this name: short, and usable in reasons and metrics."""
     return _PLAIN_NAME.fullmatch(name) is not None
+
+
+def dated_name(name: str, day: str) -> str:
+    """Returns the name of the list of a list's entries until a day, such as 2026-12-31; of those without end for ""."""
+    return f"{name}_until_{day.replace('-', '')}" if day else name
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Returns the name and the day of such a list; the day is "" for any other."""
+    found = _DATED.fullmatch(name)
+    try:
+        return (
+            (name, "")
+            if found is None
+            else (found[1], datetime.datetime.strptime(found[2], "%Y%m%d").date().isoformat())
+        )
+    except ValueError:
+        return name, ""
+
+
+def dated_lists(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+    """Returns for a list the lists of its entries that end: the first millisecond after the day, and the name."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in sorted(names):
+        base, day = split_name(name)
+        if day:
+            end = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.UTC) + datetime.timedelta(days=1)
+            found.setdefault(base, []).append((int(end.timestamp()) * 1000, name))
+    return found
 
 
 def read_lists(lists: Mapping[str, Iterable[str]]) -> dict[str, frozenset[str]]:

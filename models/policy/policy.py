@@ -80,6 +80,7 @@ FLAGS = (
 )
 
 _THRESHOLD = "score_at_or_above_"
+_RULE = "rule:"
 # Fields that say what kind of payment it is. A list of their values names no entity.
 _KINDS_OF_PAYMENT = frozenset(("currency", "mcc", "country", "channel"))
 
@@ -317,6 +318,13 @@ class Policy:
             return Verdict(ACTIONS[strictness], reasons)
         return self._by_all(facts)
 
+    def holding(self, facts: Facts) -> list[str]:
+        """Return the names of all rules whose condition holds, whichever of them decides."""
+        amount, score = (math.nan if value is None else value for value in (facts.amount, facts.score))
+        arguments = (facts.payment, amount, facts.vector.item, score, facts.flags)
+        rules = (*self._overrides, *self._rules)
+        return [rule.reason.removeprefix(_RULE) for rule in rules if rule.condition.applies(*arguments)]
+
     def actions_of(self, scores: NDArray[np.float64]) -> NDArray[np.int8]:
         """Decide about many payments without flags: returns indexes into ACTIONS, (rows,). Needs no conditions."""
         assert not self.has_conditions
@@ -493,7 +501,7 @@ def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "
 def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
     _check_action(settings)
     condition = _condition("policy.rules", settings, vocabulary)
-    return _Rule(condition, ACTIONS.index(settings.action), f"rule:{settings.name}")
+    return _Rule(condition, ACTIONS.index(settings.action), f"{_RULE}{settings.name}")
 
 
 def _check_action(settings: ConfiguredRule) -> None:

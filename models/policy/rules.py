@@ -27,6 +27,9 @@ address is missing: a policy would hold addresses otherwise, and a replay has on
 Money is in minor units, as everywhere: 500 euros are `500_00`. A fraction such as 500.00 next to money is refused. A
 number compared with a feature is rounded to float32, like the feature itself.
 
+Entries that end are in a list of their own: `blocked_until_20261231` belongs to the list `blocked` for payments until
+that UTC day, by the time of the payment. A condition names `lists.blocked` alone.
+
 A value is missing if a field was not sent, a feature is NaN, no model gave a score, a division by zero gave it, or it
 is the `amount` of a payment whose currency has no exchange rate.
 Every comparison with a missing value is false, also `!=` and `not in`; arithmetic with it is missing. `missing(x)`
@@ -39,7 +42,7 @@ import ast
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from types import CodeType, FunctionType
@@ -48,6 +51,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paywarden.features.catalogue.expressions import Feature, Measure, WindowedMeasure, stored_values
+from paywarden.models.policy.lists import dated_lists
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField
 from paywarden.schemas.payment_fields import PaymentFields as KnownFields
@@ -107,6 +111,15 @@ class _Kind(Enum):
     FLAGS = "the flags"
 
 
+_ROW_KINDS = {
+    _Kind.NUMBER: "number",
+    _Kind.TEXT: "text",
+    _Kind.YES_NO: "truth",
+    _Kind.EMAIL: "email",
+    _Kind.FLAGS: "flags",
+}
+
+
 @dataclass(frozen=True)
 class _Part:
     """A translated part of a condition. `is_whole`: an int, which arithmetic must convert to a float first."""
@@ -131,6 +144,7 @@ class Vocabulary:
         fields: KnownFields = TABLE_ALONE,
     ) -> None:
         self.flags, self.lists = tuple(flags), lists
+        self._dated = dated_lists(lists)
         self.parts: dict[str, _Part] = {}
         self.places: dict[str, int] = {}
         for number, feature in enumerate(features):
@@ -155,6 +169,14 @@ class Vocabulary:
             "score": _Part(_Kind.NUMBER, _name("score")),
             "flags": _Part(_Kind.FLAGS, _name("flags")),
         }
+
+    def kinds(self) -> dict[str, str]:
+        """Return the kind of each name, as models/policy/condition_rows.py knows them."""
+        return {name: _ROW_KINDS[part.kind] for name, part in self.parts.items()}
+
+    def dated(self, name: str) -> list[tuple[int, str]]:
+        """Return the lists with entries of a list that end: the first millisecond after each, and its name."""
+        return self._dated.get(name, [])
 
 
 def _counts_frauds(feature: Feature) -> bool:
@@ -405,9 +427,22 @@ class _Translation:
         must_be_listed = isinstance(operator, ast.In) is not self._is_negated
         if must_be_listed and isinstance(nodes[0], ast.Name) and isinstance(nodes[1], ast.Attribute):
             self._listed.add(nodes[0].id)
+        dated = [*self._dated_entries(nodes[1], left)]
         if isinstance(operator, ast.NotIn):
-            return _call("text_not_in", left.node, right.node)
-        return ast.Compare(left.node, [operator], [right.node])
+            outside = _call("text_not_in", left.node, right.node)
+            return (
+                ast.BoolOp(ast.And(), [outside, *(ast.UnaryOp(ast.Not(), one) for one in dated)]) if dated else outside
+            )
+        inside = ast.Compare(left.node, [operator], [right.node])
+        return ast.BoolOp(ast.Or(), [inside, *dated]) if dated else inside
+
+    def _dated_entries(self, node: ast.expr, left: _Part) -> Iterator[ast.expr]:
+        """Yield for each of a list's parts that end whether the text is in it, and the payment is before its end."""
+        for end_ms, name in self._vocabulary.dated(node.attr) if isinstance(node, ast.Attribute) else ():
+            self._fields.add("event_time_ms")
+            inside = ast.Compare(left.node, [ast.In()], [self._global(self._vocabulary.lists[name])])
+            is_before = ast.Compare(_field("event_time_ms"), [ast.Lt()], [ast.Constant(end_ms)])
+            yield ast.BoolOp(ast.And(), [is_before, inside])
 
     _BY_NODE: Mapping[type[ast.expr], Callable[[_Translation, Any], _Part]] = {
         ast.Constant: _constant,

@@ -43,8 +43,10 @@ from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.oidc import OidcProvider
 from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.console.people import People, PeopleFile
+from paywarden.ops.console.policy import saved_drafts
 from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.policy_page import PolicySection
+from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.rendering import Currencies
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API, Shell
@@ -69,6 +71,7 @@ TABLES = (
     *alert_store.TABLES,
     *stakes.TABLES,
     *webhooks.TABLES,
+    *saved_drafts.TABLES,
 )
 """The statements that make the tables of all sections."""
 
@@ -155,7 +158,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
         Merchants(opened).section(),
         Models(desk, index_traffic(opened, decode), follower).section(),
-        PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode)).section(),
+        PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode), SavedDrafts(database)).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(audit, lambda event: reader.write([event])),
         *([] if hooks is None else [hooks.section()]),

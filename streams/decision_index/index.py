@@ -37,7 +37,7 @@ from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass
 from paywarden.streams.decision_index.ledger import forget_merchant
 from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
 from paywarden.streams.decision_index.rows import COLUMNS, fields_of, listed, newest_outcomes, row_of
-from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch
+from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch, rule_weeks
 from paywarden.streams.decision_index.search import (
     ACTIONS,
     PAGE_ROWS_MAX,
@@ -433,6 +433,11 @@ class DecisionIndex:
         """Returns the catches of a rule since a time, from its newest RULE_DECISIONS_MAX decisions."""
         with self.database.reading() as transaction:
             return rule_catch(transaction, rule, since_ms)
+
+    def rule_weeks(self, rule: str, since_ms: int) -> list[RuleCatch]:
+        """Returns the same by week, the newest first. `since_ms` of each is its Monday."""
+        with self.database.reading() as transaction:
+            return rule_weeks(transaction, rule, since_ms)
 
     def neighbours(self, row: FoundRow, count: int = 5) -> tuple[list[FoundRow], list[FoundRow]]:
         """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""

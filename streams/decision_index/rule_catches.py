@@ -1,4 +1,4 @@
-"""Counts the payments that a rule fired on, by their outcome: fraud, genuine or unknown."""
+"""Counts the payments that a rule fired on, by their outcome (fraud, genuine or unknown), in all and by week."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from paywarden.streams.decision_index.search import key_hash
 RULE_DECISIONS_MAX = 10_000
 """The most decisions of a rule that are looked at: the newest ones."""
 _LABELS = ("fraud", "genuine", "")
+_DAY_MS = 86_400_000
+_Newest = dict[tuple[int, int], tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,26 @@ class RuleCatch:
 
 def rule_catch(transaction: Transaction, rule: str, since_ms: int) -> RuleCatch:
     """Returns the catches of a rule since a time, from its newest RULE_DECISIONS_MAX decisions."""
+    newest = _newest(transaction, rule, since_ms)
+    since_ms = min((time_ms for time_ms, _ in newest), default=since_ms)
+    return _catch(rule, newest, since_ms, is_all=len(newest) < RULE_DECISIONS_MAX)
+
+
+def rule_weeks(transaction: Transaction, rule: str, since_ms: int) -> list[RuleCatch]:
+    """Returns the same by week, which begins on Monday (UTC), the newest week first."""
+    newest = _newest(transaction, rule, since_ms)
+    weeks: dict[int, _Newest] = {}
+    for place, told in newest.items():
+        # The first day of 1970 was a Thursday.
+        monday = ((place[0] // _DAY_MS + 3) // 7 * 7 - 3) * _DAY_MS
+        weeks.setdefault(monday, {})[place] = told
+    oldest = min(weeks, default=0)
+    is_whole = len(newest) < RULE_DECISIONS_MAX
+    return [_catch(rule, weeks[at], at, is_all=is_whole or at > oldest) for at in sorted(weeks, reverse=True)]
+
+
+def _newest(transaction: Transaction, rule: str, since_ms: int) -> _Newest:
+    """Returns the money and the newest label of each of a rule's newest decisions, by time and payment."""
     rows = transaction.execute(
         "SELECT p.decided_time_ms, p.payment_hash, d.worth_minor, o.label FROM (SELECT DISTINCT "
         "decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms >= ? ORDER BY "
@@ -53,11 +75,14 @@ def rule_catch(transaction: Transaction, rule: str, since_ms: int) -> RuleCatch:
         (key_hash("rule", rule), since_ms, since_ms),
     )
     # The newest outcome of a payment comes last, and counts.
-    newest = {(time_ms, payment_hash): (worth or 0, label) for time_ms, payment_hash, worth, label in rows}
+    return {(time_ms, payment_hash): (worth or 0, label or "") for time_ms, payment_hash, worth, label in rows}
+
+
+def _catch(rule: str, newest: _Newest, since_ms: int, *, is_all: bool) -> RuleCatch:
     counts, money = dict.fromkeys(_LABELS, 0), dict.fromkeys(_LABELS, 0)
     for worth, label in newest.values():
-        counts[label or ""] += 1
-        money[label or ""] += worth
+        counts[label] += 1
+        money[label] += worth
     return RuleCatch(
         rule=rule,
         frauds=counts["fraud"],
@@ -66,6 +91,6 @@ def rule_catch(transaction: Transaction, rule: str, since_ms: int) -> RuleCatch:
         fraud_minor=money["fraud"],
         genuine_minor=money["genuine"],
         unknown_minor=money[""],
-        since_ms=min((time_ms for time_ms, _ in newest), default=since_ms),
-        is_all=len(newest) < RULE_DECISIONS_MAX,
+        since_ms=since_ms,
+        is_all=is_all,
     )

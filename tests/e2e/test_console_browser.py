@@ -181,9 +181,11 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     page.keyboard.press("Enter")
     page.get_by_text("verdict").first.wait_for()
     page.goto("/policy")
-    _tab_to(page, "button[formaction='/policy/replay']")
+    _tab_to(page, "form[action='/policy/drafts'] button")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/policy/replays/*")
+    page.wait_for_url("**/policy/drafts/*")
+    _tab_to(page, "form[action$='/preview'] button")
+    page.keyboard.press("Enter")
     # The page follows the replay by itself.
     page.get_by_text("It is done.").wait_for()
     _tab_to(page, "nav a[href='/inbox']")
@@ -225,11 +227,17 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     page.get_by_role("heading", name="A ring of cards").wait_for()
     case = page.url
     page.goto("/policy")
-    draft = page.locator("textarea[name=text]")
-    draft.fill(draft.input_value().replace("decline_at = 0.8", "decline_at = 0.6"))
-    page.locator("button[formaction='/policy/replay']").click()
+    page.get_by_role("button", name="Begin a draft").click()
+    page.get_by_text("The text of [policy]").first.click()
+    text = page.locator("textarea[name=text]")
+    text.fill(text.input_value().replace("decline_at = 0.8", "decline_at = 0.6"))
+    page.get_by_role("button", name="Save the text").click()
+    page.get_by_role("button", name="Preview this version").click()
     page.get_by_text("It is done.").wait_for()
     page.get_by_role("cell", name="decline").first.wait_for()
+    draft = page.url.partition("#")[0]
+    page.goto("/policy")
+    page.locator("a[href^='/policy/replays/']").first.click()
     replay = page.url
     page.goto("/review")
     page.keyboard.press("n")
@@ -239,11 +247,19 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     decision = "/decisions/pay-001"
     pages = [
         *((page, address) for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, "/review")),
-        *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", replay)),
+        *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", draft, replay)),
         *(
             (page, address)
-            for address in ("/health", "/sessions", "/inbox/nothing", "/merchants", "/merchants/episodes")
+            for address in (
+                "/policy/rules/large",
+                "/health",
+                "/sessions",
+                "/inbox/nothing",
+                "/merchants",
+                "/merchants/episodes",
+            )
         ),
+        (page, "/merchants/episodes"),
         *((auditor, address) for address in ("/audit", "/decisions", "/review")),
         (stranger, "/login"),
     ]

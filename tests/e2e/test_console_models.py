@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.models.policy.policy import Facts, Policy, PolicySettings, policy_digest
 from paywarden.models.registry.entries import ROLLOUT_STARTED
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.rollout.judgement import judge
@@ -20,6 +21,8 @@ from paywarden.models.rollout.registry_log import RegistryRolloutLog, proposed_v
 from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start
 from paywarden.models.rollout.rollout_log import RolloutKeeper
 from paywarden.ops.console.people import Person, Role
+from paywarden.ops.console.policy.drafts import draft_source
+from paywarden.ops.recomputation import decision_fields, request_of, vector_of
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source
@@ -36,7 +39,7 @@ pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason=CHROMIU
 PASSPHRASE = "a passphrase of hers"
 NAMES = ("anna", "ben", "cleo")
 _PICTURES = os.environ.get("PAYWARDEN_PICTURES", "")
-_WIDE, _PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
+_WIDE, _PHONE = {"width": 1440, "height": 960}, {"width": 390, "height": 844}
 _PATIENCE_MS = 60_000
 
 
@@ -141,26 +144,76 @@ def test_two_people_let_a_version_decide_and_go_back_by_keys(desk: Desk, chromiu
         page.context.close()
 
 
-def test_a_policy_is_drafted_replayed_proposed_and_approved_by_keys(desk: Desk, chromium: Any) -> None:
+def test_an_analyst_builds_a_rule_for_an_attack_and_sees_it_work(desk: Desk, chromium: Any) -> None:
+    """One shop's payments are an attack. The rule is built, previewed, proposed, approved, and decides."""
     anna, ben = (_logged_in(chromium, desk.running, name) for name in NAMES[:2])
-    ben.goto("/policy")
-    _tab_to(ben, "textarea[name=text]")
-    draft = ben.locator("textarea[name=text]").input_value()
-    ben.keyboard.press("Control+a")
-    ben.keyboard.insert_text(draft.replace("decline_at = 0.8", "decline_at = 0.6"))
-    _tab_to(ben, "button[formaction='/policy/replay']")
-    ben.keyboard.press("Enter")
-    ben.wait_for_url("**/policy/replays/*")
-    ben.get_by_text("It is done.").wait_for()
-    ben.reload()
-    _look(ben, "policy-replayed")
-    _act(ben, "/policy/propose", "button", "declines more of the worst", PASSPHRASE)
+    cleo = _logged_in(chromium, desk.running, "demo-analyst")
+    cleo.goto("/policy")
+    cleo.get_by_role("button", name="Begin a draft").click()
+    cleo.wait_for_url("**/policy/drafts/*")
+    draft = cleo.url
+    cleo.locator("#rule input[name=name]").fill("Card testing")
+    for row, (name, operator, value) in enumerate((("merchant_id", "==", "shop-1"), ("amount", ">", "much"))):
+        cleo.locator(f"select[name=name_{row}]").select_option(name)
+        cleo.locator(f"select[name=operator_{row}]").select_option(operator)
+        cleo.locator(f"input[name=value_{row}]").fill(value)
+    cleo.get_by_text("minor units; today half up to").first.wait_for()
+    cleo.get_by_role("button", name="Save and preview").click()
+    cleo.get_by_text("wanted a number such as 5, 0.25 or 500_00").wait_for()
+    _look(cleo, "rule-faults")
+    cleo.locator("input[name=value_1]").fill("5_00")
+    cleo.locator("#rule input[name=name]").fill("card_testing")
+    cleo.locator("select[name=action]").select_option("decline")
+    cleo.get_by_role("button", name="Save and preview").click()
+    cleo.get_by_text("It is done.").wait_for()
+    cleo.get_by_text("20 payments").first.wait_for()
+    cleo.get_by_text("More than a tenth of the payments would be declined by the rule card_testing").wait_for()
+    cleo.reload()
+    _look(cleo, "rule-previewed")
+    assert cleo.locator("form[action$='/propose']").count() == 0
+    text = cleo.locator("textarea[name=text]").input_value()
+    ben.goto(draft)
+    propose = ben.locator("#propose")
+    propose.locator("input[name=why]").fill("stops the attack on shop-1")
+    propose.locator("input[name=passphrase]").fill(PASSPHRASE)
+    propose.get_by_role("button").click()
+    assert ben.url == draft, "the browser wants the second word"
+    propose.locator("input[name=agreed]").check()
+    propose.get_by_role("button").click()
     ben.wait_for_url("**/models")
     ben.get_by_text("Proposed the policy").wait_for()
     anna.reload()
-    _act(anna, "/models/approve", "button", "the replay looks right", PASSPHRASE)
+    _act(anna, "/models/approve", "button", "the preview looks right", PASSPHRASE)
     anna.get_by_text("You approved it.").wait_for()
-    for page in (anna, ben):
+    anna.reload()
+    _act(anna, "/models/promote", "button", "stop it now", PASSPHRASE)
+    anna.get_by_text("Promoted the version").wait_for()
+    champion = desk.registry.state().champion
+    assert champion is not None
+    settings = draft_source(text).section("policy", PolicySettings)
+    assert champion.policy == policy_digest(settings, {})
+    # The promoted policy decides about the next payments: it declines the attack, and nothing else by this rule.
+    policy = Policy(settings, review_at=0.3, decline_at=0.8)
+    later = []
+    for one in desk.running.decisions:
+        made = {**one, "payment_id": f"later-{one['payment_id']}", "decision_id": f"later-{one['decision_id']}"}
+        verdict = policy.decide(
+            Facts(
+                request_of({**dict.fromkeys(decision_fields()), **one}),
+                one["amount_minor"],
+                vector_of(one),
+                one["score"],
+                (),
+            )
+        )
+        later.append({**made, "action": verdict.action, "reasons": list(verdict.reasons), "decided_time_ms": now_ms()})
+    desk.running.decide(later)
+    caught = sum("rule:card_testing" in one["reasons"] for one in later)
+    assert 15 <= caught <= 20
+    cleo.goto("/policy/rules/card_testing")
+    cleo.get_by_role("cell", name=str(caught), exact=True).first.wait_for()
+    _look(cleo, "rule-history")
+    for page in (anna, ben, cleo):
         page.context.close()
 
 

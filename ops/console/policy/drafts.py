@@ -20,6 +20,7 @@ from paywarden.schemas.settings import Source
 from paywarden.streams.decision_index.index import DecisionIndex
 
 _TOLD_CHARS_MAX = 300
+_WEEK_MS = 7 * 86_400_000
 _KEY_PARTS_MAX = 8
 # The time that a key takes to be read grows with the square of its parts: one of 20,000 took the console eight seconds.
 _LONG_KEY = re.compile(
@@ -81,6 +82,13 @@ class IndexedDecisions:
         """Return the index. Raises TemporaryFailure if its database cannot be used now."""
         with self._opened.used() as (index, _):
             return index
+
+    def review_seconds(self, now_ms: int) -> float | None:
+        """Return the median length of a review in the last week; None if nobody has reviewed."""
+        with self._opened.used() as (_, queue):
+            work = queue.throughput(now_ms - _WEEK_MS)
+        reviews = sum(one.verdicts for one in work)
+        return sum(one.verdicts * one.median_s for one in work) / reviews if reviews else None
 
     def policies(self, draft: str) -> tuple[Policy, Policy]:
         """Return the policy of the settings, and that of a draft. Raises Misconfigured."""

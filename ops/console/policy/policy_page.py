@@ -1,56 +1,63 @@
-"""The page of the policy: its text, the catches of each rule, and a draft that is checked, replayed and proposed.
+"""The page of the policy: its rules, the catches of each rule by week, and the drafts (draft_page.py).
 
-How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons.
-Its catches come from the index of decisions and outcomes, as of at most a minute ago. A draft is text of `[policy]`
-alone. It is checked as `paywarden policy check` does, replayed on the last week's decisions (replays.py), and proposed
-to the registry, where others approve it as any version (the page of models).
+How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons. The
+builder of rules shows today's values of each name from the same sample. What a rule caught comes from the index of
+decisions and outcomes, as of at most a minute ago.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Protocol
 
+import numpy as np
+
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.metrics.intervals import Interval, wilson_interval
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.policy import PolicySettings, policy_digest
-from paywarden.models.policy.text import policy_text
-from paywarden.models.registry.registry import PolicyFacts
 from paywarden.ops.console.background import Kept
+from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.models.models_desk import Desk
-from paywarden.ops.console.page_rows import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
-from paywarden.ops.console.people import Role
-from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
+from paywarden.ops.console.page_rows import Done, Page, PageRefused, Section, Shown, Visit, not_found
+from paywarden.ops.console.policy.draft_page import DRAFTERS, DraftPages, Spread
+from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.mining import RuleMiner
 from paywarden.ops.console.policy.replays import DAYS, Replay, Replays
-from paywarden.ops.console.shell import status_of
+from paywarden.ops.console.policy.saved_drafts import SavedDrafts
+from paywarden.ops.console.rendering import path_part
+from paywarden.ops.recomputation import vector_of
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring import bundle_thresholds
-from paywarden.ops.wiring.registry import policy_facts
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.decision_index.rule_catches import RuleCatch
 
-PROPOSERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
-DRAFTERS = PROPOSERS | {Role.ANALYST}
-_TEXT_CHARS_MAX = 60_000
-_BYTES_MAX = 512 * 1024
 _HOUR_MS, _DAY_MS, _KEPT_MS = 3_600_000, 86_400_000, 60_000
 _OVERLAPS_MAX = 20
+_WEEKS = 12
 _RULE = "rule:"
 # How long the background work sleeps at most when nobody wants anything.
 _LOOK_S = 2.0
-_DRAFT = (Field("text", "The text of [policy]", kind="lines", chars_max=_TEXT_CHARS_MAX, is_required=True),)
-_PROPOSAL = (
-    *_DRAFT,
-    Field("why", "Why, for the log", is_required=True),
-    Field("passphrase", "The passphrase of your key"),
-)
+_QUANTILES = (0.5, 0.95, 0.99)
+_FREQUENT, _FREQUENT_FIELDS = 4, ("currency", "mcc", "country", "channel")
+_CATCH = ("fired", "frauds", "fraud_minor", "genuine", "genuine_minor", "unknown", "unknown_minor", "fraud_share")
+
+
+@dataclass(frozen=True)
+class Recent:
+    """A sample of the last hour: the rules that fired for each decision and its policy, and the values of each name.
+
+    `spread`: for a number its median and what 19 of 20 and 99 of 100 are below, for a text the most frequent values.
+    """
+
+    fired: list[tuple[frozenset[str], str]]
+    spread: Spread
 
 
 class RecentDecisions(Protocol):
@@ -67,7 +74,12 @@ class PolicySection:
     """The section `Policy`."""
 
     def __init__(
-        self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions], decided: IndexedDecisions
+        self,
+        source: Source,
+        desk: Desk,
+        decisions: Callable[[], RecentDecisions],
+        decided: IndexedDecisions,
+        saved: SavedDrafts,
     ) -> None:
         """`decisions`: a sample of the newest. `decided`: those of the index."""
         self._source, self._desk, self._decisions, self._decided = source, desk, decisions, decided
@@ -75,7 +87,7 @@ class PolicySection:
         self._wake = threading.Event()
         # Kafka may take seconds to give a sample, and a page does not wait for it. Each decision of the sample: the
         # rules that fired for it, and the policy that they are of.
-        self.fired: Kept[list[tuple[frozenset[str], str]]] = Kept(self._sampled, empty=[], old_ms=_KEPT_MS)
+        self.fired: Kept[Recent] = Kept(self._sampled, empty=Recent([], {}), old_ms=_KEPT_MS)
         self.catches: Kept[list[RuleCatch]] = Kept(self._caught, empty=[], old_ms=_KEPT_MS)
         costs = source.section("costs", CostSettings)
         self.replays = Replays(
@@ -83,19 +95,21 @@ class PolicySection:
             review_cost_minor=costs.review_cost_minor,
             miner=lambda last_ms: RuleMiner(decided, costs, last_ms=last_ms),
         )
+        spread = lambda now_ms: self.fired.known(now_ms).spread  # noqa: E731
+        self.drafts = DraftPages(source, desk, decided, saved, self.replays, self._wake.set, spread)
 
     def section(self) -> Section:
         """Return the section."""
         one = "/policy/replays/{replay_id}"
         pages = (
             Page("/policy", self.show, "The policy, and the catches of each rule"),
-            Page("/policy/check", self.check, "Check a draft", "POST", DRAFTERS, _DRAFT, _BYTES_MAX),
-            Page("/policy/replay", self.replay, "Replay it on the last week", "POST", DRAFTERS, _DRAFT, _BYTES_MAX),
             Page("/policy/mine", self.mine, "Mine rules from the last week's missed frauds", "POST", DRAFTERS),
             Page(one, self.show_replay, "A replay of a draft, and its result", roles=DRAFTERS),
             Page(f"{one}/version", self.show_replay_version, "A number that changes with it", roles=DRAFTERS),
             Page(f"{one}/cancel", self.cancel_replay, "End a replay", "POST", DRAFTERS),
-            Page("/policy/propose", self.propose, "Propose it", "POST", PROPOSERS, _PROPOSAL, _BYTES_MAX),
+            *self.drafts.pages(),
+            rule := Page("/policy/rules/{rule}", self.show_rule, "What a rule caught by week"),
+            export_of(rule, "weeks"),
         )
         return Section("policy", "Policy", "/policy", pages, background=(self.work,))
 
@@ -107,46 +121,27 @@ class PolicySection:
             while not stop.is_set() and self.replays.step(now_ms(), stop):
                 pass
 
-    def show(self, visit: Visit) -> Shown:
-        """Show the policy."""
-        settings = self._settings
-        draft = policy_text(settings, read_lists(settings.lists))
-        if settings.lists:
-            # Entries of lists may be ids of cards.
-            visit.saw("policy")
-            draft = draft if visit.person.sees_cards else ""
-        return self._shown(visit, draft if len(draft) <= _TEXT_CHARS_MAX else "")
-
-    def check(self, visit: Visit) -> Shown:
-        """Show a draft, and the first thing that is wrong with it."""
-        draft, problem = visit.text("text"), ""
-        try:
-            self._facts(draft)
-        except Misconfigured as error:
-            problem = str(error)
-        return self._shown(visit, draft, problem=problem, is_checked=True)
-
-    def propose(self, visit: Visit) -> Done | Shown:
-        """Propose a draft to the registry, with the champion's bundle."""
-        return self._kept(visit, self._proposed)
-
-    def _proposed(self, visit: Visit) -> Done:
-        facts, why = self._facts(visit.text("text")), visit.text("why")
-        done = self._desk.propose_policy(visit.person, visit.text("passphrase"), facts, why, visit.now_ms)
-        visit.did("proposed", f"policy:{facts.digest[:12]}", why=why)
-        return Done("/models", f"{done}.")
-
-    def replay(self, visit: Visit) -> Done | Shown:
-        """Begin to replay a draft, once it is right."""
-        return self._kept(visit, self._begun)
-
-    def _begun(self, visit: Visit) -> Done:
-        facts = self._facts(visit.text("text"))
-        made = self.replays.ask(visit.text("text"), facts.digest, visit.person.name, visit.now_ms)
-        self._wake.set()
-        visit.did("replayed", f"policy:{facts.digest[:12]}", replay=made.replay_id)
-        view = {"replay_id": made.replay_id}
-        return Done(f"/policy/replays/{made.replay_id}", "You have asked for a replay of your draft.", view)
+    def show_rule(self, visit: Visit) -> Shown:
+        """Show what a rule caught in each of the last weeks."""
+        name = visit.path["rule"]
+        weeks = self._decided.index().rule_weeks(name, visit.now_ms - _WEEKS * DAYS * _DAY_MS)
+        view = {
+            "name": name,
+            "rule": next((one for one in self._settings.rules if one.name == name), None),
+            "weeks": [
+                {
+                    "week_ms": one.since_ms,
+                    **{part: getattr(one, part) for part in _CATCH},
+                    "fraud_share_low": interval[0] if (interval := _interval(one)) else None,
+                    "fraud_share_high": interval[1] if interval else None,
+                    "is_all": one.is_all,
+                }
+                for one in weeks
+            ],
+            "csv_path": visit.csv_address(f"/policy/rules/{path_part(name)}", {}),
+            "weeks_max": _WEEKS,
+        }
+        return Shown("policy/rule.html", view, f"Rule {name}")
 
     def mine(self, visit: Visit) -> Done:
         """Begin to mine rules, and then to replay the policy with them."""
@@ -155,16 +150,6 @@ class PolicySection:
         visit.did("mined", "policy", replay=made.replay_id)
         view = {"replay_id": made.replay_id}
         return Done(f"/policy/replays/{made.replay_id}", "You have asked for rules from missed frauds.", view)
-
-    def _kept(self, visit: Visit, act: Callable[[Visit], Done]) -> Done | Shown:
-        """Return the result of an act. If it is refused, the draft stays on the page: going back would lose it."""
-        try:
-            return act(visit)
-        except (PageRefused, PaywardenError) as error:
-            if visit.is_api:
-                raise
-            made = self._shown(visit, visit.text("text"), is_checked=True, refused=str(error))
-            return replace(made, status=status_of(error)[0])
 
     def show_replay(self, visit: Visit) -> Shown:
         """Show a replay: its progress, or its result."""
@@ -175,8 +160,6 @@ class PolicySection:
             found = replace(found, draft="")
         view = {
             "replay": found,
-            "may_propose": visit.person.may(PROPOSERS) and found.state == "done" and bool(found.draft),
-            "has_registry": self._desk.has_registry,
         }
         return Shown("policy/replay.html", view, "Replay of a draft")
 
@@ -199,17 +182,12 @@ class PolicySection:
             raise not_found("replay of this address: it was one of an older console, or newer ones took its place")
         return found
 
-    def _facts(self, text: str) -> PolicyFacts:
-        return policy_facts(self._source, draft_source(text), bundle_thresholds(self._source, None))
-
-    def _shown(
-        self, visit: Visit, draft: str, *, problem: str = "", is_checked: bool = False, refused: str = ""
-    ) -> Shown:
-        """Show the policy, a sample of decisions, what rules caught, and a draft with its faults.
+    def show(self, visit: Visit) -> Shown:
+        """Show the policy, a sample of decisions, what rules caught, and the drafts.
 
         A threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
         """
-        settings, sample = self._settings, self.fired.known(visit.now_ms)
+        settings, sample = self._settings, self.fired.known(visit.now_ms).fired
         lists = read_lists(settings.lists)
         digest = policy_digest(settings, lists)
         counts = Counter(rule for rules, _ in sample for rule in rules)
@@ -252,23 +230,44 @@ class PolicySection:
                 {name: getattr(one, name) for name in ("replay_id", "by", "asked_ms", "digest", "state")}
                 for one in self.replays.all()
             ],
-            "draft": draft,
-            "problem": problem,
-            "refused": refused,
-            "is_checked": is_checked,
+            "drafts": self.drafts.all() if visit.person.may(DRAFTERS) else [],
             "may_draft": visit.person.may(DRAFTERS),
-            "may_propose": visit.person.may(PROPOSERS),
-            "has_registry": self._desk.has_registry,
         }
         return Shown("policy/policy.html", view, "Policy")
 
-    def _sampled(self, now: int) -> list[tuple[frozenset[str], str]]:
+    def _sampled(self, now: int) -> Recent:
         with closing(self._decisions()) as decisions:
-            return [(rules_of(one), one["policy_digest"]) for one in decisions.between(now - _HOUR_MS, now)]
+            found = decisions.between(now - _HOUR_MS, now)
+        return Recent([(rules_of(one), one["policy_digest"]) for one in found], self._values(found))
+
+    def _values(self, found: Sequence[Mapping[str, Any]]) -> Spread:
+        """Return the values of the names in decisions of the settings' catalogue."""
+        kept = [one for one in found if one.get("vector")]
+        if not kept:
+            return {}
+        digest, names = self._decided.catalogue_digest, [one.name for one in self._decided.catalogue.features]
+        vectors = [vector_of(one) for one in kept if one["catalogue_digest"] == digest]
+        columns = {"score": np.array([one["score"] for one in kept])}
+        matrix = np.array([one for one in vectors if len(one) == len(names)], dtype=np.float64).reshape(-1, len(names))
+        columns |= {name: matrix[:, place] for place, name in enumerate(names)}
+        spread: dict[str, tuple[Any, ...]] = {}
+        for name, column in columns.items():
+            known = column[np.isfinite(column)]
+            if len(known):
+                spread[name] = tuple(map(float, np.quantile(known, _QUANTILES, method="higher")))
+        for name in _FREQUENT_FIELDS:
+            counted = Counter(one[name] for one in kept if one.get(name))
+            spread[name] = tuple((value, count / len(kept)) for value, count in counted.most_common(_FREQUENT))
+        return spread
 
     def _caught(self, now: int) -> list[RuleCatch]:
         index = self._decided.index()
         return [index.rule_catch(rule.name, now - DAYS * _DAY_MS) for rule in self._settings.rules]
+
+
+def _interval(caught: RuleCatch) -> Interval | None:
+    known = caught.frauds + caught.genuine
+    return wilson_interval(caught.frauds / known, known) if known else None
 
 
 def rules_of(decision: Mapping[str, Any]) -> frozenset[str]:

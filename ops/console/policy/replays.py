@@ -21,11 +21,11 @@ import secrets
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, Facts, Policy
+from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, ConfiguredRule, Facts, Policy
 from paywarden.ops.console.background import FAULT
 from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.recomputation import decision_fields, request_of, vector_of
@@ -37,7 +37,10 @@ DAYS = 7
 DECISIONS_MAX = 50_000
 """A replay decides about at most this many decisions: some ten seconds of one core."""
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
+HEAVY_SHARE = 0.1
+"""A rule that declines a larger share of payments needs a second word."""
 _CHANGED_MAX = 50
+_MOST = 5
 _KEPT_MAX, _WAITING_MAX = 20, 5
 _AT_ONCE = 500
 # After each batch the thread rests as long as the batch took, so that pages have a core.
@@ -52,6 +55,9 @@ class ReplayResult:
 
     `actions`: payments as they were decided, by the policy now and by the draft. `transitions`: those whose action
     would change, with their known outcomes. `changed`: the changed decisions of the sample with the most money.
+    `rules`: what each rule hits that the draft adds or changes, with the cards in the sample, the merchants and
+    countries with most of the payments, and the other rules that hold for them. `review_s`: the median length of a
+    review.
     `left_out`: decisions of the sample that lack a value which the conditions read, by reason. `review_cost_minor`: the
     cost of the reviews that the draft adds a day, less those that it saves.
     """
@@ -64,9 +70,27 @@ class ReplayResult:
     transitions: tuple[Mapping[str, Any], ...]
     changed: tuple[Mapping[str, Any], ...]
     left_out: Mapping[str, int]
+    rules: tuple[Mapping[str, Any], ...]
+    review_s: float | None
     reviews_a_day_now: float
     reviews_a_day_draft: float
     review_cost_minor: int
+
+    @property
+    def heavy(self) -> list[str]:
+        """Return what declines more than a tenth of all payments: new or changed rules, or the whole draft."""
+        declines = next((one for one in self.actions if one["action"] == "decline"), None)
+        total = sum(one["draft"] for one in self.actions)
+        found = [f"the rule {one['name']}" for one in self.rules if one["is_heavy"]]
+        if declines is not None and total and declines["draft"] > max(declines["now"], HEAVY_SHARE * total):
+            found.append("the whole draft")
+        return found
+
+    @property
+    def hours_a_day(self) -> float | None:
+        """Return how many hours of reviewers the draft adds a day; None if nobody has reviewed."""
+        added = self.reviews_a_day_draft - self.reviews_a_day_now
+        return None if self.review_s is None else added * self.review_s / 3600
 
 
 @dataclass(frozen=True)
@@ -148,6 +172,11 @@ class Replays:
         with self._lock:
             return self._replays.get(replay_id)
 
+    def newest_of(self, digest: str) -> Replay | None:
+        """Return the newest replay of a draft that has not failed; None without one."""
+        kept = (WAITING, RUNNING, DONE)
+        return next((one for one in self.all() if one.digest == digest and one.state in kept), None)
+
     def all(self) -> list[Replay]:
         """Return the replays, the newest first."""
         with self._lock:
@@ -185,7 +214,8 @@ class Replays:
             self._change(found.replay_id, state=FAILED, problem=FAULT)
             raise
         else:
-            self._change(found.replay_id, state=DONE, done=1.0, result=tally.result(self._review_cost))
+            result = tally.result(self._review_cost, self._decided.review_seconds(now_ms))
+            self._change(found.replay_id, state=DONE, done=1.0, result=result)
         return True
 
     def _went_through(self, work: Tally | DraftMiner, replay_id: str, stop: threading.Event) -> bool:
@@ -220,6 +250,8 @@ class Tally:
         self._minor: Counter[tuple[str, ...]] = Counter()
         self._changed: list[tuple[int, dict[str, Any]]] = []
         self._left_out: Counter[str] = Counter()
+        known = set(now.settings.rules)
+        self._hits = {rule.name: _Hits(rule) for rule in draft.settings.rules if rule not in known}
         self.batch_s = 0.0
 
     def run(self, decisions_max: int) -> Iterator[float]:
@@ -281,6 +313,10 @@ class Tally:
             row = {name: decision[name] for name in ("payment_id", "amount_minor", "currency", "score")}
             row |= {"place": place.to_text(), "before": now.action, "after": draft.action, "outcome": outcome}
             self._changed.append((minor, {**row, "why": tuple(draft.reasons or now.reasons)}))
+        holding = self._policies[1].holding(facts) if self._hits else []
+        for name in holding:
+            if name in self._hits:
+                self._hits[name].add(decision, minor, outcome, weight, holding)
         for key in keys:
             self._payments[key] += weight  # type: ignore[assignment]
             self._minor[key] += weight * minor  # type: ignore[assignment]
@@ -290,7 +326,7 @@ class Tally:
     def _most_money(self) -> list[tuple[int, dict[str, Any]]]:
         return sorted(self._changed, key=lambda one: (-one[0], one[1]["place"]))[:_CHANGED_MAX]
 
-    def result(self, review_cost_minor: int) -> ReplayResult:
+    def result(self, review_cost_minor: int, review_s: float | None = None) -> ReplayResult:
         """Return the result of the replay."""
         payments, minor = self._payments, self._minor
         actions = tuple(
@@ -325,10 +361,62 @@ class Tally:
             transitions=transitions,
             changed=tuple(one for _, one in self._most_money()),
             left_out=dict(self._left_out),
+            rules=tuple(
+                hits.view(round(sum(payments["draft", action] for action in ACTIONS))) for hits in self._hits.values()
+            ),
+            review_s=review_s,
             reviews_a_day_now=reviews_now,
             reviews_a_day_draft=reviews_draft,
             review_cost_minor=round((reviews_draft - reviews_now) * review_cost_minor),
         )
+
+
+class _Hits:
+    """The payments that a rule holds for, weighted as the week has them; cards are those of the sample."""
+
+    def __init__(self, rule: ConfiguredRule) -> None:
+        self._rule = rule
+        self._payments: Counter[str] = Counter()
+        self._minor: Counter[str] = Counter()
+        self._cards: set[str] = set()
+        self._whom: dict[str, Counter[str]] = {"merchant_id": Counter(), "country": Counter(), "with": Counter()}
+
+    def add(self, decision: Mapping[str, Any], minor: int, outcome: str, weight: float, holding: Sequence[str]) -> None:
+        """Add a payment. `holding`: all rules that hold for it."""
+        for label in dict.fromkeys(("", outcome)):
+            self._payments[label] += weight  # type: ignore[assignment]
+            self._minor[label] += weight * minor  # type: ignore[assignment]
+        self._cards.add(decision["card_id"])
+        others = [name for name in holding if name != self._rule.name]
+        for kind, values in (
+            ("merchant_id", [decision["merchant_id"]]),
+            ("country", [decision["country"]]),
+            ("with", others),
+        ):
+            for value in values:
+                self._whom[kind][value or "none"] += weight  # type: ignore[assignment]
+
+    def view(self, total: int) -> dict[str, Any]:
+        """Return the hits. `total`: of all payments of the week."""
+        share = self._payments[""] / total if total else 0.0
+        return {
+            "name": self._rule.name,
+            "action": self._rule.action,
+            "share": share,
+            "is_heavy": self._rule.action == "decline" and share > HEAVY_SHARE,
+            # A share of the sample's weights is exact to rounding.
+            "is_all": share > 0.9999,
+            "cards": len(self._cards),
+            **{
+                f"{name}{unit}": round(counted[label])
+                for name, label in (("payments", ""), ("frauds", "fraud"), ("genuine", "genuine"))
+                for unit, counted in (("", self._payments), ("_minor", self._minor))
+            },
+            **{
+                kind: [(value, round(count)) for value, count in most.most_common(_MOST)]
+                for kind, most in self._whom.items()
+            },
+        }
 
 
 def _part_of_hour(hour: int, share: float) -> tuple[int, int]:

@@ -93,6 +93,15 @@ for (const live of document.querySelectorAll("[data-live]")) {
   setTimeout(look, 1000);
 }
 
+// The builder of rules: beside a name stand its meaning, its unit and today's values.
+for (const names of document.querySelectorAll("[data-names]")) {
+  names.addEventListener("change", () => {
+    const [, , meaning, unit, today] = document.getElementById(`name-${names.value}`)?.cells || [];
+    const parts = meaning ? [meaning.textContent, unit.textContent, today.textContent && `today ${today.textContent}`] : [];
+    document.getElementById(names.getAttribute("aria-describedby")).textContent = parts.filter(Boolean).join("; ");
+  });
+}
+
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.hidden = false;
   button.addEventListener("click", async () => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.policy_page import PolicySection
+from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.rendering import Currencies
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API
@@ -66,12 +67,13 @@ _HOUR_MS = 3_600_000
 
 @dataclass
 class Running:
-    """A console that listens. Its topics are in memory, its index has `decisions`."""
+    """A console that listens. Its topics are in memory, its index has `decisions`; `decide` adds some."""
 
     url: str
     topics: TopicsInMemory
     decisions: list[dict[str, Any]]
     processes: Processes
+    decide: Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass
@@ -192,8 +194,13 @@ def served_console(
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
     queue = ReviewQueue(database, ReviewRules(second_share=0.0))
     encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
+
+    def decide(more: list[dict[str, Any]]) -> None:
+        with database.transaction() as transaction:
+            index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in more])
+
+    decide(decisions)
     with database.transaction() as transaction:
-        index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in decisions])
         queue.add_decisions(transaction, decisions, [index.worth(one) for one in decisions])
         index.add_outcomes(
             transaction,
@@ -216,7 +223,11 @@ def served_console(
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
-            source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)
+            source,
+            desk,
+            lambda: _Recent(decisions),
+            IndexedDecisions(source, opened, decoder.decode),
+            SavedDrafts(console.database),
         ).section(),
         Health(
             ["stream=http://stream:9102", "host-1=http://host-1:8081"], processes, missing=console.shell.missing
@@ -231,7 +242,7 @@ def served_console(
     try:
         with running(sections):
             thread.start()
-            yield Running(url, topics, decisions, processes)
+            yield Running(url, topics, decisions, processes, decide)
             server.should_exit = True
             thread.join(10)
     finally:

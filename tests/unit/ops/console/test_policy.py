@@ -12,6 +12,7 @@ from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy_page import PolicySection
+from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
@@ -43,17 +44,17 @@ class _Decisions:
 class NoIndex(IndexedDecisions):
     """An index that cannot be used."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def index(self) -> DecisionIndex:
         raise TemporaryFailure("the index does not answer")
 
 
-def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
+def test_the_page_says_how_often_rules_fire(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex(source), SavedDrafts(console.database))
     policy.fired.step(console.clock())
     browser = console.browser([policy.section()], "demo-lead")
     view = browser.get(f"{API}/policy", headers=BEARER).json()["view"]
@@ -62,22 +63,6 @@ def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     assert view["unknown_rules"] == [["old", 1]]
     page = browser.get("/policy").text
     assert "40 %" in page
-    right = browser.post("/policy/check", data={"text": view["draft"]}).text
-    assert "The draft is right" in right
-    wrong = browser.post("/policy/check", data={"text": view["draft"].replace("score", "scre")}).text
-    assert "scre" in wrong
-    assert "The draft is right" not in wrong
-    form = {"text": view["draft"], "why": "w", "passphrase": "p"}
-    # A refused change leaves the draft unchanged.
-    draft = view["draft"].replace("0.9", "0.95")
-    for act, text, why in (("propose", draft, "no registry"), ("replay", draft.replace("score", "scre"), "scre")):
-        refused = browser.post(f"/policy/{act}", data={**form, "text": text} if act == "propose" else {"text": text})
-        assert refused.status_code == 409
-        assert "Not done:" in refused.text
-        assert why in refused.text
-        assert "0.95" in refused.text.partition("<textarea")[2]
-    answer = browser.post(f"{API}/policy/propose", headers=BEARER, json={"text": draft, "why": "w"})
-    assert (answer.status_code, "error" in answer.json()) == (409, True)
     console.database.close()
 
 
@@ -90,25 +75,13 @@ def test_a_draft_is_a_policy_and_nothing_else(text: str) -> None:
         draft_source(text)
 
 
-def test_entries_of_lists_are_for_those_who_see_cards(tmp_path: Path) -> None:
-    console = console_under_test(tmp_path)
-    policy = {**POLICY, "lists": {"blocked": ["card-0000-1234"]}}
-    source = Source({"policy": policy, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    section = PolicySection(source, Desk(source, ""), _Decisions, NoIndex()).section()
-    for person, is_seen in (("analyst", True), ("lead", True), ("model-owner", False), ("operator", False)):
-        text = console.browser([section], f"demo-{person}").get("/policy").text
-        assert ("card-0000-1234" in text) == is_seen, person
-    assert {entry.by for entry in console.audit.newest(20) if entry.subject == "policy"} >= {"demo-analyst"}
-    console.database.close()
-
-
 def test_a_fault_in_the_background_is_told_and_not_taken_for_counting(tmp_path: Path) -> None:
     def faulty() -> Any:
         raise RuntimeError("a bug")
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = PolicySection(source, Desk(source, ""), faulty, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), faulty, NoIndex(source), SavedDrafts(console.database))
     policy.fired.step(console.clock())
     text = console.browser([policy.section()], "demo-lead").get("/policy").text
     assert "the console has made a fault" in text
@@ -120,7 +93,7 @@ def test_a_policy_that_decides_nothing_has_no_rule_that_is_quiet(tmp_path: Path)
     console = console_under_test(tmp_path)
     other = {**POLICY, "review_at": 0.6}
     source = Source({"policy": other, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex())
+    policy = PolicySection(source, Desk(source, ""), _Decisions, NoIndex(source), SavedDrafts(console.database))
     policy.fired.step(console.clock())
     text = console.browser([policy.section()], "demo-lead").get("/policy").text
     assert "This policy decided none of them" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
+from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.shell import API
 from paywarden.ops.recomputation import decide_again
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -49,7 +51,9 @@ class PolicyWorld(World):
         ids = LocalSchemaIds()
         self.decoder, self.encoder = Decoder("decisions", ids), Encoder("decisions", ids.id_of("decisions"))
         self.decided = IndexedDecisions(self.source, self.opened, self.decoder.decode)
-        self.policy = PolicySection(self.source, Desk(self.source, ""), _Decisions, self.decided)
+        self.policy = PolicySection(
+            self.source, Desk(self.source, ""), _Decisions, self.decided, SavedDrafts(self.console.database)
+        )
         self.sections = (*self.sections, self.policy.section())
 
     def add(self, decisions: list[dict[str, Any]]) -> None:
@@ -189,8 +193,7 @@ def _post(browser: TestClient, path: str, **form: str) -> Any:
 
 def test_a_draft_is_replayed_from_the_page_and_cancelled(world: PolicyWorld) -> None:
     browser = world.browser("demo-analyst")
-    assert "no_such" in _post(browser, "/policy/replay", text=DRAFT.replace("card_count_1h", "no_such")).text
-    address = _post(browser, "/policy/replay", text=DRAFT).headers["location"]
+    address = f"/policy/replays/{world.policy.replays.ask(DRAFT, 'd', 'anna', NOW_MS).replay_id}"
     assert "It waits" in browser.get(address).text
     version = browser.get(f"{address}/version").json()
     world.policy.replays.step(NOW_MS, _NEVER)
@@ -201,7 +204,7 @@ def test_a_draft_is_replayed_from_the_page_and_cancelled(world: PolicyWorld) -> 
     view = browser.get(f"{API}{address}", headers=BEARER).json()["view"]
     assert view["replay"]["result"]["week"] == 10
     assert _post(browser, f"{address}/cancel").status_code == 409
-    other = _post(browser, "/policy/replay", text=DRAFT).headers["location"]
+    other = f"/policy/replays/{world.policy.replays.ask(DRAFT, 'd', 'anna', NOW_MS).replay_id}"
     assert _post(browser, f"{other}/cancel").status_code == 303
     assert "cancelled" in browser.get(other).text
     assert browser.get("/policy/replays/nothing").status_code == 404
@@ -233,6 +236,16 @@ def test_the_page_says_what_each_rule_caught(world: PolicyWorld) -> None:
     assert caught.fraud_minor == decisions[0]["amount_minor"]
     assert caught.fraud_share == 0.5
     assert world.index.rule_catch("none", 0).fraud_share is None
+    weeks = world.index.rule_weeks("many", NOW_MS - 30 * 24 * HOUR_MS)
+    assert [(one.frauds, one.genuine, one.unknown) for one in weeks] == [(1, 1, 2), (0, 0, 1)]
+    monday = datetime.datetime.fromtimestamp(weeks[0].since_ms / 1000, datetime.UTC)
+    assert (monday.weekday(), monday.hour) == (0, 0)
+    page = world.browser("demo-operator").get("/policy/rules/many").text
+    assert "50 %" in page
+    assert "CSV" not in page
+    sent = world.browser("demo-analyst").get("/policy/rules/many/csv")
+    assert sent.text.splitlines()[1].split(",")[1:3] == ["4", "1"]
+    assert world.browser("demo-operator").get("/policy/rules/many/csv").status_code == 403
 
 
 def test_rules_are_mined_from_the_page_and_the_policy_with_them_is_replayed(world: PolicyWorld) -> None:
