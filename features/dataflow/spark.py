@@ -103,12 +103,13 @@ class SparkEngine:
 
     def upload(self, files: Sequence[Path], folder: str) -> None:
         """Copy files of this machine to a folder on any path that Spark can write, over existing ones."""
+        jvm: Any = self._session.sparkContext._jvm
         with one_line_errors():
             for file in files:
                 source = self._hadoop_path(file.absolute().as_uri())
                 target = self._hadoop_path(f"{folder.rstrip('/')}/{file.name}")
                 # As Spark's tasks write. S3A's copyFromLocalFile waits for ever on servers without "100 Continue".
-                copy = self._session.sparkContext._jvm.org.apache.hadoop.fs.FileUtil.copy
+                copy = jvm.org.apache.hadoop.fs.FileUtil.copy
                 copy(self._system(source), source, self._system(target), target, False, True, self._hadoop)
 
     @property

@@ -138,17 +138,17 @@ class WindowHistory:
     def whole(self) -> History:
         """Returns all as a history without outcomes, once all payments of the window are there."""
         self._add(self._after)
-        columns = {name: self._room.mapped(file, kind) for name, (file, kind) in self._columns.items()}
+        columns: dict[str, Any] = {name: self._room.mapped(file, kind) for name, (file, kind) in self._columns.items()}
         offsets, count = columns.pop("offsets"), self.rows.stop + len(self._after)
         texts = [None, pa.py_buffer(offsets), pa.py_buffer(columns.pop("ids"))]
-        coded = {name.removesuffix("_id"): self._coded(name, columns.pop(name, None), count) for name in _CODED}
+        for name in _CODED:
+            columns[name.removesuffix("_id")] = self._coded(name, columns.pop(name, None), count)
         return History(
             payment_id=pa.Array.from_buffers(pa.large_string(), count, texts),
             utc_offset_code=self._room.new(count, np.int64),
             outcome_payment=np.zeros(0, dtype=np.int64),
             outcome_time_ms=np.zeros(0, dtype=np.int64),
             outcome_fraud=np.zeros(0, dtype=np.bool_),
-            **coded,
             **columns,
         )
 

@@ -69,7 +69,8 @@ def entity_column(
     coded = [history.coded(field) for field in fields]
     first, *others = coded
     # A single field already has these numbers.
-    codes, count = first.codes, len(first.names)
+    codes: NDArray[np.integer] = first.codes
+    count = len(first.names)
     parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
     if not others:
         return EntityColumn(entity, codes, count, tuple(parts), is_hashed, key)

@@ -116,8 +116,8 @@ def _fetch_s3a(target: Path) -> None:
 
 def _fetch_s3(target: Path) -> None:
     # Its own environment: a client that it needs wants an older package than the product has.
-    install = [target / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", *_S3_PACKAGES]
-    for command in ([sys.executable, "-m", "venv", target], install):
+    install = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile", *_S3_PACKAGES]
+    for command in ([sys.executable, "-m", "venv", str(target)], install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ServiceMissing(f"pip failed: {(done.stdout + done.stderr).strip()[-2000:]}")
