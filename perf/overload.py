@@ -1,7 +1,8 @@
 """What a worker still answers when far more is asked of it than it can do.
 
-Measured, on one worker of `paywarden serve` with default settings, single payments, over HTTP and over gRPC. First the
-worker's capacity, in a closed loop of 64 calls. Then, of each front:
+Measured, on one worker of `paywarden serve` with default settings, single payments, over HTTP and over gRPC. The
+worker's capacity is that of a closed loop of 64 calls. It is measured before and after each load, because other work on
+the machine changes it: a load's capacity is the mean of the two. Of each front:
 
     open_2x, open_5x              an open loop with Poisson arrivals, at two and at five times the capacity
     closed_256, _1000, _3000      that many connections, each of which asks again at once after an answer or a refusal
@@ -54,6 +55,7 @@ _OPEN = {
     "grpc": LoadOptions(connections=32, streams=100, give_up_ms=42),
 }
 _CLOSED = (256, 1000, 3000)
+_CAPACITY_S = 2.0
 _TIMES = (2.0, 5.0)
 _STOP_S = 0.005, 0.05
 _WINDOW_S = 0.1
@@ -116,19 +118,32 @@ def _figures_of(
     server: Server, front: str, url: str, bodies: Iterator[bytes], seconds: float
 ) -> dict[str, float | None]:
     """Return the figures of one front."""
-    drive(run_closed(url, bodies, seconds=1.0, options=_CAPACITY[front]))
-    capacity = drive(run_closed(url, bodies, seconds=4.0, options=_CAPACITY[front])).ok_per_second
-    figures: dict[str, float | None] = {"capacity_per_second": capacity}
-    for times in _TIMES:
-        name = f"open_{times:.0f}x"
-        open_figures = _open(url, bodies, capacity, times, seconds, _OPEN[front])
-        figures |= {f"{name}_{figure}": value for figure, value in open_figures.items() if figure != "recovery_seconds"}
-        figures["recovery_seconds"] = open_figures["recovery_seconds"]
-    for count in _CLOSED:
-        closed = _closed(url, bodies, capacity, count, seconds)
-        figures |= {f"closed_{count}_{figure}": value for figure, value in closed.items()}
+
+    def measured_capacity() -> float:
         # What the load before has left in the sockets.
         time.sleep(1.0)
+        return drive(run_closed(url, bodies, seconds=_CAPACITY_S, options=_CAPACITY[front])).ok_per_second
+
+    measured_capacity()
+    capacity = measured_capacity()
+    figures: dict[str, float | None] = {"capacity_per_second": capacity}
+
+    def note(name: str, found: dict[str, float | None]) -> None:
+        nonlocal capacity
+        before, capacity = capacity, measured_capacity()
+        figures[f"{name}_capacity_per_second"] = mean = (before + capacity) / 2
+        within = found.pop("within_per_second")
+        assert within is not None
+        figures[f"{name}_goodput_share"] = within / mean
+        figures.update({f"{name}_{figure}": value for figure, value in found.items()})
+
+    for times in _TIMES:
+        name = f"open_{times:.0f}x"
+        found = _open(url, bodies, capacity, times, seconds, _OPEN[front])
+        figures["recovery_seconds"] = found.pop("recovery_seconds")
+        note(name, found)
+    for count in _CLOSED:
+        note(f"closed_{count}", _closed(url, bodies, count, seconds))
     figures |= _stopped(server, url, bodies, capacity / 2, seconds, _OPEN[front])
     assert server.process.poll() is None, "the server has ended"
     return figures
@@ -153,14 +168,14 @@ def _open(
     # A load that cannot keep up is still sending its overload after `overload_to`.
     here = (due_s >= before_s) & (due_s < overload_to)
     calm_ms = 2 * _percentile(latency_ms[(due_s < before_s) & (status == 200)], 99)
-    return _shares(status[here], latency_ms[here], wait_ms[here], capacity * seconds) | {
+    return _shares(status[here], latency_ms[here], wait_ms[here], seconds) | {
         "offered_per_second": float(here.sum() / seconds),
         "lag_p99_ms": report.lag_p99_ms,
         "recovery_seconds": recovery_seconds(due_s - overload_to, status == 200, latency_ms, calm_ms=calm_ms),
     }
 
 
-def _closed(url: str, bodies: Iterator[bytes], capacity: float, count: int, seconds: float) -> dict[str, float | None]:
+def _closed(url: str, bodies: Iterator[bytes], count: int, seconds: float) -> dict[str, float | None]:
     """Let that many connections ask again at once. The first second, in which they open, does not count."""
     options = LoadOptions(connections=count, connections_max=count, streams=1)
     record = RequestLog()
@@ -169,7 +184,7 @@ def _closed(url: str, bodies: Iterator[bytes], capacity: float, count: int, seco
     ends = due_s + latency_ms / 1000
     first = float(due_s[min(len(due_s), count) - 1]) if len(due_s) else 0.0
     here = (ends >= first + 1.0) & (due_s < first + seconds)
-    return _shares(status[here], latency_ms[here], wait_ms[here], capacity * (seconds - 1.0))
+    return _shares(status[here], latency_ms[here], wait_ms[here], seconds - 1.0)
 
 
 def _stopped(
@@ -222,13 +237,13 @@ def _arrays(
 
 
 def _shares(
-    status: NDArray[np.int16], latency_ms: NDArray[np.float32], wait_ms: NDArray[np.float32], possible: float
+    status: NDArray[np.int16], latency_ms: NDArray[np.float32], wait_ms: NDArray[np.float32], seconds: float
 ) -> dict[str, float | None]:
-    """Return the figures of calls; `possible` is how many the worker could have answered meanwhile."""
+    """Return the figures of the calls of these seconds."""
     ok, refused = status == 200, np.isin(status, _REFUSED)
     worker_ms = latency_ms - wait_ms
     return {
-        "goodput_share": float((ok & (latency_ms <= _DEADLINE_MS)).sum() / possible),
+        "within_per_second": float((ok & (latency_ms <= _DEADLINE_MS)).sum() / seconds),
         "answered_p99_ms": _percentile(worker_ms[ok], 99),
         "refused_p99_ms": _percentile(worker_ms[refused], 99),
         "refused_share": float(refused.mean()) if len(status) else 0.0,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import numpy as np
@@ -35,8 +34,6 @@ SHIFTED_TIMES = 6
 """The factor of the amounts of shifted payments."""
 SHIFTED_CHANNEL = "moto"
 """Their channel: telephone, which the simulator does not know."""
-SILENCE_S = 10.0
-"""A payment that has waited this long for its answer counts as a silence. A busy machine takes a second or two."""
 # Latencies are kept for a whole load, so that one is short.
 _LOAD_MS = 60_000
 _LOOK_EVERY_S = 0.1
@@ -86,7 +83,6 @@ def send_later(stop: threading.Event, live: LiveSystem, shift_ms: int, say: Call
     assert world.later is not None
     later = LaterPayments(world.later, world.fields)
     publisher = Publisher(make_producer(live.kafka, linger_ms=5), LocalSchemaIds(fields=world.fields), world)
-    silence = Silence(say)
     sent_to_ms = now_ms()
 
     def is_over() -> bool:
@@ -94,7 +90,6 @@ def send_later(stop: threading.Event, live: LiveSystem, shift_ms: int, say: Call
 
     def on_answer(answer: LoadAnswer) -> None:
         if answer.status == 200:
-            silence.answered()
             publisher.publish(answer.request)
 
     async def a_minute() -> None:
@@ -104,23 +99,22 @@ def send_later(stop: threading.Event, live: LiveSystem, shift_ms: int, say: Call
         sent_to_ms = start_ms + _LOAD_MS
         payments = later.between(start_ms, sent_to_ms)
         due_s = np.array([max(0, payment.event_time_ms - now_ms()) / 1000 for payment in payments])
-        bodies = silence.noted(stamped(shifted(iter(payments), lambda: now_ms() >= shift_ms)))
+        bodies = stamped(shifted(iter(payments), lambda: now_ms() >= shift_ms))
         await run_arrivals(live.parts.target, bodies, due_s, on_answer=on_answer)
         await asyncio.sleep(max(0, sent_to_ms - now_ms()) / 1000)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(send_until(is_over, a_minute, silence, say))
+        runner.run(send_until(is_over, a_minute, say))
 
 
 async def send_until(
-    is_over: Callable[[], bool], load: Callable[[], Awaitable[object]], silence: Silence, say: Callable[[str], object]
+    is_over: Callable[[], bool], load: Callable[[], Awaitable[object]], say: Callable[[str], object]
 ) -> None:
     """Run a load after the other until `is_over`, whatever the load does then. If one fails, say why and go on."""
     while not is_over():
         sending = asyncio.ensure_future(load())
         while not sending.done() and not is_over():
             await asyncio.wait([sending], timeout=_LOOK_EVERY_S)
-            silence.look()
         if not sending.done():
             sending.cancel()
             await asyncio.wait([sending], timeout=_STOP_S)
@@ -129,32 +123,3 @@ async def send_until(
                 raise error
             say(f"sending payments failed and starts again: {error}")
             await asyncio.sleep(_AGAIN_S)
-
-
-class Silence:
-    """Says when payments get no answer for `SILENCE_S`, and when answers come again."""
-
-    def __init__(self, say: Callable[[str], object], now_s: Callable[[], float] = time.monotonic) -> None:
-        self._say, self._now_s = say, now_s
-        # When the first payment was sent that had no answer, nor had a later one.
-        self._since_s: float | None = None
-        self._is_told = False
-
-    def noted(self, bodies: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the bodies, and note when they are sent."""
-        for body in bodies:
-            if self._since_s is None:
-                self._since_s = self._now_s()
-            yield body
-
-    def answered(self) -> None:
-        """Note an answer."""
-        if self._is_told and self._since_s is not None:
-            self._say(f"payments are answered again, after {self._now_s() - self._since_s:.0f} s")
-        self._since_s, self._is_told = None, False
-
-    def look(self) -> None:
-        """Say it, once, if a payment has waited too long."""
-        if not self._is_told and self._since_s is not None and self._now_s() - self._since_s >= SILENCE_S:
-            self._is_told = True
-            self._say(f"no payment was answered for {SILENCE_S:.0f} s; the demonstration goes on sending")

@@ -1,16 +1,11 @@
-"""Checks of this host: open files, the processor, memory file systems, disks, the owners of paths, ports, the clock."""
+"""Checks of this host that no start makes: processor, memory file systems, room on disks, shards, the clock."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
 import platform
-import resource
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import llvmlite.binding
@@ -20,47 +15,19 @@ from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.models.bundle.bitvectors import LANES
 from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, CheckResult
-from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.private_files import require_not_planted
 from paywarden.schemas.settings import Source
-from paywarden.scoring.grpc.grpc_settings import GrpcSettings
-from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
-from paywarden.scoring.net.tls import TlsSettings
-from paywarden.scoring.server.context import connections_of
-from paywarden.scoring.server.descriptors import FILES_RESERVE
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.mirror_file import MirrorAbsent, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.shards import ShardSettings
-from paywarden.streams.companion.companion import CompanionSettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
 # With less than that on its file system a process stops sooner or later, even below its own limit.
 _FULL_BYTES = 16 * _MIB
-# The state of a listening socket in /proc/net/tcp, and a word in the command lines of our processes.
-_LISTENS, _OURS = "0A", "paywarden"
 # The result of adjtimex while the clock is not synchronised, and the size of the kernel's struct timex.
 _TIME_ERROR, _TIMEX_BYTES = 5, 256
-
-
-def check_files(source: Source) -> Iterator[CheckResult]:
-    """Yields whether a worker may open as many files as its connections need."""
-    counts = connections_of(
-        source.section("http", HttpSettings), source.section("grpc", GrpcSettings), source.section("tls", TlsSettings)
-    )
-    needed = sum(counts.values()) + FILES_RESERVE
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
-        yield CheckResult(
-            "host",
-            ERROR,
-            f"a worker needs {needed} open files, and the limit is {hard}",
-            "raise it (ulimit -Hn, LimitNOFILE=), or lower [http] and [grpc] connections_max",
-        )
-    else:
-        yield CheckResult("host", OK, f"a worker may open the {needed} files that its connections need")
 
 
 def check_processor(_: Source) -> Iterator[CheckResult]:
@@ -92,7 +59,7 @@ def processor_features() -> Mapping[str, bool]:
 
 
 def check_paths(source: Source) -> Iterator[CheckResult]:
-    """Yields results about the folders of mirror, decision cache, metrics, outbox and embedded store."""
+    """Yields the file systems and the room of mirror, decision cache, metrics, outbox and embedded store."""
     mirror, outbox = source.section("mirror", MirrorSettings), source.section("outbox", OutboxSettings)
     serve = source.section("serve", wiring.ServeSettings)
     answered = source.section("answered", DecisionCacheSettings)
@@ -101,7 +68,6 @@ def check_paths(source: Source) -> Iterator[CheckResult]:
     if overlay.enabled:
         in_memory["[overlay] path"] = overlay.path
     for setting, path in in_memory.items():
-        yield from _owner(setting, Path(path))
         kind = _file_system(Path(path))
         if kind and kind not in _IN_MEMORY:
             yield CheckResult(
@@ -110,140 +76,12 @@ def check_paths(source: Source) -> Iterator[CheckResult]:
                 f"{setting}: {path} is on {kind}, and a page that is written back can stop a look-up for milliseconds",
                 "use a folder on a memory file system, such as /dev/shm or /run",
             )
-    for setting, path in (("[mirror] path", mirror.path), ("[outbox] directory", outbox.directory)):
-        yield from _folder(setting, Path(path))
     yield from _room("[mirror] size_mb", Path(mirror.path), mirror.size_mb * _MIB)
-    yield from _owner("[outbox] directory", Path(outbox.directory))
     yield from _room("[outbox] total_bytes_max", Path(outbox.directory), outbox.total_bytes_max)
     if wiring.store_kind(source) == "lmdb":
         store = Path(source.section("lmdb", LmdbSettings).path)
-        yield from _writable("[lmdb] path", store)
         if (left := shutil.disk_usage(_existing(store)).free) < _FULL_BYTES:
             yield _full("[lmdb] path", _existing(store), left)
-
-
-def _owner(setting: str, path: Path) -> Iterator[CheckResult]:
-    try:
-        require_not_planted(path)
-    except Misconfigured as error:
-        yield CheckResult("host", ERROR, f"{setting}: {error}")
-    else:
-        yield from _writable(setting, path)
-
-
-def _folder(setting: str, path: Path) -> Iterator[CheckResult]:
-    """Yields an error if something that is no folder stands in its place."""
-    if path.exists() and not path.is_dir():
-        yield CheckResult(
-            "host", ERROR, f"{setting}: wanted a folder, and {path} is a file", "move it, or set another path"
-        )
-    elif path.is_symlink() and not path.exists():
-        target = path.readlink()
-        yield CheckResult(
-            "host", ERROR, f"{setting}: {path} is a link to {target}, which does not exist", f"make {target}"
-        )
-
-
-def check_ports(source: Source) -> Iterator[CheckResult]:
-    """Yields whether the ports of a scoring host differ from each other, and are free or used by a process of ours."""
-    wanted = _ports(source)
-    users: dict[int, list[str]] = {}
-    for setting, (_, port) in wanted.items():
-        users.setdefault(port, []).append(setting)
-    for port, settings in users.items():
-        if len(settings) > 1:
-            yield CheckResult("host", ERROR, f"{' and '.join(settings)} are both {port}", "give each a port of its own")
-    in_use = {setting: where for setting, where in wanted.items() if _is_in_use(*where)}
-    for setting, (host, port) in in_use.items():
-        holder = _holder(port)
-        if not holder.is_ours:
-            yield CheckResult(
-                "host",
-                ERROR,
-                f"{setting}: {host}:{port} is taken by {holder.name}",
-                "stop that process, or set another port",
-            )
-    if wanted and not in_use:
-        yield CheckResult("host", OK, f"the ports {', '.join(map(str, sorted(users)))} are free")
-
-
-def _ports(source: Source) -> dict[str, tuple[str, int]]:
-    """Returns the addresses of a scoring host's processes by setting. A port of 0 is a free one, and left out."""
-    http, grpc = source.section("http", HttpSettings), source.section("grpc", GrpcSettings)
-    serve, companion = source.section("serve", wiring.ServeSettings), source.section("companion", CompanionSettings)
-    ports = {
-        "[http] port": (http.host, http.port),
-        "[grpc] port": (grpc.host, grpc.port if grpc.enabled else 0),
-        "[serve] admin_port": (serve.admin_host, serve.admin_port),
-        "[companion] http_port": (companion.http_host, companion.http_port),
-    }
-    return {setting: where for setting, where in ports.items() if where[1]}
-
-
-def _is_in_use(host: str, port: int) -> bool:
-    """Returns whether a port cannot be bound because another process has it; other errors are left to later checks."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        # Ports of closed connections are in nobody's way.
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((host, port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """The process that listens at a port, as far as the system shows it to this user."""
-
-    name: str
-    is_ours: bool = False
-
-
-def _holder(port: int) -> _Holder:
-    """Returns the process that listens at a port. The system hides another user's processes."""
-    inodes = {
-        f"socket:[{words[9]}]"
-        for table in ("tcp", "tcp6")
-        for line in _lines(Path("/proc/net") / table)[1:]
-        if (words := line.split())[3] == _LISTENS and int(words[1].rpartition(":")[2], 16) == port
-    }
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            has = any(_target(link) in inodes for link in folder.iterdir())
-            command = (folder.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:
-            # It has ended, or is another user's.
-            continue
-        if has:
-            return _Holder(f"{Path(command.partition(' ')[0]).name} (process {folder.parent.name})", _OURS in command)
-    return _Holder("a process that this user may not look at")
-
-
-def _target(link: Path) -> str:
-    """Returns the target of a process's open file; "" if it was just closed, as the list of open files itself is."""
-    try:
-        return os.readlink(link)
-    except FileNotFoundError:
-        return ""
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
-
-
-def _writable(setting: str, path: Path) -> Iterator[CheckResult]:
-    place = _existing(path)
-    # The decision cache of a host that runs is a file.
-    wanted = os.W_OK | os.X_OK if place.is_dir() else os.W_OK
-    if not os.access(place, wanted):
-        yield CheckResult(
-            "host", ERROR, f"{setting}: this user cannot write to {place}", "change its owner, or the setting"
-        )
 
 
 def _room(setting: str, path: Path, needed: int) -> Iterator[CheckResult]:

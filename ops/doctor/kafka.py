@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -59,8 +54,6 @@ _NEWEST = OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
 _RIGHTS = ("DESCRIBE", "READ", "WRITE")
 _SHOWN_MAX = 5
 _REGISTRY_TRIES = 3
-# It says whole seconds, and its answer takes a moment.
-_CLOCK_S_OF_REGISTRY_MAX = 10.0
 
 
 def check_kafka(source: Source) -> Iterator[CheckResult]:
@@ -310,7 +303,6 @@ def check_registry(source: Source) -> Iterator[CheckResult]:
         yield CheckResult("registry", SKIPPED, "[registry] url is empty: ids are fingerprints of the schemas")
         return
     known = _subjects_in_time(settings)
-    yield from _registry_clock(settings)
     missing = [name for topic in TOPICS if (name := subject(kafka.topic(topic))) not in known]
     if not missing:
         yield CheckResult("registry", OK, f"{settings.url} has the schemas of all {len(TOPICS)} topics")
@@ -350,34 +342,3 @@ def _subjects_in_time(settings: RegistrySettings) -> frozenset[str]:
     if isinstance(met[0], PaywardenError):
         raise met[0]
     return met[0]
-
-
-def _registry_clock(settings: RegistrySettings) -> Iterator[CheckResult]:
-    """Yields a warning if the registry says another time than this host: it is the clock of another machine."""
-    parts = urlsplit(settings.url.split(",")[0].strip())
-    host, port = parts.hostname or "", parts.port
-    connection: http.client.HTTPConnection
-    try:
-        if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=settings.ca_file or None)
-            if settings.certificate_file:
-                key = settings.key_file or None
-                context.load_cert_chain(settings.certificate_file, key, settings.key_password or None)
-            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
-        with closing(connection):
-            connection.request("HEAD", parts.path or "/")
-            said_s = parsedate_to_datetime(connection.getresponse().headers["Date"]).timestamp()
-    except (OSError, http.client.HTTPException, ValueError, TypeError):
-        # It answered above. Not every server says the time, nor takes this call.
-        return
-    ahead_s = time.time() - said_s
-    if abs(ahead_s) > _CLOCK_S_OF_REGISTRY_MAX:
-        side = "ahead of" if ahead_s > 0 else "behind"
-        yield CheckResult(
-            "registry",
-            WARNING,
-            f"the clock of this host is {abs(ahead_s):.0f} s {side} the registry's, and ages of payments go by it",
-            "set the clocks of both (NTP)",
-        )

@@ -13,7 +13,6 @@ from typing import Any
 
 from paywarden.ops.gateway.clients_code import clients_code, environment
 from paywarden.ops.gateway.description import Address, Client, GatewayDescription
-from paywarden.ops.gateway.log_fields import NGINX_FIELDS
 from paywarden.ops.gateway.refusals import HEAD_TOO_LARGE, MALFORMED, REFUSALS, WANTS_TLS, WRONG_ROUTE, GatewayRefusal
 from paywarden.ops.gateway.routes import ALIVE, GRPC, HTTP, paths_of
 from paywarden.schemas.errors import Misconfigured
@@ -89,7 +88,6 @@ def nginx_configuration(description: GatewayDescription) -> str:
             to_hosts=description.to_hosts,
             # nginx counts in whole seconds.
             out_s=-(-description.nginx.out_ms // 1000),
-            log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in NGINX_FIELDS.items()) + "}",
             shares=shares,
             upstreams=list(_upstreams(description, kinds)),
             sharded_upstreams=sharded.upstreams,

@@ -5,16 +5,14 @@
     commands.md   the tree of click commands                                 commands.py
     settings.md   sections and settings of ops/paywarden.toml                settings_page.py
     metrics.md    the metrics that each process declares                     metrics.py
-    topics.md     what `paywarden topics create` creates                     topics.py
-    logs.md       the JSON Schema of a log line                              logs_page.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
-    errors.md     the tree of errors, refusals of requests                   errors_page.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
-The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py). It also writes the
-wanted values of each setting into ops/paywarden.toml (settings_page.py).
+The same command writes the wanted values of each setting into ops/paywarden.toml (settings_page.py).
 
-Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
+People write topics.md, errors.md and logs.md; tests/unit/ops/test_written_reference.py compares them with the code.
+
+Each maker raises Undocumented where the code says nothing about a field, setting or metric.
 """
 
 from __future__ import annotations
@@ -27,19 +25,14 @@ import click
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
-from paywarden.ops.dashboards.boards import files
 from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
-from paywarden.ops.reference.errors_page import errors_page
-from paywarden.ops.reference.logs_page import logs_page
 from paywarden.ops.reference.metrics import metrics_page
 from paywarden.ops.reference.settings_page import EXAMPLE, example_text, settings_page
-from paywarden.ops.reference.topics import topics_page
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDER = _CHECKOUT / "docs" / "reference"
-_DASHBOARDS = _CHECKOUT / "ops" / "dashboards"
 
 
 def _features_page() -> str:
@@ -49,13 +42,10 @@ def _features_page() -> str:
 PAGES = {
     "commands.md": commands_page,
     "data.md": data_page,
-    "errors.md": errors_page,
     "features.md": _features_page,
-    "logs.md": logs_page,
     "metrics.md": metrics_page,
     "openapi.json": openapi_text,
     "settings.md": settings_page,
-    "topics.md": topics_page,
 }
 
 
@@ -70,13 +60,11 @@ def pages() -> dict[str, str]:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=FOLDER,
-    help="Folder of the pages; dashboards go below it.",
+    help="Folder of the pages.",
 )
 def main(check: bool, out: Path) -> None:
     """Make the reference pages from the code."""
-    dashboards = _DASHBOARDS if out == FOLDER else out / "dashboards"
     made = {out / name: text for name, text in pages().items()}
-    made |= {dashboards / name: text for name, text in files().items()}
     made[EXAMPLE if out == FOLDER else out / EXAMPLE.name] = example_text()
     for path, text in made.items():
         if not check:

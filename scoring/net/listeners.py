@@ -283,6 +283,6 @@ def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        who = ": `paywarden doctor --only host` says who has it" if error.errno == errno.EADDRINUSE else ""
+        who = ": `ss -ltnp` shows the process that has it" if error.errno == errno.EADDRINUSE else ""
         raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}{who}") from error
     return bound

@@ -29,9 +29,9 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: b
     """Try everything configured, and say how to fix it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
-    and looks at open files, processor, disks, memory file systems, ports and the clock of this host. With the overlay
-    on it says whether serve, companion and stream agree on it. Run it on each host, with the configuration and the user
-    of the processes.
+    and looks at processor, disks, memory file systems and the clock of this host. Each process checks ports, rights on
+    its folders and the limit of open files when it starts. Run it on each host, with the configuration and the user of
+    the processes.
 
     For Aerospike it asks every node for its settings and state: expiry, copies, conflict resolution, cluster size,
     eviction, record size, limits of sets, clocks, login. It writes nothing, but with --write.
@@ -41,23 +41,20 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: b
     from paywarden.ops.doctor import doctor_host as host
     from paywarden.ops.doctor import doctor_scoring as scoring
     from paywarden.ops.doctor import doctor_store as store
-    from paywarden.ops.doctor import kafka, overlay
+    from paywarden.ops.doctor import kafka
     from paywarden.ops.doctor.results import ERROR, Check, results_of
 
     checks: Mapping[str, Sequence[Check]] = {
         "settings": (scoring.check_settings,),
         "host": (
-            host.check_files,
             host.check_processor,
             host.check_paths,
-            host.check_ports,
-            overlay.check_overlay,
             partial(host.check_shards, gateway=gateway),
             host.check_clock,
         ),
         "bundle": (scoring.check_bundles,),
         "access": (scoring.check_access,),
-        "kafka": (kafka.check_kafka, overlay.check_stream),
+        "kafka": (kafka.check_kafka,),
         "registry": (kafka.check_registry,),
         "store": (partial(store.check_store, write=write),),
     }

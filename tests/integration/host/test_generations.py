@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -148,30 +149,38 @@ def test_twenty_swaps_in_turn_lose_no_call(host: Host, record_property: Callable
     wait_until(lambda: len(host.children()) == 3, "the old workers have ended")
 
 
-def test_new_workers_that_are_killed_leave_the_old_ones_serving(host: Host) -> None:
+def test_new_workers_that_cannot_begin_leave_the_old_ones_serving(host: Host) -> None:
     host.server.listening(2)
+    wait_until(lambda: len(host.children()) == 3, "the old workers of earlier swaps have ended")
     old, swaps = host.children(), host.swaps()
+    # Nobody writes to the outbox of the number that is free, which is the first new worker's.
+    outboxes = [Path(host.server.outbox.directory) / f"worker-{number}" for number in range(3)]
+    free = next(path for path in outboxes if is_unlocked(path / "lock"))
+    (free / "lock").rename(free / "kept")
+    (free / "lock").mkdir()
     with host.loads("b"):
         host.order("other", "first")
-        killed = set[int]()
-
-        def is_given_up() -> bool:
-            for pid, child in host.children().items():
-                if pid not in old and pid not in killed:
-                    killed.add(pid)
-                    with contextlib.suppress(psutil.Error):
-                        child.kill()
-            return "cannot be taken up" in host.server.log()
-
-        wait_until(is_given_up, "the release is given up", every_s=0.001)
+        wait_until(lambda: "cannot be taken up" in host.server.log(), "the release is given up")
         assert host.children().keys() == old.keys()
         assert host.swaps() == swaps
         line = next(line for line in host.server.log().splitlines() if "cannot be taken up" in line)
-        assert f"{read_manifest(host.bundles['first']).model_version} goes on: worker " in line
+        assert f"{read_manifest(host.bundles['first']).model_version} goes on: {free.name.replace('-', ' ')} " in line
         wait_until(lambda: host.metric("paywarden_swap_failures_total", "take_up") == 1, "the metric counts it")
-        # Somebody asks again, and it is served.
+        # Somebody repairs it and asks again, and it is served.
+        (free / "lock").rmdir()
+        (free / "kept").rename(free / "lock")
         host.swap("other", "first")
         host.swap("first", "other")
+
+
+def is_unlocked(path: Path) -> bool:
+    """Return whether no process writes to the outbox with this lock."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test_a_way_back_needs_no_check_and_no_file_of_the_bundle(host: Host, tmp_path: Path) -> None:

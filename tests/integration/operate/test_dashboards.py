@@ -19,10 +19,7 @@ from jsonschema import Draft202012Validator
 
 from paywarden.models.bundle.bundle import MANIFEST
 from paywarden.ops.cli import cli
-from paywarden.ops.dashboards.boards import BOARDS
-from paywarden.ops.dashboards.grafana import Panel
 from paywarden.ops.logs import SCHEMA
-from paywarden.ops.reference.metric_uses import family_of
 from paywarden.ops.reference.metrics import families
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -37,6 +34,7 @@ from tests.services.product.scoring_server import PATIENT
 from tests.services.servers.prometheus import OPS, Prometheus, ask, running_prometheus, served
 from tests.worlds.operate import runbook
 from tests.worlds.operate.alert_faults import FAULTS, Stamp, Starts
+from tests.worlds.operate.metric_uses import Panel, boards, family_of, panels
 from tests.worlds.small import small_world
 
 pytestmark = [
@@ -208,7 +206,7 @@ def is_answered(prometheus: Prometheus, panel: Panel) -> bool:
     A time of 0 means that there was no such event, and the panel shows no line. Here its series is enough.
     """
     for query in panel.queries:
-        expr = query.expr.replace("$__rate_interval", "1m").replace(" > 0)", ")")
+        expr = query.replace("$__rate_interval", "1m").replace(" > 0)", ")")
         for variable in ("$host", "$worker", "$version", "$challenger"):
             expr = expr.replace(variable, ".+")
         if not any(not math.isnan(float(series["value"][1])) for series in prometheus.query(expr)):
@@ -321,7 +319,7 @@ def assert_runbook_works(running: Running) -> None:
 
 
 def test_every_query_of_every_panel_is_answered_with_data(prometheus: Prometheus, running: Running) -> None:
-    waiting = {(board.name, panel.title): panel for board in BOARDS for panel in board.panels()}
+    waiting = {(panel.board, panel.title): panel for panel in panels()}
 
     def all_answered() -> bool:
         running.send()
@@ -333,11 +331,11 @@ def test_every_query_of_every_panel_is_answered_with_data(prometheus: Prometheus
         wait_until(all_answered, "every panel shows something")
     except AssertionError:
         pytest.fail(f"no data for {sorted(waiting)}")
-    for board in BOARDS:
-        for variable in board.variables:
-            label = variable.query.rsplit(", ", 1)[1].removesuffix(")")
-            metric = variable.query.removeprefix("label_values(").split(",")[0]
-            assert all(label in series["metric"] for series in prometheus.query(metric)), variable.name
+    for board in boards().values():
+        for choice in board["templating"]["list"]:
+            if choice["type"] == "query":
+                metric, label = choice["definition"].removeprefix("label_values(").removesuffix(")").split(", ")
+                assert all(label in series["metric"] for series in prometheus.query(metric)), choice["name"]
     assert_the_page_of_metrics_names_all(prometheus)
     assert_faults_are_of_series_that_there_are(prometheus)
     assert_logs_keep_to_the_schema(running.deployment)

@@ -23,15 +23,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.ops import wiring
 from paywarden.ops.doctor.kafka import check_kafka
-from paywarden.ops.doctor.overlay import check_stream
-from paywarden.schemas.avro import TOPICS, LocalSchemaIds
+from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.settings import Source, read_source
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topic_names import repartition_topic
-from paywarden.streams.profiles.changelog import Changelog
-from paywarden.streams.profiles.progress.watermarks import Claim
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
@@ -83,25 +78,6 @@ def test_each_setting_that_loses_or_misdates_records_is_told(source: Source, set
         f"warning {prefix}decisions has retention.ms=1000",
     ]
     assert found[3].startswith("warning the newest payment reached Kafka 3")
-
-
-def test_a_stream_that_does_not_name_its_payments_is_told(source: Source, settings: KafkaSettings) -> None:
-    def told() -> list[str]:
-        return [result.state for result in check_stream(source)]
-
-    assert told() == []
-    source = read_source(source.name, {"PAYWARDEN_OVERLAY_ENABLED": "true"})
-    assert told() == ["skipped"]
-    sender = Sender(settings, linger_ms=0)
-    changelog = Changelog(sender, KafkaClients.of(settings), LocalSchemaIds(), ["card"])
-    changelog.send("card", {b"card:c": b"state"}, 1)
-    changelog.send_claim(Claim(1, {0: 1}), 1)
-    sender.flush(PATIENCE_S)
-    assert told() == ["warning"]
-    changelog.send("card", {b"card:c": b"state"}, 2, named={b"card:c": b"\1" * 20})
-    changelog.send_claim(Claim(2, {0: 1}), 2)
-    sender.flush(PATIENCE_S)
-    assert told() == ["ok"]
 
 
 def test_rights_that_this_user_lacks_are_told_for_each_topic(tmp_path: Path) -> None:

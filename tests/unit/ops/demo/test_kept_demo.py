@@ -21,7 +21,6 @@ from paywarden.ops.demo import kept_load
 from paywarden.ops.demo.kept_demo import _prometheus, shift_time_ms
 from paywarden.ops.demo.kept_load import (
     LaterPayments,
-    Silence,
     send_until,
     shifted,
 )
@@ -71,8 +70,7 @@ def test_a_stop_ends_the_demo_whatever_the_load_does(monkeypatch: pytest.MonkeyP
                 await asyncio.sleep(PATIENCE_S)
 
     async def sent() -> None:
-        silence = Silence(lambda _: None)
-        await asyncio.wait_for(send_until(lambda: next(looks, True), hanging, silence, print), PATIENCE_S / 2)
+        await asyncio.wait_for(send_until(lambda: next(looks, True), hanging, print), PATIENCE_S / 2)
 
     asyncio.run(sent())
 
@@ -86,28 +84,8 @@ def test_a_load_that_fails_starts_again_and_says_why(monkeypatch: pytest.MonkeyP
         if len(loads) == 1:
             raise Misconfigured("load: cannot connect")
 
-    asyncio.run(send_until(lambda: len(loads) == 3, failing, Silence(said.append), said.append))
+    asyncio.run(send_until(lambda: len(loads) == 3, failing, said.append))
     assert said == ["sending payments failed and starts again: load: cannot connect"]
-
-
-def test_a_demo_without_answers_says_so_once_and_when_they_come_again() -> None:
-    now_s, said = 100.0, list[str]()
-    silence = Silence(said.append, lambda: now_s)
-    for _ in range(30):
-        now_s += 1.0
-        silence.look()
-    assert said == [], "no payment was due"
-    assert list(silence.noted(iter([b"1", b"2"]))) == [b"1", b"2"]
-    for _ in range(30):
-        now_s += 1.0
-        silence.look()
-    silence.answered()
-    silence.answered()
-    silence.look()
-    assert said == [
-        "no payment was answered for 10 s; the demonstration goes on sending",
-        "payments are answered again, after 30 s",
-    ]
 
 
 def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Path) -> None:

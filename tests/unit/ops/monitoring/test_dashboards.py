@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from paywarden.ops.dashboards.boards import BOARDS, files
-from paywarden.ops.dashboards.grafana import Dashboard, metrics_in, recorded_in
-from paywarden.ops.reference.metric_uses import family_of, rules_in, shown_on
 from paywarden.ops.reference.metrics import families
-from tests.checkout import CHECKOUT
+from tests.worlds.operate.metric_uses import boards, family_of, metrics_in, panels, recorded_in, rules_in, shown_on
 
-each = pytest.mark.parametrize("board", BOARDS, ids=[board.name for board in BOARDS])
 # Metrics of Prometheus and of its Python client.
 OTHERS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "ALERTS", "up"}
+# The boards link to each other by this tag.
+TAG = "paywarden"
 
 
-@pytest.mark.parametrize("name", sorted(files()))
-def test_the_file_in_the_repository_is_what_the_code_gives(name: str) -> None:
-    written = (CHECKOUT / "ops" / "dashboards" / name).read_text(encoding="utf-8")
-    assert written == files()[name], "run `python -m paywarden.ops.reference`"
-
-
-@each
-def test_grafanas_own_schema_takes_the_file_and_loses_nothing_of_its_panels(board: Dashboard) -> None:
-    document = json.loads(files()[f"{board.name}.json"])
-    read = GrafanaDashboard.from_json(document)
-    assert (read.uid, read.title, read.schema_version) == (board.uid, board.title, document["schemaVersion"])
+@pytest.mark.parametrize("name", sorted(boards()))
+def test_grafanas_own_schema_takes_every_dashboard_whole(name: str) -> None:
+    document = boards()[name]
+    read = Dashboard.from_json(document)
+    assert (read.uid, read.tags, read.schema_version) == (f"paywarden-{name}", [TAG], document["schemaVersion"])
     assert read.panels is not None
     assert len(read.panels) == len(document["panels"])
 
@@ -37,15 +27,13 @@ def test_every_metric_rule_and_alert_that_a_panel_names_is_there() -> None:
     known = {family[0] for those in families().values() for family in those} | OTHERS
     rules, alerts = rules_in("recording.yml"), rules_in("alerts.yml")
     linked: set[str] = set()
-    for board in BOARDS:
-        for panel in board.panels():
-            linked |= set(panel.alerts)
-            for query in panel.queries:
-                assert set(map(family_of, metrics_in(query.expr))) <= known, panel.title
-                assert recorded_in(query.expr) <= rules.keys(), panel.title
-    assert linked <= alerts.keys()
+    for panel in panels():
+        linked |= set(panel.alerts)
+        for query in panel.queries:
+            assert set(map(family_of, metrics_in(query))) <= known, panel.title
+            assert recorded_in(query) <= rules.keys(), panel.title
     # Each alert is one step from the picture of its cause. A process that is down is on the fleet's "Ready".
-    assert alerts.keys() - linked == set()
+    assert linked == alerts.keys()
     for name, expr in rules.items():
         assert set(map(family_of, metrics_in(expr))) <= known, name
 

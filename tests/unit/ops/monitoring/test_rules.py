@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.reference.metric_uses import rules_in
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.services.missing_tools import PROMTOOL
 from tests.worlds.operate import alert_table
 from tests.worlds.operate.alert_faults import FAULTS
+from tests.worlds.operate.metric_uses import rules_in
 
 OPS = CHECKOUT / "ops"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)

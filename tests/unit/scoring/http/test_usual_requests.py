@@ -392,6 +392,7 @@ def test_a_connection_accepted_too_late_is_held_under_overload(
 ) -> None:
     """Its first call has waited in the kernel's queue, and to score it helps nobody."""
     monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, waited_s, has_gone=False))
+    monkeypatch.setattr(connections, "_LOOK_S", 60.0)
 
     async def steps(worker: Worker) -> None:
         worker.batcher._limit.stands = is_overloaded

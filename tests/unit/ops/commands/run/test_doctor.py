@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import platform
-import resource
 import shutil
 import socket
 from pathlib import Path
@@ -16,19 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 from confluent_kafka.cimpl import NewTopic
 
-from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.features.profiles.overlay_settings import OverlaySettings
-from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import doctor_host as host
 from paywarden.ops.doctor import kafka
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror_file import MirrorSettings
-from paywarden.scoring.state.overlay.overlay_files import prepare
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from paywarden.streams.companion.mirror_writer import MirrorWriter
-from paywarden.streams.companion.overlay_marks import OverlayMarks
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description
 
@@ -76,14 +69,6 @@ def test_an_area_that_cannot_be_reached_does_not_end_the_others() -> None:
     assert "127.0.0.1:1" in found[0]["seen"]
 
 
-def test_open_files_are_counted_before_a_worker_needs_them() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert rows("[http]\nconnections_max = 10\n[grpc]\nenabled = false\n", "host")[0]["state"] == "ok"
-    (first, *_) = rows(f"[http]\nconnections_max = {hard}\n", "host")
-    assert first["state"] == "error"
-    assert f"the limit is {hard}" in first["seen"]
-
-
 @pytest.mark.parametrize(
     ("machine", "features", "state", "told"),
     [
@@ -115,43 +100,6 @@ def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypa
     warned = [row["seen"] for row in found if row["state"] == "warning"]
     assert any(f"[mirror] path: {folder}/m is on ext4" in seen for seen in warned)
     assert any(seen.startswith("[mirror] size_mb allows 2000 MiB") for seen in warned)
-
-
-def test_the_overlay_has_room_and_was_made_with_the_same_settings(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = (
-        f'[mirror]\npath = "{folder}/m"\n'
-        f'[overlay]\nenabled = true\npath = "{folder}/overlay"\npayments_max = 64\nmarks_max = 64\n'
-    )
-
-    def told(config: str) -> list[tuple[str, str]]:
-        return [(row["state"], row["seen"]) for row in rows(config, "host") if "[overlay]" in row["seen"]]
-
-    room, serve, companion = [line for line in told(config) if "is on" not in line[1]]
-    assert room == ("ok", f"[overlay]: {folder} has room for 1 MiB more")
-    assert serve == ("skipped", f"[overlay]: serve has not made {folder}/overlay yet")
-    assert companion == ("skipped", f"[overlay]: companion has not made {folder}/m/overlay-marks yet")
-    (folder / "m").mkdir(mode=0o700)
-    settings, plan = read_source("paywarden.toml").section("overlay", OverlaySettings), compile_plan(CATALOGUE)
-    prepare(settings, plan)
-    OverlayMarks(settings, plan, f"{folder}/m").close()
-    assert [line for line in told(config) if "is on" not in line[1]] == [
-        ("ok", f"[overlay]: {folder}/overlay is that of these settings"),
-        ("ok", f"[overlay]: {folder}/m/overlay-marks is that of these settings"),
-    ]
-    # Each of the two processes may have been started with something else.
-    for was, changed, file in (
-        ("payments_max = 64", "payments_max = 65", "overlay"),
-        ("marks_max = 64", "marks_max = 1000", "m/overlay-marks"),
-    ):
-        seen = f"[overlay]: {folder}/{file} was made with other settings, or for another catalogue"
-        assert ("warning", seen) in told(config.replace(was, changed))
-    usage = shutil.disk_usage(folder)._replace(free=1000)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    full = told(config.replace("payments_max = 64", "payments_max = 100_000"))
-    assert ("error", f"[overlay] takes 29 MiB from the start, and {folder} has 0 MiB") in full
-    assert told(config.replace("enabled = true", "enabled = false")) == []
 
 
 def test_shards_are_compared_with_the_mirror_and_the_gateway(folder: Path) -> None:
@@ -229,43 +177,11 @@ def test_a_certificate_that_is_not_valid_yet_is_an_error(folder: Path) -> None:
     assert f"{certificate} is not valid before " in str(row)
 
 
-def test_a_port_that_is_taken_or_given_twice_is_told_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(config: str) -> list[str]:
-        return [row["seen"] for row in rows(config, "host") if row["seen"].startswith(("[http] port", "the ports"))]
-
-    assert "[http] port and [grpc] port are both 18080" in told("[http]\nport = 18080\n[grpc]\nport = 18080\n")
-    # The list of open files is an open file itself. Here it stands before the socket, and is closed when it is read.
-    free = os.open(os.devnull, os.O_RDONLY)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        os.close(free)
-        port = taken.getsockname()[1]
-        config = f"[http]\nport = {port}\n[grpc]\nenabled = false\n"
-        monkeypatch.setattr(host, "_OURS", "no command has these words")
-        (seen,) = told(config)
-        assert seen.startswith(f"[http] port: 127.0.0.1:{port} is taken by ")
-        assert seen.endswith(f"(process {os.getpid()})")
-        # A host that runs already is no fault.
-        monkeypatch.setattr(host, "_OURS", "")
-        assert told(config) == []
-    assert told(config) == [f"the ports {port} are free"]
-
-
-def test_a_file_or_a_broken_link_in_place_of_a_folder_is_an_error(folder: Path) -> None:
-    (folder / "file").touch()
-    (folder / "link").symlink_to(folder / "nowhere")
-    config = f'[outbox]\ndirectory = "{folder}/file"\n[mirror]\npath = "{folder}/link"\n'
-    errors = [row["seen"] for row in rows(config, "host") if row["state"] == "error"]
-    assert errors == [
-        f"[mirror] path: {folder}/link is a link to {folder}/nowhere, which does not exist",
-        f"[outbox] directory: wanted a folder, and {folder}/file is a file",
-    ]
-
-
 def test_a_file_that_this_user_may_not_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: object) -> None:
+    def refused(_: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", "/secret/mirror")
 
-    monkeypatch.setattr(host, "require_not_planted", refused)
+    monkeypatch.setattr(host, "_file_system", refused)
     (row,) = (row for row in rows("", "host") if row["state"] == "error")
     assert row["seen"] == "cannot look at /secret/mirror: Permission denied"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,8 +17,8 @@ from paywarden.schemas.settings import Source
 
 
 @contextmanager
-def answering(status: int, body: bytes, *, ahead_s: float = 0) -> Iterator[str]:
-    """Yields the address of a server that answers everything alike, and whose clock is ahead of this host's."""
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """Yields the address of a server that answers everything alike."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -27,13 +26,6 @@ def answering(status: int, body: bytes, *, ahead_s: float = 0) -> Iterator[str]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            return super().date_time_string((timestamp or time.time()) + ahead_s)
-
-        def do_HEAD(self) -> None:
-            self.send_response(status)
-            self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
 
@@ -80,16 +72,6 @@ def test_what_a_registry_answers_is_told_with_how_to_mend_it(status: int, body: 
     assert state == "error"
     assert seen.startswith(words.format(url=url))
     assert "html" not in seen
-
-
-@pytest.mark.parametrize(("ahead_s", "words"), [(120, "behind"), (-120, "ahead of")])
-def test_a_clock_that_is_two_minutes_off_the_registrys_is_told(ahead_s: int, words: str) -> None:
-    with answering(200, b"[]", ahead_s=ahead_s) as url:
-        clock, registry = results_of("registry", [kafka.check_registry], Source({}, {"PAYWARDEN_REGISTRY_URL": url}))
-    assert (clock.state, registry.state) == ("warning", "ok")
-    seconds, _, rest = clock.seen.removeprefix("the clock of this host is ").partition(" s ")
-    assert 100 < int(seconds) < 140
-    assert rest.startswith(words)
 
 
 def test_an_answer_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
