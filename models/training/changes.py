@@ -10,11 +10,11 @@ How it works:
 3. For its interval, cards are drawn again RESAMPLES times (B. Efron, "Bootstrap methods: another look at the
    jackknife", 1979); both models are measured on the same draws.
 4. A change whose interval lies above 0 is taken, and later changes are tried on top of it. Each change is tried once.
-   With a dozen of changes, one may be taken by chance; it then costs little.
+   Among a dozen changes, chance may take one; such a change costs little.
 
 The stated seconds set the work, and no clock ends it: a constant says how long a fit takes
 (models/training/boosting.py). A larger table is sampled, every n-th row with its weight, so that the changes fit into
-the work. The same table and settings therefore give the same choice on every machine.
+the work. A slow machine therefore chooses as a fast one does.
 
 Example: `channel` as a category gains 0.031 (0.012 to 0.050): taken. `card_seconds_since_first`, kept, gains 0.004
 (-0.003 to 0.011): chance may explain that, and it stays left out.

@@ -7,10 +7,8 @@ How it works:
 3. A feature drifts if more than 5 % of its later values lie outside, or if it is missing more often, or more rarely, by
    20 points.
 
-Trees treat a value beyond the largest one that they saw as that largest one. A *clock* is nearly a
-function of calendar time: on every later day it is beyond the values of training, and the scores are off as
-probabilities. A window that is still filling at the start of the data grows, too, but its values differ more within a
-day than from day to day: it is no clock.
+Trees treat a value beyond the largest one that they saw as that largest one. A feature that grows with the age of the
+data (a clock) is then beyond the values of training on every later day, and the scores are off as probabilities.
 
 Example: cards begin with the data, and the window is its first 30 days. `card_seconds_since_first` is at most 20 days
 in the first two thirds. On the last 10 days, 62 % of its values are above 20 days: it drifts.
@@ -19,7 +17,7 @@ in the first two thirds. On the last 10 days, 62 % of its values are above 20 da
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +27,8 @@ OUTSIDE_MAX = 0.05
 """The largest share of later values outside the usual range. By chance it is 0.002."""
 MISSING_MAX = 0.2
 """The largest change of the share of missing values."""
-GROWING_MIN = 0.25
-"""A feature with at least this share of later values above its usual range grows with the data."""
 CLOCK_MIN = 0.25
-"""A growing feature is a clock if the day explains this share of the variance of its ranks.
-
-The time since the first payment has 0.4 if new cards come evenly, 1 if all cards are known from the first day.
-"""
+"""A feature with at least this share of later values above its usual range is a clock: it grows with the data."""
 ROWS_MIN = 200
 """With fewer rows in a part, chance decides which values lie outside."""
 
@@ -49,8 +42,7 @@ _ROWS_MAX = 200_000
 class DriftingFeature:
     """A feature that left its range. Shares are of rows; `low` and `high` are the ends of the usual range.
 
-    `outside` is a share of the later values that are not missing, `above` the part of it above `high`,
-    `by_day` the share of the variance of ranks that the day explains. `low` and `high`
+    `outside` is a share of the later values that are not missing, `above` the part of it above `high`. `low` and `high`
     are None for a feature that earlier days did not have at all, and for categories.
     """
 
@@ -61,7 +53,6 @@ class DriftingFeature:
     high: float | None
     missing_earlier: float
     missing_later: float
-    by_day: float = 0.0
 
     def in_words(self) -> str:
         """Returns a line for people."""
@@ -97,9 +88,6 @@ def drifting_features(
     found = []
     for place, name in enumerate(feature_names):
         feature = _compared(name, vectors[earlier, place], vectors[later, place], is_category=name in categorical)
-        if feature.above >= GROWING_MIN:
-            rows = _thinned(np.flatnonzero(looked_at))
-            feature = replace(feature, by_day=_by_day(vectors[rows, place], day[rows]))
         if feature.outside > OUTSIDE_MAX or abs(feature.missing_later - feature.missing_earlier) > MISSING_MAX:
             found.append(feature)
     return sorted(found, key=lambda feature: -feature.outside)
@@ -107,24 +95,7 @@ def drifting_features(
 
 def clocks(drifting: Sequence[DriftingFeature]) -> list[str]:
     """Returns the names of the features that grow with the age of the data."""
-    return [feature.name for feature in drifting if feature.above >= GROWING_MIN and feature.by_day >= CLOCK_MIN]
-
-
-def growing(drifting: Sequence[DriftingFeature]) -> list[str]:
-    """Returns the names of clocks and of other features that grow, such as windows that are still filling."""
-    return [feature.name for feature in drifting if feature.above >= GROWING_MIN]
-
-
-def _by_day(values: NDArray[np.float32], day: NDArray[np.int64]) -> float:
-    """Returns the share of the variance of the values' ranks that lies between days; 0 without values."""
-    known = ~np.isnan(values)
-    if not known.any():
-        return 0.0
-    ordered, count = np.unique(values[known], return_inverse=True, return_counts=True)[1:]
-    rank = (np.cumsum(count) - count / 2)[ordered]
-    _, of_day, size = np.unique(day[known], return_inverse=True, return_counts=True)
-    between = size @ np.square(np.bincount(of_day, rank) / size - rank.mean())
-    return float(between / max(float(np.square(rank - rank.mean()).sum()), 1e-12))
+    return [feature.name for feature in drifting if feature.above >= CLOCK_MIN]
 
 
 def _compared(

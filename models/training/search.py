@@ -167,6 +167,8 @@ def choose(
             for candidate in candidates
         )
     chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
+    # LightGBM's data keep the rows, and the changes need the memory.
+    del parts
     best = tried[chosen]
     best_settings = replace(settings, **best.parameters, trees=best.trees)
     trees_max = settings.trees if settings.early_stopping_rounds else 0

@@ -60,7 +60,7 @@ from paywarden.models.training.boosting import OnTree, aged, binned, grow, model
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
-from paywarden.models.training.feature_ranges import clocks, drifting_features, growing
+from paywarden.models.training.feature_ranges import clocks, drifting_features
 from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
@@ -100,13 +100,7 @@ def train_bundle(
     if settings.leave_out_clocks:
         settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
     choice = choose(
-        table,
-        window,
-        settings,
-        names,
-        progress=progress,
-        codes=engine.plan.categories,
-        growing=growing(drifting),
+        table, window, settings, names, progress=progress, codes=engine.plan.categories, growing=clocks(drifting)
     )
     settings = choice.settings
     _require_larger(settings)

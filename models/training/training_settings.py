@@ -27,7 +27,7 @@ class TrainingSettings:
     Sharp thresholds need fine bins, and rare frauds need shallow, regularised trees.
     """
 
-    # The number of trees; with early stopping, the largest number.
+    # The number of trees; with early stopping, the largest number, unless held-out days choose twice as many.
     trees: int = 200
     learning_rate: float = 0.05
     max_depth: int = 4
@@ -65,7 +65,7 @@ class TrainingSettings:
     # At most as many candidates as a constant cost has room for in this many minutes. 0: no limit.
     search_minutes: float = internal(0.0)
     # How many seconds of work held-out days may try changes of these settings (models/training/changes.py). 0: none.
-    # The work is counted, not timed: it is the same on every machine.
+    # The work is counted, not timed: a slow machine tries as much as a fast one.
     choose_seconds: float = internal(20.0)
     # Changes that held-out days may choose: how many genuine payments a fraud weighs; after how many days of age a row
     # weighs half (0: never); how strongly the values of categories with few rows are drawn to the mean.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.models.training.feature_ranges import DriftingFeature, clocks, drifting_features, growing
+from paywarden.models.training.feature_ranges import DriftingFeature, clocks, drifting_features
 
 DAY = np.repeat(np.arange(30), 100)
 RANDOM = np.random.default_rng(6)
@@ -28,11 +28,9 @@ def test_features_that_leave_their_range_are_named_and_no_others() -> None:
     assert found().keys() == {"clock", "new_half", "gone", "falls"}
 
 
-def test_only_what_grows_with_the_calendar_is_a_clock() -> None:
+def test_only_what_grows_is_a_clock() -> None:
     drifting = drifting_features(VECTORS, DAY, NAMES)
-    assert growing(drifting) == ["clock", "new_half"]
-    assert "clock" in clocks(drifting)
-    assert "falls" not in clocks(drifting)
+    assert clocks(drifting) == ["clock", "new_half"]
     assert [feature.outside for feature in drifting] == sorted((f.outside for f in drifting), reverse=True)
 
 
@@ -41,12 +39,3 @@ def test_a_drift_is_told_with_its_range() -> None:
     assert words["clock"].endswith("of the later values are outside -1 to 19")
     assert words["new_half"].endswith("of the later values are new")
     assert words["gone"] == "gone: missing in 0% of the earlier rows, 100% later"
-
-
-def test_a_window_that_is_still_filling_grows_and_is_no_clock() -> None:
-    """A few shops have most of the payments; their counts of 30 days grow as long as the data does."""
-    of_shop = 100.0 * 2.0 ** RANDOM.integers(0, 2, len(DAY)) * 10.0 ** RANDOM.integers(-1, 2, len(DAY))
-    filling = (of_shop * np.where(RANDOM.random(len(DAY)) < 0.5, 0.1, 1 + DAY)).astype(np.float32)
-    drifting = drifting_features(np.maximum(filling, 1900)[:, None], DAY, ["filling"])
-    assert [one.by_day < 0.25 for one in drifting] == [True] * len(drifting)
-    assert clocks(drifting) == []
