@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightgbm
@@ -16,6 +16,13 @@ from paywarden.schemas.errors import Misconfigured
 
 OnTree = Callable[[int], object]
 """Called with the number of further trees that are grown."""
+
+COARSE_BINS = 255
+"""Trees of this many bins for each feature order payments nearly as well, in a quarter of the time."""
+
+# Features x rows x trees that are read in a second, by two threads of a machine of 2024: 95 to 204 million with 4095
+# bins, 390 to 480 million with 255. They set how much is tried, on every machine the same.
+_COARSE_VALUES_PER_SECOND, _FINE_VALUES_PER_SECOND = 400e6, 100e6
 
 _THREADS_LINE = "[num_threads: "
 
@@ -71,6 +78,27 @@ def binned(
             free_raw_data=False,
         )
         return data.construct()
+
+
+def coarse(settings: TrainingSettings) -> TrainingSettings:
+    """Returns the settings with at most COARSE_BINS bins."""
+    return replace(settings, max_bin=min(settings.max_bin, COARSE_BINS))
+
+
+def fit_seconds(rows: int, features: int, settings: TrainingSettings) -> float:
+    """Returns about how long a fit takes: a constant of the rows and settings, not of the machine."""
+    is_coarse = settings.max_bin <= COARSE_BINS
+    return rows * features * settings.trees / (_COARSE_VALUES_PER_SECOND if is_coarse else _FINE_VALUES_PER_SECOND)
+
+
+def aged(weight: Weight, day: NDArray[np.int64], settings: TrainingSettings) -> Weight:
+    """Returns the weights of rows, (rows,), halved for each `age_half_life_days` before the newest. `day`: (rows,)."""
+    if not settings.age_half_life_days:
+        return weight
+    by_age = np.exp2((day - day.max()) / settings.age_half_life_days)
+    whole = by_age if weight is None else by_age * weight
+    # On average 1, so that the settings of growth mean the same.
+    return np.asarray(whole / whole.mean(), dtype=np.float64)
 
 
 def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *, on_tree: OnTree | None = None) -> Any:

@@ -13,15 +13,13 @@ How it works:
 3. Each candidate is grown on every fold with early stopping: until more trees raise the log loss of the held-out days.
 4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
    over the folds.
-5. With `choose_features`, the same held-out days decide whether codes are categories and clocks are kept
-   (models/training/input_choice.py). Then features that do not help are looked for, and dropped if these days agree
-   (models/training/feature_choice.py).
+5. Changes to these settings are tried on the same held-out days (models/training/changes.py).
 6. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
    (models/training/distillation.py).
 7. The bundle's model is then grown on all days with the chosen settings.
 
-The search ends early when `search_minutes` are over: candidates that were not tried on every fold by then are left out,
-and no feature is dropped.
+With `search_minutes`, at most as many candidates are tried as a constant cost has room for in that time
+(models/training/boosting.py); no clock is asked.
 
 Example: the window is 1 to 30 June with one fold, 6 days held out and a label delay of 7 days. Trees are grown on 1 to
 17 June with the labels known on 25 June, and 25 to 30 June choose. Candidate 0 stops at 120 trees with average
@@ -33,8 +31,7 @@ A backtest has test folds for an honest estimate.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,11 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
-from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse
+from paywarden.models.training.boosting import HeldOut, OnTree, aged, binned, fit_seconds, grow, grow_until_worse
 from paywarden.models.training.calibration import brier_score, log_loss
+from paywarden.models.training.changes import Change, ChangeChoice, FoldRows, changes_to_try, choose_changes
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
-from paywarden.models.training.feature_choice import STANDARD_ERRORS, FeatureChoice, FoldRows, choose_features
-from paywarden.models.training.input_choice import ROUNDS, InputChange, InputChoice, InputRows, choose_inputs
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.table import TrainingTable, blocks_of
@@ -99,8 +95,7 @@ class Choice:
     chosen: int = 0
     left_out: str = ""
     distilled: Distilled | None = None
-    features: FeatureChoice | None = None
-    inputs: InputChoice | None = None
+    changes: ChangeChoice | None = None
     trees_max: int = 0
     """The cap on trees with early stopping; 0 without it."""
 
@@ -125,26 +120,28 @@ def choose(
     feature_names: Sequence[str],
     *,
     progress: TrainingProgress,
-    changes: Sequence[InputChange] = (),
+    codes: Sequence[str] = (),
+    growing: Sequence[str] = (),
 ) -> Choice:
-    """Choose the settings to train with. `changes`: to inputs, tried with `choose_features`.
+    """Choose the settings to train with. `codes` and `growing`: see `changes_to_try`.
 
     Raises Misconfigured if a search is configured but no fold is possible.
     """
     searching = settings.search_budget > 1
-    nothing_else = settings.seeds == 1 and not settings.choose_features
-    if not searching and settings.early_stopping_rounds == 0 and nothing_else:
+    # Without early stopping, the settings stay as they are, but for a search.
+    if not searching and settings.early_stopping_rounds == 0 and settings.seeds == 1:
         return Choice(settings, left_out="the settings leave nothing to choose")
     try:
         folds = [_Fold.of(table, split) for split in validation_splits(window, settings)]
     except _NoFolds as reason:
-        if searching or not nothing_else:
-            what = "a distilled model cannot be compared" if settings.seeds > 1 else "features cannot be chosen"
-            what = "parameters cannot be searched" if searching else what
+        if searching or settings.seeds > 1:
+            what = "parameters cannot be searched" if searching else "a distilled model cannot be compared"
             raise Misconfigured(f"{what}: {reason}") from reason
         return Choice(settings, left_out=str(reason))
     candidates = candidate_parameters(settings)
-    is_over = _clock(settings.search_minutes)
+    if settings.search_minutes:
+        of_each = fit_seconds(sum(int(fold.train.sum()) for fold in folds), len(feature_names), settings)
+        candidates = candidates[: max(1, int(60 * settings.search_minutes / of_each))]
     with progress("choosing parameters", len(candidates) * len(folds) * settings.trees) as advance:
         parts = [
             (
@@ -153,7 +150,7 @@ def choose(
                     fold.known[fold.train],
                     settings,
                     feature_names,
-                    table.weight_of(fold.train),
+                    aged(table.weight_of(fold.train), table.day[fold.train], settings),
                 ),
                 HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
             )
@@ -167,96 +164,61 @@ def choose(
                     for data, held_out in parts
                 ),
             )
-            for candidate in _in_time(candidates, is_over)
+            for candidate in candidates
         )
     chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
+    # LightGBM's data keep the rows, and the changes need the memory.
+    del parts
     best = tried[chosen]
     best_settings = replace(settings, **best.parameters, trees=best.trees)
-    inputs = _inputs(table, folds, best_settings, feature_names, changes, is_over, progress)
-    if inputs is not None:
-        for one in inputs.taken:
+    trees_max = settings.trees if settings.early_stopping_rounds else 0
+    changes = None
+    if settings.choose_seconds and settings.early_stopping_rounds:
+        to_try = changes_to_try(
+            best_settings,
+            day_count=window.last - window.first + 1,
+            codes=codes,
+            growing=growing,
+            is_capped=any(fold.trees == trees_max for fold in best.folds),
+        )
+        changes = _changes(table, folds, best_settings, feature_names, to_try, progress)
+        for one in changes.taken:
             best_settings = one.change.applied(best_settings)
-    features = _features(table, folds, best_settings, feature_names, is_over, progress)
-    if features is not None:
-        best_settings = replace(best_settings, leave_out=(*best_settings.leave_out, *features.dropped))
     return Choice(
         best_settings,
         splits=tuple(fold.split for fold in folds),
         tried=tried,
         chosen=chosen,
         distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
-        features=features,
-        inputs=inputs,
-        trees_max=settings.trees if settings.early_stopping_rounds else 0,
+        changes=changes,
+        trees_max=trees_max,
     )
 
 
-def _clock(minutes: float) -> Callable[[], bool]:
-    """Returns a function that says whether the minutes are over; 0 minutes are no limit."""
-    started = time.monotonic()
-    return lambda: bool(minutes) and time.monotonic() - started > 60 * minutes
-
-
-def _in_time(candidates: Sequence[dict[str, Any]], is_over: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Yields the first candidate, and the others while there is time."""
-    for number, candidate in enumerate(candidates):
-        if number and is_over():
-            return
-        yield candidate
-
-
-def _inputs(
+def _changes(
     table: TrainingTable,
     folds: Sequence[_Fold],
     settings: TrainingSettings,
     feature_names: Sequence[str],
-    changes: Sequence[InputChange],
-    is_over: Callable[[], bool],
+    changes: Sequence[Change],
     progress: TrainingProgress,
-) -> InputChoice | None:
-    """Returns which changes to inputs to take; None if the settings keep the inputs, or there are no changes."""
-    if not settings.choose_features or not changes:
-        return None
+) -> ChangeChoice:
+    """Returns which changes to take."""
     # Without cards, each payment is drawn by itself.
     card: NDArray[np.integer] = np.arange(len(table.label)) if table.card is None else table.card
-    rows = [
-        InputRows(
-            table.vectors_of(fold.train),
-            fold.known[fold.train],
-            HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
-            card[fold.test],
-            table.weight_of(fold.train),
-        )
-        for fold in folds
-    ]
-    with progress("choosing inputs", len(folds) * (1 + len(changes)) * ROUNDS * settings.trees) as advance:
-        return choose_inputs(rows, settings, feature_names, changes, is_over=is_over, on_tree=advance)
-
-
-def _features(
-    table: TrainingTable,
-    folds: Sequence[_Fold],
-    settings: TrainingSettings,
-    feature_names: Sequence[str],
-    is_over: Callable[[], bool],
-    progress: TrainingProgress,
-) -> FeatureChoice | None:
-    """Returns which features to drop; None if the settings keep them all."""
-    if not settings.choose_features:
-        return None
     rows = [
         FoldRows(
             table.vectors_of(fold.train),
             fold.known[fold.train],
             table.day[fold.train],
             HeldOut(table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)),
+            card[fold.test],
             table.weight_of(fold.train),
         )
         for fold in folds
     ]
-    fits = len(folds) * (settings.folds + 1 + len(STANDARD_ERRORS))
-    with progress("choosing features", fits * settings.trees) as advance:
-        return choose_features(rows, settings, feature_names, is_over=is_over, on_tree=advance)
+    with progress("choosing changes", len(folds) * (1 + len(changes)) * settings.trees) as advance:
+        return choose_changes(rows, settings, feature_names, changes, seconds=settings.choose_seconds, on_tree=advance)
 
 
 def _distilled(
@@ -273,7 +235,7 @@ def _distilled(
         for fold in folds:
             vectors, label = table.vectors_of(fold.train), fold.known[fold.train]
             test, truth, standing = table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)
-            weight = table.weight_of(fold.train)
+            weight = aged(table.weight_of(fold.train), table.day[fold.train], settings)
             data = binned(vectors, label, settings, feature_names, weight)
             alone = grow(data, settings, feature_names, on_tree=advance)
             blocks = blocks_of(table.day[fold.train], settings.folds)

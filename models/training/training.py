@@ -56,12 +56,11 @@ from paywarden.models.drift.reference_builder import PastDecisions, make_referen
 from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, unseen_margins
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.metrics.value_detected import missed_frauds
-from paywarden.models.training.boosting import OnTree, binned, grow, model_text
+from paywarden.models.training.boosting import OnTree, aged, binned, grow, model_text
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.feature_ranges import clocks, drifting_features
-from paywarden.models.training.input_choice import input_changes
 from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
@@ -100,8 +99,9 @@ def train_bundle(
     drifting = drifting_features(table.vectors, table.day, names, settings.categorical, among)
     if settings.leave_out_clocks:
         settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
-    changes = input_changes(settings, engine.plan.categories, clocks(drifting))
-    choice = choose(table, window, settings, names, progress=progress, changes=changes)
+    choice = choose(
+        table, window, settings, names, progress=progress, codes=engine.plan.categories, growing=clocks(drifting)
+    )
     settings = choice.settings
     _require_larger(settings)
     fold = blocks_of(table.day, settings.folds)
@@ -190,8 +190,7 @@ def train_bundle(
             "sampled": None if table.sample is None else table.sample.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
-            "inputs": None if choice.inputs is None else choice.inputs.record(),
-            "features": None if choice.features is None else choice.features.record(),
+            "changes": None if choice.changes is None else choice.changes.record(),
             "missed": None if (scored := table.scored(scores)) is None else missed_frauds(scored).record(),
             "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),
         },
@@ -235,7 +234,7 @@ def _fit(
     *,
     distilled: bool,
 ) -> Any:
-    label, weight = table.label[used], table.weight_of(used)
+    label, weight = table.label[used], aged(table.weight_of(used), table.day[used], settings)
     if not distilled:
         parts = table.parts_of(used)
         data = binned(parts[0] if len(parts) == 1 else parts, label, settings, names, weight)

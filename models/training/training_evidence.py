@@ -4,8 +4,8 @@
                catalogue's fraud features wait
     drifting   features that leave their training range (models/training/feature_ranges.py)
     later      how far the scores are off on days left out (models/training/later_days.py)
-    inputs     which codes became categories and which clocks were kept (models/training/input_choice.py)
-    features   which features were dropped, and what each was worth (models/training/feature_choice.py)
+    changes    which changes to the settings were tried, what each gained, and which were taken
+               (models/training/changes.py)
     distilled  whether a distilled model is better (models/training/distillation.py)
     missed     value detected at fixed false positives, first frauds and bursts, out of fold
                (models/metrics/value_detected.py)

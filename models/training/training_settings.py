@@ -13,7 +13,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import internal
 
 # Settings that do not change the model.
-_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes", "choose_features")
+_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes", "choose_seconds")
 _OF_A_CASCADE = "cascade"
 
 CATEGORY_MAX = 4095
@@ -27,7 +27,7 @@ class TrainingSettings:
     Sharp thresholds need fine bins, and rare frauds need shallow, regularised trees.
     """
 
-    # The number of trees; with early stopping, the largest number.
+    # The number of trees; with early stopping, the largest number, unless held-out days choose twice as many.
     trees: int = 200
     learning_rate: float = 0.05
     max_depth: int = 4
@@ -62,11 +62,16 @@ class TrainingSettings:
     early_stopping_rounds: int = 50
     # How many candidates to try on the validation folds. 0 and 1 keep these settings.
     search_budget: int = internal(1)
-    # Try no further candidate after this many minutes. 0: no limit. The result then depends on the machine's speed.
+    # At most as many candidates as a constant cost has room for in this many minutes. 0: no limit.
     search_minutes: float = internal(0.0)
-    # Let held-out days choose whether codes are categories and clocks are kept (models/training/input_choice.py), and
-    # drop features that do not help (models/training/feature_choice.py): they join `leave_out`.
-    choose_features: bool = internal(False)
+    # How many seconds of work held-out days may try changes of these settings (models/training/changes.py). 0: none.
+    # The work is counted, not timed: a slow machine tries as much as a fast one.
+    choose_seconds: float = internal(20.0)
+    # Changes that held-out days may choose: how many genuine payments a fraud weighs; after how many days of age a row
+    # weighs half (0: never); how strongly the values of categories with few rows are drawn to the mean.
+    fraud_weight: float = internal(1.0)
+    age_half_life_days: int = internal(0)
+    category_smoothing: float = internal(10.0)
     seed: int = internal(0)
     # How many models, of different seeds, to average and distil into the one that is served
     # (models/training/distillation.py). 1 trains one model.
@@ -111,6 +116,9 @@ class TrainingSettings:
             "bagging_fraction": self.bagging_fraction,
             # Draw new rows for every tree.
             "bagging_freq": 1,
+            "scale_pos_weight": self.fraud_weight,
+            "cat_smooth": self.category_smoothing,
+            "cat_l2": self.category_smoothing,
             "max_bin": self.max_bin,
             "min_data_in_bin": 1,
             "seed": self.seed,
@@ -147,6 +155,8 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("seed", settings.seed, 0)
     if not settings.search_minutes >= 0.0:
         raise Misconfigured(f"training.search_minutes: wanted at least 0, got {settings.search_minutes}")
+    if not settings.choose_seconds >= 0.0:
+        raise Misconfigured(f"training.choose_seconds: wanted at least 0, got {settings.choose_seconds}")
     _require_at_least("seeds", settings.seeds, 1)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
     require_setting(settings.unknown_labels)

@@ -50,7 +50,7 @@ FEATURES_SHOWN = 10
     "--minutes",
     "search_minutes",
     type=click.FloatRange(0),
-    help="Try no further parameters after this many minutes (default: 0). 0: no limit.",
+    help="Try no more parameters than this many minutes of counted work allow (default: 0). 0: no limit.",
 )
 @click.option(
     "--seeds",
@@ -58,9 +58,10 @@ FEATURES_SHOWN = 10
     help="Models of different seeds to average and distil into one (default: 1). 1: none.",
 )
 @click.option(
-    "--choose-features/--all-features",
-    default=None,
-    help="Whether held-out days decide which codes are categories and which clocks and features to keep.",
+    "--choose-seconds",
+    type=click.FloatRange(0),
+    help="How many seconds of work held-out days may try changes of inputs, weights, sampling, bins and trees "
+    "(default: 20). The work is counted, not timed. 0: none.",
 )
 @click.option(
     "--cascade/--no-cascade",
@@ -89,7 +90,7 @@ def train(
     search_budget: int | None,
     search_minutes: float | None,
     seeds: int | None,
-    choose_features: bool | None,
+    choose_seconds: float | None,
     cascade: bool | None,
     seed: int | None,
     engine_name: str,
@@ -115,7 +116,7 @@ def train(
         "search_budget": search_budget,
         "search_minutes": search_minutes,
         "seeds": seeds,
-        "choose_features": choose_features,
+        "choose_seconds": choose_seconds,
         "cascade": cascade,
         "seed": seed,
         "mlflow_experiment": experiment,
@@ -325,10 +326,9 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts
     from paywarden.models.metrics.value_detected import missed_of
+    from paywarden.models.training.changes import change_choice_of
     from paywarden.models.training.distillation import Distilled
-    from paywarden.models.training.feature_choice import told_of
     from paywarden.models.training.feature_ranges import DriftingFeature
-    from paywarden.models.training.input_choice import input_choice_of
     from paywarden.models.training.later_days import LaterDays
     from paywarden.models.training.training_evidence import LabelDelay
 
@@ -340,11 +340,9 @@ def _print_evidence(manifest: Manifest) -> None:
         click.echo(LabelDelay(**labels["fraud_delay"]).in_words(delays_ms))
     if manifest.evidence["propensity"]:
         click.echo(WeightCounts(**manifest.evidence["propensity"]).in_words())
-    if manifest.evidence["inputs"]:
-        for line in input_choice_of(manifest.evidence["inputs"]).in_words():
+    if manifest.evidence["changes"]:
+        for line in change_choice_of(manifest.evidence["changes"]).in_words():
             click.echo(line)
-    if manifest.evidence["features"]:
-        click.echo(told_of(manifest.evidence["features"]).in_words())
     if manifest.evidence["distilled"]:
         record = manifest.evidence["distilled"]
         click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())

@@ -153,17 +153,16 @@ def test_a_search_in_a_window_that_is_too_short_is_refused() -> None:
         choose(TABLE, Days(100, 107), replace(SETTINGS, search_budget=2), NAMES, progress=no_progress)
 
 
-# Features
+# Changes
 
 
-def test_features_that_held_out_days_do_not_miss_are_left_out_of_the_model() -> None:
-    settings = replace(SETTINGS, choose_features=True, leave_out=("noise_b",), min_rows_in_leaf=1, l2=0.0)
-    choice = chosen(settings=settings)
-    assert choice.features is not None
-    assert choice.settings.leave_out == ("noise_b", *choice.features.dropped)
-    assert choice.features.rise is not None
-    assert "noise_b" not in choice.features.rise
-    assert "steep" not in choice.features.dropped
-    assert len(choice.tried) == 1
-    with pytest.raises(Misconfigured, match=r"^features cannot be chosen: there are 0 known frauds"):
-        chosen(replace(TABLE, label=np.zeros_like(TABLE.label), outcomes=None), settings)
+def test_changes_that_held_out_days_gain_by_are_in_the_chosen_settings() -> None:
+    choice = chosen(settings=replace(SETTINGS, choose_seconds=600.0))
+    assert choice.changes is not None
+    assert choice.changes.not_tried == ()
+    settings = choice.settings
+    for one in choice.changes.taken:
+        assert one.change.applied(settings) == settings
+    off = chosen(settings=replace(SETTINGS, choose_seconds=0.0))
+    assert off.changes is None
+    assert off.settings.max_bin == SETTINGS.max_bin
