@@ -67,7 +67,7 @@ $(VENV)/.compiled: $(VENV)/.base
 	@$(BIN)/paywarden compile
 	@touch $@
 
-services: install ## fetch Kafka, the schema registry (with a Java 17 JDK and Maven) and helm for tests
+services: install ## fetch Kafka, the schema registry, S3 (with a Java 17 JDK and Maven) and helm for tests
 	$(BIN)/python -m tests.services.fetch
 	$(BIN)/python -m tests.services.deploy_tools
 

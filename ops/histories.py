@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.plan import Plan
-    from paywarden.schemas.payment_fields import PaymentFields
     from paywarden.streams.archive.topic_history import PaymentTimes
     from paywarden.streams.kafka.topic_rows import TopicRows
 
@@ -90,13 +89,11 @@ def read_asked(
     *,
     engine: FeatureEngine,
     days: DaysAsked,
-    open_files: Callable[[str, PaymentFields], History] | None = None,
     with_propensities: bool = False,
 ) -> History:
     """Returns the history. Prints on stderr which records of topics or an archive are not in it.
 
-    `open_files` opens the two files if they are
-    not to be read into memory. `with_propensities` also reads decisions of the topics or the archive, for the payments
+    `with_propensities` also reads decisions of the topics or the archive, for the payments
     that exploration let through. Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.history.history import read_history
@@ -106,7 +103,7 @@ def read_asked(
             if getattr(asked, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise Misconfigured(f"{option} is for topics and archives, and {asked.data} is neither")
-        return (open_files or read_history)(asked.data, engine.plan.fields)
+        return read_history(asked.data, engine.plan.fields)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     times = _times(asked, engine, days)
     history = _of_rows(source, asked, engine.plan, since_ms, until_ms, times)

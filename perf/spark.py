@@ -160,7 +160,7 @@ def last_event_time_ms_of(folder: Path) -> int:
 def _with_hot_merchant(data: Path, target: Path) -> Path:
     """Copy a history; one merchant gets a fifth of its payments."""
     target.mkdir()
-    (target / "outcomes.parquet").symlink_to(data / "outcomes.parquet")
+    (target / "outcomes.parquet").symlink_to((data / "outcomes.parquet").absolute())
     source = data / "payments.parquet"
     files = [source] if source.is_file() else sorted(source.iterdir())
     if source.is_dir():

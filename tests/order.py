@@ -19,6 +19,7 @@ _WAITING = ("tests/e2e/", "tests/integration/", "tests/simulation/")
 # Each takes more than 40 seconds in a whole run. A name that no longer exists does no harm.
 LONGEST = (
     "tests/integration/spark/test_spark.py",
+    "tests/integration/spark/test_bucket.py",
     "tests/integration/operate/test_clients_hostile.py",
     "tests/integration/operate/test_clients_installed.py",
     "tests/integration/profiles/test_backup.py",

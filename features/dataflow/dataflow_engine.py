@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.features.history.payment_ids import hashes_of
+from paywarden.features.history.text_hashes import hashes_of
 from paywarden.schemas.errors import Misconfigured
 
 RowsT = TypeVar("RowsT")

@@ -30,7 +30,6 @@ from paywarden.features.dataflow.events import KIND, PAYMENT, WEIGHT, Places
 from paywarden.features.dataflow.slices import NO_SLICES, Slices
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, payments_alone
-from paywarden.features.history.history_columns import MemoryAllocator
 from paywarden.features.history.point_in_time import declared_amounts, reference_amounts
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.kernel.plan_schema import entity_section
@@ -86,11 +85,11 @@ class RowMaker:
 
     def of(self, batch: pa.RecordBatch) -> PaymentRows:
         """Returns the payments of a batch of events."""
-        plan, room = self.features.plan, MemoryAllocator()
+        plan = self.features.plan
         payments = pa.Table.from_batches([batch.select(self.columns.names)])
         history = payments_alone(payments, plan.fields)
-        amounts = reference_amounts(history, self.rates, room)
-        rows = HistoryRows(history, amounts, plan.key, declared_amounts(history, self.rates, room))
+        amounts = reference_amounts(history, self.rates)
+        rows = HistoryRows(history, amounts, plan.key, declared_amounts(history, self.rates))
         return PaymentRows(history, amounts, rows.of(slice(0, len(history))))
 
 

@@ -99,19 +99,28 @@ class SparkEngine:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         with one_line_errors():
             path = self._hadoop_path(self._folder)
-            path.getFileSystem(self._session.sparkContext._jsc.hadoopConfiguration()).delete(path, True)
+            self._system(path).delete(path, True)
 
     def upload(self, files: Sequence[Path], folder: str) -> None:
         """Copy files of this machine to a folder on any path that Spark can write, over existing ones."""
         with one_line_errors():
             for file in files:
+                source = self._hadoop_path(file.absolute().as_uri())
                 target = self._hadoop_path(f"{folder.rstrip('/')}/{file.name}")
-                system = target.getFileSystem(self._session.sparkContext._jsc.hadoopConfiguration())
-                system.copyFromLocalFile(False, True, self._hadoop_path(file.absolute().as_uri()), target)
+                # As Spark's tasks write. S3A's copyFromLocalFile waits for ever on servers without "100 Continue".
+                copy = self._session.sparkContext._jvm.org.apache.hadoop.fs.FileUtil.copy
+                copy(self._system(source), source, self._system(target), target, False, True, self._hadoop)
+
+    @property
+    def _hadoop(self) -> Any:
+        return self._session.sparkContext._jsc.hadoopConfiguration()
 
     def _hadoop_path(self, path: str) -> Any:
         jvm: Any = self._session.sparkContext._jvm
         return jvm.org.apache.hadoop.fs.Path(path)
+
+    def _system(self, path: Any) -> Any:
+        return path.getFileSystem(self._hadoop)
 
     def read(self, path: str) -> tuple[DataFrame, pa.Schema, tuple[str, ...]]:
         """Returns a Parquet file, a folder of such files, or a table of the session's catalogues by its name."""

@@ -1,9 +1,9 @@
 """A window's payments as a history here, for what an engine does not compute: measures, and the columns of a training.
 
-    frauds before the window │ payments of the window, part by part │ frauds after it ─► payments.parquet ─► History
+    frauds before the window │ payments of the window, part by part │ frauds after it ─► columns in files ─► History
 
-The frauds outside the window decide which frauds are the first of their card, merchant or device. The columns lie in
-files, and have no declared fields: nothing here reads one.
+The frauds outside the window decide which frauds are the first of their card, merchant or device. The history has
+no declared fields: nothing here reads one. Its payments were checked when they became events.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from paywarden.features.dataflow.column_files import MmapAllocator
 from paywarden.features.dataflow.dataflow_engine import Batches, RowsT
 from paywarden.features.dataflow.events import (
     KIND,
@@ -31,9 +32,19 @@ from paywarden.features.dataflow.events import (
 )
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage
-from paywarden.features.history.history import ABOUT_LABELS, OUTCOME_COLUMNS, OUTCOMES_FILE, PAYMENTS_FILE, History
-from paywarden.features.history.history_columns import MmapAllocator
-from paywarden.features.history.mapped_history import open_history
+from paywarden.features.history.history import (
+    ABOUT_LABELS,
+    NEVER_LABELLED,
+    PROPENSITY,
+    Coded,
+    History,
+    integers,
+    never_labelled,
+    parts_of,
+    propensities,
+)
+from paywarden.features.history.payment_columns import flag_codes, plain_texts
+from paywarden.schemas.payment_fields import FIELDS
 
 _REQUIRED = ("payment_id", "event_time_ms", "amount_minor")
 READ_COLUMNS = (
@@ -42,12 +53,7 @@ READ_COLUMNS = (
 )
 """The columns that are read here, where the payments have them, besides id, time and amount."""
 
-_OUTCOME_TYPES = {
-    "payment_id": pa.string(),
-    "outcome_time_ms": pa.int64(),
-    "label": pa.string(),
-    "source": pa.string(),
-}
+_CODED = tuple(field.name for field in FIELDS if field.is_text and field.name != "payment_id")
 NO_END = int(np.iinfo(np.int64).max)
 
 
@@ -102,36 +108,89 @@ class GenuineDelays:
 
 
 class WindowHistory:
-    """The payments of a window, and the frauds outside it, as they arrive."""
+    """The payments of a window, and the frauds outside it, as they arrive.
 
-    def __init__(
-        self, passage: Passage[RowsT], folder: Path, room: MmapAllocator, frauds: OtherFrauds, files: ExitStack
-    ) -> None:
-        """The files lie in `folder`. `files` closes them."""
+    The columns lie in files, the distinct texts in memory.
+    """
+
+    def __init__(self, passage: Passage[RowsT], room: MmapAllocator, frauds: OtherFrauds, files: ExitStack) -> None:
+        """`files` closes the columns' files."""
         engine = passage.engine
         tables = engine.tables(engine.map(passage.events, frauds))
         found = pa.concat_tables([frauds.schema.empty_table(), *tables]).sort_by("_place")
         is_before = found["_place"].to_numpy() < frauds.window.places.start
-        before, self._after = (_columns_of(found.filter(pa.array(flags))) for flags in (is_before, ~is_before))
-        self._folder, self._room = folder, room
+        before, self._after = (found.filter(pa.array(flags)) for flags in (is_before, ~is_before))
+        self._room, self._files = room, files
+        self._columns: dict[str, tuple[BinaryIO, np.dtype[Any]]] = {}
+        self._numbers: dict[str, dict[str, int]] = {name: {} for name in _CODED}
+        self._end = 0
         self.frauds, self.rows = len(found), slice(len(before), len(before))
-        self._writer = files.enter_context(pq.ParquetWriter(folder / PAYMENTS_FILE, before.schema))
-        self._writer.write_table(before)
+        self._put("offsets", np.zeros(1, dtype=np.int64))
+        self._add(before)
 
     def add(self, payments: pa.Table) -> slice:
         """Take further payments of the window, which has these columns among others; returns their rows."""
         first = self.rows.stop
         self.rows = slice(self.rows.start, first + len(payments))
-        self._writer.write_table(_columns_of(payments).cast(self._after.schema))
+        self._add(payments)
         return slice(first, self.rows.stop)
 
     def whole(self) -> History:
         """Returns all as a history without outcomes, once all payments of the window are there."""
-        self._writer.write_table(self._after)
-        self._writer.close()
-        no_outcome = pa.table({name: pa.array([], _OUTCOME_TYPES[name]) for name in OUTCOME_COLUMNS})
-        pq.write_table(no_outcome, self._folder / OUTCOMES_FILE)
-        return open_history(self._folder, self._room)
+        self._add(self._after)
+        columns = {name: self._room.mapped(file, kind) for name, (file, kind) in self._columns.items()}
+        offsets, count = columns.pop("offsets"), self.rows.stop + len(self._after)
+        texts = [None, pa.py_buffer(offsets), pa.py_buffer(columns.pop("ids"))]
+        coded = {name.removesuffix("_id"): self._coded(name, columns.pop(name, None), count) for name in _CODED}
+        return History(
+            payment_id=pa.Array.from_buffers(pa.large_string(), count, texts),
+            utc_offset_code=self._room.new(count, np.int64),
+            outcome_payment=np.zeros(0, dtype=np.int64),
+            outcome_time_ms=np.zeros(0, dtype=np.int64),
+            outcome_fraud=np.zeros(0, dtype=np.bool_),
+            **coded,
+            **columns,
+        )
+
+    def _add(self, payments: pa.Table) -> None:
+        if len(payments) == 0:
+            return
+        table = _columns_of(payments)
+        ids = plain_texts(table["payment_id"])
+        _, offsets, content = ids.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+        self._put("offsets", bounds[1:] - bounds[0] + self._end)
+        self._put("ids", np.frombuffer(content or b"", dtype=np.uint8)[bounds[0] : bounds[-1]])
+        self._end += int(bounds[-1] - bounds[0])
+        for name in ("event_time_ms", "amount_minor"):
+            self._put(name, integers(table, name))
+        self._put("declined_code", flag_codes(table, "declined"))
+        for name, values in ((PROPENSITY, propensities(table)), (NEVER_LABELLED, never_labelled(table))):
+            if values is not None:
+                self._put(name, values)
+        for name in set(_CODED) & set(table.column_names):
+            encoded, numbers = plain_texts(table[name]).dictionary_encode(), self._numbers[name]
+            known = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
+            # Code -1 takes the last entry.
+            self._put(name, np.array([*known, -1], dtype=np.int32)[encoded.indices.fill_null(-1).to_numpy()])
+
+    def _put(self, name: str, values: NDArray[Any]) -> None:
+        if name not in self._columns:
+            self._columns[name] = self._files.enter_context(self._room.new_file()), values.dtype
+        self._room.append(self._columns[name][0], values)
+
+    def _coded(self, name: str, codes: NDArray[np.int32] | None, count: int) -> Coded:
+        """Returns a column of texts, numbered in their order instead of as they arrived."""
+        if codes is None:
+            codes = self._room.new(count, np.int32)
+            codes[:] = -1
+        names = pa.array(list(self._numbers.pop(name)), pa.string())
+        order = pc.sort_indices(names).to_numpy()
+        new_code = np.full(len(order) + 1, -1, dtype=np.int32)
+        new_code[order] = np.arange(len(order))
+        for part in parts_of(count):
+            codes[part] = new_code[codes[part]]
+        return Coded(codes, names.take(pa.array(order)))
 
 
 def with_outcomes(
@@ -146,4 +205,4 @@ def _columns_of(table: pa.Table) -> pa.Table:
     """Returns the columns that a history here has. A column's name may begin with a line."""
     names = (*_REQUIRED, *READ_COLUMNS)
     columns = {name: table[one] for name in names for one in (name, f"_{name}") if one in table.column_names}
-    return pa.table(columns | {"ip": pa.nulls(len(table), pa.string())})
+    return pa.table(columns)

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import number_code
-from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.payment_columns import (
     PAYMENTS_FILE,
     Coded,
@@ -86,12 +85,11 @@ def band_columns(
     time_ms: Int64Array,
     offset_code: Int64Array,
     amount_minor: Int64Array,
-    room: ColumnAllocator | None = None,
 ) -> dict[str, Coded]:
-    """Returns the columns of bands by name, made in `room`. `columns` are those of declared fields."""
+    """Returns the columns of bands by name. `columns` are those of declared fields."""
     made = {}
     for band in fields.bands:
-        codes = (room or MemoryAllocator()).new(len(time_ms), np.int32)
+        codes = np.zeros(len(time_ms), dtype=np.int32)
         for start in range(0, len(time_ms), _PART_ROWS):
             part = slice(start, start + _PART_ROWS)
             is_there = np.True_
@@ -143,28 +141,26 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def refuse_wrong_values(
-    field: PaymentField, names: pa.Array, codes: NDArray[np.integer[Any]], first_row: int = 0
-) -> None:
+def refuse_wrong_values(field: PaymentField, names: pa.Array, codes: NDArray[np.integer[Any]]) -> None:
     """Raises Misconfigured that names the first row whose text, or hash, breaks a rule; row i has names[codes[i]]."""
     if not holds_hashes(names.type):
-        refuse_wrong_text(field, names, codes, first_row)
+        refuse_wrong_text(field, names, codes)
         return
     wrong = np.append(names.to_numpy() < kernel.IDENTITY_BIT, False)[codes]
     if wrong.any():
-        row = first_row + int(np.argmax(wrong))
+        row = int(np.argmax(wrong))
         wanted = f"{field.wanted}, or its keyed hash"
         raise Misconfigured(f"{PAYMENTS_FILE}, row {row}: {field.name} is a number that is no hash; wanted {wanted}")
 
 
-def in_small_letters(coded: Coded, room: ColumnAllocator | None = None) -> Coded:
+def in_small_letters(coded: Coded) -> Coded:
     """Returns a column of e-mail addresses with each address in small letters. Hashes stay."""
     if holds_hashes(coded.names.type):
         return coded
-    return _renamed(coded, pc.utf8_lower(coded.names).to_pylist(), room)
+    return _renamed(coded, pc.utf8_lower(coded.names).to_pylist())
 
 
-def codes_of(field: PaymentField, payments: pa.Table, first_row: int = 0) -> Int64Array:
+def codes_of(field: PaymentField, payments: pa.Table) -> Int64Array:
     """Returns the codes of a column that holds no texts. Raises Misconfigured for the first row that breaks a rule."""
     if field.form is Form.FLAG:
         return flag_codes(payments, field.name)
@@ -178,11 +174,11 @@ def codes_of(field: PaymentField, payments: pa.Table, first_row: int = 0) -> Int
         except pa.ArrowInvalid as error:
             raise Misconfigured(f"{PAYMENTS_FILE}: column {field.name} has a number of over 2**53") from error
         scaled = scaled_decimals(field, values)
-        refuse_wrong_number(field, values, is_there & wrong_decimals(field, scaled), first_row)
+        refuse_wrong_number(field, values, is_there & wrong_decimals(field, scaled))
         numbers = np.where(is_there, scaled, 0.0).astype(np.int64)
     else:
         numbers = np.asarray(whole_numbers(payments, field.name).fill_null(0).to_numpy(), dtype=np.int64)
-        refuse_wrong_number(field, numbers, is_there & wrong_numbers(field, numbers), first_row)
+        refuse_wrong_number(field, numbers, is_there & wrong_numbers(field, numbers))
     return np.where(is_there, numbers + number_code(0), 0)
 
 
@@ -204,19 +200,15 @@ def domain_hashes(derived: DerivedField, payments: pa.Table) -> pa.Array:
     return hashes
 
 
-def derived_column(derived: DerivedField, source: Coded, room: ColumnAllocator | None = None) -> Coded:
-    """Returns the column of a derived field, made in `room`."""
-    return _renamed(source, [derived.value_of(name) for name in source.names.to_pylist()], room)
+def derived_column(derived: DerivedField, source: Coded) -> Coded:
+    """Returns the column of a derived field."""
+    return _renamed(source, [derived.value_of(name) for name in source.names.to_pylist()])
 
 
-def _renamed(coded: Coded, names: list[str], room: ColumnAllocator | None) -> Coded:
+def _renamed(coded: Coded, names: list[str]) -> Coded:
     """Returns a column with other names for the same numbers. An empty name is a missing value."""
     distinct = sorted(set(names) - {""})
     number_of = {name: number for number, name in enumerate(distinct)}
     # Code -1 takes the last entry.
     new_code = np.array([*(number_of.get(name, -1) for name in names), -1], dtype=np.int32)
-    codes = (room or MemoryAllocator()).new(len(coded), np.int32)
-    for start in range(0, len(coded), _PART_ROWS):
-        part = slice(start, start + _PART_ROWS)
-        codes[part] = new_code[coded.codes[part]]
-    return Coded(codes, pa.array(distinct, pa.string()))
+    return Coded(new_code[coded.codes], pa.array(distinct, pa.string()))

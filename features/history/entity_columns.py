@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import History, parts_of
-from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.profiles.keys import entity_key, field_named, has_hashed_key, hashed_id
 
 
@@ -60,12 +59,11 @@ def entity_column(
     history: History,
     entity: str,
     fields: Sequence[str],
-    room: ColumnAllocator | None = None,
     key: IdentityKey = LAPTOP_KEY,
 ) -> EntityColumn:
     """Number the entities that these payment fields identify together, in ascending order of the fields' values.
 
-    A column that has to be made is made in `room`. `key` makes the hashes of personal fields in store keys.
+    `key` makes the hashes of personal fields in store keys.
     """
     is_hashed = tuple(has_hashed_key(field_named(field, history.fields)) for field in fields)
     coded = [history.coded(field) for field in fields]
@@ -75,7 +73,7 @@ def entity_column(
     parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
     if not others:
         return EntityColumn(entity, codes, count, tuple(parts), is_hashed, key)
-    numbered = (room or MemoryAllocator()).new(len(history), np.int64)
+    numbered = np.zeros(len(history), dtype=np.int64)
     # Field by field, with new numbers each time, since the product of three counts can exceed 64 bits.
     for column in others:
         size = max(1, len(column.names))

@@ -209,7 +209,7 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFie
     """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
     history = payments_alone(payments, fields)
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
-    refuse_unsorted(PAYMENTS_FILE, "event_time_ms", history.event_time_ms)
+    _refuse_unsorted(PAYMENTS_FILE, "event_time_ms", history.event_time_ms)
     _refuse_repeated(history.payment_id)
     outcome_payment = _rows_of_payments(history.payment_id, outcomes["payment_id"])
     outcome_time_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
@@ -392,14 +392,14 @@ def _checked_column(payments: pa.Table, name: str) -> Any:
     return coded
 
 
-def checked_numbers(payments: pa.Table, name: str, first_row: int = 0) -> Int64Array:
+def checked_numbers(payments: pa.Table, name: str) -> Int64Array:
     """Returns a required column of whole numbers. Raises Misconfigured that names the first row that breaks a rule."""
     numbers = integers(payments, name)
-    refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers), first_row)
+    refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers))
     return numbers
 
 
-def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
+def offset_codes(payments: pa.Table) -> Int64Array:
     """Returns `History.utc_offset_code` of a table of payments. Raises Misconfigured for an impossible offset."""
     field = FIELD["utc_offset_minutes"]
     if field.name not in payments.column_names:
@@ -407,13 +407,11 @@ def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
     column = whole_numbers(payments, field.name)
     is_known = np.asarray(pc.is_valid(column).to_numpy(), dtype=np.bool_)
     minutes = np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
-    refuse_wrong_number(field, minutes, wrong_numbers(field, minutes), first_row)
+    refuse_wrong_number(field, minutes, wrong_numbers(field, minutes))
     return np.where(is_known, minutes + offset_code(0), 0)
 
 
-def propensities(
-    payments: pa.Table, fields: PaymentFields = TABLE_ALONE, first_row: int = 0
-) -> npt.NDArray[np.float64] | None:
+def propensities(payments: pa.Table, fields: PaymentFields = TABLE_ALONE) -> npt.NDArray[np.float64] | None:
     """Returns `History.propensity` of a table of payments; None without the column.
 
     Raises Misconfigured that names the first row with a value that is no such chance.
@@ -425,7 +423,7 @@ def propensities(
     if wrong.any():
         row = int(np.argmax(wrong))
         what = f"propensity must be above 0 and at most 1, got {float(values[row])!r}"
-        raise Misconfigured(f"{PAYMENTS_FILE}, row {first_row + row}: {what}")
+        raise Misconfigured(f"{PAYMENTS_FILE}, row {row}: {what}")
     return values
 
 
@@ -437,30 +435,24 @@ def never_labelled(payments: pa.Table, fields: PaymentFields = TABLE_ALONE) -> n
     return np.asarray(flags.to_numpy(), dtype=np.bool_)
 
 
-def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:
-    """Returns the times of a table, or of its part that begins at `first_row` and follows `previous_ms`.
-
-    Raises Misconfigured where they fall.
-    """
+def sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:
+    """Returns the times of a table. Raises Misconfigured where they fall."""
     time_ms = integers(table, name)
     # For the kernel, time 0 means "never".
-    refuse_first(file_name, f"{name} must be above 0", time_ms <= 0, first_row)
-    refuse_unsorted(file_name, name, time_ms, first_row=first_row, previous_ms=previous_ms)
+    refuse_first(file_name, f"{name} must be above 0", time_ms <= 0)
+    _refuse_unsorted(file_name, name, time_ms)
     return time_ms
 
 
-def refuse_unsorted(
-    file_name: str, name: str, time_ms: Int64Array, *, first_row: int = 0, previous_ms: int = 0
-) -> None:
-    """Raises Misconfigured if times decrease. The row before the first one has `previous_ms`."""
-    is_earlier = np.diff(time_ms, prepend=previous_ms) < 0
-    refuse_first(file_name, f"rows must be sorted by {name}", is_earlier, first_row)
+def _refuse_unsorted(file_name: str, name: str, time_ms: Int64Array) -> None:
+    """Raises Misconfigured if times decrease."""
+    refuse_first(file_name, f"rows must be sorted by {name}", np.diff(time_ms, prepend=0) < 0)
 
 
-def refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_], first_row: int = 0) -> None:
-    """Raises Misconfigured that names the first wrong row. The part's first row is `first_row` of the file."""
+def refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_]) -> None:
+    """Raises Misconfigured that names the first wrong row."""
     if is_wrong.any():
-        raise Misconfigured(f"{file_name}: {rule}; row {first_row + int(np.argmax(is_wrong))} breaks that")
+        raise Misconfigured(f"{file_name}: {rule}; row {int(np.argmax(is_wrong))} breaks that")
 
 
 def _refuse_repeated(payment_id: pa.Array) -> None:

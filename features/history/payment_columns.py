@@ -82,22 +82,20 @@ def flag_codes(payments: pa.Table, name: str) -> Int64Array:
     return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
-def refuse_wrong_text(field: PaymentField, names: pa.Array, codes: npt.NDArray[np.integer], first_row: int = 0) -> None:
+def refuse_wrong_text(field: PaymentField, names: pa.Array, codes: npt.NDArray[np.integer]) -> None:
     """Raises Misconfigured that names the first row whose text breaks a rule; row i has the text names[codes[i]]."""
     wrong = wrong_texts(field, names)
     if wrong.any():
         # Code -1 means no text. As an index it takes the last element.
         row = int(np.argmax(np.append(wrong, False)[codes]))
-        raise _wrong_value(field, names[int(codes[row])].as_py(), first_row + row)
+        raise _wrong_value(field, names[int(codes[row])].as_py(), row)
 
 
-def refuse_wrong_number(
-    field: PaymentField, numbers: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], first_row: int
-) -> None:
+def refuse_wrong_number(field: PaymentField, numbers: npt.NDArray[Any], wrong: npt.NDArray[np.bool_]) -> None:
     """Raises Misconfigured that names the first wrong row."""
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise _wrong_value(field, numbers[row].item(), first_row + row)
+        raise _wrong_value(field, numbers[row].item(), row)
 
 
 def _wrong_value(field: PaymentField, value: str | float, row: int) -> Misconfigured:

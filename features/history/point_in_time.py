@@ -44,7 +44,6 @@ from paywarden.features.catalogue.attributes import number_code
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.event_order import even_shares, order_by_code, place_of
 from paywarden.features.history.history import History, parts_of
-from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.neighbour_history import Known, Neighbours
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.rows import HistoryRows
@@ -128,12 +127,11 @@ class PointInTimeReplay:
         engine: FeatureEngine,
         rates: RateTable,
         *,
-        room: ColumnAllocator | None = None,
         crew: ThreadPool | None = None,
         staleness: Staleness | None = None,
         overlay: HistoryOverlay | None = None,
     ) -> None:
-        """`room` allocates columns as long as the history. The threads of `crew` share the work; results stay the same.
+        """The threads of `crew` share the work; results stay the same.
 
         `staleness`: how far profiles lag behind; None lets each payment see all payments before it.
         `overlay`: which of the payments that lag a scoring host sees; without a lag there are none.
@@ -147,7 +145,6 @@ class PointInTimeReplay:
         self._engine = engine
         for clone in (engine, *(engine.clone_for_thread() for _ in range(self._crew.threads - 1))):
             self._engines.put(clone)
-        self._room = room or MemoryAllocator()
         frontier_ms = None if staleness is None else staleness.frontier_ms(history.event_time_ms)
         self._labels = label_changes(history, frontier_ms, counts_labels=engine.plan.counts_labels)
         # For each payment the first one that sees it, ascending; None if that is always the next one.
@@ -157,13 +154,12 @@ class PointInTimeReplay:
             self._seen_by = np.maximum(first, np.arange(1, len(history) + 1))
         self._added = 0
         self._overlay = overlay if self._seen_by is not None else None
-        self._room.release()
-        self.amounts = reference_amounts(history, rates, self._room)
+        self.amounts = reference_amounts(history, rates)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
         plan = engine.plan
-        self.rows = HistoryRows(history, self.amounts, plan.key, declared_amounts(history, rates, self._room))
+        self.rows = HistoryRows(history, self.amounts, plan.key, declared_amounts(history, rates))
         self.entities = [
-            entity_column(history, name, fields, self._room, plan.key)
+            entity_column(history, name, fields, plan.key)
             for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
         ]
         self.profiles: list[list[bytes | None]] = [[None] * entities.count for entities in self.entities]
@@ -190,7 +186,6 @@ class PointInTimeReplay:
             for start in range(0, stop, rows):
                 end = min(stop, start + rows)
                 chunk = self._advance(start, end, max(first, start))
-                self._room.release()
                 if progress is not None:
                     progress(end - start)
                 if end > first:
@@ -413,35 +408,34 @@ class PointInTimeReplay:
             self._engines.put(engine)
 
 
-def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> NDArray[np.int64]:
-    """Returns each payment's amount in minor units of the reference currency, a column in `room`.
+def reference_amounts(history: History, rates: RateTable) -> NDArray[np.int64]:
+    """Returns each payment's amount in minor units of the reference currency.
 
     It is UNKNOWN_AMOUNT where the currency has no rate.
     """
-    return _converted(history, history.amount_minor, 0, UNKNOWN_AMOUNT, rates, room)
+    return _converted(history, history.amount_minor, 0, UNKNOWN_AMOUNT, rates)
 
 
-def declared_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> dict[str, NDArray[np.int64]]:
-    """Returns by name the codes of each declared amount in the reference currency, columns in `room`.
+def declared_amounts(history: History, rates: RateTable) -> dict[str, NDArray[np.int64]]:
+    """Returns by name the codes of each declared amount in the reference currency.
 
     It is 0 where the payment lacks the amount, or its currency has no rate.
     """
     return {
-        field.name: _converted(history, history.numbers(field.name), number_code(0), 0, rates, room)
+        field.name: _converted(history, history.numbers(field.name), number_code(0), 0, rates)
         for field in history.fields.declared
         if field.form is Form.MONEY
     }
 
 
 def _converted(
-    history: History, codes: NDArray[np.int64], zero: int, missing: int, rates: RateTable, room: ColumnAllocator
+    history: History, codes: NDArray[np.int64], zero: int, missing: int, rates: RateTable
 ) -> NDArray[np.int64]:
     """Convert amounts whose code is the amount plus `zero`. `missing` is the code of one that is not known."""
     names = history.currency.names.to_pylist()
-    converted = room.new(len(history), np.int64)
+    converted = np.zeros(len(history), dtype=np.int64)
     for part in parts_of(len(history)):
         amounts = np.maximum(codes[part] - zero, 0)
         found = rates.convert_columns(amounts, history.currency.codes[part], names, history.event_time_ms[part])
         converted[part] = np.where((codes[part] >= zero) & (found >= 0), found + zero, missing)
-    room.release()
     return converted

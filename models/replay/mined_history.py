@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History, final_labels
-from paywarden.features.history.history_columns import MemoryAllocator
 from paywarden.features.history.point_in_time import reference_amounts
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
@@ -110,10 +109,10 @@ class _Gathered:
         self, history: History, decisions: Path, contestant: Contestant, rates: RateTable, options: ReplayOptions
     ) -> None:
         self.history = history
-        window, room = options.window, options.room or MemoryAllocator()
+        window = options.window
         bounds = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS])
         self.first, self.last = bounds.tolist()
-        self.amounts, manifest = reference_amounts(history, rates, room), contestant.bundle.manifest
+        self.amounts, manifest = reference_amounts(history, rates), contestant.bundle.manifest
         measured, _ = measured_payments(
             history,
             final_labels(history),
@@ -122,7 +121,6 @@ class _Gathered:
             options,
             manifest,
             mature_ms=mature_before_ms(history, end_of_labels_ms(history)),
-            room=room,
         )
         action = pq.read_table(decisions, columns=["action"])["action"].to_numpy()
         is_approved = action[measured.row - self.first] == ACTIONS[APPROVE]

@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paywarden.features.dataflow.column_files import MmapAllocator
 from paywarden.features.dataflow.dataflow_engine import RowsT, require_local
 from paywarden.features.dataflow.fold import Window
 from paywarden.features.dataflow.vectors import Passage, ZippedPayments
 from paywarden.features.dataflow.window_history import GenuineDelays, OtherFrauds, WindowHistory, read_columns_of
-from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.bundle.shipping import ShippedBundle
 from paywarden.models.metrics.costs import CostSettings
@@ -208,12 +208,12 @@ class _WindowColumns:
     ) -> None:
         self._passage, self._folder, self._destination = passage, folder, destination
         self._room, count = MmapAllocator(folder), others.window.last - others.window.first
-        self._history = WindowHistory(passage, folder, self._room, others, files)
+        self._history = WindowHistory(passage, self._room, others, files)
         frauds = self._history.frauds
         self._label = self._room.new(count + frauds, np.int8)
         self._label[:] = 1
         self._amount = self._room.new(count + frauds, np.int64)
-        self._decided = [Decisions.empty(count, self._room) for _ in range(contestants)]
+        self._decided = [Decisions.empty(count, self._room.new) for _ in range(contestants)]
         self._causes = [_Causes() for _ in range(contestants)]
         self._differences: pq.ParquetWriter | None = None
         if contestants > 1:
@@ -262,7 +262,7 @@ class _WindowColumns:
             options,
             contestants[0].bundle.manifest,
             mature_ms=self._mature_ms(),
-            room=self._room,
+            new=self._room.new,
         )
         currency = self._passage.rates.reference_currency
         costs = options.costs or CostSettings()

@@ -23,8 +23,7 @@ computes all 70,000 vectors, because the earlier payments fill the profiles. It 
 them all. With the handbook's protocol, and 200 of them about cards known to be compromised, it measures 13,800.
 
 The same input gives the same bytes of every file, whatever the number of threads. The only exception is
-`payments_per_second` in metrics.json. With columns in files (MmapAllocator in features/history/history_columns.py),
-memory holds the profiles, two chunks, one label for each payment, and at the end the columns of the measured payments.
+`payments_per_second` in metrics.json. A history that does not fit memory is replayed by models/replay/passage.py.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
-from paywarden.features.history.history_columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.features.history.staleness import Staleness
@@ -74,7 +72,7 @@ from paywarden.models.replay.measures import (
     count_actions,
     measure_contestant,
 )
-from paywarden.models.replay.replayed_policy import ActionReasons, Decisions, ReplayedPolicy
+from paywarden.models.replay.replayed_policy import ActionReasons, Decisions, NewColumn, ReplayedPolicy
 from paywarden.models.replay.report.report import report_html
 from paywarden.schemas.errors import Misconfigured
 
@@ -99,8 +97,7 @@ class ReplayOptions:
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
     and vectors from it instead of computing them again.
 
-    `threads` changes only the time a replay takes. `room` allocates columns as long as the history; None stands for
-    ordinary memory.
+    `threads` changes only the time a replay takes.
     """
 
     window: Days
@@ -115,7 +112,6 @@ class ReplayOptions:
     staleness: Staleness | None = None
     overlay: HistoryOverlay | None = None
     threads: int = 1
-    room: ColumnAllocator | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ def replay(
     window, earlier = options.window, options.earlier
     if options.protocol not in PROTOCOLS:
         raise Misconfigured(f"protocol: wanted one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
-    costs, room = options.costs or CostSettings(), options.room or MemoryAllocator()
+    costs = options.costs or CostSettings()
     if earlier is not None and options.staleness is not None:
         raise Misconfigured(f"{earlier} has scores of another lag: a replay with a lag computes them again")
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
@@ -162,7 +158,6 @@ def replay(
                 history,
                 engine,
                 rates,
-                room=room,
                 crew=pool,
                 staleness=options.staleness,
                 overlay=options.overlay,
@@ -173,10 +168,9 @@ def replay(
             if earlier.resolve() == (destination / DECISIONS).resolve():
                 raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
             reused = _earlier(earlier, history, contestants, options.with_vectors or options.with_features)
-            amounts, replayed = reference_amounts(history, rates, room), last - first
+            amounts, replayed = reference_amounts(history, rates), last - first
             scored = _scored_earlier(reused, contestants, first, last, pool, progress)
         labels = final_labels(history)
-        room.release()
         measured, label_counts = measured_payments(
             history,
             labels,
@@ -185,11 +179,10 @@ def replay(
             options,
             champion.bundle.manifest,
             mature_ms=mature_before_ms(history, end_of_labels_ms(history)),
-            room=room,
         )
         policies = [ReplayedPolicy(contestant.policy, history, amounts) for contestant in contestants]
         _make_folder(destination)
-        decided = [Decisions.empty(last - first, room) for _ in policies]
+        decided = [Decisions.empty(last - first) for _ in policies]
         version = champion.bundle.manifest.model_version
         with ReplayFiles(
             destination,
@@ -201,7 +194,7 @@ def replay(
             feature_names=feature_names,
             with_differences=challenger is not None,
         ) as files:
-            _decide(scored, policies, decided, first, files, pool, room)
+            _decide(scored, policies, decided, first, files, pool)
     per_second = replayed / (time.perf_counter() - started)
     facts = facts_of(measured, labels, label_counts, options, replayed, rates.reference_currency, costs)
     results = results_of(facts, measured, contestants, [policy.causes for policy in policies], decided, first)
@@ -276,7 +269,6 @@ def _decide(
     first: int,
     files: ReplayFiles,
     pool: ThreadPool,
-    room: ColumnAllocator,
 ) -> None:
     """Let every policy decide about every chunk, and write each chunk while the next one is computed.
 
@@ -290,7 +282,6 @@ def _decide(
             decisions = policy.decide(part.chunk, score)
             target.score[:], target.action[:], target.cause[:] = decisions.score, decisions.action, decisions.cause
         wait_until_written()
-        room.release()
         wait_until_written = pool.beside(partial(files.write, part.chunk, parts, policies[0].causes))
     wait_until_written()
 
@@ -315,13 +306,13 @@ def measured_payments(
     manifest: Manifest,
     *,
     mature_ms: int,
-    room: ColumnAllocator,
+    new: NewColumn = np.zeros,
 ) -> tuple[MeasuredPayments, LabelCounts]:
     """Returns the payments to measure, and the labels of all payments of the window.
 
     With the handbook's protocol, the champion's training days (`manifest`) decide which cards are known, for the
-    challenger as well. `mature_ms`: payments before that time are mature (models/metrics/labels.py). Raises
-    Misconfigured where no payment remains.
+    challenger as well. `mature_ms`: payments before that time are mature (models/metrics/labels.py). `new`
+    makes a column of zeros. Raises Misconfigured where no payment remains.
     """
     split, days = _split(manifest, options), options.window
     days_text = f"{date_of_day(days.first)} to {date_of_day(days.last)}"
@@ -332,7 +323,7 @@ def measured_payments(
     if counts.left_out == counts.payments:
         raise Misconfigured(f"no payment from {days_text} has a label, and those without one are left out")
     frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
-    row, count = room.new(window_rows.stop - window_rows.start, np.int64), 0
+    row, count = new(window_rows.stop - window_rows.start, np.int64), 0
     for part in parts_of(window_rows.stop, first=window_rows.start):
         is_kept = has_label[part.start - window_rows.start : part.stop - window_rows.start]
         if split is not None:
@@ -342,7 +333,7 @@ def measured_payments(
         count += len(kept)
     if count == 0:
         raise Misconfigured(f"every payment from {days_text} is of a card known to be compromised: none is measured")
-    day, fraud, amount_minor = (room.new(count, kind) for kind in (np.int64, np.bool_, np.int64))
+    day, fraud, amount_minor = (new(count, kind) for kind in (np.int64, np.bool_, np.int64))
     has_outcomes, row = False, row[:count]
     for part in parts_of(count):
         rows = row[part]
@@ -351,7 +342,6 @@ def measured_payments(
         # An amount that is not known counts for none.
         amount_minor[part] = np.maximum(amounts[rows], 0)
         has_outcomes |= bool((label != UNKNOWN).any())
-    room.release()
     measured = MeasuredPayments(
         history,
         row,

@@ -17,24 +17,24 @@ first payment that the rule `large` sends to review adds cause 3: ("review", ("r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from paywarden.features.catalogue.attributes import flag_code, number_code
 from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History
-from paywarden.features.history.history_columns import ColumnAllocator
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ACTIONS, UNKNOWN_RATE, Facts, Policy, threshold_reason
 from paywarden.models.policy.rules import TEXT_FIELDS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
 
+NewColumn = Callable[[int, DTypeLike], NDArray[Any]]
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
 
 
@@ -72,9 +72,9 @@ class Decisions:
     cause: NDArray[np.int32]
 
     @staticmethod
-    def empty(count: int, room: ColumnAllocator) -> Decisions:
-        """Returns columns for `count` decisions, not filled in yet."""
-        return Decisions(room.new(count, np.float64), room.new(count, np.int8), room.new(count, np.int32))
+    def empty(count: int, new: NewColumn = np.zeros) -> Decisions:
+        """Returns columns for `count` decisions, not filled in yet. `new` makes a column of zeros."""
+        return Decisions(new(count, np.float64), new(count, np.int8), new(count, np.int32))
 
     def of(self, rows: slice | NDArray[np.int64]) -> Decisions:
         """Returns the decisions of some rows. With a slice they share memory with these."""

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paywarden.features.history.payment_ids import hashes_of
+from paywarden.features.history.text_hashes import hashes_of
 from paywarden.models.metrics.evaluation import Days, date_of_day
 
 WHOLE_DAYS_MAX, WHOLE_ROWS_MAX = 7, 2_000_000

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from paywarden.features.dataflow.column_files import MmapAllocator
 from paywarden.features.dataflow.dataflow_engine import Batches, RowsT, packed, unpacked_float32
 from paywarden.features.dataflow.events import KIND, KNOWN_MS, OUTCOME, OUTCOMES, PAYMENT, Places, known_labels
 from paywarden.features.dataflow.events import outcomes_of as unpacked_outcomes
@@ -33,7 +33,6 @@ from paywarden.features.dataflow.window_history import (
     with_outcomes,
 )
 from paywarden.features.history.history import NEVER_LABELLED
-from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day
 from paywarden.models.metrics.labels import KINDS, kept_kinds, label_kinds, mature_of_delays, sampled_every
 from paywarden.models.training.memory import fitting_share
@@ -177,9 +176,8 @@ def training_table_on(
     parts: list[tuple[NDArray[Any], ...]] = []
     outcomes: list[tuple[NDArray[Any], ...]] = []
     with ExitStack() as files:
-        folder = Path(files.enter_context(TemporaryDirectory(prefix=".table-", dir=room)))
         content = files.enter_context(space.new_file())
-        made = WindowHistory(passage, folder, space, frauds, files)
+        made = WindowHistory(passage, space, frauds, files)
         for table in engine.tables(passage.finished(rows, work, choice)):
             for batch in table.to_batches():
                 mine = made.add(pa.Table.from_batches([batch]))

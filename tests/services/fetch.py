@@ -1,4 +1,4 @@
-"""Fetches the jars of the real services through Maven, by coordinates: `python -m tests.services.fetch`.
+"""Fetches the real services by their coordinates, through Maven and pip: `python -m tests.services.fetch`.
 
 Each service lands in a folder named after its version under `.services/` (PAYWARDEN_SERVICES_DIR overrides
 it). A folder appears whole or not at all, so an existing folder is complete and is not fetched again. Two
@@ -20,7 +20,10 @@ from pathlib import Path
 
 KAFKA = "kafka-4.3.1"
 REGISTRY = "apicurio-registry-3.0.9"
+S3A = "s3a-3.4.2"
+S3 = f"moto-5.2.5-python{sys.version_info.major}.{sys.version_info.minor}"
 _REGISTRY_COORDINATES = "io.apicurio:apicurio-registry-app:3.0.9:tar.gz:all"
+_S3_PACKAGES = ("moto[s3]==5.2.5", "boto3==1.44.8", "flask==3.1.3", "flask-cors==6.0.5")
 _HERE = Path(__file__).resolve().parent
 # A first download on a slow line takes minutes. A hung one must not hang a test run for ever.
 _MAVEN_TIMEOUT_S = 900.0
@@ -44,6 +47,16 @@ def kafka_dir() -> Path:
 def registry_dir() -> Path:
     """Returns the folder of the unpacked registry. Fetches it if absent."""
     return fetched(REGISTRY, _fetch_registry)
+
+
+def s3a_dir() -> Path:
+    """Returns the folder of the jars with which Spark reads and writes S3. Fetches it if absent."""
+    return fetched(S3A, _fetch_s3a)
+
+
+def s3_dir() -> Path:
+    """Returns the virtual environment of a server that speaks S3. Fetches it if absent."""
+    return fetched(S3, _fetch_s3)
 
 
 def tool(name: str) -> str:
@@ -94,6 +107,22 @@ def _fetch_registry(target: Path) -> None:
         archive.extractall(target, filter="data")
 
 
+def _fetch_s3a(target: Path) -> None:
+    pom = str(_HERE / "s3a-pom.xml")
+    maven("-f", pom, "dependency:copy-dependencies", f"-DoutputDirectory={target}", cwd=target.parent)
+    if not list(target.glob("hadoop-aws-*.jar")):
+        raise ServiceMissing(f"Maven copied no connector for {pom}")
+
+
+def _fetch_s3(target: Path) -> None:
+    # Its own environment: a client that it needs wants an older package than the product has.
+    install = [target / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", *_S3_PACKAGES]
+    for command in ([sys.executable, "-m", "venv", target], install):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ServiceMissing(f"pip failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+
+
 def maven(*arguments: str, cwd: Path) -> None:
     """Run Maven. Raises ServiceMissing with Maven's output."""
     # Run outside the project's folder, so that Maven reads only the given pom.xml.
@@ -110,7 +139,7 @@ def main() -> int:
     """Fetch every service. Prints the folder of each, or why it cannot be fetched."""
     try:
         tool("java")
-        for folder in (kafka_dir(), registry_dir()):
+        for folder in (kafka_dir(), registry_dir(), s3a_dir(), s3_dir()):
             sys.stdout.write(f"{folder}\n")
     except ServiceMissing as error:
         sys.stderr.write(f"{error}\n")

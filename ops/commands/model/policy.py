@@ -150,8 +150,6 @@ def mine_rules(
     [costs]. FILE is the policy with these rules. Each ends by itself, and one of an earlier mining that no longer earns
     is left out. FILE.proof/ has the replay of both policies. Propose FILE with `paywarden models register --policy`.
     """
-    from paywarden.features.history.history_columns import MmapAllocator
-    from paywarden.features.history.mapped_history import open_history
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.costs import CostSettings
@@ -175,12 +173,10 @@ def mine_rules(
     manifest, training = loaded.manifest, source.section("training", TrainingSettings)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     click.get_current_context().with_resource(results_folder(proof))
-    room = MmapAllocator(proof)
     history = read_asked(
         source,
         asked,
         engine=engine,
-        open_files=lambda folder, fields: open_history(folder, room, fields),
         days=DaysAsked(first_day, last_day, needed_from=day_of_date(manifest.train_from)),
     )
     if len(history) == 0:
@@ -211,7 +207,6 @@ def mine_rules(
             unknown_labels=training.unknown_labels,
             costs=settings.costs,
             threads=threads,
-            room=room,
         ),
         settings=settings,
     )

@@ -167,8 +167,6 @@ def replay(
             raise click.UsageError("--ceiling needs --data")
         require_truth(Path(data))
     from paywarden.features.dataflow.dataflow_engine import require_local
-    from paywarden.features.history.history_columns import MmapAllocator
-    from paywarden.features.history.mapped_history import open_history
     from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
     from paywarden.features.profiles.overlay_settings import OverlaySettings
@@ -241,13 +239,10 @@ def replay(
         return
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     click.get_current_context().with_resource(results_folder(Path(out)))
-    # Arrays that may be larger than memory are files next to the results.
-    room = MmapAllocator(Path(out))
     history = read_asked(
         source,
         asked,
         engine=engine,
-        open_files=lambda folder, fields: open_history(folder, room, fields),
         # Which cards are known to be compromised follows from the days of training.
         days=DaysAsked(first_day, last_day, needed_from=day_of_date(champions.manifest.train_from)),
         with_propensities=training.propensity_weight_max > 0,
@@ -271,7 +266,7 @@ def replay(
             champion=champion,
             challenger=other,
             destination=Path(out),
-            options=options(window=window, threads=threads or len(os.sched_getaffinity(0)), room=room),
+            options=options(window=window, threads=threads or len(os.sched_getaffinity(0))),
             progress=advance,
         )
     headline = results.headline()

@@ -28,9 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.features.catalogue.attributes import Attribute, identity_column
 from paywarden.features.catalogue.checks import columns_of
-from paywarden.features.history.history import write_history
-from paywarden.features.history.history_columns import MmapAllocator
-from paywarden.features.history.mapped_history import open_history
+from paywarden.features.history.history import read_history, write_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.stores.memory import MemoryStore
@@ -228,7 +226,7 @@ def point_in_time(
     kinds = [("payment_id", pa.string()), ("outcome_time_ms", pa.int64()), ("label", pa.string())]
     table = pa.Table.from_pylist(list(outcomes), pa.schema([*kinds, ("source", pa.string())]))
     write_history(folder, pa.table(columns), table, fields)
-    passage = PointInTimeReplay(open_history(folder, MmapAllocator(folder), fields), declaration.engine, RATES)
+    passage = PointInTimeReplay(read_history(folder, fields), declaration.engine, RATES)
     vectors = np.concatenate([chunk.vectors.copy() for chunk in passage.chunks()])
     passage.finish()
     profiles = {

@@ -37,9 +37,7 @@ from paywarden.features.catalogue.attributes import (
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.history.entity_columns import entity_column
-from paywarden.features.history.history import History, history_of_tables, write_history
-from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
-from paywarden.features.history.mapped_history import open_history
+from paywarden.features.history.history import History, history_of_tables, read_history, write_history
 from paywarden.features.history.point_in_time import PointInTimeReplay, declared_amounts, reference_amounts
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.profiles.engine import FeatureEngine
@@ -218,7 +216,7 @@ def histories(world: World, payments: Sequence[dict[str, Any]], folder: Path) ->
     tables = tables_of(world, payments)
     yield history_of_tables(*tables, world.fields)
     write_history(folder, *tables, world.fields)
-    yield open_history(folder, MmapAllocator(folder), world.fields, part_rows=2)
+    yield read_history(folder, world.fields)
     yield topic_history(world, records_of(world, payments), payments)
 
 
@@ -269,8 +267,7 @@ def test_a_history_has_the_rows_and_keys_of_the_topic(data: st.DataObject, world
     plan = world.engine.plan
     with tempfile.TemporaryDirectory() as folder:
         for history in histories(world, payments, Path(folder)):
-            room = MemoryAllocator()
-            amounts, more = reference_amounts(history, RATES, room), declared_amounts(history, RATES, room)
+            amounts, more = reference_amounts(history, RATES), declared_amounts(history, RATES)
             rows = HistoryRows(history, amounts, KEY, more).of(slice(0, len(history)))
             keys = []
             for name, names in zip(plan.entity_names, plan.entity_keys, strict=True):
@@ -453,4 +450,4 @@ def test_a_wrong_value_in_a_file_is_named_by_row_and_field(name: str, value: Any
     pq.write_table(table, tmp_path / "payments.parquet")
     pq.write_table(outcomes, tmp_path / "outcomes.parquet")
     with pytest.raises(Misconfigured, match=f"payments.parquet, row 2: {problem}"):
-        open_history(tmp_path, MmapAllocator(tmp_path), world.fields, part_rows=2)
+        read_history(tmp_path, world.fields)

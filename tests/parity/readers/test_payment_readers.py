@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +24,7 @@ from hypothesis import strategies as st
 from paywarden.features.catalogue.attributes import ATTRIBUTES, KEYED, AttributeKind, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.history.entity_columns import entity_column
-from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
-from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
-from paywarden.features.history.mapped_history import open_history
+from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.point_in_time import reference_amounts
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.profiles.engine import FeatureEngine
@@ -160,13 +155,6 @@ def whole_history(payment: Payment) -> Verdict:
     return named(lambda: of_history(history_of_tables(columns_of(payment), no_outcomes())))
 
 
-def history_in_parts(payment: Payment) -> Verdict:
-    with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(columns_of(payment), Path(folder) / PAYMENTS_FILE)
-        pq.write_table(no_outcomes(), Path(folder) / OUTCOMES_FILE)
-        return named(lambda: of_history(open_history(folder, MmapAllocator(Path(folder)))))
-
-
 def named(read: Callable[[], Read]) -> Verdict:
     """Returns the reading, or the field that a history's error names."""
     try:
@@ -178,7 +166,7 @@ def named(read: Callable[[], Read]) -> Verdict:
 
 
 def of_history(history: History) -> Read:
-    row = HistoryRows(history, reference_amounts(history, RATES, MemoryAllocator())).of(np.array([0]))[0].tolist()
+    row = HistoryRows(history, reference_amounts(history, RATES)).of(np.array([0]))[0].tolist()
     keys = []
     for name, fields in ENTITIES:
         column = entity_column(history, name, fields)
@@ -190,10 +178,8 @@ Reader = Callable[[Payment], Verdict]
 GROUPS: dict[str, tuple[Reader, ...]] = {
     "endpoint": (json_request, protobuf_request, parsed_request),
     "topic": (avro_record, avro_batch, topic_row),
-    "history": (whole_history, history_in_parts),
+    "history": (whole_history,),
 }
-# Opening files takes most of the time. The other tests compare the two readers of histories.
-QUICK_GROUPS = GROUPS | {"history": (whole_history,)}
 
 
 def verdicts(payment: Payment, groups: Mapping[str, tuple[Reader, ...]] = GROUPS) -> dict[str, Verdict]:
@@ -278,7 +264,7 @@ assert list(RIGHT) == list(FIELD)
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in RIGHT.items()}))
 def test_every_reader_reads_the_same_from_a_valid_payment(payment: dict[str, Any]) -> None:
-    found = verdicts(payment, QUICK_GROUPS)
+    found = verdicts(payment)
     assert isinstance(found["topic"], Read), found
     assert found["history"] == found["topic"]
     assert found["endpoint"] == without_declined(found["topic"])
@@ -299,7 +285,7 @@ def test_every_reader_names_the_first_wrong_field_of_the_table(payment: dict[str
     for name, number in wrong.items():
         payment[name] = WRONG[name][number % len(WRONG[name])]
     first = next(field.name for field in FIELDS if field.name in wrong)
-    assert verdicts(payment, QUICK_GROUPS) == dict.fromkeys(GROUPS, first)
+    assert verdicts(payment) == dict.fromkeys(GROUPS, first)
 
 
 TEXT = st.text(max_size=6) | st.text("0123456789 -", max_size=22) | st.text("AZaz09é \x7f", max_size=70)
@@ -322,7 +308,7 @@ def payments_with_one_odd_field(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=100, deadline=None)
 @given(payments_with_one_odd_field())
 def test_every_reader_agrees_on_any_value(payment: dict[str, Any]) -> None:
-    found = verdicts(payment, QUICK_GROUPS)
+    found = verdicts(payment)
     accepted = [group for group, verdict in found.items() if isinstance(verdict, Read)]
     refused = {verdict for verdict in found.values() if isinstance(verdict, str)}
     assert len(refused) <= 1

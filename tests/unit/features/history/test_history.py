@@ -28,8 +28,6 @@ from paywarden.features.history.history import (
     require_past,
     write_history,
 )
-from paywarden.features.history.history_columns import MmapAllocator
-from paywarden.features.history.mapped_history import open_history
 from paywarden.schemas.errors import Misconfigured
 
 START_MS = 1_704_067_200_000
@@ -306,9 +304,9 @@ def test_numbers_that_do_not_fit_an_id_are_refused(number: int) -> None:
 def test_payments_that_nobody_will_label_are_kept_apart(tmp_path: Path) -> None:
     table = payments_table().append_column("never_labelled", pa.array([True, None, False]))
     write_history(tmp_path, table, outcomes_table())
-    for history in (read_history(tmp_path), open_history(tmp_path, MmapAllocator(tmp_path), part_rows=2)):
-        assert history.never_labelled is not None
-        assert history.never_labelled.tolist() == [True, False, False]
+    history = read_history(tmp_path)
+    assert history.never_labelled is not None
+    assert history.never_labelled.tolist() == [True, False, False]
     assert history_of_tables(payments_table(), outcomes_table()).never_labelled is None
     numbers = payments_table().append_column("never_labelled", pa.array([1, 0, 0]))
     with pytest.raises(Misconfigured, match="column never_labelled must be boolean or null"):
@@ -322,9 +320,6 @@ def test_a_propensity_is_kept_and_1_where_the_row_has_none(tmp_path: Path) -> No
     assert history.propensity is not None
     assert history.propensity.tolist() == [0.25, 1.0, 1.0]
     assert history_of_tables(payments_table(), outcomes_table()).propensity is None
-    opened = open_history(tmp_path, MmapAllocator(tmp_path), part_rows=2)
-    assert opened.propensity is not None
-    assert opened.propensity.tolist() == [0.25, 1.0, 1.0]
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(Misconfigured, match=r"payments.parquet, row 1: propensity must be above 0 and at most 1"):
             history_of_tables(

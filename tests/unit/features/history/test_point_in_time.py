@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.history.event_order import order_by_code
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.history_columns import MmapAllocator
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.kernel import UNKNOWN_AMOUNT
@@ -95,14 +93,14 @@ def test_payments_before_the_first_only_warm_profiles_up(first: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: Path) -> None:
+def test_threads_change_no_bit_of_vectors_and_profiles(threads: int) -> None:
     """Labels, hot merchants and payments without a device included."""
     of, warm, rates = small_history.history(), small_history.engine(), small_history.rates()
     alone = PointInTimeReplay(of, warm, rates)
     wanted = list(alone.chunks(rows=5000))
     alone.finish()
     with ThreadPool(threads) as crew:
-        shared = PointInTimeReplay(of, warm, rates, room=MmapAllocator(tmp_path), crew=crew)
+        shared = PointInTimeReplay(of, warm, rates, crew=crew)
         made = list(shared.chunks(rows=5000))
         shared.finish()
     assert [chunk.vectors.tobytes() for chunk in made] == [chunk.vectors.tobytes() for chunk in wanted]

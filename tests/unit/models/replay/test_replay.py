@@ -12,9 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.history import History, final_labels, history_of_tables, write_history
-from paywarden.features.history.history_columns import MmapAllocator
-from paywarden.features.history.mapped_history import open_history
+from paywarden.features.history.history import History, final_labels, history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.drift.binning import DIMENSIONS
@@ -117,7 +115,7 @@ def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Pat
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Path) -> None:
+def test_threads_change_no_byte(threads: int, tmp_path: Path) -> None:
     """Uses rules, a challenger and cards known to be compromised, so that no file is trivial."""
     settings = PolicySettings(rules=(ConfiguredRule("large", "amount > 100_00", "review"),))
     options: dict[str, Any] = {
@@ -126,16 +124,13 @@ def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Pat
         "with_vectors": True,
     }
     run(tmp_path / "alone", **options)
-    write_history(tmp_path / "data", *small_world.tables())
-    room = MmapAllocator(tmp_path)
-    opened = open_history(tmp_path / "data", room, part_rows=1000)
-    run(tmp_path / "shared", history=opened, threads=threads, room=room, **options)
+    run(tmp_path / "shared", threads=threads, **options)
     for name in ("decisions.parquet", "differences.parquet", "report.html"):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     alone, shared = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "shared")
     assert alone | {"payments_per_second": 0} == shared | {"payments_per_second": 0}
     earlier = tmp_path / "shared" / "decisions.parquet"
-    run(tmp_path / "again", history=opened, threads=threads, room=room, earlier=earlier, **options)
+    run(tmp_path / "again", threads=threads, earlier=earlier, **options)
     assert (tmp_path / "again" / "decisions.parquet").read_bytes() == earlier.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.schemas import erasure_keys
 from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archiver
@@ -208,7 +208,7 @@ def test_a_key_service_wraps_the_secret_and_can_revoke_it(tmp_path: Path, monkey
     keys = ErasureKeys.create(tmp_path / "erasure.keys", name)
     found = keys.keys_for(["a"])
     assert ErasureKeys(tmp_path / "erasure.keys").keys_for(["a"]) == found
-    monkeypatch.setattr(erasure_keys.importlib.import_module(__name__).FakeKms, "is_revoked", True)
+    monkeypatch.setattr(importlib.import_module(__name__).FakeKms, "is_revoked", True)
     with pytest.raises(Misconfigured, match="the KMS refuses"):
         ErasureKeys(tmp_path / "erasure.keys")
     with pytest.raises(Misconfigured, match="cannot import no_such:thing"):

@@ -1,8 +1,7 @@
-"""Allocates long columns: in memory, or in files that the system reads and forgets as it needs.
+"""Allocates long columns in files that the system reads and forgets as it needs.
 
-A history has some columns with a number for every payment. In a file they take memory only for the
-parts in use: the file is mapped, the system reads a page when it is touched, and `release` frees the pages. The bytes
-stay in the file, and in the system's cache while there is room for them.
+The columns of a window take memory only for the parts in use: the file is mapped, the system reads a page when it is
+touched, and `release` frees the pages. The bytes stay in the file, and in the system's cache while there is room.
 """
 
 from __future__ import annotations
@@ -12,34 +11,12 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from paywarden.schemas.errors import Misconfigured
-
-
-class ColumnAllocator(Protocol):
-    """Makes columns."""
-
-    def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Returns a column of zeros, shape (count,)."""
-        ...
-
-    def release(self) -> None:
-        """Free the memory that parts of the columns take. Their content stays."""
-        ...
-
-
-class MemoryAllocator:
-    """Columns in memory."""
-
-    def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return np.zeros(count, dtype=dtype)
-
-    def release(self) -> None:
-        pass
 
 
 class MmapAllocator:
@@ -90,6 +67,7 @@ class MmapAllocator:
         return np.frombuffer(whole, dtype=dtype)
 
     def release(self) -> None:
+        """Free the memory that parts of the columns take. Their content stays."""
         for whole in self._mapped:
             whole.madvise(mmap.MADV_DONTNEED)
 

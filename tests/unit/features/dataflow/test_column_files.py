@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paywarden.features.history.history_columns import MemoryAllocator, MmapAllocator
+from paywarden.features.dataflow.column_files import MmapAllocator
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -19,13 +19,13 @@ def resident_bytes() -> int:
 
 @pytest.mark.parametrize("kind", [np.int64, np.int8, np.float64, np.bool_])
 def test_a_column_begins_with_zeros_and_keeps_what_is_written(kind: type[np.generic], tmp_path: Path) -> None:
-    for room in (MemoryAllocator(), MmapAllocator(tmp_path)):
-        column = room.new(10_000, kind)
-        assert column.dtype == kind
-        assert not column.any()
-        column[5_000:] = 1
-        room.release()
-        assert int(column.sum()) == 5_000
+    room = MmapAllocator(tmp_path)
+    column = room.new(10_000, kind)
+    assert column.dtype == kind
+    assert not column.any()
+    column[5_000:] = 1
+    room.release()
+    assert int(column.sum()) == 5_000
 
 
 def test_a_released_column_leaves_memory_and_stays_what_it_is(tmp_path: Path) -> None:
