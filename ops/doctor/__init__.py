@@ -1,1 +1,1 @@
-"""`paywarden doctor`: connects to everything that is configured, and lists faults with their remedies."""
+"""`paywarden doctor`: connects to Kafka, registry and store, and lists faults with their remedies."""

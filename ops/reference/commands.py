@@ -36,7 +36,7 @@ def commands_page() -> str:
                 "and warnings go to stderr."
             ),
             "## Shared options\n",
-            *prose("Several commands have these options. Each command names them after *shared*."),
+            *prose("Several commands have these options, and name them without a text."),
             *sorted(_shared()),
             "",
             *_parts(),
@@ -91,7 +91,7 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     entries = {option: _option(path, option) for option in options}
     yield from (entry for entry in entries.values() if entry not in _shared())
     if shared := [code(option.opts[0]) for option, entry in entries.items() if entry in _shared()]:
-        yield f"- shared: {', '.join(shared)}"
+        yield f"- {', '.join(shared)}"
     if options:
         yield ""
 

@@ -117,6 +117,8 @@ _OTHER_UNITS = {
 
 # Topics that only Paywarden writes and reads.
 _OF_OUR_OWN = ("profiles", "drift-acknowledgements", "console-events", "dead-letters-retried")
+# Topics that Paywarden writes and its own commands show.
+_SHOWN_BY_COMMANDS = ("model-registry", "shadow-decisions")
 _USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
@@ -137,7 +139,7 @@ def data_page() -> str:
     intro = [
         "# Data dictionary\n",
         *prose(
-            "The columns of every file, and the fields of every topic that your systems write or read. `schemas/avsc` "
+            "The columns of every file, and the fields of the topics that your systems write or read. `schemas/avsc` "
             f"has the schemas of all topics, with the meaning of each field. {MADE_FROM_CODE}"
         ),
         *prose(
@@ -254,8 +256,10 @@ def _topics() -> Iterator[str]:
     yield "## Topics\n"
     yield from prose(
         "[topics.md](topics.md) has meaning, form, key and retention of all topics. A field without a type is a string."
+        f" The fields of {_listed(_SHOWN_BY_COMMANDS)} are in `schemas/avsc`: `models list --log` and `shadow report` "
+        "show them."
     )
-    for topic in (topic for topic in TOPICS if topic not in _OF_OUR_OWN):
+    for topic in (topic for topic in TOPICS if topic not in (*_OF_OUR_OWN, *_SHOWN_BY_COMMANDS)):
         schema = topic_schema(topic)
         lines = list(_of_record(topic, schema, ""))
         yield from (f"### {topic}", "", *_list(lines if topic == "payments" else _own(lines)))

@@ -1,4 +1,4 @@
-"""`paywarden doctor`: tries everything that is configured, before traffic comes."""
+"""`paywarden doctor`: looks for faults of what is configured, before traffic comes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @click.pass_obj
 def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, write: bool, as_json: bool) -> None:
-    """Try everything configured, and say how to fix it.
+    """Look for faults of what is configured, and say how to fix them.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
     and looks at processor, disks, memory file systems and the clock of this host. Each process checks ports, rights on

@@ -1,8 +1,36 @@
 """The drivers of our clients (ops/clients), ready to run: the programs that tests and benchmarks talk to.
 
-ops/clients/SPECIFICATION.md says what a driver reads and prints. What a build needs and gives is kept beside the
-services, in folders named after a digest of the sources. `python -m tests.services.clients.client_drivers` checks types
-and form of each client whose tools are there (`make check`).
+What a build needs and gives is kept beside the services, in folders named after a digest of the sources. `python -m
+tests.services.clients.client_drivers` checks types and form of each client whose tools are there (`make check`).
+
+A driver has one JSON object a line on standard input and output. It answers in the order of its input. Hooks write
+lines with `event` in between.
+
+    {"settings": {"urls": ["http://127.0.0.1:8080"], "deadline_ms": 40, "policy": {…}}}  → {"ready": "python"}
+    {"score": {"payment_id": "p-1", …}, "deadline_ms": 25}  → {"decision": {…}}
+    {"shadow": {"payment_id": "p-2", …}, "own": "approve"}  → {"own": "approve"}
+    {"load": {"rate": 200, "seconds": 5, "id": "a", "cards": 1000}}  → {"load": {…}}
+    {"close": true}  → {"closed": true}
+
+- `settings` by the names of ops/clients/SPECIFICATION.md, with `route_key_hex` for `route_key`; later ones first close
+  the client: `ready`: the client's name; or `wrong_settings`: the path
+- `score`: a payment, perhaps with `fields` within; beside it perhaps `deadline_ms`, `traceparent`: `decision` or
+  `wrong_request`, as in the vectors
+- `shadow`, `own`: `own`
+- `load`: calls a second, seconds, a prefix of payment ids, number of cards: `load`, below
+- `bare`: the same requests to the first URL by the language's own HTTP client, without rules: `load`, with `calls`,
+  `failed` and `cpu_us`
+- `close`: `closed`, after all hooks
+
+Events: `{"event": "reconciled", "payment_id", "end", "action"}` (`action` of the service's decision, or null) and
+`{"event": "shadow", "payment_id", "own", "action", "cause"}`. With `"events": ["call"]` among the settings also
+`{"event": "call", "operation", "outcome", "attempts"}`.
+
+A load is open: call N begins N/rate seconds after the first. Its payment is `ID-N`, of card `card-` and N modulo
+`cards` in six digits, `merchant-` and N modulo 100 in four, 1000 + N modulo 5000 minor units of EUR, at the time of
+the call. `load` holds `calls`, `answered`, `stand_ins` (by cause), `failed` (anything else), `cpu_us` (CPU of the
+process by calls), `late_calls` (begun over 5 ms late, because of the driver), `p50_ms`, `p99_ms`, and
+`over_p99_9_ms`, `over_max_ms` (return minus deadline). While a load runs, no event is written.
 """
 
 from __future__ import annotations
