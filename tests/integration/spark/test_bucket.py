@@ -70,7 +70,7 @@ def test_a_bucket_becomes_a_report_on_a_cluster_of_two_workers(tmp_path: Path) -
             *("--data", "s3a://lake/history", "--out", "s3a://lake/replayed"),
             environment={"SPARK_CONF_DIR": str(tmp_path)},
             afresh=True,
-            timeout_s=PATIENCE_S,
+            timeout_s=3 * PATIENCE_S,
         )
         assert done.returncode == 0, done.stderr
         keys = sorted(re.findall("<Key>(.*?)</Key>", read(f"{url}/lake?list-type=2&prefix=replayed").decode()))
