@@ -257,6 +257,8 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
                 "/inbox/nothing",
                 "/merchants",
                 "/merchants/episodes",
+                "/charts?by=week&currency=EUR",
+                "/charts",
             )
         ),
         (page, "/merchants/episodes"),
