@@ -19,7 +19,6 @@ _WAITING = ("tests/e2e/", "tests/integration/", "tests/simulation/")
 # Each takes more than 40 seconds in a whole run. A name that no longer exists does no harm.
 LONGEST = (
     "tests/integration/spark/test_spark.py",
-    "tests/integration/spark/test_bucket.py",
     "tests/integration/operate/test_clients_hostile.py",
     "tests/integration/operate/test_clients_installed.py",
     "tests/integration/profiles/test_backup.py",
@@ -29,6 +28,7 @@ LONGEST = (
     "tests/integration/topics/test_archive.py",
     "tests/integration/profiles/test_chaos.py",
     "tests/integration/topics/test_dead_letters.py",
+    "tests/integration/spark/test_bucket.py",
     "tests/integration/profiles/test_stream.py",
     "tests/e2e/test_serving.py",
     "tests/integration/drift/test_drift_counts.py",
