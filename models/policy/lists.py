@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
@@ -27,22 +28,28 @@ def is_plain_name(name: str) -> bool:
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
+def day_of(text: str) -> datetime.date:
+    """Returns a day such as 2026-12-31. Raises ValueError."""
+    return datetime.datetime.strptime(text, "%Y-%m-%d").date()
+
+
+def end_of_day_ms(day: str) -> int:
+    """Returns the first millisecond after a UTC day such as 2026-12-31. Raises ValueError."""
+    start = datetime.datetime.combine(day_of(day), datetime.time(), datetime.UTC)
+    return (int(start.timestamp()) + 86_400) * 1000
+
+
 def dated_name(name: str, day: str) -> str:
-    """Returns the name of the list of a list's entries until a day, such as 2026-12-31; of those without end for ""."""
-    return f"{name}_until_{day.replace('-', '')}" if day else name
+    """Returns the name of the list of a list's entries until a day; of those without end for "". Raises ValueError."""
+    return f"{name}_until_{day_of(day).isoformat().replace('-', '')}" if day else name
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Returns the name and the day of such a list; the day is "" for any other."""
-    found = _DATED.fullmatch(name)
-    try:
-        return (
-            (name, "")
-            if found is None
-            else (found[1], datetime.datetime.strptime(found[2], "%Y%m%d").date().isoformat())
-        )
-    except ValueError:
-        return name, ""
+    if (found := _DATED.fullmatch(name)) is not None:
+        with suppress(ValueError):
+            return found[1], datetime.datetime.strptime(found[2], "%Y%m%d").date().isoformat()
+    return name, ""
 
 
 def dated_lists(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
@@ -51,8 +58,7 @@ def dated_lists(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
     for name in sorted(names):
         base, day = split_name(name)
         if day:
-            end = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.UTC) + datetime.timedelta(days=1)
-            found.setdefault(base, []).append((int(end.timestamp()) * 1000, name))
+            found.setdefault(base, []).append((end_of_day_ms(day), name))
     return found
 
 

@@ -25,7 +25,6 @@ payments after that UTC day, by the time of the payment: a replay decides as the
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import math
@@ -39,7 +38,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.models.policy.lists import is_plain_name
+from paywarden.models.policy.lists import end_of_day_ms, is_plain_name
 from paywarden.models.policy.rules import ConditionFields, RuleCondition, Vocabulary, compile_condition
 from paywarden.schemas.errors import Misconfigured
 
@@ -479,10 +478,9 @@ def _end_of_day_ms(where: str, day: str) -> int | None:
     if not day:
         return None
     try:
-        start = datetime.datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+        return end_of_day_ms(day)
     except ValueError:
         raise Misconfigured(f"{where} until: wanted a day such as 2026-12-31, got {day!r}") from None
-    return (int(start.timestamp()) + 86_400) * 1000
 
 
 def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _ActionThresholds:

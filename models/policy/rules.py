@@ -51,6 +51,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paywarden.features.catalogue.expressions import Feature, Measure, WindowedMeasure, stored_values
+from paywarden.models.policy import condition_rows
 from paywarden.models.policy.lists import dated_lists
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField
@@ -112,11 +113,11 @@ class _Kind(Enum):
 
 
 _ROW_KINDS = {
-    _Kind.NUMBER: "number",
-    _Kind.TEXT: "text",
-    _Kind.YES_NO: "truth",
-    _Kind.EMAIL: "email",
-    _Kind.FLAGS: "flags",
+    _Kind.NUMBER: condition_rows.NUMBER,
+    _Kind.TEXT: condition_rows.TEXT,
+    _Kind.YES_NO: condition_rows.TRUTH,
+    _Kind.EMAIL: condition_rows.EMAIL,
+    _Kind.FLAGS: condition_rows.FLAGS,
 }
 
 

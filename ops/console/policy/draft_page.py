@@ -10,7 +10,6 @@ A text with faults can be saved. Then each fault stands at its rule, and nobody 
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,6 +30,8 @@ from paywarden.models.policy.lists import (
     ENTRY_BYTES_MAX,
     dated_lists,
     dated_name,
+    day_of,
+    end_of_day_ms,
     is_plain_name,
     list_problems,
     split_name,
@@ -186,9 +187,11 @@ class DraftPages:
         """Save or remove a rule. Rows that are no condition are shown again, each with its fault."""
         draft, old_name = self._draft(visit), visit.text("rule")
         if visit.text("do") == "remove":
-            return self._kept(visit, draft, lambda text: (_with_rule(text, old_name, None), f"removed {old_name}"))
+            return self._kept(
+                visit, draft, lambda text: (_with_rule(_settings(text), old_name, None), f"removed {old_name}")
+            )
         rows = _rows_typed(visit)
-        vocabulary = self._vocabulary(draft.text)
+        vocabulary = self._vocabulary(_known(draft.text))
         kinds = vocabulary.kinds()
         faults = {number: fault for number, row in rows if (fault := _row_fault(row, vocabulary, kinds))}
         groups: dict[int, list[Row]] = {}
@@ -207,10 +210,11 @@ class DraftPages:
         when = text_of(joined, kinds)
 
         def edit(text: str) -> tuple[str, str]:
-            old = next((one for one in _settings(text).rules if one.name == old_name), None)
+            settings = _settings(text)
+            old = next((one for one in settings.rules if one.name == old_name), None)
             is_same = old is not None and rows_of(old.when, kinds) == joined
             made = replace(rule, when=old.when if is_same and old is not None else when)
-            return _with_rule(text, old_name, made), f"{'changed' if old_name else 'added'} {rule.name}"
+            return _with_rule(settings, old_name, made), f"{'changed' if old_name else 'added'} {rule.name}"
 
         return self._kept(visit, draft, edit, rule.name, then_preview=visit.text("do") == "preview")
 
@@ -220,7 +224,7 @@ class DraftPages:
         lines = [line.strip() for line in visit.text("entries").split("\n")]
         entries = list(dict.fromkeys(line for line in lines if line))
         adds = visit.text("do", "add") == "add"
-        faults = _list_faults(name, day, lines) if adds else []
+        faults = _list_faults(name, day, lines) if adds else _day_faults(day)
         if faults:
             typed = Typed(refused=f"Not saved: {' '.join(faults)}", texts=visit.texts())
             return self._refused(visit, draft, typed, "")
@@ -253,7 +257,7 @@ class DraftPages:
     def keep_text(self, visit: Visit) -> Answer:
         """Save a text as it is, with its faults."""
         draft = self._draft(visit)
-        if not (self._may_read(visit, draft.text) and visit.text("text")):
+        if not (self._may_read(visit, _known(draft.text)) and visit.text("text")):
             raise PageRefused(
                 403, "Your roles do not see the entries of lists in this text: change rules and lists instead."
             )
@@ -290,7 +294,7 @@ class DraftPages:
     def _conflict(self, visit: Visit, current: SavedDraft, mine: str) -> Shown:
         if visit.is_api:
             raise PageRefused(409, f"{current.by} has saved version {current.version} meanwhile. Nothing was saved.")
-        may_read = self._may_read(visit, current.text) and self._may_read(visit, mine)
+        may_read = self._may_read(visit, _known(current.text)) and self._may_read(visit, _known(mine))
         typed = {name: text for name, text in visit.texts().items() if name not in ("version", "text", "do")}
         view = {"draft": current, "mine": mine if may_read else "", "typed": typed, "may_read": may_read}
         self._note_read(visit, current, may_read=may_read)
@@ -367,20 +371,13 @@ class DraftPages:
     def _facts(self, text: str) -> PolicyFacts:
         return policy_facts(self._source, draft_source(text), bundle_thresholds(self._source, None))
 
-    def _vocabulary(self, text: str) -> Vocabulary:
-        """Return the names that the draft's conditions may use; without lists if it cannot be read."""
-        lists: Mapping[str, frozenset[str]] = {}
-        with suppress(PageRefused, Misconfigured):
-            lists = {name: frozenset(entries) for name, entries in _settings(text).lists.items()}
-        return policy_vocabulary(self._decided.catalogue, lists)
+    def _vocabulary(self, settings: PolicySettings | None) -> Vocabulary:
+        """Return the names that a draft's conditions may use; without lists if it cannot be read."""
+        return policy_vocabulary(self._decided.catalogue, {} if settings is None else _entries_of(settings))
 
-    def _may_read(self, visit: Visit, text: str) -> bool:
-        """Return whether the person may read a text: entries of lists may be ids of cards."""
-        if visit.person.sees_cards:
-            return True
-        with suppress(PageRefused, Misconfigured):
-            return not _settings(text).lists
-        return False
+    def _may_read(self, visit: Visit, settings: PolicySettings | None) -> bool:
+        """Return whether the person may read a draft's text: entries of lists may be ids of cards."""
+        return visit.person.sees_cards or (settings is not None and not settings.lists)
 
     def _note_read(self, visit: Visit, draft: SavedDraft, *, may_read: bool) -> None:
         if may_read and "lists" in draft.text:
@@ -396,7 +393,7 @@ class DraftPages:
         with suppress(Misconfigured):
             review_at, decline_at = bundle_thresholds(self._source, None)
         found = [problem for name, entries in settings.lists.items() for problem in list_problems(name, entries)]
-        lists = {name: frozenset(entries) for name, entries in settings.lists.items()}
+        lists = _entries_of(settings)
         catalogue = self._decided.catalogue
         limits = {"review_at": review_at, "decline_at": decline_at}
         return settings, found + policy_problems(settings, lists=lists, catalogue=catalogue, **limits)
@@ -405,7 +402,7 @@ class DraftPages:
         settings, faults = self._faults(draft.text)
         rules = () if settings is None else settings.rules
         own = {one.name: one for one in self._decided.policy().settings.rules}
-        vocabulary = self._vocabulary(draft.text)
+        vocabulary = self._vocabulary(settings)
         listed = []
         for one in rules:
             of_rule = [fault for fault in faults if fault.startswith(f'policy.rules "{one.name}"')]
@@ -421,7 +418,7 @@ class DraftPages:
                 }
             )
         chosen = typed.rule or next((one for one in rules if one.name == rule_name), None)
-        may_read = self._may_read(visit, draft.text)
+        may_read = self._may_read(visit, settings)
         self._note_read(visit, draft, may_read=may_read)
         digest = "" if settings is None or faults else _digest(settings)
         replay = self._replays.newest_of(digest) if digest else None
@@ -528,8 +525,20 @@ def _settings(text: str) -> PolicySettings:
     return draft_source(text).section("policy", PolicySettings)
 
 
+def _known(text: str) -> PolicySettings | None:
+    """Return the settings of a text; None if it cannot be read."""
+    with suppress(PageRefused, Misconfigured):
+        return _settings(text)
+    return None
+
+
+def _entries_of(settings: PolicySettings) -> dict[str, frozenset[str]]:
+    """Return the entries of each list. A draft names no file, so they are all in it."""
+    return {name: frozenset(entries) for name, entries in settings.lists.items()}
+
+
 def _text_of(settings: PolicySettings) -> str:
-    return policy_text(settings, {name: frozenset(entries) for name, entries in settings.lists.items()})
+    return policy_text(settings, _entries_of(settings))
 
 
 def _check_length(text: str) -> None:
@@ -538,12 +547,11 @@ def _check_length(text: str) -> None:
 
 
 def _digest(settings: PolicySettings) -> str:
-    return policy_digest(settings, {name: frozenset(entries) for name, entries in settings.lists.items()})
+    return policy_digest(settings, _entries_of(settings))
 
 
-def _with_rule(text: str, name: str, rule: ConfiguredRule | None) -> str:
+def _with_rule(settings: PolicySettings, name: str, rule: ConfiguredRule | None) -> str:
     """Return a text with another rule in the place of one, without it for None, or with a new one at its end."""
-    settings = _settings(text)
     if name and all(one.name != name for one in settings.rules):
         raise PageRefused(409, f"There is no rule {name} in this draft.")
     made = [] if rule is None else [rule]
@@ -582,11 +590,7 @@ def _list_faults(name: str, day: str, lines: Sequence[str]) -> list[str]:
     found = []
     if not is_plain_name(name) or split_name(name)[1]:
         found.append("The list's name: wanted at most 64 of a to z, 0 to 9 and _, and no day.")
-    try:
-        if day:
-            datetime.datetime.strptime(day, "%Y-%m-%d")
-    except ValueError:
-        found.append(f"Until: wanted a day such as 2026-12-31, got {day}.")
+    found += _day_faults(day)
     for number, line in enumerate(lines):
         if line.startswith("@"):
             found.append(f"Line {number + 1}: an entry cannot begin with @.")
@@ -594,6 +598,15 @@ def _list_faults(name: str, day: str, lines: Sequence[str]) -> list[str]:
             found.append(f"Line {number + 1}: wanted at most {ENTRY_BYTES_MAX} bytes.")
     more = len(found) - _FAULTS_SHOWN
     return [*found[:_FAULTS_SHOWN], f"And {more} more."] if more > 0 else found
+
+
+def _day_faults(day: str) -> list[str]:
+    try:
+        if day:
+            day_of(day)
+    except ValueError:
+        return [f"Until: wanted a day such as 2026-12-31, got {day}."]
+    return []
 
 
 def _notes(rule: ConfiguredRule, vocabulary: Vocabulary, now_ms: int) -> list[str]:
@@ -606,7 +619,7 @@ def _notes(rule: ConfiguredRule, vocabulary: Vocabulary, now_ms: int) -> list[st
         found.append("It holds for every payment.")
     if not rule.until:
         found.append("It has no last day.")
-    elif rule.until < _day(now_ms):
+    elif not _day_faults(rule.until) and end_of_day_ms(rule.until) <= now_ms:
         found.append(f"It ended on {rule.until}, and does nothing.")
     return found
 
@@ -623,11 +636,7 @@ def _lists(settings: PolicySettings, now_ms: int, *, may_read: bool) -> list[dic
                 "until": day,
                 "entries": len(entries),
                 "first": first,
-                "is_over": bool(day) and day < _day(now_ms),
+                "is_over": bool(day) and end_of_day_ms(day) <= now_ms,
             }
         )
     return found
-
-
-def _day(now_ms: int) -> str:
-    return datetime.datetime.fromtimestamp(now_ms / 1000, datetime.UTC).date().isoformat()

@@ -95,8 +95,10 @@ class PolicySection:
             review_cost_minor=costs.review_cost_minor,
             miner=lambda last_ms: RuleMiner(decided, costs, last_ms=last_ms),
         )
-        spread = lambda now_ms: self.fired.known(now_ms).spread  # noqa: E731
-        self.drafts = DraftPages(source, desk, decided, saved, self.replays, self._wake.set, spread)
+        self.drafts = DraftPages(source, desk, decided, saved, self.replays, self._wake.set, self._spread_now)
+
+    def _spread_now(self, now_ms: int) -> Spread:
+        return self.fired.known(now_ms).spread
 
     def section(self) -> Section:
         """Return the section."""

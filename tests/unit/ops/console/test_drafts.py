@@ -170,6 +170,17 @@ def test_lists_take_a_thousand_lines_and_say_what_came_twice(world: PolicyWorld)
     assert "wanted at most 1024 kB" in many.text
 
 
+def test_a_last_day_of_a_list_may_be_typed_without_zeros(world: PolicyWorld) -> None:
+    browser = world.browser("demo-lead")
+    address = begun(browser)
+    form = {"list": "blocked", "entries": "late", "why": "w", "until": "2027-1-5"}
+    assert post(browser, address, "list", 1, **form, do="add").status_code == 303
+    assert settings_of(world, address).lists["blocked_until_20270105"] == ("late",)
+    assert "Until:" in post(browser, address, "list", 2, **{**form, "until": "soon"}, do="remove").text
+    assert post(browser, address, "list", 2, **form, do="remove").status_code == 303
+    assert set(settings_of(world, address).lists) == {"blocked"}
+
+
 def test_a_preview_says_whom_a_rule_hits_and_doubts_a_heavy_one(world: PolicyWorld) -> None:
     browser = world.browser("demo-lead")
     address = begun(browser)
