@@ -92,7 +92,7 @@ class ErasureKeys:
         try:
             make_parent(path)
             write_synced(new, header + hashlib.sha256(header).digest())
-            # Of two processes that make the file one wins, and both open its file.
+            # If two processes make the file at once, the first one's stays, and both open it.
             with suppress(FileExistsError):
                 os.link(new, path)
             new.unlink()

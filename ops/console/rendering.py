@@ -208,7 +208,7 @@ def as_json(value: Any) -> Any:
 
 
 ENGLISH = Locale("en")
-# No amount has so many digits. A feature of a broken record may have them.
+# An amount is always below this. A feature of a broken record may be above.
 _DIGITS_BELOW = 1e20
 LOCALE: ContextVar[Locale] = ContextVar("locale", default=ENGLISH)
 """The locale of the person whose request is answered: of numbers, shares and money."""
