@@ -84,7 +84,7 @@ def test_kafka_away_longer_than_the_sessions_ends_and_loses_nothing(tmp_path: Pa
             # 1.
             if code != 0:
                 assert code == 1
-                assert log.splitlines()[-1].startswith("paywarden: the pipeline did not stop within ")
+                assert log.splitlines()[-1].startswith("paywarden: the stream did not stop within ")
             assert "Traceback" not in log
             # A minute without Kafka must not bury the rest of the log. (FAIL is librdkafka's word.)
             assert len([line for line in log.splitlines() if " FAIL " not in line]) < 100
