@@ -66,11 +66,11 @@ SHOP_COLUMNS = (
 """The columns besides those that every payment has."""
 TRUTH_FILE = "truth.parquet"
 TRUTH_COLUMNS = (
-    ("payment_id", "string", "", "The payment's id, in the order of payments.parquet."),
-    ("fraud_probability", "double", "0 to 1", "The probability with which the payment's label was drawn."),
-    ("situation", "string", "", f"The situation that the payment is part of: {', '.join(SITUATIONS)}."),
+    ("payment_id", "string", "The payment's id, in the order of payments.parquet."),
+    ("fraud_probability", "double", "The probability with which the payment's label was drawn."),
+    ("situation", "string", f"The situation that the payment is part of: {', '.join(SITUATIONS)}."),
 )
-"""The columns of TRUTH_FILE: name, type, unit and meaning."""
+"""The columns of TRUTH_FILE: name, type and meaning."""
 
 
 class ShopTables(NamedTuple):

@@ -6,7 +6,7 @@ How it works:
 2. differences.parquet holds the payments for which champion and challenger take different actions: both scores, both
    actions, and the label known in the end.
 3. Each file is written under the name NAME.unfinished. It gets its own name only when the replay has succeeded.
-4. DECISION_COLUMNS and DIFFERENCE_COLUMNS describe every column with unit and meaning.
+4. DECISION_COLUMNS and DIFFERENCE_COLUMNS describe every column.
 
 Example: of 14,000 payments, champion and challenger disagree about 120. decisions.parquet has 14,000 rows and
 differences.parquet 120.
@@ -37,7 +37,6 @@ from paywarden.schemas.errors import Misconfigured
 DECISIONS, DIFFERENCES = "decisions.parquet", "differences.parquet"
 PAYMENT_ID, VECTOR = "payment_id", "vector"
 _TEXT, _ACTION_TYPE = pa.string(), pa.dictionary(pa.int8(), pa.string())
-_SCORE_UNIT, _TIME_UNIT = "0 to 1", "ms since 1970, UTC"
 
 
 class OutputColumn(NamedTuple):
@@ -45,57 +44,54 @@ class OutputColumn(NamedTuple):
 
     name: str
     kind: pa.DataType
-    unit: str
     meaning: str
 
 
 _PAYMENT = (
-    OutputColumn(PAYMENT_ID, _TEXT, "", "The payment's id, unique per attempt."),
-    OutputColumn("event_time_ms", pa.int64(), _TIME_UNIT, "When the payment was attempted."),
-    OutputColumn("card_id", _TEXT, "", "The token that stands for the card."),
-    OutputColumn("merchant_id", _TEXT, "", "The payee."),
+    OutputColumn(PAYMENT_ID, _TEXT, "The payment's id, unique per attempt."),
+    OutputColumn("event_time_ms", pa.int64(), "When the payment was attempted."),
+    OutputColumn("card_id", _TEXT, "The token that stands for the card."),
+    OutputColumn("merchant_id", _TEXT, "The payee."),
 )
 _REFERENCE_AMOUNT = OutputColumn(
     "amount_reference_minor",
     pa.int64(),
-    "minor units of the reference currency",
     "The amount at the rate of the payment's time; null without a rate.",
 )
-_LABEL = OutputColumn("label", _TEXT, "", "fraud or genuine, by the last known outcome; null without an outcome.")
+_LABEL = OutputColumn("label", _TEXT, "fraud or genuine, by the last known outcome; null without an outcome.")
 
 DECISION_COLUMNS = (
     *_PAYMENT,
-    OutputColumn("amount_minor", pa.int64(), "minor units of `currency`", "The amount as it was paid."),
-    OutputColumn("currency", pa.dictionary(pa.int32(), pa.string()), "", "ISO 4217 code of the amount."),
+    OutputColumn("amount_minor", pa.int64(), "The amount as it was paid, in minor units of `currency`."),
+    OutputColumn("currency", pa.dictionary(pa.int32(), pa.string()), "ISO 4217 code of the amount."),
     _REFERENCE_AMOUNT,
-    OutputColumn("score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
-    OutputColumn("action", _ACTION_TYPE, "", "approve, review or decline."),
+    OutputColumn("score", pa.float64(), "The champion's probability of fraud."),
+    OutputColumn("action", _ACTION_TYPE, "approve, review or decline."),
     OutputColumn(
         "reasons",
         pa.list_(pa.string()),
-        "",
         "The thresholds and rules (as `rule:NAME`) that asked for this action. A replay names no features.",
     ),
-    OutputColumn("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
+    OutputColumn("model_version", pa.dictionary(pa.int8(), pa.string()), "The bundle that scored the payment."),
     _LABEL,
 )
 VECTOR_COLUMN = OutputColumn(
-    VECTOR, pa.binary(), "", "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
+    VECTOR, pa.binary(), "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
 )
 _CODED = pa.dictionary(pa.int32(), pa.string())
 # Written with vectors: drift detection reads them together (`paywarden drift backtest`).
 SEGMENT_COLUMNS = (
-    OutputColumn("channel", _CODED, "", "With `--vectors`: the payment's channel."),
-    OutputColumn("country", _CODED, "", "With `--vectors`: the payment's country."),
-    OutputColumn("mcc", _CODED, "", "With `--vectors`: the payment's merchant category."),
+    OutputColumn("channel", _CODED, "With `--vectors`: the payment's channel."),
+    OutputColumn("country", _CODED, "With `--vectors`: the payment's country."),
+    OutputColumn("mcc", _CODED, "With `--vectors`: the payment's merchant category."),
 )
 DIFFERENCE_COLUMNS = (
     *_PAYMENT,
     _REFERENCE_AMOUNT,
-    OutputColumn("champion_score", pa.float64(), _SCORE_UNIT, "The champion's score."),
-    OutputColumn("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's score."),
-    OutputColumn("champion_action", _ACTION_TYPE, "", "The champion's action."),
-    OutputColumn("challenger_action", _ACTION_TYPE, "", "The challenger's action."),
+    OutputColumn("champion_score", pa.float64(), "The champion's score."),
+    OutputColumn("challenger_score", pa.float64(), "The challenger's score."),
+    OutputColumn("champion_action", _ACTION_TYPE, "The champion's action."),
+    OutputColumn("challenger_action", _ACTION_TYPE, "The challenger's action."),
     _LABEL,
 )
 

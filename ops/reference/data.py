@@ -7,7 +7,7 @@ Where its words come from:
     decisions, differences  DECISION_COLUMNS and DIFFERENCE_COLUMNS in models/replay/files.py
     metrics.json            the docstring below each field of the dataclasses it is made of
 
-A field without a meaning raises Undocumented, and so does a number without a unit. The page therefore has all of them.
+A field without a meaning raises Undocumented. The page therefore has all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import re
 import textwrap
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,70 +55,10 @@ from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 
-_NUMBER = re.compile(r"\b(long|int|double)\b")
-_TIME, _MONEY, _SHARE = "ms since 1970, UTC", "minor units of the reference currency", "0 to 1"
-# The first that a name matches. Numbers that nothing here matches have no unit: that is an error.
-_UNITS = (
-    (r".*time_ms(_low|_high)?|timestamp_ms|kafka_timestamp_ms", _TIME),
-    (r".*_ms", "ms"),
-    (r".*_us", "µs"),
-    (r".*_minor", _MONEY),
-    (r".*_minutes", "minutes"),
-    (r"(.*_)?days", "days"),
-    (
-        r".*(share|precision|recall|score|auc_roc|brier_score|calibration_error)(_at_100|_per_day)?(_low|_high|_interval)?",
-        _SHARE,
-    ),
-    (r"low|high|threshold|propensity|.*_at|equal_.*|score_difference_max", _SHARE),
-    (r"mean|quantiles|largest_.*|rank_correlation", "-1 to 1"),
-    (r"ratio.*|population_stability_index", "no unit"),
-    (r"value", "of the statistic"),
-    (r"current|expected", "of the signal"),
-    (r"edges", "of the subject"),
-    (r"deviation", "standard deviations"),
-    (r"evidence.*", "decimal logarithm"),
-    (r"log_evidence", "natural logarithm"),
-    (r"payments_per_second", "payments per second"),
-    (r"kafka_partition|kafka_offset|partition|offset|number", "number"),
-    (
-        r"payments.*|frauds.*|.*_count|counts|missing|labelled|approved|reviewed|declined|rules|policy_segments|alone"
-        r"|reviews.*|found_per_day|genuine|fraud|decisions.*|repeated|only_.*|without_outcome|excluded.*|left_out.*|actions"
-        r"|score_differences|flag.*",
-        "count",
-    ),
-)
-# Where a name has another unit than elsewhere: by topic or class, and name.
-_OTHER_UNITS = {
-    ("payments", "amount_minor"): "minor units of `currency`",
-    ("decisions", "amount_minor"): "minor units of `currency`",
-    ("verdicts", "turn"): "count",
-    ("drift-alerts", "threshold"): "of the statistic",
-    ("drift-alerts", "unchanged_low"): "of the signal",
-    ("drift-alerts", "unchanged_high"): "of the signal",
-    ("drift-alerts", "outside"): "0 to 1",
-    ("drift-alerts", "reminders"): "count",
-    ("AtCapacity", "days"): "days since 1970",
-    ("BurstMeasures", "bursts"): "count",
-    ("ReplayFacts", "overlay_hosts"): "count",
-    ("BurstMeasures", "stopped"): "count",
-    ("BurstMeasures", "approved_before_stop"): "payments",
-    ("BurstMeasures", "approved_before_stop_interval"): "payments",
-    ("FirstStrikes", "stopped"): "count",
-    ("Detected", "false_positives_per_fraud"): "payments",
-    ("WeightedMeasures", "weight_max"): "payments",
-    ("WeightedMeasures", "clipped"): "count",
-    ("WeightedMeasures", "effective_payments"): "payments",
-    ("WeightedMeasures", "effective_frauds"): "payments",
-    ("PolicyValue", "effective_payments"): "payments",
-    ("PolicyValue", "value_minor_interval"): _MONEY,
-}
-
-
 # Topics that only Paywarden writes and reads.
 _OF_OUR_OWN = ("profiles", "drift-acknowledgements", "console-events", "dead-letters-retried")
 # Topics that Paywarden writes and its own commands show.
 _SHOWN_BY_COMMANDS = ("model-registry", "shadow-decisions")
-_USUAL_UNITS = (_TIME, _MONEY, _SHARE, "count", "number", "no unit")
 
 
 class PageLine(NamedTuple):
@@ -127,7 +66,6 @@ class PageLine(NamedTuple):
 
     name: str
     kind: str
-    unit: str
     meaning: str
 
 
@@ -143,12 +81,15 @@ def data_page() -> str:
             f"has the schemas of all topics, with the meaning of each field. {MADE_FROM_CODE}"
         ),
         *prose(
-            "In brackets: type and unit. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
+            "In brackets: the type. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
             "integers by name. Money is in whole minor units, of the reference currency unless a line says otherwise: "
-            "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since 1970-01-01T00:00:00Z. Shares, "
-            "probabilities and measures such as recall are from 0 to 1. Other numbers without a unit are counts or "
-            "ratios. `NAME_interval` (number[]) is the 95 % interval of NAME, `NAME_low` and `NAME_high` its ends, by "
-            "Wilson. Ids of cards, merchants and devices are tokens of your own."
+            "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. A number whose name ends in `time_ms` or `timestamp_ms` is "
+            "a time: milliseconds since 1970-01-01T00:00:00Z. Any other `_ms`, `_us`, `_minutes` or `_days` is a span "
+            "in that unit. Shares, probabilities and measures such as recall are from 0 to 1, and differences of "
+            "scores from -1 to 1. The `evidence` of an alert is a decimal logarithm. Other numbers are counts, "
+            "ratios, or values of an alert's statistic or signal. `NAME_interval` (number[]) is the 95 % interval of "
+            "NAME, `NAME_low` and `NAME_high` its ends, by Wilson. Ids of cards, merchants and devices are tokens of "
+            "your own."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -197,7 +138,7 @@ def _replay() -> Iterator[str]:
         "has the challenger's, `comparison` those of *champion against challenger*, and `archived_decisions` those of "
         "*live against replay*. A value that cannot be computed is null. The report shows the same numbers."
     )
-    yield from _list([PageLine("payments_per_second", "number", "", _SPEED)])
+    yield from _list([PageLine("payments_per_second", "number", _SPEED)])
     for title, made_of in _METRICS:
         yield from (f"#### {title}", "", *_list(_of_dataclass(made_of)))
 
@@ -245,10 +186,7 @@ def _archive() -> Iterator[str]:
         TIMESTAMP: "Kafka's timestamp of the record; 0 without one.",
     }
     yield from _list(
-        [
-            PageLine(name, str(schema.field(name).type), _unit("an archive", name), text)
-            for name, text in meanings.items()
-        ],
+        [PageLine(name, str(schema.field(name).type), text) for name, text in meanings.items()],
     )
 
 
@@ -271,7 +209,7 @@ def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
     repeated = [line for line in lines if (line.name, line.meaning) in known]
     if len(repeated) > 2:
         names = "`, `".join(line.name for line in repeated)
-        yield PageLine(names, "", "", "The fields of the [payment](#payments).")
+        yield PageLine(names, "", "The fields of the [payment](#payments).")
     for line in lines:
         if len(repeated) <= 2 or line not in repeated:
             yield line
@@ -283,12 +221,10 @@ def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
 def _of_column(column: replay_files.OutputColumn) -> PageLine:
     kind = column.kind
     if pa.types.is_list(kind):
-        return PageLine(column.name, f"{kind.value_type}[]", column.unit, column.meaning)
+        return PageLine(column.name, f"{kind.value_type}[]", column.meaning)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.unit:
-        raise Undocumented(f"column {column.name} is a number without a unit")
-    return PageLine(column.name, str(kind), column.unit, column.meaning)
+    return PageLine(column.name, str(kind), column.meaning)
 
 
 def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[PageLine]:
@@ -299,7 +235,7 @@ def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[Page
         default = field.get("default")
         usual = "" if default in (None, [], "") else f", default {default}"
         shown = "" if kind == "string" and not usual else kind + usual
-        yield PageLine(name, shown, _avro_unit(topic, field["name"], kind), _meaning(topic, field))
+        yield PageLine(name, shown, _meaning(topic, field))
         if inner is not None:
             yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
 
@@ -322,18 +258,13 @@ def _avro_kind(kind: Any) -> tuple[str, dict[str, Any] | None, bool]:
     return str(kind["type"]), None, False
 
 
-def _avro_unit(topic: str, name: str, kind: str) -> str:
-    return _unit(topic, name) if _NUMBER.search(kind) and not kind.startswith("one of") else ""
-
-
 def _of_dataclass(made_of: type) -> Iterator[PageLine]:
     docs, hints = field_docs(made_of), get_type_hints(made_of)
     for field in dataclasses.fields(made_of):
         if field.name not in docs:
             raise Undocumented(f"{made_of.__name__}.{field.name} has no docstring")
-        text, is_number = _json_kind(hints[field.name])
-        unit = _unit(made_of.__name__, field.name) if is_number else ""
-        yield PageLine(field.name, "" if text in ("integer", "number") else text, unit, docs[field.name])
+        kind = _json_kind(hints[field.name])
+        yield PageLine(field.name, "" if kind in ("integer", "number") else kind, docs[field.name])
 
 
 def _with_intervals(lines: Iterable[PageLine]) -> Iterator[PageLine]:
@@ -374,25 +305,21 @@ def field_docs(made_of: type) -> dict[str, str]:
     return docs
 
 
-def _json_kind(hint: Any) -> tuple[str, bool]:
-    """The form of a type in JSON, and whether it is a number or holds numbers."""
+def _json_kind(hint: Any) -> str:
+    """The form of a type in JSON."""
     if get_origin(hint) in (Union, types.UnionType):
         (other,) = [part for part in get_args(hint) if part is not type(None)]
-        text, is_number = _json_kind(other)
-        return f"{text.removesuffix('?')}?", is_number
+        return f"{_json_kind(other).removesuffix('?')}?"
     if get_origin(hint) in (list, tuple):
-        text, is_number = _json_kind(get_args(hint)[0])
-        return f"{text}[]", is_number
+        return f"{_json_kind(get_args(hint)[0])}[]"
     if get_origin(hint) is dict:
-        text, is_number = _json_kind(get_args(hint)[1])
-        return f"{text}{{}}", is_number
+        return f"{_json_kind(get_args(hint)[1])}{{}}"
     if hint is costs.CostSettings:
-        return "[costs](settings.md#costs)", False
+        return "[costs](settings.md#costs)"
     if dataclasses.is_dataclass(hint):
         title = next(title for title, made_of in _METRICS if made_of is hint)
-        return f"[object](#{title.lower().replace(' ', '-')})", False
-    names = {int: "integer", float: "number", str: "text", bool: "true or false"}
-    return names[hint], hint in (int, float)
+        return f"[object](#{title.lower().replace(' ', '-')})"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[hint]
 
 
 def _meaning(topic: str, field: dict[str, Any]) -> str:
@@ -402,25 +329,9 @@ def _meaning(topic: str, field: dict[str, Any]) -> str:
     return str(field["doc"]).replace(", epoch milliseconds UTC", "")
 
 
-def _unit(where: str, name: str) -> str:
-    """The unit of a number, which follows from its name. `where` is its topic or class."""
-    other = _OTHER_UNITS.get((where, name))
-    if other is not None:
-        return other
-    for pattern, unit in _UNITS:
-        if re.fullmatch(pattern, name):
-            return unit
-    raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference/data.py")
-
-
 def _list(lines: Iterable[PageLine]) -> list[str]:
-    noted = ((line.name, (line.kind, _shown_unit(line.unit)), line.meaning) for line in _with_intervals(lines))
+    noted = ((line.name, (line.kind,), line.meaning) for line in _with_intervals(lines))
     return [*(entry(*line) for line in noted), ""]
-
-
-def _shown_unit(unit: str) -> str:
-    """The unit; empty for a unit that the head of the page gives to all numbers."""
-    return "" if unit in _USUAL_UNITS else unit
 
 
 def _listed(names: Sequence[str]) -> str:

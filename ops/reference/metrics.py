@@ -6,7 +6,6 @@ Prometheus's own client library for their names, types, labels and help texts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, entry, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, code, entry, prose
 
 _SERVICES = (
     (
@@ -44,25 +43,6 @@ _PROCESS = (
     "`stream`, `companion` and `shadow` also show `process_…` (CPU, memory, open files, start), `python_gc_…` and "
     "`python_info`. `paywarden_store_…` exist with `[store] kind` aerospike."
 )
-# The unit of a metric, by the first pattern that its name matches.
-_UNITS = (
-    (r".*_timestamp_seconds", "seconds since 1970, UTC"),
-    (r".*_seconds", "seconds"),
-    (r".*_bytes", "bytes"),
-    (r".*_total", "count"),
-    (r".*_minor", "minor units of the reference currency"),
-    (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
-    (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out|refuses|info|phase|finding|unreadable)", "0 or 1"),
-    (r".*_training_distance", "PSI"),
-    (
-        r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|companion_shards|set_aside_entries"
-        r"|moving_partitions)",
-        "count",
-    ),
-)
-# The head of the page gives these to every metric that has them.
-_USUAL_UNITS = ("count", "0 to 1", "0 or 1")
 
 
 def metrics_page() -> str:
@@ -72,7 +52,7 @@ def metrics_page() -> str:
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
-            "The labels stand after the name. In brackets: the type, if the metric is no gauge, and the unit. "
+            "The labels stand after the name. In brackets: the type, if the metric is no gauge. "
             "`…_total` is a counter, `…_timestamp_seconds` a Unix time. Shares and measures are from 0 to 1, a "
             "gauge of a state is 0 or 1, and other gauges are counts. A histogram NAME has the series "
             "`NAME_bucket`, `NAME_sum` and `NAME_count`. No label holds a card, a payment or another id of the "
@@ -108,18 +88,7 @@ _Family = tuple[str, str, tuple[str, ...], str]
 def _line(family: _Family) -> str:
     name, kind, labels, text = family
     shown = "" if name.endswith("_total") or kind == "gauge" else kind
-    unit = unit_of(name)
-    obvious = unit in _USUAL_UNITS or name.endswith(("_minor", "_timestamp_seconds", f"_{unit}"))
-    notes = (shown, "" if obvious else unit)
-    return entry(f"{name}{{{','.join(labels)}}}" if labels else name, notes, text)
-
-
-def unit_of(name: str) -> str:
-    """Returns the unit of a metric, which follows from its name. Raises Undocumented where none does."""
-    for pattern, unit in _UNITS:
-        if re.fullmatch(pattern, name):
-            return unit
-    raise Undocumented(f"metric {name} has no unit: add one to ops/reference/metrics.py")
+    return entry(f"{name}{{{','.join(labels)}}}" if labels else name, (shown,), text)
 
 
 class _Recorder(CollectorRegistry):

@@ -9,7 +9,7 @@ MADE_FROM_CODE = "`python -m paywarden.ops.reference` makes this page."
 
 
 class Undocumented(Exception):
-    """A fact without a description: a field without a meaning, for example, or a number without a unit."""
+    """A fact without a description: a field without a meaning, for example."""
 
 
 def prose(text: str) -> list[str]:

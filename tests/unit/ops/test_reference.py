@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.ops.reference import data as reference_data
 from paywarden.ops.reference import reference_pages as reference
 from paywarden.ops.reference import settings_page as reference_settings
 from paywarden.ops.reference.data import field_docs
-from paywarden.ops.reference.metrics import unit_of
 from paywarden.ops.reference.page import Undocumented
 from paywarden.ops.reference.reference_pages import PAGES, main
 from tests.worlds.small import small_world
@@ -82,18 +79,6 @@ def test_a_field_without_a_meaning_is_an_error() -> None:
         list(reference_data._of_dataclass(Half))
 
 
-def test_a_number_without_a_unit_is_an_error() -> None:
-    with pytest.raises(Undocumented, match="column wealth is a number without a unit"):
-        reference_data._of_column(OutputColumn("wealth", pa.int64(), "", "How rich."))
-    with pytest.raises(Undocumented, match="payments: wealth is a number without a unit"):
-        list(reference_data._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))
-
-
 def test_the_example_describes_every_setting() -> None:
     assert list(reference_settings.undescribed()) == []
     assert reference_settings.EXAMPLE.read_text(encoding="utf-8") == reference_settings.example_text()
-
-
-def test_a_metric_without_a_unit_is_an_error() -> None:
-    with pytest.raises(Undocumented, match="metric paywarden_wealth has no unit"):
-        unit_of("paywarden_wealth")
