@@ -381,7 +381,7 @@ class _OpenLoop(_Load):
                 due_s = self._due_s = due_s[:index]
                 break
             tally.begin(at_s)
-            tally.lag.add(now_s - at_s)
+            tally.lag.append(now_s - at_s)
             self._begin(Asked(self._start + at_s, index, body), touched)
             index += 1
         for channel in touched:
