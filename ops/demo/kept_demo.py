@@ -31,7 +31,7 @@ from paywarden.models.drift.detectors import LENGTHS_MS
 from paywarden.ops.demo.demo_desk import PEOPLE, Desk
 from paywarden.ops.demo.kept_load import SHIFTED_CHANNEL, SHIFTED_SHARE, SHIFTED_TIMES, send_later
 from paywarden.ops.demo.live_run import LiveSystem
-from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part
+from paywarden.ops.demo.processes import START_TIMEOUT_S, Patience, running_parts
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import TemporaryFailure
 
@@ -166,7 +166,7 @@ def _console(
         index=json.dumps(str(folder / "decisions.duckdb")),
     )
     config.write_text(live.config.read_text(encoding="utf-8") + more, encoding="utf-8")
-    part: DemoPart = stack.enter_context(running_part("console", config, folder))
+    [part] = stack.enter_context(running_parts(config, folder, ("console",))).parts
     patience = Patience(START_TIMEOUT_S, say)
     while not part.address and not part.has_ended() and not stop.wait(_LOOK_EVERY_S):
         part.read_address()

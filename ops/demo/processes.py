@@ -224,17 +224,6 @@ def running_parts(config: Path, folder: Path, names: Sequence[str] = PARTS) -> I
             part.wait(max(0.0, deadline_s - time.monotonic()))
 
 
-@contextmanager
-def running_part(name: str, config: Path, folder: Path) -> Iterator[DemoPart]:
-    """Start one more process, as `running_parts` does."""
-    part = _started(name, config, folder / f"{name}.log")
-    try:
-        yield part
-    finally:
-        part.ask_to_stop()
-        part.wait(_STOP_TIMEOUT_S)
-
-
 def _started(name: str, config: Path, log_file: Path) -> DemoPart:
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
