@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from paywarden.streams.decision_index.database import Transaction
 from paywarden.streams.decision_index.ledger import NEWEST_OUTCOMES
 
-COUNTED_MAX = 1_000_000
-"""The most decisions that are counted for a page: the newest ones."""
+COUNTED_MAX = 400_000
+"""The most decisions that are counted for a page, the newest ones. Two cores count them in about 0.2 s."""
 SEGMENTS = ("merchant_id", "country", "currency", "channel")
 """The columns of decisions by which the counts may be narrowed."""
 DAY_MS, _HOUR_MS = 86_400_000, 3_600_000

@@ -26,7 +26,7 @@ def filled(database: Database) -> tuple[DecisionIndex, list[Record], list[Record
     chance = random.Random(5)
     decisions, outcomes, verdicts = list[Record](), list[Record](), list[Record]()
     for number in range(400):
-        place = {
+        place: Record = {
             "decided_time_ms": FIRST_MS + chance.randrange(30 * DAY_MS),
             "country": chance.choice(("BR", "DE", None)),
             "amount_minor": chance.randrange(1, 90_000),
@@ -37,10 +37,10 @@ def filled(database: Database) -> tuple[DecisionIndex, list[Record], list[Record
             one = made(number, 0, **place | {"decided_time_ms": place["decided_time_ms"] + later_ms})
             decisions.append(one | {"decision_id": f"d{number}-{later_ms}"})
         for at in range(chance.choice((0, 1, 2))):
-            told = {"payment_id": f"p{number}", "outcome_time_ms": END_MS + at, "label": chance.choice(LABELS)}
+            told: Record = {"payment_id": f"p{number}", "outcome_time_ms": END_MS + at, "label": chance.choice(LABELS)}
             outcomes.append(told | {"source": "chargeback"})
         if place["action"] == "review":
-            said = {"verdict_id": f"v{number}", "decision_id": f"d{number}-0", "payment_id": f"p{number}"}
+            said: Record = {"verdict_id": f"v{number}", "decision_id": f"d{number}-0", "payment_id": f"p{number}"}
             said |= {"payment_hash": key_hash("payment_id", f"p{number}"), "analyst": "ann", "turn": 1}
             said |= {"verdict": chance.choice(("fraud", "genuine", "unsure")), "reason": "", "note": ""}
             verdicts.append(said | {"claimed_ms": END_MS, "time_ms": END_MS + chance.randrange(90_000)})
