@@ -20,30 +20,33 @@ from tests.patience import PATIENCE_S
 from tests.unit.streams.decision_index.test_erasure import erased, take
 from tests.unit.streams.decision_index.test_index import made
 
-CARDS, FORGOTTEN, PAYMENTS = 1_500, 1_000, 3_000
+CARDS, PAYMENTS = 1_500, 3_000
+# An erasure takes some 30 ms: one test forgets a thousand cards, the others a few.
+MANY, FEW = 1_000, 20
 UNTIL_MS = made(PAYMENTS)["decided_time_ms"]
 MARKS = (b"card-number-0", b"payment-id-0", b"device-of-0")
-"""The first two of three cards have ids that begin with these; the other cards' begin with a 1."""
+"""How ids of cards to be forgotten, of their payments and devices begin. Other cards have a 1."""
 
 
-def decisions() -> list[dict[str, Any]]:
-    """Two decisions of each card, half of them with a review; ids of cards to be forgotten begin with 0."""
+def decisions(forgotten: int) -> list[dict[str, Any]]:
+    """Returns two decisions of each card, half of them with a review."""
     found = []
     for number in range(PAYMENTS):
         card = number % CARDS
-        of_card = f"{int(card >= FORGOTTEN)}{card:05d}-{number}"
+        of_card = f"{int(card >= forgotten)}{card:05d}-{number}"
         ids = {"payment_id": f"payment-id-{of_card}", "device_id": f"device-of-{of_card}"}
-        ids["card_id"] = f"card-number-{int(card >= FORGOTTEN)}{card:05d}"
+        ids["card_id"] = f"card-number-{int(card >= forgotten)}{card:05d}"
         found.append(made(number, **ids, action="review" if number % 2 else "approve"))
     return found
 
 
-def fill(database: Database) -> tuple[dict[str, bytes], DecisionIndex]:
+def fill(database: Database, forgotten: int = FEW) -> tuple[dict[str, bytes], DecisionIndex]:
     """Fills an index; returns the random body of each payment."""
     index = DecisionIndex(database, worth=lambda amount, *_: amount)
-    queue, bodies = ReviewQueue(database, ReviewRules()), {}
+    queue = ReviewQueue(database, ReviewRules())
+    bodies: dict[str, bytes] = {}
     for start in range(0, PAYMENTS, 500):
-        some = decisions()[start : start + 500]
+        some = decisions(forgotten)[start : start + 500]
         bodies |= {each["payment_id"]: os.urandom(32) for each in some}
         with database.transaction() as transaction:
             index.add_decisions(transaction, [Stored(each, bodies[each["payment_id"]]) for each in some])
@@ -52,8 +55,8 @@ def fill(database: Database) -> tuple[dict[str, bytes], DecisionIndex]:
     return bodies, index
 
 
-def forget_all(database: Database) -> None:
-    cards = [f"card-number-0{card:05d}" for card in range(FORGOTTEN)]
+def forget_all(database: Database, forgotten: int = FEW) -> None:
+    cards = [f"card-number-0{card:05d}" for card in range(forgotten)]
     take(database, [erased({"card_id": card}, UNTIL_MS) for card in cards], batch=100)
 
 
@@ -70,10 +73,10 @@ def on_disk(folder: Path) -> bytes:
 
 def test_no_byte_of_a_thousand_forgotten_cards_is_in_the_file(tmp_path: Path) -> None:
     with closing(DuckDbDatabase(tmp_path / "index.duckdb")) as database:
-        bodies, index = fill(database)
+        bodies, index = fill(database, MANY)
         gone = {body for payment, body in bodies.items() if payment.startswith("payment-id-0")}
-        assert len(gone) == 2 * FORGOTTEN
-        forget_all(database)
+        assert len(gone) == 2 * MANY
+        forget_all(database, MANY)
     disk = on_disk(tmp_path)
     # What this test looks for is found in a file whose rows are deleted and nothing more.
     assert all(body in disk for body in gone)
@@ -116,14 +119,14 @@ def test_a_purge_waits_for_readers_and_gives_up_behind_a_long_one(
         with database.reading() as transaction:
             with pytest.raises(IndexUnavailable, match="is being read"):
                 database.purge()
-            assert transaction.execute("SELECT count(*) FROM decisions") == [(PAYMENTS - 2 * FORGOTTEN,)]
+            assert transaction.execute("SELECT count(*) FROM decisions") == [(PAYMENTS - 2 * FEW,)]
         monkeypatch.setattr(module, "_READERS_WAIT_S", PATIENCE_S)
         is_stopped, errors = threading.Event(), []
 
         def read() -> None:
             while not is_stopped.is_set():
                 with database.reading() as transaction:
-                    if transaction.execute("SELECT count(*) FROM decisions") != [(PAYMENTS - 2 * FORGOTTEN,)]:
+                    if transaction.execute("SELECT count(*) FROM decisions") != [(PAYMENTS - 2 * FEW,)]:
                         errors.append("another count")
 
         readers = [threading.Thread(target=read) for _ in range(3)]
