@@ -52,8 +52,9 @@ _RUNS_MAX = 32
 _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 # How much longer than `timeout_ms` a client waits for the server's own word about it.
 _GRACE_S = 2.0
-# A search takes at most seconds. Behind a longer one a new file is thrown away and made again an hour later.
-_READERS_WAIT_S = 30.0
+# Searches wait this long for earlier ones, most of which take a second. Behind a longer one the new file is thrown away
+# and made again an hour later.
+_READERS_WAIT_S = 5.0
 ERASED_FACT = "erased"
 """The fact that rows were erased since the last `purge`."""
 FORMAT = "2"
@@ -222,6 +223,8 @@ class DuckDbDatabase:
             raise Misconfigured(f"the index {path} cannot be opened: {why}. {hint}") from error
         # How many transactions are open, and whether DuckDB has given the file up.
         self._using, self._open_count, self._is_given_up = threading.Condition(), 0, False
+        # Whether the file is being replaced: new transactions wait.
+        self._is_replaced = False
         self._file = file_at(path)
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
@@ -278,6 +281,7 @@ class DuckDbDatabase:
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for one transaction. If that is not committed, it is taken back."""
         with self._using:
+            self._using.wait_for(lambda: not self._is_replaced)
             if self._is_given_up:
                 self._open_anew()
             cursor = self._connection.cursor()
@@ -396,26 +400,32 @@ class DuckDbDatabase:
     def _take_copy(self) -> None:
         """Put the copy in the place of the file while no transaction is open. New ones wait for moments."""
         with self._using:
-            if not self._using.wait_for(lambda: self._open_count == 0, _READERS_WAIT_S):
-                raise IndexUnavailable(
-                    f"the index {self._path} is being read: erased rows stay in its file until later"
-                )
-            self._require_file()
-            # If the file does not open again below, the next transaction tries.
-            self._is_given_up = True
-            self._connection.close()
-            if self._path.with_name(f"{self._path.name}.wal").exists():
-                # DuckDB would add its content to the new file, which has it already.
-                raise IndexUnavailable(
-                    f"the index {self._path} was not closed: erased rows stay in its file until later"
-                )
-            self._copy.replace(self._path)
-            self._file = file_at(self._path)
-            sync_folder(self._path.parent)
-            # A killed process may have left rows there.
-            shutil.rmtree(f"{self._path}.tmp", ignore_errors=True)
-            self._connection = self._connected()
-            self._is_given_up = False
+            self._is_replaced = True
+            try:
+                if not self._using.wait_for(lambda: self._open_count == 0, _READERS_WAIT_S):
+                    raise IndexUnavailable(
+                        f"the index {self._path} is being read: its file keeps erased rows until later"
+                    )
+                self._replace_file()
+            finally:
+                self._is_replaced = False
+                self._using.notify_all()
+
+    def _replace_file(self) -> None:
+        self._require_file()
+        # If the file does not open again below, the next transaction tries.
+        self._is_given_up = True
+        self._connection.close()
+        if self._path.with_name(f"{self._path.name}.wal").exists():
+            # DuckDB would add its content to the new file, which has it already.
+            raise IndexUnavailable(f"the index {self._path} was not closed: its file keeps erased rows until later")
+        self._copy.replace(self._path)
+        self._file = file_at(self._path)
+        sync_folder(self._path.parent)
+        # A killed process may have left rows there.
+        shutil.rmtree(f"{self._path}.tmp", ignore_errors=True)
+        self._connection = self._connected()
+        self._is_given_up = False
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """See Database."""
