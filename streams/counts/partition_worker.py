@@ -28,13 +28,13 @@ from confluent_kafka import IsolationLevel
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.avro import Decoder
-from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, StoreUnavailable, TemporaryFailure
+from paywarden.schemas.errors import InvalidEvent, StoreUnavailable, TemporaryFailure
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
-from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch
 from paywarden.streams.profiles.guards.sources import SourceCheck
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class PartitionWorker:
         self._ends = EndsWatch(
             member.clients.admin, "what is counted", self._positions, isolation=IsolationLevel.READ_UNCOMMITTED
         )
-        self._stalls = StallWatch(member.stall_timeout_s)
+        self._stalls = StallWatch(member.clients.admin, member.stall_timeout_s)
         self._save_at = self._log_at = 0.0
         self._has_joined = False
         self._trouble = ""
@@ -402,11 +402,7 @@ class PartitionWorker:
             if partition is not None and (partition.mark is None or partition.position >= end):
                 partition.mark = end, at_ms
                 partition.passed(partition.position)
-        positions = self._positions()
-        stalled = self._stalls.look(ends, positions)
-        stalled = without_held(self._member.clients.admin, self._stalls, stalled, ends, positions) if stalled else []
-        if stalled:
-            raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the worker begins again")
+        self._stalls.check(ends, self._positions())
 
     def _positions(self) -> dict[PartitionId, int]:
         return self._reader.positions()
