@@ -25,6 +25,7 @@ from threading import Event
 from typing import Any, Protocol, TypeVar, cast
 
 from confluent_kafka import IsolationLevel
+from prometheus_client import Counter, Gauge
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.avro import Decoder
@@ -110,27 +111,19 @@ class GroupMember:
     stall_timeout_s: int
 
 
-class _Counts(Protocol):
-    def inc(self, amount: float = 1) -> None: ...
-
-
-class _Shows(Protocol):
-    def set(self, value: float) -> None: ...
-
-
 class WorkerMetrics(Protocol):
     """The metrics of a worker."""
 
     @property
-    def undecodable(self) -> _Counts:
+    def undecodable(self) -> Counter:
         """Counts records that cannot be decoded."""
 
     @property
-    def retries(self) -> _Counts:
+    def retries(self) -> Counter:
         """Counts how often the worker had to wait for the store."""
 
     @property
-    def store_up(self) -> _Shows:
+    def store_up(self) -> Gauge:
         """1 while the store accepts writes, else 0."""
 
 
