@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Half of what `paywarden demo` does by default: a second run ends within 45 s.
 DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
-# Tests wait for half of their time: five processes keep two cores busy, and seven take longer. Each needs 1 GB.
+# Tests wait much of their time: five processes keep two cores busy, and seven end no earlier. Each needs 1 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, 5 * os.cpu_count() // 2))')
 PERF := whole kernels pipeline drift_counts drift scoring companion overload swap shadow callers gateway clients rollout cold_start faults native_model replay soak overlay console tables spark
 

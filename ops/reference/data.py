@@ -86,10 +86,10 @@ def data_page() -> str:
             "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. A number whose name ends in `time_ms` or `timestamp_ms` is "
             "a time: milliseconds since 1970-01-01T00:00:00Z. Any other `_ms`, `_us`, `_minutes` or `_days` is a span "
             "in that unit. Shares, probabilities and measures such as recall are from 0 to 1, and differences of "
-            "scores from -1 to 1. The `evidence` of an alert is a decimal logarithm. Other numbers are counts, "
-            "ratios, or values of an alert's statistic or signal. `NAME_interval` (number[]) is the 95 % interval of "
-            "NAME, `NAME_low` and `NAME_high` its ends, by Wilson. Ids of cards, merchants and devices are tokens of "
-            "your own."
+            "scores from -1 to 1. The `evidence` of an alert is a decimal logarithm, and the edges of its histograms "
+            "are values of its subject. Other numbers are counts, ratios, or values of an alert's statistic or "
+            "signal. `NAME_interval` (number[]) is the 95 % interval of NAME, `NAME_low` and `NAME_high` its ends, by "
+            "Wilson. Ids of cards, merchants and devices are tokens of your own."
         ),
     ]
     return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
@@ -330,8 +330,7 @@ def _meaning(topic: str, field: dict[str, Any]) -> str:
 
 
 def _list(lines: Iterable[PageLine]) -> list[str]:
-    noted = ((line.name, (line.kind,), line.meaning) for line in _with_intervals(lines))
-    return [*(entry(*line) for line in noted), ""]
+    return [*(entry(line.name, (line.kind,), line.meaning) for line in _with_intervals(lines)), ""]
 
 
 def _listed(names: Sequence[str]) -> str:
