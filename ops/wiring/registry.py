@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
     from paywarden.models.registry.registry_settings import ModelRegistrySettings
+    from paywarden.schemas.avro import SchemaIds
+    from paywarden.streams.kafka.client import KafkaSettings
     from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
     from paywarden.streams.registry.registered_deployment import RegisteredDeployment
     from paywarden.streams.registry.shared_log import SharedLog
@@ -70,10 +72,9 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
     """Yields the log that hosts share on Kafka. Nobody is asked before it is used."""
     from paywarden.models.registry.model_log import LogFile
     from paywarden.streams.registry.shared_log import SharedLog
-    from paywarden.streams.registry.topic import LazyRegistryTopic
 
-    def opened() -> closing[LazyRegistryTopic]:
-        return closing(LazyRegistryTopic(lambda: registry_topic(source)))
+    def opened() -> closing[KafkaRegistryTopic]:
+        return closing(registry_topic(source))
 
     with opened() as topic:
         yield SharedLog(
@@ -173,13 +174,16 @@ def _is_scoring_host(source: Source) -> bool:
 
 
 def registry_topic(source: Source) -> KafkaRegistryTopic:
-    """Returns the topic. Raises BrokerUnavailable if no broker answers, Misconfigured."""
+    """Returns the topic. Its first use raises BrokerUnavailable if no broker answers, Misconfigured."""
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.registry.topic import KafkaRegistryTopic
 
-    kafka = stores.kafka_settings(source)
-    require_broker(kafka)
-    return KafkaRegistryTopic(kafka, stores.schema_ids(source))
+    def connect() -> tuple[KafkaSettings, SchemaIds]:
+        kafka = stores.kafka_settings(source)
+        require_broker(kafka)
+        return kafka, stores.schema_ids(source)
+
+    return KafkaRegistryTopic(connect)
 
 
 def signer(source: Source, key_file: str | None, registry: Registry) -> Signer:

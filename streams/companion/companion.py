@@ -80,7 +80,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import cut_of
 from paywarden.streams.kafka.reading import Consumed, consume_when_there
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
-from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.profiles.changelog import ChangelogDecoder
@@ -217,7 +217,7 @@ class Companion:
         self._shipping = ShippingThread(shipper, self._metrics, self.health)
         self._ends = EndsWatch(clients.admin, self._topic, self._positions, isolation=IsolationLevel.READ_UNCOMMITTED)
         self._identity_watch = IdentityWatch(clients.admin, [self._topic])
-        self._stalls = StallWatch(settings.stall_timeout_s)
+        self._stalls = StallWatch(clients.admin, settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
         # A batch that the mirror has not taken yet.
@@ -275,12 +275,9 @@ class Companion:
     def look_around(self) -> None:
         """Do the work that not every round needs: check the client and a part of the mirror, set the metrics."""
         if (ends := self._ends.look()) is not None:
-            self._metrics.lag(ends, self._positions())
             positions = self._positions()
-            if stalled := self._stalls.look(ends, positions):
-                stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions)
-            if stalled:
-                raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the companion begins again")
+            self._metrics.lag(ends, positions)
+            self._stalls.check(ends, positions)
         self.health.kafka_trouble = self._ends.trouble()
         self._mirror.check()
         self._look_at_marks()

@@ -25,16 +25,17 @@ from threading import Event
 from typing import Any, Protocol, TypeVar, cast
 
 from confluent_kafka import IsolationLevel
+from prometheus_client import Counter, Gauge
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.avro import Decoder
-from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, StoreUnavailable, TemporaryFailure
+from paywarden.schemas.errors import InvalidEvent, StoreUnavailable, TemporaryFailure
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
-from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch
 from paywarden.streams.profiles.guards.sources import SourceCheck
 
 _log = logging.getLogger(__name__)
@@ -110,27 +111,19 @@ class GroupMember:
     stall_timeout_s: int
 
 
-class _Counts(Protocol):
-    def inc(self, amount: float = 1) -> None: ...
-
-
-class _Shows(Protocol):
-    def set(self, value: float) -> None: ...
-
-
 class WorkerMetrics(Protocol):
     """The metrics of a worker."""
 
     @property
-    def undecodable(self) -> _Counts:
+    def undecodable(self) -> Counter:
         """Counts records that cannot be decoded."""
 
     @property
-    def retries(self) -> _Counts:
+    def retries(self) -> Counter:
         """Counts how often the worker had to wait for the store."""
 
     @property
-    def store_up(self) -> _Shows:
+    def store_up(self) -> Gauge:
         """1 while the store accepts writes, else 0."""
 
 
@@ -211,7 +204,7 @@ class PartitionWorker:
         self._ends = EndsWatch(
             member.clients.admin, "what is counted", self._positions, isolation=IsolationLevel.READ_UNCOMMITTED
         )
-        self._stalls = StallWatch(member.stall_timeout_s)
+        self._stalls = StallWatch(member.clients.admin, member.stall_timeout_s)
         self._save_at = self._log_at = 0.0
         self._has_joined = False
         self._trouble = ""
@@ -402,11 +395,7 @@ class PartitionWorker:
             if partition is not None and (partition.mark is None or partition.position >= end):
                 partition.mark = end, at_ms
                 partition.passed(partition.position)
-        positions = self._positions()
-        stalled = self._stalls.look(ends, positions)
-        stalled = without_held(self._member.clients.admin, self._stalls, stalled, ends, positions) if stalled else []
-        if stalled:
-            raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the worker begins again")
+        self._stalls.check(ends, self._positions())
 
     def _positions(self) -> dict[PartitionId, int]:
         return self._reader.positions()

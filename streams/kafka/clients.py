@@ -9,9 +9,9 @@ Pipeline, Companion, Rebuild                     ask it for consumers, senders a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
@@ -22,38 +22,19 @@ from paywarden.streams.kafka.producers import Sender, make_transactional_produce
 from paywarden.streams.kafka.reading import make_consumer
 
 
-class ConsumerFactory(Protocol):
-    """Makes a consumer of a group. Raises Misconfigured for options that the client refuses."""
-
-    def __call__(
-        self, *, group_id: str, session_timeout_ms: int = ..., tells_lost_offsets: bool = ..., gather_ms: int = ...
-    ) -> Consumer: ...
-
-
-class SenderFactory(Protocol):
-    """Makes a sender that collects records for `linger_ms` before it sends them."""
-
-    def __call__(self, *, linger_ms: int) -> Sender: ...
-
-
-class TransactionalProducerFactory(Protocol):
-    """Makes a producer of transactions. Raises Misconfigured for options that the client refuses."""
-
-    def __call__(self, transactional_id: str, *, linger_ms: int, transaction_timeout_ms: int) -> Producer: ...
-
-
 @dataclass(frozen=True)
 class KafkaClients:
     """The clients of one cluster. `admin` is shared; the factories make a new client at each call.
 
-    `settings` gives the topics their names on the cluster.
+    `settings` gives the topics their names on the cluster. The factories take the options of `make_consumer`, `Sender`
+    and `make_transactional_producer` by name.
     """
 
     settings: KafkaSettings
     admin: AdminClient
-    consumer: ConsumerFactory
-    sender: SenderFactory
-    transactional_producer: TransactionalProducerFactory
+    consumer: Callable[..., Consumer]
+    sender: Callable[..., Sender]
+    transactional_producer: Callable[..., Producer]
 
     @classmethod
     def of(cls, settings: KafkaSettings) -> KafkaClients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Message, Producer
 
@@ -31,20 +31,13 @@ def make_producer(
     replaces the setting's. Raises Misconfigured for options that the client refuses.
     """
     options = {
-        **settings.connection(),
-        "enable.idempotence": True,
-        "acks": "all",
+        **_shared_options(settings, linger_ms),
         # No timeout for a record. Callers limit the records in flight, and stop reading at the limit.
         "message.timeout.ms": 0,
-        "linger.ms": linger_ms,
         "delivery.report.only.error": only_failures,
         **compressing(compression or settings.compression),
         # A dead letter holds a whole record of another topic and adds fields.
         "message.max.bytes": message_bytes_max,
-        "queue.buffering.max.messages": 200_000,
-        "queue.buffering.max.kbytes": 256 * 1024,
-        # The partitioner of the Java clients, so that all producers send a key to the same partition.
-        "partitioner": "murmur2_random",
     }
     with named_options():
         return Producer(options)
@@ -55,21 +48,28 @@ def make_transactional_producer(
 ) -> Producer:
     """Like `make_producer`, for transactions. A transaction fails if the broker has not taken its records in time."""
     options = {
-        **settings.connection(),
+        **_shared_options(settings, linger_ms),
         "transactional.id": transactional_id,
         "transaction.timeout.ms": transaction_timeout_ms,
-        "enable.idempotence": True,
-        "acks": "all",
-        "linger.ms": linger_ms,
         "delivery.report.only.error": True,
         **compressing(settings.compression),
         "message.max.bytes": MESSAGE_BYTES_MAX,
-        "queue.buffering.max.messages": 200_000,
-        "queue.buffering.max.kbytes": 256 * 1024,
-        "partitioner": "murmur2_random",
     }
     with named_options():
         return Producer(options)
+
+
+def _shared_options(settings: KafkaSettings, linger_ms: int) -> dict[str, Any]:
+    return {
+        **settings.connection(),
+        "enable.idempotence": True,
+        "acks": "all",
+        "linger.ms": linger_ms,
+        "queue.buffering.max.messages": 200_000,
+        "queue.buffering.max.kbytes": 256 * 1024,
+        # The partitioner of the Java clients, so that all producers send a key to the same partition.
+        "partitioner": "murmur2_random",
+    }
 
 
 # Pairs of name and value, in order. A name may occur more than once.

@@ -66,7 +66,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import Consumed, Record
 from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
-from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.decoder import EventDecoder
@@ -212,7 +212,7 @@ class Pipeline:
             ask_every_s=self._timing.ask_ends_every_s,
             isolation=IsolationLevel.READ_UNCOMMITTED,
         )
-        self._stalls = StallWatch(settings.stall_timeout_s)
+        self._stalls = StallWatch(clients.admin, settings.stall_timeout_s)
         for topic in (self._payments, self._outcomes, *self._repartition):
             self.metrics.expired.labels(topic)
         self._known_ends: dict[PartitionId, int] = {}
@@ -637,11 +637,7 @@ class Pipeline:
             now_ms = self._now_ms()
             of_payments = {place: end for place, end in ends.items() if place[0] == self._payments}
             self._arrivals.ended(of_payments, asked_ms=now_ms - round(1000 * self._ends.age_s) - 1, answered_ms=now_ms)
-            positions = self._consumer.positions()
-            stalled = self._stalls.look(ends, positions)
-            stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions) if stalled else []
-            if stalled:
-                raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: the worker begins again")
+            self._stalls.check(ends, self._consumer.positions())
 
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())

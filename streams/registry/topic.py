@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Final, Protocol
 
 from confluent_kafka import Consumer
@@ -33,41 +34,47 @@ class RegistryTopic(Protocol):
 class KafkaRegistryTopic:
     """The topic on Kafka. It joins no group and commits nothing. `close` it."""
 
-    def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
-        """Talks to nobody yet."""
-        self._kafka, self._topic = kafka, kafka.topic(REGISTRY_TOPIC)
-        self._encoder = Encoder(REGISTRY_TOPIC, ids.id_of(REGISTRY_TOPIC))
-        self._decoder = Decoder(REGISTRY_TOPIC, ids)
+    def __init__(self, connect: Callable[[], tuple[KafkaSettings, SchemaIds]]) -> None:
+        """Calls `connect` at its first use: a rollback is written before anybody asks Kafka."""
+        self._connect = connect
         self._consumer: Consumer | None = None
         self._admin: AdminClient | None = None
         self._next_offset = 0
 
+    @cached_property
+    def _connected(self) -> tuple[KafkaSettings, Encoder, Decoder]:
+        kafka, ids = self._connect()
+        return kafka, Encoder(REGISTRY_TOPIC, ids.id_of(REGISTRY_TOPIC)), Decoder(REGISTRY_TOPIC, ids)
+
     def read(self) -> Iterator[bytes]:
         """See RegistryTopic. A record that cannot be decoded is yielded as it is: nobody can take it for an entry."""
+        kafka, _, decoder = self._connected
+        topic = kafka.topic(REGISTRY_TOPIC)
         if self._consumer is None or self._admin is None:
             # Says which topic is missing.
-            partitions_of(self._kafka, REGISTRY_TOPIC)
-            self._consumer = make_consumer(self._kafka, group_id="paywarden-models")
-            self._admin = make_admin(self._kafka)
-        written = written_end_offsets(self._admin, self._topic, [0])[0]
-        low, end = watermarks(self._consumer, self._topic, 0)
+            partitions_of(kafka, REGISTRY_TOPIC)
+            self._consumer = make_consumer(kafka, group_id="paywarden-models")
+            self._admin = make_admin(kafka)
+        written = written_end_offsets(self._admin, topic, [0])[0]
+        low, end = watermarks(self._consumer, topic, 0)
         if end < self._next_offset:
-            raise Misconfigured(f"topic {self._topic} is shorter than it was: it was created again, start again")
+            raise Misconfigured(f"topic {topic} is shorter than it was: it was created again, start again")
         if end < written:
             # Later entries have been sent too, and cannot be read yet: nobody may take them for lost.
             raise BrokerUnavailable(
-                f"an open transaction of a producer holds up topic {self._topic}: {written - end} records wait for its "
+                f"an open transaction of a producer holds up topic {topic}: {written - end} records wait for its "
                 "end, and count then"
             )
         offsets = range(max(low, self._next_offset), end)
         if offsets:
-            for records in records_between(self._consumer, self._topic, 0, offsets):
-                yield from (self._line(record.value or b"") for record in records)
+            for records in records_between(self._consumer, topic, 0, offsets):
+                yield from (_line(decoder, record.value or b"") for record in records)
         self._next_offset = end
 
     def send(self, entries: Iterable[Entry]) -> None:
         """See RegistryTopic."""
-        sender = Sender(self._kafka, linger_ms=0)
+        kafka, encoder, _ = self._connected
+        sender = Sender(kafka, linger_ms=0)
         for entry in entries:
             record = {
                 "digest": entry.digest,
@@ -77,40 +84,16 @@ class KafkaRegistryTopic:
                 "why": entry.why,
                 "entry": entry.line.decode(),
             }
-            sender.send(self._topic, self._encoder.encode(record), key=entry.digest.encode(), partition=0)
+            sender.send(kafka.topic(REGISTRY_TOPIC), encoder.encode(record), key=entry.digest.encode(), partition=0)
         sender.flush(_FLUSH_TIMEOUT_S)
 
     def close(self) -> None:
         if self._consumer is not None:
             self._consumer.close()
 
-    def _line(self, value: bytes) -> bytes:
-        try:
-            return str(self._decoder.decode(value)["entry"]).encode()
-        except InvalidEvent:
-            return value
 
-
-class LazyRegistryTopic:
-    """A topic that is opened when it is first used: a rollback is written before anybody asks Kafka. `close` it."""
-
-    def __init__(self, make: Callable[[], KafkaRegistryTopic]) -> None:
-        self._make = make
-        self._made: KafkaRegistryTopic | None = None
-
-    def read(self) -> Iterable[bytes]:
-        """See RegistryTopic."""
-        return self._opened().read()
-
-    def send(self, entries: Iterable[Entry]) -> None:
-        """See RegistryTopic."""
-        self._opened().send(entries)
-
-    def close(self) -> None:
-        if self._made is not None:
-            self._made.close()
-
-    def _opened(self) -> KafkaRegistryTopic:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+def _line(decoder: Decoder, value: bytes) -> bytes:
+    try:
+        return str(decoder.decode(value)["entry"]).encode()
+    except InvalidEvent:
+        return value

@@ -13,17 +13,18 @@ then delivers neither records nor ends, and its own idea of the end stands still
     position  480   480   480   480            stalled at look 4
 
 A transaction that another producer leaves open looks like a stall: readers of committed records come to its first
-record and no further. No new client helps. `without_held` tells the two apart. It ends when that producer goes on, or
-when the broker gives it up (`transaction.timeout.ms`, 60 s by default).
+record and no further. No new client helps, so the watch asks the broker before it calls a partition stalled. The
+transaction ends when that producer goes on, or when the broker gives it up (`transaction.timeout.ms`, 60 s by default).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient
 
+from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.admin import end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
@@ -37,11 +38,12 @@ NOTHING_HEARD = -1
 class StallWatch:
     """Compares how far a client has come with where its partitions end. Not thread-safe."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, admin: AdminClient, timeout_s: float) -> None:
         """A partition is stalled if it was behind and did not move for `timeout_s`, at a look each `ASK_EVERY_S`.
 
         The watch counts looks and not seconds: a process that was stopped for a while has not stalled.
         """
+        self._admin = admin
         self._looks_max = max(1, round(timeout_s / ASK_EVERY_S))
         self._stood: dict[PartitionId, tuple[int, int]] = {}
         self._gave_all = False
@@ -50,15 +52,15 @@ class StallWatch:
         """Note a call to the client: `is_all` says that it handed out everything it had."""
         self._gave_all = self._gave_all or is_all
 
-    def look(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> list[PartitionId]:
-        """Returns the stalled partitions among `positions`, which are the next offsets to read.
+    def check(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
+        """Raises BrokerUnavailable if a partition among `positions`, the next offsets to read, has stalled.
 
         A client that has not handed out everything since the last look has no stalled partition, and the look does not
         count: its records may wait inside the client. The caller asks for `ends` before it notes `positions`, and
-        leaves paused partitions out of `positions`.
+        leaves paused partitions out of `positions`. Waits for the broker's answer where a partition seems to stall.
         """
         if not self._gave_all:
-            return []
+            return
         self._gave_all = False
         stood: dict[PartitionId, tuple[int, int]] = {}
         for place, position in positions.items():
@@ -66,33 +68,26 @@ class StallWatch:
                 before, looks = self._stood.get(place, (position, 0))
                 stood[place] = (position, looks + 1 if position == before else 1)
         self._stood = stood
-        return sorted(place for place, (_, looks) in stood.items() if looks > self._looks_max)
+        still = sorted(place for place, (_, looks) in stood.items() if looks > self._looks_max)
+        if stalled := self._without_held(still, ends, positions):
+            raise BrokerUnavailable(f"Kafka's client has stalled on {named(stalled)}: this process begins again")
 
-    def forget(self, places: Collection[PartitionId]) -> None:
-        """Begin to count again for these partitions."""
-        self._stood = {place: stood for place, stood in self._stood.items() if place not in places}
-
-
-def without_held(
-    admin: AdminClient,
-    watch: StallWatch,
-    stalled: Collection[PartitionId],
-    ends: Mapping[PartitionId, int],
-    positions: Mapping[PartitionId, int],
-) -> list[PartitionId]:
-    """Returns the stalled partitions without those that an open transaction holds up. These are logged and forgotten.
-
-    Waits for the broker's answer.
-    """
-    held = []
-    for topic in sorted({topic for topic, _ in stalled}):
-        stable = end_offsets_of(admin, topic, [number for name, number in stalled if name == topic]) or {}
-        held += [(topic, number) for number, end in sorted(stable.items()) if end <= positions[topic, number]]
-    if held:
-        watch.forget(held)
-        waiting = sum(ends[place] - positions[place] for place in held)
-        _log.warning("an open transaction of a producer holds up %s: %d records wait for its end", named(held), waiting)
-    return [place for place in stalled if place not in held]
+    def _without_held(
+        self, still: list[PartitionId], ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]
+    ) -> list[PartitionId]:
+        """Returns these partitions without those that an open transaction holds up. These are logged and forgotten."""
+        held = []
+        for topic in sorted({topic for topic, _ in still}):
+            stable = end_offsets_of(self._admin, topic, [number for name, number in still if name == topic]) or {}
+            held += [(topic, number) for number, end in sorted(stable.items()) if end <= positions[topic, number]]
+        for place in held:
+            del self._stood[place]
+        if held:
+            waiting = sum(ends[place] - positions[place] for place in held)
+            _log.warning(
+                "an open transaction of a producer holds up %s: %d records wait for its end", named(held), waiting
+            )
+        return [place for place in still if place not in held]
 
 
 def named(places: list[PartitionId]) -> str:

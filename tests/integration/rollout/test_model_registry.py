@@ -45,7 +45,7 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
 
     first = run("sync", "--set-clock", "--why", "größer als zuvor")["head"]
     own, other = folder / "registry" / "log.jsonl", LogFile(folder / "other.jsonl")
-    with closing(KafkaRegistryTopic(settings, LocalSchemaIds())) as topic:
+    with closing(KafkaRegistryTopic(lambda: (settings, LocalSchemaIds()))) as topic:
         log = SharedLog(other, topic, people_of(), print)
         assert [entry.digest for entry in log.sync().received] == [first]
         entry = log.append(lambda past: [Writer(past).entry(kinds.CLOCK_SET, "ben")])[0]

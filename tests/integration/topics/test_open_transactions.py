@@ -169,7 +169,8 @@ def test_an_entry_of_the_registry_behind_it_is_neither_lost_nor_sent_twice(
 ) -> None:
     """A command said "another host's entry came first, and nothing was done", and its entry counted later. A follower
     sent a rollback again each second."""
-    with closing(KafkaRegistryTopic(topics, IDS)) as topic, closing(KafkaRegistryTopic(topics, IDS)) as other:
+    topic, other = (KafkaRegistryTopic(lambda: (topics, IDS)) for _ in range(2))
+    with closing(topic), closing(other):
         file, told = LogFile(tmp_path / "log.jsonl"), list[str]()
         log = SharedLog(file, topic, people_of(), told.append)
         log.append(lambda past: [Writer(past).entry(kinds.CLOCK_SET, "ben")])

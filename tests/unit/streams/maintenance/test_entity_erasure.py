@@ -82,6 +82,11 @@ class World:
         names = (*ENGINE.plan.entity_names, "payment")
         return {key: value for name in names for key, value in self.store.scan(name)}
 
+    @property
+    def others(self) -> list[ProfileStore]:
+        """The stores of further profile sets."""
+        return []
+
     def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
         """`forget` calls `meanwhile` with the number of the round, right before it looks again."""
 
@@ -89,7 +94,9 @@ class World:
             self.slept_s.append(seconds)
             meanwhile(len(self.slept_s))
 
-        return forget(key, plan=ENGINE.plan, store=self.store, changelog=self.changelog, sleep=sleep)
+        return forget(
+            key, plan=ENGINE.plan, store=self.store, others=self.others, changelog=self.changelog, sleep=sleep
+        )
 
 
 @pytest.fixture(params=["memory", "lmdb"])
@@ -239,41 +246,26 @@ def test_a_profile_written_back_by_a_batch_in_flight_is_erased_again() -> None:
     assert world.slept_s == [SETTLE_S, SETTLE_S]
 
 
-def test_a_profile_back_in_the_store_alone_is_erased_again() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[b"card:C1"]
-
-    def write_store(number: int) -> None:
-        if number == 1:
-            world.store.write({b"card:C1": state}, ttl_s=0)
-
-    assert world.forget(b"card:C1", meanwhile=write_store).rounds == 2
-    assert world.store.read([b"card:C1"]) == [None]
-
-
-def test_a_combination_that_is_written_back_is_erased_again() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[PAIR]
+def writing_back(world: World, key: bytes, place: str, rounds: int = 1) -> Callable[[int], object]:
+    """Returns a worker that writes the present state back in each of the first `rounds`, where `place` says."""
+    (state,) = world.store.read([key])
+    assert state is not None
 
     def write_back(number: int) -> None:
-        if number == 1:
-            world.write(PAIR, state)
+        if number <= rounds and place != "changelog":
+            world.store.write({key: state}, ttl_s=0)
+        if number <= rounds and place != "store":
+            world.changelog.last[key] = state
 
-    assert world.forget(b"card:C1", meanwhile=write_back).rounds == 2
-    assert world.store.read([PAIR]) == [None]
+    return write_back
 
 
-def test_a_state_after_the_tombstone_gets_another_tombstone() -> None:
-    """The worker wrote the store before the erasure and the changelog after it: the store alone looks clean."""
+# The changelog alone: the worker wrote the store before the erasure, and the changelog after it.
+@pytest.mark.parametrize(("key", "place"), [(b"card:C1", "store"), (b"card:C1", "changelog"), (PAIR, "both")])
+def test_a_profile_or_combination_back_in_any_place_is_erased_again(key: bytes, place: str) -> None:
     world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[b"card:C1"]
-
-    def send(number: int) -> None:
-        if number == 1:
-            world.changelog.last[b"card:C1"] = state
-
-    assert world.forget(b"card:C1", meanwhile=send).rounds == 2
-    assert world.changelog.last[b"card:C1"] is None
+    assert world.forget(b"card:C1", meanwhile=writing_back(world, key, place)).rounds == 2
+    assert world.store.read([key]) == [world.changelog.last[key]] == [None]
 
 
 def test_a_label_of_a_payment_not_yet_erased_is_removed() -> None:
@@ -300,26 +292,24 @@ def test_a_profile_of_new_payments_stays_and_is_reported() -> None:
     assert state == profile(ENGINE, "card", [payment(NOW_MS + 10_000_000 + ROUNDS_MAX, 100)])
 
 
-def test_old_payments_written_back_for_ever_are_an_error_without_the_card() -> None:
+@pytest.mark.parametrize(
+    ("state", "place", "words"),
+    [
+        (None, "both", f"wrote the erased profile back, {ROUNDS_MAX} times"),
+        (None, "changelog", "stop the stream"),
+        (b"\x07of another time", "both", "wrote the erased profile back"),
+    ],
+)
+def test_an_old_state_written_back_for_ever_is_an_error_without_the_card(
+    state: bytes | None, place: str, words: str
+) -> None:
+    """`state`: an unreadable profile of the card; None for its profile of old payments."""
     world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[b"card:C1"]
-    with pytest.raises(TemporaryFailure, match=f"wrote the erased profile back, {ROUNDS_MAX} times") as failed:
-        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", state))
+    if state is not None:
+        world.write(b"card:C1", state)
+    with pytest.raises(TemporaryFailure, match=words) as failed:
+        world.forget(b"card:C1", meanwhile=writing_back(world, b"card:C1", place, rounds=ROUNDS_MAX))
     assert "C1" not in str(failed.value)
-
-
-def test_an_old_state_left_only_on_the_changelog_is_an_error() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    state = world.contents()[b"card:C1"]
-    with pytest.raises(TemporaryFailure, match="stop the stream"):
-        world.forget(b"card:C1", meanwhile=lambda _: world.changelog.last.update({b"card:C1": state}))
-
-
-def test_an_unreadable_profile_that_comes_back_is_an_error() -> None:
-    world = World(MemoryStore(), PAYMENTS)
-    world.write(b"card:C1", b"\x07of another time")
-    with pytest.raises(TemporaryFailure):
-        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", b"\x07of another time"))
 
 
 def test_an_unknown_entity_may_begin_with_its_first_payments() -> None:
@@ -362,19 +352,9 @@ class Sets(World):
         super().__init__(MemoryStore(), live)
         self.other = World(MemoryStore(), other)
 
-    def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
-        def sleep(seconds: float) -> None:
-            self.slept_s.append(seconds)
-            meanwhile(len(self.slept_s))
-
-        return forget(
-            key,
-            plan=ENGINE.plan,
-            store=self.store,
-            others=[self.other.store],
-            changelog=self.changelog,
-            sleep=sleep,
-        )
+    @property
+    def others(self) -> list[ProfileStore]:
+        return [self.other.store]
 
 
 def test_a_card_is_erased_from_every_profile_set() -> None:
@@ -409,13 +389,7 @@ def test_a_key_that_one_set_links_to_the_card_is_erased_in_all() -> None:
 
 def test_a_profile_written_back_by_a_rebuild_is_erased_again() -> None:
     world = Sets(PAYMENTS, PAYMENTS)
-    state = world.other.contents()[b"card:C1"]
-
-    def write_back(number: int) -> None:
-        if number == 1:
-            world.other.write(b"card:C1", state)
-
-    done = world.forget(b"card:C1", meanwhile=write_back)
+    done = world.forget(b"card:C1", meanwhile=writing_back(world.other, b"card:C1", "store"))
     assert (done.rounds, done.has_begun_anew) == (2, False)
     assert world.other.store.read([b"card:C1"]) == [None]
 
