@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout_tally import DAY_MS, StepCounts, StepTally
-from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION, CIRCLE, arm_edges, arms_at
+from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION, CIRCLE, arms_at
 from perf.tools.measuring import arguments_of, finish
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
@@ -320,7 +320,7 @@ def check_counts() -> None:
     looks_ms = np.arange(1, 3 * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
     series, tally = counts_at(payments, events, plan, step, looks_ms), StepTally(plan, step, 0)
     positions = (payments.positions[payments.card] * CIRCLE).astype(np.uint64)
-    arms = arms_at(positions, arm_edges([plan.steps[step]]))
+    arms = arms_at(positions, plan.steps[step])
     bits = (events.astype(np.uint64) << np.arange(len(events), dtype=np.uint64)[:, None]).sum(axis=0, dtype=np.uint64)
     begin = 0
     for look in range(800, len(looks_ms), 800):

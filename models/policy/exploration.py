@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE
 from paywarden.schemas.errors import Misconfigured
@@ -113,46 +113,8 @@ def read_exploration_key(path: str) -> bytes:
     return key
 
 
-class SpentLedger(Protocol):
-    """Remembers the sum that its users spent on the newest day. Never raises."""
-
-    def hold(self) -> bool:
-        """Take the ledger; returns False if another has it. The holder calls `release` soon."""
-
-    def release(self) -> None:
-        """Let others have the ledger."""
-
-    def spent(self, day: int) -> int:
-        """Returns the sum spent on `day`, in minor units. On a day before the newest it is that of the newest."""
-
-    def spend(self, day: int, amount: int) -> bool:
-        """Add an amount to the newest day, which is `day` if that is later. Returns False if it cannot be noted."""
-
-
-class MemoryLedger:
-    """A ledger that ends with its process: for replays and tests."""
-
-    def __init__(self) -> None:
-        self._day, self._spent = 0, 0
-
-    def hold(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-    def spent(self, day: int) -> int:
-        return 0 if day > self._day else self._spent
-
-    def spend(self, day: int, amount: int) -> bool:
-        if day > self._day:
-            self._day, self._spent = day, 0
-        self._spent += amount
-        return True
-
-
 class FileLedger:
-    """A ledger in 16 bytes of a file, which all workers of a host open, each after its fork.
+    """The sum spent on the newest day, in 16 bytes of a file, which all workers of a host open, each after its fork.
 
     Its bytes outlive `kill -9` of a process at any moment, and a dead process holds no lock. After a loss of
     power the file may lack the sums of the last half minute: they can be spent again.
@@ -203,6 +165,7 @@ class FileLedger:
         self._file, self._at = opened, (status.st_dev, status.st_ino)
 
     def hold(self) -> bool:
+        """Take the ledger; returns False if another has it. The holder calls `release` soon."""
         try:
             if is_other := self._file < 0 or file_at(self._path) != self._at:
                 self._open()
@@ -220,9 +183,11 @@ class FileLedger:
         return True
 
     def release(self) -> None:
+        """Let others have the ledger."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def spent(self, day: int) -> int:
+        """Returns the sum spent on `day`, in minor units. On a day before the newest it is that of the newest."""
         try:
             content = os.pread(self._file, _LEDGER.size, 0)
         except OSError as error:
@@ -239,6 +204,7 @@ class FileLedger:
         return 0 if day > newest else spent
 
     def spend(self, day: int, amount: int) -> bool:
+        """Add an amount to the newest day, which is `day` if that is later. Returns False if it cannot be noted."""
         spent, (newest, _) = self.spent(day), self._known
         return spent < _ALL and self._write(max(day, newest), spent + amount)
 
@@ -283,16 +249,12 @@ class FileLedger:
 class Exploration:
     """The exploration of one scoring worker. Not thread-safe."""
 
-    def __init__(self, settings: ExplorationSettings, *, key: bytes, ledger: SpentLedger, workers: int = 1) -> None:
-        """`key`: a secret of the deployment. Raises Misconfigured for a key of a wrong size.
-
-        `workers`: how many ledgers each host has. With one, which its workers share, it holds the host's whole part.
-        """
+    def __init__(self, settings: ExplorationSettings, *, key: bytes, ledger: FileLedger) -> None:
+        """`key`: a secret of the deployment. Raises Misconfigured for a key of a wrong size."""
         if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
             raise Misconfigured(f"exploration key: wanted {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes, got {len(key)}")
-        assert workers >= 1
         self.share = settings.share
-        self.budget = settings.budget_minor_a_day // (settings.hosts * workers)
+        self.budget = settings.budget_minor_a_day // settings.hosts
         self._payment_max = min(settings.payment_minor_max, self.budget)
         self._hash = blake2b(digest_size=8, key=key, person=b"exploration")
         self._below = math.floor(settings.share * _COINS)

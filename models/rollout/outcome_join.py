@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.rollout.outcomes import MatureOutcomes
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.shares import arm_edges, arms_at
+from paywarden.models.rollout.shares import arms_at
 
 DAY_MS = 86_400_000
 # Parts are put together when there are this many, so that memory stays that of the rows.
@@ -105,7 +105,7 @@ class OutcomeJoin:
         step = np.searchsorted(np.array(steps_ms, dtype=np.int64), decided.decided_ms, side="right") - 1
         compared = (mature_ms <= now_ms) & (step >= 0) & (step < self._plan.last_step)
         for number in range(min(len(steps_ms), self._plan.last_step)):
-            should = arms_at(decided.position, arm_edges([self._plan.steps[number]]))
+            should = arms_at(decided.position, self._plan.steps[number])
             compared &= (step != number) | (should == decided.arm)
         rows = np.flatnonzero(compared)
         counted_ms, is_fraud, is_labelled = mature_ms[rows], np.zeros(len(rows), bool), np.zeros(len(rows), bool)

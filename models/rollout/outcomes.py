@@ -28,7 +28,7 @@ from paywarden.models.policy.policy import APPROVE, DECLINE
 from paywarden.models.rollout.judgement import MissedByArm, MoneyInterval, OutcomeCounts
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
 from paywarden.models.rollout.rollout_evidence import WeightedEvidence
-from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_edges
+from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_end
 
 # The number of the candidate's cards for which the interval of money is narrowest.
 _CARDS_TUNED = 2_000
@@ -61,7 +61,7 @@ def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes) -> OutcomeCounts
     evidence = WeightedEvidence()
     compared = np.zeros(len(outcomes.step), dtype=bool)
     for step in range(strata):
-        known_end = arm_edges([plan.steps[step - 1]])[0][1] if step else 0
+        known_end = arm_end(plan.steps[step - 1]) if step else 0
         rows = np.flatnonzero((outcomes.step == step) & (outcomes.position >= np.uint64(known_end)))
         compared[rows] = True
         fraud = outcomes.is_fraud[rows]

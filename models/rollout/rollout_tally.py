@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_edges
+from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_end
 from paywarden.schemas.errors import InvalidEvent
 
 Counts = NDArray[np.int64]
@@ -58,9 +58,8 @@ class StepTally:
         self._measures = len(plan.measures)
         assert self._measures <= MEASURES_MAX, "a payment's events are 64 bits"
         self._start_ms, self._day = start_ms, 1
-        before = plan.steps[step - 1] if step else 0
         # Positions below are of cards that the candidate had before.
-        self._known_end = arm_edges([before])[0][1]
+        self._known_end = arm_end(plan.steps[step - 1]) if step else 0
         # Sorted positions of the cards, and their events of the step and of the day as bits.
         self._cards = np.zeros(0, dtype=np.uint64)
         self._of_step, self._of_day = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""The arm of a card: which of two or more versions decides about its payments.
+"""The arm of a card: whether the champion or the candidate of a rollout decides about its payments.
 
 With the salt 000102030405060708090a0b0c0d0e0f:
 
@@ -10,11 +10,11 @@ How it works:
 1. A card's *position* is keyed BLAKE2b of its store key (features/profiles/keys.py), 8 bytes long and read big endian:
    a whole number from 0 to 2^64 - 1. The rollout's salt is the key. Every host computes the same position without
    asking another, and nobody without the salt can choose a card that falls into an arm.
-2. Candidate i of n owns the part of the circle that starts at i/n. Its arm is the first `share` of the circle from
-   there. Arms only grow at their ends, so shares are *nested*: a card in at 1 % is in at 5 %.
+2. The candidate's arm is the first `share` of the circle. It only grows at its end, so shares are *nested*: a card in
+   at 1 % is in at 5 %.
 3. All other cards stay with the champion, arm 0.
 
-A share is a whole number of basis points (hundredths of a percent), and an arm is `basis points x 2^64 / 10,000`
+A share is a whole number of basis points (hundredths of a percent), and the arm is `basis points x 2^64 / 10,000`
 positions long, rounded down. Everything is whole numbers, so that another language computes the same arms.
 
 A retry of a payment keeps the arm that answered first: the decision cache has that answer, whatever the shares are by
@@ -35,10 +35,10 @@ from paywarden.schemas.errors import Misconfigured
 
 CIRCLE = 1 << 64
 BASIS_POINTS = 10_000
-"""The shares of all arms are in hundredths of a percent."""
+"""Shares are in hundredths of a percent."""
 SALT_BYTES = 16
 CHAMPION, CANDIDATE = 0, 1
-"""The arms of a rollout with one candidate."""
+"""The arms of a rollout."""
 
 
 @dataclass(frozen=True)
@@ -63,51 +63,23 @@ class CardSplit:
         return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 
 
-def arm_of(card_key: bytes, salt: bytes, shares: Sequence[int]) -> int:
-    """Returns the arm of a card: 0 for the champion, i for candidate i.
-
-    `card_key`: the card's store key. `shares`: each candidate's share in basis points. Raises Misconfigured as
-    `arm_edges` does. A process that decides about many payments keeps a CardSplit and the edges.
-    """
-    return arm_at(CardSplit(salt).position(card_key), arm_edges(shares))
-
-
-def arm_at(position: int, edges: Sequence[tuple[int, int]]) -> int:
-    """Returns the arm of a position; `edges` are those of `arm_edges`."""
-    for number, (start, end) in enumerate(edges):
-        if start <= position < end:
-            return number + 1
-    return CHAMPION
-
-
-def arms_at(positions: NDArray[np.uint64], edges: Sequence[tuple[int, int]]) -> NDArray[np.int8]:
-    """Returns the arms of many positions, shape (cards,), as `arm_at` would."""
-    arms = np.zeros(len(positions), dtype=np.int8)
-    for number, (start, end) in enumerate(edges):
-        if end > start:
-            # An end may be CIRCLE, which no uint64 holds.
-            arms[(positions >= np.uint64(start)) & (positions <= np.uint64(end - 1))] = number + 1
+def arms_at(positions: NDArray[np.uint64], share: int) -> NDArray[np.int8]:
+    """Returns the arms of many positions, shape (cards,). `share` and what it raises: as `arm_end`."""
+    arms, end = np.full(len(positions), CHAMPION, dtype=np.int8), arm_end(share)
+    if end:
+        # The end may be CIRCLE, which no uint64 holds.
+        arms[positions <= np.uint64(end - 1)] = CANDIDATE
     return arms
 
 
-def arm_edges(shares: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Returns the first position of each candidate's arm, and the first behind it. `shares`: basis points.
+def arm_end(share: int) -> int:
+    """Returns the first position behind the candidate's arm, from the candidate's share in basis points.
 
-    Raises Misconfigured if there is no share, or if one does not fit into its candidate's part of the circle.
+    Raises Misconfigured for a share outside 0 to 100 %.
     """
-    if not shares:
-        raise Misconfigured("shares: wanted one for each candidate, got none")
-    edges = []
-    for number, share in enumerate(shares):
-        start, limit = (CIRCLE * place // len(shares) for place in (number, number + 1))
-        length = CIRCLE * share // BASIS_POINTS
-        if share < 0 or length > limit - start:
-            most = BASIS_POINTS // len(shares)
-            raise Misconfigured(
-                f"share of candidate {number + 1}: wanted 0 to {percent_text(most)}, got {percent_text(share)}"
-            )
-        edges.append((start, start + length))
-    return tuple(edges)
+    if not 0 <= share <= BASIS_POINTS:
+        raise Misconfigured(f"share of the candidate: wanted 0 to 100 %, got {percent_text(share)}")
+    return CIRCLE * share // BASIS_POINTS
 
 
 def checked_steps(percents: Sequence[float]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
+from paywarden.models.rollout.shares import CardSplit, arm_end
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ArmSplit:
 
     def has(self, card_key: bytes) -> bool:
         """Whether the candidate decides about a card, by its store key. A payment without a card is the champion's."""
-        return bool(card_key) and arm_at(self._split.position(card_key), self._edges) == CANDIDATE
+        return bool(card_key) and self._split.position(card_key) < self._end
 
     def places(self, card_keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
         """Returns the indexes of the champion's payments and of the candidate's, ascending."""
@@ -36,5 +36,5 @@ class ArmSplit:
         return CardSplit(self.salt)
 
     @cached_property
-    def _edges(self) -> tuple[tuple[int, int], ...]:
-        return arm_edges([self.share])
+    def _end(self) -> int:
+        return arm_end(self.share)

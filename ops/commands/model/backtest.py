@@ -223,7 +223,6 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     """Returns everything that the handbook's protocol prints and writes."""
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
-    from paywarden.models.backtest.ceiling import ceiling
     from paywarden.models.backtest.handbook import (
         BEST_PUBLISHED,
         LABEL_DELAY_DAYS,
@@ -248,7 +247,6 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     made = partial(_rows_with_bar, history, engine=engine, rates=rates, labels=labels)
     measured = _measured(made, protocol, choice, engine=engine, published=published)
     return {
-        "ceiling": [metrics.of_the_book() for metrics in ceiling(history, protocol.test)],
         "protocol": protocol.name,
         "measured": "handbook",
         "catalogue": catalogue,
@@ -451,10 +449,6 @@ def _print(result: dict[str, Any]) -> None:
     ceilings = [fold["card_precision_ceiling"] for fold in result["folds"]["test"]]
     oracle = ["1.0000", "", "1.0000", "", f"{sum(ceilings) / len(ceilings):.4f}", ""]
     table.add_row("perfect oracle", "test, mean", "", *oracle[::step])
-    if "ceiling" in result:
-        folds = result["ceiling"]
-        best = {metric: sum(fold[metric] for fold in folds) / len(folds) for metric in _HEADINGS}
-        table.add_row("generator's ceiling", "test, mean", "", *_cells(best, {}))
     if result.get("best_published") is not None:
         table.add_row("best published", "test, mean", "", *_cells({}, result["best_published"]))
     console.print(table)

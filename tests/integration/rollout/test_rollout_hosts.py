@@ -18,7 +18,7 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.models.rollout.rollout_log import RolloutKeeper
-from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
+from paywarden.models.rollout.shares import CardSplit, arm_end
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.rollouts import read_rollouts, written_rollouts
@@ -122,9 +122,9 @@ class World:
         self.one.lead(RolloutEvent(EventKind.READY, now_ms(), "lead"))
         rollout = RolloutKeeper(read_rollouts(read_source(str(self.one.deployed.config)))).rollout
         assert rollout is not None
-        split, edges = CardSplit(bytes.fromhex(rollout.start.salt)), arm_edges([5_000])
+        split, end = CardSplit(bytes.fromhex(rollout.start.salt)), arm_end(5_000)
         cards = (f"C{number}" for number in range(1_000))
-        card = next(card for card in cards if arm_at(split.position(f"card:{card}".encode()), edges) == CANDIDATE)
+        card = next(card for card in cards if split.position(f"card:{card}".encode()) < end)
         for host in self.hosts:
             wait_until(lambda host=host: host.model_of(card) == self.candidate, "the candidate has its cards")  # type: ignore[misc]
         return card

@@ -16,7 +16,7 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.models.rollout.judgement import Finding, Judgement
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent
-from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
+from paywarden.models.rollout.shares import CardSplit, arm_end
 from paywarden.ops.wiring.registry import registered_deployment
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
@@ -77,10 +77,10 @@ class World:
         `frauds`: one in five payments of the champion's cards is fraud, and this share of the candidate's; the outcomes
         of all follow. None: no outcomes.
         """
-        split, edges = CardSplit(bytes.fromhex(SALT)), arm_edges([share])
+        split, end = CardSplit(bytes.fromhex(SALT)), arm_end(share)
         for card in self._random.integers(0, 2_000, count):
             self._made += 1
-            ours = share > 0 and arm_at(split.position(f"card:C{card}".encode()), edges) == CANDIDATE
+            ours = split.position(f"card:C{card}".encode()) < end
             is_declined = self._random.random() < (declines if ours else 0.02)
             record = decision(
                 f"p{self._made}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -16,8 +18,6 @@ from paywarden.models.policy.exploration import (
     Exploration,
     ExplorationSettings,
     FileLedger,
-    MemoryLedger,
-    SpentLedger,
     read_exploration_key,
 )
 from paywarden.schemas.errors import Misconfigured
@@ -26,10 +26,8 @@ KEY, DAY_MS = bytes(range(16)), 86_400_000
 SETTINGS = ExplorationSettings(share=0.25, budget_minor_a_day=100_000, payment_minor_max=8_000)
 
 
-def exploration(
-    settings: ExplorationSettings = SETTINGS, *, workers: int = 1, ledger: SpentLedger | None = None, key: bytes = KEY
-) -> Exploration:
-    return Exploration(settings, key=key, workers=workers, ledger=ledger or MemoryLedger())
+def exploration(path: Path, settings: ExplorationSettings = SETTINGS, *, key: bytes = KEY) -> Exploration:
+    return Exploration(settings, key=key, ledger=FileLedger(path))
 
 
 def declined(explored: Exploration, payment: int, amount: int, now_ms: int = DAY_MS) -> tuple[str, float]:
@@ -39,38 +37,38 @@ def declined(explored: Exploration, payment: int, amount: int, now_ms: int = DAY
 
 @given(
     st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 6)), max_size=200),
-    st.integers(1, 3),
-    st.integers(1, 4),
+    st.integers(1, 12),
     st.sampled_from([0.1, 0.5]),
 )
 def test_the_budget_of_a_day_holds_whatever_comes_and_wherever_the_clock_goes(
-    payments: list[tuple[int, int]], hosts: int, workers: int, share: float
+    payments: list[tuple[int, int]], host_count: int, share: float
 ) -> None:
-    settings = ExplorationSettings(share=share, budget_minor_a_day=30_000, payment_minor_max=9_000, hosts=hosts)
-    processes = [exploration(settings, workers=workers) for _ in range(hosts * workers)]
+    settings = ExplorationSettings(share=share, budget_minor_a_day=30_000, payment_minor_max=9_000, hosts=host_count)
     spent, newest = 0, 0
-    for number, (amount, day) in enumerate(payments):
-        if day > newest:
-            newest, spent = day, 0
-        action, _ = declined(processes[number % len(processes)], number, amount, day * DAY_MS + 5)
-        if action == "approve":
-            assert amount <= 9_000
-            # A process that has not had a payment of the newest day adds to what it spent on an earlier one.
-            spent += amount
+    with TemporaryDirectory() as folder:
+        hosts = [exploration(Path(folder, str(number)), settings) for number in range(host_count)]
+        for number, (amount, day) in enumerate(payments):
+            if day > newest:
+                newest, spent = day, 0
+            action, _ = declined(hosts[number % host_count], number, amount, day * DAY_MS + 5)
+            if action == "approve":
+                assert amount <= 9_000
+                # A host that has not had a payment of the newest day adds to what it spent on an earlier one.
+                spent += amount
     # At most one budget a day, also if the clock goes back and forth between days.
     assert spent <= 30_000 * (newest + 1)
 
 
-def test_one_process_never_spends_more_than_its_part_on_a_day() -> None:
-    explored = exploration(workers=4)
+def test_one_host_never_spends_more_than_its_part_on_a_day(tmp_path: Path) -> None:
+    explored = exploration(tmp_path / "spent", replace(SETTINGS, hosts=4))
     amounts = [1_000 + number % 900 for number in range(5_000)]
     approved = sum(each for number, each in enumerate(amounts) if declined(explored, number, each)[0] == "approve")
     assert 25_000 - 1_900 < approved <= 25_000
 
 
-def test_weighed_by_the_propensity_the_explored_are_all_that_were_declined() -> None:
+def test_weighed_by_the_propensity_the_explored_are_all_that_were_declined(tmp_path: Path) -> None:
     settings = ExplorationSettings(share=0.1, budget_minor_a_day=1 << 50, payment_minor_max=8_000)
-    explored, amounts = exploration(settings), np.random.default_rng(0).integers(0, 8_000, 20_000)
+    explored, amounts = exploration(tmp_path / "spent", settings), np.random.default_rng(0).integers(0, 8_000, 20_000)
     weight = value = 0.0
     for number, amount in enumerate(amounts.tolist()):
         action, propensity = declined(explored, number, amount)
@@ -83,8 +81,9 @@ def test_weighed_by_the_propensity_the_explored_are_all_that_were_declined() -> 
     assert value == pytest.approx(float(amounts.sum()), rel=0.1)
 
 
-def test_the_same_payment_gets_the_same_coin_and_another_key_another_one() -> None:
-    one, again, other = exploration(), exploration(), exploration(key=bytes(16))
+def test_the_same_payment_gets_the_same_coin_and_another_key_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "spent"
+    one, again, other = exploration(path), exploration(path), exploration(path, key=bytes(16))
     ids = [f"p-{number}" for number in range(200)]
     assert [one.coin(each) for each in ids] == [again.coin(each) for each in ids]
     assert [one.coin(each) for each in ids] != [other.coin(each) for each in ids]
@@ -101,8 +100,9 @@ def test_the_same_payment_gets_the_same_coin_and_another_key_another_one() -> No
         ("decline", ["score"], -1),
     ],
 )
-def test_nothing_else_is_explored(action: str, reasons: list[str], amount: int) -> None:
-    explored = exploration(ExplorationSettings(share=0.5, budget_minor_a_day=1_000_000, payment_minor_max=8_000))
+def test_nothing_else_is_explored(tmp_path: Path, action: str, reasons: list[str], amount: int) -> None:
+    settings = ExplorationSettings(share=0.5, budget_minor_a_day=1_000_000, payment_minor_max=8_000)
+    explored = exploration(tmp_path / "spent", settings)
     for number in range(50):
         found = explored.explore(action, reasons, payment_id=f"p-{number}", amount=amount, now_ms=DAY_MS)
         assert found == (action, reasons, 1.0)
@@ -110,13 +110,12 @@ def test_nothing_else_is_explored(action: str, reasons: list[str], amount: int) 
 
 def test_a_ledger_in_a_file_outlives_its_process_and_is_private(tmp_path: Path) -> None:
     path = tmp_path / "run" / "exploration"
-    ledger, memory = FileLedger(path), MemoryLedger()
-    for day, amount in ((3, 10), (3, 5), (2, 1), (5, 7)):
-        for each in (ledger, memory):
-            each.spend(day, amount)
+    ledger = FileLedger(path)
+    for day, amount, newest, spent in ((3, 10, 3, 10), (3, 5, 3, 15), (2, 1, 3, 16), (5, 7, 5, 7)):
+        ledger.spend(day, amount)
         # No close: as after kill -9.
         again = FileLedger(path)
-        assert [again.spent(other) for other in range(7)] == [memory.spent(other) for other in range(7)]
+        assert [again.spent(other) for other in range(7)] == [spent if other <= newest else 0 for other in range(7)]
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(Misconfigured, match="exploration: cannot keep the spent budget in"):
         FileLedger.require(tmp_path)
@@ -148,7 +147,7 @@ def test_a_ledger_that_is_cut_short_kills_no_worker_and_its_day_counts_as_spent(
 ) -> None:
     """Each worker was killed (SIGBUS) by the next payment that it could have explored."""
     path = tmp_path / "spent"
-    workers = [exploration(HALF, ledger=FileLedger(path)) for _ in range(2)]
+    workers = [exploration(path, HALF) for _ in range(2)]
     assert declined(workers[0], 0, 900)[1] < 1
     os.truncate(path, size)
     assert [approved(worker, 1) for worker in workers] == [0, 0]
@@ -158,7 +157,7 @@ def test_a_ledger_that_is_cut_short_kills_no_worker_and_its_day_counts_as_spent(
 
 def test_a_ledger_whose_bytes_were_changed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "spent"
-    worker = exploration(HALF, ledger=FileLedger(path))
+    worker = exploration(path, HALF)
     path.write_bytes(struct.pack("<qq", 1, -5))
     assert approved(worker, 1) == 0
     path.write_bytes(struct.pack("<qq", 90_000, 0))
@@ -176,7 +175,7 @@ def test_a_ledger_that_something_else_replaces_stops_exploration_alone_until_it_
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker that started ended at once, and so did the one in its place: nobody was answered."""
-    path, known = tmp_path / "spent", exploration(HALF, ledger=FileLedger(tmp_path / "spent"))
+    path, known = tmp_path / "spent", exploration(tmp_path / "spent", HALF)
     assert approved(known, 1) == 100
     path.unlink()
     if kind != "deleted":
@@ -186,14 +185,14 @@ def test_a_ledger_that_something_else_replaces_stops_exploration_alone_until_it_
             os.mkfifo(path)
         else:
             path.symlink_to("elsewhere")
-        for worker in (known, exploration(HALF, ledger=FileLedger(path))):
+        for worker in (known, exploration(path, HALF)):
             caplog.clear()
             assert approved(worker, 2) == 0
             assert len(caplog.messages) <= 1
         path.rmdir() if kind == "a folder" else path.unlink()
     # The amount that this process knows is spent.
     assert approved(known, 1) == 0
-    assert approved(exploration(HALF, ledger=FileLedger(path)), 1) == 0
+    assert approved(exploration(path, HALF), 1) == 0
     assert approved(known, 2) == 100
     assert all("\n" not in line for line in caplog.messages)
 
@@ -203,7 +202,7 @@ def test_a_ledger_that_a_stranger_has_locked_is_told(
 ) -> None:
     monkeypatch.setattr("paywarden.models.policy.exploration._LOCKED_OUT_S", 0.0)
     path = tmp_path / "spent"
-    worker, stranger = exploration(HALF, ledger=FileLedger(path)), FileLedger(path)
+    worker, stranger = exploration(path, HALF), FileLedger(path)
     assert stranger.hold()
     assert approved(worker, 1) == 0
     assert caplog.messages == [f"exploration: {path} is locked by another process, and nothing is explored meanwhile"]
@@ -214,7 +213,7 @@ def test_a_ledger_that_a_stranger_has_locked_is_told(
 def test_a_disk_without_room_for_what_is_spent_stops_exploration_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = exploration(HALF, ledger=FileLedger(tmp_path / "spent"))
+    worker = exploration(tmp_path / "spent", HALF)
 
     def no_room(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -229,7 +228,7 @@ def test_a_disk_without_room_for_what_is_spent_stops_exploration_alone(
 def test_workers_that_share_a_ledger_spend_one_budget_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     settings = ExplorationSettings(share=0.5, budget_minor_a_day=30_000, payment_minor_max=900)
     ledgers = [FileLedger(tmp_path / "spent") for _ in range(3)]
-    workers = [exploration(settings, ledger=ledger) for ledger in ledgers]
+    workers = [Exploration(settings, key=KEY, ledger=ledger) for ledger in ledgers]
     approved = [declined(workers[number % 3], number, 900)[0] for number in range(300)].count("approve")
     assert approved == 30_000 // 900
     assert ledgers[0].hold()

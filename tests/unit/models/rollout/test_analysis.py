@@ -15,7 +15,7 @@ from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start
 from paywarden.models.rollout.rollout_analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
 from paywarden.models.rollout.rollout_log import RolloutKeeper
-from paywarden.models.rollout.shares import CANDIDATE, CIRCLE, arm_edges, arms_at
+from paywarden.models.rollout.shares import CANDIDATE, CIRCLE, arms_at
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.worlds.rollout.memory_log import MemoryRolloutLog
 
@@ -36,7 +36,7 @@ def decisions_at(minute: int, share: int, *, declines: float = 0.03, slow: float
     """Returns 5,000 payments of a minute; the candidate's share of declines and of slow answers is given."""
     random, count = np.random.default_rng(minute), 5_000
     position = (random.random(count) * CIRCLE).astype(np.uint64)
-    arm = arms_at(position, arm_edges([share]))
+    arm = arms_at(position, share)
     ours = arm == CANDIDATE
     odds = random.random(count)
     action = np.where(odds < np.where(ours, declines, 0.03), DECLINE, np.where(odds > 0.95, REVIEW, APPROVE))

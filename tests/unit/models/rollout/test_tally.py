@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout_tally import DAY_MS, StepTally
-from paywarden.models.rollout.shares import CIRCLE, arm_edges, arms_at
+from paywarden.models.rollout.shares import CIRCLE, arm_end, arms_at
 from paywarden.schemas.errors import InvalidEvent
 
 PLAN = RolloutPlan()
@@ -28,7 +28,7 @@ def tally_of(payments: Sequence[Payment], parts: int = 1) -> StepTally:
     rows = np.array(sorted(payments, key=lambda payment: payment[2]), dtype=object).reshape(-1, 3)
     for part in np.array_split(rows, parts):
         positions = part[:, 0].astype(np.uint64)
-        arms = arms_at(positions, arm_edges([PLAN.steps[STEP]]))
+        arms = arms_at(positions, PLAN.steps[STEP])
         tally.add(positions, arms, part[:, 1].astype(np.uint64), START_MS + part[:, 2].astype(np.int64))
     return tally
 
@@ -75,7 +75,7 @@ def test_counts_are_those_of_a_plain_loop_however_payments_are_parted(payments: 
     of_step: set[tuple[int, int]] = set()
     first = 0
     for position, events, ms in sorted(payments, key=lambda payment: payment[2]):
-        if ms < 0 or position < arm_edges([PLAN.steps[STEP - 1]])[0][1]:
+        if ms < 0 or position < arm_end(PLAN.steps[STEP - 1]):
             continue
         if position not in seen:
             first += events.bit_count()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.models.policy.exploration import EXPLORED, Exploration, ExplorationSettings, FileLedger, SpentLedger
+from paywarden.models.policy.exploration import EXPLORED, Exploration, ExplorationSettings, FileLedger
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings, threshold_reason
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.model_chain import ModelChain
@@ -31,7 +31,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made.close()
 
 
-def exploration(ledger: SpentLedger, budget: int = 1 << 40, payment_max: int = 1 << 30) -> Exploration:
+def exploration(ledger: FileLedger, budget: int = 1 << 40, payment_max: int = 1 << 30) -> Exploration:
     settings = ExplorationSettings(share=SHARE, budget_minor_a_day=budget, payment_minor_max=payment_max)
     return Exploration(settings, key=KEY, ledger=ledger)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.ops.recomputation import decide_again, outcome_of
 from paywarden.scoring.engine.model_chain import ModelChain
@@ -29,7 +29,7 @@ def test_a_payment_that_a_worker_approved_by_the_coin_weighs_more_in_training(tm
     host.fill(profiles())
     policy = Policy(PolicySettings(), review_at=0.005, decline_at=0.01)
     settings = ExplorationSettings(share=SHARE, budget_minor_a_day=1 << 40, payment_minor_max=1 << 30)
-    host.scorer._exploration = Exploration(settings, key=bytes(16), ledger=MemoryLedger())
+    host.scorer._exploration = Exploration(settings, key=bytes(16), ledger=FileLedger(tmp_path / "spent"))
     models = ModelChain((bundle,), metrics=ModelMetrics.declare(MetricsRegistry()))
     origins = tuple(Origin(digest, policy.digest) for digest in (bundle.manifest.digest, ""))
     host.scorer.take_up(host.scorer.served(models, policy, origins))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paywarden.features.history.history import History
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.propensity import inverse_weights
-from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
 from paywarden.models.training.table import LabelRules, training_table
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -46,7 +46,7 @@ def decision(payment_id: str, at_ms: int, action: str, reasons: Sequence[str], p
     return decision_of(OutboxEntry.FromString(entry.SerializeToString()))
 
 
-def explored_world() -> tuple[tuple[MemoryTopic, ...], dict[str, float]]:
+def explored_world(tmp_path: Path) -> tuple[tuple[MemoryTopic, ...], dict[str, float]]:
     """The small world's topics, and the chance of each payment that the coin let through.
 
     Every seventh payment would be declined.
@@ -54,7 +54,7 @@ def explored_world() -> tuple[tuple[MemoryTopic, ...], dict[str, float]]:
     topics = tuple(MemoryTopic(name, batch=500) for name in ("payments", "outcomes", "decisions"))
     payments, outcomes, decisions = topics
     asked = ExplorationSettings(share=SHARE, budget_minor_a_day=10**9, payment_minor_max=10**6)
-    coin = Exploration(asked, key=b"k" * 16, workers=1, ledger=MemoryLedger())
+    coin = Exploration(asked, key=b"k" * 16, ledger=FileLedger(tmp_path / "spent"))
     let_through = {}
     rows = small_world.tables()[0].slice(0, PAYMENTS).to_pylist()
     for number, row in enumerate(rows):
@@ -82,7 +82,7 @@ def read_topic(topic: MemoryTopic, columns: Sequence[str] | None = None) -> Topi
 
 
 def test_a_table_of_topics_or_of_their_archive_is_weighed_by_the_decisions(tmp_path: Path) -> None:
-    topics, let_through = explored_world()
+    topics, let_through = explored_world(tmp_path)
     for topic in topics:
         archiver = Archiver(topic, IDS, topic.name, tmp_path, records_max=5000)
         archiver.run(archiver.wanted(None, None), Event(), lambda _: None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,6 @@ def prequential(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert done.exit_code == 0, done.output
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return result
-
-
-def test_the_ceiling_of_the_data_stands_beside_the_models(single: tuple[str, dict[str, Any]]) -> None:
-    said, result = single
-    (ceiling,) = result["ceiling"]
-    assert all(0 <= value <= 1 for value in ceiling.values())
-    assert re.search(rf"generator's ceiling +test, mean +{ceiling['auc_roc']:.4f}", said)
 
 
 def test_the_file_holds_the_three_metrics_by_fold_and_mean_for_every_model(prequential: dict[str, Any]) -> None:
