@@ -11,11 +11,18 @@ DuckDB has no index that stays small. A table of keys in order of their hashes t
 smallest and the largest value of each 122,880 rows. New keys gather in a table of their own (`keys_tail`) until they
 are worth sorting. `tidy` sorts them into a run of their own, and `merge` makes one of many runs. PostgreSQL has
 B-trees, and both do nothing.
+
+DuckDB leaves the bytes of deleted rows in its file. `purge` therefore writes a new file after an erasure:
+
+    DELETE, fact `erased`  ──►  index.duckdb.new: a copy of the rows  ──►  renamed to index.duckdb, fact deleted
+
+A process that is killed before the renaming leaves the old file and the fact: the next `purge` begins again.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_parent, require_not_planted, take_from_others
@@ -44,6 +52,11 @@ _RUNS_MAX = 32
 _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 # How much longer than `timeout_ms` a client waits for the server's own word about it.
 _GRACE_S = 2.0
+# Searches wait this long for earlier ones, most of which take a second. Behind a longer one the new file is thrown away
+# and made again an hour later.
+_READERS_WAIT_S = 5.0
+ERASED_FACT = "erased"
+"""The fact that rows were erased since the last `purge`."""
 FORMAT = "2"
 """The format of the tables. Another one is rebuilt from the topics."""
 _ANEW = "It is created again from the topics, verdicts included, where there is none: move"
@@ -160,6 +173,12 @@ class Database(Protocol):
     def merge(self) -> None:
         """Puts everything in one order, if many calls of `tidy` have left many. Others wait for minutes meanwhile."""
 
+    def purge(self) -> bool:
+        """Takes the bytes of rows that were erased since the last call out of the file. Returns whether there were any.
+
+        PostgreSQL: nothing, since its files are the server's.
+        """
+
     def drop_decisions(self, transaction: Transaction) -> None:
         """Empties everything that comes from the topics `decisions` and `outcomes`."""
 
@@ -203,11 +222,14 @@ class DuckDbDatabase:
             hint = _SEVERAL if "Conflicting lock" in why else f"{_ANEW} the file and its .wal away"
             raise Misconfigured(f"the index {path} cannot be opened: {why}. {hint}") from error
         # How many transactions are open, and whether DuckDB has given the file up.
-        self._using, self._open_count, self._is_given_up = threading.Lock(), 0, False
+        self._using, self._open_count, self._is_given_up = threading.Condition(), 0, False
+        # Whether the file is being replaced: new transactions wait.
+        self._is_replaced = False
         self._file = file_at(path)
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
         try:
+            self._remove_copy()
             self._make_tables()
         except BaseException:
             # The next try must not find the file locked by this one.
@@ -259,6 +281,7 @@ class DuckDbDatabase:
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for one transaction. If that is not committed, it is taken back."""
         with self._using:
+            self._using.wait_for(lambda: not self._is_replaced)
             if self._is_given_up:
                 self._open_anew()
             cursor = self._connection.cursor()
@@ -269,6 +292,7 @@ class DuckDbDatabase:
             cursor.close()
             with self._using:
                 self._open_count -= 1
+                self._using.notify_all()
 
     def _open_anew(self) -> None:
         """Open the file again that DuckDB has given up: it reads the committed data from its log."""
@@ -331,6 +355,77 @@ class DuckDbDatabase:
                 transaction.execute(f"INSERT INTO {table}_sorted SELECT * FROM {table}_tail ORDER BY {order}")
                 transaction.execute(f"DELETE FROM {table}_tail")
                 transaction.execute("INSERT INTO runs VALUES (?, ?)", (table, count))
+
+    def purge(self) -> bool:
+        """See Database. Writers wait meanwhile. The disk needs room for a second file."""
+        with self._writing:
+            with self.transaction() as transaction:
+                if not transaction.execute("SELECT value FROM facts WHERE name = ?", (ERASED_FACT,)):
+                    return False
+            try:
+                self._remove_copy()
+                self._make_copy()
+                self._take_copy()
+            except (self._errors, OSError) as error:
+                self._is_given_up = self._is_given_up or isinstance(error, self._fatal)
+                why = f"cannot be written again without erased rows: {_first_line(error)}"
+                raise IndexUnavailable(f"the index {self._path} {why}") from error
+            finally:
+                self._remove_copy()
+            with self.transaction() as transaction:
+                transaction.execute("DELETE FROM facts WHERE name = ?", (ERASED_FACT,))
+            return True
+
+    @property
+    def _copy(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.new")
+
+    def _remove_copy(self) -> None:
+        for file in (self._copy, self._copy.with_name(f"{self._copy.name}.wal")):
+            file.unlink(missing_ok=True)
+
+    def _make_copy(self) -> None:
+        # A statement takes no value in this place.
+        path = str(self._copy).replace("'", "''")
+        with self._cursor() as cursor:
+            ((name,),) = cursor.execute("SELECT current_database()").fetchall()
+            # A failed call may have left it attached.
+            cursor.execute("DETACH DATABASE IF EXISTS without_erased")
+            cursor.execute(f"ATTACH '{path}' AS without_erased")
+            cursor.execute(f'COPY FROM DATABASE "{name}" TO without_erased')
+            cursor.execute("CHECKPOINT without_erased")
+            cursor.execute("DETACH without_erased")
+        take_from_others(self._copy)
+
+    def _take_copy(self) -> None:
+        """Put the copy in the place of the file while no transaction is open. New ones wait for moments."""
+        with self._using:
+            self._is_replaced = True
+            try:
+                if not self._using.wait_for(lambda: self._open_count == 0, _READERS_WAIT_S):
+                    raise IndexUnavailable(
+                        f"the index {self._path} is being read: its file keeps erased rows until later"
+                    )
+                self._replace_file()
+            finally:
+                self._is_replaced = False
+                self._using.notify_all()
+
+    def _replace_file(self) -> None:
+        self._require_file()
+        # If the file does not open again below, the next transaction tries.
+        self._is_given_up = True
+        self._connection.close()
+        if self._path.with_name(f"{self._path.name}.wal").exists():
+            # DuckDB would add its content to the new file, which has it already.
+            raise IndexUnavailable(f"the index {self._path} was not closed: its file keeps erased rows until later")
+        self._copy.replace(self._path)
+        self._file = file_at(self._path)
+        sync_folder(self._path.parent)
+        # A killed process may have left rows there.
+        shutil.rmtree(f"{self._path}.tmp", ignore_errors=True)
+        self._connection = self._connected()
+        self._is_given_up = False
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """See Database."""
@@ -523,6 +618,10 @@ class PostgresDatabase:
 
     def tidy(self, *, at_least: int) -> None:
         """See Database."""
+
+    def purge(self) -> bool:
+        """See Database."""
+        return False
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """See Database."""

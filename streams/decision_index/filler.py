@@ -110,7 +110,7 @@ class IndexFiller:
     ) -> None:
         """`keep_ms`: older decisions leave the index. `upkeep`: called every few seconds while the index is fresh."""
         self._upkeep, self._kept_up_ms, self._upkeep_trouble = upkeep, 0, ""
-        self._keep_ms, self._expired_at_ms = keep_ms, 0
+        self._keep_ms, self._expired_at_ms, self._purge_from_ms = keep_ms, 0, 0
         self._index, self._queue, self._clients, self._now_ms = index, queue, clients, now_ms
         self._decoders = {clients.topic(name): (name, Decoder(name, ids)) for name in TOPICS}
         self._places: dict[tuple[str, int], SourcePlace] = {}
@@ -211,7 +211,7 @@ class IndexFiller:
         if not self.state.is_fresh or now_ms - self._kept_up_ms < UPKEEP_EVERY_MS:
             return
         self._kept_up_ms, trouble = now_ms, ""
-        for work in self._upkeep:
+        for work in (self._purge, *self._upkeep):
             try:
                 work()
             except PaywardenError as error:
@@ -219,6 +219,15 @@ class IndexFiller:
         if trouble and trouble != self._upkeep_trouble:
             _log.warning("upkeep of the index: %s", trouble)
         self._upkeep_trouble = trouble
+
+    def _purge(self) -> None:
+        """Takes the bytes of erased rows out of the database's file: immediately, then at most once an hour."""
+        now_ms = self._now_ms()
+        if now_ms >= self._purge_from_ms:
+            # After an error, too: a large file takes minutes.
+            self._purge_from_ms = now_ms + HOUR_MS
+            if not self._index.database.purge():
+                self._purge_from_ms = 0
 
     def close(self) -> None:
         """Closes the consumer. Another `step` opens it again."""

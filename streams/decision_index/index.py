@@ -31,7 +31,7 @@ from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.decision_index import episodes
-from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.database import ERASED_FACT, Database, Transaction
 from paywarden.streams.decision_index.episodes import NO_EPISODES, EpisodeFeatures
 from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass_over
 from paywarden.streams.decision_index.ledger import forget_merchant
@@ -188,6 +188,8 @@ class DecisionIndex:
         Verdicts that are not on their topic yet stay until they are. Returns how many decisions there were.
         """
         note_erasure(transaction, erasure)
+        # Also without rows: those that were deleted for their age are still in the file.
+        self._note_erased(transaction)
         first = min(erasure.hashes.values())
         rows = transaction.execute(
             f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE (decided_time_ms, payment_hash) IN "
@@ -234,15 +236,21 @@ class DecisionIndex:
         for table in self.database.tables_by_time():
             if table.startswith("outcomes"):
                 transaction.execute(f"DELETE FROM {table} WHERE {where}")
-        transaction.execute(f"DELETE FROM verdicts WHERE is_sent AND {where}")
+        self._take_out_verdicts(transaction, where)
         pass_over(transaction, payment_hashes)
 
-    @staticmethod
-    def forget_sent_verdicts(transaction: Transaction) -> None:
+    def forget_sent_verdicts(self, transaction: Transaction) -> None:
         """Takes out verdicts about erased payments that have been sent meanwhile."""
-        transaction.execute(
-            "DELETE FROM verdicts WHERE is_sent AND payment_hash IN (SELECT payment_hash FROM forgotten_payments)"
-        )
+        self._take_out_verdicts(transaction, "payment_hash IN (SELECT payment_hash FROM forgotten_payments)")
+
+    def _take_out_verdicts(self, transaction: Transaction, where: str) -> None:
+        if transaction.execute(f"DELETE FROM verdicts WHERE is_sent AND {where} RETURNING verdict_id"):
+            self._note_erased(transaction)
+
+    @staticmethod
+    def _note_erased(transaction: Transaction) -> None:
+        """Note that `purge` has work to do."""
+        transaction.append("facts", {"name": [ERASED_FACT], "value": [""]})
 
     def sources(self, topic: str) -> dict[int, SourcePlace]:
         """Returns by partition how far a topic is in."""

@@ -112,6 +112,7 @@ def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_
             sender.step()
             filler.expire()
             found.database.merge()
+            found.database.purge()
             _tell(found, as_json=as_json)
             if follow and not stop.is_set():
                 sending = threading.Thread(target=sender.run, args=(stop,), name="verdict-sender")

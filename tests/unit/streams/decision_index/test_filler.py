@@ -23,7 +23,7 @@ from paywarden.streams.decision_index.filler import (
     IndexFiller,
     fill_from_archive,
 )
-from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
+from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from paywarden.streams.decision_index.search import Search
 from paywarden.streams.kafka.reading import Consumed
@@ -111,6 +111,31 @@ def test_upkeep_waits_for_a_fresh_index_and_holds_nothing_up(
     assert [record.message for record in caplog.records if "upkeep" in record.message] == [
         "upkeep of the index: Kafka is away"
     ]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_fresh_index_purges_erased_rows_at_most_once_an_hour(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    purged: list[int] = []
+    filler, now_ms = filler_of(database, broker), 10_000
+    filler._now_ms = lambda: now_ms
+
+    def purge() -> bool:
+        purged.append(now_ms)
+        if is_full:
+            raise TemporaryFailure("the disk is full")
+        return len(purged) > 1
+
+    monkeypatch.setattr(database, "purge", purge)
+    while filler.step():
+        pass
+    for _ in range(2 * HOUR_MS // UPKEEP_EVERY_MS):
+        filler.keep_up()
+        now_ms += UPKEEP_EVERY_MS
+    # Without erased rows it asks again soon; after a purge or an error an hour later.
+    first = [10_000] if is_full else [10_000, 10_000 + UPKEEP_EVERY_MS]
+    assert purged == [*first, first[-1] + HOUR_MS]
 
 
 def test_kafka_that_goes_away_behind_the_last_record_is_told(

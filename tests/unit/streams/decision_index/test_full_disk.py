@@ -11,6 +11,7 @@ import pytest
 
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexUnavailable
+from paywarden.streams.decision_index.erasure import Erasure
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from tests.unit.streams.decision_index.test_index import made
 
@@ -19,10 +20,10 @@ BATCH = 500
 
 
 @contextmanager
-def no_room(path: Path) -> Iterator[None]:
-    """Let no file of this process become longer than the one at `path` is."""
+def no_room(path: Path, share: float = 1.0) -> Iterator[None]:
+    """Let no file of this process become longer than this share of the one at `path`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(path.stat().st_size * share), before[1]))
     try:
         yield
     finally:
@@ -64,3 +65,23 @@ def test_a_checkpoint_that_finds_no_room_does_not_end_the_index(tmp_path: Path) 
         assert count(database) == before + BATCH
     with closing(DuckDbDatabase(path)) as database:
         assert count(database) == before + BATCH
+
+
+def test_a_purge_that_finds_no_room_leaves_the_index_as_it_is_and_is_done_later(tmp_path: Path) -> None:
+    path = tmp_path / "index.duckdb"
+    with closing(DuckDbDatabase(path)) as database:
+        index = DecisionIndex(database, worth=lambda amount, *_: amount)
+        for number in range(4):
+            add(index, number * BATCH)
+        erasure = Erasure.of({"card_id": "c1"}, made(4 * BATCH)["decided_time_ms"])
+        assert erasure is not None
+        with database.transaction() as transaction:
+            taken = index.erase(transaction, erasure)
+            transaction.execute("SET GLOBAL wal_autocheckpoint = '1GB'")
+        with no_room(path, 0.25), pytest.raises(IndexUnavailable, match="cannot be written again without erased rows"):
+            database.purge()
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["index.duckdb", "index.duckdb.wal"]
+        assert count(database) == 4 * BATCH - taken
+        assert database.purge()
+        assert not database.purge()
+        assert count(database) == 4 * BATCH - taken
