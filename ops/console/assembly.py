@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from paywarden.features.profiles.feature_docs import ListedFeature, listed_features
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.ops import wiring
 from paywarden.ops.console import idempotency, sessions, webhooks
 from paywarden.ops.console.audit_log import AuditLog, audit_log
@@ -41,6 +42,7 @@ from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.models.models_page import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
 from paywarden.ops.console.oidc import OidcProvider
+from paywarden.ops.console.outcome_charts import OutcomeCharts
 from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.console.people import People, PeopleFile
 from paywarden.ops.console.policy import saved_drafts
@@ -157,6 +159,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         Review(opened, source.section("costs", CostSettings), one.in_words).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
         Merchants(opened).section(),
+        OutcomeCharts(opened, source.section("training", TrainingSettings).label_delay_days).section(),
         Models(desk, index_traffic(opened, decode), follower).section(),
         PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode), SavedDrafts(database)).section(),
         health.section((watch.run,) if settings.processes else ()),

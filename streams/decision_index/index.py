@@ -35,6 +35,7 @@ from paywarden.streams.decision_index.database import ERASED_FACT, Database, Tra
 from paywarden.streams.decision_index.episodes import NO_EPISODES, EpisodeFeatures
 from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass_over
 from paywarden.streams.decision_index.ledger import forget_merchant
+from paywarden.streams.decision_index.outcome_counts import PeriodCounts, period_counts
 from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
 from paywarden.streams.decision_index.rows import COLUMNS, fields_of, listed, newest_outcomes, row_of
 from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch, rule_weeks
@@ -446,6 +447,13 @@ class DecisionIndex:
         """Returns the same by week, the newest first. `since_ms` of each is its Monday."""
         with self.database.reading() as transaction:
             return rule_weeks(transaction, rule, since_ms)
+
+    def period_counts(
+        self, period: str, first_ms: int, end_ms: int, segment: Mapping[str, str]
+    ) -> tuple[int, list[PeriodCounts]]:
+        """Returns the counts of a time by day or week, and since when they are (outcome_counts.py)."""
+        with self.database.reading() as transaction:
+            return period_counts(transaction, period, first_ms, end_ms, segment)
 
     def neighbours(self, row: FoundRow, count: int = 5) -> tuple[list[FoundRow], list[FoundRow]]:
         """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""

@@ -30,6 +30,13 @@ _COLUMNS = (
     *("payments", "amount_minor", "approved", "approved_minor", "frauds", "fraud_minor", "disputes"),
     *("enumerated", "enumerated_minor"),
 )
+NEWEST_OUTCOMES = """
+    SELECT payment_hash, label,
+        row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place,
+        max(CASE WHEN source = 'chargeback' THEN 1 ELSE 0 END) OVER (PARTITION BY payment_hash) AS disputed
+    FROM outcomes WHERE payment_hash IN (
+        SELECT payment_hash FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ?)"""
+"""The outcomes of the payments of a time, as SQL. The newest of each payment has the place 1."""
 _COUNT = f"""
     INSERT INTO merchant_days (day, merchant_id, {", ".join(_COLUMNS)})
     SELECT ?, p.merchant_id, count(*), sum(p.worth), sum(p.approved), sum(p.approved * p.worth),
@@ -42,13 +49,7 @@ _COUNT = f"""
             CASE WHEN min(action) < 2 THEN 1 ELSE 0 END AS approved
         FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ? GROUP BY payment_hash
     ) AS p
-    LEFT JOIN (
-        SELECT payment_hash, label,
-            row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place,
-            max(CASE WHEN source = 'chargeback' THEN 1 ELSE 0 END) OVER (PARTITION BY payment_hash) AS disputed
-        FROM outcomes WHERE payment_hash IN (
-            SELECT payment_hash FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ?)
-    ) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
+    LEFT JOIN ({NEWEST_OUTCOMES}) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
     LEFT JOIN (
         SELECT DISTINCT payment_hash FROM episode_payments WHERE decided_time_ms >= ? AND decided_time_ms < ?
     ) AS e ON e.payment_hash = p.payment_hash

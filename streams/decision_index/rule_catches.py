@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paywarden.streams.decision_index.database import Transaction
+from paywarden.streams.decision_index.outcome_counts import period_begin
 from paywarden.streams.decision_index.search import key_hash
 
 RULE_DECISIONS_MAX = 10_000
 """The most decisions of a rule that are looked at: the newest ones."""
 _LABELS = ("fraud", "genuine", "")
-_DAY_MS = 86_400_000
 _Newest = dict[tuple[int, int], tuple[int, str]]
 
 
@@ -56,9 +56,7 @@ def rule_weeks(transaction: Transaction, rule: str, since_ms: int) -> list[RuleC
     newest = _newest(transaction, rule, since_ms)
     weeks: dict[int, _Newest] = {}
     for place, told in newest.items():
-        # The first day of 1970 was a Thursday.
-        monday = ((place[0] // _DAY_MS + 3) // 7 * 7 - 3) * _DAY_MS
-        weeks.setdefault(monday, {})[place] = told
+        weeks.setdefault(period_begin(place[0], "week"), {})[place] = told
     oldest = min(weeks, default=0)
     is_whole = len(newest) < RULE_DECISIONS_MAX
     return [_catch(rule, weeks[at], at, is_all=is_whole or at > oldest) for at in sorted(weeks, reverse=True)]

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,8 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
                 "/inbox/nothing",
                 "/merchants",
                 "/merchants/episodes",
+                "/charts?by=week&currency=EUR",
+                "/charts",
             )
         ),
         (page, "/merchants/episodes"),
@@ -288,6 +291,34 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     assert errors == []
     auditor.context.close()
     stranger.context.close()
+
+
+def test_each_chart_is_saved_as_a_picture(page: Any) -> None:
+    for size in ({"width": 1440, "height": 960}, _PHONE):
+        page.set_viewport_size(size)
+        page.goto("/charts")
+        charts = page.locator("section:has(svg)")
+        buttons = page.locator("[data-png]:visible")
+        assert charts.count() == buttons.count() >= 2
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+        serious = [
+            one["id"]
+            for one in axe_api.Axe().run(page).response["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+        _picture(page, f"charts-{size['width']}", height=1800)
+        for place in range(buttons.count()):
+            with page.expect_download() as download:
+                buttons.nth(place).click()
+            picture = Path(download.value.path()).read_bytes()
+            assert download.value.suggested_filename == f"{charts.nth(place).get_attribute('id')}_day.png"
+            width, height = struct.unpack(">II", picture[16:24])
+            assert (picture[:8], width, height) == (b"\x89PNG\r\n\x1a\n", 1072, 700)
+            # A picture of one colour has a few bytes only.
+            assert len(picture) > 10_000
+            if _PICTURES:
+                (Path(_PICTURES) / f"saved-{size['width']}-{place}.png").write_bytes(picture)
 
 
 def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_console: Running) -> None:

@@ -109,3 +109,45 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     button.textContent = "Copied";
   });
 }
+
+// A chart as PNG: a copy of its SVG that carries its own colours, below its title and above its legend. The policy of
+// the page (CSP) refuses style attributes, so the copy has an attribute for each property.
+const drawn = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-family", "font-size", "font-weight"];
+for (const button of document.querySelectorAll("[data-png]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const part = button.closest("section");
+    const svg = part.querySelector("svg");
+    const { width, height } = svg.viewBox.baseVal;
+    const copy = svg.cloneNode(true);
+    const shapes = copy.querySelectorAll("*");
+    svg.querySelectorAll("*").forEach((shape, at) => {
+      const style = getComputedStyle(shape);
+      drawn.forEach((name) => shapes[at].setAttribute(name, style.getPropertyValue(name)));
+    });
+    copy.setAttribute("width", 2 * width);
+    copy.setAttribute("height", 2 * height);
+    const text = new XMLSerializer().serializeToString(copy);
+    const image = Object.assign(new Image(), { src: `data:image/svg+xml,${encodeURIComponent(text)}` });
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), { width: 2 * width, height: 2 * height + 120 });
+    const pen = canvas.getContext("2d");
+    const body = getComputedStyle(document.body);
+    pen.fillStyle = body.backgroundColor;
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(image, 0, 60);
+    pen.font = `26px ${body.fontFamily}`;
+    pen.fillStyle = body.color;
+    pen.fillText(svg.getAttribute("aria-label"), 24, 40, canvas.width - 48);
+    let x = 24;
+    for (const entry of part.querySelectorAll(".legend span")) {
+      pen.fillStyle = getComputedStyle(entry.querySelector(".key")).backgroundColor;
+      pen.fillRect(x, canvas.height - 42, 22, 22);
+      pen.fillStyle = body.color;
+      pen.fillText(entry.textContent, x + 32, canvas.height - 22);
+      x += pen.measureText(entry.textContent).width + 72;
+    }
+    const name = `${button.dataset.png}.png`;
+    Object.assign(document.createElement("a"), { href: canvas.toDataURL("image/png"), download: name }).click();
+  });
+}

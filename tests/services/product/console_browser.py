@@ -36,6 +36,7 @@ from paywarden.ops.console.merchants import Merchants
 from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.models.models_page import Models
 from paywarden.ops.console.models.rollout_plan import index_traffic
+from paywarden.ops.console.outcome_charts import OutcomeCharts
 from paywarden.ops.console.page_rows import Section
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.policy.drafts import IndexedDecisions
@@ -220,6 +221,7 @@ def served_console(
         DecisionSearch(opened, one.page()).section(),
         Review(opened, CostSettings(), one.in_words).section(),
         Merchants(opened).section(),
+        OutcomeCharts(opened, 7).section(),
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
