@@ -22,6 +22,7 @@ from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import pytest_terminal_summary
 from tests.services.product import forked_python, internals, template
 from tests.services.product.deployment import Deployment
+from tests.services.product.processes import logs_of_started
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
 from tests.services.shared import Service, SharedServices, shared, template_address
@@ -93,6 +94,17 @@ def pytest_collection_finish() -> None:
     """Leave what was collected out of every garbage collection: a full one took 0.4 s each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure the logs of the processes that the test has started."""
+    report = yield
+    if report.failed:
+        report.sections += logs_of_started()
+    elif call.when == "teardown":
+        logs_of_started()
+    return report
 
 
 @pytest.fixture(scope="session")

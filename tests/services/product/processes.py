@@ -27,6 +27,15 @@ from tests.services.product import template
 ROOT = CHECKOUT
 # Between two looks at a condition a test waits for as long as this many looks take, within a limit.
 _PAUSES, _PAUSE_S_MAX = 3.0, 0.3
+_LOG_LINES_MAX = 60
+_started_here: list[PaywardenProcess] = []
+
+
+def logs_of_started() -> list[tuple[str, str]]:
+    """Returns how each process that the last test started is, with the end of its log. Forgets them."""
+    logs = [(f"{one.log.name}, {one.state}", one.end_of_log()) for one in _started_here if one.log.exists()]
+    _started_here.clear()
+    return logs
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> None:
@@ -71,6 +80,7 @@ class PaywardenProcess:
     ) -> None:
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         self.process = _started(["--config", str(config), *arguments], self.log, cwd, _environment(environment), afresh)
+        _started_here.append(self)
 
     @classmethod
     def of_program(cls, folder: Path, program: str, *arguments: str) -> PaywardenProcess:
@@ -92,9 +102,22 @@ class PaywardenProcess:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def state(self) -> str:
+        """Whether it runs, or how it has ended."""
+        code = self.process.poll()
+        return "running" if code is None else f"ended with {code}"
+
+    def end_of_log(self) -> str:
+        """Return its last lines on stderr."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES_MAX:])
+
     def first_line(self) -> str:
+        """Return the next line of its output. A process that ends before it fails the test, with its log."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line = self.process.stdout.readline()
+        assert line, f"{self.log.name} ended with {self.process.wait(PATIENCE_S)} before the line:\n{self.end_of_log()}"
+        return line.strip()
 
     def kill(self) -> None:
         """Send SIGKILL, as a crash would end it."""
