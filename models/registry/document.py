@@ -190,6 +190,12 @@ class Paper:
             for one in self.manifest.reliability
         ]
         yield from _table(("mean score", "frauds", "95 % interval", "payments"), rows)
+        promise = self.manifest.evidence.get("promise") or {}
+        if promise.get("high"):
+            yield (
+                f"\nFrom {_cell(str(promise['first_day']))} to {_cell(str(promise['last_day']))} the fraud rate will "
+                f"be {promise['low']:.2f} to {promise['high']:.2f} times the mean score (95 % interval)."
+            )
 
     def _features(self) -> Iterator[str]:
         used = [row for row in self.manifest.most_important(len(self.manifest.feature_names)) if row[2]]
@@ -249,9 +255,9 @@ class Paper:
         if not evidence:
             yield "The bundle does not say how far scores are off on later days."
             return
-        later = evidence.get("later") or {}
-        if later.get("not_measured"):
-            yield f"Not measured on later days: {_cell(str(later['not_measured']))}."
+        promise = evidence.get("promise") or {}
+        if promise.get("not_promised"):
+            yield f"Nothing is promised about scores on later days: {_cell(str(promise['not_promised']))}."
         drifting = evidence.get("drifting") or []
         left_out = set(manifest.parameters.get("leave_out") or [])
         for one in drifting[:_FEATURES_SHOWN]:

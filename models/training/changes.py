@@ -178,8 +178,8 @@ class FoldRows:
 
     def thinned(self, rows_max: int) -> FoldRows:
         """Returns at most about `rows_max` rows of either part; each stands for those that are left out."""
-        rows, weight = _thinned(self.label, self.weight, rows_max)
-        later, later_weight = _thinned(self.held_out.label, self.held_out.weight, rows_max)
+        rows, weight = thinned_rows(self.label, self.weight, rows_max)
+        later, later_weight = thinned_rows(self.held_out.label, self.held_out.weight, rows_max)
         return FoldRows(
             self.vectors[rows],
             self.label[rows],
@@ -251,7 +251,7 @@ def _seconds(change: Change, settings: TrainingSettings, rows: int, features: in
     return fit_seconds(rows, features, settings if is_of_bins else coarse(change.applied(settings)))
 
 
-def _thinned(label: NDArray[np.int64], weight: Weight, rows_max: int) -> tuple[NDArray[np.int64], Weight]:
+def thinned_rows(label: NDArray[np.int64], weight: Weight, rows_max: int) -> tuple[NDArray[np.int64], Weight]:
     """Returns some rows, in order, and how many payments each stands for: up to a quarter of them are frauds."""
     if len(label) <= rows_max:
         return np.arange(len(label)), weight

@@ -7,8 +7,8 @@
    rows nor on the number of partitions.
 2. A drawn payment stands for 1 / share payments: trees, calibration and measures count it that often (D. Horvitz,
    D. Thompson, 1952). Scores are therefore probabilities among all payments.
-3. The newest days are whole. The calibration is measured on them (models/training/later_days.py). They also give all
-   that counts payments one by one: default thresholds, value detected, a cascade's thresholds, the reference for drift.
+3. The newest days are whole. They give all that counts payments one by one: default thresholds, value detected, a
+   cascade's thresholds, the reference for drift.
 
 Example: 60 days of 800,000 payments with 2,000 frauds a day, and a share of 0.1. The last 2 days are whole: 1.6 million
 rows. The 58 days before give 116,000 frauds and 4.6 million genuine payments, each with the weight 10.

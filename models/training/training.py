@@ -5,10 +5,8 @@ How it works:
 1. Early stopping on the window's last days chooses the number of trees. A search, if configured, chooses other
    parameters as well (models/training/search.py).
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
-   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
-   last block, scored by a model of earlier days alone, shows how far scores are off on later days
-   (models/training/later_days.py).
-   With a sample of the payments, its whole days show it (models/training/sampling.py).
+   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. Small
+   models of earlier days promise how far the scores of later days will be off (models/training/promise.py).
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
 4. A model trained on all rows goes into the bundle, and its native library is compiled. The reference for drift says
@@ -57,12 +55,12 @@ from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, 
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.metrics.value_detected import missed_frauds
 from paywarden.models.training.boosting import OnTree, aged, binned, grow, model_text
-from paywarden.models.training.calibration import reliability
+from paywarden.models.training.calibration import fit_calibration, reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.feature_ranges import clocks, drifting_features
-from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
+from paywarden.models.training.promise import make_promise
 from paywarden.models.training.search import choose
 from paywarden.models.training.table import TrainingTable, blocks_of, require_both_kinds, require_categories
 from paywarden.models.training.training_evidence import area_interval, label_delay, labels_record
@@ -114,11 +112,7 @@ def train_bundle(
         large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
     whole = table.whole
-    newest = (fold == fold.max()) & whole
-    calibration = calibrate(
-        large.margins, table.label, table.day, newest, follow=settings.follow_newest_days, weight=table.weight
-    )
-    slope, intercept = calibration.slope, calibration.intercept
+    slope, intercept = fit_calibration(large.margins, table.label, table.weight)
     margins, of_each, cascade = large.margins, large.of_each, None
     scores = calibrated(margins, slope, intercept)
     review_at, decline_at = (
@@ -186,7 +180,7 @@ def train_bundle(
         evidence={
             "labels": labels_record(table.label_counts, label_delay(table.fraud_delay_ms), engine.plan.label_delays_ms),
             "drifting": [feature.record() for feature in drifting],
-            "later": calibration.record(),
+            "promise": make_promise(table, window, settings, names, progress=progress).record(),
             "sampled": None if table.sample is None else table.sample.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),

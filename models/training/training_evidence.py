@@ -3,7 +3,7 @@
     labels     how many payments have which label; after how long frauds became known, beside the delay that the
                catalogue's fraud features wait
     drifting   features that leave their training range (models/training/feature_ranges.py)
-    later      how far the scores are off on days left out (models/training/later_days.py)
+    promise    how often fraud will come in later days, as a multiple of the mean score (models/training/promise.py)
     changes    which changes to the settings were tried, what each gained, and which were taken
                (models/training/changes.py)
     distilled  whether a distilled model is better (models/training/distillation.py)

@@ -52,8 +52,6 @@ class TrainingSettings:
     # On an engine of partitions, 1 means the largest of 1, 1/2, 1/4 … that fits memory.
     genuine_sample_share: float = 1.0
     folds: int = 3
-    # Whether the newest third of the days moves the calibration (models/training/later_days.py).
-    follow_newest_days: bool = False
     # How many of the window's last days are held out to choose parameters; 0 means a fifth of the window. With several
     # folds, each fold's days come directly before the next fold's.
     validation_days: int = 0

@@ -287,9 +287,6 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         f"expected calibration error {metrics['expected_calibration_error']:.6f}"
     )
     _print_reliability(manifest.reliability)
-    if bins := manifest.evidence["later"]["reliability"]:
-        click.echo("on days left out:")
-        _print_reliability(bins)
     print_table(
         ("feature", "gain", "splits"),
         [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
@@ -321,7 +318,7 @@ def _print_native(bundle: Path) -> None:
 
 
 def _print_evidence(manifest: Manifest) -> None:
-    """Print the training's findings about its own data: labels, features that drift, later days."""
+    """Print the training's findings about its own data: labels, features that drift, what later days are promised."""
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts
@@ -329,10 +326,10 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.training.changes import change_choice_of
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.feature_ranges import DriftingFeature
-    from paywarden.models.training.later_days import LaterDays
+    from paywarden.models.training.promise import promise_of
     from paywarden.models.training.training_evidence import LabelDelay
 
-    labels, later = manifest.evidence["labels"], manifest.evidence["later"]
+    labels = manifest.evidence["labels"]
     if labels["counts"]:
         click.echo(LabelCounts(**labels["counts"]).in_words())
     if labels["fraud_delay"]:
@@ -355,10 +352,8 @@ def _print_evidence(manifest: Manifest) -> None:
         click.echo(f"drifts out of its training range: {feature.in_words()}{left_out}")
     if len(drifting) > FEATURES_SHOWN:
         click.echo(f"and {len(drifting) - FEATURES_SHOWN} further features drift; manifest.json has them all")
-    if later["days_left_out"]:
-        click.echo(LaterDays(**later["days_left_out"]).in_words())
-    else:
-        click.echo(f"not measured on later days: {later['not_measured']}")
+    for line in promise_of(manifest.evidence["promise"]).in_words():
+        click.echo(line)
 
 
 def _print_cascade(bundle: Path, manifest: Manifest) -> None:

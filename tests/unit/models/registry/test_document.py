@@ -37,7 +37,7 @@ def test_no_text_of_a_manifest_becomes_a_section_or_a_tag_of_the_paper(tmp_path:
         validation={"left_out": FORGED, "days": [days], "tried": [{"folds": [fold]}], "chosen": 0},
         evidence={
             "labels": {"counts": {FORGED: FORGED}, "fraud_delay": {FORGED: FORGED}},
-            "later": {"not_measured": FORGED},
+            "promise": {"first_day": FORGED, "last_day": FORGED, "low": 0.5, "high": 2.0, "not_promised": FORGED},
             "drifting": [{"name": FORGED, "outside": 0.1, "missing_later": 0.1, "missing_earlier": 0.1}],
         },
     )

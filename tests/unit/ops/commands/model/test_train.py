@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, write_history
 from paywarden.models.bundle.bundle import load_bundle, read_manifest
 from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.training.promise import promise_of
 from paywarden.ops.commands.model.train import train
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
@@ -84,12 +85,12 @@ def test_train_prints_how_good_the_scores_are_and_their_features(
     assert all("value detected" in line and "first frauds of cards" in line for line in missed[:2])
     told = [line for line in lines[5:scores] if line not in missed]
     assert all(line.startswith(("drifts out of its training range: ", "and ")) for line in told[:-1])
-    assert re.match(r"not measured on later days: |on days left out, ", told[-1])
+    assert told[-1] == promise_of(manifest.evidence["promise"]).in_words()[-1]
+    assert re.match(r"nothing is promised from .* windows of 2 days have a past of 4 days .* needed$", told[-1])
     assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[scores]
     table = lines.index(next(line for line in lines if line.split()[0] == "feature"))
     assert lines[scores + 1].split() == ["mean", "score", "frauds", "95", "%", "interval", "payments"]
-    later = lines.index("on days left out:") if "on days left out:" in lines else table
-    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : later]) == manifest.training_payments
+    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : table]) == manifest.training_payments
     assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
 
 
