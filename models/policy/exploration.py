@@ -11,6 +11,9 @@ Exploration is off by default. It buys labels with money that an operator sets a
     declined by a rule                       rules are final     stays declined, propensity 1
     declined, EUR 62, spent today EUR 4,990  no budget left      stays declined, propensity 1
 
+A policy may set other shares for bands of scores, which `paywarden policy explore` proposes from what was learnt there
+(models/policy/explored_shares.py).
+
 The *propensity* is the probability of the action that the payment got, given all that was known before the coin. It
 goes into the decision. Training and replay weigh a payment by 1 / propensity, as if all such payments had been
 approved.
@@ -38,7 +41,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE
+from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, SHARE_MAX
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_at
 from paywarden.schemas.key_files import read_hex_key
@@ -51,8 +54,6 @@ EXPLORED = "exploration"
 KEY_BYTES_MIN, KEY_BYTES_MAX = 16, 64
 _DAY_MS = 86_400_000
 _COINS = 1 << 64
-# More would be a policy, not an exploration.
-_SHARE_MAX = 0.5
 _AMOUNT_MAX = 1 << 53
 _RULE = "rule:"
 _DECLINE = ACTIONS[DECLINE]
@@ -78,8 +79,8 @@ class ExplorationSettings:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""
-        if not 0 <= self.share <= _SHARE_MAX:
-            raise Misconfigured(f"exploration.share: wanted 0 to {_SHARE_MAX}, got {self.share:g}")
+        if not 0 <= self.share <= SHARE_MAX:
+            raise Misconfigured(f"exploration.share: wanted 0 to {SHARE_MAX}, got {self.share:g}")
         for name in ("budget_minor_a_day", "payment_minor_max"):
             if not 0 <= getattr(self, name) < _AMOUNT_MAX:
                 raise Misconfigured(f"exploration.{name}: wanted 0 to below {_AMOUNT_MAX}, got {getattr(self, name)}")
@@ -257,15 +258,24 @@ class Exploration:
         self.budget = settings.budget_minor_a_day // settings.hosts
         self._payment_max = min(settings.payment_minor_max, self.budget)
         self._hash = blake2b(digest_size=8, key=key, person=b"exploration")
-        self._below = math.floor(settings.share * _COINS)
         self._ledger = ledger
 
-    def explore(self, action: str, reasons: Sequence[str], *, payment_id: str, amount: int, now_ms: int) -> Explored:
+    def explore(
+        self,
+        action: str,
+        reasons: Sequence[str],
+        *,
+        payment_id: str,
+        amount: int,
+        now_ms: int,
+        share: float | None = None,
+    ) -> Explored:
         """Returns a verdict of the policy after exploration. Never raises.
 
-        `amount`: minor units of the reference currency. `now_ms`: when it is decided. Only a decline can change, and
-        only to an approval.
+        `amount`: minor units of the reference currency. `now_ms`: when it is decided. `share`: that of the payment's
+        score band; None for the one of the settings. Only a decline can change, and only to an approval.
         """
+        share = self.share if share is None else share
         if action != _DECLINE or not self.share:
             return Explored(action, list(reasons), 1.0)
         day = now_ms // _DAY_MS
@@ -276,14 +286,14 @@ class Exploration:
         try:
             if self._ledger.spent(day) + amount > self.budget:
                 return Explored(action, list(reasons), 1.0)
-            if self.coin(payment_id) >= self._below:
-                return Explored(action, list(reasons), 1.0 - self.share)
+            if self.coin(payment_id) >= math.floor(share * _COINS):
+                return Explored(action, list(reasons), 1.0 - share)
             if not self._ledger.spend(day, amount):
                 # An amount that cannot be noted is not spent.
                 return Explored(action, list(reasons), 1.0)
         finally:
             self._ledger.release()
-        return Explored(ACTIONS[APPROVE], [EXPLORED, *reasons], self.share)
+        return Explored(ACTIONS[APPROVE], [EXPLORED, *reasons], share)
 
     def coin(self, payment_id: str) -> int:
         """Returns the coin of a payment: 0 to 2^64 - 1. One below share x 2^64 approves."""

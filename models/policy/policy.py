@@ -28,6 +28,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -85,6 +86,10 @@ _KINDS_OF_PAYMENT = frozenset(("currency", "mcc", "country", "channel"))
 
 # Each condition takes about a microsecond per payment.
 CONDITIONS_MAX = 200
+# Of a score band, the largest share that may be explored: more would be a policy, not an exploration.
+SHARE_MAX = 0.5
+# Each share has two propensities, and the record writer copies each model's origin for both.
+SHARES_MAX = 10
 
 
 def unknown_flag(entity: str) -> str:
@@ -132,6 +137,17 @@ class ConfiguredSegment:
 
 
 @dataclass(frozen=True)
+class ConfiguredShare:
+    """One of `[[policy.explored]]`: the share that `[exploration]` approves of the declined with such a score.
+
+    It holds up to the next one's `score_from`; below the first, the share of `[exploration]` does.
+    """
+
+    score_from: float
+    share: float
+
+
+@dataclass(frozen=True)
 class PolicySettings:
     """Thresholds, and the action that each flag asks for. A new card or merchant is normal, so it asks for nothing."""
 
@@ -162,6 +178,7 @@ class PolicySettings:
     reason_features_max: int = 4
     rules: tuple[ConfiguredRule, ...] = ()
     segments: tuple[ConfiguredSegment, ...] = ()
+    explored: tuple[ConfiguredShare, ...] = ()
     # Entries by list name. An entry that begins with @ names a file with one entry per line.
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -227,6 +244,7 @@ class Policy:
         self._of_bundle = review_at, decline_at
         self.stale_after_ms = settings.stale_after_ms
         _check_reason_features_max(settings)
+        _check_explored(settings)
         self.reason_features_max = settings.reason_features_max
         self._thresholds = _thresholds("policy", settings.review_at or review_at, settings.decline_at or decline_at)
         self._strictness = {flag: _strictness(settings, flag) for flag in FLAGS}
@@ -281,6 +299,12 @@ class Policy:
     def segment_count(self) -> int:
         """The number of segments."""
         return len(self._segments)
+
+    def explored_share(self, score: float | None, share: float) -> float:
+        """Returns the share that is explored of declined payments of a score. `share`: that of `[exploration]`."""
+        explored = self.settings.explored
+        band = 0 if score is None else bisect_right(explored, score, key=lambda each: each.score_from)
+        return explored[band - 1].share if band else share
 
     @property
     def listed_reasons(self) -> frozenset[str]:
@@ -393,8 +417,8 @@ def _digest(settings: PolicySettings, list_digests: Mapping[str, str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def rule_fields(item: ConfiguredRule | ConfiguredSegment) -> dict[str, object]:
-    """Returns a rule or segment as a table of settings, without `until` where there is none."""
+def rule_fields(item: ConfiguredRule | ConfiguredSegment | ConfiguredShare) -> dict[str, object]:
+    """Returns a rule, segment or share as a table of settings, without `until` where there is none."""
     return {name: value for name, value in dataclasses.asdict(item).items() if (name, value) != ("until", "")}
 
 
@@ -414,6 +438,7 @@ def policy_problems(
     general = (settings.review_at or review_at, settings.decline_at or decline_at)
     attempts: list[Callable[[], object]] = [
         partial(_check_reason_features_max, settings),
+        partial(_check_explored, settings),
         partial(_thresholds, "policy", *_assumed(*general)),
         *(partial(_strictness, settings, flag) for flag in (*FLAGS, unknown_flag("other"))),
     ]
@@ -458,6 +483,20 @@ def _policy_of(
 def _check_reason_features_max(settings: PolicySettings) -> None:
     if settings.reason_features_max < 0:
         raise Misconfigured(f"policy.reason_features_max: wanted at least 0, got {settings.reason_features_max}")
+
+
+def _check_explored(settings: PolicySettings) -> None:
+    if len(settings.explored) > SHARES_MAX:
+        raise Misconfigured(f"policy.explored: wanted at most {SHARES_MAX}, got {len(settings.explored)}")
+    below = -1.0
+    for each in settings.explored:
+        if not 0.0 < each.share <= SHARE_MAX:
+            raise Misconfigured(f"policy.explored share: wanted above 0 and at most {SHARE_MAX}, got {each.share:g}")
+        if not max(0.0, below) <= each.score_from <= 1.0 or each.score_from == below:
+            raise Misconfigured(
+                f"policy.explored score_from: wanted scores of 0 to 1 that ascend, got {each.score_from:g}"
+            )
+        below = each.score_from
 
 
 def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabulary: Vocabulary) -> _Segment:

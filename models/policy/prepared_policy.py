@@ -17,7 +17,7 @@ from typing import Any
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
-from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
+from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, ConfiguredShare, Policy, PolicySettings
 from paywarden.schemas.checked_text import with_checksum, without_checksum
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
@@ -87,6 +87,7 @@ def load_policy(
         settings = dict(content["settings"])
         settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
         settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
+        settings["explored"] = tuple(ConfiguredShare(**share) for share in settings["explored"])
         lists: dict[str, Set[str]]
         if earlier is not None and earlier.list_digests == content["list_digests"]:
             lists = dict(earlier.policy.lists)

@@ -570,7 +570,8 @@ class PaymentScorer:
         if action != ACTIONS[APPROVE]:
             reasons += serving.models.reasons(vector, model, policy.reason_features_max)
             if self._exploration is not None and action == ACTIONS[DECLINE]:
-                action, reasons, propensity = self._explore(self._exploration, chunk, row, reasons, now_ms)
+                share = policy.explored_share(score, self._exploration.share)
+                action, reasons, propensity = self._explore(self._exploration, chunk, row, reasons, now_ms, share)
             if action != ACTIONS[APPROVE]:
                 others.append(action)
         return self._writer.add_tail(
@@ -582,11 +583,15 @@ class PaymentScorer:
         first = 0 if serving is self._serving else len(self._serving.writer.origins)
         return first + serving.origin_of(model, propensity)
 
-    def _explore(self, exploration: Exploration, chunk: Chunk, row: int, reasons: list[str], now_ms: int) -> Explored:
+    def _explore(
+        self, exploration: Exploration, chunk: Chunk, row: int, reasons: list[str], now_ms: int, share: float
+    ) -> Explored:
         """Returns the action for a payment that the policy declines. The money is spent when this returns."""
         amount = int(self._rows[row, AMOUNT])
         payment_id = self._payments(chunk).ids[row].decode()
-        explored = exploration.explore(ACTIONS[DECLINE], reasons, payment_id=payment_id, amount=amount, now_ms=now_ms)
+        explored = exploration.explore(
+            ACTIONS[DECLINE], reasons, payment_id=payment_id, amount=amount, now_ms=now_ms, share=share
+        )
         if explored.action == ACTIONS[APPROVE]:
             self._metrics.explored.add(1)
             self._metrics.explored_minor.add(amount)

@@ -54,7 +54,7 @@ class Served:
         """`origins`: one for each model of the chain, and the last for decisions without a model.
 
         `vectors`: the scorer's own, shape (rows_max, features). `usual_flags`: the sets of flags of most payments.
-        `explored_share`: of the coin that exploration tosses; 0 without it.
+        `explored_share`: that of [exploration]; 0 without it.
         """
         self.models, self.policy, self.origins = models, policy, tuple(origins)
         self.score_vectors = models.bind(vectors)
@@ -65,7 +65,8 @@ class Served:
         # Exploration: for each probability of an action, where its copies of the origins begin.
         self._propensities = {1.0: 0}
         written = list(self.origins)
-        for propensity in {explored_share, 1.0 - explored_share} if explored_share else ():
+        shares = {explored_share, *(each.share for each in policy.settings.explored)} if explored_share else set()
+        for propensity in shares | {1.0 - share for share in shares}:
             self._propensities[propensity] = len(written)
             written += [replace(origin, propensity=propensity) for origin in self.origins]
         # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.

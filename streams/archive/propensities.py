@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import History
@@ -42,12 +44,20 @@ from paywarden.streams.kafka.topic_rows import (
     rows_schema,
 )
 
-COLUMNS = ("decided_time_ms", "payment_id", "action", "reasons", "propensity", PARTITION, OFFSET, TIMESTAMP)
+COLUMNS = ("decided_time_ms", "payment_id", "action", "reasons", "score", "propensity", PARTITION, OFFSET, TIMESTAMP)
 """The columns of decisions that are read."""
 _APPROVE = "approve"
 _DECLINED = flag_code(True)
 # A decision may reach Kafka before its payment does, or after it.
 _APART_MS = 86_400_000
+
+
+class Explored(NamedTuple):
+    """Payments that exploration let through. All arrays: (payments,). `row`: their rows in the history."""
+
+    row: NDArray[np.int64]
+    propensity: NDArray[np.float64]
+    score: NDArray[np.float64]
 
 
 def archived_decisions_of(archive: Path, times_ms: tuple[int | None, int | None]) -> TopicRows | None:
@@ -89,11 +99,19 @@ def with_propensities(history: History, decisions: TopicRows) -> History:
 
     `decisions` have at least COLUMNS. Raises Misconfigured for an explored payment that had no chance.
     """
+    explored = explored_payments(history, decisions)
+    if not len(explored.row):
+        return history
+    propensity = np.ones(len(history))
+    propensity[explored.row] = explored.propensity
+    return replace(history, propensity=propensity)
+
+
+def explored_payments(history: History, decisions: TopicRows) -> Explored:
+    """Returns the payments of a history that exploration let through. Raises as `with_propensities` does."""
     table = decisions.table
     is_coin = pc.less(table["propensity"], 1.0)
     chosen = table.filter(pc.fill_null(is_coin, False))["payment_id"].combine_chunks()
-    if len(chosen) == 0:
-        return history
     table = table.filter(pc.is_in(table["payment_id"], value_set=chosen))
     table = table.sort_by([(name, "ascending") for name in ("decided_time_ms", PARTITION, OFFSET)])
     ids = table["payment_id"].combine_chunks()
@@ -104,17 +122,15 @@ def with_propensities(history: History, decisions: TopicRows) -> History:
     row = pc.index_in(table["payment_id"], value_set=history.payment_id)
     is_there = np.asarray(pc.is_valid(row).to_numpy(), dtype=np.bool_)
     rows = np.asarray(row.drop_null().to_numpy(), dtype=np.int64)
-    shares = np.asarray(table["propensity"].to_numpy(), dtype=np.float64)[is_there]
+    shares, scores = (
+        np.asarray(table[name].to_numpy(), dtype=np.float64)[is_there] for name in ("propensity", "score")
+    )
     if wrong := int(np.count_nonzero(shares <= 0.0)):
         raise Misconfigured(
             f"decisions: wanted propensities above 0 of explored payments, {wrong} of them have 0 or less"
         )
     is_let_through = history.declined_code[rows] != _DECLINED
-    if not is_let_through.any():
-        return history
-    propensity = np.ones(len(history))
-    propensity[rows[is_let_through]] = shares[is_let_through]
-    return replace(history, propensity=propensity)
+    return Explored(rows[is_let_through], shares[is_let_through], scores[is_let_through])
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

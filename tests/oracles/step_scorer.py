@@ -161,7 +161,12 @@ class StepScorer(PaymentScorer):
             if self._exploration is not None and action == ACTIONS[DECLINE]:
                 payment_id = payments.ids[row].decode()
                 action, reasons, propensity = self._exploration.explore(
-                    ACTIONS[DECLINE], reasons, payment_id=payment_id, amount=amount, now_ms=now_ms
+                    ACTIONS[DECLINE],
+                    reasons,
+                    payment_id=payment_id,
+                    amount=amount,
+                    now_ms=now_ms,
+                    share=policy.explored_share(facts.score, self._exploration.share),
                 )
                 if action == ACTIONS[APPROVE]:
                     self._metrics.explored.add(1)

@@ -1,11 +1,15 @@
-"""`paywarden policy`: checks and prints the policy as scoring workers read it, and mines rules from missed frauds."""
+"""`paywarden policy`: checks and prints the policy as scoring workers read it, and proposes parts of it from history.
+
+`mine` proposes rules from missed frauds, `explore` shares of exploration from what the explored payments were.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def policy() -> None:
-    """Check rules, thresholds and lists, or mine rules."""
+    """Check rules, thresholds and lists, mine rules, or propose shares of exploration."""
 
 
 @policy.command()
@@ -86,7 +90,10 @@ def _tables(settings: object, review_at: float, decline_at: float) -> list[Table
     flags = _table("flags", "flag", "asks for")
     for flag in (*FLAGS, unknown_flag("other")):
         flags.add_row(flag, getattr(settings, f"on_{flag}"))
-    return [thresholds, rules, flags]
+    explored = _table("explored shares of the declined", "score from", "share")
+    for each in settings.explored:
+        explored.add_row(f"{each.score_from:g}", f"{each.share:g}")
+    return [thresholds, rules, flags, *([explored] if settings.explored else [])]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -236,3 +243,79 @@ def _mined_json(mined: MinedRules) -> dict[str, Any]:
     kinds = ("new", "kept", "retired", "noise")
     lists = {kind: [record(each) for each in getattr(mined, kind)] for kind in kinds}
     return {"missed_frauds": mined.missed_frauds, "cut_ms": mined.cut_ms, **lists}
+
+
+@policy.command("explore")
+@click.option("--data", type=click.Path(exists=True, file_okay=False), required=True, help="An archive.")
+@click.option("--policy", "policy_file", type=click.Path(), help="File with [policy] (default: the configuration).")
+@click.option(
+    "--from", "from_day", metavar="DAY", default="-90d", show_default=True, help="First UTC day of explored payments."
+)
+@click.option("--to", "to_day", metavar="DAY", help="Last UTC day (default: the last one with matured labels).")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the policy.")
+@click.pass_obj
+@needs("train")
+def propose_explored_shares(
+    source: Source,
+    data: str,
+    policy_file: str | None,
+    from_day: str,
+    to_day: str | None,
+    as_json: bool,
+    out: Path,
+) -> None:
+    """Propose how much to explore, from what the explored payments were.
+
+    More is explored in score bands where many explored payments were genuine, less where the score was right, with as
+    much money at risk as the share of [exploration] puts there. FILE is the policy with these shares. Propose it with
+    `paywarden models register --policy`.
+    """
+    import numpy as np
+
+    from paywarden.features.history.point_in_time import reference_amounts
+    from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day
+    from paywarden.models.policy.exploration import ExplorationSettings
+    from paywarden.models.policy.explored_shares import ExploredPayments, configured_shares, propose_shares
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import PolicySettings
+    from paywarden.models.policy.text import policy_text
+    from paywarden.models.replay.files import write_whole
+    from paywarden.models.training.table import window_labels
+    from paywarden.models.training.training_settings import TrainingSettings
+    from paywarden.streams.archive.propensities import archived_decisions_of, explored_payments
+
+    share = source.section("exploration", ExplorationSettings).share
+    if not share:
+        raise Misconfigured("exploration.share: wanted above 0, the share that the proposed ones divide among bands")
+    training, asked = source.section("training", TrainingSettings), HistoryAsked(data, False, None, None, 0)
+    first, asked_last = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
+    engine = wiring.feature_engine(source)
+    history = read_asked(source, asked, engine=engine, days=DaysAsked(first, None))
+    last = int(history.event_time_ms[-1]) // DAY_MS - training.label_delay_days if asked_last is None else asked_last
+    require_within(history, ("--from", first), ("--to", last))
+    first = max(int(history.event_time_ms[0]) // DAY_MS, first or 0)
+    decisions = archived_decisions_of(Path(data), (first * DAY_MS, (last + 1) * DAY_MS - 1))
+    if decisions is None:
+        raise Misconfigured(f"{data} has no folder decisions: exploration is read from decisions")
+    labels = window_labels(history, Days(first, last), training.label_delay_days, training.unknown_labels)
+    explored = explored_payments(history, decisions)
+    row, of_explored, of_labels = np.intersect1d(explored.row, labels.row, return_indices=True)
+    bands = propose_shares(
+        ExploredPayments(
+            explored.score[of_explored],
+            labels.label[of_labels] == 0,
+            reference_amounts(history, wiring.rate_table(source))[row],
+            explored.propensity[of_explored],
+        ),
+        share,
+    )
+    # As for a replay, the environment does not override a file of its own.
+    nothing: Mapping[str, str] = {}
+    settings = (read_source(policy_file, nothing) if policy_file else source).section("policy", PolicySettings)
+    lines = [f"explored from {date_of_day(first)} to {date_of_day(last)}", *(each.in_words() for each in bands)]
+    text = policy_text(replace(settings, explored=configured_shares(bands)), read_lists(settings.lists))
+    write_whole(out, "".join(f"# {line}\n" for line in lines) + "\n" + text)
+    if as_json:
+        click.echo(json.dumps({"bands": [asdict(each) for each in bands], "policy": str(out)}, indent=2))
+    click.echo("\n".join([*lines, f"the policy is {out}"]), err=True)

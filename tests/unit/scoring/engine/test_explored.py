@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from paywarden.models.policy.exploration import EXPLORED, Exploration, ExplorationSettings, FileLedger
-from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings, threshold_reason
+from paywarden.models.policy.policy import ConfiguredRule, ConfiguredShare, Policy, PolicySettings, threshold_reason
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
@@ -124,3 +126,18 @@ def test_in_an_arm_of_a_rollout_the_chance_is_that_of_the_coin_where_it_was_toss
     assert {(entry.rollout, entry.arm) for entry in entries} == {("r-7", "candidate")}
     none = decided(host, exploration(FileLedger(tmp_path / "spent"), budget=1, payment_max=1), origins=(arm, arm))
     assert {entry.propensity for entry in none} == {0.05}
+
+
+def test_a_score_band_of_the_policy_has_its_own_share_and_propensity(host: Host, tmp_path: Path) -> None:
+    scores = [entry.response.score for entry in decided(host, None)]
+    middle = float(np.mean(scores))
+    bands = (ConfiguredShare(0.0, 0.5), ConfiguredShare(middle, 0.125))
+    explored = exploration(FileLedger(tmp_path / "spent"))
+    approved = set[tuple[bool, bool]]()
+    for entry in decided(host, explored, replace(DECLINING, explored=bands)):
+        of_band = entry.response.score >= middle
+        share = bands[of_band].share
+        wins = explored.coin(entry.request.payment_id) < share * 2**64
+        approved |= {(of_band, wins)}
+        assert (entry.response.action, entry.propensity) == (("approve", share) if wins else ("decline", 1 - share))
+    assert len(approved) == 4

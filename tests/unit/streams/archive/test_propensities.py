@@ -35,18 +35,20 @@ PAYMENTS, WINDOW = 2_500, Days(FIRST_DAY, FIRST_DAY + 4)
 NOW_MS = 1_704_067_200_000
 
 
-def decision(payment_id: str, at_ms: int, action: str, reasons: Sequence[str], propensity: float) -> dict[str, Any]:
+def decision(
+    payment_id: str, at_ms: int, action: str, reasons: Sequence[str], propensity: float, score: float = 0.0
+) -> dict[str, Any]:
     """Returns a decision as the companion ships it."""
     entry = OutboxEntry(
         request=ScoreRequest(payment_id=payment_id, event_time_ms=at_ms, card_id="c", merchant_id="m", currency="EUR"),
-        response=ScoreResponse(payment_id=payment_id, action=action, reasons=reasons),
+        response=ScoreResponse(payment_id=payment_id, action=action, reasons=reasons, score=score),
         decided_time_ms=at_ms + 5,
         propensity=propensity,
     )
     return decision_of(OutboxEntry.FromString(entry.SerializeToString()))
 
 
-def explored_world(tmp_path: Path) -> tuple[tuple[MemoryTopic, ...], dict[str, float]]:
+def explored_world(tmp_path: Path, payment_count: int = PAYMENTS) -> tuple[tuple[MemoryTopic, ...], dict[str, float]]:
     """The small world's topics, and the chance of each payment that the coin let through.
 
     Every seventh payment would be declined.
@@ -56,13 +58,13 @@ def explored_world(tmp_path: Path) -> tuple[tuple[MemoryTopic, ...], dict[str, f
     asked = ExplorationSettings(share=SHARE, budget_minor_a_day=10**9, payment_minor_max=10**6)
     coin = Exploration(asked, key=b"k" * 16, ledger=FileLedger(tmp_path / "spent"))
     let_through = {}
-    rows = small_world.tables()[0].slice(0, PAYMENTS).to_pylist()
+    rows = small_world.tables()[0].slice(0, payment_count).to_pylist()
     for number, row in enumerate(rows):
         payment_id, at_ms, partition = row["payment_id"], row["event_time_ms"], number % 3
         verdict, reasons = ("decline", ["by_score"]) if number % 7 == 0 else ("approve", [])
         done = coin.explore(verdict, reasons, payment_id=payment_id, amount=row["amount_minor"], now_ms=at_ms)
         payments.append(partition, {**row, "declined": done.action == "decline"}, at_ms + 200)
-        record = decision(payment_id, at_ms, done.action, done.reasons, done.propensity)
+        record = decision(payment_id, at_ms, done.action, done.reasons, done.propensity, number % 100 / 100)
         decisions.append(partition, record, at_ms + 300)
         if verdict != done.action:
             let_through[payment_id] = done.propensity
@@ -70,6 +72,12 @@ def explored_world(tmp_path: Path) -> tuple[tuple[MemoryTopic, ...], dict[str, f
         # Outcomes of later payments are left out with them.
         outcomes.append(int(row["payment_id"][-2:]) % 2, row, row["outcome_time_ms"] + 200)
     return topics, let_through
+
+
+def archive(topics: Iterable[MemoryTopic], folder: Path) -> None:
+    for topic in topics:
+        archiver = Archiver(topic, IDS, topic.name, folder, records_max=5000)
+        archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
 
 
 def read_topic(topic: MemoryTopic, columns: Sequence[str] | None = None) -> TopicRows:
@@ -83,9 +91,7 @@ def read_topic(topic: MemoryTopic, columns: Sequence[str] | None = None) -> Topi
 
 def test_a_table_of_topics_or_of_their_archive_is_weighed_by_the_decisions(tmp_path: Path) -> None:
     topics, let_through = explored_world(tmp_path)
-    for topic in topics:
-        archiver = Archiver(topic, IDS, topic.name, tmp_path, records_max=5000)
-        archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+    archive(topics, tmp_path)
     payments, outcomes, decisions = topics
     of_topics, _ = history_of_rows(read_topic(payments), read_topic(outcomes))
     of_topics = with_propensities(of_topics, read_topic(decisions, COLUMNS))
@@ -159,7 +165,7 @@ def test_the_earliest_decision_of_an_approved_payment_counts_if_the_coin_made_it
         assert wanted.tolist() == [1.0] * len(declined)
 
 
-@pytest.mark.parametrize("column", ["vector", "score"])
+@pytest.mark.parametrize("column", ["vector", "flags"])
 def test_no_more_of_a_decision_is_kept_than_asked(column: str) -> None:
     topic = MemoryTopic("decisions")
     topic.append(0, decision("p", NOW_MS, "approve", [], 1.0), NOW_MS)

@@ -68,6 +68,14 @@ def test_the_tables_of_the_example_are_right_and_printed(tmp_path: Path) -> None
             "[policy]\nreview_at = 0.9\ndecline_at = 0.5",
             "policy.review_at (0.9) must not be above policy.decline_at (0.5)",
         ),
+        (
+            "[[policy.explored]]\nscore_from = 0.5\nshare = 0",
+            "policy.explored share: wanted above 0 and at most 0.5, got 0",
+        ),
+        (
+            "[[policy.explored]]\nscore_from = 0.5\nshare = 0.1\n[[policy.explored]]\nscore_from = 0.4\nshare = 0.1",
+            "policy.explored score_from: wanted scores of 0 to 1 that ascend, got 0.4",
+        ),
         ('[policy.lists]\na = ["@gone.txt"]', "policy.lists a: cannot read gone.txt: No such file or directory"),
         ('[[policy.segments]]\nname = "a"', '[policy] segments "a": when is missing'),
     ],
