@@ -91,7 +91,7 @@ def propose_shares(payments: ExploredPayments, share: float) -> list[BandYield]:
     intervals = [
         wilson_interval(each, effective_size(weight[rows])) for each, rows in zip(genuine, of_band, strict=True)
     ]
-    money = np.bincount(band, weights=weight * payments.amount)
+    money = np.bincount(band, weights=weight * payments.amount).astype(np.float64)
     shares = _shares(np.array([high for _, high in intervals]), money, share)
     return [
         BandYield(float(start), len(rows), int(payments.genuine[rows].sum()), each, interval, asked)

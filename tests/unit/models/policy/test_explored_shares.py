@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +35,14 @@ def declined(seed: int, payments: int, width: float = 0.1) -> ExploredPayments:
     return ExploredPayments(score, genuine, amount, np.ones(payments))
 
 
+def part_of(payments: ExploredPayments, rows: NDArray[Any] | slice) -> ExploredPayments:
+    score, genuine, amount, propensity = payments
+    return ExploredPayments(score[rows], genuine[rows], amount[rows], propensity[rows])
+
+
 def explored(payments: ExploredPayments, share: NDArray[np.float64], seed: int) -> ExploredPayments:
     kept = np.random.default_rng((seed, 1)).random(len(share)) < share
-    return ExploredPayments(*(column[kept] for column in payments))._replace(propensity=share[kept])
+    return part_of(payments, kept)._replace(propensity=share[kept])
 
 
 def proposed(seed: int, width: float = 0.1) -> list[BandYield]:
@@ -100,13 +106,13 @@ def test_where_nothing_was_learnt_anywhere_all_shares_stay() -> None:
 def test_the_same_payments_in_another_order_give_the_same_shares() -> None:
     payments = explored(declined(3, 10_000), np.full(10_000, SHARE), 3)
     order = np.random.default_rng(0).permutation(len(payments.score))
-    other = propose_shares(ExploredPayments(*(column[order] for column in payments)), SHARE)
+    other = propose_shares(part_of(payments, order), SHARE)
     assert configured_shares(other) == configured_shares(propose_shares(payments, SHARE))
 
 
 def test_too_few_explored_payments_propose_nothing() -> None:
     payments = explored(declined(3, 10_000), np.full(10_000, SHARE), 3)
-    few = ExploredPayments(*(column[: 2 * EXPLORED_MIN - 1] for column in payments))
+    few = part_of(payments, slice(2 * EXPLORED_MIN - 1))
     with pytest.raises(Misconfigured, match="wanted at least 40 explored payments with a known label, got 39"):
         propose_shares(few, SHARE)
 

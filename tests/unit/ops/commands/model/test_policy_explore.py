@@ -32,7 +32,7 @@ def test_the_policy_gets_shares_that_follow_what_was_found_in_an_archive(tmp_pat
     # The payments of the last days have no matured label.
     assert 40 <= sum(band["explored"] for band in bands) < len(let_through)
     assert all(band["genuine"] <= band["explored"] for band in bands)
-    settings = read_source(tmp_path / "then.toml", {}).section("policy", PolicySettings)
+    settings = read_source(str(tmp_path / "then.toml"), {}).section("policy", PolicySettings)
     assert [(each.score_from, each.share) for each in settings.explored] == [
         (band["score_from"], band["share"]) for band in bands
     ]
