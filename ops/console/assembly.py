@@ -27,6 +27,7 @@ from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import DecisionSearch
+from paywarden.ops.console.evidence_page import EvidencePages, Packs
 from paywarden.ops.console.health import health_watch
 from paywarden.ops.console.health.health import Health
 from paywarden.ops.console.health.health_watch import HealthWatch
@@ -160,6 +161,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, source.section("training", TrainingSettings).label_delay_days).section(),
+        *_evidence(source, settings, audit),
         Models(desk, index_traffic(opened, decode), follower).section(),
         PolicySection(source, desk, sampler, IndexedDecisions(source, opened, decode), SavedDrafts(database)).section(),
         health.section((watch.run,) if settings.processes else ()),
@@ -167,6 +169,15 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         *([] if hooks is None else [hooks.section()]),
         api_section(lambda: shell.sections, API),
     ]
+
+
+def _evidence(source: Source, settings: ConsoleSettings, audit: AuditLog) -> list[Section]:
+    """Return the section of evidence; none without an archive."""
+    if not settings.archive:
+        return []
+    key = Path(settings.evidence_key) if settings.evidence_key else None
+    packs = Packs(source, Path(settings.archive), Path(settings.folder) / "evidence", key, audit)
+    return [EvidencePages(packs).section()]
 
 
 def _people_section(file: PeopleFile, shell: Shell) -> Section:

@@ -1,18 +1,20 @@
-"""Work in threads: the background work of the sections, and values that take longer than a page may wait."""
+"""Work in threads: the background work of the sections, values that take longer than a page may wait, and jobs."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from paywarden.ops.console.page_rows import Missing, Section
 from paywarden.ops.times import now_ms
-from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +28,10 @@ _FIRST_WAIT_S = 0.15
 _EFFECT = "Its pages may be old, or not complete."
 # Work that fails again and again does so at least this often. Without a failure for this long it is well.
 _WELL_AFTER_MS = 60_000
+_JOBS_KEPT_MAX, _JOBS_WAITING_MAX = 20, 5
+# How long the thread of jobs sleeps at most when nobody wants anything.
+_LOOK_S = 2.0
+WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 
 
 class Failures:
@@ -156,3 +162,107 @@ def remembered(find: Callable[[int], Value], old_ms: int) -> Callable[[int], Val
         return known[0][1]
 
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work that a person has asked for. `done`: the share that is done. `problem`: why it failed."""
+
+    by: str
+    asked_ms: int
+    state: str = WAITING
+    done: float = 0.0
+    problem: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in (DONE, FAILED, CANCELLED)
+
+
+Asked = TypeVar("Asked", bound=Job)
+
+
+class Jobs(Generic[Asked]):
+    """Jobs of one kind by id, in memory: a console that starts again has none. Thread-safe. `work` is for a thread.
+
+    One job runs at a time. The newest that are over stay to be looked at. `kind`: their name, in the plural.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._jobs: OrderedDict[str, Asked] = OrderedDict()
+        self._lock, self._wake = threading.Lock(), threading.Event()
+
+    def _run(self, job_id: str, job: Asked, now_ms: int, stop: threading.Event) -> Mapping[str, Any] | None:
+        """Do a job; return the fields that its end changes, or None if it was stopped.
+
+        It asks `_change` now and then whether somebody has cancelled the job.
+        """
+        raise NotImplementedError
+
+    def _add(self, job_id: str, job: Asked) -> Asked:
+        """Add a job, and return it. Raises TemporaryFailure if too many wait."""
+        with self._lock:
+            if sum(one.state == WAITING for one in self._jobs.values()) >= _JOBS_WAITING_MAX:
+                raise TemporaryFailure(
+                    f"{_JOBS_WAITING_MAX} {self._kind} wait already: cancel one of them, or ask again later"
+                )
+            self._jobs[job_id] = job
+            over = [key for key, one in self._jobs.items() if one.is_over]
+            for key in over[: max(0, len(self._jobs) - _JOBS_KEPT_MAX)]:
+                del self._jobs[key]
+        self._wake.set()
+        return job
+
+    def find(self, job_id: str) -> Asked | None:
+        """Return a job; None if there is none of this id."""
+        with self._lock:
+            return self._jobs.get(job_id)
+
+    def all(self) -> list[Asked]:
+        """Return the jobs, the newest first."""
+        with self._lock:
+            return list(reversed(self._jobs.values()))
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job; return whether there was anything to end. A running one ends soon."""
+        return self._change(job_id, state=CANCELLED)
+
+    def _change(self, job_id: str, **values: Any) -> bool:
+        """Change a job that is not over; return False for one that is, or that there is not."""
+        with self._lock:
+            found = self._jobs.get(job_id)
+            if found is None or found.is_over:
+                return False
+            self._jobs[job_id] = replace(found, **values)
+        return True
+
+    def work(self, stop: threading.Event) -> None:
+        """Run jobs until `stop` is set."""
+        while not stop.is_set():
+            self._wake.wait(_LOOK_S)
+            self._wake.clear()
+            while not stop.is_set() and self.step(now_ms(), stop):
+                pass
+
+    def step(self, now_ms: int, stop: threading.Event) -> bool:
+        """Run the job that has waited longest, to its end or until `stop` is set; return whether there was one."""
+        with self._lock:
+            job_id = next((key for key, one in self._jobs.items() if one.state == WAITING), None)
+        if job_id is None or not self._change(job_id, state=RUNNING):
+            return False
+        job = self.find(job_id)
+        assert job is not None
+        try:
+            values = self._run(job_id, job, now_ms, stop)
+        except PaywardenError as error:
+            self._change(job_id, state=FAILED, problem=str(error))
+        except Exception:
+            # The top of the thread logs it. A job that nobody works on must not look as if it ran.
+            self._change(job_id, state=FAILED, problem=FAULT)
+            raise
+        else:
+            if values is not None:
+                self._change(job_id, state=DONE, done=1.0, **values)
+        return True

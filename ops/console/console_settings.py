@@ -54,6 +54,10 @@ class ConsoleSettings:
     webhooks: tuple[str, ...] = ()
     # The file of the key that signs webhooks, at least 32 bytes.
     webhook_key_file: str = ""
+    # The archive that the page Evidence asks (`paywarden admin archive`). Empty: no such page.
+    archive: str = ""
+    # PEM file of the Ed25519 key that signs evidence, without a passphrase. Empty: it is not signed.
+    evidence_key: str = ""
     # A case with this much money takes two people to close, in minor units of the reference currency.
     large_case_minor: int = 1_000_000
 

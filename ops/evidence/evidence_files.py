@@ -2,7 +2,7 @@
 
 1. open     check that the archive has no gap, and make views of its files in a database beside the output
 2. ask      each query of ops/evidence/queries.py
-3. write    evidence.json (all figures), evidence.html (figures and queries), merchants.csv, papers; SHA256SUMS last
+3. write    evidence.json and evidence.html (figures and queries), a CSV of each table, papers; SHA256SUMS last
 4. sign     SHA256SUMS.sig: an Ed25519 signature of SHA256SUMS
 
     openssl pkeyutl -verify -pubin -inkey release.pub.pem -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig
@@ -29,32 +29,27 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+from cryptography.exceptions import InvalidSignature
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.signature import read_private_key
 from paywarden.models.replay.report.renderer import render
-from paywarden.ops.evidence.queries import (
-    ALERTS,
-    COVERAGE,
-    EXEMPTIONS,
-    MERCHANTS,
-    PREPARED,
-    REVIEWS,
-    SAMPLE,
-    VERSIONS,
-    Query,
-)
+from paywarden.ops.evidence.queries import ALERTS, MERCHANTS, PREPARED, QUERIES, REVIEWS, Query
 from paywarden.ops.spreadsheets import without_formula
 from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.streams.archive.files import Opener, check_joined, read_parts, topic_folder
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from paywarden.models.registry.entries import Entry
 
+EVIDENCE, SUMS, SIGNATURE = "evidence.json", "SHA256SUMS", "SHA256SUMS.sig"
 _NEEDED = ("payments", "outcomes", "decisions")
 _OPTIONAL = {"verdicts": REVIEWS, "drift-alerts": ALERTS, "drift-acknowledgements": ALERTS}
-# The report shows this many merchants; merchants.csv has all.
+# The reports show this many merchants; merchants.csv has all.
 _MERCHANTS_SHOWN = 50
 _MEMORY = "2GB"
 _ALWAYS_MS = 2**62
@@ -74,6 +69,19 @@ class EvidenceAsked:
     exempted: tuple[str, str] | None
     """The column of archived payments, and its value, of payments that were exempted from strong authentication."""
 
+    @classmethod
+    def of(
+        cls, archive: Path, from_ms: int, to_ms: int, known_to_ms: int | None, remote: str, exempted: str
+    ) -> EvidenceAsked:
+        """Return the options as a person wrote them: `ecom,app` and `sca=tra`. Raises Misconfigured."""
+        if from_ms >= to_ms:
+            raise Misconfigured("the end of the days must be after their begin")
+        column, equals, value = exempted.partition("=")
+        if exempted and not equals:
+            raise Misconfigured("exempted: wanted COLUMN=VALUE")
+        channels = tuple(channel.strip() for channel in remote.split(",") if channel.strip())
+        return cls(archive, from_ms, to_ms, known_to_ms, channels, (column, value) if exempted else None)
+
 
 @dataclass(frozen=True)
 class Governance:
@@ -92,6 +100,14 @@ class Answer:
     columns: list[str]
     rows: list[tuple[Any, ...]]
     missing: str = ""
+
+    @property
+    def most(self) -> list[tuple[Any, ...]]:
+        """The rows that reports show: all, or the merchants with the most frauds and disputes."""
+        if self.query is not MERCHANTS:
+            return self.rows
+        reported = [self.columns.index(name) for name in ("frauds", "disputes")]
+        return sorted(self.rows, key=lambda row: -sum(row[place] for place in reported))[:_MERCHANTS_SHOWN]
 
 
 @dataclass(frozen=True)
@@ -123,8 +139,8 @@ def collect(asked: EvidenceAsked, rates: RateTable, scratch: Path) -> Evidence:
         for topic in topics:
             _view(database, asked, topic)
         _tables(database, asked, rates)
-        answers = [_answer(database, query) for query in (COVERAGE, EXEMPTIONS, MERCHANTS, VERSIONS, SAMPLE)]
-        for query in (REVIEWS, ALERTS):
+        answers = []
+        for query in QUERIES:
             missing = [topic for topic, of in _OPTIONAL.items() if of is query and topic not in topics]
             answers.append(Answer(query, [], [], missing[0]) if missing else _answer(database, query))
     return Evidence(asked, rates.reference_currency, answers)
@@ -140,6 +156,8 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         with duckdb.connect(str(folder / "evidence.duckdb"), config=config) as database:
             database.execute("SET TimeZone = 'UTC'")
+            # DuckDB would draw it on stdout, where a command's results are.
+            database.execute("SET enable_progress_bar = false")
             yield database
     except duckdb.Error as error:
         raise Misconfigured(f"the archive cannot be asked: {str(error).splitlines()[0]}") from error
@@ -175,7 +193,7 @@ def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str)
     except duckdb.BinderException as error:
         if asked.exempted is None or topic != "payments":
             raise
-        raise Misconfigured(f"--exempted: {folder} has no column {asked.exempted[0]}") from error
+        raise Misconfigured(f"exempted: {folder} has no column {asked.exempted[0]}") from error
 
 
 def _tables(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, rates: RateTable) -> None:
@@ -201,7 +219,7 @@ def _text(text: str) -> str:
 
 def _identifier(name: str) -> str:
     if not _COLUMN.fullmatch(name):
-        raise Misconfigured(f"--exempted: wanted COLUMN=VALUE with the name of a field, got {name[:64]!r}")
+        raise Misconfigured(f"exempted: wanted COLUMN=VALUE with the name of a field, got {name[:64]!r}")
     return f'"{name}"'
 
 
@@ -216,17 +234,19 @@ def write(evidence: Evidence, governance: Governance | None, out: Path, key_file
     Raises Misconfigured if `out` has files already, or the key cannot be used.
     """
     key = None if key_file is None else read_private_key(key_file)
+    entries = None if governance is None else [_entry(entry) for entry in governance.entries]
     papers = {} if governance is None else governance.papers
     files = {
-        "evidence.json": _json(evidence, governance),
-        "evidence.html": _html(evidence, governance).encode(),
-        "merchants.csv": _csv(evidence),
+        EVIDENCE: _json(evidence, entries),
+        "evidence.html": _html(evidence, entries, sorted(papers)).encode(),
+        **{f"{one.query.name}.csv": _csv(one.columns, one.rows) for one in evidence.answers if not one.missing},
+        **({} if not entries else {"registry.csv": _csv(list(entries[0]), [[*entry.values()] for entry in entries])}),
         **{name: text.encode() for name, text in sorted(papers.items())},
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items()).encode()
-    files["SHA256SUMS"] = sums
+    files[SUMS] = sums
     if key is not None:
-        files["SHA256SUMS.sig"] = key.sign(sums)
+        files[SIGNATURE] = key.sign(sums)
     try:
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             made = Path(folder) / "made"
@@ -242,7 +262,7 @@ def write(evidence: Evidence, governance: Governance | None, out: Path, key_file
     return [out / name for name in files]
 
 
-def _json(evidence: Evidence, governance: Governance | None) -> bytes:
+def _json(evidence: Evidence, entries: Sequence[Mapping[str, Any]] | None) -> bytes:
     asked = evidence.asked
     content = {
         "from_ms": asked.from_ms,
@@ -252,12 +272,16 @@ def _json(evidence: Evidence, governance: Governance | None) -> bytes:
         "exempted": None if asked.exempted is None else "=".join(asked.exempted),
         "currency": evidence.currency,
         "figures": {
-            answer.query.name: {"columns": answer.columns, "rows": answer.rows, "not_archived": answer.missing or None}
+            answer.query.name: {
+                "columns": answer.columns,
+                # merchants.csv has all.
+                "rows": answer.most,
+                "row_count": len(answer.rows),
+                "not_archived": answer.missing or None,
+            }
             for answer in evidence.answers
-            # All merchants are in a file of their own.
-            if answer.query is not MERCHANTS
         },
-        "registry": None if governance is None else [_entry(entry) for entry in governance.entries],
+        "registry": entries,
     }
     return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -266,17 +290,16 @@ def _entry(entry: Entry) -> dict[str, Any]:
     return {"time": spoken(entry.time_ms), "kind": entry.kind, "by": entry.by, "why": entry.why, "digest": entry.digest}
 
 
-def _csv(evidence: Evidence) -> bytes:
-    (answer,) = (one for one in evidence.answers if one.query is MERCHANTS)
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(answer.columns)
-    for row in answer.rows:
+    writer.writerow(columns)
+    for row in rows:
         writer.writerow([f"{value:.6f}" if isinstance(value, float) else without_formula(value) for value in row])
     return text.getvalue().encode()
 
 
-def _html(evidence: Evidence, governance: Governance | None) -> str:
+def _html(evidence: Evidence, entries: Sequence[Mapping[str, Any]] | None, papers: Sequence[str]) -> str:
     return render(
         "evidence.html",
         title=f"Evidence of {_day(evidence.asked.from_ms)} to {_day(evidence.asked.to_ms - 1)}",
@@ -285,17 +308,13 @@ def _html(evidence: Evidence, governance: Governance | None) -> str:
         prepared=PREPARED,
         tables=[(answer, _shown(answer)) for answer in evidence.answers],
         shown_max=_MERCHANTS_SHOWN,
-        entries=None if governance is None else [list(_entry(entry).values())[:4] for entry in governance.entries],
-        papers=[] if governance is None else sorted(governance.papers),
+        entries=None if entries is None else [list(entry.values())[:4] for entry in entries],
+        papers=papers,
     )
 
 
 def _shown(answer: Answer) -> list[list[str]]:
-    rows = answer.rows
-    if answer.query is MERCHANTS:
-        reported = [answer.columns.index(name) for name in ("frauds", "disputes")]
-        rows = sorted(rows, key=lambda row: -sum(row[place] for place in reported))[:_MERCHANTS_SHOWN]
-    return [[_cell(name, value) for name, value in zip(answer.columns, row, strict=True)] for row in rows]
+    return [[_cell(name, value) for name, value in zip(answer.columns, row, strict=True)] for row in answer.most]
 
 
 def _cell(name: str, value: Any) -> str:
@@ -312,3 +331,23 @@ def _cell(name: str, value: Any) -> str:
 
 def _day(time_ms: int) -> str:
     return spoken(time_ms)[:10]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the checksums of a pack's files by name. Raises Misconfigured if its list of them cannot be read."""
+    try:
+        lines = read_regular(folder / SUMS).decode().splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"{folder / SUMS} cannot be read: {error}") from error
+
+
+def is_signed(folder: Path, key: Ed25519PublicKey) -> bool | None:
+    """Return whether this key signed a pack's checksums; None if nobody signed it."""
+    try:
+        key.verify(read_regular(folder / SIGNATURE), read_regular(folder / SUMS))
+    except FileNotFoundError:
+        return None
+    except (InvalidSignature, OSError):
+        return False
+    return True

@@ -81,7 +81,8 @@ WITH band (band, low, high, reference_bp) AS (
 )
 SELECT year(happened) || ' Q' || quarter(happened) AS quarter, band, reference_bp,
     count(*) AS payments, sum(worth) AS value_minor, count(*) FILTER (WHERE fraud) AS frauds,
-    coalesce(sum(worth) FILTER (WHERE fraud), 0) AS fraud_minor, 10000.0 * fraud_minor / value_minor AS fraud_bp,
+    coalesce(sum(worth) FILTER (WHERE fraud), 0) AS fraud_minor,
+    10000.0 * fraud_minor / nullif(value_minor, 0) AS fraud_bp,
     count(*) FILTER (WHERE exempted) AS exempted, coalesce(sum(worth) FILTER (WHERE exempted), 0) AS exempted_minor,
     coalesce(sum(worth) FILTER (WHERE exempted AND fraud), 0) AS exempted_fraud_minor,
     10000.0 * exempted_fraud_minor / nullif(exempted_minor, 0) AS exempted_fraud_bp
@@ -115,7 +116,7 @@ WITH paid AS (
 SELECT strftime(m.month, '%Y-%m') AS month, m.merchant_id, coalesce(p.payments, 0) AS payments,
     coalesce(p.value_minor, 0) AS value_minor, frauds, fraud_minor, disputes,
     (frauds + disputes) / p.payments AS visa_ratio, 10000.0 * disputes / b.payments AS mastercard_chargeback_bp,
-    10000.0 * fraud_minor / p.value_minor AS mastercard_fraud_bp
+    10000.0 * fraud_minor / nullif(p.value_minor, 0) AS mastercard_fraud_bp
 FROM months m CROSS JOIN asked
 LEFT JOIN paid p ON p.merchant_id = m.merchant_id AND p.month = m.month
 LEFT JOIN paid b ON b.merchant_id = m.merchant_id AND b.month = m.month - INTERVAL 1 MONTH
@@ -192,3 +193,5 @@ GROUP BY alert_id, subject, segment, people, notes, from_ms, to_ms
 HAVING min(time_ms) >= from_ms AND min(time_ms) < to_ms ORDER BY raised, alert_id""",
     texts=8,
 )
+QUERIES = (COVERAGE, EXEMPTIONS, MERCHANTS, VERSIONS, SAMPLE, REVIEWS, ALERTS)
+"""All of them, in the order of the report."""

@@ -321,6 +321,38 @@ def test_each_chart_is_saved_as_a_picture(page: Any) -> None:
                 (Path(_PICTURES) / f"saved-{size['width']}-{place}.png").write_bytes(picture)
 
 
+def test_evidence_is_made_read_and_saved_by_a_lead(chromium: Any, running_console: Running) -> None:
+    page, errors = _logged_in(chromium, running_console, "demo-lead")
+    page.goto("/evidence")
+    page.get_by_label("First day (UTC)").fill("2026-01-01")
+    page.get_by_label("Last day (UTC)").fill("2026-06-30")
+    page.get_by_label("Remote channels").fill("ecom,app")
+    page.get_by_role("button", name="Make a pack").click()
+    # The page follows the making by itself.
+    page.get_by_role("link", name="made").wait_for()
+    for number, address in enumerate(("/evidence", page.get_by_role("link", name="made").get_attribute("href"))):
+        for size in ({"width": 1440, "height": 960}, _PHONE):
+            page.set_viewport_size(size)
+            page.goto(address)
+            found = axe_api.Axe().run(page).response["violations"]
+            assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")], address
+            assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (
+                address
+            )
+            _picture(page, f"evidence-{number}-{size['width']}", height=2600)
+    for name, begin in (
+        ("evidence.html", b"<!doctype html>"),
+        ("SHA256SUMS", b""),
+        ("exemptions.csv", b"quarter,band"),
+    ):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=name, exact=True).click()
+        assert download.value.suggested_filename == name
+        assert Path(download.value.path()).read_bytes().lower().startswith(begin)
+    assert errors == []
+    page.context.close()
+
+
 def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_console: Running) -> None:
     context = chromium.new_context(base_url=running_console.url, java_script_enabled=False)
     page = context.new_page()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.times import time_ms_option
-from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-
-if TYPE_CHECKING:
-    from paywarden.ops.evidence.evidence_files import Evidence, Governance
 
 
 @click.command()
@@ -52,50 +48,15 @@ def evidence(
     The same archive and options give the same bytes; --known-to holds them against outcomes that come later. Money is
     in the reference currency, which must be EUR.
     """
-    from paywarden.ops.evidence.evidence_files import EvidenceAsked, collect, write
+    from paywarden.ops.evidence.evidence_files import EvidenceAsked
+    from paywarden.ops.evidence.evidence_run import make_evidence
 
     begin, end = time_ms_option("--from", from_day), time_ms_option("--to", to_day)
     assert begin is not None
     assert end is not None
-    if begin >= end:
-        raise click.UsageError("--to must be after --from")
-    column, equals, value = (exempted or "").partition("=")
-    if exempted is not None and not equals:
-        raise click.UsageError("--exempted: wanted COLUMN=VALUE")
+    asked = EvidenceAsked.of(archive, begin, end, time_ms_option("--known-to", known_to), remote, exempted or "")
     if out.exists() and any(out.iterdir()):
         raise Misconfigured(f"--out: {out} has files already")
     out.parent.mkdir(parents=True, exist_ok=True)
-    asked = EvidenceAsked(
-        archive=archive,
-        from_ms=begin,
-        to_ms=end,
-        known_to_ms=time_ms_option("--known-to", known_to),
-        remote=tuple(channel.strip() for channel in remote.split(",") if channel.strip()),
-        exempted=(column, value) if exempted else None,
-    )
-    found = collect(asked, wiring.rate_table(source), out.parent)
-    for path in write(found, _governance(source, found), out, key):
+    for path in make_evidence(source, asked, out, key, partial(click.echo, err=True)):
         click.echo(str(path))
-
-
-def _governance(source: Source, found: Evidence) -> Governance | None:
-    """Returns the registry's part; None without a registry."""
-    from paywarden.models.bundle.version import Version
-    from paywarden.models.registry.registry_settings import ModelRegistrySettings
-    from paywarden.ops.evidence.evidence_files import Governance
-    from paywarden.ops.evidence.queries import VERSIONS
-    from paywarden.ops.wiring.registry import model_paper, model_registry
-
-    if not source.section("models", ModelRegistrySettings).people:
-        return None
-    papers = {}
-    for row in found.rows(VERSIONS):
-        version = Version(row["bundle_digest"], row["policy_digest"], row["catalogue_digest"])
-        try:
-            papers[f"paper-{version.digest[:12]}.md"] = model_paper(source, version.digest)
-        except RegistryRefused as error:
-            # The table of versions has it. That it was never registered is a finding.
-            click.echo(f"no document of version {version.digest[:12]}: {error}", err=True)
-    asked = found.asked
-    entries = [one for one in model_registry(source).log.read().entries if asked.from_ms <= one.time_ms < asked.to_ms]
-    return Governance(entries, papers)

@@ -124,7 +124,7 @@ class Typed:
 
 
 class DraftPages:
-    """The pages of drafts. `wake` begins waiting replays. `spread`: today's values of each name at a time."""
+    """The pages of drafts. `spread`: today's values of each name at a time."""
 
     def __init__(
         self,
@@ -133,11 +133,10 @@ class DraftPages:
         decided: IndexedDecisions,
         saved: SavedDrafts,
         replays: Replays,
-        wake: Callable[[], None],
         spread: Callable[[int], Spread],
     ) -> None:
         self._source, self._desk, self._decided = source, desk, decided
-        self._saved, self._replays, self._wake, self._spread = saved, replays, wake, spread
+        self._saved, self._replays, self._spread = saved, replays, spread
 
     def pages(self) -> tuple[Page, ...]:
         """Return the pages."""
@@ -315,7 +314,6 @@ class DraftPages:
         made = self._replays.newest_of(facts.digest)
         if made is None or made.is_over:
             made = self._replays.ask(draft.text, facts.digest, visit.person.name, visit.now_ms)
-        self._wake()
         visit.did("replayed", f"policy:{facts.digest[:12]}", replay=made.replay_id)
         view = {"draft_id": draft.draft_id, "version": draft.version, "replay_id": made.replay_id}
         return Done(location, f"Version {draft.version} is saved. Its preview on the last week has begun.", view)

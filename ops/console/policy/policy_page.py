@@ -7,7 +7,6 @@ decisions and outcomes, as of at most a minute ago.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -32,7 +31,6 @@ from paywarden.ops.console.policy.replays import DAYS, Replay, Replays
 from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.rendering import path_part
 from paywarden.ops.recomputation import vector_of
-from paywarden.ops.times import now_ms
 from paywarden.ops.wiring import bundle_thresholds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
@@ -42,8 +40,6 @@ _HOUR_MS, _DAY_MS, _KEPT_MS = 3_600_000, 86_400_000, 60_000
 _OVERLAPS_MAX = 20
 _WEEKS = 12
 _RULE = "rule:"
-# How long the background work sleeps at most when nobody wants anything.
-_LOOK_S = 2.0
 _QUANTILES = (0.5, 0.95, 0.99)
 _FREQUENT, _FREQUENT_FIELDS = 4, ("currency", "mcc", "country", "channel")
 _CATCH = ("fired", "frauds", "fraud_minor", "genuine", "genuine_minor", "unknown", "unknown_minor", "fraud_share")
@@ -84,7 +80,6 @@ class PolicySection:
         """`decisions`: a sample of the newest. `decided`: those of the index."""
         self._source, self._desk, self._decisions, self._decided = source, desk, decisions, decided
         self._settings = source.section("policy", PolicySettings)
-        self._wake = threading.Event()
         # Kafka may take seconds to give a sample, and a page does not wait for it. Each decision of the sample: the
         # rules that fired for it, and the policy that they are of.
         self.fired: Kept[Recent] = Kept(self._sampled, empty=Recent([], {}), old_ms=_KEPT_MS)
@@ -95,7 +90,7 @@ class PolicySection:
             review_cost_minor=costs.review_cost_minor,
             miner=lambda last_ms: RuleMiner(decided, costs, last_ms=last_ms),
         )
-        self.drafts = DraftPages(source, desk, decided, saved, self.replays, self._wake.set, self._spread_now)
+        self.drafts = DraftPages(source, desk, decided, saved, self.replays, self._spread_now)
 
     def _spread_now(self, now_ms: int) -> Spread:
         return self.fired.known(now_ms).spread
@@ -113,15 +108,7 @@ class PolicySection:
             rule := Page("/policy/rules/{rule}", self.show_rule, "What a rule caught by week"),
             export_of(rule, "weeks"),
         )
-        return Section("policy", "Policy", "/policy", pages, background=(self.work,))
-
-    def work(self, stop: threading.Event) -> None:
-        """Run replays until `stop` is set."""
-        while not stop.is_set():
-            self._wake.wait(_LOOK_S)
-            self._wake.clear()
-            while not stop.is_set() and self.replays.step(now_ms(), stop):
-                pass
+        return Section("policy", "Policy", "/policy", pages, background=(self.replays.work,))
 
     def show_rule(self, visit: Visit) -> Shown:
         """Show what a rule caught in each of the last weeks."""
@@ -148,7 +135,6 @@ class PolicySection:
     def mine(self, visit: Visit) -> Done:
         """Begin to mine rules, and then to replay the policy with them."""
         made = self.replays.ask("", "", visit.person.name, visit.now_ms, mines=True)
-        self._wake.set()
         visit.did("mined", "policy", replay=made.replay_id)
         view = {"replay_id": made.replay_id}
         return Done(f"/policy/replays/{made.replay_id}", "You have asked for rules from missed frauds.", view)

@@ -10,8 +10,8 @@
 2. Policy and draft decide about the facts that each decision holds. Models, profiles and clocks do not matter.
 3. Counts and money of an hour are multiplied by the share of the hour that was read.
 
-One replay runs at a time, in one thread, which rests as long as it has worked. It holds some hundred decisions at once.
-Replays are in memory: a console that starts again has none.
+One replay runs at a time (background.py), in one thread, which rests as long as it has worked. It holds some hundred
+decisions at once.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import math
 import secrets
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT, ConfiguredRule, Facts, Policy
-from paywarden.ops.console.background import FAULT
+from paywarden.ops.console.background import CANCELLED, FAILED, Job, Jobs
 from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.recomputation import decision_fields, request_of, vector_of
-from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.search import Place
 
@@ -41,12 +41,9 @@ HEAVY_SHARE = 0.1
 """A rule that declines a larger share of payments needs a second word."""
 _CHANGED_MAX = 50
 _MOST = 5
-_KEPT_MAX, _WAITING_MAX = 20, 5
 _AT_ONCE = 500
 # After each batch the thread rests as long as the batch took, so that pages have a core.
 _REST_SHARE = 1.0
-
-WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 
 
 @dataclass(frozen=True)
@@ -93,29 +90,16 @@ class ReplayResult:
         return None if self.review_s is None else added * self.review_s / 3600
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A replay. `done`: the share of the week that it has gone through. `problem`: why it failed.
-
-    `mines`: rules are mined first, and the draft has them; `notes` say which.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Replay(Job):
+    """A replay. `done` is a share of the week. `mines`: rules are mined first, and the draft has them; see `notes`."""
 
     replay_id: str
-    by: str
-    asked_ms: int
     draft: str
     digest: str
-    state: str = WAITING
-    done: float = 0.0
-    problem: str = ""
     result: ReplayResult | None = None
     mines: bool = False
     notes: tuple[str, ...] = ()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in (DONE, FAILED, CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -139,8 +123,8 @@ class DraftMiner(Protocol):
         """Return the draft once the week is done."""
 
 
-class Replays:
-    """The replays of this console. Thread-safe. `step` is the work of a thread."""
+class Replays(Jobs[Replay]):
+    """The replays of this console."""
 
     def __init__(
         self,
@@ -151,87 +135,42 @@ class Replays:
         miner: Callable[[int], DraftMiner] | None = None,
     ) -> None:
         """`miner`: makes what mines a draft at a time; needed to ask for one."""
+        super().__init__("replays")
         self._decided, self._review_cost, self._max, self._miner = decided, review_cost_minor, decisions_max, miner
-        self._replays: OrderedDict[str, Replay] = OrderedDict()
-        self._lock = threading.Lock()
 
     def ask(self, draft: str, digest: str, by: str, now_ms: int, *, mines: bool = False) -> Replay:
         """Add a replay of a draft, or of one that is mined first. Raises TemporaryFailure if too many wait."""
-        made = Replay(secrets.token_hex(6), by, now_ms, draft, digest, mines=mines)
-        with self._lock:
-            if sum(one.state == WAITING for one in self._replays.values()) >= _WAITING_MAX:
-                raise TemporaryFailure(f"{_WAITING_MAX} replays wait already: cancel one of them, or ask again later")
-            self._replays[made.replay_id] = made
-            over = [one.replay_id for one in self._replays.values() if one.is_over]
-            for replay_id in over[: max(0, len(self._replays) - _KEPT_MAX)]:
-                del self._replays[replay_id]
-        return made
-
-    def find(self, replay_id: str) -> Replay | None:
-        """Return a replay; None if there is none of this id."""
-        with self._lock:
-            return self._replays.get(replay_id)
+        replay_id = secrets.token_hex(6)
+        made = Replay(replay_id=replay_id, by=by, asked_ms=now_ms, draft=draft, digest=digest, mines=mines)
+        return self._add(replay_id, made)
 
     def newest_of(self, digest: str) -> Replay | None:
         """Return the newest replay of a draft that has not failed; None without one."""
-        kept = (WAITING, RUNNING, DONE)
-        return next((one for one in self.all() if one.digest == digest and one.state in kept), None)
+        ended = (FAILED, CANCELLED)
+        return next((one for one in self.all() if one.digest == digest and one.state not in ended), None)
 
-    def all(self) -> list[Replay]:
-        """Return the replays, the newest first."""
-        with self._lock:
-            return list(reversed(self._replays.values()))
-
-    def cancel(self, replay_id: str) -> bool:
-        """End a replay; return whether there was anything to end. A running one ends after its batch."""
-        return self._change(replay_id, state=CANCELLED)
-
-    def step(self, now_ms: int, stop: threading.Event) -> bool:
-        """Run the replay that has waited longest, to its end or until `stop`; return whether there was one."""
-        with self._lock:
-            found = next((one for one in self._replays.values() if one.state == WAITING), None)
-        if found is None or not self._change(found.replay_id, state=RUNNING):
-            return False
-        try:
-            text = found.draft
-            if found.mines:
-                assert self._miner is not None
-                miner = self._miner(now_ms)
-                if not self._went_through(miner, found.replay_id, stop):
-                    return True
-                mined = miner.draft()
-                text = mined.text
-                if not self._change(found.replay_id, draft=text, digest=mined.digest, notes=mined.notes):
-                    return True
-            now, draft = self._decided.policies(text)
-            tally = Tally(now, draft, self._decided, last_ms=now_ms)
-            if not self._went_through(tally, found.replay_id, stop):
-                return True
-        except PaywardenError as error:
-            self._change(found.replay_id, state=FAILED, problem=str(error))
-        except Exception:
-            # The top of the thread logs it. A replay that nobody works on must not look as if it ran.
-            self._change(found.replay_id, state=FAILED, problem=FAULT)
-            raise
-        else:
-            result = tally.result(self._review_cost, self._decided.review_seconds(now_ms))
-            self._change(found.replay_id, state=DONE, done=1.0, result=result)
-        return True
+    def _run(self, job_id: str, job: Replay, now_ms: int, stop: threading.Event) -> Mapping[str, Any] | None:
+        text = job.draft
+        if job.mines:
+            assert self._miner is not None
+            miner = self._miner(now_ms)
+            if not self._went_through(miner, job_id, stop):
+                return None
+            mined = miner.draft()
+            text = mined.text
+            if not self._change(job_id, draft=text, digest=mined.digest, notes=mined.notes):
+                return None
+        now, draft = self._decided.policies(text)
+        tally = Tally(now, draft, self._decided, last_ms=now_ms)
+        if not self._went_through(tally, job_id, stop):
+            return None
+        return {"result": tally.result(self._review_cost, self._decided.review_seconds(now_ms))}
 
     def _went_through(self, work: Tally | DraftMiner, replay_id: str, stop: threading.Event) -> bool:
         """Go through a week; return whether nobody ended it."""
         for share in work.run(self._max):
             if not self._change(replay_id, done=share) or stop.wait(work.batch_s * _REST_SHARE):
                 return False
-        return True
-
-    def _change(self, replay_id: str, **values: Any) -> bool:
-        """Change a replay that is not over; return False for one that is, or that there is not."""
-        with self._lock:
-            found = self._replays.get(replay_id)
-            if found is None or found.is_over:
-                return False
-            self._replays[replay_id] = replace(found, **values)
         return True
 
 

@@ -25,6 +25,7 @@ from paywarden.ops.console.console_openapi import api_section
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.search import DecisionSearch
+from paywarden.ops.console.evidence_page import EvidencePages, Packs
 from paywarden.ops.console.health.health import Health
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
@@ -55,6 +56,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.ledger import MerchantLedger
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
 from tests.services.product.console import console_under_test
+from tests.unit.ops.commands.watch.test_evidence import World as Archived
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.stream.decision_records import decision
 
@@ -216,12 +218,15 @@ def served_console(
     known_deciders, listed = KnownDeciders(source, None, None), listed_catalogue(source)
     one = DecisionPage(opened, known_deciders, decoder.decode, listed, console.shell.currencies)
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
+    Archived(payments=300).write(folder / "archive")
+    packs = Packs(source, folder / "archive", folder / "evidence", None, console.audit)
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
         Review(opened, CostSettings(), one.in_words).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, 7).section(),
+        EvidencePages(packs).section(),
         Cases(store, reader, folder / "files").section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(

@@ -14,10 +14,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from paywarden.models.policy.policy import PolicySettings
+from paywarden.ops.console.background import DONE, FAILED
 from paywarden.ops.console.models.models_desk import Desk
 from paywarden.ops.console.policy.drafts import IndexedDecisions, draft_source
 from paywarden.ops.console.policy.policy_page import PolicySection
-from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
+from paywarden.ops.console.policy.replays import Replays
 from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.shell import API
 from paywarden.ops.recomputation import decide_again
