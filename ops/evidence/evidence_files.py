@@ -40,6 +40,7 @@ from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.streams.archive.files import Opener, check_joined, read_parts, topic_folder
+from paywarden.streams.decision_index.episodes import EpisodeFeatures
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -116,6 +117,7 @@ class Evidence:
 
     asked: EvidenceAsked
     currency: str
+    episodes: EpisodeFeatures
     answers: list[Answer]
 
     def rows(self, query: Query) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ class Evidence:
         return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
-def collect(asked: EvidenceAsked, rates: RateTable, scratch: Path) -> Evidence:
+def collect(asked: EvidenceAsked, rates: RateTable, episodes: EpisodeFeatures, scratch: Path) -> Evidence:
     """Ask all queries. DuckDB's files lie in `scratch` meanwhile, so that memory is bounded.
 
     Raises Misconfigured if the archive lacks a topic, a range of offsets or a column, or if the reference currency is
@@ -138,12 +140,12 @@ def collect(asked: EvidenceAsked, rates: RateTable, scratch: Path) -> Evidence:
     with TemporaryDirectory(dir=scratch, prefix=".evidence-") as folder, _database(Path(folder)) as database:
         for topic in topics:
             _view(database, asked, topic)
-        _tables(database, asked, rates)
+        _tables(database, asked, rates, episodes)
         answers = []
         for query in QUERIES:
             missing = [topic for topic, of in _OPTIONAL.items() if of is query and topic not in topics]
             answers.append(Answer(query, [], [], missing[0]) if missing else _answer(database, query))
-    return Evidence(asked, rates.reference_currency, answers)
+    return Evidence(asked, rates.reference_currency, episodes, answers)
 
 
 @contextmanager
@@ -196,7 +198,9 @@ def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str)
         raise Misconfigured(f"exempted: {folder} has no column {asked.exempted[0]}") from error
 
 
-def _tables(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, rates: RateTable) -> None:
+def _tables(
+    database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, rates: RateTable, episodes: EpisodeFeatures
+) -> None:
     database.execute("CREATE TABLE asked (from_ms BIGINT, to_ms BIGINT, known_to_ms BIGINT, channels VARCHAR[])")
     known_to_ms = _ALWAYS_MS if asked.known_to_ms is None else asked.known_to_ms
     database.execute(
@@ -207,6 +211,9 @@ def _tables(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, rates: Ra
         for number, (from_ms, rate) in enumerate(dated):
             # A payment older than the first rate has the first rate, as everywhere.
             database.execute("INSERT INTO rates VALUES (?, ?, ?)", [currency, from_ms if number else 0, rate])
+    database.execute("CREATE TABLE episode_features (catalogue_digest VARCHAR, place BIGINT)")
+    for feature in episodes.features:
+        database.execute("INSERT INTO episode_features VALUES (?, ?)", [episodes.digest, feature.place])
     for statement in PREPARED.split(";\n"):
         if statement.strip():
             database.execute(statement)
@@ -271,6 +278,8 @@ def _json(evidence: Evidence, entries: Sequence[Mapping[str, Any]] | None) -> by
         "remote": list(asked.remote),
         "exempted": None if asked.exempted is None else "=".join(asked.exempted),
         "currency": evidence.currency,
+        "catalogue_digest": evidence.episodes.digest,
+        "episode_features": [feature.name for feature in evidence.episodes.features],
         "figures": {
             answer.query.name: {
                 "columns": answer.columns,

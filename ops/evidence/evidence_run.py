@@ -1,4 +1,4 @@
-"""Make a pack of evidence: from an archive, the exchange rates of the settings, and the registry of models.
+"""Make a pack of evidence: from an archive, the catalogue and exchange rates of the settings, and the registry.
 
 The console makes it in a process of its own (`EvidenceProcess`): queries over a year take minutes of all cores and
 gigabytes, and pages go on meanwhile.
@@ -17,11 +17,13 @@ from paywarden.models.registry.registry_settings import ModelRegistrySettings
 from paywarden.ops import wiring
 from paywarden.ops.evidence.evidence_files import Evidence, EvidenceAsked, Governance, collect, write
 from paywarden.ops.evidence.queries import VERSIONS
+from paywarden.ops.wiring.decision_parts import episode_features
 from paywarden.ops.wiring.registry import model_paper, model_registry
 from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
 from paywarden.schemas.settings import Source
 
-_NICE = 15
+_NICE = 10
+_END_S = 1.0
 
 
 def make_evidence(
@@ -31,7 +33,7 @@ def make_evidence(
 
     Raises Misconfigured.
     """
-    found = collect(asked, wiring.rate_table(source), out.parent)
+    found = collect(asked, wiring.rate_table(source), episode_features(source), out.parent)
     return write(found, _governance(source, found, tell), out, key_file)
 
 
@@ -81,7 +83,8 @@ class EvidenceProcess:
     def close(self) -> None:
         """End the process, whether it is done or not."""
         self._process.kill()
-        self._process.join()
+        # It writes nothing any more, even if the kernel takes longer to end it.
+        self._process.join(_END_S)
         self._receiver.close()
 
 

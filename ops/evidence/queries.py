@@ -3,12 +3,14 @@
     archive   payments, outcomes, decisions, and verdicts, drift_alerts, drift_acknowledgements if they are archived
     rates     currency, from_ms, rate: millionths of the reference currency's minor unit for one minor unit
     asked     one row: from_ms, to_ms, known_to_ms, channels (of remote payments)
+    episode_features   catalogue_digest, place: where in the vectors of this catalogue an `episode` feature is, from 0
 
 An auditor makes the views of the archive with PREPARED, and then runs any query alone.
 
 A payment counts once, however often it was sent or decided; its first decision counts. It was executed unless that
 decision, or anybody after it, declined it. A payment is a fraud if its newest outcome says so, and a dispute if any
-outcome has the source `chargeback`. Outcomes that reached Kafka at `known_to_ms` or later do not count.
+outcome has the source `chargeback`. Outcomes that reached Kafka at `known_to_ms` or later do not count. A payment is
+enumerated if an `episode` feature was 1 or more for any of its decisions.
 """
 
 from __future__ import annotations
@@ -28,6 +30,16 @@ FROM (
 )
 QUALIFY row_number() OVER (PARTITION BY payment_id ORDER BY outcome_time_ms DESC, label DESC) = 1;
 
+CREATE TABLE episode_value AS
+SELECT payment_id, hex(array_slice(vector, 4 * place + 1, 4 * place + 4)) AS low_first
+FROM decisions JOIN episode_features USING (catalogue_digest);
+
+-- A vector has float32 numbers, the low byte first. Positive ones sort as their bytes do, the high byte first.
+CREATE TABLE enumeration AS
+SELECT payment_id, bool_or(low_first[7:8] || low_first[5:6] || low_first[3:4] || low_first[1:2]
+    BETWEEN '3F800000' AND '7F800000') AS in_episode  -- 1.0 and infinity
+FROM episode_value GROUP BY payment_id;
+
 CREATE TABLE payment AS
 WITH sent AS (
     SELECT *, bool_or(coalesce(declined, false)) OVER (PARTITION BY payment_id) AS was_declined FROM payments
@@ -38,11 +50,12 @@ SELECT s.payment_id, s.merchant_id, s.event_time_ms, make_timestamp(s.event_time
     NOT s.was_declined AND coalesce(d.action <> 'decline', true) AS executed,
     coalesce(list_contains(a.channels, s.channel), false) AS remote, s.exempted,
     (s.amount_minor::HUGEINT * r.rate + 500000) // 1000000 AS worth, d.decision_id IS NOT NULL AS decided,
-    o.label, coalesce(o.label = 'fraud', false) AS fraud, o.outcome_time_ms, o.disputed_ms
+    o.label, coalesce(o.label = 'fraud', false) AS fraud, o.outcome_time_ms, o.disputed_ms, e.in_episode
 FROM sent s CROSS JOIN asked a
 ASOF LEFT JOIN rates r ON s.currency = r.currency AND s.event_time_ms >= r.from_ms
 LEFT JOIN first_decision d ON d.payment_id = s.payment_id
-LEFT JOIN newest_outcome o ON o.payment_id = s.payment_id;
+LEFT JOIN newest_outcome o ON o.payment_id = s.payment_id
+LEFT JOIN enumeration e ON e.payment_id = s.payment_id;
 """
 
 
@@ -59,11 +72,13 @@ class Query(NamedTuple):
 COVERAGE = Query(
     "coverage",
     "What the figures rest on",
-    "A payment without a label counts as genuine. Payments in a currency without a rate are in no sum of money.",
+    "A payment without a label counts as genuine. Payments in a currency without a rate are in no sum of money. "
+    "Episodes of enumeration are read from the vectors of decisions by the catalogue of the settings.",
     """\
 SELECT year(happened) || ' Q' || quarter(happened) AS quarter, count(*) AS payments,
     count(*) FILTER (WHERE decided) AS decided, count(*) FILTER (WHERE executed) AS executed,
-    count(*) FILTER (WHERE label IS NOT NULL) AS labelled, count(*) FILTER (WHERE worth IS NULL) AS without_rate
+    count(*) FILTER (WHERE label IS NOT NULL) AS labelled, count(*) FILTER (WHERE worth IS NULL) AS without_rate,
+    count(in_episode) AS episodes_read
 FROM payment, asked WHERE event_time_ms >= from_ms AND event_time_ms < to_ms
 GROUP BY ALL ORDER BY quarter""",
 )
@@ -122,6 +137,20 @@ LEFT JOIN paid p ON p.merchant_id = m.merchant_id AND p.month = m.month
 LEFT JOIN paid b ON b.merchant_id = m.merchant_id AND b.month = m.month - INTERVAL 1 MONTH
 WHERE epoch_ms(m.month) >= from_ms AND epoch_ms(m.month) < to_ms
 ORDER BY month, frauds + disputes DESC, m.merchant_id""",
+    texts=2,
+)
+ENUMERATION = Query(
+    "enumeration",
+    "Enumerated payments of merchants by month",
+    "Visa's enumeration ratio: payments during an episode of card testing by all payments, declined ones too. An "
+    "episode is on while an `episode` feature is 1 or more. A merchant without an enumerated payment is left out.",
+    """\
+SELECT strftime(happened, '%Y-%m') AS month, merchant_id, count(*) AS payments,
+    count(*) FILTER (WHERE in_episode) AS enumerated,
+    coalesce(sum(worth) FILTER (WHERE in_episode), 0) AS enumerated_minor, enumerated / payments AS enumeration_ratio
+FROM payment, asked WHERE event_time_ms >= from_ms AND event_time_ms < to_ms
+GROUP BY month, merchant_id HAVING count(*) FILTER (WHERE in_episode) > 0
+ORDER BY month, enumerated DESC, merchant_id""",
     texts=2,
 )
 VERSIONS = Query(
@@ -193,5 +222,5 @@ GROUP BY alert_id, subject, segment, people, notes, from_ms, to_ms
 HAVING min(time_ms) >= from_ms AND min(time_ms) < to_ms ORDER BY raised, alert_id""",
     texts=8,
 )
-QUERIES = (COVERAGE, EXEMPTIONS, MERCHANTS, VERSIONS, SAMPLE, REVIEWS, ALERTS)
+QUERIES = (COVERAGE, EXEMPTIONS, MERCHANTS, ENUMERATION, VERSIONS, SAMPLE, REVIEWS, ALERTS)
 """All of them, in the order of the report."""

@@ -47,19 +47,19 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
         return DuckDbDatabase(Path(settings.path), memory_mb=settings.memory_mb, threads=settings.threads)
 
     with private_new_files() if not settings.address else nullcontext(), closing(opened()) as database:
-        index = DecisionIndex(database, worth=rates.convert, features=_episode_features(source))
+        index = DecisionIndex(database, worth=rates.convert, features=episode_features(source))
         yield index, ReviewQueue(database, settings.reviews(source.section("costs", CostSettings)))
 
 
-def _episode_features(source: Source) -> EpisodeFeatures:
+def episode_features(source: Source) -> EpisodeFeatures:
     """Return the `episode` features of the settings' catalogue; none while it cannot be read."""
     from paywarden.streams.decision_index.episodes import NO_EPISODES, EpisodeFeatures
 
     try:
         return EpisodeFeatures.of(stores.catalogue(source), stores.feature_engine(source).plan.digest)
     except Misconfigured as error:
-        # An index without them is of use. Other parts of the console show the error of the catalogue.
-        _log.warning("the index finds no episodes: %s", error)
+        # An index or evidence without them is of use. Other parts of the console show the error of the catalogue.
+        _log.warning("no episodes are found: %s", error)
         return NO_EPISODES
 
 

@@ -17,6 +17,7 @@ import pytest
 from paywarden.ops.times import now_ms
 from paywarden.streams.alerts.alert_records import ACKNOWLEDGEMENTS_TOPIC
 from paywarden.streams.alerts.alerts import Severity
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
 from tests.worlds.drift.alerts_on_topics import alert_record, kinds
@@ -329,7 +330,7 @@ def test_evidence_is_made_read_and_saved_by_a_lead(chromium: Any, running_consol
     page.get_by_label("Remote channels").fill("ecom,app")
     page.get_by_role("button", name="Make a pack").click()
     # The page follows the making by itself.
-    page.get_by_role("link", name="made").wait_for()
+    page.get_by_role("link", name="made").wait_for(timeout=PATIENCE_S * 1000)
     for number, address in enumerate(("/evidence", page.get_by_role("link", name="made").get_attribute("href"))):
         for size in ({"width": 1440, "height": 960}, _PHONE):
             page.set_viewport_size(size)

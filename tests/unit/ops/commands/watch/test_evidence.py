@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import random
+import struct
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,10 +24,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.ops.commands.watch.evidence import evidence
+from paywarden.ops.evidence import evidence_run
 from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.archive.files import locked, write_part
+from paywarden.streams.decision_index.episodes import EpisodeFeature, EpisodeFeatures
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
 
 DAY_MS = 86_400_000
@@ -238,6 +242,49 @@ def test_an_id_that_a_spreadsheet_would_run_is_quoted(tmp_path: Path) -> None:
     run(tmp_path, "out")
     ids = {line.split(",")[1] for line in (tmp_path / "out" / "merchants.csv").read_text().splitlines()[1:]}
     assert ids == {"'=shop", "bakery", "travel", "books"}
+
+
+def test_enumeration_equals_a_plain_count_of_vectors(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(11)
+    values = [0.0, 0.3, math.nextafter(1.0, 0.0) - 1e-7, 1.0, 1.4, 300.0, -2.0, math.nan, math.inf]
+    for one in world.decisions:
+        one["catalogue_digest"] = draw.choice(["f", "f", "other"])
+        # A card's address and network have no episode in some decisions: their vectors are shorter.
+        one["vector"] = struct.pack("<3f", 5.0, draw.choice(values), draw.choice(values))[: draw.choice([8, 12, 12, 0])]
+    (tmp_path / "archive").rename(tmp_path / "before")
+    world.write(tmp_path / "archive")
+    places = {"shop_episode": 1, "net_episode": 2}
+    features = EpisodeFeatures("f", tuple(EpisodeFeature(name, at, (), {}, 10.0) for name, at in places.items()))
+    monkeypatch.setattr(evidence_run, "episode_features", lambda _: features)
+    run(tmp_path, "out")
+    wanted: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    read = 0
+    for payment in Plain(world).rows:
+        own = [one for one in world.decisions if one["payment_id"] == payment["payment_id"]]
+        numbers = [
+            number
+            for one in own
+            if one["catalogue_digest"] == "f"
+            for number in struct.unpack(f"<{len(one['vector']) // 4}f", one["vector"])[1:]
+        ]
+        is_on = any(number >= 1.0 for number in numbers)
+        read += any(one["catalogue_digest"] == "f" for one in own)
+        row = wanted[month(payment["event_time_ms"]), payment["merchant_id"]]
+        for place, count in enumerate((1, is_on, is_on * (payment["worth"] or 0))):
+            row[place] += count
+    names = ("payments", "enumerated", "enumerated_minor")
+    found = {
+        (row["month"], row["merchant_id"]): [row[name] for name in names]
+        for row in figures(tmp_path, "out", "enumeration")
+    }
+    assert found == {key: row for key, row in wanted.items() if row[1]}
+    assert len(found) > 20
+    first = figures(tmp_path, "out", "enumeration")[0]
+    assert first["enumeration_ratio"] == first["enumerated"] / first["payments"]
+    assert sum(one["episodes_read"] for one in figures(tmp_path, "out", "coverage")) == read
+    assert "shop_episode, net_episode of the catalogue f" in (tmp_path / "out" / "evidence.html").read_text()
 
 
 def test_versions_and_samples_are_those_of_the_decisions(world: World, tmp_path: Path) -> None:
