@@ -143,7 +143,8 @@ ENUMERATION = Query(
     "enumeration",
     "Enumerated payments of merchants by month",
     "Visa's enumeration ratio: payments during an episode of card testing by all payments, declined ones too. An "
-    "episode is on while an `episode` feature is 1 or more. A merchant without an enumerated payment is left out.",
+    "episode is on while a feature of the kind episode is 1 or more. A merchant without an enumerated payment is left "
+    "out.",
     """\
 SELECT strftime(happened, '%Y-%m') AS month, merchant_id, count(*) AS payments,
     count(*) FILTER (WHERE in_episode) AS enumerated,
