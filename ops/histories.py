@@ -55,10 +55,10 @@ class HistoryAsked:
     """The values of `history_options`. Raises click.UsageError unless exactly one source is named."""
 
     data: str | None
-    from_topic: bool
-    since: str | None
-    until: str | None
-    warm_up_days: int | None
+    from_topic: bool = False
+    since: str | None = None
+    until: str | None = None
+    warm_up_days: int | None = None
 
     def __post_init__(self) -> None:
         if (self.data is not None) == self.from_topic:

@@ -137,6 +137,11 @@ class ErasureKeys:
         """Returns a keyed hash of a payment's id to find its records by, and the key that seals them."""
         return self._mac(b"payment", payment_id.encode())[:16], self._mac(b"payment key", payment_id.encode())
 
+    def erased_until_ms(self, card: str) -> int:
+        """Returns the time until which a card's records are erased, 0 if it never was. Raises Misconfigured."""
+        self._load()
+        return self._known(self._tag(card))[1]
+
     def destroy(self, card: str, until_ms: int) -> bool:
         """Destroy a card's key, and never make one for its records up to `until_ms`. Returns whether it had a key."""
         tag = self._tag(card)

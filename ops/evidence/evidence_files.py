@@ -186,7 +186,8 @@ def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str)
     source = f"read_parquet([{paths}], union_by_name=true, hive_partitioning=false)"
     if any(part.seal for files in parts.values() for part in files):
         opener = Opener(asked.archive, topic)
-        opened = [opener.open(part)[0] for files in parts.values() for part in files]
+        opened = [opener.open(part) for files in parts.values() for part in files]
+        opener.warn_of_erased()
         database.register("opened", pa.concat_tables(opened, promote_options="permissive"))
         source = f"opened_{topic.replace('-', '_')}"
         database.execute(f"CREATE TABLE {source} AS SELECT * FROM opened")

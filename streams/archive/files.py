@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ TIME_COLUMNS = {
 """The column with the event's own time, by topic."""
 TOPICS = tuple(TIME_COLUMNS)
 """The topics that can be archived."""
+
+_log = logging.getLogger(__name__)
 
 _FOOTER = b"paywarden.archive"
 _NAME = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet")
@@ -244,7 +247,7 @@ def read_archive(
     (None: no bound) are not read. An `optional` column may be missing in a file; its values are then null. With
     `key_digest`, the key of that digest must have made the hashes in the files.
 
-    Rows that nobody can open any more are left out, and counted as `erased`.
+    Rows that nobody can open any more are left out, and a warning has their number.
 
     Raises Misconfigured for a missing topic, a gap between a partition's files, a missing column, or another key.
     """
@@ -253,7 +256,7 @@ def read_archive(
         raise Misconfigured(
             f"{folder} is not there: `paywarden admin archive --topic {topic} --out {archive}` makes it"
         )
-    tables, undecoded, erased = [schema.empty_table()], [], 0
+    tables, undecoded = [schema.empty_table()], []
     opener = Opener(archive, topic)
     for partition, parts in read_parts(archive, topic).items():
         check_joined(folder, partition, parts)
@@ -264,10 +267,9 @@ def read_archive(
             undecoded += [record for record in part.undecoded if record.offset in asked]
             if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
                 _check_key(part, key_digest)
-                table, missing = opener.open(part, asked)
-                tables.append(_cast(part.path, table, schema, optional))
-                erased += missing
-    return TopicRows(pa.concat_tables(tables), tuple(undecoded), erased)
+                tables.append(_cast(part.path, opener.open(part, asked), schema, optional))
+    opener.warn_of_erased()
+    return TopicRows(pa.concat_tables(tables), tuple(undecoded))
 
 
 class Opener:
@@ -277,19 +279,26 @@ class Opener:
         self._archive, self._topic = archive, topic
         self._keys: dict[str, ErasureKeys] = {}
         self._payments: dict[str, dict[bytes, bytes]] = {}
+        self._erased = 0
 
-    def open(self, part: ArchiveFile, offsets: range | None = None) -> tuple[pa.Table, int]:
-        """Returns the file's rows at these offsets, with all their columns, and the count of those that are erased.
+    def open(self, part: ArchiveFile, offsets: range | None = None) -> pa.Table:
+        """Returns the file's rows at these offsets, with all their columns and without those that are erased.
 
         Raises Misconfigured for a file or keys that cannot be read.
         """
         table = _within(_read(part.path), part.offsets if offsets is None else offsets)
         if part.seal is None:
-            return table, 0
+            return table
         keys = self._keys_of(part.seal, part.path)
         payments = None if is_sealed_by_card(self._topic) else self._payment_keys(part.seal, keys)
         opened = unsealed(table, self._topic, part.seal, keys, payments)
-        return opened, len(table) - len(opened)
+        self._erased += len(table) - len(opened)
+        return opened
+
+    def warn_of_erased(self) -> None:
+        """Log how many rows were left out so far, because nobody can open them any more."""
+        if self._erased:
+            _log.warning("%d %s of erased cards are missing from %s", self._erased, self._topic, self._archive)
 
     def _keys_of(self, seal: Seal, path: Path) -> ErasureKeys:
         if seal.path not in self._keys:
@@ -308,7 +317,7 @@ class Opener:
                     opener = Opener(self._archive, topic)
                     for parts in read_parts(self._archive, topic).values():
                         for part in parts:
-                            ids.update(opener.open(part)[0]["payment_id"].to_pylist())
+                            ids.update(opener.open(part)["payment_id"].to_pylist())
             self._payments[seal.path] = dict(map(keys.payment_key, ids))
         return self._payments[seal.path]
 

@@ -121,8 +121,6 @@ def history_of_rows(
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
         if rows.undecoded:
             left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
-        if rows.erased:
-            left_out.add(f"records of {topic} that are erased", rows.erased, "their key is destroyed")
     rules = _Rules(times, fields)
     used_payments = _payments(payments.table, rules, days or PaymentTimes(), left_out)
     used_outcomes = _outcomes(outcomes.table, used_payments, days or PaymentTimes(), left_out)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
 from paywarden.streams.kafka.admin import partitions_of, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
@@ -122,10 +123,14 @@ AnyLetter: TypeAlias = Letter | DamagedLetter
 
 
 class LetterDecoder:
-    """Decodes records of the dead-letters topic."""
+    """Decodes records of the dead-letters topic.
 
-    def __init__(self, ids: SchemaIds) -> None:
-        self._decoder = Decoder("dead-letters", ids)
+    With `keys` a payment of an erased card gives no letter: nobody exports it or sends it back. `payments` is the name
+    of that topic on the cluster.
+    """
+
+    def __init__(self, ids: SchemaIds, keys: ErasureKeys | None = None, payments: str = "payments") -> None:
+        self._decoder, self._keys, self._payments = Decoder("dead-letters", ids), keys, payments
 
     def letter(self, record: Record) -> AnyLetter:
         """Returns the letter, or a DamagedLetter. Raises TemporaryFailure when its schema could not be looked up."""
@@ -134,9 +139,17 @@ class LetterDecoder:
             fields = self._decoder.decode(record.value or b"")
         except InvalidEvent as error:
             return DamagedLetter(letter_id, record.timestamp_ms, record.value, str(error))
-        return Letter(
-            letter_id, record.timestamp_ms, _original(fields), str(fields["reason"]), int(fields["failed_time_ms"])
-        )
+        original = _original(fields)
+        if self._is_erased(original):
+            return DamagedLetter(letter_id, record.timestamp_ms, None, "its card was erased")
+        return Letter(letter_id, record.timestamp_ms, original, str(fields["reason"]), int(fields["failed_time_ms"]))
+
+    def _is_erased(self, record: Record) -> bool:
+        """Whether the record is a payment, whose key is its card, from before the card's erasure."""
+        if self._keys is None or record.topic != self._payments or record.key is None:
+            return False
+        until_ms = self._keys.erased_until_ms(record.key.decode(errors="replace"))
+        return until_ms > 0 and record.timestamp_ms <= until_ms
 
 
 def _original(fields: dict[str, Any]) -> Record:
@@ -154,12 +167,12 @@ def _original(fields: dict[str, Any]) -> Record:
 class LetterReader:
     """Reads the dead-letters topic: joins no group, commits nothing. `close` it."""
 
-    def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
-        """Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
+    def __init__(self, kafka: KafkaSettings, ids: SchemaIds, keys: ErasureKeys | None = None) -> None:
+        """Raises BrokerUnavailable, or Misconfigured if the topic does not exist. `keys`: see LetterDecoder."""
         self._topic = kafka.topic("dead-letters")
         self._partitions = partitions_of(kafka, "dead-letters")
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-dead-letters")
-        self._decoder = LetterDecoder(ids)
+        self._decoder = LetterDecoder(ids, keys, kafka.topic("payments"))
 
     def all(self) -> Iterator[AnyLetter]:
         """Yields every letter on the topic, in the order of each partition. Raises BrokerUnavailable."""

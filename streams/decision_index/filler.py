@@ -494,6 +494,7 @@ def fill_from_archive(
             added += len(rows)
             progress(len(rows))
             index.database.tidy(at_least=FILL_TIDY_KEYS)
+        opener.warn_of_erased()
     index.database.tidy(at_least=1)
     return added
 
@@ -509,7 +510,7 @@ def _rows_of(part: ArchiveFile, topic: str, opener: Opener) -> Iterator[dict[str
     path = part.path
     try:
         with closing(pq.ParquetFile(path)) as file:
-            batches = file.iter_batches(10_000) if part.seal is None else opener.open(part)[0].to_batches(10_000)
+            batches = file.iter_batches(10_000) if part.seal is None else opener.open(part).to_batches(10_000)
             for batch in batches:
                 for row in batch.to_pylist():
                     for name in names:

@@ -64,14 +64,10 @@ class Undecoded(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicRows:
-    """Records of a topic as rows: `table` has the columns of `rows_schema`, in reading order.
-
-    `erased`: how many records of an archive nobody can open any more.
-    """
+    """Records of a topic as rows: `table` has the columns of `rows_schema`, in reading order."""
 
     table: pa.Table
     undecoded: tuple[Undecoded, ...]
-    erased: int = 0
 
 
 def rows_schema(topic: str, fields: PaymentFields = TABLE_ALONE, columns: Sequence[str] | None = None) -> pa.Schema:

@@ -168,7 +168,7 @@ def mine_rules(
     from paywarden.models.replay.rule_mining import MiningAsked
     from paywarden.models.training.training_settings import TrainingSettings
 
-    asked, proof = HistoryAsked(data, False, None, None, None), out.with_name(f"{out.name}.proof")
+    asked, proof = HistoryAsked(data), out.with_name(f"{out.name}.proof")
     engine, catalogue, rates = wiring.feature_engine(source), wiring.catalogue(source), wiring.rate_table(source)
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
     loaded = load_bundle(

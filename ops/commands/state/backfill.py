@@ -9,13 +9,16 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.engines import EngineAsked, engine_options, opened_passage, say
 from paywarden.ops.extras import needs
+from paywarden.ops.histories import DaysAsked, HistoryAsked, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
 
 @click.command()
-@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option(
+    "--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet, or an archive."
+)
 @click.option("--overwrite", is_flag=True, help="Replace profiles that this history did not make.")
 @engine_options
 @click.pass_obj
@@ -37,9 +40,8 @@ def backfill(
     The command refuses a store with profiles that this history did not make. With --overwrite it replaces the profiles
     of the history's own cards, merchants and so on; other profiles stay.
 
-    With an engine, the same command begins at the start again, and finds what was written.
+    With an engine, the same command begins at the start again, and finds what was written. Engines read no archives.
     """
-    from paywarden.features.history.history import read_history
     from paywarden.streams.maintenance.backfill import Backfill
     from paywarden.streams.maintenance.backfill_progress import PAYMENT_PHASE
     from paywarden.streams.profiles.stream_settings import StreamSettings
@@ -55,9 +57,9 @@ def backfill(
     rates = wiring.rate_table(source)
     store = wiring.open_live_store(source)
     try:
-        history = read_history(data, wiring.payment_fields(source))
-        wiring.check_identity_key(source, claims=True)
         engine = wiring.feature_engine(source)
+        history = read_asked(source, HistoryAsked(data), engine=engine, days=DaysAsked(None, None))
+        wiring.check_identity_key(source, claims=True)
         job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days, overwrite=overwrite)
         if job.is_finished:
             click.echo("all of this history is in the store already: nothing to do")

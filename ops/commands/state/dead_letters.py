@@ -96,6 +96,9 @@ def dead_letters(
     After an interruption the next --retry may send the last records again. A payment that comes twice counts once. An
     outcome that repeats the last one changes nothing. But an outcome that is sent again is then the newest of its
     payment, and replaces one that came in between.
+
+    With [erasure] keys a payment of an erased card is neither written with --bytes nor sent back. Run the command where
+    that file is.
     """
     require_with("--retry", is_there=retry, all=every, again=again, dry_run=dry_run)
     if retry:
@@ -129,7 +132,7 @@ def _show(
     require_broker(kafka)
     ids = wiring.schema_ids(source)
     with ExitStack() as stack:
-        reader = stack.enter_context(closing(LetterReader(kafka, ids)))
+        reader = stack.enter_context(closing(LetterReader(kafka, ids, wiring.erasure_keys(source))))
         notes = stack.enter_context(closing(KafkaNotes(kafka, ids))).read()
         found = reader.some(wanted) if wanted else filter(selection.has, reader.all())
         overview = _Overview.of(((letter, note_of(letter, notes)) for letter in found), limit)
@@ -167,7 +170,7 @@ def _retry(
     require_broker(kafka)
     ids = wiring.schema_ids(source)
     with ExitStack() as stack:
-        reader = stack.enter_context(closing(LetterReader(kafka, ids)))
+        reader = stack.enter_context(closing(LetterReader(kafka, ids, wiring.erasure_keys(source))))
         notes = stack.enter_context(closing(KafkaNotes(kafka, ids)))
         try:
             done = run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.dead_letters.writer import DamagedLetter, DeadLetters, Letter, LetterDecoder, LetterId
 from paywarden.streams.kafka.client import KafkaSettings
@@ -103,3 +105,25 @@ def test_the_text_of_a_letter_id_parses_to_the_same_id(partition: int, offset: i
 def test_a_text_that_is_no_letter_id_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="wanted a letter's id, such as 0-17"):
         LetterId.of(text)
+
+
+def test_a_payment_of_an_erased_card_gives_no_letter(tmp_path: Path) -> None:
+    keys = ErasureKeys.create(tmp_path / "erasure.keys")
+    keys.keys_for(["kept", "gone"])
+    decoder = LetterDecoder(IDS, keys, "p-payments")
+
+    def letter(topic: str, key: bytes | None, timestamp_ms: int) -> Letter | DamagedLetter:
+        record = Record(topic, 0, 1, key, b"of payment-id-1", timestamp_ms, [])
+        return decoder.letter(on_topic(sent_letter(record, "odd", 2)[1]))
+
+    assert isinstance(letter("p-payments", b"gone", 5), Letter)
+    keys.destroy("gone", 5)
+    assert letter("p-payments", b"gone", 5) == DamagedLetter(LetterId(0, 17), 99, None, "its card was erased")
+    others = [
+        ("p-payments", b"kept", 5),
+        ("p-payments", b"gone", 6),
+        ("p-payments", b"\xff", 5),
+        ("p-payments", None, 5),
+        ("p-outcomes", b"gone", 5),
+    ]
+    assert all(isinstance(letter(*other), Letter) for other in others)
