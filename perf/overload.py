@@ -11,9 +11,9 @@ the machine changes it: a load's capacity is the mean of the two. Of each front:
 `goodput_share` is the answers within the deadline (42 ms from when the call was due) a second, divided by the capacity.
 `answered_p99_ms` is over all answers, and `refused_p99_ms` over all refusals (429 and 504); both count from when the
 caller sent the call, since a caller whose connections are all busy waits for one before. `unanswered_share` is of
-connections that were closed, and of calls that got nothing within five seconds. `recovery_seconds` is the time from
-the end of open_5x to the first of five tenths of a second in a row, at half of the capacity, in which nothing is
-refused and p99 is at most twice that of half of the capacity before. Of `stops`, `missed_share` is the share of the
+connections that were closed, and of calls that were reset or got nothing within five seconds. `recovery_seconds` is the
+time from the end of open_5x to the first of five tenths of a second in a row, at half of the capacity, in which nothing
+is refused and p99 is at most twice that of half of the capacity before. Of `stops`, `missed_share` is the share of the
 calls due outside the stops themselves that had no answer. Used for: whether a worker keeps answering under any load.
 
     python -m perf.overload [--front http|grpc] [--seconds S] [--trees N] [--half-core] [--json FILE]

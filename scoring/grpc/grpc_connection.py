@@ -139,6 +139,12 @@ class GrpcConnection(asyncio.Protocol):
             self._transport.close()
         else:
             self.flush()
+            if self.server.batcher.is_overloaded:
+                # The connection has waited to be accepted, and so have its first calls.
+                found = unread_of(transport)
+                if found.size and self.server.batcher.is_too_late(found.silent_s):
+                    self._note_stale(found.size)
+                    self.hold()
 
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
@@ -182,24 +188,29 @@ class GrpcConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def end_hold(self, held_s: float) -> float | None:
-        """Read again. If late calls wait, hold on as long as the overload lasts, or let the first of them end all.
+        """Read again. If a late call waits, hold on as long as the overload lasts, or reset it unread.
 
-        Few bytes are one caller who did not wait. Many are those of a gateway, which opens another connection.
+        Few bytes are one caller who did not wait. Many are those of a gateway, and all that wait are reset: the age of
+        the last of them says nothing of the others.
         """
         if self._over_since is not None or self._transport.is_closing():
             return None
         found = unread_of(self._transport)
         waiting = len(self._unread) + found.size
-        self._stale_bytes = 0
         are_many = waiting > _ONE_CALL_BYTES
-        if are_many or (waiting and self.server.batcher.is_too_late(found.silent_s)):
+        waited_s = self.server.now_s() - self.read_at if are_many else found.silent_s
+        if waiting and self.server.batcher.is_too_late(waited_s):
             is_held_on = self.server.batcher.is_overloaded and not (are_many or found.has_gone)
             if is_held_on and (more_s := longer(held_s)):
                 return more_s
-            self._stale_bytes = waiting
+            self._note_stale(waiting)
         self._is_held = False
         self._read_on()
         return None
+
+    def _note_stale(self, waiting: int) -> None:
+        # TLS gives all records that wait in one read, of fewer bytes than those in the socket.
+        self._stale_bytes = 1 if self._transport.get_extra_info("ssl_object") else waiting
 
     def eof_received(self) -> bool:
         """Close, since a caller who has ended the connection reads no answers."""
@@ -231,8 +242,11 @@ class GrpcConnection(asyncio.Protocol):
             self.write_now = True
             return
         if self._is_stale:
-            self.server.connections.note_closed_unread()
-            raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "come again later")
+            # Callers see RESOURCE_EXHAUSTED. Another connection would cost both sides more than the next call.
+            self.session.reset(stream_id, http2.ENHANCE_YOUR_CALM)
+            self.write_now = True
+            self.server.count("none", RESOURCE_EXHAUSTED)
+            return
         self._used = self.read_at
         field = dict(headers).get
         method = self.server.methods.get(field(b":path", b""))
@@ -375,9 +389,12 @@ class GrpcConnection(asyncio.Protocol):
             self._fail(BrokenConnection(http2.ENHANCE_YOUR_CALM, reason), now)
             return
         if self._over_since is None:
-            self._look_at_streams(now)
+            # Most connections of an overload have no call: a look at thousands of them must not delay the others.
+            if is_used := bool(self._streams):
+                self._look_at_streams(now)
             self._look_at_silence(now)
-            self.flush()
+            if is_used:
+                self.flush()
 
     def _overdue(self, now: float) -> str | None:
         """Returns why the connection must end, or None. Aborts a connection that does not finish closing."""

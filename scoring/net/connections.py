@@ -39,7 +39,7 @@ class Holdable(Protocol):
         """Close at once, and drop the requests in flight."""
 
     def end_hold(self, held_s: float) -> float | None:
-        """Read again, or close if what waits is late. Returns for how many seconds to hold on instead; None: not."""
+        """Read again, or drop what waits if it is late. Returns for how many seconds to hold on instead; None: not."""
 
 
 _Connection = TypeVar("_Connection", bound=Holdable)

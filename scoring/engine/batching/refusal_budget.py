@@ -12,8 +12,8 @@ waits for work (scoring/net/connections.py).
 
 If a call waits in the socket at the end of the hold and the worker is still overloaded, the caller has asked again too
 early, and its call could not be answered in time any more. The front then holds the connection for twice as long
-(`longer`), and at last closes it without reading it. Most of an overload's callers are held, because a connection that
-is closed and opened again costs as much as several refusals.
+(`longer`), and at last drops the call: HTTP closes the connection unread, gRPC resets the call. Most of an overload's
+callers are held, because a connection that is closed and opened again costs as much as several refusals.
 """
 
 from __future__ import annotations

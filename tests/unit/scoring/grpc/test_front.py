@@ -17,7 +17,7 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.grpc import grpc_connection as connection
 from paywarden.scoring.grpc.grpc_settings import GrpcSettings
-from paywarden.scoring.grpc.http2 import Http2Session
+from paywarden.scoring.grpc.http2 import ENHANCE_YOUR_CALM, Http2Session
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.net import connections
 from paywarden.scoring.requests.trace_context import packed_trace
@@ -652,7 +652,7 @@ def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | in
         GrpcSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_a_held_caller_that_did_not_wait_is_reset_under_overload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HOLD_S", (2.0, 2.0))
     monkeypatch.setattr(connections, "_HOLD_S_MAX", 2.0)
     monkeypatch.setattr(connections, "_HOLD_ALL_S", 0.0)
@@ -673,11 +673,31 @@ def test_a_held_caller_that_did_not_wait_is_closed_under_overload(monkeypatch: p
             calls = [client.call(PAYMENT) for _ in range(2)]
             client.push()
             assert {client.answer(call).status for call in calls} == {0, 8}
-        hasty.call(PAYMENT)
-        hasty.push()
-        hasty.wait_closed()
+        scored = len(served.scorer.scored)
+        assert hasty.ask(PAYMENT).reset == ENHANCE_YOUR_CALM
         wait_until(lambda: not any(each._is_held for each in served.server.connections), "the holds are over")
-        assert patient.ask(PAYMENT).status == 0
+        assert len(served.scorer.scored) == scored
+        for client in (hasty, patient):
+            assert client.ask(PAYMENT).status == 0
+
+
+@pytest.mark.parametrize(("is_overloaded", "waited_s"), [(True, 1e6), (True, 0.0), (False, 1e6)])
+def test_a_call_that_waited_too_long_to_be_accepted_is_reset_under_overload(
+    monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool, waited_s: float
+) -> None:
+    """To score it helps nobody. Its caller asks again in the same connection."""
+    found = iter([connections.Unread(1, waited_s, has_gone=False)])
+    nothing = connections.Unread(0, 0.0, has_gone=False)
+    monkeypatch.setattr(connection, "unread_of", lambda _: next(found, nothing))
+    monkeypatch.setattr(connections, "HOLD_S", (0.1, 0.1))
+    monkeypatch.setattr(connections, "_HOLD_S_MAX", 0.1)
+    with GrpcServed(GrpcSettings(), admission=PATIENT) as served:
+        served.batcher._limit.stands = is_overloaded
+        with RawClient(served, greets=False) as client:
+            is_reset = client.ask(PAYMENT).reset == ENHANCE_YOUR_CALM
+            assert is_reset == (is_overloaded and waited_s > 0)
+            assert client.ask(PAYMENT).status == 0
+            assert len(served.scorer.scored) == 2 - is_reset
 
 
 def pieces_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
