@@ -245,6 +245,7 @@ class GrpcConnection(asyncio.Protocol):
             # Callers see RESOURCE_EXHAUSTED. Another connection would cost both sides more than the next call.
             self.session.reset(stream_id, http2.ENHANCE_YOUR_CALM)
             self.write_now = True
+            self.done(stream_id)
             self.server.count("none", RESOURCE_EXHAUSTED)
             return
         self._used = self.read_at
