@@ -5,7 +5,7 @@ Measured: in how many forward months frauds / sum of scores was inside the promi
 as `paywarden train` makes them, with fewer trees; the month begins when their labels are known. Only the vectors are
 made up (tests/worlds/small/forward_worlds.py). Used for: the claim that at least 93 of 100 promises hold.
 
-    python -m perf.promise [--months N] [--first-seed N] [--json FILE]
+    python -m perf.promise [--months N] [--first-seed N] [--payments N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from perf.tools.measuring import arguments_of, finish
-from tests.worlds.small.forward_worlds import KINDS, forward_month
+from tests.worlds.small.forward_worlds import KINDS, PAYMENTS_A_DAY, forward_month
 
 
 def main() -> None:
@@ -23,13 +23,14 @@ def main() -> None:
         __doc__,
         ("--months", {"type": int, "default": 100, "help": "forward months, over all worlds"}),
         ("--first-seed", {"type": int, "default": 1000, "help": "the seed of each world's first month"}),
+        ("--payments", {"type": int, "default": PAYMENTS_A_DAY, "help": "payments a day"}),
     )
     figures: dict[str, float] = {}
     held, widths, shifts, started = [], [], 0, time.perf_counter()
     for kind in KINDS:
         of_kind = []
         for number in range(arguments.months // len(KINDS)):
-            promise, ratio = forward_month(kind, arguments.first_seed + number)
+            promise, ratio = forward_month(kind, arguments.first_seed + number, payments_a_day=arguments.payments)
             assert promise.low is not None, promise.not_promised
             assert promise.high is not None
             of_kind.append(promise.low <= ratio <= promise.high)

@@ -26,17 +26,18 @@ from paywarden.models.training.training_settings import TrainingSettings
 KINDS = ("unknown", "clock", "shift", "categories")
 DAYS = Days(20_000, 20_239)
 DELAY_DAYS, MONTH_DAYS = 7, 30
+PAYMENTS_A_DAY = 250
 NAMES = ("tells", "hints", "noise", "code", "age")
 _CODES, _SERIES = 166, 2.0
 _SETTINGS = TrainingSettings(trees=50, learning_rate=0.1, max_bin=255, label_delay_days=DELAY_DAYS, threads=1)
 
 
-def forward_month(kind: str, seed: int) -> tuple[Promise, float]:
+def forward_month(kind: str, seed: int, *, payments_a_day: int = PAYMENTS_A_DAY) -> tuple[Promise, float]:
     """Return the promise of a training, and the fraud rate of the month to come as a multiple of the mean score.
 
     The model and its calibration are made as in models/training/training.py: a Platt scaling of out-of-fold margins.
     """
-    table, month = world(kind, seed)
+    table, month = world(kind, seed, payments_a_day)
     leave_out = ("age",) if kind == "clock" else ()
     settings = replace(_SETTINGS, leave_out=leave_out, categorical=("code",) if kind == "categories" else ())
     fold, margins = blocks_of(table.day, settings.folds), np.empty(len(table.label))
@@ -50,7 +51,7 @@ def forward_month(kind: str, seed: int) -> tuple[Promise, float]:
     return make_promise(table, DAYS, settings, NAMES), float(month.label.mean() / score.mean())
 
 
-def world(kind: str, seed: int, *, payments_a_day: int = 250) -> tuple[TrainingTable, TrainingTable]:
+def world(kind: str, seed: int, payments_a_day: int) -> tuple[TrainingTable, TrainingTable]:
     """Return the table of DAYS, with its outcomes, and that of the month which begins DELAY_DAYS after it."""
     random = np.random.default_rng([KINDS.index(kind), seed])
     day_count = DAYS.last - DAYS.first + 1 + DELAY_DAYS + MONTH_DAYS

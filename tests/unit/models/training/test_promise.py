@@ -95,8 +95,8 @@ def test_windows_end_where_labels_can_have_come(table: TrainingTable) -> None:
     """The data ends with the training days: labels of the last week are not there yet."""
     assert table.outcomes is not None
     count = int(np.searchsorted(table.outcomes.time_ms, WINDOW.last * DAY_MS, side="right"))
-    columns = (column[:count] for column in (table.outcomes.row, table.outcomes.time_ms, table.outcomes.fraud))
-    cut = make_promise(replace(table, outcomes=TableOutcomes(*columns)), WINDOW, SETTINGS, NAMES)
+    known = TableOutcomes(table.outcomes.row[:count], table.outcomes.time_ms[:count], table.outcomes.fraud[:count])
+    cut = make_promise(replace(table, outcomes=known), WINDOW, SETTINGS, NAMES)
     assert cut.windows[-1].last_day == date_of_day(WINDOW.last - DELAY)
     assert cut.first_day == date_of_day(WINDOW.last + 1)
 
