@@ -350,7 +350,9 @@ class Catalogue:
         if feature.with_delay is None:
             return feature
         try:
-            return replace(feature.with_delay(self.label_delay), line=feature.line)
+            made = feature.with_delay(delay=self.label_delay)
+            # It stays one that waits, so that a copy of the catalogue may have another delay.
+            return replace(made, line=feature.line, with_delay=feature.with_delay)
         except Misconfigured as error:
             raise _at_line_of(feature, error) from None
 

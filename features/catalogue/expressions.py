@@ -292,7 +292,7 @@ class Feature:
     entity: str = ""
     window: str = ""
     line: str = field(default="", compare=False)
-    with_delay: Callable[[str], Feature] | None = field(default=None, compare=False)
+    with_delay: Callable[..., Feature] | None = field(default=None, compare=False, repr=False)
     """Makes the feature with a label delay, if its line in the catalogue leaves the delay to the catalogue."""
 
 

@@ -31,7 +31,7 @@ A backtest has test folds for an honest estimate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,13 +41,23 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
 from paywarden.models.training.boosting import HeldOut, OnTree, aged, binned, fit_seconds, grow, grow_until_worse
 from paywarden.models.training.calibration import brier_score, log_loss
-from paywarden.models.training.changes import Change, ChangeChoice, FoldRows, changes_to_try, choose_changes
+from paywarden.models.training.changes import (
+    Change,
+    ChangeChoice,
+    FoldRows,
+    TriedDelay,
+    changes_to_try,
+    choose_changes,
+    gain_of_vectors,
+)
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.table import TrainingTable, blocks_of
 from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
+
+MakeVectors = Callable[[], NDArray[np.float32]]
 
 FRAUDS_MIN = 20
 """Both parts of a fold need this many. With fewer, chance decides which candidate or number of trees looks best."""
@@ -204,9 +214,30 @@ def _changes(
     progress: TrainingProgress,
 ) -> ChangeChoice:
     """Returns which changes to take."""
+    rows = _rows_of(table, folds)
+    with progress("choosing changes", len(folds) * (1 + len(changes)) * settings.trees) as advance:
+        return choose_changes(rows, settings, feature_names, changes, seconds=settings.choose_seconds, on_tree=advance)
+
+
+def try_delay(
+    table: TrainingTable, days: int, vectors: MakeVectors, choice: Choice, feature_names: Sequence[str]
+) -> TriedDelay | None:
+    """Measure vectors of another label delay on the held-out days; None where there are none, or no work is allowed.
+
+    `vectors` makes those of the same rows.
+    """
+    if not choice.splits or not choice.settings.choose_seconds:
+        return None
+    folds = [_Fold.of(table, split) for split in choice.splits]
+    rows, others = _rows_of(table, folds), _rows_of(replace(table, vectors=vectors()), folds)
+    seconds = choice.settings.choose_seconds
+    return TriedDelay(days, *gain_of_vectors(rows, others, choice.settings, feature_names, seconds=seconds))
+
+
+def _rows_of(table: TrainingTable, folds: Sequence[_Fold]) -> list[FoldRows]:
     # Without cards, each payment is drawn by itself.
     card: NDArray[np.integer] = np.arange(len(table.label)) if table.card is None else table.card
-    rows = [
+    return [
         FoldRows(
             table.vectors_of(fold.train),
             fold.known[fold.train],
@@ -217,8 +248,6 @@ def _changes(
         )
         for fold in folds
     ]
-    with progress("choosing changes", len(folds) * (1 + len(changes)) * settings.trees) as advance:
-        return choose_changes(rows, settings, feature_names, changes, seconds=settings.choose_seconds, on_tree=advance)
 
 
 def _distilled(

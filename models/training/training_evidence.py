@@ -6,6 +6,8 @@
     promise    how often fraud will come in later days, as a multiple of the mean score (models/training/promise.py)
     changes    which changes to the settings were tried, what each gained, and which were taken
                (models/training/changes.py)
+    label_delays
+               what other label delays of the catalogue would gain; none is taken (models/training/changes.py)
     distilled  whether a distilled model is better (models/training/distillation.py)
     missed     value detected at fixed false positives, first frauds and bursts, out of fold
                (models/metrics/value_detected.py)

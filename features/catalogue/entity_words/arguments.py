@@ -183,9 +183,7 @@ def waits_for_label_delay(word: Callable[_Arguments, Feature]) -> Callable[_Argu
         named = signature.bind(*arguments, **options).arguments
         options.pop("delay", None)
 
-        def with_delay(delay: str) -> Feature:
-            return word(*arguments, **options, delay=delay)  # type: ignore[arg-type]
-
+        with_delay = functools.partial(made, *arguments, **options)
         return Feature(named["name"], "", "", "", "", line=line_of_caller(), with_delay=with_delay)
 
     return made

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.bundle.bundle import Manifest
@@ -151,7 +156,13 @@ def _trained(
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import end_of_labels_ms
     from paywarden.models.training.memory import require_memory
-    from paywarden.models.training.table import LabelRules, require_both_kinds, training_rows, training_table
+    from paywarden.models.training.table import (
+        LabelRules,
+        TrainingTable,
+        require_both_kinds,
+        training_rows,
+        training_table,
+    )
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.models.training.training_settings import require_usable
     from paywarden.ops.times import now_ms
@@ -192,18 +203,47 @@ def _trained(
     _require_mature(end_of_labels_ms(history), window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
-    with progress_bar("features", rows) as advance:
-        table = training_table(
-            history,
-            window,
-            engine=engine,
-            rates=rates,
-            labels=labels,
-            staleness=staleness,
-            overlay=overlay,
-            progress=advance,
-        )
-    return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
+
+    def table_of(engine: FeatureEngine, what: str) -> TrainingTable:
+        with progress_bar(what, rows) as advance:
+            return training_table(
+                history,
+                window,
+                engine=engine,
+                rates=rates,
+                labels=labels,
+                staleness=staleness,
+                overlay=overlay,
+                progress=advance,
+            )
+
+    def vectors_with(days: int, other: FeatureEngine) -> NDArray[np.float32]:
+        return table_of(other, f"features with label_delay {days}d").vectors
+
+    return train_bundle(
+        table_of(engine, "features"),
+        window,
+        bundle,
+        engine=engine,
+        settings=settings,
+        progress=progress_bar,
+        other_delays={days: partial(vectors_with, days, other) for days, other in _with_other_delays(source)},
+    )
+
+
+def _with_other_delays(source: Source) -> Iterator[tuple[int, FeatureEngine]]:
+    """Yield the label delays to try, with engines of the catalogue with each of them."""
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.training.changes import DELAYS_DAYS
+
+    catalogue, key = wiring.catalogue(source), wiring.identity_key(source)
+    if all(feature.with_delay is None for feature in catalogue.features):
+        return
+    for days in DELAYS_DAYS:
+        if catalogue.label_delay != f"{days}d":
+            # Not every window goes with every delay.
+            with suppress(Misconfigured):
+                yield days, FeatureEngine(replace(catalogue, label_delay=f"{days}d"), key)
 
 
 def _trained_on_engine(
@@ -323,7 +363,7 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.metrics.propensity import WeightCounts
     from paywarden.models.metrics.value_detected import missed_of
-    from paywarden.models.training.changes import change_choice_of
+    from paywarden.models.training.changes import TriedDelay, change_choice_of
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.feature_ranges import DriftingFeature
     from paywarden.models.training.promise import promise_of
@@ -340,6 +380,8 @@ def _print_evidence(manifest: Manifest) -> None:
     if manifest.evidence["changes"]:
         for line in change_choice_of(manifest.evidence["changes"]).in_words():
             click.echo(line)
+    for record in manifest.evidence["label_delays"]:
+        click.echo(TriedDelay(**record).in_words())
     if manifest.evidence["distilled"]:
         record = manifest.evidence["distilled"]
         click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())

@@ -15,10 +15,12 @@ from paywarden.models.training.boosting import HeldOut, aged, fit_seconds
 from paywarden.models.training.changes import (
     ChangeChoice,
     FoldRows,
+    TriedDelay,
     _precisions,
     change_choice_of,
     changes_to_try,
     choose_changes,
+    gain_of_vectors,
 )
 from paywarden.models.training.training_settings import TrainingSettings
 
@@ -126,3 +128,16 @@ def test_precision_with_weights_is_that_of_repeated_rows() -> None:
     weight = random.integers(0, 3, 50)
     (found,) = _precisions(label, score, [weight.astype(np.float64)])
     assert found == pytest.approx(average_precision(np.repeat(label, weight), np.repeat(score, weight)))
+
+
+def test_other_vectors_of_the_same_rows_gain_what_they_tell() -> None:
+    whole = fold()
+    blind, held_out = whole.vectors.copy(), whole.held_out.vectors.copy()
+    blind[:, 0] = held_out[:, 0] = 0.0
+    without = replace(whole, vectors=blind, held_out=replace(whole.held_out, vectors=held_out))
+    gain, low, high = gain_of_vectors([without], [whole], SETTINGS, NAMES, seconds=60.0)
+    assert 0 < low < gain < high
+    assert TriedDelay(1, gain, low, high).in_words().endswith("): set it")
+    same = gain_of_vectors([whole], [whole], SETTINGS, NAMES, seconds=60.0)
+    assert same == (0.0, 0.0, 0.0)
+    assert TriedDelay(1, *same).in_words().endswith("): chance may explain that")

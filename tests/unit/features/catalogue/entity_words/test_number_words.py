@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,17 @@ def test_frauds_without_a_delay_take_that_of_the_catalogue() -> None:
     assert shape(card.fraud_count("x", "7d", delay="1d"), label_delay="2d") == shape(
         card.fraud_count("x", "7d", delay="1d")
     )
+
+
+def test_a_copy_of_a_catalogue_may_have_another_delay() -> None:
+    features = (card.fraud_share("waits", "7d"), card.fraud_count("fixed", "7d", delay="2d"))
+    made = Catalogue((card,), features)
+    copied = pickle.loads(pickle.dumps(replace(made, label_delay="1d")))  # noqa: S301
+    assert copied.features == Catalogue((card,), features, label_delay="1d").features
+    assert copied.features[0] != made.features[0]
+    assert copied.features[1] == made.features[1]
+    assert [feature.line for feature in copied.features] == [feature.line for feature in features]
+    assert replace(copied, label_delay="7d") == made
 
 
 def test_a_delay_that_does_not_fit_names_the_feature_and_its_line() -> None:

@@ -107,6 +107,10 @@ def test_train_prints_the_days_held_out_and_the_choice(data: Path, tmp_path: Pat
     assert "validated 2024-01-18 to 2024-01-26, trained 2024-01-03 to 2024-01-14: " in done.stdout
     assert "chosen of 3: learning_rate " in done.stdout
     assert len(manifest.validation["tried"]) == 3
+    # The catalogue waits 7 days; what other delays would gain is told, and none is taken.
+    assert [one["days"] for one in manifest.evidence["label_delays"]] == [1, 3]
+    assert 'on held-out days, label_delay="1d" in the catalogue: average precision ' in done.stdout
+    assert manifest.catalogue_digest == small_world.engine().plan.digest
     assert (manifest.parameters["seed"], manifest.parameters["search_budget"]) == (7, 3)
     load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
 
