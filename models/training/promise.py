@@ -124,7 +124,8 @@ class Promise:
 
     def record(self) -> dict[str, Any]:
         """Returns it as a manifest stores it."""
-        return asdict(self)
+        # A list, as JSON gives it back.
+        return asdict(self) | {"windows": [asdict(one) for one in self.windows]}
 
 
 def promise_of(record: Mapping[str, Any]) -> Promise:

@@ -136,4 +136,6 @@ def test_a_prior_shift_is_named_as_one() -> None:
 
 
 def test_a_manifest_keeps_it(found: Promise) -> None:
-    assert promise_of(json.loads(json.dumps(found.record()))) == found
+    read = json.loads(json.dumps(found.record()))
+    assert read == found.record()
+    assert promise_of(read) == found
