@@ -16,7 +16,7 @@ from paywarden.features.profiles.feature_docs import ListedFeature, listed_featu
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.ops import wiring
-from paywarden.ops.console import idempotency, sessions, webhooks
+from paywarden.ops.console import idempotency, saved_searches, sessions, webhooks
 from paywarden.ops.console.audit_log import AuditLog, audit_log
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import Failures, running
@@ -75,6 +75,7 @@ TABLES = (
     *stakes.TABLES,
     *webhooks.TABLES,
     *saved_drafts.TABLES,
+    *saved_searches.TABLES,
 )
 """The statements that make the tables of all sections."""
 

@@ -1,7 +1,7 @@
 """The console's database: one SQLite file.
 
-Topics can rebuild everything in it but sessions, whose loss means that people log in again, and drafts of the policy. A
-writer that is killed leaves the last whole transaction (WAL).
+Topics can rebuild everything in it but sessions, whose loss means that people log in again, drafts of the policy and
+saved searches. A writer that is killed leaves the last whole transaction (WAL).
 
 If the file is removed or replaced while the console runs, each page says so: SQLite would go on in a file without a
 name, and new threads in an empty one.

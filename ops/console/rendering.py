@@ -29,6 +29,7 @@ from paywarden.schemas.currencies import MINOR_DIGITS
 
 if TYPE_CHECKING:
     from paywarden.ops.console.reasons import Reason
+    from paywarden.ops.console.saved_searches import SavedSearch
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
@@ -104,6 +105,15 @@ NO_CURRENCIES = Currencies()
 """Amounts as they are written where no rates are known: two digits, and no name of the reference currency."""
 
 
+@dataclass(frozen=True)
+class SearchPage:
+    """A page whose searches a person can keep. `query`: the present one; `saved`: those that the person has kept."""
+
+    path: str
+    query: str
+    saved: tuple[SavedSearch, ...]
+
+
 LATE_MS = 120_000
 """Payments of a small bank pause for a minute at night."""
 
@@ -121,6 +131,7 @@ class PageFrame:
     is_demo: bool = False
     currencies: Currencies = NO_CURRENCIES
     newest_ms: int = 0
+    here: SearchPage | None = None
 
     @property
     def is_late(self) -> bool:

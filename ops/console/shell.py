@@ -65,11 +65,13 @@ from paywarden.ops.console.rendering import (
     Currencies,
     Link,
     PageFrame,
+    SearchPage,
     as_json,
     locale_of,
     rendered,
     templates,
 )
+from paywarden.ops.console.saved_searches import SavedSearches
 from paywarden.ops.console.searches import SEARCH_FIELD, Searches
 from paywarden.ops.console.sessions import Session, Sessions
 from paywarden.ops.times import now_ms
@@ -147,6 +149,7 @@ class Shell:
         self.logins = LoginLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self.failed_logins = RateLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self._idempotency = Idempotency(self.sessions.database)
+        self.saved_searches = SavedSearches(self.sessions.database)
         # Without descriptors a console can still show pages.
         templates()
 
@@ -200,14 +203,35 @@ class Shell:
         """Return the services that the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())
 
-    def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> PageFrame:
-        """Return the frame of a page. `is_by_script`: nobody reads its message, which waits for the next page."""
+    def frame(
+        self,
+        title: str,
+        session: Session | None,
+        here: str = "",
+        *,
+        is_by_script: bool = False,
+        search: tuple[str, str] | None = None,
+    ) -> PageFrame:
+        """Return the frame of a page. `is_by_script`: nobody reads its message, which waits for the next page.
+
+        `search`: path and query of a page whose searches can be kept.
+        """
         if session is None:
             return PageFrame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
+        saved = self.saved_searches.of(session.person.name)
+        first = {one.path: one.address for one in saved if one.opens_first}
+        page = None
+        if search is not None:
+            page = SearchPage(*search, tuple(one for one in saved if one.path == search[0]))
         return PageFrame(
             title,
             tuple(
-                Link(section.title, section.path, section.name == here, section.badge(session.person))
+                Link(
+                    section.title,
+                    first.get(section.path, section.path),
+                    section.name == here,
+                    section.badge(session.person),
+                )
                 for section in self.sections
                 if section.title and session.person.may(section.roles)
             ),
@@ -218,6 +242,7 @@ class Shell:
             self.people.is_demo,
             self.currencies,
             self.newest_ms(),
+            page,
         )
 
     def refused(
@@ -241,7 +266,10 @@ class Shell:
 
     def application(self, sections: Sequence[Section], more: Sequence[Route] = ()) -> ASGIApp:
         """Return the application of these sections. `more`: routes that need no session, such as the login's."""
-        self.sections = tuple(sections)
+        kept = self.saved_searches.section(
+            frozenset(page.path for one in sections for page in one.pages if page.path == one.path and page.fields)
+        )
+        self.sections = sections = (*sections, kept)
         routes = [*more, Route("/", self._home), Route("/livez", _livez), Route("/readyz", self._readyz)]
         routes.append(Route("/static/{name}", _static_files()))
         for section in sections:
@@ -346,7 +374,9 @@ class Shell:
             return RedirectResponse(local_path(answer.location), 303)
         if not answer.template:
             return JSONResponse(as_json(answer.view), answer.status)
-        frame = self.frame(answer.title, session, section.name, is_by_script=_is_by_script(request))
+        is_list = page.path == section.path and bool(page.fields)
+        search = (page.path, request.url.query) if is_list else None
+        frame = self.frame(answer.title, session, section.name, is_by_script=_is_by_script(request), search=search)
         return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
 
     def _answer(self, page: Page, visit: Visit, sending: Sending | None) -> tuple[Answer, bool]:
