@@ -4,7 +4,7 @@ caseload 0.1.0 (https://pypi.org/project/caseload, section "Baselines, 30 seeds"
 investigates a part of the cases, a tenth of them in all. Only these get labels, and the detector is fitted to labels
 alone. In the middle, the fraud moves to where the detector does not look. Without knowledge of the break:
 - `caseload_recall`, `caseload_recall_after_break`: our training (rows weigh half after two rounds) and our exploration.
-  The explored share follows the upper ends of the yields' 95 % intervals (models/policy/explored_shares.py).
+  The explored share follows the upper ends of the yields' 95 % intervals (models/replay/explored_shares.py).
 - `caseload_recall_ROW…`: `top_k` and `yield_triggered` are the referee's policies with its detector, run again here.
   `our_shares` is our exploration with its detector, `our_training` our training without exploration.
 

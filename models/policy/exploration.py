@@ -12,7 +12,7 @@ Exploration is off by default. It buys labels with money that an operator sets a
     declined, EUR 62, spent today EUR 4,990  no budget left      stays declined, propensity 1
 
 A policy may set other shares for bands of scores, which `paywarden policy explore` proposes from what was learnt there
-(models/policy/explored_shares.py).
+(models/replay/explored_shares.py).
 
 The *propensity* is the probability of the action that the payment got, given all that was known before the coin. It
 goes into the decision. Training and replay weigh a payment by 1 / propensity, as if all such payments had been

@@ -276,10 +276,10 @@ def propose_explored_shares(
     from paywarden.features.history.point_in_time import reference_amounts
     from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day
     from paywarden.models.policy.exploration import ExplorationSettings
-    from paywarden.models.policy.explored_shares import ExploredPayments, configured_shares, propose_shares
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import PolicySettings
     from paywarden.models.policy.text import policy_text
+    from paywarden.models.replay.explored_shares import ExploredPayments, configured_shares, propose_shares
     from paywarden.models.replay.files import write_whole
     from paywarden.models.training.table import window_labels
     from paywarden.models.training.training_settings import TrainingSettings

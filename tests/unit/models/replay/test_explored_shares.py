@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.policy_value import gains, policy_value
-from paywarden.models.policy.explored_shares import (
+from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.models.replay.explored_shares import (
     BOUND,
     EXPLORED_MIN,
     BandYield,
@@ -19,7 +20,6 @@ from paywarden.models.policy.explored_shares import (
     configured_shares,
     propose_shares,
 )
-from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.schemas.errors import Misconfigured
 
 SHARE, DECLINED_FROM = 0.05, 0.5
