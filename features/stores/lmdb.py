@@ -43,6 +43,8 @@ from paywarden.schemas.settings import internal
 DATA_FILE = "data.mdb"
 
 _EXPIRY = struct.Struct("<I")
+EXPIRY_BYTES = _EXPIRY.size
+"""How many bytes a record has before its profile."""
 _NEVER = 0
 
 # A scan reads this many records in one transaction and yields them after it. A transaction that stays open for a slow

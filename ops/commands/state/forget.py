@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("entity_id", metavar="ENTITY:ID")
+@click.argument("entity_id", metavar="[ENTITY:ID]", required=False)
+@click.option(
+    "--copies",
+    "folders",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="Erase all cards that were ever forgotten from unsealed copies below this folder.",
+)
 @click.pass_obj
-def forget(source: Source, entity_id: str) -> None:
+def forget(source: Source, entity_id: str | None, folders: Sequence[Path]) -> None:
     """Erase a card, merchant or other entity everywhere.
 
     ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
@@ -32,7 +40,9 @@ def forget(source: Source, entity_id: str) -> None:
     companion that was away for longer must start with a new mirror. A later payment begins a new profile.
 
     With [erasure] keys the command destroys the card's key: its rows in archives, and in every copy of these, are
-    unreadable. Run it where that file is.
+    unreadable. Run it where that file is. With --copies it also writes again, without all cards that were ever
+    forgotten, what is below a folder: Parquet files of histories, replays and archives, and backups of the embedded
+    store. It deletes their dead letters, written with `admin dead-letters --bytes`. ENTITY:ID may then be absent.
 
     These stay:
 
@@ -44,11 +54,37 @@ def forget(source: Source, entity_id: str) -> None:
       run this command again when it is done. After a later rebuild, run it again for every
       entity forgotten since the topic's oldest payment
     - decisions in an outbox that are not shipped yet: the topic has a right to them
-    - Parquet files of histories and replays, and of archives that are not sealed: they belong to their owner
+    - unsealed files in folders that --copies does not name: they belong to their owner
     - on an Aerospike Community server: a marker with the id in place of each record, for
       [aerospike] marker_days, so that no cold start of a server brings the record back.
       An Enterprise server deletes durably and needs no marker
     """
+    if entity_id is None and not folders:
+        raise click.UsageError("name ENTITY:ID, --copies or both")
+    if entity_id is not None:
+        _forget(source, entity_id)
+    if folders:
+        _sweep(source, folders)
+
+
+def _sweep(source: Source, folders: Sequence[Path]) -> None:
+    from paywarden.streams.maintenance.copies import sweep
+
+    keys = wiring.erasure_keys(source)
+    if keys is None:
+        raise Misconfigured("[erasure] keys is not set: --copies reads there which cards were forgotten")
+    plan = wiring.feature_engine(source).plan
+    for folder in folders:
+        try:
+            done = sweep(folder, keys, plan)
+        except OSError as error:
+            raise click.ClickException(f"cannot write below {folder}: {error.strerror}; run this again") from error
+        click.echo(
+            f"{folder}: {done.rows} rows, {done.records} records of stores and {done.letters} dead letters erased"
+        )
+
+
+def _forget(source: Source, entity_id: str) -> None:
     from paywarden.features.profiles.profile_view import typed_key
     from paywarden.features.stores.base import split_key
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
@@ -118,4 +154,7 @@ def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], e
             f"there is no topic {EVENTS_TOPIC}, so no index of decisions was asked; `paywarden topics create` makes it"
         )
     EventWriter(kafka, wiring.schema_ids(source)).write(erasure.event("forget"))
-    return "every index of decisions gets the erasure: it takes them out, and not in again"
+    return (
+        "every index of decisions gets the erasure: it takes them out, and not in again; a DuckDB file may keep their "
+        "bytes for an hour"
+    )
