@@ -21,7 +21,7 @@ TABLES = (
 _SEARCHES_MAX = 20
 # They say where in a list the person is, or name fields that the console forgets.
 _PASSING = frozenset({"page", "after", "item", SEARCH_FIELD})
-_TITLE = Field("title", "The name of the search", is_required=True, chars_max=40)
+_TITLE = Field("called", "The name of the search", is_required=True, chars_max=40)
 _PATH = Field("path", "The page of the search, such as /inbox", is_required=True)
 _FIELDS = (
     *(_PATH, _TITLE, Field("query", "The address of the search after its ?", chars_max=2_000)),
@@ -54,7 +54,7 @@ class SavedSearches:
         """Return the section without an entry in the navigation. `paths`: the pages whose searches can be kept."""
 
         def save(visit: Visit) -> Done:
-            path, title = visit.text("path"), visit.text("title")
+            path, title = visit.text("path"), visit.text("called")
             if path not in paths:
                 raise not_found("page with such searches")
             query = urlencode([pair for pair in parse_qsl(visit.text("query")) if pair[0] not in _PASSING])
@@ -64,7 +64,7 @@ class SavedSearches:
             return Done(search.address, f"The search {title} is saved.")
 
         def remove(visit: Visit) -> Done:
-            path, title = visit.text("path"), visit.text("title")
+            path, title = visit.text("path"), visit.text("called")
             with self._database.write() as connection:
                 values = visit.person.name, path, title
                 where = "person = ? AND path = ? AND title = ?"

@@ -15,7 +15,7 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.options import at_most_one
 from paywarden.ops.reporting import print_table, printable
-from paywarden.ops.times import now_ms, spoken, time_ms_of
+from paywarden.ops.times import now_ms, spoken, time_ms_option
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source, read_source
@@ -248,21 +248,28 @@ def _set_clock(source: Source, why: str, key: str | None, *, as_json: bool) -> N
 
 @models.command("list")
 @click.option("--log", "whole", is_flag=True, help="Every entry of the log, the oldest first.")
+@click.option(
+    "--at", "time", metavar="TIME", help="The version that decided at a date or a time, and by whose promotion."
+)
 @_json
 @click.pass_obj
-def list_models(source: Source, whole: bool, as_json: bool) -> None:
+def list_models(source: Source, whole: bool, time: str | None, as_json: bool) -> None:
     """List the champion and the proposals.
 
     It shows the way back and the approvals of each proposal. It also names entries that break a rule and therefore
     count for nothing, and those of a clock that was ahead: they count from their time on.
     """
-    registry, at_ms = wiring.model_registry(source), now_ms()
-    log, state = registry.log.read(), registry.state(at_ms)
-    ahead = [entry for entry in log.entries if entry.time_ms > at_ms]
+    asked_ms, present_ms = time_ms_option("--at", time), now_ms()
+    registry = wiring.model_registry(source)
+    log, state = registry.log.read(), registry.state(present_ms if asked_ms is None else asked_ms)
+    ahead = [entry for entry in log.entries if entry.time_ms > present_ms]
     if as_json:
         entries = {"entries": [_entry_json(entry) for entry in log.entries]} if whole else {}
         content = {**_state_json(registry, state), "ahead": [_entry_json(entry) for entry in ahead], **entries}
         click.echo(json.dumps(content, indent=2))
+        return
+    if asked_ms is not None:
+        _print_champion(state, asked_ms)
         return
     if whole:
         ignored = {one.number: one.reason for one in state.ignored}
@@ -281,24 +288,7 @@ def list_models(source: Source, whole: bool, as_json: bool) -> None:
         click.echo(printable(line))
 
 
-@models.command()
-@click.argument("time")
-@_json
-@click.pass_obj
-def at(source: Source, time: str, as_json: bool) -> None:
-    """Show the version that decided at TIME.
-
-    TIME is a date or a time such as 2026-10-01T12:00:00Z, or now. The command also says by whose promotion.
-    """
-    try:
-        at_ms = now_ms() if time == "now" else time_ms_of(time)
-    except ValueError:
-        raise Misconfigured(f"TIME: wanted now, a date or a time such as 2026-10-01T12:00:00Z, got {time!r}") from None
-    registry = wiring.model_registry(source)
-    state = registry.state(at_ms)
-    if as_json:
-        click.echo(json.dumps(_state_json(registry, state), indent=2))
-        return
+def _print_champion(state: RegistryState, at_ms: int) -> None:
     if state.champion is None:
         click.echo(f"{spoken(at_ms)} UTC: nothing was promoted")
         return

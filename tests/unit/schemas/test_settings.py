@@ -223,7 +223,7 @@ def test_no_settings_of_the_project_show_a_secret() -> None:
 def test_every_setting_of_the_project_can_be_read_from_text() -> None:
     """Plain types only, but for some tables: what no variable can fill is found here, not by an operator."""
     in_the_file = {
-        "PolicySettings": {"rules", "segments", "lists"},
+        "PolicySettings": {"rules", "segments", "explored", "lists"},
         "ShadowSettings": {"challengers"},
         "TrainingSettings": {"monotone"},
     }

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from tests.unit.ops.console.test_decisions import CARD, World
 
-DECLINED = {"path": "/decisions", "title": "declined <b>", "query": "action=decline&score_min=0.5&page=3&after=x"}
+DECLINED = {"path": "/decisions", "called": "declined <b>", "query": "action=decline&score_min=0.5&page=3&after=x"}
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def test_one_search_opens_the_section(world: World) -> None:
     assert navigation not in browser.get("/decisions").text
     save(browser, opens_first="yes")
     assert navigation in browser.get("/decisions").text
-    save(browser, title="reviews", query="action=review", opens_first="yes")
+    save(browser, called="reviews", query="action=review", opens_first="yes")
     page = browser.get("/decisions").text
     assert '<li><a href="/decisions?action=review"' in page
     assert navigation not in page
-    assert browser.post("/searches/remove", data={"path": "/decisions", "title": "reviews"}).status_code == 303
+    assert browser.post("/searches/remove", data={"path": "/decisions", "called": "reviews"}).status_code == 303
     assert '<li><a href="/decisions" ' in browser.get("/decisions").text
-    assert browser.post("/searches/remove", data={"path": "/decisions", "title": "reviews"}).status_code == 404
+    assert browser.post("/searches/remove", data={"path": "/decisions", "called": "reviews"}).status_code == 404
 
 
 def test_a_search_by_card_is_kept_without_the_card(world: World) -> None:
@@ -68,10 +68,10 @@ def test_other_pages_and_too_many_searches_are_refused(world: World) -> None:
     for path in ("/decisions/csv", "/nothing", "//elsewhere.example", "https://elsewhere.example"):
         save(browser, 404, path=path)
     for number in range(20):
-        save(browser, title=f"s{number}")
-    save(browser, 409, title="one too many")
+        save(browser, called=f"s{number}")
+    save(browser, 409, called="one too many")
     # The same name takes the place of the one before.
-    save(browser, title="s0", query="action=approve")
+    save(browser, called="s0", query="action=approve")
     page = browser.get("/decisions").text
     assert "one too many" not in page
     assert "/decisions?action=approve" in page

@@ -125,8 +125,8 @@ def test_a_bundle_goes_from_a_proposal_to_the_champion_and_back(desk: Desk) -> N
     assert (listed["champion"], listed["previous"], listed["proposals"]) == (second, first, [])
     assert len(listed["entries"]) == 6 + 5
     assert desk.told("rollback", by="dora")["champion"] == first
-    assert desk.told("at", "now")["champion"] == first
-    assert desk.told("at", "2026-01-01")["champion"] is None
+    assert desk.told("list")["champion"] == first
+    assert desk.told("list", "--at", "2026-01-01")["champion"] is None
     assert desk.told("list")["since_ms"] >= before
 
     # A worker asks for the folder and the file that were registered, checked.
@@ -263,9 +263,10 @@ def test_lists_for_people_name_versions_and_people(desk: Desk) -> None:
     assert len(log) == 8
     assert "promoted" in log[5]
     assert ": a test" in log[5]
-    said = desk.run("at", "now").stdout
+    said = desk.run("list", "--at", "2100-01-01").stdout
     assert "promoted by dora: a test" in said
-    assert "wanted now, a date or a time" in desk.refusal("at", "yesterday")
+    assert "nothing was promoted" in desk.run("list", "--at", "2026-01-01").stdout
+    assert "--at: wanted a time such as" in desk.refusal("list", "--at", "yesterday")
 
 
 @pytest.mark.parametrize("part", ["bundle", "policy"])
