@@ -86,7 +86,7 @@ _KINDS_OF_PAYMENT = frozenset(("currency", "mcc", "country", "channel"))
 
 # Each condition takes about a microsecond per payment.
 CONDITIONS_MAX = 200
-# Of a score band, the largest share that may be explored: more would be a policy, not an exploration.
+# The largest share of a score band that may be explored: more would be a policy, not an exploration.
 SHARE_MAX = 0.5
 # Each share has two propensities, and the record writer copies each model's origin for both.
 SHARES_MAX = 10

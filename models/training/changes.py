@@ -259,25 +259,29 @@ def choose_changes(
     return ChangeChoice(tuple(found), tuple(skipped), (rows, whole))
 
 
-def gain_of_vectors(
+def gains_of_vectors(
     folds: Sequence[FoldRows],
-    others: Sequence[FoldRows],
+    others: Iterable[Sequence[FoldRows]],
     settings: TrainingSettings,
     feature_names: Sequence[str],
     *,
     seconds: float,
-) -> tuple[float, float, float]:
-    """Returns what the same rows with other vectors gain in average precision, with the 95 % interval."""
+) -> list[tuple[float, float, float]]:
+    """Returns what the same rows with each of the other vectors gain in average precision, with 95 % intervals.
+
+    `others` may make each one when it is asked for: only one is in memory.
+    """
     of_one = fit_seconds(sum(len(fold.label) for fold in folds), len(feature_names), coarse(settings))
-    before, after = (
-        _mean_precisions(_fitting(rows, 2 * of_one, seconds), coarse(settings), feature_names)
-        for rows in (folds, others)
-    )
-    return _gain(after - before)
+
+    def precisions(rows: Sequence[FoldRows]) -> NDArray[np.float64]:
+        return _mean_precisions(_fitting(rows, 2 * of_one, seconds), coarse(settings), feature_names)
+
+    before = precisions(folds)
+    return [_gain(after - before) for after in map(precisions, others)]
 
 
 def _fitting(folds: Sequence[FoldRows], wanted: float, seconds: float) -> Sequence[FoldRows]:
-    """Returns the folds with so many rows that work of `wanted` seconds fits into `seconds`."""
+    """Returns the folds, thinned where their work of `wanted` seconds would take more than `seconds`."""
     if wanted <= seconds:
         return folds
     rows_max = max(ROWS_MIN, int(seconds / wanted * sum(len(fold.label) for fold in folds) / len(folds)))

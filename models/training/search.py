@@ -48,7 +48,7 @@ from paywarden.models.training.changes import (
     TriedDelay,
     changes_to_try,
     choose_changes,
-    gain_of_vectors,
+    gains_of_vectors,
 )
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.progress import TrainingProgress
@@ -219,19 +219,20 @@ def _changes(
         return choose_changes(rows, settings, feature_names, changes, seconds=settings.choose_seconds, on_tree=advance)
 
 
-def try_delay(
-    table: TrainingTable, days: int, vectors: MakeVectors, choice: Choice, feature_names: Sequence[str]
-) -> TriedDelay | None:
-    """Measure vectors of another label delay on the held-out days; None where there are none, or no work is allowed.
+def try_delays(
+    table: TrainingTable, delays: Mapping[int, MakeVectors], choice: Choice, feature_names: Sequence[str]
+) -> list[TriedDelay]:
+    """Measure vectors of other label delays on the held-out days; none without such days, or if no work is allowed.
 
-    `vectors` makes those of the same rows.
+    `delays`: by days, what makes the vectors of the same rows.
     """
-    if not choice.splits or not choice.settings.choose_seconds:
-        return None
-    folds = [_Fold.of(table, split) for split in choice.splits]
-    rows, others = _rows_of(table, folds), _rows_of(replace(table, vectors=vectors()), folds)
     seconds = choice.settings.choose_seconds
-    return TriedDelay(days, *gain_of_vectors(rows, others, choice.settings, feature_names, seconds=seconds))
+    if not delays or not choice.splits or not seconds:
+        return []
+    folds, days = [_Fold.of(table, split) for split in choice.splits], sorted(delays)
+    others = (_rows_of(replace(table, vectors=delays[one]()), folds) for one in days)
+    gains = gains_of_vectors(_rows_of(table, folds), others, choice.settings, feature_names, seconds=seconds)
+    return [TriedDelay(one, *gain) for one, gain in zip(days, gains, strict=True)]
 
 
 def _rows_of(table: TrainingTable, folds: Sequence[_Fold]) -> list[FoldRows]:

@@ -61,7 +61,7 @@ from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.feature_ranges import clocks, drifting_features
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.promise import make_promise
-from paywarden.models.training.search import MakeVectors, choose, try_delay
+from paywarden.models.training.search import MakeVectors, choose, try_delays
 from paywarden.models.training.table import TrainingTable, blocks_of, require_both_kinds, require_categories
 from paywarden.models.training.training_evidence import area_interval, label_delay, labels_record
 from paywarden.models.training.training_settings import TrainingSettings, require_usable
@@ -103,7 +103,7 @@ def train_bundle(
     choice = choose(
         table, window, settings, names, progress=progress, codes=engine.plan.categories, growing=clocks(drifting)
     )
-    delays = [try_delay(table, days, vectors, choice, names) for days, vectors in sorted((other_delays or {}).items())]
+    delays = try_delays(table, other_delays or {}, choice, names)
     settings = choice.settings
     _require_larger(settings)
     fold = blocks_of(table.day, settings.folds)
@@ -189,7 +189,7 @@ def train_bundle(
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "changes": None if choice.changes is None else choice.changes.record(),
-            "label_delays": [asdict(one) for one in delays if one is not None],
+            "label_delays": [asdict(one) for one in delays],
             "missed": None if (scored := table.scored(scores)) is None else missed_frauds(scored).record(),
             "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),
         },

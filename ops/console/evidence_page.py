@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from paywarden.models.bundle.bundle import sha256_of
 from paywarden.models.bundle.signature import read_private_key
 from paywarden.ops.console.audit_log import Audit
 from paywarden.ops.console.background import Job, Jobs
@@ -121,9 +122,7 @@ class Packs(Jobs[Making]):
                 while not process.is_done(_LOOK_S):
                     if stop.is_set() or not self._change(job_id):
                         return None
-            made = {
-                name: getattr(job, name) for name in ("by", "from_ms", "to_ms", "known_to_ms", "remote", "exempted")
-            }
+            made = {name: getattr(job, name) for name in _KEPT}
             (making / "made.json").write_text(json.dumps({**made, "made_ms": now_ms}), encoding="utf-8")
             self._audit.record(job.by, "made", f"evidence:{job_id}", {"digest": _digest(making)}, now_ms)
             making.rename(self._folder / job_id)
@@ -274,7 +273,7 @@ def _digest(folder: Path) -> str:
 
 def _digest_of(path: Path) -> str:
     try:
-        return hashlib.sha256(read_regular(path, None)).hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""
 

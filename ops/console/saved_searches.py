@@ -1,4 +1,4 @@
-"""Searches that a person keeps under a name, and the one that a section opens with.
+"""A person keeps searches under a name, and a section may open with one of them.
 
     Inbox   [mine, unseen]   ?assigned=me&seen=no      opens first: the entry of the navigation leads there
 

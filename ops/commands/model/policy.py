@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from paywarden.models.replay.mined_history import ProvenRules
     from paywarden.models.replay.rule_mining import MinedRules, WeighedRule
 
+# The options of commands that propose a part of the policy.
+_policy_file = click.option(
+    "--policy", "policy_file", type=click.Path(), help="File with [policy] (default: the configuration)."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+_out = click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the policy."
+)
+
 
 @click.group()
 def policy() -> None:
@@ -112,7 +121,7 @@ def _score(threshold: float) -> str:
 @policy.command("mine")
 @click.option("--data", required=True, help="Folder with payments.parquet and outcomes.parquet, or an archive.")
 @click.option("--bundle", type=click.Path(), required=True, help="The bundle that scores.")
-@click.option("--policy", "policy_file", type=click.Path(), help="File with [policy] (default: the configuration).")
+@_policy_file
 @click.option(
     "--from", "from_day", metavar="DAY", default="-28d", show_default=True, help="First UTC day of missed frauds."
 )
@@ -134,8 +143,8 @@ def _score(threshold: float) -> str:
 @click.option(
     "--action", type=click.Choice(["review", "decline"]), default="review", show_default=True, help="The rules' action."
 )
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the policy.")
+@_json
+@_out
 @click.pass_obj
 @needs("train")
 def mine_rules(
@@ -247,13 +256,13 @@ def _mined_json(mined: MinedRules) -> dict[str, Any]:
 
 @policy.command("explore")
 @click.option("--data", type=click.Path(exists=True, file_okay=False), required=True, help="An archive.")
-@click.option("--policy", "policy_file", type=click.Path(), help="File with [policy] (default: the configuration).")
+@_policy_file
 @click.option(
     "--from", "from_day", metavar="DAY", default="-90d", show_default=True, help="First UTC day of explored payments."
 )
 @click.option("--to", "to_day", metavar="DAY", help="Last UTC day (default: the last one with matured labels).")
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File for the policy.")
+@_json
+@_out
 @click.pass_obj
 @needs("train")
 def propose_explored_shares(

@@ -20,7 +20,7 @@ from paywarden.models.training.changes import (
     change_choice_of,
     changes_to_try,
     choose_changes,
-    gain_of_vectors,
+    gains_of_vectors,
 )
 from paywarden.models.training.training_settings import TrainingSettings
 
@@ -135,9 +135,9 @@ def test_other_vectors_of_the_same_rows_gain_what_they_tell() -> None:
     blind, held_out = whole.vectors.copy(), whole.held_out.vectors.copy()
     blind[:, 0] = held_out[:, 0] = 0.0
     without = replace(whole, vectors=blind, held_out=replace(whole.held_out, vectors=held_out))
-    gain, low, high = gain_of_vectors([without], [whole], SETTINGS, NAMES, seconds=60.0)
+    ((gain, low, high),) = gains_of_vectors([without], [[whole]], SETTINGS, NAMES, seconds=60.0)
     assert 0 < low < gain < high
     assert TriedDelay(1, gain, low, high).in_words().endswith("): set it")
-    same = gain_of_vectors([whole], [whole], SETTINGS, NAMES, seconds=60.0)
+    (same,) = gains_of_vectors([whole], [[whole]], SETTINGS, NAMES, seconds=60.0)
     assert same == (0.0, 0.0, 0.0)
     assert TriedDelay(1, *same).in_words().endswith("): chance may explain that")

@@ -60,7 +60,7 @@ class World:
 
     @property
     def address(self) -> str:
-        """The page of that pack."""
+        """The path of the pack's page."""
         return f"{PATH}/packs/{self.packs.all()[-1].name}"
 
 
