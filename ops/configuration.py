@@ -208,13 +208,6 @@ def _check_catalogue(source: Source) -> None:
     FeatureEngine(wiring.catalogue(source))
 
 
-def _check_model_chain(source: Source) -> None:
-    from paywarden.scoring.engine.model_chain import ChainSettings
-
-    settings = source.section("serve", wiring.ServeSettings)
-    ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms)
-
-
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
@@ -252,7 +245,6 @@ _CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
     "drift": (_check_drift,),
     "features": (_check_rates, _check_catalogue),
     "kafka": (_check_bootstrap, _check_credentials),
-    "serve": (_check_model_chain,),
     "store": (wiring.store_kind,),
     "stream": (_check_stream,),
     "tls": (_check_tls,),

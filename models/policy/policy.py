@@ -58,9 +58,8 @@ PROFILE_UNREADABLE = "profile_unreadable"
 OVERLAY_ABSENT = "overlay_absent"
 # The mirror of this host does not hold the card's profiles, or not all of them yet: they are on other hosts.
 CARD_NOT_HELD = "card_not_held"
-# A model failed on this payment. A model was skipped because it kept failing. No model gave a score.
+# A model failed on this payment. No model gave a score.
 MODEL_ERROR = "model_error"
-MODEL_FALLBACK = "model_fallback"
 MODEL_ABSENT = "model_absent"
 # The payment's currency has no exchange rate: its amount in the reference currency is missing.
 UNKNOWN_RATE = "unknown_rate"
@@ -72,7 +71,6 @@ FLAGS = (
     MIRROR_STALE,
     PROFILE_UNREADABLE,
     MODEL_ERROR,
-    MODEL_FALLBACK,
     MODEL_ABSENT,
     OVERLAY_ABSENT,
     CARD_NOT_HELD,
@@ -170,7 +168,6 @@ class PolicySettings:
     on_card_not_held: str = "review"
     # The next model of the chain has given the score. If there was none, the flag is `model_absent`.
     on_model_error: str = "approve"
-    on_model_fallback: str = "approve"
     on_model_absent: str = "review"
     # The payment's currency has no exchange rate, so its amount is missing, and rules about amounts do not see it.
     on_unknown_rate: str = "review"

@@ -32,7 +32,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.request_proto import request_class
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-    from paywarden.scoring.engine.model_chain import ChainSettings
     from paywarden.scoring.grpc.grpc_settings import GrpcSettings
     from paywarden.scoring.http.http_settings import HttpSettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
@@ -53,7 +52,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         engine=engine,
         rates=stores.rate_table(source),
         release=releases.load(served_release(source, engine.plan.digest, bundle_path)),
-        chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
         http=replace(source.section("http", HttpSettings), drain_delay_ms=settings.drain_delay_ms),
         grpc=replace(source.section("grpc", GrpcSettings), drain_delay_ms=settings.drain_delay_ms),
         admission=source.section("admission", AdmissionSettings),

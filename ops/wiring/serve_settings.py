@@ -16,9 +16,6 @@ class ServeSettings:
     bundle: str = "bundle"
     # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.
     fallback_bundle: str = ""
-    # A model that fails this many times in a row is left out for the cool-down, then tried again.
-    model_failure_count_max: int = internal(5)
-    model_cooldown_ms: int = internal(5000)
     # From "not ready" (/readyz, gRPC's health) to the end of accepting, so that a gateway can remove the worker first.
     drain_delay_ms: int = 0
     # A worker whose event loop stands still for this long is killed and replaced. A heart beats twice a second.

@@ -7,18 +7,13 @@
 
 1. While the primary model works, one call scores a whole chunk.
 2. If a model fails on a payment, the chain asks the next model. The payment gets the flag `model_error`.
-3. A circuit breaker leaves out a model that failed `failure_count_max` times in a row, for `cooldown_ms`. Payments get
-   the flag `model_fallback` meanwhile. Then one payment tries the model again.
-4. Until the primary works again, every payment is scored alone, so that a payment it fails on affects no other.
+3. Until the primary works again, every payment is scored alone, so that a payment it fails on affects no other.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,28 +22,12 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import Bundle, sigmoid
 from paywarden.models.bundle.cascade import CascadePredictor
 from paywarden.models.bundle.predictor import NativePredictor, bound
-from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
-from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.circuit_breaker import BreakerState, CircuitBreaker
+from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR
 from paywarden.scoring.metrics.model import PLACES, ModelMetrics
-from paywarden.scoring.metrics.shared_metrics import Counter, Gauge
+from paywarden.scoring.metrics.shared_metrics import Counter
 
 NO_MODEL = -1
 _NO_FLAGS: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """Settings of the circuit breaker: when the chain leaves out a failing model, and for how long."""
-
-    failure_count_max: int = 5
-    cooldown_ms: int = 5_000
-
-    def __post_init__(self) -> None:
-        """Raises Misconfigured naming the setting."""
-        for name in ("failure_count_max", "cooldown_ms"):
-            if (value := getattr(self, name)) < 1:
-                raise Misconfigured(f"[serve] model_{name}: wanted at least 1, got {value}")
 
 
 class Scored(NamedTuple):
@@ -77,22 +56,12 @@ class NativeModel(NamedTuple):
 class ModelChain:
     """Scores vectors even when models fail. Not thread-safe."""
 
-    def __init__(
-        self,
-        bundles: Sequence[Bundle],
-        *,
-        metrics: ModelMetrics,
-        settings: ChainSettings = ChainSettings(),
-        now_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
-    ) -> None:
+    def __init__(self, bundles: Sequence[Bundle], *, metrics: ModelMetrics) -> None:
         """`bundles`: the primary model, and optionally the fallback model."""
         assert 1 <= len(bundles) < len(PLACES)
-        self._models = [
-            _Model(bundle, place, metrics, settings) for bundle, place in zip(bundles, PLACES, strict=False)
-        ]
+        self._models = [_Model(bundle, place, metrics) for bundle, place in zip(bundles, PLACES, strict=False)]
         self._primary = self._models[0]
         self._scored_by_none = metrics.scored[PLACES[-1]]
-        self._now_ms = now_ms
         # The last entry is for NO_MODEL, which is -1.
         self.versions = (*(bundle.manifest.model_version for bundle in bundles), "")
         """The version of each model of the chain; empty for NO_MODEL."""
@@ -151,47 +120,31 @@ class ModelChain:
 
     def _score_singly(self, vectors: NDArray[np.float32]) -> Scored:
         result = Scored([], [], [])
-        now_ms = self._now_ms()
         for row in range(len(vectors)):
-            score, model, flags = self._score_one(vectors[row : row + 1], now_ms)
+            score, model, flags = self._score_one(vectors[row : row + 1])
             result.scores.append(score)
             result.models.append(model)
             result.flags.append(flags)
         return result
 
-    def _score_one(self, vector: NDArray[np.float32], now_ms: int) -> tuple[float | None, int, tuple[str, ...]]:
-        flags: dict[str, None] = {}
+    def _score_one(self, vector: NDArray[np.float32]) -> tuple[float | None, int, tuple[str, ...]]:
         for index, model in enumerate(self._models):
-            ticket = model.breaker.admit(now_ms)
-            if ticket is None:
-                flags[MODEL_FALLBACK] = None
-                continue
             margin = model.try_margin(vector)
-            if margin is None:
-                model.failed(ticket, now_ms)
-                flags[MODEL_ERROR] = None
-                continue
-            model.succeeded(ticket)
-            return sigmoid(model.slope * margin + model.intercept), index, tuple(flags)
+            if margin is not None:
+                return sigmoid(model.slope * margin + model.intercept), index, (MODEL_ERROR,) if index else _NO_FLAGS
         self._scored_by_none.add(1)
-        return None, NO_MODEL, (*flags, MODEL_ABSENT)
+        return None, NO_MODEL, (MODEL_ERROR, MODEL_ABSENT)
 
 
 class _Model:
-    """A bundle with its circuit breaker. `is_well`: its last call succeeded, so whole chunks may use it."""
+    """A bundle in the chain. `is_well`: its last call succeeded, so whole chunks may use it."""
 
-    def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics, settings: ChainSettings) -> None:
+    def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics) -> None:
         self.predictor, self.explainer = bundle.predictor, bundle.explainer
         self.slope, self.intercept = bundle.manifest.calibration_slope, bundle.manifest.calibration_intercept
         self.cascade = bundle.predictor if isinstance(bundle.predictor, CascadePredictor) else None
         self.answered_first, self.answered_large = metrics.answered_first, metrics.answered_large
         self.scored, self._errors, self._is_out = metrics.scored[place], metrics.errors[place], metrics.is_out[place]
-        self.breaker = CircuitBreaker(
-            failure_count_max=settings.failure_count_max,
-            cooldown_ms=settings.cooldown_ms,
-            # No method of this object: a cycle would keep a model that was swapped out until the next collection.
-            on_change=partial(_show, self._is_out),
-        )
         self._is_out.set(0)
         self.is_well = True
 
@@ -200,21 +153,13 @@ class _Model:
         try:
             margin = float(self.predictor.margins(vector)[0])
         except Exception:  # noqa: BLE001 - see `ModelChain.score`
+            margin = math.nan
+        self.is_well = math.isfinite(margin)
+        self._is_out.set(not self.is_well)
+        if not self.is_well:
+            self._errors.add(1)
             return None
-        return margin if math.isfinite(margin) else None
-
-    def succeeded(self, ticket: int) -> None:
-        self.breaker.succeeded(ticket)
         self.scored.add(1)
         if self.cascade is not None:
             (self.answered_first if self.cascade.early else self.answered_large).add(1)
-        self.is_well = True
-
-    def failed(self, ticket: int, now_ms: int) -> None:
-        self.is_well = False
-        self._errors.add(1)
-        self.breaker.failed(ticket, now_ms)
-
-
-def _show(is_out: Gauge, state: BreakerState) -> None:
-    is_out.set(0 if state is BreakerState.CLOSED else 1)
+        return margin

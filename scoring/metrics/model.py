@@ -52,7 +52,10 @@ class ModelMetrics:
             },
             is_out={
                 place: registry.gauge(
-                    "paywarden_model_out", "1 while a worker leaves the model out, which failed.", ("model",), (place,)
+                    "paywarden_model_out",
+                    "1 while a worker's model fails: it failed on the last payment that it was asked about.",
+                    ("model",),
+                    (place,),
                 )
                 for place in models
             },

@@ -18,7 +18,6 @@ from paywarden.models.policy.exploration import Exploration, ExplorationSettings
 from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
@@ -61,7 +60,6 @@ class ServerContext:
     rates: RateTable
     # The release that decides at first (scoring/server/deployment/deployer.py has later ones).
     release: Release
-    chain: ChainSettings
     http: HttpSettings
     grpc: GrpcSettings
     admission: AdmissionSettings

@@ -19,7 +19,7 @@ from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.scoring.engine.arms import ArmSplit
-from paywarden.scoring.engine.model_chain import ChainSettings, ModelChain
+from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served_model import Served
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -39,7 +39,6 @@ class RolloutShare:
         orders: Path,
         *,
         models: ModelMetrics,
-        chain: ChainSettings,
         info: ReleaseInfo,
     ) -> None:
         """`scorer` decides with the active release of `serving`. `orders`: the file to follow."""
@@ -47,7 +46,7 @@ class RolloutShare:
         self._champion = scorer.serving
         self._candidate: ModelChain | None = None
         if (candidate := serving.releases.get(serving.orders.candidate)) is not None:
-            self._candidate = ModelChain(candidate.bundles, metrics=models, settings=chain)
+            self._candidate = ModelChain(candidate.bundles, metrics=models)
         self._seen: FileState | None = None
         self._follow(ReleaseOrders(serving.orders.active, serving.orders.previous))
 

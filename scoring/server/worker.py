@@ -152,7 +152,7 @@ async def _work(
     scorer = PaymentScorer(
         engine=host.engine,
         intake=intake,
-        models=ModelChain(release.bundles, metrics=model_metrics, settings=host.chain),
+        models=ModelChain(release.bundles, metrics=model_metrics),
         policy=release.policy.policy,
         mirror=host.mirror,
         outbox=outbox,
@@ -167,9 +167,7 @@ async def _work(
         ),
     )
     info = ReleaseInfo(host.metrics_directory, name)
-    share = RolloutShare(
-        scorer, serving, orders_path(host.runtime, parent), models=model_metrics, chain=host.chain, info=info
-    )
+    share = RolloutShare(scorer, serving, orders_path(host.runtime, parent), models=model_metrics, info=info)
     batcher = MicroBatcher(
         scorer,
         intake=intake,

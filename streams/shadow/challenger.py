@@ -37,7 +37,6 @@ from paywarden.models.policy.policy import (
     MIRROR_STALE,
     MODEL_ABSENT,
     MODEL_ERROR,
-    MODEL_FALLBACK,
     Facts,
     Policy,
     Verdict,
@@ -51,7 +50,7 @@ OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED = "other_catalogue", "other_bund
 LATE, NO_PROFILES = "late", "no_profiles"
 LEFT_OUT = (OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED, LATE, NO_PROFILES)
 """Why an entry is left out."""
-_OF_MODELS = (MODEL_ERROR, MODEL_FALLBACK, MODEL_ABSENT)
+_OF_MODELS = (MODEL_ERROR, MODEL_ABSENT)
 
 
 @lru_cache(maxsize=16)

@@ -36,7 +36,6 @@ from paywarden.models.policy.prepared_policy import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import chunk_frame
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
-from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency import decision_cache
@@ -511,7 +510,6 @@ class Deployment:
             engine=shared.engine,
             rates=shared.rates,
             release=shared.release,
-            chain=ChainSettings(),
             http=HttpSettings(),
             grpc=GrpcSettings(enabled=False),
             admission=AdmissionSettings(deadline_ms=200, wait_ms_max=100),

@@ -14,15 +14,13 @@ import pytest
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
-from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.model_chain import NO_MODEL, ChainSettings, ModelChain
+from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR
+from paywarden.scoring.engine.model_chain import NO_MODEL, ModelChain
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from tests.worlds.small import small_world
 
 Vectors = NDArray[np.float32]
-SETTINGS = ChainSettings(failure_count_max=3, cooldown_ms=1000)
 
 
 class Model:
@@ -53,14 +51,11 @@ class Model:
 
 
 class Chain:
-    """A chain with its clock and metrics."""
+    """A chain with its metrics."""
 
     def __init__(self, *models: Model) -> None:
-        self.now_ms = 0
         self.metrics = ModelMetrics.declare(MetricsRegistry())
-        self.chain = ModelChain(
-            [model.bundle for model in models], metrics=self.metrics, settings=SETTINGS, now_ms=lambda: self.now_ms
-        )
+        self.chain = ModelChain([model.bundle for model in models], metrics=self.metrics)
 
     def score(self, *values: float) -> list[tuple[float | None, int, tuple[str, ...]]]:
         scored = self.chain.score(vectors(*values))
@@ -142,7 +137,7 @@ def test_a_payment_that_the_model_fails_on_goes_to_the_next(failure: Callable[[V
     assert (score, chain.chain.versions[model], flags) == (fallback.score_of(0.5), "m1", (MODEL_ERROR,))
     assert chain.scored() == [0, 1, 0]
     assert chain.errors() == [1, 0]
-    assert not chain.is_out()
+    assert chain.is_out()
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -172,54 +167,19 @@ def test_one_payment_that_a_model_cannot_do_spoils_no_other() -> None:
     assert not chain.is_out()
 
 
-def test_a_model_that_keeps_failing_is_left_out_for_the_cool_down() -> None:
+def test_a_model_that_keeps_failing_shows_it_until_it_works_again() -> None:
     primary, fallback = Model("m2"), Model("m1", shift=1)
     primary.fails = raising
     chain = Chain(primary, fallback)
-    flags = [flags for _, _, flags in chain.score(1, 2, 3, 4, 5)]
-    assert flags == [(MODEL_ERROR,)] * 3 + [(MODEL_FALLBACK,)] * 2
-    assert chain.is_out()
-    asked = len(primary.batches)
-    chain.now_ms = 999
-    assert chain.score(1) == [(fallback.score_of(1), 1, (MODEL_FALLBACK,))]
-    assert len(primary.batches) == asked
-
-
-def test_after_the_cool_down_one_payment_tries_the_model_again() -> None:
-    primary, fallback = Model("m2"), Model("m1", shift=1)
-    primary.fails = not_numbers
-    chain = Chain(primary, fallback)
-    chain.score(1, 2, 3)
-    chain.now_ms = 1000
-    asked = len(primary.batches)
-    assert [flags for _, _, flags in chain.score(1, 2)] == [(MODEL_ERROR,), (MODEL_FALLBACK,)]
-    assert len(primary.batches) == asked + 1
-    assert chain.is_out()
-
-
-def test_a_model_that_works_again_is_taken_back() -> None:
-    primary, fallback = Model("m2"), Model("m1", shift=1)
-    primary.fails = raising
-    chain = Chain(primary, fallback)
-    chain.score(1, 2, 3)
+    scored = chain.score(1, 2, 3)
+    assert scored == [(fallback.score_of(value), 1, (MODEL_ERROR,)) for value in (1, 2, 3)]
+    assert chain.is_out("primary")
+    assert not chain.is_out("fallback")
     primary.fails = None
-    chain.now_ms = 1000
     assert chain.score(1, 2) == [(primary.score_of(value), 0, ()) for value in (1, 2)]
-    assert not chain.is_out()
+    assert not chain.is_out("primary")
     chain.score(1, 2, 3, 4)
     assert primary.batches[-1] == 4
-
-
-def test_when_both_models_are_left_out_rules_decide_at_once() -> None:
-    primary, fallback = Model("m2"), Model("m1")
-    primary.fails = fallback.fails = raising
-    chain = Chain(primary, fallback)
-    chain.score(1, 2, 3)
-    assert chain.is_out("primary")
-    assert chain.is_out("fallback")
-    asked = len(primary.batches), len(fallback.batches)
-    assert chain.score(4) == [(None, NO_MODEL, (MODEL_FALLBACK, MODEL_ABSENT))]
-    assert asked == (len(primary.batches), len(fallback.batches))
 
 
 def test_reasons_come_from_the_model_that_scored() -> None:
@@ -230,9 +190,3 @@ def test_reasons_come_from_the_model_that_scored() -> None:
 
 def test_no_vectors_have_no_scores() -> None:
     assert Chain(Model("m1")).score() == []
-
-
-@pytest.mark.parametrize("name", ["failure_count_max", "cooldown_ms"])
-def test_a_setting_that_makes_no_sense_is_refused_by_name(name: str) -> None:
-    with pytest.raises(Misconfigured, match=rf"^\[serve\] model_{name}: wanted at least 1, got 0"):
-        ChainSettings(**{name: 0})

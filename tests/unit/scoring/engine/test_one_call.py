@@ -31,7 +31,7 @@ from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine import vectors as vectors_module
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Chunk, MicroBatcher, Refusal
 from paywarden.scoring.engine.chunk_frame import ChunkFrame
-from paywarden.scoring.engine.model_chain import ChainSettings, ModelChain
+from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
@@ -402,9 +402,7 @@ def fail_now_and_then(side: Side, _: Path) -> None:
         )
         for version, odd in (("first", 3), ("second", 4))
     ]
-    # Both sides fail in the same calls only if a failure lasts for no time.
-    metrics, breaker = ModelMetrics.declare(MetricsRegistry()), ChainSettings(failure_count_max=1 << 30)
-    side.models = ModelChain(cast(Any, bundles), metrics=metrics, settings=breaker, now_ms=lambda: 0)
+    side.models = ModelChain(cast(Any, bundles), metrics=ModelMetrics.declare(MetricsRegistry()))
     origin = Origin("ab" * 32, "cd" * 32)
     policy = Policy(PolicySettings(on_model_error="review"), review_at=0.5, decline_at=0.9)
     side.scorer.take_up(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
 from paywarden.scoring.server import rollout_share
@@ -45,7 +44,7 @@ class Worker:
         info: Any = SimpleNamespace(show=lambda releases: self.shown.__setitem__(slice(None), releases))
         serving = Serving(HALF, {key: release(key) for key in ("a", "c")})
         models = ModelMetrics.declare(MetricsRegistry())
-        self.share = RolloutShare(scorer, serving, self.path, models=models, chain=ChainSettings(), info=info)
+        self.share = RolloutShare(scorer, serving, self.path, models=models, info=info)
 
     def _set(self, arm: int, served: str) -> None:
         self.arms[arm] = served
