@@ -45,19 +45,10 @@ class NativePredictor:
 
     native = True
 
-    def __init__(
-        self,
-        library: Path,
-        feature_count: int,
-        *,
-        content: bytes | None = None,
-    ) -> None:
-        """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load.
-
-        `content`: the file's bytes, for a caller that has read it.
-        """
+    def __init__(self, library: Path, feature_count: int) -> None:
+        """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load."""
         try:
-            self._handle = _load(library, read_regular(library, None) if content is None else content)
+            self._handle = _load(library, read_regular(library, None))
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
             self._margins: Any = _MARGINS(self.address)

@@ -8,11 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from paywarden.models.bundle.prepared_bundle import load_prepared, prepare_bundle
-from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+from paywarden.models.bundle.bundle import MANIFEST, Bundle, Manifest, load_bundle, native_library, read_manifest
+from paywarden.models.bundle.signature import BUILD, SIGNATURE, BundleSettings, TrustedKeys
 from paywarden.models.bundle.version import Version
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy, prepare_policy
@@ -23,7 +21,7 @@ from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
 from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key, unfinished_prefix
-from paywarden.scoring.server.deployment.releases import Release, release_of
+from paywarden.scoring.server.deployment.releases import READY_BUNDLE, Release, release_of
 
 _log = logging.getLogger(__name__)
 
@@ -67,16 +65,7 @@ class HostReleases:
         trusted = self._trusted(self._source)
         fallback = settings.fallback_bundle if with_fallback else ""
         folders = [Path(paths.bundle), *map(Path, filter(None, [fallback]))]
-        bundles = [
-            load_bundle(
-                folder,
-                catalogue_digest=self._engine.plan.digest,
-                identity_digest=self._engine.plan.key.digest,
-                trusted=trusted,
-                built_here=build_missing(folder, trusted),
-            )
-            for folder in folders
-        ]
+        bundles = [self._load(folder, trusted) for folder in folders]
         manifest = bundles[0].manifest
         policy = self._policy(self._source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
         digests = [bundle.manifest.digest for bundle in bundles]
@@ -104,27 +93,46 @@ class HostReleases:
         if (ready / key).is_dir():
             if trusted is not None:
                 trusted.require(bundle)
-            if _is_whole(ready / key, stores.catalogue(self._source)):
+            if self._is_whole(ready / key):
                 return key
             # Its files were damaged, by a loss of power for instance.
             shutil.rmtree(ready / key)
         unfinished = Path(tempfile.mkdtemp(prefix=unfinished_prefix(os.getpid()), dir=ready))
         try:
-            copied = prepare_bundle(
-                bundle,
-                unfinished,
-                catalogue_digest=self._engine.plan.digest,
-                identity_digest=self._engine.plan.key.digest,
-                trusted=trusted,
-                build_missing=build_missing,
-            )
-            if copied != manifest:
+            copy = unfinished / READY_BUNDLE
+            _copy(bundle, manifest, copy)
+            try:
+                checked = self._load(copy, trusted)
+            except BundleRefused as error:
+                raise BundleRefused(str(error).replace(str(copy), str(bundle))) from error
+            checked.close()
+            if checked.manifest != manifest:
                 raise BundleRefused(f"bundle {bundle}: it was changed while it was checked")
             prepare_policy(policy, unfinished, review_at=manifest.review_at, decline_at=manifest.decline_at)
             os.rename(unfinished, ready / key)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return key
+
+    def _load(self, folder: Path, trusted: TrustedKeys | None) -> Bundle:
+        """Load a bundle, and build its libraries that are missing."""
+        return load_bundle(
+            folder,
+            catalogue_digest=self._engine.plan.digest,
+            identity_digest=self._engine.plan.key.digest,
+            trusted=trusted,
+            built_here=build_missing(folder, trusted),
+        )
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Returns whether the supervisor can load a release that was made ready before."""
+        try:
+            load_bundle(folder / READY_BUNDLE, catalogue_digest=self._engine.plan.digest).close()
+            load_policy(folder, stores.catalogue(self._source))
+        except (BundleRefused, Misconfigured) as error:
+            _log.warning("%s: it is made ready again", error)
+            return False
+        return True
 
     def _read(self) -> Source:
         """Returns the configuration as it is now."""
@@ -150,15 +158,17 @@ def _followed(bundle: str) -> Path:
     return Path(os.path.realpath(bundle))
 
 
-def _is_whole(folder: Path, catalogue: Catalogue) -> bool:
-    """Returns whether workers can load a release that was prepared before."""
-    try:
-        load_prepared(folder).bundle.close()
-        load_policy(folder, catalogue)
-    except (BundleRefused, Misconfigured) as error:
-        _log.warning("%s: it is prepared again", error)
-        return False
-    return True
+def _copy(bundle: Path, manifest: Manifest, copy: Path) -> None:
+    """Copy the files that serving needs. A file that is missing is left out: the check of the copy names it."""
+    copy.mkdir(parents=True)
+    names = [MANIFEST, SIGNATURE, *(name for part in manifest.parts for name in (part.model_text, part.golden))]
+    # A signature covers the records of all machines' libraries, this machine needs its own libraries alone.
+    names += [path.relative_to(bundle).as_posix() for path in bundle.glob(f"native/**/{BUILD}")]
+    names += [native_library(Path(), part).as_posix() for part in manifest.parts]
+    for name in names:
+        if (bundle / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, copy / name)
 
 
 def _require(paths: ReleasePaths, found: Version) -> None:

@@ -201,6 +201,7 @@ def _deployer(
             key,
             host.runtime / READY,
             host.catalogue,
+            host.catalogue_digest,
             fallbacks=own.bundles[1:],
             fallback_digests=[origin.bundle_digest for origin in own.origins[1:-1]],
             # A policy with the same lists keeps them.

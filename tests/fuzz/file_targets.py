@@ -143,9 +143,8 @@ def _operator_file() -> Iterator[bytes]:
 
 
 def bundle_files() -> Target:
-    """A bundle, and one that was prepared for serving: a byte for the file, then how it is other (`patched`)."""
-    from paywarden.models.bundle.bundle import load_bundle, read_manifest
-    from paywarden.models.bundle.prepared_bundle import load_prepared, prepare_bundle
+    """A bundle: a byte for the file, then how it is other (`patched`)."""
+    from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import TrustedKeys, sign_bundle
     from paywarden.schemas.errors import BundleRefused
     from tests.worlds.rollout.registry import key_of, people_file
@@ -160,19 +159,8 @@ def bundle_files() -> Target:
 
     key = key_of("anna").public_key()
     trusted = TrustedKeys({fingerprint(key): key})
-    prepared = folder / "ready"
-    prepared.mkdir()
-    prepare_bundle(
-        bundle,
-        prepared,
-        catalogue_digest=digest,
-        identity_digest=read_manifest(bundle).identity_digest,
-        trusted=None,
-        build_missing=lambda *_: False,
-    )
     files = [path for path in sorted(bundle.iterdir()) if path.is_file()]
     files += sorted(bundle.glob("native/**/build.json"))
-    files += [path for path in sorted(prepared.iterdir()) if path.is_file()]
     whole = {path: path.read_bytes() for path in files}
 
     def target(data: bytes) -> None:
@@ -180,10 +168,6 @@ def bundle_files() -> Target:
         path.unlink()
         path.write_bytes(patched(whole[path], data[1:]))
         try:
-            if path.parent == prepared:
-                with suppress(BundleRefused):
-                    load_prepared(prepared).bundle.close()
-                return
             with suppress(BundleRefused):
                 trusted.require(bundle)
             with suppress(BundleRefused):

@@ -2,7 +2,7 @@
 
     RUNTIME/
       deployment.json    what should be served (deployment_file.py); written by an operator's command
-      ready/KEY/         a release that was checked: models/bundle/prepared_bundle.py, models/policy/prepared_policy.py
+      ready/KEY/         a release that was checked: a copy of its bundle, and models/policy/prepared_policy.py
       orders-PID.json    the releases that the supervisor PID serves, and the candidate's share, which workers read
 
 The supervisor loads a release once, before it forks the workers that serve it. They inherit it, and share its memory.
@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.bundle.prepared_bundle import load_prepared
+from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.bundle.version import Version
 from paywarden.models.policy.prepared_policy import PreparedPolicy, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
@@ -32,6 +31,8 @@ from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
 from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key
 
+READY_BUNDLE = "bundle"
+"""The folder of a checked release that holds the bundle's copy."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -140,15 +141,16 @@ def load_release(
     key: str,
     ready: Path,
     catalogue: Catalogue,
+    catalogue_digest: str,
     *,
     fallbacks: Sequence[Bundle],
     fallback_digests: Sequence[str],
     earlier: PreparedPolicy,
 ) -> Release:
-    """Load a prepared release: a few milliseconds. Raises BundleRefused, Misconfigured."""
-    prepared = load_prepared(ready / key)
+    """Load a checked release: some 0.1 s. Raises BundleRefused, Misconfigured."""
     policy = load_policy(ready / key, catalogue, earlier)
-    return release_of((prepared.bundle, *fallbacks), (prepared.digest, *fallback_digests), policy)
+    bundle = load_bundle(ready / key / READY_BUNDLE, catalogue_digest=catalogue_digest)
+    return release_of((bundle, *fallbacks), (bundle.manifest.digest, *fallback_digests), policy)
 
 
 def orders_path(runtime: Path, supervisor: int) -> Path:

@@ -25,7 +25,6 @@ from paywarden.features.tables.mapping import read_mapping
 from paywarden.models.bundle.bundle import load_bundle, sha256_of
 from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.bundle.predictor import NativePredictor
-from paywarden.models.bundle.prepared_bundle import load_prepared
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys, sign_bundle
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.models.policy.lists import read_lists
@@ -124,7 +123,6 @@ READERS: dict[str, Read] = {
     "a policy's list": lambda path: read_lists({"cards": [f"@{path}"]}),
     "a long list": MappedList,
     "a prepared policy": lambda path: load_policy(_prepared(path, "policy.json"), CATALOGUE),
-    "a prepared bundle": lambda path: load_prepared(_prepared(path, "prepared.json")),
     "a bundle's manifest": lambda path: load_bundle(_bundle(path, "manifest.json"), catalogue_digest=DIGEST),
     "a bundle's model": lambda path: load_bundle(_bundle(path, "model.txt"), catalogue_digest=DIGEST),
     "a bundle's golden vectors": lambda path: load_bundle(_bundle(path, "golden.npz"), catalogue_digest=DIGEST),

@@ -27,6 +27,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.predictor import NativePredictor
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from tests.services.missing_tools import COMPILER
+from tests.services.product.processes import run_program
 from tests.worlds.small import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
@@ -87,6 +88,43 @@ def test_without_a_library_the_same_scores_come_from_gtil_to_the_bit(bundle: Pat
     assert not loaded.predictor.native
     vectors = small_world.table().vectors
     assert np.array_equal(loaded.score(vectors), small_world.loaded_bundle().score(vectors))
+
+
+def test_a_closed_bundle_leaves_no_library_behind_and_can_be_loaded_again(bundle: Path) -> None:
+    def libraries() -> set[str]:
+        """Returns the inodes of mapped copies of libraries; other tests have loaded some."""
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        return {line.split()[4] for line in lines if "memfd:model.so" in line}
+
+    before = libraries()
+    for _ in range(3):
+        loaded = load_bundle(bundle, catalogue_digest=DIGEST)
+        assert len(libraries() - before) == int(loaded.predictor.native)
+        loaded.close()
+        assert libraries() == before
+    with pytest.raises(AssertionError, match="unloaded"):
+        loaded.predictor.margins(np.zeros((1, len(loaded.manifest.feature_names)), dtype=np.float32))
+
+
+def test_files_that_are_cut_short_harm_no_process_that_has_loaded_them(bundle: Path) -> None:
+    """Its workers were killed (SIGBUS), and so was each that was started in their place."""
+    program = """
+import os, sys
+from pathlib import Path
+from paywarden.models.bundle.bundle import golden_payments, load_bundle
+folder = Path(sys.argv[1])
+loaded, rows = load_bundle(folder, catalogue_digest=sys.argv[2]), golden_payments(folder)
+before = loaded.score(rows).tolist(), [loaded.explainer.reasons(row, 4) for row in rows]
+for path in folder.rglob("*"):
+    if path.is_file():
+        content = path.read_bytes()
+        os.truncate(path, 0)
+        path.write_bytes(bytes(len(content) // 2))
+assert (loaded.score(rows).tolist(), [loaded.explainer.reasons(row, 4) for row in rows]) == before
+print("well")
+"""
+    done = run_program(program, str(bundle), DIGEST)
+    assert (done.returncode, done.stdout.strip()) == (0, "well"), done.stderr
 
 
 @needs_compiler

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from paywarden.models.bundle.bundle import read_manifest
-from paywarden.models.bundle.prepared_bundle import load_prepared
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.model_log import LogFile
@@ -90,6 +89,19 @@ def test_a_host_starts_with_no_version_that_the_registry_does_not_allow(
     assert "which is served all the same" in caplog.text
 
 
+def test_a_bundle_that_the_check_refuses_is_named_by_its_own_path(tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    config = tmp_path / "paywarden.toml"
+    config.write_text(f'[serve]\nbundle = "{bundle}"\nruntime = "{tmp_path}/serve"\n', encoding="utf-8")
+    releases = scoring_host(read_source(str(config), {}), None).releases
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    (bundle / "model.txt").write_bytes(b"tree")
+    with pytest.raises(BundleRefused, match=f"bundle {bundle}: model.txt has a wrong checksum"):
+        releases.prepare(ReleasePaths(str(bundle)), ready)
+    assert list(ready.iterdir()) == []
+
+
 def test_a_release_that_was_prepared_and_is_damaged_is_prepared_again(tmp_path: Path) -> None:
     config = tmp_path / "paywarden.toml"
     bundle = small_world.trained_bundle()
@@ -99,10 +111,10 @@ def test_a_release_that_was_prepared_and_is_damaged_is_prepared_again(tmp_path: 
     ready.mkdir()
     paths = ReleasePaths(str(bundle))
     key = releases.prepare(paths, ready)
-    before = (ready / key / "prepared.json").stat().st_ino
+    before = (ready / key / "policy.json").stat().st_ino
     assert releases.prepare(paths, ready) == key
-    assert (ready / key / "prepared.json").stat().st_ino == before
+    assert (ready / key / "policy.json").stat().st_ino == before
     # As a loss of power leaves a file.
-    (ready / key / "large.nodes.npy").write_bytes(b"")
+    (ready / key / "bundle" / "model.txt").write_bytes(b"")
     assert releases.prepare(paths, ready) == key
-    load_prepared(ready / key).bundle.close()
+    assert (ready / key / "bundle" / "model.txt").read_bytes() == (bundle / "model.txt").read_bytes()
