@@ -171,12 +171,9 @@ class _Opener:
         target, loop = self.target, asyncio.get_running_loop()
         channel = (GrpcChannel if target.is_grpc else HttpChannel)(load, target, self.options)
         try:
-            if target.socket_path:
-                await asyncio.wait_for(loop.create_unix_connection(lambda: channel, target.socket_path), self.timeout_s)
-            else:
-                await asyncio.wait_for(
-                    loop.create_connection(lambda: channel, target.host, target.port, ssl=self._context), self.timeout_s
-                )
+            await asyncio.wait_for(
+                loop.create_connection(lambda: channel, target.host, target.port, ssl=self._context), self.timeout_s
+            )
         except BaseException:
             # If the time runs out just as a connection is made, uvloop closes it and never calls `connection_lost`.
             # The requests that the channel has taken by then would wait for ever.

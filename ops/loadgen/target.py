@@ -6,13 +6,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from paywarden.schemas.errors import Misconfigured
 
 _HTTP_PATH = "/v1/score"
 _GRPC_PATH = "/paywarden.scoring.v1.Scoring/Score"
-_SCHEMES = ("http", "https", "grpc", "grpcs", "http+unix", "grpc+unix")
+_SCHEMES = ("http", "https", "grpc", "grpcs")
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,12 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """A parsed target. `socket_path` is empty for a target with host and port."""
+    """A parsed target."""
 
     is_grpc: bool
     is_tls: bool
     host: str
     port: int
-    socket_path: str
     authority: str
     path: str
 
@@ -66,24 +65,18 @@ class Target:
         except ValueError:
             raise Misconfigured(f"load: not a URL: {url}") from None
         scheme = parts.scheme
-        is_unix = scheme.endswith("+unix")
-        if scheme not in _SCHEMES or parts.username is not None or bool(parts.hostname) == is_unix:
-            raise Misconfigured(
-                f"load: wanted http(s)://HOST[:PORT][/PATH], grpc(s)://HOST:PORT or http+unix:///SOCKET, got {url}"
-            )
+        if scheme not in _SCHEMES or parts.username is not None or not parts.hostname:
+            raise Misconfigured(f"load: wanted http(s)://HOST[:PORT][/PATH] or grpc(s)://HOST:PORT, got {url}")
         is_grpc, is_tls = scheme.startswith("grpc"), scheme in ("https", "grpcs")
         path = _GRPC_PATH if is_grpc else _HTTP_PATH
-        if is_unix:
-            return cls(is_grpc, False, "", 0, unquote(parts.path), "localhost", path)
         if parts.path not in ("", "/"):
             path = parts.path + (f"?{parts.query}" if parts.query else "")
         if port is None:
             port = 443 if is_tls else 80
-        assert parts.hostname is not None
-        return cls(is_grpc, is_tls, parts.hostname, port, "", parts.netloc, path)
+        return cls(is_grpc, is_tls, parts.hostname, port, parts.netloc, path)
 
     def __str__(self) -> str:
-        return self.socket_path or f"{self.host}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def tls_context(self, options: LoadOptions) -> ssl.SSLContext | None:
         """Returns the TLS context of connections, None for plain ones. Raises Misconfigured."""

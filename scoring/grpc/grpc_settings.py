@@ -16,8 +16,6 @@ class GrpcSettings:
     host: str = "127.0.0.1"
     # 0 takes a free port.
     port: int = 8081
-    # A path to listen on beside the port, without TLS; empty for none.
-    unix_socket: str = ""
     backlog: int = internal(4096)
     # Per worker.
     connections_max: int = 4096

@@ -17,8 +17,6 @@ class HttpSettings:
     host: str = "127.0.0.1"
     # 0 takes a free port.
     port: int = 8080
-    # A path to listen on beside the port, for callers on this host; empty for none. Never with TLS.
-    unix_socket: str = ""
     backlog: int = internal(4096)
     # Per worker. When it is reached, the oldest connection that has sent no payment gives way to a new one.
     connections_max: int = 4096

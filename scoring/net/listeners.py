@@ -1,9 +1,6 @@
-"""Opens the listeners of a host: a TCP port that its workers share, and a Unix domain socket that they inherit.
+"""Opens the listeners of a host: a TCP port that its workers share.
 
-    TCP    parent: reserve_port, bound_socket (SO_REUSEPORT) ─ fork ─► worker: accept; the kernel spreads connections
-    Unix   parent: unix_listener ─ fork ─► each worker accepts from the socket that it has inherited
-
-A Unix domain socket cannot be shared with SO_REUSEPORT, so the parent listens on it.
+parent: reserve_port, bound_socket (SO_REUSEPORT) ─ fork ─► worker: accept; the kernel spreads connections
 """
 
 from __future__ import annotations
@@ -11,21 +8,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
-import stat
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.private_files import require_not_planted
 from paywarden.scoring.net.tls import Tls
 
 _log = logging.getLogger(__name__)
 
-# Read and write for the owner and the group. A gateway on the host joins the group; other users have no access.
-_UNIX_MODE = 0o660
 # Connections accepted in one turn of the loop: payments of other callers come in between. To accept one costs as much
 # as a payment, and the callers of an overload open thousands.
 _ACCEPTS_PER_TURN = 8
@@ -174,14 +165,14 @@ async def accept(
     protocol: str,
     linger_ms: int,
 ) -> Acceptor:
-    """Serve the connections of a listening socket; with TLS if `tls` is given and the socket is a port's.
+    """Serve the connections of a listening socket; with TLS if `tls` is given.
 
     `protocol` is the one that TLS offers by ALPN.
     """
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
     listener.listen(backlog)
-    if tls is None or listener.family == socket.AF_UNIX:
+    if tls is None:
         # A plain connection takes one turn of the loop, so few are ever pending.
         return Acceptor(
             listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
@@ -198,71 +189,6 @@ async def accept(
         ),
         pending_max=tls.settings.handshakes_max,
     )
-
-
-@contextmanager
-def unix_listener(
-    path: str, *, backlog: int, taken: socket.socket | None = None, is_handed_over: Callable[[], bool] = lambda: False
-) -> Iterator[socket.socket]:
-    """Listen on a Unix domain socket for its owner and group; remove the file at the end.
-
-    `taken`: the listener of this path that another server has handed over. If `is_handed_over` at the end, another
-    server goes on listening, and the file stays.
-
-    The parent of the workers calls it, and they inherit the socket. A socket file without a listener is left over from
-    an earlier server, and is replaced. Raises Misconfigured when another process listens there, or the path is
-    something else than a socket.
-    """
-    if taken is None:
-        require_not_planted(Path(path))
-        _remove_left_over(path)
-    listener = taken or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
-            if taken is None:
-                listener.bind(path)
-                # Nobody can connect before `listen`, so the mode that `bind` gave it never matters.
-                os.chmod(path, _UNIX_MODE)
-            listener.listen(backlog)
-        except OSError as error:
-            raise _refused(path, error.strerror or str(error)) from error
-        listener.setblocking(False)
-        inode = os.stat(path).st_ino
-        yield listener
-    finally:
-        listener.close()
-    if is_handed_over():
-        return
-    # Remove only our own file: someone may have removed it, and another server may have created a new one.
-    with suppress(FileNotFoundError):
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-
-
-def _remove_left_over(path: str) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise _refused(path, "the path exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A listener whose queue is full would be waited for without end.
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            raise _refused(path, "another process listens there") from None
-        except OSError as error:
-            raise _refused(path, error.strerror or str(error)) from error
-        else:
-            raise _refused(path, "another process listens there")
-
-
-def _refused(path: str, why: str) -> Misconfigured:
-    return Misconfigured(f"[http] unix_socket: cannot listen on {path}: {why}")
 
 
 def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
@@ -21,13 +20,13 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
-from paywarden.scoring.net.listeners import reserve_port, unix_listener
+from paywarden.scoring.net.listeners import reserve_port
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server.deployment.releases import Release, ReleaseSource
 from paywarden.scoring.server.places import Places
-from paywarden.scoring.server.takeover import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
+from paywarden.scoring.server.takeover import GRPC, HTTP, Taken
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.shards import CardShards
@@ -129,25 +128,16 @@ def connections_of(http: HttpSettings, grpc: GrpcSettings, tls: TlsSettings) -> 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The reserved ports, the listening sockets, and the tokens and certificates that callers need."""
+    """The reserved ports and their sockets, and the tokens and certificates that callers need."""
 
     http_port: int
     admin_port: int
-    http_unix: socket.socket | None
     # None when gRPC is not served.
     grpc_port: int | None
-    grpc_unix: socket.socket | None
     tokens: Tokens | None
     tls: Tls | None
     # The sockets of the ports, by the worker's place.
     places: Places
-    # Set when another host takes this one's ports over.
-    handed_over: Event = field(default_factory=Event)
-
-    def listeners(self) -> list[tuple[str, socket.socket]]:
-        """Returns all listeners with their kinds."""
-        unix = ((HTTP_UNIX, self.http_unix), (GRPC_UNIX, self.grpc_unix))
-        return [*self.places, *((kind, each) for kind, each in unix if each is not None)]
 
     def refresh(self) -> None:
         """Load tokens and certificates that have been replaced."""
@@ -167,13 +157,13 @@ class Endpoints:
 
 @contextmanager
 def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None = None) -> Iterator[Endpoints]:
-    """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
+    """Reserve every port, so that an error in one of them is reported before any worker starts.
 
-    `taken`: the sockets that the present host hands over. Raises Misconfigured naming the port, socket or file.
+    `taken`: the sockets that the present host hands over. Raises Misconfigured naming the port or file.
     """
     tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
     tls = Tls(host.tls) if host.has_tls else None
-    http, grpc, handed_over = host.http, host.grpc, Event()
+    http, grpc = host.http, host.grpc
 
     def reserved(section: str, address: str, port: int, kind: str) -> socket.socket:
         had = None if taken is None else taken.admin_port if kind == _ADMIN else taken.port_of(kind)
@@ -183,18 +173,10 @@ def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None =
             raise Misconfigured(f"{section}: wanted {had}, the port of the host that is taken over, got {port}")
         return reserve_port(address, had, is_shared=True)
 
-    def unix(path: str, backlog: int, kind: str) -> AbstractContextManager[socket.socket | None]:
-        if not path:
-            return nullcontext()
-        had = None if taken is None else taken.unix(kind)
-        return unix_listener(path, backlog=backlog, taken=had, is_handed_over=handed_over.is_set)
-
     with (
         reserved("[http] port", http.host, http.port, HTTP) as http_held,
         reserved("[grpc] port", grpc.host, grpc.port, GRPC) if grpc.enabled else nullcontext() as grpc_held,
         reserved("[serve] admin_port", host.admin_host, host.admin_port, _ADMIN) as admin_held,
-        unix(http.unix_socket, http.backlog, HTTP_UNIX) as http_unix,
-        unix(grpc.unix_socket if grpc.enabled else "", grpc.backlog, GRPC_UNIX) as grpc_unix,
     ):
         http_port = http_held.getsockname()[1]
         grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
@@ -204,11 +186,8 @@ def open_endpoints(host: ServerContext, worker_count: int, taken: Taken | None =
         yield Endpoints(
             http_port=http_port,
             admin_port=admin_held.getsockname()[1],
-            http_unix=http_unix,
             grpc_port=grpc_port,
-            grpc_unix=grpc_unix,
             tokens=tokens,
             tls=tls,
             places=Places(worker_count, ports, taken),
-            handed_over=handed_over,
         )

@@ -63,7 +63,7 @@ def serve(
     `announce` gets the reserved addresses, HTTP's first. `takes_over`: where a host runs with the same `[serve]
     runtime`, take its ports over and end it.
 
-    Raises Misconfigured when a port or socket is taken or the settings cannot be used, and TemporaryFailure when a
+    Raises Misconfigured when a port is taken or the settings cannot be used, and TemporaryFailure when a
     worker did not stop as it should, or another host does not hand its ports over.
     """
     if worker_count < 1:
@@ -165,19 +165,14 @@ def warm_up(host: ServerContext) -> None:
 
 def _desk(host: ServerContext, endpoints: Endpoints, supervisor: Supervisor, numbers: range) -> HandOverDesk | None:
     """Returns the desk that hands the ports over to another host; None if its socket cannot be made."""
-
-    def hand_over() -> None:
-        endpoints.handed_over.set()
-        supervisor.retire()
-
     try:
         return HandOverDesk(
             host.runtime,
-            listeners=endpoints.listeners,
+            listeners=lambda: endpoints.places,
             admin_port=endpoints.admin_port,
             workers=numbers,
             catalogue=host.catalogue_digest,
-            hand_over=hand_over,
+            hand_over=supervisor.retire,
         )
     except Misconfigured as error:
         _log.warning("no other host can take the ports over: %s", error)

@@ -31,7 +31,7 @@ class Places:
         """`ports`: host and reserved port of each kind. The sockets that another host handed over are spread."""
         self._ports = ports
         self._sockets: list[dict[str, list[socket]]] = [{} for _ in range(count)]
-        for kind, found in ({} if taken is None else taken.ports).items():
+        for kind, found in ({} if taken is None else taken.sockets).items():
             for number, each in enumerate(found):
                 if kind in ports:
                     self._sockets[number % count].setdefault(kind, []).append(each)

@@ -1,7 +1,7 @@
 """A second `paywarden serve` takes the ports of the first one over, and no call is refused.
 
     new ── "listeners" ──► old parent
-    new ◄── the very sockets (SCM_RIGHTS) ── of its ports (places.py), and the Unix domain sockets
+    new ◄── the very sockets (SCM_RIGHTS) ── of its ports (places.py)
     new workers accept from them, beside the old ones
     new ── "ready" ──────► old parent: its workers accept no more, answer what is in flight, and end
 
@@ -43,7 +43,7 @@ _FDS_MAX = 200
 _MESSAGE_MAX = 1 << 16
 # The old parent answers in its next turn, or has loaded a release before.
 _TIMEOUT_S = 10.0
-HTTP, GRPC, HTTP_UNIX, GRPC_UNIX = "http", "grpc", "http_unix", "grpc_unix"
+HTTP, GRPC = "http", "grpc"
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,10 @@ class Taken:
     # The digest of the earlier host's feature catalogue; "" if it does not say.
     catalogue: str = ""
 
-    @property
-    def ports(self) -> dict[str, list[socket.socket]]:
-        """The sockets of ports, by kind."""
-        return {kind: self.sockets[kind] for kind in (HTTP, GRPC) if kind in self.sockets}
-
     def port_of(self, kind: str) -> int | None:
         """Returns the port of a kind's listeners; None if there are none."""
         found = self.sockets.get(kind)
         return found[0].getsockname()[1] if found else None
-
-    def unix(self, kind: str) -> socket.socket | None:
-        """Returns the listener of a Unix domain socket; None if there is none."""
-        found = self.sockets.get(kind)
-        return found[0] if found else None
 
     def first_worker(self, count: int) -> int:
         """Returns the number of the first new worker: no number is used by both hosts at a time."""

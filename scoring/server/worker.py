@@ -228,16 +228,12 @@ async def _work(
 
 
 async def _listen(http: Front, grpc: Front, gate: Endpoints, place: int) -> None:
-    """Listen on every port and socket."""
+    """Listen on every port."""
     for listener in gate.places.of(place, GRPC):
         await grpc.start(listener, gate.tls)
-    if gate.grpc_unix is not None:
-        await grpc.start(gate.grpc_unix)
     # HTTP last: when /readyz can be asked, every other way to call the worker is open.
     for listener in gate.places.of(place, HTTP):
         await http.start(listener, gate.tls)
-    if gate.http_unix is not None:
-        await http.start(gate.http_unix)
 
 
 def _steps(

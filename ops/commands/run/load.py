@@ -16,7 +16,7 @@ from paywarden.schemas.settings import Source
     "--target",
     required=True,
     metavar="URL",
-    help="http(s)://HOST:PORT, grpc(s)://HOST:PORT, http+unix:///SOCKET or grpc+unix:///SOCKET.",
+    help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.",
 )
 @click.option("--rate", type=float, help="Payments a second, sent whether or not earlier ones are answered.")
 @click.option(

@@ -19,7 +19,6 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.shared_metrics import MetricsRegistry
-from paywarden.scoring.net.listeners import unix_listener
 from paywarden.scoring.server.takeover import take_over
 from paywarden.scoring.state.mirror_file import MirrorSettings
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
@@ -98,11 +97,6 @@ def _index(folder: Path) -> None:
     DuckDbDatabase(folder / "index", memory_mb=64, threads=1).close()
 
 
-def _unix_socket(folder: Path) -> None:
-    with unix_listener(str(folder / "socket"), backlog=1):
-        pass
-
-
 ANOTHER_USER = 65534
 # What each part makes or opens in a folder that every user can write to.
 NAMES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
@@ -113,7 +107,6 @@ NAMES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "table of pending payments": (_overlay, ("overlay", "overlay.new")),
     "metrics": (_metrics, ("metrics",)),
     "index of decisions": (_index, ("index", "index.wal")),
-    "socket for calls": (_unix_socket, ("socket",)),
     "host to take over": (lambda folder: take_over(folder / "serve"), ("serve",)),
 }
 PLANTS: dict[str, Callable[[Path, Path], object]] = {

@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Self
 
 import uvloop
@@ -77,7 +76,6 @@ class GrpcServed:
         *,
         admission: AdmissionSettings = PATIENT,
         caller_of: Callable[[bytes | None], bytes | None] | None = None,
-        unix_path: Path | None = None,
         tls: Tls | None = None,
         shared_port: int | None = None,
     ) -> None:
@@ -91,7 +89,7 @@ class GrpcServed:
             now_ms=lambda: NOW_MS,
         )
         self.server = GrpcServer(self.batcher, settings=settings, metrics=self.metrics, caller_of=caller_of)
-        self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
+        self._tls, self._shared_port = tls, shared_port
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
         self.errors: list[str] = []
@@ -106,15 +104,9 @@ class GrpcServed:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.errors.append(str(context)))
-        if self._unix_path is not None:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(str(self._unix_path))
-        else:
-            listener = socket.create_server(
-                ("127.0.0.1", self._shared_port or 0), reuse_port=self._shared_port is not None
-            )
+        listener = socket.create_server(("127.0.0.1", self._shared_port or 0), reuse_port=self._shared_port is not None)
         await self.server.start(listener, self._tls)
-        self._started.set_result((0 if self._unix_path else listener.getsockname()[1], loop))
+        self._started.set_result((listener.getsockname()[1], loop))
         await self._stop.wait()
         await self.server.stop()
 

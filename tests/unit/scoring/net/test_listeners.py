@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import ssl
-import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ import uvloop
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net import listeners
-from paywarden.scoring.net.listeners import accept, open_listener, reserve_port, unix_listener
+from paywarden.scoring.net.listeners import accept, open_listener, reserve_port
 from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
 from tests.services.certificates import Authority
 from tests.services.product.processes import wait_until
@@ -64,71 +63,6 @@ def test_a_port_is_free_at_once_after_a_server_closed_its_connections() -> None:
 def test_a_host_that_does_not_exist_is_one_clear_error() -> None:
     with pytest.raises(Misconfigured, match=r"cannot listen on nowhere\.invalid:80"):
         reserve_port("nowhere.invalid", 80)
-
-
-# Unix domain sockets
-
-
-def test_a_unix_socket_is_for_its_owner_and_group_and_gone_afterwards(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with unix_listener(str(path), backlog=1):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-    assert not path.exists()
-
-
-def test_a_socket_file_that_was_left_over_is_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(path)
-    with unix_listener(path, backlog=1), socket.socket(socket.AF_UNIX) as client:
-        client.connect(path)
-
-
-def test_a_socket_that_somebody_listens_on_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with unix_listener(path, backlog=4):
-        with pytest.raises(Misconfigured, match="another process listens there"), unix_listener(path, backlog=1):
-            pass
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(path)
-
-
-def test_a_socket_whose_queue_is_full_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with unix_listener(path, backlog=0), contextlib.ExitStack() as waiting:
-        for _ in range(4):
-            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
-            client.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                client.connect(path)
-        with pytest.raises(Misconfigured, match="another process listens there"), unix_listener(path, backlog=1):
-            pass
-
-
-def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("precious")
-    with pytest.raises(Misconfigured, match=r"unix_socket: .*no socket"), unix_listener(str(path), backlog=1):
-        pass
-    assert path.read_text() == "precious"
-
-
-@pytest.mark.parametrize("path", ["nowhere/socket", "x" * 200])
-def test_a_path_that_cannot_be_used_is_one_clear_error(tmp_path: Path, path: str) -> None:
-    full = str(tmp_path / path)
-    with pytest.raises(Misconfigured, match="cannot listen on"), unix_listener(full, backlog=1):
-        pass
-
-
-def test_a_socket_that_took_the_place_of_ours_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with unix_listener(str(path), backlog=1):
-        path.unlink()
-        with socket.socket(socket.AF_UNIX) as other:
-            other.bind(str(path))
-    assert path.exists()
 
 
 # Accepting

@@ -133,41 +133,6 @@ def status_over(raw: socket.socket, headers: str = "") -> int:
     return int(answer.split()[1]) if answer else 0
 
 
-def test_all_workers_share_a_unix_socket_that_outlives_one_of_them(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
-        parent = server.start("--workers", "2")
-        workers = server.listening(2)
-
-        def is_answered() -> bool:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(path))
-                return status_over(client) == 200
-
-        assert is_answered()
-        for worker in workers:
-            worker.kill()
-            wait_until(lambda worker=worker: not worker.is_running(), "the worker is gone")  # type: ignore[misc]
-            wait_until(is_answered, "the others, or the one that comes after it, answer")
-        assert parent.stop() == 0
-        assert not path.exists()
-
-
-def test_a_unix_socket_left_by_a_killed_parent_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
-        parent = server.start()
-        workers = server.listening()
-        parent.kill()
-        wait_until(lambda: not any(worker.is_running() for worker in workers), "the workers are gone")
-        assert path.exists()
-        server.start()
-        server.listening()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            assert status_over(client) == 200
-
-
 def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server")
@@ -239,7 +204,6 @@ def answers(url: str) -> bool:
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ('unix_socket = "/nowhere/socket"\n', "[http] unix_socket: cannot listen on /nowhere/socket"),
         ('[tls]\ncertificate = "/nowhere"\nkey = "/nowhere"\n', "[tls] certificate: cannot read /nowhere"),
         ('[tls]\nclient_ca = "/nowhere"\n', "[tls] certificate: wanted a file"),
         ('[auth]\ntokens_file = "/nowhere"\n', "[auth] tokens_file: cannot read /nowhere"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.server.takeover import HTTP_UNIX, take_over
+from paywarden.scoring.server.takeover import take_over
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 from tests.patience import PATIENCE_S
@@ -84,8 +83,7 @@ class Caller:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path, more=f'unix_socket = "{tmp_path / "http.sock"}"\n{PATIENT}')
-    with made:
+    with Server(tmp_path, more=PATIENT) as made:
         yield made
 
 
@@ -121,10 +119,6 @@ def test_new_software_takes_the_ports_over_without_a_refused_call(server: Server
             caller.goes_on(50)
     assert caller.trouble == []
     assert decided(server).items() >= caller.answers.items()
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.connect(str(tmp_path / "http.sock"))
-        unix.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert unix.recv(100).startswith(b"HTTP/1.1 200")
     last = parents[-1]
     (port,) = {urllib.parse.urlsplit(server.target).port}
     children = psutil.Process(last.pid).children()
@@ -137,7 +131,6 @@ def test_new_software_takes_the_ports_over_without_a_refused_call(server: Server
         caller.goes_on(100)
     assert caller.trouble == []
     assert last.stop() == 0
-    assert not (tmp_path / "http.sock").exists()
 
 
 def test_a_host_that_is_given_up_by_the_new_one_goes_on(server: Server, tmp_path: Path) -> None:
@@ -148,7 +141,7 @@ def test_a_host_that_is_given_up_by_the_new_one_goes_on(server: Server, tmp_path
         for _ in range(3):
             taken = take_over(tmp_path / "serve")
             assert taken is not None
-            assert (taken.port_of("http"), taken.unix(HTTP_UNIX) is not None) == (int(address.split(":")[1]), True)
+            assert taken.port_of("http") == int(address.split(":")[1])
             for listener in (one for found in taken.sockets.values() for one in found):
                 listener.close()
             taken.connection.close()
