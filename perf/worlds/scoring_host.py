@@ -57,7 +57,7 @@ def scorer_of(host: ServerContext, worker: str, overlay: Overlay | None = None) 
     scorer = PaymentScorer(
         engine=host.engine,
         intake=intake,
-        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(registry), settings=host.chain),
+        models=ModelChain(host.bundles, metrics=ModelMetrics.declare(registry)),
         policy=host.policy,
         mirror=host.mirror,
         outbox=OutboxWriter(host.outbox, worker),

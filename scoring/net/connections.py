@@ -222,7 +222,7 @@ class Unread(NamedTuple):
     size: int
     """Bytes."""
     silent_s: float
-    """Seconds since the last of them came. Infinite where the system does not say it."""
+    """Seconds since the last of them came. Infinite where the system does not say it: Linux says it of TCP alone."""
     has_gone: bool
     """Whether the caller has ended its side. False where the system does not say it."""
 
@@ -233,7 +233,7 @@ def unread_of(transport: asyncio.BaseTransport) -> Unread:
     if plain is None:
         return Unread(0, math.inf, has_gone=False)
     size: int = struct.unpack("@i", fcntl.ioctl(plain.fileno(), termios.FIONREAD, bytes(4)))[0]
-    if sys.platform != "linux":
+    if plain.family == socket.AF_UNIX or sys.platform != "linux":
         return Unread(size, math.inf, has_gone=False)
     info = plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
     state, last_ms = _LAST_DATA_RECEIVED.unpack(info)
