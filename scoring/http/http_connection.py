@@ -126,9 +126,8 @@ class HttpConnection(asyncio.Protocol):
         self._loop = server.loop
         self._transport: asyncio.Transport
         self._reader = RequestReader(server.heads, server.settings, self, server.arriving)
-        # Both in order: calls submitted and not yet sent, and calls read but not yet submitted.
+        # In order: calls submitted and not yet sent.
         self._calls: deque[HttpCall] = deque()
-        self._waiting: deque[HttpCall] = deque()
         self._arrived = 0.0
         # The name of the certificate that the caller has shown.
         self._caller = b""
@@ -167,12 +166,13 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
-        if self._unread:
+        if not self._unread:
+            self._arrived = time.perf_counter()
+        if self._unread or self.is_full():
             self._leave(self._drop_unread() + data, 0)
             self.flush()
             return
-        self._arrived = time.perf_counter()
-        if not (self._calls or self._blocked or self._waiting or self._is_held) and self._reader.arriving is None:
+        if not self._calls and self._reader.arriving is None:
             head = self._server.heads.usual(data)
             if head is not None:
                 self.take(head, data[-head.content_length :], head.deadline_s)
@@ -192,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return None
         found = unread_of(self._transport)
-        waits = bool(self._unread or self._waiting or found.size)
+        waits = bool(self._unread or found.size)
         is_late = waits and self._server.is_too_late(found.silent_s)
         if is_late and not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):
             return more_s
@@ -216,13 +216,13 @@ class HttpConnection(asyncio.Protocol):
         self.flush()
 
     def _leave(self, data: bytes, at: int) -> None:
-        """Leave data[at:] unread. Without room for it, its requests are read, and refused in their order."""
+        """Leave data[at:] unread. Without room for it, the next request is refused, and no further one is taken."""
         if at == len(data):
             self._drop_unread()
             return
         if data is not self._unread:
             if not self._server.arriving.take(len(data)):
-                self._reader.feed(data, at, wholly=True)
+                self._reader.refuse(refused.NO_ROOM)
                 return
             self._unread = data
         self._unread_at = at
@@ -235,23 +235,19 @@ class HttpConnection(asyncio.Protocol):
 
     def is_full(self) -> bool:
         """Whether the reader must leave further requests unread for now."""
-        return bool(self._waiting or self._blocked or self._is_held or len(self._calls) >= self._settings.pipelined_max)
+        return self._blocked or self._is_held or len(self._calls) >= self._settings.pipelined_max
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
-        if self._unread and not self._last:
-            self._reader.feed(self._drop_unread(), 0, wholly=True)
-        self._last = self._ended = True
+        self._ended = True
         # TLS cannot keep half of a connection open.
-        return bool(self._calls or self._waiting) and self._transport.can_write_eof()
+        return self._is_busy() and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._last = True
         for call in self._calls:
             call.cancelled = True
         self._calls.clear()
-        self._server.arriving.give_back(sum(len(call.payload) for call in self._waiting))
-        self._waiting.clear()
         self._drop_unread()
         self._reader.drop()
         self._server.connections.forget(self)
@@ -268,7 +264,7 @@ class HttpConnection(asyncio.Protocol):
     # Requests and answers, in order
 
     def take(self, head: RequestHead, body: bytes, deadline_s: float, trace: bytes = b"") -> None:
-        """Take a request from the reader: submit it, or let it wait."""
+        """Take a request from the reader, and submit it."""
         if self._last:
             return
         self._last = head.closes
@@ -277,32 +273,22 @@ class HttpConnection(asyncio.Protocol):
             self._is_proven = True
             self._server.connections.prove(self, caller)
         call = HttpCall(self, head, body, caller, self._arrived, deadline_s, trace and packed_trace(trace))
-        if self.is_full():
-            self._wait(call)
-        else:
-            self._calls.append(call)
-            self._server.submit(call)
-
-    def _wait(self, call: HttpCall) -> None:
-        if not self._server.arriving.take(len(call.payload)):
-            # It keeps its place in the order of answers, but not its body.
-            call.payload = b""
-            call.refuse_as(refused.NO_ROOM_NOW)
-        self._waiting.append(call)
+        self._calls.append(call)
+        self._server.submit(call)
 
     def flush(self) -> None:
-        """Send the answers that are due. Then submit waiting requests, read on, or close."""
+        """Send the answers that are due. Then read on, or close."""
         calls = self._calls
         if calls and calls[0].status:
             self._send()
-        if self._waiting or self._unread or len(calls) >= self._settings.pipelined_max:
+        if (self._unread and not self._last) or len(calls) >= self._settings.pipelined_max:
             self._pause_reading()
-            if (self._waiting or self._unread) and len(calls) < self._settings.pipelined_max:
+            if self._unread and not self.is_full():
                 self._go_on_later()
         elif calls:
             if not self._reading:
                 self._resume_reading()
-        elif self._last:
+        elif self._last or self._ended:
             self._end()
         else:
             if self._reader.arriving is not None and self._reader.takes_continue():
@@ -312,20 +298,12 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on_later(self) -> None:
         """Go on in the loop's next turn, so that other connections come in between."""
-        if not (self._blocked or self._is_held or self._going_on):
+        if not self._going_on:
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False
-        if self._is_held:
-            return
-        while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
-            call = self._waiting.popleft()
-            self._server.arriving.give_back(len(call.payload))
-            self._calls.append(call)
-            if not call.status:
-                self._server.submit(call)
         if self._unread and not self._last and not self.is_full():
             self._read(self._unread, self._unread_at)
         else:
@@ -357,8 +335,8 @@ class HttpConnection(asyncio.Protocol):
             yield server.render(call, closes=closes)
 
     def _has_read_all(self) -> bool:
-        """Whether no request is incomplete, unread or not submitted yet."""
-        return self._reader.arriving is None and not self._waiting and not self._unread
+        """Whether no request is incomplete or unread."""
+        return self._reader.arriving is None and not self._unread
 
     def _pause_reading(self) -> None:
         if self._reading and not self._transport.is_closing():
@@ -407,7 +385,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _is_busy(self) -> bool:
         """Whether a request is not answered yet."""
-        return bool(self._waiting or self._calls or self._unread)
+        return bool(self._calls or self._unread)
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""

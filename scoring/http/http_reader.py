@@ -38,7 +38,7 @@ class RequestSink(Protocol):
 
 
 class HeldBytes:
-    """Bytes of requests that a worker's HTTP connections hold: bodies that are incomplete, and requests that wait.
+    """Bytes of requests that a worker's HTTP connections hold: bodies that are incomplete, and bytes left unread.
 
     It bounds memory for any number of connections. Bodies of requests that were refused are not kept at all.
     """
@@ -103,16 +103,16 @@ class RequestReader:
         self.is_done = False
         self._upgrade_ignored = False
 
-    def feed(self, data: bytes, at: int, *, wholly: bool = False) -> int:
+    def feed(self, data: bytes, at: int) -> int:
         """Take received bytes from data[at:], and hand on the requests that are complete now, until the taker is full.
 
-        Returns where the bytes begin that were not looked at, to be fed again later. With `wholly` there are none.
+        Returns where the bytes begin that were not looked at, to be fed again later.
         """
         self._upgrade_ignored = False
         unfinished = self.arriving
         end = len(data)
         try:
-            end = self._read(data, at, wholly)
+            end = self._read(data, at)
         except _RefusedError as error:
             self.refuse(error.refusal)
         except httptools.HttpParserCallbackError as error:
@@ -151,13 +151,13 @@ class RequestReader:
         self.is_done = head.closes
         self._taker.take(head, body, head.deadline_s, head.trace)
 
-    def _read(self, data: bytes, at: int, wholly: bool) -> int:
+    def _read(self, data: bytes, at: int) -> int:
         """Returns where the first request begins that the taker has no room for, or the end of `data`."""
         start, size = at, len(data)
         known = self._heads.known()
         take = self._taker.take
         while start < size and not self.is_done:
-            if start > at and not wholly and self._taker.is_full():
+            if self._taker.is_full():
                 return start
             if self.arriving is not None:
                 rest = self._rest_of(self.arriving, data, start)

@@ -57,7 +57,6 @@ DEADLINE = HttpRefusal(
 TOO_SLOW = HttpRefusal(408, DEADLINE_EXCEEDED, "the request took too long to arrive", closes=True)
 TOO_MANY = HttpRefusal(503, UNAVAILABLE, "too many connections", closes=True)
 NO_ROOM = HttpRefusal(503, UNAVAILABLE, "too much is arriving at once: try again later", closes=True)
-NO_ROOM_NOW = NO_ROOM._replace(closes=False)
 TOO_MANY_SCRAPES = HttpRefusal(429, RESOURCE_EXHAUSTED, "the metrics are asked for too often")
 
 _STATUSES: Mapping[str, int] = {

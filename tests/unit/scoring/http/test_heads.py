@@ -31,7 +31,7 @@ SETTINGS = HttpSettings(pipelined_max=3, body_bytes_max=400, head_bytes_max=600,
 class ParserAlone(RequestReader):
     """A reader without the fast path: it gives every byte to the parser."""
 
-    def _read(self, data: bytes, at: int, wholly: bool) -> int:  # noqa: ARG002 - it never leaves bytes unread
+    def _read(self, data: bytes, at: int) -> int:
         self._parse(data[at:])
         return len(data)
 
