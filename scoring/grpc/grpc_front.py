@@ -81,6 +81,7 @@ class GrpcServer:
             tls=tls,
             protocol=HTTP_2,
             linger_ms=settings.linger_ms,
+            is_too_late=self.batcher.is_too_late,
         )
         self.connections.acceptors.append(acceptor)
 
