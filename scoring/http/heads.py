@@ -151,11 +151,6 @@ class Heads:
         """Returns the refusal of a body that is larger than that."""
         return self._bodies[not _is_of_one_payment(route)][1]
 
-    @property
-    def known_count(self) -> int:
-        """The number of cached heads."""
-        return len(self._known)
-
     def known(self) -> Mapping[bytes | tuple[bytes, bytes], RequestHead]:
         """Returns the cached heads by their bytes. Call it for every read, as it clears the cache on new tokens."""
         if self._tokens is not None and self._tokens.version != self._tokens_version:

@@ -49,18 +49,17 @@ from xxhash import xxh3_64_intdigest
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.schemas.durability import boot_id, boot_ms
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.schemas.file_state import open_regular
-from paywarden.schemas.private_files import make_parent, open_private
+from paywarden.schemas.private_files import open_private
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.metrics.shared_metrics import Counter, MetricsRegistry
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
+from paywarden.scoring.state.shared_table import prepare_file
 
 # "PWANSW" and the layout's version.
 _MAGIC = int.from_bytes(b"PWANSW02", "little")
-_SLOT_BYTES = 8 * claims.BUCKET_SIZE // claims.BUCKET_SLOTS
 # The claim of a payment that is not remembered: its buckets are full, or another payment has the same hash.
 UNREMEMBERED = -1
 # How much longer than the window the outbox keeps decisions. A record follows its claim within moments, and a
@@ -144,30 +143,12 @@ def prepare(settings: DecisionCacheSettings) -> None:
     """
     if settings.window_s < 1 or settings.payments_max < claims.BUCKET_SLOTS:
         raise Misconfigured(f"answered: window_s must be at least 1, payments_max at least {claims.BUCKET_SLOTS}")
-    path = Path(settings.path)
     bucket_count = -(-settings.payments_max // claims.BUCKET_SLOTS)
     size = 8 * (claims.BUCKETS_AT + bucket_count * claims.BUCKET_SIZE)
     head = np.zeros(claims.WORKERS_AT, dtype=np.int64)
     head[claims.MAGIC_AT], head[claims.BUCKET_COUNT_AT] = _MAGIC, bucket_count
     head[claims.BOOT_AT] = tag_of(boot_id().encode())
-    try:
-        make_parent(path)
-        if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
-            return
-        new = path.with_suffix(".new")
-        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
-            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
-            os.posix_fallocate(file.fileno(), 0, size)
-            file.write(head.tobytes())
-        new.replace(path)
-    except OSError as error:
-        wanted = f"{settings.payments_max} payments need {settings.payments_max * _SLOT_BYTES >> 20} MiB"
-        raise Misconfigured(f"answered: cannot use {path}: {error.strerror} ({wanted})") from error
-
-
-def _begin_of(path: Path, size: int) -> bytes:
-    with open_regular(path) as file:
-        return file.read(size)
+    prepare_file(Path(settings.path), head, size, f"answered: cannot use {settings.path}")
 
 
 def warm_up() -> None:

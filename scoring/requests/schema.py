@@ -31,8 +31,6 @@ class RequestSchema:
         """`ignores_unknown`: a JSON request may have fields that nobody declared. Raises Misconfigured."""
         self.fields, self.ignores_unknown = fields, ignores_unknown
         self.message = request_class(fields)
-        self.has_declared = bool(fields.declared)
-        """Whether the project declares fields that a request can bring."""
         self.json_types: Mapping[str, type] = {
             **{field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint},
             **{field.name: _PYTHON_TYPES[protobuf_type(field)] for field in fields.declared},

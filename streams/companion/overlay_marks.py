@@ -40,9 +40,9 @@ from paywarden.scoring.state.overlay.overlay_files import (
     marks_head,
     monotonic_ms,
     open_table,
-    prepare_file,
     shape_of,
 )
+from paywarden.scoring.state.shared_table import prepare_file
 
 
 @compiled()

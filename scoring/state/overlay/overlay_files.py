@@ -21,9 +21,9 @@ from paywarden.features.profiles.overlay_settings import OverlaySettings
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import open_regular
-from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
+from paywarden.schemas.private_files import open_private, require_not_planted
 from paywarden.scoring.state.overlay import overlay_table as tables
+from paywarden.scoring.state.shared_table import prepare_file
 
 # "PWOVER" and the layout's version.
 _MAGIC = int.from_bytes(b"PWOVER05", "little")
@@ -63,27 +63,6 @@ def prepare(settings: OverlaySettings, plan: Plan) -> None:
     prepare_file(Path(settings.path), *table_head(settings, plan), f"overlay: cannot use {settings.path}")
 
 
-def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:
-    """Make a file of `size` bytes that begins with `head`, unless there is one. Raises Misconfigured."""
-    try:
-        make_parent(path)
-        if has_form(path, head, size):
-            return
-        new = path.with_name(path.name + ".new")
-        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
-            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
-            os.posix_fallocate(file.fileno(), 0, size)
-            file.write(head.tobytes())
-        new.replace(path)
-    except OSError as error:
-        raise Misconfigured(f"{what}: {error.strerror} (it needs {size >> 20} MiB)") from error
-
-
-def has_form(path: Path, head: NDArray[np.int64], size: int) -> bool:
-    """Whether there is a file of `size` bytes that begins with `head`. Raises OSError."""
-    return path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes()
-
-
 def mapped(path: Path, head: NDArray[np.int64], size: int) -> NDArray[np.int64] | None:
     """Returns a file's content, shared; None if it is no such file. Raises OSError, Misconfigured."""
     require_not_planted(path)
@@ -111,11 +90,6 @@ def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64]
     row = tables.row_size(plan.entity_count, plan.row_width)
     words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
     return head, 8 * words
-
-
-def _begin_of(path: Path, size: int) -> bytes:
-    with open_regular(path) as file:
-        return file.read(size)
 
 
 def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
