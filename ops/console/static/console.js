@@ -1,9 +1,10 @@
 // Small helps; every page works without them.
 "use strict";
 
-// Keys in a list: j and k go down and up, Enter opens, x ticks, and a letter of [data-key] presses that button.
+// Keys in a list: j and k go down and up, Enter opens, x ticks, and a letter of [data-key] presses that button, or
+// chooses, unfolds or goes to what has it.
 document.addEventListener("keydown", (event) => {
-  const field = event.target.closest("input:not([type=checkbox]), select, textarea");
+  const field = event.target.closest("input:not([type=checkbox], [type=radio]), select, textarea");
   if (field || event.ctrlKey || event.metaKey || event.altKey) return;
   const rows = [...document.querySelectorAll("[data-rows] > tr")];
   const at = rows.findIndex((row) => row.classList.contains("at"));
@@ -20,7 +21,8 @@ document.addEventListener("keydown", (event) => {
     const within = at >= 0 && rows[at].querySelector(`[data-key="${CSS.escape(event.key)}"]`);
     const button = within || document.querySelector(`main [data-key="${CSS.escape(event.key)}"]`);
     if (!button) return;
-    button.tagName === "BUTTON" ? button.click() : button.focus();
+    button.focus();
+    if (button.matches("button, summary, input[type=radio]")) button.click();
   }
   event.preventDefault();
 });

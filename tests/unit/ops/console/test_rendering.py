@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from paywarden.ops.console.rendering import Currencies, environment
+from paywarden.ops.console.rendering import Currencies, environment, templates
+from paywarden.streams.decision_index.routing import VERDICTS
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,24 @@ def test_what_nobody_can_see_is_written_out(text: str, shown: str | None) -> Non
     template = "{% macro again(one) %}{{ one }}{% endmacro %}{{ text }}|{{ again(text) }}"
     made = environment().from_string(template).render(text=text)
     assert made == f"{shown or text}|{shown or text}"
+
+
+PAGES = sorted(name for name, text in templates().items() if '{% extends "base.html" %}' in text)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_page_says_in_its_help_what_it_shows_and_which_keys_work(name: str) -> None:
+    """Analysts learned the keys from each other, and words such as stake or lag from nobody."""
+    template = environment().get_template(name)
+    text = templates()[name]
+    helped = text.partition("{% block help %}")[2].partition("{% endblock %}")[0]
+    words = re.sub(r"<[^>]+>", "", helped).split()
+    assert 15 <= len(words) <= 150
+    keys = set(re.findall(r"<kbd>(.)</kbd>", helped))
+    pressed = set(re.findall(r'data-key="(.)"', text))
+    if 'data-key="{{ one[0] }}"' in text:
+        pressed |= {verdict[0] for verdict in VERDICTS}
+    if "data-rows" in text:
+        pressed |= {"j", "k"}
+    assert pressed <= keys
+    assert "help" in template.blocks
