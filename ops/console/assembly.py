@@ -159,7 +159,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
         Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
         DecisionSearch(opened, one.page()).section(),
         Review(opened, source.section("costs", CostSettings), one.in_words).section(),
-        Cases(store, reader, Path(settings.folder) / "files", shell.currencies).section(),
+        Cases(store, reader, Path(settings.folder) / "files", shell.currencies, shell.names).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, source.section("training", TrainingSettings).label_delay_days).section(),
         *_evidence(source, settings, audit),

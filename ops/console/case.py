@@ -14,6 +14,7 @@ topic, so two consoles agree.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,6 +35,9 @@ REOPENED: Final = "reopened"
 VERDICTS: Final = ("fraud", "genuine", "data_fault", "model_fault", "nothing")
 FIELDS: Final = ("title", "assigned_to", "money_minor")
 ITEMS_MAX: Final = 500
+MENTION: Final = re.compile(r"(?<![\w.@-])@([A-Za-z0-9](?:[\w.@-]{0,62}\w)?)(?![\w@-])", re.ASCII)
+"""A person's name in a note: `@anna`. The full stop of a sentence is no part of it, and an e-mail address is none."""
+_MENTIONS_MAX = 20
 # Fields that an event must have. Everyone who may write to the topic can write an event without them.
 _WANTED: Final = {LINKED: ("item",), UNLINKED: ("item",), ATTACHED: ("file", "name", "size")}
 
@@ -91,6 +95,11 @@ class Case:
 def case_subject(case_id: str) -> str:
     """Return the subject of a case's events."""
     return PREFIX + case_id
+
+
+def mentioned(note: str) -> tuple[str, ...]:
+    """Return the names that a note mentions, the first 20, each once."""
+    return tuple(dict.fromkeys(MENTION.findall(note)))[:_MENTIONS_MAX]
 
 
 def case_of(events: Iterable[ConsoleEvent], large_minor: int) -> Case | None:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import secrets
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from paywarden.ops.console import case as cases
@@ -29,7 +30,9 @@ from paywarden.ops.console.page_rows import (
     not_found,
     paged,
 )
+from paywarden.ops.console.people import Person
 from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
+from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
@@ -77,9 +80,16 @@ class Cases:
     """The section `Cases`. Files are in `folder`, by their sha256; the topic has their digests."""
 
     def __init__(
-        self, store: AlertStore, reader: AlertReader, folder: Path, currencies: Currencies = NO_CURRENCIES
+        self,
+        store: AlertStore,
+        reader: AlertReader,
+        folder: Path,
+        currencies: Currencies = NO_CURRENCIES,
+        people: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`people`: gives the names of the people that the console knows."""
         self._store, self._reader, self._folder, self._currencies = store, reader, folder, currencies
+        self._people = people
         self._uploads = RateLimit(_FILES_A_DAY, _DAY_S)
 
     def section(self) -> Section:
@@ -96,7 +106,7 @@ class Cases:
             Page(f"{one}/attach", self.attach, "Attach a file", "POST", ACT_ROLES, _FILE, _BODY_BYTES_MAX),
             Page(f"{one}/files/{{digest}}", self.download, "A file of a case", roles=ACT_ROLES),
         )
-        return Section("cases", "Cases", PATH, pages)
+        return Section("cases", "Cases", PATH, pages, badge=self._badge)
 
     def show_all(self, visit: Visit) -> Shown:
         """Show a page of cases."""
@@ -118,12 +128,15 @@ class Cases:
         """Show a case."""
         case = self._find(visit)
         visit.saw(case_subject(case.case_id))
+        self._store.end_mention(visit.person.name, case.case_id)
+        known = frozenset(self._people())
         view = {
             "case": case,
             "needs_two": case.needs_two(self._store.large_case_minor),
             "may_act": visit.person.may(ACT_ROLES),
             "item": visit.text("item"),
             "verdicts": cases.VERDICTS,
+            "mentioned": sorted(known & {name for one in case.history for name in cases.mentioned(one.note)}),
         }
         return Shown("cases/case.html", view, case.title)
 
@@ -206,6 +219,9 @@ class Cases:
         if line is not None and line.is_refused:
             raise PageRefused(409, f"Somebody was faster: {line.note}.")
         return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.{'' if is_seen else NOT_SEEN}")
+
+    def _badge(self, person: Person) -> int:
+        return len(self._store.mentions(person.name, now_ms()))
 
     def _find(self, visit: Visit) -> Case:
         case = self._store.case(visit.path["case_id"])

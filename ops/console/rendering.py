@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
@@ -19,9 +19,10 @@ from urllib.parse import quote
 from babel import Locale, UnknownLocaleError
 from babel.numbers import format_decimal
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from paywarden.models.replay.report.plots import PLOT_TEMPLATE, Drawing
+from paywarden.ops.console.case import MENTION
 from paywarden.ops.console.page_rows import Missing, address
 from paywarden.ops.console.people import Person
 from paywarden.ops.console.words import what_moved, where
@@ -174,6 +175,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         title_of=title,
         moved=what_moved,
         where=where,
+        mentions=with_mentions,
     )
     # Each form that makes something has a token of its own: it acts once (idempotency.py).
     made.globals["address"] = address
@@ -191,6 +193,16 @@ def visible(value: Any) -> Any:
     if not isinstance(value, str) or (value.isascii() and value.isprintable()) or isinstance(value, Markup):
         return value
     return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)
+
+
+def with_mentions(note: str, known: Collection[str]) -> Markup:
+    """Return a note in which the known people that it mentions stand out."""
+    parts = MENTION.split(note)
+    # Texts and names take turns.
+    for place, part in enumerate(parts):
+        is_known = place % 2 and part in known
+        parts[place] = Markup("<strong>@{}</strong>").format(part) if is_known else f"{'@' * (place % 2)}{part}"
+    return Markup().join(escape(visible(part)) for part in parts)
 
 
 def rendered(template: str, frame: PageFrame, view: object) -> str:

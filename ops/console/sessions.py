@@ -56,6 +56,10 @@ class Sessions:
             )
         return secret
 
+    def names(self) -> frozenset[str]:
+        """Return the names of the people who have logged in."""
+        return frozenset(row["name"] for row in self.database.read("SELECT DISTINCT name FROM sessions"))
+
     def of_cookie(self, secret: str, now_ms: int, *, is_person: bool = True) -> Session | None:
         """Return the session of a cookie; None if there is none or it has ended.
 

@@ -167,6 +167,10 @@ class Shell:
         """Go on with the people of a file that has changed."""
         self.people = people
 
+    def names(self) -> frozenset[str]:
+        """Return the names of the people of the console's file, and of those who are logged in."""
+        return frozenset(self.people.people) | self.sessions.names()
+
     def session_of(self, request: Request) -> Session | None:
         """Return the session of a request; None without one, and for a person who has left or has other roles."""
         secret = request.cookies.get(self.cookie, "")

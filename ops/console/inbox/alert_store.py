@@ -60,6 +60,13 @@ TABLES = (
         items INTEGER NOT NULL, is_open INTEGER NOT NULL, verdict TEXT NOT NULL, changed_ms INTEGER NOT NULL
     )
     """,
+    # Notes in cases that mention a person who has not opened the case since.
+    """
+    CREATE TABLE IF NOT EXISTS mentions (
+        person TEXT NOT NULL, case_id TEXT NOT NULL, by TEXT NOT NULL, time_ms INTEGER NOT NULL,
+        PRIMARY KEY (person, case_id)
+    )
+    """,
     """
     CREATE TABLE IF NOT EXISTS positions (topic TEXT PRIMARY KEY, identity TEXT NOT NULL, next_offset INTEGER NOT NULL)
     """,
@@ -71,6 +78,8 @@ TABLES = (
     )
     """,
 )
+MENTION_MS = 30 * 86_400_000
+"""How long a mention waits for its person."""
 SEVERITIES = ("info", "warning", "critical")
 ACKNOWLEDGED, SNOOZED = "acknowledged", "snoozed"
 SORTS = {
@@ -189,9 +198,10 @@ class AlertStore:
         with self._database.write() as connection:
             for topic in topics:
                 _note_gone(connection, topic, now_ms)
-                for table in {ALERTS_TOPIC: ("alerts", "alert_records", "alert_states"), EVENTS_TOPIC: ("cases",)}.get(
-                    topic, ()
-                ):
+                for table in {
+                    ALERTS_TOPIC: ("alerts", "alert_records", "alert_states"),
+                    EVENTS_TOPIC: ("cases", "mentions"),
+                }.get(topic, ()):
                     connection.execute(f"DELETE FROM {table}")
                 connection.execute("DELETE FROM events WHERE topic = ?", (topic,))
                 connection.execute("DELETE FROM positions WHERE topic = ?", (topic,))
@@ -216,6 +226,7 @@ class AlertStore:
                     touched |= {name} if kind == "alert" else set()
                     if _take_event(connection, record.topic, event) and event.subject.startswith(cases.PREFIX):
                         case = self._take_case(connection, event.subject)
+                        _take_mentions(connection, event)
                         if case is not None and tells and self._queue_case is not None:
                             self._queue_case(connection, case)
             for alert_id in touched:
@@ -361,6 +372,21 @@ class AlertStore:
         total = self._database.read(f"SELECT count(*) AS n FROM cases WHERE {where}", values)[0]["n"]
         return [{**row, "is_open": bool(row["is_open"])} for row in map(dict, rows)], total
 
+    def mentions(self, person: str, now_ms: int) -> list[dict[str, Any]]:
+        """Return the cases whose newer notes mention a person who has not opened them, the newest first."""
+        rows = self._database.read(
+            "SELECT case_id, title, by, time_ms FROM mentions JOIN cases USING (case_id) WHERE person = ? "
+            "AND time_ms > ? ORDER BY time_ms DESC LIMIT 50",
+            (person, now_ms - MENTION_MS),
+        )
+        return list(map(dict, rows))
+
+    def end_mention(self, person: str, case_id: str) -> None:
+        """Take a mention away: the person has opened the case."""
+        if self._database.read("SELECT 1 FROM mentions WHERE person = ? AND case_id = ?", (person, case_id)):
+            with self._database.write() as connection:
+                connection.execute("DELETE FROM mentions WHERE person = ? AND case_id = ?", (person, case_id))
+
     def _counter(self, name: str) -> int:
         rows = self._database.read("SELECT value FROM counters WHERE name = ?", (name,))
         return int(rows[0]["value"]) if rows else 0
@@ -462,6 +488,19 @@ def _take_event(connection: sqlite3.Connection, topic: str, event: ConsoleEvent)
         (event.event_id, topic, event.subject, event.time_ms, event.by, event.kind, json.dumps(dict(event.what))),
     )
     return done.rowcount > 0
+
+
+def _take_mentions(connection: sqlite3.Connection, event: ConsoleEvent) -> None:
+    """Keep the newest note of a case for each person whom it mentions."""
+    case_id = event.subject.removeprefix(cases.PREFIX)
+    connection.executemany(
+        "INSERT OR REPLACE INTO mentions VALUES (?, ?, ?, ?)",
+        [
+            (name, case_id, event.by, event.time_ms)
+            for name in cases.mentioned(event.what.get("note", ""))
+            if name != event.by
+        ],
+    )
 
 
 def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:

@@ -105,6 +105,7 @@ class Inbox:
             "alerts": self.store.page(filters, visit.now_ms, limit=visit.rows_max or PAGE_SIZE, offset=offset),
             "open_count": self.store.count({}, visit.now_ms),
             "cleared": [] if visit.texts() else self.store.cleared(visit.now_ms - CLEARED_MS),
+            "mentions": self.store.mentions(visit.person.name, visit.now_ms),
             "version": version,
             "unreadable": self.store.unreadable,
             "missing": self.reader.missing(),

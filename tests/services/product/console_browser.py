@@ -227,7 +227,7 @@ def served_console(
         Merchants(opened).section(),
         OutcomeCharts(opened, 7).section(),
         EvidencePages(packs).section(),
-        Cases(store, reader, folder / "files").section(),
+        Cases(store, reader, folder / "files", people=console.shell.names).section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
             source,

@@ -22,6 +22,8 @@ from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
 from paywarden.ops.console.page_rows import Section
+from paywarden.ops.console.rendering import with_mentions
+from paywarden.ops.times import now_ms
 from paywarden.streams.alerts.alert_events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import console_under_test, searched
@@ -270,3 +272,40 @@ def test_an_event_without_what_its_kind_needs_changes_nothing(kind: str, what: d
     case = case_of([opened, ConsoleEvent("case:1", kind, "ann", 2, what)], LARGE)
     assert case is not None
     assert (case.items, case.attachments, case.is_open, case.title) == ((), (), True, "t")
+
+
+def test_a_note_finds_the_people_whom_it_mentions_and_no_others(world: tuple[World, Section]) -> None:
+    made, _ = world
+    made.console.clock.now_ms = now_ms()
+    section = Cases(made.store, made.reader, Path("files"), people=made.console.shell.names).section()
+    sections = [made.inbox.section(), section]
+    analyst, lead, owner = (
+        made.console.browser(sections, f"demo-{name}") for name in ("analyst", "lead", "model-owner")
+    )
+    place = analyst.post("/cases/open", data={"title": "A <b>ring</b>"}).headers["location"]
+    note = "@demo-lead, look: <i>now</i>. @demo-analyst @nobody-here lead@demo-lead.example (@demo-lead)."
+    assert analyst.post(f"{place}/act", data={"act": "note", "note": note}).status_code == 303
+    text = lead.get("/inbox").text
+    assert f'<a href="{place}" dir="auto">A &lt;b&gt;ring&lt;/b&gt;</a>' in text
+    assert 'Cases <span class="badge">1</span>' in text
+    assert all("You are mentioned" not in one.get("/inbox").text for one in (analyst, owner))
+    shown = (
+        "<strong>@demo-lead</strong>, look: &lt;i&gt;now&lt;/i&gt;. <strong>@demo-analyst</strong> @nobody-here "
+        "lead@demo-lead.example (<strong>@demo-lead</strong>)."
+    )
+    assert shown in lead.get(place).text
+    assert "You are mentioned" not in lead.get("/inbox").text, "the lead has opened the case"
+    assert [one.what for one in made.console.audit.newest(20) if one.act == "noted"] == [{}]
+    # A month later nobody waits for it; a topic that was created again takes it away.
+    assert analyst.post(f"{place}/act", data={"act": "note", "note": "@demo-model-owner"}).status_code == 303
+    assert made.store.mentions("demo-model-owner", now_ms())
+    assert not made.store.mentions("demo-model-owner", now_ms() + 31 * 86_400_000)
+    made.store.begin_again([EVENTS_TOPIC], now_ms())
+    assert not made.store.mentions("demo-model-owner", now_ms())
+
+
+@given(st.text(st.sampled_from("@ab.-_ <&\u202e"), max_size=40))
+def test_a_note_keeps_every_letter_beside_its_mentions(note: str) -> None:
+    shown = with_mentions(note, {"a", "ab", "a.b"})
+    plain = html.unescape(re.sub("</?strong>", "", shown))
+    assert plain == note.replace("\u202e", "[U+202E]")
