@@ -26,6 +26,7 @@ from paywarden.ops.console.console_settings import ConsoleSettings
 from paywarden.ops.console.database import ConsoleDatabase
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.notes import EntityNotes
 from paywarden.ops.console.decisions.search import DecisionSearch
 from paywarden.ops.console.evidence_page import EvidencePages, Packs
 from paywarden.ops.console.health import health_watch
@@ -153,12 +154,13 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
 
     money = Stakes(database, sampler, wiring.rate_table(source).convert, _feature_places(source))
     alert = AlertPage(store, lambda: shell.url, happenings, money.sample_of, feature_meanings(source))
-    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source), shell.currencies)
+    notes, listed = EntityNotes(store, reader), listed_catalogue(source)
+    one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed, shell.currencies, notes.of)
     follower = registry.reading_registry(source)
     return [
         Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
-        DecisionSearch(opened, one.page()).section(),
-        Review(opened, source.section("costs", CostSettings), one.in_words).section(),
+        DecisionSearch(opened, notes.page(), one.page(), notes=notes.of).section(),
+        Review(opened, source.section("costs", CostSettings), one.in_words, notes.of).section(),
         Cases(store, reader, Path(settings.folder) / "files", shell.currencies, shell.names).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, source.section("training", TrainingSettings).label_delay_days).section(),

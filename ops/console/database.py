@@ -106,6 +106,8 @@ class ConsoleDatabase:
                 # topics have.
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute("PRAGMA foreign_keys = ON")
+                # Erased notes leave no bytes in the file.
+                connection.execute("PRAGMA secure_delete = ON")
             except sqlite3.Error as error:
                 raise self._unavailable(error) from error
             self._local.connection = connection

@@ -30,7 +30,7 @@ _FLUSH_TIMEOUT_S = 8.0
 
 @dataclass(frozen=True)
 class ConsoleEvent:
-    """One event. `subject` is `alert:ID`, `case:ID` or `draft:ID`; `what` has the rest by name."""
+    """One event. `subject` is `alert:ID`, `case:ID`, `payment:ID` or `note:HASH`; `what` has the rest by name."""
 
     subject: str
     kind: str

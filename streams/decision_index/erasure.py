@@ -34,6 +34,11 @@ _SHIFT = 1 << 64
 _HASH = re.compile(r"[0-9a-f]{16}")
 
 
+def hash_text(hash_: int) -> str:
+    """Returns the hash of an entity as events have it: 16 hex digits."""
+    return f"{hash_ + _SHIFT // 2:016x}"
+
+
 @dataclass(frozen=True)
 class Erasure:
     """Decisions until `until_ms` that have the hash of each of these fields."""
@@ -60,7 +65,7 @@ class Erasure:
 
     def event(self, by: str) -> ConsoleEvent:
         """Returns the event that tells every index."""
-        what = {name: f"{hash_ + _SHIFT // 2:016x}" for name, hash_ in sorted(self.hashes.items())}
+        what = {name: hash_text(hash_) for name, hash_ in sorted(self.hashes.items())}
         return ConsoleEvent(f"{ERASED}:{'-'.join(what.values())}", ERASED, by, self.until_ms, what)
 
     def holds(self, decision: Mapping[str, Any]) -> bool:

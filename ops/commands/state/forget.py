@@ -36,8 +36,9 @@ def forget(source: Source, entity_id: str | None, folders: Sequence[Path]) -> No
 
     The command erases the entity's profile, the profiles of combinations with it, and the records of its payments that
     are kept for later outcomes: in every profile set of the store and on the changelog. Companions then erase it from
-    their mirrors, and consoles take its decisions out of their index. The changelog keeps the erasure for a day: a
-    companion that was away for longer must start with a new mirror. A later payment begins a new profile.
+    their mirrors, and consoles take its decisions out of their index and delete its notes. The changelog keeps the
+    erasure for a day: a companion that was away for longer must start with a new mirror. A later payment begins a new
+    profile.
 
     With [erasure] keys the command destroys the card's key: its rows in archives, and in every copy of these, are
     unreadable. Run it where that file is. With --copies it also writes again, without all cards that were ever

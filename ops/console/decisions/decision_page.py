@@ -14,6 +14,7 @@ from paywarden.models.policy.policy import MODEL_ABSENT, Policy
 from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.decisions.links import links_of, strip_of
+from paywarden.ops.console.decisions.notes import NotesOf
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
 from paywarden.ops.console.page_rows import Page, Shown, Visit, not_found
@@ -47,10 +48,11 @@ class DecisionPage:
         decode: Decode,
         listed: Listed = lambda: ("", {}),
         currencies: Currencies = NO_CURRENCIES,
+        notes: NotesOf = lambda *_: [],
     ) -> None:
         """`listed`: the digest of the settings' catalogue, and the meaning of each feature."""
         self._opened, self._known, self._decode, self._listed = opened, known, decode, listed
-        self._currencies = currencies
+        self._currencies, self._notes = currencies, notes
         self.reasons = Reasons(known, listed)
         self._made: dict[Path, Cuts | None] = {}
         self._lock = threading.Lock()
@@ -93,6 +95,7 @@ class DecisionPage:
             "verdicts": verdicts,
             "others": [row_view(other, visit) for other in others],
             "searches": _searches(row, visit),
+            "notes": self._notes(row_view(row, visit), visit),
         }
         decision = self._decoded(body)
         if decision is None:

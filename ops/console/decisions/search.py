@@ -8,6 +8,7 @@ from typing import Any
 
 from paywarden.models.policy.policy import MODEL_ABSENT
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.notes import NotesOf
 from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.page_rows import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, PAGE_ROWS_MAX, FoundRow, Place, Search
@@ -55,16 +56,16 @@ def row_view(row: FoundRow, visit: Visit) -> dict[str, Any]:
 
 
 class DecisionSearch:
-    """The section `Decisions`. `one`: the page of one decision."""
+    """The section `Decisions`. `more`: the page of one decision, and that of notes, which `notes` gives."""
 
-    def __init__(self, opened: OpenedIndex, one: Page) -> None:
-        self._opened, self._one = opened, one
+    def __init__(self, opened: OpenedIndex, *more: Page, notes: NotesOf = lambda *_: []) -> None:
+        self._opened, self._more, self._notes = opened, more, notes
 
     def section(self) -> Section:
         """Return the section, with the threads that follow the topics."""
         opened = self._opened
         found = Page(PATH, self.search, "Decisions, the newest first", fields=SEARCH_FIELDS)
-        pages = (found, export_of(found, "rows"), self._one)
+        pages = (found, export_of(found, "rows"), *self._more)
         work = (opened.follow, opened.send, opened.ask)
         return Section(
             "decisions", "Decisions", PATH, pages, background=work, missing=opened.missing, close=opened.close
@@ -98,6 +99,9 @@ class DecisionSearch:
         view = {
             "rows": [row_view(row, visit) for row in page.rows],
             "asked": asked,
+            "notes": self._notes(asked, visit),
+            # The address of this search.
+            "own_path": visit.address(PATH, asked, PERSONAL),
             # The address of the next page; "" without one.
             "next_path": "" if following is None else visit.address(PATH, following, PERSONAL),
             # How far back a search without a key has looked; None if to the beginning.

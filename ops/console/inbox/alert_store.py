@@ -21,6 +21,7 @@ from paywarden.ops.console.words import what_moved
 from paywarden.streams.alerts.alert_events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.alert_records import ALERTS_TOPIC, Acknowledgement
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
+from paywarden.streams.decision_index.erasure import ERASED
 
 TABLES = (
     """
@@ -78,6 +79,8 @@ TABLES = (
     )
     """,
 )
+NOTE_PREFIX = "note:"
+"""The beginning of the subject of a note about a card or other entity (notes.py)."""
 MENTION_MS = 30 * 86_400_000
 """How long a mention waits for its person."""
 SEVERITIES = ("info", "warning", "critical")
@@ -212,6 +215,7 @@ class AlertStore:
     def take(self, batch: FeedBatch, *, tells: bool = True) -> None:
         """Keep a batch of records and the offsets behind it. With `tells`, the queues get what is new."""
         touched: set[str] = set()
+        erased = False
         with self._database.write() as connection:
             for record in batch.records:
                 if record.value is None:
@@ -224,7 +228,9 @@ class AlertStore:
                     event = event_of_record(record)
                     kind, _, name = event.subject.partition(":")
                     touched |= {name} if kind == "alert" else set()
-                    if _take_event(connection, record.topic, event) and event.subject.startswith(cases.PREFIX):
+                    is_new = _take_event(connection, record.topic, event)
+                    erased |= is_new and _erase_notes(connection, event)
+                    if is_new and event.subject.startswith(cases.PREFIX):
                         case = self._take_case(connection, event.subject)
                         _take_mentions(connection, event)
                         if case is not None and tells and self._queue_case is not None:
@@ -237,6 +243,9 @@ class AlertStore:
             )
             if batch.records:
                 _count(connection, _VERSION, 1)
+        if erased:
+            # Pages of before are in the log beside the file until then.
+            self._database.read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _take_case(self, connection: sqlite3.Connection, subject: str) -> Case | None:
         """Put a case in the list as all of its events make it, and return it."""
@@ -400,7 +409,8 @@ def _note_gone(connection: sqlite3.Connection, topic: str, now_ms: int) -> None:
         wanted, values = "SELECT count(*), coalesce(sum(is_open), 0) FROM alerts", list[str]()
     else:
         # The other events are the console's own, such as heads of the audit log.
-        wanted = "SELECT count(*), 0 FROM events WHERE topic = ? AND (subject GLOB 'alert:*' OR subject GLOB 'case:*')"
+        kinds = " OR ".join(f"subject GLOB '{kind}:*'" for kind in ("alert", "case", "note"))
+        wanted = f"SELECT count(*), 0 FROM events WHERE topic = ? AND ({kinds})"
         values = [topic]
     count, open_count = connection.execute(wanted, values).fetchone()
     if count:
@@ -487,6 +497,23 @@ def _take_event(connection: sqlite3.Connection, topic: str, event: ConsoleEvent)
         "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
         (event.event_id, topic, event.subject, event.time_ms, event.by, event.kind, json.dumps(dict(event.what))),
     )
+    return done.rowcount > 0
+
+
+def _erase_notes(connection: sqlite3.Connection, event: ConsoleEvent) -> bool:
+    """Delete the notes that an erasure names, and a note that comes after its erasure; return whether there were any.
+
+    An erasure of a combination, such as a card at a merchant, erases no notes of either.
+    """
+    kind, _, entity = event.subject.partition(":")
+    if kind == ERASED:
+        until_ms = event.time_ms
+    elif f"{kind}:" == NOTE_PREFIX:
+        wanted = "SELECT coalesce(max(time_ms), -1) FROM events WHERE subject = ? AND kind = ?"
+        (until_ms,) = connection.execute(wanted, (f"{ERASED}:{entity}", ERASED)).fetchone()
+    else:
+        return False
+    done = connection.execute("DELETE FROM events WHERE subject = ? AND time_ms <= ?", (NOTE_PREFIX + entity, until_ms))
     return done.rowcount > 0
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.ops.console.background import Kept
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.notes import NotesOf
 from paywarden.ops.console.decisions.search import row_view
 from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.page_rows import PAGE_SIZE, Done, Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.people import CARD_ROLES as ROLES
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.console.reasons import Reason
 from paywarden.ops.console.review.review_capacity import DAYS, AnalystWorth, worth_of_one_more
@@ -26,7 +28,6 @@ from paywarden.streams.decision_index.reviews import (
 from paywarden.streams.decision_index.routing import VERDICTS
 from paywarden.streams.decision_index.search import Place
 
-ROLES = frozenset({Role.ANALYST, Role.LEAD})
 SEE_ROLES = ROLES | {Role.AUDITOR}
 InWords = Callable[[Iterable[bytes]], Mapping[str, list[Reason]]]
 _DAY_MS = 86_400_000
@@ -45,9 +46,15 @@ _DECIDE_FIELDS = (
 class Review:
     """The section `Review`."""
 
-    def __init__(self, opened: OpenedIndex, costs: CostSettings, in_words: InWords = lambda _: {}) -> None:
+    def __init__(
+        self,
+        opened: OpenedIndex,
+        costs: CostSettings,
+        in_words: InWords = lambda _: {},
+        notes: NotesOf = lambda *_: [],
+    ) -> None:
         """`in_words`: gives the reasons of decisions, by their ids, from their records."""
-        self._opened, self._costs, self._in_words = opened, costs, in_words
+        self._opened, self._costs, self._in_words, self._notes = opened, costs, in_words, notes
         # It looks at all decisions of a week.
         self.worth: Kept[AnalystWorth | None] = Kept(self._worth, empty=None, old_ms=_WORTH_OLD_MS)
 
@@ -133,6 +140,7 @@ class Review:
             (waiting,) = self._rows(index, [claim.waiting], visit)
         visit.saw(f"payment:{waiting['payment_id']}")
         view = {**_claim(claim, visit), "waiting": waiting, "verdicts": VERDICTS, "reasons": REASONS}
+        view["notes"] = self._notes(waiting["row"] or {}, visit)
         return Shown("review/one.html", view, f"Review {waiting['payment_id']}")
 
     def decide(self, visit: Visit) -> Done:

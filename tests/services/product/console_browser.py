@@ -24,6 +24,7 @@ from paywarden.ops.console.cases import Cases
 from paywarden.ops.console.console_openapi import api_section
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.notes import EntityNotes
 from paywarden.ops.console.decisions.search import DecisionSearch
 from paywarden.ops.console.evidence_page import EvidencePages, Packs
 from paywarden.ops.console.health.health import Health
@@ -216,14 +217,15 @@ def served_console(
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
     console.shell.currencies = Currencies("EUR")
     known_deciders, listed = KnownDeciders(source, None, None), listed_catalogue(source)
-    one = DecisionPage(opened, known_deciders, decoder.decode, listed, console.shell.currencies)
+    notes = EntityNotes(store, reader)
+    one = DecisionPage(opened, known_deciders, decoder.decode, listed, console.shell.currencies, notes.of)
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
     Archived(payments=300).write(folder / "archive")
     packs = Packs(source, folder / "archive", folder / "evidence", None, console.audit)
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
-        DecisionSearch(opened, one.page()).section(),
-        Review(opened, CostSettings(), one.in_words).section(),
+        DecisionSearch(opened, notes.page(), one.page(), notes=notes.of).section(),
+        Review(opened, CostSettings(), one.in_words, notes.of).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, 7).section(),
         EvidencePages(packs).section(),
