@@ -52,6 +52,7 @@ from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.rendering import Currencies
+from paywarden.ops.console.review.picked import Picked
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API, Shell
 from paywarden.ops.console.webhooks import Webhooks, read_key
@@ -157,11 +158,17 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
     notes, listed = EntityNotes(store, reader), listed_catalogue(source)
     one = DecisionPage(opened, KnownDeciders(source, None, None), decode, listed, shell.currencies, notes.of)
     follower = registry.reading_registry(source)
+    cases = Cases(store, reader, Path(settings.folder) / "files", shell.currencies, shell.names)
+    picked = Picked(opened, store, reader, cases)
+    found = DecisionSearch(
+        opened, notes.page(), one.page(), notes=notes.of, picks=picked.form, assigned=picked.assigned
+    )
+    review = Review(opened, source.section("costs", CostSettings), one.in_words, notes.of, picked)
     return [
         Inbox(store, reader, alert, money.run, missing=shell.missing).section(),
-        DecisionSearch(opened, notes.page(), one.page(), notes=notes.of).section(),
-        Review(opened, source.section("costs", CostSettings), one.in_words, notes.of).section(),
-        Cases(store, reader, Path(settings.folder) / "files", shell.currencies, shell.names).section(),
+        found.section(),
+        review.section(),
+        cases.section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, source.section("training", TrainingSettings).label_delay_days).section(),
         *_evidence(source, settings, audit),

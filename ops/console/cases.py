@@ -6,7 +6,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paywarden.ops.console import case as cases
@@ -142,16 +143,31 @@ class Cases:
 
     def open(self, visit: Visit) -> Done:
         """Open a case, with a first payment or alert if one is named."""
-        case_id = secrets.token_hex(6)
-        subject, by, now = case_subject(case_id), visit.person.name, visit.now_ms
-        events = [ConsoleEvent(subject, cases.OPENED, by, now, {"title": visit.text("title")})]
-        if visit.text("item"):
-            events.append(ConsoleEvent(subject, cases.LINKED, by, now, {"item": _item(visit)}))
+        return self.put(visit, [visit.text("item")] if visit.text("item") else [])
+
+    def put(self, visit: Visit, items: Sequence[str], case_id: str = "") -> Done:
+        """Put payments and alerts into an open case, or without an id into a new one with the title of the form."""
+        by, now, made_id = visit.person.name, visit.now_ms, case_id or secrets.token_hex(6)
+        subject = case_subject(made_id)
+        events = [ConsoleEvent(subject, cases.LINKED, by, now, {"item": _checked(item)}) for item in items]
+        if case_id:
+            found = self._store.case(case_id)
+            if found is None:
+                raise not_found(f"case {case_id}")
+            # Each one more, as all of them would be linked.
+            filled = replace(found, items=(*found.items, *items[1:]))
+            if problem := cases.problem_of(filled, events[0], self._store.large_case_minor):
+                raise PageRefused(409, f"{problem[0].upper()}{problem[1:]}.")
+        elif not visit.text("title"):
+            raise PageRefused(400, "title: wanted what the case is about.")
+        else:
+            events.insert(0, ConsoleEvent(subject, cases.OPENED, by, now, {"title": visit.text("title")}))
         is_seen = self._reader.write(events)
-        visit.did("opened", subject)
+        visit.did("opened" if not case_id else cases.LINKED, subject, **({"items": str(len(items))} if items else {}))
         # The page of a case that is not in the database yet would say that there is none.
-        location, later = (f"/cases/{case_id}", "") if is_seen else (PATH, NOT_SEEN)
-        return Done(location, f"Opened the case {case_id}.{later}", {"case_id": case_id})
+        location, later = (f"/cases/{made_id}", "") if is_seen else (PATH, NOT_SEEN)
+        done = f"Put {len(items)} into" if case_id else "Opened"
+        return Done(location, f"{done} the case {made_id}.{later}", {"case_id": made_id})
 
     def act(self, visit: Visit) -> Done:
         """Note, link, unlink, propose to close, close or reopen."""
@@ -160,7 +176,7 @@ class Cases:
         if act == "note" and not note:
             raise PageRefused(400, "note: wanted a text, got none.")
         if act in ("link", "unlink"):
-            what = {"item": _item(visit)}
+            what = {"item": _checked(visit.text("item"))}
         if act in ("propose", "close"):
             what["verdict"] = visit.text("verdict")
         return self._write(visit, _ACTS[act], what)
@@ -249,8 +265,7 @@ def _line_of(case: Case, event: ConsoleEvent) -> CaseChange | None:
     return next((one for one in reversed(case.history) if (one.time_ms, one.by, one.kind) == of_event), None)
 
 
-def _item(visit: Visit) -> str:
-    item = visit.text("item")
+def _checked(item: str) -> str:
     if not _ITEM.fullmatch(item):
         raise PageRefused(400, "item: wanted payment:ID or alert:ID.")
     return item

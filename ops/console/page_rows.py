@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from paywarden.ops.console.audit_log import Audit
 
 PAGE_SIZE = 50
+PICKED_MAX = 100
+"""At most this many things take one act."""
 EXPORT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.AUDITOR})
 """The roles that may take a list away as a file (exports.py)."""
 
@@ -250,6 +252,14 @@ class Section:
     missing: Callable[[], list[Missing]] = list
     close: Callable[[], None] = lambda: None
     badge: Callable[[Person], int | None] = lambda _: None
+
+
+def picked(visit: Visit, name: str) -> list[str]:
+    """Return the things that the tick boxes of a list name, each once. Raises PageRefused for too many."""
+    found = list(dict.fromkeys(visit.all(name)))
+    if len(found) > PICKED_MAX:
+        raise PageRefused(400, f"{name}: wanted at most {PICKED_MAX} at once, got {len(found)}.")
+    return found
 
 
 def paged(path: str, visit: Visit, total: int, personal: Collection[str] = ()) -> dict[str, Any]:

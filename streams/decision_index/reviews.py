@@ -139,6 +139,13 @@ _WAITING = "decision_id, decided_time_ms, payment_hash, payment_id, score, worth
 _VERDICT = "verdict_id, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, time_ms"
 
 
+_OWN = "holder = ? AND held_until_ms > ?"
+_FREE = (
+    "NOT (holder <> '' AND held_until_ms > ?) AND NOT EXISTS "
+    "(SELECT 1 FROM verdicts v WHERE v.decision_id = reviews.decision_id AND v.analyst = ?)"
+)
+
+
 class ReviewQueue:
     """The queue in the database of the index. Thread-safe, also between processes on PostgreSQL."""
 
@@ -208,14 +215,9 @@ class ReviewQueue:
         """
         gain = self.gain_sql(now_ms)
         with self._database.transaction() as transaction:
-            own = "holder = ? AND held_until_ms > ?"
-            free = (
-                "NOT (holder <> '' AND held_until_ms > ?) AND NOT EXISTS "
-                "(SELECT 1 FROM verdicts v WHERE v.decision_id = reviews.decision_id AND v.analyst = ?)"
-            )
             for condition, values in (
-                (own, (analyst, now_ms)),
-                (free, (now_ms, analyst)),
+                (_OWN, (analyst, now_ms)),
+                (_FREE, (now_ms, analyst)),
             ):
                 for waiting in self._first(transaction, gain, condition, values, now_ms, decision_id):
                     return self._hold(transaction, waiting, analyst, now_ms)
@@ -254,6 +256,19 @@ class ReviewQueue:
                 (analyst, token, now_ms, until_ms, waiting.decision_id),
             )
         return ReviewClaim(token, waiting, until_ms)
+
+    def free(self, analyst: str, decision_ids: Sequence[str], now_ms: int) -> list[str]:
+        """Returns those of the decisions that an analyst can claim or holds, in their order."""
+        if not decision_ids:
+            return []
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                f"SELECT decision_id FROM reviews WHERE decision_id IN ({', '.join('?' * len(decision_ids))}) "
+                f"AND status = 'open' AND decided_time_ms >= ? AND (({_OWN}) OR ({_FREE}))",
+                [*decision_ids, now_ms - self._settings.age_ms_max, analyst, now_ms, now_ms, analyst],
+            )
+        found = {row[0] for row in rows}
+        return [one for one in decision_ids if one in found]
 
     def held(self, analyst: str, now_ms: int) -> ReviewClaim | None:
         """Returns the payment that an analyst holds; None without one."""

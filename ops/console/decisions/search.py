@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,10 +56,20 @@ def row_view(row: FoundRow, visit: Visit) -> dict[str, Any]:
 
 
 class DecisionSearch:
-    """The section `Decisions`. `more`: the page of one decision, and that of notes, which `notes` gives."""
+    """The section `Decisions`. `more`: the page of one decision, and that of notes, which `notes` gives.
 
-    def __init__(self, opened: OpenedIndex, *more: Page, notes: NotesOf = lambda *_: []) -> None:
-        self._opened, self._more, self._notes = opened, more, notes
+    `picks`: what the form of acts about several payments needs. `assigned`: whom payments are assigned to.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedIndex,
+        *more: Page,
+        notes: NotesOf = lambda *_: [],
+        picks: Callable[[Visit], dict[str, Any] | None] = lambda _: None,
+        assigned: Callable[[Iterable[str]], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self._opened, self._more, self._notes, self._picks, self._assigned = opened, more, notes, picks, assigned
 
     def section(self) -> Section:
         """Return the section, with the threads that follow the topics."""
@@ -96,8 +106,10 @@ class DecisionSearch:
             expired = sum(place.missing for place in index.sources("decisions").values())
         self._note(visit, asked, page)
         following = None if page.next is None else {**asked, "after": page.next.to_text()}
+        to = self._assigned(row.payment_id for row in page.rows)
         view = {
-            "rows": [row_view(row, visit) for row in page.rows],
+            "rows": [row_view(row, visit) | {"assigned_to": to.get(row.payment_id, "")} for row in page.rows],
+            "picks": self._picks(visit),
             "asked": asked,
             "notes": self._notes(asked, visit),
             # The address of this search.

@@ -381,6 +381,17 @@ class AlertStore:
         total = self._database.read(f"SELECT count(*) AS n FROM cases WHERE {where}", values)[0]["n"]
         return [{**row, "is_open": bool(row["is_open"])} for row in map(dict, rows)], total
 
+    def assignments(self, payment_ids: Iterable[str] | None = None) -> dict[str, Mapping[str, str]]:
+        """Return by payment its newest assignment: `to` and `decision`. None: of all payments."""
+        subjects = None if payment_ids is None else [f"payment:{one}" for one in payment_ids]
+        where = "GLOB 'payment:*'" if subjects is None else f"IN ({', '.join('?' * len(subjects))})"
+        rows = self._database.read(
+            f"SELECT subject, what FROM events WHERE subject {where} AND kind = ? ORDER BY rowid",
+            [*(subjects or ()), ASSIGNED],
+        )
+        found = {row["subject"].partition(":")[2]: json.loads(row["what"]) for row in rows}
+        return {one: what for one, what in found.items() if {"to", "decision"} <= what.keys()}
+
     def mentions(self, person: str, now_ms: int) -> list[dict[str, Any]]:
         """Return the cases whose newer notes mention a person who has not opened them, the newest first."""
         rows = self._database.read(

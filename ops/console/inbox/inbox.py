@@ -23,6 +23,7 @@ from paywarden.ops.console.page_rows import (
     Visit,
     not_found,
     paged,
+    picked,
 )
 from paywarden.ops.console.people import Person
 from paywarden.ops.times import now_ms
@@ -33,7 +34,6 @@ from paywarden.streams.alerts.journal import CLEARED_MS
 
 PATH = "/inbox"
 CAUSES = ("profiles", "input", "traffic", "score", "outcome")
-_ALERTS_MAX = 100
 NOTE_CHARS_MAX = 200
 _DONE = {
     "acknowledge": "Acknowledged",
@@ -126,9 +126,7 @@ class Inbox:
 
     def act(self, visit: Visit) -> Done:
         """Write a person's acts on alerts to the topics."""
-        alert_ids, act = list(dict.fromkeys(visit.all("alert"))), visit.text("act")
-        if len(alert_ids) > _ALERTS_MAX:
-            raise PageRefused(400, f"alert: wanted at most {_ALERTS_MAX} at once, got {len(alert_ids)}.")
+        alert_ids, act = picked(visit, "alert"), visit.text("act")
         for alert_id in alert_ids:
             found = self.store.find(alert_id)
             if found is None:

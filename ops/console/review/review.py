@@ -15,6 +15,7 @@ from paywarden.ops.console.page_rows import PAGE_SIZE, Done, Field, Page, PageRe
 from paywarden.ops.console.people import CARD_ROLES as ROLES
 from paywarden.ops.console.people import Person, Role
 from paywarden.ops.console.reasons import Reason
+from paywarden.ops.console.review.picked import Picked
 from paywarden.ops.console.review.review_capacity import DAYS, AnalystWorth, worth_of_one_more
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import (
@@ -52,9 +53,11 @@ class Review:
         costs: CostSettings,
         in_words: InWords = lambda _: {},
         notes: NotesOf = lambda *_: [],
+        picked: Picked | None = None,
     ) -> None:
         """`in_words`: gives the reasons of decisions, by their ids, from their records."""
         self._opened, self._costs, self._in_words, self._notes = opened, costs, in_words, notes
+        self._picked = picked
         # It looks at all decisions of a week.
         self.worth: Kept[AnalystWorth | None] = Kept(self._worth, empty=None, old_ms=_WORTH_OLD_MS)
 
@@ -68,6 +71,7 @@ class Review:
             Page("/review/mine", self.mine, "The payment that you hold", roles=ROLES),
             Page("/review/decide", self.decide, "Give a verdict about your payment", "POST", ROLES, _DECIDE_FIELDS),
             Page("/review/release", self.release, "Give a payment back to the queue", "POST", ROLES, (_CLAIM,)),
+            *([] if self._picked is None else [self._picked.page()]),
         )
         return Section("review", "Review", "/review", pages, SEE_ROLES, badge=self._badge)
 
@@ -82,6 +86,7 @@ class Review:
                 "csv_path": visit.csv_address("/review", {}),
                 "unsent": len(queue.unsent(1_000)),
                 "may_act": visit.person.may(ROLES),
+                "picks": None if self._picked is None else self._picked.form(visit),
                 "throughput": queue.throughput(since_ms),
                 "agreement": queue.agreement(since_ms),
                 "worth": self.worth.known(visit.now_ms),
@@ -97,9 +102,11 @@ class Review:
         places = [Place(one.decided_time_ms, one.payment_hash) for one in waiting]
         rows = {row.decision_id: row_view(row, visit) for row in index.at(*places)}
         reasons = self._in_words(index.bodies(places).values())
+        to = {} if self._picked is None else self._picked.assigned(one.payment_id for one in waiting)
         return [
             _waiting(one, visit.now_ms)
             | {"row": rows.get(one.decision_id), "reasons": reasons.get(one.decision_id, [])}
+            | {"assigned_to": to.get(one.payment_id, "")}
             for one in waiting
         ]
 
@@ -123,9 +130,12 @@ class Review:
         return max(1, round(sum(one.verdicts for one in throughput) / len(throughput) / DAYS))
 
     def claim(self, visit: Visit) -> Done:
-        """Take the first payment that nobody holds, or that of a decision."""
+        """Take that of a decision, or the first payment that nobody holds, one that is assigned to the person first."""
+        name, wanted = visit.person.name, visit.text("decision")
         with self._opened.used() as (_, queue):
-            claim = queue.claim(visit.person.name, visit.now_ms, decision_id=visit.text("decision"))
+            if self._picked is not None and not wanted and queue.held(name, visit.now_ms) is None:
+                wanted = next(iter(queue.free(name, self._picked.assigned_to(name), visit.now_ms)), "")
+            claim = queue.claim(name, visit.now_ms, decision_id=wanted)
         if claim is None:
             return Done("/review", "There is nothing to take: others hold it, or you have reviewed it already.")
         visit.did("claimed", f"payment:{claim.waiting.payment_id}")

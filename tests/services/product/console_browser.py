@@ -45,6 +45,7 @@ from paywarden.ops.console.policy.drafts import IndexedDecisions
 from paywarden.ops.console.policy.policy_page import PolicySection
 from paywarden.ops.console.policy.saved_drafts import SavedDrafts
 from paywarden.ops.console.rendering import Currencies
+from paywarden.ops.console.review.picked import Picked
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
@@ -222,14 +223,19 @@ def served_console(
     page = AlertPage(store, lambda: url, desk.happenings, _sample)
     Archived(payments=300).write(folder / "archive")
     packs = Packs(source, folder / "archive", folder / "evidence", None, console.audit)
+    cases = Cases(store, reader, folder / "files", people=console.shell.names)
+    picked = Picked(opened, store, reader, cases)
+    found = DecisionSearch(
+        opened, notes.page(), one.page(), notes=notes.of, picks=picked.form, assigned=picked.assigned
+    )
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),
-        DecisionSearch(opened, notes.page(), one.page(), notes=notes.of).section(),
-        Review(opened, CostSettings(), one.in_words, notes.of).section(),
+        found.section(),
+        Review(opened, CostSettings(), one.in_words, notes.of, picked).section(),
         Merchants(opened).section(),
         OutcomeCharts(opened, 7).section(),
         EvidencePages(packs).section(),
-        Cases(store, reader, folder / "files", people=console.shell.names).section(),
+        cases.section(),
         Models(desk, index_traffic(opened, decoder.decode)).section(),
         PolicySection(
             source,

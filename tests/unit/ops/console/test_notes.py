@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops.console.cases import Cases
 from paywarden.ops.console.decisions.decision_page import DecisionPage
 from paywarden.ops.console.decisions.notes import NOTES_MAX, EntityNotes
 from paywarden.ops.console.decisions.search import DecisionSearch
@@ -17,6 +18,7 @@ from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
+from paywarden.ops.console.review.picked import Picked
 from paywarden.ops.console.review.review import Review
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder
@@ -42,10 +44,14 @@ class Noted(World):
         self.topics = Topics(self.console, topics, store, reader, inbox)
         reader._make_writer = lambda: _Echo(self.topics)
         notes = EntityNotes(store, reader)
+        cases = Cases(store, reader, folder / "files")
+        picked = Picked(self.opened, store, reader, cases)
         known, decode = KnownDeciders(self.source, None, None), Decoder("decisions", IDS).decode
         one = DecisionPage(self.opened, known, decode, notes=notes.of)
-        found = DecisionSearch(self.opened, notes.page(), one.page(), notes=notes.of)
-        self.sections = (found.section(), Review(self.opened, CostSettings(), one.in_words, notes.of).section())
+        pages = notes.page(), one.page()
+        found = DecisionSearch(self.opened, *pages, notes=notes.of, picks=picked.form, assigned=picked.assigned)
+        review = Review(self.opened, CostSettings(), one.in_words, notes.of, picked)
+        self.sections = (found.section(), review.section(), cases.section())
         self.merchant = more(1)[0]["merchant_id"]
 
     def note(self, browser: TestClient, of: str, note: str = NOTE, **more: str) -> int:
