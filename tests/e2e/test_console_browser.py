@@ -193,6 +193,45 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     _tab_to(page, "nav a[href='/inbox']")
 
 
+def test_a_hundred_reviews_by_keyboard_alone_all_arrive_as_verdicts(chromium: Any, tmp_path: Path) -> None:
+    with served_console(tmp_path) as running:
+        usual = {**running.decisions[0], "action": "review"}
+        waiting = [
+            {
+                **usual,
+                "payment_id": f"queued-{number}",
+                "decision_id": f"queued-{number}",
+                "decided_time_ms": now_ms() - number,
+            }
+            for number in range(100)
+        ]
+        running.decide(waiting)
+        page, errors = _logged_in(chromium, running, "demo-analyst")
+        page.set_viewport_size({"width": 1440, "height": 960})
+        page.goto("/review")
+        first = page.get_by_role("heading", name=re.compile("^[0-9]+ waiting")).inner_text()
+        total = int(first.split()[0])
+        assert total >= 100
+        began = time.monotonic()
+        given = []
+        for number in range(total):
+            page.keyboard.press("n")
+            page.wait_for_url("**/review/mine")
+            given.append("fgu"[number % 3])
+            page.keyboard.press(given[-1])
+            page.keyboard.press("Tab")
+            page.keyboard.type("known")
+            page.keyboard.press("Tab")
+            page.keyboard.press("Tab")
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/review")
+        _log.info("a review takes %.0f ms by keys", (time.monotonic() - began) * 1000 / total)
+        page.get_by_role("heading", name="0 waiting").wait_for()
+        assert sorted(one.verdict[0] for one in running.verdicts()) == sorted(given)
+        assert errors == []
+        page.context.close()
+
+
 def test_a_queue_and_a_payment_say_why_in_the_persons_locale(chromium: Any, running_console: Running) -> None:
     abroad = {"locale": "de-DE", "timezone_id": "Asia/Tokyo"}
     page, errors = _logged_in(chromium, running_console, "demo-analyst", **abroad)

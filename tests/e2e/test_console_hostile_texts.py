@@ -110,8 +110,32 @@ def test_no_text_of_others_becomes_a_script_or_a_tag(tmp_path: Path, chromium: A
         sent = {"name": f"{PLANTED}.svg", "mimeType": "image/svg+xml", "buffer": b"<svg onload='alert(1)'/>"}
         page.locator("input[name=file]").set_input_files(sent)
         page.get_by_role("button", name="Attach").click()
+        case = page.url
+        look()
+        page.locator("textarea[name=note]").fill(f"@anna {MARKUP} @ben")
+        page.get_by_role("button", name="Note it").click()
+        look()
+        page.goto("/decisions")
+        page.locator("input[name=card_id]").fill(texts["card_id"].removesuffix("\u202e"))
+        page.get_by_role("button", name="Search").click()
+        page.locator("summary", has_text="Write a note").click()
+        page.locator("form[action='/decisions/note'] textarea").fill(MARKUP)
+        page.get_by_role("button", name="Note it").click()
+        page.get_by_text("Noted.").wait_for()
+        look()
+        page.goto("/review")
+        page.locator("input[form=picked]").first.check()
+        page.locator("#picked input[name=to]").fill(MARKUP[:64])
+        page.locator("#picked button[value=assign]").click()
+        look()
+        page.locator("input[form=picked]").first.check()
+        page.locator("#picked select[name=verdict]").select_option("unsure")
+        page.locator("#picked select[name=reason]").select_option("other")
+        page.locator("#picked button[value=verdict]").click()
+        page.get_by_role("heading", name="1 payment: unsure?").wait_for()
         look()
         # A file is saved, and never shown as a page of ours.
+        page.goto(case)
         with page.expect_download():
             page.locator("a[href*='/files/']").click()
         waiting = ["/", "/cases", f"/inbox/0{PLANTED}"]

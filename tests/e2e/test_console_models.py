@@ -167,6 +167,8 @@ def test_an_analyst_builds_a_rule_for_an_attack_and_sees_it_work(desk: Desk, chr
     cleo.get_by_role("button", name="Save and preview").click()
     cleo.get_by_text("It is done.").wait_for()
     cleo.get_by_text("20 payments").first.wait_for()
+    told = re.compile(r"Known fraud\s+1, .*\s+Known genuine\s+1, ")
+    assert told.search(cleo.locator("main").inner_text())
     cleo.get_by_text("More than a tenth of the payments would be declined by the rule card_testing").wait_for()
     cleo.reload()
     _look(cleo, "rule-previewed")

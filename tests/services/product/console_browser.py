@@ -56,7 +56,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.ledger import MerchantLedger
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
+from paywarden.streams.decision_index.reviews import AnalystVerdict, ReviewQueue, ReviewRules
 from tests.services.product.console import console_under_test
 from tests.unit.ops.commands.watch.test_evidence import World as Archived
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
@@ -79,6 +79,8 @@ class Running:
     decisions: list[dict[str, Any]]
     processes: Processes
     decide: Callable[[list[dict[str, Any]]], None]
+    # The verdicts that wait for their topic.
+    verdicts: Callable[[], list[AnalystVerdict]]
 
 
 @dataclass
@@ -203,15 +205,22 @@ def served_console(
     def decide(more: list[dict[str, Any]]) -> None:
         with database.transaction() as transaction:
             index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in more])
+            queue.add_decisions(transaction, more, [index.worth(one) for one in more])
 
     decide(decisions)
     with database.transaction() as transaction:
-        queue.add_decisions(transaction, decisions, [index.worth(one) for one in decisions])
         index.add_outcomes(
             transaction,
             [
                 {"payment_id": f"pay-{number:03d}", "outcome_time_ms": now, "label": label, "source": "chargeback"}
-                for number, label in ((9, "fraud"), (18, "fraud"), (27, "genuine"), (5, "fraud"))
+                for number, label in (
+                    (9, "fraud"),
+                    (18, "fraud"),
+                    (27, "genuine"),
+                    (5, "fraud"),
+                    (10, "fraud"),
+                    (13, "genuine"),
+                )
             ],
         )
     MerchantLedger(database, now_ms=now_ms).step()
@@ -257,7 +266,7 @@ def served_console(
     try:
         with running(sections):
             thread.start()
-            yield Running(url, topics, decisions, processes, decide)
+            yield Running(url, topics, decisions, processes, decide, lambda: queue.unsent(10_000))
             server.should_exit = True
             thread.join(10)
     finally:
