@@ -278,11 +278,6 @@ def audit_log(folder: Path) -> AuditLog:
     return AuditLog(path, key)
 
 
-def public_key_of(folder: Path) -> Ed25519PublicKey:
-    """Returns the public key that a log's folder has. Raises Misconfigured."""
-    return public_key(folder / "audit.pub")
-
-
 def public_key(path: Path) -> Ed25519PublicKey:
     """Returns the public key in a file of one line. Raises Misconfigured."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -24,7 +24,7 @@ from paywarden.streams.decision_index.search import key_hash
 KINDS: Final = ("card_id", "device_id", "merchant_id")
 NOTE_CHARS_MAX, NOTES_MAX = 1_000, 50
 _FIELDS = (
-    Field("of", "card_id:ID, device_id:ID or merchant_id:ID", is_required=True, chars_max=220),
+    Field("of", "card_id:ID, device_id:ID or merchant_id:ID", is_required=True, chars_max=600),
     Field("note", "The note", kind="lines", is_required=True, chars_max=NOTE_CHARS_MAX),
     Field("back", "The page to go back to", chars_max=2000),
 )

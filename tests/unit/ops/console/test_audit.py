@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.ops.console.audit_log import AuditHead, AuditUnavailable, audit_log, public_key_of, verify
+from paywarden.ops.console.audit_log import AuditHead, AuditUnavailable, audit_log, public_key, verify
 from paywarden.ops.console.audit_page import audit_section, publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.alert_events import ConsoleEvent
@@ -33,9 +33,9 @@ def test_a_line_of_a_killed_process_is_cut_off(tmp_path: Path) -> None:
     log.record("anna", "viewed", "payment:1", {}, 1)
     with log.path.open("ab") as file:
         file.write(b'{"act":"viewed","at_ms":1')
-    assert verify(log.path, public_key_of(tmp_path)) == 1
+    assert verify(log.path, public_key(tmp_path / "audit.pub")) == 1
     audit_log(tmp_path).record("anna", "viewed", "payment:2", {}, 2)
-    assert verify(log.path, public_key_of(tmp_path)) == 2
+    assert verify(log.path, public_key(tmp_path / "audit.pub")) == 2
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
@@ -64,7 +64,7 @@ def test_any_edit_removal_or_reorder_is_found(whole: Path, tmp_path: Path, data:
     (tmp_path / "audit.jsonl.head").write_bytes((whole / "audit.jsonl.head").read_bytes())
     # The head may be one line old: a process that is killed between the two files leaves it so.
     with pytest.raises(Misconfigured):
-        verify(path, public_key_of(whole))
+        verify(path, public_key(whole / "audit.pub"))
 
 
 def test_an_older_log_with_its_older_head_is_found_by_a_remembered_line(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_an_older_log_with_its_older_head_is_found_by_a_remembered_line(tmp_path
     noted = log.head
     for path, content in older:
         path.write_bytes(content)
-    key = public_key_of(tmp_path)
+    key = public_key(tmp_path / "audit.pub")
     assert verify(log.path, key) == 1
     with pytest.raises(Misconfigured, match="remembered"):
         verify(log.path, key, [noted])
@@ -123,7 +123,7 @@ def test_a_full_disk_is_known_before_an_act_and_forgotten_when_there_is_room(
     log.require_room()
     assert audit_section(log, print).missing() == []
     log.record("anna", "acknowledged", "alert:3", {}, 3)
-    assert verify(log.path, public_key_of(tmp_path)) == 2
+    assert verify(log.path, public_key(tmp_path / "audit.pub")) == 2
 
 
 def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "write_bytes", no_room)
     for number in range(2, 12):
         log.record("anna", "viewed", f"payment:{number}", {}, number)
-        assert verify(log.path, public_key_of(tmp_path)) == number
+        assert verify(log.path, public_key(tmp_path / "audit.pub")) == number
 
 
 def test_an_auditor_finds_who_saw_a_payment_without_an_address_by_hand(tmp_path: Path) -> None:
