@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xgboost
 
-TREES_MAX, PATIENCE, HELD_OUT_PART = 800, 40, 5
+TREES_MAX, PATIENCE, HELD_OUT_PART = 600, 40, 5
 LIBRARIES = ("lightgbm", "xgboost", "catboost")
 
 
@@ -31,11 +31,11 @@ def main() -> None:
     while sum(spent.values()) < seconds or not all(fits.values()):
         # Each library has the same time.
         library = min(LIBRARIES, key=lambda name: spent[name])
-        drawn, started = drawn_parameters(random, data), time.perf_counter()
+        drawn, started = drawn_parameters(random, data), time.process_time()
         parts = [rows_of(data, drawn, f"train_{drawn['delay']}", rows) for rows in (earlier, later)]
         model, trees = grow(library, drawn, (parts[0], label[earlier]), (parts[1], label[later]))
         precision = average_precision(label[later], predict(library, model, parts[1], trees))
-        spent[library] += time.perf_counter() - started
+        spent[library] += time.process_time() - started
         fits[library] += 1
         if library not in best or precision > best[library]["validation"]:
             best[library] = {"validation": precision, "trees": trees, **drawn}
@@ -82,7 +82,7 @@ def grow(library: str, drawn: dict[str, Any], train: Any, later: Any) -> tuple[A
             n_estimators=trees, learning_rate=drawn["rate"], num_leaves=2 ** drawn["depth"] * 3 // 4, seed=0,
             max_depth=drawn["depth"], subsample=drawn["rows"], subsample_freq=1,
             colsample_bytree=drawn["columns"], min_child_samples=drawn["child"], reg_lambda=drawn["l2"],
-            scale_pos_weight=drawn["fraud_weight"], metric="average_precision", n_jobs=2, verbosity=-1,
+            scale_pos_weight=drawn["fraud_weight"], metric="average_precision", n_jobs=1, verbosity=-1,
         )  # fmt: skip
         stop = [lightgbm.early_stopping(PATIENCE, verbose=False)] if later else []
         model.fit(*train, **({"eval_X": later[0], "eval_y": later[1]} if later else {}), callbacks=stop)
@@ -91,7 +91,7 @@ def grow(library: str, drawn: dict[str, Any], train: Any, later: Any) -> tuple[A
         model = xgboost.XGBClassifier(
             n_estimators=trees, learning_rate=drawn["rate"], max_depth=drawn["depth"], subsample=drawn["rows"],
             colsample_bytree=drawn["columns"], min_child_weight=drawn["child"] / 10, reg_lambda=drawn["l2"],
-            scale_pos_weight=drawn["fraud_weight"], enable_categorical=True, n_jobs=2,
+            scale_pos_weight=drawn["fraud_weight"], enable_categorical=True, n_jobs=1,
             eval_metric="aucpr", early_stopping_rounds=PATIENCE if later else None, random_state=0,
         )  # fmt: skip
         model.fit(*train, **watched, verbose=False)
@@ -99,7 +99,7 @@ def grow(library: str, drawn: dict[str, Any], train: Any, later: Any) -> tuple[A
     model = catboost.CatBoostClassifier(
         iterations=trees, learning_rate=drawn["rate"], depth=drawn["depth"], rsm=drawn["columns"], random_seed=0,
         bootstrap_type="Bernoulli", subsample=drawn["rows"], l2_leaf_reg=drawn["l2"],
-        scale_pos_weight=drawn["fraud_weight"], eval_metric="PRAUC", thread_count=2, verbose=False,
+        scale_pos_weight=drawn["fraud_weight"], eval_metric="PRAUC", thread_count=1, verbose=False,
         cat_features=[name for name in train[0] if isinstance(train[0][name].dtype, pd.CategoricalDtype)],
         early_stopping_rounds=PATIENCE if later else None, allow_writing_files=False,
     )  # fmt: skip
