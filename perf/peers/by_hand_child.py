@@ -27,7 +27,8 @@ def main() -> None:
     later = day > day.max() - held_out
     earlier = day <= day.max() - held_out - data["gap"]
     random = np.random.default_rng(0)
-    spent, best, fits = dict.fromkeys(LIBRARIES, 0.0), {}, dict.fromkeys(LIBRARIES, 0)
+    spent, fits = dict.fromkeys(LIBRARIES, 0.0), dict.fromkeys(LIBRARIES, 0)
+    best: dict[str, dict[str, Any]] = {}
     while sum(spent.values()) < seconds or not all(fits.values()):
         # Each library has the same time.
         library = min(LIBRARIES, key=lambda name: spent[name])
@@ -84,8 +85,9 @@ def grow(library: str, drawn: dict[str, Any], train: Any, later: Any) -> tuple[A
             colsample_bytree=drawn["columns"], min_child_samples=drawn["child"], reg_lambda=drawn["l2"],
             scale_pos_weight=drawn["fraud_weight"], metric="average_precision", n_jobs=1, verbosity=-1,
         )  # fmt: skip
-        stop = [lightgbm.early_stopping(PATIENCE, verbose=False)] if later else []
-        model.fit(*train, **({"eval_X": later[0], "eval_y": later[1]} if later else {}), callbacks=stop)
+        stop: list[Any] = [lightgbm.early_stopping(PATIENCE, verbose=False)] if later else []
+        rows, label = later or (None, None)
+        model.fit(train[0], train[1], eval_X=rows, eval_y=label, callbacks=stop)
         return model, model.best_iteration_ or trees
     if library == "xgboost":
         model = xgboost.XGBClassifier(
@@ -108,7 +110,10 @@ def grow(library: str, drawn: dict[str, Any], train: Any, later: Any) -> tuple[A
 
 
 def predict(library: str, model: Any, rows: pd.DataFrame, trees: int) -> Any:
-    option = {"lightgbm": {"num_iteration": trees}, "xgboost": {"iteration_range": (0, trees)}}
+    option: dict[str, dict[str, Any]] = {
+        "lightgbm": {"num_iteration": trees},
+        "xgboost": {"iteration_range": (0, trees)},
+    }
     return model.predict_proba(rows, **option.get(library, {"ntree_end": trees}))[:, 1]
 
 

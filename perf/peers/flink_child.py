@@ -30,10 +30,7 @@ WINDOW past AS (PARTITION BY {entity}_id ORDER BY moment RANGE BETWEEN INTERVAL 
 
 
 def main() -> None:
-    """Run the job until it is stopped.
-
-    The argument is JSON: `jars`, `prefix`, `bootstrap`, `entities`, `folder`, and in seconds `checkpoint` and `idle`.
-    """
+    """Run the job until it is stopped. Its argument is the JSON that perf/flink.py makes."""
     asked = json.loads(sys.argv[1])
     environment = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
     for name, value in {
@@ -43,7 +40,6 @@ def main() -> None:
         # Memory takes 5 MiB of an operator, and the job then starts again for ever.
         "execution.checkpointing.storage": "filesystem",
         "execution.checkpointing.dir": asked["folder"],
-        "table.exec.source.idle-timeout": f"{asked['idle']} s",
     }.items():
         environment.get_config().set(name, value)
     environment.execute_sql(_PAYMENTS.format(**asked))
