@@ -215,7 +215,7 @@ def _send(kafka: KafkaSettings, rate: int, sent_ms: list[float], stop: Event) ->
         due, now_ms = int(rate * (time.monotonic() - started)) - len(sent_ms), time.time_ns() / 1e6
         send_all(kafka, "payments", _bare(maker.take(due, last_ms=int(now_ms), span_ms=10)))
         sent_ms += [now_ms] * due
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 def _decoded(content: bytes, schema: Any) -> dict[str, Any]:
