@@ -181,7 +181,7 @@ def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:
     page.keyboard.type("known")
     _tab_to(page, "form[action='/review/decide'] button")
     page.keyboard.press("Enter")
-    page.get_by_text("verdict").first.wait_for()
+    page.get_by_text("Kept: ").wait_for()
     page.goto("/policy")
     _tab_to(page, "form[action='/policy/drafts'] button")
     page.keyboard.press("Enter")
