@@ -28,13 +28,11 @@ from paywarden.ops.console.exports import export_of
 from paywarden.ops.console.page_rows import Field, Page, Section, Shown, Visit, address
 from paywarden.ops.console.rendering import number, time_text
 from paywarden.streams.decision_index.outcome_counts import (
-    COUNTED_MAX,
-    DAY_MS,
     PERIODS,
-    SEGMENTS,
     PeriodCounts,
     period_begin,
 )
+from paywarden.streams.decision_index.tallies import DAY_MS, SEGMENTS
 
 PATH = "/charts"
 _COUNTS = {"day": 60, "week": 26}
@@ -109,7 +107,7 @@ class OutcomeCharts:
         first_ms = period_begin(visit.now_ms, by) - (_COUNTS[by] - 1) * length
         segment = {name: asked[name] for name in SEGMENTS if name in asked}
         with self._opened.used() as (index, _):
-            since_ms, counted = index.period_counts(by, first_ms, visit.now_ms + 1, segment)
+            counted = index.period_counts(by, first_ms, visit.now_ms + 1, segment)
         # A period whose last payments are older than the delay has the outcomes that it will have.
         mature_ms = visit.now_ms - self._delay_days * DAY_MS
         rows = [
@@ -123,9 +121,6 @@ class OutcomeCharts:
             "by": by,
             "segments": SEGMENTS,
             "label_delay_days": self._delay_days,
-            "since_ms": since_ms,
-            "is_all": since_ms == first_ms,
-            "counted_max": COUNTED_MAX,
             "periods": rows,
             "charts": [
                 {"measure": asdict(measure), "drawing": _drawing(measure, rows, by, segment)} for measure in MEASURES

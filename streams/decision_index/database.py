@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 Rows = list[tuple[Any, ...]]
 # DuckDB looks up decisions together that are at most this far apart: as a rule they are in one group of rows.
 _NEAR_MS = 3_600_000
+# So many groups take about as long as all of them in one pass.
+_GROUPS_MAX = 256
 # A search reads one or two groups of rows of each run of sorted keys.
 _RUNS_MAX = 32
 # Advisory locks of PostgreSQL, by numbers that nobody else in the database should use.
@@ -57,7 +59,7 @@ _GRACE_S = 2.0
 _READERS_WAIT_S = 5.0
 ERASED_FACT = "erased"
 """The fact that rows were erased since the last `purge`."""
-FORMAT = "2"
+FORMAT = "3"
 """The format of the tables. Another one is rebuilt from the topics."""
 _ANEW = "It is created again from the topics, verdicts included, where there is none: move"
 _SEVERAL = "One process at a time has the file open; for several there is PostgreSQL: [decision_index] address"
@@ -72,7 +74,7 @@ _TIMES = {
 }
 _PARTS = ("sorted", "tail")
 # Tables that are made of decisions and outcomes while these come in.
-_DERIVED = ("episodes", "episode_payments", "merchant_days")
+_DERIVED = ("episodes", "episode_payments", "merchant_days", "tallies")
 _DECISIONS = """
     decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL,
     event_time_ms BIGINT NOT NULL, card_id TEXT NOT NULL, merchant_id TEXT NOT NULL, device_id TEXT NOT NULL,
@@ -84,6 +86,11 @@ _KEYS = """
     score DOUBLE PRECISION NOT NULL, action SMALLINT NOT NULL"""
 _BODIES = """
     decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, body {blob} NOT NULL"""
+_TALLIES = """
+    begin_ms BIGINT NOT NULL, merchant_id TEXT NOT NULL, country TEXT NOT NULL, currency TEXT NOT NULL,
+    channel TEXT NOT NULL, payments BIGINT NOT NULL, declined BIGINT NOT NULL, taken_minor BIGINT NOT NULL,
+    frauds BIGINT NOT NULL, lost_minor BIGINT NOT NULL, declined_known BIGINT NOT NULL,
+    declined_genuine BIGINT NOT NULL"""
 _OUTCOMES = "payment_hash BIGINT NOT NULL, outcome_time_ms BIGINT NOT NULL, label TEXT NOT NULL, source TEXT NOT NULL"
 # Tables that both databases have. Some hold data that no topic can give back alone.
 _COMMON = (
@@ -94,7 +101,8 @@ _COMMON = (
         missing BIGINT NOT NULL, newest_ms BIGINT NOT NULL, PRIMARY KEY (topic, kafka_partition))""",
     """CREATE TABLE IF NOT EXISTS reviews (
         decision_id TEXT PRIMARY KEY, decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL,
-        payment_id TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, worth_minor BIGINT NOT NULL,
+        payment_id TEXT NOT NULL, merchant_id TEXT NOT NULL, country TEXT NOT NULL, currency TEXT NOT NULL,
+        channel TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, worth_minor BIGINT NOT NULL,
         status TEXT NOT NULL, turn SMALLINT NOT NULL, holder TEXT NOT NULL, claim TEXT NOT NULL,
         claimed_ms BIGINT NOT NULL, held_until_ms BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS verdicts (
@@ -113,6 +121,9 @@ _COMMON = (
         day BIGINT NOT NULL, merchant_id TEXT NOT NULL, payments BIGINT NOT NULL, amount_minor BIGINT NOT NULL,
         approved BIGINT NOT NULL, approved_minor BIGINT NOT NULL, frauds BIGINT NOT NULL, fraud_minor BIGINT NOT NULL,
         disputes BIGINT NOT NULL, enumerated BIGINT NOT NULL, enumerated_minor BIGINT NOT NULL)""",
+    # The counts of payments by day (tallies.py), and what a transaction adds to them.
+    f"CREATE TABLE IF NOT EXISTS tallies ({_TALLIES})",
+    f"CREATE TABLE IF NOT EXISTS tally_changes ({_TALLIES})",
     # Erasures, as hashes of ids (erasure.py). A rebuild keeps both tables.
     "CREATE TABLE IF NOT EXISTS forgotten (name TEXT PRIMARY KEY, until_ms BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS forgotten_payments (payment_hash BIGINT PRIMARY KEY)",
@@ -159,6 +170,12 @@ class Database(Protocol):
         """Returns `select` with conditions for the rows at these places, one at least.
 
         There may come rows of the same payments at other times.
+        """
+
+    def places_of(self, payment_hashes: Iterable[int], span: tuple[int, int] | None = None) -> str:
+        """Returns the query of the times and payments' hashes of all decisions about payments.
+
+        `span`: from which time to before which; without it, wherever they are.
         """
 
     def tidy(self, *, at_least: int) -> None:
@@ -322,7 +339,19 @@ class DuckDbDatabase:
             if not groups or place.time_ms - groups[-1][0].time_ms > _NEAR_MS:
                 groups.append([])
             groups[-1].append(place)
+        if len(groups) > _GROUPS_MAX:
+            groups = [sorted(places)]
         return " UNION ALL ".join(f"{select} WHERE {_near(group)}" for group in groups)
+
+    def places_of(self, payment_hashes: Iterable[int], span: tuple[int, int] | None = None) -> str:
+        """See Database. Within a time, the decisions themselves are nearer together than their keys."""
+        hashes = ", ".join(map(str, payment_hashes))
+        if span is None:
+            return f"SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash IN ({hashes})"
+        return (
+            "SELECT DISTINCT decided_time_ms, payment_hash FROM decisions WHERE decided_time_ms >= "
+            f"{span[0]} AND decided_time_ms < {span[1]} AND payment_hash IN ({hashes})"
+        )
 
     def fill_alone(self, transaction: Transaction) -> None:
         """See Database. Writers take turns in any case."""
@@ -464,7 +493,7 @@ class _DuckDbTransaction:
         added = pa.table({name: _arrow(values) for name, values in columns.items()})
         self._cursor.register("added", added)
         names = ", ".join(columns)
-        conflict = "" if table in _TAILS or table in ("decisions", "bodies") else " ON CONFLICT DO NOTHING"
+        conflict = "" if table in _TAILS or table in _KEYLESS else " ON CONFLICT DO NOTHING"
         self._cursor.execute(f"INSERT INTO {_TAILS.get(table, table)} ({names}) SELECT {names} FROM added{conflict}")
         self._cursor.unregister("added")
 
@@ -479,6 +508,7 @@ def _near(places: Sequence[Place]) -> str:
 
 _SORTED = {"keys": "hash, decided_time_ms DESC", "outcomes": "payment_hash, outcome_time_ms"}
 _TAILS = {"keys": "keys_tail", "outcomes": "outcomes_tail"}
+_KEYLESS = ("decisions", "bodies", "tally_changes")
 
 
 def _arrow(values: Sequence[Any]) -> Any:
@@ -605,6 +635,12 @@ class PostgresDatabase:
         pairs = ", ".join(f"({place.time_ms}, {place.payment_hash})" for place in places)
         return f"{select} WHERE (decided_time_ms, payment_hash) IN ({pairs})"
 
+    def places_of(self, payment_hashes: Iterable[int], span: tuple[int, int] | None = None) -> str:
+        """See Database."""
+        hashes = ", ".join(map(str, payment_hashes))
+        within = "" if span is None else f" AND decided_time_ms >= {span[0]} AND decided_time_ms < {span[1]}"
+        return f"SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash IN ({hashes}){within}"
+
     def fill_alone(self, transaction: Transaction) -> None:
         """See Database."""
         transaction.execute("SELECT pg_advisory_xact_lock(?)", (_FILLING_LOCK,))
@@ -691,6 +727,8 @@ def _postgres_tables() -> Iterator[str]:
     yield "CREATE INDEX IF NOT EXISTS reviews_open ON reviews (decided_time_ms) WHERE status = 'open'"
     yield "CREATE INDEX IF NOT EXISTS verdicts_unsent ON verdicts (time_ms) WHERE NOT is_sent"
     yield "CREATE INDEX IF NOT EXISTS verdicts_of ON verdicts (decision_id)"
+    columns = "merchant_id, begin_ms, country, currency, channel"
+    yield f"CREATE UNIQUE INDEX IF NOT EXISTS tallies_of ON tallies ({columns})"
     yield "CREATE INDEX IF NOT EXISTS merchant_days_of ON merchant_days (day)"
     yield "CREATE INDEX IF NOT EXISTS episodes_of ON episodes (feature, entity, end_ms)"
     yield "CREATE INDEX IF NOT EXISTS episode_payments_by_time ON episode_payments (decided_time_ms, payment_hash)"

@@ -6,6 +6,7 @@
     outcomes    what became of payments
     hours       how many decisions each hour had
     sources     how far each partition of each topic is in
+    tallies     payments by day and segment                               what charts add up (tallies.py)
     episodes, episode_payments, merchant_days                             enumeration (episodes.py, ledger.py)
     reviews, verdicts                                                     the review queue (reviews.py)
     forgotten   hashes of what was erased                                 compared with what comes in (erasure.py)
@@ -52,6 +53,7 @@ from paywarden.streams.decision_index.search import (
     is_finite_score,
     key_hash,
 )
+from paywarden.streams.decision_index.tallies import DAY_MS, tallied
 
 HOUR_MS = 3_600_000
 _FIRST = Place(1 << 62, (1 << 63) - 1)
@@ -128,7 +130,9 @@ class DecisionIndex:
                 keys["hash"].append(hash_)
                 for name in ("decided_time_ms", "payment_hash", "score", "action"):
                     keys[name].append(row[name])
-        transaction.append("decisions", rows)
+        added = [Place(*place) for place in zip(rows["decided_time_ms"], rows["payment_hash"], strict=True)]
+        with tallied(self.database, transaction, set(rows["payment_hash"]), added):
+            transaction.append("decisions", rows)
         transaction.append("keys", keys)
         transaction.append(
             "bodies",
@@ -173,15 +177,17 @@ class DecisionIndex:
     def add_outcomes(self, transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
         """Adds outcomes in the form of their topic, in any order. The newest outcome of a payment counts."""
         told = list(outcomes)
-        transaction.append(
-            "outcomes",
-            {
-                "payment_hash": [key_hash("payment_id", outcome["payment_id"]) for outcome in told],
-                "outcome_time_ms": [outcome["outcome_time_ms"] for outcome in told],
-                "label": [outcome["label"] for outcome in told],
-                "source": [outcome["source"] or "" for outcome in told],
-            },
-        )
+        hashes = [key_hash("payment_id", outcome["payment_id"]) for outcome in told]
+        with tallied(self.database, transaction, set(hashes)):
+            transaction.append(
+                "outcomes",
+                {
+                    "payment_hash": hashes,
+                    "outcome_time_ms": [outcome["outcome_time_ms"] for outcome in told],
+                    "label": [outcome["label"] for outcome in told],
+                    "source": [outcome["source"] or "" for outcome in told],
+                },
+            )
 
     def erase(self, transaction: Transaction, erasure: Erasure) -> int:
         """Takes out the decisions of an erasure with everything about their payments, and remembers it.
@@ -199,10 +205,12 @@ class DecisionIndex:
         )
         found = [row for row in (row_of(one, None) for one in rows) if erasure.holds(fields_of(row))]
         for start in range(0, len(found), _ERASED_AT_ONCE):
-            self._take_out(transaction, found[start : start + _ERASED_AT_ONCE])
+            some = found[start : start + _ERASED_AT_ONCE]
+            with tallied(self.database, transaction, {row.place.payment_hash for row in some}):
+                self._take_out(transaction, some)
         episodes.drop_empty(transaction)
         if "merchant_id" in erasure.hashes:
-            forget_merchant(transaction, erasure.hashes["merchant_id"], erasure.until_ms // (24 * HOUR_MS))
+            forget_merchant(transaction, erasure.hashes["merchant_id"], erasure.until_ms // DAY_MS)
         return len(found)
 
     def _take_out(self, transaction: Transaction, rows: Sequence[FoundRow]) -> None:
@@ -234,9 +242,10 @@ class DecisionIndex:
     def take_out_payments(self, transaction: Transaction, payment_hashes: Sequence[int]) -> None:
         """Takes out outcomes and sent verdicts of erased payments, and remembers these payments."""
         where = f"payment_hash IN ({listed(payment_hashes)})"
-        for table in self.database.tables_by_time():
-            if table.startswith("outcomes"):
-                transaction.execute(f"DELETE FROM {table} WHERE {where}")
+        with tallied(self.database, transaction, payment_hashes):
+            for table in self.database.tables_by_time():
+                if table.startswith("outcomes"):
+                    transaction.execute(f"DELETE FROM {table} WHERE {where}")
         self._take_out_verdicts(transaction, where)
         pass_over(transaction, payment_hashes)
 
@@ -278,14 +287,19 @@ class DecisionIndex:
         )
 
     def expire(self, before_ms: int) -> None:
-        """Deletes decisions, reviews and sent verdicts that are older than a time, and outcomes reported before it."""
+        """Deletes decisions, reviews and sent verdicts that are older than a time, and outcomes reported before it.
+
+        A day (UTC) goes as a whole: its tallies have all of its decisions, or none.
+        """
+        before_ms -= before_ms % DAY_MS
         tables = self.database.tables_by_time()
         with self.database.transaction() as transaction:
             for table, column in tables.items():
                 transaction.execute(f"DELETE FROM {table} WHERE {column} < ?", (before_ms,))
             transaction.execute("DELETE FROM verdicts WHERE time_ms < ? AND is_sent", (before_ms,))
             transaction.execute("DELETE FROM hours WHERE hour < ?", (before_ms // HOUR_MS,))
-            transaction.execute("DELETE FROM merchant_days WHERE day < ?", (before_ms // (24 * HOUR_MS),))
+            transaction.execute("DELETE FROM merchant_days WHERE day < ?", (before_ms // DAY_MS,))
+            transaction.execute("DELETE FROM tallies WHERE begin_ms < ?", (before_ms,))
             episodes.drop_empty(transaction)
             self.forget_sent_verdicts(transaction)
 
@@ -448,10 +462,8 @@ class DecisionIndex:
         with self.database.reading() as transaction:
             return rule_weeks(transaction, rule, since_ms)
 
-    def period_counts(
-        self, period: str, first_ms: int, end_ms: int, segment: Mapping[str, str]
-    ) -> tuple[int, list[PeriodCounts]]:
-        """Returns the counts of a time by day or week, and since when they are (outcome_counts.py)."""
+    def period_counts(self, period: str, first_ms: int, end_ms: int, segment: Mapping[str, str]) -> list[PeriodCounts]:
+        """Returns the counts of a time by day or week (outcome_counts.py)."""
         with self.database.reading() as transaction:
             return period_counts(transaction, period, first_ms, end_ms, segment)
 

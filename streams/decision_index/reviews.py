@@ -31,6 +31,7 @@ from paywarden.streams.decision_index.database import Database, Transaction
 from paywarden.streams.decision_index.routing import VERDICTS, MeasuredAnalysts, gain_sql
 from paywarden.streams.decision_index.rows import newest_outcomes
 from paywarden.streams.decision_index.search import key_hash
+from paywarden.streams.decision_index.tallies import SEGMENTS
 
 REASONS = (
     "cardholder_confirmed",
@@ -176,6 +177,8 @@ class ReviewQueue:
                 "decided_time_ms": [decision["decided_time_ms"] for decision, _ in unique.values()],
                 "payment_hash": [key_hash("payment_id", decision["payment_id"]) for decision, _ in unique.values()],
                 "payment_id": [decision["payment_id"] for decision, _ in unique.values()],
+                # For charts.
+                **{name: [decision.get(name) or "" for decision, _ in unique.values()] for name in SEGMENTS},
                 "score": [decision["score"] for decision, _ in unique.values()],
                 "worth_minor": [worth for _, worth in unique.values()],
                 "status": ["open"] * len(unique),

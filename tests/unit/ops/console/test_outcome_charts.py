@@ -15,8 +15,8 @@ from paywarden.ops.console.decisions.index_connection import OpenedIndex
 from paywarden.ops.console.outcome_charts import OutcomeCharts
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
-from paywarden.streams.decision_index.outcome_counts import DAY_MS
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
+from paywarden.streams.decision_index.tallies import DAY_MS
 from tests.services.product.console import NOW_MS, console_under_test
 from tests.unit.streams.decision_index.test_episodes import made
 

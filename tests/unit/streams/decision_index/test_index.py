@@ -228,13 +228,14 @@ def test_many_runs_of_sorted_keys_are_merged_into_one(tmp_path: Path, monkeypatc
     database.close()
 
 
-def test_old_decisions_leave_the_index(index: DecisionIndex) -> None:
-    times = sorted(each["decided_time_ms"] for each in DECISIONS)
-    index.expire(times[150])
+def test_old_decisions_leave_the_index_by_whole_days(index: DecisionIndex) -> None:
+    old = made(1, payment_id="old", decided_time_ms=_START_MS - 1)
+    add(index, [old])
+    assert len(pages(index, Search(card_id=old["card_id"], last_ms=_START_MS - 1), 100)) == 1
+    index.expire(DECISIONS[150]["decided_time_ms"])
     rows = pages(index, Search(), 100)
-    assert {row.decided_time_ms for row in rows} == {time_ms for time_ms in times if time_ms >= times[150]}
-    old = [row for row in pages(index, Search(card_id="c1"), 100) if row.decided_time_ms < times[150]]
-    assert old == []
+    assert {row.decided_time_ms for row in rows} == {each["decided_time_ms"] for each in DECISIONS}
+    assert pages(index, Search(card_id=old["card_id"], last_ms=_START_MS - 1), 100) == []
 
 
 def test_emptying_takes_decisions_and_keeps_verdicts(index: DecisionIndex) -> None:
@@ -306,7 +307,7 @@ def test_one_process_has_a_duckdb_file_and_another_format_is_refused(tmp_path: A
     with database.transaction() as transaction:
         transaction.execute("UPDATE facts SET value = '0'")
     database.close()
-    with pytest.raises(Misconfigured, match=r"format 0, wanted 2: .* move the file"):
+    with pytest.raises(Misconfigured, match=r"format 0, wanted 3: .* move the file"):
         DuckDbDatabase(tmp_path / "index.duckdb")
     (tmp_path / "text.duckdb").write_text("no database")
     with pytest.raises(Misconfigured, match=r"cannot be opened: .* move the file and its \.wal away"):
