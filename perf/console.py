@@ -7,32 +7,45 @@ of changes, which every open inbox asks for each second. Also how long the datab
 Stubbed: the topics, which are lists in memory, and the socket. Used for: pages p99 under 300 ms. The run checks that a
 page has the alerts that it should.
 
-Then searches of an index of `--rows` made decisions (`search_…_ms`), as a page does, without its HTML: every row must
-meet what was asked for, newest first. And `--decisions` payments that the real scorer decides, with rules, a segment
-and reasons, kept in the index and decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be
-1, counts those with the same score in its 64 bits, the same action and the same reasons.
+Then pages over an index of `--rows` made decisions of a year, 10,000 of them in the review queue: searches, the queue,
+the page of a payment with its linked picture, charts and CSV, in a file or with `--postgres` in a server of its own.
+The decisions go straight into the tables, without the records that a payment's page decodes.
 
-    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N] [--json FILE]
+And `--decisions` payments that the real scorer decides, with rules, a segment and reasons, kept in the index and
+decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be 1, counts those with the same
+score in its 64 bits, the same action and the same reasons.
+
+    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--postgres] [--decisions N]
 """
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from httpx2 import Response
 
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops.console.decisions.decision_page import DecisionPage
+from paywarden.ops.console.decisions.index_connection import OpenedIndex
+from paywarden.ops.console.decisions.search import DecisionSearch
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.alert_reader import AlertReader
 from paywarden.ops.console.inbox.alert_store import AlertStore
 from paywarden.ops.console.inbox.inbox import Inbox
+from paywarden.ops.console.outcome_charts import OutcomeCharts
 from paywarden.ops.console.page_rows import PAGE_SIZE
+from paywarden.ops.console.rendering import time_text
+from paywarden.ops.console.review.review import Review
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -43,16 +56,18 @@ from paywarden.streams.alerts.alert_records import ALERTS_TOPIC
 from paywarden.streams.alerts.feed import FeedBatch, FeedPosition, FeedRecord
 from paywarden.streams.companion.mirror_writer import MirrorWriter
 from paywarden.streams.companion.shipping import decision_of
-from paywarden.streams.decision_index.database import DuckDbDatabase
-from paywarden.streams.decision_index.index import DecisionIndex, Stored
-from paywarden.streams.decision_index.search import ACTIONS, Place, Search, key_hash
+from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
+from paywarden.streams.decision_index.filler import FILL_TIDY_KEYS
+from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, Stored
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewRules
+from paywarden.streams.decision_index.search import ACTIONS, KEYED_SCORE_MIN, Place, key_hash, score_key
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_host import open_host, scorer_of
-from tests.services.product.console import console_under_test
+from tests.services.product.console import NOW_MS, console_under_test, searched
+from tests.services.servers.postgres import postgres_server
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.small import small_world
 from tests.worlds.small.small_history import profiles
-from tests.worlds.stream.decision_records import decision
 
 _BATCH = 500
 
@@ -60,17 +75,18 @@ _BATCH = 500
 def main() -> None:
     arguments = arguments_of(
         __doc__,
-        ("--alerts", {"type": int, "default": 10_000, "help": "of the inbox"}),
+        ("--alerts", {"type": int, "default": 10_000, "help": "of the inbox; 0: no pages of it"}),
         ("--requests", {"type": int, "default": 400, "help": "for each kind of page"}),
-        ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no searches"}),
-        ("--searches", {"type": int, "default": 360, "help": "of all kinds in turn"}),
+        ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no pages of it"}),
+        ("--searches", {"type": int, "default": 420, "help": "pages of the index, of all kinds in turn"}),
+        ("--postgres", {"action": "store_true", "help": "the index in PostgreSQL"}),
         ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
     )
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name:
         folder = Path(name)
-        figures = pages(folder, arguments.alerts, arguments.requests)
+        figures = pages(folder, arguments.alerts, arguments.requests) if arguments.alerts else {}
         if arguments.rows:
-            figures |= searches(folder / "searched.duckdb", arguments.rows, arguments.searches)
+            figures |= index_pages(folder, arguments.rows, arguments.searches, with_postgres=arguments.postgres)
         if arguments.decisions:
             figures |= recomputed(folder, arguments.decisions)
     finish(figures, arguments.json)
@@ -132,79 +148,149 @@ def pages(folder: Path, alerts: int, requests: int) -> dict[str, float]:
     return {"alerts": float(alerts), "rebuild_seconds": rebuild_s} | _quantiles(times)
 
 
-# Searches of the index
+# Pages over the index
 
-_CARDS, _MERCHANTS, _RULES, _DAYS = 100_000, 10_000, 20, 100
-_START_MS, _DAY_MS = 1_704_067_200_000, 86_400_000
-_CHUNK = 20_000
+_CARDS, _MERCHANTS, _RULES, _DAYS, _DAY_MS = 1_000_000, 10_000, 20, 365, 86_400_000
+_CHUNK, _REVIEWS = 500_000, 10_000
+_START_MS = NOW_MS - _DAYS * _DAY_MS
+_DECLINED, _REVIEWED = 0.005, 0.01
 
 
-def _made_decisions(rows: int) -> Iterator[dict[str, Any]]:
-    """Yield decisions over 100 days: a few merchants have most payments, and 3 % of the scores are from 0.02 on."""
-    rng = random.Random(1)
-    for number in range(rows):
-        score = rng.betavariate(0.08, 25)
-        action = ACTIONS[(score > 0.1) + (score > 0.25)]
-        time_ms = _START_MS + number * _DAYS * _DAY_MS // rows
-        yield decision(
-            f"p-{number}",
-            decided_time_ms=time_ms,
-            event_time_ms=time_ms,
-            card_id=f"card-{rng.randrange(_CARDS)}",
-            merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}",
-            device_id=f"d-{rng.randrange(_CARDS)}",
-            ip=None,
-            score=score,
-            action=action,
-            reasons=[] if action == ACTIONS[0] else [f"rule:rule-{rng.randrange(_RULES)}"],
+def fill(database: Database, rows: int) -> None:
+    """Write decisions of a year, a few merchants with most of them, into the tables of an index."""
+    rng, tables = np.random.default_rng(1), ("card_id", "merchant_id", "device_id")
+    sizes = dict(zip(tables, (_CARDS, _MERCHANTS, _CARDS), strict=True))
+    names = {kind: pa.array([f"{kind[0]}-{number}" for number in range(size)]) for kind, size in sizes.items()}
+    hashes = {kind: np.array([key_hash(kind, name) for name in names[kind].to_pylist()]) for kind in tables}
+    rule_hashes = np.array([key_hash("rule", f"rule-{number}") for number in range(_RULES)])
+    for first in range(0, rows, _CHUNK):
+        count = min(_CHUNK, rows - first)
+        times = _START_MS + np.arange(first, first + count) * (_DAYS * _DAY_MS) // rows
+        payments = [f"p-{number}" for number in range(first, first + count)]
+        payment_hashes = np.array([key_hash("payment_id", payment) for payment in payments])
+        score, chance = rng.beta(0.08, 25, count), rng.random(count)
+        action = (chance < _DECLINED + _REVIEWED).astype(int) + (chance < _DECLINED)
+        taken = {kind: rng.integers(size, size=count) for kind, size in sizes.items()}
+        taken["merchant_id"] = (_MERCHANTS * rng.random(count) ** 4).astype(int)
+        rules = rng.integers(_RULES, size=count)
+        amount = rng.integers(100, 90_000, count)
+        texts = {kind: names[kind].take(pa.array(taken[kind])) for kind in tables}
+        ids = {"decided_time_ms": times, "payment_hash": payment_hashes, "decision_id": [f"d-{p}" for p in payments]}
+        plain = {"ip": "", "currency": "EUR", "country": "", "channel": "ecom", "flags": "[]", "model_version": "1"}
+        decisions = ids | {name: [text] * count for name, text in plain.items()} | texts
+        decisions |= {"payment_id": payments, "event_time_ms": times, "amount_minor": amount, "worth_minor": amount}
+        decisions |= {"score": score, "action": action, "country": [("DE", "FR", "BR")[n % 3] for n in range(count)]}
+        decisions["reasons"] = [f'["rule:rule-{rule}"]' if a else "[]" for rule, a in zip(rules, action, strict=True)]
+        keyed: list[tuple[Any, Any]] = [
+            (payment_hashes, slice(None)),
+            *((hashes[kind][taken[kind]], slice(None)) for kind in tables),
+        ]
+        for place in (1, 2):
+            of_action = np.flatnonzero(action == place)
+            keyed.append((np.full(len(of_action), key_hash("action", ACTIONS[place])), of_action))
+        of_rule = np.flatnonzero(action)
+        keyed.append((rule_hashes[rules[of_rule]], of_rule))
+        bands = np.minimum((score * 100).astype(int), 100)
+        of_score = np.flatnonzero(score >= KEYED_SCORE_MIN)
+        keyed.append((np.array([score_key(band) for band in range(101)])[bands[of_score]], of_score))
+        columns = {"decided_time_ms": times, "payment_hash": payment_hashes, "score": score, "action": action}
+        keys = {name: np.concatenate([values[which] for _, which in keyed]) for name, values in columns.items()}
+        with database.transaction() as transaction:
+            transaction.append("decisions", decisions)
+            transaction.append("keys", {"hash": np.concatenate([hash_ for hash_, _ in keyed])} | keys)
+        database.tidy(at_least=FILL_TIDY_KEYS)
+    database.tidy(at_least=1)
+    _derive(database, rows)
+
+
+def _derive(database: Database, rows: int) -> None:
+    """Fill the tables that follow from the decisions, and the queue."""
+    began = f"decided_time_ms - decided_time_ms % {_DAY_MS}"
+    sums = (
+        "count(*), sum(CASE WHEN action = 2 THEN 1 ELSE 0 END), sum(CASE WHEN action = 2 THEN 0 ELSE worth_minor END)"
+    )
+    for merchant, more in (("merchant_id", ", merchant_id"), ("''", "")):
+        with database.transaction() as transaction:
+            transaction.execute(
+                f"INSERT INTO tallies SELECT {began}, {merchant}, country, currency, channel, {sums}, 0, 0, 0, 0 "
+                f"FROM decisions GROUP BY {began}, country, currency, channel{more} ORDER BY 1"
+            )
+    with database.transaction() as transaction:
+        hour = f"(decided_time_ms - decided_time_ms % {HOUR_MS})"
+        transaction.execute(f"INSERT INTO hours SELECT {hour} / {HOUR_MS}, count(*) FROM decisions GROUP BY 1")
+        week = NOW_MS - 7 * _DAY_MS if rows > 1_000_000 else 0
+        transaction.execute(
+            "INSERT INTO reviews SELECT decision_id, decided_time_ms, payment_hash, payment_id, merchant_id, country, "
+            "currency, channel, score, worth_minor, 'open', 1, '', '', 0, 0 FROM decisions WHERE action = 1 AND "
+            f"decided_time_ms >= {week} ORDER BY decided_time_ms DESC LIMIT {_REVIEWS}"
         )
 
 
-def _day(rng: random.Random) -> int:
-    return _START_MS + rng.randrange(_DAYS) * _DAY_MS
+def pages_of_index(folder: Path, database: Database, count: int) -> dict[str, float]:
+    """Return the quantiles of pages over an index, by kind."""
+    index, queue = DecisionIndex(database), ReviewQueue(database, ReviewRules(age_ms_max=_DAYS * _DAY_MS))
+    opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=lambda: NOW_MS)
+    one = DecisionPage(
+        opened, KnownDeciders(read_source(None, {}), None, None), Decoder("decisions", LocalSchemaIds()).decode
+    )
+    sections = DecisionSearch(opened, one.page()).section(), Review(opened, CostSettings()).section()
+    console = console_under_test(folder / "pages")
+    client = console.browser([*sections, OutcomeCharts(opened, 7).section()], "demo-analyst")
+    rng, rows = random.Random(2), index.count()
+
+    def day() -> str:
+        return time_text(_START_MS + rng.randrange(30, _DAYS) * _DAY_MS, "%Y-%m-%dT%H:%M")
+
+    kinds: dict[str, Callable[[], Response]] = {
+        "search_payment": lambda: client.get(f"/decisions?payment_id=p-{rng.randrange(rows)}"),
+        "search_card": lambda: searched(client, card_id=f"c-{rng.randrange(_CARDS)}"),
+        "search_merchant": lambda: client.get(f"/decisions?merchant_id=m-{int(_MERCHANTS * rng.random() ** 4)}"),
+        "search_busiest_declined": lambda: client.get("/decisions?merchant_id=m-0&action=decline"),
+        "search_score": lambda: client.get(f"/decisions?score_min=0.1&to={day()}"),
+        "search_rule": lambda: client.get(f"/decisions?rule=rule-{rng.randrange(_RULES)}&to={day()}"),
+        "search_time": lambda: client.get(f"/decisions?to={day()}"),
+        "queue": lambda: client.get("/review"),
+        "payment_page": lambda: client.get(f"/decisions/p-{rng.randrange(rows)}"),
+        "charts_days": lambda: client.get("/charts"),
+        "charts_weeks": lambda: client.get("/charts?by=week&country=DE"),
+        "charts_merchant": lambda: client.get("/charts?by=week&merchant_id=m-0"),
+        "csv_search": lambda: client.get("/decisions/csv?action=decline"),
+        "csv_queue": lambda: client.get("/review/csv"),
+    }
+    took_ms: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(count):
+        name = list(kinds)[number % len(kinds)]
+        began = time.perf_counter()
+        answer = kinds[name]()
+        took_ms[name].append((time.perf_counter() - began) * 1000)
+        assert answer.status_code == 200, (name, answer.text)
+    console.database.close()
+    assert sum(one.payments for one in index.period_counts("week", 0, NOW_MS, {})) == rows
+    return {"index_rows": float(rows)} | _quantiles(took_ms)
 
 
-_SEARCHES: Mapping[str, Callable[[random.Random, int], Search]] = {
-    "payment": lambda rng, rows: Search(payment_id=f"p-{rng.randrange(rows)}"),
-    "card": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}"),
-    "device": lambda rng, _: Search(device_id=f"d-{rng.randrange(_CARDS)}"),
-    "merchant": lambda rng, _: Search(merchant_id=f"m-{int(_MERCHANTS * rng.random() ** 4)}"),
-    "busiest_merchant": lambda *_: Search(merchant_id="m-0", action="decline"),
-    "card_at_merchant": lambda rng, _: Search(card_id=f"card-{rng.randrange(_CARDS)}", merchant_id="m-0"),
-    "rule": lambda rng, _: Search(rule=f"rule-{rng.randrange(_RULES)}", last_ms=_day(rng)),
-    "score": lambda rng, _: Search(score_min=0.3, last_ms=_day(rng)),
-    "since": lambda rng, _: Search(first_ms=_day(rng)),
-    "newest": lambda *_: Search(),
-}
-
-
-def searches(path: Path, rows: int, count: int) -> dict[str, float]:
-    """Fill an index, and return the quantiles of searches, over all and by kind."""
-    rng, took_ms = random.Random(1), dict[str, list[float]]()
-    with closing(DuckDbDatabase(path, memory_mb=4096)) as database:
-        index, decisions = DecisionIndex(database), list(_made_decisions(rows))
-        for first in range(0, rows, _CHUNK):
+def index_pages(folder: Path, rows: int, count: int, *, with_postgres: bool) -> dict[str, float]:
+    """Return the figures of pages over an index of `rows` decisions, in a file or in a server of its own."""
+    with ExitStack() as stack:
+        database: Database
+        if with_postgres:
+            server = stack.enter_context(postgres_server())
+            database = PostgresDatabase(server.address, timeout_ms=600_000)
+        else:
+            database = DuckDbDatabase(folder / "index.duckdb", memory_mb=4096)
+        stack.callback(database.close)
+        began = time.perf_counter()
+        fill(database, rows)
+        filled = {"fill_seconds": time.perf_counter() - began, "load_1m": os.getloadavg()[0]}
+        if with_postgres:
             with database.transaction() as transaction:
-                index.add_decisions(transaction, [Stored(each, b"") for each in decisions[first : first + _CHUNK]])
-        database.tidy(at_least=1)
-        for number in range(count):
-            name = list(_SEARCHES)[number % len(_SEARCHES)]
-            search = _SEARCHES[name](rng, rows)
-            began = time.perf_counter()
-            page = index.search(search)
-            took_ms.setdefault(f"search_{name}", []).append((time.perf_counter() - began) * 1000)
-            places = [row.place for row in page.rows]
-            assert places == sorted(places, reverse=True)
-            assert all(search.score_min <= row.score <= search.score_max for row in page.rows)
-            assert all(search.action in ("", row.action) and search.card_id in ("", row.card_id) for row in page.rows)
-            assert not search.payment_id or [row.payment_id for row in page.rows] == [search.payment_id]
-    every = [value for values in took_ms.values() for value in values]
-    return {"index_rows": float(rows)} | _quantiles({"search": every, **took_ms})
+                transaction.execute("ANALYZE")
+        return filled | pages_of_index(folder, database, count)
 
 
 # Decisions that are decided again
 
-_NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+_DECIDED_MS = int(small_world.history().event_time_ms[-1]) + 1000
 _SETTINGS = """\
 [mirror]
 path = "{folder}/mirror"
@@ -263,11 +349,11 @@ def _decided(config: Path, count: int) -> list[dict[str, Any]]:
     """Return decisions that a scorer made, in the form of their topic."""
     host = open_host(config)
     with closing(MirrorWriter(host.mirror)) as writer:
-        writer.apply(profiles(), {0: 1}, _NOW_MS)
+        writer.apply(profiles(), {0: 1}, _DECIDED_MS)
     scorer = scorer_of(host, "recomputed")
     for number, request in enumerate(requests_of(small_world.tables()[0].slice(0, count), id_prefix="p-")):
-        request.event_time_ms = _NOW_MS
-        scorer.score([request.SerializeToString()], _NOW_MS + number)
+        request.event_time_ms = _DECIDED_MS
+        scorer.score([request.SerializeToString()], _DECIDED_MS + number)
     scorer.scorer.close_mirror()
     reader = OutboxReader(host.outbox, "recomputed")
     position, entries = reader.oldest(), list[OutboxEntry]()
