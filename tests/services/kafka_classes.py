@@ -23,7 +23,8 @@ from tests.patience import PATIENCE_S
 from tests.services.fetch import KAFKA, ServiceMissing, fetched, kafka_dir, tool
 
 # Serial collection and only the first compiler: a small process that starts soon on a shared machine.
-SMALL_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+QUICK_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+SMALL_JVM = ("-Xmx512m", *QUICK_JVM, "-Djava.awt.headless=true")
 _FILE = "classes.jsa"
 _CLUSTER = "A" * 22
 _STARTED = b"Kafka Server started"

@@ -15,6 +15,7 @@ import pytest
 from paywarden.features.history.history import write_history
 from tests.patience import PATIENCE_S
 from tests.services.fetch import ServiceMissing, s3_dir, s3a_dir
+from tests.services.kafka_classes import QUICK_JVM
 from tests.services.product.processes import run_paywarden
 from tests.services.servers.s3 import put, read, running_s3
 from tests.worlds.small import small_world
@@ -37,6 +38,8 @@ spark.driver.host 127.0.0.1
 spark.driver.bindAddress 127.0.0.1
 spark.ui.enabled false
 spark.sql.shuffle.partitions 2
+spark.driver.extraJavaOptions {jvm}
+spark.executor.extraJavaOptions {jvm}
 """
 ROWS = 1000
 SCORED = ["payment_id", "score", "action"]
@@ -56,7 +59,8 @@ def test_a_bucket_becomes_a_report_on_a_cluster_of_two_workers(tmp_path: Path) -
     done = run_paywarden(*replay, "--data", str(history), "--out", str(local))
     assert done.returncode == 0, done.stderr
     with running_s3() as url:
-        (tmp_path / "spark-defaults.conf").write_text(DEFAULTS.format(jars=jars, url=url), encoding="utf-8")
+        defaults = DEFAULTS.format(jars=jars, url=url, jvm=" ".join(QUICK_JVM))
+        (tmp_path / "spark-defaults.conf").write_text(defaults, encoding="utf-8")
         put(f"{url}/lake")
         for number in range(3):
             part = io.BytesIO()

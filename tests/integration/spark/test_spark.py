@@ -39,6 +39,7 @@ from paywarden.schemas.settings import Source
 from tests.parity.features_worlds import catalogue_of
 from tests.parity.test_dataflow import QUICK, RULES, WINDOW, contestant, digests, one_pass, table_digest
 from tests.parity.test_two_hops import RING
+from tests.services.kafka_classes import QUICK_JVM
 from tests.services.product.processes import wait_until
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import LABEL_DELAY_DAYS
@@ -57,6 +58,8 @@ SETTINGS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.speculation": "true",
     "spark.task.maxFailures": "8",
+    "spark.driver.extraJavaOptions": " ".join(QUICK_JVM),
+    "spark.executor.extraJavaOptions": " ".join(QUICK_JVM),
 }
 
 
@@ -100,12 +103,12 @@ def computed(passage: Passage[Any]) -> tuple[bytes, dict[bytes, bytes]]:
     return b"".join(table["vector"].to_pylist()), found
 
 
-@pytest.mark.parametrize(("partitions", "adaptive"), [(1, False), (2, True), (64, False)])
+@pytest.mark.parametrize(("partitions", "adaptive"), [(2, True), (7, False)])
 def test_vectors_and_profiles_have_the_bits_of_one_process(
     session: Any, history: Path, tmp_path: Path, partitions: int, adaptive: bool
 ) -> None:
-    # Features two hops away, but for the many partitions, which take long.
-    features = small_world.engine() if partitions == 64 else FeatureEngine(catalogue_of(RING))
+    # Features two hops away have twice the stages, and each stage has as many tasks as there are partitions.
+    features = FeatureEngine(catalogue_of(RING)) if partitions == 2 else small_world.engine()
     session.conf.set("spark.sql.adaptive.enabled", str(adaptive).lower())
     with spark.SparkEngine(session, str(tmp_path), partitions=partitions) as engine:
         found = computed(opened(engine, history, features))

@@ -39,14 +39,6 @@ PRODUCTION_BROKER: Mapping[str, str] = {
     "num.io.threads": "8",
 }
 
-# For tests of compaction: pass as `settings`. The cleaner then looks at closed segments all the time.
-QUICK_COMPACTION: Mapping[str, str] = {
-    "log.cleaner.backoff.ms": "100",
-    "log.cleaner.min.cleanable.ratio": "0.01",
-    "log.cleaner.min.compaction.lag.ms": "0",
-    "log.cleaner.dedupe.buffer.size": "16777216",
-}
-
 # For tests that kill the broker: the old session must expire before the broker may register again.
 QUICK_RETURN: Mapping[str, str] = {"broker.session.timeout.ms": "3000"}
 
