@@ -35,8 +35,7 @@ from paywarden.scoring.grpc.calls import (
 )
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Http2Session
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import Connections, longer
-from paywarden.scoring.net.unread import unread_of
+from paywarden.scoring.net.connections import Connections, longer, unread_of
 from paywarden.scoring.requests.trace_context import packed_trace
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
@@ -142,7 +141,7 @@ class GrpcConnection(asyncio.Protocol):
             self.flush()
             if self.server.batcher.is_overloaded:
                 # The connection has waited to be accepted, and so have its first calls.
-                found = unread_of(transport.get_extra_info("socket"))
+                found = unread_of(transport)
                 if found.size and self.server.batcher.is_too_late(found.silent_s):
                     self._note_stale(found.size)
                     self.hold()
@@ -196,7 +195,7 @@ class GrpcConnection(asyncio.Protocol):
         """
         if self._over_since is not None or self._transport.is_closing():
             return None
-        found = unread_of(self._transport.get_extra_info("socket"))
+        found = unread_of(self._transport)
         waiting = len(self._unread) + found.size
         are_many = waiting > _ONE_CALL_BYTES
         waited_s = self.server.now_s() - self.read_at if are_many else found.silent_s

@@ -81,7 +81,6 @@ class GrpcServer:
             tls=tls,
             protocol=HTTP_2,
             linger_ms=settings.linger_ms,
-            is_too_late=self.batcher.is_too_late,
         )
         self.connections.acceptors.append(acceptor)
 

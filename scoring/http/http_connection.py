@@ -30,8 +30,7 @@ from paywarden.scoring.http.http_reader import HeldBytes, RequestReader
 from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.net.caller_names import name_of_certificate
-from paywarden.scoring.net.connections import Connections, longer
-from paywarden.scoring.net.unread import unread_of
+from paywarden.scoring.net.connections import Connections, longer, unread_of
 from paywarden.scoring.requests.json_form import JSON, render_error
 from paywarden.scoring.requests.trace_context import packed_trace
 
@@ -159,7 +158,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
         elif self._server.is_overloaded():
             # The connection has waited to be accepted, and so has its first call.
-            found = unread_of(transport.get_extra_info("socket"))
+            found = unread_of(transport)
             if found.size and self._server.is_too_late(found.silent_s):
                 self._arrived = time.perf_counter()
                 self.hold()
@@ -192,7 +191,7 @@ class HttpConnection(asyncio.Protocol):
         """Read again. If a call waits that comes too late, hold on as long as the overload lasts, or close."""
         if self._transport.is_closing():
             return None
-        found = unread_of(self._transport.get_extra_info("socket"))
+        found = unread_of(self._transport)
         waits = bool(self._unread or found.size)
         is_late = waits and self._server.is_too_late(found.silent_s)
         if is_late and not found.has_gone and self._server.is_overloaded() and (more_s := longer(held_s)):

@@ -124,7 +124,6 @@ class HttpServer:
             tls=tls,
             protocol=HTTP_1_1,
             linger_ms=settings.linger_ms,
-            is_too_late=self.is_too_late,
         )
         self.connections.acceptors.append(acceptor)
 
@@ -179,7 +178,7 @@ class HttpServer:
 
     def is_too_late(self, waited_s: float) -> bool:
         """Return whether a call that has waited unread for `waited_s` is too late."""
-        return self._batcher is not None and self._batcher.is_too_late(waited_s)
+        return self._batcher is None or self._batcher.is_too_late(waited_s)
 
     def count(self, call: HttpCall, now: float) -> None:
         """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""

@@ -17,11 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import math
 import random
+import socket
+import struct
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from paywarden.scoring.metrics.worker_metrics import ConnectionMetrics
 from paywarden.scoring.net.listeners import Acceptor
@@ -39,6 +44,9 @@ class Holdable(Protocol):
 
 _Connection = TypeVar("_Connection", bound=Holdable)
 
+# The beginning of Linux's struct tcp_info: tcpi_state, and tcpi_last_data_recv in milliseconds.
+_LAST_DATA_RECEIVED = struct.Struct("@B51xI")
+_ESTABLISHED = 1
 # How long a connection is held at first. Drawn evenly, so that held callers do not come back together.
 HOLD_S = 0.5, 1.0
 # A connection that would be held for longer than this is closed.
@@ -206,3 +214,27 @@ class Connections(Generic[_Connection]):
 def longer(held_s: float) -> float | None:
     """Return for how many seconds to hold a connection that was held for `held_s` seconds before; None to close it."""
     return 2 * held_s if 2 * held_s <= _HOLD_S_MAX else None
+
+
+class Unread(NamedTuple):
+    """The bytes that wait in the socket of a held connection."""
+
+    size: int
+    """Bytes."""
+    silent_s: float
+    """Seconds since the last of them came. Infinite where the system does not say it: Linux says it of TCP alone."""
+    has_gone: bool
+    """Whether the caller has ended its side. False where the system does not say it."""
+
+
+def unread_of(transport: asyncio.BaseTransport) -> Unread:
+    """Return what waits in a transport's socket; nothing for a socket that is no file."""
+    plain = transport.get_extra_info("socket")
+    if plain is None:
+        return Unread(0, math.inf, has_gone=False)
+    size: int = struct.unpack("@i", fcntl.ioctl(plain.fileno(), termios.FIONREAD, bytes(4)))[0]
+    if plain.family == socket.AF_UNIX or sys.platform != "linux":
+        return Unread(size, math.inf, has_gone=False)
+    info = plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
+    state, last_ms = _LAST_DATA_RECEIVED.unpack(info)
+    return Unread(size, last_ms / 1000, has_gone=state != _ESTABLISHED)

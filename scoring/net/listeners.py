@@ -14,13 +14,12 @@ from contextlib import suppress
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tls import Tls
-from paywarden.scoring.net.unread import unread_of
 
 _log = logging.getLogger(__name__)
 
-# Connections begun in one turn of the loop: payments of other callers come in between. To begin one costs as much as a
-# payment, and the callers of an overload open thousands. To close one whose caller has gone costs a tenth.
-_BEGUN_PER_TURN, _ACCEPTED_PER_TURN = 4, 64
+# Connections accepted in one turn of the loop: payments of other callers come in between. To accept one costs as much
+# as a payment, and the callers of an overload open thousands.
+_ACCEPTS_PER_TURN = 8
 # How long connections wait when one could not be accepted, or the front has refused one.
 _ACCEPT_PAUSE_S = 0.1
 _PENDING_PLAIN_MAX = 4096
@@ -71,16 +70,10 @@ class Acceptor:
         connect: Callable[[socket.socket], Coroutine[None, None, object]],
         *,
         pending_max: int,
-        is_too_late: Callable[[float], bool],
     ) -> None:
-        """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut.
-
-        `is_too_late` says whether a call that has waited unread for that many seconds is too late. If its caller has
-        gone, too, the connection is closed at once.
-        """
+        """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut."""
         self._loop = asyncio.get_running_loop()
         self._listener, self._connect, self._pending_max = listener, connect, pending_max
-        self._is_too_late = is_too_late
         # In order of their arrival. Both also keep the tasks from being collected.
         self._pending: dict[asyncio.Task[None], socket.socket] = {}
         self._cut: set[asyncio.Task[None]] = set()
@@ -113,9 +106,8 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        begun = 0
-        for _ in range(_ACCEPTED_PER_TURN):
-            if self._pause is not None or begun == _BEGUN_PER_TURN:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._pause is not None:
                 return
             try:
                 connection, _ = self._listener.accept()
@@ -126,11 +118,6 @@ class Acceptor:
             except OSError as error:
                 self._wait(error)
                 return
-            found = unread_of(connection)
-            if found.has_gone and self._is_too_late(found.silent_s):
-                connection.close()
-                continue
-            begun += 1
             self._begin(connection)
 
     def _begin(self, connection: socket.socket) -> None:
@@ -177,11 +164,10 @@ async def accept(
     tls: Tls | None,
     protocol: str,
     linger_ms: int,
-    is_too_late: Callable[[float], bool],
 ) -> Acceptor:
     """Serve the connections of a listening socket; with TLS if `tls` is given.
 
-    `protocol` is the one that TLS offers by ALPN. For `is_too_late` see Acceptor.
+    `protocol` is the one that TLS offers by ALPN.
     """
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
@@ -189,10 +175,7 @@ async def accept(
     if tls is None:
         # A plain connection takes one turn of the loop, so few are ever pending.
         return Acceptor(
-            listener,
-            lambda one: loop.connect_accepted_socket(factory, one),
-            pending_max=_PENDING_PLAIN_MAX,
-            is_too_late=is_too_late,
+            listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
         )
     return Acceptor(
         listener,
@@ -205,7 +188,6 @@ async def accept(
             ssl_shutdown_timeout=linger_ms / 1000,
         ),
         pending_max=tls.settings.handshakes_max,
-        is_too_late=is_too_late,
     )
 
 

@@ -19,7 +19,7 @@ from paywarden.scoring.grpc import grpc_connection as connection
 from paywarden.scoring.grpc.grpc_settings import GrpcSettings
 from paywarden.scoring.grpc.http2 import ENHANCE_YOUR_CALM, Http2Session
 from paywarden.scoring.grpc.messages import frame
-from paywarden.scoring.net import connections, unread
+from paywarden.scoring.net import connections
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.patience import PATIENCE_S
 from tests.services.clients.grpc_raw import (
@@ -689,8 +689,8 @@ def test_a_call_that_waited_too_long_to_be_accepted_is_reset_under_overload(
     monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool, waited_s: float
 ) -> None:
     """To score it helps nobody. Its caller asks again in the same connection."""
-    found = iter([unread.Unread(1, waited_s, has_gone=False)])
-    nothing = unread.Unread(0, 0.0, has_gone=False)
+    found = iter([connections.Unread(1, waited_s, has_gone=False)])
+    nothing = connections.Unread(0, 0.0, has_gone=False)
     monkeypatch.setattr(connection, "unread_of", lambda _: next(found, nothing))
     monkeypatch.setattr(connections, "HOLD_S", (0.1, 0.1))
     monkeypatch.setattr(connections, "_HOLD_S_MAX", 0.1)

@@ -19,7 +19,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batching import refusal_budget
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import http_connection as connection
-from paywarden.scoring.net import connections, unread
+from paywarden.scoring.net import connections
 from paywarden.scoring.net.tokens import Tokens
 from tests.worlds.endpoint.http_worker import BANK, NOW_MS, SHOP, Worker, answered, request, until
 from tests.worlds.endpoint.http_world import Reply, get, post
@@ -367,7 +367,7 @@ def test_a_call_that_comes_as_a_hold_ends_is_answered(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HOLD_S", (0.2, 0.2))
-    monkeypatch.setattr(connection, "unread_of", lambda _: unread.Unread(1, 0.001, has_gone=False))
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, 0.001, has_gone=False))
 
     async def steps(worker: Worker) -> None:
         caller = await worker.connect()
@@ -391,7 +391,7 @@ def test_a_connection_accepted_too_late_is_held_under_overload(
     is_held: bool,
 ) -> None:
     """Its first call has waited in the kernel's queue, and to score it helps nobody."""
-    monkeypatch.setattr(connection, "unread_of", lambda _: unread.Unread(1, waited_s, has_gone=False))
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(1, waited_s, has_gone=False))
     monkeypatch.setattr(connections, "_LOOK_S", 60.0)
 
     async def steps(worker: Worker) -> None:
@@ -410,7 +410,7 @@ def test_a_connection_accepted_too_late_is_held_under_overload(
 def test_nothing_of_a_held_connection_is_read_however_it_came(
     in_worker: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "unread_of", lambda _: unread.Unread(0, 0.001, has_gone=False))
+    monkeypatch.setattr(connection, "unread_of", lambda _: connections.Unread(0, 0.001, has_gone=False))
     monkeypatch.setattr(connections, "_LOOK_S", 60.0)
 
     async def steps(worker: Worker) -> None:

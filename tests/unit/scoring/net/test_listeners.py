@@ -89,11 +89,6 @@ class FailingListener(socket.socket):
         return super().accept()
 
 
-def never(waited_s: float) -> bool:  # noqa: ARG001
-    """No call is too late."""
-    return False
-
-
 class Echo(asyncio.Protocol):
     """Sends back what it gets."""
 
@@ -109,7 +104,7 @@ def test_a_listener_goes_on_after_it_could_not_accept(caplog: pytest.LogCaptureF
 
     async def echoed() -> bytes:
         listener = FailingListener.opened(failures=2)
-        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1, is_too_late=never)
+        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"late, but served")
         answer = await reader.readexactly(16)
@@ -132,7 +127,7 @@ def test_a_connection_that_cannot_be_accepted_does_not_spin_the_loop(monkeypatch
 
     async def accepts_after_many_turns() -> int:
         listener = FailingListener.opened(failures=1000)
-        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1, is_too_late=never)
+        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
         _, writer = await asyncio.open_connection(*listener.getsockname())
         while not listener.accepts:
             await asyncio.sleep(0)
@@ -144,35 +139,6 @@ def test_a_connection_that_cannot_be_accepted_does_not_spin_the_loop(monkeypatch
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(accepts_after_many_turns()) == 1
-
-
-@pytest.mark.parametrize(
-    ("has_gone", "is_too_late", "is_answered"), [(True, True, False), (True, False, True), (False, True, True)]
-)
-def test_a_late_connection_whose_caller_has_gone_is_closed_unread(
-    *, has_gone: bool, is_too_late: bool, is_answered: bool
-) -> None:
-    """Under overload most callers that wait to be accepted give up, and to make their connections costs a payment."""
-
-    async def answer() -> bytes:
-        listener = FailingListener.opened(failures=0)
-        listener.listen(8)
-        with socket.create_connection(listener.getsockname(), timeout=WAIT_SECONDS) as caller:
-            caller.sendall(b"a call")
-            if has_gone:
-                caller.shutdown(socket.SHUT_WR)
-            acceptor = await accept(
-                Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1, is_too_late=lambda _: is_too_late
-            )
-            try:
-                return await asyncio.to_thread(caller.recv, 6)
-            except ConnectionResetError:
-                return b""
-            finally:
-                acceptor.close()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(answer()) == (b"a call" if is_answered else b"")
 
 
 def test_of_too_many_handshakes_the_oldest_is_cut_and_a_newcomer_is_served(tmp_path: Path) -> None:
