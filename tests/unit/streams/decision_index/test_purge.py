@@ -21,8 +21,8 @@ from tests.unit.streams.decision_index.test_erasure import erased, take
 from tests.unit.streams.decision_index.test_index import made
 
 CARDS, PAYMENTS = 1_500, 3_000
-# An erasure takes some 30 ms: one test forgets more cards than a batch has, the others a few.
-MANY, FEW = 200, 20
+# An erasure takes some 30 ms: one test forgets a thousand cards, the others a few.
+MANY, FEW = 1_000, 20
 UNTIL_MS = made(PAYMENTS)["decided_time_ms"]
 MARKS = (b"card-number-0", b"payment-id-0", b"device-of-0")
 """How ids of cards to be forgotten, of their payments and devices begin. Other cards have a 1."""
@@ -71,7 +71,7 @@ def on_disk(folder: Path) -> bytes:
     return b"\0".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
-def test_no_byte_of_hundreds_of_forgotten_cards_is_in_the_file(tmp_path: Path) -> None:
+def test_no_byte_of_a_thousand_forgotten_cards_is_in_the_file(tmp_path: Path) -> None:
     with closing(DuckDbDatabase(tmp_path / "index.duckdb")) as database:
         bodies, index = fill(database, MANY)
         gone = {body for payment, body in bodies.items() if payment.startswith("payment-id-0")}
