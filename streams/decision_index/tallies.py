@@ -28,6 +28,8 @@ SEGMENTS = ("merchant_id", "country", "currency", "channel")
 DAY_MS = 86_400_000
 SUMS = ("payments", "declined", "taken_minor", "frauds", "lost_minor", "declined_known", "declined_genuine")
 """The columns with counts: see PeriodCounts."""
+WORTH_MINOR_MAX = 10**12
+"""A payment counts with at most this money: whatever the topic says, the sums of a day fit into 64 bits."""
 _KEY = ("begin_ms", *SEGMENTS)
 _COUNT = f"""
     SELECT p.begin_ms, {", ".join(f"p.{name}" for name in SEGMENTS)}, count(*), sum(p.declined),
@@ -37,7 +39,8 @@ _COUNT = f"""
         count(CASE WHEN p.declined = 1 AND o.label = 'genuine' THEN 1 END)
     FROM (
         SELECT payment_hash, begin_ms, {", ".join(f"min({name}) AS {name}" for name in SEGMENTS)},
-            coalesce(max(worth_minor), 0) AS worth, CASE WHEN min(action) < 2 THEN 0 ELSE 1 END AS declined
+            greatest(least(coalesce(max(worth_minor), 0), {WORTH_MINOR_MAX}), 0) AS worth,
+            CASE WHEN min(action) < 2 THEN 0 ELSE 1 END AS declined
         FROM ({{decisions}}) AS d GROUP BY payment_hash, begin_ms
     ) AS p LEFT JOIN (
         SELECT payment_hash, label,
