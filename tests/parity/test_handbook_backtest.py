@@ -39,9 +39,6 @@ from tests.services.missing_tools import HANDBOOK
 PROJECT = CHECKOUT
 REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
 TOLERANCE = 0.005
-# No forests on the four folds of the prequential protocol, which take a minute of a core: the single split's show that
-# forests come out as published, and the quick models that the four folds do.
-ROWS = [("single", "lr"), ("single", "rf"), ("single", "dt"), ("prequential", "lr"), ("prequential", "dt")]
 WINDOWS_DAYS = (1, 7, 30)
 HOUR_MS = 3_600_000
 NIGHT_ENDS_MS = 7 * HOUR_MS
@@ -49,7 +46,7 @@ DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
 
 pytestmark = [
     pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason),
-    # A forest takes 15 s of a free core. Busy machines need more.
+    # A forest on one fold takes 15 s of a free core. Busy machines need more.
     pytest.mark.timeout(1800),
 ]
 
@@ -183,10 +180,10 @@ def with_the_books_parameters(
 
 
 @cache
-def forests() -> tuple[Summary, Summary]:
-    """Grow the single split's forest on the book's own inputs; measure it on these and on the engine's inputs.
+def forests(protocol_name: str) -> tuple[Summary, Summary]:
+    """Grow forests once on the book's own inputs; measure them on these and on the engine's inputs.
 
-    A forest of a hundred trees takes about ten seconds of a core, more than all other work here.
+    A forest of a hundred trees on one fold takes about ten seconds of a core, more than all other work here.
     """
     by_engine: list[HandbookMetrics] = []
 
@@ -204,7 +201,7 @@ def forests() -> tuple[Summary, Summary]:
 
         return measured
 
-    exact = with_the_books_parameters(exact_rows(), "single", "rf", prepare)
+    exact = with_the_books_parameters(exact_rows(), protocol_name, "rf", prepare)
     return exact, Summary(tuple(by_engine))
 
 
@@ -219,9 +216,10 @@ def test_the_handbooks_history_is_accepted() -> None:
         require_handbook(history(), protocol)
 
 
-@pytest.mark.parametrize(("protocol", "model"), ROWS)
+@pytest.mark.parametrize("model", ["lr", "rf", "dt"])
+@pytest.mark.parametrize("protocol", ["single", "prequential"])
 def test_the_published_row_comes_out_of_the_books_own_inputs(protocol: str, model: str) -> None:
-    measured = forests()[0] if model == "rf" else with_the_books_parameters(exact_rows(), protocol, model)
+    measured = forests(protocol)[0] if model == "rf" else with_the_books_parameters(exact_rows(), protocol, model)
     assert_close(measured.mean, PUBLISHED[protocol][model].test, TOLERANCE)
 
 
@@ -232,10 +230,11 @@ def test_the_published_row_comes_out_of_the_books_inputs_by_our_engine(protocol:
     assert_close(measured.mean, PUBLISHED[protocol][model].test, TOLERANCE)
 
 
-def test_the_books_forests_score_our_engines_inputs_as_published() -> None:
-    measured = forests()[1]
-    assert len(measured.folds) == len(PROTOCOLS["single"].test)
-    assert_close(measured.mean, PUBLISHED["single"]["rf"].test, TOLERANCE)
+@pytest.mark.parametrize("protocol", ["single", "prequential"])
+def test_the_books_forests_score_our_engines_inputs_as_published(protocol: str) -> None:
+    measured = forests(protocol)[1]
+    assert len(measured.folds) == len(PROTOCOLS[protocol].test)
+    assert_close(measured.mean, PUBLISHED[protocol]["rf"].test, TOLERANCE)
 
 
 def test_the_books_validation_chooses_what_the_book_chose() -> None:
