@@ -78,7 +78,7 @@ def main() -> None:
         ("--alerts", {"type": int, "default": 10_000, "help": "of the inbox; 0: no pages of it"}),
         ("--requests", {"type": int, "default": 400, "help": "for each kind of page"}),
         ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no pages of it"}),
-        ("--searches", {"type": int, "default": 420, "help": "pages of the index, at least one of each of 14 kinds in turn"}),
+        ("--searches", {"type": int, "default": 420, "help": "pages of the index, of 14 kinds in turn: at least 14"}),
         ("--postgres", {"action": "store_true", "help": "the index in PostgreSQL"}),
         ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
     )
