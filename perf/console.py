@@ -7,9 +7,9 @@ of changes, which every open inbox asks for each second. Also how long the datab
 Stubbed: the topics, which are lists in memory, and the socket. Used for: pages p99 under 300 ms. The run checks that a
 page has the alerts that it should.
 
-Then pages over an index of `--rows` made decisions of a year, 10,000 of them in the review queue: searches, the queue,
-the page of a payment with its linked picture, charts and CSV, in a file or with `--postgres` in a server of its own.
-The decisions go straight into the tables, without the records that a payment's page decodes.
+Then pages over an index of `--rows` made decisions of a year, at most 10,000 of them in the review queue: searches, the
+queue, the page of a payment with its linked picture, charts and CSV, in a file or with `--postgres` in a server of its
+own. The decisions go straight into the tables, without the records that a payment's page decodes.
 
 And `--decisions` payments that the real scorer decides, with rules, a segment and reasons, kept in the index and
 decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be 1, counts those with the same
@@ -78,7 +78,10 @@ def main() -> None:
         ("--alerts", {"type": int, "default": 10_000, "help": "of the inbox; 0: no pages of it"}),
         ("--requests", {"type": int, "default": 400, "help": "for each kind of page"}),
         ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no pages of it"}),
-        ("--searches", {"type": int, "default": 420, "help": "pages of the index, of 14 kinds in turn: at least 14"}),
+        (
+            "--searches",
+            {"type": int, "default": 420, "help": "pages of the index: 14 kinds in turn, each at least once"},
+        ),
         ("--postgres", {"action": "store_true", "help": "the index in PostgreSQL"}),
         ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
     )
@@ -258,7 +261,7 @@ def pages_of_index(folder: Path, database: Database, count: int) -> dict[str, fl
         "csv_queue": lambda: client.get("/review/csv"),
     }
     took_ms: dict[str, list[float]] = {name: [] for name in kinds}
-    for number in range(count):
+    for number in range(max(count, len(kinds))):
         name = list(kinds)[number % len(kinds)]
         began = time.perf_counter()
         answer = kinds[name]()
