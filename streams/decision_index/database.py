@@ -34,7 +34,7 @@ from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_parent, require_not_planted, take_from_others
-from paywarden.streams.decision_index.search import Place
+from paywarden.streams.decision_index.search import Place, listed
 from paywarden.streams.decision_index.silence import SilenceWatch, Silent
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 Rows = list[tuple[Any, ...]]
 # DuckDB looks up decisions together that are at most this far apart: as a rule they are in one group of rows.
 _NEAR_MS = 3_600_000
-# So many groups take about as long as all of them in one pass.
+# To look up this many groups one by one takes about as long as one pass over all decisions.
 _GROUPS_MAX = 256
 # A search reads one or two groups of rows of each run of sorted keys.
 _RUNS_MAX = 32
@@ -345,7 +345,7 @@ class DuckDbDatabase:
 
     def places_of(self, payment_hashes: Iterable[int], span: tuple[int, int] | None = None) -> str:
         """See Database. Within a time, the decisions themselves are nearer together than their keys."""
-        hashes = ", ".join(map(str, payment_hashes))
+        hashes = listed(payment_hashes)
         if span is None:
             return f"SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash IN ({hashes})"
         return (
@@ -637,7 +637,7 @@ class PostgresDatabase:
 
     def places_of(self, payment_hashes: Iterable[int], span: tuple[int, int] | None = None) -> str:
         """See Database."""
-        hashes = ", ".join(map(str, payment_hashes))
+        hashes = listed(payment_hashes)
         within = "" if span is None else f" AND decided_time_ms >= {span[0]} AND decided_time_ms < {span[1]}"
         return f"SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash IN ({hashes}){within}"
 

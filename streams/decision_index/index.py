@@ -38,7 +38,7 @@ from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass
 from paywarden.streams.decision_index.ledger import forget_merchant
 from paywarden.streams.decision_index.outcome_counts import PeriodCounts, period_counts
 from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
-from paywarden.streams.decision_index.rows import COLUMNS, fields_of, listed, newest_outcomes, row_of
+from paywarden.streams.decision_index.rows import COLUMNS, fields_of, newest_outcomes, row_of
 from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch, rule_weeks
 from paywarden.streams.decision_index.search import (
     ACTIONS,
@@ -52,6 +52,7 @@ from paywarden.streams.decision_index.search import (
     distinct,
     is_finite_score,
     key_hash,
+    listed,
 )
 from paywarden.streams.decision_index.tallies import DAY_MS, tallied
 

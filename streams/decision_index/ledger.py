@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.rows import COUNTED_WORTH, outcomes_sql
 from paywarden.streams.decision_index.search import key_hash
 
 DAYS = 130
@@ -30,13 +31,7 @@ _COLUMNS = (
     *("payments", "amount_minor", "approved", "approved_minor", "frauds", "fraud_minor", "disputes"),
     *("enumerated", "enumerated_minor"),
 )
-NEWEST_OUTCOMES = """
-    SELECT payment_hash, label,
-        row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place,
-        max(CASE WHEN source = 'chargeback' THEN 1 ELSE 0 END) OVER (PARTITION BY payment_hash) AS disputed
-    FROM outcomes WHERE payment_hash IN (
-        SELECT payment_hash FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ?)"""
-"""The outcomes of the payments of a time, as SQL. The newest of each payment has the place 1."""
+_PAYMENTS = "SELECT payment_hash FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ?"
 _COUNT = f"""
     INSERT INTO merchant_days (day, merchant_id, {", ".join(_COLUMNS)})
     SELECT ?, p.merchant_id, count(*), sum(p.worth), sum(p.approved), sum(p.approved * p.worth),
@@ -45,11 +40,11 @@ _COUNT = f"""
         sum(CASE WHEN e.payment_hash IS NULL THEN 0 ELSE 1 END),
         sum(CASE WHEN e.payment_hash IS NULL THEN 0 ELSE p.worth END)
     FROM (
-        SELECT payment_hash, min(merchant_id) AS merchant_id, coalesce(max(worth_minor), 0) AS worth,
+        SELECT payment_hash, min(merchant_id) AS merchant_id, {COUNTED_WORTH} AS worth,
             CASE WHEN min(action) < 2 THEN 1 ELSE 0 END AS approved
         FROM decisions WHERE decided_time_ms >= ? AND decided_time_ms < ? GROUP BY payment_hash
     ) AS p
-    LEFT JOIN ({NEWEST_OUTCOMES}) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
+    LEFT JOIN ({outcomes_sql(_PAYMENTS)}) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
     LEFT JOIN (
         SELECT DISTINCT payment_hash FROM episode_payments WHERE decided_time_ms >= ? AND decided_time_ms < ?
     ) AS e ON e.payment_hash = p.payment_hash

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paywarden.streams.decision_index.database import Transaction
-from paywarden.streams.decision_index.rows import listed
-from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Place, Search
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Place, Search, listed
 
 # If a card is looked for together with something else, more decisions than this are joined in the database.
 _FEW_MAX = 1_000

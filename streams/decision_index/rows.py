@@ -8,18 +8,16 @@ from typing import Any
 
 from paywarden.streams.decision_index.database import Rows, Transaction
 from paywarden.streams.decision_index.erasure import FIELDS
-from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, Place
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, Place, listed
 
 COLUMNS = (
     "decided_time_ms", "payment_hash", "decision_id", "payment_id", "event_time_ms", "card_id", "merchant_id",
     "device_id", "ip", "amount_minor", "currency", "worth_minor", "country", "channel", "score", "action", "reasons",
     "flags", "model_version",
 )  # fmt: skip
-
-
-def listed(numbers: Iterable[int]) -> str:
-    """Returns numbers as SQL lists them."""
-    return ", ".join(map(str, sorted(numbers)))
+_WORTH_MINOR_MAX = 10**12
+COUNTED_WORTH = f"greatest(least(coalesce(max(worth_minor), 0), {_WORTH_MINOR_MAX}), -{_WORTH_MINOR_MAX})"
+"""The money of one payment's decisions, as counts of a day add it up: bounded, so that the sums fit into 64 bits."""
 
 
 def fields_of(row: FoundRow) -> dict[str, Any]:
@@ -34,11 +32,22 @@ def newest_outcomes(transaction: Transaction, payment_hashes: Iterable[int]) -> 
     if not hashes:
         return {}
     rows: Rows = transaction.execute(
-        "SELECT payment_hash, label, outcome_time_ms, source FROM outcomes WHERE payment_hash IN "
-        f"({', '.join(map(str, hashes))})"
+        f"SELECT payment_hash, label, outcome_time_ms, source FROM outcomes WHERE payment_hash IN ({listed(hashes)})"
     )
     newest = sorted(rows, key=lambda row: (row[2], row[1]))
     return {row[0]: Known(row[1], row[2], row[3]) for row in newest}
+
+
+def outcomes_sql(payments: str) -> str:
+    """Returns the query of the outcomes of some payments. The newest of each payment has the place 1.
+
+    `payments` are the payments' hashes, as SQL.
+    """
+    return f"""
+        SELECT payment_hash, label,
+            row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place,
+            max(CASE WHEN source = 'chargeback' THEN 1 ELSE 0 END) OVER (PARTITION BY payment_hash) AS disputed
+        FROM outcomes WHERE payment_hash IN ({payments})"""
 
 
 def row_of(row: tuple[Any, ...], known: Known | None) -> FoundRow:

@@ -38,6 +38,11 @@ _HALF = 1 << 63
 _TIME_MAX_MS = 1 << 53
 
 
+def listed(numbers: Iterable[int]) -> str:
+    """Returns numbers as SQL lists them."""
+    return ", ".join(map(str, sorted(numbers)))
+
+
 def key_hash(kind: str, value: str) -> int:
     """Returns the hash of a key, a signed number of 64 bits."""
     return xxhash.xxh3_64_intdigest(f"{kind}\0{value}".encode(errors="surrogatepass")) - _HALF

@@ -20,16 +20,14 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from paywarden.streams.decision_index.database import Database, Transaction
-from paywarden.streams.decision_index.rows import listed
-from paywarden.streams.decision_index.search import Place
+from paywarden.streams.decision_index.rows import COUNTED_WORTH, outcomes_sql
+from paywarden.streams.decision_index.search import Place, listed
 
 SEGMENTS = ("merchant_id", "country", "currency", "channel")
 """The columns of decisions by which the counts may be narrowed."""
 DAY_MS = 86_400_000
 SUMS = ("payments", "declined", "taken_minor", "frauds", "lost_minor", "declined_known", "declined_genuine")
 """The columns with counts: see PeriodCounts."""
-WORTH_MINOR_MAX = 10**12
-"""A payment counts with at most this money: whatever the topic says, the sums of a day fit into 64 bits."""
 _KEY = ("begin_ms", *SEGMENTS)
 _COUNT = f"""
     SELECT p.begin_ms, {", ".join(f"p.{name}" for name in SEGMENTS)}, count(*), sum(p.declined),
@@ -39,14 +37,10 @@ _COUNT = f"""
         count(CASE WHEN p.declined = 1 AND o.label = 'genuine' THEN 1 END)
     FROM (
         SELECT payment_hash, begin_ms, {", ".join(f"min({name}) AS {name}" for name in SEGMENTS)},
-            greatest(least(coalesce(max(worth_minor), 0), {WORTH_MINOR_MAX}), 0) AS worth,
+            {COUNTED_WORTH} AS worth,
             CASE WHEN min(action) < 2 THEN 0 ELSE 1 END AS declined
         FROM ({{decisions}}) AS d GROUP BY payment_hash, begin_ms
-    ) AS p LEFT JOIN (
-        SELECT payment_hash, label,
-            row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place
-        FROM outcomes WHERE payment_hash IN ({{payments}})
-    ) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
+    ) AS p LEFT JOIN ({outcomes_sql("{payments}")}) AS o ON o.payment_hash = p.payment_hash AND o.place = 1
     GROUP BY p.begin_ms, {", ".join(f"p.{name}" for name in SEGMENTS)}"""
 _DECISIONS = (
     f"SELECT payment_hash, decided_time_ms - decided_time_ms % {DAY_MS} AS begin_ms, {', '.join(SEGMENTS)}, "

@@ -35,7 +35,9 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.database = DuckDbDatabase(folder / "index.duckdb")
         features = EpisodeFeatures.of(Catalogue((MERCHANT, DEVICE), FEATURES), "digest")
-        index = DecisionIndex(self.database, worth=lambda minor, _currency, _time: minor, features=features)
+        self.index = index = DecisionIndex(
+            self.database, worth=lambda minor, _currency, _time: minor, features=features
+        )
         queue = ReviewQueue(self.database, ReviewRules())
         decisions = [
             self.decided(1, 1.5, 0.0),
@@ -71,6 +73,15 @@ def world(tmp_path: Path) -> Iterator[World]:
     made_world = World(tmp_path)
     yield made_world
     made_world.database.close()
+
+
+def test_impossible_amounts_do_not_end_the_ledger(world: World) -> None:
+    """The sum of a day did not fit into its column, so no later step counted anything."""
+    with world.database.transaction() as transaction:
+        huge = [world.decided(number, 0.0, 0.0, amount_minor=2**62) for number in (4, 5)]
+        world.index.add_decisions(transaction, [Stored(each, b"") for each in huge])
+    MerchantLedger(world.database, now_ms=lambda: NOW_MS).step()
+    assert "m1" in world.get("demo-analyst", "/merchants")
 
 
 def test_the_ledger_shows_ratios_of_the_newest_month(world: World) -> None:
