@@ -127,6 +127,7 @@ class ScoreCall(Call):
 
     __slots__ = ("_encoding", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
 
+    refusal_s = 90e-6
     connection: CallLink
     form = PROTOBUF
 

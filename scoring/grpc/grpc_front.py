@@ -30,6 +30,9 @@ from paywarden.scoring.net.connections import Connections
 from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_2, Tls
 
+# The seconds of a worker that a connection costs from its beginning to its end (refusal_budget.py).
+_CONNECTION_S = 200e-6
+
 
 class GrpcServer:
     """Serves one worker's listeners.
@@ -77,6 +80,7 @@ class GrpcServer:
         acceptor = await accept(
             lambda: GrpcConnection(self),
             listener,
+            may_go_on=lambda: self.batcher.has_time_for_connection(_CONNECTION_S),
             backlog=settings.backlog,
             tls=tls,
             protocol=HTTP_2,

@@ -40,6 +40,8 @@ class HttpCall(Call):
 
     __slots__ = ("body", "content_type", "head", "headers", "status")
 
+    refusal_s = 25e-6
+
     def __init__(
         self,
         connection: Flushable,

@@ -40,6 +40,8 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
 
 _JSON = JSON.content_type
+# The seconds of a worker that a connection costs from its beginning to its end (refusal_budget.py).
+_CONNECTION_S = 100e-6
 # Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
 # payments.
 _SCRAPES_PER_SECOND_MAX = 50
@@ -120,6 +122,7 @@ class HttpServer:
         acceptor = await accept(
             lambda: HttpConnection(self),
             listener,
+            may_go_on=self._has_time,
             backlog=settings.backlog,
             tls=tls,
             protocol=HTTP_1_1,
@@ -175,6 +178,9 @@ class HttpServer:
     def is_overloaded(self) -> bool:
         """Return whether more is asked than can be answered."""
         return self._batcher is not None and self._batcher.is_overloaded
+
+    def _has_time(self) -> bool:
+        return self._batcher is None or self._batcher.has_time_for_connection(_CONNECTION_S)
 
     def is_too_late(self, waited_s: float) -> bool:
         """Return whether a call that has waited unread for `waited_s` is too late."""

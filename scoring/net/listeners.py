@@ -17,11 +17,12 @@ from paywarden.scoring.net.tls import Tls
 
 _log = logging.getLogger(__name__)
 
-# Connections accepted in one turn of the loop: payments of other callers come in between. To accept one costs as much
-# as a payment, and the callers of an overload open thousands.
+# Connections accepted in one turn of the loop: payments of other callers come in between.
 _ACCEPTS_PER_TURN = 8
 # How long connections wait when one could not be accepted, or the front has refused one.
 _ACCEPT_PAUSE_S = 0.1
+# How long they wait when an overloaded worker has no time for further ones.
+_PACE_S = 0.01
 _PENDING_PLAIN_MAX = 4096
 
 
@@ -69,11 +70,16 @@ class Acceptor:
         listener: socket.socket,
         connect: Callable[[socket.socket], Coroutine[None, None, object]],
         *,
+        may_go_on: Callable[[], bool],
         pending_max: int,
     ) -> None:
-        """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut."""
+        """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut.
+
+        `may_go_on` is asked after each connection. If there is no time for more, they wait in the kernel's queue.
+        """
         self._loop = asyncio.get_running_loop()
         self._listener, self._connect, self._pending_max = listener, connect, pending_max
+        self._may_go_on = may_go_on
         # In order of their arrival. Both also keep the tasks from being collected.
         self._pending: dict[asyncio.Task[None], socket.socket] = {}
         self._cut: set[asyncio.Task[None]] = set()
@@ -86,11 +92,11 @@ class Acceptor:
         """Whether a connection was accepted that is not made yet: its TLS handshake goes on."""
         return bool(self._pending)
 
-    def rest(self) -> None:
+    def rest(self, pause_s: float = _ACCEPT_PAUSE_S) -> None:
         """Accept nothing for a moment, since the front has no room. To refuse connections costs more than calls."""
         if self._pause is None and self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
-            self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
+            self._pause = self._loop.call_later(pause_s, self._listen)
 
     def close(self) -> None:
         """Accept nothing more. Connections that were accepted go on."""
@@ -119,6 +125,8 @@ class Acceptor:
                 self._wait(error)
                 return
             self._begin(connection)
+            if not self._may_go_on():
+                self.rest(_PACE_S)
 
     def _begin(self, connection: socket.socket) -> None:
         self._trouble = ""
@@ -160,6 +168,7 @@ async def accept(
     factory: Callable[[], asyncio.Protocol],
     listener: socket.socket,
     *,
+    may_go_on: Callable[[], bool],
     backlog: int,
     tls: Tls | None,
     protocol: str,
@@ -167,7 +176,7 @@ async def accept(
 ) -> Acceptor:
     """Serve the connections of a listening socket; with TLS if `tls` is given.
 
-    `protocol` is the one that TLS offers by ALPN.
+    `protocol` is the one that TLS offers by ALPN. For `may_go_on` see Acceptor.
     """
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
@@ -175,7 +184,10 @@ async def accept(
     if tls is None:
         # A plain connection takes one turn of the loop, so few are ever pending.
         return Acceptor(
-            listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
+            listener,
+            lambda one: loop.connect_accepted_socket(factory, one),
+            may_go_on=may_go_on,
+            pending_max=_PENDING_PLAIN_MAX,
         )
     return Acceptor(
         listener,
@@ -187,6 +199,7 @@ async def accept(
             # A caller who never ends TLS properly must not keep a closed connection.
             ssl_shutdown_timeout=linger_ms / 1000,
         ),
+        may_go_on=may_go_on,
         pending_max=tls.settings.handshakes_max,
     )
 

@@ -30,7 +30,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import internal
@@ -153,6 +153,8 @@ class Call(ABC):
 
     __slots__ = ("arrived", "caller", "cancelled", "connection", "deadline", "form", "is_batch", "payload", "trace")
 
+    # The seconds of a worker that reading a call and refusing it costs; each front's own constant.
+    refusal_s: ClassVar[float]
     payload: bytes
     caller: bytes
     form: Format
@@ -247,8 +249,6 @@ class MicroBatcher:
         self._rates = CallerRates(settings.caller_payments_per_second)
         self._has_rates = settings.caller_payments_per_second > 0
         self._budget = RefusalBudget(now_s())
-        # Calls that were admitted or refused since the last chunk.
-        self._submitted = 0
         # When a call came from another caller than the one before it.
         self._changed_at = float("-inf")
         # The caller of the last call, and its queue.
@@ -278,6 +278,10 @@ class MicroBatcher:
         """Whether a call that waited unread for `waited_s` is too late: under overload, longer than calls may wait."""
         return waited_s > (self._limit.wait_s_max if self._limit.stands else self.settings.deadline_ms / 1000)
 
+    def has_time_for_connection(self, cost_s: float) -> bool:
+        """Take the cost of a connection that was accepted. Returns whether the worker has time for another one."""
+        return not self._limit.stands or self._budget.spend(self._now_s(), cost_s)
+
     @property
     def queued_payments(self) -> int:
         """The number of payments in the queue. For batches it is an estimate."""
@@ -288,7 +292,6 @@ class MicroBatcher:
         weight = self._weight_of_batch(call) if call.is_batch else len(call.payload) // _PAYMENT_BYTES + 1
         if call.caller != self._last_caller:
             self._change_caller(call)
-        self._submitted += 1
         queue, turn = self._last_queue, self._turn
         ahead, payments_max = queue.payments, self._payments_max
         # Nearly always there is one caller, or only one who waits.
@@ -338,7 +341,7 @@ class MicroBatcher:
     def _refuse_more(self, call: Call, refusal: Refusal) -> None:
         """Refuse a call because its caller has sent too much already."""
         call.refuse(refusal)
-        if not self._budget.spend(call.arrived):
+        if not self._budget.spend(call.arrived, call.refusal_s):
             call.connection.hold()
 
     def _note_begun(self) -> None:
@@ -355,9 +358,6 @@ class MicroBatcher:
         self._scheduled = False
         began = self._now_s()
         self._stages.begin(began)
-        if self._busy_since is not None:
-            self._budget.note_turn(self._submitted, began - self._busy_since)
-        self._submitted = 0
         chunk = self._take(began)
         if chunk.calls:
             self._give(chunk.calls, chunk.counts, self._results(chunk.asked))

@@ -297,7 +297,7 @@ def test_beyond_the_budget_of_refusals_a_connection_is_held(
     async def steps(worker: Worker) -> None:
         callers = [await worker.connect() for _ in range(6)]
         budget = worker.batcher._budget
-        budget._left_s, budget._cost_s = 0.01, 0.004
+        budget._left_s = 2.5 * connection.HttpCall.refusal_s
         for number, caller in enumerate(callers):
             caller.connection.data_received(request(0, f"p-{number}"))
         assert [(await caller.reply()).status for caller in callers] == [200] * 2 + [429] * 4

@@ -13,6 +13,8 @@ import pytest
 import uvloop
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.batching import refusal_budget
+from paywarden.scoring.http import http_front
 from paywarden.scoring.net import listeners
 from paywarden.scoring.net.listeners import accept, open_listener, reserve_port
 from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
@@ -68,6 +70,27 @@ def test_a_host_that_does_not_exist_is_one_clear_error() -> None:
 # Accepting
 
 
+def test_an_overloaded_worker_leaves_connections_in_the_kernels_queue_until_it_has_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Impatient callers opened new connections faster than a worker could score."""
+    monkeypatch.setattr(refusal_budget, "REFUSING_SHARE", 0.0)
+    monkeypatch.setattr(listeners, "_PACE_S", 3.0)
+    with serving() as served:
+        batcher = served.server._batcher
+        assert batcher is not None
+        batcher._limit.stands, batcher._budget._left_s = True, 3.5 * http_front._CONNECTION_S
+        with contextlib.ExitStack() as clients:
+            asked = [clients.enter_context(served.connected()) for _ in range(6)]
+            for client in asked:
+                client.send(get("/livez"))
+            # The fourth has spent the last of the budget.
+            assert [client.reply().status for client in asked[:4]] == [200] * 4
+            assert served.server.connections.count == 4
+            batcher._limit.stands = False
+            assert [client.reply().status for client in asked[4:]] == [200] * 2
+
+
 class FailingListener(socket.socket):
     """A listening socket whose `accept` fails as often as a test says."""
 
@@ -104,7 +127,9 @@ def test_a_listener_goes_on_after_it_could_not_accept(caplog: pytest.LogCaptureF
 
     async def echoed() -> bytes:
         listener = FailingListener.opened(failures=2)
-        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
+        acceptor = await accept(
+            Echo, listener, may_go_on=lambda: True, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1
+        )
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"late, but served")
         answer = await reader.readexactly(16)
@@ -127,7 +152,9 @@ def test_a_connection_that_cannot_be_accepted_does_not_spin_the_loop(monkeypatch
 
     async def accepts_after_many_turns() -> int:
         listener = FailingListener.opened(failures=1000)
-        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
+        acceptor = await accept(
+            Echo, listener, may_go_on=lambda: True, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1
+        )
         _, writer = await asyncio.open_connection(*listener.getsockname())
         while not listener.accepts:
             await asyncio.sleep(0)

@@ -83,6 +83,8 @@ class Connection:
 
 
 class AskedCall(Call):
+    refusal_s = 10e-6
+
     def __init__(
         self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool, caller: bytes = b""
     ) -> None:
