@@ -62,6 +62,11 @@ _LOWEST_HASH = -(1 << 63)
 # Decisions whose outcomes are looked up for an entity: a busy merchant has millions.
 SHARED_DECISIONS_MAX = 10_000
 _ERASED_AT_ONCE = 500
+# The newest places of a key. A decision that came twice has two: DISTINCT would read all decisions of a busy merchant.
+_NEWEST_PLACES = (
+    "SELECT decided_time_ms, payment_hash FROM (SELECT decided_time_ms, payment_hash FROM keys WHERE hash = ? "
+    "ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {count}) AS p{number}"
+)
 
 Worth = Callable[[int, str, int], int | None]
 """Converts an amount in minor units, a currency and a time to the reference currency; None without a rate."""
@@ -481,19 +486,15 @@ class DecisionIndex:
         return before, [other for other in after if other.card_id == row.card_id]
 
     def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[FoundRow]:
-        """Returns the newest `count` decisions of each of these (kind, value), such as ("card_id", "card-7").
+        """Returns the newest decisions of each of these (kind, value), such as ("card_id", "card-7"), at most `count`.
 
         One read of the keys for all: the cost grows with `entities` and `count`, not with the index.
         """
         if not entities:
             return []
-        part = (
-            "SELECT decided_time_ms, payment_hash FROM (SELECT DISTINCT decided_time_ms, payment_hash FROM keys "
-            f"WHERE hash = ? ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {int(count)}) AS p{{}}"
-        )
-        sql = " UNION ".join(part.format(number) for number in range(len(entities)))
+        parts = (_NEWEST_PLACES.format(count=int(count), number=number) for number in range(len(entities)))
         with self.database.reading() as transaction:
-            places = transaction.execute(sql, [key_hash(*one) for one in entities])
+            places = transaction.execute(" UNION ".join(parts), [key_hash(*one) for one in entities])
             rows = self._rows_at(transaction, [Place(*place) for place in places])
         return [row for row in rows if any(getattr(row, kind) == value for kind, value in entities)]
 
@@ -505,10 +506,10 @@ class DecisionIndex:
 
     def _shared(self, transaction: Transaction, row: FoundRow, kind: str, value: str, shown: int) -> SharedEntity:
         # Labels of all its payments, the newest of each payment first.
+        places = _NEWEST_PLACES.format(count=SHARED_DECISIONS_MAX, number="")
         labels = transaction.execute(
-            "SELECT p.decided_time_ms, p.payment_hash, o.label FROM (SELECT DISTINCT decided_time_ms, payment_hash "
-            "FROM keys WHERE hash = ? ORDER BY decided_time_ms DESC, payment_hash DESC "
-            f"LIMIT {SHARED_DECISIONS_MAX}) AS p LEFT JOIN outcomes o ON o.payment_hash = p.payment_hash "
+            f"SELECT p.decided_time_ms, p.payment_hash, o.label FROM ({places}) AS p LEFT JOIN outcomes o "
+            "ON o.payment_hash = p.payment_hash "
             "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC, o.outcome_time_ms DESC",
             (key_hash(kind, value),),
         )

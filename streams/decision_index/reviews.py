@@ -240,7 +240,7 @@ class ReviewQueue:
         rows = transaction.execute(
             f"SELECT {_WAITING}, {gain} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? "
             f"AND {condition}{of_one} ORDER BY {_priority(gain, now_ms)} LIMIT 1{lock}",
-            [now_ms - self._settings.age_ms_max, *values, *more],
+            [self.oldest_ms(now_ms), *values, *more],
         )
         return [WaitingReview(*row) for row in rows]
 
@@ -268,7 +268,7 @@ class ReviewQueue:
             rows = transaction.execute(
                 f"SELECT decision_id FROM reviews WHERE decision_id IN ({', '.join('?' * len(decision_ids))}) "
                 f"AND status = 'open' AND decided_time_ms >= ? AND (({_OWN}) OR ({_FREE}))",
-                [*decision_ids, now_ms - self._settings.age_ms_max, analyst, now_ms, now_ms, analyst],
+                [*decision_ids, self.oldest_ms(now_ms), analyst, now_ms, now_ms, analyst],
             )
         found = {row[0] for row in rows}
         return [one for one in decision_ids if one in found]
@@ -366,9 +366,13 @@ class ReviewQueue:
 
     # Looks
 
+    def oldest_ms(self, now_ms: int) -> int:
+        """Returns the time of the oldest decision that can be in the queue."""
+        return now_ms - self._settings.age_ms_max
+
     def waiting(self, now_ms: int, count: int = 50) -> tuple[list[WaitingReview], int]:
         """Returns the first payments of the queue, held ones included, and how many there are in all."""
-        since_ms, gain = now_ms - self._settings.age_ms_max, self.gain_sql(now_ms)
+        since_ms, gain = self.oldest_ms(now_ms), self.gain_sql(now_ms)
         with self._database.reading() as transaction:
             rows = transaction.execute(
                 f"SELECT {_WAITING}, {gain} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? "

@@ -80,15 +80,14 @@ class DecisionPage:
     def _view(
         self, index: DecisionIndex, row: FoundRow, others: list[FoundRow], verdicts: list[AnalystVerdict], visit: Visit
     ) -> dict[str, Any]:
-        earlier = index.neighbours(row, PAST_MAX)[0]
+        earlier, later = index.neighbours(row, PAST_MAX)
         past = [other.place for other in earlier]
-        before, after = index.neighbours(row, _NEAR)
         bodies = index.bodies([row.place, *past])
         body = bodies.pop(row.decision_id, b"")
         view: dict[str, Any] = {
             "row": row_view(row, visit),
-            "before": [row_view(other, visit) for other in before],
-            "after": [row_view(other, visit) for other in after],
+            "before": [row_view(other, visit) for other in earlier[:_NEAR]],
+            "after": [row_view(other, visit) for other in later[:_NEAR]],
             "strip": strip_of(earlier, row, self._currencies),
             "links": links_of(index, row, visit.masked),
             "shared": [_shared(entity, visit) for entity in index.shared_with_frauds(row)],

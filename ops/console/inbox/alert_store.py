@@ -55,6 +55,7 @@ TABLES = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS events_of ON events (subject, time_ms)",
+    "CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind, time_ms)",
     """
     CREATE TABLE IF NOT EXISTS cases (
         case_id TEXT PRIMARY KEY, title TEXT NOT NULL, assigned_to TEXT NOT NULL, money_minor INTEGER NOT NULL,
@@ -101,6 +102,8 @@ STATES = {
     "cleared": "is_open = 0",
     "all": "1",
 }
+# Whom an event of the kind ASSIGNED names.
+_TO = "json_extract(what, '$.to')"
 _ANY_TEXT = ("subject", "segment", "alert_id", "model_version", "assigned_to", "acknowledged_by")
 _FILTERS = {
     "severity": "severity = :severity",
@@ -381,16 +384,25 @@ class AlertStore:
         total = self._database.read(f"SELECT count(*) AS n FROM cases WHERE {where}", values)[0]["n"]
         return [{**row, "is_open": bool(row["is_open"])} for row in map(dict, rows)], total
 
-    def assignments(self, payment_ids: Iterable[str] | None = None) -> dict[str, Mapping[str, str]]:
-        """Return by payment its newest assignment: `to` and `decision`. None: of all payments."""
-        subjects = None if payment_ids is None else [f"payment:{one}" for one in payment_ids]
-        where = "GLOB 'payment:*'" if subjects is None else f"IN ({', '.join('?' * len(subjects))})"
+    def assignments(self, payment_ids: Iterable[str]) -> dict[str, str]:
+        """Return by payment whom it is assigned to."""
+        subjects = [f"payment:{one}" for one in payment_ids]
         rows = self._database.read(
-            f"SELECT subject, what FROM events WHERE subject {where} AND kind = ? ORDER BY rowid",
-            [*(subjects or ()), ASSIGNED],
+            f"SELECT subject, {_TO} AS person FROM events WHERE subject IN ({', '.join('?' * len(subjects))}) "
+            "AND kind = ? ORDER BY rowid",
+            [*subjects, ASSIGNED],
         )
-        found = {row["subject"].partition(":")[2]: json.loads(row["what"]) for row in rows}
-        return {one: what for one, what in found.items() if {"to", "decision"} <= what.keys()}
+        return {row["subject"].partition(":")[2]: row["person"] for row in rows if row["person"]}
+
+    def assigned_to(self, person: str, since_ms: int) -> list[str]:
+        """Return the decisions about payments that are assigned to a person since a time, the first assigned first."""
+        rows = self._database.read(
+            "SELECT json_extract(what, '$.decision') AS decision FROM events e WHERE kind = ? AND time_ms >= ? "
+            f"AND subject GLOB 'payment:*' AND {_TO} = ? AND NOT EXISTS (SELECT 1 FROM events later "
+            "WHERE later.subject = e.subject AND later.kind = e.kind AND later.rowid > e.rowid) ORDER BY rowid",
+            (ASSIGNED, since_ms, person),
+        )
+        return [row["decision"] for row in rows if row["decision"]]
 
     def mentions(self, person: str, now_ms: int) -> list[dict[str, Any]]:
         """Return the cases whose newer notes mention a person who has not opened them, the newest first."""

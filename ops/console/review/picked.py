@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from paywarden.ops.console.cases import Cases
@@ -21,11 +22,13 @@ from paywarden.ops.console.page_rows import Answer, Done, Field, Page, PageRefus
 from paywarden.ops.console.people import CARD_ROLES
 from paywarden.ops.console.shell import local_path
 from paywarden.streams.alerts.alert_events import ASSIGNED, ConsoleEvent
-from paywarden.streams.decision_index.reviews import REASONS, ClaimLost
+from paywarden.streams.decision_index.reviews import REASONS, ClaimLost, ReviewQueue
 from paywarden.streams.decision_index.routing import VERDICTS
 from paywarden.streams.decision_index.search import FoundRow, Place
 
 _CASES_MAX = 50
+# Decisions that the queue is asked about together.
+_ASKED = 500
 _FIELDS = (
     Field("payment", "The place of a decision; may be given several times", is_required=True, is_many=True),
     Field("act", "What to do", is_required=True, choices=("assign", "case", "verdict")),
@@ -58,11 +61,16 @@ class Picked:
 
     def assigned(self, payment_ids: Iterable[str]) -> Mapping[str, str]:
         """Return by payment whom it is assigned to."""
-        return {one: what["to"] for one, what in self._store.assignments(payment_ids).items()}
+        return self._store.assignments(payment_ids)
 
-    def assigned_to(self, person: str) -> list[str]:
-        """Return the decisions about payments that are assigned to a person, the first assigned first."""
-        return [what["decision"] for what in self._store.assignments().values() if what["to"] == person]
+    def next_of(self, person: str, queue: ReviewQueue, now_ms: int) -> str:
+        """Return the first decision that is assigned to a person and that the person can claim, or nothing.
+
+        A payment is assigned after its decision, so no earlier assignment is of a payment in the queue.
+        """
+        assigned = self._store.assigned_to(person, queue.oldest_ms(now_ms))
+        free = (queue.free(person, assigned[at : at + _ASKED], now_ms) for at in range(0, len(assigned), _ASKED))
+        return next(chain.from_iterable(free), "")
 
     def act(self, visit: Visit) -> Answer:
         """Do it."""

@@ -134,7 +134,7 @@ class Review:
         name, wanted = visit.person.name, visit.text("decision")
         with self._opened.used() as (_, queue):
             if self._picked is not None and not wanted and queue.held(name, visit.now_ms) is None:
-                wanted = next(iter(queue.free(name, self._picked.assigned_to(name), visit.now_ms)), "")
+                wanted = self._picked.next_of(name, queue, visit.now_ms)
             claim = queue.claim(name, visit.now_ms, decision_id=wanted)
         if claim is None:
             return Done("/review", "There is nothing to take: others hold it, or you have reviewed it already.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.page_rows import PICKED_MAX
-from paywarden.streams.alerts.alert_events import EVENTS_TOPIC
+from paywarden.streams.alerts.alert_events import ASSIGNED, EVENTS_TOPIC
+from paywarden.streams.decision_index.reviews import ReviewQueue
 from tests.services.product.console import NOW_MS, TOKEN
 from tests.unit.ops.console.test_decisions import decisions
 from tests.unit.ops.console.test_notes import Noted
@@ -110,6 +112,41 @@ def test_what_is_assigned_comes_first_for_that_person(world: Noted) -> None:
     assert first == {"more4", "more5"}
     lead.post("/review/claim", data={})
     assert "pay3" in lead.get("/review/mine").text, "then the queue's own order"
+
+
+def test_the_queue_is_asked_about_few_assignments_however_many_a_person_has(
+    world: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database takes a bounded number of values in one statement, and years of assignments are read by nobody."""
+    asked: list[Sequence[str]] = []
+    free = ReviewQueue.free
+
+    def noted(queue: ReviewQueue, analyst: str, decision_ids: Sequence[str], now_ms: int) -> list[str]:
+        asked.append(decision_ids)
+        return free(queue, analyst, decision_ids, now_ms)
+
+    monkeypatch.setattr(ReviewQueue, "free", noted)
+    week_ago = NOW_MS - 8 * 86_400_000
+    rows = [
+        *((f"old{number}", week_ago, "demo-lead", f"d-old-{number}") for number in range(2_000)),
+        *((f"done{number}", NOW_MS - 10, "demo-lead", f"d-done-{number}") for number in range(1_200)),
+        ("more4", NOW_MS - 9, "demo-lead", "d-more-4"),
+        ("more4", NOW_MS - 8, "somebody", "d-more-4"),
+        ("more5", NOW_MS - 7, "demo-lead", "d-more-5"),
+    ]
+    with world.console.database.write() as connection:
+        connection.executemany(
+            "INSERT INTO events (event_id, topic, subject, time_ms, by, kind, what) VALUES (?, '', ?, ?, '', ?, ?)",
+            [
+                (str(number), f"payment:{one}", time_ms, ASSIGNED, json.dumps({"to": to, "decision": decision}))
+                for number, (one, time_ms, to, decision) in enumerate(rows)
+            ],
+        )
+    lead = world.browser("demo-lead")
+    lead.post("/review/claim", data={})
+    assert "more5</small></h1>" in lead.get("/review/mine").text
+    assert max(map(len, asked)) <= 500
+    assert [one for some in asked for one in some] == [*(f"d-done-{number}" for number in range(1_200)), "d-more-5"]
 
 
 def test_too_many_unknown_ones_and_wrong_roles_are_refused(world: Noted) -> None:
