@@ -10,5 +10,4 @@ labels      when a label was known, where a table does not say so
 ordered_rows  rows in order of time without ids that are used twice, out of core: DuckDB
 conversion  all of these in one pass, and a report
 guessing/   a first mapping from the first rows of a file
-profile     counts for a page about the data
 """

@@ -26,7 +26,6 @@ from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_F
 from paywarden.features.tables.labels import FRAUD, UNKNOWN
 from paywarden.features.tables.mapping import TableMapping
 from paywarden.features.tables.ordered_rows import DEFAULT_MEMORY_MB, OrderedRows
-from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.refusals import Reason, Refused
 from paywarden.features.tables.sources import TableFiles
 from paywarden.features.tables.table_fields import KNOWN_MS, LABEL, TableConverter
@@ -88,7 +87,6 @@ def convert_table(
     out: str | Path,
     *,
     limits: ConversionBounds = DEFAULT_LIMITS,
-    profile: TableProfile | None = None,
     progress: Callable[[int], object] = int,
 ) -> ConversionReport:
     """Write the two files of a history, and REFUSED_FILE if a row was refused, and report their content.
@@ -102,7 +100,7 @@ def convert_table(
         with ExitStack() as room:
             work = Path(room.enter_context(TemporaryDirectory(dir=folder, prefix=".converting-")))
             place = _Place(folder, work, room)
-            return _Conversion(files, converter, mapping, place, limits, profile, progress).run()
+            return _Conversion(files, converter, mapping, place, limits, progress).run()
     except OSError as error:
         raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
     except duckdb.Error as error:
@@ -125,12 +123,11 @@ class _Conversion:
         mapping: TableMapping,
         place: _Place,
         limits: ConversionBounds,
-        profile: TableProfile | None,
         progress: Callable[[int], object],
     ) -> None:
         folder, work, room = place
         self._files, self._converter, self._folder, self._limits = files, converter, folder, limits
-        self._profile, self._progress = profile, progress
+        self._progress = progress
         self._report = ConversionReport()
         rows = OrderedRows(work, converter.schema, memory_mb=limits.memory_mb)
         self._rows = room.enter_context(closing(rows))
@@ -221,8 +218,6 @@ class _Conversion:
                 report.payments += len(table)
         if report.payments == 0:
             raise Misconfigured(f"{self._files.names[0]}: no row of the table is a payment")
-        if self._profile is not None:
-            self._profile.fill(self._rows, self._partial[PAYMENTS_FILE])
 
     def _write_outcomes(self) -> None:
         schema = pa.schema(

@@ -66,11 +66,6 @@ class OrderedRows:
             }
         )
 
-    @property
-    def names(self) -> list[str]:
-        """Return the names of the columns."""
-        return list(self._schema.names)
-
     def add(self, table: pa.Table) -> None:
         """Take some rows."""
         self._writer.write_table(table)
@@ -93,10 +88,6 @@ class OrderedRows:
         kept = pa.schema([self._schema.field(name) for name in columns])
         for table in self._tables(_SORTED.format(columns=_listed(columns), chosen=chosen, key=key)):
             yield table.cast(kept)
-
-    def asked(self, query: str) -> list[Any]:
-        """Return the rows that a query of the view `kept` gives."""
-        return self._database.execute(query).fetchall()
 
     def _tables(self, query: str) -> Iterator[pa.Table]:
         for batch in self._database.sql(query).to_arrow_reader(_BATCH_ROWS):

@@ -59,7 +59,6 @@ def convert_handbook(input_file: str, out: str) -> None:
 @click.option(
     "--refused-max", metavar="SHARE", default="1%", show_default=True, help="Fail if more rows than this are refused."
 )
-@click.option("--profile", "page", type=click.Path(dir_okay=False), help="Also write a page about the data (HTML).")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the counts to this file.")
 @click.pass_obj
 @needs("history")
@@ -71,7 +70,6 @@ def convert_any_table(
     guess: bool,
     key_file: str | None,
     refused_max: str,
-    page: str | None,
     json_file: str | None,
 ) -> None:
     """Convert any table of payments, CSV or Parquet.
@@ -90,7 +88,7 @@ def convert_any_table(
     share = _share(refused_max)
     from paywarden.features.tables.mapping import read_mapping
 
-    _convert(source, table, read_mapping(mapping_file, fields), out, share, key_file, page, json_file)
+    _convert(source, table, read_mapping(mapping_file, fields), out, share, key_file, json_file)
 
 
 def _write_guess(table: str, mapping_file: str, fields: PaymentFields) -> None:
@@ -126,13 +124,11 @@ def _convert(
     out: str,
     refused_share_max: float,
     key_file: str | None,
-    page: str | None,
     json_file: str | None,
 ) -> None:
     from paywarden.features.history.payment_columns import PAYMENTS_FILE
     from paywarden.features.tables.columns.label_table import LabelTable
     from paywarden.features.tables.conversion import ConversionBounds, convert_table
-    from paywarden.features.tables.profile import TableProfile
     from paywarden.features.tables.sources import TableFiles
     from paywarden.features.tables.table_fields import TableConverter
 
@@ -141,7 +137,6 @@ def _convert(
     has_labels = mapping.label is not None and mapping.label.file
     labels = LabelTable(mapping.label, mapping=mapping.name) if mapping.label is not None and has_labels else None
     converter = TableConverter(mapping, _key(key_file), now_ms=now_ms(), labels=labels)
-    profile = TableProfile(mapping.payment) if page is not None else None
     with progress_bar("bytes", files.size) as progress:
         done = convert_table(
             files,
@@ -149,7 +144,6 @@ def _convert(
             mapping,
             out,
             limits=ConversionBounds(refused_share_max),
-            profile=profile,
             progress=progress,
         )
     result = _counts(done)
@@ -170,10 +164,6 @@ def _convert(
     if json_file is not None:
         refused = {"refused_by_reason": dict(done.reasons.most_common())}
         _write_json(json_file, {**result, **refused})
-    if profile is not None and page is not None:
-        from paywarden.models.replay.report.table_page import table_page
-
-        _write(Path(page), table_page(profile, done, [Path(name).name for name in files.names]))
 
 
 def _without_rate(payments: Path, currencies: frozenset[str]) -> Counter[str]:

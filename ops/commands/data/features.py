@@ -123,7 +123,7 @@ def _check(source: Source, payments: int, seed: int, *, as_json: bool) -> None:
 
 def _episodes(source: Source, data: Path, *, as_json: bool) -> None:
     from paywarden.features.history.history import read_history
-    from paywarden.models.analysis.episode_budget import MERCHANTS, measure_budget
+    from paywarden.models.metrics.episode_budget import MERCHANTS, measure_budget
 
     catalogue = wiring.catalogue(source)
     history = read_history(data, catalogue.payment.fields)

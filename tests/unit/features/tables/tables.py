@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from paywarden.features.tables.columns.label_table import LabelTable
 from paywarden.features.tables.conversion import ConversionBounds, ConversionReport, convert_table
 from paywarden.features.tables.mapping import parse_mapping
-from paywarden.features.tables.profile import TableProfile
 from paywarden.features.tables.sources import TableFiles
 from paywarden.features.tables.table_fields import TableConverter
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
@@ -53,7 +52,6 @@ def convert(
     payment: PaymentFields = TABLE_ALONE,
     refused_share_max: float = 1.0,
     key: bytes = b"",
-    profile: TableProfile | None = None,
     now_ms: int = NOW_MS,
 ) -> tuple[list[dict[str, Any]], ConversionReport]:
     """Returns the payments of a table, which may be a path or the content of a CSV file, and the report."""
@@ -67,7 +65,7 @@ def convert(
     labels = LabelTable(parsed.label) if parsed.label is not None and has_labels else None
     converter = TableConverter(parsed, key, now_ms=now_ms, labels=labels)
     limits = ConversionBounds(refused_share_max)
-    report = convert_table(files, converter, parsed, folder / "out", limits=limits, profile=profile)
+    report = convert_table(files, converter, parsed, folder / "out", limits=limits)
     return pq.read_table(folder / "out" / "payments.parquet").to_pylist(), report
 
 

@@ -11,7 +11,7 @@ from paywarden.features.datasets.shop_world import simulate_shop
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
-from paywarden.models.analysis.episode_budget import measure_budget, suggested_alarm
+from paywarden.models.metrics.episode_budget import measure_budget, suggested_alarm
 from paywarden.schemas.errors import Misconfigured
 from perf.enumeration import CATALOGUE
 
