@@ -31,7 +31,7 @@ from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_2, Tls
 
 # The seconds of a worker that a connection costs from its beginning to its end (refusal_budget.py).
-_CONNECTION_S = 200e-6
+_CONNECTION_S = 400e-6
 
 
 class GrpcServer:
