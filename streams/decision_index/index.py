@@ -473,17 +473,17 @@ class DecisionIndex:
         with self.database.reading() as transaction:
             return period_counts(transaction, period, first_ms, end_ms, segment)
 
-    def neighbours(self, row: FoundRow, count: int = 5) -> tuple[list[FoundRow], list[FoundRow]]:
-        """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""
-        before = self.search(Search(card_id=row.card_id), after=row.place, count=count).rows
+    def neighbours(self, row: FoundRow, before: int, after: int) -> tuple[list[FoundRow], list[FoundRow]]:
+        """Returns the same card's last `before` decisions before this one and its next ones, the nearest first."""
+        earlier = self.search(Search(card_id=row.card_id), after=row.place, count=before).rows
         with self.database.reading() as transaction:
             places = transaction.execute(
                 "SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash = ? AND (decided_time_ms > ? OR "
-                f"(decided_time_ms = ? AND payment_hash > ?)) ORDER BY decided_time_ms, payment_hash LIMIT {count}",
+                f"(decided_time_ms = ? AND payment_hash > ?)) ORDER BY decided_time_ms, payment_hash LIMIT {after}",
                 (key_hash("card_id", row.card_id), row.place.time_ms, row.place.time_ms, row.place.payment_hash),
             )
-            after = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
-        return before, [other for other in after if other.card_id == row.card_id]
+            later = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
+        return earlier, [other for other in later if other.card_id == row.card_id]
 
     def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[FoundRow]:
         """Returns the newest decisions of each of these (kind, value), such as ("card_id", "card-7"), at most `count`.

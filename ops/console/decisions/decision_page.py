@@ -80,16 +80,16 @@ class DecisionPage:
     def _view(
         self, index: DecisionIndex, row: FoundRow, others: list[FoundRow], verdicts: list[AnalystVerdict], visit: Visit
     ) -> dict[str, Any]:
-        earlier, later = index.neighbours(row, PAST_MAX)
+        earlier, later = index.neighbours(row, PAST_MAX, _NEAR)
         past = [other.place for other in earlier]
         bodies = index.bodies([row.place, *past])
         body = bodies.pop(row.decision_id, b"")
         view: dict[str, Any] = {
             "row": row_view(row, visit),
             "before": [row_view(other, visit) for other in earlier[:_NEAR]],
-            "after": [row_view(other, visit) for other in later[:_NEAR]],
+            "after": [row_view(other, visit) for other in later],
             "strip": strip_of(earlier, row, self._currencies),
-            "links": links_of(index, row, visit.masked),
+            "links": links_of(index, row, [*later, *earlier], visit.masked),
             "shared": [_shared(entity, visit) for entity in index.shared_with_frauds(row)],
             "verdicts": verdicts,
             "others": [row_view(other, visit) for other in others],

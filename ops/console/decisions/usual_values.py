@@ -20,7 +20,7 @@ from paywarden.ops.recomputation import vector_of
 if TYPE_CHECKING:
     from paywarden.models.drift.reference import Reference
 
-PAST_MAX = 50
+PAST_MAX = 20
 """The card's last payments that are looked at."""
 _PAST_MIN = 5
 _LOW, _HIGH = 0.05, 0.95

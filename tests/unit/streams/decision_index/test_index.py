@@ -203,7 +203,7 @@ def test_the_page_of_one_has_body_neighbours_and_the_newest_outcome(index: Decis
     assert row.outcome is not None
     assert (row.outcome.label, row.outcome.time_ms, row.outcome.source) == ("fraud", 5, "chargeback")
     assert index.bodies([row.place]) == {"d-p100": b"d-p100"}
-    before, after = index.neighbours(row, 3)
+    before, after = index.neighbours(row, 3, 3)
     assert [each.payment_id for each in before] == ["p93", "p86", "p79"]
     assert [each.payment_id for each in after] == ["p107", "p114", "p121"]
     shared = {entity.kind: entity for entity in index.shared_with_frauds(row)}

@@ -28,6 +28,12 @@ MARKS = (b"card-number-0", b"payment-id-0", b"device-of-0")
 """How ids of cards to be forgotten, of their payments and devices begin. Other cards have a 1."""
 
 
+@pytest.fixture(autouse=True)
+def _plain_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for ids would not find those that are packed."""
+    monkeypatch.setattr(module, "_PACKED", "")
+
+
 def decisions(forgotten: int) -> list[dict[str, Any]]:
     """Returns two decisions of each card, half of them with a review."""
     found = []
