@@ -91,11 +91,15 @@ class MissedByArm:
 
     `first_frauds`: the first fraud of each card in the rollout, and how many of these the arm stopped. `bursts`: of one
     card; `approved_before_stop`: the mean number of payments approved before the first stop, with its 95 % interval of
-    this look. None where there is none.
+    this look. None where there is none. `frauds`: all of them, those that a rule stopped, such as one with a list, and
+    those that the score alone stopped.
     """
 
     first_frauds: int
     first_stopped: int
+    frauds: int
+    by_rules: int
+    by_score: int
     bursts: int
     approved_before_stop: float | None
     approved_low: float | None
@@ -109,6 +113,12 @@ class MissedByArm:
             share = self.first_stopped / self.first_frauds
             low, high = wilson_interval(share, self.first_frauds)
             text += f" ({share:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+        if left := self.frauds - self.by_rules:
+            low, high = wilson_interval(self.by_score / left, left)
+            text += (
+                f"; of {self.frauds:,} frauds rules and lists stopped {self.by_rules:,}, and the score "
+                f"{self.by_score:,} of the others ({self.by_score / left:.1%}, 95 % interval {low:.1%} to {high:.1%})"
+            )
         if self.approved_before_stop is not None:
             text += f"; {self.approved_before_stop:.1f} payments of a burst approved before the first stop"
         if self.approved_low is not None:
@@ -362,7 +372,10 @@ def judgement_of(record: dict[str, Any]) -> Judgement:
     )
 
 
+_MISSED = ("first_frauds", "first_stopped", "frauds", "by_rules", "by_score", "bursts")
+
+
 def _missed_of(record: dict[str, Any]) -> MissedByArm:
-    counts = (int(record[name]) for name in ("first_frauds", "first_stopped", "bursts"))
+    counts = (int(record[name]) for name in _MISSED)
     names = ("approved_before_stop", "approved_low", "approved_high")
     return MissedByArm(*counts, *(None if record[name] is None else float(record[name]) for name in names))

@@ -43,7 +43,7 @@ class JoinedDecisions:
     """Decisions of a rollout as columns, each of shape (payments,).
 
     `payment`: `payment_numbers` of the ids. `action`: an index into ACTIONS. `amount`: minor units of the reference
-    currency.
+    currency. `by_rule`: a rule or flag is among the reasons of the action.
     """
 
     payment: NDArray[np.uint64]
@@ -52,6 +52,7 @@ class JoinedDecisions:
     arm: NDArray[np.int8]
     action: NDArray[np.int8]
     amount: NDArray[np.int64]
+    by_rule: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ _Columns = TypeVar("_Columns", JoinedDecisions, KnownOutcomes)
 
 
 class OutcomeJoin:
-    """Holds the decisions and outcomes of one rollout. 34 bytes a decision, 17 an outcome. Not thread-safe."""
+    """Holds the decisions and outcomes of one rollout. 35 bytes a decision, 17 an outcome. Not thread-safe."""
 
     def __init__(self, plan: RolloutPlan) -> None:
         self._plan = plan
@@ -127,6 +128,7 @@ class OutcomeJoin:
             is_labelled=is_labelled[order],
             amount=decided.amount[rows],
             decided_ms=decided.decided_ms[rows],
+            by_rule=decided.by_rule[rows],
         )
 
 
@@ -158,4 +160,4 @@ def _is_first(rising: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _no_outcomes() -> MatureOutcomes:
     whole, bits, small = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.int8)
-    return MatureOutcomes(whole, np.zeros(0, np.uint64), small, small, bits, bits, whole, whole)
+    return MatureOutcomes(whole, np.zeros(0, np.uint64), small, small, bits, bits, whole, whole, bits)

@@ -40,7 +40,8 @@ class MatureOutcomes:
     """Payments with mature outcomes, in the order in which they began to count. All arrays have shape (payments,).
 
     `step`: the step in which the payment was decided. `action`: an index into ACTIONS. `is_labelled`: somebody said
-    what it is. `amount`: minor units of the reference currency.
+    what it is. `amount`: minor units of the reference currency. `by_rule`: a rule or flag asked for the action, perhaps
+    beside the score.
     """
 
     step: NDArray[np.int64]
@@ -51,6 +52,7 @@ class MatureOutcomes:
     is_labelled: NDArray[np.bool_]
     amount: NDArray[np.int64]
     decided_ms: NDArray[np.int64]
+    by_rule: NDArray[np.bool_]
 
 
 def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes) -> OutcomeCounts:
@@ -96,10 +98,17 @@ def _missed(outcomes: MatureOutcomes, compared: NDArray[np.bool_], arm: int) -> 
     time_ms, action = outcomes.decided_ms[rows], outcomes.action[rows]
     first = action[first_of_entities(card, time_ms)]
     bursts = measure_bursts(card, time_ms, action, outcomes.amount[rows])
-    stopped = int(np.count_nonzero(first != APPROVE))
+    stopped = action != APPROVE
+    by_rules = int(np.count_nonzero(stopped & outcomes.by_rule[rows]))
     approved = (bursts.approved_before_stop, *bursts.approved_before_stop_interval)
     return MissedByArm(
-        len(first), stopped, bursts.bursts, *(None if math.isnan(value) else value for value in approved)
+        len(first),
+        int(np.count_nonzero(first != APPROVE)),
+        len(rows),
+        by_rules,
+        int(np.count_nonzero(stopped)) - by_rules,
+        bursts.bursts,
+        *(None if math.isnan(value) else value for value in approved),
     )
 
 

@@ -26,7 +26,7 @@ from confluent_kafka import Consumer
 
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
-from paywarden.models.policy.policy import ACTIONS
+from paywarden.models.policy.policy import ACTIONS, is_threshold_reason
 from paywarden.models.rollout.judgement import Judgement, judge_outcomes
 from paywarden.models.rollout.outcome_join import DAY_MS, JoinedDecisions, KnownOutcomes, OutcomeJoin, payment_numbers
 from paywarden.models.rollout.outcomes import outcome_counts
@@ -145,6 +145,9 @@ class OutcomeReader:
                 arm=np.array([ARMS[one["arm"]] for one in decided], dtype=np.int8),
                 action=np.array([_ACTIONS[one["action"]] for one in decided], dtype=np.int8),
                 amount=np.array([self._amount(one) for one in decided], dtype=np.int64),
+                by_rule=np.array(
+                    [not all(map(is_threshold_reason, one["reasons"])) for one in decided], dtype=np.bool_
+                ),
             )
         )
 

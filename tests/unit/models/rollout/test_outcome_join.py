@@ -47,6 +47,7 @@ def decisions_of(rows: list[Decided], arms: list[int] | None = None) -> JoinedDe
         np.array(arms or [row.arm for row in rows], np.int8),
         np.array([row.action for row in rows], np.int8),
         np.array([row.payment * 10 for row in rows], np.int64),
+        np.array([row.payment % 3 == 0 for row in rows], np.bool_),
     )
 
 
@@ -110,7 +111,9 @@ def many(count: int, *, frauds: float) -> tuple[JoinedDecisions, KnownOutcomes]:
     action = np.where(random.random(count) < 0.03, DECLINE, APPROVE).astype(np.int8)
     rows = np.flatnonzero(random.random(count) < 0.005 * np.where(arm, frauds, 1.0))
     known = KnownOutcomes(payment[rows], np.full(len(rows), DAY_MS // 2), np.ones(len(rows), np.bool_))
-    return JoinedDecisions(payment, decided_ms, position, arm, action, np.full(count, 5_000)), known
+    return JoinedDecisions(
+        payment, decided_ms, position, arm, action, np.full(count, 5_000), np.zeros(count, bool)
+    ), known
 
 
 def test_labels_decide_and_the_lack_of_labels_decides_nothing() -> None:

@@ -22,8 +22,8 @@ Row = tuple[int, int, int, int, bool, int]
 def outcomes_of(rows: list[Row]) -> MatureOutcomes:
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
     columns.insert(5, [True] * len(rows))
-    columns.append(range(len(rows)))
-    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.bool_, np.int64, np.int64)
+    columns += [range(len(rows)), [place % 2 == 1 for place in range(len(rows))]]
+    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.bool_, np.int64, np.int64, np.bool_)
     return MatureOutcomes(*(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
 
 
@@ -38,7 +38,7 @@ def simulated(seed: int, *, cards: int = 3_000, loss_ratio: float = 1.0) -> Matu
     amount = np.minimum(random.pareto(2.5, len(card)) * 5_000, 200_000).astype(np.int64)
     action = np.zeros(len(card), dtype=np.int8)
     step, labelled, decided_ms = np.zeros(len(card), np.int64), np.ones(len(card), bool), np.arange(len(card))
-    return MatureOutcomes(step, position, arm, action, fraud, labelled, amount, decided_ms)
+    return MatureOutcomes(step, position, arm, action, fraud, labelled, amount, decided_ms, np.zeros(len(card), bool))
 
 
 def test_first_frauds_and_bursts_are_measured_for_each_arm() -> None:
@@ -56,7 +56,12 @@ def test_first_frauds_and_bursts_are_measured_for_each_arm() -> None:
     assert (candidate.first_frauds, candidate.first_stopped, candidate.bursts) == (2, 1, 1)
     assert candidate.approved_before_stop == 2
     assert champion.line == "0 of 0 first frauds of a card stopped"
-    wanted = "(50.0%, 95 % interval 9.5% to 90.5%); 2.0 payments of a burst approved before the first stop"
+    # The fourth payment has a rule among its reasons, the third its score alone.
+    assert (candidate.frauds, candidate.by_rules, candidate.by_score) == (4, 1, 1)
+    wanted = (
+        "(50.0%, 95 % interval 9.5% to 90.5%); of 4 frauds rules and lists stopped 1, and the score 1 of the others "
+        "(33.3%, 95 % interval 6.1% to 79.2%); 2.0 payments of a burst approved before the first stop"
+    )
     assert candidate.line == f"1 of 2 first frauds of a card stopped {wanted}"
     judgement = judge_outcomes(PLAN, counts)
     assert judgement_of(judgement_record(judgement)) == judgement
