@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pyarrow as pa
+import pyarrow.parquet as pq
 from cryptography.exceptions import InvalidSignature
 
 from paywarden.features.profiles.money import RateTable
@@ -39,7 +39,7 @@ from paywarden.ops.spreadsheets import without_formula
 from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
-from paywarden.streams.archive.files import Opener, check_joined, read_parts, topic_folder
+from paywarden.streams.archive.files import ArchiveFile, Opener, check_joined, read_parts, topic_folder
 from paywarden.streams.decision_index.episodes import EpisodeFeatures
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def collect(asked: EvidenceAsked, rates: RateTable, episodes: EpisodeFeatures, s
     topics = [*_NEEDED, *(topic for topic in _OPTIONAL if topic_folder(asked.archive, topic).is_dir())]
     with TemporaryDirectory(dir=scratch, prefix=".evidence-") as folder, _database(Path(folder)) as database:
         for topic in topics:
-            _view(database, asked, topic)
+            _view(database, asked, topic, Path(folder))
         _tables(database, asked, rates, episodes)
         answers = []
         for query in QUERIES:
@@ -165,7 +165,7 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise Misconfigured(f"the archive cannot be asked: {str(error).splitlines()[0]}") from error
 
 
-def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str) -> None:
+def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str, scratch: Path) -> None:
     folder = topic_folder(asked.archive, topic)
     if not folder.is_dir():
         raise Misconfigured(
@@ -176,27 +176,31 @@ def _view(database: duckdb.DuckDBPyConnection, asked: EvidenceAsked, topic: str)
         check_joined(folder, partition, files)
     if not parts:
         raise Misconfigured(f"{folder} has no files")
-    paths = ", ".join(_text(str(part.path)) for files in parts.values() for part in files)
+    opener = Opener(asked.archive, topic)
+    paths = [_opened_file(opener, part, scratch) for files in parts.values() for part in files]
+    opener.warn_of_erased()
     added = ""
     if topic == "payments":
         added = ", false AS exempted"
         if asked.exempted is not None:
             column, value = asked.exempted
             added = f", coalesce({_identifier(column)}::VARCHAR = {_text(value)}, false) AS exempted"
-    source = f"read_parquet([{paths}], union_by_name=true, hive_partitioning=false)"
-    if any(part.seal for files in parts.values() for part in files):
-        opener = Opener(asked.archive, topic)
-        opened = [opener.open(part) for files in parts.values() for part in files]
-        opener.warn_of_erased()
-        database.register("opened", pa.concat_tables(opened, promote_options="permissive"))
-        source = f"opened_{topic.replace('-', '_')}"
-        database.execute(f"CREATE TABLE {source} AS SELECT * FROM opened")
+    source = f"read_parquet([{', '.join(map(_text, paths))}], union_by_name=true, hive_partitioning=false)"
     try:
         database.execute(f"CREATE VIEW {topic.replace('-', '_')} AS SELECT *{added} FROM {source}")
     except duckdb.BinderException as error:
         if asked.exempted is None or topic != "payments":
             raise
         raise Misconfigured(f"exempted: {folder} has no column {asked.exempted[0]}") from error
+
+
+def _opened_file(opener: Opener, part: ArchiveFile, scratch: Path) -> str:
+    """Return the path of a part that DuckDB can read: one that is sealed is opened alone, into a file of `scratch`."""
+    if not part.seal:
+        return str(part.path)
+    path = scratch / "-".join(part.path.parts[-3:])
+    pq.write_table(opener.open(part), path)
+    return str(path)
 
 
 def _tables(

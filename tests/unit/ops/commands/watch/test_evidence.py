@@ -8,6 +8,7 @@ import json
 import math
 import random
 import struct
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from paywarden.ops.evidence import evidence_run
 from paywarden.schemas.erasure_keys import ErasureKeys
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-from paywarden.streams.archive.files import locked, write_part
+from paywarden.streams.archive.files import ArchiveFile, Opener, locked, write_part
 from paywarden.streams.decision_index.episodes import EpisodeFeature, EpisodeFeatures
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
 
@@ -412,10 +413,23 @@ def test_an_archive_keeps_nested_fields_of_alerts(tmp_path: Path) -> None:
     assert pq.read_table(path, partitioning=None)["current_histogram"].to_pylist() == [histogram]
 
 
-def test_a_sealed_archive_gives_the_same_figures(world: World, tmp_path: Path) -> None:
+def test_a_sealed_archive_gives_the_same_figures_with_one_part_in_memory(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[pa.Table]] = []
+    open_part = Opener.open
+
+    def alone(opener: Opener, part: ArchiveFile, offsets: range | None = None) -> pa.Table:
+        assert not any(earlier() for earlier in opened), "an earlier part is in memory"
+        table = open_part(opener, part, offsets)
+        opened.append(weakref.ref(table))
+        return table
+
+    monkeypatch.setattr(Opener, "open", alone)
     assert run(tmp_path, "plain").exit_code == 0
     (tmp_path / "archive").rename(tmp_path / "plain-archive")
     world.write(tmp_path / "archive", ErasureKeys.create(tmp_path / "erasure.keys"))
     assert run(tmp_path, "sealed").exit_code == 0
     plain, sealed = (json.loads((tmp_path / out / "evidence.json").read_text()) for out in ("plain", "sealed"))
     assert sealed["figures"] == plain["figures"]
+    assert len(opened) > 3
