@@ -35,8 +35,8 @@ from paywarden.schemas.currencies import MINOR_DIGITS
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.search import FoundRow
 
-# To read a row from a file of many millions takes 2 ms.
-_FIRST_PAYMENTS, _SECOND_PAYMENTS, _SECOND_ENTITIES = 12, 4, 8
+# To read a row from a file of many millions takes some milliseconds.
+_FIRST_PAYMENTS, _SECOND_PAYMENTS, _SECOND_ENTITIES = 8, 3, 6
 _COLUMN_MAX = 20
 NODES_MAX = 3 * _COLUMN_MAX
 """The picture has no more entities."""
