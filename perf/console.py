@@ -203,10 +203,10 @@ def fill(database: Database, rows: int) -> None:
             transaction.append("keys", {"hash": np.concatenate([hash_ for hash_, _ in keyed])} | keys)
         database.tidy(at_least=FILL_TIDY_KEYS)
     database.tidy(at_least=1)
-    _derive(database, rows)
+    _derive(database)
 
 
-def _derive(database: Database, rows: int) -> None:
+def _derive(database: Database) -> None:
     """Fill the tables that follow from the decisions, and the queue."""
     began = f"decided_time_ms - decided_time_ms % {_DAY_MS}"
     sums = (
@@ -221,11 +221,10 @@ def _derive(database: Database, rows: int) -> None:
     with database.transaction() as transaction:
         hour = f"(decided_time_ms - decided_time_ms % {HOUR_MS})"
         transaction.execute(f"INSERT INTO hours SELECT {hour} / {HOUR_MS}, count(*) FROM decisions GROUP BY 1")
-        week = NOW_MS - 7 * _DAY_MS if rows > 1_000_000 else 0
         transaction.execute(
             "INSERT INTO reviews SELECT decision_id, decided_time_ms, payment_hash, payment_id, merchant_id, country, "
-            "currency, channel, score, worth_minor, 'open', 1, '', '', 0, 0 FROM decisions WHERE action = 1 AND "
-            f"decided_time_ms >= {week} ORDER BY decided_time_ms DESC LIMIT {_REVIEWS}"
+            "currency, channel, score, worth_minor, 'open', 1, '', '', 0, 0 FROM decisions WHERE action = 1 "
+            f"ORDER BY decided_time_ms DESC LIMIT {_REVIEWS}"
         )
 
 
