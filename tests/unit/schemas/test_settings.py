@@ -57,13 +57,9 @@ def from_environment(**environment: str) -> Sample:
     )
 
 
-def test_without_file_and_environment_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert read_source(None, {}).section("serve", Sample) == Sample()
-
-
 def test_the_default_file_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert read_source(None, {}).section("serve", Sample) == Sample()
     (tmp_path / "paywarden.toml").write_text("[serve]\nport = 1\n", encoding="utf-8")
     assert read_source(None, {}).section("serve", Sample).port == 1
 
@@ -154,14 +150,10 @@ def test_a_wrong_value_in_the_environment_is_refused_by_the_variables_name(name:
         from_environment(**{name: text})
 
 
-def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"cannot read the configuration .*absent\.toml: No such file"):
-        read_source(str(tmp_path / "absent.toml"), {})
-
-
-def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="cannot read the configuration"):
-        read_source(str(tmp_path), {})
+@pytest.mark.parametrize(("name", "why"), [("absent.toml", r".*absent\.toml: No such file"), (".", "")])
+def test_a_file_that_is_named_must_be_one(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(Misconfigured, match=f"cannot read the configuration {why}"):
+        read_source(str(tmp_path / name), {})
 
 
 @pytest.mark.parametrize("content", [b"[serve", b"port = ", b"\xff\xfe\x00", b"port = " + b"[" * 30_000])
