@@ -2,8 +2,6 @@
 
 Where its words come from:
 
-    topics and archives     the `doc` of each field in schemas/avsc/*.avsc
-    payments, outcomes      the same: the two files of a history have the fields of their topics
     decisions, differences  DECISION_COLUMNS and DIFFERENCE_COLUMNS in models/replay/files.py
     metrics.json            the docstring below each field of the dataclasses it is made of
 
@@ -51,14 +49,8 @@ from paywarden.models.replay import (
 )
 from paywarden.models.replay import stops
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, entry, prose
-from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
-
-# Topics that only Paywarden writes and reads.
-_OF_OUR_OWN = ("profiles", "drift-acknowledgements", "console-events", "dead-letters-retried")
-# Topics that Paywarden writes and its own commands show.
-_SHOWN_BY_COMMANDS = ("model-registry", "shadow-decisions")
 
 
 class PageLine(NamedTuple):
@@ -77,8 +69,8 @@ def data_page() -> str:
     intro = [
         "# Data dictionary\n",
         *prose(
-            "The columns of every file, and the fields of the topics that your systems write or read. `schemas/avsc` "
-            f"has the schemas of all topics, with the meaning of each field. {MADE_FROM_CODE}"
+            "The columns of every file. The fields of [topics](topics.md) and their meanings are in `schemas/avsc`. "
+            f"{MADE_FROM_CODE}"
         ),
         *prose(
             "In brackets: the type. `string?` may be null, `string[]` is a list, and `integer{}` is an object of "
@@ -86,13 +78,12 @@ def data_page() -> str:
             "4999 is 49.99 EUR, and 4999 yen are 4999 JPY. A number whose name ends in `time_ms` or `timestamp_ms` is "
             "a time: milliseconds since 1970-01-01T00:00:00Z. Any other `_ms`, `_us`, `_minutes` or `_days` is a span "
             "in that unit. Shares, probabilities and measures such as recall are from 0 to 1, and differences of "
-            "scores from -1 to 1. The `evidence` of an alert is a decimal logarithm, and the edges of its histograms "
-            "are values of its subject. Other numbers are counts, ratios, or values of an alert's statistic or "
-            "signal. `NAME_interval` (number[]) is the 95 % interval of NAME, `NAME_low` and `NAME_high` its ends, by "
-            "Wilson. Ids of cards, merchants and devices are tokens of your own."
+            "scores from -1 to 1. Other numbers are counts or ratios. `NAME_interval` (number[]) is the 95 % interval "
+            "of NAME, `NAME_low` and `NAME_high` its ends, by Wilson. Ids of cards, merchants and devices are tokens "
+            "of your own."
         ),
     ]
-    return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
+    return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive()])
 
 
 def _history() -> Iterator[str]:
@@ -107,7 +98,11 @@ def _history() -> Iterator[str]:
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         listed = ", ".join(f"`{name}` ({kind.replace(' or null', '?')})" for name, kind in columns.items())
-        yield from (f"### {topic}.parquet", "", *prose(f"The fields of the topic [{topic}](#{topic}): {listed}."))
+        yield from (
+            f"### {topic}.parquet",
+            "",
+            *prose(f"The fields of the topic ([meanings](../../schemas/avsc/{topic}.avsc)): {listed}."),
+        )
 
 
 def _truth() -> Iterator[str]:
@@ -177,7 +172,7 @@ def _archive() -> Iterator[str]:
     yield "## An archive: DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet\n"
     yield from prose(
         f"`paywarden admin archive` writes {topics}. The date is the UTC day on which the file's first record reached "
-        "Kafka. The columns are the topic's fields (below), and then where the record is in Kafka:"
+        "Kafka. The columns are the topic's fields, and then where the record is in Kafka:"
     )
     schema = rows_schema(archive_files.TOPICS[0])
     meanings = {
@@ -190,31 +185,6 @@ def _archive() -> Iterator[str]:
     )
 
 
-def _topics() -> Iterator[str]:
-    yield "## Topics\n"
-    yield from prose(
-        "[topics.md](topics.md) has meaning, form, key and retention of all topics. A field without a type is a string."
-        f" The fields of {_listed(_SHOWN_BY_COMMANDS)} are in `schemas/avsc`: `models list --log` and `shadow report` "
-        "show them."
-    )
-    for topic in (topic for topic in TOPICS if topic not in (*_OF_OUR_OWN, *_SHOWN_BY_COMMANDS)):
-        schema = topic_schema(topic)
-        lines = list(_of_record(topic, schema, ""))
-        yield from (f"### {topic}", "", *_list(lines if topic == "payments" else _own(lines)))
-
-
-def _own(lines: Sequence[PageLine]) -> Iterator[PageLine]:
-    """The lines of a topic without the fields that it repeats from `payments`; one line lists these."""
-    known = {(line.name, line.meaning): line for line in _of_record("payments", topic_schema("payments"), "")}
-    repeated = [line for line in lines if (line.name, line.meaning) in known]
-    if len(repeated) > 2:
-        names = "`, `".join(line.name for line in repeated)
-        yield PageLine(names, "", "The fields of the [payment](#payments).")
-    for line in lines:
-        if len(repeated) <= 2 or line not in repeated:
-            yield line
-
-
 # Lines
 
 
@@ -225,37 +195,6 @@ def _of_column(column: replay_files.OutputColumn) -> PageLine:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return PageLine(column.name, str(kind), column.meaning)
-
-
-def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[PageLine]:
-    """The fields of an Avro record; those of records in it follow the field they are in, as `headers[].name`."""
-    for field in record["fields"]:
-        name = prefix + field["name"]
-        kind, inner, repeated = _avro_kind(field["type"])
-        default = field.get("default")
-        usual = "" if default in (None, [], "") else f", default {default}"
-        shown = "" if kind == "string" and not usual else kind + usual
-        yield PageLine(name, shown, _meaning(topic, field))
-        if inner is not None:
-            yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
-
-
-def _avro_kind(kind: Any) -> tuple[str, dict[str, Any] | None, bool]:
-    """How a type is written, the record it holds and whether it holds many."""
-    if isinstance(kind, list):
-        (other,) = [branch for branch in kind if branch != "null"]
-        text, inner, repeated = _avro_kind(other)
-        return f"{text}?", inner, repeated
-    if isinstance(kind, str):
-        return kind.removeprefix("paywarden.v1."), None, False
-    if kind["type"] == "enum":
-        return "one of " + ", ".join(kind["symbols"]), None, False
-    if kind["type"] == "array":
-        text, inner, _ = _avro_kind(kind["items"])
-        return f"{text}[]", inner, True
-    if kind["type"] == "record":
-        return kind["name"].removeprefix("paywarden.v1."), kind, False
-    return str(kind["type"]), None, False
 
 
 def _of_dataclass(made_of: type) -> Iterator[PageLine]:
@@ -320,13 +259,6 @@ def _json_kind(hint: Any) -> str:
         title = next(title for title, made_of in _METRICS if made_of is hint)
         return f"[object](#{title.lower().replace(' ', '-')})"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}[hint]
-
-
-def _meaning(topic: str, field: dict[str, Any]) -> str:
-    if "doc" not in field:
-        raise Undocumented(f"schemas/avsc/{topic}.avsc: field {field['name']} has no doc")
-    # The head of the page gives the unit of all times.
-    return str(field["doc"]).replace(", epoch milliseconds UTC", "")
 
 
 def _list(lines: Iterable[PageLine]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from paywarden.ops.logs import SCHEMA
 from paywarden.schemas import errors
-from paywarden.schemas.avro import TOPICS
+from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.grpc import messages
 from paywarden.scoring.http import refusals
@@ -37,6 +39,23 @@ def test_the_page_of_topics_has_each_with_partitions_and_retention() -> None:
         kept = "compacted" if "compact" in config["cleanup.policy"] else ""
         wanted = "for ever" if retention_ms == -1 else ", ".join(filter(None, (kept, days)))
         assert notes.endswith(f"; {count} partition{'s' if count > 1 else ''}; {wanted}"), name
+
+
+def without_meaning(kind: Any, place: str) -> Iterator[str]:
+    """Yields the place of each field of an Avro type that has no `doc`."""
+    if isinstance(kind, list):
+        for branch in kind:
+            yield from without_meaning(branch, place)
+    elif isinstance(kind, dict):
+        yield from without_meaning(kind.get("items"), place)
+        for field in kind.get("fields", ()):
+            if not field.get("doc"):
+                yield f"{place}.{field['name']}"
+            yield from without_meaning(field["type"], f"{place}.{field['name']}")
+
+
+def test_each_field_of_a_topic_has_a_meaning_in_its_schema() -> None:
+    assert [place for topic in TOPICS for place in without_meaning(topic_schema(topic), topic)] == []
 
 
 def tree(error: type[errors.PaywardenError]) -> set[str]:
