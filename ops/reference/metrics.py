@@ -55,9 +55,8 @@ def metrics_page() -> str:
             "The labels stand after the name. In brackets: the type, if the metric is no gauge. "
             "`…_total` is a counter, `…_timestamp_seconds` a Unix time; `…_seconds`, `…_bytes` and `…_minor` (of "
             "the reference currency) name their unit. `…_distance` is a value of its statistic. Shares and measures "
-            "are from 0 to 1, a gauge of a state is 0 or 1, and other gauges are counts. A histogram NAME has the "
-            "series `NAME_bucket`, `NAME_sum` and `NAME_count`. No label holds a card, a payment or another id of the "
-            "data. `ops/alerts.yml` has the alerts that watch a metric ([runbook](../operate/runbook/README.md))."
+            "are from 0 to 1, a gauge of a state is 0 or 1, and other gauges are counts. No label holds a card or a "
+            "payment. `ops/alerts.yml` has the alerts that watch a metric ([runbook](../operate/runbook/README.md))."
         ),
         *prose(_PROCESS),
     ]
