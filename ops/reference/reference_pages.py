@@ -6,7 +6,6 @@
     settings.md   sections and settings of ops/paywarden.toml                settings_page.py
     metrics.md    the metrics that each process declares                     metrics.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
-    openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
 The same command writes the wanted values of each setting into ops/paywarden.toml (settings_page.py).
 
@@ -25,7 +24,6 @@ import click
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
-from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
 from paywarden.ops.reference.metrics import metrics_page
@@ -44,7 +42,6 @@ PAGES = {
     "data.md": data_page,
     "features.md": _features_page,
     "metrics.md": metrics_page,
-    "openapi.json": openapi_text,
     "settings.md": settings_page,
 }
 

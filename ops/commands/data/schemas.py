@@ -85,18 +85,18 @@ def _print_proto(source: Source) -> None:
 
 
 def _print_openapi(source: Source) -> None:
-    from paywarden.ops.openapi import openapi_text
+    from paywarden.ops.openapi import openapi_document
     from paywarden.scoring.engine.batching.batcher import AdmissionSettings
     from paywarden.scoring.http.http_settings import HttpSettings
     from paywarden.scoring.requests.validation import RequestLimits
 
-    text = openapi_text(
+    document = openapi_document(
         wiring.payment_fields(source),
         limits=source.section("limits", RequestLimits),
         http=source.section("http", HttpSettings),
         admission=source.section("admission", AdmissionSettings),
     )
-    click.echo(text, nl=False)
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _found(source: Source) -> list[ListedSchema]:

@@ -13,12 +13,17 @@ from paywarden.ops.openapi import openapi_document
 from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import field_rows
+from paywarden.scoring.engine.batching import batcher
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.http import refusals
 from paywarden.scoring.http.http_settings import HttpSettings
 from paywarden.scoring.metrics.worker_metrics import ROUTES
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.checkout import CHECKOUT
 from tests.worlds.stream.declarations import declarations, declared_payments
+
+STATUSES = (400, 401, 408, 409, 413, 415, 417, 429, 431, 500, 503, 504, 505)
 
 
 def request_schema(document: dict[str, Any]) -> Any:
@@ -47,6 +52,23 @@ def test_every_payment_of_a_declaration_fits_its_description(data: st.DataObject
 
 def test_every_route_of_the_server_is_described() -> None:
     assert operations(openapi_document()).keys() == set(ROUTES) - {"none"}
+
+
+def test_the_file_has_each_refusal_and_the_fields_of_every_payment() -> None:
+    document = openapi_document()
+    assert document == json.loads((CHECKOUT / "ops" / "openapi.json").read_text(encoding="utf-8"))
+    shown = {
+        (status, *example["value"]["error"].values())
+        for status, answer in zip(STATUSES, document["components"]["responses"].values(), strict=True)
+        for example in answer["content"]["application/json"]["examples"].values()
+    }
+    of_http = [one for one in vars(refusals).values() if isinstance(one, refusals.HttpRefusal)]
+    fixed = [
+        one for one in vars(batcher).values() if isinstance(one, batcher.Refusal) and one is not batcher.NOT_DECIDED
+    ]
+    given = {(one.status, one.code, one.field, one.message) for one in of_http if one.status not in (404, 405)}
+    given |= {(refusals.status_of(one.code), one.code, one.field, one.message) for one in fixed}
+    assert given <= shown
 
 
 def test_an_answer_has_the_described_fields_and_no_others() -> None:
