@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,18 +25,15 @@ from paywarden.features.dataflow.vectors import Passage, Vectors
 from paywarden.features.history.history import read_history, write_history
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import read_manifest
-from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.replay.passage import replay_on
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.models.training.table import LabelRules, training_table
-from paywarden.models.training.table_passage import training_table_on
 from paywarden.ops.commands.model.backtest import backtest
 from paywarden.ops.commands.model.train import train
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from tests.parity.features_worlds import catalogue_of
-from tests.parity.test_dataflow import QUICK, RULES, WINDOW, contestant, digests, one_pass, table_digest
+from tests.parity.test_dataflow import RULES, WINDOW, contestant, digests, one_pass
 from tests.parity.test_two_hops import RING
 from tests.services.kafka_classes import QUICK_JVM
 from tests.services.product.processes import wait_until
@@ -48,7 +44,7 @@ pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
     pytest.skip("Spark needs Java 17, and there is no java", allow_module_level=True)
 
-PAYMENTS = 900
+PAYMENTS = 450
 # pyspark leaves its sockets to the collector of garbage.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SETTINGS = {
@@ -144,18 +140,6 @@ def test_a_replay_has_the_bytes_of_one_process(session: Any, tmp_path: Path) -> 
             say=lambda _: None,
         )
     assert digests(spread) == digests(local)
-
-
-def test_a_training_table_has_the_bytes_of_one_process(session: Any, history: Path, tmp_path: Path) -> None:
-    settings = replace(QUICK, genuine_sample_share=0.5)
-    features, rates = small_world.engine(), small_world.rates()
-    local = read_history(history)
-    days = Days(*(int(local.event_time_ms[row]) // DAY_MS for row in (0, -1)))
-    wanted = training_table(local, days, engine=features, rates=rates, labels=LabelRules.of(settings))
-    with spark.SparkEngine(session, str(tmp_path), partitions=3) as engine:
-        table = training_table_on(opened(engine, history, features), days, settings=settings, room=tmp_path)
-    assert table_digest(table) == table_digest(wanted)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("session")
