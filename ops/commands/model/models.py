@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.extras import needs
 from paywarden.ops.options import at_most_one
 from paywarden.ops.reporting import print_table, printable
 from paywarden.ops.times import now_ms, spoken, time_ms_option
@@ -414,6 +415,7 @@ def sync(source: Source, set_aside: bool, set_clock: bool, why: str | None, key:
 @click.option("--out", type=click.Path(dir_okay=False), help="File to write, NAME.md (default: stdout).")
 @_json
 @click.pass_obj
+@needs("history")
 def document(source: Source, version: str | None, out: str | None, as_json: bool) -> None:
     """Write the document of VERSION (default: the champion).
 
