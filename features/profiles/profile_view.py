@@ -1,4 +1,4 @@
-"""Shows one stored profile in words and numbers, as values and as lines of text.
+"""Shows one stored profile in words and numbers: as a dictionary in the form of JSON, and that as lines of text.
 
 A profile of another catalogue is shown after its migration to this one. Amounts are in major units of the reference
 currency; features have the model's values and units.
@@ -6,10 +6,11 @@ currency; features have the model's values and units.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ from paywarden.schemas.payment_fields import Band
 
 # A cell of a tile: a count, an amount, or a count for each bucket; None for a largest amount without payments.
 CellValue = int | Decimal | tuple[int, ...] | None
+View = dict[str, Any]
+Columns = Sequence[Sequence[int]]
 
 _WORDS = {
     Measure.COUNT: "count",
@@ -71,93 +74,6 @@ _WORDS = {
 }
 _SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH, Measure.FRAUD_SQUARES_HIGH})
 _NO_VALUE = "-"
-
-
-@dataclass(frozen=True)
-class TileView:
-    start_ms: int
-    cells: tuple[CellValue, ...]
-
-
-@dataclass(frozen=True)
-class TableView:
-    """The tiles of one hop, of payments or of their labels (`is_label`).
-
-    `columns` names the cells: the measure, its attribute, and the condition.
-    """
-
-    hop: str
-    is_label: bool
-    columns: tuple[str, ...]
-    tiles: tuple[TileView, ...]
-
-
-@dataclass(frozen=True)
-class Remembrance:
-    """A remembered value and the time when it was last seen. `value` is None if the profile has only its checksum."""
-
-    value: str | None
-    seen_ms: int
-
-
-@dataclass(frozen=True)
-class MemoryView:
-    """The latest distinct values of an attribute, newest first, at most `capacity`."""
-
-    attribute: str
-    capacity: int
-    values: tuple[Remembrance, ...]
-
-
-@dataclass(frozen=True)
-class KeptPayment:
-    """A payment as the profile keeps it. A value is None if it is missing, personal, or known by a checksum only."""
-
-    time_ms: int
-    values: tuple[str | None, ...]
-
-
-@dataclass(frozen=True)
-class LatestView:
-    """Some fields of the latest payments, newest first, at most `capacity`."""
-
-    fields: tuple[str, ...]
-    capacity: int
-    payments: tuple[KeptPayment, ...]
-
-
-@dataclass(frozen=True)
-class FeatureValue:
-    """One feature. `value` is None if it is missing; then `why` gives the possible reasons."""
-
-    name: str
-    value: float | None
-    unit: str
-    why: str
-
-
-@dataclass(frozen=True)
-class ProfileView:
-    """The content of a stored profile. Times are epoch milliseconds, None for never.
-
-    `layout_version`, `digest` and `size_bytes` are of the stored bytes; the rest is of the profile as this catalogue
-    reads it. `sources` are (source, newest offset contained).
-    """
-
-    entity: str
-    size_bytes: int
-    layout_version: int
-    digest: str
-    is_migrated: bool
-    first_payment_ms: int | None
-    last_payment_ms: int | None
-    newest_event_ms: int
-    tables: tuple[TableView, ...]
-    memories: tuple[MemoryView, ...]
-    latest: tuple[LatestView, ...]
-    sources: tuple[tuple[int, int], ...]
-    as_of_ms: int
-    features: tuple[FeatureValue, ...]
 
 
 def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
@@ -196,9 +112,19 @@ def ids_in(text: str, fields: int) -> list[str]:
 
 
 def view_profile(
-    engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, *, as_of_ms: int
-) -> ProfileView:
+    engine: FeatureEngine,
+    catalogue: Catalogue,
+    entity: int,
+    state: bytes,
+    *,
+    as_of_ms: int,
+    source_name: Callable[[int], str],
+) -> View:
     """Returns the content of a packed profile, and the entity's features at a time. `engine` is that of `catalogue`.
+
+    Times are texts in UTC, None for never. `size_bytes`, `layout_version` and `digest` are of the stored bytes; the
+    rest is of the profile as this catalogue reads it. `source_name` returns the topic and partition of a source, whose
+    newest offset is under this name. A value is None if it is missing, personal, or known by its checksum alone.
 
     Raises UnreadableProfile.
     """
@@ -208,40 +134,37 @@ def view_profile(
     shape = engine.plan.shapes[entity]
     numbers = numbers_of(own, shape).tolist()
     words, known = _conditions_of(catalogue), _attributes_of(catalogue)
-    sections = len(shape.widths)
-    counts, at = numbers[4 : 4 + sections], 4 + sections
+    counts, at = iter(numbers[4 : 4 + len(shape.widths)]), 4 + len(shape.widths)
     newest_ms = sum(numbers[:3])
-    tables = []
-    for table, count in zip(shape.tables, counts, strict=False):
-        columns = [numbers[at + place * count :][:count] for place in range(table.width)]
-        tables.append(_table(table, columns, newest_ms, words, known))
-        at += count * table.width
-    memories = []
-    for (attribute, capacity), count in zip(shape.memories, counts[len(shape.tables) :], strict=False):
-        values, ages_ms = numbers[at : at + count], numbers[at + count : at + 2 * count]
-        memories.append(_memory(known[attribute], capacity, values, ages_ms, newest_ms))
-        at += 2 * count
-    latest = []
-    for kept, count in zip(shape.latest, counts[len(shape.tables) + len(shape.memories) :], strict=True):
-        columns = [numbers[at + place * count :][:count] for place in range(kept.width)]
-        latest.append(_latest(kept, columns, newest_ms, known))
-        at += kept.width * count
-    return ProfileView(
-        entity=engine.plan.entity_names[entity],
-        size_bytes=len(state),
-        layout_version=state[0],
-        digest=shape_of(state)[0][::-1].hex(),
-        is_migrated=own is not state,
-        first_payment_ms=numbers[0] or None,
-        last_payment_ms=numbers[0] + numbers[1] or None,
-        newest_event_ms=newest_ms,
-        tables=tuple(tables),
-        memories=tuple(memories),
-        latest=tuple(latest),
-        sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :][: numbers[3]], strict=True)),
-        as_of_ms=as_of_ms,
-        features=features,
-    )
+
+    def columns(width: int) -> Columns:
+        """Returns the columns of the next section."""
+        nonlocal at
+        count, begin = next(counts), at
+        at += width * count
+        return [numbers[begin + place * count :][:count] for place in range(width)]
+
+    tables = [_table(table, columns(table.width), newest_ms, words, known) for table in shape.tables]
+    memories = [_memory(known[attribute], capacity, columns(2), newest_ms) for attribute, capacity in shape.memories]
+    latest = [_latest(kept, columns(kept.width), newest_ms, known) for kept in shape.latest]
+    sources, offsets = numbers[at:][: numbers[3]], numbers[at + numbers[3] :][: numbers[3]]
+    return {
+        "entity": engine.plan.entity_names[entity],
+        "size_bytes": len(state),
+        "layout_version": state[0],
+        "digest": shape_of(state)[0][::-1].hex(),
+        "is_migrated": own is not state,
+        "first_payment": utc(numbers[0]) if numbers[0] else None,
+        "last_payment": utc(numbers[0] + numbers[1]) if numbers[0] + numbers[1] else None,
+        "newest_event": utc(newest_ms),
+        "tables": tables,
+        "memories": memories,
+        "latest_payments": latest,
+        "sources": dict(zip(map(source_name, sources), offsets, strict=True)),
+        "as_of": utc(as_of_ms),
+        "has_newer_events": as_of_ms < newest_ms,
+        "features": features,
+    }
 
 
 def first_payment_ms(state: bytes) -> int | None:
@@ -270,87 +193,48 @@ def sources_of(state: bytes) -> dict[int, int] | None:
     return dict(zip(sources, offsets, strict=True))
 
 
-def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
-    """Returns a view as lines for a terminal. `source_name` returns the topic and partition of a source."""
-    migrated = ", of another catalogue: shown as migrated to this one" if view.is_migrated else ""
+def to_json(view: View) -> str:
+    """Returns a view as JSON: amounts are numbers of major units."""
+    return json.dumps(view, indent=2, default=float)
+
+
+def to_lines(view: View) -> list[str]:
+    """Returns a view as lines for a terminal."""
+    migrated = ", of another catalogue: shown as migrated to this one" if view["is_migrated"] else ""
     facts = [
-        ("entity", view.entity),
-        ("size", f"{view.size_bytes} bytes"),
-        ("layout", f"version {view.layout_version}, digest {view.digest}{migrated}"),
-        ("first payment", _spoken_time(view.first_payment_ms)),
-        ("last payment", _spoken_time(view.last_payment_ms)),
-        ("newest event", _spoken_time(view.newest_event_ms)),
+        ("entity", view["entity"]),
+        ("size", f"{view['size_bytes']} bytes"),
+        ("layout", f"version {view['layout_version']}, digest {view['digest']}{migrated}"),
+        ("first payment", view["first_payment"] or "never"),
+        ("last payment", view["last_payment"] or "never"),
+        ("newest event", view["newest_event"]),
     ]
     lines = _aligned(facts)
-    for table in view.tables:
-        rows = [(utc(tile.start_ms), *map(_spoken_cell, tile.cells)) for tile in table.tiles]
-        lines += ["", f"tiles of {table.hop}{', known frauds' if table.is_label else ''}: {len(rows)}"]
-        lines += _aligned([("tile from", *table.columns), *rows], is_right_from=1) if rows else []
-    for memory in view.memories:
-        lines += ["", f"latest values of {memory.attribute}: {len(memory.values)}, at most {memory.capacity}"]
-        lines += _aligned(
-            [(utc(v.seen_ms), "(only a checksum)" if v.value is None else v.value) for v in memory.values]
-        )
-    for latest in view.latest:
-        named = ", ".join(latest.fields) or "times alone"
-        lines += ["", f"latest payments, {named}: {len(latest.payments)}, at most {latest.capacity}"]
-        lines += _aligned(
-            [(utc(kept.time_ms), *(value or _NO_VALUE for value in kept.values)) for kept in latest.payments]
-        )
-    lines += ["", f"contains, by source partition: {len(view.sources) or 'nothing of a topic'}"]
-    lines += _aligned([(source_name(source), f"offset {offset}") for source, offset in view.sources])
-    lines += ["", f"features as of {utc(view.as_of_ms)}"]
-    if view.as_of_ms < view.newest_event_ms:
+    for table in view["tables"]:
+        tiles = table["tiles"]
+        lines += ["", f"tiles of {table['hop']}{', known frauds' if table['labels'] else ''}: {len(tiles)}"]
+        rows = [tuple(map(_spoken, tile.values())) for tile in tiles]
+        lines += _aligned([("tile from", *list(tiles[0])[1:]), *rows], is_right_from=1) if rows else []
+    for memory in view["memories"]:
+        values = memory["values"]
+        lines += ["", f"latest values of {memory['attribute']}: {len(values)}, at most {memory['capacity']}"]
+        lines += _aligned([(one["last_seen"], one["value"] or "(only a checksum)") for one in values])
+    for latest in view["latest_payments"]:
+        payments, named = latest["payments"], ", ".join(latest["fields"]) or "times alone"
+        lines += ["", f"latest payments, {named}: {len(payments)}, at most {latest['capacity']}"]
+        lines += _aligned([tuple(map(_spoken, kept.values())) for kept in payments])
+    lines += ["", f"contains, by source partition: {len(view['sources']) or 'nothing of a topic'}"]
+    lines += _aligned([(source, f"offset {offset}") for source, offset in view["sources"].items()])
+    lines += ["", f"features as of {view['as_of']}"]
+    if view["has_newer_events"]:
         lines.append("(the profile has newer events: what it has dropped since then is not in these)")
-    return lines + _aligned([_spoken_feature(feature) for feature in view.features])
-
-
-def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, object]:
-    """Returns a view for JSON: times as texts in UTC, amounts as numbers of major units."""
-    return {
-        "entity": view.entity,
-        "size_bytes": view.size_bytes,
-        "layout_version": view.layout_version,
-        "digest": view.digest,
-        "is_migrated": view.is_migrated,
-        "first_payment": None if view.first_payment_ms is None else utc(view.first_payment_ms),
-        "last_payment": None if view.last_payment_ms is None else utc(view.last_payment_ms),
-        "newest_event": utc(view.newest_event_ms),
-        "tables": [
-            {
-                "hop": table.hop,
-                "labels": table.is_label,
-                "tiles": [
-                    {"start": utc(tile.start_ms), **dict(zip(table.columns, map(_plain, tile.cells), strict=True))}
-                    for tile in table.tiles
-                ],
-            }
-            for table in view.tables
-        ],
-        "memories": [
-            {
-                "attribute": memory.attribute,
-                "capacity": memory.capacity,
-                "values": [{"value": v.value, "last_seen": utc(v.seen_ms)} for v in memory.values],
-            }
-            for memory in view.memories
-        ],
-        "latest_payments": [
-            {
-                "capacity": latest.capacity,
-                "payments": [
-                    {"time": utc(kept.time_ms), **dict(zip(latest.fields, kept.values, strict=True))}
-                    for kept in latest.payments
-                ],
-            }
-            for latest in view.latest
-        ],
-        "sources": {source_name(source): offset for source, offset in view.sources},
-        "as_of": utc(view.as_of_ms),
-        "features": [
-            {"name": f.name, "value": f.value, "unit": f.unit, "missing": f.why or None} for f in view.features
-        ],
-    }
+    rows = [
+        (one["name"], _NO_VALUE, one["missing"])
+        if one["value"] is None
+        else (one["name"], f"{one['value']:.10g}", one["unit"])
+        for one in view["features"]
+    ]
+    return lines + _aligned(rows)
 
 
 def utc(time_ms: int) -> str:
@@ -358,9 +242,7 @@ def utc(time_ms: int) -> str:
     return str(np.datetime64(time_ms, "ms") if time_ms % 1000 else np.datetime64(time_ms // 1000, "s")) + "Z"
 
 
-def _features(
-    engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, as_of_ms: int
-) -> tuple[FeatureValue, ...]:
+def _features(engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, as_of_ms: int) -> list[View]:
     """Returns the features that use only this entity's profile, as a payment at that time would see them."""
     plan = engine.plan
     row = np.zeros((1, plan.row_width), dtype=np.int64)
@@ -376,15 +258,14 @@ def _features(
     for feature, value in zip(catalogue.features, _shortest(out[0]), strict=True):
         if _entities_in(feature.value, values) != {plan.entity_names[entity]}:
             continue
+        missing = feature.missing if math.isnan(value) else None
         if _asks_payment(feature.value, values):
-            found.append(FeatureValue(feature.name, None, feature.unit, "it depends on the payment"))
+            missing = "it depends on the payment"
         elif _asks_neighbours(feature.value, values):
-            found.append(FeatureValue(feature.name, None, feature.unit, "it depends on other profiles"))
-        elif math.isnan(value):
-            found.append(FeatureValue(feature.name, None, feature.unit, feature.missing))
-        else:
-            found.append(FeatureValue(feature.name, value, feature.unit, ""))
-    return tuple(found)
+            missing = "it depends on other profiles"
+        shown = None if missing is not None else value
+        found.append({"name": feature.name, "value": shown, "unit": feature.unit, "missing": missing})
+    return found
 
 
 def _shortest(vector: NDArray[np.float32]) -> list[float]:
@@ -435,12 +316,12 @@ def _attributes_of(catalogue: Catalogue) -> dict[int, attributes.Attribute]:
 
 def _table(
     table: TableShape,
-    columns: Sequence[Sequence[int]],
+    columns: Columns,
     newest_ms: int,
     words: dict[attributes.ConditionCode, str],
     known: Mapping[int, attributes.Attribute],
-) -> TableView:
-    """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
+) -> View:
+    """Returns the tiles of one hop. `columns`: how many hops each is older than the newest event, and the measures."""
     # The squares are stored in two sums and shown as one.
     shown = [
         (column, offset)
@@ -452,7 +333,8 @@ def _table(
         for column, offset in zip(table.columns, table.offsets, strict=True)
         if MEASURES[column.measure] in _SQUARES_HIGH
     }
-    tiles = []
+    names = [_column_name(column, words, known) for column, _ in shown]
+    tiles: list[View] = []
     for row in zip(*columns, strict=True):
         cells = tuple(
             _cell(
@@ -463,9 +345,9 @@ def _table(
             )
             for column, offset in shown
         )
-        tiles.append(TileView((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
-    names = tuple(_column_name(column, words, known) for column, _ in shown)
-    return TableView(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
+        start_ms = (newest_ms // table.hop_ms - row[0]) * table.hop_ms
+        tiles.append({"start": utc(start_ms), **dict(zip(names, cells, strict=True))})
+    return {"hop": in_units(table.hop_ms), "labels": table.is_label, "tiles": tiles}
 
 
 def _column_name(
@@ -532,20 +414,20 @@ def _digits(attribute: attributes.Attribute) -> int:
     return attribute.field.decimals if attribute.field is not None else 0
 
 
-def _latest(
-    kept: LatestShape, columns: Sequence[Sequence[int]], newest_ms: int, known: Mapping[int, attributes.Attribute]
-) -> LatestView:
+def _latest(kept: LatestShape, columns: Columns, newest_ms: int, known: Mapping[int, attributes.Attribute]) -> View:
     """`columns` are the stored ones: the values of each field, and how much earlier each payment was."""
     of = [known[column] for column, _ in kept.fields]
-    payments, time_ms = [], newest_ms
+    names = [attribute.name for attribute in of]
+    payments: list[View] = []
+    time_ms = newest_ms
     for *values, age_ms in zip(*columns, strict=True):
         time_ms -= age_ms
         shown = tuple(
             _kept_value(attribute, value, is_number)
             for attribute, value, (_, is_number) in zip(of, values, kept.fields, strict=True)
         )
-        payments.append(KeptPayment(time_ms, shown))
-    return LatestView(tuple(attribute.name for attribute in of), kept.capacity, tuple(payments))
+        payments.append({"time": utc(time_ms), **dict(zip(names, shown, strict=True))})
+    return {"fields": names, "capacity": kept.capacity, "payments": payments}
 
 
 def _kept_value(attribute: attributes.Attribute, value: int, is_number: bool) -> str | None:
@@ -557,14 +439,14 @@ def _kept_value(attribute: attributes.Attribute, value: int, is_number: bool) ->
     return _remembered(attribute.kind, value)
 
 
-def _memory(
-    attribute: attributes.Attribute, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int
-) -> MemoryView:
-    values, seen_ms = [], newest_ms
-    for code, age_ms in zip(codes, ages_ms, strict=True):
+def _memory(attribute: attributes.Attribute, capacity: int, columns: Columns, newest_ms: int) -> View:
+    """Returns the latest distinct values of an attribute, newest first."""
+    values: list[View] = []
+    seen_ms = newest_ms
+    for code, age_ms in zip(*columns, strict=True):
         seen_ms -= age_ms
-        values.append(Remembrance(_remembered(attribute.kind, code), seen_ms))
-    return MemoryView(attribute.name, capacity, tuple(values))
+        values.append({"value": _remembered(attribute.kind, code), "last_seen": utc(seen_ms)})
+    return {"attribute": attribute.name, "capacity": capacity, "values": values}
 
 
 def _remembered(kind: attributes.AttributeKind, code: int) -> str | None:
@@ -576,27 +458,10 @@ def _remembered(kind: attributes.AttributeKind, code: int) -> str | None:
     return None
 
 
-def _spoken_time(time_ms: int | None) -> str:
-    return "never" if time_ms is None else utc(time_ms)
-
-
-def _spoken_cell(cell: CellValue) -> str:
+def _spoken(cell: CellValue | str) -> str:
     if cell is None:
         return _NO_VALUE
     return " ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
-
-
-def _spoken_feature(feature: FeatureValue) -> tuple[str, str, str]:
-    if feature.value is None:
-        return feature.name, _NO_VALUE, feature.why
-    return feature.name, f"{feature.value:.10g}", feature.unit
-
-
-def _plain(cell: CellValue) -> int | float | list[int] | None:
-    """Returns a cell in the form of JSON."""
-    if isinstance(cell, tuple):
-        return list(cell)
-    return float(cell) if isinstance(cell, Decimal) else cell
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], is_right_from: int = 99) -> list[str]:

@@ -144,7 +144,7 @@ def _episodes(source: Source, data: Path, *, as_json: bool) -> None:
 
 
 def _show(source: Source, entity_id: str, at: str | None, *, as_json: bool) -> None:
-    from paywarden.features.profiles.profile_view import to_dict, to_lines, typed_key, view_profile
+    from paywarden.features.profiles.profile_view import to_json, to_lines, typed_key, view_profile
     from paywarden.streams.profiles.events import source_name
 
     as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
@@ -157,11 +157,8 @@ def _show(source: Source, entity_id: str, at: str | None, *, as_json: bool) -> N
         store.close()
     if state is None:
         raise Misconfigured(f"the store has no profile of this {engine.plan.entity_names[entity]}")
-    view = view_profile(engine, catalogue, entity, state, as_of_ms=as_of_ms)
-    if as_json:
-        click.echo(json.dumps(to_dict(view, source_name), indent=2))
-    else:
-        click.echo("\n".join(to_lines(view, source_name)))
+    view = view_profile(engine, catalogue, entity, state, as_of_ms=as_of_ms, source_name=source_name)
+    click.echo(to_json(view) if as_json else "\n".join(to_lines(view)))
 
 
 def _time_ms(text: str) -> int:

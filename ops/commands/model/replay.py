@@ -221,6 +221,8 @@ def replay(
                 "--from-topic": from_topic,
                 "--archived-decisions": archived_decisions is not None,
                 "--ceiling": ceiling,
+                "--lag": staleness is not None,
+                "--decisions": decisions_file is not None,
             }
         )
         contestants = [(champion, Path(bundle))]

@@ -15,15 +15,7 @@ from paywarden.features.catalogue.fields import Payment, band
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.features.profiles.keys import SEPARATOR, entity_key, hashed_id
-from paywarden.features.profiles.profile_view import (
-    ProfileView,
-    TableView,
-    to_dict,
-    to_lines,
-    typed_key,
-    utc,
-    view_profile,
-)
+from paywarden.features.profiles.profile_view import View, to_json, to_lines, typed_key, utc, view_profile
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, Change, label, payment, profile
 from tests.unit.features.kernel.profiles import features as features_of
@@ -71,63 +63,50 @@ EVENTS = (
 )
 
 
-def view(
-    changes: tuple[Change, ...] = EVENTS, entity: str = "card", as_of_ms: int = NOON_MS + 2 * HOUR_MS
-) -> ProfileView:
-    state = profile(ENGINE, entity, changes)
-    return view_profile(ENGINE, CATALOGUE, ENGINE.plan.entity_names.index(entity), state, as_of_ms=as_of_ms)
+def shown_of(state: bytes, entity: int = 0, as_of_ms: int = NOON_MS) -> View:
+    return view_profile(ENGINE, CATALOGUE, entity, state, as_of_ms=as_of_ms, source_name=source_name)
 
 
-def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) -> TableView:
-    (found,) = [table for table in (of or view()).tables if (table.hop, table.is_label) == (hop, is_label)]
+def view(changes: tuple[Change, ...] = EVENTS, entity: str = "card", as_of_ms: int = NOON_MS + 2 * HOUR_MS) -> View:
+    return shown_of(profile(ENGINE, entity, changes), ENGINE.plan.entity_names.index(entity), as_of_ms)
+
+
+def tiles(hop: str, of: View) -> list[View]:
+    (found,) = [table["tiles"] for table in of["tables"] if (table["hop"], table["labels"]) == (hop, False)]
+    assert isinstance(found, list)
     return found
+
+
+def features_in(of: View) -> dict[str, View]:
+    return {feature["name"]: feature for feature in of["features"]}
 
 
 def source_name(source: int) -> str:
     return f"source {source}"
 
 
-def lines(of: ProfileView | None = None) -> list[str]:
-    return [" ".join(line.split()) for line in to_lines(of or view(), source_name)]
-
-
-def test_the_profile_says_when_it_began_and_ended() -> None:
-    shown = view()
-    assert (shown.first_payment_ms, shown.last_payment_ms) == (NOON_MS, NOON_MS + HOUR_MS + 500)
-    assert shown.newest_event_ms == NOON_MS + HOUR_MS + 500
-    assert "first payment 2024-05-01T12:00:00Z" in lines()
-    assert "last payment 2024-05-01T13:00:00.500Z" in lines()
+def lines(of: View | None = None) -> list[str]:
+    return [" ".join(line.split()) for line in to_lines(of or view())]
 
 
 def test_the_square_of_the_largest_amount_is_exact() -> None:
     large = 10**11
-    state = profile(ENGINE, "card", [payment(NOON_MS, large), payment(NOON_MS, large - 1)])
-    shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS)
-    (tile,) = table("1m", shown).tiles
-    squares = tile.cells[table("1m", shown).columns.index("squares")]
-    assert isinstance(squares, Decimal)
-    assert squares * 10_000 == large**2 + (large - 1) ** 2
+    shown = shown_of(profile(ENGINE, "card", [payment(NOON_MS, large), payment(NOON_MS, large - 1)]))
+    (tile,) = tiles("1m", shown)
+    assert isinstance(tile["squares"], Decimal)
+    assert tile["squares"] * 10_000 == large**2 + (large - 1) ** 2
 
 
-def test_a_memory_shows_countries_and_amounts_and_checksums_of_others() -> None:
-    memories = {memory.attribute: memory for memory in view().memories}
-    assert [(item.value, item.seen_ms) for item in memories["country"].values] == [
-        ("DE", NOON_MS + HOUR_MS + 500),
-        ("FR", NOON_MS + 1),
-    ]
-    assert [item.value for item in memories["amount"].values] == ["20.00"]
-    assert [(item.value, item.seen_ms) for item in memories["merchant_id"].values] == [
-        (None, NOON_MS + HOUR_MS + 500),
-        (None, NOON_MS + 1),
-    ]
-    assert "latest values of country: 2, at most 3" in lines()
-    assert "2024-05-01T12:00:00.001Z FR" in lines()
-    assert "2024-05-01T12:00:00.001Z (only a checksum)" in lines()
-
-
-def test_sources_are_named_with_the_newest_offset_of_each() -> None:
-    assert view().sources == ((0, 40), (1, 8), (6, 3))
+def test_a_view_says_when_the_profile_began_what_it_remembers_and_what_it_contains() -> None:
+    memories = {memory["attribute"]: memory["values"] for memory in view()["memories"]}
+    assert [item["value"] for item in memories["amount"]] == ["20.00"]
+    assert [item["value"] for item in memories["merchant_id"]] == [None, None]
     shown = lines()
+    assert "first payment 2024-05-01T12:00:00Z" in shown
+    assert "last payment 2024-05-01T13:00:00.500Z" in shown
+    assert "latest values of country: 2, at most 3" in shown
+    assert "2024-05-01T12:00:00.001Z FR" in shown
+    assert "2024-05-01T12:00:00.001Z (only a checksum)" in shown
     at = shown.index("contains, by source partition: 3")
     assert shown[at + 1 : at + 4] == ["source 0 offset 40", "source 1 offset 8", "source 6 offset 3"]
 
@@ -135,33 +114,22 @@ def test_sources_are_named_with_the_newest_offset_of_each() -> None:
 def test_features_are_what_a_payment_at_that_time_would_see() -> None:
     as_of_ms = NOON_MS + HOUR_MS + 20_000
     wanted = features_of(ENGINE, as_of_ms, 0, {"card": profile(ENGINE, "card", EVENTS)})
-    shown = {feature.name: feature for feature in view(as_of_ms=as_of_ms).features}
+    shown = features_in(view(as_of_ms=as_of_ms))
     for name in ("count_1h", "ecom_1h", "std_1h", "max_1h", "merchants_1d", "last_amount", "since_last", "max_to_std"):
-        value = shown[name].value
-        assert value is not None
-        assert np.float32(value) == np.float32(wanted[name])
+        assert np.float32(shown[name]["value"]) == np.float32(wanted[name])
     assert f"count_1h {3} payments" in lines(view(as_of_ms=as_of_ms))
     assert "since_last 19.5 seconds" in lines(view(as_of_ms=as_of_ms))
 
 
-def test_only_features_of_this_entity_alone_are_shown() -> None:
-    names = [feature.name for feature in view().features]
-    assert "max_to_std" in names
-    assert not {"amount", "merchant_count_1h", "card_to_merchant", "pair_count_1h"} & set(names)
-
-
-def test_a_feature_that_depends_on_the_payment_has_no_value() -> None:
-    shown = {feature.name: feature for feature in view().features}
+def test_a_feature_that_has_no_value_says_why_and_others_entities_have_none() -> None:
+    shown = features_in(view())
+    assert not {"amount", "merchant_count_1h", "card_to_merchant", "pair_count_1h"} & shown.keys()
     for name in ("new_country", "new_merchant", "zscore_1h", "amount_to_max"):
-        assert shown[name].value is None
-        assert shown[name].why == "it depends on the payment"
+        assert (shown[name]["value"], shown[name]["missing"]) == (None, "it depends on the payment")
     assert "zscore_1h - it depends on the payment" in lines()
-
-
-def test_a_missing_feature_says_when_it_is_missing() -> None:
-    shown = {feature.name: feature for feature in view(as_of_ms=NOON_MS + 9 * DAY_MS).features}
-    assert shown["max_1h"].value is None
-    assert shown["max_1h"].why.startswith("no payments in the window")
+    late = features_in(view(as_of_ms=NOON_MS + 9 * DAY_MS))["max_1h"]
+    assert late["value"] is None
+    assert late["missing"].startswith("no payments in the window")
 
 
 def test_a_view_before_the_newest_event_says_so() -> None:
@@ -173,14 +141,13 @@ def test_a_view_before_the_newest_event_says_so() -> None:
 def test_a_profile_of_another_catalogue_is_shown_as_migrated() -> None:
     other = FeatureEngine(Catalogue((card,), (card.count("count_1h", "1h"), card.count("count_2d", "2d"))))
     state = profile(other, "card", EVENTS)
-    shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS + 2 * HOUR_MS)
-    assert shown.is_migrated
-    assert shown.size_bytes == len(state)
-    assert shown.digest == f"{int.from_bytes(state[1:5], 'little'):08x}"
-    assert shown.digest in next(line for line in lines(shown) if line.startswith("layout"))
+    shown = shown_of(state, as_of_ms=NOON_MS + 2 * HOUR_MS)
+    assert shown["is_migrated"]
+    assert shown["size_bytes"] == len(state)
+    assert shown["digest"] == f"{int.from_bytes(state[1:5], 'little'):08x}"
     assert any(line.endswith("of another catalogue: shown as migrated to this one") for line in lines(shown))
-    assert [tile.cells[table("1m", shown).columns.index("count")] for tile in table("1m", shown).tiles] == [2, 1]
-    assert shown.sources == view().sources
+    assert [tile["count"] for tile in tiles("1m", shown)] == [2, 1]
+    assert shown["sources"] == view()["sources"]
 
 
 def test_a_wrong_byte_anywhere_is_refused_or_shown_and_never_a_bug() -> None:
@@ -189,15 +156,15 @@ def test_a_wrong_byte_anywhere_is_refused_or_shown_and_never_a_bug() -> None:
         for flip in (1, 0x80, 0xFF):
             damaged = state[:place] + bytes([state[place] ^ flip]) + state[place + 1 :]
             try:
-                shown = view_profile(ENGINE, CATALOGUE, 0, damaged, as_of_ms=NOON_MS)
+                shown = shown_of(damaged)
             except UnreadableProfile:
                 continue
-            json.dumps(to_dict(shown, source_name))
-            to_lines(shown, source_name)
+            to_json(shown)
+            to_lines(shown)
 
 
 def test_the_json_view_has_the_same_content() -> None:
-    found = json.loads(json.dumps(to_dict(view(), source_name)))
+    found = json.loads(to_json(view()))
     assert found["entity"] == "card"
     assert found["first_payment"] == "2024-05-01T12:00:00Z"
     minutes = next(table for table in found["tables"] if table["hop"] == "1m")
@@ -230,14 +197,12 @@ def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None
         payments = Counter(passage.entities[entity].codes.tolist())
         for code, state in enumerate(passage.profiles[entity]):
             assert state is not None
-            shown = view_profile(engine, USUAL, entity, state, as_of_ms=as_of_ms)
-            assert shown.entity == name
-            counts = table("1d", shown)
+            shown = view_profile(engine, USUAL, entity, state, as_of_ms=as_of_ms, source_name=source_name)
+            assert shown["entity"] == name
             # A world of thirty days: the days that a profile keeps hold all of it.
-            place = counts.columns.index("count")
-            assert sum(int(str(tile.cells[place])) for tile in counts.tiles) == payments[code]
-            to_lines(shown, source_name)
-            json.dumps(to_dict(shown, source_name))
+            assert sum(tile["count"] for tile in tiles("1d", shown)) == payments[code]
+            to_lines(shown)
+            to_json(shown)
 
 
 def test_a_typed_id_becomes_the_key_of_the_store() -> None:

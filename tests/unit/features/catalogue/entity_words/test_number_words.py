@@ -28,7 +28,7 @@ from paywarden.features.catalogue.fields import Payment
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
-from paywarden.features.profiles.profile_view import to_dict, to_lines, view_profile
+from paywarden.features.profiles.profile_view import to_lines, view_profile
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.kernel.profiles import Change, payment, profile, vector
 
@@ -232,8 +232,8 @@ def test_a_profile_shows_numbers_and_latest_payments_but_nothing_personal() -> N
         paid(NOON_MS, kg=2.5, opened=NOON_MS - 90_000, merchant_id="M", home_latitude=52.52, home_longitude=13.405),
         paid(NOON_MS + 1, kg=-1, tip=150),
     ]
-    view = view_profile(of, SHOWN, 0, profile(of, "card", events), as_of_ms=NOON_MS + HOUR_MS)
-    lines = [" ".join(line.split()) for line in to_lines(view, str)]
+    view = view_profile(of, SHOWN, 0, profile(of, "card", events), as_of_ms=NOON_MS + HOUR_MS, source_name=str)
+    lines = [" ".join(line.split()) for line in to_lines(view)]
     assert "tile from count kg sum kg squares kg max opened" in lines
     assert any(line.endswith("Z 2 1.500 7.250000 90.000") for line in lines)
     assert "latest payments, kg, merchant_id: 2, at most 2" in lines
@@ -241,10 +241,10 @@ def test_a_profile_shows_numbers_and_latest_payments_but_nothing_personal() -> N
     assert "latest payments, home_latitude, home_longitude: 1, at most 1" in lines
     assert "2025-11-24T16:00:00Z - -" in lines
     assert "52.52" not in "".join(lines)
-    shown = {feature.name: feature for feature in view.features}
-    assert (shown["last_1_kg"].value, shown["last_2_seconds"].value) == (-1, 3600)
-    assert shown["jump"].why == shown["last_1_merchant_id"].why == "it depends on the payment"
-    (latest,) = [one for one in to_dict(view, str)["latest_payments"] if "kg" in one["payments"][0]]  # type: ignore[attr-defined]
+    shown = {feature["name"]: feature for feature in view["features"]}
+    assert (shown["last_1_kg"]["value"], shown["last_2_seconds"]["value"]) == (-1, 3600)
+    assert shown["jump"]["missing"] == shown["last_1_merchant_id"]["missing"] == "it depends on the payment"
+    (latest,) = [one for one in view["latest_payments"] if "kg" in one["fields"]]
     assert latest["payments"][0] == {"time": "2025-11-24T16:00:00.001Z", "kg": "-1.000", "merchant_id": None}
 
 

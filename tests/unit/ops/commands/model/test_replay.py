@@ -204,9 +204,15 @@ def test_a_replay_that_cannot_run_is_one_line_and_writes_nothing(
             "--archived-decisions works with --engine local alone",
         ),
         (["--master", "local[2]"], "--master is for --engine spark"),
+        (["--engine", "processes", "--decisions", "d"], "--decisions works with --engine local alone"),
         (["--engine", "processes", "--to", "2020-01-01"], "a window of days must not end before it starts"),
     ],
 )
-def test_what_an_engine_cannot_do_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+def test_what_an_engine_cannot_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # one process needs no pool, which starts in seconds
+    (tmp_path / "d").touch()
+    options = [str(tmp_path / "d") if option == "d" else option for option in options]
     with pytest.raises(Misconfigured, match=message):
         run(tmp_path / "out", *options)

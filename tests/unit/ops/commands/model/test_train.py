@@ -134,7 +134,7 @@ def test_a_training_beyond_memory_is_refused_before_features(
 
 
 def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:
-    done = run(data, tmp_path / "bundle", "--cascade", settings=QUICK | {"trees": 60})
+    done = run(data, tmp_path / "bundle", "--cascade", settings=QUICK | {"trees": 20, "cascade_trees": 8})
     assert done.exit_code == 0, done.output
     told = read_manifest(tmp_path / "bundle").cascade
     first, second = [line for line in done.stdout.splitlines() if line.startswith("cascade: ")]
@@ -281,6 +281,9 @@ def test_settings_that_an_engine_lacks_are_refused(
     assert refusal(data, tmp_path, "--engine", "processes", settings=QUICK | settings) == message
 
 
-def test_an_engine_refuses_a_window_outside_the_data(data: Path, tmp_path: Path) -> None:
+def test_an_engine_refuses_a_window_outside_the_data(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # one process needs no pool, which starts in seconds
     line = refusal(data, tmp_path, "--engine", "processes", "--train-from", "2023-01-01", "--train-to", "2023-01-09")
     assert line.startswith("there is no payment from 2023-01-01 to 2023-01-09: the data is from 2024-01-01 to ")
