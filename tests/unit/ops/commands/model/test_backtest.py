@@ -157,7 +157,7 @@ def test_an_engine_measures_what_one_process_does(tmp_path: Path, monkeypatch: p
         ("many", ["--engine", "processes", "--partitions", "2", "--work", str(tmp_path)]),
     ):
         file = tmp_path / f"{name}.json"
-        windows = "--train-days 5 --delay-days 3 --test-days 4 --models dt --budget 1".split()
+        windows = ["--train-days", "5", "--delay-days", "3", "--test-days", "4", "--models", "dt", "--budget", "1"]
         arguments = ["run", "--data", str(tmp_path), *windows, "--json", str(file), *options]
         done = CliRunner().invoke(backtest, arguments, obj=Source({}, {}))
         assert done.exit_code == 0, done.output

@@ -134,7 +134,7 @@ def test_a_training_beyond_memory_is_refused_before_features(
 
 
 def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:
-    done = run(data, tmp_path / "bundle", "--cascade", settings=QUICK | {"trees": 20, "cascade_trees": 8})
+    done = run(data, tmp_path / "bundle", "--cascade", settings=QUICK | {"trees": 60})
     assert done.exit_code == 0, done.output
     told = read_manifest(tmp_path / "bundle").cascade
     first, second = [line for line in done.stdout.splitlines() if line.startswith("cascade: ")]
