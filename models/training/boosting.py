@@ -57,15 +57,14 @@ class _Rows(lightgbm.Sequence):
 
 def binned(
     vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]],
-    label: NDArray[np.int64] | NDArray[np.float64],
+    label: NDArray[np.int64],
     settings: TrainingSettings,
     feature_names: Sequence[str],
     weight: Weight = None,
 ) -> Any:
     """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it.
 
-    `vectors`: (rows, features), or several parts of the rows in order. Labels are 0 or 1; for `grow_on_shares` they may
-    lie between.
+    `vectors`: (rows, features), or several parts of the rows in order. Labels are 0 or 1.
     """
     with _Refusing():
         data = lightgbm.Dataset(
@@ -106,16 +105,6 @@ def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *,
     callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]
     with _Refusing():
         return lightgbm.train(_parameters(settings, feature_names), data, settings.trees, callbacks=callbacks)
-
-
-def grow_on_shares(
-    data: Any, settings: TrainingSettings, feature_names: Sequence[str], *, on_tree: OnTree | None = None
-) -> Any:
-    """Returns a model as `grow` does, for labels between 0 and 1: they are probabilities of fraud."""
-    callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]
-    parameters = _parameters(settings, feature_names) | {"objective": "cross_entropy"}
-    with _Refusing():
-        return lightgbm.train(parameters, data, settings.trees, callbacks=callbacks)
 
 
 def grow_until_worse(
@@ -160,13 +149,9 @@ def grow_until_worse(
 
 
 def model_text(model: Any) -> str:
-    """Returns LightGBM's text form without the number of threads, which would change the digest but not the model.
-
-    A model of `grow_on_shares` becomes a binary one: its margins are log-odds as well.
-    """
+    """Returns LightGBM's text form without the number of threads, which would change the digest but not the model."""
     lines = model.model_to_string().splitlines(keepends=True)
-    kept = "".join(line for line in lines if not line.startswith(_THREADS_LINE))
-    return kept.replace("\nobjective=cross_entropy\n", "\nobjective=binary sigmoid:1\n", 1)
+    return "".join(line for line in lines if not line.startswith(_THREADS_LINE))
 
 
 def _parameters(settings: TrainingSettings, feature_names: Sequence[str]) -> dict[str, Any]:

@@ -20,22 +20,19 @@ _BYTES_OF_TABLE, _BYTES_OF_GROWING = 4, 8
 _BYTES_OF_ROW = 400
 # A smaller share of the genuine payments says little about them.
 _SHARE_MIN = 1 / 1024
-# Students are grown on labels of models of folds within folds.
-_BYTES_OF_DISTILLING = 8
 _BYTES_BESIDE = 500_000_000
 
 
-def training_bytes(rows: int, features: int, settings: TrainingSettings, *, is_on_disk: bool = False) -> int:
+def training_bytes(rows: int, features: int, *, is_on_disk: bool = False) -> int:
     """Returns about how many bytes of memory a training takes. `is_on_disk`: the vectors lie in a file."""
-    of_value = _BYTES_OF_GROWING + (_BYTES_OF_DISTILLING if settings.seeds > 1 else 0)
-    of_value += 0 if is_on_disk else _BYTES_OF_TABLE
+    of_value = _BYTES_OF_GROWING + (0 if is_on_disk else _BYTES_OF_TABLE)
     return rows * (features * of_value + _BYTES_OF_ROW) + _BYTES_BESIDE
 
 
-def require_memory(rows: int, features: int, settings: TrainingSettings) -> None:
+def require_memory(rows: int, features: int) -> None:
     """Raises Misconfigured if a training takes more memory than there is."""
     free = free_memory()
-    wanted = training_bytes(rows, features, settings)
+    wanted = training_bytes(rows, features)
     if free is not None and wanted > free:
         raise _too_large(rows, features, wanted, free, "a lower training.genuine_sample_share, or --engine processes")
 
@@ -53,7 +50,7 @@ def fitting_share(always: int, others: int, features: int, settings: TrainingSet
     is_open = may_sample and share == 1.0
     while True:
         rows = always + round(share * others)
-        wanted = training_bytes(rows, features, settings, is_on_disk=True)
+        wanted = training_bytes(rows, features, is_on_disk=True)
         if wanted <= free:
             return share
         if not is_open or share < _SHARE_MIN:

@@ -14,9 +14,7 @@ How it works:
 4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
    over the folds.
 5. Changes to these settings are tried on the same held-out days (models/training/changes.py).
-6. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
-   (models/training/distillation.py).
-7. The bundle's model is then grown on all days with the chosen settings.
+6. The bundle's model is then grown on all days with the chosen settings.
 
 With `search_minutes`, at most as many candidates are tried as a constant cost has room for in that time
 (models/training/boosting.py); no clock is asked.
@@ -50,10 +48,9 @@ from paywarden.models.training.changes import (
     choose_changes,
     gains_of_vectors,
 )
-from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
-from paywarden.models.training.table import TrainingTable, blocks_of
+from paywarden.models.training.table import TrainingTable
 from paywarden.models.training.training_settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -104,7 +101,6 @@ class Choice:
     tried: tuple[TriedCandidate, ...] = ()
     chosen: int = 0
     left_out: str = ""
-    distilled: Distilled | None = None
     changes: ChangeChoice | None = None
     trees_max: int = 0
     """The cap on trees with early stopping; 0 without it."""
@@ -139,14 +135,13 @@ def choose(
     """
     searching = settings.search_budget > 1
     # Without early stopping, the settings stay as they are, but for a search.
-    if not searching and settings.early_stopping_rounds == 0 and settings.seeds == 1:
+    if not searching and settings.early_stopping_rounds == 0:
         return Choice(settings, left_out="the settings leave nothing to choose")
     try:
         folds = [_Fold.of(table, split) for split in validation_splits(window, settings)]
     except _NoFolds as reason:
-        if searching or settings.seeds > 1:
-            what = "parameters cannot be searched" if searching else "a distilled model cannot be compared"
-            raise Misconfigured(f"{what}: {reason}") from reason
+        if searching:
+            raise Misconfigured(f"parameters cannot be searched: {reason}") from reason
         return Choice(settings, left_out=str(reason))
     candidates = candidate_parameters(settings)
     if settings.search_minutes:
@@ -199,7 +194,6 @@ def choose(
         splits=tuple(fold.split for fold in folds),
         tried=tried,
         chosen=chosen,
-        distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
         changes=changes,
         trees_max=trees_max,
     )
@@ -249,31 +243,6 @@ def _rows_of(table: TrainingTable, folds: Sequence[_Fold]) -> list[FoldRows]:
         )
         for fold in folds
     ]
-
-
-def _distilled(
-    table: TrainingTable,
-    folds: Sequence[_Fold],
-    settings: TrainingSettings,
-    feature_names: Sequence[str],
-    progress: TrainingProgress,
-) -> Distilled:
-    """Compare a student and a plain model on the held-out days of each fold."""
-    plain, student = [], []
-    fits = len(folds) * (settings.folds * settings.seeds + 2)
-    with progress("comparing a distilled model", fits * settings.trees) as advance:
-        for fold in folds:
-            vectors, label = table.vectors_of(fold.train), fold.known[fold.train]
-            test, truth, standing = table.vectors_of(fold.test), table.label[fold.test], table.weight_of(fold.test)
-            weight = aged(table.weight_of(fold.train), table.day[fold.train], settings)
-            data = binned(vectors, label, settings, feature_names, weight)
-            alone = grow(data, settings, feature_names, on_tree=advance)
-            blocks = blocks_of(table.day[fold.train], settings.folds)
-            soft = soft_labels(vectors, label, blocks, settings, feature_names, on_tree=advance, weight=weight)
-            of_many = grow_student(vectors, soft, settings, feature_names, on_tree=advance, weight=weight)
-            plain.append(average_precision(truth, alone.predict(test), standing))
-            student.append(average_precision(truth, of_many.predict(test), standing))
-    return Distilled(settings.seeds, float(np.mean(plain)), float(np.mean(student)))
 
 
 def candidate_parameters(settings: TrainingSettings) -> list[dict[str, Any]]:

@@ -57,7 +57,6 @@ from paywarden.models.metrics.value_detected import missed_frauds
 from paywarden.models.training.boosting import OnTree, aged, binned, grow, model_text
 from paywarden.models.training.calibration import fit_calibration, reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
-from paywarden.models.training.distillation import grow_student, soft_labels
 from paywarden.models.training.feature_ranges import clocks, drifting_features
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.promise import make_promise
@@ -107,13 +106,9 @@ def train_bundle(
     settings = choice.settings
     _require_larger(settings)
     fold = blocks_of(table.day, settings.folds)
-    distilled = choice.distilled is not None and choice.distilled.is_taken
     tree_count = (settings.folds + 1) * (settings.trees + (settings.cascade_trees if settings.cascade else 0))
-    if distilled:
-        # The teachers of each fold's student, and those of the last one.
-        tree_count += settings.folds**2 * settings.seeds * settings.trees
     with progress("growing trees", tree_count) as on_tree:
-        large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
+        large = _grown(table, fold, settings, names, on_tree)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
     whole = table.whole
     slope, intercept = fit_calibration(large.margins, table.label, table.weight)
@@ -186,7 +181,6 @@ def train_bundle(
             "drifting": [feature.record() for feature in drifting],
             "promise": make_promise(table, window, settings, names, progress=progress).record(),
             "sampled": None if table.sample is None else table.sample.record(),
-            "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "changes": None if choice.changes is None else choice.changes.record(),
             "label_delays": [asdict(one) for one in delays],
@@ -224,23 +218,12 @@ def _made_anew(folder: Path) -> Path:
 
 
 def _fit(
-    table: TrainingTable,
-    fold: NDArray[np.int64],
-    used: NDArray[np.bool_],
-    settings: TrainingSettings,
-    names: list[str],
-    on_tree: OnTree,
-    *,
-    distilled: bool,
+    table: TrainingTable, used: NDArray[np.bool_], settings: TrainingSettings, names: list[str], on_tree: OnTree
 ) -> Any:
     label, weight = table.label[used], aged(table.weight_of(used), table.day[used], settings)
-    if not distilled:
-        parts = table.parts_of(used)
-        data = binned(parts[0] if len(parts) == 1 else parts, label, settings, names, weight)
-        return grow(data, settings, names, on_tree=on_tree)
-    vectors = table.vectors_of(used)
-    soft = soft_labels(vectors, label, fold[used], settings, names, on_tree=on_tree, weight=weight)
-    return grow_student(vectors, soft, settings, names, on_tree=on_tree, weight=weight)
+    parts = table.parts_of(used)
+    data = binned(parts[0] if len(parts) == 1 else parts, label, settings, names, weight)
+    return grow(data, settings, names, on_tree=on_tree)
 
 
 def _require_larger(settings: TrainingSettings) -> None:
@@ -265,22 +248,16 @@ class _Grown:
 
 
 def _grown(
-    table: TrainingTable,
-    fold: NDArray[np.int64],
-    settings: TrainingSettings,
-    names: list[str],
-    on_tree: OnTree,
-    *,
-    distilled: bool = False,
+    table: TrainingTable, fold: NDArray[np.int64], settings: TrainingSettings, names: list[str], on_tree: OnTree
 ) -> _Grown:
     margins, some = np.empty(len(table.label)), table.vectors[_thinned(len(fold))]
     of_each = []
     for number in np.unique(fold):
         held_out = fold == number
-        model = _fit(table, fold, ~held_out, settings, names, on_tree, distilled=distilled)
+        model = _fit(table, ~held_out, settings, names, on_tree)
         margins[held_out] = model.predict(table.vectors_of(held_out), raw_score=True)
         of_each.append(model.predict(some, raw_score=True))
-    model = _fit(table, fold, np.ones(len(fold), dtype=np.bool_), settings, names, on_tree, distilled=distilled)
+    model = _fit(table, np.ones(len(fold), dtype=np.bool_), settings, names, on_tree)
     return _Grown(model, margins, np.array([*of_each, model.predict(some, raw_score=True)]))
 
 

@@ -8,7 +8,6 @@
                (models/training/changes.py)
     label_delays
                what other label delays of the catalogue would gain; none is taken (models/training/changes.py)
-    distilled  whether a distilled model is better (models/training/distillation.py)
     missed     value detected at fixed false positives, first frauds and bursts, out of fold
                (models/metrics/value_detected.py)
     auc_roc_interval

@@ -71,9 +71,6 @@ class TrainingSettings:
     age_half_life_days: int = internal(0)
     category_smoothing: float = internal(10.0)
     seed: int = internal(0)
-    # How many models, of different seeds, to average and distil into the one that is served
-    # (models/training/distillation.py). 1 trains one model.
-    seeds: int = internal(1)
     threads: int = 2
     label_delay_days: int = 7
     # How far profiles lag behind in training, as they do live: `0`, `150ms`, `1s`, or a measured trace's file
@@ -155,7 +152,6 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
         raise Misconfigured(f"training.search_minutes: wanted at least 0, got {settings.search_minutes}")
     if not settings.choose_seconds >= 0.0:
         raise Misconfigured(f"training.choose_seconds: wanted at least 0, got {settings.choose_seconds}")
-    _require_at_least("seeds", settings.seeds, 1)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
     require_setting(settings.unknown_labels)
     require_weight_max(settings.propensity_weight_max)

@@ -303,7 +303,7 @@ def test_the_largest_share_is_taken_that_memory_has_room_for(
     with ProcessEngine(tmp_path / "work", partitions=2) as engine:
         passage = opened(engine, small, features, rates)
         whole = len(training_table_on(passage, days, settings=QUICK, room=tmp_path).label)
-        enough = training_bytes(whole, features.plan.feature_count, QUICK, is_on_disk=True)
+        enough = training_bytes(whole, features.plan.feature_count, is_on_disk=True)
         monkeypatch.setattr("paywarden.models.training.memory.free_memory", lambda: enough - 1)
         table = training_table_on(passage, days, settings=QUICK, room=tmp_path)
         monkeypatch.setattr("paywarden.models.training.memory.free_memory", lambda: 1000)

@@ -58,11 +58,6 @@ FEATURES_SHOWN = 10
     help="Try no more parameters than this many minutes of counted work allow (default: 0). 0: no limit.",
 )
 @click.option(
-    "--seeds",
-    type=click.IntRange(1),
-    help="Models of different seeds to average and distil into one (default: 1). 1: none.",
-)
-@click.option(
     "--choose-seconds",
     type=click.FloatRange(0),
     help="How many seconds of work held-out days may try changes of inputs, weights, sampling, bins and trees "
@@ -94,7 +89,6 @@ def train(
     out: str,
     search_budget: int | None,
     search_minutes: float | None,
-    seeds: int | None,
     choose_seconds: float | None,
     cascade: bool | None,
     seed: int | None,
@@ -120,7 +114,6 @@ def train(
     given = {
         "search_budget": search_budget,
         "search_minutes": search_minutes,
-        "seeds": seeds,
         "choose_seconds": choose_seconds,
         "cascade": cascade,
         "seed": seed,
@@ -199,7 +192,7 @@ def _trained(
     labels = LabelRules.of(settings)
     labelled = training_rows(history, window, labels)
     require_both_kinds(labelled.label)
-    require_memory(len(labelled.row), engine.plan.feature_count, settings)
+    require_memory(len(labelled.row), engine.plan.feature_count)
     _require_mature(end_of_labels_ms(history), window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
@@ -364,7 +357,6 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.propensity import WeightCounts
     from paywarden.models.metrics.value_detected import missed_of
     from paywarden.models.training.changes import TriedDelay, change_choice_of
-    from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.feature_ranges import DriftingFeature
     from paywarden.models.training.promise import promise_of
     from paywarden.models.training.training_evidence import LabelDelay
@@ -382,9 +374,6 @@ def _print_evidence(manifest: Manifest) -> None:
             click.echo(line)
     for record in manifest.evidence["label_delays"]:
         click.echo(TriedDelay(**record).in_words())
-    if manifest.evidence["distilled"]:
-        record = manifest.evidence["distilled"]
-        click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())
     if manifest.evidence["missed"] and manifest.training_frauds:
         for line in missed_of(manifest.evidence["missed"]).in_words():
             click.echo(f"out of fold, {line}")

@@ -154,15 +154,6 @@ def test_an_experiment_without_mlflow_is_a_line_and_a_bundle(
     assert "mlflow_experiment" not in read_manifest(tmp_path / "a").parameters
 
 
-def test_a_distilled_model_is_compared_on_the_held_out_days_and_told(data: Path, tmp_path: Path) -> None:
-    done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--seeds", "2", settings=VALIDATED | {"trees": 6})
-    assert done.exit_code == 0, done.output
-    evidence = read_manifest(tmp_path / "bundle").evidence["distilled"]
-    verdict = "taken" if evidence["is_taken"] else "not taken: it is no better"
-    assert f"{evidence['plain_average_precision']:.4f} on the held-out days, {verdict}" in done.stdout
-    load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
-
-
 # What it refuses, before any feature is computed
 
 
