@@ -72,19 +72,24 @@ class ProcessEnd:
         # A cancellation is not an Exception, but here it counts as a failure.
         has_failed = error is not None and not isinstance(error, SystemExit | KeyboardInterrupt)
         self.begin(error if has_failed else None)
+        # The failure is told within the time limit of the end: on a busy machine that takes longer than to tidy up.
+        self._tell_failure()
         self.work_is_done()
         if has_failed:
-            self._tell_failure()
             sys.exit(1)
 
     def begin(self, failure: BaseException | None = None) -> None:
         """Begin the end. Only the first `failure` is reported. Any thread may call this."""
         with self._lock:
+            is_first = failure is not None and self._failure is None
             self._failure = self._failure or failure
             if self._deadline is None:
                 self._deadline = time.monotonic() + self.timeout_s
         self.stop.set()
         self._wake_up()
+        # Here and not where the end is told: the log may wait for its reader, and the watch must not.
+        if is_first and not isinstance(failure, PaywardenError):
+            _log.error("a bug ended the %s", self._name, exc_info=failure)
 
     def work_is_done(self) -> None:
         """Note that only threads and clients remain to be closed. They get 2 s, and a timeout is not reported."""
@@ -121,8 +126,7 @@ class ProcessEnd:
                 f"paywarden: the {self._name} did not stop within {self.timeout_s:g} s and is ended; "
                 "its work in flight is abandoned"
             )
-        elif self._failure is not None:
-            self._tell_failure()
+        self._tell_failure()
         self._exit_now(0 if self._failure is None and self._is_done else 1)
 
     def _tell_failure(self) -> None:
@@ -134,7 +138,6 @@ class ProcessEnd:
         if isinstance(failure, PaywardenError):
             _write_line(f"paywarden: {failure}")
         else:
-            _log.error("a bug ended the %s", self._name, exc_info=failure)
             _write_line(f"paywarden: a bug ended the {self._name}: {_described(failure)}")
 
 

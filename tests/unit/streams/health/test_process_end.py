@@ -106,8 +106,16 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert ended(process) == (-signal.SIGINT, [])
 
 
-def test_the_end_does_not_wait_for_a_reader_of_stderr() -> None:
-    process = started(f"import os; [os.write(2, b'x' * 4096) for _ in range(16)]; {SLEEP_ON}")
+@pytest.mark.parametrize("act", [SLEEP_ON, "end.begin(ZeroDivisionError('the log waits'))"])
+def test_the_end_does_not_wait_for_a_reader_of_stderr(act: str) -> None:
+    process = started(f"import os; [os.write(2, b'x' * 4096) for _ in range(16)]; {act}")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE_S) == 1
     process.communicate()
+
+
+def test_a_failure_that_takes_longer_to_log_than_to_tidy_up_is_told() -> None:
+    """As on a busy machine: a traceback's lines are read from files."""
+    handler = "logging.getLogger().handlers[0].emit = lambda _: time.sleep(4)"
+    status, lines = ended(started(f"end.timeout_s = 60; {handler}; raise ZeroDivisionError('oh')"))
+    assert (status, lines) == (1, ["paywarden: a bug ended the stream: ZeroDivisionError: oh"])
