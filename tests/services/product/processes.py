@@ -132,7 +132,9 @@ class PaywardenProcess:
         try:
             code = self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            # A fork's log then shows where its threads stood.
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(timeout=PATIENCE_S)
             raise
         finally:
             self._close()

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -523,6 +524,7 @@ def _become(wanted: dict[str, Any], files: Sequence[int]) -> None:
     for file, number in zip(files, (1, 2, 0), strict=False):
         os.dup2(file, number)
         os.close(file)
+    faulthandler.enable(file=2)
     os.umask(wanted["umask"])
     for kind, limits in zip(_LIMITS, wanted["limits"], strict=True):
         resource.setrlimit(kind, limits)
