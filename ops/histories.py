@@ -72,7 +72,7 @@ class HistoryAsked:
 
 @dataclass(frozen=True)
 class DaysAsked:
-    """The days of a command, counted from 1970; None is no bound.
+    """The days of a command, counted from 1970; without a bound, None.
 
     Topics and archives are read up to `last`, and from `first` less the warm-up or from `needed_from`, whichever is
     earlier.

@@ -73,7 +73,7 @@ class OnceUntilChanged(logging.Filter):
 
 
 def set_up_logging(form: str, command: str = "") -> None:
-    """Log to stderr in `form`, "text" or "json". `command` is the one that runs, such as "serve"."""
+    """Log to stderr in `form`, "text" or "json". `command`: the running command, such as "serve"."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.addFilter(OnceUntilChanged())

@@ -13,6 +13,6 @@ def at_most_one(**chosen: object) -> None:
 
 
 def require_with(option: str, *, is_there: object, **others: object) -> None:
-    """Raise UsageError if an option stands without the one that it belongs to."""
+    """Raise UsageError if an option stands without the option that it belongs to."""
     if not is_there and (names := [f"--{name.replace('_', '-')}" for name, value in others.items() if value]):
         raise click.UsageError(f"{names[0]} needs {option}")

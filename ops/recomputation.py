@@ -3,7 +3,7 @@
     decision: vector, flags, request ─► bundle of its digest ─► score      compared bit by bit
                                      ─► policy of its digest ─► action, reasons
 
-The vector holds the features of that time, so neither profiles nor the clock of today matter.
+The vector holds the features as they were, so neither today's profiles nor today's clock matter.
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def simple_name(schema: Schema) -> str:
 
 
 def _refuse_body(error: Exception, schema_id: int, *, at_end: bool) -> NoReturn:
-    # None of these errors quotes more than one byte of the body.
+    # These errors quote at most one byte of the body.
     if isinstance(error, SchemaResolutionError):
         message = f"schema id {schema_id} cannot be read as today's: {str(error)[:200]}"
     elif isinstance(error, UnicodeDecodeError):

@@ -196,7 +196,7 @@ class PaymentField:
         return (lambda number: least <= number <= most) if self.is_number else lambda _: True
 
     def problem_of(self, value: Any) -> str:
-        """Returns what is wrong with a value of the right type; empty when it is right. None is a missing value."""
+        """Returns what is wrong with a value of the right type; empty when it is right. A missing value is None."""
         if value is None:
             return self._missing() if self.is_required else ""
         if self.is_right(value):

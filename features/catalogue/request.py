@@ -75,7 +75,7 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
 
     @staticmethod
     def below_limit(name: str, limits: Sequence[int]) -> Feature:
-        """Returns how far the amount is below the next limit, as a share of that limit: 0.01 for 99 and a limit of 100.
+        """Returns how far the amount is below the next limit, as a share of the limit: 0.01 for 99 and a limit of 100.
 
         `limits` are in minor units of the reference currency, ascending. Missing at and above the last limit.
         """

@@ -93,7 +93,7 @@ class Merchants:
     country_count: int
 
     def draw(self, rng: np.random.Generator, kind: AnyInts, country: AnyInts) -> npt.NDArray[np.int32]:
-        """Returns a merchant of that kind and country for each element. Popular merchants are drawn more often."""
+        """Returns a merchant of the kind and country for each element. Popular merchants are drawn more often."""
         group = kind.astype(np.int64) * self.country_count + country
         place = np.searchsorted(self.rising_popularity, group + rng.random(group.shape), side="right")
         return np.minimum(place, len(self.kind) - 1).astype(np.int32)

@@ -129,7 +129,7 @@ class ShopPayments:
 
 
 def made_up_accounts(payments: float) -> int:
-    """Returns how many accounts fraudsters open in a world of that many payments."""
+    """Returns how many accounts fraudsters open in a world with so large a number of payments."""
     return int(payments * FRAUD_SHARE * BUDGET["device_farm"] / _PAYMENTS_PER_ACCOUNT)
 
 

@@ -214,7 +214,7 @@ def row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile
 def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
     """Keep a value among the latest distinct ones, ordered by the time it was last seen, then by the value itself.
 
-    The memory always holds the first values of that order over all values ever seen. A dropped value had `capacity`
+    The memory always holds the first of all values ever seen, in this order. A dropped value had `capacity`
     later values, and their times only grow.
     """
     count, room, values_at = words[length], plan[where + MEMORY.capacity], plan[where + MEMORY.values_at]

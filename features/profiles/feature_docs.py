@@ -113,7 +113,7 @@ class Listing:
 
 
 def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
-    """Returns the listing of a catalogue. `engine` is of that catalogue; it measures the size of profiles."""
+    """Returns the listing of a catalogue. `engine` is the catalogue's; it measures the size of profiles."""
     plan = engine.plan
     entities = tuple(
         ListedEntity(

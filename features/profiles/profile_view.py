@@ -122,8 +122,8 @@ def view_profile(
 ) -> View:
     """Returns the content of a packed profile, and the entity's features at a time. `engine` is that of `catalogue`.
 
-    Times are texts in UTC, None for never. `size_bytes`, `layout_version` and `digest` are of the stored bytes; the
-    rest is of the profile as this catalogue reads it. `source_name` returns the topic and partition of a source, whose
+    Times are texts in UTC, None for never. `size_bytes`, `layout_version` and `digest` describe the stored bytes,
+    the rest the profile as this catalogue reads it. `source_name` returns the topic and partition of a source, whose
     newest offset is under this name. A value is None if it is missing, personal, or known by its checksum alone.
 
     Raises UnreadableProfile.

@@ -127,7 +127,7 @@ class FieldSource:
 class LabelSource:
     """The column with the label, its values, and when a label was known.
 
-    With a `file` its columns are those of that table, whose `payment_id` has the ids of the payments. Without a
+    With a `file` its columns are those of a table of its own, whose `payment_id` has the ids of the payments. Without a
     `column` each of its payments is a fraud; payments that it does not name are as `others` says.
     """
 

@@ -341,7 +341,7 @@ class TableConverter:
         if source.time_column:
             column, time_name = rows.columns[source.time_column], where + source.time_column
             told_ms, missing, _, wrong = self._time_reader.moments(time_name, source.time, column, rows)
-            # A label that was known on a day counts as known at the end of that day.
+            # A label that was known on a day counts as known when the day ends.
             told_ms = told_ms + np.where(self._time_reader.are_dates(source.time, column), DAY_MS - 1, 0)
             for wrong_where, name, text in wrong:
                 reasons.add(wrong_where, Reason(name, "label time", text))

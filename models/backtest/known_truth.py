@@ -30,7 +30,7 @@ from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 
 ALERT_SHARE = 0.01
-"""The share of payments that analysts look at: recall is of the frauds among these."""
+"""The share of payments that analysts look at: recall counts the frauds among these."""
 _TRUTH_COLUMNS = ("payment_id", "fraud_probability", "situation")
 _MADE_BY = "`paywarden simulate --world shop` writes it"
 _DECISION_COLUMNS = ("payment_id", "score", "label")

@@ -39,7 +39,7 @@ _ROUNDS = 9
 
 @dataclass(frozen=True)
 class Cascade:
-    """A cascade as described in a bundle's manifest. All shares are of the training window's payments, out of fold.
+    """A cascade as described in a bundle's manifest. All shares count the training window's payments, out of fold.
 
     Raises ValueError for impossible values and for a disagreement above `disagreement_max`.
     """

@@ -1,4 +1,4 @@
-"""Value detected at a fixed number of false positives: what a score finds if so many alarms a fraud are bearable.
+"""Value detected: the frauds and the money that a score finds at a fixed number of false alarms for each fraud.
 
 How it works:
 
@@ -9,7 +9,7 @@ How it works:
 3. Frauds of one card come together, and the threshold itself rests on the frauds. For the intervals, cards are
    therefore drawn again RESAMPLES times (B. Efron, "Bootstrap methods: another look at the jackknife", 1979), each time
    with a new threshold. The spread of the results gives the number of independent frauds that would be as certain, and
-   Wilson's interval is that of so many, but of no more than there are cards.
+   Wilson's interval takes this number, but no more than there are cards.
 
 A card's draws follow from its own payments, not from a generator. The interval therefore depends neither on the order
 of rows nor on how a source numbers its cards.

@@ -19,7 +19,7 @@ An example with two approvals wanted:
     3  proposed            anna        7  approved     anna    of 3        ignored: anna proposed it
     4  approved   ben      of 3        8  rolled_back  cleo                champion: the one before, if there is one
 
-Rules that hold for every kind: the key belongs to a known person of that name, who has the role, has not left and
+Rules that hold for every kind: the key belongs to a known person with this name, who has the role, has not left and
 whose key is not revoked; and the entry is not older by more than `clock_back_ms` than the person's newest entry before
 it, or than a time that two people have reached. A time ahead of all clocks therefore stops nobody but its signer:
 

@@ -137,7 +137,7 @@ class Judgement:
     measures: tuple[MeasureEvidence, ...]
     money: MoneyInterval | None = None
     missed: tuple[MissedByArm, MissedByArm] | None = None
-    """Of the champion and the candidate, by mature outcomes."""
+    """The champion's and the candidate's, by mature outcomes."""
 
     @property
     def line(self) -> str:

@@ -15,7 +15,7 @@ _BOOSTED_SIZES = (60, 100, 150, 200, 300)
 # A week has about 600 frauds. Trees that see only a part of rows and features overfit them less.
 _GRID: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.03, 0.05, 0.08),
-    # (depth, leaves): a full tree of that depth, or one without its weakest splits.
+    # (depth, leaves): a full tree of this depth, or one without its weakest splits.
     "shape": ((3, 7), (4, 15), (5, 24), (6, 31)),
     "l2": (2.0, 5.0, 10.0, 20.0),
     "min_sum_hessian": (0.5, 1.0, 2.0, 4.0),

@@ -137,7 +137,7 @@ class Visit:
         return self.address(f"{path}/csv", values, personal) if self.person.may(EXPORT_ROLES) else ""
 
     def parameters(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> dict[str, str]:
-        """Return the parameters of that address."""
+        """Return the parameters of the address."""
         given = {name: value for name, value in values.items() if value}
         hidden = {name: given.pop(name) for name in personal if name in given}
         return {**given, SEARCH_FIELD: self.searches.keep(self.owner, path, hidden)} if hidden else given

@@ -184,7 +184,7 @@ def identity_key(source: Source) -> IdentityKey:
 
 
 def check_identity_key(source: Source, *, claims: bool = False) -> None:
-    """Compare the key with the one that the store's profiles were made with.
+    """Compare the key with the key that the store's profiles were made with.
 
     A store that no key has claimed accepts any; with `claims` this key claims it. Raises Misconfigured if the keys
     differ, and StoreUnavailable.

@@ -131,7 +131,7 @@ class RecordWriter:
 
     @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """The arrays of that frame. An array that must grow is replaced by a larger one."""
+        """The frame's arrays. An array that must grow is replaced by a larger one."""
         return self._arrays
 
     def keep_tail(self, tail: bytes, origin: int = 0) -> int | None:

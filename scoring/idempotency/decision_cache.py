@@ -179,7 +179,7 @@ class DecisionCache:
         *,
         clock_ms: Callable[[], int] = boot_ms,
     ) -> None:
-        """Take a new incarnation as `worker`. Call it after `prepare`, and only with the lock of that worker's outbox.
+        """Take a new incarnation as `worker`. Call it after `prepare`, and only with the lock of the worker's outbox.
 
         `clock_ms`: a clock of this boot that nobody sets.
 

@@ -101,7 +101,7 @@ def shard_of_route(route: str, count: int) -> int:
 
 @lru_cache(maxsize=32)
 def ranked_hosts(count: int, hosts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Returns by shard all hosts, the one that has the shard first. The order of `hosts` does not matter."""
+    """Returns by shard all hosts, the owner of the shard first. The order of `hosts` does not matter."""
     return tuple(
         tuple(sorted(sorted(hosts), key=lambda host: _weight(shard, host), reverse=True)) for shard in range(count)
     )

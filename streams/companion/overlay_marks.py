@@ -11,7 +11,7 @@ On a new host nothing is pending. A profile whose newest payment is old contains
 (`begin_anew`, `note_filled`). If the store is as quiet as that of a new project, the first payments therefore already
 see each other.
 
-What can go wrong: the payments of a change are not named, so that profiles contain payments without a mark. The marks
+A fault: the payments of a change are not named, so that profiles contain payments without a mark. The marks
 then say `unsure` for two lifetimes, and no worker trusts them until the payments of that time are over: one may be
 answered a lifetime after it came to Kafka, and is then pending for a lifetime.
 """

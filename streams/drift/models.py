@@ -1,7 +1,7 @@
 """List the models that decided lately, and how far the stream watches each.
 
-It reads the counts of the stream. A head says which versions were seen, and when each was seen last. The tile of that
-time says in which binning the version was counted: that of its reference, or the grid for versions without a
+It reads the counts of the stream. A head says which versions were seen, and when each was seen last. The tile of this
+moment says in which binning the version was counted: that of its reference, or the grid for versions without a
 reference (streams/drift/drift_counts.py).
 """
 

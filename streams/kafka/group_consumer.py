@@ -70,7 +70,7 @@ class BatchConsumer:
         self.places: set[PartitionId] = set()
         """The partitions that are assigned to this worker."""
         # Offsets by partition: after the last record taken; up to which all records are processed (at first, where
-        # reading begins); and the one that the broker has acknowledged.
+        # reading begins); and as the broker has acknowledged them.
         self._taken: dict[PartitionId, int] = {}
         self._done: dict[PartitionId, int] = {}
         self._committed: dict[PartitionId, int] = {}

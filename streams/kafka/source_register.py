@@ -38,7 +38,7 @@ GENERATION_MAX = (1 << 63 - _GENERATION_BITS) - 1
 
 
 class SourceChanged(Misconfigured):
-    """A topic is not the one that the store's offsets belong to. An operator decides how to go on."""
+    """The store's offsets belong to another topic of the same name. An operator decides how to go on."""
 
 
 @dataclass(frozen=True)

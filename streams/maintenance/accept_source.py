@@ -11,7 +11,7 @@ To accept a topic:
 2. Commit the begin of each partition for the group: the topic as it is now is read from there.
 3. Enter the topic's id with the next generation.
 
-What can go wrong: killed between 2 and 3, the workers still refuse the topic, and the same command does both again.
+A fault: killed between 2 and 3, the workers still refuse the topic, and the same command does both again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A copy of the embedded store, from which the stream goes on as if nothing had happened.
 
-A profile contains events up to an offset, and the committed offset of its worker is never ahead of that. The order
+A profile contains events up to an offset, and its worker's committed offset is never ahead of it. The order
 does the rest:
 
     backup    1. note the committed offsets        2. copy the store: it has all events below them, and more

@@ -8,7 +8,7 @@ second:
     live a, next b     finishes its batch, leaves a's group, waits
     live b             works for b, in b's group, from the offsets where the rebuild ended
 
-What can go wrong: a swap begins just before the worker joins its group. The rebuild may then have found the group
+A fault: a swap begins just before the worker joins its group. The rebuild may then have found the group
 empty. The worker therefore looks at the register once more when it is a member, before it reads.
 
 A register that is damaged, gone or away ends no worker that runs: a swap would have to read it, too. A worker that

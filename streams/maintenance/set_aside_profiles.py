@@ -11,7 +11,7 @@
 The owner alone makes a profile of it, so nothing has two writers. The changelog's state contains every event that was
 committed before the profile became unreadable: the stream commits behind the changelog.
 
-What can go wrong: the owner adds an event meanwhile. The write is a compare-and-set, and is tried again.
+A fault: the owner adds an event meanwhile. The write is a compare-and-set, and is tried again.
 """
 
 from __future__ import annotations

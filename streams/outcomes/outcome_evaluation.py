@@ -1,6 +1,6 @@
 """Find the days of decisions whose labels are mature, and evaluate each once and in order.
 
-One worker evaluates: the one that has partition 0 of the topic decisions.
+One worker evaluates: the owner of partition 0 of the topic decisions.
 
     day 1 ends ── 7 days (label_delay_days) ──► mature: records, perhaps an alert
                ── 90 days (window_days) ──────► final:  the records again, with all corrections

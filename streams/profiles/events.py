@@ -8,7 +8,7 @@
     3. read     the profiles that the events touch
     4. apply    `apply`: update each touched profile once, with all of the batch's events for it
 
-What can go wrong: a crash after a part of a batch is written. A payment's record holds the Kafka offset it came from,
+A fault: a crash after a part of a batch is written. A payment's record holds the Kafka offset it came from,
 and a profile holds the offsets it contains. The same batch again therefore gives the same bytes.
 
 Workers with different declarations of a payment's fields may share the topics while one replaces the other. A declared

@@ -16,7 +16,7 @@ they can be read. Nothing is sent to the changelog meanwhile: mirrors keep the l
               `paywarden admin set-aside --retry` puts the changelog's copy in the place of the bytes
     batch 3   event 12                       ─►   the profile with 7, 9 and 12
 
-What can go wrong: a crash after the record is written and before the commit. The batch comes again, and its events are
+A fault: a crash after the record is written and before the commit. The batch comes again, and its events are
 in the record already: an event whose source has a higher or equal offset there is passed over, as in a profile.
 """
 

@@ -16,7 +16,7 @@ class ConfiguredChallenger:
     """One of `[[shadow.challengers]]`. At least one of bundle, policy and config.
 
     Without a bundle it is a policy alone, for the bundle that is served. Without a policy it has that of `[policy]`.
-    With a config it is a shadow host: catalogue, mirror, bundle and policy are those of that configuration file.
+    With a config it is a shadow host: catalogue, mirror, bundle and policy come from that configuration file.
     """
 
     name: str

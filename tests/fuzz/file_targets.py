@@ -24,7 +24,7 @@ def _folder() -> Path:
 def patched(whole: bytes, data: bytes) -> bytes:
     """Returns the bytes of a file as an input says: a byte, three bytes of a place, and what stands there instead.
 
-    Even bytes cut the file there first, odd ones write over what is there.
+    Even bytes cut the file there first, odd ones write over the bytes behind it.
     """
     at = int.from_bytes(data[1 : 1 + _OFFSET_BYTES], "little") % (len(whole) + 1)
     new = data[1 + _OFFSET_BYTES :]

@@ -1,6 +1,6 @@
 """Targets for those who use records of topics after they were decoded: any value of a field's type may be in them.
 
-Whoever may write to a topic can write such a record, and a process that ends by it would end at each start.
+Every writer of a topic can write such a record, and a process that ends by it would end at each start.
 """
 
 from __future__ import annotations

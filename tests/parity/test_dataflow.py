@@ -320,7 +320,7 @@ def test_a_policy_decides_alike_after_a_journey() -> None:
     assert sent.thresholds == (0.1, 0.6)
 
 
-# What is refused, in one line that names the file and the row.
+# Refusals in one line that names the file and the row.
 
 
 def broken(folder: Path, small: Path, change: Any, *, name: str = "payments.parquet") -> str:

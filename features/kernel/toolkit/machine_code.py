@@ -11,7 +11,7 @@ the directory changes with every compiled source:
 2. Their digest, with the versions of numba, llvmlite and Python, names the directory. A change in any of them gives
    another directory, and everything is compiled again. numba itself tells processors and types of arguments apart.
 3. The directory is in NUMBA_CACHE_DIR if that is set, else in features/kernel, else in the user's cache directory.
-   A new one begins as a copy of that in another of these places, such as the read-only file system of an image. Where
+   A new one begins as a copy of one in another of these places, such as the read-only file system of an image. Where
    none of them can be written, code that an image has is read there, and every process compiles the rest for itself.
 4. Processes that start together share the directory. Only one of them writes at a time.
 5. The process that makes a new directory removes old ones, all but the DIRECTORIES_KEPT that were used last.

@@ -61,7 +61,7 @@ _FORMS = (NumberForm(".", ","), NumberForm(",", "."), NumberForm(",", " "), Numb
 def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
     """Returns the form that reads the most columns that the plain form, with a point, does not.
 
-    If no form reads more columns, the one that reads more of their texts counts: a few amounts of thousands.
+    If no form reads more columns, the form with more of their texts counts: a few amounts of thousands.
     """
     gains = dict.fromkeys(_FORMS, (0, 0.0))
     for texts in columns:

@@ -203,7 +203,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """The fields of a letter that the list has. None of them comes from inside its record."""
+    """The fields of a letter that the list has. No field comes from inside its record."""
 
     letter_id: LetterId
     failed_time_ms: int

@@ -114,7 +114,7 @@ class DecisionPage:
         features, changes, why = self._features(decision, known_past, recomputed)
         return {
             **view,
-            # Who decided, by name.
+            # The names of model, policy and all that decided.
             "facts": {name: str(decision[name]) for name in _FACTS if decision[name] not in ("", None)},
             "profile_age_ms": decision["profile_age_ms"],
             "in_words": in_words,

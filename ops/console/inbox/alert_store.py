@@ -491,7 +491,7 @@ def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
         f"INSERT OR {'REPLACE' if is_open else 'IGNORE'} INTO alert_records VALUES (?, ?)",
         (alert["alert_id"], json.dumps(alert)),
     )
-    # The time of the first record stays, and so does the model of that time.
+    # The first record's time and model stay.
     values = {
         **{name: alert[name] for name in ("alert_id", "severity", "state", "subject", "signal", "segment", "cause")},
         **{name: alert[name] for name in ("time_ms", "model_version")},

@@ -48,7 +48,7 @@ _REST_SHARE = 1.0
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """The result of a replay. All counts are of the week, except `sample` and `left_out`. Money is in minor units.
+    """The result of a replay. All counts cover the week, except `sample` and `left_out`. Money is in minor units.
 
     `actions`: payments as they were decided, by the policy now and by the draft. `transitions`: those whose action
     would change, with their known outcomes. `changed`: the changed decisions of the sample with the most money.

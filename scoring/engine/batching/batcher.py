@@ -79,7 +79,7 @@ _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in
 _OVER_RATE = Refusal(RESOURCE_EXHAUSTED, "more payments than this caller may send in a second: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
-# For a request whose batch holds one that is refused. It stays inside: the caller gets the refusal of that request.
+# For a request whose batch holds one that is refused. It stays inside: the caller gets that request's refusal.
 NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is refused")
 
 

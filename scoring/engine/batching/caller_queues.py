@@ -156,7 +156,7 @@ class CallerRates:
         """0 is no limit."""
         self._per_second = per_second
         self._size = float(min(per_second, max(_BUCKET_MIN, per_second // _BUCKETS_PER_SECOND)))
-        # The payments that each caller may still send, and the time of that count.
+        # The payments that each caller may still send, and when they were counted.
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
     def spend(self, caller: bytes, payments: int, now: float) -> bool:

@@ -188,7 +188,7 @@ def _has_copied(table: I64, shape: I64, number: int, row: I64) -> bool:
     at = row_at(shape, number)
     for word in range(len(row)):
         row[word] = table[at + word]
-    # What was copied is copied before the state is looked at.
+    # The copy ends before the state is looked at.
     fence()
     return bool(load_atomic(table, at + STATE) == 2 * number + 1 and row[TAG] != 0)
 

@@ -26,7 +26,7 @@ COMMANDS = {
 ENTRY, COMMAND_LINE = "paywarden.ops.entry", "paywarden.ops.cli"
 # The command line's own import takes some 580 modules, and each of these commands imports 250 or more besides.
 MODULES_MAX = 800
-# So many lines fit into the pipe and into its reader: the command may be as far ahead when the signal comes.
+# The pipe and its reader hold this number of lines: the command may be as far ahead when the signal comes.
 AHEAD_MAX = 200
 MOMENTS = 3
 

@@ -51,7 +51,7 @@ class _Analyst:
         return self.client.get("/readyz").text
 
     def claim(self) -> str:
-        """Take a payment, or look at the one that is taken; returns the claim."""
+        """Take a payment, or look at the taken one; returns the claim."""
         page = self.get("/review/mine")
         if page.status_code == 404:
             assert self.post("/review/claim").status_code == 303

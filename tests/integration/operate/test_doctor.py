@@ -122,7 +122,7 @@ def _rule(topic: str, operation: AclOperation, permission: AclPermissionType) ->
 def test_the_topics_of_a_rebuilt_set_are_looked_for(
     source: Source, deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """The stream of that set ends without them, as on a new cluster where `topics create` made the others."""
+    """The set's stream ends without them, as on a new cluster where `topics create` made the others."""
     with closing(ProfileSets(wiring.set_stores(source).open_register())) as sets:
         sets.create("b2", now_ms=0)
         sets.finish_swap(sets.begin_swap(sets.read(), "b2"))

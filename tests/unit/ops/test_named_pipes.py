@@ -1,8 +1,8 @@
 """No process of ours waits for a named pipe, or reads a file without end, that somebody put in the place of its own.
 
-Whoever opens a named pipe waits until somebody writes to it. A supervisor that waits starts no worker any more, and a
-worker that waits answers nobody. What the file holds instead of what it should is refused in one line, too: a bracket
-in a bracket without end raises another error than JSON that is merely wrong, and ended processes.
+A process that opens a named pipe waits until somebody writes to it. A supervisor that waits starts no worker any more,
+and a worker that waits answers nobody. Odd content is refused in one line, too: a bracket in a bracket without end
+raises another error than JSON that is merely wrong, and ended processes.
 """
 
 from __future__ import annotations

@@ -207,5 +207,5 @@ def test_a_link_that_leads_back_to_itself_is_refused_in_one_line(tmp_path: Path)
             check(loop)
         with pytest.raises(Misconfigured, match=r"cannot look at .*Too many levels of symbolic links"):
             check(loop / "file")
-        # Whoever opens it says what is wrong.
+        # Opening it says what is wrong.
         check(file / "below")

@@ -33,7 +33,7 @@ def groups(depth: int) -> bytes:
 
 
 def fields_of(request: ScoreRequest) -> Iterator[tuple[int, int | bytes]]:
-    """Yields number and value of each field that is set. A number is the one that its varint holds."""
+    """Yields number and value of each field that is set. A number is its varint's."""
     for field, value in request.ListFields():
         yield field.number, value.encode() if isinstance(value, str) else value % 2**64
 

@@ -512,7 +512,7 @@ def wrong_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
 
 
 def maybe_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
-    """Draws right values; None often, where the field is not required."""
+    """Draws right values, and often None where the field is not required."""
     return values_of(field) if field.is_required else st.one_of(st.none(), values_of(field), values_of(field))
 
 
@@ -554,7 +554,7 @@ def heard_histories(
 ) -> list[Event]:
     """Draws payments and changes of their labels, in the order in which they are heard.
 
-    Of one millisecond, payments come first.
+    Payments come before changes of the same millisecond.
     """
     payments = draw(declared_payments(declaration, count_min=count_min, count_max=count_max))
     events: list[tuple[int, int, Event]] = [(one.time_ms, 0, (one, None)) for one in payments]

@@ -144,7 +144,7 @@ def states_of(of: FeatureEngine, heard: Sequence[Change], before: States | None 
 
 
 def seen(of: FeatureEngine, states: States, now_ms: int) -> dict[str, float]:
-    """The features of a payment of that card at that merchant."""
+    """The features of the card's payment at the merchant."""
     return features(of, now_ms, 700, states, **SEEN)
 
 

@@ -174,7 +174,7 @@ def test_the_stored_form_is_as_described() -> None:
         first_ms=NOON_MS,
         last_ms=NOON_MS + 1,
         newest_ms=NOON_MS + DAY_MS,
-        # A day later the tile of minutes has gone. What was taken back is none, what comes before its payment less.
+        # A day later the tile of minutes has gone. A label that was taken back counts 0, one before its label -1.
         tables=[
             [],
             [(hour, [2])],

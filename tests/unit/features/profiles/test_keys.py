@@ -149,7 +149,7 @@ class Names:
 
 
 class Large:
-    """A history of two payments, with the first and the last of that many values in every field."""
+    """A history of two payments, with the first and the last of `count` values in every field."""
 
     fields = TABLE_ALONE
 

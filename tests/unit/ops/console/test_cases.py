@@ -252,7 +252,7 @@ def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -
     assert "No case is known here" in searched(browser, "/cases", q="nothing").text
     world[0].reader._heard()
     assert "No case is like this" in searched(browser, "/cases", q="nothing").text
-    # The item of a new case stays, whichever case is looked for, and is in the form of the one that is chosen.
+    # The item of a new case stays, whichever case is looked for, and is in the form of the chosen one.
     item = "payment:pay-1"
     found = browser.post("/cases", data={"q": "RING", "item": item})
     first = browser.get(found.headers["location"]).text

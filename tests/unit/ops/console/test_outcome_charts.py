@@ -65,7 +65,7 @@ def test_the_csv_has_shares_with_their_wilson_intervals(world: World) -> None:
     assert (row["payments"], row["frauds"], row["fraud_bp"]) == ("10", "2", "2000.0")
     low, high = wilson_interval(0.2, 10)
     assert (float(row["fraud_bp_low"]), float(row["fraud_bp_high"])) == pytest.approx((low * 1e4, high * 1e4), abs=1e-3)
-    # One of six payments that were not declined is a fraud. Of two declines with an outcome, one is genuine.
+    # One of six payments that were not declined is a fraud. One of two declines with an outcome is genuine.
     assert float(row["loss_bp"]) == pytest.approx(10_000 / 6, abs=1e-3)
     assert (row["declined_percent"], row["false_positive_percent"]) == ("40.0", "50.0")
     assert (row["yield_percent"], row["review_s"]) == ("", "")

@@ -71,7 +71,7 @@ def test_an_unknown_version_is_missed_and_counted_with_its_features_once_it_is_l
     assert (model.version, binning.feature_count) == (f"{version}/b", len(reference().feature_names))
     assert model != grid
     assert len(missed) == 1
-    # What was counted before it was learnt can still be read.
+    # The counts of before it was learnt can still be read.
     assert binnings.binning_of(grid) is not None
 
 

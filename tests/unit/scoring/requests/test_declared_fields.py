@@ -139,7 +139,7 @@ def slowly(body: bytes, plan: Plan, schema: RequestSchema) -> Slowly | str:
         key_maker(name, names, plan.fields, plan.key)(values)
         for name, names in zip(plan.entity_names, plan.entity_keys, strict=True)
     ]
-    # Of the fields that every payment has, only those that features use have a column.
+    # Only those fields of every payment have a column that features use.
     asked = {*plan.attribute_columns, 0, 1, 2, *range(18, plan.row_width)}.union(*plan.entity_identities)
     kept = ScoreRequest(
         **{name: value for name, value in values.items() if name in ScoreRequest.DESCRIPTOR.fields_by_name}

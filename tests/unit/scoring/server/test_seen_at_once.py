@@ -1,4 +1,4 @@
-"""Two worker processes and the overlay: the next payment of a card sees the one that was answered before."""
+"""Two worker processes and the overlay: a card's next payment sees its answered one."""
 
 from __future__ import annotations
 

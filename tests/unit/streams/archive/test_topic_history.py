@@ -131,7 +131,7 @@ def test_outcomes_are_ordered_by_their_own_time() -> None:
     assert history.outcome_fraud.tolist() == [True, False]
 
 
-# What is left out
+# Records that are left out
 
 
 def test_a_repeated_payment_counts_once() -> None:

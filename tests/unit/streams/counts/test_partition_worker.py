@@ -58,7 +58,7 @@ class Work:
     @property
     def next_offset(self) -> int:
         saved_to = max(self._saved.offsets.get(self._partition, []), default=-1) + 1
-        # What was passed and leaves no row is as good as saved.
+        # A passed record without a row is as good as saved.
         return saved_to if self._rows else max(saved_to, self._passed)
 
     @property

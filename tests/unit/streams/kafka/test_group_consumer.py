@@ -52,7 +52,7 @@ def test_a_partition_that_leaves_and_comes_back_within_a_batch_is_read_once() ->
         group.client.will_assign(A)
         return found
 
-    # The first call waits for a record, the second takes what is there.
+    # The first call waits for a record, the second takes all that are there.
     group.client.consume = consume_and_rebalance  # type: ignore[method-assign]
     assert sorted(group.take()) == [(place, offset) for place in (A, B) for offset in range(3)]
 
@@ -85,7 +85,7 @@ def test_a_record_that_the_worker_has_written_is_taken_at_once_and_given_once() 
     assert group.consumer.take_ahead(written) == written[:2]
     group.consumer.commit(offsets_after(written[:2], {A: 3, B: 3}))
     assert group.broker.committed == {A: 5, B: 3}
-    # A later leader than the one that the client knows may have the record.
+    # A later leader than the client's may have the record.
     assert {place.partition: place.leader_epoch for place in group.client.committed_places} == {0: None, 1: 7}
     group.broker.append(A)
     assert sorted(group.take()) == [(A, 5), (B, 3), (B, 4)]

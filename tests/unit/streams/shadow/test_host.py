@@ -98,7 +98,7 @@ def test_nonsense_on_stdout_is_no_status_and_no_end() -> None:
 def test_a_challenger_that_is_followed_comes_and_goes_while_the_other_stays() -> None:
     with hosting(one=f"{_TELL}; {_FOREVER}") as host:
         command = [sys.executable, "-S", "-c", f"{_TELL}; {_FOREVER}"]
-        # The settings' own challenger of a name is the one that counts.
+        # The settings' own challenger of a name counts.
         host.followed = {"r-7": command, "one": [sys.executable, "-S", "-c", "raise SystemExit(1)"]}
         host.turn_until(lambda: host.value("up", "one") == host.value("up", "r-7") == 1)
         child = next(child for child in host.host._children if child.name == "r-7")

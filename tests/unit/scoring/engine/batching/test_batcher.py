@@ -467,7 +467,7 @@ def test_an_overload_is_not_over_because_callers_paused_for_a_moment() -> None:
 
 
 def test_a_queue_that_gets_shorter_does_not_stand() -> None:
-    """Payments from a long stop take long to answer, also while others come. None of them is refused meanwhile."""
+    """Payments from a long stop take long to answer, also while others come. No payment is refused meanwhile."""
     stream = Stream(LEARNED + evenly(101.0, 101.4, 25_000), stop_at=101.1, stop_s=0.06)
     stream.run()
     assert stream.refused == []
