@@ -157,10 +157,12 @@ _CARDS, _MERCHANTS, _RULES, _DAYS, _DAY_MS = 1_000_000, 10_000, 20, 365, 86_400_
 _CHUNK, _REVIEWS = 500_000, 10_000
 _START_MS = NOW_MS - _DAYS * _DAY_MS
 _DECLINED, _REVIEWED = 0.005, 0.01
+# The share of payments with an outcome, and of frauds among these.
+_WITH_OUTCOME, _FRAUDS = 0.1, 0.02
 
 
 def fill(database: Database, rows: int) -> None:
-    """Write decisions of a year, a few merchants with most of them, into the tables of an index."""
+    """Write decisions of a year, a few merchants with most of them, and outcomes into the tables of an index."""
     rng, tables = np.random.default_rng(1), ("card_id", "merchant_id", "device_id")
     sizes = dict(zip(tables, (_CARDS, _MERCHANTS, _CARDS), strict=True))
     names = {kind: pa.array([f"{kind[0]}-{number}" for number in range(size)]) for kind, size in sizes.items()}
@@ -198,9 +200,13 @@ def fill(database: Database, rows: int) -> None:
         keyed.append((np.array([score_key(band) for band in range(101)])[bands[of_score]], of_score))
         columns = {"decided_time_ms": times, "payment_hash": payment_hashes, "score": score, "action": action}
         keys = {name: np.concatenate([values[which] for _, which in keyed]) for name, values in columns.items()}
+        told = np.flatnonzero(rng.random(count) < _WITH_OUTCOME)
+        label = np.where(rng.random(len(told)) < _FRAUDS, "fraud", "genuine")
+        outcomes = {"payment_hash": payment_hashes[told], "outcome_time_ms": times[told] + _DAY_MS, "label": label}
         with database.transaction() as transaction:
             transaction.append("decisions", decisions)
             transaction.append("keys", {"hash": np.concatenate([hash_ for hash_, _ in keyed])} | keys)
+            transaction.append("outcomes", outcomes | {"source": [""] * len(told)})
         database.tidy(at_least=FILL_TIDY_KEYS)
     database.tidy(at_least=1)
     _derive(database)

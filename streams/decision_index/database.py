@@ -509,7 +509,8 @@ def _near(places: Sequence[Place]) -> str:
     return f"decided_time_ms {times} AND payment_hash IN ({hashes})"
 
 
-_SORTED = {"keys": "hash, decided_time_ms DESC", "outcomes": "payment_hash, outcome_time_ms"}
+# The few frauds stand together: pages join them with thousands of payments.
+_SORTED = {"keys": "hash, decided_time_ms DESC", "outcomes": "label, payment_hash, outcome_time_ms"}
 _TAILS = {"keys": "keys_tail", "outcomes": "outcomes_tail"}
 _KEYLESS = ("decisions", "bodies", "tally_changes")
 

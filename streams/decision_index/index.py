@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.decision_index import episodes
@@ -38,13 +38,22 @@ from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass
 from paywarden.streams.decision_index.ledger import forget_merchant
 from paywarden.streams.decision_index.outcome_counts import PeriodCounts, period_counts
 from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
-from paywarden.streams.decision_index.rows import COLUMNS, fields_of, newest_outcomes, row_of
+from paywarden.streams.decision_index.rows import (
+    COLUMNS,
+    LINKED,
+    PLACE_COLUMNS,
+    fields_of,
+    linked_of,
+    newest_outcomes,
+    row_of,
+)
 from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch, rule_weeks
 from paywarden.streams.decision_index.search import (
     ACTIONS,
     PAGE_ROWS_MAX,
     FoundRow,
     Known,
+    LinkedPayment,
     Place,
     Search,
     SearchPage,
@@ -68,6 +77,7 @@ _NEWEST_PLACES = (
     "ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {count}) AS p{number}"
 )
 
+_Made = TypeVar("_Made")
 Worth = Callable[[int, str, int], int | None]
 """Converts an amount in minor units, a currency and a time to the reference currency; None without a rate."""
 
@@ -485,7 +495,7 @@ class DecisionIndex:
             later = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
         return earlier, [other for other in later if other.card_id == row.card_id]
 
-    def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[FoundRow]:
+    def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[LinkedPayment]:
         """Returns the newest decisions of each of these (kind, value), such as ("card_id", "card-7"), at most `count`.
 
         One read of the keys for all: the cost grows with `entities` and `count`, not with the index.
@@ -495,7 +505,8 @@ class DecisionIndex:
         parts = (_NEWEST_PLACES.format(count=int(count), number=number) for number in range(len(entities)))
         with self.database.reading() as transaction:
             places = transaction.execute(" UNION ".join(parts), [key_hash(*one) for one in entities])
-            rows = self._rows_at(transaction, [Place(*place) for place in places])
+            found = [Place(*place) for place in places]
+            rows = self._made_at(transaction, found, (*PLACE_COLUMNS, *LINKED), linked_of)
         return [row for row in rows if any(getattr(row, kind) == value for kind, value in entities)]
 
     def shared_with_frauds(self, row: FoundRow, shown: int = 5) -> list[SharedEntity]:
@@ -505,30 +516,36 @@ class DecisionIndex:
             return [self._shared(transaction, row, kind, value, shown) for kind, value in entities if value]
 
     def _shared(self, transaction: Transaction, row: FoundRow, kind: str, value: str, shown: int) -> SharedEntity:
-        # Labels of all its payments, the newest of each payment first.
         places = _NEWEST_PLACES.format(count=SHARED_DECISIONS_MAX, number="")
-        labels = transaction.execute(
+        looked = transaction.execute(
             f"SELECT p.decided_time_ms, p.payment_hash, o.label FROM ({places}) AS p LEFT JOIN outcomes o "
-            "ON o.payment_hash = p.payment_hash "
-            "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC, o.outcome_time_ms DESC",
+            "ON o.payment_hash = p.payment_hash AND o.label = 'fraud' "
+            "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC",
             (key_hash(kind, value),),
         )
-        newest: dict[Place, str | None] = {}
-        for time_ms, payment_hash, label in labels:
-            newest.setdefault(Place(time_ms, payment_hash), label)
-        frauds = [p for p, label in newest.items() if label == "fraud" and p.payment_hash != row.place.payment_hash]
+        once = {Place(time_ms, payment_hash): label for time_ms, payment_hash, label in looked}
+        called = [place for place, label in once.items() if label and place.payment_hash != row.place.payment_hash]
+        # An outcome may have been corrected.
+        known = newest_outcomes(transaction, {place.payment_hash for place in called})
+        frauds = [place for place in called if known[place.payment_hash].label == "fraud"]
         rows = self._rows_at(transaction, frauds[:shown])
-        return SharedEntity(kind, value, len(newest), rows, len(frauds), len(newest) < SHARED_DECISIONS_MAX)
+        return SharedEntity(kind, value, len(once), rows, len(frauds), len(once) < SHARED_DECISIONS_MAX)
 
     def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[FoundRow]:
+        return self._made_at(transaction, places, COLUMNS, row_of)
+
+    def _made_at(
+        self, transaction: Transaction, places: Sequence[Place], columns: Sequence[str], make: Callable[..., _Made]
+    ) -> list[_Made]:
+        """Returns what `make` makes of the columns and the newest outcome of each decision, the newest first.
+
+        The columns begin with PLACE_COLUMNS. Each takes as long to read as the search for the place.
+        """
         if not places:
             return []
-        sql = self.database.at_places(f"SELECT {', '.join(COLUMNS)} FROM decisions", places)
-        found: dict[str, tuple[Any, ...]] = {}
+        sql = self.database.at_places(f"SELECT {', '.join(columns)} FROM decisions", places)
         wanted = set(places)
-        for row in transaction.execute(sql):
-            if Place(row[0], row[1]) in wanted:
-                found.setdefault(row[2], row)
+        found = {row[2]: row for row in transaction.execute(sql) if Place(row[0], row[1]) in wanted}
         known = newest_outcomes(transaction, {row[1] for row in found.values()})
-        rows = [row_of(row, known.get(row[1])) for row in found.values()]
-        return sorted(rows, key=lambda row: (row.place, row.decision_id), reverse=True)
+        rows = sorted(found.values(), key=lambda row: row[:3], reverse=True)
+        return [make(row, known.get(row[1])) for row in rows]

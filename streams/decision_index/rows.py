@@ -8,12 +8,13 @@ from typing import Any
 
 from paywarden.streams.decision_index.database import Rows, Transaction
 from paywarden.streams.decision_index.erasure import FIELDS
-from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, Place, listed
+from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, LinkedPayment, Place, listed
 
+PLACE_COLUMNS = ("decided_time_ms", "payment_hash", "decision_id")
+LINKED = ("card_id", "merchant_id", "device_id", "ip")
 COLUMNS = (
-    "decided_time_ms", "payment_hash", "decision_id", "payment_id", "event_time_ms", "card_id", "merchant_id",
-    "device_id", "ip", "amount_minor", "currency", "worth_minor", "country", "channel", "score", "action", "reasons",
-    "flags", "model_version",
+    *PLACE_COLUMNS, "payment_id", "event_time_ms", *LINKED, "amount_minor", "currency", "worth_minor", "country",
+    "channel", "score", "action", "reasons", "flags", "model_version",
 )  # fmt: skip
 _WORTH_MINOR_MAX = 10**12
 COUNTED_WORTH = f"greatest(least(coalesce(max(worth_minor), 0), {_WORTH_MINOR_MAX}), -{_WORTH_MINOR_MAX})"
@@ -48,6 +49,11 @@ def outcomes_sql(payments: str) -> str:
             row_number() OVER (PARTITION BY payment_hash ORDER BY outcome_time_ms DESC, label DESC) AS place,
             max(CASE WHEN source = 'chargeback' THEN 1 ELSE 0 END) OVER (PARTITION BY payment_hash) AS disputed
         FROM outcomes WHERE payment_hash IN ({payments})"""
+
+
+def linked_of(row: tuple[Any, ...], known: Known | None) -> LinkedPayment:
+    """Returns a decision from PLACE_COLUMNS and LINKED."""
+    return LinkedPayment(*row[2:], outcome=known)
 
 
 def row_of(row: tuple[Any, ...], known: Known | None) -> FoundRow:

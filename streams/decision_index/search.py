@@ -169,6 +169,18 @@ class Known:
 
 
 @dataclass(frozen=True)
+class LinkedPayment:
+    """A decision's entities and its payment's outcome: the columns that a picture of links needs."""
+
+    decision_id: str
+    card_id: str
+    merchant_id: str
+    device_id: str
+    ip: str
+    outcome: Known | None
+
+
+@dataclass(frozen=True)
 class FoundRow:
     """A decision of the index. `worth_minor`: its amount in the reference currency; None without a rate."""
 
