@@ -73,7 +73,7 @@ SHARED_DECISIONS_MAX = 10_000
 _ERASED_AT_ONCE = 500
 # The newest places of a key. A decision that came twice has two: DISTINCT would read all decisions of a busy merchant.
 _NEWEST_PLACES = (
-    "SELECT decided_time_ms, payment_hash FROM (SELECT decided_time_ms, payment_hash FROM keys WHERE hash = ? "
+    "SELECT decided_time_ms, payment_hash FROM (SELECT decided_time_ms, payment_hash FROM keys WHERE hash = ? {since}"
     "ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {count}) AS p{number}"
 )
 
@@ -104,7 +104,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class SharedEntity:
-    """An entity of a payment, and payments of it that are known frauds, the newest first.
+    """An entity of a payment, its newest decisions, and payments of it that are known frauds, the newest first.
 
     `decisions` were looked at. `is_all` is False where the entity has more than SHARED_DECISIONS_MAX.
     """
@@ -115,6 +115,7 @@ class SharedEntity:
     frauds: list[FoundRow]
     fraud_count: int
     is_all: bool
+    newest: list[LinkedPayment]
 
 
 class DecisionIndex:
@@ -485,15 +486,20 @@ class DecisionIndex:
 
     def neighbours(self, row: FoundRow, before: int, after: int) -> tuple[list[FoundRow], list[FoundRow]]:
         """Returns the same card's last `before` decisions before this one and its next ones, the nearest first."""
-        earlier = self.search(Search(card_id=row.card_id), after=row.place, count=before).rows
+        of_card = "SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE k.hash = ? AND (k.decided_time_ms"
+        of_card += " {sign} ? OR (k.decided_time_ms = ? AND k.payment_hash {sign} ?))"
+        values = (key_hash("card_id", row.card_id), row.place.time_ms, row.place.time_ms, row.place.payment_hash)
         with self.database.reading() as transaction:
-            places = transaction.execute(
-                "SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash = ? AND (decided_time_ms > ? OR "
-                f"(decided_time_ms = ? AND payment_hash > ?)) ORDER BY decided_time_ms, payment_hash LIMIT {after}",
-                (key_hash("card_id", row.card_id), row.place.time_ms, row.place.time_ms, row.place.payment_hash),
+            places = distinct_places(transaction, of_card.format(sign="<"), values, before)
+            next_ones = transaction.execute(
+                f"SELECT DISTINCT * FROM ({of_card.format(sign='>')}) AS p "
+                f"ORDER BY decided_time_ms, payment_hash LIMIT {after}",
+                values,
             )
-            later = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
-        return earlier, [other for other in later if other.card_id == row.card_id]
+            rows = self._rows_at(transaction, [*places, *(Place(*place) for place in next_ones)])
+        rows = [other for other in rows if other.card_id == row.card_id]
+        later = [other for other in rows if other.place > row.place]
+        return [other for other in rows if other.place < row.place], later[::-1]
 
     def newest_of(self, entities: Sequence[tuple[str, str]], count: int) -> list[LinkedPayment]:
         """Returns the newest decisions of each of these (kind, value), such as ("card_id", "card-7"), at most `count`.
@@ -502,50 +508,93 @@ class DecisionIndex:
         """
         if not entities:
             return []
-        parts = (_NEWEST_PLACES.format(count=int(count), number=number) for number in range(len(entities)))
+        parts = (_NEWEST_PLACES.format(since="", count=int(count), number=number) for number in range(len(entities)))
         with self.database.reading() as transaction:
             places = transaction.execute(" UNION ".join(parts), [key_hash(*one) for one in entities])
-            found = [Place(*place) for place in places]
-            rows = self._made_at(transaction, found, (*PLACE_COLUMNS, *LINKED), linked_of)
+            rows = self._linked_at(transaction, [Place(*place) for place in places])
         return [row for row in rows if any(getattr(row, kind) == value for kind, value in entities)]
 
-    def shared_with_frauds(self, row: FoundRow, shown: int = 5) -> list[SharedEntity]:
-        """Returns the card, merchant, device and address of a decision with other payments of theirs known as fraud."""
-        entities = [(kind, getattr(row, kind)) for kind in ("card_id", "device_id", "ip", "merchant_id")]
+    def shared_with_frauds(self, row: FoundRow, shown: int = 5, newest: int = 8) -> list[SharedEntity]:
+        """Returns the card, device, address and merchant of a decision with their known frauds and newest decisions."""
+        kinds = ("card_id", "device_id", "ip", "merchant_id")
+        entities = [(kind, value) for kind in kinds if (value := getattr(row, kind))]
         with self.database.reading() as transaction:
-            return [self._shared(transaction, row, kind, value, shown) for kind, value in entities if value]
+            looked = [self._looked(transaction, *one) for one in entities]
+            called = [[place for place, is_called in each.items() if is_called] for each in looked]
+            newest_of = [[Place(*place) for place in list(each)[:newest]] for each in looked]
+            # An outcome "fraud" may have been corrected.
+            asked = [
+                *(hash_ for each in called for _, hash_ in each),
+                *(p.payment_hash for each in newest_of for p in each),
+            ]
+            known = newest_outcomes(transaction, set(asked))
+            frauds = [
+                [Place(*p) for p in each if known[p[1]].label == "fraud" and p[1] != row.place.payment_hash]
+                for each in called
+            ]
+            rows = self._rows_at(transaction, sorted({place for each in frauds for place in each[:shown]}), known)
+            linked = self._linked_at(transaction, sorted({place for each in newest_of for place in each}), known)
+        return [
+            SharedEntity(
+                *one,
+                decisions=len(looked[number]),
+                frauds=[each for each in rows if each.place in frauds[number][:shown]],
+                fraud_count=len(frauds[number]),
+                is_all=len(looked[number]) < SHARED_DECISIONS_MAX,
+                newest=[each for each in linked if each.place in newest_of[number] and getattr(each, one[0]) == one[1]],
+            )
+            for number, one in enumerate(entities)
+        ]
 
-    def _shared(self, transaction: Transaction, row: FoundRow, kind: str, value: str, shown: int) -> SharedEntity:
-        places = _NEWEST_PLACES.format(count=SHARED_DECISIONS_MAX, number="")
-        looked = transaction.execute(
-            f"SELECT p.decided_time_ms, p.payment_hash, o.label FROM ({places}) AS p LEFT JOIN outcomes o "
-            "ON o.payment_hash = p.payment_hash AND o.label = 'fraud' "
-            "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC",
-            (key_hash(kind, value),),
-        )
-        once = {Place(time_ms, payment_hash): label for time_ms, payment_hash, label in looked}
-        called = [place for place, label in once.items() if label and place.payment_hash != row.place.payment_hash]
-        # An outcome may have been corrected.
-        known = newest_outcomes(transaction, {place.payment_hash for place in called})
-        frauds = [place for place in called if known[place.payment_hash].label == "fraud"]
-        rows = self._rows_at(transaction, frauds[:shown])
-        return SharedEntity(kind, value, len(once), rows, len(frauds), len(once) < SHARED_DECISIONS_MAX)
+    def _looked(self, transaction: Transaction, kind: str, value: str) -> dict[tuple[int, int], bool]:
+        """Returns the places of an entity's newest decisions, and whether an outcome called each a fraud.
 
-    def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[FoundRow]:
-        return self._made_at(transaction, places, COLUMNS, row_of)
+        A busy merchant has enough among the newest decisions. Plain pairs: a Place takes longer to make than to read.
+        """
+        is_busy = kind == "merchant_id"
+        windows = self._windows(transaction, Search(merchant_id=value), None)[1:2] if is_busy else []
+        for from_ms in dict.fromkeys((*windows, None)):
+            since = "" if from_ms is None else f"AND decided_time_ms >= {from_ms} "
+            places = _NEWEST_PLACES.format(since=since, count=SHARED_DECISIONS_MAX, number="")
+            rows = transaction.execute(
+                f"SELECT p.decided_time_ms, p.payment_hash, o.label FROM ({places}) AS p LEFT JOIN outcomes o "
+                "ON o.payment_hash = p.payment_hash AND o.label = 'fraud' "
+                "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC",
+                (key_hash(kind, value),),
+            )
+            if len(rows) >= SHARED_DECISIONS_MAX:
+                break
+        return {(time_ms, payment_hash): label is not None for time_ms, payment_hash, label in rows}
+
+    def _linked_at(
+        self, transaction: Transaction, places: Sequence[Place], known: Mapping[int, Known] | None = None
+    ) -> list[LinkedPayment]:
+        return self._made_at(transaction, places, (*PLACE_COLUMNS, *LINKED), linked_of, known)
+
+    def _rows_at(
+        self, transaction: Transaction, places: Sequence[Place], known: Mapping[int, Known] | None = None
+    ) -> list[FoundRow]:
+        return self._made_at(transaction, places, COLUMNS, row_of, known)
 
     def _made_at(
-        self, transaction: Transaction, places: Sequence[Place], columns: Sequence[str], make: Callable[..., _Made]
+        self,
+        transaction: Transaction,
+        places: Sequence[Place],
+        columns: Sequence[str],
+        make: Callable[[tuple[Any, ...], Known | None], _Made],
+        known: Mapping[int, Known] | None,
     ) -> list[_Made]:
         """Returns what `make` makes of the columns and the newest outcome of each decision, the newest first.
 
-        The columns begin with PLACE_COLUMNS. Each takes as long to read as the search for the place.
+        The columns begin with PLACE_COLUMNS. A column costs about a tenth of the search for the place. `known`: the
+        outcomes, if they have been read.
         """
         if not places:
             return []
         sql = self.database.at_places(f"SELECT {', '.join(columns)} FROM decisions", places)
         wanted = set(places)
         found = {row[2]: row for row in transaction.execute(sql) if Place(row[0], row[1]) in wanted}
-        known = newest_outcomes(transaction, {row[1] for row in found.values()})
+        if known is None:
+            known = newest_outcomes(transaction, {row[1] for row in found.values()})
         rows = sorted(found.values(), key=lambda row: row[:3], reverse=True)
         return [make(row, known.get(row[1])) for row in rows]

@@ -53,7 +53,8 @@ def outcomes_sql(payments: str) -> str:
 
 def linked_of(row: tuple[Any, ...], known: Known | None) -> LinkedPayment:
     """Returns a decision from PLACE_COLUMNS and LINKED."""
-    return LinkedPayment(*row[2:], outcome=known)
+    time_ms, payment_hash, *texts = row
+    return LinkedPayment(Place(time_ms, payment_hash), known, *texts)
 
 
 def row_of(row: tuple[Any, ...], known: Known | None) -> FoundRow:

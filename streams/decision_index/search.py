@@ -172,12 +172,13 @@ class Known:
 class LinkedPayment:
     """A decision's entities and its payment's outcome: the columns that a picture of links needs."""
 
+    place: Place
+    outcome: Known | None
     decision_id: str
     card_id: str
     merchant_id: str
     device_id: str
     ip: str
-    outcome: Known | None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.policy.policy import MODEL_ABSENT, Policy
 from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.decisions.links import links_of, strip_of
+from paywarden.ops.console.decisions.links import Payment, links_of, strip_of
 from paywarden.ops.console.decisions.notes import NotesOf
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
@@ -83,14 +83,20 @@ class DecisionPage:
         earlier, later = index.neighbours(row, PAST_MAX, _NEAR)
         past = [other.place for other in earlier]
         bodies = index.bodies([row.place, *past])
+        shared = index.shared_with_frauds(row)
+        near: list[Payment] = [
+            *later,
+            *earlier,
+            *(one for entity in shared if entity.kind != "card_id" for one in entity.newest),
+        ]
         body = bodies.pop(row.decision_id, b"")
         view: dict[str, Any] = {
             "row": row_view(row, visit),
             "before": [row_view(other, visit) for other in earlier[:_NEAR]],
             "after": [row_view(other, visit) for other in later],
             "strip": strip_of(earlier, row, self._currencies),
-            "links": links_of(index, row, [*later, *earlier], visit.masked),
-            "shared": [_shared(entity, visit) for entity in index.shared_with_frauds(row)],
+            "links": links_of(index, row, near, visit.masked),
+            "shared": [_shared(entity, visit) for entity in shared],
             "verdicts": verdicts,
             "others": [row_view(other, visit) for other in others],
             "searches": _searches(row, visit),

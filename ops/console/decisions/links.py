@@ -36,7 +36,7 @@ from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.search import FoundRow, LinkedPayment
 
 # To read a row from a file of many millions takes some milliseconds.
-_FIRST_PAYMENTS, _SECOND_PAYMENTS, _SECOND_ENTITIES = 8, 3, 6
+_SECOND_PAYMENTS, _SECOND_ENTITIES = 3, 6
 _COLUMN_MAX = 20
 NODES_MAX = 3 * _COLUMN_MAX
 """The picture has no more entities."""
@@ -45,7 +45,7 @@ _SIGNS = {"device_id": "▲", "ip": "◆", "card_id": "■", "merchant_id": "●
 _XS, _ROW, _WIDTH, _LABEL_MAX = (20, 320, 620), 26, 860, 16
 
 Entity = tuple[str, str]
-_Payment = FoundRow | LinkedPayment
+Payment = FoundRow | LinkedPayment
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,17 @@ class Links:
     is_all: bool
 
 
-def links_of(index: DecisionIndex, row: FoundRow, of_card: Sequence[FoundRow], shown: Callable[[str], str]) -> Links:
+def links_of(index: DecisionIndex, row: FoundRow, near: Sequence[Payment], shown: Callable[[str], str]) -> Links:
     """Return the entities within two hops of a payment.
 
-    `of_card`: other payments of its card. `shown`: an id as the person may see it.
+    `near`: other payments of its card, device, address and merchant. `shown`: an id as the person may see it.
     """
     own = _entities(row)
-    first: list[_Payment] = [*of_card, *index.newest_of([one for one in own if one[0] != "card_id"], _FIRST_PAYMENTS)]
-    found = dict.fromkeys(own, 0) | {one: 1 for near in first for one in _entities(near) if one not in own}
+    found = dict.fromkeys(own, 0) | {one: 1 for first in near for one in _entities(first) if one not in own}
     followed = [one for one, hop in found.items() if hop == 1 and one[0] != "merchant_id"][:_SECOND_ENTITIES]
     second = index.newest_of(followed, _SECOND_PAYMENTS)
     found |= {one: 2 for far in second for one in _entities(far) if one not in found}
-    rows = {each.decision_id: each for each in (row, *first, *second)}.values()
+    rows = {each.decision_id: each for each in (row, *near, *second)}.values()
     kept = _kept(found)
     entities = tuple(_counted(one, found[one], rows, shown) for one in kept)
     places = {one: place for place, one in enumerate(kept)}
@@ -94,7 +93,7 @@ def links_of(index: DecisionIndex, row: FoundRow, of_card: Sequence[FoundRow], s
     return Links(entities, ordered, _picture(entities, ordered), len(kept) == len(found))
 
 
-def _entities(row: _Payment) -> list[Entity]:
+def _entities(row: Payment) -> list[Entity]:
     return [(kind, value) for kind in _COLUMNS if (value := getattr(row, kind))]
 
 
@@ -106,7 +105,7 @@ def _kept(found: Mapping[Entity, int]) -> list[Entity]:
     return [one for column in columns for one in column[:_COLUMN_MAX]]
 
 
-def _counted(one: Entity, hop: int, rows: Iterable[_Payment], shown: Callable[[str], str]) -> LinkedEntity:
+def _counted(one: Entity, hop: int, rows: Iterable[Payment], shown: Callable[[str], str]) -> LinkedEntity:
     kind, value = one
     of_it = [each for each in rows if getattr(each, kind) == value]
     frauds = sum(each.outcome is not None and each.outcome.label == "fraud" for each in of_it)

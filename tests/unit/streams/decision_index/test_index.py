@@ -196,6 +196,7 @@ def test_a_decision_of_the_same_hash_is_not_taken_for_the_one_asked_for(index: D
 def test_the_page_of_one_has_body_neighbours_and_the_newest_outcome(index: DecisionIndex) -> None:
     (row,) = index.about("p100")
     told = [("p100", 5, "fraud", "chargeback"), ("p100", 3, "genuine", None), ("p93", 5, "fraud", None)]
+    told += [("p86", 5, "fraud", None), ("p86", 6, "genuine", None)]
     names = ("payment_id", "outcome_time_ms", "label", "source")
     with index.database.transaction() as transaction:
         index.add_outcomes(transaction, [dict(zip(names, values, strict=True)) for values in told])
@@ -210,6 +211,22 @@ def test_the_page_of_one_has_body_neighbours_and_the_newest_outcome(index: Decis
     assert [each.payment_id for each in shared["card_id"].frauds] == ["p93"]
     assert shared["merchant_id"].fraud_count == 0
     assert shared["card_id"].decisions == len(plainly(Search(card_id=row.card_id)))
+    newest = [each.decision_id for each in shared["merchant_id"].newest]
+    assert newest == plainly(Search(merchant_id=row.merchant_id))[:8]
+
+
+def test_a_busy_merchants_newest_decisions_are_looked_at(index: DecisionIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = index.about("p100")
+    of_all = {entity.kind: entity for entity in index.shared_with_frauds(row)}["merchant_id"]
+    assert of_all.is_all
+    assert of_all.decisions > 20
+    monkeypatch.setattr(index_module, "SHARED_DECISIONS_MAX", 20)
+    for window in (25, 200):
+        # In the first window there are too few.
+        monkeypatch.setattr(index.database, "window_rows", (10, window, 250))
+        (_, *_, of_newest) = index.shared_with_frauds(row)
+        assert (of_newest.decisions, of_newest.is_all) == (20, False)
+        assert of_newest.newest == of_all.newest
 
 
 def test_many_runs_of_sorted_keys_are_merged_into_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
