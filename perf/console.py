@@ -8,8 +8,8 @@ Stubbed: the topics, which are lists in memory, and the socket. Used for: pages 
 page has the alerts that it should.
 
 Then pages over an index of `--rows` made decisions of a year, at most 10,000 of them in the review queue: searches, the
-queue, the page of a payment with its linked picture, charts and CSV, in a file or with `--postgres` in a server of its
-own. The decisions go straight into the tables, without the records that a payment's page decodes.
+queue, the page of a payment and the links that it fetches, charts and CSV, in a file or with `--postgres` in a server
+of its own. The decisions go straight into the tables, without the records that a payment's page decodes.
 
 And `--decisions` payments that the real scorer decides, with rules, a segment and reasons, kept in the index and
 decided again, as `decisions explain` does: `recomputed_equal_share`, which has to be 1, counts those with the same
@@ -80,7 +80,7 @@ def main() -> None:
         ("--rows", {"type": int, "default": 200_000, "help": "decisions of the index; 0: no pages of it"}),
         (
             "--searches",
-            {"type": int, "default": 420, "help": "pages of the index: 14 kinds in turn, each at least once"},
+            {"type": int, "default": 420, "help": "pages of the index: 15 kinds in turn, each at least once"},
         ),
         ("--postgres", {"action": "store_true", "help": "the index in PostgreSQL"}),
         ("--decisions", {"type": int, "default": 10_000, "help": "to decide again; 0: none"}),
@@ -241,7 +241,7 @@ def pages_of_index(folder: Path, database: Database, count: int) -> dict[str, fl
     one = DecisionPage(
         opened, KnownDeciders(read_source(None, {}), None, None), Decoder("decisions", LocalSchemaIds()).decode
     )
-    sections = DecisionSearch(opened, one.page()).section(), Review(opened, CostSettings()).section()
+    sections = DecisionSearch(opened, *one.pages()).section(), Review(opened, CostSettings()).section()
     console = console_under_test(folder / "pages")
     client = console.browser([*sections, OutcomeCharts(opened, 7).section()], "demo-analyst")
     rng, rows = random.Random(2), index.count()
@@ -259,6 +259,7 @@ def pages_of_index(folder: Path, database: Database, count: int) -> dict[str, fl
         "search_time": lambda: client.get(f"/decisions?to={day()}"),
         "queue": lambda: client.get("/review"),
         "payment_page": lambda: client.get(f"/decisions/p-{rng.randrange(rows)}"),
+        "payment_linked": lambda: client.get(f"/decisions/p-{rng.randrange(rows)}/linked"),
         "charts_days": lambda: client.get("/charts"),
         "charts_weeks": lambda: client.get("/charts?by=week&country=DE"),
         "charts_merchant": lambda: client.get("/charts?by=week&merchant_id=m-0"),

@@ -161,7 +161,7 @@ def sections(source: Source, shell: Shell, database: ConsoleDatabase, audit: Aud
     cases = Cases(store, reader, Path(settings.folder) / "files", shell.currencies, shell.names)
     picked = Picked(opened, store, reader, cases)
     found = DecisionSearch(
-        opened, notes.page(), one.page(), notes=notes.of, picks=picked.form, assigned=picked.assigned
+        opened, notes.page(), *one.pages(), notes=notes.of, picks=picked.form, assigned=picked.assigned
     )
     review = Review(opened, source.section("costs", CostSettings), one.in_words, notes.of, picked)
     return [

@@ -486,8 +486,8 @@ class DecisionIndex:
 
     def neighbours(self, row: FoundRow, before: int, after: int) -> tuple[list[FoundRow], list[FoundRow]]:
         """Returns the same card's last `before` decisions before this one and its next ones, the nearest first."""
-        of_card = "SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE k.hash = ? AND (k.decided_time_ms"
-        of_card += " {sign} ? OR (k.decided_time_ms = ? AND k.payment_hash {sign} ?))"
+        of_card = "SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE k.hash = ? AND k.decided_time_ms"
+        of_card += " {sign}= ? AND (k.decided_time_ms {sign} ? OR k.payment_hash {sign} ?)"
         values = (key_hash("card_id", row.card_id), row.place.time_ms, row.place.time_ms, row.place.payment_hash)
         with self.database.reading() as transaction:
             places = distinct_places(transaction, of_card.format(sign="<"), values, before)

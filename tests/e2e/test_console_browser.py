@@ -242,6 +242,9 @@ def test_a_queue_and_a_payment_say_why_in_the_persons_locale(chromium: Any, runn
         # Tokyo is nine hours ahead: the local time stands beside UTC.
         assert re.search(r"\d\d:\d\d(:\d\d)? UTC \(.*GMT\+9\)", page.locator("time").first.inner_text())
         assert re.search(r"\d,00 EUR", page.locator("main").inner_text())
+        if number:
+            # It comes when the page stands.
+            page.get_by_role("region", name="Linked cards, devices and merchants").wait_for()
         _picture(page, f"why-{number}", height=2600)
         found = axe.run(page).response["violations"]
         assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")], address
@@ -287,7 +290,10 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     stranger = chromium.new_context(viewport=_WIDE, base_url=running_console.url).new_page()
     decision = "/decisions/pay-001"
     pages = [
-        *((page, address) for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, "/review")),
+        *(
+            (page, address)
+            for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, f"{decision}/linked", "/review")
+        ),
         *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", draft, replay)),
         *(
             (page, address)

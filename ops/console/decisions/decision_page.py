@@ -13,7 +13,7 @@ from paywarden.models.bundle.explanations import read_trees
 from paywarden.models.policy.policy import MODEL_ABSENT, Policy
 from paywarden.ops.console.decisions.flips import Cuts, Flip, cuts_of, flips
 from paywarden.ops.console.decisions.index_connection import OpenedIndex
-from paywarden.ops.console.decisions.links import Payment, links_of, strip_of
+from paywarden.ops.console.decisions.links import links_of, strip_of
 from paywarden.ops.console.decisions.notes import NotesOf
 from paywarden.ops.console.decisions.search import PATH, PERSONAL, row_view
 from paywarden.ops.console.decisions.usual_values import PAST_MAX, FeatureView, features_of
@@ -57,9 +57,13 @@ class DecisionPage:
         self._made: dict[Path, Cuts | None] = {}
         self._lock = threading.Lock()
 
-    def page(self) -> Page:
-        """Return the page, for the section of decisions."""
-        return Page(f"{PATH}/{{place}}", self.show, "Everything about one decision")
+    def pages(self) -> tuple[Page, ...]:
+        """Return the pages, for the section of decisions."""
+        one = f"{PATH}/{{place}}"
+        return (
+            Page(one, self.show, "Everything about one decision"),
+            Page(f"{one}/linked", self.show_linked, "The entities linked to a payment, and known frauds among them"),
+        )
 
     def in_words(self, bodies: Iterable[bytes]) -> Mapping[str, list[Reason]]:
         """Return the reasons of decisions, the records of which are given, by their ids."""
@@ -68,14 +72,26 @@ class DecisionPage:
     def show(self, visit: Visit) -> Shown:
         """Show the decision of an address, or the newest one about a payment. Raises PageRefused if there is none."""
         with self._opened.used() as (index, queue):
-            rows = _at(index, visit.path["place"])
-            if not rows:
-                raise not_found("decision of this address, and none about a payment of this id")
-            row, *others = rows
+            row, *others = _at(index, visit.path["place"])
             visit.saw(f"payment:{row.payment_id}")
             verdicts = queue.verdicts_for(row.decision_id, visit.person.name)
             view = self._view(index, row, others, verdicts, visit)
         return Shown("decisions/one.html", view, f"Payment {row.payment_id}")
+
+    def show_linked(self, visit: Visit) -> Shown:
+        """Show what a payment is linked to. The payment's page fetches it when it stands. Raises PageRefused."""
+        with self._opened.used() as (index, _):
+            row, *_ = _at(index, visit.path["place"])
+            visit.saw(f"payment:{row.payment_id}", part="linked")
+            shared = index.shared_with_frauds(row)
+            links = links_of(index, row, [one for entity in shared for one in entity.newest], visit.masked)
+        view = {
+            "payment_id": row.payment_id,
+            "place": row.place.to_text(),
+            "shared": [_shared(entity, visit) for entity in shared],
+            "links": links,
+        }
+        return Shown("decisions/linked.html", view, f"Linked to payment {row.payment_id}")
 
     def _view(
         self, index: DecisionIndex, row: FoundRow, others: list[FoundRow], verdicts: list[AnalystVerdict], visit: Visit
@@ -83,20 +99,12 @@ class DecisionPage:
         earlier, later = index.neighbours(row, PAST_MAX, _NEAR)
         past = [other.place for other in earlier]
         bodies = index.bodies([row.place, *past])
-        shared = index.shared_with_frauds(row)
-        near: list[Payment] = [
-            *later,
-            *earlier,
-            *(one for entity in shared if entity.kind != "card_id" for one in entity.newest),
-        ]
         body = bodies.pop(row.decision_id, b"")
         view: dict[str, Any] = {
             "row": row_view(row, visit),
             "before": [row_view(other, visit) for other in earlier[:_NEAR]],
             "after": [row_view(other, visit) for other in later],
             "strip": strip_of(earlier, row, self._currencies),
-            "links": links_of(index, row, near, visit.masked),
-            "shared": [_shared(entity, visit) for entity in shared],
             "verdicts": verdicts,
             "others": [row_view(other, visit) for other in others],
             "searches": _searches(row, visit),
@@ -188,12 +196,17 @@ class DecisionPage:
 
 
 def _at(index: DecisionIndex, text: str) -> list[FoundRow]:
-    """Return the decisions of a place, or about a payment: links from alerts and cases know the payment's id alone."""
+    """Return the decisions of a place, or about a payment: links from alerts and cases know the payment's id alone.
+
+    Raises PageRefused if there is none.
+    """
     try:
         found = index.at(Place.from_text(text))
     except InvalidEvent:
         found = []
-    return found or index.about(text)
+    if rows := found or index.about(text):
+        return rows
+    raise not_found("decision of this address, and none about a payment of this id")
 
 
 def _searches(row: FoundRow, visit: Visit) -> dict[str, str]:

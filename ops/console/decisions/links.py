@@ -3,13 +3,13 @@
     device-7 ───┬─── card-1 (this payment) ─── shop-3
                 └─── card-9 ✕ 2 frauds ─────── shop-8
 
-1. First hop: the card's payments around this one, and the newest ones of its device, address and merchant.
+1. First hop: the newest payments of its card, device, address and merchant.
 2. Second hop: the newest payments of the other cards, devices and addresses among them. Merchants are not followed:
    everybody pays at a large one.
 3. A card stands in the middle column, devices and addresses at its left, merchants at its right, those of the first hop
    at the top. The same payments give the same picture.
 
-Two reads of the index, of a bounded number of keys and payments each, whatever the size of the index.
+A read of the index for each hop, of a bounded number of keys and payments.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SIGNS = {"device_id": "▲", "ip": "◆", "card_id": "■", "merchant_id": "●
 _XS, _ROW, _WIDTH, _LABEL_MAX = (20, 320, 620), 26, 860, 16
 
 Entity = tuple[str, str]
-Payment = FoundRow | LinkedPayment
+_Payment = FoundRow | LinkedPayment
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ class Links:
     is_all: bool
 
 
-def links_of(index: DecisionIndex, row: FoundRow, near: Sequence[Payment], shown: Callable[[str], str]) -> Links:
+def links_of(index: DecisionIndex, row: FoundRow, near: Sequence[LinkedPayment], shown: Callable[[str], str]) -> Links:
     """Return the entities within two hops of a payment.
 
-    `near`: other payments of its card, device, address and merchant. `shown`: an id as the person may see it.
+    `near`: payments of its card, device, address and merchant. `shown`: an id as the person may see it.
     """
     own = _entities(row)
     found = dict.fromkeys(own, 0) | {one: 1 for first in near for one in _entities(first) if one not in own}
     followed = [one for one, hop in found.items() if hop == 1 and one[0] != "merchant_id"][:_SECOND_ENTITIES]
     second = index.newest_of(followed, _SECOND_PAYMENTS)
     found |= {one: 2 for far in second for one in _entities(far) if one not in found}
-    rows = {each.decision_id: each for each in (row, *near, *second)}.values()
+    payments: list[_Payment] = [row, *near, *second]
+    rows = {each.decision_id: each for each in payments}.values()
     kept = _kept(found)
     entities = tuple(_counted(one, found[one], rows, shown) for one in kept)
     places = {one: place for place, one in enumerate(kept)}
@@ -93,7 +94,7 @@ def links_of(index: DecisionIndex, row: FoundRow, near: Sequence[Payment], shown
     return Links(entities, ordered, _picture(entities, ordered), len(kept) == len(found))
 
 
-def _entities(row: Payment) -> list[Entity]:
+def _entities(row: _Payment) -> list[Entity]:
     return [(kind, value) for kind in _COLUMNS if (value := getattr(row, kind))]
 
 
@@ -105,7 +106,7 @@ def _kept(found: Mapping[Entity, int]) -> list[Entity]:
     return [one for column in columns for one in column[:_COLUMN_MAX]]
 
 
-def _counted(one: Entity, hop: int, rows: Iterable[Payment], shown: Callable[[str], str]) -> LinkedEntity:
+def _counted(one: Entity, hop: int, rows: Iterable[_Payment], shown: Callable[[str], str]) -> LinkedEntity:
     kind, value = one
     of_it = [each for each in rows if getattr(each, kind) == value]
     frauds = sum(each.outcome is not None and each.outcome.label == "fraud" for each in of_it)

@@ -95,6 +95,18 @@ for (const live of document.querySelectorAll("[data-live]")) {
   setTimeout(look, 1000);
 }
 
+// A part that takes the server longer has a page of its own. It is fetched when this page stands.
+for (const part of document.querySelectorAll("[data-part]")) {
+  const fill = async () => {
+    const page = await fetch(part.dataset.part, { credentials: "same-origin", redirect: "error" });
+    const text = new DOMParser().parseFromString(await page.text(), "text/html");
+    const found = page.ok && text.getElementById(part.id);
+    if (found) part.replaceChildren(...found.childNodes);
+  };
+  // Without it the link stays.
+  fill().catch(() => {});
+}
+
 // The builder of rules: beside a name stand its meaning, its unit and today's values.
 for (const names of document.querySelectorAll("[data-names]")) {
   names.addEventListener("change", () => {

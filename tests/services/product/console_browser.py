@@ -235,7 +235,7 @@ def served_console(
     cases = Cases(store, reader, folder / "files", people=console.shell.names)
     picked = Picked(opened, store, reader, cases)
     found = DecisionSearch(
-        opened, notes.page(), one.page(), notes=notes.of, picks=picked.form, assigned=picked.assigned
+        opened, notes.page(), *one.pages(), notes=notes.of, picks=picked.form, assigned=picked.assigned
     )
     sections: list[Section] = [
         Inbox(store, reader, page, missing=console.shell.missing).section(),

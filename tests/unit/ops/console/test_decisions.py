@@ -84,7 +84,7 @@ class World:
         decode = Decoder("decisions", IDS).decode
         one = DecisionPage(opened, KnownDeciders(self.source, None, None), decode, listed_catalogue(self.source))
         review = Review(opened, CostSettings(), one.in_words)
-        self.sections: tuple[Section, ...] = (DecisionSearch(opened, one.page()).section(), review.section())
+        self.sections: tuple[Section, ...] = (DecisionSearch(opened, *one.pages()).section(), review.section())
         self.opened = opened
         self.console: ConsoleUnderTest = console_under_test(folder / "console")
 
@@ -495,11 +495,13 @@ def test_the_picture_of_links_is_bounded_safe_and_the_same_each_time(world: Worl
     assert len(links.entities) <= NODES_MAX
     assert {one.value for one in links.entities if one.hop == 0} == {"<b>&card", "device-of-many", "shop-0"}
     assert [one.value for one in links.entities if one.frauds] == ["device-of-many", "card-3", "shop-3"]
-    page = world.browser("demo-analyst").get(world.address("link0")).text
+    address = f"{world.address('link0')}/linked"
+    assert f'data-part="{address}"' in world.browser("demo-analyst").get(world.address("link0")).text
+    page = world.browser("demo-analyst").get(address).text
     assert "<b>&" not in page
     assert "card-3 ✕ 1 fraud" in page
     # A person who may not see cards sees none in the picture.
-    hidden = world.browser("demo-auditor").get(world.address("link0")).text
+    hidden = world.browser("demo-auditor").get(address).text
     assert "card-3" not in hidden
     assert "device-of-many" not in hidden
     assert "shop-3 ✕ 1 fraud" in hidden

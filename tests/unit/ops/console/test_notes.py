@@ -48,7 +48,7 @@ class Noted(World):
         picked = Picked(self.opened, store, reader, cases)
         known, decode = KnownDeciders(self.source, None, None), Decoder("decisions", IDS).decode
         one = DecisionPage(self.opened, known, decode, notes=notes.of)
-        pages = notes.page(), one.page()
+        pages = notes.page(), *one.pages()
         found = DecisionSearch(self.opened, *pages, notes=notes.of, picks=picked.form, assigned=picked.assigned)
         review = Review(self.opened, CostSettings(), one.in_words, notes.of, picked)
         self.sections = (found.section(), review.section(), cases.section())
