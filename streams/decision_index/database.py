@@ -46,8 +46,6 @@ _log = logging.getLogger(__name__)
 Rows = list[tuple[Any, ...]]
 # DuckDB looks up decisions together that are at most this far apart: as a rule they are in one group of rows.
 _NEAR_MS = 3_600_000
-# Pages read single rows all over the file. DuckDB's own 256 kB took a third longer for rows that were not read before.
-_BLOCK_BYTES = 32_768
 # To look up this many groups one by one takes about as long as one pass over all decisions.
 _GROUPS_MAX = 256
 # A search reads one or two groups of rows of each run of sorted keys.
@@ -331,12 +329,7 @@ class DuckDbDatabase:
         import duckdb
 
         return duckdb.connect(
-            str(self._path),
-            config={
-                "memory_limit": f"{self._memory_mb}MB",
-                "threads": self._threads,
-                "default_block_size": str(_BLOCK_BYTES),
-            },
+            str(self._path), config={"memory_limit": f"{self._memory_mb}MB", "threads": self._threads}
         )
 
     def at_places(self, select: str, places: Sequence[Place]) -> str:
