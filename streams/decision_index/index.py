@@ -112,7 +112,7 @@ class SharedEntity:
     kind: str
     value: str
     decisions: int
-    frauds: list[FoundRow]
+    frauds: list[LinkedPayment]
     fraud_count: int
     is_all: bool
     newest: list[LinkedPayment]
@@ -532,13 +532,13 @@ class DecisionIndex:
                 [Place(*p) for p in each if known[p[1]].label == "fraud" and p[1] != row.place.payment_hash]
                 for each in called
             ]
-            rows = self._rows_at(transaction, sorted({place for each in frauds for place in each[:shown]}), known)
-            linked = self._linked_at(transaction, sorted({place for each in newest_of for place in each}), known)
+            wanted = {place for each in frauds for place in each[:shown]}.union(*newest_of)
+            linked = self._linked_at(transaction, sorted(wanted), known)
         return [
             SharedEntity(
                 *one,
                 decisions=len(looked[number]),
-                frauds=[each for each in rows if each.place in frauds[number][:shown]],
+                frauds=[each for each in linked if each.place in frauds[number][:shown]],
                 fraud_count=len(frauds[number]),
                 is_all=len(looked[number]) < SHARED_DECISIONS_MAX,
                 newest=[each for each in linked if each.place in newest_of[number] and getattr(each, one[0]) == one[1]],
@@ -571,10 +571,8 @@ class DecisionIndex:
     ) -> list[LinkedPayment]:
         return self._made_at(transaction, places, (*PLACE_COLUMNS, *LINKED), linked_of, known)
 
-    def _rows_at(
-        self, transaction: Transaction, places: Sequence[Place], known: Mapping[int, Known] | None = None
-    ) -> list[FoundRow]:
-        return self._made_at(transaction, places, COLUMNS, row_of, known)
+    def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[FoundRow]:
+        return self._made_at(transaction, places, COLUMNS, row_of, None)
 
     def _made_at(
         self,

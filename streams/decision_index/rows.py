@@ -11,10 +11,10 @@ from paywarden.streams.decision_index.erasure import FIELDS
 from paywarden.streams.decision_index.search import ACTIONS, FoundRow, Known, LinkedPayment, Place, listed
 
 PLACE_COLUMNS = ("decided_time_ms", "payment_hash", "decision_id")
-LINKED = ("card_id", "merchant_id", "device_id", "ip")
+LINKED = ("payment_id", "card_id", "merchant_id", "device_id", "ip")
 COLUMNS = (
-    *PLACE_COLUMNS, "payment_id", "event_time_ms", *LINKED, "amount_minor", "currency", "worth_minor", "country",
-    "channel", "score", "action", "reasons", "flags", "model_version",
+    *PLACE_COLUMNS, *LINKED, "event_time_ms", "amount_minor", "currency", "worth_minor", "country", "channel", "score",
+    "action", "reasons", "flags", "model_version",
 )  # fmt: skip
 _WORTH_MINOR_MAX = 10**12
 COUNTED_WORTH = f"greatest(least(coalesce(max(worth_minor), 0), {_WORTH_MINOR_MAX}), -{_WORTH_MINOR_MAX})"

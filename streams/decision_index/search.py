@@ -170,11 +170,12 @@ class Known:
 
 @dataclass(frozen=True)
 class LinkedPayment:
-    """A decision's entities and its payment's outcome: the columns that a picture of links needs."""
+    """A decision's payment, its outcome and its entities: the columns that a picture of links needs."""
 
     place: Place
     outcome: Known | None
     decision_id: str
+    payment_id: str
     card_id: str
     merchant_id: str
     device_id: str

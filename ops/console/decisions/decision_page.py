@@ -231,6 +231,6 @@ def _shared(entity: SharedEntity, visit: Visit) -> dict[str, Any]:
         "value": entity.value if entity.kind == "merchant_id" else visit.masked(entity.value),
         "decisions": entity.decisions,
         "fraud_count": entity.fraud_count,
-        "frauds": [row_view(row, visit) for row in entity.frauds],
+        "frauds": [{"place": one.place.to_text(), "payment_id": one.payment_id} for one in entity.frauds],
         "is_all": entity.is_all,
     }
